@@ -1,0 +1,85 @@
+"""The contenders of `benchmarks/throughput.py`, one module for each library.
+
+A module has one function `build(name) -> Contender`. Everything that makes contenders comparable stands
+here: the task, the sizes, and the loop that the straight-line agents run in.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+ENV = "HalfCheetah-v5"
+BATCH = 256
+WIDTHS = (256, 256)
+CAPACITY = 1_000_000
+LEARNING_RATE = 3e-4
+EXPLORATION = 0.1
+WARM_UP = 1_000  # random steps before the first update
+
+MODULES = {
+    "qscape-td3": "qscape_",
+    "qscape-sac": "qscape_",
+    "qscape-td7": "qscape_",
+    "qscape-td3-scan": "qscape_",
+    "qscape-td7-scan": "qscape_",
+    "qscape-td3-assembled-scan": "qscape_",
+    "qscape-td7-assembled-scan": "qscape_",
+    "sb3-td3": "sb3",
+    "sb3-sac": "sb3",
+    "sbx-td3": "sbx",
+    "sbx-sac": "sbx",
+    "torch-td3": "torch_td3",
+    "torch-td7": "torch_td7",
+}
+
+
+class Contender(NamedTuple):
+    """An agent that has finished its random steps.
+
+    Attributes:
+        advance: makes that many environment steps with one update each, and returns when the last
+            update has really been computed.
+        updates: the number of updates made so far.
+        block: `advance` takes multiples of this number only (2: as many delayed actor steps in every turn).
+    """
+
+    advance: Callable[[int], None]
+    updates: Callable[[], int]
+    block: int = 2
+
+
+class Agent(Protocol):
+    """What `train_loop` needs; actions are in [-1, 1]."""
+
+    updates: int
+
+    def act(self, observation: np.ndarray) -> np.ndarray: ...
+    def add(self, *row: Any) -> None: ...  # observation, action, next observation, reward, terminated
+    def update(self) -> None: ...
+
+
+def train_loop(agent: Agent, seed: int = 0) -> Contender:
+    """Put an agent on the task: random steps now, then one update after every step."""
+    import gymnasium
+
+    env = gymnasium.make(ENV)
+    env.action_space.seed(seed)
+    random = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+
+    def step(action: np.ndarray) -> None:
+        nonlocal observation
+        next_observation, reward, terminated, truncated, _ = env.step(action)
+        agent.add(observation, action, next_observation, reward, terminated)
+        observation = env.reset()[0] if terminated or truncated else next_observation
+
+    def advance(steps: int) -> None:
+        for _ in range(steps):
+            noise = random.normal(0.0, EXPLORATION, env.action_space.shape)
+            step(np.clip(agent.act(observation) + noise, -1.0, 1.0).astype(np.float32))
+            agent.update()
+
+    for _ in range(WARM_UP):
+        step(env.action_space.sample())
+    return Contender(advance, lambda: agent.updates)

@@ -1,0 +1,132 @@
+"""qscape itself: its own loop as users run it, and scans of bare updates as the limit to compare with.
+
+The only module of the benchmark that knows the library. A scan contender makes its environment steps alone,
+with random actions, and then as many updates inside `lax.scan` on a resident replay: the time of its turn is
+the sum of both, which no loop that waits for its own actions can beat.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peers import ENV, WARM_UP, Contender
+from qscape.agents import build as build_agent
+from qscape.envs import Edge, make
+from qscape.replay.memory import Rows
+from qscape.run.plan import Plan
+from qscape.run.trainer import Trainer, open_edges
+
+RECIPES = {"td3": "td3", "sac": "sac", "td7": "td3+sale+lap+periodic+value_clip"}  # td7 without checkpoints
+SCAN = 50  # updates in one compiled call
+ROWS = 4096  # transitions in the replay of a scan: a power of two for the straight-line TD7
+ENDLESS = 10**9  # steps of a run that never ends by itself
+
+
+class Updates(NamedTuple):
+    """Updates for a scan: what one of them moves, what it only reads, and `move(moved, read) -> moved`."""
+
+    moved: Any
+    read: Any
+    move: Callable[[Any, Any], Any]
+
+
+def build(name: str) -> Contender:
+    _, algorithm, *kind = name.split("-")
+    if not kind:
+        return library(RECIPES[algorithm])
+    edge = make(ENV)
+    transitions = random_transitions(edge)
+    return scan(edge, flat(algorithm, transitions) if kind == ["scan"] else assembled(algorithm, transitions))
+
+
+def library(recipe: str) -> Contender:
+    """The library's own loop without evaluations and without a run folder."""
+    settings = {"base": {"warmup": WARM_UP}}
+    plan = Plan(recipe, ENV, steps=ENDLESS, settings=settings, eval_every=0)
+    trainer = Trainer(plan, build_agent(recipe, settings), *open_edges(plan))
+
+    def advance(steps: int) -> None:
+        for _ in trainer.events(trainer.env_steps + steps):
+            pass
+        jax.block_until_ready((trainer.state, trainer.index))
+
+    advance(WARM_UP)
+    return Contender(advance, lambda: trainer.updates)
+
+
+def scan(edge: Edge, updates: Updates) -> Contender:
+    """Environment steps, then the same number of updates in blocks of `SCAN`."""
+    moved, made = updates.moved, 0
+    random = np.random.default_rng(0)
+
+    @partial(jax.jit, donate_argnums=0)
+    def block(moved: Any, read: Any) -> Any:
+        return jax.lax.scan(lambda moved, _: (updates.move(moved, read), None), moved, length=SCAN)[0]
+
+    def advance(steps: int) -> None:
+        nonlocal moved, made
+        for _ in range(steps):
+            edge.step(random_action(random, edge))
+        for _ in range(steps // SCAN):
+            moved = block(moved, updates.read)
+            made += SCAN
+        jax.block_until_ready(moved)
+
+    moved = jax.tree.map(jnp.copy, moved)  # donated: every leaf needs a buffer of its own
+    return Contender(advance, lambda: made, block=SCAN)
+
+
+def flat(algorithm: str, transitions: Rows) -> Updates:
+    """The straight-line oracle of the tests."""
+    sys.path.append(str(Path(__file__).parents[2] / "tests"))
+    oracle = importlib.import_module(f"flat.{algorithm}")
+    seen = transitions
+    columns = (seen.observation, seen.action, seen.reward, seen.terminated, seen.next_observation)
+    memory = oracle.Transitions(*(jnp.asarray(column[:, 0], jnp.float32) for column in columns))
+    priorities = {"priorities": jnp.ones(ROWS)} if algorithm == "td7" else {}
+    sizes = transitions.observation.shape[-1], transitions.action.shape[-1]
+    state, key = oracle.init(jax.random.key(0), *sizes, **priorities), jax.random.key(1)
+    return Updates(state, memory, lambda state, memory: oracle.update(state, memory, key))
+
+
+def assembled(algorithm: str, transitions: Rows) -> Updates:
+    """The agent that is put together from its parts, with a replay of full capacity."""
+    agent = build_agent(RECIPES[algorithm]).on(make(ENV).spec)
+    layout, key = agent.layout(), jax.random.key(1)
+
+    def fill(replay: Any, one: Rows) -> tuple[Any, None]:
+        rows, index = replay
+        return agent.replay.insert(layout, rows, index, one, jnp.array([True])), None
+
+    rows, index = jax.jit(lambda replay: jax.lax.scan(fill, replay, transitions)[0])(
+        agent.replay.init(layout)
+    )
+
+    def move(moved: Any, rows: Any) -> Any:
+        state, index, _ = agent.update(layout, moved[0], rows, moved[1], key)
+        return state, index
+
+    return Updates((agent.init(jax.random.key(0)), index), rows, move)
+
+
+def random_action(random: np.random.Generator, edge: Edge) -> np.ndarray:
+    return random.uniform(-1.0, 1.0, (1, edge.spec.action_size)).astype(np.float32)
+
+
+def random_transitions(edge: Edge) -> Rows:
+    """`ROWS` steps with random actions; every leaf leads with [ROWS, 1]."""
+    random, observation, steps = np.random.default_rng(0), edge.reset(), []
+    for _ in range(ROWS):
+        action = random_action(random, edge)
+        made = edge.step(action)
+        outcome = (made.reward, made.terminated, made.truncated, made.next_observation)
+        steps.append((observation, action, *outcome))
+        observation = made.observation
+    return Rows(*(jnp.asarray(np.stack(column)) for column in zip(*steps, strict=True)), columns={})

@@ -1,0 +1,47 @@
+"""Stable-Baselines3: its own loop, its defaults, made equal where they differ from the task's sizes."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.noise import NormalActionNoise
+
+from peers import BATCH, CAPACITY, ENV, EXPLORATION, LEARNING_RATE, WARM_UP, WIDTHS, Contender
+
+
+def build(name: str) -> Contender:
+    return contender({"sb3-td3": TD3, "sb3-sac": SAC}[name], deterministic=name.endswith("td3"))
+
+
+def contender(algorithm: type[Any], deterministic: bool) -> Contender:
+    """SBX takes the same arguments, so this serves both libraries.
+
+    The replay's pages are touched as they fill, so a capacity of 1M costs no memory here.
+    """
+    settings: dict[str, Any] = {}
+    if deterministic:
+        size = 6  # HalfCheetah's actions
+        settings = {
+            "policy_delay": 2,
+            "action_noise": NormalActionNoise(np.zeros(size), np.full(size, EXPLORATION)),
+        }
+    model = algorithm(
+        "MlpPolicy",
+        ENV,
+        learning_rate=LEARNING_RATE,
+        buffer_size=CAPACITY,
+        learning_starts=WARM_UP,
+        batch_size=BATCH,
+        train_freq=1,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": list(WIDTHS)},
+        seed=0,
+        device="cpu",
+        **settings,
+    )
+
+    def advance(steps: int) -> None:
+        model.learn(steps, log_interval=None, reset_num_timesteps=False)
+
+    advance(WARM_UP)
+    return Contender(advance, lambda: model._n_updates)

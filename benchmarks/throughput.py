@@ -1,0 +1,298 @@
+"""How many environment steps a second, each with one update, against other libraries: interleaved rounds.
+
+    python benchmarks/throughput.py --quick
+    python benchmarks/throughput.py --seeds
+
+Every contender is a process of its own (`peers/__main__.py`) that waits on a pipe until its turn; each round
+gives every contender one turn, in an order that rotates. What is reported are medians over rounds and their
+ratios; every turn, with what else the machine did meanwhile, goes to a JSON file. See `benchmarks/README.md`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peers import BATCH, CAPACITY, ENV, MODULES, WARM_UP, WIDTHS
+from peers.process import ContenderError, Worker
+
+RESULTS = Path(__file__).resolve().parent / "results" / "throughput"
+FULL, QUICK = (15, 4.0), (5, 1.2)  # rounds, and seconds that a turn should take
+
+# Faster, slower, and what their ratio should reach (None: recorded only).
+RATIOS = (
+    ("qscape-td3", "sb3-td3", 2.6),
+    ("qscape-td3", "sbx-td3", 1.45),
+    ("qscape-td3", "torch-td3", None),
+    ("qscape-td3", "qscape-td3-scan", 0.85),
+    ("qscape-sac", "sb3-sac", None),
+    ("qscape-sac", "sbx-sac", None),
+    ("qscape-td7", "torch-td7", 2.2),
+    ("qscape-td7", "qscape-td7-scan", 0.90),
+    ("qscape-td3-assembled-scan", "qscape-td3-scan", 0.97),
+    ("qscape-td7-assembled-scan", "qscape-td7-scan", 0.97),
+)
+SEEDS_RATIO = 1.2
+QUIET = 0.2  # a turn is disturbed when other processes use more of a core than this
+
+
+def start(name: str, *arguments: Any, report: dict[str, Any]) -> Worker | None:
+    """Start a contender, or say and record in one line why not."""
+    try:
+        worker = Worker(name, *arguments)
+    except ContenderError as error:
+        drop(name, error, report)
+        return None
+    seconds = (worker.ready[key] for key in ("process_seconds", "first_updates_seconds"))
+    print("{:26} ready in {:4.1f} s, first updates {:4.1f} s".format(name, *seconds), flush=True)
+    return worker
+
+
+def drop(name: str, error: ContenderError, report: dict[str, Any]) -> None:
+    report["left_out"][name] = str(error)
+    print(f"{name:26} left out: {error}", flush=True)
+
+
+def busy_seconds() -> float | None:
+    """Processor seconds that the whole machine has spent working since it started (Linux)."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
+    """Let the workers run at the same time; steps per second is all their steps over the longest of them."""
+    steps = [worker.steps(seconds) for worker in workers]
+    busy = busy_seconds()
+    for worker, n in zip(workers, steps, strict=True):
+        worker.start_turn(n)
+    answers = [worker.end_turn(n) for worker, n in zip(workers, steps, strict=True)]
+    now = busy_seconds()
+    longest = max(answer["seconds"] for answer in answers)
+    own = sum(answer["cpu_seconds"] for answer in answers)
+    return {
+        "steps": sum(steps),
+        "seconds": longest,
+        "cpu_seconds": own,
+        "steps_per_second": sum(steps) / longest,
+        "cores_used_by_others": None if busy is None or now is None else max(0.0, now - busy - own) / longest,
+    }
+
+
+def play(entries: dict[str, list[Worker]], rounds: int, seconds: float, report: dict[str, Any]) -> None:
+    """Every round gives each entry one turn; round r starts with entry r. An entry that breaks drops out.
+
+    The opening round only finds out how many steps a turn takes.
+    """
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in entries}
+    for number in range(-1, rounds):
+        names = list(entries)
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            try:
+                turns[name].append({"round": number, **turn(entries[name], seconds)})
+            except ContenderError as error:
+                drop(name, error, report)
+                for worker in entries.pop(name):
+                    worker.close()
+        if not entries:
+            break
+    for name, workers in entries.items():
+        turns[name].pop(0)
+        rates = [each["steps_per_second"] for each in turns[name]]
+        report["contenders"][name] = {
+            "median": statistics.median(rates),
+            "min": min(rates),
+            "max": max(rates),
+            "started": [worker.ready for worker in workers],
+            "turns": turns[name],
+        }
+
+
+def ratio(report: dict[str, Any], above: str, below: str, goal: float | None) -> dict[str, Any] | None:
+    """The ratio of two contenders' medians, and how far the ratio of single rounds spreads."""
+    pair = [report["contenders"].get(name) for name in (above, below)]
+    if None in pair:
+        return None
+    over, under = ([each["steps_per_second"] for each in entry["turns"]] for entry in pair)
+    single = [a / b for a, b in zip(over, under, strict=True)]
+    return {
+        "of": above,
+        "to": below,
+        "ratio": pair[0]["median"] / pair[1]["median"],
+        "min": min(single),
+        "max": max(single),
+        "goal": goal,
+    }
+
+
+def cores() -> list[int]:
+    """The cores a process can be pinned to; none where the system cannot pin."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a reader has to know of the place the numbers come from."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return {
+        "cpu": found[1] if found else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": platform.platform(),
+        "load_before": os.getloadavg(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The state of the source tree, if git knows it."""
+    command = ["git", "-C", str(RESULTS.parents[1]), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print what was measured."""
+    print(f"\n{'steps/s':28}{'median':>8}{'min':>8}{'max':>8}   disturbed turns")
+    for name, entry in report["contenders"].items():
+        others = [each["cores_used_by_others"] for each in entry["turns"]]
+        noise = "unknown" if None in others else f"{sum(used > QUIET for used in others)} of {len(others)}"
+        print(f"{name:28}{entry['median']:8.1f}{entry['min']:8.1f}{entry['max']:8.1f}   {noise}")
+    if report["ratios"]:
+        print(f"\n{'ratio of medians':44}{'':8}single rounds")
+    for each in report["ratios"]:
+        goal = f"   goal {each['goal']}" if each["goal"] else ""
+        missed = " not reached" if each["goal"] and each["ratio"] < each["goal"] else ""
+        span = f"{each['min']:.2f} to {each['max']:.2f}"
+        print(f"{each['of'] + ' / ' + each['to']:44}{each['ratio']:6.2f}  {span}{goal}{missed}")
+    before, after = report["machine"]["load_before"], report["machine"]["load_after"]
+    print(f"\nload average before {before[0]:.2f}, after {after[0]:.2f}")
+
+
+def measure_peers(options: argparse.Namespace, rounds: int, seconds: float, report: dict[str, Any]) -> None:
+    """One process for each contender, one at a time."""
+    workers = {
+        name: worker
+        for name in options.only
+        if (worker := start(name, options.python(name), options.threads, report=report))
+    }
+    run_and_close({name: [worker] for name, worker in workers.items()}, rounds, seconds, report)
+    report["ratios"] = [found for pair in RATIOS if (found := ratio(report, *pair))]
+
+
+def measure_seeds(options: argparse.Namespace, rounds: int, seconds: float, report: dict[str, Any]) -> None:
+    """Two pinned processes of one thread at once, against one process of two threads."""
+    entries: dict[str, list[Worker]] = {}
+    for name in options.only:
+        python = options.python(name)
+        places = [(1, core) for core in cores()[:2]]
+        pair = [worker for place in places if (worker := start(name, python, *place, report=report))]
+        single = start(name, python, 2, report=report)
+        if len(pair) == 2 and single:
+            entries |= {f"{name} 2x1 thread": pair, f"{name} 1x2 threads": [single]}
+    run_and_close(entries, rounds, seconds, report)
+    pairs = [(f"{name} 2x1 thread", f"{name} 1x2 threads", SEEDS_RATIO) for name in options.only]
+    report["ratios"] = [found for pair in pairs if (found := ratio(report, *pair))]
+
+
+def run_and_close(
+    entries: dict[str, list[Worker]], rounds: int, seconds: float, report: dict[str, Any]
+) -> None:
+    try:
+        if entries:
+            play(entries, rounds, seconds, report)
+    finally:
+        for workers in entries.values():
+            for worker in workers:
+                worker.close()
+
+
+def interpreter(given: Sequence[str]) -> Callable[[str], str]:
+    """From ["sbx=/venv/bin/python"] to the interpreter of a contender: its name's or its family's."""
+    table = dict(item.split("=", 1) for item in given)
+    return lambda name: table.get(name) or table.get(name.split("-")[0]) or sys.executable
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer and shorter rounds, about 3 minutes on 2 cores"
+    )
+    parser.add_argument(
+        "--seeds", action="store_true", help="one process per core against one of two threads"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of every contender (with --seeds always 1 and 2)"
+    )
+    parser.add_argument("--only", metavar="NAME,NAME", help=f"some of {', '.join(MODULES)}")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="interpreter of a contender, or of a family (sbx=/other/bin/python); repeatable",
+    )
+    parser.add_argument("--out", type=Path, help="JSON file (default: a new one in results/throughput)")
+    options = parser.parse_args()
+    everyone = ["qscape-td3", "qscape-td7"] if options.seeds else list(MODULES)
+    options.only = options.only.split(",") if options.only else everyone
+    if unknown := set(options.only) - set(MODULES):
+        parser.error(f"no contender {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
+    if wrong := [item for item in options.python if "=" not in item]:
+        parser.error(f"--python takes NAME=PATH, not {wrong[0]}")
+    if options.threads < 1:
+        parser.error(f"--threads is {options.threads}; at least 1 is needed")
+    if options.seeds and len(cores()) < 2:
+        parser.error("--seeds pins processes to two cores, and finds fewer here")
+    options.python = interpreter(options.python)
+    return options
+
+
+def main() -> int:
+    options = parse()
+    rounds, seconds = QUICK if options.quick else FULL
+    mode = ("seeds" if options.seeds else "peers") + ("-quick" if options.quick else "")
+    report: dict[str, Any] = {
+        "command": sys.argv,
+        "mode": mode,
+        "machine": machine(options.threads),
+        "task": {"env": ENV, "batch": BATCH, "widths": WIDTHS, "replay": CAPACITY, "random_steps": WARM_UP},
+        "rounds": rounds,
+        "seconds_per_turn": seconds,
+        "left_out": {},
+        "contenders": {},
+    }
+    (measure_seeds if options.seeds else measure_peers)(options, rounds, seconds, report)
+    report["machine"]["load_after"] = os.getloadavg()
+    if not report["contenders"]:
+        print("no contender ran", file=sys.stderr)
+        return 1
+    show(report)
+    path = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{mode}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"raw data: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

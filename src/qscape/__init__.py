@@ -1,0 +1,1 @@
+"""qscape: reinforcement learning that learns, shapes and searches the action-value landscape."""

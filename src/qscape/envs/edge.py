@@ -1,0 +1,499 @@
+"""The edge between agents and Gymnasium: units, shapes, resets and the checks at the border.
+
+Inside qscape an observation is a float32 vector and an action a vector in [-1, 1]^A. What an environment
+makes of that, how it resets itself and how many of it run side by side is known here and nowhere else.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from jaxtyping import Bool, Float
+
+from qscape.errors import RunError, UsageError
+from qscape.types import Spec
+
+# package: (extra of qscape that brings it, ids that need it, how such an id has to be written)
+_PACKAGES = {
+    "Box2D": ("box2d", r"LunarLander|BipedalWalker|CarRacing", ""),
+    "gymnasium_robotics": (
+        "robotics",
+        r"gymnasium_robotics:|Fetch|HandManip|HandReach|Adroit|PointMaze|AntMaze|FrankaKitchen",
+        "gymnasium_robotics:",
+    ),
+    "ale_py": ("atari", r"ale_py:|ALE/", "ale_py:"),
+}
+
+
+class Episode(NamedTuple):
+    """A finished episode; `ret` is the undiscounted return, `success` None where nothing reports it."""
+
+    env: int
+    length: int
+    ret: float
+    success: float | None
+
+
+class Step(NamedTuple):
+    """What E environments answered. The arrays are new in every step: nobody writes to them later.
+
+    Attributes:
+        next_observation: the true successor: where an episode ended, its last observation.
+        terminated: a real end; the bootstrap is cut.
+        truncated: a time limit or the like; the bootstrap is not cut.
+        observation: what the agent acts on next: where an episode ended, the first observation of the new
+            one (under next-step autoreset that comes one step later, in a row that is not `valid`).
+        valid: False for a row that only reset (next-step autoreset): it is no transition and no
+            environment step.
+        finished: the episodes that ended in this step.
+    """
+
+    next_observation: Float[np.ndarray, "E S"]
+    reward: Float[np.ndarray, " E"]
+    terminated: Bool[np.ndarray, " E"]
+    truncated: Bool[np.ndarray, " E"]
+    observation: Float[np.ndarray, "E S"]
+    valid: Bool[np.ndarray, " E"]
+    finished: list[Episode]
+
+
+@dataclasses.dataclass
+class Tally:
+    """What the edge remembers between two steps, a row per environment; a snapshot holds it."""
+
+    observation: np.ndarray  # [E, S], what the agent acts on next
+    steps: int  # taken so far
+    began: np.ndarray  # the number of steps when the episode began
+    ret: np.ndarray  # of the episode so far
+    success: np.ndarray  # the best the episode reported so far, NaN where it reported none
+    episodes: np.ndarray  # finished so far
+    resetting: np.ndarray  # will the next step only reset?
+
+
+def make(
+    env_id: str | Callable[..., gym.Env] | gym.Env | VectorEnv,
+    envs: int = 1,
+    env_args: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+    asynchronous: bool = False,
+) -> "Edge":
+    """The edge of an environment.
+
+    Args:
+        env_id: an id (`HalfCheetah-v5`, `module:Env-v0`), a function that makes an environment, an
+            environment, or a vector environment of any autoreset mode.
+        envs: E, how many run side by side.
+        env_args: arguments of the environment, and of `gymnasium.make` (`render_mode`, `max_episode_steps`).
+        seed: sub-environment i is seeded with `seed + i`, once.
+        autoreset: mode of the vector environment that is built for E > 1.
+        asynchronous: one process per sub-environment (pays only where a step takes milliseconds).
+
+    Raises:
+        UsageError: for an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
+    """
+    args = dict(env_args or {})
+    if envs < 1:
+        raise UsageError(f"envs is {envs}: at least one environment is needed")
+    if isinstance(env_id, gym.Env | VectorEnv):
+        if args or envs not in (1, getattr(env_id, "num_envs", 1)):
+            raise UsageError(
+                "an environment that is made already takes no env_args and cannot be multiplied: "
+                "give its id or a function that makes it"
+            )
+        return Edge(env_id, seed=seed)
+
+    def build() -> gym.Env:
+        return _build(env_id, args)
+
+    first = build()
+    name = env_id if isinstance(env_id, str) else None
+    if envs == 1:
+        return Edge(first, seed=seed, env_id=name)
+    if asynchronous:
+        first.close()
+        # Not forked: jax runs threads, and a fork of those may hang.
+        many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context="forkserver")
+    else:
+        many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
+    return Edge(many, seed=seed, env_id=name, one=first)
+
+
+class Edge:
+    """E environments behind one border. Made by `make`.
+
+    Attributes:
+        env: the Gymnasium environment, plain or vector.
+        env_id: its id, or the name of its class.
+        envs: E.
+        spec: what an agent has to know of the task.
+        seed: of the first reset.
+        time_limit: steps after which an episode is truncated, or None.
+        reward_threshold: the return at which the task counts as solved, or None.
+        tally: what it remembers between two steps.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env | VectorEnv,
+        *,
+        seed: int = 0,
+        env_id: str | None = None,
+        one: gym.Env | None = None,
+    ):
+        """Wraps `env`; `one` of its sub-environments tells what a vector environment does not."""
+        self.env, self.seed = env, seed
+        if isinstance(env, VectorEnv):
+            if one is None and isinstance(env.unwrapped, SyncVectorEnv):
+                one = env.unwrapped.envs[0]
+            self.envs, space, actions = env.num_envs, env.single_observation_space, env.single_action_space
+        else:
+            one = env
+            self.envs, space, actions = 1, env.observation_space, env.action_space
+        about: Any = one or env
+        registered = about.spec
+        self.env_id = env_id or (registered.id if registered else type(about.unwrapped).__name__)
+        self.reward_threshold = registered.reward_threshold if registered else None
+        self.time_limit = _time_limit(about)
+        size, flatten = _observations(space, self.env_id)
+        action_size, table, self._to_env = _actions(actions, self.envs, about.unwrapped, self.env_id)
+        self.spec = Spec(size, action_size, table)
+        self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
+        self._action_shape = (self.envs, action_size)
+        self._seeded = False
+        self._start(np.zeros((self.envs, size), np.float32), np.zeros(self.envs, np.int64))
+
+    @property
+    def observation(self) -> Float[np.ndarray, "E S"]:
+        """What the agent acts on next."""
+        return self.tally.observation
+
+    def reset(self) -> Float[np.ndarray, "E S"]:
+        """Begins new episodes everywhere (unfinished ones are forgotten); seeds at the first call.
+
+        Raises:
+            RunError: where an observation is NaN or infinite.
+        """
+        seed = None if self._seeded else self.seed
+        self._seeded = True
+        self._start(self._source.reset(seed), self.tally.episodes)
+        self._check(self.tally.observation, "reset observation")
+        return self.tally.observation
+
+    def reseed(self, seed: int) -> None:
+        """Makes the next `reset` seed the sub-environments again, with `seed + i`."""
+        self.seed, self._seeded = seed, False
+
+    def step(self, action: Float[np.ndarray, "E A"]) -> Step:
+        """One step everywhere, and the resets that follow from it. `action` lies in [-1, 1].
+
+        Raises:
+            RunError: where an action, an observation or a reward is NaN or infinite.
+        """
+        action = np.asarray(action)
+        if action.shape != self._action_shape:
+            raise UsageError(f"{self.env_id} takes actions {self._action_shape}, not {action.shape}")
+        tally = self.tally
+        valid = ~tally.resetting
+        tally.steps += 1
+        self._check(action, "the agent's action")
+        after, reward, terminated, truncated, now, success = self._source.step(self._to_env(action), valid)
+        tally.ret = tally.ret + reward
+        self._check(after, "observation")
+        self._check(reward, "reward")
+        if success is not None:
+            tally.success = np.fmax(tally.success, success)
+        finished: list[Episode] = []
+        ended = terminated | truncated
+        if np.count_nonzero(ended):
+            finished = self._finish(ended)
+            if now is not after:
+                self._check(now, "reset observation")
+        tally.observation = now
+        if self._source.resets_later:
+            tally.resetting = ended
+        return Step(after, reward.astype(np.float32), terminated, truncated, now, valid, finished)
+
+    def render_frame(self) -> np.ndarray:
+        """The picture `[H, W, 3]` of the first environment, made with `render_mode="rgb_array"`."""
+        if self.env.render_mode != "rgb_array":
+            raise UsageError(f'{self.env_id} has no pictures: make it with render_mode="rgb_array"')
+        try:
+            frame = self.env.render()
+        except gym.error.DependencyNotInstalled as problem:
+            raise UsageError(
+                f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
+            ) from problem
+        return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.env.close()
+
+    def _start(self, observation: np.ndarray, episodes: np.ndarray) -> None:
+        n = self.envs
+        self.tally = Tally(
+            observation=observation,
+            steps=0,
+            began=np.zeros(n, np.int64),
+            ret=np.zeros(n),
+            success=np.full(n, np.nan),
+            episodes=episodes,
+            resetting=np.zeros(n, bool),
+        )
+
+    def _finish(self, ended: np.ndarray) -> list[Episode]:
+        tally, finished = self.tally, []
+        for i in np.flatnonzero(ended).tolist():
+            success = float(tally.success[i])
+            length = int(tally.steps - tally.began[i])
+            finished.append(Episode(i, length, float(tally.ret[i]), None if np.isnan(success) else success))
+        tally.began[ended] = tally.steps + self._source.resets_later
+        tally.ret[ended], tally.success[ended] = 0.0, np.nan
+        tally.episodes[ended] += 1
+        return finished
+
+    def _check(self, rows: np.ndarray, field: str) -> None:
+        if np.count_nonzero(np.isfinite(rows)) == rows.size:  # ndarray.all costs a microsecond more
+            return
+        row, *index = np.argwhere(~np.isfinite(rows))[0].tolist()
+        where = f"{field}[{index[0]}]" if index else field
+        raise RunError(
+            f"{self.env_id}: {where} is {rows[(row, *index)]} in environment {row}, step "
+            f"{self.tally.steps - self.tally.began[row]} of its episode {self.tally.episodes[row] + 1}: "
+            "nothing can be learnt from it"
+        )
+
+
+class _Plain:
+    """One environment, reset by hand: no vector environment, so nothing to pay for one."""
+
+    resets_later = False
+
+    def __init__(self, env: gym.Env, flatten: Callable[[Any, int], np.ndarray]):
+        self.env, self.flatten = env, flatten
+
+    def reset(self, seed: int | None) -> np.ndarray:
+        return self.flatten(self.env.reset(seed=seed)[0], 1)
+
+    def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
+        observation, reward, terminated, truncated, info = self.env.step(action[0])
+        after = now = self.flatten(observation, 1)
+        if terminated or truncated:
+            now = self.flatten(self.env.reset()[0], 1)
+        success = info.get("success", info.get("is_success"))
+        return (
+            after,
+            np.array([float(reward)]),
+            np.array([bool(terminated)]),
+            np.array([bool(truncated)]),
+            now,
+            None if success is None else np.array([float(success)]),
+        )
+
+
+class _Vector:
+    """A vector environment of any autoreset mode."""
+
+    def __init__(self, env: VectorEnv, flatten: Callable[[Any, int], np.ndarray]):
+        self.env, self.flatten = env, flatten
+        if "autoreset_mode" not in env.metadata:
+            raise UsageError(f'{env} does not say how it resets: set metadata["autoreset_mode"]')
+        self.mode = AutoresetMode(env.metadata["autoreset_mode"])
+        self.resets_later = self.mode is AutoresetMode.NEXT_STEP
+
+    def reset(self, seed: int | None) -> np.ndarray:
+        return self.flatten(self.env.reset(seed=seed)[0], self.env.num_envs)
+
+    def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        # Whatever a row says that only resets, it is not part of an episode.
+        reward = np.where(valid, reward, 0.0)
+        terminated, truncated = np.asarray(terminated) & valid, np.asarray(truncated) & valid
+        ended = terminated | truncated
+        after = now = self.flatten(observation, self.env.num_envs)
+        success = np.where(valid, self._success(info), np.nan)
+        if self.mode is AutoresetMode.SAME_STEP and ended.any():
+            after = now.copy()
+            for i in np.flatnonzero(ended):
+                after[i] = self.flatten(info["final_obs"][i], 1)[0]
+            success = np.where(ended, self._success(info.get("final_info", {})), success)
+        elif self.mode is AutoresetMode.DISABLED and ended.any():
+            begun = self.flatten(self.env.reset(options={"reset_mask": ended})[0], self.env.num_envs)
+            now = np.where(ended[:, None], begun, after)
+        return after, reward, terminated, truncated, now, success
+
+    def _success(self, info: dict[str, Any]) -> np.ndarray:
+        """[E], NaN where an environment reports none."""
+        reported = np.full(self.env.num_envs, np.nan)
+        for key in ("is_success", "success"):
+            if key in info:
+                told = np.asarray(info.get(f"_{key}", True))
+                reported = np.where(told, np.asarray(info[key]).astype(float), reported)
+        return reported
+
+
+def _observations(space: spaces.Space, env_id: str) -> tuple[int, Callable[[Any, int], np.ndarray]]:
+    """S and the function that makes a new float32 `[rows, S]` of `rows` observations."""
+    leaves = _leaves(space, (), env_id)
+    size = sum(int(np.prod(box.shape)) for _, box in leaves)
+    if not size:
+        raise UsageError(f"{env_id} has an empty observation: an agent needs at least one number")
+    if isinstance(space, spaces.Box):
+        return size, lambda observation, rows: np.array(observation, np.float32).reshape(rows, size)
+
+    def flatten(observation: Any, rows: int) -> np.ndarray:
+        columns = []
+        for path, _ in leaves:
+            value = observation
+            for key in path:
+                value = value[key]
+            columns.append(np.asarray(value, np.float32).reshape(rows, -1))
+        return np.concatenate(columns, axis=1)
+
+    return size, flatten
+
+
+def _leaves(
+    space: spaces.Space, path: tuple[str, ...], env_id: str
+) -> list[tuple[tuple[str, ...], spaces.Box]]:
+    """The boxes of a space and the keys to them, in the order of `gymnasium.spaces.utils.flatten`."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, (*path, key), env_id)]
+    where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
+    if not isinstance(space, spaces.Box):
+        raise UsageError(
+            f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
+            "which gymnasium.wrappers.FlattenObservation makes of most spaces"
+        )
+    if space.dtype == np.uint8 and len(space.shape) >= 2:
+        raise UsageError(
+            f"{where} is an image {space.shape}: off-policy agents take vectors, so an environment fits that "
+            "tells its state, or features of the image through gymnasium.wrappers.TransformObservation"
+        )
+    return [(path, space)]
+
+
+def _actions(
+    space: spaces.Space, envs: int, unwrapped: Any, env_id: str
+) -> tuple[int, np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
+    """A, the table of a discrete set (or None), and the map from `[E, A]` in [-1, 1] to real actions."""
+    table = getattr(unwrapped, "action_table", None)
+    if isinstance(space, spaces.Discrete) and table is not None:
+        return _table_actions(space, np.asarray(table, np.float64), env_id)
+    if not isinstance(space, spaces.Box):
+        raise UsageError(
+            f"{env_id} has {type(space).__name__} actions: off-policy agents take a bounded Box, or "
+            "Discrete where the environment publishes an attribute `action_table` [N, d], a row per action"
+        )
+    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
+    shape = (envs, *space.shape)
+    unbounded = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
+    if len(unbounded) or not low.size:
+        what = f"dimension {unbounded[0]} of the action is unbounded" if low.size else "the action is empty"
+        raise UsageError(
+            f"{env_id}: {what}; give it bounds with gymnasium.wrappers.TransformAction(env, lambda a: a, "
+            "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: the edge clips"
+        )
+    # Written so that bounds of -1 and 1 leave every action as it is; rows of the full shape, because
+    # broadcasting them costs 2 microseconds a step.
+    dtype = np.float32 if space.dtype == np.float32 else np.float64
+    centre, scale, lowest, highest = (
+        np.tile(row.astype(dtype), (envs, 1)) for row in (low / 2 + high / 2, high / 2 - low / 2, low, high)
+    )
+    whole = np.issubdtype(space.dtype, np.integer)
+
+    def to_env(action: np.ndarray) -> np.ndarray:
+        units = (action * scale + centre).clip(lowest, highest)
+        return (np.rint(units) if whole else units).astype(space.dtype, copy=False).reshape(shape)
+
+    return low.size, None, to_env
+
+
+def _table_actions(
+    space: spaces.Discrete, table: np.ndarray, env_id: str
+) -> tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """The table scaled to [-1, 1] per dimension, and the index of the nearest row (the lowest of equals)."""
+    if table.ndim != 2 or len(table) != space.n or not table.size:
+        raise UsageError(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
+    if not np.isfinite(table).all():
+        raise UsageError(f"{env_id}: action_table holds NaN or infinity")
+    low, span = table.min(0), np.ptp(table, axis=0)
+    varies = span > 0
+    scaled = np.where(varies, 2 * (table - low) / np.where(varies, span, 1) - 1, 0).astype(np.float32)
+    if len(np.unique(scaled, axis=0)) < len(scaled):
+        raise UsageError(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
+
+    def to_env(action: np.ndarray) -> np.ndarray:
+        nearest = [np.square(scaled - row).sum(1).argmin() for row in action]
+        return np.asarray(nearest, space.dtype) + space.start
+
+    return table.shape[1], scaled, to_env
+
+
+def _time_limit(about: Any) -> int | None:
+    if about.spec is not None and about.spec.max_episode_steps is not None:
+        return about.spec.max_episode_steps
+    name = "_max_episode_steps"  # of a TimeLimit around an environment that is not registered
+    return (
+        about.get_wrapper_attr(name) if isinstance(about, gym.Env) and about.has_wrapper_attr(name) else None
+    )
+
+
+def _build(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
+    """One environment, or a UsageError that says what is wrong with the id or the arguments."""
+    name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
+    try:
+        env = gym.make(env_id, **args) if isinstance(env_id, str) else env_id(**args)
+    except (gym.error.Error, ImportError) as problem:
+        raise UsageError(_why_not(name, problem)) from problem
+    except Exception as problem:
+        if not args and not isinstance(problem, TypeError):
+            raise
+        raise UsageError(
+            f"{name} cannot be made with env_args {args}: {problem}{_accepted(env_id)}"
+        ) from problem
+    if not isinstance(env, gym.Env):
+        raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
+    return env
+
+
+def _accepted(env_id: str | Callable[..., gym.Env]) -> str:
+    """The arguments an environment names, for the end of a sentence."""
+    entry: Any = gym.spec(env_id).entry_point if isinstance(env_id, str) else env_id
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    named = [
+        parameter.name
+        for parameter in inspect.signature(creator).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    return f"; it takes {', '.join(named)}" if named else ""
+
+
+def _why_not(env_id: str, problem: Exception) -> str:
+    """The sentence for an id that Gymnasium could not make."""
+    for package, (extra, ids, prefix) in _PACKAGES.items():
+        if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
+            written = f", then write {prefix}{env_id.removeprefix(prefix)}" if prefix else ""
+            return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"{written}'
+    if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
+        return f"{env_id} cannot be made: {problem}"
+    newest: dict[str, Any] = {}  # one id a name: the highest version
+    for spec in gym.registry.values():
+        key = f"{spec.namespace or ''}/{spec.name}".lower()
+        if key not in newest or (spec.version or 0) > (newest[key].version or 0):
+            newest[key] = spec
+    asked = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].lower())
+    near = difflib.get_close_matches(asked if "/" in asked else f"/{asked}", newest, n=3)
+    if near:
+        return f"no environment is called {env_id!r}; near to it: {', '.join(newest[key].id for key in near)}"
+    return f"no environment is called {env_id!r}; one of another package is written package:Name-v0"

@@ -1,0 +1,1 @@
+"""One file a method. None of them imports another."""

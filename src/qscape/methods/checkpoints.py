@@ -1,0 +1,80 @@
+"""Policy checkpoints: the policy is frozen for whole episodes, judged by its worst one, and trained in
+bursts between; evaluation uses the best policy so far (TD7, Section 4.2 and Appendix F).
+
+Episodes of several environments are handed over one at a time. An episode that began under an older policy
+judges nobody; its steps are counted in the next burst.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from qscape.errors import UsageError
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import EpisodeEnd, Schedule, StepEnd
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints(Schedule):
+    """Assess the frozen policy by its worst episode, keep the best one, train in bursts between."""
+
+    name: ClassVar[str] = "checkpoints"
+    keeps: ClassVar[bool] = True
+
+    early_episodes: int = setting(1, "Episodes in one assessment before the switch.")
+    late_episodes: int = setting(20, "Episodes in one assessment after the switch.", tune=(1, 50))
+    switch: int = setting(750_000, "Updates after which assessments take the late number of episodes.")
+    bar_factor: float = setting(0.9, "The kept policy's bar is multiplied by this once, at the switch.")
+    lower_negative_bars: bool = setting(
+        False, "At the switch lower the bar by a tenth of its size whatever its sign (TD7 raises negative ones)."
+    )
+    criterion: Literal["min", "mean"] = setting("min", "What an assessment's returns are reduced to.")
+
+    def __post_init__(self) -> None:
+        if self.early_episodes < 1 or self.late_episodes < 1:
+            raise UsageError("checkpoints.early_episodes and late_episodes must be at least 1.")
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {"warmup_to_episode_end": True}
+
+    def start(self, base: Base, envs: int) -> dict[str, Any]:
+        return {
+            "steps": 0,
+            "returns": [],
+            "best": -1e8,
+            "episodes": self.early_episodes,
+            "older": [],  # environments whose running episode began under an older policy
+            "envs": envs,
+        }
+
+    def due(
+        self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
+    ) -> tuple[dict[str, Any], int, bool]:
+        if isinstance(event, StepEnd):
+            return own, 0, False
+        own = own | {"steps": own["steps"] + event.length}
+        if event.env in own["older"]:
+            return own | {"older": [e for e in own["older"] if e != event.env]}, 0, False
+        returns = [*own["returns"], event.ret]
+        worst = min(returns)
+        if self.criterion == "min" and worst < own["best"]:  # failed: no need to assess further
+            return (*self._burst(own, event, base), False)
+        if len(returns) < own["episodes"]:
+            return own | {"returns": returns}, 0, False
+        score = worst if self.criterion == "min" else sum(returns) / len(returns)
+        passed = score >= own["best"]
+        return (*self._burst(own | {"best": score} if passed else own, event, base), passed)
+
+    def _burst(self, own: dict[str, Any], event: EpisodeEnd, base: Base) -> tuple[dict[str, Any], int]:
+        """Numbers after a burst, and its updates. The switch is tested before each update, true once."""
+        updates = int(own["steps"] * base.updates_per_step)
+        if event.update <= self.switch < event.update + updates:
+            best = own["best"]
+            lowered = best - (1.0 - self.bar_factor) * abs(best)
+            own = own | {
+                "best": lowered if self.lower_negative_bars else best * self.bar_factor,
+                "episodes": self.late_episodes,
+            }
+        others = [e for e in range(own["envs"]) if e != event.env]
+        return own | {"steps": 0, "returns": [], "older": others}, updates

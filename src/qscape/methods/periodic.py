@@ -1,0 +1,20 @@
+"""Hard target copies at every synchronisation event (TD7)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+from jaxtyping import PyTree
+
+from qscape.offpolicy.sockets import Follow
+from qscape.types import Event
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic(Follow):
+    """Targets are copied whole every `base.sync_every` updates."""
+
+    name: ClassVar[str] = "periodic"
+
+    def follow(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
+        return jax.lax.cond(event.synced, lambda: online, lambda: target)

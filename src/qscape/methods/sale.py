@@ -1,0 +1,158 @@
+"""SALE: state-action learned embeddings (TD7; Fujimoto et al. 2023, arXiv 2306.02451, Section 4).
+
+Encoders f: s -> z_s and g: (z_s, a) -> z_sa are trained alone, so that z_sa predicts the embedding of the
+next state. Frozen copies feed critic and actor further inputs: the fixed encoders f_t, g_t feed the online
+networks, f_{t-1}, g_{t-1} the target networks. At every synchronisation event each moves up by one.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import MLP, Actor, Critic, Stage, Trunk
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import head
+from qscape.offpolicy.sockets import Fns, Nets, Own, Representation
+from qscape.ops.norm import NORMS
+from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
+
+Norm = Literal["avg_l1", "layer", "none"]
+
+
+class Encoder(eqx.Module):
+    """f and g, and the linear heads that two ablations of the learning target need."""
+
+    f: MLP
+    g: MLP
+    observation: eqx.nn.Linear | None
+    reward: eqx.nn.Linear | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SALE(Representation):
+    """State-action embeddings that predict the next state's embedding; frozen copies feed Q and π."""
+
+    name: ClassVar[str] = "sale"
+
+    width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
+    hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.")
+    learning_rate: float = setting(3e-4, "Adam's rate for the encoders.", tune=(1e-5, 1e-2, "log"))
+    target: Literal["next_embedding", "fixed_embedding", "next_observation", "next_pair"] = setting(
+        "next_embedding", "What z_sa predicts: f(s'), its fixed copy, s' itself, or g(f(s'), a')."
+    )
+    predict_reward: bool = setting(False, "Predict the reward as well, from z_sa.")
+    loss: Literal["mse", "cosine"] = setting("mse", "Distance between prediction and target.")
+    critic_inputs: tuple[str, ...] = setting(("sa", "zsa", "zs"), "What critics see: of sa, zsa, zs.")
+    actor_inputs: tuple[str, ...] = setting(("s", "zs"), "What the actor sees: of s, zs.")
+    state_norm: Norm = setting("avg_l1", "Normalisation of z_s.")
+    pair_norm: Norm = setting("none", "Normalisation of z_sa.")
+    input_norm: Norm = setting("avg_l1", "Normalisation of φ, the first layer of critic and actor.")
+    frozen: bool = setting(True, "Feed frozen copies of the encoders; False: the current encoder everywhere.")
+    end_to_end: float | None = setting(None, "Weight β of the encoder's loss where critics train it too.")
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("critic_inputs", {"sa", "zsa", "zs"}), ("actor_inputs", {"s", "zs"})):
+            chosen = getattr(self, field)
+            if not chosen or not set(chosen) <= allowed:
+                raise UsageError(f"sale.{field} is {chosen}; it must name some of {sorted(allowed)}.")
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {"critic_activation": "elu", "actor_objective": "mean"}
+
+    @property
+    def joint(self) -> float | None:  # type: ignore[override]
+        return self.end_to_end
+
+    def learning_rates(self, base: Base) -> tuple[float, float]:
+        return self.learning_rate, self.learning_rate
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        k_f, k_g, k_s, k_r = jax.random.split(key, 4)
+        n, s = self.width, spec.observation_size
+        encoder = Encoder(
+            MLP(k_f, (s, *self.hidden, n), "elu"),
+            MLP(k_g, (n + spec.action_size, *self.hidden, n), "elu"),
+            eqx.nn.Linear(n, s, key=k_s) if self.target == "next_observation" else None,
+            eqx.nn.Linear(n, 1, key=k_r) if self.predict_reward else None,
+        )
+        return Own(learned=encoder, rest=(encoder, encoder))
+
+    def view(self, own: Own, which: str) -> Encoder:
+        if which == "online" or not self.frozen or self.joint is not None:
+            return own.learned
+        fixed, fixed_target = own.rest
+        return fixed if which == "fixed" else fixed_target
+
+    def embed_state(self, encoder: Encoder, obs: Array) -> Array:
+        """z_s = AvgL1Norm(f(s))."""
+        return NORMS[self.state_norm](encoder.f(obs))
+
+    def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
+        """z_sa = g(z_s, a); not normalised, because what it predicts is."""
+        return NORMS[self.pair_norm](encoder.g(jnp.concatenate([z_s, action], -1)))
+
+    def actor_inputs_at(self, view: Encoder, obs: Array) -> list[Array]:
+        return [self.embed_state(view, obs)] if "zs" in self.actor_inputs else []
+
+    def critic_inputs_at(self, view: Encoder, obs: Array, action: Array) -> list[Array]:
+        z_s = self.embed_state(view, obs)
+        embeddings = {"zsa": self.embed_pair(view, z_s, action), "zs": z_s}
+        return [z for name, z in embeddings.items() if name in self.critic_inputs]
+
+    def learn(self, learned: Encoder, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        """(g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
+        pair = self.embed_pair(learned, self.embed_state(learned, batch.observation), batch.action)
+        target = jax.lax.stop_gradient(self._goal(learned, own, fns, batch))
+        guess = pair if learned.observation is None else jax.vmap(learned.observation)(pair)
+        if self.loss == "cosine":
+            loss = 1.0 - (_unit(guess) * _unit(target)).sum(-1).mean()
+        else:
+            loss = jnp.square(guess - target).mean()
+        said = {"encoder_loss": loss}
+        if learned.reward is not None:
+            loss += jnp.square(jax.vmap(learned.reward)(pair)[:, 0] - batch.reward).mean()
+        return loss, said
+
+    def _goal(self, learned: Encoder, own: Own, fns: Fns, batch: Batch) -> Array:
+        s2 = batch.next_observation
+        if self.target == "next_observation":
+            return s2
+        if self.target == "fixed_embedding":
+            return self.embed_state(own.rest[0], s2)
+        z_s2 = self.embed_state(learned, s2)
+        if self.target == "next_pair":
+            return self.embed_pair(learned, z_s2, fns.policy_target(s2).mode())
+        return z_s2
+
+    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+        """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
+        moved = (own.learned, own.rest[0])
+        return own._replace(rest=jax.lax.cond(event.synced, lambda: moved, lambda: own.rest))
+
+    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
+        k_stage, k_trunk, k_head = jax.random.split(key, 3)
+        stage, width = self._stage(k_stage, spec.observation_size, base.actor_hidden[0], "s" in self.actor_inputs)
+        width += self.width * ("zs" in self.actor_inputs) + context
+        trunk = Trunk(k_trunk, (width, *base.actor_hidden), base.actor_activation)
+        return Actor(stage, trunk, head(k_head, base, spec))
+
+    def critic(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Critic:
+        k_stage, k_body = jax.random.split(key)
+        size = spec.observation_size + spec.action_size
+        stage, width = self._stage(k_stage, size, base.critic_hidden[0], "sa" in self.critic_inputs)
+        width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + context
+        return Critic(stage, MLP(k_body, (width, *base.critic_hidden, 1), base.critic_activation))
+
+    def _stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
+        """φ(x) = AvgL1Norm(Linear x), with its width; nothing where an ablation leaves x out."""
+        return (Stage(key, size, width, self.input_norm), width) if keep else (Stage(keep=False), 0)
+
+
+def _unit(x: Array) -> Array:
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -1,0 +1,18 @@
+"""Networks: Equinox modules whose only leaves are arrays, called on whole batches."""
+
+from qscape.nets.heads import Deterministic, Gaussian, make_head
+from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Context, Critic, Stage, Trunk, dense
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "Actor",
+    "Context",
+    "Critic",
+    "Deterministic",
+    "Gaussian",
+    "Stage",
+    "Trunk",
+    "dense",
+    "make_head",
+]

@@ -1,0 +1,90 @@
+"""Action heads: the last layer of an actor and the distribution it parameterises."""
+
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qscape.ops.gaussian import LOG_STD_BOUNDS, squashed_log_prob
+from qscape.types import Key
+
+
+class Point(eqx.Module):
+    """A deterministic choice, with the interface of a distribution."""
+
+    features: Float[Array, "*b h"]
+    action: Float[Array, "*b A"]
+
+    def mode(self) -> Float[Array, "*b A"]:
+        return self.action
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
+        return self.action, jnp.zeros(self.action.shape[:-1])
+
+    def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+        raise TypeError("a deterministic policy has no density")
+
+
+class SquashedNormal(eqx.Module):
+    """a = tanh(u), u ~ N(mean, std²), independent over dimensions."""
+
+    features: Float[Array, "*b h"]
+    mean: Float[Array, "*b A"]
+    log_std: Float[Array, "*b A"]
+
+    def mode(self) -> Float[Array, "*b A"]:
+        return jnp.tanh(self.mean)
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        u = self.mean + jnp.exp(self.log_std) * noise
+        return jnp.tanh(u), squashed_log_prob(u, self.mean, self.log_std)
+
+    def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+        u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
+        return squashed_log_prob(u, self.mean, self.log_std)
+
+
+class Deterministic(eqx.Module):
+    """tanh of a linear layer (DPG, TD3)."""
+
+    out: eqx.nn.Linear
+
+    def __call__(self, features: Float[Array, "*b h"]) -> Point:
+        return Point(features, jnp.tanh(features @ self.out.weight.T + self.out.bias))
+
+
+class Gaussian(eqx.Module):
+    """Two linear layers, mean and log standard deviation, of a squashed normal (SAC)."""
+
+    mean: eqx.nn.Linear
+    log_std: eqx.nn.Linear
+    bound: str = eqx.field(static=True)
+    low: float = eqx.field(static=True)
+    high: float = eqx.field(static=True)
+
+    def __call__(self, features: Float[Array, "*b h"]) -> SquashedNormal:
+        mean = features @ self.mean.weight.T + self.mean.bias
+        raw = features @ self.log_std.weight.T + self.log_std.bias
+        return SquashedNormal(features, mean, LOG_STD_BOUNDS[self.bound](raw, self.low, self.high))
+
+
+Head: TypeAlias = Deterministic | Gaussian
+
+
+def make_head(
+    key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float
+) -> Head:
+    """The head called `kind`: "deterministic" or "gaussian" (log-std bounded to [low, high])."""
+    if kind == "deterministic":
+        return Deterministic(eqx.nn.Linear(width, action_size, key=key))
+    k_mean, k_std = jax.random.split(key)
+    return Gaussian(
+        eqx.nn.Linear(width, action_size, key=k_mean),
+        eqx.nn.Linear(width, action_size, key=k_std),
+        bound,
+        low,
+        high,
+    )

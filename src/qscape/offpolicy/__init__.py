@@ -1,0 +1,1 @@
+"""The off-policy trunk: its sockets, its plain defaults, its state."""

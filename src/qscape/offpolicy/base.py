@@ -1,0 +1,77 @@
+"""The settings every off-policy agent has. Parts may override them; a user's own word wins over both."""
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+from qscape.errors import UsageError
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Fields of the base algorithm; the defaults are TD3's."""
+
+    discount: float = setting(0.99, "Discount factor γ.", tune=(0.9, 0.999))
+    batch_size: int = setting(256, "Transitions in one update.", tune=("choice", 64, 128, 256, 512))
+    n_step: int = setting(1, "Rewards summed before bootstrapping.", tune=("choice", 1, 3, 5))
+    replay_capacity: int = setting(1_000_000, "Transitions kept; the oldest are overwritten.")
+    next_observation: Literal["stored", "derived"] = setting(
+        "stored", "'derived' reads s' from the following row and halves the replay's memory."
+    )
+    warmup: int = setting(25_000, "Environment steps of uniformly random actions before learning.")
+    warmup_to_episode_end: bool = setting(False, "Let the random phase last until an episode ends.")
+    updates_per_step: float = setting(1.0, "Updates per environment step.", tune=("choice", 0.5, 1.0, 2.0))
+
+    actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.")
+    critic_hidden: tuple[int, ...] = setting((256, 256), "Widths of the critics' hidden layers.")
+    actor_activation: Literal["relu", "elu", "silu", "tanh"] = setting("relu", "Activation of the actor.")
+    critic_activation: Literal["relu", "elu", "silu", "tanh"] = setting("relu", "Activation of the critics.")
+    critics: int = setting(2, "Number of critics.")
+    head: Literal["deterministic", "gaussian"] = setting("deterministic", "Kind of action head.")
+    log_std_bound: Literal["clip", "tanh"] = setting("clip", "How the log standard deviation is bounded.")
+    log_std_min: float = setting(-5.0, "Least log standard deviation of a gaussian head.")
+    log_std_max: float = setting(2.0, "Greatest log standard deviation of a gaussian head.")
+
+    actor_learning_rate: float = setting(3e-4, "Adam's rate for the actor.", tune=(1e-5, 1e-2, "log"))
+    critic_learning_rate: float = setting(3e-4, "Adam's rate for the critics.", tune=(1e-5, 1e-2, "log"))
+    gradient_clip: float | None = setting(None, "Greatest global gradient norm, per optimiser; None: no clip.")
+    critic_weight_decay: float = setting(0.0, "L2 added to the critics' gradient before Adam.")
+    actor_weight_decay: float = setting(0.0, "L2 added to the actor's gradient before Adam.")
+
+    critic_loss: Literal["mse", "lap_huber", "pal"] = setting("mse", "Loss of the TD errors.")
+    critic_loss_scale: float = setting(1.0, "Factor of the critics' TD loss.")
+    policy_delay: int = setting(2, "Critic updates per actor update.", tune=("choice", 1, 2, 4))
+    actor_objective: Literal["first", "min", "mean"] = setting("first", "Which critics the actor climbs.")
+    target_actor: bool = setting(True, "Keep a slow copy of the actor for the target action.")
+    target_noise: float = setting(0.2, "Standard deviation of target-policy smoothing.", tune=(0.05, 0.5))
+    target_noise_clip: float = setting(0.5, "Bound on the smoothing noise.")
+    exploration_noise: float = setting(0.1, "Standard deviation of noise added when acting.", tune=(0.02, 0.5))
+    sync_every: int = setting(250, "Updates between synchronisation events.")
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "n_step", "replay_capacity", "critics", "policy_delay", "sync_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("actor_learning_rate", "critic_learning_rate", "updates_per_step"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be above 0.")
+        if self.warmup < 0:
+            raise UsageError(f"base.warmup is {self.warmup}; it must be 0 or more.")
+        if not 0 <= self.discount <= 1:
+            raise UsageError(f"base.discount is {self.discount}; it must lie in [0, 1].")
+        for name in ("actor_hidden", "critic_hidden"):
+            widths = getattr(self, name)
+            if not widths or min(widths) < 1:
+                raise UsageError(f"base.{name} is {widths}; it needs at least one width, each at least 1.")
+
+    def optimiser(self, learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
+        """Clip, then L2, then Adam (b1 0.9, b2 0.999, ε 1e-8); what is off costs nothing."""
+        steps = []
+        if self.gradient_clip is not None:
+            steps.append(optax.clip_by_global_norm(self.gradient_clip))
+        if weight_decay:
+            steps.append(optax.add_decayed_weights(weight_decay))
+        return optax.chain(*steps, optax.adam(learning_rate))

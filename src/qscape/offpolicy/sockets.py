@@ -1,0 +1,273 @@
+"""The interfaces: what a part of an off-policy agent may do, and what it is given to do it with.
+
+A part is a frozen dataclass; its fields are its hyperparameters, its documentation and its flags. What
+it learns lives in the state, as its `Own`, and is moved by nobody but the trunk. A part receives
+functions (`Fns`), never networks, so it works with every representation. Each method here has a default
+that does nothing and costs nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.nets import Actor, Context, Critic
+from qscape.offpolicy.base import Base
+from qscape.types import Batch, Event, Key, Metrics, Piece, Policy, QFn, Scalar, Spec
+
+
+class Own(NamedTuple):
+    """What a part carries in the state.
+
+    Attributes:
+        learned: moved by the gradient of the part's own `learn`, with its own optimiser.
+        tuned: moved by the gradient of the actor's loss, with its own optimiser.
+        rest: slow copies, moving averages, bounds: whatever `after` returns.
+    """
+
+    learned: PyTree = None
+    tuned: PyTree = None
+    rest: PyTree = None
+
+
+class Nets(NamedTuple):
+    """Builders of networks in the agent's architecture."""
+
+    actor: Callable[..., Actor]  # (key, context=0)
+    critic: Callable[..., Critic]  # (key, context=0)
+
+
+class Fns(NamedTuple):
+    """All that a part receives. In TD7 the fixed view holds the frozen encoders."""
+
+    policy: Policy  # online, on the fixed view
+    policy_target: Policy  # target actor on the target view; the online policy where there is none
+    q: QFn  # online critics, fixed view
+    q_target: QFn  # target critics, target view
+    bind: Callable[..., Callable]  # (module, which="fixed") -> (obs[, action][, context]) -> Dist | [B]
+    nets: Nets
+    event: Event
+    spec: Spec
+    base: Base
+
+
+class Part(Piece):
+    """What every part with a place in the state has in common."""
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        """What the part carries at the start; `actor` is None for representation and maximiser."""
+        return Own()
+
+    def learn(self, learned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        """Loss of the part's own networks; called only if `init` gave it any."""
+        raise NotImplementedError(f"{self.name} carries `learned` but says no loss for it")
+
+    def learning_rates(self, base: Base) -> tuple[float, float]:
+        """Adam's rates for `learned` and `tuned`."""
+        return base.critic_learning_rate, base.actor_learning_rate
+
+    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+        """Last thing in an update: moving averages, slow copies, bounds."""
+        return own
+
+
+class Representation(Part):
+    """What the networks see of observation and action, and how they are built on it."""
+
+    socket: ClassVar[str] = "representation"
+    joint: ClassVar[float | None] = None  # weight β where the critic loss also moves `learned`
+
+    def view(self, own: Own, which: str) -> PyTree:
+        """The parameters to embed with: "online", "fixed" or "target"."""
+        raise NotImplementedError
+
+    def actor_inputs_at(self, view: PyTree, obs: Array) -> list[Array]:
+        """Embeddings that the actor sees beside the observation."""
+        raise NotImplementedError
+
+    def critic_inputs_at(self, view: PyTree, obs: Array, action: Array) -> list[Array]:
+        """Embeddings that critics see beside observation and action."""
+        raise NotImplementedError
+
+    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
+        """A fresh actor; `context` is the width of a conditioning vector joined to its trunk's input."""
+        raise NotImplementedError
+
+    def critic(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Critic:
+        """A fresh critic."""
+        raise NotImplementedError
+
+
+class TargetRule(Part):
+    """How the values at the next state become one bootstrap value."""
+
+    socket: ClassVar[str] = "target"
+
+    def bootstrap(self, own: Own, qs: list[Array], bonus: Array | None) -> Array:
+        """Value of the next state [B] from the target critics' heads and an entropy bonus."""
+        raise NotImplementedError
+
+
+class Follow(Part):
+    """When and how target networks follow."""
+
+    socket: ClassVar[str] = "follow"
+
+    def follow(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
+        """The target networks after this update."""
+        raise NotImplementedError
+
+
+class Improvement(Part):
+    """How a policy gets better from values."""
+
+    socket: ClassVar[str] = "improvement"
+
+    def loss(
+        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
+        """Loss of one climb; its gradient moves (actor, tuned)."""
+        raise NotImplementedError
+
+    def target_values(
+        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> tuple[list[Array], Array | None]:
+        """Target critics' heads at the next state and a bonus (soft agents: -α log π)."""
+        raise NotImplementedError
+
+
+class Maximiser(Part):
+    """Which action is taken: one actor's, or the best of many proposals."""
+
+    socket: ClassVar[str] = "maximiser"
+
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
+        """What the actor step moves: one actor, a list of them, or None."""
+        raise NotImplementedError
+
+    def policy(self, actor: PyTree, own: Own, fns: Fns) -> Policy:
+        """The one policy that everybody else sees."""
+        raise NotImplementedError
+
+    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+        """What is improved on what: each pair goes to `Improvement.loss`."""
+        raise NotImplementedError
+
+    def target(
+        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> Policy:
+        """The policy at the next state; smooths before it picks."""
+        raise NotImplementedError
+
+    def act(
+        self, actor: PyTree, own: Own, fns: Fns, memory: PyTree, obs: Array, first: Array, key: Key, mode: str
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Actions [E, A], emitted columns, and what acting remembers per environment (noise).
+
+        Args:
+            obs: `[E, S]` normalised observations. `first` `[E]`: does an episode start here?
+            mode: "evaluate" (the mode, no noise), "explore" or "warm_up" (uniform).
+        """
+        raise NotImplementedError
+
+    def memory(self, spec: Spec, envs: int) -> PyTree:
+        """What acting remembers at the start; None where it remembers nothing."""
+        return None
+
+
+class Regulariser(Part):
+    """Terms added to the losses of critics or actor. None means: no such term."""
+
+    socket: ClassVar[str] = "regulariser"
+
+    def critic(self, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics] | None:
+        """Added to the critics' loss; the gradient reaches only the critics."""
+        return None
+
+    def actor(
+        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
+        """Added to the actor's loss; the gradient reaches (actor, tuned)."""
+        return None
+
+
+class StepEnd(NamedTuple):
+    """One step of the (vector) environment is over; `count` of its rows were real steps."""
+
+    count: int
+
+
+class EpisodeEnd(NamedTuple):
+    """An episode of sub-environment `env` is over; `update` updates were made so far."""
+
+    env: int
+    length: int
+    ret: float
+    update: int
+
+
+class Schedule(Part):
+    """Host side: when updates happen and when the acting state is kept. Plain numbers only."""
+
+    socket: ClassVar[str] = "schedule"
+    keeps: ClassVar[bool] = False  # does evaluation use the kept acting state?
+
+    def start(self, base: Base, envs: int) -> dict[str, Any]:
+        """The schedule's own numbers at the start (JSON-able)."""
+        raise NotImplementedError
+
+    def due(
+        self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
+    ) -> tuple[dict[str, Any], int, bool]:
+        """New numbers, updates to run now, and whether to keep the acting state before them."""
+        raise NotImplementedError
+
+
+class Normaliser(Part):
+    """Observation normalisation. Replay stays raw; a batch is normalised before any part sees it."""
+
+    socket: ClassVar[str] = "normaliser"
+
+    def see(self, own: Own, obs: Array) -> Own:
+        """Fold in the observations `[E, S]` that are acted on."""
+        return own
+
+    def apply(self, own: Own, obs: Array) -> Array:
+        """The observation as networks see it."""
+        return obs
+
+
+def bind(representation: Representation, view: PyTree, module: Actor | Critic) -> Callable:
+    """A network as a function of raw (normalised) observation and action."""
+    if isinstance(module, Actor):
+
+        def policy(obs: Array, context: Context | None = None):
+            return module(obs, representation.actor_inputs_at(view, obs), context)
+
+        return policy
+
+    def value(obs: Array, action: Array, context: Context | None = None) -> Array:
+        return bind_critics(representation, view, [module], context)(obs, action)[0]
+
+    return value
+
+
+def bind_critics(
+    representation: Representation, view: PyTree, critics: list[Critic], context: Context | None = None
+) -> QFn:
+    """Critics as one function; the embeddings are made once and shared by all heads."""
+
+    def q(obs: Array, action: Array) -> list[Array]:
+        embeddings = representation.critic_inputs_at(view, obs, action)
+        return [critic(obs, action, embeddings, context) for critic in critics]
+
+    return q
+
+
+def objective(base: Base, heads: list[Array]) -> Array:
+    """What the actor climbs, of the critics' heads: the first, the least or the mean."""
+    if base.actor_objective == "first" or len(heads) == 1:
+        return heads[0]
+    stacked = jnp.stack(heads, -1)
+    return stacked.min(-1) if base.actor_objective == "min" else stacked.mean(-1)

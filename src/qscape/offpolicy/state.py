@@ -1,0 +1,34 @@
+"""One pytree that holds everything an agent learns."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Int, PyTree
+
+from qscape.nets import Critic
+from qscape.offpolicy.sockets import Own
+
+
+class State(NamedTuple):
+    """Networks, optimisers and counters. The counters stay unbatched under `vmap` over seeds: a batched
+    predicate would turn every `cond` into a `select` that computes both branches."""
+
+    actor: PyTree
+    actor_target: PyTree  # None where the base keeps no target actor
+    critics: list[Critic]
+    critics_target: list[Critic]
+    own: dict[str, Own]
+    optimisers: dict[str, PyTree]
+    updates: Int[Array, ""]
+    env_steps: Int[Array, ""]
+
+
+# in_axes and out_axes of `vmap` for a state whose leaves lead with a seed axis.
+SEED_AXES = State(0, 0, 0, 0, 0, 0, None, None)  # type: ignore[arg-type]
+
+
+class Acting(NamedTuple):
+    """All that acting needs: what is kept by checkpoints, evaluated, exported and saved."""
+
+    actor: PyTree
+    critics: list[Critic]
+    own: dict[str, Own]  # of representation, maximiser and normaliser

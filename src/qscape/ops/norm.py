@@ -1,0 +1,26 @@
+"""Normalisations of feature vectors."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def avg_l1_norm(x: Float[Array, "*batch n"], floor: float = 1e-8) -> Float[Array, "*batch n"]:
+    """AvgL1Norm: divide by the mean absolute entry, along the last axis (TD7, Section 4).
+
+    It has no parameters, does not centre, and its denominator is differentiated through.
+    """
+    return x / jnp.maximum(jnp.abs(x).mean(-1, keepdims=True), floor)
+
+
+def layer_norm(x: Float[Array, "*batch n"], epsilon: float = 1e-5) -> Float[Array, "*batch n"]:
+    """Layer normalisation without learned scale or shift."""
+    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
+
+
+def identity(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """No normalisation."""
+    return x
+
+
+NORMS = {"avg_l1": avg_l1_norm, "layer": layer_norm, "none": identity}

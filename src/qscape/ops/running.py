@@ -1,0 +1,37 @@
+"""Running mean and variance."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Moments(NamedTuple):
+    """Running statistics of vectors; starts as mean 0, variance 1, a tiny count."""
+
+    mean: Float[Array, " S"]
+    var: Float[Array, " S"]
+    count: Float[Array, ""]
+
+
+def moments(size: int) -> Moments:
+    """Fresh statistics of vectors of length `size`."""
+    return Moments(jnp.zeros(size), jnp.ones(size), jnp.array(1e-4, jnp.float32))
+
+
+def see_one(m: Moments, x: Float[Array, " S"]) -> Moments:
+    """Fold one observation in by the parallel-variance rule with a batch of one."""
+    delta, count = x - m.mean, m.count + 1.0
+    var = (m.var * m.count + jnp.square(delta) * m.count / count) / count
+    return Moments(m.mean + delta / count, var, count)
+
+
+def see(m: Moments, x: Float[Array, "E S"]) -> Moments:
+    """Fold E observations in, one after the other."""
+    return jax.lax.scan(lambda carry, row: (see_one(carry, row), None), m, x)[0]
+
+
+def standardise(m: Moments, x: Float[Array, "*b S"]) -> Float[Array, "*b S"]:
+    """(x - mean) / (√var + 1e-8), unclipped."""
+    return (x - m.mean) / (jnp.sqrt(m.var) + 1e-8)

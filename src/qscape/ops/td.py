@@ -1,0 +1,57 @@
+"""Temporal-difference losses, priorities and targets."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def mse_loss(td_error: Float[Array, "B heads"], alpha: float = 0.0) -> Float[Array, ""]:
+    """Squared TD errors: summed over the critics, averaged over the batch (TD3)."""
+    return jnp.square(td_error).sum(-1).mean()
+
+
+def lap_huber(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """H(x) = x²/2 where |x| < 1, else |x|: its gradient is the Huber loss's (LAP, Eq. 5).
+
+    The linear part is not shifted by -1/2, so the value jumps at 1 while the gradient does not.
+    """
+    x = jnp.abs(x)
+    return jnp.where(x < 1.0, 0.5 * jnp.square(x), x)
+
+
+def lap_huber_loss(td_error: Float[Array, "B heads"], alpha: float = 0.0) -> Float[Array, ""]:
+    """The loss that belongs to LAP's sampling: Huber, summed over critics, averaged over the batch."""
+    return lap_huber(td_error).sum(-1).mean()
+
+
+def pal_loss(td_error: Float[Array, "B heads"], alpha: float = 0.4) -> Float[Array, ""]:
+    """PAL: the uniform-sampling loss with the same expected gradient as LAP (LAP paper, Eq. 10).
+
+    x²/2 where |x| < 1, else |x|^(1+α)/(1+α); divided by the batch mean of the priorities, which
+    carry no gradient.
+    """
+    x = jnp.abs(td_error)
+    # The power is taken of max(x, 1): below 1 its branch is unused and its gradient must stay finite.
+    value = jnp.where(x < 1.0, 0.5 * jnp.square(x), jnp.maximum(x, 1.0) ** (1.0 + alpha) / (1.0 + alpha))
+    scale = jax.lax.stop_gradient(lap_priority(td_error, alpha, 1.0).mean())
+    return value.sum(-1).mean() / scale
+
+
+CRITIC_LOSSES = {"mse": mse_loss, "lap_huber": lap_huber_loss, "pal": pal_loss}
+
+
+def lap_priority(
+    td_error: Float[Array, "B heads"], alpha: float, min_priority: float
+) -> Float[Array, " B"]:
+    """Priority max(max_i |δ_i|, p_min)^α of each sampled row (LAP, Eq. 6; TD7, Section 4.2)."""
+    return jnp.maximum(jnp.abs(td_error).max(-1), min_priority) ** alpha
+
+
+def td_target(
+    reward: Float[Array, " B"],
+    terminated: Float[Array, " B"],
+    discount: Float[Array, " B"] | float,
+    next_value: Float[Array, " B"],
+) -> Float[Array, " B"]:
+    """y = r + γ (1 - d) V(s'), where d is 1 only at a real end, never at a time limit."""
+    return reward + (1.0 - terminated) * discount * next_value

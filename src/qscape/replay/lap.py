@@ -1,0 +1,88 @@
+"""Loss-adjusted prioritized replay (Fujimoto, Meger, Precup 2020, arXiv 2007.06049), as TD7 uses it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qscape.ops import sum_tree
+from qscape.replay import memory, uniform
+from qscape.replay.memory import Index, Layout, Memory, Priorities, Rows
+from qscape.types import Event, Key, Piece, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class LAP(Piece):
+    """Draw row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
+
+    There are no importance weights: the Huber form of the critic loss, which this part brings along,
+    makes the expected gradient that of a uniformly sampled loss. New rows get the largest priority seen
+    since the last synchronisation, at which it falls back to the largest in memory.
+    """
+
+    name: ClassVar[str] = "lap"
+    socket: ClassVar[str] = "replay"
+
+    alpha: float = setting(0.4, "Exponent of the priorities; 0 is uniform.", tune=(0.0, 1.0))
+    min_priority: float = setting(1.0, "Temporal-difference errors below this count as this.")
+    prioritised: bool = setting(True, "Off: draw uniformly, and keep the critic loss (an ablation).")
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {"critic_loss": "lap_huber"}
+
+    def init(self, layout: Layout) -> tuple[Memory, Index]:
+        rows, index = memory.create(layout)
+        if self.prioritised:
+            index = index._replace(
+                priorities=Priorities(sum_tree.create(len(rows)), jnp.ones((), jnp.float32))
+            )
+        return rows, index
+
+    def insert(
+        self, layout: Layout, rows: Memory, index: Index, new: Rows, mask: Bool[Array, " E"]
+    ) -> tuple[Memory, Index]:
+        rows, moved = memory.insert(layout, rows, index, new, mask)
+        if index.priorities is None:
+            return rows, moved
+        tree, highest = index.priorities
+        i, following = memory.write_rows(layout, index)
+        p = jnp.full(layout.envs, highest)
+        if not layout.stores_next:  # the row behind becomes head or pad: never drawn
+            i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])
+            p = jnp.concatenate([p, jnp.zeros_like(p)])
+        p = jnp.where(mask, p, sum_tree.leaves(tree, i))
+        return rows, moved._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+
+    def sample(
+        self, layout: Layout, rows: Memory, index: Index, key: Key, batch_size: int
+    ) -> Int[Array, " B"]:
+        if index.priorities is None:
+            return uniform.draw(layout, rows, index, key, batch_size)
+        return sum_tree.sample(index.priorities.tree, key, batch_size)
+
+    def update(self, index: Index, i: Int[Array, " B"], td_error: Float[Array, "B critics"]) -> Index:
+        """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""
+        if index.priorities is None:
+            return index
+        tree, highest = index.priorities
+        error = jnp.max(jnp.abs(td_error), axis=-1)
+        p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
+        p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # what is no transition stays so
+        highest = jnp.maximum(highest, jnp.max(p))
+        return index._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+
+    def after(self, index: Index, event: Event) -> Index:
+        """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
+        if index.priorities is None:
+            return index
+        tree, highest = index.priorities
+
+        def largest() -> Array:
+            found = jnp.max(tree[tree.size // 2 :])
+            return jnp.where(found > 0, found, highest)
+
+        highest = jax.lax.cond(event.synced, largest, lambda: highest)
+        return index._replace(priorities=Priorities(tree, highest))

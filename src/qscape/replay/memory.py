@@ -1,0 +1,284 @@
+"""The memory below every replay: one packed float32 array in which each environment owns a ring of rows.
+
+Everything of a transition lies side by side in one row, so that inserting touches one buffer and drawing
+reads one stretch of memory per transition. Ring e is `rows[e * C : (e + 1) * C]`; consecutive rows of a
+ring are consecutive steps of environment e.
+
+The next observation is a column of its own ("stored"), or is read from the following row ("derived"),
+which halves the memory. For the latter an insert also writes the next observation into the following row,
+the head of the ring. At the end of an episode the head is left behind as a pad row: it keeps the final
+observation, and the next episode starts after it. Head and pads are no transitions: their `valid` is 0.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from math import prod
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qscape.errors import RunError, UsageError
+from qscape.types import Batch
+
+Memory: TypeAlias = Float[Array, "rows W"]
+
+DERIVED = frozenset({"next_observation", "previous_observation"})
+GIB = 2**30
+
+
+class Priorities(NamedTuple):
+    """What loss-adjusted replay knows of the rows."""
+
+    tree: Float[Array, " nodes"]  # qscape.ops.sum_tree over all rows
+    max_priority: Float[Array, ""]  # what a new row gets
+
+
+class Index(NamedTuple):
+    """Where the rings stand. Donate it: it is small, but the tree of the priorities is not."""
+
+    position: Int[Array, " E"]  # the row, within the ring, that is written next
+    size: Int[Array, " E"]  # rows in use; of them the valid ones may be sampled
+    priorities: Priorities | None = None
+
+
+class Rows(NamedTuple):
+    """One step of each of the E environments. Actions are in [-1, 1]."""
+
+    observation: Float[Array, "E S"]
+    action: Float[Array, "E A"]
+    reward: Float[Array, " E"]
+    terminated: Bool[Array, " E"]
+    truncated: Bool[Array, " E"]
+    next_observation: Float[Array, "E S"]  # the final observation of the episode where one ends
+    columns: Mapping[str, Float[Array, "E ..."]]  # what parts declared
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a memory is laid out; hashable, thus static under jit.
+
+    Attributes:
+        observation_size: S.
+        action_size: A.
+        columns: further columns that parts declared, (name, shape of one row).
+        stores_next: is the next observation a column, or derived from the following row?
+        envs: E, parallel environments, each with a ring of its own.
+        capacity: rows of all rings together.
+
+    Raises:
+        UsageError: the capacity leaves less than two rows for an environment, or more than 2^31 in all.
+    """
+
+    observation_size: int
+    action_size: int
+    columns: tuple[tuple[str, tuple[int, ...]], ...]
+    stores_next: bool
+    envs: int
+    capacity: int
+
+    def __post_init__(self) -> None:
+        if self.ring < 2 or self.capacity >= 2**31:
+            raise UsageError(
+                f"--base.replay-capacity {self.capacity} with {self.envs} environments does not work: "
+                f"choose from {2 * self.envs} to {2**31 - 1} rows."
+            )
+
+    @property
+    def ring(self) -> int:
+        """C, rows of one environment."""
+        return self.capacity // self.envs
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each column stands in a row."""
+        widths = {"observation": self.observation_size, "action": self.action_size}
+        widths |= {"reward": 1, "terminated": 1, "truncated": 1}
+        widths |= {"next_observation": self.observation_size} if self.stores_next else {"valid": 1}
+        widths |= {name: prod(shape) for name, shape in sorted(self.columns)}
+        slices, start = {}, 0
+        for name, width in widths.items():
+            slices[name] = slice(start, start + width)
+            start += width
+        return slices
+
+    @property
+    def width(self) -> int:
+        """W, numbers in one row."""
+        return max(s.stop for s in self.slices.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all rows, in bytes."""
+        return 4 * self.envs * self.ring * self.width
+
+
+def create(layout: Layout) -> tuple[Memory, Index]:
+    """An empty memory.
+
+    Raises:
+        RunError: the machine has not enough memory left.
+    """
+    _check_memory(layout)
+    rows = jnp.zeros((layout.envs * layout.ring, layout.width), jnp.float32)
+    position, size = jnp.zeros((2, layout.envs), jnp.int32)
+    return rows, Index(position, size)
+
+
+def insert(
+    layout: Layout, rows: Memory, index: Index, new: Rows, mask: Bool[Array, " E"]
+) -> tuple[Memory, Index]:
+    """Write the step of every environment e with mask[e]; the oldest rows make room.
+
+    Jit it by itself with `rows` and `index` donated: in one jit with sampling XLA may copy the memory.
+    Steps may be masked out only between two episodes (the idle step of an environment that resets
+    itself); within one, the rows before and after the gap would pass for consecutive.
+    """
+    written, following = write_rows(layout, index)
+    packed = _pack(layout, new)
+    advance = jnp.ones(layout.envs, jnp.int32)
+    if not layout.stores_next:
+        head = (
+            jnp.zeros_like(packed).at[:, layout.slices["observation"]].set(jnp.float32(new.next_observation))
+        )
+        written, mask = jnp.concatenate([written, following]), jnp.concatenate([mask, mask])
+        packed = jnp.concatenate([packed, head])
+        advance += jnp.asarray(new.terminated | new.truncated, jnp.int32)
+    rows = rows.at[jnp.where(mask, written, len(rows))].set(packed, mode="drop")
+    advance = jnp.where(mask[: layout.envs], advance, 0)
+    position = (index.position + advance) % layout.ring
+    size = jnp.minimum(index.size + advance, layout.ring)
+    return rows, index._replace(position=position, size=size)
+
+
+def write_rows(layout: Layout, index: Index) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
+    """The row that the next insert writes in each ring, and the row after it."""
+    written = jnp.arange(layout.envs, dtype=jnp.int32) * layout.ring + index.position
+    return written, neighbour(layout, written, 1)
+
+
+def rows_at(
+    layout: Layout,
+    rows: Memory,
+    index: Index,
+    i: Int[Array, " B"],
+    n_step: int,
+    discount: float,
+    derived_names: Collection[str] = (),
+) -> Batch:
+    """The transitions that start at the rows i.
+
+    For n_step > 1 the reward is the discounted sum over up to n consecutive rows of the ring, fewer where
+    the episode ends or the newest row is reached; next observation and `terminated` are those of the last
+    row used, and discount is γ^k for the k rows used. Nothing ever reaches across a reset.
+
+    Args:
+        derived_names: "previous_observation" adds to `extra` the observation one step earlier, or the
+            row's own at the first step of an episode and at the oldest row; "next_observation" is
+            always there.
+
+    Raises:
+        UsageError: a derived name is unknown.
+    """
+    if unknown := set(derived_names) - DERIVED:
+        raise UsageError(f"Replay cannot derive {sorted(unknown)}; it knows {sorted(DERIVED)}.")
+    columns = layout.slices
+    taken = take(rows, i, slice(0, layout.width))
+    observation = taken[:, columns["observation"]]
+    if n_step == 1:
+        reward, terminated = taken[:, columns["reward"].start], taken[:, columns["terminated"].start]
+        last, power = i, discount
+    else:
+        reward, terminated, last, power = _n_step(layout, rows, index, i, n_step, discount)
+    if not layout.stores_next:
+        next_observation = take(rows, neighbour(layout, last, 1), columns["observation"])
+    elif n_step == 1:
+        next_observation = taken[:, columns["next_observation"]]
+    else:
+        next_observation = take(rows, last, columns["next_observation"])
+    extra = {name: taken[:, columns[name]].reshape(-1, *shape) for name, shape in layout.columns}
+    if "previous_observation" in derived_names:
+        extra["previous_observation"] = _previous_observation(layout, rows, index, i, observation)
+    action = taken[:, columns["action"]]
+    return Batch(observation, action, reward, terminated, next_observation, power, extra)
+
+
+def take(rows: Memory, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
+    """Some neighbouring columns of the rows i, read without touching the others."""
+    width = columns.stop - columns.start
+    dimensions = jax.lax.GatherDimensionNumbers(
+        offset_dims=(i.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+    )
+    start = jnp.stack([i, jnp.full_like(i, columns.start)], axis=-1)
+    return jax.lax.gather(rows, start, dimensions, (1, width), mode="promise_in_bounds")
+
+
+def neighbour(layout: Layout, i: Int[Array, "*n"], step: int | Array) -> Int[Array, "*n"]:
+    """The row `step` rows after i in the ring of i."""
+    first = i // layout.ring * layout.ring
+    return first + (i - first + step) % layout.ring
+
+
+def _n_step(layout: Layout, rows: Memory, index: Index, i: Array, n: int, discount: float):
+    steps = jnp.arange(n)[:, None]
+    at = neighbour(layout, i, steps)  # [n, B]
+    outcome = take(rows, at, slice(layout.slices["reward"].start, layout.slices["truncated"].stop))
+    reward, terminated, truncated = jnp.moveaxis(outcome, -1, 0)
+    newest = neighbour(layout, at, 1) % layout.ring == index.position[i // layout.ring]
+    stop = (terminated + truncated > 0) | newest
+    used = jnp.cumsum(stop, axis=0) - stop == 0  # nothing stopped before this row
+    powers = jnp.asarray([discount**k for k in range(n + 1)], jnp.float32)
+    count = jnp.sum(used, axis=0)
+    total = jnp.sum(jnp.where(used, powers[:n, None] * reward, 0.0), axis=0)
+    return (
+        total,
+        jnp.max(jnp.where(used, terminated, 0.0), axis=0),
+        at[count - 1, jnp.arange(i.size)],
+        powers[count],
+    )
+
+
+def _previous_observation(layout: Layout, rows: Memory, index: Index, i: Array, observation: Array) -> Array:
+    columns = layout.slices
+    before = neighbour(layout, i, -1)
+    previous = take(rows, before, slice(0, columns["truncated"].stop + (not layout.stores_next)))
+    first = (previous[:, columns["terminated"].start] + previous[:, columns["truncated"].start]) > 0
+    if layout.stores_next:
+        ring = i // layout.ring
+        oldest = jnp.where(index.size == layout.ring, index.position, 0)
+        first |= i % layout.ring == oldest[ring]
+    else:
+        first |= previous[:, columns["valid"].start] == 0  # so is the row before the oldest: head or pad
+    return jnp.where(first[:, None], observation, previous[:, columns["observation"]])
+
+
+def _pack(layout: Layout, new: Rows) -> Float[Array, "E W"]:
+    values = new._asdict() | {"valid": jnp.ones(layout.envs)} | dict(new.columns)
+    parts = [jnp.asarray(values[name], jnp.float32).reshape(layout.envs, -1) for name in layout.slices]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _check_memory(layout: Layout) -> None:
+    available = _available_bytes()
+    if available is None or layout.nbytes <= available:
+        return
+    derive = " or --base.next-observation derived" if layout.stores_next else ""
+    fits = available // (4 * layout.width)
+    raise RunError(
+        f"A replay of {layout.capacity} rows needs {layout.nbytes / GIB:.1f} GiB but "
+        f"{available / GIB:.1f} GiB are available; use --base.replay-capacity below {fits}{derive}."
+    )
+
+
+def _available_bytes() -> int | None:
+    """Free memory of the device that arrays go to; None where it is not known."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return 1024 * int(fields["MemAvailable"].split()[0]) if "MemAvailable" in fields else None

@@ -1,0 +1,220 @@
+"""Run folders: self-describing, greppable, written so that a crash at any moment loses no save.
+
+    RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command
+    RUN/metrics.jsonl       one line per logging interval
+    RUN/evaluations.csv     step, policy, episode, return, length, success, seconds
+    RUN/saves/<steps>/      acting state, full state, replay (newest only), environment
+    RUN/events.out.*        TensorBoard
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qscape.envs import snapshot
+from qscape.errors import RunError, UsageError
+from qscape.offpolicy.trunk import Agent
+from qscape.run import saves
+from qscape.run.plan import Plan, from_json, to_json
+from qscape.run.trainer import Trainer
+
+RECORD = "run.json"
+PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The runs at a path: itself, or the seeds of the group that it is.
+
+    Raises:
+        UsageError: nothing there is a run.
+    """
+    if (path / RECORD).exists():
+        return [path]
+    found = sorted(p.parent for p in path.glob(f"*/{RECORD}"))
+    if not found:
+        raise UsageError(f"{path} is no run and holds none: there is no {RECORD} in it or in a folder below it.")
+    return sorted(found, key=lambda p: (not p.name.isdigit(), int(p.name) if p.name.isdigit() else 0, p.name))
+
+
+def one_run(path: Path) -> Path:
+    """The run at a path; a group of one counts as its run.
+
+    Raises:
+        UsageError: there are several.
+    """
+    runs = run_folders(path)
+    if len(runs) > 1:
+        raise UsageError(f"{path} holds {len(runs)} runs; name one, e.g. {runs[0]}.")
+    return runs[0]
+
+
+def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> None:
+    """Make the folder of a new run and write what it is.
+
+    Raises:
+        UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
+        RunError: the folder cannot be written.
+    """
+    if folder.exists() and any(p.name != LOCK for p in folder.iterdir()):
+        if not (folder / RECORD).exists():
+            raise UsageError(f"{folder} exists and is no run; choose another --out.")
+        if not overwrite:
+            raise UsageError(
+                f"{folder} holds a run already; go on with 'qscape resume {folder}', or add --overwrite."
+            )
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_record(folder, to_json(plan, agent) | origin())
+
+
+def origin() -> dict[str, Any]:
+    """Where numbers come from: versions, machine, threads, command."""
+    versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "versions": versions,
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "device": jax.devices()[0].device_kind,
+        },
+        "threads": os.environ.get("NPROC"),
+        "command": " ".join(["qscape", *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json whole or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".{RECORD}.tmp"
+        aside.write_text(json.dumps(record, indent=1) + "\n")
+        aside.replace(folder / RECORD)
+    except OSError as problem:
+        raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        RunError: it is missing or broken.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        from_json(record)
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise RunError(f"{folder / RECORD} cannot be read ({problem}): this is no run, or a broken one.") from problem
+    return record
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of the run in a folder."""
+    return from_json(read_record(folder))
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder alone; the system lets go of it however the process ends.
+
+    Raises:
+        RunError: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK).open("w")
+    except OSError as problem:
+        raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise RunError(f"{folder} is in use by another process; wait for it or choose another --out.") from problem
+        yield
+
+
+# --- saves ----------------------------------------------------------------------------------------
+
+
+def save(folder: Path, trainer: Trainer, milestone: bool) -> Path:
+    """Save everything; earlier saves give up their replay, and the oldest go, but for milestones."""
+    shot = snapshot.take(trainer.edge)
+    meta = {
+        "qscape": importlib.metadata.version("qscape"),
+        "milestone": milestone,
+        "numbers": trainer.numbers(),
+        "edge": shot.meta,
+        "threads": os.environ.get("NPROC"),
+    }
+    name = f"{trainer.env_steps:09d}"
+    place = folder / "saves"
+    path = saves.write(place, name, trainer.trees() | {"edge": shot.arrays}, meta)
+    for older in saves.names(place):
+        if older != name and "replay" in tree_names(place / older):
+            saves.drop(place / older, "replay")
+    saves.prune(place, trainer.plan.keep_saves, lambda n: saves.read_meta(place / n)["milestone"])
+    return path
+
+
+def tree_names(path: Path) -> list[str]:
+    """Names of the trees of a save."""
+    return list(json.loads((path / "save.json").read_text())["trees"])
+
+
+def newest_save(folder: Path, tree: str = "acting") -> Path | None:
+    """The newest save that holds `tree`, or None."""
+    place = folder / "saves"
+    for name in reversed(saves.names(place)) if place.exists() else []:
+        if tree in tree_names(place / name):
+            return place / name
+    return None
+
+
+def load_into(trainer: Trainer, path: Path) -> list[str]:
+    """Put a save back into a fresh trainer; returns notes for the user.
+
+    Raises:
+        RunError: the save is damaged, foreign, or of another agent.
+    """
+    meta = saves.read_meta(path)
+    numbers = meta["numbers"]
+    likes = trainer.trees()
+    layout = trainer.layout
+    rows = jax.ShapeDtypeStruct((layout.envs, numbers["used_rows"], layout.width), np.float32)
+    likes["replay"] = {"rows": rows, "index": trainer.index}
+    if numbers["chosen"]:
+        action = np.zeros((layout.envs, layout.action_size), np.float32)
+        likes["loop"]["action"] = action
+        likes["loop"]["columns"] = {k: np.zeros((layout.envs, *s), np.float32) for k, s in layout.columns}
+    trees, _ = saves.read(path, likes)
+    trainer.put_back(trees, numbers)
+    why = snapshot.restore(trainer.edge, snapshot.Snapshot(saves.read_arrays(path, "edge"), meta["edge"]))
+    notes = [why] if why else []
+    if meta["threads"] != os.environ.get("NPROC"):
+        was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
+        notes.append(f"saved with NPROC={was}, going on with NPROC={now}: the last digits may differ")
+    return notes

@@ -1,0 +1,107 @@
+"""The compiled programs of a run. Everything that takes time happens in these.
+
+Insertion is a program of its own, with the replay donated: sample and update in the same program would
+make XLA copy the whole replay at every call. The others only read the replay's rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from qscape.offpolicy.state import Acting, State
+from qscape.offpolicy.trunk import Agent
+from qscape.replay.memory import Index, Layout
+from qscape.types import Key
+
+
+class Programs:
+    """insert, act, update once and act, update many times: jitted for one agent and replay layout.
+
+    Attributes:
+        metrics: names of the entries of the metrics vector, known once an update was traced.
+    """
+
+    def __init__(self, agent: Agent, layout: Layout) -> None:
+        self.agent, self.layout = agent, layout
+        self.metrics: list[str] = []
+        self.insert = jax.jit(partial(agent.replay.insert, layout), donate_argnums=(0, 1))
+        self.step = jax.jit(self._step, donate_argnums=(0, 2, 3, 4))
+        self.burst = jax.jit(self._burst, donate_argnums=(0, 2, 3))
+        self.begin = jax.jit(self._begin, static_argnames="mode", donate_argnums=(0, 1))
+        self.act: Callable[..., Any] = jax.jit(agent.act, static_argnames="mode")
+        self.keep = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
+
+    def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
+        """The metrics vector before the first update; finds out the names as well."""
+        said = jax.eval_shape(partial(self.agent.update, self.layout), state, rows, index, key)[2]
+        self.metrics = sorted(said)
+        return jnp.full(len(self.metrics), jnp.nan)
+
+    def _update(
+        self, state: State, rows: Array, index: Index, metrics: Array, key: Key
+    ) -> tuple[State, Index, Array]:
+        state, index, said = self.agent.update(self.layout, state, rows, index, key)
+        new = jnp.stack([said[name] for name in self.metrics])
+        # -inf marks what this update did not compute (the actor's, between its delayed steps).
+        return state, index, jnp.where(jnp.isneginf(new), metrics, new)
+
+    def _begin(
+        self, state: State, memory: PyTree, obs: Array, first: Array, env_steps: Array, key: Key, mode: str
+    ) -> tuple[State, PyTree, Array, dict[str, Array]]:
+        """See the observations and act on them, without an update."""
+        state = self.agent.see(state._replace(env_steps=env_steps), obs)
+        acting = self.agent.acting(state)
+        action, columns, memory = self.agent.act(acting, memory, obs, first, env_steps, key, mode)
+        return state, memory, action, columns
+
+    def _step(
+        self,
+        state: State,
+        rows: Array,
+        index: Index,
+        memory: PyTree,
+        metrics: Array,
+        obs: Array,
+        first: Array,
+        env_steps: Array,
+        key: Key,
+    ) -> tuple[State, Index, PyTree, Array, Array, dict[str, Array]]:
+        """One update, then the next action: what an environment step costs in the usual schedule."""
+        state = state._replace(env_steps=env_steps)
+        state, index, metrics = self._update(state, rows, index, metrics, key)
+        state, memory, action, columns = self._begin(state, memory, obs, first, env_steps, key, "explore")
+        return state, index, memory, metrics, action, columns
+
+    def _burst(
+        self, state: State, rows: Array, index: Index, metrics: Array, env_steps: Array, key: Key, n: Array
+    ) -> tuple[State, Index, Array]:
+        """n updates in one call; n is not static, so that no burst's length is compiled anew."""
+
+        def body(_: Array, carry: tuple[State, Index, Array]) -> tuple[State, Index, Array]:
+            state, index, metrics = carry
+            return self._update(state, rows, index, metrics, key)
+
+        return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), index, metrics))
+
+
+def evaluation_key() -> Key:
+    """A policy that is random by construction evaluates with this fixed key."""
+    return jax.random.key(0)
+
+
+def act_evaluating(programs: Programs, acting: Acting, edge_envs: int) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    """The deterministic policy of an acting state, for E environments side by side."""
+    memory = programs.agent.maximiser.memory(programs.agent.task, edge_envs)
+    key = evaluation_key()
+
+    def choose(obs: np.ndarray, first: np.ndarray, step: int) -> np.ndarray:
+        nonlocal memory
+        action, _, memory = programs.act(acting, memory, obs, first, np.int32(step), key, mode="evaluate")
+        return np.asarray(action)
+
+    return choose

@@ -1,0 +1,115 @@
+"""Where events are written: metrics.jsonl, evaluations.csv, TensorBoard; W&B and trackio if asked for."""
+
+import csv
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tensorboardX import SummaryWriter
+
+from qscape.errors import RunError, UsageError
+from qscape.run import events as ev
+
+EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
+
+
+class Sink(Protocol):
+    """Something that takes events."""
+
+    def __call__(self, event: ev.RunEvent) -> None: ...
+    def close(self) -> None: ...
+
+
+class FolderSink:
+    """metrics.jsonl, evaluations.csv and TensorBoard events in a run folder."""
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        """Lines of steps beyond `step`, which a resumed run makes again, are dropped."""
+        self.folder = folder
+        try:
+            _keep_up_to(folder, step)
+            self.metrics = (folder / "metrics.jsonl").open("a")
+            self.evaluations = (folder / "evaluations.csv").open("a", newline="")
+            self.rows = csv.writer(self.evaluations)
+            if self.evaluations.tell() == 0:
+                self.rows.writerow(EVALUATION_COLUMNS)
+            self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        except OSError as problem:
+            raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+
+    def __call__(self, event: ev.RunEvent) -> None:
+        try:
+            self._write(event)
+        except OSError as problem:
+            raise RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.") from problem
+
+    def _write(self, event: ev.RunEvent) -> None:
+        if isinstance(event, ev.Logged):
+            line = {"step": event.step, "updates": event.updates, **event.metrics}
+            self.metrics.write(json.dumps(line) + "\n")
+            self.metrics.flush()
+            for name, value in event.metrics.items():
+                self.board.add_scalar(f"train/{name}", value, event.step)
+        elif isinstance(event, ev.Evaluated):
+            for k, (ret, length) in enumerate(zip(event.returns, event.lengths, strict=True)):
+                success = event.successes[k] if k < len(event.successes) else ""
+                self.rows.writerow((event.step, event.policy, k, ret, length, success, round(event.seconds, 3)))
+            self.evaluations.flush()
+            self.board.add_scalar(f"evaluation/return_{event.policy}", event.mean, event.step)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.evaluations.close()
+        self.board.close()
+
+
+def _keep_up_to(folder: Path, step: int) -> None:
+    """Cut off what was written after a save at `step`."""
+    metrics, evaluations = folder / "metrics.jsonl", folder / "evaluations.csv"
+    if metrics.exists():
+        kept = []
+        for line in metrics.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):  # the last line of a killed run
+                continue
+        _rewrite(metrics, kept)
+    if evaluations.exists():
+        head, *lines = evaluations.read_text().splitlines() or [",".join(EVALUATION_COLUMNS)]
+        whole = [line for line in lines if line.count(",") == len(EVALUATION_COLUMNS) - 1]
+        _rewrite(evaluations, [head, *(line for line in whole if int(line.split(",")[0]) <= step)])
+
+
+def _rewrite(path: Path, lines: list[str]) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text("".join(line + "\n" for line in lines))
+    aside.replace(path)
+
+
+class TrackerSink:
+    """Weights & Biases or trackio, which share one interface. Extra `loggers`."""
+
+    def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any]) -> None:
+        try:
+            self.tracker: Any = importlib.import_module(package)
+        except ImportError as problem:
+            raise UsageError(f'--log {package} needs the extra: pip install "qscape[loggers]".') from problem
+        self.tracker.init(project=project, name=name, config=dict(config))
+
+    def __call__(self, event: ev.RunEvent) -> None:
+        if isinstance(event, ev.Logged):
+            self.tracker.log({f"train/{k}": v for k, v in event.metrics.items()} | {"step": event.step})
+        elif isinstance(event, ev.Evaluated):
+            self.tracker.log({f"evaluation/return_{event.policy}": event.mean, "step": event.step})
+
+    def close(self) -> None:
+        self.tracker.finish()
+
+
+TRACKERS: dict[str, Callable[..., TrackerSink]] = {
+    "wandb": lambda **kw: TrackerSink("wandb", **kw),
+    "trackio": lambda **kw: TrackerSink("trackio", **kw),
+}

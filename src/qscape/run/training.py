@@ -1,0 +1,121 @@
+"""train and resume: a run folder, a trainer and the sinks, held together."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qscape.agents import build
+from qscape.errors import RunError, UsageError
+from qscape.run import events as ev
+from qscape.run import folder as folders
+from qscape.run.plan import Plan, fitted
+from qscape.run.sinks import TRACKERS, FolderSink, Sink
+from qscape.run.trainer import Trainer, open_edges
+
+OnTrainer = Callable[[Trainer], Any]
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between processes, so that a second start is faster."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def train(
+    plan: Plan,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    trackers: Sequence[str] = (),
+    on_trainer: OnTrainer = lambda trainer: None,
+) -> Iterator[ev.RunEvent]:
+    """Run a plan into a folder; yields what happens.
+
+    Args:
+        folder: made if it is not there; one that holds a run is refused unless `overwrite`.
+        trackers: "wandb", "trackio".
+        on_trainer: gets the trainer before it starts, e.g. to be able to stop it.
+
+    Raises:
+        UsageError: a plan that cannot be. RunError: what broke while running.
+    """
+    use_compilation_cache()
+    plan, agent, notes = fitted(plan)
+    edge, eval_edge = open_edges(plan)
+    with folders.locked(folder):
+        trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
+        folders.create(folder, plan, trainer.agent, overwrite)
+        on_trainer(trainer)
+        yield from _told(trainer, folder, plan, notes, trackers)
+
+
+def resume(
+    folder: Path,
+    steps: int | None = None,
+    *,
+    trackers: Sequence[str] = (),
+    on_trainer: OnTrainer = lambda trainer: None,
+) -> Iterator[ev.RunEvent]:
+    """Go on with the run in a folder from its newest save (or from the start, if it has none yet).
+
+    Args:
+        steps: a new total; None: what the run was started with.
+
+    Raises:
+        UsageError: the run has made these steps already. RunError: no run, or no readable save.
+    """
+    use_compilation_cache()
+    with folders.locked(folder):
+        record = folders.read_record(folder)
+        plan = folders.read_plan(folder)
+        if steps is not None:
+            plan = dataclasses.replace(plan, steps=steps)
+        agent = build(plan.recipe, plan.settings)
+        edge, eval_edge = open_edges(plan)
+        trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
+        newest = folders.newest_save(folder, "replay")
+        notes = [] if newest else ["there is no save yet: the run starts again"]
+        if newest:
+            notes = folders.load_into(trainer, newest)
+        if trainer.env_steps >= plan.steps:
+            raise UsageError(
+                f"{folder} has made its {trainer.env_steps} steps; "
+                f"to go on, ask for more: qscape resume {folder} --steps {2 * trainer.env_steps}."
+            )
+        folders.write_record(folder, record | {"steps": plan.steps})
+        on_trainer(trainer)
+        yield from _told(trainer, folder, plan, notes, trackers)
+
+
+def _told(
+    trainer: Trainer, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
+) -> Iterator[ev.RunEvent]:
+    """The trainer's events, written to every sink on their way."""
+    sinks: list[Sink] = [FolderSink(folder, trainer.env_steps)]
+    config = folders.read_record(folder)
+    name = f"{config['label']}/{plan.seed}"
+    for tracker in trackers:
+        sinks.append(TRACKERS[tracker](project=f"qscape-{plan.env.replace('/', '-')}", name=name, config=config))
+    try:
+        for event in trainer.events(plan.steps):
+            for sink in sinks:
+                sink(event)
+            yield event._replace(notes=[*notes, *event.notes]) if isinstance(event, ev.Started) else event
+    finally:
+        for sink in sinks:
+            sink.close()
+        for edge in (trainer.edge, trainer.eval_edge):
+            if edge is not None:
+                edge.close()
+    if trainer.updates == 0 and trainer.env_steps >= plan.steps:
+        raise RunError(
+            f"the run ended after {trainer.env_steps} steps without one update: no episode ended after the "
+            f"warm-up of {trainer.agent.base.warmup} steps; give it more steps or a shorter --base.warmup."
+        )

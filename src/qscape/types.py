@@ -1,0 +1,108 @@
+"""The few nouns everything speaks."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from zlib import crc32
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Key: TypeAlias = jax.Array
+Scalar: TypeAlias = Float[Array, ""]
+Metrics: TypeAlias = dict[str, Scalar]
+Obs: TypeAlias = Float[Array, "*batch S"]
+Action: TypeAlias = Float[Array, "*batch A"]
+
+
+def setting(default: Any, help: str, *, tune: tuple | None = None) -> Any:
+    """A dataclass field that is also a command-line flag and a line of documentation.
+
+    Args:
+        default: the paper's value.
+        help: one sentence; shown by `qscape train RECIPE --help` and in the reference.
+        tune: what `qscape tune` searches: `(low, high)`, `(low, high, "log")` or a tuple of choices
+            wrapped as `("choice", a, b, ...)`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
+
+
+def stream(key: Key, name: str) -> Key:
+    """The random stream called `name` below `key`.
+
+    Streams are told apart by name, not by order of drawing, so that adding a part to an agent
+    never changes another part's random numbers.
+    """
+    return jax.random.fold_in(key, np.uint32(crc32(name.encode())))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spec:
+    """What an agent has to know of its task. Inside, actions live in [-1, 1]^A.
+
+    Attributes:
+        observation_size: S, length of the flattened observation.
+        action_size: A, length of the action vector (of a representation, for large discrete sets).
+        table: `[N, A]` representations of a discrete action set, or None for continuous actions.
+    """
+
+    observation_size: int
+    action_size: int
+    table: np.ndarray | None = None
+
+
+class Batch(NamedTuple):
+    """B transitions as the losses see them (normalised if the agent normalises observations)."""
+
+    observation: Float[Array, "B S"]
+    action: Float[Array, "B A"]
+    reward: Float[Array, " B"]  # n-step sum, discounted, where n > 1
+    terminated: Float[Array, " B"]  # 1.0 only for a real end; time limits are 0.0
+    next_observation: Float[Array, "B S"]
+    discount: Float[Array, " B"] | float  # of the next value: γ, or γ^k for n-step returns
+    extra: dict[str, Float[Array, "B ..."]] = {}  # the columns that parts declared
+
+
+class Event(NamedTuple):
+    """The counters of one update; `update` starts at 1, `env_steps` is already increased."""
+
+    update: Int[Array, ""]
+    env_steps: Int[Array, ""]
+    actor_moved: Array  # does the actor move in this update?
+    synced: Array  # is this a synchronisation update (every 250th)?
+
+
+class Dist(Protocol):
+    """What a policy says about one observation."""
+
+    @property
+    def features(self) -> Array: ...  # last hidden layer
+    def mode(self) -> Array: ...  # evaluation, export
+    def sample(self, key: Key) -> tuple[Array, Array]: ...  # action, log-probability
+    def log_prob(self, action: Array) -> Array: ...
+
+
+Policy: TypeAlias = Callable[[Array], Dist]
+QFn: TypeAlias = Callable[[Array, Array], list[Array]]
+Columns: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+class Piece:
+    """What a recipe is made of. Subclasses are frozen dataclasses whose fields are hyperparameters."""
+
+    name: ClassVar[str]
+    socket: ClassVar[str]
+    derived: ClassVar[frozenset[str]] = frozenset()  # columns that replay computes from its indices
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        """Fields of the base that this piece moves, given the names of all pieces of the recipe."""
+        return {}
+
+    def objection(self, present: frozenset[str], base: Any) -> str | None:
+        """One sentence if this piece cannot work in this recipe, else None."""
+        return None
+
+    def columns(self, spec: Spec) -> Columns:
+        """Further columns of replay that acting emits: name to shape."""
+        return {}

@@ -1,0 +1,157 @@
+"""TD3 in one file, to be read from top to bottom.
+
+Twin delayed deep deterministic policy gradient (Fujimoto, van Hoof, Meger 2018, arXiv 1802.09477), with the
+settings of the authors' current code. A deterministic actor climbs the value that a critic has learned.
+Three things keep that honest: of two critics the lesser is believed, the target action is blurred by
+noise so that sharp peaks do not pay, and the actor moves only every second time.
+
+Actions live in [-1, 1]. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qscape.types import stream
+
+DISCOUNT = 0.99
+POLICY_DELAY = 2  # critic updates per actor update
+TARGET_NOISE, TARGET_NOISE_CLIP = 0.2, 0.5
+EXPLORATION_NOISE = 0.1
+TARGET_RATE = 0.005  # share of the online networks that the targets take over
+adam = optax.adam(3e-4)
+
+
+# --- networks --------------------------------------------------------------------------------------
+
+
+def make_network(key, *sizes):
+    """Linear layers; every weight and bias is uniform in ±1/√fan_in."""
+    layers = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        key, k_weight, k_bias = jax.random.split(key, 3)
+        bound = fan_in**-0.5
+        weight = jax.random.uniform(k_weight, (fan_out, fan_in), minval=-bound, maxval=bound)
+        layers.append((weight, jax.random.uniform(k_bias, (fan_out,), minval=-bound, maxval=bound)))
+    return layers
+
+
+def linear(layer, x):
+    weight, bias = layer
+    return x @ weight.T + bias
+
+
+def policy(actor, obs):
+    """The action [B, A]."""
+    h = obs
+    for layer in actor[:-1]:
+        h = jax.nn.relu(linear(layer, h))
+    return jnp.tanh(linear(actor[-1], h))
+
+
+def values(critics, obs, action):
+    """Q(s, a) of both critics [B, 2]."""
+    heads = []
+    for critic in critics:
+        h = jnp.concatenate([obs, action], -1)
+        for layer in critic[:-1]:
+            h = jax.nn.relu(linear(layer, h))
+        heads.append(linear(critic[-1], h))
+    return jnp.concatenate(heads, -1)
+
+
+# --- what an agent is ------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    actor: list
+    actor_target: list
+    critics: list  # of two
+    critics_target: list
+    actor_adam: tuple
+    critics_adam: tuple
+    updates: jax.Array
+
+
+def init(key, observation_size, action_size, hidden=(256, 256)):
+    """Targets start equal to their originals."""
+    k_actor, k_1, k_2 = jax.random.split(key, 3)
+    actor = make_network(k_actor, observation_size, *hidden, action_size)
+    critics = [make_network(k, observation_size + action_size, *hidden, 1) for k in (k_1, k_2)]
+    return State(actor, actor, critics, critics, adam.init(actor), adam.init(critics), jnp.zeros((), jnp.int32))
+
+
+# --- acting ----------------------------------------------------------------------------------------
+
+
+def act(state, obs):
+    """What the policy does when it is evaluated."""
+    return policy(state.actor, obs)
+
+
+def explore(state, obs, step, key):
+    """What it does while it learns, at environment step `step`: the same and Gaussian noise."""
+    _, key = jax.random.split(stream(jax.random.fold_in(key, step), "single.act.explore"))
+    action = policy(state.actor, obs)
+    return jnp.clip(action + EXPLORATION_NOISE * jax.random.normal(key, action.shape), -1.0, 1.0)
+
+
+# --- one update ------------------------------------------------------------------------------------
+
+
+class Transitions(NamedTuple):
+    """Everything in memory, one row a transition. `terminated` is 0 where only the time was up."""
+
+    obs: jax.Array  # [N, S]
+    action: jax.Array  # [N, A]
+    reward: jax.Array  # [N]
+    terminated: jax.Array  # [N]
+    next_obs: jax.Array  # [N, S]
+
+
+def update(state, memory, key, batch_size=256):
+    """One update. `key` is the same every time; the update's number makes its random numbers."""
+    number = state.updates + 1
+    key = jax.random.fold_in(key, number)
+
+    # A batch, uniformly with replacement.
+    i = jax.random.randint(stream(key, "uniform.sample"), (batch_size,), 0, len(memory.reward))
+    obs, action, reward, terminated, next_obs = (column[i] for column in memory)
+
+    # The target: reward, and the lesser of the target critics' values at a blurred target action.
+    next_action = policy(state.actor_target, next_obs)
+    noise = TARGET_NOISE * jax.random.normal(stream(key, "single.target"), next_action.shape)
+    noise = jnp.clip(noise, -TARGET_NOISE_CLIP, TARGET_NOISE_CLIP)
+    next_action = jnp.clip(next_action + noise, -1.0, 1.0)
+    next_value = values(state.critics_target, next_obs, next_action).min(-1)
+    y = reward + (1.0 - terminated) * DISCOUNT * next_value
+
+    # Both critics regress to it: squared errors, summed over the critics, averaged over the batch.
+    def critic_loss(critics):
+        return ((values(critics, obs, action) - y[:, None]) ** 2).sum(-1).mean()
+
+    step, critics_adam = adam.update(jax.grad(critic_loss)(state.critics), state.critics_adam)
+    critics = optax.apply_updates(state.critics, step)
+
+    # Every second time the actor climbs the first critic, and the targets follow a little.
+    def actor_loss(actor):
+        return -values(critics, obs, policy(actor, obs))[:, 0].mean()
+
+    def climb():
+        step, actor_adam = adam.update(jax.grad(actor_loss)(state.actor), state.actor_adam)
+        actor = optax.apply_updates(state.actor, step)
+        return actor, actor_adam, follow(state.actor_target, actor), follow(state.critics_target, critics)
+
+    def rest():
+        return state.actor, state.actor_adam, state.actor_target, state.critics_target
+
+    moves = number % POLICY_DELAY == 0
+    actor, actor_adam, actor_target, critics_target = jax.lax.cond(moves, climb, rest)
+    return State(actor, actor_target, critics, critics_target, actor_adam, critics_adam, number)
+
+
+def follow(target, online):
+    """Polyak averaging."""
+    return jax.tree.map(lambda old, new: TARGET_RATE * new + (1.0 - TARGET_RATE) * old, target, online)

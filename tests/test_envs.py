@@ -1,0 +1,421 @@
+"""The edge: transitions across resets, units of actions, shapes of observations, and what it refuses."""
+
+from itertools import pairwise
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qscape.envs import Edge, make
+from qscape.envs.probes import PROBES
+from qscape.envs.snapshot import restore, take
+from qscape.errors import RunError, UsageError
+
+
+class Counter(gym.Env):
+    """Shows (episode, step), so that a transition across a reset cannot be missed.
+
+    Lengths of 1 to 6 are drawn from the seed; odd episodes are terminated, even ones truncated. With `reuse`
+    one array is written again and again. What a reset informs of must not be taken for a success.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, reuse=False):
+        self.episode, self.reuse, self.shown = 0, reuse, np.zeros(2, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.at = self.episode + 1, 0
+        self.length = int(self.np_random.integers(1, 7))
+        return self.show(), {"success": 9.0}
+
+    def step(self, action):
+        self.at += 1
+        over, odd = self.at == self.length, self.episode % 2 == 1
+        reward = 0.1 * self.episode + float(action[0])
+        return self.show(), reward, over and odd, over and not odd, {"success": self.length - self.at == 1}
+
+    def show(self):
+        if not self.reuse:
+            self.shown = np.zeros(2, np.float32)
+        self.shown[:] = self.episode, self.at
+        return self.shown
+
+
+def by_hand(seed, actions):
+    """The transitions and episodes of one `Counter`, without any edge."""
+    env, rows, episodes = Counter(), [], []
+    observation, told = env.reset(seed=seed)[0], []
+    rewards = []
+    for action in actions:
+        after, reward, terminated, truncated, info = env.step(action)
+        rows.append((*observation, action[0], reward, *after, terminated, truncated))
+        rewards.append(reward)
+        told.append(float(info["success"]))
+        observation = after
+        if terminated or truncated:
+            episodes.append((len(rewards), sum(rewards), max(told)))
+            observation, rewards, told = env.reset()[0], [], []
+    return np.array(rows, np.float32), episodes
+
+
+def edge_of(way, envs):
+    """An edge of `envs` counters: built by `make`, in a mode or not, or around a given vector environment."""
+    who, _, mode = way.partition(" ")
+    if who == "given":
+        vector = SyncVectorEnv([Counter] * envs, copy=False, autoreset_mode=AutoresetMode[mode])
+        return make(vector, seed=5)
+    return make(Counter, envs, seed=5, **({"autoreset": AutoresetMode[mode]} if mode else {}))
+
+
+WAYS = ["built", *(f"{who} {mode.name}" for who in ("built", "given") for mode in AutoresetMode)]
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
+    edge = edge_of(way, envs)
+    random = np.random.default_rng(0)
+    rows, actions, episodes = ([[] for _ in range(envs)] for _ in range(3))
+    observation = edge.reset()
+    assert observation.dtype == np.float32
+    for _ in range(80):
+        action = random.uniform(-1, 1, (envs, 1)).astype(np.float32)
+        step = edge.step(action)
+        for i in np.flatnonzero(step.valid):
+            ends = step.terminated[i], step.truncated[i]
+            row = (*observation[i], action[i, 0], step.reward[i], *step.next_observation[i], *ends)
+            rows[i].append(row)
+            actions[i].append(action[i])
+        for episode in step.finished:
+            episodes[episode.env].append(episode)
+        observation = step.observation
+        np.testing.assert_array_equal(observation, edge.observation)
+    assert [array.dtype for array in step[:-1]] == [np.float32, np.float32, bool, bool, np.float32, bool]
+    for i in range(envs):
+        expected, ended = by_hand(5 + i, actions[i])
+        np.testing.assert_array_equal(np.array(rows[i], np.float32), expected)
+        assert expected[:, 6].any(), "no terminated episode was met"
+        assert expected[:, 7].any(), "no truncated episode was met"
+        assert [e.length for e in episodes[i]] == [length for length, _, _ in ended]
+        np.testing.assert_allclose([e.ret for e in episodes[i]], [ret for _, ret, _ in ended], rtol=1e-12)
+        assert [e.success for e in episodes[i]] == [success for _, _, success in ended]
+    later = "NEXT" in way and (envs > 1 or way.startswith("given"))
+    assert all(len(r) == 80 for r in rows) is not later, "only next-step autoreset spends steps on resets"
+
+
+def test_environments_may_write_to_the_array_they_gave():
+    edge = make(lambda: Counter(reuse=True), seed=5)
+    kept = [(edge.reset(), None)]
+    kept += [(s.observation, s.next_observation) for s in (edge.step(np.zeros((1, 1))) for _ in range(20))]
+    for (before, _), (now, after) in pairwise(kept):
+        assert after[0, 0] == before[0, 0]
+        assert after[0, 1] == before[0, 1] + 1
+        assert now[0, 1] == 0 or now is after
+
+
+@pytest.mark.parametrize("envs", [1, 2])
+def test_seeds_count_up_and_are_used_once(envs):
+    edge = make("Pendulum-v1", envs, seed=8)
+    first, second = edge.reset(), edge.reset()
+    expected = [gym.make("Pendulum-v1").reset(seed=8 + i)[0] for i in range(envs)]
+    np.testing.assert_array_equal(first, expected)
+    assert (first != second).any(), "every reset would begin the same episode"
+    edge.reseed(8)
+    np.testing.assert_array_equal(edge.reset(), expected)
+
+
+def test_a_reset_forgets_the_unfinished_episode():
+    edge = make("qscape/ProbeDiscount-v0")
+    edge.reset()
+    edge.step(np.zeros((1, 1)))
+    edge.reset()
+    finished = [episode for _ in range(2) for episode in edge.step(np.zeros((1, 1))).finished]
+    assert [(e.length, e.ret, e.success) for e in finished] == [(2, 1.0, None)]
+
+
+def test_asynchronous_environments_do_what_synchronous_ones_do():
+    both = [make("Pendulum-v1", 2, {"max_episode_steps": 7}, seed=3, asynchronous=a) for a in (False, True)]
+    np.testing.assert_array_equal(*(edge.reset() for edge in both))
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, 2, 1)).astype(np.float32):
+        sync, other = (edge.step(action) for edge in both)
+        for a, b in zip(sync, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert both[1].time_limit == 7
+    snapshot = take(both[1])
+    assert "other processes" in snapshot.meta["why"]
+    assert restore(both[1], snapshot) == snapshot.meta["why"]
+    assert both[1].tally.episodes.tolist() == [2, 2]
+    both[1].close()
+
+
+class Echo(gym.Env):
+    """Ends after one step and remembers the action it got."""
+
+    def __init__(self, action_space, observation_space=None, observation=None, reward=0.0, table=None):
+        self.action_space = action_space
+        box = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.observation_space = box if observation_space is None else observation_space
+        self.shown = np.zeros(3) if observation is None else observation
+        self.reward = reward
+        if table is not None:
+            self.action_table = table
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros_like(self.shown) if isinstance(self.shown, np.ndarray) else self.shown, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.got = action
+        return self.shown, self.reward, False, False, {}
+
+
+def echoed(space, *actions, **more):
+    env = Echo(space, **more)
+    edge = make(env)
+    edge.reset()
+    answers = []
+    for action in actions:
+        edge.step(np.array([action], np.float32))
+        answers.append(env.got)
+    return edge, answers
+
+
+def test_actions_reach_asymmetric_bounds_of_any_shape_and_are_clipped():
+    low = np.array([[-1, 0, 10], [-4, -0.5, 2]])
+    high = np.array([[1, 8, 30], [-2, 0.25, 2.5]])
+    edge, got = echoed(spaces.Box(low, high, dtype=np.float64), [-1] * 6, [1] * 6, [0] * 6, [3] * 6)
+    assert edge.spec.action_size == 6
+    np.testing.assert_allclose(got, [low, high, (low + high) / 2, high])
+
+
+def test_whole_numbers_are_rounded_to_the_nearest():
+    _, got = echoed(spaces.Box(0, 10, (2,), np.int64), [0.09, 0.11], [-1, 1])
+    np.testing.assert_array_equal(got, [[5, 6], [0, 10]])
+    assert got[0].dtype == np.int64
+
+
+@given(st.floats(-1, 1, width=32), st.sampled_from([1.0, 0.4, 2.0]), st.integers(1, 4))
+def test_actions_stay_inside_and_unit_bounds_change_nothing(action, bound, size):
+    _, (got,) = echoed(spaces.Box(-bound, bound, (size,), np.float32), [action] * size)
+    assert np.abs(got).max() <= np.float32(bound)
+    if bound == 1.0:
+        np.testing.assert_array_equal(got, np.full(size, action, np.float32))
+
+
+def test_a_table_maps_vectors_to_the_nearest_action():
+    table = np.array([[0, 5, 100], [10, 5, 100], [10, 5, 300], [0, 5, 300]])
+    space = spaces.Discrete(4, start=2)
+    edge, got = echoed(
+        space, [-1, 0, -1], [0.9, 0.7, -0.2], [1, 0, 1], [-0.3, 0, 0.1], [0, 0, 0], table=table
+    )
+    np.testing.assert_array_equal(edge.spec.table, [[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]])
+    assert edge.spec.action_size == 3
+    assert got == [2, 3, 4, 5, 2]  # the last is as near to all: the lowest
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        (np.zeros((3, 2)), r"\[4, d\]"),
+        (np.zeros(4), r"\[4, d\]"),
+        (np.array([[0.0], [1], [2], [np.nan]]), "NaN"),
+        (np.array([[0.0, 1], [1, 1], [2, 1], [1, 1]]), "equal"),
+    ],
+)
+def test_bad_tables_are_refused(table, why):
+    with pytest.raises(UsageError, match=why):
+        make(Echo(spaces.Discrete(4), table=table))
+
+
+def test_nested_observations_are_flattened_as_gymnasium_does():
+    space = spaces.Dict(
+        {
+            "z": spaces.Box(-9, 9, (2, 2)),
+            "a": spaces.Dict({"y": spaces.Box(-9, 9, ()), "x": spaces.Box(0, 9, (3,), np.int64)}),
+        }
+    )
+    space.seed(0)
+    shown = space.sample()
+    flat = spaces.utils.flatten(space, shown).astype(np.float32)
+    action = spaces.Box(-1, 1, (1,))
+    for envs in (1, 2):
+        edge = make(lambda: Echo(action, space, shown), envs)
+        assert edge.spec.observation_size == 8
+        np.testing.assert_array_equal(edge.reset(), [flat] * envs)
+        np.testing.assert_array_equal(edge.step(np.zeros((envs, 1))).observation, [flat] * envs)
+
+
+BOX = spaces.Box(-1, 1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("action", "observation", "why"),
+    [
+        (BOX, spaces.Box(0, 255, (8, 8, 3), np.uint8), "is an image"),
+        (BOX, spaces.Dict({"p": BOX, "eye": spaces.Box(0, 255, (8, 8), np.uint8)}), "at 'eye' is an image"),
+        (BOX, spaces.Discrete(3), "FlattenObservation"),
+        (BOX, spaces.Dict({}), "empty"),
+        (spaces.Box(np.array([-1, -np.inf]), np.array([1, 1])), None, "dimension 1 of the action"),
+        (spaces.Discrete(3), None, "action_table"),
+        (spaces.MultiDiscrete([3, 2]), None, "MultiDiscrete actions"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_refused(action, observation, why):
+    with pytest.raises(UsageError, match=why):
+        make(Echo(action, observation))
+
+
+def test_the_remedy_for_unbounded_actions_works():
+    env = Echo(spaces.Box(-np.inf, np.inf, (1,)))
+    edge = make(gym.wrappers.TransformAction(env, lambda a: a, spaces.Box(-3, 5, (1,))))
+    edge.reset()
+    edge.step(np.ones((1, 1)))
+    assert env.got == 5
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+@pytest.mark.parametrize(
+    ("observation", "reward", "why"),
+    [
+        (np.array([0, np.nan, 0]), 0.0, r"observation\[1\] is nan in environment 0, step 1 of its episode 1"),
+        (np.array([0, 0, -np.inf]), 0.0, r"observation\[2\] is -inf"),
+        (None, np.inf, "reward is inf in environment 0"),
+    ],
+)
+def test_numbers_that_are_not_finite_stop_the_run(envs, observation, reward, why):
+    edge = make(lambda: Echo(BOX, observation=observation, reward=reward), envs)
+    edge.reset()
+    with pytest.raises(RunError, match=why):
+        edge.step(np.zeros((envs, 1)))
+
+
+def test_the_error_names_the_environment_that_failed():
+    rewards = iter([0.0, 0.0, np.nan])
+    edge = make(lambda: Echo(BOX, reward=next(rewards)), 3)
+    edge.reset()
+    with pytest.raises(RunError, match="reward is nan in environment 2"):
+        edge.step(np.zeros((3, 1)))
+
+
+def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
+    edge = make("qscape/ProbeAction-v0")
+    edge.reset()
+    with pytest.raises(RunError, match=r"the agent's action\[0\] is nan"):
+        edge.step(np.full((1, 1), np.nan))
+    with pytest.raises(UsageError, match=r"\(1, 1\), not \(1,\)"):
+        edge.step(np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "why"),
+    [
+        ("halfcheeta-v5", "HalfCheetah-v5"),
+        ("HOPPER-v9", "Hopper-v5"),
+        ("probetimelimit", "qscape/ProbeTimeLimit-v0"),
+        ("qwxyz-v0", "package:Name-v0"),
+        ("", "package:Name-v0"),
+        ("no_such_package:Env-v0", "No module named 'no_such_package'"),
+        ("Ant-v3", "moved"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_unknown_ids_are_answered_with_the_nearest(env_id, why):
+    with pytest.raises(UsageError, match=why):
+        make(env_id)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "package", "why"),
+    [
+        ("LunarLanderContinuous-v3", "Box2D", r"qscape\[box2d\]"),
+        ("FetchReach-v4", "gymnasium_robotics", r"qscape\[robotics\].*gymnasium_robotics:FetchReach-v4"),
+        ("ale_py:ALE/Pong-v5", "ale_py", r"qscape\[atari\].*ale_py:ALE/Pong-v5"),
+    ],
+)
+def test_a_missing_package_is_answered_with_the_extra(env_id, package, why, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)  # as if it were not installed
+    with pytest.raises(UsageError, match=why):
+        make(env_id)
+
+
+def test_wrong_arguments_are_answered_with_the_right_ones():
+    with pytest.raises(UsageError, match=r"bogus.*it takes .*ctrl_cost_weight"):
+        make("HalfCheetah-v5", env_args={"bogus": 1})
+    with pytest.raises(UsageError, match="longest"):
+        make(PROBES["qscape/ProbeTimeLimit-v0"], env_args={"shortest": 1})
+    with pytest.raises(UsageError, match="takes no env_args"):
+        make(Counter(), env_args={"reuse": True})
+    with pytest.raises(UsageError, match="cannot be multiplied"):
+        make(Counter(), envs=2)
+    with pytest.raises(UsageError, match="at least one"):
+        make("Pendulum-v1", envs=0)
+
+
+def test_what_an_edge_tells_of_its_task():
+    edge = make("HalfCheetah-v5")
+    assert (edge.env_id, edge.envs, edge.time_limit, edge.reward_threshold) == (
+        "HalfCheetah-v5",
+        1,
+        1000,
+        4800.0,
+    )
+    assert (edge.spec.observation_size, edge.spec.action_size, edge.spec.table) == (17, 6, None)
+    assert make("gymnasium:Pendulum-v1", 2, {"max_episode_steps": 9}).time_limit == 9
+    limited = gym.wrappers.TimeLimit(Counter(), 4)
+    assert (make(limited).time_limit, make(limited).env_id) == (4, "Counter")
+    assert make(Counter).time_limit is None
+
+
+def test_a_frame_is_a_picture():
+    class Painter(Counter):
+        render_mode = "rgb_array"
+
+        def render(self):
+            return np.full((4, 6, 3), 7, np.uint8)
+
+    for envs in (1, 2):
+        edge = make(Painter, envs)
+        edge.reset()
+        assert edge.render_frame().shape == (4, 6, 3)
+    with pytest.raises(UsageError, match='render_mode="rgb_array"'):
+        make(Counter).render_frame()
+
+
+@pytest.mark.parametrize("env_id", PROBES)
+def test_probes_are_proper_environments(env_id):
+    env = gym.make(env_id)
+    check_env(env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", PROBES)
+def test_the_values_of_the_probes_fulfil_the_bellman_equation(env_id):
+    """Q(s, a) = r + γ max Q(s', ·), where only a real end cuts the sum, at random actions."""
+    probe, discount, edge = PROBES[env_id], 0.9, make(env_id)
+    random, observation = np.random.default_rng(1), edge.reset()
+    best = np.linspace(-1, 1, 401)
+    seen = set()
+    for _ in range(60):
+        action = random.uniform(-1, 1, (1, 1)).astype(np.float32)
+        step = edge.step(action)
+        later = probe.q(np.full(401, step.next_observation[0, 0]), best, discount).max()
+        target = step.reward[0] + discount * later * (not step.terminated[0])
+        np.testing.assert_allclose(probe.q(observation[0], action[0], discount), target, rtol=1e-5, atol=1e-6)
+        climbed = best[probe.q(np.full(401, observation[0, 0]), best, discount).argmax()]
+        if (known := probe.best(observation[0])) is not None:
+            np.testing.assert_allclose(known, climbed, atol=1e-6)
+        seen.add((float(observation[0, 0]), bool(step.terminated[0]), bool(step.truncated[0])))
+        observation = step.observation
+    assert isinstance(edge, Edge)
+    if "TimeLimit" in env_id:
+        assert seen == {(0.0, False, False), (0.0, False, True)}
+    else:
+        assert any(terminated for _, terminated, _ in seen)

@@ -1,0 +1,221 @@
+"""A snapshot: the same numbers, to the bit, as if the edge had never stopped."""
+
+import io
+import json
+import subprocess
+import sys
+from collections import deque
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from qscape.envs import make
+from qscape.envs.snapshot import Snapshot, restore, take
+
+EXACT = {  # environment, its arguments, how many side by side, steps before the snapshot
+    "pendulum": ("Pendulum-v1", {}, 1, 750),
+    "pendulum at the limit": ("Pendulum-v1", {}, 1, 600),
+    "car": ("MountainCarContinuous-v0", {"max_episode_steps": 90}, 1, 750),
+    "cheetah": ("HalfCheetah-v5", {}, 1, 750),
+    "hopper": ("Hopper-v5", {}, 1, 750),
+    "double pendulum": ("InvertedDoublePendulum-v5", {}, 1, 750),
+    "ant": ("Ant-v5", {"max_episode_steps": 250}, 1, 333),
+    "humanoid": ("Humanoid-v5", {}, 1, 111),
+    "three hoppers": ("Hopper-v5", {}, 3, 200),
+    "three cars": ("MountainCarContinuous-v0", {"max_episode_steps": 30}, 3, 119),
+} | {f"{name} {n}": (f"qscape/Probe{name}-v0", {}, n, 51) for name in ("TimeLimit", "Policy") for n in (1, 2)}
+
+
+def actions_of(edge, steps):
+    shape = steps, edge.envs, edge.spec.action_size
+    return np.random.default_rng(7).uniform(-1, 1, shape).astype(np.float32)
+
+
+def run(edge, actions):
+    """Everything the edge says, and the episodes it finishes."""
+    steps = [edge.step(action) for action in actions]
+    arrays = [np.concatenate([np.ravel(step[i]) for step in steps]) for i in range(6)]
+    return arrays, [episode for step in steps for episode in step.finished]
+
+
+def through_a_file(snapshot):
+    file = io.BytesIO()
+    np.savez(file, **snapshot.arrays)
+    file.seek(0)
+    return Snapshot(dict(np.load(file, allow_pickle=False)), json.loads(json.dumps(snapshot.meta)))
+
+
+def assert_same(one, other):
+    for a, b in zip(one[0], other[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one[1] == other[1]
+
+
+MODES = [(case, mode) for case in EXACT for mode in (AutoresetMode if EXACT[case][2] > 1 else ["SameStep"])]
+
+
+@pytest.mark.parametrize(("case", "mode"), MODES)
+def test_a_restored_edge_goes_on_to_the_bit(case, mode):
+    env_id, args, envs, before = EXACT[case]
+    edge = make(env_id, envs, args, seed=1, autoreset=mode)
+    actions = actions_of(edge, 2 * before)
+    edge.reset()
+    run(edge, actions[:before])
+    snapshot = through_a_file(take(edge))
+    assert snapshot.meta["exact"], snapshot.meta["why"]
+    first = run(edge, actions[before:])
+    assert first[1], "no reset was met after the snapshot"
+
+    other = make(env_id, envs, args, seed=99, autoreset=mode)
+    assert restore(other, snapshot) == ""
+    assert_same(first, run(other, actions[before:]))
+
+
+def test_every_step_across_a_reset_can_be_a_snapshot():
+    """Just before an end, at it and after it, in the mode that resets one step later."""
+    edge = make("qscape/ProbeTimeLimit-v0", 2, seed=3, autoreset=AutoresetMode.NEXT_STEP)
+    actions = actions_of(edge, 30)
+    edge.reset()
+    snapshots = [take(edge)]
+    for action in actions[:20]:
+        edge.step(action)
+        snapshots.append(take(edge))
+    last = run(edge, actions[20:])
+    for i, snapshot in enumerate(snapshots):
+        other = make("qscape/ProbeTimeLimit-v0", 2, autoreset=AutoresetMode.NEXT_STEP)
+        restore(other, snapshot)
+        for action in actions[i:20]:
+            other.step(action)
+        assert_same(last, run(other, actions[20:]))
+
+
+PROCESS = """
+import json, sys, numpy as np
+from qscape.envs import make
+from qscape.envs.snapshot import Snapshot, restore
+folder = sys.argv[1]
+edge = make("HalfCheetah-v5", seed=5)
+assert restore(edge, Snapshot(dict(np.load(folder + "/s.npz")), json.load(open(folder + "/s.json")))) == ""
+steps = [edge.step(action) for action in np.load(folder + "/actions.npy")]
+observations, rewards = [s.next_observation for s in steps], [s.reward for s in steps]
+np.savez(folder + "/out.npz", observations=observations, rewards=rewards)
+"""
+
+
+def test_a_new_process_goes_on_to_the_bit_across_the_time_limit(tmp_path):
+    edge = make("HalfCheetah-v5", seed=1)
+    actions = actions_of(edge, 1500)
+    edge.reset()
+    run(edge, actions[:750])
+    snapshot = take(edge)
+    np.savez(tmp_path / "s.npz", **snapshot.arrays)
+    (tmp_path / "s.json").write_text(json.dumps(snapshot.meta))
+    np.save(tmp_path / "actions.npy", actions[750:])
+    subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path)], check=True, cwd=tmp_path)
+    steps = [edge.step(action) for action in actions[750:]]
+    assert sum(len(step.finished) for step in steps) == 1
+    out = np.load(tmp_path / "out.npz")
+    np.testing.assert_array_equal(out["observations"], [step.next_observation for step in steps])
+    np.testing.assert_array_equal(out["rewards"], [step.reward for step in steps])
+
+
+class Thing:
+    """A plain object an environment may keep its state in."""
+
+    def __init__(self):
+        self.x = np.zeros(1)
+        self.noise = np.random.RandomState(3)  # as older environments have
+
+
+class Odd(gym.Env):
+    """Keeps its state where a careless snapshot does not look."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, extra=None):
+        self.extra = extra
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.thing = Thing()
+        self.history = deque([0.0, 0.0], maxlen=2)
+        self.zero = np.zeros(1)
+        self.last = self.zero  # one array after a reset, two later
+        self.same = self.thing.x  # one array always
+        self.count = {"steps": np.int32(0)}
+        return self.show(), {}
+
+    def step(self, action):
+        self.same += action * self.thing.noise.normal() + self.np_random.normal() + self.last + self.zero
+        self.last = np.array(action)
+        self.history.append(float(self.thing.x[0]))
+        self.count["steps"] += np.int32(1)
+        return self.show(), sum(self.history), self.count["steps"] == 40, False, {}
+
+    def show(self):
+        return np.array([self.thing.x[0], self.history[0]])
+
+
+def test_state_in_objects_shared_arrays_and_deques_is_kept():
+    edge = make(Odd, seed=1)
+    actions = actions_of(edge, 100)
+    edge.reset()
+    run(edge, actions[:50])
+    snapshot = through_a_file(take(edge))
+    assert snapshot.meta["exact"], snapshot.meta["why"]
+    other = make(Odd, seed=2)
+    restore(other, snapshot)
+    assert_same(run(edge, actions[50:]), run(other, actions[50:]))
+
+
+def test_wrappers_with_statistics_are_kept():
+    def wrapped():
+        return gym.wrappers.NormalizeObservation(gym.make("Pendulum-v1"))
+
+    edge = make(wrapped, seed=1)
+    actions = actions_of(edge, 500)
+    edge.reset()
+    run(edge, actions[:250])
+    other = make(wrapped, seed=2)
+    assert restore(other, through_a_file(take(edge))) == ""
+    assert_same(run(edge, actions[250:]), run(other, actions[250:]))
+
+
+@pytest.mark.parametrize("extra", [iter([1]), memoryview(b"1"), np.array([object()]), {1, 2}])
+def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
+    edge = make(lambda: Odd(extra), seed=1)
+    edge.reset()
+    run(edge, actions_of(edge, 100))
+    snapshot = through_a_file(take(edge))
+    assert not snapshot.meta["exact"]
+    assert "Odd.extra" in snapshot.meta["why"]
+    restored = []
+    for seed in (1, 2):
+        other = make(lambda: Odd(extra), seed=seed)
+        assert restore(other, snapshot) == snapshot.meta["why"]
+        assert other.tally.episodes == 2
+        restored.append(run(other, actions_of(edge, 50)))
+    assert_same(*restored)  # the new episode follows from the snapshot alone
+    begun = make(lambda: Odd(extra), seed=1)
+    begun.reset()
+    assert (run(begun, actions_of(edge, 50))[0][0] != restored[0][0][0]).any(), "the first seed came again"
+
+
+def test_a_snapshot_of_another_stack_of_wrappers_begins_a_new_episode():
+    edge = make("Pendulum-v1")
+    edge.reset()
+    other = make("Pendulum-v1", env_args={"max_episode_steps": -1})
+    assert "wrapped in another way" in restore(other, take(edge))
+
+
+def test_taking_a_snapshot_changes_nothing():
+    one, other = (make("Hopper-v5", seed=4) for _ in range(2))
+    np.testing.assert_array_equal(one.reset(), other.reset())
+    for action in actions_of(one, 100):
+        take(other)
+        a, b = one.step(action), other.step(action)
+        np.testing.assert_array_equal(a.observation, b.observation)
+        np.testing.assert_array_equal(a.reward, b.reward)
