@@ -1,8 +1,8 @@
-"""The assembled agents equal the straight-line files in `flat/` to the bit, and keep the house's rules."""
+"""The assembled agents equal the straight-line files in `flat/` to the bit, and keep the trunk's rules."""
 
 import dataclasses
+from collections import Counter
 from functools import partial
-from typing import NamedTuple
 
 import flat.sac
 import flat.td3
@@ -11,77 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import CAPACITY, TRANSITIONS, A, S, build, same, start
 
-from qscape import agents
+from qscape.methods.checkpoints import Checkpoints
 from qscape.offpolicy.sockets import Regulariser
 from qscape.offpolicy.state import SEED_AXES
-from qscape.replay.memory import Rows
-from qscape.types import Spec
 
-S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
 TD7_UPDATE = "td3+sale+lap+periodic+value_clip"
 ORACLES = {"td3": flat.td3, "sac": flat.sac, "td7": flat.td7, TD7_UPDATE: flat.td7}
-SMALL, PAPER = 32, 256
 
 
-class Run(NamedTuple):
-    """One agent and all its update needs."""
-
-    agent: agents.recipes.Agent
-    update: object  # jitted: (state, rows, index, key) -> (state, index)
-    state: object
-    rows: jax.Array
-    index: object
-    memory: flat.td3.Transitions  # the same transitions as inserted
-
-
-def build(recipe, size):
-    """An agent whose widths and batch all have one size."""
-    widths = {"actor_hidden": (size, size), "critic_hidden": (size, size)}
-    settings = {"base": {"batch_size": size, "replay_capacity": CAPACITY, **widths}}
-    if "td7" in recipe or "sale" in recipe:
-        settings["sale"] = {"width": size, "hidden": (size, size)}
-    return agents.build(recipe, settings).on(Spec(S, A))
-
-
-def transitions(seed):
-    """Random transitions whose TD errors lie on both sides of 1."""
-    rng = np.random.default_rng(seed)
-    obs, next_obs = rng.normal(size=(2, TRANSITIONS, S))
-    action = rng.uniform(-1.0, 1.0, (TRANSITIONS, A))
-    reward, ends = rng.normal(0.5, 1.5, TRANSITIONS), rng.random(TRANSITIONS)
-    columns = (obs, action, reward, ends < 0.1, next_obs)
-    memory = flat.td3.Transitions(*(jnp.asarray(x, jnp.float32) for x in columns))
-    return memory, jnp.asarray((ends > 0.1) & (ends < 0.2))  # truncated: the bootstrap goes on
-
-
-def fill(agent, seed):
-    """The agent's replay, filled row by row."""
-    memory, truncated = transitions(seed)
-    layout = agent.layout(1)
-    obs, action, reward, terminated, next_obs = (x[:, None] for x in memory)
-    steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, {})
-
-    def insert(carry, step):
-        return agent.replay.insert(layout, *carry, step, jnp.array([True])), None
-
-    rows, index = jax.jit(lambda: jax.lax.scan(insert, agent.replay.init(layout), steps)[0])()
-    return rows, index, memory
-
-
-def start(recipe, size=SMALL, seed=0):
-    agent = build(recipe, size)
-
-    # Without the metrics, which the oracles do not make: XLA would fuse them with what they are made of,
-    # and so round SAC's log-probabilities in another way.
-    def update(*args):
-        return agent.update(agent.layout(1), *args)[:2]
-
-    return Run(agent, jax.jit(update), agent.init(jax.random.key(seed)), *fill(agent, seed))
-
-
-def by_name(state, index):
-    """What the agent carries, under the names that the oracles give it."""
+def by_name(run):
+    """What an agent carries, under the names that the oracles give it."""
+    state, priorities = run.state, run.index.priorities
     known = {
         "actor": state.actor,
         "actor_target": state.actor_target,
@@ -100,65 +42,143 @@ def by_name(state, index):
     if "value_clip" in state.own:
         names = ("target_min", "target_max", "clip_low", "clip_high")
         known |= dict(zip(names, state.own["value_clip"].rest, strict=True))
-    if index.priorities is not None:
-        tree = index.priorities.tree
-        known |= {"priorities": tree[tree.size // 2 :], "max_priority": index.priorities.max_priority}
-    carried = len(jax.tree.leaves(state)) + len(jax.tree.leaves(index.priorities))
-    assert len(jax.tree.leaves(known)) == carried - 1, "something is not compared"  # but env_steps
+    if priorities is not None:
+        known["priorities"] = priorities.tree[priorities.tree.size // 2 :]
+        known["max_priority"] = priorities.max_priority
+    named, carried = jax.tree.leaves(known), jax.tree.leaves((state, priorities))
+    assert len(named) == len(carried) - 1, "all but env_steps is compared"
     return {name: part for name, part in known.items() if part is not None}  # SAC has no target actor
 
 
-def transplant(flat_state, run):
-    """The oracle's state with the agent's numbers: same nets, other structure."""
-    known = by_name(run.state, run.index)
-
-    def graft(mine, theirs):
-        mine_leaves, theirs = jax.tree.leaves(mine), jax.tree.leaves(theirs)
-        assert [x.shape for x in mine_leaves] == [x.shape for x in theirs]
-        return jax.tree.unflatten(jax.tree.structure(mine), theirs)
-
-    return flat_state._replace(**{name: graft(getattr(flat_state, name), known[name]) for name in known})
-
-
-def oracle(run, size=SMALL):
-    """The straight-line twin of a run: its update and its state."""
-    flat_file = ORACLES[run.agent.recipe]
+def oracle(run):
+    """The straight-line twin of a run: its update, and its state with the agent's numbers."""
+    flat_file, base = ORACLES[run.agent.recipe], run.agent.base
     more = {}
     if flat_file is flat.td7:
-        more = {"priorities": jnp.where(jnp.arange(CAPACITY) < TRANSITIONS, 1.0, 0.0), "embedding": size}
-    state = flat_file.init(jax.random.key(9), S, A, hidden=(size, size), **more)
-    return jax.jit(partial(flat_file.update, batch_size=size)), transplant(state, run)
+        filled = jnp.where(jnp.arange(CAPACITY) < TRANSITIONS, 1.0, 0.0)
+        more = {"priorities": filled, "embedding": base.actor_hidden[0]}
+    own = flat_file.init(jax.random.key(9), S, A, hidden=base.actor_hidden, **more)
+
+    def graft(mine, theirs):
+        theirs = jax.tree.leaves(theirs)
+        assert [x.shape for x in jax.tree.leaves(mine)] == [x.shape for x in theirs]
+        return jax.tree.unflatten(jax.tree.structure(mine), theirs)
+
+    state = own._replace(**{name: graft(getattr(own, name), part) for name, part in by_name(run).items()})
+    return jax.jit(partial(flat_file.update, batch_size=base.batch_size)), state
 
 
-def differences(run, flat_state):
-    """Names of what is not equal to the bit."""
-    return [
-        name
-        for name, mine in by_name(run.state, run.index).items()
-        for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(getattr(flat_state, name)), strict=True)
-        if not np.array_equal(x, y)
-    ]
-
-
-# 520 updates of TD7 cross two hard synchronisations, so that each copy has moved.
+# 520 updates of TD7 cross two hard synchronisations, so that every copy has moved.
 @pytest.mark.parametrize(
     ("recipe", "size", "updates"),
     [
-        ("td3", SMALL, 300),
-        ("sac", SMALL, 300),
-        ("td7", SMALL, 520),
-        (TD7_UPDATE, SMALL, 20),
-        ("td3", PAPER, 20),
-        ("sac", PAPER, 20),
-        ("td7", PAPER, 20),
+        ("td3", 32, 300),
+        ("sac", 32, 300),
+        ("td7", 32, 520),
+        (TD7_UPDATE, 32, 20),
+        ("td3", 256, 20),
+        ("sac", 256, 20),
+        ("td7", 256, 20),
     ],
 )
-def test_agent_equals_its_straight_line_file_to_the_bit(recipe, size, updates):
-    run, key = start(recipe, size), jax.random.key(1)
-    flat_update, flat_state = oracle(run, size)
+def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
+    run = start(build(recipe, size))
+    flat_update, flat_state = oracle(run)
     for number in range(1, updates + 1):
-        state, index = run.update(run.state, run.rows, run.index, key)
-        run = run._replace(state=state, index=index)
-        flat_state = flat_update(flat_state, run.memory, key)
-        assert not differences(run, flat_state), f"differs at update {number}"
+        run = run.step()
+        flat_state = flat_update(flat_state, run.memory, run.key)
+        differs = [name for name, part in by_name(run).items() if not same(part, getattr(flat_state, name))]
+        assert not differs, f"at update {number}"
     assert int(flat_state.updates) == updates
+
+
+@pytest.mark.parametrize("recipe", ["td3", "sac", "td7"])
+def test_acting_equals_its_oracle(recipe):
+    run = start(build(recipe, sync_every=1 if recipe == "td7" else 250))
+    for _ in range(2):
+        run = run.step()
+    _, flat_state = oracle(run)
+    obs, key, step = run.memory.obs[:4], jax.random.key(3), 17
+    acting = run.agent.acting(run.state)
+    for mode, expected in (
+        ("evaluate", jax.jit(ORACLES[recipe].act)(flat_state, obs)),
+        ("explore", jax.jit(ORACLES[recipe].explore)(flat_state, obs, step, key)),
+    ):
+        act = jax.jit(partial(run.agent.act, mode=mode))
+        action, columns, _ = act(acting, None, obs, jnp.zeros(4, bool), step, key)
+        assert columns == {}
+        # Far from the edge of tanh nothing but rounding may differ.
+        np.testing.assert_allclose(action, expected, rtol=0, atol=1e-6)
+
+
+# --- rules of the trunk -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing(Regulariser):
+    """Every default of a part, and nothing else."""
+
+    name = "nothing"
+
+
+@pytest.mark.parametrize("change", [{"regularisers": (Nothing(),)}, {"schedule": Checkpoints()}])
+def test_a_part_with_only_defaults_costs_nothing(change):
+    plain = build("td3")
+    runs = [start(agent) for agent in (plain, dataclasses.replace(plain, **change))]
+    programs = [run.program.lower(run.state, run.rows, run.index, run.key).compile() for run in runs]
+    costs = [program.cost_analysis() for program in programs]
+    assert costs[0]["flops"] == costs[1]["flops"]
+    for _ in range(4):
+        runs = [run.step() for run in runs]
+    assert same(*((run.state, run.index) for run in runs))
+
+
+def test_networks_start_the_same_whatever_parts_are_added():
+    plain, more = (build(recipe).init(jax.random.key(0)) for recipe in ("td3", "td3+lap+periodic+value_clip"))
+    assert same((plain.actor, plain.critics), (more.actor, more.critics))
+
+
+@pytest.mark.parametrize(("recipe", "draws"), [("td3", 2), ("sac", 3), ("td7", 2)])
+def test_no_random_key_is_used_twice(recipe, draws, monkeypatch):
+    """Over two updates: each key is drawn from once, and no key that is drawn from makes further keys."""
+    run, drawn, folded = start(build(recipe, 4)), Counter(), Counter()
+
+    def watch(name, seen):
+        original = getattr(jax.random, name)
+
+        def watched(key, *args, **kwargs):
+            jax.debug.callback(lambda data: seen.update([tuple(data.tolist())]), jax.random.key_data(key))
+            return original(key, *args, **kwargs)
+
+        monkeypatch.setattr(jax.random, name, watched)
+
+    for name in ("normal", "uniform", "randint", "split", "bernoulli", "permutation", "choice"):
+        watch(name, drawn)
+    watch("fold_in", folded)
+    for _ in range(2):
+        run = run.step()
+    jax.effects_barrier()
+    assert len(drawn) == 2 * draws, "fewer or more draws than the method has"
+    assert max(drawn.values()) == 1
+    assert not drawn.keys() & folded.keys()
+
+
+@pytest.mark.parametrize("recipe", ["td3", "sac", "td7"])
+def test_two_seeds_in_one_program_equal_two_runs(recipe):
+    """Batched matrix products may round differently, so to 1e-4, and 1e-5: 3% of one Adam step."""
+    agent = build(recipe, sync_every=4)
+    runs = [start(agent, seed) for seed in (0, 1)]
+    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    counters = {"updates": runs[0].state.updates, "env_steps": runs[0].state.env_steps}
+    state = stack(*(run.state for run in runs))._replace(**counters)
+    rows, index, key = (stack(*(getattr(run, name) for run in runs)) for name in ("rows", "index", "key"))
+    axes = {"in_axes": (SEED_AXES, 0, 0, 0), "out_axes": (SEED_AXES, 0)}
+    both = jax.jit(jax.vmap(lambda *args: agent.update(agent.layout(1), *args)[:2], **axes))
+    for _ in range(6):
+        state, index = both(state, rows, index, key)
+        runs = [run.step() for run in runs]
+    assert state.updates.shape == ()  # unbatched, so that `cond` stays `cond`
+    alone = stack(*((run.state._replace(updates=0, env_steps=0), run.index) for run in runs))
+    together = (state._replace(updates=jnp.zeros(2), env_steps=jnp.zeros(2)), index)
+    for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)

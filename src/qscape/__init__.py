@@ -1,1 +1,61 @@
-"""qscape: reinforcement learning that learns, shapes and searches the action-value landscape."""
+"""qscape: reinforcement learning that learns, shapes and searches the action-value landscape.
+
+    import qscape as qs
+    model = qs.TD7("HalfCheetah-v5", seed=0).learn(100_000)
+    action, _ = model.predict(observation)
+
+Everything is loaded on first use, so that `import qscape` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qscape.agents import build as agent
+    from qscape.errors import QscapeError, RunError, UsageError
+    from qscape.model import SAC, TD3, TD7, Model, load
+    from qscape.run import Plan, resume, train
+    from qscape.types import Spec
+
+_PLACES = {
+    "agent": ("qscape.agents", "build"),
+    "QscapeError": ("qscape.errors", "QscapeError"),
+    "RunError": ("qscape.errors", "RunError"),
+    "UsageError": ("qscape.errors", "UsageError"),
+    "SAC": ("qscape.model", "SAC"),
+    "TD3": ("qscape.model", "TD3"),
+    "TD7": ("qscape.model", "TD7"),
+    "Model": ("qscape.model", "Model"),
+    "load": ("qscape.model", "load"),
+    "Plan": ("qscape.run", "Plan"),
+    "resume": ("qscape.run", "resume"),
+    "train": ("qscape.run", "train"),
+    "Spec": ("qscape.types", "Spec"),
+}
+
+__all__ = [
+    "SAC",
+    "TD3",
+    "TD7",
+    "Model",
+    "Plan",
+    "QscapeError",
+    "RunError",
+    "Spec",
+    "UsageError",
+    "agent",
+    "load",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'qscape' has no attribute '{name}'")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

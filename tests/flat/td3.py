@@ -8,6 +8,7 @@ noise so that sharp peaks do not pay, and the actor moves only every second time
 Actions live in [-1, 1]. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ adam = optax.adam(3e-4)
 def make_network(key, *sizes):
     """Linear layers; every weight and bias is uniform in ±1/√fan_in."""
     layers = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         key, k_weight, k_bias = jax.random.split(key, 3)
         bound = fan_in**-0.5
         weight = jax.random.uniform(k_weight, (fan_out, fan_in), minval=-bound, maxval=bound)
@@ -80,7 +81,8 @@ def init(key, observation_size, action_size, hidden=(256, 256)):
     k_actor, k_1, k_2 = jax.random.split(key, 3)
     actor = make_network(k_actor, observation_size, *hidden, action_size)
     critics = [make_network(k, observation_size + action_size, *hidden, 1) for k in (k_1, k_2)]
-    return State(actor, actor, critics, critics, adam.init(actor), adam.init(critics), jnp.zeros((), jnp.int32))
+    networks = actor, actor, critics, critics
+    return State(*networks, adam.init(actor), adam.init(critics), jnp.zeros((), jnp.int32))
 
 
 # --- acting ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Policy checkpoints, which decide when to update and what to evaluate, are no mat
 Actions live in [-1, 1]. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ adam = optax.adam(3e-4)
 def make_network(key, *sizes):
     """Linear layers; every weight and bias is uniform in ±1/√fan_in."""
     layers = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         key, k_weight, k_bias = jax.random.split(key, 3)
         bound = fan_in**-0.5
         weight = jax.random.uniform(k_weight, (fan_out, fan_in), minval=-bound, maxval=bound)

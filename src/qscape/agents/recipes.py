@@ -42,9 +42,7 @@ BASE_HELP = {
     "td7": "TD3 with state-action embeddings, prioritised replay and checkpoints (Fujimoto et al. 2023).",
 }
 EXPANSIONS: dict[str, str] = {"td7": "td3+sale+lap+periodic+value_clip+checkpoints"}
-PARTS: dict[str, type] = {
-    cls.name: cls for cls in (SALE, LAP, Periodic, ValueClip, Checkpoints, Normalise)
-}
+PARTS: dict[str, type] = {cls.name: cls for cls in (SALE, LAP, Periodic, ValueClip, Checkpoints, Normalise)}
 SOCKET_MEANS = {
     "representation": "builds the networks",
     "replay": "chooses what is replayed",
@@ -78,14 +76,22 @@ def parse(recipe: str) -> tuple[str, list[str]]:
     names = [name.strip().lower() for name in recipe.split("+")]
     head = EXPANSIONS.get(names[0], names[0]).split("+")
     if head[0] not in BASES:
-        hint = f"'{names[0]}' is a part: write td3+{names[0]}" if names[0] in PARTS else nearest(names[0], known_agents())
+        hint = (
+            f"'{names[0]}' is a part: write td3+{names[0]}"
+            if names[0] in PARTS
+            else nearest(names[0], known_agents())
+        )
         raise UsageError(f"There is no agent '{names[0]}'; {hint}.")
     for name in names[1:]:
         if name not in PARTS:
             hint = f"'{name}' is an agent and comes first" if name in known_agents() else nearest(name, PARTS)
             raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.")
         if name in head:
-            why = f"{names[0]} already has it" if name not in names[: names.index(name)] else "it is there twice"
+            why = (
+                f"{names[0]} already has it"
+                if name not in names[: names.index(name)]
+                else "it is there twice"
+            )
             raise UsageError(f"'{name}' cannot be added in '{recipe}': {why}; leave it out.")
         if names.count(name) > 1:
             raise UsageError(f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.")
@@ -98,10 +104,10 @@ def known_agents() -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'did you mean ...' or the whole list, for an error's end."""
+    """The nearest names, or all of them, for an error's end."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?"[:-1] if close else f"there are {', '.join(known)}"
+    return f"near to it: {', '.join(close)}" if close else f"there are {', '.join(known)}"
 
 
 def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
@@ -122,7 +128,9 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     for name in names:
         part = PARTS[name]()
         _place(sockets, part, recipe)
-    agent = dataclasses.replace(agent, recipe="+".join(n.strip().lower() for n in recipe.split("+")), **sockets)
+    agent = dataclasses.replace(
+        agent, recipe="+".join(n.strip().lower() for n in recipe.split("+")), **sockets
+    )
     _known_settings(agent, settings)
     agent = dataclasses.replace(
         agent,

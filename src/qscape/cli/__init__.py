@@ -1,0 +1,76 @@
+"""The command line: argument parsing and printing, nothing else. Exit code 2 for usage, 1 for failure.
+
+Nothing heavy is imported here, so that `qscape --help` answers at once.
+"""
+
+import importlib
+import sys
+
+from qscape.errors import QscapeError
+
+COMMANDS = {
+    "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
+    "resume": ("go on with an interrupted run, or make it longer", "RUN [--steps N]"),
+    "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),
+    "plot": ("draw the learning curves of runs", "RUNS... --png FILE"),
+    "video": ("film a trained policy", "RUN [--mp4 FILE]"),
+    "list": ("show agents, parts and environments", "[agents|parts|envs]"),
+}
+
+
+def usage() -> str:
+    """What `qscape --help` prints."""
+    lines = [
+        "qscape: learn, shape and search the action-value landscape",
+        "",
+        "usage: qscape COMMAND ...",
+        "",
+    ]
+    lines += [f"  {name:<10}{says:<50}qscape {name} {args}" for name, (says, args) in COMMANDS.items()]
+    lines += [
+        "",
+        "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
+        "qscape train td7 --help shows those of td7. --debug shows tracebacks.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"qscape {version('qscape')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"qscape: there is no command '{argv[0]}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"qscape.cli.{argv[0]}").main(argv[1:])
+    except QscapeError as problem:
+        if debug:
+            raise
+        print(f"qscape: {problem}", file=sys.stderr)
+        return problem.code
+    except BrokenPipeError:  # e.g. `qscape list | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("qscape: interrupted.", file=sys.stderr)
+        return 130
+    except MemoryError:
+        if debug:
+            raise
+        print("qscape: the machine ran out of memory; use a smaller --base.replay-capacity.", file=sys.stderr)
+        return 1
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

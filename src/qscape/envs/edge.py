@@ -6,6 +6,7 @@ makes of that, how it resets itself and how many of it run side by side is known
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import re
@@ -166,6 +167,10 @@ class Edge:
         self.time_limit = _time_limit(about)
         size, flatten = _observations(space, self.env_id)
         action_size, table, self._to_env = _actions(actions, self.envs, about.unwrapped, self.env_id)
+        self._space, self._flatten = space, flatten
+        self._convert = functools.lru_cache(
+            lambda rows: _actions(actions, rows, about.unwrapped, self.env_id)[2]
+        )
         self.spec = Spec(size, action_size, table)
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)
@@ -234,6 +239,27 @@ class Edge:
                 f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
             ) from problem
         return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
+
+    def observations(self, observation: Any) -> tuple[Float[np.ndarray, "n S"], bool]:
+        """Observations of the environment's space as rows, and whether there was a batch axis.
+
+        Raises:
+            UsageError: the shape is neither that of one observation nor that of a batch.
+        """
+        path, box = _leaves(self._space, (), self.env_id)[0]
+        leaf = observation
+        for key in path:
+            leaf = leaf[key]
+        shape = np.shape(leaf)
+        if shape == box.shape:
+            return self._flatten(observation, 1), False
+        if shape[1:] == box.shape:
+            return self._flatten(observation, shape[0]), True
+        raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
+
+    def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
+        """Actions in [-1, 1] as the environment takes them, a row each."""
+        return self._convert(len(action))(action)
 
     def close(self) -> None:
         """Closes the environments."""

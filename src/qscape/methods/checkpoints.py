@@ -27,7 +27,8 @@ class Checkpoints(Schedule):
     switch: int = setting(750_000, "Updates after which assessments take the late number of episodes.")
     bar_factor: float = setting(0.9, "The kept policy's bar is multiplied by this once, at the switch.")
     lower_negative_bars: bool = setting(
-        False, "At the switch lower the bar by a tenth of its size whatever its sign (TD7 raises negative ones)."
+        False,
+        "At the switch lower the bar by a tenth of its size whatever its sign (TD7 raises negative ones).",
     )
     criterion: Literal["min", "mean"] = setting("min", "What an assessment's returns are reduced to.")
 

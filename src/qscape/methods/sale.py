@@ -137,7 +137,9 @@ class SALE(Representation):
 
     def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
         k_stage, k_trunk, k_head = jax.random.split(key, 3)
-        stage, width = self._stage(k_stage, spec.observation_size, base.actor_hidden[0], "s" in self.actor_inputs)
+        stage, width = self._stage(
+            k_stage, spec.observation_size, base.actor_hidden[0], "s" in self.actor_inputs
+        )
         width += self.width * ("zs" in self.actor_inputs) + context
         trunk = Trunk(k_trunk, (width, *base.actor_hidden), base.actor_activation)
         return Actor(stage, trunk, head(k_head, base, spec))

@@ -74,9 +74,7 @@ class Gaussian(eqx.Module):
 Head: TypeAlias = Deterministic | Gaussian
 
 
-def make_head(
-    key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float
-) -> Head:
+def make_head(key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float) -> Head:
     """The head called `kind`: "deterministic" or "gaussian" (log-std bounded to [low, high])."""
     if kind == "deterministic":
         return Deterministic(eqx.nn.Linear(width, action_size, key=key))

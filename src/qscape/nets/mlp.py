@@ -75,7 +75,9 @@ class Stage(eqx.Module):
     norm: str = eqx.field(static=True)
     keep: bool = eqx.field(static=True)
 
-    def __init__(self, key: Key | None = None, x: int = 0, width: int = 0, norm: str = "none", keep: bool = True):
+    def __init__(
+        self, key: Key | None = None, x: int = 0, width: int = 0, norm: str = "none", keep: bool = True
+    ):
         self.linear = None if key is None else eqx.nn.Linear(x, width, key=key)
         self.norm = norm
         self.keep = keep

@@ -36,7 +36,9 @@ class Base:
 
     actor_learning_rate: float = setting(3e-4, "Adam's rate for the actor.", tune=(1e-5, 1e-2, "log"))
     critic_learning_rate: float = setting(3e-4, "Adam's rate for the critics.", tune=(1e-5, 1e-2, "log"))
-    gradient_clip: float | None = setting(None, "Greatest global gradient norm, per optimiser; None: no clip.")
+    gradient_clip: float | None = setting(
+        None, "Greatest global gradient norm, per optimiser; None: no clip."
+    )
     critic_weight_decay: float = setting(0.0, "L2 added to the critics' gradient before Adam.")
     actor_weight_decay: float = setting(0.0, "L2 added to the actor's gradient before Adam.")
 
@@ -47,7 +49,9 @@ class Base:
     target_actor: bool = setting(True, "Keep a slow copy of the actor for the target action.")
     target_noise: float = setting(0.2, "Standard deviation of target-policy smoothing.", tune=(0.05, 0.5))
     target_noise_clip: float = setting(0.5, "Bound on the smoothing noise.")
-    exploration_noise: float = setting(0.1, "Standard deviation of noise added when acting.", tune=(0.02, 0.5))
+    exploration_noise: float = setting(
+        0.1, "Standard deviation of noise added when acting.", tune=(0.02, 0.5)
+    )
     sync_every: int = setting(250, "Updates between synchronisation events.")
 
     def __post_init__(self) -> None:

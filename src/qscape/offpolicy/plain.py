@@ -119,9 +119,13 @@ class Soft(Improvement):
     """Maximise value plus entropy, by the reparametrised gradient (SAC)."""
 
     name: ClassVar[str] = "soft"
-    temperature: float | None = setting(None, "Fixed entropy weight α; None: learned.", tune=(0.01, 1.0, "log"))
+    temperature: float | None = setting(
+        None, "Fixed entropy weight α; None: learned.", tune=(0.01, 1.0, "log")
+    )
     initial_temperature: float = setting(1.0, "Start of the learned α.")
-    target_entropy: float | None = setting(None, "Target of the learned α; None: minus the action's dimension.")
+    target_entropy: float | None = setting(
+        None, "Target of the learned α; None: minus the action's dimension."
+    )
     learning_rate: float = setting(3e-4, "Adam's rate for log α.", tune=(1e-5, 1e-2, "log"))
 
     def __post_init__(self) -> None:

@@ -141,7 +141,9 @@ class Agent:
             critics=critics,
             critics_target=critics,
             own=own,
-            optimisers={name: opt.init(params) for name, (opt, params) in self._optimised(actor, critics, own)},
+            optimisers={
+                name: opt.init(params) for name, (opt, params) in self._optimised(actor, critics, own)
+            },
             updates=jnp.zeros((), jnp.int32),
             env_steps=jnp.zeros((), jnp.int32),
         )
@@ -409,9 +411,7 @@ class Agent:
             )
             actor, own, optimisers, said = jax.lax.cond(event.actor_moved, move, lambda: still)
         metrics |= said
-        return state._replace(
-            actor=actor, own=state.own | own, optimisers=state.optimisers | optimisers
-        )
+        return state._replace(actor=actor, own=state.own | own, optimisers=state.optimisers | optimisers)
 
     def _actor_loss(self, state: State, tuned: dict[str, PyTree], batch: Batch, event: Event, key: Key):
         """Sum over the climbs and the actor regularisers; only the first climb moves what is tuned."""

@@ -48,8 +48,9 @@ def set(tree: Float[Array, " nodes"], i: Int[Array, " B"], p: Float[Array, " B"]
         node = node // 2
         return tree, node, _at(tree, 2 * node) + _at(tree, 2 * node + 1)
 
-    # A loop on purpose: unrolled, XLA fuses the making of i and p (often read from this very tree) into
-    # the writing, finds the old tree still needed after the first write, and copies all of it.
+    # A loop on purpose: on a CPU it is faster than unrolled, and its carry is ready before the first write.
+    # Otherwise XLA may fuse the making of i and p (often read from this very tree) into the writing,
+    # find the old tree still needed after the first write, and copy all of it.
     carry = (tree, i + tree.size // 2, _at(p.astype(tree.dtype), last))
     return jax.lax.fori_loop(0, _depth(tree) + 1, write_and_climb, carry)[0]
 

@@ -40,9 +40,7 @@ def pal_loss(td_error: Float[Array, "B heads"], alpha: float = 0.4) -> Float[Arr
 CRITIC_LOSSES = {"mse": mse_loss, "lap_huber": lap_huber_loss, "pal": pal_loss}
 
 
-def lap_priority(
-    td_error: Float[Array, "B heads"], alpha: float, min_priority: float
-) -> Float[Array, " B"]:
+def lap_priority(td_error: Float[Array, "B heads"], alpha: float, min_priority: float) -> Float[Array, " B"]:
     """Priority max(max_i |δ_i|, p_min)^α of each sampled row (LAP, Eq. 6; TD7, Section 4.2)."""
     return jnp.maximum(jnp.abs(td_error).max(-1), min_priority) ** alpha
 

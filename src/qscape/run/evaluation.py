@@ -9,7 +9,9 @@ from qscape.run.programs import Programs, act_evaluating
 SEED = 1000
 
 
-def evaluate(programs: Programs, acting: Acting, edge: Edge, episodes: int, seed: int = SEED) -> list[Episode]:
+def evaluate(
+    programs: Programs, acting: Acting, edge: Edge, episodes: int, seed: int = SEED
+) -> list[Episode]:
     """`episodes` whole episodes; the same ones at every call with the same seed.
 
     Sub-environment i of E runs episodes i, i + E, ...: a fixed share, so that short episodes are not

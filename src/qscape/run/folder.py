@@ -1,10 +1,10 @@
 """Run folders: self-describing, greppable, written so that a crash at any moment loses no save.
 
-    RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command
-    RUN/metrics.jsonl       one line per logging interval
-    RUN/evaluations.csv     step, policy, episode, return, length, success, seconds
-    RUN/saves/<steps>/      acting state, full state, replay (newest only), environment
-    RUN/events.out.*        TensorBoard
+RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command
+RUN/metrics.jsonl       one line per logging interval
+RUN/evaluations.csv     step, policy, episode, return, length, success, seconds
+RUN/saves/<steps>/      acting state, full state, replay (newest only), environment
+RUN/events.out.*        TensorBoard
 """
 
 import contextlib
@@ -43,7 +43,9 @@ def run_folders(path: Path) -> list[Path]:
         return [path]
     found = sorted(p.parent for p in path.glob(f"*/{RECORD}"))
     if not found:
-        raise UsageError(f"{path} is no run and holds none: there is no {RECORD} in it or in a folder below it.")
+        raise UsageError(
+            f"{path} is no run and holds none: there is no {RECORD} in it or in a folder below it."
+        )
     return sorted(found, key=lambda p: (not p.name.isdigit(), int(p.name) if p.name.isdigit() else 0, p.name))
 
 
@@ -125,7 +127,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD).read_text())
         from_json(record)
     except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise RunError(f"{folder / RECORD} cannot be read ({problem}): this is no run, or a broken one.") from problem
+        raise RunError(
+            f"{folder / RECORD} cannot be read ({problem}): this is no run, or a broken one."
+        ) from problem
     return record
 
 
@@ -153,7 +157,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
-            raise RunError(f"{folder} is in use by another process; wait for it or choose another --out.") from problem
+            raise RunError(
+                f"{folder} is in use by another process; wait for it or choose another --out."
+            ) from problem
         yield
 
 

@@ -26,14 +26,17 @@ class Plan:
     log_every: int = setting(1_000, "Environment steps between two lines of metrics.")
     save_every: int | None = setting(None, "Environment steps between saves; None: a tenth of the run.")
     keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
-    milestones: float = setting(0.1, "Share of the run after which acting state and critics are kept for good.")
+    milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
+    label: str = ""  # the recipe with the fields that the user changed
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1.")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1."
+                )
         if self.eval_every < 0:
             raise UsageError(f"--eval-every is {self.eval_every}; it must be 0 (never) or more.")
         if self.save_every is not None and self.save_every < 1:
@@ -62,6 +65,7 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         UsageError: the warm-up that was asked for leaves no update.
     """
     agent = build(plan.recipe, plan.settings)
+    plan = dataclasses.replace(plan, label=plan.label or label(agent))
     notes = [str(move) for move in overridden(agent)[1]]
     asked = "warmup" in plan.settings.get("base", {})
     warmup = agent.base.warmup
@@ -91,7 +95,7 @@ def _short(value: Any) -> str:
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
     """The plan as JSON, with every field of every part written out."""
-    return dataclasses.asdict(plan) | {"settings": settings_of(agent), "label": label(agent)}
+    return dataclasses.asdict(plan) | {"settings": settings_of(agent)}
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:

@@ -94,7 +94,9 @@ def evaluation_key() -> Key:
     return jax.random.key(0)
 
 
-def act_evaluating(programs: Programs, acting: Acting, edge_envs: int) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+def act_evaluating(
+    programs: Programs, acting: Acting, edge_envs: int
+) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
     """The deterministic policy of an acting state, for E environments side by side."""
     memory = programs.agent.maximiser.memory(programs.agent.task, edge_envs)
     key = evaluation_key()

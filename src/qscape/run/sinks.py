@@ -43,7 +43,9 @@ class FolderSink:
         try:
             self._write(event)
         except OSError as problem:
-            raise RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.") from problem
+            raise RunError(
+                f"{self.folder} cannot be written ({problem.strerror}); the last save stays."
+            ) from problem
 
     def _write(self, event: ev.RunEvent) -> None:
         if isinstance(event, ev.Logged):
@@ -55,7 +57,9 @@ class FolderSink:
         elif isinstance(event, ev.Evaluated):
             for k, (ret, length) in enumerate(zip(event.returns, event.lengths, strict=True)):
                 success = event.successes[k] if k < len(event.successes) else ""
-                self.rows.writerow((event.step, event.policy, k, ret, length, success, round(event.seconds, 3)))
+                self.rows.writerow(
+                    (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
+                )
             self.evaluations.flush()
             self.board.add_scalar(f"evaluation/return_{event.policy}", event.mean, event.step)
 

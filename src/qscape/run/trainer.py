@@ -21,7 +21,7 @@ from qscape.offpolicy.trunk import Agent
 from qscape.replay.memory import GIB, Rows
 from qscape.run import events as ev
 from qscape.run.evaluation import evaluate
-from qscape.run.plan import Plan, label
+from qscape.run.plan import Plan
 from qscape.run.programs import Programs
 
 CHUNK = 250  # updates between two looks at whether to stop
@@ -64,7 +64,12 @@ class Trainer:
         self.env_steps = self.updates = self.pending = 0
         self.learning = self.agent.base.warmup == 0
         self.returns: list[float] = []  # of the episodes since the last log line
-        self.due = {"log": plan.log_every, "evaluate": 0, "save": plan.saves_every, "milestone": plan.milestone_every}
+        self.due = {
+            "log": plan.log_every,
+            "evaluate": 0,
+            "save": plan.saves_every,
+            "milestone": plan.milestone_every,
+        }
         self.seconds = 0.0  # of training in earlier processes
         self.fresh = True
         self._stop = False
@@ -96,7 +101,7 @@ class Trainer:
             self.edge.reset()
             self.fresh = False
         yield ev.Started(
-            self.env_steps, until, label(self.agent), self.edge.env_id, self.plan.seed, self._notes()
+            self.env_steps, until, self.plan.label, self.edge.env_id, self.plan.seed, self._notes()
         )
         while not self._stop:
             if self.action is None:
@@ -137,7 +142,9 @@ class Trainer:
         for episode in step.finished:
             self.returns.append(episode.ret)
             if was_learning:
-                self._schedule(EpisodeEnd(episode.env, episode.length, episode.ret, self.updates + self.pending))
+                self._schedule(
+                    EpisodeEnd(episode.env, episode.length, episode.ret, self.updates + self.pending)
+                )
             if warm:
                 self.learning = True
             yield ev.EpisodeDone(self.env_steps, *episode)

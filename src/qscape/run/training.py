@@ -102,7 +102,9 @@ def _told(
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
     for tracker in trackers:
-        sinks.append(TRACKERS[tracker](project=f"qscape-{plan.env.replace('/', '-')}", name=name, config=config))
+        sinks.append(
+            TRACKERS[tracker](project=f"qscape-{plan.env.replace('/', '-')}", name=name, config=config)
+        )
     try:
         for event in trainer.events(plan.steps):
             for sink in sinks:

@@ -1,0 +1,3 @@
+from qscape.cli import entry
+
+entry()

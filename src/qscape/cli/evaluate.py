@@ -1,0 +1,48 @@
+"""`qscape evaluate RUN`."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from rich.console import Console
+
+from qscape.cli import options
+from qscape.cli.running import table
+from qscape.run.folder import run_folders
+from qscape.run.policy import evaluate_run
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape evaluate`."""
+
+    episodes: int = setting(10, "Episodes for each run.")
+    seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
+    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate one run, or every run of a group."""
+    path, rest = options.positional(argv, "RUN", "qscape evaluate")
+    given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
+    rows, means = [], []
+    for folder in run_folders(Path(path)):
+        step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
+        returns = [e.ret for e in done]
+        mean = sum(returns) / len(returns)
+        std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
+        successes = [e.success for e in done if e.success is not None]
+        success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
+        length = sum(e.length for e in done) / len(done)
+        rows.append(
+            [str(folder), policy, f"{step:,}", f"{mean:,.1f}", f"{std:,.1f}", f"{min(returns):,.1f}",
+             f"{max(returns):,.1f}", f"{length:,.0f}", success]
+        )  # fmt: skip
+        means.append(mean)
+    columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success"]
+    console = Console()
+    console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))
+    if len(means) > 1:
+        console.print(f"mean over {len(means)} runs: {sum(means) / len(means):,.1f}", highlight=False)
+    return 0

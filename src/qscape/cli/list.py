@@ -1,0 +1,47 @@
+"""`qscape list`: agents, parts and environments."""
+
+import gymnasium as gym
+from rich.console import Console
+
+from qscape.agents import BASES, EXPANSIONS, PARTS
+from qscape.agents.recipes import BASE_HELP, SOCKET_MEANS
+from qscape.cli.running import table
+from qscape.errors import UsageError
+
+SECTIONS = ("agents", "parts", "envs")
+
+
+def main(argv: list[str]) -> int:
+    """Print the sections asked for, or all of them."""
+    for section in argv:
+        if section not in SECTIONS:
+            raise UsageError(f"qscape list takes {', '.join(SECTIONS)}, not '{section}'.")
+    console = Console()
+    wanted = argv or list(SECTIONS)
+    if "agents" in wanted:
+        rows = [[name, EXPANSIONS.get(name, ""), BASE_HELP[name]] for name in [*BASES, *EXPANSIONS]]
+        console.print(_left(table("Agents", ["name", "is", "what"], rows)))
+    if "parts" in wanted:
+        rows = [
+            [
+                f"+{name}",
+                SOCKET_MEANS.get(cls.socket, "adds to the losses"),
+                (cls.__doc__ or "").split("\n")[0],
+            ]
+            for name, cls in PARTS.items()
+        ]
+        console.print(_left(table("\nParts, for every agent above", ["name", "where it fits", "what"], rows)))
+    if "envs" in wanted:
+        groups: dict[str, list[str]] = {}
+        for spec in gym.registry.values():
+            family = str(spec.entry_point).split(":")[0].split(".")
+            groups.setdefault(".".join(family[:3]), []).append(spec.id)
+        rows = [[family, ", ".join(sorted(ids))] for family, ids in sorted(groups.items())]
+        console.print(_left(table("\nEnvironments registered with Gymnasium", ["from", "ids"], rows)))
+    return 0
+
+
+def _left(made):
+    for column in made.columns:
+        column.justify, column.overflow = "left", "fold"
+    return made

@@ -1,0 +1,166 @@
+"""Flags from dataclasses: those of the run, of the base, and of the parts that are present."""
+
+import ast
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+
+from qscape.agents import PARTS, build, settings_of
+from qscape.errors import UsageError
+from qscape.offpolicy.trunk import Agent
+from qscape.types import setting
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `qscape train` takes beside the agent's own flags."""
+
+    env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
+    steps: int = setting(1_000_000, "Environment steps, over all parallel environments.")
+    seeds: tuple[int, ...] = setting((0,), "One run for each; several run side by side, one to a core.")
+    out: str | None = setting(None, "Folder of the group of seeds; None: runs/ENV/RECIPE.")
+    envs: int = setting(1, "Environments side by side in one run.")
+    env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
+    overwrite: bool = setting(False, "Replace a run that is there.")
+    eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
+    eval_episodes: int = setting(10, "Episodes of one evaluation.")
+    log_every: int = setting(1_000, "Environment steps between lines of metrics.")
+    save_every: int | None = setting(None, "Environment steps between saves; None: a tenth of the run.")
+    keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
+    milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
+    log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
+
+
+def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
+    """A dataclass from flags; unknown flags are refused with the nearest ones.
+
+    Raises:
+        UsageError: an unknown flag. SystemExit: help was asked for, or a value does not fit.
+    """
+    known = set(_flags(cls))
+    for arg in argv:
+        flag = arg.split("=", 1)[0].replace("_", "-")
+        if flag.startswith("--") and flag != "--help" and flag not in known:
+            negated = (
+                flag.replace("--no-", "--", 1) if flag.startswith("--no-") else flag.replace(".no-", ".", 1)
+            )
+            if negated in known:
+                continue
+            close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help."
+            raise UsageError(f"{prog} has no flag {flag}; {hint}")
+    return tyro.cli(cls, args=list(argv), prog=prog)
+
+
+def _flags(cls: type, prefix: str = "--") -> list[str]:
+    """All flags of a dataclass, nested ones with their dots."""
+    found = []
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(field.type):
+            found += _flags(field.type, f"{name}.")  # type: ignore[arg-type]
+        else:
+            found.append(name)
+    return found
+
+
+def flags_of(value: Any, only: set[str] | None = None) -> type:
+    """A dataclass type with a value's fields, its present values as defaults, and help from metadata."""
+    hints = get_type_hints(type(value))
+    fields = []
+    for field in dataclasses.fields(value):
+        if only is None or field.name in only:
+            note = tyro.conf.arg(help=field.metadata.get("help", ""))
+            default = dataclasses.field(default=getattr(value, field.name))
+            fields.append((field.name, Annotated[hints[field.name], note], default))
+    made = dataclasses.make_dataclass(type(value).__name__, fields, frozen=True)
+    made.__doc__ = (type(value).__doc__ or "").split("\n")[0]
+    return made
+
+
+def command_of(recipe: str, agent: Agent) -> type:
+    """The dataclass behind `qscape train RECIPE`: the run's flags, `base`, and each part with fields."""
+    run = flags_of(Run())
+    fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(run)]
+    named = {"base": agent.base} | {n: p for n, p in agent.parts.items() if dataclasses.fields(p)}
+    for name, part in named.items():
+        cls = flags_of(part)
+        fields.append((name, cls, dataclasses.field(default_factory=cls)))
+    made = dataclasses.make_dataclass("Train", fields, frozen=True)
+    made.__doc__ = f"Train {recipe}."
+    return made
+
+
+def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
+    """A flag of a part that is not in the recipe gets the recipe that has it.
+
+    Raises:
+        UsageError: there is such a flag.
+    """
+    for arg in argv:
+        name = arg[2:].split(".", 1)[0].replace("-", "_") if arg.startswith("--") and "." in arg else ""
+        if name in PARTS and name not in agent.parts:
+            raise UsageError(f"{arg.split('=')[0]} belongs to {name}; write {recipe}+{name}.")
+
+
+def train_command(
+    recipe: str, argv: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> tuple[Run, dict[str, dict[str, Any]]]:
+    """The run's options and the settings that were given on the command line or in a config.
+
+    Raises:
+        UsageError: an unknown recipe or flag.
+    """
+    agent = build(recipe, settings)
+    refuse_absent_parts(argv, recipe, agent)
+    parsed = parse(command_of(recipe, agent), argv, f"qscape train {recipe}")
+    before = settings_of(agent)
+    given: dict[str, dict[str, Any]] = {k: dict(v) for k, v in (settings or {}).items()}
+    typed = {a.split("=", 1)[0].replace("_", "-").replace(".no-", ".") for a in argv if a.startswith("--")}
+    for name, fields in before.items():
+        for field in fields:
+            # What was typed counts, also where it repeats the default: an explicit number wins.
+            if f"--{name}.{field}".replace("_", "-") in typed:
+                given.setdefault(name, {})[field] = getattr(getattr(parsed, name), field)
+    run = Run(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Run)})
+    return run, given
+
+
+def env_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs as Python values; what is no literal is a string.
+
+    Raises:
+        UsageError: a pair without =.
+    """
+    args = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.isidentifier():
+            raise UsageError(f"--env-args {pair} is no name=value pair, like continuous=False.")
+        try:
+            args[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            args[name] = value
+    return args
+
+
+def positional(argv: Sequence[str], what: str, prog: str) -> tuple[str, list[str]]:
+    """The first argument, which is not a flag, and the rest.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    if not argv or argv[0].startswith("-"):
+        if argv and argv[0] in ("-h", "--help"):
+            from qscape.cli import COMMANDS
+
+            print(f"usage: {prog} {COMMANDS[prog.split()[-1]][1]}")
+            sys.exit(0)
+        raise UsageError(f"{prog} needs {what} first, e.g. {prog} {what}.")
+    return argv[0], list(argv[1:])

@@ -1,0 +1,26 @@
+"""`qscape resume RUN`."""
+
+import dataclasses
+from pathlib import Path
+
+from qscape.cli import options
+from qscape.cli.running import run_all
+from qscape.run.folder import run_folders
+from qscape.run.worker import Job
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape resume`."""
+
+    steps: int | None = setting(None, "New total of environment steps; None: what the run was started with.")
+    log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
+
+
+def main(argv: list[str]) -> int:
+    """Go on with a run, or with every unfinished run of a group."""
+    path, rest = options.positional(argv, "RUN", "qscape resume")
+    given = options.parse(options.flags_of(Options()), rest, "qscape resume RUN")
+    folders = run_folders(Path(path))
+    return run_all([Job("resume", f, steps=given.steps, trackers=list(given.log)) for f in folders])

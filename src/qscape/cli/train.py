@@ -1,0 +1,81 @@
+"""`qscape train RECIPE --env ID`."""
+
+import json
+from pathlib import Path
+
+from qscape.cli import options
+from qscape.cli.running import Job, run_all
+from qscape.errors import UsageError
+from qscape.run.plan import Plan, fitted
+from qscape.run.sinks import TRACKERS
+
+
+def main(argv: list[str]) -> int:
+    """Train one agent with one or several seeds."""
+    settings = None
+    defaults: list[str] = []
+    if "--config" in argv:
+        argv, recipe, settings, defaults = _with_config(argv)
+    else:
+        recipe, argv = options.positional(argv, "RECIPE", "qscape train")
+    run, given = options.train_command(recipe, [*defaults, *argv], settings)
+    if not run.env:
+        raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
+    for tracker in run.log:
+        if tracker not in TRACKERS:
+            raise UsageError(f"--log {tracker} is unknown; there are {', '.join(TRACKERS)}.")
+    if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
+        raise UsageError(f"--seeds {' '.join(map(str, run.seeds))}: name each seed once, 0 or more.")
+    plans = [
+        Plan(
+            recipe=recipe,
+            env=run.env,
+            steps=run.steps,
+            seed=seed,
+            envs=run.envs,
+            env_args=options.env_args(run.env_args),
+            settings=given,
+            eval_every=run.eval_every,
+            eval_episodes=run.eval_episodes,
+            log_every=run.log_every,
+            save_every=run.save_every,
+            keep_saves=run.keep_saves,
+            milestones=run.milestones,
+        )
+        for seed in run.seeds
+    ]
+    name = fitted(plans[0])[0].label  # refuses what cannot be, before any folder is made
+    group = Path(run.out) if run.out else Path("runs") / run.env.replace("/", "-") / name
+    jobs = [
+        Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
+    ]
+    return run_all(jobs)
+
+
+def _with_config(argv: list[str]) -> tuple[list[str], str, dict, list[str]]:
+    """Recipe, settings and flags of a run.json; what else is on the command line wins over them."""
+    at = argv.index("--config")
+    if at + 1 >= len(argv):
+        raise UsageError("--config needs a file, e.g. runs/Hopper-v5/td7/0/run.json.")
+    path = Path(argv[at + 1])
+    rest = argv[:at] + argv[at + 2 :]
+    try:
+        record = json.loads(path.read_text())
+        recipe, settings = record["recipe"], record["settings"]
+        names = (
+            "env",
+            "steps",
+            "envs",
+            "eval_every",
+            "eval_episodes",
+            "log_every",
+            "keep_saves",
+            "milestones",
+        )
+        flags = [x for n in names for x in (f"--{n.replace('_', '-')}", str(record[n]))]
+        args = [f"{k}={v!r}" for k, v in record["env_args"].items()]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem
+    if rest and not rest[0].startswith("-"):
+        recipe, rest = rest[0], rest[1:]
+    return rest, recipe, settings, flags + (["--env-args", *args] if args else [])

@@ -1,0 +1,226 @@
+"""The Python face that people know: `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from qscape.agents import build
+from qscape.envs import Edge
+from qscape.envs import make as make_edge
+from qscape.errors import RunError, UsageError
+from qscape.run import events as ev
+from qscape.run import folder as folders
+from qscape.run.evaluation import SEED
+from qscape.run.plan import Plan, fitted
+from qscape.run.programs import evaluation_key
+from qscape.run.trainer import Trainer
+from qscape.run.training import use_compilation_cache
+
+Callback = Callable[["Model", ev.RunEvent], bool | None]
+
+
+class Model:
+    """An agent with its environment.
+
+    Args:
+        recipe: base and parts, e.g. `td7` or `td3+sale+lap`.
+        env: a Gymnasium id, a function that makes an environment, an environment, or a vector environment.
+        seed: of everything random.
+        envs: environments side by side (where `env` is an id or a function).
+        eval_env: for evaluations while learning; an id or a function gives one of its own by itself.
+        settings: fields by part, `base={"discount": 0.98}, sale={"width": 128}`.
+
+    Raises:
+        UsageError: an unknown name, a combination that cannot be, an environment that does not fit.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv,
+        seed: int = 0,
+        *,
+        envs: int = 1,
+        env_args: Mapping[str, Any] | None = None,
+        eval_env: gym.Env | None = None,
+        eval_every: int = 5_000,
+        eval_episodes: int = 10,
+        **settings: Mapping[str, Any],
+    ) -> None:
+        use_compilation_cache()
+        self.recipe, self.seed, self.settings = recipe, seed, settings
+        build(recipe, settings)  # refuses what cannot be, before an environment is made
+        self.edge = make_edge(env, envs, env_args, seed=seed)
+        self.eval_edge: Edge | None = None
+        if eval_env is not None:
+            self.eval_edge = make_edge(eval_env, seed=SEED)
+        elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
+            self.eval_edge = make_edge(env, min(eval_episodes, 10), env_args, seed=SEED)
+        self._asked = {"eval_every": eval_every, "eval_episodes": eval_episodes}
+        self._env_args = dict(env_args or {})
+        self.trainer: Trainer | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps made so far."""
+        return self.trainer.env_steps if self.trainer else 0
+
+    def _plan(self, steps: int) -> Plan:
+        return Plan(
+            recipe=self.recipe,
+            env=self.edge.env_id,
+            steps=steps,
+            seed=self.seed,
+            envs=self.edge.envs,
+            env_args=self._env_args,
+            settings=self.settings,
+            **self._asked,
+        )
+
+    def learn(
+        self, steps: int, callback: Callback | Iterable[Callback] = (), progress: bool = False
+    ) -> "Model":
+        """Train for `steps` more environment steps; returns the model itself.
+
+        Args:
+            steps: environment steps over all sub-environments. The first call decides whether the paper's
+                warm-up fits (see `run.plan.fitted`).
+            callback: one or several functions of (model, event); False from one of them ends learning.
+            progress: print evaluations.
+
+        Raises:
+            UsageError: no steps, or a warm-up that leaves no update. RunError: NaN from the environment.
+        """
+        callbacks = [callback] if callable(callback) else list(callback)
+        if self.trainer is None:
+            plan, agent, notes = fitted(self._plan(steps))
+            self.trainer = Trainer(plan, agent, self.edge, self.eval_edge)
+            if progress:
+                print("\n".join(notes))
+        elif steps < 1:
+            raise UsageError(f"learn({steps}): a run needs at least one environment step.")
+        for event in self.trainer.events(self.trainer.env_steps + steps):
+            if progress and isinstance(event, ev.Evaluated):
+                print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
+            if any([tell(self, event) is False for tell in callbacks]):
+                self.trainer.stop()
+        return self
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions in the environment's units for one observation or a batch of them.
+
+        Args:
+            observation: as the environment gives it (a dict of arrays for Dict spaces), with or without a
+                leading batch axis.
+            state: of a policy that remembers; what the last call returned. `episode_start` `[batch]` resets it.
+            deterministic: False draws as in training.
+
+        Returns:
+            (action, state).
+        """
+        return self._policy().predict(observation, state, episode_start, deterministic)
+
+    def _policy(self) -> "Policy":
+        trainer = self.trainer or self._untrained()
+        return Policy(self.edge, trainer.programs, trainer.best, trainer.env_steps)
+
+    def _untrained(self) -> Trainer:
+        plan = self._plan(1_000_000)
+        self.trainer = Trainer(plan, build(self.recipe, self.settings), self.edge, self.eval_edge)
+        return self.trainer
+
+    def evaluate(self, episodes: int = 10) -> list[float]:
+        """Returns of whole episodes with the deterministic policy, in the evaluation environment.
+
+        Raises:
+            UsageError: the model was given an environment and no `eval_env`.
+        """
+        from qscape.run.evaluation import evaluate
+
+        if self.eval_edge is None:
+            raise UsageError("this model was given an environment, not its id: pass eval_env to evaluate.")
+        trainer = self.trainer or self._untrained()
+        return [e.ret for e in evaluate(trainer.programs, trainer.best, self.eval_edge, episodes)]
+
+    def save(self, path: str | Path) -> Path:
+        """Write a run folder that `qs.load`, `qscape evaluate` and `qscape resume` read.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        folder = Path(path)
+        trainer = self.trainer or self._untrained()
+        plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
+        with folders.locked(folder):
+            folders.create(folder, plan, trainer.agent, overwrite=True)
+            folders.save(folder, trainer, milestone=False)
+        return folder
+
+
+class Policy:
+    """A policy in the environment's own units."""
+
+    def __init__(self, edge: Edge, programs: Any, acting: Any, step: int) -> None:
+        self.edge, self.programs, self.acting, self.step = edge, programs, acting, step
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """See `Model.predict`."""
+        obs, batched = self.edge.observations(observation)
+        n = len(obs)
+        agent = self.programs.agent
+        counter, memory = (0, agent.maximiser.memory(agent.task, n)) if state is None else state
+        first = (
+            np.zeros(n, bool) if episode_start is None else np.broadcast_to(episode_start, (n,)).astype(bool)
+        )
+        if state is None:
+            first = np.ones(n, bool)
+        mode = "evaluate" if deterministic else "explore"
+        action, _, memory = self.programs.act(
+            self.acting, memory, obs, first, np.int32(counter), evaluation_key(), mode=mode
+        )
+        native = self.edge.actions(np.asarray(action))
+        return (native if batched else native[0]), (counter + 1, memory)
+
+
+def load(path: str | Path) -> Model:
+    """The model in a run folder: to predict, evaluate, or learn on.
+
+    Raises:
+        UsageError: no run there. RunError: no readable save, or an environment that is not registered.
+    """
+    folder = folders.one_run(Path(path))
+    plan = folders.read_plan(folder)
+    newest = folders.newest_save(folder, "replay")
+    if newest is None:
+        raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+    model = Model(
+        plan.recipe,
+        plan.env,
+        plan.seed,
+        envs=plan.envs,
+        env_args=plan.env_args,
+        eval_every=plan.eval_every,
+        eval_episodes=plan.eval_episodes,
+        **plan.settings,
+    )
+    model.trainer = Trainer(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
+    folders.load_into(model.trainer, newest)
+    return model
+
+
+TD3 = partial(Model, "td3")
+SAC = partial(Model, "sac")
+TD7 = partial(Model, "td7")

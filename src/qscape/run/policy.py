@@ -1,0 +1,69 @@
+"""A trained policy out of a run folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qscape.agents import build
+from qscape.envs import Edge, Episode
+from qscape.envs import make as make_edge
+from qscape.errors import RunError, UsageError
+from qscape.offpolicy.state import Acting
+from qscape.run import saves
+from qscape.run.evaluation import SEED, evaluate
+from qscape.run.folder import newest_save, read_plan, tree_names
+from qscape.run.programs import Programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A policy with all that is needed to act: `programs.act(acting, ...)`."""
+
+    programs: Programs
+    acting: Acting
+    edge: Edge
+    step: int
+    policy: str  # "kept" or "current"
+
+
+def load_policy(
+    folder: Path,
+    *,
+    envs: int = 1,
+    seed: int = SEED,
+    current: bool = False,
+    env_args: dict[str, Any] | None = None,
+) -> Loaded:
+    """The policy of a run's newest save: the kept one where the schedule keeps one, unless `current`.
+
+    Raises:
+        RunError: no save, or an unreadable one.
+    """
+    plan = read_plan(folder)
+    path = newest_save(folder)
+    if path is None:
+        raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+    edge = make_edge(plan.env, envs, dict(plan.env_args) | (env_args or {}), seed=seed)
+    agent = build(plan.recipe, plan.settings).on(edge.spec)
+    like = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))
+    name = "kept" if "kept" in tree_names(path) and not current else "acting"
+    trees, meta = saves.read(path, {name: like})
+    step = meta["numbers"]["env_steps"]
+    programs = Programs(agent, agent.layout(envs))
+    return Loaded(programs, trees[name], edge, step, "kept" if name == "kept" else "current")
+
+
+def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False):
+    """(step, which policy, episodes) of an evaluation of a run's newest save.
+
+    Raises:
+        UsageError: no episode is asked for. RunError: no save.
+    """
+    if episodes < 1:
+        raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+    loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
+    done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.edge, episodes, seed)
+    loaded.edge.close()
+    return loaded.step, loaded.policy, done

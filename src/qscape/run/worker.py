@@ -1,0 +1,93 @@
+"""A job: one run to train or resume, here or in a process of its own that tells its events as JSON lines."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qscape.errors import QscapeError
+from qscape.run import events as ev
+from qscape.run.plan import Plan, from_json
+from qscape.run.trainer import Trainer
+from qscape.run.training import resume, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """`kind` "train" runs a plan into a folder; "resume" goes on with the run there, up to `steps`."""
+
+    kind: str
+    folder: Path
+    plan: Plan | None = None
+    steps: int | None = None
+    overwrite: bool = False
+    trackers: list[str] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON."""
+        return dataclasses.asdict(self) | {"folder": str(self.folder)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        plan = data["plan"] and from_json(data["plan"])
+        return Job(**data | {"folder": Path(data["folder"]), "plan": plan})
+
+
+def run_job(job: Job) -> Iterator[ev.RunEvent]:
+    """Do a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
+    with _stopping() as on_trainer:
+        if job.kind == "train":
+            assert job.plan is not None
+            yield from train(
+                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=on_trainer
+            )
+        else:
+            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=on_trainer)
+
+
+class _stopping:
+    """Turns signals into requests to stop, for as long as a job runs."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._asked)
+        return self._started
+
+    def _started(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def _asked(self, number: int, frame: Any) -> None:
+        if self.trainer is None:
+            raise KeyboardInterrupt
+        self.trainer.stop()
+        signal.signal(number, self.before[number])
+
+    def __exit__(self, *problem: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Read a job from standard input, tell its events on standard output."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints must not mix with the events
+    job = Job.from_json(json.load(sys.stdin))
+    try:
+        for event in run_job(job):
+            out.write(json.dumps(ev.to_json(event)) + "\n")
+    except QscapeError as problem:
+        out.write(json.dumps({"kind": "Failed", "why": str(problem)}) + "\n")
+        sys.exit(problem.code)
+
+
+if __name__ == "__main__":
+    main()

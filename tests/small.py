@@ -1,0 +1,84 @@
+"""Small agents with a filled replay, for tests of the update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flat.td3 import Transitions
+
+from qscape import agents
+from qscape.offpolicy.state import State
+from qscape.offpolicy.trunk import Agent
+from qscape.replay.memory import Index, Rows
+from qscape.types import Spec
+
+S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
+
+
+class Run(NamedTuple):
+    """One agent and all that its update needs."""
+
+    agent: Agent
+    program: Callable[..., Any]  # jitted: (state, rows, index, key) -> (state, index)
+    state: State
+    rows: jax.Array
+    index: Index
+    memory: Transitions  # what was inserted, column by column
+    key: jax.Array
+
+    def step(self) -> "Run":
+        state, index = self.program(self.state, self.rows, self.index, self.key)
+        return self._replace(state=state, index=index)
+
+
+def build(recipe: str, size: int = 32, **base: Any) -> Agent:
+    """An agent whose widths and batch all have one size."""
+    widths = {"actor_hidden": (size, size), "critic_hidden": (size, size)}
+    settings = {"base": {"batch_size": size, "replay_capacity": CAPACITY, **widths, **base}}
+    if "sale" in agents.build(recipe).parts:
+        settings["sale"] = {"width": size, "hidden": (size, size)}
+    return agents.build(recipe, settings).on(Spec(S, A))
+
+
+def transitions(seed: int) -> tuple[Transitions, jax.Array]:
+    """Random transitions whose TD errors lie on both sides of 1; and where time was up."""
+    rng = np.random.default_rng(seed)
+    obs, next_obs = rng.normal(size=(2, TRANSITIONS, S))
+    action = rng.uniform(-1.0, 1.0, (TRANSITIONS, A))
+    reward, ends = rng.normal(0.5, 1.5, TRANSITIONS), rng.random(TRANSITIONS)
+    columns = (obs, action, reward, ends < 0.1, next_obs)
+    truncated = jnp.asarray((ends > 0.1) & (ends < 0.2))
+    return Transitions(*(jnp.asarray(x, jnp.float32) for x in columns)), truncated
+
+
+def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.Array, Index]:
+    """The agent's replay, filled row by row."""
+    layout = agent.layout(1)
+    obs, action, reward, terminated, next_obs = (column[:, None] for column in memory)
+    steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, {})
+
+    def insert(carry, step):
+        return agent.replay.insert(layout, *carry, step, jnp.array([True])), None
+
+    return jax.jit(lambda: jax.lax.scan(insert, agent.replay.init(layout), steps)[0])()
+
+
+def start(agent: Agent, seed: int = 0) -> Run:
+    """A fresh run. Its update leaves out the metrics: XLA fuses them with what they are made of, which
+    rounds SAC's log-probabilities in another way than in the oracle, which makes none."""
+    memory, truncated = transitions(seed)
+
+    def program(state, rows, index, key):
+        return agent.update(agent.layout(1), state, rows, index, key)[:2]
+
+    state = agent.init(jax.random.key(seed))
+    key = jax.random.key(seed + 1)
+    return Run(agent, jax.jit(program), state, *fill(agent, memory, truncated), memory, key)
+
+
+def same(x: Any, y: Any) -> bool:
+    """Are two trees equal to the bit?"""
+    leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
