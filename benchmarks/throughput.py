@@ -73,19 +73,19 @@ def busy_seconds() -> float | None:
 
 def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
     """Let the workers run at the same time; steps per second is all their steps over the longest of them."""
-    steps = [worker.steps(seconds) for worker in workers]
     busy = busy_seconds()
-    for worker, n in zip(workers, steps, strict=True):
-        worker.start_turn(n)
-    answers = [worker.end_turn(n) for worker, n in zip(workers, steps, strict=True)]
+    for worker in workers:
+        worker.start_turn(seconds)
+    answers = [worker.end_turn() for worker in workers]
     now = busy_seconds()
+    steps = sum(answer["steps"] for answer in answers)
     longest = max(answer["seconds"] for answer in answers)
     own = sum(answer["cpu_seconds"] for answer in answers)
     return {
-        "steps": sum(steps),
+        "steps": steps,
         "seconds": longest,
         "cpu_seconds": own,
-        "steps_per_second": sum(steps) / longest,
+        "steps_per_second": steps / longest,
         "cores_used_by_others": None if busy is None or now is None else max(0.0, now - busy - own) / longest,
     }
 

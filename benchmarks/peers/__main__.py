@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Build the contender, say that it is ready, then answer {"steps": n} with what n steps took."""
+    """Build the contender, say that it is ready, then answer {"steps": n, "limit": seconds} with a turn."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=list(MODULES))
     parser.add_argument("--core", type=int)
@@ -64,12 +64,18 @@ def main() -> None:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         return answer(error=f"{type(error).__name__}: {error}".splitlines()[0], missing=missing)
 
-    def turn(steps: int) -> dict[str, Any]:
+    def turn(steps: int, limit: float) -> dict[str, Any]:
+        """Make the steps, or as many tenths of them as fit into the limit (in seconds)."""
+        block = contender.block
+        chunk = -(-steps // (10 * block)) * block
         before, cpu, clock = contender.updates(), time.process_time(), time.perf_counter()
-        contender.advance(steps)
-        seconds = time.perf_counter() - clock
+        made, seconds = 0, 0.0
+        while made < steps and seconds < limit:
+            contender.advance(min(chunk, steps - made))
+            made += min(chunk, steps - made)
+            seconds = time.perf_counter() - clock
         return {
-            "steps": steps,
+            "steps": made,
             "seconds": seconds,
             "cpu_seconds": time.process_time() - cpu,
             "updates": contender.updates() - before,
@@ -79,11 +85,11 @@ def main() -> None:
         build_seconds=built - started,
         first_updates_seconds=first_update - built,
         block=contender.block,
-        trial=turn(-(-TRIAL // contender.block) * contender.block),
+        trial=turn(-(-TRIAL // contender.block) * contender.block, limit=2.0),
         versions=versions(),
     )
     for line in sys.stdin:
-        answer(**turn(json.loads(line)["steps"]))
+        answer(**turn(**json.loads(line)))
 
 
 main()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MIN_STEPS = 40  # of a turn, however slow the last one was
 BENCH_EXTRA = {"torch", "stable_baselines3", "sbx"}  # what the extra `bench` installs
 
 
@@ -59,22 +58,24 @@ class Worker:
             raise ContenderError(answer["error"])
         return answer
 
-    def start_turn(self, steps: int) -> None:
+    def start_turn(self, seconds: float) -> None:
+        """Ask for as many steps as take that long at the last turn's speed.
+
+        Should the machine have become slower, the turn ends after three times as long.
+        """
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # the process is gone; `end_turn` tells why
-            print(json.dumps({"steps": steps}), file=self.process.stdin, flush=True)
-
-    def end_turn(self, steps: int) -> dict[str, Any]:
-        answer = self.receive()
-        if answer["updates"] != steps:
-            raise ContenderError(f"made {answer['updates']} updates in {steps} steps")
-        self.rate = steps / answer["seconds"]
-        return answer
-
-    def steps(self, seconds: float) -> int:
-        """As many steps as take that long at the last turn's speed, in whole blocks."""
         block = self.ready["block"]
-        return -(-max(MIN_STEPS, int(self.rate * seconds)) // block) * block
+        steps = max(1, round(self.rate * seconds / block)) * block
+        with contextlib.suppress(BrokenPipeError):  # the process is gone; `end_turn` tells why
+            print(json.dumps({"steps": steps, "limit": 3 * seconds}), file=self.process.stdin, flush=True)
+
+    def end_turn(self) -> dict[str, Any]:
+        """Wait for the turn's answer: "steps" and "updates" made, "seconds", "cpu_seconds"."""
+        answer = self.receive()
+        if answer["updates"] != answer["steps"]:
+            raise ContenderError(f"made {answer['updates']} updates in {answer['steps']} steps")
+        self.rate = answer["steps"] / answer["seconds"]
+        return answer
 
     def close(self) -> None:
         assert self.process.stdin

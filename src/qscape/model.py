@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -61,7 +61,7 @@ class Model:
             self.eval_edge = make_edge(eval_env, seed=SEED)
         elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
             self.eval_edge = make_edge(env, min(eval_episodes, 10), env_args, seed=SEED)
-        self._asked = {"eval_every": eval_every, "eval_episodes": eval_episodes}
+        self._asked: dict[str, Any] = {"eval_every": eval_every, "eval_episodes": eval_episodes}
         self._env_args = dict(env_args or {})
         self.trainer: Trainer | None = None
 
@@ -107,7 +107,8 @@ class Model:
         for event in self.trainer.events(self.trainer.env_steps + steps):
             if progress and isinstance(event, ev.Evaluated):
                 print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
-            if any([tell(self, event) is False for tell in callbacks]):
+            answers = [tell(self, event) for tell in callbacks]  # each is told, whatever another says
+            if False in answers:
                 self.trainer.stop()
         return self
 
@@ -123,7 +124,8 @@ class Model:
         Args:
             observation: as the environment gives it (a dict of arrays for Dict spaces), with or without a
                 leading batch axis.
-            state: of a policy that remembers; what the last call returned. `episode_start` `[batch]` resets it.
+            state: of a policy that remembers; what the last call returned. `episode_start` `[batch]`
+                resets it.
             deterministic: False draws as in training.
 
         Returns:
@@ -214,7 +216,7 @@ def load(path: str | Path) -> Model:
         env_args=plan.env_args,
         eval_every=plan.eval_every,
         eval_episodes=plan.eval_episodes,
-        **plan.settings,
+        **cast(dict[str, Any], plan.settings),
     )
     model.trainer = Trainer(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
     folders.load_into(model.trainer, newest)

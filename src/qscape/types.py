@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 from zlib import crc32
 
@@ -61,7 +62,7 @@ class Batch(NamedTuple):
     terminated: Float[Array, " B"]  # 1.0 only for a real end; time limits are 0.0
     next_observation: Float[Array, "B S"]
     discount: Float[Array, " B"] | float  # of the next value: γ, or γ^k for n-step returns
-    extra: dict[str, Float[Array, "B ..."]] = {}  # the columns that parts declared
+    extra: Mapping[str, Float[Array, "B ..."]] = MappingProxyType({})  # the columns that parts declared
 
 
 class Event(NamedTuple):

@@ -236,7 +236,7 @@ def coerced(label: str, hint: Any, value: Any) -> Any:
 
 def settings_of(agent: Agent) -> dict[str, dict[str, Any]]:
     """Every field of the base and of every part, as it is stored with a run."""
-    named = {"base": agent.base} | agent.parts
+    named: dict[str, Any] = {"base": agent.base, **agent.parts}
     found = {name: dataclasses.asdict(part) for name, part in named.items()}
     return {name: fields for name, fields in found.items() if fields}
 

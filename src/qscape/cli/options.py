@@ -88,7 +88,8 @@ def command_of(recipe: str, agent: Agent) -> type:
     """The dataclass behind `qscape train RECIPE`: the run's flags, `base`, and each part with fields."""
     run = flags_of(Run())
     fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(run)]
-    named = {"base": agent.base} | {n: p for n, p in agent.parts.items() if dataclasses.fields(p)}
+    parts: dict[str, Any] = dict(agent.parts)
+    named = {"base": agent.base} | {n: p for n, p in parts.items() if dataclasses.fields(p)}
     for name, part in named.items():
         cls = flags_of(part)
         fields.append((name, cls, dataclasses.field(default_factory=cls)))

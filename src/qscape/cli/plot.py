@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--png {file}: {problem}.") from problem
     best = max(curves, key=lambda c: c.returns[-1])
     print(
-        f"{file}: {len(curves)} run(s); best final return {best.returns[-1]:,.1f} ({best.label}, seed {best.seed})"
+        f"{file}: {len(curves)} run(s); best final return {best.returns[-1]:,.1f} "
+        f"({best.label}, seed {best.seed})"
     )
     return 0

@@ -134,7 +134,8 @@ class Screen:
             n = len(event.returns)
             self.progress.update(self.tasks[k][0], completed=event.step, score=f"return {event.mean:,.1f}")
             self.console.print(
-                f"{self.names[k]}  step {event.step:>9,}  return {event.mean:>10,.1f}  over {n} episodes{which}",
+                f"{self.names[k]}  step {event.step:>9,}  return {event.mean:>10,.1f}  over {n} episodes"
+                f"{which}",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.nets.layers import dense
 from qscape.ops.gaussian import LOG_STD_BOUNDS, squashed_log_prob
 from qscape.types import Key
 
@@ -53,7 +54,7 @@ class Deterministic(eqx.Module):
     out: eqx.nn.Linear
 
     def __call__(self, features: Float[Array, "*b h"]) -> Point:
-        return Point(features, jnp.tanh(features @ self.out.weight.T + self.out.bias))
+        return Point(features, jnp.tanh(dense(self.out, features)))
 
 
 class Gaussian(eqx.Module):
@@ -66,8 +67,8 @@ class Gaussian(eqx.Module):
     high: float = eqx.field(static=True)
 
     def __call__(self, features: Float[Array, "*b h"]) -> SquashedNormal:
-        mean = features @ self.mean.weight.T + self.mean.bias
-        raw = features @ self.log_std.weight.T + self.log_std.bias
+        mean = dense(self.mean, features)
+        raw = dense(self.log_std, features)
         return SquashedNormal(features, mean, LOG_STD_BOUNDS[self.bound](raw, self.low, self.high))
 
 

@@ -9,15 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.heads import Head
+from qscape.nets.layers import dense
 from qscape.ops.norm import NORMS
 from qscape.types import Dist, Key
 
 ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": jax.nn.silu, "tanh": jnp.tanh}
-
-
-def dense(layer: eqx.nn.Linear, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-    """Apply a linear layer to a batch as one matrix product (Equinox's own call takes one vector)."""
-    return x @ layer.weight.T + layer.bias
 
 
 class Context(NamedTuple):

@@ -142,9 +142,9 @@ class Soft(Improvement):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
 
-    def alpha(self, tuned: PyTree) -> Array | float:
+    def alpha(self, tuned: PyTree) -> Array:
         """The entropy weight; no gradient flows into it."""
-        return self.temperature if tuned is None else jax.lax.stop_gradient(jnp.exp(tuned))
+        return jnp.asarray(self.temperature) if tuned is None else jax.lax.stop_gradient(jnp.exp(tuned))
 
     def loss(
         self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
@@ -241,7 +241,7 @@ class EveryStep(Schedule):
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, EpisodeEnd):
             return own, 0, False
-        credit = own["credit"] + event.count * base.updates_per_step
+        credit = own["credit"] + event.steps * base.updates_per_step
         updates = int(credit)
         return {"credit": credit - updates}, updates, False
 

@@ -193,9 +193,9 @@ class Regulariser(Part):
 
 
 class StepEnd(NamedTuple):
-    """One step of the (vector) environment is over; `count` of its rows were real steps."""
+    """One step of the (vector) environment is over; `steps` of its rows were real ones."""
 
-    count: int
+    steps: int
 
 
 class EpisodeEnd(NamedTuple):

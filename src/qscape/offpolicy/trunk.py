@@ -1,7 +1,7 @@
 """The update of every off-policy agent: one pure function that reads like a paper's pseudo-code."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -129,12 +129,15 @@ class Agent:
         actor = self.maximiser.actors(stream(key, f"{self.maximiser.name}.actors"), nets, spec)
         keys = jax.random.split(stream(key, "critics"), self.base.critics)
         critics = [nets.critic(k) for k in keys]
-        own = {}
+        own: dict[str, Own] = {}
         for name, part in self.learners.items():
             seen = None if part in (self.representation, self.maximiser) else actor
             mine = part.init(stream(key, f"{name}.init"), nets, spec, self.base, seen)
             if mine != Own():
                 own[name] = mine
+        optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
+        for name, mine in own.items():
+            optimised |= {f"{name}.{kind}": getattr(mine, kind) for kind in ("learned", "tuned")}
         state = State(
             actor=actor,
             actor_target=actor if self.base.target_actor else None,
@@ -142,7 +145,9 @@ class Agent:
             critics_target=critics,
             own=own,
             optimisers={
-                name: opt.init(params) for name, (opt, params) in self._optimised(actor, critics, own)
+                name: self._optimiser(name).init(params)
+                for name, params in optimised.items()
+                if params is not None
             },
             updates=jnp.zeros((), jnp.int32),
             env_steps=jnp.zeros((), jnp.int32),
@@ -150,28 +155,20 @@ class Agent:
         # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-    def _optimised(self, actor: PyTree, critics: PyTree, own: Mapping[str, Own]):
-        """Name, optimiser and parameters of everything that has a gradient."""
+    def _optimiser(self, name: str) -> optax.GradientTransformation:
+        """The optimiser of "actor", "critics", or a part's "NAME.learned" or "NAME.tuned"."""
         base = self.base
-        yield "actor", (base.optimiser(base.actor_learning_rate, base.actor_weight_decay), actor)
-        yield "critics", (base.optimiser(base.critic_learning_rate, base.critic_weight_decay), critics)
-        for name, mine in own.items():
-            rates = self.learners[name].learning_rates(base)
-            for kind, rate, params in zip(("learned", "tuned"), rates, mine, strict=False):
-                if params is not None:
-                    yield f"{name}.{kind}", (base.optimiser(rate), params)
+        if name == "actor":
+            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
+        if name == "critics":
+            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
+        part, kind = name.split(".")
+        learned, tuned = self.learners[part].learning_rates(base)
+        return base.optimiser(learned if kind == "learned" else tuned)
 
     def _step(self, state: State, name: str, params: PyTree, gradient: PyTree) -> tuple[PyTree, PyTree]:
         """One optimiser step: (new parameters, new optimiser state)."""
-        part, _, kind = name.partition(".")
-        base = self.base
-        if part == "actor":
-            optimiser = base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
-        elif part == "critics":
-            optimiser = base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
-        else:
-            optimiser = base.optimiser(self.learners[part].learning_rates(base)[kind == "tuned"])
-        updates, moments = optimiser.update(gradient, state.optimisers[name], params)
+        updates, moments = self._optimiser(name).update(gradient, state.optimisers[name], params)
         return optax.apply_updates(params, updates), moments
 
     def functions(self, state: State, event: Event) -> Fns:
@@ -360,7 +357,7 @@ class Agent:
                 own = state.own.get(part.name, Own())
                 term = part.critic(own, fns._replace(q=q), batch, stream(key, f"{part.name}.critic"))
                 total, said = _add(total, said, term)
-            if joint:
+            if joint and rep.joint is not None:
                 term = rep.learn(learned, mine, fns, batch, stream(key, f"{rep.name}.learn"))
                 total, said = total + rep.joint * term[0], said | term[1]
             return total, (td_error, said)

@@ -12,7 +12,7 @@ class Moments(NamedTuple):
 
     mean: Float[Array, " S"]
     var: Float[Array, " S"]
-    count: Float[Array, ""]
+    seen: Float[Array, ""]
 
 
 def moments(size: int) -> Moments:
@@ -22,9 +22,9 @@ def moments(size: int) -> Moments:
 
 def see_one(m: Moments, x: Float[Array, " S"]) -> Moments:
     """Fold one observation in by the parallel-variance rule with a batch of one."""
-    delta, count = x - m.mean, m.count + 1.0
-    var = (m.var * m.count + jnp.square(delta) * m.count / count) / count
-    return Moments(m.mean + delta / count, var, count)
+    delta, seen = x - m.mean, m.seen + 1.0
+    var = (m.var * m.seen + jnp.square(delta) * m.seen / seen) / seen
+    return Moments(m.mean + delta / seen, var, seen)
 
 
 def see(m: Moments, x: Float[Array, "E S"]) -> Moments:

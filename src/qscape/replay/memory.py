@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from qscape.errors import RunError, UsageError
 from qscape.types import Batch
@@ -47,13 +47,13 @@ class Index(NamedTuple):
 class Rows(NamedTuple):
     """One step of each of the E environments. Actions are in [-1, 1]."""
 
-    observation: Float[Array, "E S"]
-    action: Float[Array, "E A"]
-    reward: Float[Array, " E"]
-    terminated: Bool[Array, " E"]
-    truncated: Bool[Array, " E"]
-    next_observation: Float[Array, "E S"]  # the final observation of the episode where one ends
-    columns: Mapping[str, Float[Array, "E ..."]]  # what parts declared
+    observation: Float[ArrayLike, "E S"]
+    action: Float[ArrayLike, "E A"]
+    reward: Float[ArrayLike, " E"]
+    terminated: Bool[ArrayLike, " E"]
+    truncated: Bool[ArrayLike, " E"]
+    next_observation: Float[ArrayLike, "E S"]  # the final observation of the episode where one ends
+    columns: Mapping[str, Float[ArrayLike, "E ..."]]  # what parts declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def insert(
         )
         written, mask = jnp.concatenate([written, following]), jnp.concatenate([mask, mask])
         packed = jnp.concatenate([packed, head])
-        advance += jnp.asarray(new.terminated | new.truncated, jnp.int32)
+        advance += jnp.logical_or(new.terminated, new.truncated).astype(jnp.int32)
     rows = rows.at[jnp.where(mask, written, len(rows))].set(packed, mode="drop")
     advance = jnp.where(mask[: layout.envs], advance, 0)
     position = (index.position + advance) % layout.ring

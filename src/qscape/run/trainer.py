@@ -126,19 +126,20 @@ class Trainer:
         before = self.edge.observation
         action = np.asarray(self.action)  # the only wait for the device
         step = self.edge.step(action)
-        rows = Rows(
+        rows = Rows(  # numpy: the insert moves it to the device
             before, action, step.reward, step.terminated, step.truncated, step.next_observation, self.columns
         )
         self.rows, self.index = self.programs.insert(self.rows, self.index, rows, step.valid)
         base = self.agent.base
         warm = self.env_steps >= base.warmup  # was this step one past the random phase?
-        self.env_steps += int(np.count_nonzero(step.valid))
+        made = int(np.count_nonzero(step.valid))
+        self.env_steps += made
         self.first = step.terminated | step.truncated
         was_learning = self.learning
         if warm and not base.warmup_to_episode_end:
             was_learning = self.learning = True
         if was_learning:
-            self._schedule(StepEnd(int(np.count_nonzero(step.valid))))
+            self._schedule(StepEnd(made))
         for episode in step.finished:
             self.returns.append(episode.ret)
             if was_learning:
@@ -264,7 +265,7 @@ class Trainer:
         }
 
     def _used_rows(self) -> int:
-        """Rows of each ring that a save holds; those behind the write head may be a pad and the head itself."""
+        """Rows of each ring that a save holds: those in use, and the head and pad behind them."""
         return int(min(self.layout.ring, np.max(np.asarray(self.index.size)) + 2))
 
     def put_back(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ OnTrainer = Callable[[Trainer], Any]
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between processes, so that a second start is faster."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -101,10 +101,8 @@ def _told(
     sinks: list[Sink] = [FolderSink(folder, trainer.env_steps)]
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
-    for tracker in trackers:
-        sinks.append(
-            TRACKERS[tracker](project=f"qscape-{plan.env.replace('/', '-')}", name=name, config=config)
-        )
+    project = f"qscape-{plan.env.replace('/', '-')}"
+    sinks += [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
     try:
         for event in trainer.events(plan.steps):
             for sink in sinks:

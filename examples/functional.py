@@ -1,0 +1,86 @@
+"""The functional layer: states, replay and updates as plain values, without an environment.
+
+The task is a point in the plane: an action moves it, and the reward is minus its squared distance from the
+origin. Transitions are made by hand and put into replay; updates are pure functions; `vmap` over a state's
+seed axis trains two seeds in one program.
+
+    python examples/functional.py
+"""
+
+import argparse
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import qscape as qs
+from qscape.offpolicy.state import SEED_AXES
+from qscape.replay import Rows
+
+SIZE = 2  # of observation and action
+TRANSITIONS = 2_000
+SMALL = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "replay_capacity": 2_048}
+
+agent = qs.agent("td3+lap", {"base": SMALL}).on(qs.Spec(SIZE, SIZE))
+layout = agent.layout(envs=1)
+
+
+@jax.jit
+def fill(key):
+    """Replay's packed rows and their index, filled with random transitions."""
+    k_place, k_action = jax.random.split(key)
+    place = jax.random.uniform(k_place, (TRANSITIONS, 1, SIZE), minval=-1.0, maxval=1.0)
+    action = jax.random.uniform(k_action, (TRANSITIONS, 1, SIZE), minval=-1.0, maxval=1.0)
+    moved = place + 0.5 * action
+    never = jnp.zeros((TRANSITIONS, 1), bool)
+    # Time is up after every transition: each is an episode of its own. A time limit cuts no bootstrap.
+    rows = Rows(place, action, -jnp.square(moved).sum(-1), never, ~never, moved, {})
+
+    def insert(carry, row):
+        return agent.replay.insert(layout, *carry, row, jnp.array([True])), None
+
+    return jax.lax.scan(insert, agent.replay.init(layout), rows)[0]
+
+
+def train(update, state, rows, index, key, updates):
+    """So many updates. The key never advances: an update folds its own number in."""
+    metrics = {}
+    for _ in range(updates):
+        state, index, metrics = update(state, rows, index, key)
+    return state, metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--updates", type=int, default=1_000)
+    updates = parser.parse_args().updates
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    # One seed after the other.
+    update = jax.jit(partial(agent.update, layout))
+    runs = [train(update, agent.init(key), *fill(key), key, updates) for key in keys]
+    place = jnp.array([[0.4, -0.4]])
+    for state, metrics in runs:
+        first = jnp.array([True])
+        action, _, _ = agent.act(agent.acting(state), None, place, first, 0, keys[0], mode="evaluate")
+        print(
+            f"{state.updates} updates, critic loss {metrics['critic_loss']:.4f}; at {place[0]}: {action[0]}"
+        )
+
+    # Both seeds in one program: every leaf of the state leads with a seed axis, but for the two counters.
+    states = jax.vmap(agent.init, out_axes=SEED_AXES)(keys)
+    together = jax.jit(
+        jax.vmap(partial(agent.update, layout), in_axes=(SEED_AXES, 0, 0, 0), out_axes=(SEED_AXES, 0, 0))
+    )
+    few = min(updates, 10)
+    both, _ = train(together, states, *jax.vmap(fill)(keys), keys, few)
+    for seed, key in enumerate(keys):
+        alone, _ = train(update, agent.init(key), *fill(key), key, few)
+        mine = jax.tree.map(lambda leaf: leaf[seed], both.critics)
+        apart = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), mine, alone.critics)
+        largest = max(jax.tree.leaves(apart))
+        print(f"seed {seed}: after {few} updates the critics of both ways differ by {largest:.1e} at most")
+
+
+if __name__ == "__main__":
+    main()
