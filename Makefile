@@ -13,7 +13,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(VENV)/.report ## train TD3 on Pendulum-v1 and draw its learning curve (minutes)
-	$(BIN)/qscape train td3 --env Pendulum-v1 --steps 10000 --out runs/make-demo --overwrite
+	$(BIN)/qscape train td3 --env Pendulum-v1 --steps 10000 --eval-every 1000 --out runs/make-demo --overwrite
 	$(BIN)/qscape plot runs/make-demo --png runs/make-demo/curve.png
 	@echo
 	@echo "A trained agent and its learning curve: runs/make-demo, runs/make-demo/curve.png"

@@ -182,6 +182,9 @@ def show(report: dict[str, Any]) -> None:
         missed = " not reached" if each["goal"] and each["ratio"] < each["goal"] else ""
         span = f"{each['min']:.2f} to {each['max']:.2f}"
         print(f"{each['of'] + ' / ' + each['to']:44}{each['ratio']:6.2f}  {span}{goal}{missed}")
+    used = [each["cores_used_by_others"] or 0 for e in report["contenders"].values() for each in e["turns"]]
+    if sum(cores > QUIET for cores in used) > len(used) / 5:
+        print("\nThe machine was busy with other things: these ratios mean little. Repeat when it is quiet.")
     before, after = report["machine"]["load_before"], report["machine"]["load_after"]
     print(f"\nload average before {before[0]:.2f}, after {after[0]:.2f}")
 

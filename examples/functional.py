@@ -63,9 +63,9 @@ def main() -> None:
     for state, metrics in runs:
         first = jnp.array([True])
         action, _, _ = agent.act(agent.acting(state), None, place, first, 0, keys[0], mode="evaluate")
-        print(
-            f"{state.updates} updates, critic loss {metrics['critic_loss']:.4f}; at {place[0]}: {action[0]}"
-        )
+        x, y = action[0].tolist()
+        loss = metrics["critic_loss"]
+        print(f"{state.updates} updates, critic loss {loss:.4f}: at (0.4, -0.4) it goes ({x:+.2f}, {y:+.2f})")
 
     # Both seeds in one program: every leaf of the state leads with a seed axis, but for the two counters.
     states = jax.vmap(agent.init, out_axes=SEED_AXES)(keys)
@@ -76,9 +76,8 @@ def main() -> None:
     both, _ = train(together, states, *jax.vmap(fill)(keys), keys, few)
     for seed, key in enumerate(keys):
         alone, _ = train(update, agent.init(key), *fill(key), key, few)
-        mine = jax.tree.map(lambda leaf: leaf[seed], both.critics)
-        apart = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), mine, alone.critics)
-        largest = max(jax.tree.leaves(apart))
+        pairs = zip(jax.tree.leaves(both.critics), jax.tree.leaves(alone.critics), strict=True)
+        largest = max(float(jnp.abs(x[seed] - y).max()) for x, y in pairs)
         print(f"seed {seed}: after {few} updates the critics of both ways differ by {largest:.1e} at most")
 
 

@@ -26,6 +26,7 @@ from qscape.run.trainer import Trainer, open_edges
 RECIPES = {"td3": "td3", "sac": "sac", "td7": "td3+sale+lap+periodic+value_clip"}  # td7 without checkpoints
 SCAN = 50  # updates in one compiled call
 ROWS = 4096  # transitions in the replay of a scan: a power of two for the straight-line TD7
+COLUMNS = ("observation", "action", "reward", "terminated", "next_observation")  # of the straight-line files
 ENDLESS = 10**9  # steps of a run that never ends by itself
 
 
@@ -83,13 +84,12 @@ def scan(edge: Edge, updates: Updates) -> Contender:
     return Contender(advance, lambda: made, block=SCAN)
 
 
-def flat(algorithm: str, transitions: Rows) -> Updates:
+def flat(algorithm: str, transitions: Any) -> Updates:
     """The straight-line oracle of the tests."""
     sys.path.append(str(Path(__file__).parents[2] / "tests"))
     oracle = importlib.import_module(f"flat.{algorithm}")
-    seen = transitions
-    columns = (seen.observation, seen.action, seen.reward, seen.terminated, seen.next_observation)
-    memory = oracle.Transitions(*(jnp.asarray(column[:, 0], jnp.float32) for column in columns))
+    columns = (getattr(transitions, name)[:, 0] for name in COLUMNS)
+    memory = oracle.Transitions(*(jnp.asarray(column, jnp.float32) for column in columns))
     priorities = {"priorities": jnp.ones(ROWS)} if algorithm == "td7" else {}
     sizes = transitions.observation.shape[-1], transitions.action.shape[-1]
     state, key = oracle.init(jax.random.key(0), *sizes, **priorities), jax.random.key(1)

@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
     if "envs" in wanted:
         groups: dict[str, list[str]] = {}
         for spec in gym.registry.values():
+            if not isinstance(spec.entry_point, str):  # ids that only say that their package is gone
+                continue
             family = str(spec.entry_point).split(":")[0].split(".")
             groups.setdefault(".".join(family[:3]), []).append(spec.id)
         rows = [[family, ", ".join(sorted(ids))] for family, ids in sorted(groups.items())]

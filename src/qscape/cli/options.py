@@ -31,7 +31,9 @@ class Run:
     eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
     eval_episodes: int = setting(10, "Episodes of one evaluation.")
     log_every: int = setting(1_000, "Environment steps between lines of metrics.")
-    save_every: int | None = setting(None, "Environment steps between saves; None: a tenth of the run.")
+    save_every: int | None = setting(
+        None, "Environment steps between saves; None: a tenth of the run, at most 25,000."
+    )
     keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
     milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
     log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")

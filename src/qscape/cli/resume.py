@@ -5,7 +5,8 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import run_all
-from qscape.run.folder import run_folders
+from qscape.errors import UsageError
+from qscape.run.folder import run_folders, unfinished
 from qscape.run.worker import Job
 from qscape.types import setting
 
@@ -23,4 +24,8 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape resume")
     given = options.parse(options.flags_of(Options()), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
+    if len(folders) > 1:  # of a group those that have steps left
+        folders = [f for f in folders if unfinished(f, given.steps)]
+        if not folders:
+            raise UsageError(f"every run in {path} has made its steps; ask for more with --steps.")
     return run_all([Job("resume", f, steps=given.steps, trackers=list(given.log)) for f in folders])

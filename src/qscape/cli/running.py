@@ -43,16 +43,24 @@ def run_side_by_side(jobs: list[Job], screen: "Screen") -> dict[int, str]:
     told: Queue[tuple[int, str | None]] = Queue()
     cores = len(os.sched_getaffinity(0))
     stopping = False
-    previous = signal.signal(signal.SIGINT, lambda *_: None)  # the workers get it too, and save
+
+    def stop(*_: object) -> None:
+        """Asked once, the workers save and end; asked twice, they end."""
+        nonlocal stopping
+        for process in running.values():
+            process.kill() if stopping else process.terminate()
+        stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while waiting or running:
+        while running or (waiting and not stopping):
             while waiting and len(running) < cores and not stopping:
                 k, job = waiting.pop(0)
                 running[k] = start_worker(job)
                 threading.Thread(target=_listen, args=(k, running[k], told), daemon=True).start()
             k, line = told.get()
             if line is None:
-                if running.pop(k).wait() and k not in failures:
+                if running.pop(k).wait() and k not in failures and not stopping:
                     failures[k] = "its process ended without a word"
                 continue
             data = json.loads(line)
@@ -60,14 +68,13 @@ def run_side_by_side(jobs: list[Job], screen: "Screen") -> dict[int, str]:
                 failures[k] = data["why"]
                 screen.failed(k, jobs[k], data["why"])
                 continue
-            event = ev.from_json(data)
-            screen.show(k, event)
-            if isinstance(event, ev.Ended) and event.interrupted:
-                stopping, waiting = True, []
+            screen.show(k, ev.from_json(data))
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in running.values():
             process.terminate()
+    screen.interrupted |= stopping
     return failures
 
 
@@ -79,6 +86,7 @@ def start_worker(job: Job) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "NPROC": "1"},
+        start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps(job.to_json()))
@@ -161,6 +169,9 @@ class Screen:
 
     def summary(self, jobs: list[Job]) -> None:
         """What was done, and how to go on."""
+        for k, job in enumerate(jobs):
+            if self.interrupted and k not in self.ended:
+                self.console.print(f"not begun: {job.folder}", highlight=False, soft_wrap=True)
         for k, end in sorted(self.ended.items()):
             rate = end.step / end.seconds if end.seconds else 0.0
             state = "interrupted" if end.interrupted else "done"

@@ -61,6 +61,10 @@ class SALE(Representation):
             chosen = getattr(self, field)
             if not chosen or not set(chosen) <= allowed:
                 raise UsageError(f"sale.{field} is {chosen}; it must name some of {sorted(allowed)}.")
+        if set(self.critic_inputs) == {"zs"}:
+            raise UsageError(
+                "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa."
+            )
 
     def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
         return {"critic_activation": "elu", "actor_objective": "mean"}

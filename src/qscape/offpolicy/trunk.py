@@ -35,6 +35,8 @@ from qscape.replay.memory import Index, Layout, rows_at
 from qscape.replay.uniform import Uniform
 from qscape.types import Batch, Event, Key, Metrics, Piece, Spec, stream
 
+LEARNING_SOCKETS = ("representation", "improvement", "maximiser")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Agent:
@@ -133,6 +135,8 @@ class Agent:
         for name, part in self.learners.items():
             seen = None if part in (self.representation, self.maximiser) else actor
             mine = part.init(stream(key, f"{name}.init"), nets, spec, self.base, seen)
+            if mine.learned is not None and part.socket not in LEARNING_SOCKETS:
+                raise TypeError(f"{name}: only parts in {', '.join(LEARNING_SOCKETS)} have a `learn` step")
             if mine != Own():
                 own[name] = mine
         optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
@@ -231,11 +235,16 @@ class Agent:
         key = stream(jax.random.fold_in(key, steps), f"{self.maximiser.name}.act.{mode}")
         return self.maximiser.act(acting.actor, own, fns, memory, obs, first, key, mode)
 
+    @property
+    def normalises(self) -> bool:
+        """Does the normaliser do anything?"""
+        return not isinstance(self.normaliser, plain.Raw)
+
     def see(self, state: State, obs: Array) -> State:
         """Let the normaliser see the observations [E, S] that are about to be acted on."""
-        name = self.normaliser.name
-        if name not in state.own:
+        if not self.normalises:
             return state
+        name = self.normaliser.name
         return state._replace(own=state.own | {name: self.normaliser.see(state.own[name], obs)})
 
     # --- the update -------------------------------------------------------------------------------

@@ -180,24 +180,30 @@ def save(folder: Path, trainer: Trainer, milestone: bool) -> Path:
     place = folder / "saves"
     path = saves.write(place, name, trainer.trees() | {"edge": shot.arrays}, meta)
     for older in saves.names(place):
-        if older != name and "replay" in tree_names(place / older):
+        if older != name and "replay" in saves.tree_names(place / older):
             saves.drop(place / older, "replay")
     saves.prune(place, trainer.plan.keep_saves, lambda n: saves.read_meta(place / n)["milestone"])
     return path
 
 
-def tree_names(path: Path) -> list[str]:
-    """Names of the trees of a save."""
-    return list(json.loads((path / "save.json").read_text())["trees"])
-
-
 def newest_save(folder: Path, tree: str = "acting") -> Path | None:
-    """The newest save that holds `tree`, or None."""
+    """The newest save that holds `tree`, or None.
+
+    Raises:
+        RunError: its JSON is damaged, foreign or of a newer version.
+    """
     place = folder / "saves"
     for name in reversed(saves.names(place)) if place.exists() else []:
-        if tree in tree_names(place / name):
+        if tree in saves.tree_names(place / name):
             return place / name
     return None
+
+
+def unfinished(folder: Path, steps: int | None = None) -> bool:
+    """Has the run steps left to make, of its own number or of `steps`?"""
+    newest = newest_save(folder, "replay")
+    made = saves.read_meta(newest)["numbers"]["env_steps"] if newest else 0
+    return made < (read_plan(folder).steps if steps is None else steps)
 
 
 def load_into(trainer: Trainer, path: Path) -> list[str]:

@@ -24,7 +24,9 @@ class Plan:
     eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
     eval_episodes: int = setting(10, "Episodes of one evaluation.")
     log_every: int = setting(1_000, "Environment steps between two lines of metrics.")
-    save_every: int | None = setting(None, "Environment steps between saves; None: a tenth of the run.")
+    save_every: int | None = setting(
+        None, "Environment steps between saves; None: a tenth of the run, at most 25,000."
+    )
     keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
     milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
     label: str = ""  # the recipe with the fields that the user changed
@@ -66,7 +68,7 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     """
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent))
-    notes = [str(move) for move in overridden(agent)[1]]
+    notes = moved(agent)
     asked = "warmup" in plan.settings.get("base", {})
     warmup = agent.base.warmup
     if asked and warmup >= plan.steps:
@@ -83,6 +85,11 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     return plan, agent, notes
 
 
+def moved(agent: Agent) -> list[str]:
+    """Fields of the base that parts moved and the user left alone, one sentence each."""
+    return [str(m) for m in overridden(agent)[1] if getattr(agent.base, m.field) == m.after]
+
+
 def label(agent: Agent) -> str:
     """The recipe, with the fields that differ from its defaults, e.g. `td3+lap[lap.alpha=0.6]`."""
     fields = ",".join(f"{name}={_short(value)}" for name, value in changed(agent).items())
@@ -95,7 +102,7 @@ def _short(value: Any) -> str:
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
     """The plan as JSON, with every field of every part written out."""
-    return dataclasses.asdict(plan) | {"settings": settings_of(agent)}
+    return dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": moved(agent)}
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:

@@ -13,7 +13,7 @@ from qscape.errors import RunError, UsageError
 from qscape.offpolicy.state import Acting
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, read_plan, tree_names
+from qscape.run.folder import newest_save, read_plan
 from qscape.run.programs import Programs
 
 
@@ -48,7 +48,7 @@ def load_policy(
     edge = make_edge(plan.env, envs, dict(plan.env_args) | (env_args or {}), seed=seed)
     agent = build(plan.recipe, plan.settings).on(edge.spec)
     like = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))
-    name = "kept" if "kept" in tree_names(path) and not current else "acting"
+    name = "kept" if "kept" in saves.tree_names(path) and not current else "acting"
     trees, meta = saves.read(path, {name: like})
     step = meta["numbers"]["env_steps"]
     programs = Programs(agent, agent.layout(envs))

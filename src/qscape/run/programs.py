@@ -32,7 +32,9 @@ class Programs:
         self.insert = jax.jit(partial(agent.replay.insert, layout), donate_argnums=(0, 1))
         self.step = jax.jit(self._step, donate_argnums=(0, 2, 3, 4))
         self.burst = jax.jit(self._burst, donate_argnums=(0, 2, 3))
-        self.begin = jax.jit(self._begin, static_argnames="mode", donate_argnums=(0, 1))
+        self.see: Callable[[State, Any], State] = lambda state, obs: state
+        if agent.normalises:
+            self.see = jax.jit(agent.see, donate_argnums=0)
         self.act: Callable[..., Any] = jax.jit(agent.act, static_argnames="mode")
         self.keep = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
 
@@ -50,15 +52,6 @@ class Programs:
         # -inf marks what this update did not compute (the actor's, between its delayed steps).
         return state, index, jnp.where(jnp.isneginf(new), metrics, new)
 
-    def _begin(
-        self, state: State, memory: PyTree, obs: Array, first: Array, env_steps: Array, key: Key, mode: str
-    ) -> tuple[State, PyTree, Array, dict[str, Array]]:
-        """See the observations and act on them, without an update."""
-        state = self.agent.see(state._replace(env_steps=env_steps), obs)
-        acting = self.agent.acting(state)
-        action, columns, memory = self.agent.act(acting, memory, obs, first, env_steps, key, mode)
-        return state, memory, action, columns
-
     def _step(
         self,
         state: State,
@@ -74,7 +67,9 @@ class Programs:
         """One update, then the next action: what an environment step costs in the usual schedule."""
         state = state._replace(env_steps=env_steps)
         state, index, metrics = self._update(state, rows, index, metrics, key)
-        state, memory, action, columns = self._begin(state, memory, obs, first, env_steps, key, "explore")
+        state = self.agent.see(state, obs)
+        acting = self.agent.acting(state)
+        action, columns, memory = self.agent.act(acting, memory, obs, first, env_steps, key, "explore")
         return state, index, memory, metrics, action, columns
 
     def _burst(

@@ -128,6 +128,11 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
     return {leaf["name"]: array for leaf, array in _read_leaves(path, _read_record(path), tree_name)}
 
 
+def tree_names(path: Path) -> list[str]:
+    """The names of a save's trees. Raises RunError like `read`."""
+    return list(_read_record(path)["trees"])
+
+
 def names(folder: Path) -> list[str]:
     """The complete saves in `folder` whose names are whole numbers, smallest (oldest) first."""
     found = (record.parent.name for record in folder.glob(f"*/{_RECORD}"))

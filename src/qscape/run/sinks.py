@@ -25,8 +25,8 @@ class Sink(Protocol):
 class FolderSink:
     """metrics.jsonl, evaluations.csv and TensorBoard events in a run folder."""
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
-        """Lines of steps beyond `step`, which a resumed run makes again, are dropped."""
+    def __init__(self, folder: Path, step: int = -1) -> None:
+        """Lines of steps beyond `step`, which a resumed run makes again, are dropped; -1: all of them."""
         self.folder = folder
         try:
             _keep_up_to(folder, step)
@@ -35,7 +35,7 @@ class FolderSink:
             self.rows = csv.writer(self.evaluations)
             if self.evaluations.tell() == 0:
                 self.rows.writerow(EVALUATION_COLUMNS)
-            self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self.board = SummaryWriter(str(folder), purge_step=step + 1)
         except OSError as problem:
             raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
 

@@ -70,6 +70,7 @@ class Trainer:
             "save": plan.saves_every,
             "milestone": plan.milestone_every,
         }
+        self.finished = False  # were all steps that were asked for made, and their updates?
         self.seconds = 0.0  # of training in earlier processes
         self.fresh = True
         self._stop = False
@@ -94,7 +95,7 @@ class Trainer:
         Raises:
             RunError: the environment gave NaN, the disk is full; the last save stays.
         """
-        self._stop = False
+        self.finished = False
         begun = time.perf_counter() - self.seconds
         self._rate = (self.env_steps, time.perf_counter())
         if self.fresh:
@@ -110,12 +111,14 @@ class Trainer:
             self.seconds = time.perf_counter() - begun
             yield from self._boundary(last=self.env_steps >= until)
             if self.env_steps >= until:
+                self.finished = True
                 break
             yield from self._environment_step()
         self.seconds = time.perf_counter() - begun
         if self.saver is not None:
-            yield ev.Saved(self.env_steps, self.saver(self, False))
-        yield ev.Ended(self.env_steps, self.updates, self.seconds, self.env_steps < until)
+            yield ev.Saved(self.env_steps, self.saver(self, self.finished))
+        yield ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished)
+        self._stop = False  # not before: what is asked before the first step counts
 
     def _notes(self) -> list[str]:
         gib = self.layout.nbytes / GIB
@@ -176,9 +179,10 @@ class Trainer:
             self.updates, self.pending = self.updates + n, self.pending - n
             if self.pending:
                 return
+        self.state = self.programs.see(self.state, obs)
         mode = "warm_up" if warm_up else "explore"
-        self.state, self.memory, self.action, self.columns = self.programs.begin(
-            self.state, self.memory, obs, first, steps, self.key, mode=mode
+        self.action, self.columns, self.memory = self.programs.act(
+            self.acting, self.memory, obs, first, steps, self.key, mode=mode
         )
 
     def _explores_next(self) -> bool:
@@ -200,7 +204,7 @@ class Trainer:
 
     def _is_due(self, what: str, every: int, last: bool) -> bool:
         """Whether `what` is due at this step (each at most once), and when it is due again."""
-        if self.env_steps < self.due[what] and not (last and self.due[what] != self.env_steps + every):
+        if self.env_steps < self.due[what] and not last:
             return False
         self.due[what] = (self.env_steps // every + 1) * every
         return True
@@ -259,6 +263,7 @@ class Trainer:
             "returns": self.returns,
             "due": self.due,
             "schedule": self.schedule,
+            "finished": self.finished,
             "seconds": self.seconds,
             "chosen": self.action is not None,
             "used_rows": self._used_rows(),
@@ -279,7 +284,8 @@ class Trainer:
         self.memory, self.columns, self.metrics = loop["memory"], loop["columns"], loop["metrics"]
         self.first, self.action = np.asarray(loop["first"]), loop.get("action")
         self.kept = own(trees["kept"]) if "kept" in trees else None
-        for name in ("env_steps", "updates", "pending", "learning", "returns", "due", "schedule", "seconds"):
+        counters = ("env_steps", "updates", "pending", "learning", "finished", "seconds")
+        for name in (*counters, "returns", "due", "schedule"):
             setattr(self, name, numbers[name])
         self.fresh = False
 

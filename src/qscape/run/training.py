@@ -84,7 +84,7 @@ def resume(
         notes = [] if newest else ["there is no save yet: the run starts again"]
         if newest:
             notes = folders.load_into(trainer, newest)
-        if trainer.env_steps >= plan.steps:
+        if trainer.finished and trainer.env_steps >= plan.steps:
             raise UsageError(
                 f"{folder} has made its {trainer.env_steps} steps; "
                 f"to go on, ask for more: qscape resume {folder} --steps {2 * trainer.env_steps}."
@@ -98,7 +98,7 @@ def _told(
     trainer: Trainer, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
 ) -> Iterator[ev.RunEvent]:
     """The trainer's events, written to every sink on their way."""
-    sinks: list[Sink] = [FolderSink(folder, trainer.env_steps)]
+    sinks: list[Sink] = [FolderSink(folder, -1 if trainer.fresh else trainer.env_steps)]
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
     project = f"qscape-{plan.env.replace('/', '-')}"
@@ -114,7 +114,7 @@ def _told(
         for edge in (trainer.edge, trainer.eval_edge):
             if edge is not None:
                 edge.close()
-    if trainer.updates == 0 and trainer.env_steps >= plan.steps:
+    if trainer.updates == 0 and trainer.finished:
         raise RunError(
             f"the run ended after {trainer.env_steps} steps without one update: no episode ended after the "
             f"warm-up of {trainer.agent.base.warmup} steps; give it more steps or a shorter --base.warmup."

@@ -84,6 +84,8 @@ def main() -> None:
     try:
         for event in run_job(job):
             out.write(json.dumps(ev.to_json(event)) + "\n")
+    except KeyboardInterrupt:  # asked to stop before there was anything to save
+        sys.exit(130)
     except QscapeError as problem:
         out.write(json.dumps({"kind": "Failed", "why": str(problem)}) + "\n")
         sys.exit(problem.code)

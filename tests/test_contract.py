@@ -1,0 +1,431 @@
+"""One contract for every part: each row of the table is an agent that goes through the same checks.
+
+A new part is in the table by being in `PARTS`; `test_the_table_holds_every_choice` says which of its choices
+still need a row.
+"""
+
+import contextlib
+import json
+import re
+from collections import Counter
+from functools import partial
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import S, fill, same, transitions
+
+from qscape import agents
+from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
+from qscape.offpolicy.state import SEED_AXES, State
+from qscape.offpolicy.trunk import Agent
+from qscape.replay.memory import Rows
+from qscape.run import saves
+from qscape.run.programs import Programs
+from qscape.types import Spec
+
+EVERYTHING = "sale+lap+periodic+value_clip+checkpoints+normalise"
+
+# name: (recipe, settings); what is not named here is the recipe's default.
+TABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    recipe: (recipe, {})
+    for recipe in (
+        "td3",
+        "sac",
+        "td7",
+        *(f"{base}+{part}" for base in ("td3", "sac") for part in agents.PARTS),
+    )
+} | {
+    "sale: s' and reward": (
+        "td3+sale",
+        {
+            "sale": {
+                "target": "next_observation",
+                "predict_reward": True,
+                "critic_inputs": ["zsa", "zs"],
+                "actor_inputs": ["zs"],
+                "state_norm": "layer",
+                "pair_norm": "avg_l1",
+                "input_norm": "none",
+            }
+        },
+    ),
+    "sale: fixed copy, cosine": (
+        "td3+sale",
+        {
+            "sale": {
+                "target": "fixed_embedding",
+                "loss": "cosine",
+                "critic_inputs": ["sa"],
+                "actor_inputs": ["s"],
+                "state_norm": "none",
+                "pair_norm": "layer",
+                "input_norm": "layer",
+            },
+            "base": {"actor_objective": "first"},
+        },
+    ),
+    "sale: next pair, current encoder": (
+        "td3+sale",
+        {"sale": {"target": "next_pair", "frozen": False, "critic_inputs": ["sa", "zsa"]}},
+    ),
+    "sale: end to end": ("sac+sale", {"sale": {"end_to_end": 1.0, "critic_inputs": ["sa", "zs"]}}),
+    "sale: only z_sa": ("sac+sale", {"sale": {"target": "next_pair", "critic_inputs": ["zsa"]}}),
+    "least of two": ("td7", {"base": {"actor_objective": "min"}}),
+    "lap: uniform": ("td3+lap", {"lap": {"prioritised": False}, "base": {"critic_loss": "mse"}}),
+    "lap: other numbers": ("td3+lap", {"lap": {"alpha": 1.0, "min_priority": 0.1}}),
+    "checkpoints: mean": (
+        "td7",
+        {"checkpoints": {"criterion": "mean", "lower_negative_bars": True, "late_episodes": 2, "switch": 1}},
+    ),
+    "everything, n-step, derived": (
+        f"sac+{EVERYTHING}",
+        {"base": {"n_step": 3, "next_observation": "derived"}, "normalise": {"clip": 5.0}},
+    ),
+    "n-step": ("td3", {"base": {"n_step": 3, "actor_activation": "elu", "critic_activation": "silu"}}),
+    "derived": ("td3", {"base": {"next_observation": "derived", "actor_activation": "tanh"}}),
+    "pal": ("td3", {"base": {"critic_loss": "pal", "critic_loss_scale": 0.5, "critic_activation": "tanh"}}),
+    "clip and decay": (
+        "td3",
+        {"base": {"gradient_clip": 1.0, "critic_weight_decay": 1e-2, "actor_weight_decay": 1e-2}},
+    ),
+    "no delay, one critic": ("td3", {"base": {"policy_delay": 1, "critics": 1, "target_noise": 0.0}}),
+    "three critics": (
+        "td3",
+        {"base": {"critics": 3, "actor_objective": "mean"}, "polyak": {"when": "always"}},
+    ),
+    "to the end of an episode": ("td3", {"base": {"warmup_to_episode_end": True, "target_actor": False}}),
+    "fixed temperature": (
+        "sac",
+        {"soft": {"temperature": 0.2}, "base": {"log_std_bound": "tanh", "actor_activation": "silu"}},
+    ),
+    "delayed sac": (
+        "sac",
+        {
+            "soft": {"target_entropy": -1.0},
+            "base": {"policy_delay": 2, "actor_objective": "first", "exploration_noise": 0.1},
+            "polyak": {"when": "actor"},
+        },
+    ),
+}
+THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
+UPDATES, SYNC, A = 6, 4, 3
+WIDTH, CAPACITY = 8, 1024
+# Half the time to compile, and the same HLO: only the machine code made of it is less good.
+SAME_HLO = {"xla_backend_optimization_level": 0}
+QUICK = SAME_HLO | {"xla_cpu_use_fusion_emitters": False}  # a third of the time
+
+
+def make(recipe: str, settings: dict[str, Any]) -> Agent:
+    """The agent of a row, small and synchronising often."""
+    small: dict[str, Any] = {
+        "base": {"batch_size": WIDTH, "replay_capacity": CAPACITY, "sync_every": SYNC}
+        | {f"{net}_hidden": (WIDTH, WIDTH) for net in ("actor", "critic")}
+    }
+    if "sale" in agents.build(recipe).parts:
+        small["sale"] = {"width": WIDTH, "hidden": (WIDTH,)}
+    merged = {name: small.get(name, {}) | settings.get(name, {}) for name in small | settings}
+    return agents.build(recipe, merged).on(Spec(S, A))
+
+
+FILLED: dict[tuple, Any] = {}
+
+
+def memory(agent: Agent, seed: int = 0) -> tuple[jax.Array, Any]:
+    """A filled replay; filling it is compiled once for all rows that share it."""
+    kind = (agent.replay, agent.layout(1), seed)
+    if kind not in FILLED:
+        FILLED[kind] = fill(agent, *transitions(seed))
+    return FILLED[kind]
+
+
+def numpy(tree: Any) -> Any:
+    """The tree on the host, in buffers of its own (the originals are donated)."""
+    return jax.tree.map(np.array, tree)
+
+
+def device(tree: Any) -> Any:
+    return jax.tree.map(jnp.array, tree)
+
+
+@contextlib.contextmanager
+def watched():
+    """Counts, while they run, the keys drawn from and the keys folded in programs traced in here."""
+    drawn, folded = Counter(), Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("normal", "uniform", "randint", "split", "bernoulli", "rademacher", "choice", "fold_in"):
+            original, seen = getattr(jax.random, name), folded if name == "fold_in" else drawn
+
+            def watch(key, *args, original=original, seen=seen, **kwargs):
+                jax.debug.callback(lambda data: seen.update([tuple(data.tolist())]), jax.random.key_data(key))
+                return original(key, *args, **kwargs)
+
+            patch.setattr(jax.random, name, watch)
+        yield drawn, folded
+
+
+class Case(NamedTuple):
+    """A row that made its updates: the states before and after each, and what it takes to go on."""
+
+    agent: Agent
+    step: Any  # compiled: one update and the next action
+    history: list[tuple[State, Any]]
+    loop: tuple[Any, Any]  # memory and metrics
+    rows: jax.Array
+    key: jax.Array
+    actions: list[np.ndarray]
+    drawn: Counter
+    folded: Counter
+
+    def go_on(self, state: State, index: Any, number: int) -> Any:
+        """One more call of the program from this state: (state, index, memory, metrics, action, columns)."""
+        noise, metrics = device(self.loop)
+        args = (device(state), self.rows, device(index), noise, metrics)
+        return self.step(*args, *seen(number), np.int32(number), self.key)
+
+
+def seen(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The observation acted on after an update; none is the first of its episode."""
+    return np.asarray(transitions(1)[0].obs[number : number + 1]), np.zeros(1, bool)
+
+
+def fresh(agent: Agent, seed: int = 0) -> tuple[Programs, tuple[Any, ...]]:
+    """The programs of an agent and what `Programs.step` is called with."""
+    layout = agent.layout(1)
+    programs = Programs(agent, layout)
+    rows, index = memory(agent, seed)
+    state, key = agent.init(jax.random.key(seed)), jax.random.key(seed + 1)
+    metrics = programs.blank_metrics(state, rows, index, key)
+    noise = agent.maximiser.memory(agent.task, 1)
+    return programs, (state, rows, device(index), noise, metrics, *seen(0), np.int32(0), key)
+
+
+@pytest.fixture(scope="module", params=TABLE)
+def case(request) -> Case:
+    agent = make(*TABLE[request.param])
+    programs, args = fresh(agent)
+    with watched() as (drawn, folded):
+        step = programs.step.lower(*args).compile(compiler_options=QUICK)
+    state, rows, index, noise, metrics, *_, key = args
+    history, actions = [numpy((state, index))], []
+    for number in range(UPDATES):
+        state, index, noise, metrics, action, _ = step(
+            *(state, rows, index, noise, metrics), *seen(number), np.int32(number), key
+        )
+        history.append(numpy((state, index)))
+        actions.append(np.array(action))
+    jax.effects_barrier()
+    return Case(agent, step, history, numpy((noise, metrics)), rows, key, actions, +drawn, +folded)
+
+
+def test_every_number_is_finite(case):
+    for leaf in jax.tree.leaves((case.history, case.loop, case.actions)):
+        assert np.isfinite(leaf).all()
+    assert all(action.shape == (1, A) and np.abs(action).max() <= 1.0 for action in case.actions)
+    assert case.history[-1][0].updates == UPDATES
+    types = {leaf.dtype for leaf in jax.tree.leaves(case.history)}
+    assert types <= {np.dtype("float32"), np.dtype("int32")}
+
+
+def test_no_random_key_is_used_twice(case):
+    """Over updates and actions: each key is drawn from once, and none that is drawn from makes others."""
+    assert len(case.drawn) >= UPDATES
+    assert max(case.drawn.values()) == 1
+    assert not case.drawn.keys() & case.folded.keys()
+
+
+def test_only_what_may_move_moves(case):
+    """Each network, its optimiser and all that a part carries move when their turn is, and only then."""
+    base, follow = case.agent.base, case.agent.follow
+    for number, ((old, _), (new, _)) in enumerate(zip(case.history[:-1], case.history[1:], strict=True), 1):
+        climbs, syncs = number % base.policy_delay == 0, number % base.sync_every == 0
+        follows = syncs if follow.name == "periodic" else climbs or follow.when == "always"
+        due = {"critics": True, "actor": climbs, "critics_target": follows, "actor_target": follows}
+        due |= {
+            f"optimisers.{name}": climbs or not name.endswith(("actor", "tuned")) for name in old.optimisers
+        }
+        due |= {f"own.{name}.learned": True for name, own in old.own.items() if own.learned is not None}
+        due |= {f"own.{name}.tuned": climbs for name, own in old.own.items() if own.tuned is not None}
+        if not base.target_actor:
+            del due["actor_target"]
+        moved = {name: not same(*(pick(state, name) for state in (old, new))) for name in due}
+        assert moved == due, f"at update {number}"
+        assert_slow_copies(old, new, syncs)
+
+
+def pick(state: State, name: str) -> Any:
+    """What stands in the state under a dotted name (of optimisers and parts: with dots of their own)."""
+    field, _, rest = name.partition(".")
+    if field == "own":
+        part, _, kind = rest.rpartition(".")
+        return getattr(state.own[part], kind)
+    return getattr(state, field)[rest] if rest else getattr(state, field)
+
+
+def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
+    """What parts carry in `rest` moves by its own rule."""
+    rests = {name: (own.rest, new.own[name].rest) for name, own in old.own.items() if own.rest is not None}
+    if "sale" in rests:
+        was, now = rests.pop("sale")
+        assert same(now, (new.own["sale"].learned, was[0]) if syncs else was)
+    if "value_clip" in rests:
+        was, now = rests.pop("value_clip")
+        assert now.run_min <= was.run_min
+        assert now.run_max >= was.run_max
+        assert (now.low, now.high) == ((now.run_min, now.run_max) if syncs else (was.low, was.high))
+    if "normalise" in rests:
+        was, now = rests.pop("normalise")
+        np.testing.assert_allclose(now.seen, was.seen + 1)
+    assert not rests, f"say by which rule these move: {list(rests)}"
+
+
+def test_a_save_goes_on_to_the_bit(case, tmp_path):
+    state, index = case.history[-2]
+    trees = {"state": state, "index": index, "acting": case.agent.acting(state)}
+    saves.write(tmp_path, "5", device(trees), {})
+    likes = jax.eval_shape(lambda: device(trees))
+    back, _ = saves.read(tmp_path / "5", likes)
+    assert jax.tree.structure(back) == jax.tree.structure(trees)
+    assert same(back, trees)
+    state, index, _, _, action, _ = case.go_on(back["state"], back["index"], UPDATES - 1)
+    assert same((state, index), case.history[-1])
+    assert same(action, case.actions[-1])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_schedules_speak_json(name):
+    agent = make(*TABLE[name])
+    own, asked = agent.schedule.start(agent.base, 2), 0
+    for t in range(1, 41):
+        env = t % 2
+        for event in (StepEnd(2), *([EpisodeEnd(env, 10, -float(t), asked)] if t % 5 == 0 else [])):
+            own, updates, keep = agent.schedule.due(json.loads(json.dumps(own)), event, agent.base)
+            assert type(updates) is int
+            assert updates >= 0
+            assert not keep or agent.schedule.keeps
+            asked += updates
+    assert 40 <= asked <= 80
+
+
+# --- checks that take seconds: for few rows ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["td3+lap"])
+def test_compiled_equals_uncompiled(name):
+    agent = make(*TABLE[name])
+    layout = agent.layout(1)
+    rows, index = memory(agent)
+    update = partial(agent.update, layout)
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    together, apart = (state, index), (state, index)
+    jitted = jax.jit(update).lower(state, rows, index, key).compile(compiler_options=QUICK)
+    for _ in range(2):
+        together = jitted(together[0], rows, together[1], key)
+        with jax.disable_jit():
+            apart = update(apart[0], rows, apart[1], key)
+    close(together, apart)
+
+
+def close(x: Any, y: Any) -> None:
+    """Equal but for rounding, which Adam's first steps turn into a few percent of a step of 3e-4."""
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [THOROUGH])
+def test_two_seeds_in_one_program_equal_two_runs(name):
+    agent = make(*TABLE[name])
+    update = partial(agent.update, agent.layout(1))
+    runs = [(agent.init(jax.random.key(n)), *memory(agent, n), jax.random.key(n + 1)) for n in (0, 1)]
+    state, rows, index, key = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+    state = state._replace(updates=runs[0][0].updates, env_steps=runs[0][0].env_steps)
+    both = jax.jit(jax.vmap(update, in_axes=(SEED_AXES, 0, 0, 0), out_axes=(SEED_AXES, 0, 0)))
+    both = both.lower(state, rows, index, key).compile(compiler_options=QUICK)
+    one = jax.jit(update).lower(*runs[0]).compile(compiler_options=QUICK)
+    apart = [(run[0], run[2]) for run in runs]
+    for _ in range(SYNC):
+        state, index, _ = both(state, rows, index, key)
+        apart = [one(s, run[1], i, run[3])[:2] for (s, i), run in zip(apart, runs, strict=True)]
+    assert state.updates.shape == () == state.env_steps.shape  # unbatched, so that `cond` stays `cond`
+    for n, alone in enumerate(apart):
+        close(jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (state, index)), alone)
+
+
+@pytest.mark.parametrize("name", ["td3", "td7", THOROUGH])
+def test_no_program_copies_the_replay(name):
+    agent = make(*TABLE[name])
+    programs, args = fresh(agent)
+    state, rows, index, _, metrics, obs, first, steps, key = args
+    new = Rows(obs, np.zeros((1, A), np.float32), np.zeros(1, np.float32), first, first, obs, {})
+    lowered = {
+        "step": programs.step.lower(*args),
+        "burst": programs.burst.lower(state, rows, index, metrics, steps, key, np.int32(3)),
+        "insert": programs.insert.lower(rows, index, new, np.ones(1, bool)),
+    }
+    for program, each in lowered.items():
+        compiled = each.compile(compiler_options=SAME_HLO)
+        shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", compiled.as_text())
+        sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
+        assert max(sizes, default=0) < CAPACITY, f"{program} copies {max(sizes)} numbers"
+
+
+# --- settings with which a part does nothing -----------------------------------------------------------
+
+NEUTRAL = {
+    "periodic at every update is polyak with rate 1": (
+        ("td3+periodic", {"base": {"sync_every": 1}}),
+        ("td3", {"base": {"sync_every": 1}, "polyak": {"rate": 1.0, "when": "always"}}),
+    ),
+    "checkpoints leave the update alone": (
+        ("td3+checkpoints", {}),
+        ("td3", {"base": {"warmup_to_episode_end": True}}),
+    ),
+    "a normaliser that saw nothing": (("td3+normalise", {}), ("td3", {})),
+    "a gradient clip out of reach": (("td3", {"base": {"gradient_clip": 1e9}}), ("td3", {})),
+    "a learned temperature that may not move": (
+        ("sac", {"soft": {"learning_rate": 1e-30, "initial_temperature": 0.25}}),
+        ("sac", {"soft": {"temperature": 0.25}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_neutral_settings_change_no_bit(name):
+    ends = []
+    for row in NEUTRAL[name]:
+        agent = make(*row)
+        rows, index = memory(agent)
+        state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+        program = jax.jit(lambda *args, agent=agent: agent.update(agent.layout(1), *args)[:2])
+        program = program.lower(state, rows, index, key).compile(compiler_options=QUICK)
+        for _ in range(SYNC):
+            state, index = program(state, rows, index, key)
+        ends.append((state.actor, state.actor_target, state.critics, state.critics_target, index))
+    assert same(*ends)
+
+
+# --- the table itself ------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_every_choice():
+    """Every option of every field that offers options stands in some row, and every part in two."""
+    tried: dict[tuple[type, str], set] = {}
+    for row in TABLE.values():
+        agent = make(*row)
+        for part in (agent.base, *agent.parts.values()):
+            for field in get_type_hints(type(part)):
+                if hasattr(part, field):
+                    tried.setdefault((type(part), field), set()).add(getattr(part, field))
+    missing = {}
+    for (kind, field), values in tried.items():
+        hint = get_type_hints(kind)[field]
+        options = {True, False} if hint is bool else set()
+        if str(get_origin(hint)) == "typing.Literal":
+            options = set(get_args(hint))
+        if type(None) in get_args(hint):
+            options, values = {True, False}, {value is None for value in values}
+        if options - values:
+            missing[f"{kind.__name__}.{field}"] = options - values
+    assert not missing

@@ -1,0 +1,269 @@
+"""The recipe grammar: what a recipe expands to, whose word wins, what is refused and with which words."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+
+import qscape as qs
+from qscape.agents import BASES, EXPANSIONS, PARTS, build, changed, overridden, parse, settings_of
+from qscape.agents.recipes import coerced
+from qscape.errors import UsageError
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Regulariser, TargetRule
+from qscape.run.plan import Plan, fitted, label
+from qscape.types import setting
+
+ALL_PARTS = "+".join(PARTS)
+
+
+def filling(agent) -> dict[str, Any]:
+    """What sits in an agent's sockets, and its base."""
+    fields = {f.name: getattr(agent, f.name) for f in dataclasses.fields(agent)}
+    return {name: value for name, value in fields.items() if name not in ("recipe", "spec")}
+
+
+# --- expansion ------------------------------------------------------------------------------------------
+
+
+def test_td7_is_its_five_parts():
+    assert parse("td7") == ("td3", ["sale", "lap", "periodic", "value_clip", "checkpoints"])
+    assert filling(build("td7")) == filling(build(EXPANSIONS["td7"]))
+    assert filling(build("td7+normalise")) == filling(build(f"{EXPANSIONS['td7']}+normalise"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "as_written"), [(" TD3 + Lap ", "td3+lap"), ("SAC", "sac"), ("Td7+NORMALISE", "td7+normalise")]
+)
+def test_case_and_blanks_do_not_matter(recipe, as_written):
+    assert build(recipe).recipe == as_written
+    assert filling(build(recipe)) == filling(build(as_written))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_order_of_parts_in_different_sockets_does_not_matter(base):
+    backwards = "+".join(reversed(PARTS))
+    assert filling(build(f"{base}+{ALL_PARTS}")) == filling(build(f"{base}+{backwards}"))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_changes_its_socket_and_what_it_overrides_and_nothing_else(base, part):
+    plain, more = filling(build(base)), filling(build(f"{base}+{part}"))
+    kind = PARTS[part]
+    for name in plain.keys() - {kind.socket, "base"}:
+        assert plain[name] == more[name]
+    assert more[kind.socket] == kind()
+    moved = dict(kind().overrides(frozenset({part})))
+    assert more["base"] == dataclasses.replace(plain["base"], **moved)
+
+
+def test_the_bases_are_what_their_papers_say():
+    td3, sac = build("td3"), build("sac")
+    assert td3.base == Base()
+    assert (td3.improvement.name, td3.follow.when, td3.base.head) == ("dpg", "actor", "deterministic")
+    assert (sac.improvement.name, sac.follow.when, sac.base.head) == ("soft", "always", "gaussian")
+    assert (sac.base.warmup, sac.base.policy_delay, sac.base.actor_objective) == (5_000, 1, "min")
+    assert (sac.base.log_std_min, sac.base.log_std_max, sac.follow.rate) == (-5.0, 2.0, 0.005)
+
+
+def test_agent_is_build():
+    assert qs.agent is build
+    assert qs.agent("td3+sale+lap", {"lap": {"alpha": 0.6}}).replay.alpha == 0.6
+
+
+# --- whose word wins --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Calm(Regulariser):
+    """Moves two fields of the base."""
+
+    name: ClassVar[str] = "calm"
+    weight: float = setting(0.5, "A weight.")
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {"policy_delay": 3, "discount": 0.9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rough(TargetRule):
+    """Moves a field that `Calm` moves as well, and does not go with replay by priorities."""
+
+    name: ClassVar[str] = "rough"
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {"policy_delay": 4}
+
+    def objection(self, present: frozenset[str], base: Any) -> str | None:
+        return "rough shakes the priorities; leave lap out." if "lap" in present else None
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    for kind in (Calm, Rough):
+        monkeypatch.setitem(PARTS, kind.name, kind)
+
+
+def test_user_wins_over_part_wins_over_base(toys):
+    assert build("td3").base.policy_delay == 2
+    assert build("td3+calm").base.policy_delay == 3
+    agent = build("td3+calm", {"base": {"policy_delay": 7}})
+    assert (agent.base.policy_delay, agent.base.discount) == (7, 0.9)
+    back = build("td3+calm", {"base": {"policy_delay": 2}})
+    assert back.base.policy_delay == 2, "a base's default, said by the user, is a user's word"
+
+
+@pytest.mark.parametrize(("recipe", "delay"), [("td3+calm+rough", 4), ("td3+rough+calm", 3)])
+def test_the_part_named_later_wins_and_every_move_is_told(toys, recipe, delay):
+    agent = build(recipe)
+    base, moves = overridden(agent)
+    assert base == agent.base
+    assert base.policy_delay == delay
+    first, last = (move for move in moves if move.field == "policy_delay")
+    assert (first.before, first.after, last.before, last.after) == (2, 7 - delay, 7 - delay, delay)
+    assert str(last) == f"{recipe.split('+')[-1]} sets base.policy_delay = {delay} (was {7 - delay})"
+    assert [(m.field, m.after) for m in moves if m.field != "policy_delay"] == [("discount", 0.9)]
+
+
+def test_notes_of_a_run_tell_the_moves_that_hold():
+    def notes(**base):
+        return fitted(Plan("td3+lap", "Pendulum-v1", 100_000, settings={"base": base}))[2]
+
+    assert notes() == ["lap sets base.critic_loss = lap_huber (was mse)"]
+    assert notes(critic_loss="mse") == []
+
+
+def test_an_override_that_changes_nothing_is_no_move():
+    assert overridden(build("td3"))[1] == []
+    assert [str(m) for m in overridden(build("sac+lap"))[1]] == [
+        "lap sets base.critic_loss = lap_huber (was mse)"
+    ]
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ("td8", "There is no agent 'td8'; near to it: td7, td3."),
+        ("", "There is no agent ''; there are td3, sac, td7."),
+        ("lap", "There is no agent 'lap'; 'lap' is a part: write td3+lap."),
+        ("td3+lab", "There is no part 'lab' (in 'td3+lab'); near to it: lap."),
+        ("td3+", "There is no part '' (in 'td3+'); there are sale, lap,"),
+        ("td3+sac", "There is no part 'sac' (in 'td3+sac'); 'sac' is an agent and comes first."),
+        ("td7+lap", "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out."),
+        ("td3+lap+lap", "'lap' cannot be added in 'td3+lap+lap': it is there twice; leave one out."),
+        ("td7+lap+lap", "'lap' cannot be added in 'td7+lap+lap': td7 already has it; leave it out."),
+        (
+            "td3+value_clip+rough",
+            "'td3+value_clip+rough' cannot be: value_clip and rough both fill one place "
+            "(what makes the bootstrap value); keep one of them.",
+        ),
+        ("td3+lap+rough", "'td3+lap+rough' cannot be: rough shakes the priorities; leave lap out."),
+    ],
+)
+def test_refused_recipes(toys, recipe, sentence):
+    with pytest.raises(UsageError) as error:
+        build(recipe)
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "sentence"),
+    [
+        ("td3", {"lap": {"alpha": 1}}, "Settings of 'lap' do not belong to 'td3'; write td3+lap."),
+        ("td3", {"bass": {}}, "Settings of 'bass' do not belong to 'td3'; near to it: base."),
+        ("td3", {"base": {"discnt": 1}}, "base has no field 'discnt'; near to it: discount."),
+        ("td3", {"base": {"discount": "x"}}, "base.discount is 'x'; it must be of type float."),
+        ("td3", {"base": {"discount": True}}, "base.discount is True; it must be of type float."),
+        ("td3", {"base": {"discount": 2.0}}, "base.discount is 2.0; it must lie in [0, 1]."),
+        ("td3", {"base": {"discount": float("nan")}}, "base.discount is nan; it must lie in [0, 1]."),
+        ("td3", {"base": {"batch_size": 2.5}}, "base.batch_size is 2.5; it must be of type int."),
+        ("td3", {"base": {"batch_size": True}}, "base.batch_size is True; it must be of type int."),
+        ("td3", {"base": {"batch_size": 0}}, "base.batch_size is 0; it must be at least 1."),
+        ("td3", {"base": {"warmup": -1}}, "base.warmup is -1; it must be 0 or more."),
+        ("td3", {"base": {"actor_learning_rate": 0}}, "base.actor_learning_rate is 0.0; it must be above 0."),
+        ("td3", {"base": {"target_actor": 1}}, "base.target_actor is 1; it must be of type bool."),
+        ("td3", {"base": {"actor_hidden": []}}, "base.actor_hidden is ()"),
+        ("td3", {"base": {"actor_hidden": 256}}, "base.actor_hidden is 256; it must be of type tuple"),
+        ("td3", {"base": {"actor_hidden": [8, "8"]}}, "base.actor_hidden is '8'; it must be of type int."),
+        (
+            "td3",
+            {"base": {"critic_loss": "huber"}},
+            "base.critic_loss is 'huber'; it must be one of 'mse', 'lap_huber', 'pal'.",
+        ),
+        ("sac", {"soft": {"temperature": -1}}, "soft.temperature is -1.0; it must be 0 or more."),
+        ("td3+sale", {"sale": {"critic_inputs": ["s"]}}, "sale.critic_inputs is ('s',)"),
+        ("td3+sale", {"sale": {"critic_inputs": ["zs"]}}, "sale.critic_inputs is only zs: critics would not"),
+        ("td3", {"base": 3}, "Settings of 'base' are 3; they must be"),
+    ],
+)
+def test_refused_settings(recipe, settings, sentence):
+    with pytest.raises(UsageError) as error:
+        build(recipe, settings)
+    assert str(error.value).startswith(sentence)
+
+
+# --- settings in and out --------------------------------------------------------------------------------
+
+
+def test_settings_from_json_take_the_type_of_their_field():
+    said = {
+        "base": {"actor_hidden": [64, 32], "discount": 1, "batch_size": 128.0, "gradient_clip": 5},
+        "sale": {"critic_inputs": ["sa", "zs"], "end_to_end": None},
+    }
+    agent = build("td3+sale", json.loads(json.dumps(said)))
+    base = agent.base
+    assert (base.actor_hidden, base.discount, base.batch_size) == ((64, 32), 1.0, 128)
+    assert [type(x) for x in (base.discount, base.batch_size, base.gradient_clip)] == [float, int, float]
+    assert agent.representation.critic_inputs == ("sa", "zs")
+    assert agent.representation.end_to_end is None
+
+
+def test_coerced_is_idempotent():
+    for hint, value in ((float, 3), (int, 4.0), (tuple[int, ...], [1, 2]), (float | None, 2), (str, "x")):
+        once = coerced("x", hint, value)
+        assert coerced("x", hint, once) == once == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("td3", {}),
+        ("sac", {"soft": {"temperature": 0.1}, "base": {"warmup": 10}}),
+        (
+            "td7",
+            {"base": {"actor_activation": "elu"}, "sale": {"hidden": [32]}, "checkpoints": {"switch": 5}},
+        ),
+        (f"sac+{ALL_PARTS}", {"normalise": {"clip": 10}, "base": {"critic_loss": "mse"}}),
+        ("td3+lap", {"base": {"critic_loss": "mse", "gradient_clip": None}}),
+    ],
+)
+def test_settings_go_round(recipe, settings):
+    """Through JSON as well; and what the user said against a part stays said."""
+    agent = build(recipe, settings)
+    written = settings_of(agent)
+    again = build(recipe, json.loads(json.dumps(written)))
+    assert filling(again) == filling(agent)
+    assert settings_of(again) == written
+    assert changed(again) == changed(agent)
+
+
+def test_fields_that_differ_from_the_recipe_enter_the_label():
+    assert changed(build("td7")) == {}
+    assert changed(build("td3+lap", {"lap": {"alpha": 0.4}, "base": {"discount": 0.99}})) == {}
+    agent = build("td3+lap", {"lap": {"alpha": 0.6}, "base": {"critic_loss": "mse", "actor_hidden": [64, 8]}})
+    assert changed(agent) == {"base.critic_loss": "mse", "base.actor_hidden": (64, 8), "lap.alpha": 0.6}
+    assert label(agent) == "td3+lap[base.actor_hidden=64x8,base.critic_loss=mse,lap.alpha=0.6]"
+    assert label(build("td7")) == "td7"
+
+
+def test_agents_hold_no_state():
+    assert build("td7") is not build("td7")
+    assert BASES["td3"].base == Base(), "building must not change the tables"
+    build("td3+lap", {"base": {"discount": 0.5}})
+    assert BASES["td3"].base == Base()

@@ -1,0 +1,220 @@
+"""An interrupted run that goes on ends as if it had never stopped: every array, number and line of it."""
+
+import dataclasses
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny import arrays, assert_same_run, evaluations, flags, metrics, numbers, settings, start, stop_at
+
+from qscape.errors import UsageError
+from qscape.run import Plan, resume, saves, train
+from qscape.run import events as ev
+
+
+def whole(plan: Plan, folder: Path) -> list[ev.RunEvent]:
+    return list(train(plan, folder))
+
+
+def interrupted(plan: Plan, folder: Path, steps: int, where: str = "step") -> None:
+    """Begin a run, or go on with it, and stop it there."""
+    hold = stop_at(steps, where)
+    *_, end = resume(folder, on_trainer=hold) if folder.exists() else train(plan, folder, on_trainer=hold)
+    assert isinstance(end, ev.Ended)
+    assert end.interrupted
+
+
+PENDULUM = Plan(  # one burst of 400 updates after step 600, across the synchronisation at 250
+    "td7",
+    "Pendulum-v1",
+    700,
+    settings=settings("td7", warmup=100) | {"checkpoints": {"early_episodes": 2}},
+    eval_every=250,
+    eval_episodes=2,
+    log_every=37,
+    save_every=190,
+)
+CHEETAH = Plan(  # a replay that is overwritten; synchronisation at step 300, an episode's end every 100
+    "td3+sale+lap",
+    "HalfCheetah-v5",
+    370,
+    env_args={"max_episode_steps": 100},
+    settings=settings("td3+sale+lap", warmup=50, replay_capacity=200, next_observation="derived"),
+    eval_every=150,
+    eval_episodes=2,
+    log_every=37,
+    save_every=100,
+)
+VECTOR = Plan(
+    "sac+normalise",
+    "Pendulum-v1",
+    300,
+    envs=3,
+    env_args={"max_episode_steps": 30},
+    settings=settings("sac+normalise", warmup=60, n_step=3),
+    eval_every=110,
+    eval_episodes=2,
+    log_every=37,
+    save_every=100,
+)
+CLOCK = Plan(
+    "td3+lap",
+    "tiny:Clock-v0",
+    300,
+    settings=settings("td3+lap", warmup=50),
+    eval_every=100,
+    eval_episodes=2,
+    log_every=50,
+    save_every=60,
+)
+
+
+@pytest.mark.parametrize(
+    ("plan", "stops"),
+    [
+        (PENDULUM, [(333, "step"), (600, "burst")]),
+        (CHEETAH, [(99, "step"), (333, "step")]),
+        (VECTOR, [(150, "step")]),
+    ],
+    ids=["pendulum-td7", "cheetah-td3+sale+lap", "vector-sac+normalise"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):
+    one, other = tmp_path / "whole", tmp_path / "resumed"
+    end = whole(plan, one)[-1]
+    assert isinstance(end, ev.Ended)
+    assert end.updates >= 240
+    assert not end.interrupted
+    for steps, where in stops:
+        interrupted(plan, other, steps, where)
+        if where == "burst":
+            assert (numbers(other)["pending"], numbers(other)["chosen"]) == (150, False)
+    list(resume(other))
+    assert_same_run(one, other)
+
+
+def test_the_burst_that_ends_a_run_may_be_interrupted_too(tmp_path):
+    """No environment step is left then, but updates, an evaluation and a log line are."""
+    one, other = tmp_path / "whole", tmp_path / "resumed"
+    steps = 330  # learning begins after the first episode of 30; then ten are assessed
+    small = settings("td3+checkpoints", warmup=20) | {"checkpoints": {"early_episodes": 10}}
+    plan = Plan("td3+checkpoints", "tiny:Clock-v0", steps, settings=small, eval_every=200, eval_episodes=2)
+    whole(plan, one)
+    assert numbers(one)["updates"] == 300
+    interrupted(plan, other, steps, "burst")
+    assert (numbers(other)["updates"], numbers(other)["env_steps"]) == (250, steps)
+    list(resume(other))
+    assert_same_run(one, other)
+    with pytest.raises(UsageError, match="has made its 330 steps"):
+        list(resume(other))
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("resume") / "clock"
+    whole(CLOCK, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory):
+    """The same, stopped at step 170; copy it before you write to it."""
+    folder = tmp_path_factory.mktemp("resume") / "clock"
+    interrupted(CLOCK, folder, 170)
+    return folder
+
+
+def test_what_was_written_after_the_last_save_is_made_again(clock, broken_off, tmp_path):
+    """As after kill -9: lines beyond the newest save, and half a line."""
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 200, "updates": 1}\n{"step": 25')
+    with (folder / "evaluations.csv").open("a") as file:
+        file.write("200,current,0,1.0,30,,0.1\n200,curr")
+    list(resume(folder))
+    assert_same_run(folder, clock)
+
+
+def test_a_run_can_be_made_longer(clock, tmp_path):
+    folder = tmp_path / "run"
+    whole(dataclasses.replace(CLOCK, steps=200), folder)
+    with pytest.raises(UsageError, match=r"has made its 200 steps.*--steps 400"):
+        list(resume(folder))
+    list(resume(folder, steps=300))
+    assert arrays(folder) == arrays(clock)
+    assert evaluations(folder) == evaluations(clock)
+    assert metrics(folder) == metrics(clock)
+
+
+def test_a_run_without_a_save_starts_again(clock, tmp_path):
+    folder = tmp_path / "run"
+    events = train(CLOCK, folder)
+    while not isinstance(next(events), ev.Evaluated):
+        pass
+    events.close()  # dies before the first save
+    assert not (folder / "saves").exists()
+    started, *_ = resume(folder)
+    assert isinstance(started, ev.Started)
+    assert "there is no save yet: the run starts again" in started.notes
+    assert_same_run(folder, clock)
+
+
+def test_another_number_of_threads_is_said(broken_off, tmp_path, monkeypatch):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    monkeypatch.setenv("NPROC", "7")  # jax has read it long ago
+    started = next(iter(resume(folder)))
+    assert isinstance(started, ev.Started)
+    assert any("NPROC=7: the last digits may differ" in note for note in started.notes)
+
+
+def test_a_request_to_stop_before_the_first_step_counts(broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    *_, end = resume(folder, on_trainer=lambda trainer: trainer.stop())
+    assert isinstance(end, ev.Ended)
+    assert (end.step, end.interrupted) == (171, True)
+
+
+def wait_for_save(process, folder: Path, beyond: int) -> None:
+    """Until a save beyond that many steps is whole; the process must still be at work."""
+    until = time.monotonic() + 120
+    while not any(int(name) > beyond for name in saves.names(folder / "saves")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_several_seeds_kill_and_ctrl_c(tmp_path):
+    """Two seeds side by side in processes of their own; seed 1 alone, killed, interrupted by Ctrl-C and
+    resumed twice, equals the one of the two."""
+    argv = ["td3+lap", "--env", "Pendulum-v1", "--steps", 1500, *flags("td3+lap", warmup=100)]
+    argv += ["--save-every", 60, "--eval-every", 500, "--eval-episodes", 2]
+    pair = start("train", *argv, "--seeds", 0, 1, "--out", tmp_path / "pair")
+    out, err = pair.communicate()
+    assert pair.returncode == 0, err
+    assert out.count("done: ") == 2
+    a, b = (tmp_path / "pair" / seed for seed in "01")
+    assert arrays(a, {"state"}) != arrays(b, {"state"})
+
+    alone = tmp_path / "alone" / "1"
+    killed = start("train", *argv, "--seeds", 1, "--out", alone.parent)
+    wait_for_save(killed, alone, 0)
+    killed.kill()
+    killed.communicate()
+    died_at = int(saves.names(alone / "saves")[-1])
+    assert died_at < 1500
+
+    stopped = start("resume", alone)
+    wait_for_save(stopped, alone, died_at)
+    stopped.send_signal(signal.SIGINT)
+    out, err = stopped.communicate()
+    assert stopped.returncode == 130, err
+    assert f"qscape resume {alone}" in out
+    assert "Traceback" not in err
+    assert died_at < numbers(alone)["env_steps"] < 1500
+
+    resumed = start("resume", alone)
+    resumed.communicate()
+    assert resumed.returncode == 0
+    assert_same_run(alone, b)
