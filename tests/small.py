@@ -9,8 +9,8 @@ import numpy as np
 from flat.td3 import Transitions
 
 from qscape import agents
+from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
-from qscape.offpolicy.trunk import Agent
 from qscape.replay.memory import Index, Rows
 from qscape.types import Spec
 

@@ -20,7 +20,7 @@ from small import S, fill, same, transitions
 from qscape import agents
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
-from qscape.offpolicy.trunk import Agent
+from qscape.offpolicy.agent import Agent
 from qscape.replay.memory import Rows
 from qscape.run import saves
 from qscape.run.programs import Programs

@@ -97,8 +97,9 @@ class Model:
             UsageError: no steps, or a warm-up that leaves no update. RunError: NaN from the environment.
         """
         callbacks = [callback] if callable(callback) else list(callback)
-        if self.trainer is None:
+        if self.trainer is None or not self.env_steps:  # one made to predict untrained has no fitted plan
             plan, agent, notes = fitted(self._plan(steps))
+            self.trainer = None  # its replay makes room first
             self.trainer = Trainer(plan, agent, self.edge, self.eval_edge)
             if progress:
                 print("\n".join(notes))
@@ -164,6 +165,7 @@ class Model:
         folder = Path(path)
         trainer = self.trainer or self._untrained()
         plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
+        folders.refuse_taken(folder, overwrite=True)
         with folders.locked(folder):
             folders.create(folder, plan, trainer.agent, overwrite=True)
             folders.save(folder, trainer, milestone=False)

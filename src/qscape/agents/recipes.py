@@ -15,8 +15,8 @@ from qscape.methods.periodic import Periodic
 from qscape.methods.sale import SALE
 from qscape.methods.value_clip import ValueClip
 from qscape.offpolicy import plain
+from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.trunk import Agent
 from qscape.replay.lap import LAP
 
 TD3 = Agent(recipe="td3")
@@ -148,10 +148,10 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 
 def overridden(agent: Agent) -> tuple[Base, list[Move]]:
     """The base after all parts' overrides, and every field they moved; the later part wins."""
-    base = BASES[parse(agent.recipe)[0]].base
-    moves = []
-    for part in agent.parts.values():
-        for field, value in part.overrides(frozenset(agent.parts)).items():
+    base_name, names = parse(agent.recipe)
+    base, moves, parts = BASES[base_name].base, [], agent.parts
+    for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
+        for field, value in part.overrides(frozenset(parts)).items():
             before = getattr(base, field)
             if before != value:
                 moves.append(Move(field, before, value, part.name))
@@ -188,7 +188,9 @@ def _with_settings(part: Any, settings: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _known_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
-    for name in settings:
+    for name, fields in settings.items():
+        if not isinstance(fields, Mapping):
+            raise UsageError(f"Settings of '{name}' are {fields!r}; they must be fields with values.")
         if name != "base" and name not in agent.parts:
             fits = f"write {agent.recipe}+{name}" if name in PARTS else nearest(name, ["base", *agent.parts])
             raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.")

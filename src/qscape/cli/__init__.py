@@ -37,7 +37,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a command here
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -4,10 +4,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from rich.console import Console
-
 from qscape.cli import options
-from qscape.cli.running import table
+from qscape.cli.running import plain_console, table
 from qscape.run.folder import run_folders
 from qscape.run.policy import evaluate_run
 from qscape.types import setting
@@ -41,8 +39,8 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         means.append(mean)
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success"]
-    console = Console()
+    console = plain_console()
     console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))
     if len(means) > 1:
-        console.print(f"mean over {len(means)} runs: {sum(means) / len(means):,.1f}", highlight=False)
+        console.print(f"mean over {len(means)} runs: {sum(means) / len(means):,.1f}")
     return 0

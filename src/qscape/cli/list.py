@@ -1,11 +1,10 @@
 """`qscape list`: agents, parts and environments."""
 
 import gymnasium as gym
-from rich.console import Console
 
 from qscape.agents import BASES, EXPANSIONS, PARTS
 from qscape.agents.recipes import BASE_HELP, SOCKET_MEANS
-from qscape.cli.running import table
+from qscape.cli.running import plain_console, table
 from qscape.errors import UsageError
 
 SECTIONS = ("agents", "parts", "envs")
@@ -16,7 +15,7 @@ def main(argv: list[str]) -> int:
     for section in argv:
         if section not in SECTIONS:
             raise UsageError(f"qscape list takes {', '.join(SECTIONS)}, not '{section}'.")
-    console = Console()
+    console = plain_console()
     wanted = argv or list(SECTIONS)
     if "agents" in wanted:
         rows = [[name, EXPANSIONS.get(name, ""), BASE_HELP[name]] for name in [*BASES, *EXPANSIONS]]

@@ -11,7 +11,7 @@ import tyro
 
 from qscape.agents import PARTS, build, settings_of
 from qscape.errors import UsageError
-from qscape.offpolicy.trunk import Agent
+from qscape.offpolicy.agent import Agent
 from qscape.types import setting
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,9 +106,9 @@ class Screen:
     """Progress bars on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = plain_console()
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
@@ -144,7 +145,6 @@ class Screen:
             self.console.print(
                 f"{self.names[k]}  step {event.step:>9,}  return {event.mean:>10,.1f}  over {n} episodes"
                 f"{which}",
-                highlight=False,
                 soft_wrap=True,
             )
         elif isinstance(event, ev.Ended):
@@ -159,39 +159,42 @@ class Screen:
         )
         self.tasks[k] = (task, event)
         if k == 0 or event.step:
-            self.console.print(f"[bold]{self.names[k]}[/bold]  {event.steps:,} steps", highlight=False)
+            self.console.print(f"{self.names[k]}  {event.steps:,} steps", style="bold")
             for note in event.notes:
-                self.console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True)
+                self.console.print(f"  {note}", style="dim", soft_wrap=True)
 
     def failed(self, k: int, job: Job, why: str) -> None:
         """Say that a run failed; the others go on."""
-        self.console.print(f"[red]failed[/red] {job.folder}: {why}", highlight=False, soft_wrap=True)
+        self.console.print(f"failed {job.folder}: {why}", style="red", soft_wrap=True)
 
     def summary(self, jobs: list[Job]) -> None:
         """What was done, and how to go on."""
         for k, job in enumerate(jobs):
             if self.interrupted and k not in self.ended:
-                self.console.print(f"not begun: {job.folder}", highlight=False, soft_wrap=True)
+                self.console.print(f"not begun: {job.folder}", soft_wrap=True)
         for k, end in sorted(self.ended.items()):
             rate = end.step / end.seconds if end.seconds else 0.0
             state = "interrupted" if end.interrupted else "done"
             self.console.print(
                 f"{state}: {jobs[k].folder}  {end.step:,} steps, {end.updates:,} updates, "
                 f"{end.seconds:,.0f} s ({rate:,.0f} steps/s)",
-                highlight=False,
                 soft_wrap=True,
             )
             if end.interrupted:
-                self.console.print(
-                    f"  to go on: qscape resume {jobs[k].folder}", highlight=False, soft_wrap=True
-                )
+                folder = shlex.quote(str(jobs[k].folder))
+                self.console.print(f"  to go on: qscape resume {folder}", soft_wrap=True)
+
+
+def plain_console() -> Console:
+    """A console that leaves square brackets alone: labels of runs, and so their folders, hold some."""
+    return Console(markup=False, highlight=False)
 
 
 def table(title: str, columns: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Table:
     """A plain table."""
     made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for k, name in enumerate(columns):
-        made.add_column(name, justify="left" if k == 0 else "right")
+        made.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

@@ -495,7 +495,8 @@ def _build(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.En
 
 def _accepted(env_id: str | Callable[..., gym.Env]) -> str:
     """The arguments an environment names, for the end of a sentence."""
-    entry: Any = gym.spec(env_id).entry_point if isinstance(env_id, str) else env_id
+    # Without the module: making the environment has imported it.
+    entry: Any = gym.spec(env_id.rpartition(":")[2]).entry_point if isinstance(env_id, str) else env_id
     creator = load_env_creator(entry) if isinstance(entry, str) else entry
     named = [
         parameter.name

@@ -6,6 +6,7 @@ from jaxtyping import Array, Int, PyTree
 
 from qscape.nets import Critic
 from qscape.offpolicy.sockets import Own
+from qscape.types import Piece
 
 
 class State(NamedTuple):
@@ -20,6 +21,10 @@ class State(NamedTuple):
     optimisers: dict[str, PyTree]
     updates: Int[Array, ""]
     env_steps: Int[Array, ""]
+
+    def of(self, part: Piece) -> Own:
+        """What a part carries; empty for one that carries nothing."""
+        return self.own.get(part.name, Own())
 
 
 # in_axes and out_axes of `vmap` for a state whose leaves lead with a seed axis.

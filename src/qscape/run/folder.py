@@ -24,7 +24,7 @@ import numpy as np
 
 from qscape.envs import snapshot
 from qscape.errors import RunError, UsageError
-from qscape.offpolicy.trunk import Agent
+from qscape.offpolicy.agent import Agent
 from qscape.run import saves
 from qscape.run.plan import Plan, from_json, to_json
 from qscape.run.trainer import Trainer
@@ -61,23 +61,32 @@ def one_run(path: Path) -> Path:
     return runs[0]
 
 
+def refuse_taken(folder: Path, overwrite: bool = False) -> None:
+    """Refuse a folder in which no new run may be made.
+
+    Raises:
+        UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
+    """
+    if not folder.is_dir() or all(p.name == LOCK for p in folder.iterdir()):
+        return
+    if not (folder / RECORD).exists():
+        raise UsageError(f"{folder} exists and is no run; choose another --out.")
+    if not overwrite:
+        raise UsageError(
+            f"{folder} holds a run already; go on with 'qscape resume {folder}', or add --overwrite."
+        )
+
+
 def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> None:
     """Make the folder of a new run and write what it is.
 
     Raises:
-        UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
-        RunError: the folder cannot be written.
+        UsageError: the folder is taken. RunError: it cannot be written.
     """
-    if folder.exists() and any(p.name != LOCK for p in folder.iterdir()):
-        if not (folder / RECORD).exists():
-            raise UsageError(f"{folder} exists and is no run; choose another --out.")
-        if not overwrite:
-            raise UsageError(
-                f"{folder} holds a run already; go on with 'qscape resume {folder}', or add --overwrite."
-            )
-        for path in folder.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    refuse_taken(folder, overwrite)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_record(folder, to_json(plan, agent) | origin())
 
 
@@ -200,10 +209,12 @@ def newest_save(folder: Path, tree: str = "acting") -> Path | None:
 
 
 def unfinished(folder: Path, steps: int | None = None) -> bool:
-    """Has the run steps left to make, of its own number or of `steps`?"""
+    """Was the run broken off, or has it steps left to make, of its own number or of `steps`?"""
     newest = newest_save(folder, "replay")
-    made = saves.read_meta(newest)["numbers"]["env_steps"] if newest else 0
-    return made < (read_plan(folder).steps if steps is None else steps)
+    if newest is None:
+        return True
+    made = saves.read_meta(newest)["numbers"]
+    return not made["finished"] or made["env_steps"] < (steps or read_plan(folder).steps)
 
 
 def load_into(trainer: Trainer, path: Path) -> list[str]:

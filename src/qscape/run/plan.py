@@ -6,7 +6,7 @@ from typing import Any
 
 from qscape.agents import build, changed, overridden, settings_of
 from qscape.errors import UsageError
-from qscape.offpolicy.trunk import Agent
+from qscape.offpolicy.agent import Agent
 from qscape.types import setting
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import Acting, State
-from qscape.offpolicy.trunk import Agent
 from qscape.replay.memory import Index, Layout
 from qscape.types import Key
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from qscape.envs import Edge
 from qscape.envs import make as make_edge
+from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import Acting
-from qscape.offpolicy.trunk import Agent
 from qscape.replay.memory import GIB, Rows
 from qscape.run import events as ev
 from qscape.run.evaluation import evaluate

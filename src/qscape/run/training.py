@@ -48,9 +48,10 @@ def train(
     """
     use_compilation_cache()
     plan, agent, notes = fitted(plan)
+    folders.refuse_taken(folder, overwrite)  # before a lock is written into it
     edge, eval_edge = open_edges(plan)
+    trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
     with folders.locked(folder):
-        trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
         folders.create(folder, plan, trainer.agent, overwrite)
         on_trainer(trainer)
         yield from _told(trainer, folder, plan, notes, trackers)
@@ -72,11 +73,17 @@ def resume(
         UsageError: the run has made these steps already. RunError: no run, or no readable save.
     """
     use_compilation_cache()
+    folders.read_record(folder)  # refuses what is no run, before a lock is written into it
     with folders.locked(folder):
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
+        if not folders.unfinished(folder, steps):
+            raise UsageError(
+                f"{folder} has made its {plan.steps} steps; "
+                f"to go on, ask for more: qscape resume {folder} --steps {2 * plan.steps}."
+            )
         agent = build(plan.recipe, plan.settings)
         edge, eval_edge = open_edges(plan)
         trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
@@ -84,11 +91,6 @@ def resume(
         notes = [] if newest else ["there is no save yet: the run starts again"]
         if newest:
             notes = folders.load_into(trainer, newest)
-        if trainer.finished and trainer.env_steps >= plan.steps:
-            raise UsageError(
-                f"{folder} has made its {trainer.env_steps} steps; "
-                f"to go on, ask for more: qscape resume {folder} --steps {2 * trainer.env_steps}."
-            )
         folders.write_record(folder, record | {"steps": plan.steps})
         on_trainer(trainer)
         yield from _told(trainer, folder, plan, notes, trackers)

@@ -1,0 +1,264 @@
+"""An agent: one part in every socket, how its state begins, and how it acts."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from qscape.offpolicy import plain, trunk
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import (
+    Fns,
+    Follow,
+    Improvement,
+    Maximiser,
+    Nets,
+    Normaliser,
+    Own,
+    Part,
+    Regulariser,
+    Representation,
+    Schedule,
+    TargetRule,
+    bind,
+    bind_critics,
+)
+from qscape.offpolicy.state import Acting, State
+from qscape.replay.lap import LAP
+from qscape.replay.memory import Index, Layout
+from qscape.replay.uniform import Uniform
+from qscape.types import Event, Key, Metrics, Piece, Spec, stream
+
+LEARNING_SOCKETS = ("representation", "improvement", "maximiser")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Agent:
+    """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
+
+    Attributes:
+        recipe: the name it was made from, `base+part+part`.
+        spec: the task; None until `on` binds the agent to one.
+    """
+
+    recipe: str = "td3"
+    base: Base = Base()
+    representation: Representation = plain.Plain()
+    replay: Uniform | LAP = Uniform()
+    target: TargetRule = plain.MinTarget()
+    follow: Follow = plain.Polyak()
+    improvement: Improvement = plain.DPG()
+    maximiser: Maximiser = plain.Single()
+    regularisers: tuple[Regulariser, ...] = ()
+    schedule: Schedule = plain.EveryStep()
+    normaliser: Normaliser = plain.Raw()
+    modifiers: tuple[Piece, ...] = ()  # parts that only override fields of the base
+    spec: Spec | None = None
+
+    # --- what the agent is made of ----------------------------------------------------------------
+
+    def on(self, spec: Spec) -> "Agent":
+        """The agent bound to a task."""
+        return dataclasses.replace(self, spec=spec)
+
+    @property
+    def task(self) -> Spec:
+        """The task the agent is bound to.
+
+        Raises:
+            ValueError: it is bound to none.
+        """
+        if self.spec is None:
+            raise ValueError("this agent is bound to no task yet: use agent.on(spec)")
+        return self.spec
+
+    @property
+    def parts(self) -> dict[str, Piece]:
+        """All parts by name, in the order in which they are initialised."""
+        filled = (
+            self.representation,
+            self.normaliser,
+            self.maximiser,
+            self.improvement,
+            self.target,
+            self.follow,
+            self.replay,
+            *self.regularisers,
+            self.schedule,
+            *self.modifiers,
+        )
+        return {part.name: part for part in filled}
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """Columns that replay computes from its indices."""
+        return frozenset().union(*(part.derived for part in self.parts.values()))
+
+    @property
+    def reads(self) -> tuple[int, float, frozenset[str]]:
+        """How replay makes a batch: steps summed, discount, derived columns."""
+        return self.base.n_step, self.base.discount, self.derived
+
+    @property
+    def learners(self) -> dict[str, Part]:
+        """The parts that may carry something in the state."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, Part)}
+
+    def layout(self, envs: int = 1) -> Layout:
+        """How replay packs a transition, the columns that parts declare included."""
+        columns: dict[str, tuple[int, ...]] = {}
+        for part in self.parts.values():
+            columns |= part.columns(self.task)
+        return Layout(
+            observation_size=self.task.observation_size,
+            action_size=self.task.action_size,
+            columns=tuple(sorted(columns.items())),
+            stores_next=self.base.next_observation == "stored",
+            envs=envs,
+            capacity=self.base.replay_capacity,
+        )
+
+    @property
+    def nets(self) -> Nets:
+        """Builders of networks in this agent's architecture."""
+        rep, base, spec = self.representation, self.base, self.task
+        return Nets(
+            actor=lambda key, context=0: rep.actor(key, base, spec, context),
+            critic=lambda key, context=0: rep.critic(key, base, spec, context),
+        )
+
+    # --- the state --------------------------------------------------------------------------------
+
+    def init(self, key: Key) -> State:
+        """A fresh state. Every slow copy starts equal to its original, in buffers of its own."""
+        spec, nets = self.task, self.nets
+        actor = self.maximiser.actors(stream(key, f"{self.maximiser.name}.actors"), nets, spec)
+        keys = jax.random.split(stream(key, "critics"), self.base.critics)
+        critics = [nets.critic(k) for k in keys]
+        own: dict[str, Own] = {}
+        for name, part in self.learners.items():
+            seen = None if part in (self.representation, self.maximiser) else actor
+            mine = part.init(stream(key, f"{name}.init"), nets, spec, self.base, seen)
+            if mine.learned is not None and part.socket not in LEARNING_SOCKETS:
+                raise TypeError(f"{name}: only parts in {', '.join(LEARNING_SOCKETS)} have a `learn` step")
+            if mine != Own():
+                own[name] = mine
+        optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
+        for name, mine in own.items():
+            optimised |= {f"{name}.{kind}": getattr(mine, kind) for kind in ("learned", "tuned")}
+        state = State(
+            actor=actor,
+            actor_target=actor if self.base.target_actor else None,
+            critics=critics,
+            critics_target=critics,
+            own=own,
+            optimisers={
+                name: self.optimiser(name).init(params)
+                for name, params in optimised.items()
+                if params is not None
+            },
+            updates=jnp.zeros((), jnp.int32),
+            env_steps=jnp.zeros((), jnp.int32),
+        )
+        # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+    def optimiser(self, name: str) -> optax.GradientTransformation:
+        """The optimiser of "actor", "critics", or a part's "NAME.learned" or "NAME.tuned"."""
+        base = self.base
+        if name == "actor":
+            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
+        if name == "critics":
+            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
+        part, kind = name.split(".")
+        learned, tuned = self.learners[part].learning_rates(base)
+        return base.optimiser(learned if kind == "learned" else tuned)
+
+    def functions(self, state: State, event: Event) -> Fns:
+        """The state's networks as functions of observation and action."""
+        rep, mine = self.representation, state.of(self.representation)
+
+        def bound(module: PyTree, which: str = "fixed") -> Callable:
+            return bind(rep, rep.view(mine, which), module)
+
+        fns = Fns(
+            policy=_missing,
+            policy_target=_missing,
+            q=bind_critics(rep, rep.view(mine, "fixed"), state.critics),
+            q_target=bind_critics(rep, rep.view(mine, "target"), state.critics_target),
+            bind=bound,
+            nets=self.nets,
+            event=event,
+            spec=self.task,
+            base=self.base,
+        )
+        own = state.of(self.maximiser)
+        policy = self.maximiser.policy(state.actor, own, fns)
+        if not self.base.target_actor:
+            return fns._replace(policy=policy, policy_target=policy)
+        slow = fns._replace(bind=partial(bound, which="target"), q=fns.q_target)
+        return fns._replace(policy=policy, policy_target=self.maximiser.policy(state.actor_target, own, slow))
+
+    # --- acting -----------------------------------------------------------------------------------
+
+    def acting(self, state: State) -> Acting:
+        """All that acting needs of a state."""
+        needed = {p.name for p in (self.representation, self.maximiser, self.normaliser)}
+        return Acting(state.actor, state.critics, {k: v for k, v in state.own.items() if k in needed})
+
+    def act(
+        self,
+        acting: Acting,
+        memory: PyTree,
+        obs: Array,
+        first: Array,
+        env_steps: Int[Array, ""] | int,
+        key: Key,
+        mode: str = "evaluate",
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Actions [E, A] in [-1, 1] for raw observations [E, S], columns for replay, new memory.
+
+        Args:
+            memory: what acting remembers (`maximiser.memory`); `first` [E] says where it is reset.
+            env_steps: counts the draws: the same key and step give the same action.
+            mode: "evaluate", "explore" or "warm_up"; static.
+        """
+        obs = self.normaliser.apply(acting.own.get(self.normaliser.name, Own()), obs)
+        steps = jnp.asarray(env_steps, jnp.int32)
+        no = jnp.array(False)
+        stand_in = State(
+            acting.actor, acting.actor, acting.critics, acting.critics, acting.own, {}, steps, steps
+        )
+        fns = self.functions(stand_in, Event(steps, steps, no, no))
+        own = acting.own.get(self.maximiser.name, Own())
+        key = stream(jax.random.fold_in(key, steps), f"{self.maximiser.name}.act.{mode}")
+        return self.maximiser.act(acting.actor, own, fns, memory, obs, first, key, mode)
+
+    @property
+    def normalises(self) -> bool:
+        """Does the normaliser do anything?"""
+        return not isinstance(self.normaliser, plain.Raw)
+
+    def see(self, state: State, obs: Array) -> State:
+        """Let the normaliser see the observations [E, S] that are about to be acted on."""
+        if not self.normalises:
+            return state
+        name = self.normaliser.name
+        return state._replace(own=state.own | {name: self.normaliser.see(state.own[name], obs)})
+
+    # --- learning ---------------------------------------------------------------------------------
+
+    def update(
+        self, layout: Layout, state: State, rows: Array, index: Index, key: Key
+    ) -> tuple[State, Index, Metrics]:
+        """One update from replay: see `trunk.update`."""
+        return trunk.update(self, layout, state, rows, index, key)
+
+
+def _missing(*args: Any) -> Any:
+    raise RuntimeError("a maximiser's policy asked for itself")

@@ -1,0 +1,442 @@
+"""The command line: what it refuses, and with which sentence and code; what it prints and writes."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TESTS, arrays, flags, numbers, python, start, stop_at
+
+import qscape
+from qscape.cli import main
+from qscape.run import folder as folders
+from qscape.run import saves
+
+CLOCK = ["--env", "tiny:Clock-v0", "--eval-every", 0]
+SHORT = [*CLOCK, *flags("td3", warmup=30), "--steps", 120]
+
+
+def run(*argv):
+    """The exit code of `qscape ARGV`, in this process."""
+    try:
+        return main([str(a) for a in argv])
+    except SystemExit as end:  # help, and values that do not fit their flag
+        return end.code
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder; returns the one sentence it was refused with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # for the processes of several seeds
+
+    def refuse(*argv, code=2):
+        assert run(*argv) == code
+        out, err = capsys.readouterr()
+        assert err.startswith("qscape: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in out + err
+        return err
+
+    return refuse
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run; copy it before you write to it."""
+    group = tmp_path_factory.mktemp("cli") / "group"
+    assert run("train", "td3", *SHORT, "--out", group) == 0
+    return group / "0"
+
+
+# --- what cannot be asked for: exit code 2, and nothing is written -------------------------------------
+
+NOT_A_NAME = [
+    (["trian"], "there is no command 'trian'; there are train, resume"),
+    (["train", "td9", *CLOCK], "There is no agent 'td9'; near to it: td7, td3"),
+    (["train", "sale", *CLOCK], "'sale' is a part: write td3+sale"),
+    (["train", "td3+salle", *CLOCK], "There is no part 'salle' (in 'td3+salle'); near to it: sale"),
+    (["train", "td3+sac", *CLOCK], "'sac' is an agent and comes first"),
+    (["train", "td3", "--env", "HalfCheeta-v5"], "'HalfCheeta-v5'; near to it: HalfCheetah-v5"),
+    (["train", "td3", "--env", "qwertz"], "no environment is called 'qwertz'"),
+    (["train", "td3", "--env", "nosuchmodule:Env-v0"], "nosuchmodule"),
+    (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
+    (["train"], "needs RECIPE first"),
+    (["list", "things"], "takes agents, parts, envs, not 'things'"),
+    (["train", "td3", *SHORT, "--log", "paper"], "--log paper is unknown; there are wandb, trackio"),
+]
+NOT_TOGETHER = [
+    (["train", "td7+lap", *CLOCK], "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out"),
+    (["train", "td3+lap+lap", *CLOCK], "it is there twice"),
+    (["train", "td3", "--env", "CartPole-v1"], "CartPole-v1 has Discrete actions: off-policy agents take a bound"),
+    (["train", "td3", "--env", "tiny:Picture-v0"], "is an image (8, 8, 3): off-policy agents take vectors"),
+    (["train", "sac", "--env", "tiny:Unbounded-v0"], "dimension 1 of the action is unbounded"),
+    (["train", "td3", *CLOCK, "--env-args", "tall=True"], "cannot be made with env_args {'tall': True}"),
+]  # fmt: skip
+NOT_A_FLAG = [
+    (["train", "td3", *CLOCK, "--lap.alpha", 0.5], "--lap.alpha belongs to lap; write td3+lap"),
+    (["train", "td3+lap", *CLOCK, "--value-clip.x", 1], "--value-clip.x belongs to value_clip; write td3+lap+value"),
+    (["train", "td3", *CLOCK, "--base.discunt", 0.9], "no flag --base.discunt; did you mean --base.discount"),
+    (["train", "td3", *CLOCK, "--fast"], "qscape train td3 has no flag --fast"),
+    (["evaluate", "runs", "--epsiodes", 3], "did you mean --episodes"),
+    (["train", "td3", *CLOCK, "--env-args", "length"], "--env-args length is no name=value pair"),
+]  # fmt: skip
+NOT_A_NUMBER = [
+    (["train", "td3", *CLOCK, "--steps", 0], "--steps is 0: a run needs at least one environment step"),
+    (["train", "td3", *CLOCK, "--steps", -5], "--steps is -5: a run needs at least one environment step"),
+    (["train", "td3", *CLOCK, "--steps", 99, "--base.warmup", 99], "--base.warmup 99 leaves no update in 99 steps"),
+    (["train", "td3", *CLOCK, "--base.warmup", -1], "base.warmup is -1; it must be 0 or more"),
+    (["train", "td3", *CLOCK, "--base.discount", 1.5], "base.discount is 1.5; it must lie in [0, 1]"),
+    (["train", "td3", *CLOCK, "--base.batch-size", 0], "base.batch_size is 0; it must be at least 1"),
+    (["train", "td3", *CLOCK, "--envs", 0], "--envs is 0; it must be at least 1"),
+    (["train", "td3", *CLOCK, "--seeds", 1, 1], "--seeds 1 1: name each seed once"),
+    (["train", "td3", *CLOCK, "--milestones", 0], "--milestones is 0.0; it must lie in (0, 1]"),
+    (["train", "td3", *SHORT, "--base.replay-capacity", 1], "--base.replay-capacity 1 with 1 environments"),
+    (["train", "--config", "no.json"], "--config no.json cannot be read as a run.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [*NOT_A_NAME, *NOT_TOGETHER, *NOT_A_FLAG, *NOT_A_NUMBER],
+    ids=lambda x: " ".join(map(str, x))[:50] if isinstance(x, list) else "",
+)
+def test_usage_errors(refused, argv, why):
+    assert why in refused(*argv)
+    assert list(Path().iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize("argv", [["--steps", "many"], ["--steps"], ["stray"], ["--base.critic-loss", "l1"]])
+def test_values_that_do_not_fit_their_flag(capsys, tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "td3", *CLOCK, *argv) == 2
+    assert argv[-1].lstrip("-") in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "video", "plot"])
+def test_a_folder_that_is_no_run(refused, command):
+    Path("other").mkdir()
+    for path in ("nowhere", "other"):
+        assert f"{path} is no run and holds none" in refused(command, path)
+    assert "needs RUN" in refused(command)
+    assert [p.name for p in Path().iterdir()] == ["other"]
+    assert list(Path("other").iterdir()) == []
+
+
+def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "runs" / "0")
+    before = arrays(done)
+    argv = ["train", "td3", *SHORT, "--out", "runs"]
+    assert "runs/0 holds a run already; go on with 'qscape resume runs/0', or add --overwrite" in refused(*argv)
+    assert arrays(tmp_path / "runs" / "0") == before
+    assert run(*argv, "--overwrite", "--base.discount", 0.9) == 0
+    capsys.readouterr()
+    record = json.loads((tmp_path / "runs" / "0" / "run.json").read_text())
+    assert record["settings"]["base"]["discount"] == 0.9
+    assert arrays(tmp_path / "runs" / "0") != before
+    lines = (tmp_path / "runs" / "0" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1  # none of the run before
+    assert "has made its 120 steps; to go on, ask for more" in refused("resume", "runs")
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(refused):
+    Path("runs/0").mkdir(parents=True)
+    Path("runs/0/thesis.txt").write_text("the only copy")
+    for more in ([], ["--overwrite"]):
+        assert "runs/0 exists and is no run" in refused("train", "td3", *SHORT, "--out", "runs", *more)
+    assert [p.name for p in Path("runs/0").iterdir()] == ["thesis.txt"]
+
+
+def test_commands_that_take_one_run_do_not_guess(refused, done):
+    for seed in "01":
+        shutil.copytree(done, f"runs/{seed}")
+    assert "runs holds 2 runs; name one, e.g. runs/0" in refused("video", "runs")
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "why"),
+    [
+        ("imageio", ["video", "RUN"], 'qscape video needs the extra: pip install "qscape[video]"'),
+        ("matplotlib", ["plot", "RUN"], 'Pictures need the extra: pip install "qscape[report]"'),
+        ("wandb", ["train", "td3", *SHORT, "--log", "wandb"], '--log wandb needs the extra: pip install "qscape'),
+    ],
+)  # fmt: skip
+def test_a_missing_extra(refused, done, tmp_path, monkeypatch, module, argv, why):
+    monkeypatch.setitem(sys.modules, module, None)  # importing it fails as if it were not there
+    for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    (folder / "evaluations.csv").write_text(
+        "step,policy,episode,return,length,success,seconds\n0,current,0,1.0,30,,0.1\n"
+    )
+    assert why in refused(*[folder if a == "RUN" else a for a in argv])
+
+
+# --- what breaks while running: exit code 1 ------------------------------------------------------------
+
+
+def test_an_unwritable_folder(refused):
+    """Under a regular file nobody can write, not even root."""
+    Path("file").write_text("")
+    for seeds in ([0], [0, 1]):
+        why = refused("train", "td3", *SHORT, "--out", "file/out", "--seeds", *seeds, code=1)
+        assert "file/out/0 cannot be written (Not a directory); choose another --out" in why
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_numbers_that_are_not_finite_stop_the_run(refused, capsys, what, value):
+    field = {"observation": "observation[1]", "reward": "reward"}[what]
+    argv = ["train", "td3", *SHORT, "--save-every", 50, "--out", "runs", "--env-args", "fail_at=100"]
+    why = refused(*argv, f"what={what}", f"value={value}", code=1)
+    assert f"{field} is {value} in environment 0, step 10 of its episode 4" in why
+    run_ = Path("runs/0")
+    assert saves.names(run_ / "saves")[-1] == "000000096"  # a tenth of 120 is 12
+    assert run("evaluate", run_, "--episodes", 2) == 0
+    assert "96" in capsys.readouterr().out
+
+
+def truncate(save):
+    for name in ("acting.npz", "state.npz"):
+        file = save / name
+        file.write_bytes(file.read_bytes()[:-50])
+
+
+def truncate_record(save):
+    file = save / "save.json"
+    file.write_text(file.read_text()[:-20])
+
+
+def foreign(save):
+    (save / "save.json").write_text('{"what": "another program\'s"}')
+
+
+def newer(save):
+    record = json.loads((save / "save.json").read_text())
+    record["meta"]["qscape"] = "9.9"
+    (save / "save.json").write_text(json.dumps(record | {"version": 2}))
+
+
+def flipped(save):
+    for name in ("acting.npz", "state.npz"):
+        data = bytearray((save / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (save / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate"])
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (truncate, ".npz is truncated"),
+        (truncate_record, "save.json is truncated or damaged"),
+        (foreign, "is not a qscape save"),
+        (newer, "was written by qscape 9.9 in save format 2"),
+        (flipped, "does not match its checksum"),
+    ],
+)
+def test_saves_that_cannot_be_read(refused, done, tmp_path, command, damage, why):
+    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    damage(folder / "saves" / saves.names(folder / "saves")[-1])
+    more = ["--steps", 200] if command == "resume" else []
+    assert why in refused(command, folder, *more, code=1)
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate"])
+def test_a_broken_run_json(refused, done, tmp_path, command):
+    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    (folder / "run.json").write_text('{"recipe": "td3"')
+    assert "run.json cannot be read" in refused(command, folder, code=1)
+
+
+def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):
+    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    shutil.rmtree(folder / "saves")
+    assert "has no save yet; let it train on: qscape resume" in refused("evaluate", folder, code=1)
+
+
+def test_a_run_that_ends_without_an_update(refused):
+    """The warm-up of 9 lasts to the episode's end at 30; the next one would end at 60."""
+    argv = ["train", "td3+checkpoints", *CLOCK, *flags("td3"), "--steps", 45, "--out", "runs"]
+    why = refused(*argv, code=1)
+    assert "the run ended after 45 steps without one update" in why
+    assert run("resume", "runs", "--steps", 70) == 0
+    assert numbers(Path("runs/0"))["updates"] == 30
+
+
+@pytest.mark.parametrize("argv", [["train", "td3", *SHORT, "--overwrite", "--out", "runs"], ["resume", "runs"]])
+def test_a_run_folder_in_use(refused, done, tmp_path, argv):
+    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    with folders.locked(folder):
+        assert "runs/0 is in use by another process" in refused(*argv, code=1)
+    assert arrays(folder) == arrays(done)
+
+
+def test_one_failing_seed_leaves_the_other_alone(refused, done, tmp_path):
+    """Two seeds run in two processes; the folder of one is taken."""
+    shutil.copytree(done, tmp_path / "runs" / "0")
+    why = refused("train", "td3", *SHORT, "--seeds", 0, 1, "--out", "runs", code=1)
+    assert "1 of 2 runs failed; runs/0: runs/0 holds a run already" in why
+    assert numbers(tmp_path / "runs" / "1")["env_steps"] == 120
+    assert arrays(tmp_path / "runs" / "0") == arrays(done)
+
+
+# --- in processes of their own -------------------------------------------------------------------------
+
+
+def process(*argv):
+    started = start(*argv)
+    out, err = started.communicate(timeout=120)
+    return started.returncode, out, err
+
+
+def test_codes_and_sentences_of_a_real_process(done, tmp_path):
+    code, out, err = process("train", "td7+lap", *CLOCK)
+    assert (code, out) == (2, "")
+    assert err == "qscape: 'lap' cannot be added in 'td7+lap': td7 already has it; leave it out.\n"
+
+    folder = shutil.copytree(done, tmp_path / "run")
+    truncate(folder / "saves" / "000000120")
+    code, out, err = process("evaluate", folder)
+    assert code == 1
+    assert err.startswith("qscape: ")
+    assert "Traceback" not in err
+    code, _, err = process("evaluate", folder, "--debug")
+    assert code == 1
+    assert "Traceback" in err
+    assert "RunError" in err
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """Less than half a second of processor time; a busy machine makes no difference."""
+    used = []
+    for _ in range(3):
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "qscape.cli", "--help"],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+        )
+        _, status, usage = os.wait4(pid, 0)
+        assert status == 0
+        used.append(usage.ru_utime + usage.ru_stime)
+    assert min(used) < 0.5
+    code = "import sys; from qscape.cli import main; print(main(['--help'])); print(*sys.modules)"
+    *_, status, modules = python(code).splitlines()
+    assert status == "0"
+    assert not {"jax", "numpy", "tyro", "rich", "gymnasium"} & set(modules.split())
+
+
+def test_the_help_of_a_recipe_starts_no_backend():
+    code = """
+import sys
+from qscape.cli import main
+try:
+    main(["train", "td7", "--help"])
+except SystemExit as end:
+    print(end.code)
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+"""
+    out = python(code)
+    assert out.split()[-2:] == ["0", "False"]
+    for flag in ("--env", "--base.discount", "--sale.width", "--lap.alpha", "--checkpoints.switch"):
+        assert flag in out
+
+
+# --- what it does --------------------------------------------------------------------------------------
+
+
+def test_help_version_and_list(capsys):
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("train", "resume", "evaluate", "plot", "video", "list"))
+    assert run() == 2
+    assert run("--version") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("qscape 0.")
+    assert run("train", "--help") == 0
+    assert "RECIPE --env ID" in capsys.readouterr().out
+    assert run("train", "td3+lap", "--help") == 0
+    out = capsys.readouterr().out
+    assert "--lap.alpha" in out
+    assert "--sale" not in out
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    for word in ("td3", "sac", "td7", "+sale", "+lap", "+checkpoints", "HalfCheetah-v5"):
+        assert word in out
+    assert run("list", "parts") == 0
+    assert "HalfCheetah" not in capsys.readouterr().out
+
+
+def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "td3+lap", "--env", "tiny:Clock-v0", *flags("td3+lap", warmup=20), "--steps", 60]
+    argv += ["--env-args", "length=15", "--envs", 2, "--seeds", 4, "--eval-episodes", 3, "--lap.alpha=0.3"]
+    assert run(*argv, "--base.no-target-actor", "--base.gradient-clip", 5) == 0
+    out = capsys.readouterr().out
+    (folder,) = Path("runs/tiny:Clock-v0").glob("*/4")
+    assert "lap.alpha=0.3" in folder.parent.name
+    assert "gradient_clip=5.0" in folder.parent.name
+    assert f"done: {folder}  60 steps, 40 updates" in out
+    assert "lap sets base.critic_loss = lap_huber (was mse)" in out
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["env_args"], record["envs"], record["seed"]) == ({"length": 15}, 2, 4)
+    base = record["settings"]["base"]
+    assert (base["target_actor"], base["gradient_clip"], base["warmup"]) == (False, 5.0, 20)
+    assert record["settings"]["lap"]["alpha"] == 0.3
+
+    again = ["train", "--config", folder / "run.json", "--out", "again", "--seeds", 4]
+    assert run(*again) == 0
+    other = json.loads(Path("again/4/run.json").read_text())
+    assert other["settings"] == record["settings"]
+    assert arrays(Path("again/4"), {"state"}) == arrays(folder, {"state"})
+
+
+def test_evaluate_repeats_itself(done, capsys):
+    assert run("evaluate", done.parent, "--episodes", 3) == 0
+    first = capsys.readouterr().out
+    assert "3 episodes, deterministic policy" in first
+    assert "120" in first
+    assert run("evaluate", done, "--episodes", 3) == 0
+    assert capsys.readouterr().out == first
+    assert run("evaluate", done, "--episodes", 3, "--seed", 1001) == 0  # the same three lengths
+    assert capsys.readouterr().out == first
+    assert run("evaluate", done, "--episodes", 2, "--seed", 1001) == 0
+    assert capsys.readouterr().out != first
+
+
+def test_resuming_a_group_takes_the_unfinished_runs(done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "0")
+    plan = folders.read_plan(done)
+    *_, end = qscape.train(plan, tmp_path / "1", on_trainer=stop_at(70))
+    assert end.interrupted
+    assert run("resume", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert f"done: {tmp_path / '1'}  120 steps" in out
+    assert str(tmp_path / "0") not in out
+    assert arrays(tmp_path / "1") == arrays(done)
+
+
+def test_plot_and_video(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "td3", "--env", "Pendulum-v1", *flags("td3"), "--steps", 100, "--eval-episodes", 1]
+    assert run(*argv, "--env-args", "max_episode_steps=20", "--eval-every", 50, "--out", "runs") == 0
+    assert run("plot", "runs", "--png", "pictures/curve.png") == 0
+    assert Path("pictures/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert run("video", "runs", "--mp4", "film.mp4") == 0
+    assert Path("film.mp4").stat().st_size > 1_000
+    assert "film.mp4: 20 frames" in capsys.readouterr().out
+    Path("file").write_text("")
+    for argv in (["plot", "runs", "--png"], ["video", "runs", "--mp4"]):
+        assert run(*argv, "file/out/it.png") == 1
+        assert "file/out/it.png cannot be written (" in capsys.readouterr().err
+    assert run("plot", "runs", "--png", "curve.txt") == 2
+    assert "--png curve.txt: Format 'txt' is not supported" in capsys.readouterr().err
+
+
+def test_an_environment_without_pictures(refused, done):
+    assert "unexpected keyword argument 'render_mode'" in refused("video", done)

@@ -1,0 +1,209 @@
+"""The Python face: learn, predict, evaluate, save, load, callbacks."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+from tiny import Clock, Rooms, arrays, settings
+
+import qscape as qs
+from qscape.envs import make
+from qscape.model import SEED
+from qscape.run import events as ev
+from qscape.run import resume
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """TD3 on Pendulum-v1, trained for a moment."""
+    small = settings("td3", warmup=50, actor_learning_rate=0.01)
+    return qs.TD3("Pendulum-v1", seed=1, eval_every=100, eval_episodes=2, **small).learn(120)
+
+
+def observations(n):
+    return np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+
+
+def test_learning_makes_updates_and_goes_on_where_it_was(trained):
+    one = qs.TD3("Pendulum-v1", seed=1, eval_every=0, **trained.settings)
+    assert one.env_steps == 0
+    assert one.learn(70) is one
+    assert one.env_steps == 70
+    assert one.trainer.updates == 20
+    one.learn(50)
+    assert (one.env_steps, one.trainer.updates) == (120, 70)
+    seen = observations(50)
+    assert np.array_equal(one.predict(seen)[0], trained.predict(seen)[0])
+
+
+def test_one_observation_and_batches(trained):
+    seen = observations(7)
+    batch, _ = trained.predict(seen)
+    assert batch.shape == (7, 1)
+    assert batch.dtype == np.float32
+    assert len(np.unique(batch)) > 1
+    one, _ = trained.predict(seen[3])
+    assert one.shape == (1,)
+    assert trained.edge.env.action_space.contains(one)
+    np.testing.assert_allclose(one, batch[3], atol=1e-5)
+    assert np.array_equal(trained.predict(seen)[0], batch)  # deterministic
+    with pytest.raises(qs.UsageError, match=r"observations \(3,\), not \(4,\)"):
+        trained.predict(np.zeros(4))
+
+
+def test_exploring_draws_anew_at_every_call_and_repeats_itself(trained):
+    seen = observations(5)
+    first, state = trained.predict(seen, deterministic=False)
+    second, _ = trained.predict(seen, state, np.zeros(5, bool), deterministic=False)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(trained.predict(seen, deterministic=False)[0], first)
+    assert np.abs(first - trained.predict(seen)[0]).max() < 2.0  # noise of 0.1 of half the range, 4 times
+
+
+def evaluate_policy(model, env, episodes):
+    """As other libraries' helpers call a model: positional observations of a vector environment, the keywords
+    `state`, `episode_start` and `deterministic`; the state is handed back as it came."""
+    returns, running = [], np.zeros(env.num_envs)
+    seen, state, start = env.reset(seed=5)[0], None, np.ones(env.num_envs, bool)
+    while len(returns) < episodes:
+        action, state = model.predict(seen, state=state, episode_start=start, deterministic=True)
+        seen, reward, terminated, truncated, _ = env.step(action)
+        running, start = running + reward, terminated | truncated
+        returns += running[start].tolist()
+        running[start] = 0.0
+    return returns
+
+
+def test_helpers_of_other_libraries_can_evaluate_it(trained):
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    env = SyncVectorEnv([lambda: gym.make("Pendulum-v1")] * 2, autoreset_mode=mode)
+    returns = evaluate_policy(trained, env, 2)
+    ours = make("Pendulum-v1", 2, seed=5)
+    assert trained.trainer is not None
+    done = qs.run.evaluation.evaluate(trained.trainer.programs, trained.trainer.best, ours, 2, seed=5)
+    assert returns == pytest.approx([e.ret for e in done], rel=1e-4)
+
+
+def test_save_and_load(trained, tmp_path):
+    path = trained.save(tmp_path / "model")
+    again = qs.load(path)
+    seen = observations(20)
+    assert np.array_equal(again.predict(seen)[0], trained.predict(seen)[0])
+    assert again.evaluate(3) == trained.evaluate(3)
+    assert again.env_steps == 120
+    twice = again.save(tmp_path / "twice")
+    assert arrays(twice) == arrays(path)
+    again.learn(30)
+    *_, end = resume(path, steps=150)
+    assert (again.env_steps, end.step) == (150, 150)
+    assert arrays(again.save(tmp_path / "longer"), {"state", "replay", "edge"}) == arrays(
+        path, {"state", "replay", "edge"}
+    )
+
+
+def test_a_model_saved_before_it_learned(tmp_path):
+    model = qs.SAC("Pendulum-v1", **settings("sac"))
+    seen = observations(3)
+    action, _ = model.predict(seen)
+    loaded = qs.load(model.save(tmp_path / "new"))
+    assert np.array_equal(loaded.predict(seen)[0], action)
+    model.learn(60)  # the warm-up fits the run, although it predicted before it learned
+    assert model.trainer.updates == 48
+    with pytest.raises(qs.UsageError, match="warmup 5000 leaves no update in 60 steps"):
+        loaded.learn(60)  # what was stored counts as asked for
+
+
+def test_callbacks_see_events_and_stop(trained):
+    model = qs.TD3(Clock, seed=0, eval_every=0, **settings("td3", warmup=20))
+    seen = []
+
+    def note(who, event):
+        assert who is model
+        seen.append(event)
+
+    def stop(who, event):
+        return not isinstance(event, ev.EpisodeDone) or event.step < 60
+
+    model.learn(500, callback=[stop, note])
+    assert isinstance(seen[0], ev.Started)
+    assert [e.step for e in seen if isinstance(e, ev.EpisodeDone)] == [30, 60]
+    assert isinstance(seen[-1], ev.Ended)
+    assert seen[-1].interrupted
+    assert model.env_steps == 60
+    model.learn(40, callback=note)
+    assert model.env_steps == 100
+    assert not seen[-1].interrupted
+
+
+def test_dict_observations_and_an_asymmetric_box():
+    model = qs.SAC(Rooms, envs=2, eval_every=0, **settings("sac", warmup=40))
+    lowest, highest = np.float32([-1, 10]), np.float32([3, 20])
+    taken = []
+    step = model.edge._source.env.step
+    model.edge._source.env.step = lambda action: taken.append(action) or step(action)
+    model.learn(100)
+    assert model.trainer.updates == 60
+    random = np.concatenate(taken[:20])
+    assert (random.min(0) < lowest + [0.4, 1.0]).all()
+    assert (random.max(0) > highest - [0.4, 1.0]).all()
+    space = Rooms().observation_space
+    one = space.sample()
+    action, _ = model.predict(one)
+    assert action.shape == (2,)
+    assert Rooms().action_space.contains(action)
+    batch = {"map": np.stack([one["map"]] * 4), "self": {"speed": np.stack([one["self"]["speed"]] * 4)}}
+    many, _ = model.predict(batch)
+    assert many.shape == (4, 2)
+    np.testing.assert_allclose(many, np.tile(action, (4, 1)), rtol=1e-5)
+    assert len(model.evaluate(3)) == 3
+
+
+def test_the_kept_policy_is_the_one_that_predicts():
+    small = settings("td3+checkpoints", warmup=20, actor_learning_rate=0.05)
+    model = qs.Model("td3+checkpoints", Clock, eval_every=0, **small).learn(300)
+    trainer = model.trainer
+    seen = observations(9)
+    kept = trainer.programs.act(
+        trainer.kept, None, seen, np.ones(9, bool), np.int32(0), qs.model.evaluation_key(), mode="evaluate"
+    )[0]
+    current = trainer.programs.act(
+        trainer.acting, None, seen, np.ones(9, bool), np.int32(0), qs.model.evaluation_key(), mode="evaluate"
+    )[0]
+    assert not np.array_equal(kept, current)
+    assert np.array_equal(model.predict(seen)[0], kept)  # the clock's actions are in [-1, 1] already
+
+
+def test_what_is_refused():
+    with pytest.raises(qs.UsageError, match="no agent 'td33'; near to it: td3"):
+        qs.Model("td33", "Pendulum-v1")
+    with pytest.raises(qs.UsageError, match="base has no field 'discunt'; near to it: discount"):
+        qs.TD3("Pendulum-v1", base={"discunt": 0.9})
+    with pytest.raises(qs.UsageError, match="Settings of 'lap' do not belong to 'td3'; write td3\\+lap"):
+        qs.TD3("Pendulum-v1", lap={"alpha": 0.9})
+    with pytest.raises(qs.UsageError, match="at least one environment step"):
+        qs.TD3("Pendulum-v1", **settings("td3")).learn(0)
+    with pytest.raises(qs.UsageError, match=r"warmup 50 leaves no update in 50 steps"):
+        qs.TD3("Pendulum-v1", **settings("td3", warmup=50)).learn(50)
+    alone = qs.TD3(gym.make("Pendulum-v1"), **settings("td3"))
+    with pytest.raises(qs.UsageError, match="pass eval_env"):
+        alone.evaluate()
+
+
+def test_an_environment_that_is_made_already_is_evaluated_in_another(tmp_path):
+    env = gym.make("Pendulum-v1")
+    model = qs.TD3(env, eval_env=gym.make("Pendulum-v1"), eval_every=50, eval_episodes=1, **settings("td3"))
+    assert model.eval_edge is not None
+    assert model.eval_edge.seed == SEED
+    told = []
+    model.learn(100, callback=lambda _, event: told.append(event))
+    assert [e.step for e in told if isinstance(e, ev.Evaluated)] == [0, 50, 100]
+    assert model.edge.tally.steps == 100
+
+
+def test_a_folder_that_is_no_run_is_not_written_to(trained, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(qs.UsageError, match="is no run"):
+        trained.save(tmp_path)
+    with pytest.raises(qs.UsageError, match="is no run"):
+        qs.load(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]

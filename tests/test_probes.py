@@ -1,0 +1,81 @@
+"""Agents learn environments of which the right Q and the best action are known, each in a few seconds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qscape import agents
+from qscape.envs import make
+from qscape.envs.probes import PROBES, Probe, ProbeTimeLimit
+from qscape.run.plan import Plan
+from qscape.run.trainer import Trainer
+from qscape.types import Event
+
+DISCOUNT = 0.9
+NETS = {"actor_hidden": (32, 32), "critic_hidden": (32, 32), "batch_size": 64}
+SETTINGS = {
+    "base": NETS
+    | {
+        "discount": DISCOUNT,
+        "warmup": 100,
+        "actor_learning_rate": 3e-3,
+        "critic_learning_rate": 3e-3,
+        "sync_every": 10,
+        "replay_capacity": 4096,
+    },
+    "polyak": {"rate": 0.05},
+    "sale": {"width": 32, "hidden": (32,), "learning_rate": 3e-3},
+    "soft": {"initial_temperature": 0.01},
+}
+STEPS = 1_000
+
+
+def learn(recipe: str, env, steps: int = STEPS, settings=SETTINGS) -> Trainer:
+    """A trainer that made its steps on an environment."""
+    settings = {name: own for name, own in settings.items() if name in ("base", *agents.build(recipe).parts)}
+    plan = Plan(recipe, "probe", steps, settings=settings, eval_every=0)
+    trainer = Trainer(plan, agents.build(recipe, settings), make(env))
+    for _ in trainer.events(steps):
+        pass
+    assert trainer.updates > 0.8 * steps
+    return trainer
+
+
+def values(trainer: Trainer, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """Every critic's value `[B, critics]` of observations and actions `[B]`."""
+    counters = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.array(False), jnp.array(False)
+    fns = trainer.agent.functions(trainer.state, Event(*counters))
+    return np.stack(fns.q(jnp.float32(observation)[:, None], jnp.float32(action)[:, None]), -1)
+
+
+def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
+    """The deterministic policy's actions `[B]`."""
+    obs, first = np.float32(observation)[:, None], np.ones(len(observation), bool)
+    return np.asarray(trainer.programs.act(trainer.acting, None, obs, first, 0, trainer.key)[0])[:, 0]
+
+
+@pytest.mark.parametrize("recipe", ["td3", "sac", "td7"])
+@pytest.mark.parametrize("probe", PROBES)
+def test_probe(recipe, probe):
+    trainer, kind = learn(recipe, probe), PROBES[probe]
+    shown = np.unique(np.asarray(trainer.rows)[: int(trainer.index.size[0]), 0])
+    observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
+    known = kind.q(observation, action, DISCOUNT)
+    found = values(trainer, observation, action)
+    np.testing.assert_allclose(found, np.stack([known, known], -1), rtol=0.05, atol=0.1)
+    if kind.best(shown) is not None:
+        np.testing.assert_allclose(choices(trainer, shown), kind.best(shown), atol=0.1)
+
+
+class Cut(ProbeTimeLimit):
+    """The time limit told as a real end: what an agent sees that cuts the bootstrap at truncation."""
+
+    def advance(self):
+        return super().advance()[::-1]
+
+
+def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():
+    found = values(learn("td3", Cut), np.zeros(1), np.zeros(1))
+    assert isinstance(Cut(), Probe)
+    np.testing.assert_allclose(found, 1 / (1 - DISCOUNT * 5 / 7), rtol=0.2)
+    assert found.max() < 0.5 / (1 - DISCOUNT), "far from what the probe asks for"
