@@ -131,7 +131,9 @@ def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "runs" / "0")
     before = arrays(done)
     argv = ["train", "td3", *SHORT, "--out", "runs"]
-    assert "runs/0 holds a run already; go on with 'qscape resume runs/0', or add --overwrite" in refused(*argv)
+    assert "runs/0 holds a run already; go on with 'qscape resume runs/0', or add --overwrite" in refused(
+        *argv
+    )
     assert arrays(tmp_path / "runs" / "0") == before
     assert run(*argv, "--overwrite", "--base.discount", 0.9) == 0
     capsys.readouterr()
@@ -268,7 +270,9 @@ def test_a_run_that_ends_without_an_update(refused):
     assert numbers(Path("runs/0"))["updates"] == 30
 
 
-@pytest.mark.parametrize("argv", [["train", "td3", *SHORT, "--overwrite", "--out", "runs"], ["resume", "runs"]])
+@pytest.mark.parametrize(
+    "argv", [["train", "td3", *SHORT, "--overwrite", "--out", "runs"], ["resume", "runs"]]
+)
 def test_a_run_folder_in_use(refused, done, tmp_path, argv):
     folder = shutil.copytree(done, tmp_path / "runs" / "0")
     with folders.locked(folder):

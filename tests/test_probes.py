@@ -6,7 +6,8 @@ import pytest
 
 from qscape import agents
 from qscape.envs import make
-from qscape.envs.probes import PROBES, Probe, ProbeTimeLimit
+from qscape.envs.probes import PROBES, ProbeTimeLimit
+from qscape.run.evaluation import evaluate
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
 from qscape.types import Event
@@ -23,7 +24,7 @@ SETTINGS = {
         "sync_every": 10,
         "replay_capacity": 4096,
     },
-    "polyak": {"rate": 0.05},
+    "polyak": {"rate": 0.1},
     "sale": {"width": 32, "hidden": (32,), "learning_rate": 3e-3},
     "soft": {"initial_temperature": 0.01},
 }
@@ -33,7 +34,7 @@ STEPS = 1_000
 def learn(recipe: str, env, steps: int = STEPS, settings=SETTINGS) -> Trainer:
     """A trainer that made its steps on an environment."""
     settings = {name: own for name, own in settings.items() if name in ("base", *agents.build(recipe).parts)}
-    plan = Plan(recipe, "probe", steps, settings=settings, eval_every=0)
+    plan = Plan(recipe, str(env), steps, settings=settings, eval_every=0)
     trainer = Trainer(plan, agents.build(recipe, settings), make(env))
     for _ in trainer.events(steps):
         pass
@@ -76,6 +77,21 @@ class Cut(ProbeTimeLimit):
 
 def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():
     found = values(learn("td3", Cut), np.zeros(1), np.zeros(1))
-    assert isinstance(Cut(), Probe)
     np.testing.assert_allclose(found, 1 / (1 - DISCOUNT * 5 / 7), rtol=0.2)
     assert found.max() < 0.5 / (1 - DISCOUNT), "far from what the probe asks for"
+
+
+def test_pendulum_is_learned():
+    base = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "batch_size": 64, "warmup": 500}
+    base |= {"actor_learning_rate": 2e-3, "critic_learning_rate": 2e-3, "replay_capacity": 5_000}
+    settings = {"base": base, "soft": {"learning_rate": 2e-3}}
+    trainer, edge = learn("sac", "Pendulum-v1", 5_000, settings), make("Pendulum-v1", 10)
+    learned = [episode.ret for episode in evaluate(trainer.programs, trainer.acting, edge, 10)]
+
+    rng, chance = np.random.default_rng(0), []
+    edge.reset()
+    while len(chance) < 10:
+        chance += [episode.ret for episode in edge.step(rng.uniform(-1, 1, (10, 1))).finished]
+    assert np.mean(chance) < -900
+    assert np.mean(learned) > -500
+    assert max(chance) < np.median(learned)

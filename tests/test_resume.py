@@ -1,6 +1,7 @@
 """An interrupted run that goes on ends as if it had never stopped: every array, number and line of it."""
 
 import dataclasses
+import os
 import shutil
 import signal
 import time
@@ -218,3 +219,22 @@ def test_several_seeds_kill_and_ctrl_c(tmp_path):
     resumed.communicate()
     assert resumed.returncode == 0
     assert_same_run(alone, b)
+
+
+def test_ctrl_c_reaches_every_seed(tmp_path):
+    """Sent to the command alone, as a batch system does; on more seeds than cores the last are never begun."""
+    argv = ["td3", "--env", "Pendulum-v1", "--steps", 100_000, *flags("td3", warmup=100), "--save-every", 60]
+    seeds = range(len(os.sched_getaffinity(0)) + 1)
+    group = start("train", *argv, "--eval-every", 0, "--seeds", *seeds, "--out", tmp_path)
+    for seed in seeds[:-1]:
+        wait_for_save(group, tmp_path / str(seed), 0)
+    group.send_signal(signal.SIGINT)
+    out, err = group.communicate()
+    assert group.returncode == 130, err
+    assert err == ""
+    for seed in seeds[:-1]:
+        assert f"interrupted: {tmp_path / str(seed)}" in out
+        assert f"to go on: qscape resume {tmp_path / str(seed)}" in out
+        assert not numbers(tmp_path / str(seed))["finished"]
+    assert f"not begun: {tmp_path / str(seeds[-1])}" in out
+    assert not (tmp_path / str(seeds[-1])).exists()

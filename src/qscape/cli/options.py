@@ -12,13 +12,14 @@ import tyro
 from qscape.agents import PARTS, build, settings_of
 from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent
+from qscape.run.plan import Pace
 from qscape.types import setting
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Pace):
     """What `qscape train` takes beside the agent's own flags."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
@@ -28,14 +29,6 @@ class Run:
     envs: int = setting(1, "Environments side by side in one run.")
     env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
     overwrite: bool = setting(False, "Replace a run that is there.")
-    eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
-    eval_episodes: int = setting(10, "Episodes of one evaluation.")
-    log_every: int = setting(1_000, "Environment steps between lines of metrics.")
-    save_every: int | None = setting(
-        None, "Environment steps between saves; None: a tenth of the run, at most 25,000."
-    )
-    keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
-    milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
     log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
 
 
@@ -90,6 +83,7 @@ def command_of(recipe: str, agent: Agent) -> type:
     """The dataclass behind `qscape train RECIPE`: the run's flags, `base`, and each part with fields."""
     run = flags_of(Run())
     fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(run)]
+    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # what comes from Pace goes last
     parts: dict[str, Any] = dict(agent.parts)
     named = {"base": agent.base} | {n: p for n, p in parts.items() if dataclasses.fields(p)}
     for name, part in named.items():

@@ -1,12 +1,13 @@
 """`qscape train RECIPE --env ID`."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import Job, run_all
 from qscape.errors import UsageError
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Pace, Plan, fitted
 from qscape.run.sinks import TRACKERS
 
 
@@ -35,12 +36,7 @@ def main(argv: list[str]) -> int:
             envs=run.envs,
             env_args=options.env_args(run.env_args),
             settings=given,
-            eval_every=run.eval_every,
-            eval_episodes=run.eval_episodes,
-            log_every=run.log_every,
-            save_every=run.save_every,
-            keep_saves=run.keep_saves,
-            milestones=run.milestones,
+            **{f.name: getattr(run, f.name) for f in dataclasses.fields(Pace)},
         )
         for seed in run.seeds
     ]

@@ -10,8 +10,22 @@ from qscape.offpolicy.agent import Agent
 from qscape.types import setting
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How often a run stops to look at itself."""
+
+    eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
+    eval_episodes: int = setting(10, "Episodes of one evaluation.")
+    log_every: int = setting(1_000, "Environment steps between two lines of metrics.")
+    save_every: int | None = setting(
+        None, "Environment steps between saves; None: a tenth of the run, at most 25,000."
+    )
+    keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
+    milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
+
+
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Pace):
     """Agent, environment, seed and budget of one run."""
 
     recipe: str
@@ -21,14 +35,6 @@ class Plan:
     envs: int = 1
     env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
-    eval_episodes: int = setting(10, "Episodes of one evaluation.")
-    log_every: int = setting(1_000, "Environment steps between two lines of metrics.")
-    save_every: int | None = setting(
-        None, "Environment steps between saves; None: a tenth of the run, at most 25,000."
-    )
-    keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
-    milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
     label: str = ""  # the recipe with the fields that the user changed
 
     def __post_init__(self) -> None:
