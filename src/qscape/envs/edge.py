@@ -5,34 +5,19 @@ makes of that, how it resets itself and how many of it run side by side is known
 """
 
 import dataclasses
-import difflib
 import functools
-import importlib.util
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
-from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import Bool, Float
 
+from qscape.envs.build import build_env
+from qscape.envs.spaces import action_map, flattening, leaves
 from qscape.errors import RunError, UsageError
 from qscape.types import Spec
-
-# package: (extra of qscape that brings it, ids that need it, how such an id has to be written)
-_PACKAGES = {
-    "Box2D": ("box2d", r"LunarLander|BipedalWalker|CarRacing", ""),
-    "gymnasium_robotics": (
-        "robotics",
-        r"gymnasium_robotics:|Fetch|HandManip|HandReach|Adroit|PointMaze|AntMaze|FrankaKitchen",
-        "gymnasium_robotics:",
-    ),
-    "ale_py": ("atari", r"ale_py:|ALE/", "ale_py:"),
-}
 
 
 class Episode(NamedTuple):
@@ -114,7 +99,7 @@ def make(
         return Edge(env_id, seed=seed)
 
     def build() -> gym.Env:
-        return _build(env_id, args)
+        return build_env(env_id, args)
 
     first = build()
     name = env_id if isinstance(env_id, str) else None
@@ -165,11 +150,11 @@ class Edge:
         self.env_id = env_id or (registered.id if registered else type(about.unwrapped).__name__)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
-        size, flatten = _observations(space, self.env_id)
-        action_size, table, self._to_env = _actions(actions, self.envs, about.unwrapped, self.env_id)
+        size, flatten = flattening(space, self.env_id)
+        action_size, table, self._to_env = action_map(actions, self.envs, about.unwrapped, self.env_id)
         self._space, self._flatten = space, flatten
         self._convert = functools.lru_cache(
-            lambda rows: _actions(actions, rows, about.unwrapped, self.env_id)[2]
+            lambda rows: action_map(actions, rows, about.unwrapped, self.env_id)[2]
         )
         self.spec = Spec(size, action_size, table)
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
@@ -246,7 +231,7 @@ class Edge:
         Raises:
             UsageError: the shape is neither that of one observation nor that of a batch.
         """
-        path, box = _leaves(self._space, (), self.env_id)[0]
+        path, box = leaves(self._space, (), self.env_id)[0]
         leaf = observation
         for key in path:
             leaf = leaf[key]
@@ -368,104 +353,6 @@ class _Vector:
         return reported
 
 
-def _observations(space: spaces.Space, env_id: str) -> tuple[int, Callable[[Any, int], np.ndarray]]:
-    """S and the function that makes a new float32 `[rows, S]` of `rows` observations."""
-    leaves = _leaves(space, (), env_id)
-    size = sum(int(np.prod(box.shape)) for _, box in leaves)
-    if not size:
-        raise UsageError(f"{env_id} has an empty observation: an agent needs at least one number")
-    if isinstance(space, spaces.Box):
-        return size, lambda observation, rows: np.array(observation, np.float32).reshape(rows, size)
-
-    def flatten(observation: Any, rows: int) -> np.ndarray:
-        columns = []
-        for path, _ in leaves:
-            value = observation
-            for key in path:
-                value = value[key]
-            columns.append(np.asarray(value, np.float32).reshape(rows, -1))
-        return np.concatenate(columns, axis=1)
-
-    return size, flatten
-
-
-def _leaves(
-    space: spaces.Space, path: tuple[str, ...], env_id: str
-) -> list[tuple[tuple[str, ...], spaces.Box]]:
-    """The boxes of a space and the keys to them, in the order of `gymnasium.spaces.utils.flatten`."""
-    if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, (*path, key), env_id)]
-    where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
-    if not isinstance(space, spaces.Box):
-        raise UsageError(
-            f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
-            "which gymnasium.wrappers.FlattenObservation makes of most spaces"
-        )
-    if space.dtype == np.uint8 and len(space.shape) >= 2:
-        raise UsageError(
-            f"{where} is an image {space.shape}: off-policy agents take vectors, so an environment fits that "
-            "tells its state, or features of the image through gymnasium.wrappers.TransformObservation"
-        )
-    return [(path, space)]
-
-
-def _actions(
-    space: spaces.Space, envs: int, unwrapped: Any, env_id: str
-) -> tuple[int, np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """A, the table of a discrete set (or None), and the map from `[E, A]` in [-1, 1] to real actions."""
-    table = getattr(unwrapped, "action_table", None)
-    if isinstance(space, spaces.Discrete) and table is not None:
-        return _table_actions(space, np.asarray(table, np.float64), env_id)
-    if not isinstance(space, spaces.Box):
-        raise UsageError(
-            f"{env_id} has {type(space).__name__} actions: off-policy agents take a bounded Box, or "
-            "Discrete where the environment publishes an attribute `action_table` [N, d], a row per action"
-        )
-    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
-    shape = (envs, *space.shape)
-    unbounded = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
-    if len(unbounded) or not low.size:
-        what = f"dimension {unbounded[0]} of the action is unbounded" if low.size else "the action is empty"
-        raise UsageError(
-            f"{env_id}: {what}; give it bounds with gymnasium.wrappers.TransformAction(env, lambda a: a, "
-            "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: the edge clips"
-        )
-    # Written so that bounds of -1 and 1 leave every action as it is; rows of the full shape, because
-    # broadcasting them costs 2 microseconds a step.
-    dtype = np.float32 if space.dtype == np.float32 else np.float64
-    centre, scale, lowest, highest = (
-        np.tile(row.astype(dtype), (envs, 1)) for row in (low / 2 + high / 2, high / 2 - low / 2, low, high)
-    )
-    whole = np.issubdtype(space.dtype, np.integer)
-
-    def to_env(action: np.ndarray) -> np.ndarray:
-        units = (action * scale + centre).clip(lowest, highest)
-        return (np.rint(units) if whole else units).astype(space.dtype, copy=False).reshape(shape)
-
-    return low.size, None, to_env
-
-
-def _table_actions(
-    space: spaces.Discrete, table: np.ndarray, env_id: str
-) -> tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """The table scaled to [-1, 1] per dimension, and the index of the nearest row (the lowest of equals)."""
-    if table.ndim != 2 or len(table) != space.n or not table.size:
-        raise UsageError(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
-    if not np.isfinite(table).all():
-        raise UsageError(f"{env_id}: action_table holds NaN or infinity")
-    low, span = table.min(0), np.ptp(table, axis=0)
-    varies = span > 0
-    scaled = np.where(varies, 2 * (table - low) / np.where(varies, span, 1) - 1, 0).astype(np.float32)
-    if len(np.unique(scaled, axis=0)) < len(scaled):
-        raise UsageError(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
-
-    def to_env(action: np.ndarray) -> np.ndarray:
-        nearest = [np.square(scaled - row).sum(1).argmin() for row in action]
-        return np.asarray(nearest, space.dtype) + space.start
-
-    return table.shape[1], scaled, to_env
-
-
 def _time_limit(about: Any) -> int | None:
     if about.spec is not None and about.spec.max_episode_steps is not None:
         return about.spec.max_episode_steps
@@ -473,54 +360,3 @@ def _time_limit(about: Any) -> int | None:
     return (
         about.get_wrapper_attr(name) if isinstance(about, gym.Env) and about.has_wrapper_attr(name) else None
     )
-
-
-def _build(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
-    """One environment, or a UsageError that says what is wrong with the id or the arguments."""
-    name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
-    try:
-        env = gym.make(env_id, **args) if isinstance(env_id, str) else env_id(**args)
-    except (gym.error.Error, ImportError) as problem:
-        raise UsageError(_why_not(name, problem)) from problem
-    except Exception as problem:
-        if not args and not isinstance(problem, TypeError):
-            raise
-        raise UsageError(
-            f"{name} cannot be made with env_args {args}: {problem}{_accepted(env_id)}"
-        ) from problem
-    if not isinstance(env, gym.Env):
-        raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
-    return env
-
-
-def _accepted(env_id: str | Callable[..., gym.Env]) -> str:
-    """The arguments an environment names, for the end of a sentence."""
-    # Without the module: making the environment has imported it.
-    entry: Any = gym.spec(env_id.rpartition(":")[2]).entry_point if isinstance(env_id, str) else env_id
-    creator = load_env_creator(entry) if isinstance(entry, str) else entry
-    named = [
-        parameter.name
-        for parameter in inspect.signature(creator).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    return f"; it takes {', '.join(named)}" if named else ""
-
-
-def _why_not(env_id: str, problem: Exception) -> str:
-    """The sentence for an id that Gymnasium could not make."""
-    for package, (extra, ids, prefix) in _PACKAGES.items():
-        if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
-            written = f", then write {prefix}{env_id.removeprefix(prefix)}" if prefix else ""
-            return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"{written}'
-    if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
-        return f"{env_id} cannot be made: {problem}"
-    newest: dict[str, Any] = {}  # one id a name: the highest version
-    for spec in gym.registry.values():
-        key = f"{spec.namespace or ''}/{spec.name}".lower()
-        if key not in newest or (spec.version or 0) > (newest[key].version or 0):
-            newest[key] = spec
-    asked = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].lower())
-    near = difflib.get_close_matches(asked if "/" in asked else f"/{asked}", newest, n=3)
-    if near:
-        return f"no environment is called {env_id!r}; near to it: {', '.join(newest[key].id for key in near)}"
-    return f"no environment is called {env_id!r}; one of another package is written package:Name-v0"

@@ -1,0 +1,107 @@
+"""Spaces at the edge: observations as vectors, actions from [-1, 1]^A to the environment's units."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from qscape.errors import UsageError
+
+
+def flattening(space: spaces.Space, env_id: str) -> tuple[int, Callable[[Any, int], np.ndarray]]:
+    """S and the function that makes a new float32 `[rows, S]` of `rows` observations."""
+    boxes = leaves(space, (), env_id)
+    size = sum(int(np.prod(box.shape)) for _, box in boxes)
+    if not size:
+        raise UsageError(f"{env_id} has an empty observation: an agent needs at least one number")
+    if isinstance(space, spaces.Box):
+        return size, lambda observation, rows: np.array(observation, np.float32).reshape(rows, size)
+
+    def flatten(observation: Any, rows: int) -> np.ndarray:
+        columns = []
+        for path, _ in boxes:
+            value = observation
+            for key in path:
+                value = value[key]
+            columns.append(np.asarray(value, np.float32).reshape(rows, -1))
+        return np.concatenate(columns, axis=1)
+
+    return size, flatten
+
+
+def leaves(
+    space: spaces.Space, path: tuple[str, ...], env_id: str
+) -> list[tuple[tuple[str, ...], spaces.Box]]:
+    """The boxes of a space and the keys to them, in the order of `gymnasium.spaces.utils.flatten`."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, (*path, key), env_id)]
+    where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
+    if not isinstance(space, spaces.Box):
+        raise UsageError(
+            f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
+            "which gymnasium.wrappers.FlattenObservation makes of most spaces"
+        )
+    if space.dtype == np.uint8 and len(space.shape) >= 2:
+        raise UsageError(
+            f"{where} is an image {space.shape}: off-policy agents take vectors, so an environment fits that "
+            "tells its state, or features of the image through gymnasium.wrappers.TransformObservation"
+        )
+    return [(path, space)]
+
+
+def action_map(
+    space: spaces.Space, envs: int, unwrapped: Any, env_id: str
+) -> tuple[int, np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
+    """A, the table of a discrete set (or None), and the map from `[E, A]` in [-1, 1] to real actions."""
+    table = getattr(unwrapped, "action_table", None)
+    if isinstance(space, spaces.Discrete) and table is not None:
+        return _table_map(space, np.asarray(table, np.float64), env_id)
+    if not isinstance(space, spaces.Box):
+        raise UsageError(
+            f"{env_id} has {type(space).__name__} actions: off-policy agents take a bounded Box, or "
+            "Discrete where the environment publishes an attribute `action_table` [N, d], a row per action"
+        )
+    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
+    shape = (envs, *space.shape)
+    unbounded = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
+    if len(unbounded) or not low.size:
+        what = f"dimension {unbounded[0]} of the action is unbounded" if low.size else "the action is empty"
+        raise UsageError(
+            f"{env_id}: {what}; give it bounds with gymnasium.wrappers.TransformAction(env, lambda a: a, "
+            "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: the edge clips"
+        )
+    # Written so that bounds of -1 and 1 leave every action as it is; rows of the full shape, because
+    # broadcasting them costs 2 microseconds a step.
+    dtype = np.float32 if space.dtype == np.float32 else np.float64
+    centre, scale, lowest, highest = (
+        np.tile(row.astype(dtype), (envs, 1)) for row in (low / 2 + high / 2, high / 2 - low / 2, low, high)
+    )
+    whole = np.issubdtype(space.dtype, np.integer)
+
+    def to_env(action: np.ndarray) -> np.ndarray:
+        units = (action * scale + centre).clip(lowest, highest)
+        return (np.rint(units) if whole else units).astype(space.dtype, copy=False).reshape(shape)
+
+    return low.size, None, to_env
+
+
+def _table_map(
+    space: spaces.Discrete, table: np.ndarray, env_id: str
+) -> tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """The table scaled to [-1, 1] per dimension, and the index of the nearest row (the lowest of equals)."""
+    if table.ndim != 2 or len(table) != space.n or not table.size:
+        raise UsageError(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
+    if not np.isfinite(table).all():
+        raise UsageError(f"{env_id}: action_table holds NaN or infinity")
+    low, span = table.min(0), np.ptp(table, axis=0)
+    varies = span > 0
+    scaled = np.where(varies, 2 * (table - low) / np.where(varies, span, 1) - 1, 0).astype(np.float32)
+    if len(np.unique(scaled, axis=0)) < len(scaled):
+        raise UsageError(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
+
+    def to_env(action: np.ndarray) -> np.ndarray:
+        nearest = [np.square(scaled - row).sum(1).argmin() for row in action]
+        return np.asarray(nearest, space.dtype) + space.start
+
+    return table.shape[1], scaled, to_env
