@@ -369,6 +369,7 @@ def test_no_program_copies_the_replay(name):
         shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", compiled.as_text())
         sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
         assert max(sizes, default=0) < CAPACITY, f"{program} copies {max(sizes)} numbers"
+        assert compiled.memory_analysis().temp_size_in_bytes < rows.nbytes, f"{program} makes another replay"
 
 
 # --- settings with which a part does nothing -----------------------------------------------------------

@@ -12,7 +12,7 @@ from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
 from qscape.types import Event
 
-DISCOUNT = 0.9
+DISCOUNT = 0.8
 NETS = {"actor_hidden": (32, 32), "critic_hidden": (32, 32), "batch_size": 64}
 SETTINGS = {
     "base": NETS
@@ -63,7 +63,7 @@ def test_probe(recipe, probe):
     observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)
-    np.testing.assert_allclose(found, np.stack([known, known], -1), rtol=0.05, atol=0.1)
+    np.testing.assert_allclose(found, np.stack([known, known], -1), rtol=0.03, atol=0.08)
     if kind.best(shown) is not None:
         np.testing.assert_allclose(choices(trainer, shown), kind.best(shown), atol=0.1)
 
@@ -78,7 +78,7 @@ class Cut(ProbeTimeLimit):
 def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():
     found = values(learn("td3", Cut), np.zeros(1), np.zeros(1))
     np.testing.assert_allclose(found, 1 / (1 - DISCOUNT * 5 / 7), rtol=0.2)
-    assert found.max() < 0.5 / (1 - DISCOUNT), "far from what the probe asks for"
+    assert found.max() < 0.6 / (1 - DISCOUNT), "far from what the probe asks for"
 
 
 def test_pendulum_is_learned():

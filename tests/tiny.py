@@ -18,10 +18,16 @@ from gymnasium import spaces
 
 from qscape import agents
 from qscape.run import saves
-from qscape.run.saves import tree_names
 
 TESTS = Path(__file__).parent
-SIZES = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "batch_size": 16, "replay_capacity": 2_000}
+# One size for all, and the clock has Pendulum's spaces: then most tests run the same compiled programs.
+SIZES = {
+    "actor_hidden": (16, 16),
+    "critic_hidden": (16, 16),
+    "batch_size": 16,
+    "replay_capacity": 2_000,
+    "actor_learning_rate": 0.01,  # so that one update more or less is seen
+}
 
 
 class Clock(gym.Env):
@@ -37,7 +43,7 @@ class Clock(gym.Env):
 
     def __init__(self, length: int = 30, fail_at: int = 0, what: str = "reward", value: float = np.nan):
         self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.given, self.fail_at, self.what, self.value = length, fail_at, what, float(value)
         self.length = self.born = self.episode = self.now = self.life = 0
 
@@ -122,9 +128,10 @@ def flags(recipe: str, **base: Any) -> list[str]:
     return given
 
 
-def environment(**more: str) -> dict[str, str]:
-    """For processes that tests start: one XLA thread, this folder on the path, no terminal width."""
-    return {**os.environ, "NPROC": "1", "PYTHONPATH": str(TESTS), **more}
+def environment() -> dict[str, str]:
+    """For processes that tests start: one XLA thread, and this folder on the path."""
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "NPROC": "1", "PYTHONPATH": path}
 
 
 def start(*argv: Any) -> subprocess.Popen[str]:

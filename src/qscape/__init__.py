@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qscape.agents import build as agent
     from qscape.errors import QscapeError, RunError, UsageError
     from qscape.model import SAC, TD3, TD7, Model, load
+    from qscape.report.runs import load_runs
     from qscape.run import Plan, resume, train
     from qscape.types import Spec
 
@@ -27,6 +28,7 @@ _PLACES = {
     "TD7": ("qscape.model", "TD7"),
     "Model": ("qscape.model", "Model"),
     "load": ("qscape.model", "load"),
+    "load_runs": ("qscape.report.runs", "load_runs"),
     "Plan": ("qscape.run", "Plan"),
     "resume": ("qscape.run", "resume"),
     "train": ("qscape.run", "train"),
@@ -45,6 +47,7 @@ __all__ = [
     "UsageError",
     "agent",
     "load",
+    "load_runs",
     "resume",
     "train",
 ]

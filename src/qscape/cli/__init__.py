@@ -11,7 +11,9 @@ from qscape.errors import QscapeError
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
     "resume": ("go on with an interrupted run, or make it longer", "RUN [--steps N]"),
+    "study": ("run agents on environments, as a file says", "run|status FILE [--workers N] [--budget quick]"),
     "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),
+    "compare": ("compare runs by sound statistics", "RUNS... [--csv|--latex|--json|--png FILE]"),
     "plot": ("draw the learning curves of runs", "RUNS... --png FILE"),
     "video": ("film a trained policy", "RUN [--mp4 FILE]"),
     "list": ("show agents, parts and environments", "[agents|parts|envs]"),

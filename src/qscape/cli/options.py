@@ -161,3 +161,14 @@ def positional(argv: Sequence[str], what: str, prog: str) -> tuple[str, list[str
             sys.exit(0)
         raise UsageError(f"{prog} needs {what} first, e.g. {prog} {what}.")
     return argv[0], list(argv[1:])
+
+
+def positionals(argv: Sequence[str], what: str, prog: str) -> tuple[list[str], list[str]]:
+    """The arguments before the first flag, at least one, and the rest.
+
+    Raises:
+        UsageError: there is none.
+    """
+    first, rest = positional(argv, what, prog)
+    at = next((k for k, a in enumerate(rest) if a.startswith("-")), len(rest))
+    return [first, *rest[:at]], rest[at:]

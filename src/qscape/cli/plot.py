@@ -1,12 +1,10 @@
 """`qscape plot RUNS... --png FILE`."""
 
 import dataclasses
-from pathlib import Path
 
 from qscape.cli import options
-from qscape.errors import RunError, UsageError
-from qscape.report.curves import draw_curves, read_curve
-from qscape.run.folder import run_folders
+from qscape.cli.compare import save_figure
+from qscape.cli.running import plain_console
 from qscape.types import setting
 
 
@@ -18,23 +16,21 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Draw the learning curves of runs and groups."""
-    first, rest = options.positional(argv, "RUNS", "qscape plot")
-    at = next((k for k, a in enumerate(rest) if a.startswith("-")), len(rest))
-    given = options.parse(options.flags_of(Options()), rest[at:], "qscape plot RUNS")
-    curves = [read_curve(run) for path in (first, *rest[:at]) for run in run_folders(Path(path))]
-    figure = draw_curves(curves)
-    file = Path(given.png)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
-    except OSError as problem:
-        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
-    except ValueError as problem:
-        raise UsageError(f"--png {file}: {problem}.") from problem
-    best = max(curves, key=lambda c: c.returns[-1])
-    print(
-        f"{file}: {len(curves)} run(s); best final return {best.returns[-1]:,.1f} "
-        f"({best.label}, seed {best.seed})"
+    """Draw the learning curves of runs as they are, each run a line; statistics are of `qscape compare`."""
+    from qscape.report import figures, runs, statistics
+
+    paths, rest = options.positionals(argv, "RUNS", "qscape plot")
+    given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
+    frame, skipped = runs.read_runs(paths)
+    rows = statistics.of_policy(frame)
+    save_figure(figures.overview(rows, each=True), given.png)
+    best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
+    console = plain_console()
+    for sentence in skipped:
+        console.print(sentence, style="yellow", soft_wrap=True)
+    console.print(
+        f"{given.png}: {rows['run'].nunique()} run(s); best final return {best['score']:,.1f} "
+        f"({best['label']}, seed {best['seed']})",
+        soft_wrap=True,
     )
     return 0

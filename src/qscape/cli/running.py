@@ -1,14 +1,7 @@
 """Run one job here, or several side by side, and show how they get on."""
 
-import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from queue import Queue
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,90 +9,31 @@ from rich.table import Table
 
 from qscape.errors import RunError
 from qscape.run import events as ev
+from qscape.run.pool import Failure, Pool, cores
 from qscape.run.worker import Job, run_job
 
 
 def run_all(jobs: list[Job]) -> int:
     """Run jobs: one in this process, several one to a core. Returns the exit code."""
-    screen = Screen()
+    screen, failures = Screen(), {}
     with screen:
         if len(jobs) == 1:
             for event in run_job(jobs[0]):
                 screen.show(0, event)
-            failures: dict[int, str] = {}
         else:
-            failures = run_side_by_side(jobs, screen)
+            pool = Pool(iter(enumerate(jobs)), workers=cores())
+            for k, told in pool.events():
+                if isinstance(told, Failure):
+                    failures[k] = told.why
+                    screen.failed(jobs[k], told.why)
+                elif told is not None:
+                    screen.show(k, told)
+            screen.interrupted |= pool.stopping
     screen.summary(jobs)
     if failures:
-        first = next(iter(failures))
+        first = min(failures)
         raise RunError(f"{len(failures)} of {len(jobs)} runs failed; {jobs[first].folder}: {failures[first]}")
     return 130 if screen.interrupted else 0
-
-
-def run_side_by_side(jobs: list[Job], screen: "Screen") -> dict[int, str]:
-    """One process to a core, each with one XLA thread: on CPU the fastest way to many seeds."""
-    waiting = list(enumerate(jobs))
-    running: dict[int, subprocess.Popen[str]] = {}
-    failures: dict[int, str] = {}
-    told: Queue[tuple[int, str | None]] = Queue()
-    cores = len(os.sched_getaffinity(0))
-    stopping = False
-
-    def stop(*_: object) -> None:
-        """Asked once, the workers save and end; asked twice, they end."""
-        nonlocal stopping
-        for process in running.values():
-            process.kill() if stopping else process.terminate()
-        stopping = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while running or (waiting and not stopping):
-            while waiting and len(running) < cores and not stopping:
-                k, job = waiting.pop(0)
-                running[k] = start_worker(job)
-                threading.Thread(target=_listen, args=(k, running[k], told), daemon=True).start()
-            k, line = told.get()
-            if line is None:
-                if running.pop(k).wait() and k not in failures and not stopping:
-                    failures[k] = "its process ended without a word"
-                continue
-            data = json.loads(line)
-            if data["kind"] == "Failed":
-                failures[k] = data["why"]
-                screen.failed(k, jobs[k], data["why"])
-                continue
-            screen.show(k, ev.from_json(data))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for process in running.values():
-            process.terminate()
-    screen.interrupted |= stopping
-    return failures
-
-
-def start_worker(job: Job) -> subprocess.Popen[str]:
-    """A process of its own for a job, with one XLA thread."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qscape.run.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "NPROC": "1"},
-        start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(job.to_json()))
-    process.stdin.close()
-    return process
-
-
-def _listen(k: int, process: subprocess.Popen[str], told: "Queue[tuple[int, str | None]]") -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        told.put((k, line))
-    told.put((k, None))
 
 
 class Screen:
@@ -163,7 +97,7 @@ class Screen:
             for note in event.notes:
                 self.console.print(f"  {note}", style="dim", soft_wrap=True)
 
-    def failed(self, k: int, job: Job, why: str) -> None:
+    def failed(self, job: Job, why: str) -> None:
         """Say that a run failed; the others go on."""
         self.console.print(f"failed {job.folder}: {why}", style="red", soft_wrap=True)
 

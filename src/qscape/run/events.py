@@ -1,7 +1,7 @@
 """What a run tells while it goes on. The command line, loggers, tuners and notebooks consume these."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 
 class Started(NamedTuple):
@@ -65,7 +65,16 @@ class Ended(NamedTuple):
     interrupted: bool
 
 
-RunEvent: TypeAlias = Started | EpisodeDone | Logged | Evaluated | Saved | Ended
+class Measured(NamedTuple):
+    """What a run costs, in seconds: to begin, per environment step, update and episode of an evaluation."""
+
+    begin: float
+    step: float
+    update: float
+    episode: float
+
+
+RunEvent: TypeAlias = Started | EpisodeDone | Logged | Evaluated | Saved | Ended | Measured
 
 
 def to_json(event: RunEvent) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def to_json(event: RunEvent) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any]) -> RunEvent:
     """The event that `to_json` wrote."""
-    kinds = {cls.__name__: cls for cls in (Started, EpisodeDone, Logged, Evaluated, Saved, Ended)}
+    kinds = {cls.__name__: cls for cls in get_args(RunEvent)}
     fields = dict(data)
     cls = kinds[fields.pop("kind")]
     if "path" in fields:

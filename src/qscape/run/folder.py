@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from qscape.run.plan import Plan, from_json, to_json
 from qscape.run.trainer import Trainer
 
 RECORD = "run.json"
+ASIDE = f".{RECORD}.tmp"  # run.json while it is written
+LOCK = ".lock"
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 
 
@@ -67,7 +70,7 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     Raises:
         UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
     """
-    if not folder.is_dir() or all(p.name == LOCK for p in folder.iterdir()):
+    if not folder.is_dir() or all(p.name in (LOCK, ASIDE) for p in folder.iterdir()):
         return
     if not (folder / RECORD).exists():
         raise UsageError(f"{folder} exists and is no run; choose another --out.")
@@ -119,7 +122,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write run.json whole or not at all."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{RECORD}.tmp"
+        aside = folder / ASIDE
         aside.write_text(json.dumps(record, indent=1) + "\n")
         aside.replace(folder / RECORD)
     except OSError as problem:
@@ -147,7 +150,7 @@ def read_plan(folder: Path) -> Plan:
     return from_json(read_record(folder))
 
 
-LOCK = ".lock"
+LOCK_PATIENCE = 1.0  # seconds; `in_use` elsewhere holds the lock for a moment
 
 
 @contextlib.contextmanager
@@ -163,13 +166,30 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as problem:
         raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            raise RunError(
-                f"{folder} is in use by another process; wait for it or choose another --out."
-            ) from problem
+        until = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as problem:
+                if time.monotonic() > until:
+                    raise RunError(
+                        f"{folder} is in use by another process; wait for it or choose another --out."
+                    ) from problem
+                time.sleep(0.05)
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Does another process hold this run folder?"""
+    try:
+        with (folder / LOCK).open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 # --- saves ----------------------------------------------------------------------------------------

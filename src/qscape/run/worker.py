@@ -5,12 +5,15 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qscape.errors import QscapeError
 from qscape.run import events as ev
+from qscape.run.estimate import measure
 from qscape.run.plan import Plan, from_json
 from qscape.run.trainer import Trainer
 from qscape.run.training import resume, train
@@ -18,7 +21,8 @@ from qscape.run.training import resume, train
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """`kind` "train" runs a plan into a folder; "resume" goes on with the run there, up to `steps`."""
+    """`kind` "train" runs a plan into a folder; "resume" goes on with the run there, up to `steps`;
+    "measure" finds out what the plan costs and writes nothing."""
 
     kind: str
     folder: Path
@@ -41,7 +45,10 @@ class Job:
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Do a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
     with _stopping() as on_trainer:
-        if job.kind == "train":
+        if job.kind == "measure":
+            assert job.plan is not None
+            yield measure(job.plan)
+        elif job.kind == "train":
             assert job.plan is not None
             yield from train(
                 job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=on_trainer
@@ -76,19 +83,45 @@ class _stopping:
             signal.signal(number, handler)
 
 
+INTERRUPTED = 130  # exit code of a worker that was stopped before there was anything to save
+PATIENCE = 300.0  # seconds to save in, once nobody listens any more
+
+
 def main() -> None:
-    """Read a job from standard input, tell its events on standard output."""
+    """Do the job that standard input names in its first line, and tell its events on standard output.
+
+    When standard input ends, whoever wanted the job done is gone: the run saves and ends.
+    """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else prints must not mix with the events
-    job = Job.from_json(json.load(sys.stdin))
+    job = Job.from_json(json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(data: dict[str, Any]) -> None:
+        try:
+            out.write(json.dumps(data) + "\n")
+        except BrokenPipeError:  # nobody listens any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
     try:
         for event in run_job(job):
-            out.write(json.dumps(ev.to_json(event)) + "\n")
-    except KeyboardInterrupt:  # asked to stop before there was anything to save
-        sys.exit(130)
+            tell(ev.to_json(event))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except QscapeError as problem:
-        out.write(json.dumps({"kind": "Failed", "why": str(problem)}) + "\n")
+        tell({"kind": "Failed", "why": str(problem)})
         sys.exit(problem.code)
+    except Exception as problem:  # a fault in an environment, or ours: its traceback is worth seeing
+        tell({"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"})
+        raise
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""`qscape compare RUNS...`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from qscape.cli import options
+from qscape.cli.running import plain_console, table
+from qscape.errors import RunError, UsageError
+from qscape.types import setting
+
+if TYPE_CHECKING:
+    from qscape.report.tables import Comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape compare`."""
+
+    csv: str | None = setting(None, "Write the table of environments as CSV.")
+    latex: str | None = setting(None, "Write it as a LaTeX table (booktabs).")
+    json: str | None = setting(None, "Write all tables as JSON.")
+    png: str | None = setting(None, "Draw learning curves and profiles; the ending chooses png, svg or pdf.")
+    reference: str = setting("", "Published curves to set beside, by commas: sac,td3,simbav2-utd2.")
+    final: int = setting(1, "The final score is the mean of so many last evaluations.")
+    best: bool = setting(False, "Rank by the best evaluation of each run instead of the final one.")
+    policy: Literal["kept", "current"] = setting(
+        "kept", "kept: the current one where no checkpoints keep one."
+    )
+    unequal: bool = setting(False, "Compare runs of unequal budgets, and unfinished ones.")
+    normalise: Literal["td3", "d4rl"] = setting("td3", "Reference scores of normalised ones.")
+    reps: int = setting(2000, "Bootstrap resamples of the intervals.")
+
+
+def main(argv: list[str]) -> int:
+    """Compare runs, groups and whole studies."""
+    from qscape.report import runs, tables
+
+    paths, rest = options.positionals(argv, "RUNS", "qscape compare")
+    given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
+    for name in ("final", "reps"):
+        if getattr(given, name) < 1:
+            raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
+    frame, skipped = runs.read_runs(paths)
+    names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
+    made = tables.compare(
+        frame,
+        policy=given.policy,
+        final=given.final,
+        best=given.best,
+        unequal=given.unequal,
+        reps=given.reps,
+        normalise=given.normalise,
+        reference=names,
+    )
+    made = made._replace(notes=skipped + made.notes)
+    console = plain_console()
+    show(console, made, given)
+    for file, write in (
+        (given.csv, tables.to_csv),
+        (given.latex, tables.to_latex),
+        (given.json, tables.to_json),
+    ):
+        if file:
+            save_text(write(made), file)
+    if given.png:
+        draw(made, names, given)
+    for file in (given.csv, given.latex, given.json, given.png):
+        if file:
+            console.print(f"written: {file}", soft_wrap=True)
+    return 0
+
+
+def show(console: Console, made: "Comparison", given: Any) -> None:
+    """Print a table per environment, those over environments, and what a reader has to know."""
+    if not console.is_terminal:
+        console.width = 140  # tables in a file or a pipe need not fold as on a narrow screen
+    last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
+    for env, group in made.per_env.groupby("env"):
+        rows = [
+            [row["label"], row["policy"], str(row["seeds"]), f"{row['steps']:,}",
+             _estimate(row["final_iqm"], row["final_iqm_low"], row["final_iqm_high"]),
+             _mean(row["final_mean"], row["final_std"]), _number(row["best_iqm"])]
+            for row in group.to_dict("records")
+        ]  # fmt: skip
+        if len(made.published):
+            theirs = made.published[made.published["our_env"] == env]
+            rows += [
+                [f"{row['method']} on {row['env']}", "published", str(row["seeds"]), f"{row['step']:,}",
+                 _number(row["iqm"]), _mean(row["mean"], row["sd"]), "-"]
+                for row in theirs.to_dict("records")
+            ]  # fmt: skip
+        columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
+        _print(console, f"{env}: evaluation return; final: {last}", columns, rows)
+    if len(made.aggregate):
+        names = ["iqm", "mean", "median", "optimality_gap"]
+        rows = [
+            [row["label"], str(row["seeds"]), str(row["environments"])]
+            + [_estimate(row[m], row[f"{m}_low"], row[f"{m}_high"], 3) for m in names]
+            for row in made.aggregate.to_dict("records")
+        ]
+        columns = ["label", "seeds", "envs", "IQM [95%]", "mean", "median", "optimality gap"]
+        title = f"Normalised {made.score} scores; 0: random policy, 1: {made.aggregate['one_is'].iloc[0]}"
+        _print(console, title, columns, rows)
+    if len(made.improvement):
+        rows = [
+            [f"{row['x']} > {row['y']}", str(row["environments"]),
+             _estimate(row["probability"], row["probability_low"], row["probability_high"], 2)]
+            for row in made.improvement.to_dict("records")
+        ]  # fmt: skip
+        title = f"Probability that a run of the first scores higher; {made.score} scores"
+        _print(console, title, ["pair", "envs", "probability [95%]"], rows)
+    for note in made.notes:
+        console.print(note, style="yellow", soft_wrap=True)
+
+
+def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    console.print(table(title, columns, rows))
+    console.print()
+
+
+def draw(made: "Comparison", names: list[str], given: Any) -> None:
+    """The picture of a comparison."""
+    from qscape.report import figures, references
+
+    published = references.published(names) if names else None
+    figure = figures.overview(made.rows, published=published, scores=made.scores, reps=given.reps)
+    save_figure(figure, given.png)
+
+
+def save_figure(figure: Any, file: str) -> None:
+    """Write a picture.
+
+    Raises:
+        UsageError: the ending is of no format. RunError: it cannot be written.
+    """
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+    except OSError as problem:
+        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+    except ValueError as problem:
+        raise UsageError(f"--png {file}: {problem}.") from problem
+
+
+def save_text(text: str, file: str) -> None:
+    """Write a table.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(text)
+    except OSError as problem:
+        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+
+
+def _number(x: float, digits: int = 1) -> str:
+    return f"{x:,.{digits}f}"
+
+
+def _estimate(value: float, low: float, high: float, digits: int = 1) -> str:
+    if low != low:  # of one run there is no interval
+        return _number(value, digits)
+    return f"{_number(value, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
+
+
+def _mean(mean: float, std: float) -> str:
+    return _number(mean) if std != std else f"{_number(mean)} ± {_number(std)}"

@@ -1,0 +1,259 @@
+"""`qscape study run FILE` and `qscape study status FILE`."""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from qscape.cli import options
+from qscape.cli.running import plain_console, table
+from qscape.errors import RunError, UsageError
+from qscape.run import events as ev
+from qscape.run.estimate import Costs, seconds
+from qscape.run.pool import Failure, LocalWorker, Pool, Worker, cores
+from qscape.run.progress import Progress, Standing
+from qscape.run.study import Study, read_study
+from qscape.run.worker import Job
+from qscape.types import setting
+
+LONG = 3600.0  # core-seconds: a study beyond that asks before it begins
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Flags of `qscape study status`."""
+
+    budget: str = setting("full", "Budget of the file to take: quick or full.")
+    runs: str = setting("runs", "Folder that holds the studies' folders.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Status):
+    """Flags of `qscape study run`."""
+
+    workers: int | None = setting(None, "Runs side by side; None: one to a core.")
+    ray: str | None = setting(None, "Address of a Ray cluster; auto: a local one.")
+    yes: bool = setting(False, "Do not ask before a long study begins.")
+
+
+def main(argv: list[str]) -> int:
+    """Run a study, or show how far it is."""
+    what, rest = options.positional(argv, "run|status FILE", "qscape study")
+    if what not in ("run", "status"):
+        raise UsageError(f"qscape study has no '{what}'; write qscape study run FILE or study status FILE.")
+    cls = options.flags_of(Run() if what == "run" else Status())
+    if rest[:1] in (["-h"], ["--help"]):
+        options.parse(cls, rest, f"qscape study {what} FILE")
+    if not rest or rest[0].startswith("-"):
+        raise UsageError(f"qscape study {what} needs FILE first, e.g. studies/demo.toml.")
+    given = options.parse(cls, rest[1:], f"qscape study {what} FILE")
+    board = Board(read_study(Path(rest[0]), given.budget, Path(given.runs)), plain_console())
+    if what == "status":
+        board.console.print(board.table())
+        return 0
+    if given.workers is not None and given.workers < 1:
+        raise UsageError(f"--workers is {given.workers}; it must be at least 1.")
+    return run(board, given, shlex.join(["qscape", "study", *argv]))
+
+
+def run(board: "Board", given: Run, command: str) -> int:
+    """Run what is missing. Returns the exit code."""
+    progress, say = board.progress, board.say
+    for line in board.beginning():
+        say(line)
+    interrupted = False
+    if progress.of("waiting", "elsewhere"):
+        make_folder(progress.study.folder)
+        with engine(given, progress.study.folder) as (start, workers):
+            interrupted = not measured(board, min(workers, cores())) or not agreed(board, workers, given.yes)
+            if not interrupted:
+                pool = Pool(progress.jobs(), workers, start)
+                with board.live(workers):
+                    for k, told in pool.events():
+                        board.take(k, told)
+                interrupted = pool.stopping
+        board.console.print(board.table())
+    failed = progress.of("failed")
+    for standing in failed:
+        say(f"failed {standing.row.folder}: {standing.why}")
+    if interrupted and progress.of("waiting", "elsewhere"):
+        say(f"to go on: {command}")
+        return 130
+    if failed:
+        raise RunError(f"{len(failed)} of {len(progress.standings)} runs failed; see above.")
+    return 0
+
+
+def make_folder(folder: Path) -> None:
+    """Make the study's folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise RunError(
+            f"{folder} cannot be written ({problem.strerror}); choose another --runs."
+        ) from problem
+
+
+@contextlib.contextmanager
+def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
+    """What starts workers, and how many it can have."""
+    if given.ray is None:
+        yield partial(LocalWorker, log=folder / "workers.log"), given.workers or cores()
+        return
+    from qscape.run.cluster import Cluster
+
+    with Cluster(given.ray, folder, given.workers) as cluster:
+        yield cluster.start, cluster.workers
+
+
+def measured(board: "Board", workers: int) -> bool:
+    """Measure what was not measured yet. False: it was interrupted."""
+    groups = {s.row.folder.parent: s.row for s in board.progress.of("waiting")}
+    new = [row for group, row in groups.items() if board.costs.of(group) is None]
+    if not new:
+        return True
+    board.say(f"measuring {len(new)} of agents × environments")
+    jobs = ((k, Job("measure", row.folder, row.plan)) for k, row in enumerate(new))
+    pool = Pool(jobs, workers, partial(LocalWorker, log=board.progress.study.folder / "workers.log"))
+    for k, told in pool.events():
+        if isinstance(told, ev.Measured):
+            board.costs.add(new[k].folder.parent, told)
+        elif isinstance(told, Failure):
+            board.say(f"not measured: {new[k].plan.label} {new[k].plan.env}: {told.why}")
+    return not pool.stopping
+
+
+def agreed(board: "Board", workers: int, yes: bool) -> bool:
+    """Say what the study will cost; where that is much, and somebody is there to ask, ask."""
+    left = board.left()
+    busy = min(workers, len(board.progress.of("waiting")) or 1)
+    board.say(f"about {left / 3600:.2f} core-hours, {clock(left / busy)} with {busy} worker(s)")
+    if yes or left < LONG or not (sys.stdin.isatty() and board.console.is_terminal):
+        return True
+    return input("begin? [Y/n] ").strip().lower() in ("", "y", "yes")
+
+
+class Board:
+    """A study's runs on the screen: one live table on a terminal, lines elsewhere."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(study, notice=self.changed)
+        self.costs = Costs(study.folder)
+        self.workers = 1
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, soft_wrap=True)
+
+    def beginning(self) -> Iterator[str]:
+        """What is there already."""
+        study, progress = self.progress.study, self.progress
+        yield f"{study.name} ({study.budget}): {self.counts()}; in {study.folder}"
+        yield from progress.changed()
+        for standing in progress.of("elsewhere"):
+            yield line(standing)
+
+    def live(self, workers: int) -> contextlib.AbstractContextManager[object]:
+        """Shows the table while it is open, where there is a terminal."""
+        self.workers = workers
+        if not self.console.is_terminal:
+            return contextlib.nullcontext()
+        return Live(
+            console=self.console, get_renderable=self.short_table, refresh_per_second=2, transient=True
+        )
+
+    def take(self, k: int, told: ev.RunEvent | Failure | None) -> None:
+        """Take over what a worker tells."""
+        standing = self.progress.standings[k]
+        before = standing.state
+        standing.take(told)
+        if standing.state != before or isinstance(told, ev.Started):
+            self.changed(standing)
+
+    def changed(self, standing: Standing) -> None:
+        """Say what became of a run; the table on a terminal shows it anyhow."""
+        if not self.console.is_terminal:
+            self.say(line(standing))
+
+    def left(self) -> float:
+        """Core-seconds that are left, of what was measured."""
+        total = 0.0
+        for standing in self.progress.of("waiting", "elsewhere", "running"):
+            cost = self.costs.of(standing.row.folder.parent)
+            total += seconds(standing.row.plan, cost, standing.step) if cost else 0.0
+        return total
+
+    def counts(self) -> str:
+        """How many runs are in which state."""
+        found = {state: len(self.progress.of(state)) for state in STATES}
+        return (
+            ", ".join(f"{n} {state}" for state, n in found.items() if n) + f" of {sum(found.values())} runs"
+        )
+
+    def table(self, standings: list[Standing] | None = None, title: str = "") -> Table:
+        """The table of all runs, or of some."""
+        study = self.progress.study
+        title = title or f"{study.name} ({study.budget}): {self.counts()}"
+        columns = ["run", "state", "steps", "of", "steps/s", "return", "left"]
+        return table(title, columns, [cells(s) for s in standings or self.progress.standings])
+
+    def short_table(self) -> Table:
+        """As much of the table as fits on the screen: what goes on first."""
+        room = max(self.console.height - 5, 3)
+        shown = self.progress.standings
+        if len(shown) > room:
+            shown = self.progress.of("running", "failed", "elsewhere", "waiting", "done")
+            shown = sorted(shown, key=lambda s: STATES.index(s.state))[:room]
+        left = clock(self.left() / max(1, min(self.workers, len(self.progress.of("running", "waiting")))))
+        study = self.progress.study
+        return self.table(shown, f"{study.name} ({study.budget}): {self.counts()}; about {left} left")
+
+
+STATES = ("running", "failed", "elsewhere", "waiting", "done")
+
+
+def cells(standing: Standing) -> list[str]:
+    """A run as a row of the table."""
+    plan, running = standing.row.plan, standing.state == "running"
+    speed = standing.speed if running else None
+    return [
+        name(standing),
+        standing.state,
+        f"{standing.step:,}",
+        f"{plan.steps:,}",
+        f"{speed:,.0f}" if speed else "",
+        "" if standing.score is None else f"{standing.score:,.1f}",
+        clock((plan.steps - standing.step) / speed) if speed else "",
+    ]
+
+
+def line(standing: Standing) -> str:
+    """What became of a run."""
+    score = "" if standing.score is None else f", return {standing.score:,.1f}"
+    says = {
+        "running": f"{standing.step:,} of {standing.row.plan.steps:,} steps{score}",
+        "done": f"{standing.step:,} steps{score}",
+        "elsewhere": f"another process has {standing.row.folder}; it is waited for",
+        "failed": standing.why,
+        "waiting": f"{standing.step:,} steps{score}; to be gone on with",
+    }
+    return f"{standing.state:<9} {name(standing)}  {says[standing.state]}"
+
+
+def name(standing: Standing) -> str:
+    """A run in words."""
+    return f"{standing.row.folder.parents[1].name} {standing.row.plan.label} seed {standing.row.plan.seed}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,161 @@
+"""Pictures of runs. Functions that draw take matplotlib axes and give them back, to be restyled at will."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qscape.report import extra, references, statistics
+
+with extra("Pictures"):
+    import numpy as np
+    import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by people with any kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Published curves are grey and broken: never mistaken for our own.
+GREYS = ("#333333", "#6E6E6E", "#979797")
+DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
+
+Styles = Mapping[str, Mapping[str, Any]]
+
+
+def line_styles(labels: Sequence[str]) -> Styles:
+    """Colour and line of each label, the same in every panel."""
+    return {
+        label: {"color": COLOURS[k % len(COLOURS)], "ls": "-" if k < len(COLOURS) else "-.", "lw": 2.0}
+        for k, label in enumerate(sorted(set(labels)))
+    }
+
+
+def learning_curves(
+    rows: pd.DataFrame,
+    ax: "Axes | None" = None,
+    *,
+    published: pd.DataFrame | None = None,
+    each: bool = False,
+    reps: int = 2000,
+    styles: Styles | None = None,
+) -> "Axes":
+    """Sample-efficiency curves of one environment: the interquartile mean over seeds in its 95% band.
+
+    `rows`: the evaluations of one policy (`statistics.of_policy`) in one environment. `published`: curves of
+    `references.published`, drawn apart up to our last step. `each`: thin lines for the runs instead of the
+    band. `styles`: line properties by label.
+    """
+    ax = ax or _figure().subplots()
+    styles = styles or line_styles(rows["label"].tolist())
+    (env,) = rows["env"].unique()
+    grid = statistics.common_grid(rows)
+    for label, group in rows.groupby("label"):
+        values, style = statistics.on_grid(group, grid), styles[str(label)]
+        found = statistics.curve(values, 0 if each else reps)
+        n = len(values)
+        if each and n > 1:
+            ax.plot(grid, values.T, color=style["color"], lw=0.8, alpha=0.45)
+        elif n > 1:
+            ax.fill_between(grid, found.low, found.high, color=style["color"], alpha=0.18, lw=0)
+        ax.plot(grid, found.value, label=_text(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
+    if published is not None:
+        _draw_published(ax, published, env, grid[-1])
+    _dress(ax, env, "environment steps", f"evaluation return (IQM{'' if each else ', 95% band'})")
+    ax.xaxis.set_major_formatter(_thousands())
+    return ax
+
+
+def profile(
+    scores: Mapping[str, np.ndarray],
+    ax: "Axes | None" = None,
+    *,
+    reps: int = 2000,
+    styles: Styles | None = None,
+) -> "Axes":
+    """Performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
+    ax = ax or _figure().subplots()
+    styles = styles or line_styles(list(scores))
+    values = np.concatenate([x.ravel() for x in scores.values()])
+    taus = np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, 101)
+    for label, x in scores.items():
+        found = statistics.performance_profile(x, taus, reps)
+        ax.plot(taus, found.value, label=_text(label), **styles[label])
+        ax.fill_between(taus, found.low, found.high, color=styles[label]["color"], alpha=0.18, lw=0)
+    _dress(ax, "Performance profile", "normalised score τ (0: random policy)", "share of runs with score > τ")
+    ax.set_ylim(-0.02, 1.02)
+    return ax
+
+
+def overview(
+    rows: pd.DataFrame,
+    *,
+    published: pd.DataFrame | None = None,
+    scores: Mapping[str, np.ndarray] | None = None,
+    each: bool = False,
+    reps: int = 2000,
+) -> "Figure":
+    """One panel of learning curves for each environment, and a profile where there are normalised scores."""
+    envs = sorted(rows["env"].unique())
+    panels = len(envs) + bool(scores)
+    columns = min(panels, 3)
+    lines = -(-panels // columns)
+    below = 0.4 * (rows["label"].nunique() + (0 if published is None else published["method"].nunique()))
+    figure = _figure((5.6 * columns, (4.2 + below) * lines))
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    styles = line_styles(rows["label"].tolist())
+    for env, ax in zip(envs, axes, strict=False):
+        of_env = rows[rows["env"] == env]
+        learning_curves(of_env, ax, published=published, each=each, reps=reps, styles=styles)
+    if scores:
+        profile(scores, axes[len(envs)], reps=reps, styles=styles)
+    for ax in axes[panels:]:
+        ax.remove()
+    return figure
+
+
+def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) -> None:
+    same = (published["env"].map(references.task) == references.task(env)) & (published["step"] <= last)
+    for k, method in enumerate(sorted(published["method"].unique())):  # the same line in every panel
+        curve = published[same & (published["method"] == method)]
+        if curve.empty:
+            continue
+        about = curve.iloc[0]
+        how = f"{about['seeds']} seeds, {about['protocol']}; {about['source']}"
+        ax.plot(
+            curve["step"], curve["iqm"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
+            marker="o" if len(curve) == 1 else None, lw=1.4, zorder=1,
+            label=_text(f"{method}, published: {about['env']}, {how}"),
+        )  # fmt: skip
+
+
+def _figure(size: tuple[float, float] = (6.4, 5.0)) -> "Figure":
+    """A figure apart from pyplot's state: no window, no backend chosen for others.
+
+    Raises:
+        UsageError: matplotlib is missing.
+    """
+    with extra("Pictures"):
+        from matplotlib.figure import Figure
+    return Figure(size, layout="constrained")
+
+
+def _thousands() -> Any:
+    """Ticks as 50k and 1M."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")
+
+
+def _dress(ax: "Axes", title: str, x: str, y: str) -> None:
+    ax.set_title(_text(title))
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+
+def _text(text: str) -> str:
+    """Long labels in lines; a dollar is no formula."""
+    return textwrap.fill(text, 60).replace("$", r"\$")

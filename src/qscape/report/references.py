@@ -1,0 +1,89 @@
+"""Published figures: learning curves to compare with, and the scores that normalise returns.
+
+Both are tables in `data/`, each row with its source. They are of other versions of the environments and of
+other protocols than our runs, so they are shown apart and say so.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+
+from qscape.errors import UsageError
+from qscape.report import extra
+
+with extra("Published figures"):
+    import pandas as pd
+
+PROTOCOLS = {
+    "sfujim/TD3": "10 episodes every 5k steps, no noise",
+    "": "their authors' protocol",
+}
+
+
+def published_names() -> list[str]:
+    """What `published` takes: td3, sac, simbav2-utd2, ..."""
+    return sorted(_curves()["name"].unique())
+
+
+def published(names: Sequence[str]) -> pd.DataFrame:
+    """Published learning curves, every 50k steps to 1M.
+
+    Columns: name, method, env, step, seeds; mean, sd (of the sample), iqm, min and max over seeds of the last
+    evaluation at or before the step; source, licence, protocol.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    curves = _curves()
+    known = published_names()
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}."
+            raise UsageError(f"There is no published curve '{name}'; {hint}")
+    return curves[curves["name"].isin(names)].reset_index(drop=True)
+
+
+def _curves() -> pd.DataFrame:
+    frame = _table("mujoco_curves.csv")
+    frame["name"] = frame["method"].map(_name)
+    frame["protocol"] = frame["source"].map(
+        lambda source: next(said for place, said in PROTOCOLS.items() if source.startswith(place))
+    )
+    return frame
+
+
+def _name(method: str) -> str:
+    """`SimbaV2 (UTD 2)` is asked for as simbav2-utd2, `DR.Q` as drq."""
+    plain = method.lower().replace(".", "").replace("utd ", "utd")
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+
+def task(env: str) -> str:
+    """An environment without its version: published figures are of others. Ant-v5 is Ant."""
+    return re.sub(r"-v\d+$", "", env)
+
+
+def reference_scores() -> pd.DataFrame:
+    """table, task, low, high, high_is, source: a normalised score is (return - low) / (high - low)."""
+    return _table("reference_scores.csv")
+
+
+def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | None:
+    """Scores with every `score` normalised: 0 is a random policy, 1 what the table calls high.
+
+    None if an environment has no reference score, also one with arguments of its own: that is another task.
+    """
+    known = reference_scores()
+    known = known[known["table"] == table].set_index("task")
+    tasks = scores["env"].map(task)
+    if not tasks.isin(known.index).all():
+        return None
+    low, high = tasks.map(known["low"]), tasks.map(known["high"])
+    return scores.assign(score=(scores["score"] - low) / (high - low))
+
+
+def _table(name: str) -> pd.DataFrame:
+    with (files("qscape.report") / "data" / name).open() as file:
+        return pd.read_csv(file)

@@ -1,0 +1,186 @@
+"""Sound statistics of few runs, after Agarwal et al., "Deep RL at the edge of the statistical precipice",
+arXiv 2108.13264, through their package rliable.
+
+A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are percentiles of a bootstrap over
+runs, drawn for each task apart (stratified), with a fixed seed: the same runs give the same interval.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from qscape.errors import UsageError
+from qscape.report import extra
+
+with extra("Statistics"):
+    import numpy as np
+    import pandas as pd
+    from rliable import library as rly
+    from rliable import metrics
+
+CONFIDENCE = 0.95
+
+
+def interquartile_mean(x: np.ndarray) -> np.ndarray:
+    """Mean over the first axis without the lowest and the highest quarter (rounded down) of the values."""
+    cut = len(x) // 4
+    return np.sort(x, axis=0)[cut : len(x) - cut].mean(axis=0)
+
+
+METRICS: dict[str, Callable[[np.ndarray], Any]] = {  # of scores [R, T]
+    "iqm": lambda x: interquartile_mean(x.ravel()),  # rliable's, without scipy's checks: ten times as fast
+    "mean": metrics.aggregate_mean,
+    "median": metrics.aggregate_median,
+    "optimality_gap": metrics.aggregate_optimality_gap,
+}
+
+
+class Estimate(NamedTuple):
+    """A number, or an array of them, with its 95% interval; NaN bounds where there is none: of one run."""
+
+    value: Any
+    low: Any
+    high: Any
+
+
+# --- from evaluations to scores -----------------------------------------------------------------------
+
+
+def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
+    """One row per run and evaluation: of the kept policy where a run has one, or of the current one."""
+    if policy == "current":
+        return runs[runs["policy"] == "current"]
+    keeps = (runs["policy"] == "kept").groupby(runs["run"]).transform("any")
+    return runs[runs["policy"] == np.where(keeps, "kept", "current")]
+
+
+def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
+    """env, label, seed, score of each run: the mean of its last `last` evaluations.
+
+    Raises:
+        UsageError: a run has fewer evaluations.
+    """
+    tail = rows.sort_values("step").groupby("run").tail(last)
+    counts = tail.groupby("run").size()
+    if counts.min() < last:
+        raise UsageError(
+            f"The mean of the last {last} evaluations was asked for, but {counts.idxmin()} "
+            f"has {counts.min()}; use --final {counts.min()} or less."
+        )
+    return _by_run(tail, "mean")
+
+
+def best_scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """env, label, seed, score of each run: its best evaluation. Higher than the final one by construction."""
+    return _by_run(rows, "max")
+
+
+def _by_run(rows: pd.DataFrame, how: str) -> pd.DataFrame:
+    keys = ["env", "label", "seed", "run"]
+    return rows.groupby(keys)["return"].agg(how).rename("score").reset_index()
+
+
+def matrix(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> np.ndarray:
+    """Scores [R, T] of a label. Where environments have unequal numbers of seeds, the first R of each."""
+    columns = [
+        scores[(scores["label"] == label) & (scores["env"] == env)].sort_values("seed")["score"].to_numpy()
+        for env in envs
+    ]
+    n = min(map(len, columns))
+    return np.stack([c[:n] for c in columns], axis=1)
+
+
+# --- estimates with intervals -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """rliable draws from numpy's global generator: fix it, and give it back as it was."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def _interval(scores: Sequence[np.ndarray], function: Callable, reps: int, seed: int) -> Estimate:
+    """An array-valued function of one score matrix, or of several that are resampled apart."""
+    value = np.asarray(function(*scores))
+    if reps == 0 or min(map(len, scores)) < 2:
+        nothing = np.full(value.shape, np.nan)
+        return Estimate(value, nothing, nothing)
+    with _seeded(seed):
+        _, intervals = rly.get_interval_estimates(
+            {"": [*scores]}, function, reps=reps, confidence_interval_size=CONFIDENCE
+        )
+    low, high = intervals[""]
+    return Estimate(value, low, high)
+
+
+def aggregate(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    """Interquartile mean, mean, median and optimality gap of scores [R, T], from the same resamples.
+
+    The optimality gap (distance to 1 of scores cut at 1) means something for normalised scores only. With
+    fewer than four scores the interquartile mean is the mean.
+    """
+
+    def all_metrics(x: np.ndarray) -> np.ndarray:
+        return np.array([metric(x) for metric in METRICS.values()])
+
+    found = _interval([scores], all_metrics, reps, seed)
+    return {name: Estimate(*(part[k] for part in found)) for k, name in enumerate(METRICS)}
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
+    """P(X > Y) + P(X = Y) / 2 for a run of each, [R, T] and [S, T], averaged over tasks (Mann-Whitney U)."""
+
+    def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # rliable's own, without the p-value it throws away
+        return np.array([np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b))])
+
+    return Estimate(*(float(part[0]) for part in _interval([x, y], wins, reps, seed)))
+
+
+def performance_profile(scores: np.ndarray, taus: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
+    """The share of runs × tasks with a normalised score above each of `taus`, from scores [R, T]."""
+
+    def above(x: np.ndarray) -> np.ndarray:
+        return (x.reshape(-1, 1) > taus).mean(axis=0)
+
+    return _interval([scores], above, reps, seed)
+
+
+# --- learning curves ----------------------------------------------------------------------------------
+
+
+def common_grid(rows: pd.DataFrame, points: int = 200) -> np.ndarray:
+    """The steps of all evaluations, thinned to at most `points` with the first and last kept."""
+    steps = np.unique(rows["step"].to_numpy())
+    return steps[np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).round().astype(int))]
+
+
+def on_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
+    """Returns [R, G] of runs at the steps of a grid: the last evaluation at or before each.
+
+    NaN before a run's first evaluation and after its last one: nothing is made up.
+    """
+    lines = []
+    for _, run in rows.groupby(["seed", "run"]):
+        run = run.sort_values("step")
+        steps, returns = run["step"].to_numpy(), run["return"].to_numpy(dtype=float)
+        at = np.searchsorted(steps, grid, side="right") - 1
+        lines.append(np.where((at >= 0) & (grid <= steps[-1]), returns[np.maximum(at, 0)], np.nan))
+    return np.stack(lines)
+
+
+def curve(values: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
+    """Interquartile mean [G] over runs of values [R, G], each column for itself, with its interval.
+
+    NaN where a run has no value. `reps` 0: no interval.
+    """
+    whole = ~np.isnan(values).any(axis=0)
+    parts = np.full((3, values.shape[1]), np.nan)
+    if whole.any():
+        found = _interval([values[:, whole]], interquartile_mean, reps, seed)
+        parts[:, whole] = found
+    return Estimate(*parts)

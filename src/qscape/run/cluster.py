@@ -1,0 +1,178 @@
+"""Workers on a Ray cluster. Extra `cluster`.
+
+A worker there is an actor with one core that does the job as a process of its own, like a local one, and
+passes its events on. Where the head's disk is visible to it, it writes straight into the run folder;
+elsewhere the files come back with every save. Either way the loss of a worker costs at most the work since
+the last save: the run waits again, and another worker goes on with it.
+"""
+
+import contextlib
+import importlib
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qscape.errors import RunError, UsageError
+from qscape.run.folder import locked
+from qscape.run.parcel import Packer, Parcel, unpack
+from qscape.run.pool import LocalWorker, cores
+from qscape.run.worker import Job
+
+LOOPBACK = "127.0.0.1"
+PATIENCE = 5.0  # seconds for a cluster to answer
+
+
+class Cluster:
+    """A connection to a Ray cluster, and what starts workers there.
+
+    Args:
+        address: HOST:PORT, ray://HOST:PORT, or "auto" for a local one, bound to loopback.
+        folder: of the study; a marker file in it tells who sees it.
+        workers: at most so many; None: one to a core of the cluster.
+
+    Raises:
+        UsageError: Ray is missing. RunError: nothing answers.
+    """
+
+    def __init__(self, address: str, folder: Path, workers: int | None = None) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if address == "auto":
+            # Ray replaces loopback by the machine's address, unless it takes clusters for impossible here.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        try:
+            self.ray: Any = importlib.import_module("ray")
+        except ImportError as problem:
+            raise UsageError('--ray needs the extra: pip install "qscape[cluster]".') from problem
+        ray = self.ray
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address == "auto":
+            self.workers = workers or cores()
+            ray.init(_node_ip_address=LOOPBACK, include_dashboard=False, num_cpus=self.workers, **quiet)
+        else:
+            _reach(address)
+            try:
+                ray.init(address=address, **quiet)
+            except Exception as problem:  # Ray has no one error for this
+                why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+                raise RunError(
+                    f"--ray {address}: there is no Ray cluster to connect to ({why})."
+                ) from problem
+            self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Remote)
+        self.token = uuid.uuid4().hex
+        self.marker = folder.resolve() / f".seen-{self.token}"
+        self.marker.write_text(self.token)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.marker.unlink(missing_ok=True)
+        self.ray.shutdown()
+
+    def start(self, job: Job) -> "RayWorker":
+        """A worker for a job, as soon as the cluster has a core for it."""
+        return RayWorker(self, job)
+
+
+def _reach(address: str) -> None:
+    """Raises RunError if nothing listens at an address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--ray {address} is no address; write HOST:PORT, or auto for a local cluster.")
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+    except OSError as problem:
+        why = problem.strerror or str(problem)
+        raise RunError(
+            f"--ray {address} does not answer ({why}); is 'ray start --head' running there?"
+        ) from problem
+
+
+class RayWorker:
+    """A job on the cluster, seen from here."""
+
+    def __init__(self, cluster: Cluster, job: Job) -> None:
+        self.ray, self.job = cluster.ray, replace(job, folder=job.folder.resolve())
+        self.remote = cluster.actor.remote()
+        self.seen = self.remote.sees.remote(str(cluster.marker), cluster.token)
+        self.begun = False
+
+    def told(self) -> Iterator[dict[str, Any]]:
+        """Its events; files that come back are written before the event that they belong to."""
+        folder = self.job.folder
+        try:
+            shared = self.ray.get(self.seen)
+            with contextlib.nullcontext() if shared else locked(folder):
+                files = None if shared else Packer(folder).pack()
+                told = self.remote.run.options(num_returns="streaming").remote(self.job.to_json(), files)
+                self.begun = True
+                for reference in told:
+                    data = self.ray.get(reference)
+                    if isinstance(data, Parcel):
+                        unpack(data, folder)
+                    else:
+                        yield data
+        except self.ray.exceptions.RayTaskError as problem:  # an error in `Remote`
+            yield {"kind": "Failed", "why": str(problem.cause)}
+        except self.ray.exceptions.RayError as problem:
+            yield {"kind": "Failed", "why": f"lost its worker ({type(problem).__name__})", "lost": True}
+        finally:
+            self.kill()
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+        if self.begun:
+            self.remote.stop.remote()
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        self.ray.kill(self.remote)
+
+
+class Remote:
+    """A job on the cluster, seen from there."""
+
+    def __init__(self) -> None:
+        self.worker: LocalWorker | None = None
+        self.stopping = False
+
+    def sees(self, marker: str, token: str) -> bool:
+        """Is the head's disk ours as well?"""
+        try:
+            return Path(marker).read_text() == token
+        except OSError:
+            return False
+
+    def run(self, data: dict[str, Any], files: Parcel | None) -> Iterator[dict[str, Any] | Parcel]:
+        """Do a job; `files` are those of its run folder where that is out of reach."""
+        job = Job.from_json(data)
+        with contextlib.ExitStack() as stack:
+            if files is not None:
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="qscape-"))
+                job = replace(job, folder=Path(place) / "run")
+                unpack(files, job.folder)
+            packer = Packer(job.folder)
+            self.worker = LocalWorker(job)
+            if self.stopping:
+                self.worker.stop()
+            for told in self.worker.told():
+                if files is not None and told["kind"] == "Saved":
+                    yield packer.pack()
+                if told["kind"] != "EpisodeDone":  # many, and nobody asks for them
+                    yield told
+            if files is not None:
+                yield packer.pack()
+
+    def stop(self) -> None:
+        """Save and end."""
+        self.stopping = True
+        if self.worker is not None:
+            self.worker.stop()

@@ -1,0 +1,117 @@
+"""What a run will cost, from a short measurement on one core."""
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from qscape.agents import build
+from qscape.envs import make as make_edge
+from qscape.run.events import Measured
+from qscape.run.plan import Plan, fitted
+from qscape.run.trainer import Trainer
+from qscape.run.training import use_compilation_cache
+
+STEPS = 300
+FIRST = 20  # updates, to see how slow they are
+UPDATES = 300  # at most
+SECONDS = 2.0  # for those updates
+EPISODE = 1_000  # steps of an episode where no time limit is known
+
+
+def measure(plan: Plan) -> Measured:
+    """Makes a few hundred environment steps and updates, in memory.
+
+    Raises:
+        UsageError: a plan that cannot be.
+    """
+    use_compilation_cache()
+    start = time.perf_counter()
+    never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
+    edge = make_edge(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
+    trainer = Trainer(plan, build(plan.recipe, never), edge)
+    programs, spent = trainer.programs, 0.0
+
+    def update(n: int) -> None:
+        trainer.state, trainer.index, trainer.metrics = programs.burst(
+            trainer.state, trainer.rows, trainer.index, trainer.metrics, steps, trainer.key, np.int32(n)
+        )
+        jax.block_until_ready(trainer.metrics)
+
+    def act() -> None:
+        chosen = programs.act(
+            trainer.acting,
+            trainer.memory,
+            edge.observation,
+            trainer.first,
+            steps,
+            trainer.key,
+            mode="explore",
+        )
+        jax.block_until_ready(chosen)
+
+    def seconds(do: Callable[[], object]) -> float:
+        nonlocal spent
+        begun = time.perf_counter()
+        do()
+        took = time.perf_counter() - begun
+        spent += took
+        return took
+
+    drain(trainer.events(STEPS))
+    step = seconds(lambda: drain(trainer.events(2 * STEPS))) / STEPS
+    steps = np.int32(trainer.env_steps)
+    update(1)
+    first = seconds(lambda: update(FIRST)) / FIRST
+    more = int(np.clip(SECONDS / first, FIRST, UPDATES))
+    once = seconds(lambda: update(more)) / more
+    act()
+    choice = seconds(lambda: [act() for _ in range(STEPS)]) / STEPS
+    edge.close()
+    episode = (edge.time_limit or EPISODE) * (step + choice)
+    return Measured(time.perf_counter() - start - spent, step, once, episode)
+
+
+def drain(events: Iterator[object]) -> None:
+    """Let a run go on without listening."""
+    for _ in events:
+        pass
+
+
+def seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
+    """What is left of a run of which `made` steps are there, on one core."""
+    base = fitted(plan)[1].base
+    left = plan.steps - made
+    updates = base.updates_per_step * max(0, plan.steps - max(made, base.warmup))
+    episodes = plan.eval_episodes * left / plan.eval_every if plan.eval_every else 0.0
+    return cost.begin + left * cost.step + updates * cost.update + episodes * cost.episode
+
+
+class Costs:
+    """What was measured of the agents and environments of a study on this machine, kept in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "measured.json"
+        self.known: dict[str, list[float]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self.known = json.loads(self.file.read_text())
+
+    def of(self, group: Path) -> Measured | None:
+        """The costs of a group of seeds; None: they were not measured yet."""
+        found = self.known.get(self._key(group))
+        return Measured(*found) if found else None
+
+    def add(self, group: Path, cost: Measured) -> None:
+        """Note the costs of a group."""
+        self.known[self._key(group)] = [*cost]
+        aside = self.file.with_suffix(".tmp")
+        aside.write_text(json.dumps(self.known, indent=1) + "\n")
+        aside.replace(self.file)
+
+    def _key(self, group: Path) -> str:
+        return f"{platform.node()}: {group.relative_to(self.file.parent)}"

@@ -1,0 +1,75 @@
+"""The files of a run folder, to be sent where its disk is not visible."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+RECORD = "save.json"  # makes a folder a save: it comes last
+
+
+class Parcel(NamedTuple):
+    """Files that are new or changed since the last parcel, and the names of all there are."""
+
+    names: list[str]
+    files: dict[str, bytes]
+
+
+class Packer:
+    """Packs a run folder again and again while a run goes on in it; unchanged files are sent once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sent: dict[str, tuple[int, int]] = {}
+
+    def pack(self) -> Parcel:
+        """What changed. Files that are hidden (locks, half-written saves) stay here."""
+        while True:
+            try:
+                return self._pack()
+            except FileNotFoundError:  # the run removed an old save meanwhile
+                continue
+
+    def _pack(self) -> Parcel:
+        names, files, stamps = [], {}, {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder)
+            if path.is_dir() or any(part.startswith(".") for part in name.parts):
+                continue
+            about = path.stat()
+            stamps[str(name)] = (about.st_size, about.st_mtime_ns)
+            names.append(str(name))
+            if self.sent.get(str(name)) != stamps[str(name)]:
+                files[str(name)] = path.read_bytes()
+        self.sent = stamps
+        return Parcel(names, files)
+
+
+def unpack(parcel: Parcel, folder: Path) -> None:
+    """Put the files of a parcel into a run folder, so that it can be gone on with at any moment.
+
+    First what stands beside the saves, then new saves, each whole at once, then changes of older ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[Path, dict[str, bytes]] = {}
+    for name, data in parcel.files.items():
+        path = Path(name)
+        groups.setdefault(path.parent, {})[path.name] = data
+    new = {place for place in groups if not (folder / place).exists()}
+    for place in sorted(groups, key=lambda p: (len(p.parts), p not in new, p)):
+        files = dict(sorted(groups[place].items(), key=lambda item: item[0] == RECORD))
+        if place in new:
+            aside = folder / place.with_name(f".{place.name}.tmp-{os.getpid()}")
+            aside.mkdir(parents=True)
+            for name, data in files.items():
+                (aside / name).write_bytes(data)
+            aside.rename(folder / place)
+        else:
+            for name, data in files.items():
+                aside = folder / place / f".{name}.tmp"
+                aside.write_bytes(data)
+                aside.replace(folder / place / name)
+    for path in (folder / "saves").glob("*/*"):
+        if str(path.relative_to(folder)) not in parcel.names and not path.parent.name.startswith("."):
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()

@@ -1,0 +1,203 @@
+"""How far a study is: what its run folders hold, what is left to do, and how that goes on."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal, TypeAlias
+
+from qscape.errors import QscapeError, UsageError
+from qscape.run import events as ev
+from qscape.run import folder as folders
+from qscape.run import saves
+from qscape.run.plan import fitted, to_json
+from qscape.run.pool import Failure
+from qscape.run.study import Row, Study
+from qscape.run.worker import Job
+
+State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
+LOSSES = 3  # times in a row that a worker may vanish before there is another save
+COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes")
+
+
+@dataclasses.dataclass
+class Standing:
+    """Where one run of a study stands.
+
+    Attributes:
+        state: "elsewhere": another process has its folder.
+        job: what is to be done, while it waits.
+        step, score, speed: environment steps made, return of the last evaluation, steps per second.
+        why: the reason of a failure.
+    """
+
+    row: Row
+    state: State = "waiting"
+    job: Job | None = None
+    step: int = 0
+    score: float | None = None
+    speed: float | None = None
+    why: str = ""
+    losses: int = 0
+
+    def look(self) -> None:
+        """Read from the folder what there is and what is left to do."""
+        self.state, self.why, self.job = "waiting", "", None
+        if folders.in_use(self.row.folder):
+            self.state = "elsewhere"
+        else:
+            try:
+                self._look()
+            except QscapeError as problem:  # a broken or half-written folder
+                self.state, self.why = "failed", str(problem)
+        self.score = last_return(self.row.folder)
+
+    def _look(self) -> None:
+        plan, folder = self.row
+        if not (folder / folders.RECORD).exists():
+            folders.refuse_taken(folder)
+            self.step, self.job = 0, Job("train", folder, plan)
+            return
+        record = folders.read_record(folder)
+        newest = folders.newest_save(folder, "replay")
+        made = saves.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
+        self.step = made["env_steps"]
+        enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
+        # The warm-up of a short run is fitted to its length.
+        differ = differences(self.row, record, record["steps"] if enough else plan.steps)
+        if differ:
+            raise UsageError(
+                f"{folder} holds another run: {', '.join(differ)}; move it away, or choose another --runs."
+            )
+        if enough:
+            self.state = "done"
+        else:
+            self.job = Job("resume", folder, steps=plan.steps)
+
+    def take(self, told: ev.RunEvent | Failure | None) -> None:
+        """Note what its worker tells; None: the worker is gone."""
+        if isinstance(told, Failure):
+            self.losses += told.lost
+            self.look()  # another study may have it, or may have finished it
+            if self.state == "waiting" and not (told.lost and self.losses < LOSSES):
+                self.state, self.why = "failed", told.why
+        elif isinstance(told, ev.Ended):
+            self.step, self.state = told.step, "waiting" if told.interrupted else "done"
+        elif isinstance(told, ev.Started | ev.Logged | ev.Saved | ev.Evaluated):
+            self.step = told.step
+            if isinstance(told, ev.Logged):
+                self.speed = told.metrics["steps_per_second"]
+            elif isinstance(told, ev.Evaluated):
+                self.score = told.mean
+            elif isinstance(told, ev.Saved):
+                self.losses = 0
+        elif told is None and self.state == "running":
+            self.state = "waiting"  # stopped before it began
+
+
+class Progress:
+    """Where every run of a study stands. `notice` gets what another process turns out to have."""
+
+    def __init__(self, study: Study, notice: Callable[[Standing], None] = lambda standing: None) -> None:
+        self.study, self.notice = study, notice
+        self.standings = [Standing(row) for row in study.rows]
+        for standing in self.standings:
+            standing.look()
+
+    def jobs(self) -> Iterator[tuple[int, Job] | None]:
+        """The runs that are left, for a pool; None while only those are left that others have."""
+        while any(s.state in ("waiting", "elsewhere", "running") for s in self.standings):
+            yield self._next()
+
+    def _next(self) -> tuple[int, Job] | None:
+        for k, standing in enumerate(self.standings):
+            if standing.state in ("waiting", "elsewhere"):
+                before = standing.state
+                standing.look()  # another study may have been here since
+                if standing.state == "elsewhere" != before:
+                    self.notice(standing)
+                if standing.state == "waiting":
+                    assert standing.job is not None
+                    standing.state = "running"
+                    return k, standing.job
+        return None
+
+    def of(self, *states: State) -> list[Standing]:
+        """The standings in one of these states."""
+        return [s for s in self.standings if s.state in states]
+
+    def changed(self) -> list[str]:
+        """For each agent without a run, in which field it differs from one that the study had before."""
+        labels = {s.row.plan.label for s in self.standings}
+        groups = {s.row.folder.parent: s.row for s in self.standings if s.step == 0}
+        before: dict[Path, list[dict[str, Any]]] = {}
+        said: dict[str, str] = {}
+        for group, row in groups.items():
+            if not group.exists() and row.plan.label not in said:
+                if group.parent not in before:
+                    before[group.parent] = _first_records(group.parent)
+                if line := _beside(row, [r for r in before[group.parent] if r["label"] not in labels]):
+                    said[row.plan.label] = line
+        return [*said.values()]
+
+
+def differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
+    """Fields in which a run that is there is another one than the plan, fitted to `steps`."""
+    wanted, there = _wanted(row, steps), _flat(record)
+    return [
+        f"{name} is {there.get(name)} there and {wanted.get(name)} here"
+        for name in sorted(wanted.keys() | there.keys())
+        if wanted.get(name) != there.get(name)
+    ]
+
+
+def _wanted(row: Row, steps: int) -> dict[str, Any]:
+    plan, agent, _ = fitted(dataclasses.replace(row.plan, steps=steps))
+    return _flat(to_json(plan, agent))
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is: fields of the plan, and `part.field`."""
+    record = json.loads(json.dumps(record))  # tuples become lists
+    fields = {
+        f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
+    }
+    return fields | {name: record.get(name) for name in COMPARED}
+
+
+def _first_records(place: Path) -> list[dict[str, Any]]:
+    """run.json of the first readable run of every label in an environment's folder."""
+    found: dict[Path, dict[str, Any]] = {}
+    for file in sorted(place.glob(f"*/*/{folders.RECORD}")):
+        if file.parent.parent not in found:
+            with contextlib.suppress(QscapeError):
+                found[file.parent.parent] = folders.read_record(file.parent)
+    return [*found.values()]
+
+
+def _beside(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
+    """How a plan differs from the nearest of some other runs of its recipe; "" where there is none."""
+    new = {k: v for k, v in _wanted(row, row.plan.steps).items() if k not in COMPARED}
+    found = []
+    for record in records:
+        if record["recipe"] == row.plan.recipe:
+            old = _flat(record)
+            differ = [f"{k} is {v}, not {old[k]}" for k, v in new.items() if k in old and old[k] != v]
+            found.append(
+                (len(differ), f"{row.plan.label} is new beside {record['label']}: {', '.join(differ)}")
+            )
+    return min(found)[1] if found else ""
+
+
+def last_return(folder: Path) -> float | None:
+    """Mean return of the last evaluation that a run folder tells of: of the kept policy where one is kept."""
+    try:
+        with (folder / "evaluations.csv").open(newline="") as file:
+            rows = [(int(r["step"]), r["policy"], float(r["return"])) for r in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or its last line is half written
+        return None
+    last = [row for row in rows if row[0] == rows[-1][0]]
+    return mean(ret for _, policy, ret in last if policy == last[-1][1]) if last else None

@@ -1,0 +1,181 @@
+"""A study: a TOML file that names agents × environments × seeds, and a budget for each run.
+
+[budgets.quick]
+steps = 3_000
+seeds = 2
+
+[[agents]]
+recipe = "td3+lap"
+lap = {alpha = 0.6}
+
+[[environments]]
+id = "Pendulum-v1"
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qscape.agents import build
+from qscape.envs import make as make_edge
+from qscape.errors import UsageError
+from qscape.offpolicy.agent import Agent
+from qscape.run.plan import Plan, fitted
+from qscape.run.toml import Source, Where
+
+BUDGETS = ("quick", "full")
+NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}  # and the least
+
+
+class Row(NamedTuple):
+    """One run of a study: what it is asked to do (with its label, not fitted to its steps yet), and where."""
+
+    plan: Plan
+    folder: Path
+
+
+class Study(NamedTuple):
+    """What a study file says, for one budget. The rows go seed by seed: early results cover everything."""
+
+    file: Path
+    name: str
+    budget: str
+    folder: Path
+    rows: list[Row]
+
+
+class Entry(NamedTuple):
+    """An [[agents]] or [[environments]] entry: where it stands, fields of a plan, steps by budget."""
+
+    path: Where
+    fields: Mapping[str, Any]
+    steps: Mapping[str, int]
+
+
+def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
+    """The runs that a study file asks for.
+
+    Raises:
+        UsageError: the file cannot be read, or names what there is not; with its line.
+    """
+    source = Source.read(file)
+    source.check_keys((), ("name", "budgets", "agents", "environments"))
+    name = source.get(("name",), str, file.stem)
+    if not name or "/" in name or name.startswith("."):
+        raise source.error(("name",), f"name is {name!r}; it names a folder: no / and no . in front")
+    budgets = {b: _budget(source, ("budgets", b)) for b in source.table(("budgets",), BUDGETS)}
+    if budget not in budgets:
+        known = f"only {', '.join(budgets)}" if budgets else "none at all"
+        raise UsageError(
+            f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
+        )
+    agents = [_agent(source, ("agents", k)) for k in range(source.entries("agents"))]
+    environments = [_environment(source, ("environments", k)) for k in range(source.entries("environments"))]
+    numbers, seeds = budgets[budget]
+    groups: dict[Path, tuple[Plan, Entry, Entry]] = {}
+    for environment in environments:
+        for agent in agents:
+            plan = _plan(source, agent, environment, budget, numbers)
+            place = runs / name / _place(plan.env, plan.env_args) / plan.label
+            if place in groups:
+                raise _duplicate(source, plan, groups[place], agent, environment)
+            groups[place] = (plan, agent, environment)
+    rows = [
+        Row(dataclasses.replace(plan, seed=seed), place / str(seed))
+        for seed in seeds
+        for place, (plan, _, _) in groups.items()
+    ]
+    return Study(file, name, budget, runs / name, rows)
+
+
+def _budget(source: Source, path: Where) -> tuple[dict[str, int], list[int]]:
+    """The numbers and the seeds of [budgets.NAME]."""
+    source.table(path, (*NUMBERS, "seeds"))
+    numbers = {k: n for k, least in NUMBERS.items() if (n := source.number((*path, k), least)) is not None}
+    if "steps" not in numbers:
+        raise source.error(path, f"[budgets.{path[-1]}] needs steps")
+    seeds = source.at((*path, "seeds"))
+    if type(seeds) is int:
+        seeds = [*range(seeds)]
+    whole = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        given = source.at((*path, "seeds"))
+        why = "needs seeds" if given is None else f"has seeds = {given!r}"
+        raise source.error(
+            (*path, "seeds"), f"[budgets.{path[-1]}] {why}: give how many, or a list that names each once"
+        )
+    return numbers, seeds
+
+
+def _steps(source: Source, path: Where) -> dict[str, int]:
+    """An entry's own steps, by budget; one number holds for every budget."""
+    if isinstance(source.at(path), dict):
+        return {b: source.number((*path, b), 1) or 0 for b in source.table(path, BUDGETS)}
+    steps = source.number(path, 1)
+    return {} if steps is None else dict.fromkeys(BUDGETS, steps)
+
+
+def _agent(source: Source, path: Where) -> Entry:
+    recipe = source.get((*path, "recipe"), str)
+    if recipe is None:
+        raise source.error(path, '[[agents]] needs a recipe, such as recipe = "td3+lap"')
+    parts = _built(source, (*path, "recipe"), recipe, {}).parts
+    settings = {key: value for key, value in source.at(path).items() if key not in ("recipe", "steps")}
+    for part, fields in settings.items():
+        if not isinstance(fields, dict):
+            source.check_keys(path, ("recipe", "steps", "base", *parts))
+            raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
+        _built(source, (*path, part), recipe, {part: {}})
+        for field, value in fields.items():  # each alone, to find the line of the one that is refused
+            _built(source, (*path, part, field), recipe, {part: {field: value}})
+    _built(source, path, recipe, settings)
+    return Entry(path, {"recipe": recipe, "settings": settings}, _steps(source, (*path, "steps")))
+
+
+def _built(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
+    """The agent; where there can be none, the line of what was refused."""
+    try:
+        return build(recipe, settings)
+    except UsageError as problem:
+        raise source.error(path, str(problem)) from problem
+
+
+def _environment(source: Source, path: Where) -> Entry:
+    source.table(path, ("id", "args", "steps"))
+    env, args = source.get((*path, "id"), str), source.get((*path, "args"), dict, {})
+    if env is None:
+        raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
+    try:
+        make_edge(env, env_args=args).close()
+    except UsageError as problem:
+        where = "args" if "env_args" in str(problem) else "id"
+        raise source.error((*path, where), str(problem)) from problem
+    return Entry(path, {"env": env, "env_args": args}, _steps(source, (*path, "steps")))
+
+
+def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, int]) -> Plan:
+    """What one agent does in one environment. The agent's own steps win over the environment's."""
+    steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
+    fields: dict[str, Any] = {**agent.fields, **environment.fields, **numbers, "steps": steps}
+    try:
+        plan = Plan(**fields)
+        return dataclasses.replace(plan, label=fitted(plan)[0].label)
+    except UsageError as problem:
+        raise source.error(agent.path, str(problem)) from problem
+
+
+def _place(env: str, env_args: Mapping[str, Any]) -> str:
+    """An environment's folder. Other arguments are another environment."""
+    said = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
+    return (f"{env}({said})" if said else env).replace("/", "-")
+
+
+def _duplicate(
+    source: Source, plan: Plan, before: tuple[Plan, Entry, Entry], agent: Entry, environment: Entry
+) -> UsageError:
+    same_agent = before[1].path == agent.path
+    first, second = (before[2], environment) if same_agent else (before[1], agent)
+    what = _place(plan.env, plan.env_args) if same_agent else plan.label
+    line = source.line(first.path)
+    return source.error(second.path, f"{what} stands there twice, first in line {line}; leave one out")

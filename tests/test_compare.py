@@ -1,0 +1,279 @@
+"""`qscape compare`, `qscape plot` and the example notebook."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from runs_on_disk import write_run
+
+from qscape.cli import main
+
+ROOT = Path(__file__).parent.parent
+ENVS = ("Ant-v5", "Hopper-v5")
+
+
+def run(*argv) -> int:
+    """A command line in this process, with few resamples."""
+    more = ["--reps", "50"] if argv[0] == "compare" else []
+    return main([*map(str, argv), *more])
+
+
+def group(
+    folder: str,
+    *,
+    label: str,
+    env: str = "Ant-v5",
+    seeds: int = 5,
+    last: float = 1000.0,
+    to: int = 100_000,
+    **more,
+) -> None:
+    """Seeds of an agent whose final returns are `last`, `last` + 10, ... and whose best is 5 above."""
+    for seed in range(seeds):
+        end = last + 10 * seed
+        write_run(
+            f"{folder}/{env}/{label.replace('/', '-')}/{seed}", label=label, env=env, seed=seed,
+            returns={0: [0.0, 0.0], to // 2: [end + 5, end + 5], to: [end, end]}, **more,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two agents with five seeds in two environments; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for env in ENVS:
+        group("runs", label="td3", env=env)
+        group("runs", label="td7", env=env, last=2000.0)
+    return tmp_path
+
+
+@pytest.fixture
+def says(capsys):
+    """Run a command line that works; what it prints, with spaces as one."""
+
+    def run_it(*argv) -> str:
+        capsys.readouterr()
+        assert run(*argv) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    return run_it
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command line that is refused with one sentence."""
+
+    def run_it(*argv) -> str:
+        capsys.readouterr()
+        assert run(*argv) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    return run_it
+
+
+def test_tables_of_a_comparison(runs, says):
+    out = says("compare", "runs")
+    # of 1000 ... 1040 one is cut at each end; the standard deviation is that of a sample
+    assert re.search(
+        r"td3 current 5 100,000 1,020\.0 \[1,0\d\d\.\d, 1,0\d\d\.\d\] 1,020\.0 ± 15\.8 1,025\.0", out
+    )
+    assert out.index("Ant-v5: evaluation return") < out.index("Hopper-v5: evaluation return")
+    assert "Normalised final scores; 0: random policy, 1: TD3 after 1M steps" in out
+    assert "td3 > td7 2 0.00 [0.00, 0.00]" in out
+    assert "no ranking claim" not in out
+    assert "Normalised best scores" in says("compare", "runs", "--best")
+    assert "td3 current 5 100,000 1,022.5" in says("compare", "runs", "--final", 2)
+
+
+def test_no_aggregate_without_reference_scores_for_all(runs, says):
+    group("runs", label="td3", env="Pendulum-v1", last=-200.0)
+    out = says("compare", "runs")
+    assert "No aggregate over environments" in out
+    assert "Normalised" not in out
+
+
+def test_an_agent_that_ran_in_some_environments_only(runs, says):
+    group("runs", label="sac", env="Ant-v5")
+    out = says("compare", "runs")
+    assert "sac is not in the aggregate: it has no run in Hopper-v5." in out
+    assert "sac > td3 1 0.50" in out
+
+
+def test_fewer_than_five_seeds_claim_nothing(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    group("runs", label="td3", seeds=3)
+    group("runs", label="sac", seeds=1)
+    group("runs", label="td7", seeds=5)
+    out = says("compare", "runs")
+    assert "Ant-v5: sac 1 seed, td3 3 seeds: no ranking claim (fewer than 5)." in out
+    assert "sac current 1 100,000 1,000.0 1,000.0 1,005.0" in out  # one run: no interval, no deviation
+
+
+def test_unequal_budgets_are_refused_unless_asked_for(runs, says, refused):
+    group("runs", label="sac", to=50_000)
+    why = "Budgets in Ant-v5 differ (sac 50,000 steps; td3 100,000 steps; td7 100,000 steps)"
+    assert f"{why}: compare equal ones, or add --unequal." in refused("compare", "runs")
+    assert f"{why}: longer runs have the advantage." in says("compare", "runs", "--unequal")
+
+
+def test_unequal_budgets_of_one_agent(runs, refused):
+    write_run("runs/Ant-v5/td3/9", seed=9, returns={0: [1.0], 7: [2.0]})
+    assert "td3 7 and 100,000 steps" in refused("compare", "runs")
+
+
+def test_an_unfinished_run_is_left_out_and_named(runs, says, refused):
+    write_run("runs/Ant-v5/td3/9", seed=9, returns={0: [1.0], 7: [9000.0]}, steps=100_000)
+    out = says("compare", "runs")
+    assert "left out runs/Ant-v5/td3/9: unfinished, at 7 of 100,000 steps (--unequal takes it)." in out
+    assert "td3 current 5" in out
+    assert "td3 current 6" in says("compare", "runs", "--unequal")
+    assert "No run is finished" in refused("compare", "runs/Ant-v5/td3/9")
+
+
+def test_the_same_run_twice_is_refused(runs, refused, says):
+    assert "td3 current 5" in says("compare", "runs", runs / "runs", "runs/Ant-v5/td3/0", "runs/**")
+    write_run("more/0", label="td3", seed=0)
+    why = "are the same agent, environment and seed: leave one of them out"
+    assert why in refused("compare", "runs", "more")
+
+
+def test_a_broken_folder_is_skipped_and_named(runs, says):
+    Path("runs/Ant-v5/td3/0/run.json").write_text("{")
+    assert "skipped runs/Ant-v5/td3/0: run.json is broken" in says("compare", "runs")
+    assert "skipped runs/Ant-v5/td3/0: run.json is broken" in says("plot", "runs")
+
+
+def test_kept_and_current_policies(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(5):
+        write_run(f"runs/{seed}", label="td7", seed=seed, returns={10: [1.0]}, kept={10: [8.0]})
+    assert "td7 kept 5 10 8.0" in says("compare", "runs")
+    assert "td7 current 5 10 1.0" in says("compare", "runs", "--policy", "current")
+
+
+def test_published_curves_stand_apart_with_version_and_source(runs, says, refused):
+    out = says("compare", "runs", "--reference", "sac,TD3", "--json", "c.json")
+    assert "TD3 on Ant-v1 published 10 100,000" in out
+    assert "SAC on Ant-v4 published 10 100,000 754.6 747.2 ± 528.3 -" in out
+    assert (
+        "TD3, published: 10 episodes every 5k steps, no noise; source sfujim/TD3 learning_curves (MIT)."
+        in out
+    )
+    assert "not like for like" in out
+    sources = {row["source"] for row in json.loads(Path("c.json").read_text())["published"]}
+    assert sources == {"sfujim/TD3 learning_curves", "DAVIAN-Robotics/SimbaV2 results/baseline/sac.csv"}
+    assert "There is no published curve 'tdd'; did you mean td3" in refused(
+        "compare", "runs", "--reference", "tdd"
+    )
+
+
+def test_published_curves_that_do_not_fit_are_named(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    group("runs", label="td3", to=20_000)
+    group("runs", label="td3", env="Pendulum-v1", to=20_000)
+    out = says("compare", "runs", "--reference", "td3", "--png", "c.png")
+    assert "No published curve of td3 for Pendulum-v1." in out
+    assert "No published figure of td3 for Ant-v5 at 20,000 steps or before 50,000." in out
+
+
+def test_files(runs, says):
+    out = says(
+        "compare", "runs", "--csv", "o/c.csv", "--latex", "o/c.tex", "--json", "o/c.json", "--png", "o/c.png",
+        "--reference", "td3",
+    )  # fmt: skip
+    assert out.endswith("written: o/c.csv written: o/c.tex written: o/c.json written: o/c.png")
+    rows = list(csv.DictReader(Path("o/c.csv").read_text().splitlines()))
+    assert [(r["env"], r["label"], r["policy"]) for r in rows[:2]] == [
+        ("Ant-v5", "td3", "current"), ("Ant-v5", "td7", "current")
+    ]  # fmt: skip
+    assert (rows[0]["seeds"], rows[0]["final_iqm"], rows[0]["best_iqm"]) == ("5", "1020.0", "1025.0")
+    assert [(r["env"], r["source"]) for r in rows if r["policy"] == "published"] == [
+        (f"{task}-v1", "sfujim/TD3 learning_curves") for task in ("Ant", "Hopper")
+    ]
+    found = json.loads(Path("o/c.json").read_text())
+    assert set(found) == {"per_env", "aggregate", "improvement", "published", "notes"}
+    assert found["per_env"][0]["final_mean"] == 1020.0
+    assert [row["label"] for row in found["aggregate"]] == ["td3", "td7"]
+    tex = Path("o/c.tex").read_text()
+    assert r" & Ant-v5 & Hopper-v5 \\" in tex
+    assert re.search(r"^td3 & \$1020\.0\$ \[\$10\d\d\.\d\$, \$10\d\d\.\d\$\] & ", tex, re.MULTILINE)
+    assert "TD3, published & $" in tex
+    assert Path("o/c.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("o/c.png").stat().st_size > 20_000
+
+
+def test_a_hostile_label_stays_text(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    label = "<script>$x_1$ [red]&\n\\input{x}"
+    group("runs", label=label, seeds=2)
+    out = says("compare", "runs", "--csv", "c.csv", "--latex", "c.tex", "--png", "c.png", "--json", "c.json")
+    assert "<script>$x_1$ [red]&" in out
+    assert next(csv.DictReader(io.StringIO(Path("c.csv").read_text())))["label"] == label
+    tex = Path("c.tex").read_text()
+    assert r"\textless{}script\textgreater{}\$x\_1\$ [red]\&" in tex
+    body = [line for line in tex.splitlines() if not line.startswith("%")]
+    assert not any("\\input" in line or "<script>" in line for line in body)
+    assert Path("c.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["nowhere"], "nowhere is no run and holds none"),
+        ([], "needs RUNS first"),
+        (["runs", "--final", 0], "--final is 0; it must be at least 1"),
+        (["runs", "--final", 9], "use --final 3 or less"),
+        (["runs", "--policy", "kept", "--pgn", "x"], "has no flag --pgn; did you mean --png?"),
+        (["runs", "--png", "c.txt"], "Format 'txt' is not supported"),
+    ],
+)
+def test_bad_input(runs, refused, argv, why):
+    assert why in refused("compare", *argv)
+
+
+def test_files_that_cannot_be_written(runs, capsys):
+    Path("file").write_text("")
+    for flag in ("--csv", "--png"):
+        assert run("compare", "runs", flag, "file/c") == 1
+        assert "file/c cannot be written (" in capsys.readouterr().err
+
+
+def test_missing_extras_are_named(runs):
+    code = (
+        "import sys; sys.modules['rliable'] = None\n"
+        "from qscape.cli import main; sys.exit(main(['compare', 'runs']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
+
+
+def test_load_runs_does_not_import_jax(runs):
+    code = "import sys, qscape as qs; print(len(qs.load_runs('runs')), 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["60", "False"], done.stderr
+
+
+def test_the_example_notebook_runs(tmp_path):
+    """Every cell, in order, with fewer steps; what it leaves behind is there."""
+    book = nbformat.read(ROOT / "examples/compare.ipynb", as_version=4)
+    nbformat.validate(book)
+    assert all(not cell.outputs for cell in book.cells if cell.cell_type == "code"), "clear the outputs"
+    code = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+    assert "STEPS = 3_000" in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("STEPS = 3_000", "STEPS = 60")],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "agg"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/notebook/curves.png").stat().st_size > 5_000
+    assert "no ranking claim" in done.stdout

@@ -1,0 +1,374 @@
+"""Runs as tables, statistics against hand-computed cases and rliable's own functions, pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rliable import library, metrics
+from runs_on_disk import write_run
+
+import qscape as qs
+from qscape.errors import UsageError
+from qscape.report import figures, references, statistics, tables
+from qscape.report.runs import read_runs
+
+# --- runs as one table --------------------------------------------------------------------------------
+
+
+def test_one_row_for_each_run_evaluation_and_policy(tmp_path):
+    write_run(tmp_path / "a/0", label="td3", returns={0: [1, 3], 10: [5, 7]})
+    write_run(tmp_path / "a/1", label="td7", seed=1, returns={10: [2, 2]}, kept={10: [8, 10]})
+    frame = qs.load_runs(tmp_path)
+    head = [
+        "run",
+        "recipe",
+        "label",
+        "env",
+        "seed",
+        "step",
+        "policy",
+        "return",
+        "length",
+        "success",
+        "episodes",
+    ]
+    assert list(frame.columns) == [*head, "budget"]
+    rows = frame[["label", "seed", "step", "policy", "return", "episodes"]].values.tolist()
+    assert rows == [
+        ["td3", 0, 0, "current", 2.0, 2],
+        ["td3", 0, 10, "current", 6.0, 2],
+        ["td7", 1, 10, "current", 2.0, 2],
+        ["td7", 1, 10, "kept", 9.0, 2],
+    ]
+    assert frame["success"].isna().all()
+    assert (frame["length"] == 7).all()
+
+
+def test_patterns_folders_and_brackets_find_each_run_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = "td3[base.discount=0.9]"
+    write_run(f"runs/Ant-v5/{odd}/0", label=odd)
+    write_run("runs/Ant-v5/td3/0", label="td3")
+    Path("runs/Ant-v5/td3/0/saves").mkdir()
+    for paths in (
+        "runs",
+        "runs/**",
+        "runs/*/*/0/run.json",
+        ["runs/Ant-v5", Path("runs/Ant-v5/td3/0"), "runs/**"],
+    ):
+        assert sorted(set(qs.load_runs(paths)["label"])) == ["td3", odd], paths
+        assert len(qs.load_runs(paths)) == 4  # two evaluations each
+    assert set(qs.load_runs(f"runs/Ant-v5/{odd}")["label"]) == {odd}
+    for nothing in ("nowhere", "runs/*.txt", "runs/Ant-v5/td3/0/saves"):
+        with pytest.raises(UsageError, match="is no run and holds none"):
+            qs.load_runs(["runs", nothing])
+
+
+def test_environment_arguments_make_another_task(tmp_path):
+    write_run(tmp_path / "0", env="Ant-v5", env_args={"use_contact_forces": True})
+    frame = qs.load_runs(tmp_path)
+    assert set(frame["env"]) == {"Ant-v5(use_contact_forces=True)"}
+    assert references.normalise(statistics.final_scores(frame)) is None
+
+
+def break_run_json(folder: Path) -> None:
+    (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
+
+
+def drop_a_key(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    del record["steps"]
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def put_nan(folder: Path) -> None:
+    with (folder / "evaluations.csv").open("a") as file:
+        file.write("20,current,0,nan,7,,0.1\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (break_run_json, "run.json is broken"),
+        (lambda f: (f / "run.json").unlink(), "it has no run.json"),
+        (lambda f: (f / "run.json").write_text("[]"), "run.json is broken"),
+        (drop_a_key, "it has no 'steps'"),
+        (lambda f: (f / "evaluations.csv").unlink(), "it has no evaluations.csv"),
+        (lambda f: (f / "evaluations.csv").write_text(""), "evaluations.csv is empty"),
+        (lambda f: (f / "evaluations.csv").write_text("step,policy,return,length,success\n"), "no eval"),
+        (lambda f: (f / "evaluations.csv").write_text("step,policy,return\n1,current,much\n"), "'much'"),
+        (lambda f: (f / "evaluations.csv").write_text("step,policy\n1,current\n"), "it has no 'return'"),
+        (lambda f: (f / "evaluations.csv").write_bytes(b"\xff\xfe\n"), "decode"),
+        (put_nan, "no finite number"),
+    ],
+)  # fmt: skip
+def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
+    write_run(tmp_path / "good/0")
+    write_run(tmp_path / "bad/1", seed=1)
+    harm(tmp_path / "bad/1")
+    frame, (sentence,) = read_runs(tmp_path)
+    assert set(frame["seed"]) == {0}
+    assert sentence.startswith(f"skipped {tmp_path / 'bad/1'}: ")
+    assert why in sentence
+    with pytest.warns(UserWarning, match="skipped .*bad/1"):
+        qs.load_runs(tmp_path)
+    with pytest.raises(UsageError, match=r"no whole run among 1 folder\(s\): skipped .*bad/1"):
+        qs.load_runs(tmp_path / "bad")
+
+
+def test_half_an_evaluation_of_a_killed_run_does_not_count(tmp_path):
+    write_run(tmp_path / "0", returns={0: [1, 1, 1], 10: [3, 3, 3]})
+    with (tmp_path / "0/evaluations.csv").open("a") as file:
+        file.write("20,current,0,9.0,7,,0.1\n20,current,1,9")
+    frame = qs.load_runs(tmp_path)
+    assert frame[["step", "return"]].values.tolist() == [[0, 1.0], [10, 3.0]]
+
+
+# --- scores -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def five(tmp_path):
+    """Five runs whose last evaluation is not their best, one of them with a kept policy."""
+    for seed, last in enumerate([10.0, 20.0, 30.0, 40.0, 100.0]):
+        kept = {10: [7.0], 20: [200.0]} if seed == 4 else None
+        write_run(tmp_path / str(seed), seed=seed, returns={0: [0.0], 10: [50.0], 20: [last]}, kept=kept)
+    return qs.load_runs(tmp_path)
+
+
+def test_final_best_and_the_mean_of_the_last_are_kept_apart(five):
+    current = statistics.of_policy(five, "current")
+    assert statistics.final_scores(current)["score"].tolist() == [10, 20, 30, 40, 100]
+    assert statistics.final_scores(current, 2)["score"].tolist() == [30, 35, 40, 45, 75]
+    assert statistics.best_scores(current)["score"].tolist() == [50, 50, 50, 50, 100]
+    with pytest.raises(UsageError, match=r"last 4 evaluations .* has 3; use --final 3 or less"):
+        statistics.final_scores(current, 4)
+
+
+def test_the_kept_policy_counts_where_there_is_one(five):
+    rows = statistics.of_policy(five)
+    assert rows.groupby("seed")["policy"].agg(set).tolist() == [{"current"}] * 4 + [{"kept"}]
+    assert statistics.final_scores(rows)["score"].tolist() == [10, 20, 30, 40, 200]
+
+
+def test_numbers_by_hand():
+    scores = np.array([[10.0], [20.0], [30.0], [40.0], [100.0]])
+    found = statistics.aggregate(scores / 100, reps=50)
+    assert found["iqm"].value == pytest.approx(0.3)  # one of five is cut at each end
+    assert found["mean"].value == pytest.approx(0.4)
+    assert found["median"].value == pytest.approx(0.4)  # over tasks of the mean over runs: one task
+    assert found["optimality_gap"].value == pytest.approx(0.6)
+    assert statistics.interquartile_mean(np.array([1.0, 2.0, 9.0])) == 4.0  # three: nothing is cut
+    x, y = np.array([[1.0], [3.0]]), np.array([[2.0], [3.0], [0.0]])
+    # 1 beats 0; 3 beats 2 and 0 and draws with 3: 3.5 of 6
+    assert statistics.probability_of_improvement(x, y, reps=50).value == pytest.approx(3.5 / 6)
+    taus = np.array([0.0, 0.15, 0.4, 2.0])
+    profile = statistics.performance_profile(scores / 100, taus, reps=50)
+    assert profile.value.tolist() == [1.0, 0.8, 0.2, 0.0]
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5, 8, 10])
+def test_metrics_equal_rliable(runs):
+    rng = np.random.default_rng(runs)
+    x, y = rng.normal(size=(runs, 3)).round(1), rng.normal(size=(runs + 1, 3)).round(1)  # with ties
+    found = statistics.aggregate(x, reps=2)
+    assert found["iqm"].value == pytest.approx(metrics.aggregate_iqm(x))
+    assert found["mean"].value == pytest.approx(metrics.aggregate_mean(x))
+    assert found["median"].value == pytest.approx(metrics.aggregate_median(x))
+    assert found["optimality_gap"].value == pytest.approx(metrics.aggregate_optimality_gap(x))
+    theirs = metrics.probability_of_improvement(x, y)
+    assert statistics.probability_of_improvement(x, y, reps=2).value == pytest.approx(theirs)
+    taus = np.linspace(-1, 1, 7)
+    curve = statistics.performance_profile(x, taus, reps=2)
+    np.testing.assert_allclose(curve.value, library.score_distributions(x, taus))
+
+
+def test_intervals_equal_rliable_and_repeat():
+    x = np.random.default_rng(0).normal(size=(5, 2))
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    found = statistics.aggregate(x, reps=200)["iqm"]
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert statistics.aggregate(x, reps=200)["iqm"] == found
+    np.random.seed(0)  # noqa: NPY002
+    _, theirs = library.get_interval_estimates(
+        {"x": [x]}, lambda s: np.array([metrics.aggregate_iqm(s)]), reps=200
+    )
+    np.testing.assert_allclose([found.low, found.high], theirs["x"][:, 0])
+    assert found.low < found.value < found.high
+
+
+def test_the_interval_covers_95_percent_of_resampled_means():
+    """Of n equal halves at 0 and 1 the bootstrap mean is binomial: the bounds are its quantiles."""
+    x = np.repeat([0.0, 1.0], 50)[:, None]
+    found = statistics.aggregate(x, reps=2000)["mean"]
+    assert found.low == pytest.approx(0.40, abs=0.015)
+    assert found.high == pytest.approx(0.60, abs=0.015)
+
+
+def test_one_run_has_no_interval():
+    found = statistics.aggregate(np.array([[3.0]]), reps=50)["iqm"]
+    assert found.value == 3.0
+    assert np.isnan([found.low, found.high]).all()
+
+
+# --- curves -------------------------------------------------------------------------------------------
+
+
+def rows_of(*runs: dict[int, float]) -> pd.DataFrame:
+    """Evaluations of runs that are given as step: return."""
+    lines = [
+        {"env": "Ant-v5", "label": "td3", "seed": seed, "run": str(seed), "step": step, "return": value}
+        for seed, run in enumerate(runs)
+        for step, value in run.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_a_common_grid_makes_nothing_up():
+    rows = rows_of({0: 1.0, 10: 2.0, 20: 3.0}, {5: 10.0, 15: 20.0})
+    grid = statistics.common_grid(rows)
+    assert grid.tolist() == [0, 5, 10, 15, 20]
+    values = statistics.on_grid(rows, grid)
+    nan = np.nan
+    np.testing.assert_array_equal(values, [[1, 1, 2, 2, 3], [nan, 10, 10, 20, nan]])
+    curve = statistics.curve(values, reps=20)
+    np.testing.assert_array_equal(curve.value, [nan, 5.5, 6.0, 11.0, nan])
+    thin = statistics.common_grid(rows_of(dict.fromkeys(range(1000), 0.0)), points=5)
+    assert len(thin) == 5
+    assert (thin[0], thin[-1]) == (0, 999)
+
+
+def test_curves_are_interquartile_means_point_by_point():
+    values = np.random.default_rng(1).normal(size=(8, 4))
+    found = statistics.curve(values, reps=300)
+    np.testing.assert_allclose(found.value, [metrics.aggregate_iqm(values[:, [k]]) for k in range(4)])
+    assert (found.low < found.value).all()
+    assert (found.value < found.high).all()
+
+
+# --- references ---------------------------------------------------------------------------------------
+
+
+def test_published_curves_come_with_their_source():
+    frame = references.published(["td3", "simbav2-utd2"])
+    last = frame[(frame["env"] == "HalfCheetah-v1") & (frame["step"] == 1_000_000)].iloc[0]
+    assert (last["method"], last["seeds"], last["mean"]) == ("TD3", 10, 9566.6)
+    assert last["source"] == "sfujim/TD3 learning_curves"
+    assert last["licence"] == "MIT"
+    assert "10 episodes every 5k steps" in last["protocol"]
+    assert set(frame[frame["name"] == "simbav2-utd2"]["protocol"]) == {"their authors' protocol"}
+    everything = references.published(references.published_names())
+    assert len(everything) == 1040
+    assert everything.notna().all(axis=None)
+    assert {"sac", "crossq", "drq", "bro-utd10", "redq-utd20"} <= set(references.published_names())
+    with pytest.raises(UsageError, match="no published curve 'simba'; did you mean simbav2-utd2"):
+        references.published(["simba"])
+
+
+def test_normalised_scores_of_the_td7_paper():
+    """From its table at 1M steps: TD7 1.5706 of TD3, task by task as computed from the same columns."""
+    td7 = {"HalfCheetah": 17434, "Hopper": 3512, "Walker2d": 6097, "Ant": 8509, "Humanoid": 7429}
+    scores = pd.DataFrame({"env": [f"{task}-v5" for task in td7], "score": list(map(float, td7.values()))})
+    found = references.normalise(scores)["score"].to_numpy()
+    np.testing.assert_allclose(found, [1.6315, 1.0892, 1.5455, 2.1383, 1.4488], atol=5e-5)
+    assert found.mean() == pytest.approx(1.5706, abs=5e-5)
+    expert = pd.DataFrame({"env": ["Hopper-v5"], "score": [3234.3]})
+    assert references.normalise(expert, "d4rl")["score"].item() == pytest.approx(1.0)
+    assert references.normalise(pd.DataFrame({"env": ["Ant-v5", "Pendulum-v1"], "score": 1.0})) is None
+    table = references.reference_scores()
+    assert table["source"].str.contains("arXiv").all()
+    assert not table.duplicated(["table", "task"]).any()
+
+
+# --- comparisons --------------------------------------------------------------------------------------
+
+
+def test_unequal_seeds_over_environments_take_the_fewest(tmp_path):
+    for env, n in (("Ant-v5", 6), ("Hopper-v5", 5)):
+        for seed in range(n):
+            write_run(tmp_path / env / str(seed), env=env, seed=seed, returns={10: [100.0 * (seed + 1)]})
+    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    assert made.scores["td3"].shape == (5, 2)
+    assert "td3: the aggregate takes 5 seeds of each environment" in " ".join(made.notes)
+    assert made.per_env["seeds"].tolist() == [6, 5]
+
+
+def test_best_ranks_by_the_best_evaluation(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / "a" / str(seed), label="a", seed=seed, returns={0: [9.0], 10: [1.0]})
+        write_run(tmp_path / "b" / str(seed), label="b", seed=seed, returns={0: [0.0], 10: [5.0]})
+    runs = qs.load_runs(tmp_path)
+    final, best = tables.compare(runs, reps=20), tables.compare(runs, reps=20, best=True)
+    assert final.per_env[["final_iqm", "best_iqm"]].values.tolist() == [[1, 9], [5, 5]]
+    assert final.improvement[["x", "y", "score", "probability"]].values.tolist() == [["a", "b", "final", 0.0]]
+    assert best.improvement[["score", "probability"]].values.tolist() == [["best", 1.0]]
+
+
+def test_a_hostile_label_stays_text():
+    assert tables.latex("<script>_100%$&#{}~^\\") == (
+        r"\textless{}script\textgreater{}\_100\%\$\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+
+
+# --- pictures -----------------------------------------------------------------------------------------
+
+
+def test_figures_give_back_the_axes_they_take(five, tmp_path):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    mine = Figure()
+    ax = mine.subplots()
+    rows = statistics.of_policy(five)
+    assert figures.learning_curves(rows, ax, reps=20) is ax
+    assert isinstance(figures.learning_curves(rows, reps=20), Axes)
+    ax.set_title("mine")
+    mine.savefig(tmp_path / "mine.png")
+    assert (tmp_path / "mine.png").stat().st_size > 5_000
+
+
+def test_what_is_drawn_is_what_was_computed(tmp_path):
+    for seed in range(5):
+        returns = {0: [0.0], 50_000: [seed * 100.0], 100_000: [seed * 200.0]}
+        write_run(tmp_path / str(seed), label="$td3$", env="Ant-v5", seed=seed, returns=returns)
+    rows = qs.load_runs(tmp_path)
+    published = references.published(["td3", "sac"])
+    ax = figures.learning_curves(rows, published=published, reps=20)
+    ours, sac, td3 = ax.get_lines()
+    assert ours.get_xydata().tolist() == [[0, 0], [50_000, 200], [100_000, 400]]
+    assert ours.get_color() in figures.COLOURS
+    assert (ours.get_linestyle(), ours.get_label()) == ("-", r"\$td3\$ (5 seeds)")
+    for line, env, source in ((sac, "Ant-v4", "SimbaV2"), (td3, "Ant-v1", "sfujim/TD3")):
+        assert line.get_color() in figures.GREYS
+        assert line.get_linestyle() != "-"
+        label = line.get_label()
+        assert "published" in label
+        assert "seeds" in label
+        assert env in label
+        assert source in label
+        assert "protocol" in label or "episodes" in label
+        assert line.get_xdata().max() == 100_000  # no further than our own runs
+    assert len(ax.collections) == 1  # the band
+    each = figures.learning_curves(rows, each=True)
+    assert len(each.get_lines()) == 6
+    assert not each.collections
+    assert ax.get_title() == "Ant-v5"
+    assert ax.get_xlabel() == "environment steps"
+    assert "return" in ax.get_ylabel()
+
+
+def test_more_labels_than_colours_are_told_apart():
+    styles = figures.line_styles([f"agent{k:02}" for k in range(14)])
+    assert len({(s["color"], s["ls"]) for s in styles.values()}) == 14
+
+
+def test_an_overview_has_a_panel_for_each_environment_and_a_profile(tmp_path):
+    for env in ("Ant-v5", "Hopper-v5"):
+        for seed in range(3):
+            write_run(tmp_path / env / str(seed), env=env, seed=seed, returns={0: [0.0], 10: [100.0 * seed]})
+    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    titles = [ax.get_title() for ax in figures.overview(made.rows, scores=made.scores, reps=20).axes]
+    assert titles == ["Ant-v5", "Hopper-v5", "Performance profile"]
+    assert [ax.get_title() for ax in figures.overview(made.rows, reps=20).axes] == ["Ant-v5", "Hopper-v5"]
