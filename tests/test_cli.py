@@ -77,7 +77,7 @@ NOT_TOGETHER = [
 ]  # fmt: skip
 NOT_A_FLAG = [
     (["train", "td3", *CLOCK, "--lap.alpha", 0.5], "--lap.alpha belongs to lap; write td3+lap"),
-    (["train", "td3+lap", *CLOCK, "--value-clip.x", 1], "--value-clip.x belongs to value_clip; write td3+lap"),
+    (["train", "td3+lap", *CLOCK, "--value-clip.x", 1], "--value-clip.x belongs to value_clip; write td3+"),
     (["train", "td3", *CLOCK, "--base.discunt", 0.9], "no flag --base.discunt; did you mean --base.discount"),
     (["train", "td3", *CLOCK, "--fast"], "qscape train td3 has no flag --fast"),
     (["evaluate", "runs", "--epsiodes", 3], "did you mean --episodes"),
@@ -87,7 +87,7 @@ NOT_A_NUMBER = [
     (["train", "td3", *CLOCK, "--steps", 0], "--steps is 0: a run needs at least one environment step"),
     (["train", "td3", *CLOCK, "--steps", -5], "--steps is -5: a run needs at least one environment step"),
     (["train", "td3", *CLOCK, "--steps", 99, "--base.warmup", 99], "--base.warmup 99 leaves no update in 99"),
-    (["train", "td3", *CLOCK, "--base.warmup", -1], "base.warmup is -1; it must be 0 or more"),
+    (["train", "td3", *CLOCK, "--base.warmup", -1], "base.warmup is -1; it must be a number, 0 or more"),
     (["train", "td3", *CLOCK, "--base.discount", 1.5], "base.discount is 1.5; it must lie in [0, 1]"),
     (["train", "td3", *CLOCK, "--base.batch-size", 0], "base.batch_size is 0; it must be at least 1"),
     (["train", "td3", *CLOCK, "--envs", 0], "--envs is 0; it must be at least 1"),

@@ -18,9 +18,9 @@ import pytest
 from small import S, fill, same, transitions
 
 from qscape import agents
+from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
-from qscape.offpolicy.agent import Agent
 from qscape.replay.memory import Rows
 from qscape.run import saves
 from qscape.run.programs import Programs
@@ -73,30 +73,46 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sale: end to end": ("sac+sale", {"sale": {"end_to_end": 1.0, "critic_inputs": ["sa", "zs"]}}),
     "sale: only z_sa": ("sac+sale", {"sale": {"target": "next_pair", "critic_inputs": ["zsa"]}}),
-    "least of two": ("td7", {"base": {"actor_objective": "min"}}),
-    "lap: uniform": ("td3+lap", {"lap": {"prioritised": False}, "base": {"critic_loss": "mse"}}),
-    "lap: other numbers": ("td3+lap", {"lap": {"alpha": 1.0, "min_priority": 0.1}}),
-    "checkpoints: mean": (
+    "least of two, checkpoints by the mean": (
         "td7",
-        {"checkpoints": {"criterion": "mean", "lower_negative_bars": True, "late_episodes": 2, "switch": 1}},
+        {
+            "base": {"actor_objective": "min"},
+            "checkpoints": {
+                "criterion": "mean",
+                "lower_negative_bars": True,
+                "late_episodes": 2,
+                "switch": 1,
+            },
+        },
     ),
+    "lap: uniform": ("td3+lap", {"lap": {"prioritised": False}, "base": {"critic_loss": "mse"}}),
     "everything, n-step, derived": (
         f"sac+{EVERYTHING}",
         {"base": {"n_step": 3, "next_observation": "derived"}, "normalise": {"clip": 5.0}},
     ),
     "n-step": ("td3", {"base": {"n_step": 3, "actor_activation": "elu", "critic_activation": "silu"}}),
-    "derived": ("td3", {"base": {"next_observation": "derived", "actor_activation": "tanh"}}),
-    "pal": ("td3", {"base": {"critic_loss": "pal", "critic_loss_scale": 0.5, "critic_activation": "tanh"}}),
-    "clip and decay": (
+    "pal": (
+        "td3+lap",
+        {
+            "base": {"critic_loss": "pal", "critic_loss_scale": 0.5, "critic_activation": "tanh"},
+            "lap": {"alpha": 1.0, "min_priority": 0.1},
+        },
+    ),
+    "derived, clip and decay": (
         "td3",
-        {"base": {"gradient_clip": 1.0, "critic_weight_decay": 1e-2, "actor_weight_decay": 1e-2}},
+        {
+            "base": {"next_observation": "derived", "actor_activation": "tanh", "gradient_clip": 1.0}
+            | {"critic_weight_decay": 1e-2, "actor_weight_decay": 1e-2},
+        },
     ),
     "no delay, one critic": ("td3", {"base": {"policy_delay": 1, "critics": 1, "target_noise": 0.0}}),
     "three critics": (
         "td3",
-        {"base": {"critics": 3, "actor_objective": "mean"}, "polyak": {"when": "always"}},
+        {
+            "base": {"critics": 3, "actor_objective": "mean", "target_actor": False},
+            "polyak": {"when": "always"},
+        },
     ),
-    "to the end of an episode": ("td3", {"base": {"warmup_to_episode_end": True, "target_actor": False}}),
     "fixed temperature": (
         "sac",
         {"soft": {"temperature": 0.2}, "base": {"log_std_bound": "tanh", "actor_activation": "silu"}},

@@ -46,11 +46,14 @@ class Spec:
         observation_size: S, length of the flattened observation.
         action_size: A, length of the action vector (of a representation, for large discrete sets).
         table: `[N, A]` representations of a discrete action set, or None for continuous actions.
+        low, high: `[A]` bounds of the action in the environment's units, where it has any.
     """
 
     observation_size: int
     action_size: int
     table: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 class Batch(NamedTuple):

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
     "resume": ("go on with an interrupted run, or make it longer", "RUN [--steps N]"),
     "study": ("run agents on environments, as a file says", "run|status FILE [--workers N] [--budget quick]"),
+    "tune": ("search for better fields of an agent", "RECIPE --env ID --trials N --steps M"),
     "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),
     "compare": ("compare runs by sound statistics", "RUNS... [--csv|--latex|--json|--png FILE]"),
     "plot": ("draw the learning curves of runs", "RUNS... --png FILE"),

@@ -9,9 +9,10 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
@@ -156,10 +157,9 @@ class Board:
 
     def beginning(self) -> Iterator[str]:
         """What is there already."""
-        study, progress = self.progress.study, self.progress
-        yield f"{study.name} ({study.budget}): {self.counts()}; in {study.folder}"
-        yield from progress.changed()
-        for standing in progress.of("elsewhere"):
+        yield f"{self.title()}; in {self.progress.study.folder}"
+        yield from self.progress.changed()
+        for standing in self.progress.of("elsewhere"):
             yield line(standing)
 
     def live(self, workers: int) -> contextlib.AbstractContextManager[object]:
@@ -199,34 +199,50 @@ class Board:
             ", ".join(f"{n} {state}" for state, n in found.items() if n) + f" of {sum(found.values())} runs"
         )
 
-    def table(self, standings: list[Standing] | None = None, title: str = "") -> Table:
-        """The table of all runs, or of some."""
-        study = self.progress.study
-        title = title or f"{study.name} ({study.budget}): {self.counts()}"
-        columns = ["run", "state", "steps", "of", "steps/s", "return", "left"]
-        return table(title, columns, [cells(s) for s in standings or self.progress.standings])
+    def table(self) -> Group:
+        """All runs."""
+        return Group(Text(self.title()), runs_table(self.progress.standings))
 
-    def short_table(self) -> Table:
-        """As much of the table as fits on the screen: what goes on first."""
-        room = max(self.console.height - 5, 3)
+    def short_table(self) -> Group:
+        """As many runs as fit on the screen, a line each: what goes on first."""
+        room = max(self.console.height - 4, 3)
         shown = self.progress.standings
         if len(shown) > room:
-            shown = self.progress.of("running", "failed", "elsewhere", "waiting", "done")
             shown = sorted(shown, key=lambda s: STATES.index(s.state))[:room]
-        left = clock(self.left() / max(1, min(self.workers, len(self.progress.of("running", "waiting")))))
+        busy = min(self.workers, len(self.progress.of("running", "waiting")) or 1)
+        title = Text(
+            f"{self.title()}; about {clock(self.left() / busy)} left", overflow="ellipsis", no_wrap=True
+        )
+        made = runs_table(shown)
+        made.expand, made.columns[1].ratio, made.columns[1].no_wrap = True, 1, True
+        made.columns[1].overflow = "ellipsis"
+        return Group(title, made)
+
+    def title(self) -> str:
+        """Which study, and how many runs are in which state."""
         study = self.progress.study
-        return self.table(shown, f"{study.name} ({study.budget}): {self.counts()}; about {left} left")
+        return f"{study.name} ({study.budget}): {self.counts()}"
 
 
 STATES = ("running", "failed", "elsewhere", "waiting", "done")
 
 
+def runs_table(standings: list[Standing]) -> Table:
+    """A line for each run."""
+    columns = ["environment", "agent", "seed", "state", "steps", "of", "steps/s", "return", "left"]
+    made = table("", columns, [cells(s) for s in standings])
+    made.columns[1].justify = "left"
+    return made
+
+
 def cells(standing: Standing) -> list[str]:
     """A run as a row of the table."""
-    plan, running = standing.row.plan, standing.state == "running"
-    speed = standing.speed if running else None
+    plan = standing.row.plan
+    speed = standing.speed if standing.state == "running" else None
     return [
-        name(standing),
+        standing.row.folder.parents[1].name,
+        plan.label,
+        str(plan.seed),
         standing.state,
         f"{standing.step:,}",
         f"{plan.steps:,}",
@@ -244,7 +260,7 @@ def line(standing: Standing) -> str:
         "done": f"{standing.step:,} steps{score}",
         "elsewhere": f"another process has {standing.row.folder}; it is waited for",
         "failed": standing.why,
-        "waiting": f"{standing.step:,} steps{score}; to be gone on with",
+        "waiting": f"{standing.step:,} steps{score}; {standing.why or 'stopped'}; to be gone on with",
     }
     return f"{standing.state:<9} {name(standing)}  {says[standing.state]}"
 

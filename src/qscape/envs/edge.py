@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import Bool, Float
 
@@ -156,7 +157,8 @@ class Edge:
         self._convert = functools.lru_cache(
             lambda rows: action_map(actions, rows, about.unwrapped, self.env_id)[2]
         )
-        self.spec = Spec(size, action_size, table)
+        bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
+        self.spec = Spec(size, action_size, table, *bounds)
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)
         self._seeded = False

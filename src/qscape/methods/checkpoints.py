@@ -35,6 +35,10 @@ class Checkpoints(Schedule):
     def __post_init__(self) -> None:
         if self.early_episodes < 1 or self.late_episodes < 1:
             raise UsageError("checkpoints.early_episodes and late_episodes must be at least 1.")
+        if not 0 < self.bar_factor <= 1:
+            raise UsageError(f"checkpoints.bar_factor is {self.bar_factor}; it must lie in (0, 1].")
+        if self.switch < 0:
+            raise UsageError(f"checkpoints.switch is {self.switch}; it must be 0 or more updates.")
 
     def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
         return {"warmup_to_episode_end": True}

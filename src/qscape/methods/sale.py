@@ -6,6 +6,7 @@ networks, f_{t-1}, g_{t-1} the target networks. At every synchronisation event e
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -57,6 +58,12 @@ class SALE(Representation):
     end_to_end: float | None = setting(None, "Weight β of the encoder's loss where critics train it too.")
 
     def __post_init__(self) -> None:
+        if self.width < 1 or not self.hidden or min(self.hidden) < 1:
+            raise UsageError(f"sale.width is {self.width}, sale.hidden {self.hidden}; widths are at least 1.")
+        for field in ("learning_rate", "end_to_end"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"sale.{field} is {value}; it must be a number above 0.")
         for field, allowed in (("critic_inputs", {"sa", "zsa", "zs"}), ("actor_inputs", {"s", "zs"})):
             chosen = getattr(self, field)
             if not chosen or not set(chosen) <= allowed:

@@ -189,6 +189,7 @@ class Agent:
         fns = Fns(
             policy=_missing,
             policy_target=_missing,
+            policy_of=_missing,
             q=bind_critics(rep, rep.view(mine, "fixed"), state.critics),
             q_target=bind_critics(rep, rep.view(mine, "target"), state.critics_target),
             bind=bound,
@@ -199,10 +200,15 @@ class Agent:
         )
         own = state.of(self.maximiser)
         policy = self.maximiser.policy(state.actor, own, fns)
+        fns = fns._replace(
+            policy=policy,
+            policy_target=policy,
+            policy_of=lambda actor: self.maximiser.policy(actor, own, fns),
+        )
         if not self.base.target_actor:
-            return fns._replace(policy=policy, policy_target=policy)
+            return fns
         slow = fns._replace(bind=partial(bound, which="target"), q=fns.q_target)
-        return fns._replace(policy=policy, policy_target=self.maximiser.policy(state.actor_target, own, slow))
+        return fns._replace(policy_target=self.maximiser.policy(state.actor_target, own, slow))
 
     # --- acting -----------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The settings every off-policy agent has. Parts may override them; a user's own word wins over both."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import optax
@@ -55,17 +56,24 @@ class Base:
     sync_every: int = setting(250, "Updates between synchronisation events.")
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "n_step", "replay_capacity", "critics", "policy_delay", "sync_every")
-        for name in positive:
+        for name in ("batch_size", "n_step", "replay_capacity", "critics", "policy_delay", "sync_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"base.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("actor_learning_rate", "critic_learning_rate", "updates_per_step"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be above 0.")
-        if self.warmup < 0:
-            raise UsageError(f"base.warmup is {self.warmup}; it must be 0 or more.")
+        for name in ("actor_learning_rate", "critic_learning_rate", "updates_per_step", "critic_loss_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be a number above 0.")
+        decays = ("critic_weight_decay", "actor_weight_decay")
+        for name in ("warmup", "target_noise", "target_noise_clip", "exploration_noise", *decays):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise UsageError(f"base.gradient_clip is {self.gradient_clip}; it must be above 0, or None.")
         if not 0 <= self.discount <= 1:
             raise UsageError(f"base.discount is {self.discount}; it must lie in [0, 1].")
+        if not self.log_std_min < self.log_std_max:
+            raise UsageError(
+                f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}."
+            )
         for name in ("actor_hidden", "critic_hidden"):
             widths = getattr(self, name)
             if not widths or min(widths) < 1:

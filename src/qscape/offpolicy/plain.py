@@ -86,6 +86,10 @@ class Polyak(Follow):
     rate: float = setting(0.005, "Share of the online networks taken over.", tune=(1e-3, 0.1, "log"))
     when: Literal["actor", "always"] = setting("actor", "At the actor's updates (TD3) or at every one (SAC).")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise UsageError(f"polyak.rate is {self.rate}; it must lie in [0, 1].")
+
     def follow(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         def move() -> PyTree:
             return optax.incremental_update(online, target, self.rate)
@@ -133,6 +137,15 @@ class Soft(Improvement):
             raise UsageError(f"soft.temperature is {self.temperature}; it must be 0 or more.")
         if self.initial_temperature <= 0:
             raise UsageError(f"soft.initial_temperature is {self.initial_temperature}; it must be above 0.")
+        if not 0 <= self.learning_rate < math.inf:
+            raise UsageError(f"soft.learning_rate is {self.learning_rate}; it must be 0 or more.")
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if base.head != "gaussian":
+            return "soft improvement needs a policy with a density: base.head = gaussian, or td3 as the base."
+        if base.target_noise:
+            return "target smoothing takes the entropy out of the target: base.target_noise = 0 with sac."
+        return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
         if self.temperature is not None:
@@ -234,16 +247,17 @@ class EveryStep(Schedule):
     name: ClassVar[str] = "every_step"
 
     def start(self, base: Base, envs: int) -> dict[str, Any]:
-        return {"credit": 0.0}
+        return {"steps": 0, "updates": 0}
 
     def due(
         self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, EpisodeEnd):
             return own, 0, False
-        credit = own["credit"] + event.steps * base.updates_per_step
-        updates = int(credit)
-        return {"credit": credit - updates}, updates, False
+        steps = own["steps"] + event.steps
+        # From the whole, not by adding fractions up; the 1e-9 is for ratios that are no binary fractions.
+        updates = int(steps * base.updates_per_step + 1e-9)
+        return {"steps": steps, "updates": updates}, updates - own["updates"], False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Fns(NamedTuple):
     policy_target: Policy  # target actor on the target view; the online policy where there is none
     q: QFn  # online critics, fixed view
     q_target: QFn  # target critics, target view
+    policy_of: Callable[[PyTree], Policy]  # of other actors, e.g. a slow copy: as the maximiser makes one
     bind: Callable[..., Callable]  # (module, which="fixed") -> (obs[, action][, context]) -> Dist | [B]
     nets: Nets
     event: Event
@@ -68,7 +69,12 @@ class Part(Piece):
         return base.critic_learning_rate, base.actor_learning_rate
 
     def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
-        """Last thing in an update: moving averages, slow copies, bounds."""
+        """Last thing in an update: moving averages, slow copies, bounds.
+
+        Args:
+            aux: the targets y [B] for the target rule, the update's metrics for all others.
+            actor: after its step.
+        """
         return own
 
 

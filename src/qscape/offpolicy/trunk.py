@@ -65,7 +65,7 @@ def update(
 
     # 7. targets follow
     state = _follow(now, state)
-    state = _after(now, state, y)
+    state = _after(now, state, y, metrics)
     return state, replay.after(index, event), metrics
 
 
@@ -91,7 +91,7 @@ def _batch(agent: "Agent", state: State, batch: Batch) -> Batch:
     if not agent.normalises:
         return batch
     apply = partial(agent.normaliser.apply, state.of(agent.normaliser))
-    extra = {k: apply(v) if k in agent.derived else v for k, v in batch.extra.items()}
+    extra = {k: apply(v) if k == "previous_observation" else v for k, v in batch.extra.items()}
     return batch._replace(
         observation=apply(batch.observation), next_observation=apply(batch.next_observation), extra=extra
     )
@@ -183,7 +183,9 @@ def _actor_loss(now: Now, state: State, actor: PyTree, tuned: dict[str, PyTree])
         mine = tuned.get(part.name)
         mine = mine if number == 0 else jax.lax.stop_gradient(mine)
         key = jax.random.fold_in(now.stream(part, "loss"), number)
-        total, said = _add(total, said, part.loss(policy, q, mine, state.of(part), fns, batch, key))
+        value, found = part.loss(policy, q, mine, state.of(part), fns, batch, key)
+        later = f"_{number}" if number else ""  # the first climb's metrics keep their names
+        total, said = total + value, said | {f"{name}{later}": v for name, v in found.items()}
     for reg in agent.regularisers:
         term = reg.actor(tuned.get(reg.name), state.of(reg), fns, batch, now.stream(reg, "actor"))
         total, said = _add(total, said, term)
@@ -198,12 +200,13 @@ def _follow(now: Now, state: State) -> State:
     return state._replace(actor_target=actor_target, critics_target=critics_target)
 
 
-def _after(now: Now, state: State, y: Float[Array, " B"]) -> State:
-    """Moving averages, slow copies and bounds of every part; the target rule is told y."""
+def _after(now: Now, state: State, y: Float[Array, " B"], metrics: Metrics) -> State:
+    """Moving averages, slow copies and bounds of every part. The target rule is told y, the others the
+    metrics: what their own losses found is among them."""
     own = dict(state.own)
     for name, part in now.agent.learners.items():
         if name in own:
-            aux = y if part is now.agent.target else None
+            aux = y if part is now.agent.target else metrics
             own[name] = part.after(own[name], aux, state.actor, now.event)
     return state._replace(own=own)
 

@@ -1,6 +1,7 @@
 """Loss-adjusted prioritized replay (Fujimoto, Meger, Precup 2020, arXiv 2007.06049), as TD7 uses it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from qscape.errors import UsageError
 from qscape.ops import sum_tree
 from qscape.replay import memory, uniform
 from qscape.replay.memory import Index, Layout, Memory, Priorities, Rows
@@ -32,6 +34,12 @@ class LAP(Piece):
 
     def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < math.inf:
+            raise UsageError(f"lap.alpha is {self.alpha}; it must be a number, 0 or more.")
+        if not 0 < self.min_priority < math.inf:
+            raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
 
     def init(self, layout: Layout) -> tuple[Memory, Index]:
         rows, index = memory.create(layout)

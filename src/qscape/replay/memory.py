@@ -25,7 +25,7 @@ from qscape.types import Batch
 
 Memory: TypeAlias = Float[Array, "rows W"]
 
-DERIVED = frozenset({"next_observation", "previous_observation"})
+DERIVED = frozenset({"next_observation", "previous_observation", "truncated"})
 GIB = 2**30
 
 
@@ -176,8 +176,8 @@ def rows_at(
 
     Args:
         derived_names: "previous_observation" adds to `extra` the observation one step earlier, or the
-            row's own at the first step of an episode and at the oldest row; "next_observation" is
-            always there.
+            row's own at the first step of an episode and at the oldest row; "truncated" adds whether a
+            time limit ended the last row used; "next_observation" is always there.
 
     Raises:
         UsageError: a derived name is unknown.
@@ -201,6 +201,8 @@ def rows_at(
     extra = {name: taken[:, columns[name]].reshape(-1, *shape) for name, shape in layout.columns}
     if "previous_observation" in derived_names:
         extra["previous_observation"] = _previous_observation(layout, rows, index, i, observation)
+    if "truncated" in derived_names:
+        extra["truncated"] = take(rows, last, columns["truncated"])[:, 0]
     action = taken[:, columns["action"]]
     return Batch(observation, action, reward, terminated, next_observation, power, extra)
 

@@ -10,6 +10,8 @@ import contextlib
 import importlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from qscape.run.pool import LocalWorker, cores
 from qscape.run.worker import Job
 
 LOOPBACK = "127.0.0.1"
-PATIENCE = 5.0  # seconds for a cluster to answer
+PATIENCE = 12.0  # seconds for a cluster to answer
 
 
 class Cluster:
@@ -49,20 +51,18 @@ class Cluster:
         except ImportError as problem:
             raise UsageError('--ray needs the extra: pip install "qscape[cluster]".') from problem
         ray = self.ray
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "auto":
-            self.workers = workers or cores()
-            ray.init(_node_ip_address=LOOPBACK, include_dashboard=False, num_cpus=self.workers, **quiet)
+            where: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
+            where["num_cpus"] = workers or cores()
         else:
             _reach(address)
-            try:
-                ray.init(address=address, **quiet)
-            except Exception as problem:  # Ray has no one error for this
-                why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-                raise RunError(
-                    f"--ray {address}: there is no Ray cluster to connect to ({why})."
-                ) from problem
-            self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            where = {"address": address}
+        try:
+            ray.init(**where, log_to_driver=False, logging_level="ERROR")
+        except Exception as problem:  # Ray has no one error for this
+            why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+            raise RunError(f"--ray {address}: Ray does not start ({why}).") from problem
+        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Remote)
         self.token = uuid.uuid4().hex
         self.marker = folder.resolve() / f".seen-{self.token}"
@@ -81,17 +81,27 @@ class Cluster:
 
 
 def _reach(address: str) -> None:
-    """Raises RunError if nothing listens at an address."""
+    """Raises RunError if no Ray cluster lets us in at an address. Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--ray {address} is no address; write HOST:PORT, or auto for a local cluster.")
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
-    except OSError as problem:
-        why = problem.strerror or str(problem)
-        raise RunError(
-            f"--ray {address} does not answer ({why}); is 'ray start --head' running there?"
-        ) from problem
+        command = [sys.executable, "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
+        subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
+        lines = (problem.stderr or b"").decode(errors="replace").strip().splitlines()
+        raise _unreachable(address, lines[-1].split("] ")[-1] if lines else "no answer") from problem
+    except (OSError, OverflowError) as problem:
+        raise _unreachable(address, str(problem)) from problem
+
+
+def _unreachable(address: str, why: str) -> RunError:
+    if "AuthToken" in why:
+        return RunError(
+            f"--ray {address} wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as there."
+        )
+    return RunError(f"--ray {address} does not answer as a Ray cluster ({why}); is one running there?")
 
 
 class RayWorker:

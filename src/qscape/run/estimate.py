@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -107,11 +108,12 @@ class Costs:
         return Measured(*found) if found else None
 
     def add(self, group: Path, cost: Measured) -> None:
-        """Note the costs of a group."""
+        """Note the costs of a group; where they cannot be written, they are measured again next time."""
         self.known[self._key(group)] = [*cost]
-        aside = self.file.with_suffix(".tmp")
-        aside.write_text(json.dumps(self.known, indent=1) + "\n")
-        aside.replace(self.file)
+        with contextlib.suppress(OSError):
+            aside = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+            aside.write_text(json.dumps(self.known, indent=1) + "\n")
+            aside.replace(self.file)
 
     def _key(self, group: Path) -> str:
         return f"{platform.node()}: {group.relative_to(self.file.parent)}"

@@ -59,7 +59,7 @@ def unpack(parcel: Parcel, folder: Path) -> None:
         files = dict(sorted(groups[place].items(), key=lambda item: item[0] == RECORD))
         if place in new:
             aside = folder / place.with_name(f".{place.name}.tmp-{os.getpid()}")
-            aside.mkdir(parents=True)
+            aside.mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
                 (aside / name).write_bytes(data)
             aside.rename(folder / place)

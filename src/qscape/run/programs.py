@@ -29,6 +29,7 @@ class Programs:
     def __init__(self, agent: Agent, layout: Layout) -> None:
         self.agent, self.layout = agent, layout
         self.metrics: list[str] = []
+        self.update = jax.jit(partial(agent.update, layout))  # jitted to be traced once for all programs
         self.insert = jax.jit(partial(agent.replay.insert, layout), donate_argnums=(0, 1))
         self.step = jax.jit(self._step, donate_argnums=(0, 2, 3, 4))
         self.burst = jax.jit(self._burst, donate_argnums=(0, 2, 3))
@@ -40,14 +41,14 @@ class Programs:
 
     def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
         """The metrics vector before the first update; finds out the names as well."""
-        said = jax.eval_shape(partial(self.agent.update, self.layout), state, rows, index, key)[2]
+        said = jax.eval_shape(self.update, state, rows, index, key)[2]
         self.metrics = sorted(said)
         return jnp.full(len(self.metrics), jnp.nan)
 
     def _update(
         self, state: State, rows: Array, index: Index, metrics: Array, key: Key
     ) -> tuple[State, Index, Array]:
-        state, index, said = self.agent.update(self.layout, state, rows, index, key)
+        state, index, said = self.update(state, rows, index, key)
         new = jnp.stack([said[name] for name in self.metrics])
         # -inf marks what this update did not compute (the actor's, between its delayed steps).
         return state, index, jnp.where(jnp.isneginf(new), metrics, new)

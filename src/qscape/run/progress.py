@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, TypeAlias
 
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, RunError, UsageError
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import saves
@@ -31,7 +31,9 @@ class Standing:
         state: "elsewhere": another process has its folder.
         job: what is to be done, while it waits.
         step, score, speed: environment steps made, return of the last evaluation, steps per second.
-        why: the reason of a failure.
+        why: the reason of a failure, or of a loss.
+        failure: what its worker said; it counts once the worker is gone.
+        losses: how often its worker vanished since the last save.
     """
 
     row: Row
@@ -41,6 +43,7 @@ class Standing:
     score: float | None = None
     speed: float | None = None
     why: str = ""
+    failure: Failure | None = None
     losses: int = 0
 
     def look(self) -> None:
@@ -72,6 +75,11 @@ class Standing:
             raise UsageError(
                 f"{folder} holds another run: {', '.join(differ)}; move it away, or choose another --runs."
             )
+        if enough and not made["updates"]:
+            raise RunError(
+                f"{folder} made no update in {self.step} steps; move it away, and give it more steps or a "
+                "shorter base.warmup."
+            )
         if enough:
             self.state = "done"
         else:
@@ -79,14 +87,11 @@ class Standing:
 
     def take(self, told: ev.RunEvent | Failure | None) -> None:
         """Note what its worker tells; None: the worker is gone."""
-        if isinstance(told, Failure):
-            self.losses += told.lost
-            self.look()  # another study may have it, or may have finished it
-            if self.state == "waiting" and not (told.lost and self.losses < LOSSES):
-                self.state, self.why = "failed", told.why
-        elif isinstance(told, ev.Ended):
-            self.step, self.state = told.step, "waiting" if told.interrupted else "done"
-        elif isinstance(told, ev.Started | ev.Logged | ev.Saved | ev.Evaluated):
+        if told is None:
+            self._settle()
+        elif isinstance(told, Failure):
+            self.failure = told
+        elif isinstance(told, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
             self.step = told.step
             if isinstance(told, ev.Logged):
                 self.speed = told.metrics["steps_per_second"]
@@ -94,8 +99,16 @@ class Standing:
                 self.score = told.mean
             elif isinstance(told, ev.Saved):
                 self.losses = 0
-        elif told is None and self.state == "running":
-            self.state = "waiting"  # stopped before it began
+
+    def _settle(self) -> None:
+        """What the worker left behind decides: another process may have been at it as well."""
+        failure, self.failure = self.failure, None
+        self.look()
+        if failure and self.state == "waiting":
+            self.losses += failure.lost
+            self.why = failure.why
+            if not failure.lost or self.losses >= LOSSES:
+                self.state = "failed"
 
 
 class Progress:

@@ -152,7 +152,7 @@ class Trainer:
             if warm:
                 self.learning = True
             yield ev.EpisodeDone(self.env_steps, *episode)
-        self.action = None
+        self.action, self.columns = None, {}
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
         self.schedule, updates, keep = self.agent.schedule.due(self.schedule, event, self.agent.base)

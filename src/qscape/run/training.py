@@ -30,7 +30,7 @@ def use_compilation_cache() -> None:
 
 def train(
     plan: Plan,
-    folder: Path,
+    folder: str | Path,
     *,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
@@ -47,6 +47,7 @@ def train(
         UsageError: a plan that cannot be. RunError: what broke while running.
     """
     use_compilation_cache()
+    folder = Path(folder)
     plan, agent, notes = fitted(plan)
     folders.refuse_taken(folder, overwrite)  # before a lock is written into it
     edge, eval_edge = open_edges(plan)
@@ -58,7 +59,7 @@ def train(
 
 
 def resume(
-    folder: Path,
+    folder: str | Path,
     steps: int | None = None,
     *,
     trackers: Sequence[str] = (),
@@ -73,6 +74,7 @@ def resume(
         UsageError: the run has made these steps already. RunError: no run, or no readable save.
     """
     use_compilation_cache()
+    folder = Path(folder)
     folders.read_record(folder)  # refuses what is no run, before a lock is written into it
     with folders.locked(folder):
         record = folders.read_record(folder)

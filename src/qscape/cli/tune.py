@@ -1,0 +1,219 @@
+"""`qscape tune RECIPE --env ID --trials N --steps M`."""
+
+import contextlib
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from qscape.cli import options
+from qscape.cli.running import plain_console, table
+from qscape.envs import make as make_edge
+from qscape.errors import RunError, UsageError
+from qscape.run.plan import Plan
+from qscape.run.pool import cores
+from qscape.run.ranges import find_ranges
+from qscape.run.trials import Metric, Search, State, Trial
+from qscape.run.tune import Tuner, opened
+from qscape.types import setting
+
+SHOWN = 10  # trials of the table at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape tune`; those of the agent, such as --base.batch-size 64, fix fields."""
+
+    env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
+    trials: int = setting(20, "Trials in all, with those that were pruned or failed.")
+    steps: int = setting(100_000, "Environment steps of one run.")
+    seeds: int = setting(1, "Runs of one trial, with the seeds 0, 1, ...; their mean counts.")
+    fields: tuple[str, ...] = setting((), "Fields to search, e.g. base.discount; none: all with a range.")
+    ranges: str | None = setting(None, "TOML file with ranges of further fields, or others of these.")
+    metric: Metric = setting("final", "What a trial is worth: its last evaluation or its best.")
+    seed: int = setting(0, "Of the sampler.")
+    workers: int | None = setting(None, "Runs side by side; None: one to a core.")
+    out: str | None = setting(None, "Folder of the search; None: runs/tune/ENV/RECIPE.")
+    eval_every: int | None = setting(None, "Environment steps between evaluations; None: a tenth of the run.")
+    eval_episodes: int = setting(10, "Episodes of one evaluation.")
+    env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
+
+
+def main(argv: list[str]) -> int:
+    """Search the fields of one agent."""
+    recipe, rest = options.positional(argv, "RECIPE", "qscape tune")
+    own, agents = split(rest)
+    given = options.parse(options.flags_of(Options()), own, f"qscape tune {recipe}")
+    settings = options.train_command(recipe, agents)[1]
+    if not given.env:
+        raise UsageError(f"qscape tune {recipe} needs an environment, e.g. --env Pendulum-v1.")
+    for name in ("trials", "seeds", "workers"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
+    if given.seed < 0:
+        raise UsageError(f"--seed is {given.seed}; it must be 0 or more.")
+    if given.eval_every is not None and given.eval_every < 1:
+        raise UsageError(f"--eval-every is {given.eval_every}; trials are judged by evaluations: at least 1.")
+    plan = Plan(
+        recipe=recipe,
+        env=given.env,
+        steps=given.steps,
+        env_args=options.env_args(given.env_args),
+        settings=settings,
+        eval_every=given.eval_every or max(1, given.steps // 10),
+        eval_episodes=given.eval_episodes,
+    )
+    ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
+    make_edge(plan.env, env_args=dict(plan.env_args)).close()  # refuses what is none, before a folder is made
+    folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
+    search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
+    return run(search, given.trials, given.workers or cores(), shlex.join(["qscape", "tune", *argv]))
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags of the command and those of the agent, which have a dot; what follows a flag goes with it."""
+    own: list[str] = []
+    agents: list[str] = []
+    taken = own
+    for arg in argv:
+        if arg.startswith("--"):
+            taken = agents if "." in arg.split("=", 1)[0] else own
+        taken.append(arg)
+    return own, agents
+
+
+def run(search: Search, trials: int, workers: int, command: str) -> int:
+    """Go on with a search until it has its trials. Returns the exit code."""
+    board = Board(search, trials, plain_console())
+    with opened(search, board.changed) as tuner:
+        board.tuner = tuner
+        board.say(board.counts())
+        with board.live():
+            whole = tuner.run(trials, workers)
+        board.ending()
+    if not whole:
+        board.say(f"to go on: {command}")
+        return 130
+    if tuner.best is None:
+        raise RunError(f"none of {len(tuner.trials)} trials came to its end; see above.")
+    return 0
+
+
+class Board:
+    """A search on the screen: one live table on a terminal, lines elsewhere."""
+
+    tuner: Tuner
+
+    def __init__(self, search: Search, trials: int, console: Console) -> None:
+        self.search, self.trials, self.console = search, trials, console
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, soft_wrap=True)
+
+    def live(self) -> contextlib.AbstractContextManager[object]:
+        """Shows the table while it is open, where there is a terminal."""
+        if not self.console.is_terminal:
+            return contextlib.nullcontext()
+        return Live(
+            console=self.console, get_renderable=self.short_table, refresh_per_second=2, transient=True
+        )
+
+    def changed(self, trial: Trial) -> None:
+        """Say what became of a trial; the table on a terminal shows it anyhow, but for reasons."""
+        if not self.console.is_terminal or trial.why:
+            self.say(self.line(trial))
+
+    def line(self, trial: Trial) -> str:
+        """What became of a trial."""
+        if trial.state == "running":
+            said = fields(trial)
+        elif trial.state == "failed":
+            said = trial.why
+        else:
+            at = f" at step {trial.step:,}" if trial.state == "pruned" else ""
+            best = self.tuner.best
+            so_far = f"; best so far: trial {best.number}, {best.score:,.1f}" if best else ""
+            said = f"return {trial.score:,.1f}{at}{so_far}"
+        return f"trial {trial.number:>3}  {trial.state:<8} {said}"
+
+    def counts(self) -> str:
+        """How far the search is."""
+        of = self.tuner.of
+        ended = len(of("done", "pruned", "failed"))
+        states: list[State] = ["running", "pruned", "failed"]
+        more = [f"{len(of(state))} {state}" for state in states if of(state)]
+        best = self.tuner.best
+        said = f"{self.search.plan.recipe} on {self.search.plan.env}: {ended} of {self.trials} trials"
+        said += f" ({', '.join(more)})" if more else ""
+        return said + (f"; best: trial {best.number}, {best.score:,.1f}" if best else "")
+
+    def table(self, trials: list[Trial]) -> Table:
+        """Some trials with their fields."""
+        rows = [
+            [str(t.number), t.state, f"{t.step:,}", "" if t.score is None else f"{t.score:,.1f}", fields(t)]
+            for t in trials
+        ]
+        made = table(self.counts(), ["trial", "state", "step", "return", "fields"], rows)
+        made.columns[-1].justify = "left"
+        made.min_width = min(len(self.counts()), self.console.width)
+        return made
+
+    def short_table(self) -> Table:
+        """As much as fits on the screen: what runs, and the best."""
+        room = max(self.console.height - 6, 3)
+        return self.table([*self.tuner.of("running"), *self.ranking()][:room])
+
+    def ranking(self) -> list[Trial]:
+        """Trials that are done, the best first."""
+        return sorted(self.tuner.of("done"), key=lambda t: -(t.score or 0.0))
+
+    def ending(self) -> None:
+        """The best trials, the best one as a command, and which fields mattered."""
+        best = self.tuner.best
+        if best is None:
+            return
+        self.console.print(self.table(self.ranking()[:SHOWN]))
+        if importances := self.tuner.importances():
+            said = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
+            self.say(f"what mattered, of 1: {said}")
+        over = f", mean of {self.search.seeds} seeds" if self.search.seeds > 1 else ""
+        self.say(
+            f"best: trial {best.number}, {self.search.metric} return {best.score:,.1f}{over}; as a command:"
+        )
+        self.say(f"  {shlex.join(train_command(best))}")
+
+
+def fields(trial: Trial) -> str:
+    """A trial's fields, short."""
+    said = {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in trial.fields.items()}
+    return ", ".join(f"{name} {value}" for name, value in said.items())
+
+
+def train_command(trial: Trial) -> list[str]:
+    """The command that makes a trial's runs again."""
+    plan, search = trial.plan(0), trial.search
+    command = ["qscape", "train", plan.recipe, "--env", plan.env, "--steps", str(plan.steps)]
+    command += ["--eval-every", str(plan.eval_every), "--eval-episodes", str(plan.eval_episodes)]
+    if plan.env_args:
+        command += ["--env-args", *(f"{name}={value!r}" for name, value in plan.env_args.items())]
+    if search.seeds > 1:
+        command += ["--seeds", *map(str, range(search.seeds))]
+    for part, fields in trial.settings.items():
+        for field, value in fields.items():
+            command += flag(f"{part}.{field}", value)
+    return [*command, "--out", str(search.folder / "best")]
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """A field as a flag with its values."""
+    if isinstance(value, bool):
+        part, _, field = name.partition(".")
+        return [f"--{part}.{'' if value else 'no-'}{field}".replace("_", "-")]
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return [f"--{name}".replace("_", "-"), *map(str, values)]

@@ -1,0 +1,164 @@
+"""Ranges that a search draws an agent's fields from: those the fields bring along, or a TOML file's.
+
+"base.discount" = {low = 0.9, high = 0.999}
+"lap.alpha" = {choices = [0.2, 0.4, 0.6]}
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qscape.agents import PARTS, nearest, settings_of
+from qscape.errors import UsageError
+from qscape.offpolicy.agent import Agent
+from qscape.run.plan import Plan, fitted
+from qscape.run.toml import Source, Where
+
+
+class Range(NamedTuple):
+    """Where one field, `part.field`, is looked for: among `choices`, or from `low` to `high`."""
+
+    field: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whole numbers only?"""
+        return isinstance(self.low, int)
+
+    def holds(self, value: Any) -> bool:
+        """Does a value lie in the range?"""
+        if self.choices:
+            return value in self.choices
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high  # type: ignore[operator]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the TOML would say it."""
+        if self.choices:
+            return {"choices": json.loads(json.dumps(self.choices))}
+        return {"low": self.low, "high": self.high} | ({"log": True} if self.log else {})
+
+
+def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None) -> list[Range]:
+    """The ranges of a search.
+
+    Args:
+        plan: what is run; the fields that its settings name are fixed.
+        fields: those to search, `part.field`. Without them and without a file: every field that has a range
+            of its own, is not fixed, and lies in its range (SAC's exploration noise, which is off, does not).
+        file: TOML with ranges of further fields, or other ranges of these.
+
+    Raises:
+        UsageError: an unknown field, one that is fixed or has no range, or a range that cannot be.
+    """
+    agent = fitted(plan)[1]
+    present, own = _values(agent), _own_ranges(agent)
+    fixed = {f"{part}.{field}" for part, of in plan.settings.items() for field in of}
+    found: dict[str, Range] = {}
+    if not fields and file is None:
+        found = {n: r for n, r in own.items() if n not in fixed and r.holds(present[n])}
+    listed = dict(_from_file(plan, file, present, fixed)) if file else {}
+    for name in fields:
+        if problem := _refusal(name, agent, present, fixed):
+            raise UsageError(f"--fields {name}: {problem}.")
+        if name not in own and name not in listed:
+            raise UsageError(
+                f"--fields {name}: it has no range of its own; give one with --ranges, in a TOML file: "
+                f'"{name}" = {{low = ..., high = ...}} or {{choices = [...]}}.'
+            )
+        if name in own:
+            found[name] = own[name]
+    found |= listed
+    if not found:
+        raise UsageError(f"No field of {plan.recipe} is left to search; name some with --fields or --ranges.")
+    return [*found.values()]
+
+
+def _values(agent: Agent) -> dict[str, Any]:
+    """Every field of an agent as `part.field`."""
+    return {f"{part}.{field}": v for part, of in settings_of(agent).items() for field, v in of.items()}
+
+
+def _own_ranges(agent: Agent) -> dict[str, Range]:
+    """What the fields' own metadata says."""
+    found = {}
+    for part_name, part in {"base": agent.base, **agent.parts}.items():
+        for field in dataclasses.fields(part):
+            name, tune = f"{part_name}.{field.name}", field.metadata.get("tune")
+            if tune and tune[0] == "choice":
+                found[name] = Range(name, choices=tuple(tune[1:]))
+            elif tune:
+                found[name] = Range(name, tune[0], tune[1], log="log" in tune[2:])
+    return found
+
+
+def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str]) -> str | None:
+    """Why a field cannot be searched, or None."""
+    part = name.partition(".")[0]
+    if part in PARTS and part not in agent.parts:
+        return f"it belongs to {part}; write {agent.recipe}+{part}"
+    if name not in present:
+        beside = [other for other in present if other.startswith(f"{part}.")]
+        return f"there is no such field; {nearest(name, beside or present)}"
+    if name in fixed:
+        return f"--{name.replace('_', '-')} fixes it; leave out one of the two"
+    return None
+
+
+def _from_file(
+    plan: Plan, file: Path, present: Mapping[str, Any], fixed: set[str]
+) -> Iterator[tuple[str, Range]]:
+    """The ranges that a TOML file gives; `base.discount = ...` and `"base.discount" = ...` are the same."""
+    source, agent = Source.read(file), fitted(plan)[1]
+    places: dict[str, Where] = {}
+    for key, value in source.data.items():
+        below = {} if "." in key or not isinstance(value, dict) else value
+        places |= {f"{key}.{field}": (key, field) for field in below} or {key: (key,)}
+    for name, where in places.items():
+        if problem := _refusal(name, agent, present, fixed):
+            raise source.error(where, f"{name}: {problem}")
+        found, typed = _read(source, where, name), []
+        for value in found.choices or (found.low, found.high):
+            try:  # of the field's type, and one that it may take?
+                typed.append(_values(fitted(_with(plan, name, value))[1])[name])
+            except UsageError as problem:
+                raise source.error(where, str(problem)) from problem
+        ends = {"choices": tuple(typed)} if found.choices else {"low": typed[0], "high": typed[1]}
+        yield name, found._replace(**ends)
+
+
+def _read(source: Source, where: Where, name: str) -> Range:
+    """One line of the file."""
+    if not isinstance(source.at(where), dict):
+        raise source.error(where, f"{name} is {source.at(where)!r}; write {{low = ..., high = ...}}")
+    given = source.table(where, ("low", "high", "log", "choices"))
+    choices, low, high, log = (given.get(key) for key in ("choices", "low", "high", "log"))
+    if choices is not None:
+        if len(given) > 1 or not isinstance(choices, list) or not choices:
+            raise source.error(where, f"{name}: choices is a list with something in it, and stands alone")
+        return Range(name, choices=tuple(choices))
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (low, high))
+    if low is None or high is None or not numbers or not low < high:
+        raise source.error(where, f"{name} needs a number low, and a greater one high, or choices")
+    if not isinstance(log, bool | None) or (log and low <= 0):
+        raise source.error(where, f"{name}: log is true or false, and a log range begins above 0")
+    return Range(name, low, high, bool(log))
+
+
+def _with(plan: Plan, name: str, value: Any) -> Plan:
+    return dataclasses.replace(plan, settings=with_fields(plan.settings, {name: value}), label="")
+
+
+def with_fields(settings: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with further fields, given as `part.field`."""
+    made = {part: dict(of) for part, of in settings.items()}
+    for name, value in fields.items():
+        part, _, field = name.partition(".")
+        made.setdefault(part, {})[field] = value
+    return made

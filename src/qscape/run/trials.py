@@ -1,0 +1,150 @@
+"""What a search is made of: trials, each a few runs that differ in nothing but their seeds."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal, TypeAlias
+
+from qscape.errors import QscapeError
+from qscape.run import folder as folders
+from qscape.run.plan import Plan, fitted
+from qscape.run.ranges import Range, with_fields
+from qscape.run.worker import Job
+
+State: TypeAlias = Literal["running", "done", "pruned", "failed"]
+Metric: TypeAlias = Literal["final", "best"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What is searched, and where.
+
+    Attributes:
+        plan: what every trial runs, but for its seed and the fields that are searched.
+        seeds: runs of one trial, with the seeds 0, 1, ...
+        metric: a trial's worth: the last evaluation of its curve, or the highest one.
+        seed: of the sampler.
+    """
+
+    plan: Plan
+    ranges: list[Range]
+    folder: Path
+    seeds: int = 1
+    metric: Metric = "final"
+    seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for trials to be comparable."""
+        plan = self.plan
+        said: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
+        said |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
+        said |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}
+        said |= {f"range of {r.field}": r.to_json() for r in self.ranges}
+        return json.loads(json.dumps(said))
+
+
+class Trial:
+    """One trial: its fields, its runs, and what they told.
+
+    Attributes:
+        fields: the values of those that are searched, as `part.field`.
+        state, why: how it stands, and the reason of a failure.
+        score: the return it was last seen with, at `step`; what it is worth once it is done.
+        reported: its curve as far as the sampler and the pruner know it.
+        ending: what it will be when its workers are gone.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        number: int,
+        fields: Mapping[str, Any],
+        state: State = "running",
+        reported: Mapping[int, float] | None = None,
+        worth: float | None = None,
+        why: str = "",
+    ) -> None:
+        self.search, self.number, self.fields = search, number, dict(fields)
+        self.state: State = state
+        self.ending: State = "done"
+        self.why = why
+        self.reported = dict(reported or {})
+        self.step = max(self.reported, default=0)
+        self.score = self.reported.get(self.step) if worth is None else worth
+        self.waiting = [*range(search.seeds)] if state == "running" else []
+        self.running: set[int] = set()
+        self.done: set[int] = set()
+        self.curves: list[dict[int, float]] = [{} for _ in range(search.seeds)]
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Those that are fixed, and those of this trial."""
+        return with_fields(self.search.plan.settings, self.fields)
+
+    def plan(self, seed: int) -> Plan:
+        """What one of its runs is asked to do."""
+        return dataclasses.replace(self.search.plan, seed=seed, settings=self.settings, label="")
+
+    def folder(self, seed: int) -> Path:
+        """Where one of its runs lies."""
+        return self.search.folder / "trials" / str(self.number) / str(seed)
+
+    @cached_property
+    def judged(self) -> tuple[str, int]:
+        """The policy whose evaluations count, and the warm-up: before its end nothing is learned."""
+        _, agent, _ = fitted(self.plan(0))
+        return "kept" if agent.schedule.keeps else "current", agent.base.warmup
+
+    def see(self, seed: int, step: int, policy: str, ret: float) -> None:
+        """Take over the mean return of one evaluation of one run."""
+        counted, warmup = self.judged
+        if policy == counted and step > warmup:
+            self.curves[seed][step] = ret
+
+    def curve(self) -> dict[int, float]:
+        """Mean over the seeds, at the steps that all of them have reached."""
+        steps = sorted(set.intersection(*(set(curve) for curve in self.curves)))
+        return {step: mean(curve[step] for curve in self.curves) for step in steps}
+
+    def worth(self) -> float:
+        """The metric of a trial whose runs are all done."""
+        curve = self.curve()
+        return curve[max(curve)] if self.search.metric == "final" else max(curve.values())
+
+    def news(self) -> dict[int, float]:
+        """What is new in the curve; it counts as reported."""
+        new = {step: ret for step, ret in self.curve().items() if step not in self.reported}
+        self.reported |= new
+        if new:
+            self.step = max(new)
+            self.score = new[self.step]
+        return new
+
+    @property
+    def over(self) -> bool:
+        """Is nothing left to do?"""
+        return not self.running and (self.ending != "done" or len(self.done) == self.search.seeds)
+
+
+def next_job(folder: Path, plan: Plan) -> Job | None:
+    """What is left to do for a run; None: nothing. A broken folder is replaced."""
+    if (folder / folders.RECORD).exists():
+        with contextlib.suppress(QscapeError):
+            folders.read_record(folder)
+            return Job("resume", folder) if folders.unfinished(folder) else None
+    return Job("train", folder, plan, overwrite=True)
+
+
+def evaluations(folder: Path) -> list[tuple[int, str, float]]:
+    """Step, policy and mean return of every evaluation in a run folder."""
+    found: dict[tuple[int, str], list[float]] = {}
+    with contextlib.suppress(OSError), (folder / "evaluations.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # its last line is half written
+                found.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
+    return [(step, policy, mean(returns)) for (step, policy), returns in found.items()]

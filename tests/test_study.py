@@ -1,0 +1,509 @@
+"""Studies: what a file asks for, what is missing, and that a study ends whatever happens to it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tiny import SIZES, TESTS, assert_same_run, environment, evaluations
+
+from qscape.cli import main
+from qscape.cli.study import Board
+from qscape.errors import UsageError
+from qscape.run import Plan, train
+from qscape.run import folder as folders
+from qscape.run.estimate import Costs, seconds
+from qscape.run.events import Logged, Measured, Saved
+from qscape.run.pool import Failure, Pool
+from qscape.run.progress import LOSSES, Progress
+from qscape.run.study import read_study
+from qscape.run.worker import Job
+
+STUDIES = TESTS.parent / "studies"
+SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
+LINES = "\n".join(SMALL)
+TEXT = f"""\
+[budgets.quick]
+steps = 2_000
+seeds = 2
+eval_every = 1_000
+eval_episodes = 2
+save_every = 250
+
+[budgets.full]
+steps = 2_500
+seeds = [0, 1]
+eval_every = 1_000
+eval_episodes = 2
+
+[[agents]]
+recipe = "td3"
+base = {{ warmup = 50, {", ".join(SMALL)} }}
+
+[[agents]]
+recipe = "sac"
+[agents.base]
+warmup = 60
+{LINES}
+
+[[environments]]
+id = "tiny:Clock-v0"
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder to be in, with the study in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # for workers
+    Path("tiny.toml").write_text(TEXT)
+    return tmp_path
+
+
+def study(text=TEXT, budget="quick", runs="runs"):
+    Path("tiny.toml").write_text(text)
+    return read_study(Path("tiny.toml"), budget, Path(runs))
+
+
+def states(progress):
+    return [s.state for s in progress.standings]
+
+
+# --- the file ------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_file(place):
+    rows = study().rows
+    assert [(r.plan.recipe, r.plan.seed) for r in rows] == [("td3", 0), ("sac", 0), ("td3", 1), ("sac", 1)]
+    plan, folder = rows[0]
+    assert folder == Path("runs/tiny/tiny:Clock-v0", plan.label, "0")
+    assert plan.label.startswith("td3[base.batch_size=16,")
+    assert (plan.steps, plan.eval_every, plan.save_every) == (2_000, 1_000, 250)
+    assert rows[1].plan.settings["base"]["warmup"] == 60
+    assert study(budget="full").rows[0].plan.steps == 2_500
+
+    named = TEXT.replace('id = "', 'args = { length = 20 }\nsteps = { quick = 900 }\nid = "')
+    named = 'name = "other"\n' + named.replace('recipe = "sac"', 'recipe = "sac"\nsteps = 800')
+    rows = study(named, runs="x").rows
+    assert rows[0].folder == Path("x/other/tiny:Clock-v0(length=20)", rows[0].plan.label, "0")
+    assert [r.plan.steps for r in rows[:2]] == [900, 800]
+    assert [r.plan.steps for r in study(named, "full").rows[:2]] == [2_500, 800]
+
+
+REFUSED = [
+    ('recipe = "sac"', 'recipe = "sacc"', 'recipe = "sacc"', "There is no agent 'sacc'; near to it: sac"),
+    ('recipe = "td3"', 'recipe = "td3+lapp"', 'recipe = "td3+lapp"', "There is no part 'lapp' (in 'td3+"),
+    ('recipe = "td3"', 'recpe = "td3"', "[[agents]]", "[[agents]] needs a recipe"),
+    ("warmup = 60", "warmpu = 60", "warmpu", "base has no field 'warmpu'; near to it: warmup"),
+    ("warmup = 60", 'warmup = "x"', 'warmup = "x"', "base.warmup is 'x'; it must be of type int"),
+    ("warmup = 60", "warmup = 2_000", "#2 [[agents]]", "--base.warmup 2000 leaves no update in 2000 steps"),
+    ("base = {", "lap = { alpha = 1.0 }\nbase = {", "lap = {", "'lap' do not belong to 'td3'; write td3+lap"),
+    ("base = {", "stpes = 3\nbase = {", "stpes", "there is no key 'stpes' in agents; near to it: steps"),
+    ("base = {", "base = 3 #", "base = 3", "base is 3; it must be a table of its fields"),
+    ("Clock-v0", "Clok-v0", "id =", "Clok-v0"),
+    ('id = "', 'args = { tall = 1 }\nid = "', "args =", "cannot be made with env_args {'tall': 1}"),
+    ('id = "', 'arg = { tall = 1 }\nid = "', "arg =", "no key 'arg' in environments; near to it: args"),
+    ("[budgets.full]", "[budgets.huge]", "[budgets.huge]", "no key 'huge' in budgets; there are quick, full"),
+    ("[budgets.quick]", "nmae = 'x'\n[budgets.quick]", "nmae", "there is no key 'nmae'; near to it: name"),
+    ("[budgets.quick]", "name = 'a/b'\n[budgets.quick]", "name", "name is 'a/b'; it names a folder"),
+    ("[budgets.quick]", "name = 3\n[budgets.quick]", "name", "name is 3; it must be a string"),
+    ("seeds = 2", "seeds = [\n  0,\n  0,\n]", "seeds = [", "seeds = [0, 0]: give how many, or a list"),
+    ("seeds = 2", "seeds = 0", "seeds = 0", "seeds = 0: give how many"),
+    ("seeds = 2", "", "[budgets.quick]", "[budgets.quick] needs seeds"),
+    ("steps = 2_000", "steps = 0", "steps = 0", "steps is 0; it must be at least 1"),
+    ("steps = 2_000", "steps = 3e3", "steps = 3e3", "steps is 3000.0; it must be a whole number"),
+    ("steps = 2_000", "", "[budgets.quick]", "[budgets.quick] needs steps"),
+    ('recipe = "sac"', 'recipe = "td3"', "#2 [[agents]]", "stands there twice, first in line 14"),
+    ('Clock-v0"', 'Clock-v0"\n[[environments]]\nid = "tiny:Clock-v0"', "#2 [[environments]]", "twice"),
+    ('[[environments]]\nid = "tiny:Clock-v0"', "", "[budgets.quick]", "a study needs [[environments]]"),
+    ("[[environments]]", "[environments]", "[environments]", "a study needs [[environments]]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "where", "why"), REFUSED, ids=lambda x: str(x)[:30])
+def test_a_refusal_names_the_line(place, old, new, where, why):
+    text = TEXT.replace(old, new, 1)
+    if old == 'recipe = "sac"' and "td3" in new:
+        text = text.replace("warmup = 60", "warmup = 50")
+    with pytest.raises(UsageError) as refused:
+        study(text)
+    file, line, said = re.fullmatch(r"(\S+), line (\d+): (.*)", str(refused.value)).groups()
+    assert file == "tiny.toml"
+    assert why in said
+    number = int(where[1]) if where[0] == "#" else 1
+    found = [
+        n for n, x in enumerate(text.splitlines(), 1) if x.startswith(where[3:] if number > 1 else where)
+    ]
+    assert int(line) == found[number - 1]
+
+
+def test_files_that_are_none(place, capsys):
+    assert main(["study", "run", "no.toml"]) == 2
+    assert "no.toml cannot be read (No such file" in capsys.readouterr().err
+    Path("bad.toml").write_text("steps = 3\nseeds = = 4")
+    assert main(["study", "status", "bad.toml"]) == 2
+    assert "bad.toml is no TOML: Invalid value (at line 2" in capsys.readouterr().err
+    Path("tiny.toml").write_text(TEXT.replace("[budgets.full]", "[budgets.quick.x]"))
+    assert main(["study", "run", "tiny.toml"]) == 2
+    Path("tiny.toml").write_text(TEXT[: TEXT.index("[budgets.full]")] + TEXT[TEXT.index("[[agents]]") :])
+    capsys.readouterr()
+    assert main(["study", "run", "tiny.toml"]) == 2
+    assert "has no budget 'full', only quick; add [budgets.full]" in capsys.readouterr().err
+    for argv, why in (
+        (["run"], "qscape study run needs FILE first"),
+        (["start"], "qscape study has no 'start'"),
+        (["run", "tiny.toml", "--budget", "quick", "--workers", "0"], "--workers is 0"),
+        (["run", "tiny.toml", "--worker", "1"], "did you mean --workers"),
+    ):
+        assert main(["study", *argv]) == 2
+        assert why in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_studies_of_this_project():
+    pendulum = read_study(STUDIES / "pendulum.toml").rows
+    assert [r.plan for r in pendulum if r.plan.recipe == "td7"] == [
+        Plan(
+            "td7",
+            "Pendulum-v1",
+            20_000,
+            seed=seed,
+            settings={"base": {"warmup": 1_000}},
+            eval_every=2_500,
+            eval_episodes=100,
+            label="td7[base.warmup=1000]",
+        )
+        for seed in range(5)
+    ]
+    assert {r.plan.recipe for r in pendulum} == {"td3", "sac", "td7"}
+    mujoco = read_study(STUDIES / "mujoco.toml").rows
+    assert len({r.folder for r in mujoco}) == 12
+    assert mujoco[3].plan == Plan("td7", "Hopper-v5", 100_000, label="td7")
+    for file in STUDIES.glob("*.toml"):
+        assert read_study(file, "quick").rows
+
+
+# --- a study that nothing happened to, and what its folders say ----------------------------------------
+
+
+def start(*argv, **where):
+    command = [sys.executable, "-m", "qscape.cli", "study", *map(str, argv)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), **where)
+
+
+def ended(process, code=0):
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in out + err
+    return out
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The folder of an undisturbed study, and what it said."""
+    where = tmp_path_factory.mktemp("study")
+    (where / "tiny.toml").write_text(TEXT)
+    said = ended(start("run", "tiny.toml", "--budget", "quick", "--workers", 2, cwd=where))
+    return where, said
+
+
+def assert_equal_to(calm, runs):
+    rows = read_study(calm / "tiny.toml", "quick", calm / "runs").rows
+    assert len(rows) == 4
+    for row in rows:
+        other = runs / row.folder.relative_to(calm / "runs")
+        assert_same_run(row.folder, other)
+        assert {int(r["step"]) for r in evaluations(other)} == {0, 1_000, 2_000}
+        assert len(evaluations(other)) == 6  # each of two episodes once
+
+
+def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
+    folder, said = calm
+    assert "tiny (quick): 4 waiting of 4 runs" in said
+    assert re.search(r"about 0\.\d\d core-hours, 0:\d\d:\d\d with 2 worker", said)
+    lines = said.splitlines()
+    assert [sum(x.startswith(state) for x in lines) for state in ("running ", "done ")] == [4, 4]
+    measured = json.loads((folder / "runs/tiny/measured.json").read_text())
+    assert len(measured) == 2
+    assert all(cost > 0 for costs in measured.values() for cost in costs)
+
+    shutil.copytree(folder / "runs", "runs")
+    before = {f: f.stat().st_mtime_ns for f in Path("runs").rglob("*")}
+    assert main(["study", "run", "tiny.toml", "--budget", "quick"]) == 0
+    assert "tiny (quick): 4 done of 4 runs" in capsys.readouterr().out
+    assert main(["study", "status", "tiny.toml", "--budget", "quick"]) == 0
+    assert len(re.findall(r"done +2,000 +2,000", capsys.readouterr().out)) == 4
+    assert {f: f.stat().st_mtime_ns for f in Path("runs").rglob("*")} == before
+
+
+def test_what_is_there_decides_what_is_left(calm, place):
+    shutil.copytree(calm[0] / "runs", "runs")
+    rows = study().rows
+    progress = Progress(study(budget="full"))
+    assert states(progress) == ["waiting"] * 4  # longer now
+    job = progress.standings[0].job
+    assert (job.kind, job.steps, progress.standings[0].step) == ("resume", 2_500, 2_000)
+
+    shutil.rmtree(rows[0].folder / "saves")  # killed before its first save
+    (rows[1].folder / "run.json").write_text('{"recipe": "td3"')
+    for path in rows[2].folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (rows[2].folder / "thesis.txt").write_text("the only copy")
+    shutil.rmtree(rows[3].folder)
+    progress = Progress(study())
+    assert states(progress) == ["waiting", "failed", "failed", "waiting"]
+    kinds = [s.job and s.job.kind for s in progress.standings]
+    assert kinds == ["resume", None, None, "train"]
+    assert "run.json cannot be read" in progress.standings[1].why
+    assert "exists and is no run" in progress.standings[2].why
+    for leftover in (folders.LOCK, folders.ASIDE):  # of a run that was killed as it began
+        rows[3].folder.mkdir(exist_ok=True)
+        (rows[3].folder / leftover).write_text("")
+    assert states(Progress(study()))[3] == "waiting"
+
+
+def test_another_run_in_the_place_is_never_touched(calm, place):
+    shutil.copytree(calm[0] / "runs", "runs")
+    progress = Progress(study(TEXT.replace("eval_episodes = 2", "eval_episodes = 3")))
+    assert states(progress) == ["failed"] * 4
+    assert "holds another run: eval_episodes is 2 there and 3 here; move it" in progress.standings[0].why
+    record = folders.read_record(study().rows[0].folder)
+    record["settings"]["base"]["discount"] = 0.5  # e.g. the default of another version
+    folders.write_record(study().rows[0].folder, record)
+    progress = Progress(study())
+    assert states(progress) == ["failed", "done", "done", "done"]
+    assert "base.discount is 0.5 there and 0.99 here" in progress.standings[0].why
+
+
+def test_a_warm_up_that_was_fitted_to_a_short_run(place):
+    """A quick run without a warm-up of its own is not the beginning of a full one, and says so."""
+    text = TEXT.replace("warmup = 50, ", "").replace("steps = 2_500", "steps = 60_000")
+    quick = study(text).rows[0]
+    *_, _ = train(Plan(**{**vars(quick.plan), "steps": 100, "save_every": None}), quick.folder)
+    short = text.replace("steps = 2_000", "steps = 100")
+    assert states(Progress(study(short)))[0] == "done"
+    there = Progress(study(text, "full")).standings[0]
+    assert there.state == "failed"
+    assert "base.warmup is 20 there and 25000 here" in there.why
+
+
+def test_a_changed_field_makes_a_new_run_and_says_which(calm, place):
+    shutil.copytree(calm[0] / "runs", "runs")
+    progress = Progress(study(TEXT.replace("warmup = 60", "warmup = 70")))
+    assert states(progress) == ["done", "waiting", "done", "waiting"]
+    (line,) = progress.changed()
+    assert line.startswith("sac[")
+    assert line.endswith(": base.warmup is 70, not 60")
+    progress = Progress(study(TEXT.replace('id = "', 'args = { length = 20 }\nid = "')))
+    assert states(progress) == ["waiting"] * 4
+
+
+# --- side by side --------------------------------------------------------------------------------------
+
+
+def test_a_locked_run_waits(calm, place):
+    shutil.copytree(calm[0] / "runs", "runs")
+    for row in study().rows[:2]:
+        shutil.rmtree(row.folder)
+    told = []
+    with folders.locked(study().rows[0].folder):
+        progress = Progress(study(), notice=told.append)
+        assert states(progress) == ["elsewhere", "waiting", "done", "done"]
+        jobs = progress.jobs()
+        k, job = next(jobs)
+        assert (k, job.kind) == (1, "train")
+        assert next(jobs) is None
+        with folders.locked(study().rows[1].folder):
+            progress.standings[1].take(None)  # its worker gave up: another process came first
+            assert states(progress)[1] == "elsewhere"
+            assert next(jobs) is None
+        assert told == []
+    k, job = next(jobs)
+    assert (k, job.kind) == (0, "train")
+    assert states(progress) == ["running", "elsewhere", "done", "done"]
+    shutil.copytree(calm[0] / "runs", "runs", dirs_exist_ok=True)  # the other one ended it
+    assert next(jobs) is None
+    progress.standings[0].take(None)
+    assert states(progress) == ["done"] * 4
+    assert next(jobs, "over") == "over"
+
+
+def test_a_lost_worker_is_replaced_until_nothing_comes_of_it(place):
+    standing = Progress(study()).standings[0]
+    for k in range(LOSSES + 1):
+        standing.state = "running"
+        if k == 1:
+            standing.take(Saved(500, Path()))
+        standing.take(Failure("its process was killed (SIGKILL)", lost=True))
+        assert standing.state == "running"  # until its worker is gone
+        standing.take(None)
+        assert standing.state == ("waiting" if k < LOSSES else "failed")
+    assert standing.why == "its process was killed (SIGKILL)"
+    standing.state = "running"
+    standing.take(Failure("NaN"))
+    standing.take(None)
+    assert (standing.state, standing.why) == ("failed", "NaN")
+
+
+class Scripted:
+    """A worker that tells what it is given."""
+
+    def __init__(self, job):
+        self.job = job
+
+    def told(self):
+        if self.job.steps == 13:
+            raise OSError("broken")
+        yield {"kind": "Logged", "step": self.job.steps, "updates": 0, "metrics": {}}
+        yield {"kind": "Failed", "why": "x", "lost": True}
+
+    def stop(self): ...
+    def kill(self): ...
+
+
+def test_the_pool_asks_again_and_survives_a_broken_worker():
+    given = iter([(0, Job("resume", Path(), steps=1)), None, None, (7, Job("resume", Path(), steps=13))])
+    told = list(Pool(given, 1, Scripted).events())
+    assert told == [
+        (0, Logged(1, 0, {})),
+        (0, Failure("x", lost=True)),
+        (0, None),
+        (7, Failure("OSError: broken")),
+        (7, None),
+    ]
+
+
+def descendants(pid):
+    """Processes below one, by their parents."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(what, seconds=90):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def saves(runs):
+    return len([*runs.rglob("save.json")])
+
+
+def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(calm, place):
+    runs = place / "runs"
+    argv = ["run", "tiny.toml", "--budget", "quick", "--workers", 2]
+    (runs / "tiny").mkdir(parents=True)
+    shutil.copy(calm[0] / "runs/tiny/measured.json", runs / "tiny")
+
+    first = start(*argv)
+    wait_for(lambda: saves(runs) >= 1)
+    first.send_signal(signal.SIGINT)
+    said = ended(first, 130)
+    assert "to go on: qscape study run tiny.toml --budget quick --workers 2" in said
+    assert "measuring" not in said
+
+    second, before = start(*argv), saves(runs)
+    wait_for(lambda: saves(runs) > before)
+    workers = descendants(second.pid)
+    assert len(workers) == 2
+    os.kill(second.pid, signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)  # the other one saves and ends
+    second.communicate()
+    wait_for(lambda: not any(map(alive, workers)), 30)
+    assert "done" not in {s.state for s in Progress(study()).standings[2:]}  # in the middle
+
+    both = [start(*argv), start(*argv)]
+    for process in both:
+        assert "4 done of 4 runs" in ended(process)
+    assert_equal_to(calm[0], runs)
+
+
+def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
+    """The study of one agent: in one environment it is done, in the other one a reward is NaN."""
+    shutil.copytree(calm[0] / "runs", "runs")
+    text = (
+        TEXT.replace("seeds = 2", "seeds = 1")
+        + '[[environments]]\nid = "tiny:Clock-v0"\nargs = {fail_at = 90}\n'
+    )
+    shutil.rmtree(study(text).rows[0].folder)
+    for k, row in enumerate(study(text).rows):
+        Costs(Path("runs/tiny")).add(row.folder.parent, Measured(1, 2e-3, 1e-3, k))
+    assert main(["study", "run", "tiny.toml", "--budget", "quick"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "qscape: 2 of 4 runs failed; see above.\n"
+    failed = [
+        line for line in out.splitlines() if line.startswith("failed runs/tiny/tiny:Clock-v0(fail_at=90)/")
+    ]
+    assert len(failed) == 2
+    assert all("reward is nan in environment 0, step 30 of its episode 3" in line for line in failed)
+    assert states(Progress(study(text))) == ["done", "done", "waiting", "waiting"]
+    assert_same_run(study().rows[0].folder, calm[0] / study().rows[0].folder)
+
+
+# --- what it will cost, and how it looks ---------------------------------------------------------------
+
+
+def test_the_estimate():
+    cost = Measured(begin=10.0, step=0.001, update=0.01, episode=0.5)
+    plan = Plan("td3", "x", 10_000, settings={"base": {"warmup": 2_000}}, eval_every=1_000, eval_episodes=4)
+    assert seconds(plan, cost) == pytest.approx(10 + 10 + 80 + 20)
+    assert seconds(plan, cost, made=6_000) == pytest.approx(10 + 4 + 40 + 8)
+    half = {"base": {"warmup": 2_000, "updates_per_step": 0.5}}
+    plan = Plan("td3", "x", 10_000, settings=half, eval_every=0)
+    assert seconds(plan, cost, made=1_000) == pytest.approx(10 + 9 + 40)
+    fitted = Plan("td3", "x", 10_000, eval_every=0)  # a fifth of so short a run is warm-up
+    assert seconds(fitted, cost) == pytest.approx(10 + 10 + 80)
+
+
+def test_the_live_table_fits_on_the_screen(place):
+    many = TEXT.replace("seeds = 2", "seeds = 30")
+    with open(os.devnull, "w") as nowhere:
+        console = Console(force_terminal=True, width=100, height=12, record=True, file=nowhere, markup=False)
+        board = Board(study(many), console)
+        standings = board.progress.standings
+        standings[41].state, standings[41].speed, standings[41].step = "running", 100.0, 1_000
+        standings[17].state, standings[17].why = "failed", "NaN"
+        for standing in standings[:2]:
+            board.costs.add(standing.row.folder.parent, Measured(1.0, 1e-3, 0.0, 0.0))
+        console.print(board.short_table())
+    title, head, first, second, *rest = console.export_text().splitlines()
+    assert len(rest) == 6
+    assert title.startswith("tiny (quick): 1 running, 1 failed, 58 waiting of 60 runs; about 0:02:56 left")
+    assert head.split() == [
+        "environment",
+        "agent",
+        "seed",
+        "state",
+        "steps",
+        "of",
+        "steps/s",
+        "return",
+        "left",
+    ]
+    assert re.match(
+        r"tiny:Clock-v0  sac\[base.* +20  running  1,000  2,000      100           0:00:10$", first
+    )
+    assert re.match(r"tiny:Clock-v0  sac\[base.* +8   failed", second)
