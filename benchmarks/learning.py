@@ -8,17 +8,14 @@ One process to a core, one XLA thread each. Started again, it goes on where it w
 """
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean
 
-from qscape.cli.running import start_worker
+from qscape.run.events import Evaluated
 from qscape.run.plan import Plan
+from qscape.run.pool import Failure, Pool
 from qscape.run.worker import Job
 
 RESULTS = Path(__file__).parent / "results" / "learning"
@@ -58,15 +55,12 @@ def finished(folder: Path, plan: Plan) -> bool:
     return (folder / "saves" / f"{plan.steps:09d}" / "save.json").exists()
 
 
-def follow(process: subprocess.Popen[str], job: Job) -> None:
-    """Wait for a worker; print its evaluations."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        event = json.loads(line)
-        if event["kind"] in ("Evaluated", "Failed"):
-            told = event.get("why") or f"{event['step']} {event['policy']} {mean(event['returns']):.1f}"
-            print(time.strftime("%H:%M:%S"), job.folder, told, flush=True)
-    process.wait()
+def show(job: Job, told: object) -> None:
+    """Print an evaluation or a failure."""
+    if isinstance(told, Evaluated):
+        print(time.strftime("%H:%M:%S"), job.folder, f"{told.step} {told.policy} {told.mean:.1f}", flush=True)
+    elif isinstance(told, Failure):
+        print(time.strftime("%H:%M:%S"), job.folder, told.why, flush=True)
 
 
 def collect(plans: list[Plan], runs: Path) -> None:
@@ -92,8 +86,8 @@ def main() -> None:
     args = parser.parse_args()
     plans = STUDIES[args.study]
     waiting = [] if args.collect else [job for plan in plans if (job := job_of(plan, args.runs))]
-    with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda job: follow(start_worker(job), job), waiting))
+    for k, told in Pool(iter(enumerate(waiting)), args.workers).events():
+        show(waiting[k], told)
     collect(plans, args.runs)
     left = [plan for plan in plans if job_of(plan, args.runs)]
     print(f"{len(plans) - len(left)} of {len(plans)} runs complete")

@@ -186,7 +186,7 @@ def test_refused_recipes(toys, recipe, sentence):
         ("td3", {"base": {"batch_size": True}}, "base.batch_size is True; it must be of type int."),
         ("td3", {"base": {"batch_size": 0}}, "base.batch_size is 0; it must be at least 1."),
         ("td3", {"base": {"warmup": -1}}, "base.warmup is -1; it must be a number, 0 or more."),
-        ("td3", {"base": {"actor_learning_rate": 0}}, "base.actor_learning_rate is 0.0; it must be a number above 0."),
+        ("td3", {"base": {"actor_learning_rate": 0}}, "base.actor_learning_rate is 0.0; it must be a number"),
         ("td3", {"base": {"target_actor": 1}}, "base.target_actor is 1; it must be of type bool."),
         ("td3", {"base": {"actor_hidden": []}}, "base.actor_hidden is ()"),
         ("td3", {"base": {"actor_hidden": 256}}, "base.actor_hidden is 256; it must be of type tuple"),

@@ -21,7 +21,7 @@ from qscape.run import Plan, train
 from qscape.run import folder as folders
 from qscape.run.estimate import Costs, seconds
 from qscape.run.events import Logged, Measured, Saved
-from qscape.run.pool import Failure, Pool
+from qscape.run.pool import Failure, LocalWorker, Pool
 from qscape.run.progress import LOSSES, Progress
 from qscape.run.study import read_study
 from qscape.run.worker import Job
@@ -439,6 +439,23 @@ def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(cal
     for process in both:
         assert "4 done of 4 runs" in ended(process)
     assert_equal_to(calm[0], runs)
+
+
+def test_a_worker_whose_parent_is_gone_saves_and_ends(place):
+    """Its pipes are closed then, by whatever ended the parent; the run itself would take an hour."""
+    plan = Plan(
+        "td3", "tiny:Clock-v0", 10_000_000, settings=study().rows[0].plan.settings, save_every=9_999_999
+    )
+    worker = LocalWorker(Job("train", Path("run"), plan), log=Path("log"))
+    assert next(d for d in worker.told() if d["kind"] == "Logged")["step"] > 0
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        pipe.close()
+    assert worker.process.wait(timeout=30) == 0
+    (save,) = Path("run/saves").iterdir()
+    assert int(save.name) > 0
+    assert folders.unfinished(Path("run"))
+    assert not folders.in_use(Path("run"))
+    assert "Traceback" not in Path("log").read_text()
 
 
 def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
