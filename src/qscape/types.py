@@ -13,8 +13,6 @@ from jaxtyping import Array, Float, Int
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = Float[Array, ""]
 Metrics: TypeAlias = dict[str, Scalar]
-Obs: TypeAlias = Float[Array, "*batch S"]
-Action: TypeAlias = Float[Array, "*batch A"]
 
 
 def setting(default: Any, help: str, *, tune: tuple | None = None) -> Any:

@@ -151,8 +151,9 @@ class Trainer:
                 )
             if warm:
                 self.learning = True
-            yield ev.EpisodeDone(self.env_steps, *episode)
         self.action, self.columns = None, {}
+        for episode in step.finished:  # told last, so that who is told finds, and may save, a whole step
+            yield ev.EpisodeDone(self.env_steps, *episode)
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
         self.schedule, updates, keep = self.agent.schedule.due(self.schedule, event, self.agent.base)
