@@ -1,6 +1,7 @@
 """One Gymnasium environment of an id, and a clear sentence where there is none."""
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -12,28 +13,33 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from qscape.errors import UsageError
+from qscape.errors import QscapeError, UsageError
 
-# package: (extra of qscape that brings it, ids that need it, how such an id has to be written)
+# package: (extra of qscape that brings it, ids that need it, does importing it register them?)
 _PACKAGES = {
-    "Box2D": ("box2d", r"LunarLander|BipedalWalker|CarRacing", ""),
+    "Box2D": ("box2d", r"LunarLander|BipedalWalker|CarRacing", False),
     "gymnasium_robotics": (
         "robotics",
         r"gymnasium_robotics:|Fetch|HandManip|HandReach|Adroit|PointMaze|AntMaze|FrankaKitchen",
-        "gymnasium_robotics:",
+        True,
     ),
-    "ale_py": ("atari", r"ale_py:|ALE/", "ale_py:"),
+    "ale_py": ("atari", r"ale_py:|ALE/", True),
 }
 
 
 def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
     """One environment, or a UsageError that says what is wrong with the id or the arguments."""
+    _bring(env_id)
     _hear_mujoco(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
-        env = gym.make(env_id, **args) if isinstance(env_id, str) else env_id(**args)
+        env = _maker(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
+    except UsageError:
+        raise
     except (gym.error.Error, ImportError) as problem:
         raise UsageError(_why_not(name, problem)) from problem
+    except QscapeError:
+        raise
     except Exception as problem:
         if not args and not isinstance(problem, TypeError):
             raise
@@ -45,10 +51,36 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     return env
 
 
+def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:
+    """`args` with what an environment is trained with by custom, and not evaluated: a lost life in Atari ends
+    the episode, and rewards are their signs."""
+    pictured = re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args
+    return {"training": True} | args if pictured else args
+
+
+def _maker(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
+    """`gymnasium.make`, with the usual preprocessing where an id shows pictures to a discrete agent."""
+    if re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args:
+        return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
+    if re.match("CarRacing", env_id) and args.get("continuous") is False:
+        return functools.partial(importlib.import_module("qscape.envs.pixels").car_racing, env_id)
+    return functools.partial(gym.make, env_id)
+
+
+def _bring(env_id: str | Callable[..., gym.Env]) -> None:
+    """Imports the package that registers an id, where it is installed."""
+    for package, (_, ids, registers) in _PACKAGES.items():
+        needed = registers and isinstance(env_id, str) and re.match(ids, env_id)
+        if needed and importlib.util.find_spec(package) is not None:
+            importlib.import_module(package)
+
+
 def _hear_mujoco(env_id: str | Callable[..., gym.Env]) -> None:
     """Let MuJoCo's warnings be Python's; by itself it prints them and leaves a MUJOCO_LOG.TXT behind."""
-    spec = gym.registry.get(env_id) if isinstance(env_id, str) else None
-    if spec is not None and "mujoco" in str(spec.entry_point) and importlib.util.find_spec("mujoco"):
+    spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
+    if spec is None or not importlib.util.find_spec("mujoco"):
+        return
+    if any(word in str(spec.entry_point) for word in ("mujoco", "restricted", "gymnasium_robotics")):
         mujoco: Any = importlib.import_module("mujoco")
 
         def warn(message: str) -> None:
@@ -73,10 +105,9 @@ def _accepted(env_id: str | Callable[..., gym.Env]) -> str:
 
 def _why_not(env_id: str, problem: Exception) -> str:
     """The sentence for an id that Gymnasium could not make."""
-    for package, (extra, ids, prefix) in _PACKAGES.items():
+    for package, (extra, ids, _) in _PACKAGES.items():
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
-            written = f", then write {prefix}{env_id.removeprefix(prefix)}" if prefix else ""
-            return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"{written}'
+            return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         return f"{env_id} cannot be made: {problem}"
     newest: dict[str, Any] = {}  # one id a name: the highest version

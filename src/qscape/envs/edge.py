@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import Bool, Float
 
 from qscape.envs.build import build_env
-from qscape.envs.spaces import action_map, flattening, leaves
+from qscape.envs.spaces import action_map, flattening, is_image, leaves
 from qscape.errors import RunError, UsageError
 from qscape.types import Spec
 
@@ -73,6 +73,7 @@ def make(
     seed: int = 0,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
     asynchronous: bool = False,
+    by_index: bool = False,
 ) -> "Edge":
     """The edge of an environment.
 
@@ -83,6 +84,7 @@ def make(
         env_args: arguments of the environment, and of `gymnasium.make` (`render_mode`, `max_episode_steps`).
         seed: sub-environment i is seeded with `seed + i`, once.
         autoreset: mode of the vector environment that is built for E > 1.
+        by_index: discrete actions are taken by their index, as on-policy agents do.
         asynchronous: one process per sub-environment (pays only where a step takes milliseconds).
 
     Raises:
@@ -97,7 +99,7 @@ def make(
                 "an environment that is made already takes no env_args and cannot be multiplied: "
                 "give its id or a function that makes it"
             )
-        return Edge(env_id, seed=seed)
+        return Edge(env_id, seed=seed, by_index=by_index)
 
     def build() -> gym.Env:
         return build_env(env_id, args)
@@ -105,14 +107,14 @@ def make(
     first = build()
     name = env_id if isinstance(env_id, str) else None
     if envs == 1:
-        return Edge(first, seed=seed, env_id=name)
+        return Edge(first, seed=seed, env_id=name, by_index=by_index)
     if asynchronous:
         first.close()
         # Not forked: jax runs threads, and a fork of those may hang.
         many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context="forkserver")
     else:
         many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
-    return Edge(many, seed=seed, env_id=name, one=first)
+    return Edge(many, seed=seed, env_id=name, one=first, by_index=by_index)
 
 
 class Edge:
@@ -136,6 +138,7 @@ class Edge:
         seed: int = 0,
         env_id: str | None = None,
         one: gym.Env | None = None,
+        by_index: bool = False,
     ):
         """Wraps `env`; `one` of its sub-environments tells what a vector environment does not."""
         self.env, self.seed = env, seed
@@ -151,23 +154,42 @@ class Edge:
         self.env_id = env_id or (registered.id if registered else type(about.unwrapped).__name__)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
-        size, flatten = flattening(space, self.env_id)
-        action_size, table, self._to_env = action_map(actions, self.envs, about.unwrapped, self.env_id)
-        self._space, self._flatten = space, flatten
-        self._convert = functools.lru_cache(
-            lambda rows: action_map(actions, rows, about.unwrapped, self.env_id)[2]
+        size, flatten = flattening(space, self.env_id, images=by_index)
+        convert = functools.partial(
+            action_map, actions, unwrapped=about.unwrapped, env_id=self.env_id, by_index=by_index
         )
+        action_size, table, self._to_env = convert(envs=self.envs)
+        self._space, self._flatten = space, flatten
+        self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
-        self.spec = Spec(size, action_size, table, *bounds)
+        choices = int(actions.n) if by_index and isinstance(actions, Discrete) else None
+        frame = space.shape if is_image(space) else None
+        self.spec = Spec(size, action_size, table, *bounds, choices=choices, frame=frame)
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
-        self._start(np.zeros((self.envs, size), np.float32), np.zeros(self.envs, np.int64))
+        kind = np.uint8 if frame else np.float32
+        self._start(np.zeros((self.envs, size), kind), np.zeros(self.envs, np.int64))
+
+    @property
+    def resets_later(self) -> bool:
+        """Are there rows that only reset (next-step autoreset)?"""
+        return self._source.resets_later
 
     @property
     def observation(self) -> Float[np.ndarray, "E S"]:
         """What the agent acts on next."""
         return self.tally.observation
+
+    @property
+    def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
+        """Lowest and highest observation of the environment's space, infinite where it has no bound."""
+        boxes = [box for _, box in leaves(self._space, (), self.env_id)]
+        low, high = (
+            np.concatenate([getattr(box, bound).ravel() for box in boxes]).astype(np.float32)
+            for bound in ("low", "high")
+        )
+        return low, high
 
     def reset(self) -> Float[np.ndarray, "E S"]:
         """Begins new episodes everywhere (unfinished ones are forgotten); seeds at the first call.

@@ -1,12 +1,13 @@
 """The exact state of an edge as plain data, so that a resumed run goes on as if it had never stopped.
 
-What is captured: every number, array, random generator and plain Python object that hangs on the
-environment or on one of its wrappers, MuJoCo's simulation state, and what the edge itself remembers. A thing
-that is none of these (a Box2D world, another process) cannot be captured; then the snapshot says so, and
-`restore` begins a new episode with a seed of its own. Nothing is pickled: loading runs no code.
+What is captured: every number, array, random generator and plain Python object that hangs on the environment
+or on one of its wrappers, MuJoCo's simulation state and the numbers of its model (an environment may move a
+door at every reset), and what the edge itself remembers. A thing that is none of these (a Box2D world,
+another process) cannot be captured; then the snapshot says so, and `restore` begins a new episode with a seed
+of its own. Nothing is pickled: loading runs no code.
 
-Out of reach, and not noticed: state in global variables or function closures, an altered `MjModel`, and
-contacts of MuJoCo that an environment reads before it steps.
+Out of reach, and not noticed: state in global variables or function closures, altered shapes of an `MjModel`
+(meshes, height fields), and contacts of MuJoCo that an environment reads before it steps.
 """
 
 import collections
@@ -24,11 +25,13 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from qscape.envs.edge import Edge
+from qscape.envs.native import Native
 
 # Fixed when an environment is made, or only for the eye.
 _FIXED = (
     gym.Space,
     EnvSpec,
+    Native,
     functools.partial,
     type,
     types.ModuleType,
@@ -184,6 +187,8 @@ class _Writer:
                 return {"random": self.value(read(value), path)}
         if type(value) in (list, tuple):
             return {type(value).__name__: [self.value(part, f"{path}.{i}") for i, part in enumerate(value)]}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return {"named": [self.value(part, f"{path}.{i}") for i, part in enumerate(value)]}
         if type(value) is collections.deque:
             return {"deque": [self.value(part, f"{path}.{i}") for i, part in enumerate(value)]}
         if type(value) is dict:
@@ -193,6 +198,9 @@ class _Writer:
             }
         if isinstance(value, enum.Enum):
             return {"enum": value.name}
+        if _is_mujoco(value, "MjModel"):
+            self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
+            return {"model": path}
         if (name := _fixed(value)) is not None:
             return {"fixed": name}
         if _is_mujoco(value, "MjData"):
@@ -245,6 +253,17 @@ def _derived(data: Any) -> dict[str, np.ndarray]:
     }
 
 
+def _parameters(model: Any) -> dict[str, np.ndarray]:
+    """The numbers of a model: places, masses, friction, gains. Not its shapes and pictures, which are big."""
+    shapes = ("_", "mesh_", "hfield_", "tex_", "skin_", "flex_", "key_")
+    fields = {name: getattr(model, name) for name in dir(model) if not name.startswith(shapes)}
+    return {
+        name: field
+        for name, field in fields.items()
+        if isinstance(field, np.ndarray) and field.dtype == np.float64
+    }
+
+
 class _Reader:
     """Puts back what `_Writer` wrote."""
 
@@ -281,6 +300,8 @@ class _Reader:
             }
         if old is None:
             raise _Unfit(f"a {kind} that existed when it was saved does not exist after a reset")
+        if kind == "named":
+            return type(old)(*self.parts(content, old))
         if kind == "enum":
             return getattr(type(old), content)
         if kind == "fixed" and _fixed(old) != content:
@@ -294,12 +315,22 @@ class _Reader:
             self.attributes(old, content)
         elif kind == "mujoco":
             self.mujoco(old, content)
+        elif kind == "model":
+            self.model(old, content)
         return old  # of kind "same": the first name of that object has set it
 
     def parts(self, content: list[Any], old: Any) -> list[Any]:
         before = list(old) if isinstance(old, list | tuple | collections.deque) else []
         before += [None] * (len(content) - len(before))
         return [self.value(part, was) for part, was in zip(content, before, strict=False)]
+
+    def model(self, model: Any, path: str) -> None:
+        fields, numbers = _parameters(model).values(), self.arrays[path]
+        if sum(field.size for field in fields) != numbers.size:
+            raise _Unfit("it has another MuJoCo model now")
+        ends = np.cumsum([field.size for field in fields])
+        for field, part in zip(fields, np.split(numbers, ends[:-1]), strict=True):
+            field[...] = part.reshape(field.shape)
 
     def mujoco(self, data: Any, path: str) -> None:
         mujoco: Any = sys.modules["mujoco"]

@@ -9,8 +9,19 @@ from gymnasium import spaces
 from qscape.errors import UsageError
 
 
-def flattening(space: spaces.Space, env_id: str) -> tuple[int, Callable[[Any, int], np.ndarray]]:
-    """S and the function that makes a new float32 `[rows, S]` of `rows` observations."""
+def is_image(space: spaces.Space) -> bool:
+    """Is an observation a picture of bytes?"""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
+
+
+def flattening(
+    space: spaces.Space, env_id: str, images: bool = False
+) -> tuple[int, Callable[[Any, int], np.ndarray]]:
+    """S and the function that makes a new float32 `[rows, S]` of `rows` observations; of `images`, where they
+    are allowed, the bytes as they are."""
+    if images and is_image(space):
+        size = int(np.prod(space.shape or ()))
+        return size, lambda observation, rows: np.array(observation, np.uint8).reshape(rows, size)
     boxes = leaves(space, (), env_id)
     size = sum(int(np.prod(box.shape)) for _, box in boxes)
     if not size:
@@ -42,25 +53,36 @@ def leaves(
             f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
             "which gymnasium.wrappers.FlattenObservation makes of most spaces"
         )
-    if space.dtype == np.uint8 and len(space.shape) >= 2:
+    if is_image(space):
         raise UsageError(
             f"{where} is an image {space.shape}: off-policy agents take vectors, so an environment fits that "
-            "tells its state, or features of the image through gymnasium.wrappers.TransformObservation"
+            "tells its state, or features of the image through gymnasium.wrappers.TransformObservation; "
+            "on-policy agents such as ppo see a single image"
         )
     return [(path, space)]
 
 
 def action_map(
-    space: spaces.Space, envs: int, unwrapped: Any, env_id: str
+    space: spaces.Space, envs: int, unwrapped: Any, env_id: str, by_index: bool = False
 ) -> tuple[int, np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """A, the table of a discrete set (or None), and the map from `[E, A]` in [-1, 1] to real actions."""
+    """A, the table of a discrete set (or None), and the map from `[E, A]` in [-1, 1] to real actions.
+
+    `by_index`: a discrete action is its index, `[E, 1]`, whether or not there is a table.
+    """
     table = getattr(unwrapped, "action_table", None)
+    if isinstance(space, spaces.Discrete) and by_index:
+        return 1, None, lambda action: np.rint(action[:, 0]).astype(space.dtype) + space.start
     if isinstance(space, spaces.Discrete) and table is not None:
         return _table_map(space, np.asarray(table, np.float64), env_id)
     if not isinstance(space, spaces.Box):
         raise UsageError(
-            f"{env_id} has {type(space).__name__} actions: off-policy agents take a bounded Box, or "
-            "Discrete where the environment publishes an attribute `action_table` [N, d], a row per action"
+            f"{env_id} has {type(space).__name__} actions: "
+            + (
+                "on-policy agents take a bounded Box or Discrete"
+                if by_index
+                else "off-policy agents take a bounded Box, or Discrete where the environment publishes an "
+                "attribute `action_table` [N, d], a row per action; on-policy ones (ppo) take any Discrete"
+            )
         )
     low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
     shape = (envs, *space.shape)
@@ -97,11 +119,25 @@ def _table_map(
     low, span = table.min(0), np.ptp(table, axis=0)
     varies = span > 0
     scaled = np.where(varies, 2 * (table - low) / np.where(varies, span, 1) - 1, 0).astype(np.float32)
-    if len(np.unique(scaled, axis=0)) < len(scaled):
+    scaled += 0.0  # makes 0.0 of -0.0, whose bits differ
+    prints = _fingerprints(scaled)
+    order = np.argsort(prints)
+    sorted_prints = prints[order]
+    if (np.diff(sorted_prints) == 0).any() and len(np.unique(scaled, axis=0)) < len(scaled):
         raise UsageError(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
 
     def to_env(action: np.ndarray) -> np.ndarray:
-        nearest = [np.square(scaled - row).sum(1).argmin() for row in action]
-        return np.asarray(nearest, space.dtype) + space.start
+        # Agents say rows of the table to the bit: these are found in log N. Anything else is searched for.
+        rows = np.asarray(action, np.float32)
+        found = order[np.searchsorted(sorted_prints, _fingerprints(rows)).clip(max=len(order) - 1)]
+        for i in np.flatnonzero((scaled[found] != rows).any(1)):
+            found[i] = np.square(scaled - rows[i]).sum(1).argmin()
+        return found.astype(space.dtype) + space.start
 
     return table.shape[1], scaled, to_env
+
+
+def _fingerprints(rows: np.ndarray) -> np.ndarray:
+    """A number for each float32 row, from its bits; hardly ever the same for two of them."""
+    weights = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], np.uint64)
+    return (np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64) * weights).sum(1)

@@ -1,0 +1,143 @@
+"""Ideal Cliff Walking: eight cells, four actions, each optimal in two of them.
+
+A grid on which the geometry of a perfect policy can be seen: a unique optimal action in each cell, and all
+cells visited equally often by the optimal policy. After the cliff grid of Zhou et al., "Imitate Optimal
+Policy: Prevail and Induce Action Collapse in Policy Gradient" (arXiv 2509.02737), which does not print it;
+this layout has all the properties it names.
+
+             E8   E9
+      X  [0] [1] [2] [3]  X        E: exits, X: cliff (also above and below the outer cells)
+      X  [4] [5] [6] [7]  X
+             E10  E11
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Float, Int
+
+from qscape.envs.native import Face, Native, Outcome
+from qscape.errors import UsageError
+from qscape.types import Key
+
+CLIFF = 12
+# Where up, right, down, left lead from each cell: 0-7 a cell, 8-11 an exit, CLIFF.
+NEXT = np.array(
+    [
+        [CLIFF, 1, 4, CLIFF],
+        [8, 2, 5, 0],
+        [9, 3, 6, 1],
+        [CLIFF, CLIFF, 7, 2],
+        [0, 5, CLIFF, CLIFF],
+        [1, 6, 10, 4],
+        [2, 7, 11, 5],
+        [3, CLIFF, CLIFF, 6],
+    ]
+)
+START = np.array([0, 3, 4, 7])  # the outer cells: the best policy then visits all eight equally often
+MODES = ("terminate", "restart", "wall")
+
+
+class Walker(NamedTuple):
+    """State of the walk: the cell, steps taken."""
+
+    cell: Int[Array, ""]
+    steps: Int[Array, ""]
+
+
+class IdealCliffWalking(Native):
+    """Walk to an exit; observation: the cell, one-hot [8]; actions up, right, down, left.
+
+    Attributes:
+        cliff_mode: what the cliff does. "terminate": -10, the episode ends. "restart": -100, back to a start
+            cell. "wall": -1, one stays. The optimal actions are the same.
+    """
+
+    cliff_mode: str = eqx.field(static=True, default="terminate")
+    time_limit: int = eqx.field(static=True, kw_only=True, default=100)
+
+    def __post_init__(self):
+        if self.cliff_mode not in MODES:
+            raise UsageError(f"cliff_mode is {', '.join(MODES)}, not {self.cliff_mode!r}")
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        return spaces.Box(0.0, 1.0, (8,), np.float32)
+
+    @property
+    def action_space(self) -> spaces.Discrete:
+        return spaces.Discrete(4)
+
+    def reset(self, key: Key) -> tuple[Walker, Float[Array, "8"]]:
+        """Uniform over the four outer cells."""
+        cell = _start(key)
+        return Walker(cell, jnp.int32(0)), jax.nn.one_hot(cell, 8)
+
+    def step(self, state: Walker, action: Int[Array, ""], key: Key) -> tuple[Walker, Outcome]:
+        """One move; -1, or what the cliff costs."""
+        cell = jnp.asarray(NEXT)[state.cell, action]
+        fell, steps = cell == CLIFF, state.steps + 1
+        terminated = (cell >= 8) & ~fell
+        reward = jnp.float32(-1)
+        if self.cliff_mode == "terminate":
+            terminated, reward = terminated | fell, jnp.where(fell, -10.0, reward)
+        elif self.cliff_mode == "restart":
+            cell = jnp.where(fell, _start(key), cell)
+            reward = jnp.where(fell, -100.0, reward)
+        else:
+            cell = jnp.where(fell, state.cell, cell)
+        # A terminal observation is all zero: one-hot of a number beyond the eight.
+        outcome = Outcome(
+            jax.nn.one_hot(cell, 8), reward, terminated, steps >= self.time_limit, jnp.bool_(False)
+        )
+        return Walker(cell, steps), outcome
+
+    def optimal_q(self, discount: float = 0.95) -> Float[np.ndarray, "8 4"]:
+        """Q of the best policy by dynamic programming, float64, without the time limit."""
+        fell, exits = NEXT == CLIFF, (NEXT >= 8) & (NEXT < CLIFF)
+        inside = np.where(NEXT < 8, NEXT, 0)
+        cost = {"terminate": -10.0, "restart": -100.0, "wall": -1.0}[self.cliff_mode]
+        reward = np.where(fell, cost, -1.0)
+        q = np.zeros((8, 4))
+        for _ in range(10_000):
+            value = q.max(1)
+            on_cliff = {"terminate": np.zeros(8), "restart": np.full(8, value[START].mean()), "wall": value}
+            after = np.where(fell, on_cliff[self.cliff_mode][:, None], np.where(exits, 0.0, value[inside]))
+            before, q = q, reward + discount * after
+            if np.array_equal(before, q):
+                return q
+        raise UsageError(f"the values of Ideal Cliff Walking do not converge at discount {discount}")
+
+    def draw(self, state: Walker) -> np.ndarray:
+        """Cells white, exits green, the cliff brown, the walker blue; 32 pixels a cell."""
+        picture = np.full((4, 6, 3), (120, 90, 60), np.uint8)
+        picture[1:3, 1:5] = 255
+        picture[0, 2:4] = picture[3, 2:4] = (60, 160, 80)
+        cell = int(state.cell)
+        exits = {8: (0, 2), 9: (0, 3), 10: (3, 2), 11: (3, 3)}
+        at = (1 + cell // 4, 1 + cell % 4) if cell < 8 else exits.get(cell, (0, 0))
+        picture[at] = (40, 80, 200)
+        picture = picture.repeat(32, 0).repeat(32, 1)
+        picture[::32] = picture[:, ::32] = 200
+        return picture
+
+
+def _start(key: Key) -> Int[Array, ""]:
+    return jnp.asarray(START)[(len(START) * jax.random.uniform(key)).astype(jnp.int32)]
+
+
+class IdealCliffWalkingEnv(Face):
+    """`cliff/IdealCliffWalking-v0`."""
+
+    metadata: dict[str, Any] = Face.metadata | {"render_fps": 4}
+
+    def __init__(
+        self,
+        cliff_mode: Literal["terminate", "restart", "wall"] = "terminate",
+        render_mode: str | None = None,
+    ):
+        super().__init__(IdealCliffWalking(cliff_mode), render_mode)

@@ -1,0 +1,277 @@
+"""MovieLens ratings, and a click model fitted to them.
+
+The format of GroupLens' MovieLens-25M (Harper and Konstan 2015, "The MovieLens Datasets"): `ratings.csv` and
+`genome-scores.csv`, in the zip as it is published or in a folder. A fit reads 25 million ratings and takes
+minutes; keep its result and give that as the path instead:
+
+    python -m qscape.envs.movielens ml-25m.zip movielens.npz
+"""
+
+import dataclasses
+import io
+import itertools
+import sys
+import zipfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, Int
+
+from qscape.errors import QscapeError, UsageError
+
+RATINGS = "ratings.csv", ["userId", "movieId", "rating", "timestamp"]
+GENOME = "genome-scores.csv", ["movieId", "tagId", "relevance"]
+LIKED, BUSY = 4.0, 20  # a rating from which a movie counts as liked; ratings that a fitted user has at least
+RANDOM_SCORE = 0.1  # click rate of uniform recommendations
+BLOCK = 1_000_000  # lines read at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """p(click) = σ(offset + bias_i + strength ⟨u, v_i⟩) for unit vectors u.
+
+    Attributes:
+        movies: `[N]` MovieLens ids of the items, most rated first.
+        items: `[N, d]` vectors v_i, of mean norm 1.
+        bias: `[N]` b_i.
+        users: `[M, d]` unit vectors of fitted users.
+        offset: b_0, such that uniform recommendations are clicked in 10 of 100 cases.
+        strength: β, the mean norm of the users before they were made unit vectors.
+    """
+
+    movies: Int[np.ndarray, " N"]
+    items: Float[np.ndarray, "N d"]
+    bias: Float[np.ndarray, " N"]
+    users: Float[np.ndarray, "M d"]
+    offset: float
+    strength: float
+
+
+def load(path: str | Path, items: int = 10_000) -> Model:
+    """The model of an archive, a folder or a fitted file.
+
+    Raises:
+        UsageError: the path is missing, or a file in it is malformed; names file and line.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise UsageError(f"MovieLens is not at {path}: give the path of ml-25m.zip or of its folder")
+    return _load(str(place.resolve()), place.stat().st_mtime_ns, items)
+
+
+@lru_cache(maxsize=2)
+def _load(path: str, changed: int, items: int) -> Model:
+    place = Path(path)
+    if place.suffix == ".npz":
+        return _fitted(place)
+    return fit(place, items)
+
+
+def _fitted(place: Path) -> Model:
+    names = [field.name for field in dataclasses.fields(Model)]
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as problem:
+        raise UsageError(
+            f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
+        ) from (problem)
+    parts: dict[str, Any] = arrays | {name: float(arrays[name]) for name in ("offset", "strength")}
+    return Model(**parts)
+
+
+def fit(
+    path: str | Path, items: int = 10_000, dims: int = 30, users: int = 20_000, passes: int = 20
+) -> Model:
+    """Fits the click model: item vectors from the tag genome, users and popularity from the ratings.
+
+    Items are the most rated movies that have genome scores (ties: lower id). Their vectors are the first
+    `dims` principal components of the centred genome matrix, scaled to mean norm 1 and kept fixed. Users with
+    at least 20 ratings are drawn at random; logistic factorisation of "rated 4 or better" with Adam (1e-2)
+    and L2 (1e-4).
+
+    Raises:
+        UsageError: a file is missing or malformed (names file and line), or holds too little.
+    """
+    user, movie, rating = _rows(Path(path), *RATINGS, wrong=_wrong_rating).T
+    known, genome = _genome(Path(path))
+    ids, times = np.unique(movie[np.isin(movie, known)], return_counts=True)
+    movies = ids[np.lexsort((ids, -times))][:items]
+    if len(movies) <= dims:
+        raise UsageError(f"{path} rates {len(movies)} movies with genome scores: more than {dims} are needed")
+    vectors = _principal(genome[np.searchsorted(known, movies)], dims)
+    busy = np.flatnonzero(np.bincount(user.astype(np.int64)) >= BUSY)
+    if not len(busy):
+        raise UsageError(f"{path} has no user with {BUSY} ratings: nobody's taste can be fitted")
+    chosen = np.sort(np.random.default_rng(0).permutation(busy)[:users])
+    kept = np.isin(user, chosen) & np.isin(movie, movies)
+    order = np.argsort(movies)
+    item = order[np.searchsorted(movies, movie[kept], sorter=order)]
+    taste, bias, base = _factorise(
+        np.searchsorted(chosen, user[kept]), item, rating[kept] >= LIKED, vectors, len(chosen), passes
+    )
+    norms = np.linalg.norm(taste, axis=1)
+    strength = float(norms.mean())
+    directions = taste / np.maximum(norms, 1e-12)[:, None]
+    offset = _offset(bias + base, strength * vectors, directions)
+    # What shifts all items alike is in the offset.
+    return Model(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
+
+
+def _principal(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray, "N d"]:
+    """Coordinates on the first principal axes, scaled to mean norm 1; signs fixed by the largest loading."""
+    centred = matrix - matrix.mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    axes = axes[:, ::-1][:, :dims]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    vectors = centred @ axes
+    return vectors / np.linalg.norm(vectors, axis=1).mean()
+
+
+def _factorise(
+    user: np.ndarray, item: np.ndarray, liked: np.ndarray, vectors: np.ndarray, users: int, passes: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Users `[M, d]`, popularity `[N]`, the common term: Adam on the log-loss, in blocks of ratings."""
+    block = int(np.clip(len(user) // 200, 1, 8192))
+    optimiser, fixed = optax.adam(1e-2), jnp.asarray(vectors, jnp.float32)
+    parameters = {
+        "taste": jnp.zeros((users, vectors.shape[1])),
+        "bias": jnp.zeros(len(vectors)),
+        "base": jnp.zeros(()),
+    }
+
+    def loss(p: dict[str, Any], who: jax.Array, what: jax.Array, label: jax.Array) -> jax.Array:
+        taste, bias = p["taste"][who], p["bias"][what]
+        logit = p["base"] + bias + (taste * fixed[what]).sum(1)
+        penalty = (taste**2).sum(1) + bias**2
+        return (optax.sigmoid_binary_cross_entropy(logit, label) + 1e-4 * penalty).mean()
+
+    @jax.jit
+    def one_pass(carry: tuple, blocks: tuple) -> tuple:
+        def step(carry: tuple, rows: tuple) -> tuple[tuple, None]:
+            p, moments = carry
+            change, moments = optimiser.update(jax.grad(loss)(p, *rows), moments)
+            return (optax.apply_updates(p, change), moments), None
+
+        return jax.lax.scan(step, carry, blocks)[0]
+
+    carry, random = (parameters, optimiser.init(parameters)), np.random.default_rng(1)
+    for _ in range(passes):
+        order = random.permutation(len(user))[: len(user) // block * block].reshape(-1, block)
+        carry = one_pass(carry, (user[order], item[order], liked[order].astype(np.float32)))
+    found = jax.tree.map(lambda a: np.asarray(a, np.float64), carry[0])
+    return found["taste"], found["bias"], float(found["base"])
+
+
+def _offset(bias: np.ndarray, vectors: np.ndarray, users: np.ndarray) -> float:
+    """b_0 with which uniform recommendations have the click rate `RANDOM_SCORE`, over at most 1000 users."""
+    logits = users[:1000] @ vectors.T + bias
+    low, high = -50.0, 50.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        clicked = 1 / (1 + np.exp(-np.clip(logits + middle, -500, 500)))
+        low, high = (middle, high) if clicked.mean() < RANDOM_SCORE else (low, middle)
+    return (low + high) / 2
+
+
+def _genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T"]]:
+    """Ids of the movies with a tag genome, ascending, and their relevance per tag."""
+    rows = _rows(place, *GENOME, wrong=_wrong_score)
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    movies, tags = np.unique(rows[:, 0]), np.unique(rows[:, 1])
+    pairs = np.stack([np.repeat(movies, len(tags)), np.tile(tags, len(movies))], 1)
+    if pairs.shape != rows[:, :2].shape or (pairs != rows[:, :2]).any():
+        short = next(m for m in movies if not np.array_equal(rows[rows[:, 0] == m, 1], tags))
+        raise UsageError(
+            f"{place}: {GENOME[0]} lacks scores of movie {short:.0f}; there are {len(tags)} tags"
+        )
+    return movies.astype(np.int64), rows[:, 2].reshape(len(movies), len(tags))
+
+
+def _wrong_rating(rows: np.ndarray) -> np.ndarray:
+    return (rows[:, :2] < 1).any(1) | ~((rows[:, 2] >= 0.5) & (rows[:, 2] <= 5))
+
+
+def _wrong_score(rows: np.ndarray) -> np.ndarray:
+    return (rows[:, :2] < 1).any(1) | ~((rows[:, 2] >= 0) & (rows[:, 2] <= 1))
+
+
+def _rows(
+    place: Path, name: str, header: list[str], wrong: Callable[[np.ndarray], np.ndarray]
+) -> Float[np.ndarray, "n 3"]:
+    """The first three columns of a CSV file of numbers; `wrong` tells the rows that cannot be."""
+    blocks = []
+    with _open(place, name) as file:
+        first = file.readline().strip()
+        if first != ",".join(header):
+            raise UsageError(f"{place}: {name}, line 1 is {first[:80]!r}, not {','.join(header)!r}")
+        for begin in itertools.count(2, BLOCK):
+            lines = list(itertools.islice(file, BLOCK))
+            if not lines:
+                break
+            rows = _numbers(lines, len(header), wrong)
+            if rows is None:
+                bad = next(i for i, line in enumerate(lines) if _numbers([line], len(header), wrong) is None)
+                what = f"{lines[bad].strip()[:80]!r}, which is no {','.join(header)}"
+                raise UsageError(f"{place}: {name}, line {begin + bad} is {what}")
+            blocks.append(rows[:, :3].astype(np.float32))  # ids are far below 2^24
+    if not sum(map(len, blocks)):
+        raise UsageError(f"{place}: {name} holds no rows")
+    return np.concatenate(blocks)
+
+
+def _numbers(
+    lines: list[str], width: int, wrong: Callable[[np.ndarray], np.ndarray]
+) -> Float[np.ndarray, "n w"] | None:
+    """The rows that lines stand for (empty ones for none), or None where one cannot be."""
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return np.zeros((0, width))
+    try:
+        rows = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
+    except ValueError:
+        return None
+    return rows if rows.shape[1] == width and not wrong(rows).any() else None
+
+
+def _open(place: Path, name: str) -> IO[str]:
+    """A file of the archive, wherever in it it lies."""
+    if place.is_dir():
+        found = next(iter(sorted(place.rglob(name))), None)
+        if found is not None:
+            return found.open(encoding="utf-8", newline="")
+    else:
+        try:
+            archive = zipfile.ZipFile(place)
+        except (zipfile.BadZipFile, OSError) as problem:
+            raise UsageError(
+                f"{place} is neither a folder, a zip archive nor a fitted .npz: {problem}"
+            ) from problem
+        inside = next((n for n in archive.namelist() if n.rpartition("/")[2] == name), None)
+        if inside is not None:
+            return io.TextIOWrapper(archive.open(inside), encoding="utf-8", newline="")
+    raise UsageError(f"{place} holds no {name}: the archive MovieLens-25M (ml-25m.zip) does")
+
+
+def main(argv: list[str]) -> int:
+    """`python -m qscape.envs.movielens ARCHIVE OUT.npz`."""
+    if len(argv) != 2 or not argv[1].endswith(".npz"):
+        print("usage: python -m qscape.envs.movielens ml-25m.zip movielens.npz", file=sys.stderr)
+        return 2
+    try:
+        model = load(argv[0])
+    except QscapeError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    np.savez(argv[1], **dataclasses.asdict(model))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""Environments that show pictures, with the usual preprocessing: four grey frames of 84 × 84, uint8.
+
+Atari as in Mnih et al. (2015), with Gymnasium's own wrappers where it has them. Bytes stay bytes: dividing by
+255 is the network's business.
+"""
+
+import importlib.util
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import (
+    AtariPreprocessing,
+    FrameStackObservation,
+    GrayscaleObservation,
+    ResizeObservation,
+    TransformReward,
+)
+
+from qscape.errors import UsageError
+
+
+def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any) -> gym.Env:
+    """A game of `ALE/...`: up to 30 no-ops, each action for 4 frames, FIRE where the game waits for it.
+
+    Args:
+        training: a lost life ends the episode, and rewards are their signs. An evaluation counts whole games
+            and true scores.
+        sticky: probability that the machine repeats the last action (0.25 by default in ids v5).
+
+    Raises:
+        UsageError: OpenCV is missing.
+    """
+    _need_opencv(env_id, "atari")
+    env = gym.make(env_id, frameskip=1, repeat_action_probability=sticky, **args)
+    env = AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
+    if training:
+        env = LifeEnds(env)
+    if "FIRE" in env.unwrapped.get_action_meanings():  # pyright: ignore[reportAttributeAccessIssue]
+        env = FireFirst(env)
+    if training:
+        env = TransformReward(env, lambda reward: float(np.sign(float(reward))))
+    return FrameStackObservation(env, 4)
+
+
+def car_racing(env_id: str, continuous: bool = False, **args: Any) -> gym.Env:
+    """CarRacing, each action for 4 frames, rewards summed.
+
+    Raises:
+        UsageError: OpenCV is missing.
+    """
+    _need_opencv(env_id, "box2d")
+    env = Repeat(gym.make(env_id, continuous=continuous, **args), 4)
+    return FrameStackObservation(ResizeObservation(GrayscaleObservation(env), (84, 84)), 4)
+
+
+def _need_opencv(env_id: str, extra: str) -> None:
+    if importlib.util.find_spec("cv2") is None:
+        raise UsageError(f'the pictures of {env_id} need OpenCV: pip install "qscape[{extra}]"')
+
+
+class LifeEnds(gym.Wrapper):
+    """A lost life ends the episode; only a lost game begins a new one, else the game goes on."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.lives, self.over = 0, True
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.over = terminated or truncated
+        lives, self.lives = self.lives, info["lives"]
+        return observation, reward, terminated or 0 < self.lives < lives, truncated, info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        if self.over or seed is not None:
+            observation, info = self.env.reset(seed=seed, options=options)
+        else:
+            observation, _, terminated, truncated, info = self.env.step(0)
+            if terminated or truncated:
+                observation, info = self.env.reset(options=options)
+        self.over, self.lives = False, info["lives"]
+        return observation, info
+
+
+class FireFirst(gym.Wrapper):
+    """Presses FIRE after a reset, without which some games stand still."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.env.reset(seed=seed, options=options)
+        meanings = self.env.unwrapped.get_action_meanings()  # pyright: ignore[reportAttributeAccessIssue]
+        observation, _, terminated, truncated, info = self.env.step(meanings.index("FIRE"))
+        if terminated or truncated:
+            return self.env.reset(options=options)
+        return observation, info
+
+
+class Repeat(gym.Wrapper):
+    """Each action for `times` steps; rewards are summed, the last picture is shown."""
+
+    def __init__(self, env: gym.Env, times: int):
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, total, terminated, truncated, info = self.env.step(action)
+        for _ in range(self.times - 1):
+            if terminated or truncated:
+                break
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total = float(total) + float(reward)
+        return observation, total, terminated, truncated, info

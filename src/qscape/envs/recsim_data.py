@@ -1,0 +1,144 @@
+"""RecSim-Data: users and items fitted to MovieLens ratings, or a synthetic stand-in of the same kind.
+
+After the recommendation task on real data of SAVO (arXiv 2410.11833), which says of the user only that
+feedback is simulated from the data. Here a click has probability σ(b_0 + b_i + β⟨u, v_i⟩) and pays 5, so that
+the return of 20 recommendations is the click rate in percent; b_i is hidden from the agent.
+"""
+
+from functools import lru_cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Float, Int
+
+from qscape.envs.movielens import Model, load
+from qscape.envs.native import Face, Native, Outcome
+from qscape.envs.recsim import User
+from qscape.errors import UsageError
+from qscape.types import Key
+
+KEPT, PAY = 0.95, 5.0  # share of the taste that a click keeps; reward of a click
+
+
+class RecSimData(Native):
+    """Recommend movies; the observation is the user's unit vector u [d].
+
+    Attributes:
+        items: `[N, d]` vectors v_i, which are the action table.
+        bias: `[N]` popularity b_i.
+        users: `[M, d]` unit vectors of which an episode draws one; none: uniform on the sphere.
+        offset, strength: b_0 and β.
+    """
+
+    items: Float[Array, "N d"]
+    bias: Float[Array, " N"]
+    users: Float[Array, "M d"]
+    offset: Float[Array, ""]
+    strength: Float[Array, ""]
+    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
+
+    @classmethod
+    def fitted(cls, model: Model) -> "RecSimData":
+        """The task of a model fitted to ratings."""
+        return cls._of(model.items, model.bias, model.users, model.offset, model.strength)
+
+    @classmethod
+    def _of(
+        cls, items: np.ndarray, bias: np.ndarray, users: np.ndarray, offset: float, strength: float
+    ) -> "RecSimData":
+        def single(part: np.ndarray | float) -> Array:
+            return jnp.asarray(part, jnp.float32)
+
+        return cls(
+            items=single(items),
+            bias=single(bias),
+            users=single(users),
+            offset=single(offset),
+            strength=single(strength),
+        )
+
+    @classmethod
+    def synthetic(cls, items: int = 10_000, dims: int = 30) -> "RecSimData":
+        """The stand-in: item vectors around 30 random centres, popularity N(0, 0.3²), b_0 = -2.4, β = 3."""
+        if items < 2:
+            raise UsageError(f"items is {items}: there must be two at least to choose from")
+        random = np.random.default_rng(0)
+        centres = random.normal(0, 1 / np.sqrt(dims), (30, dims))
+        vectors = centres[np.arange(items) % 30] + random.normal(0, 0.35 / np.sqrt(dims), (items, dims))
+        return cls._of(vectors, random.normal(0, 0.3, items), np.zeros((0, dims)), -2.4, 3.0)
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        return spaces.Box(-1.0, 1.0, self.items.shape[1:], np.float32)
+
+    @property
+    def action_space(self) -> spaces.Discrete:
+        return spaces.Discrete(len(self.items))
+
+    @property
+    def action_table(self) -> Float[np.ndarray, "N d"]:
+        return np.asarray(self.items)
+
+    def reset(self, key: Key) -> tuple[User, Float[Array, " d"]]:
+        """One of the fitted users, or a random direction."""
+        if len(self.users):
+            taste = self.users[(len(self.users) * jax.random.uniform(key)).astype(jnp.int32)]
+        else:
+            taste = _unit(jax.random.normal(key, self.items.shape[1:]))
+        return User(taste, jnp.int32(0)), taste
+
+    def step(self, state: User, action: Int[Array, ""], key: Key) -> tuple[User, Outcome]:
+        """Recommends item `action`; a click turns the taste towards it: u ← unit(0.95 u + 0.05 v/‖v‖)."""
+        item = self.items[action]
+        click = jax.random.uniform(key) < jax.nn.sigmoid(self.logit(state.taste, action))
+        turned = _unit(KEPT * state.taste + (1 - KEPT) * _unit(item))
+        taste, steps = jnp.where(click, turned, state.taste), state.steps + 1
+        never = jnp.bool_(False)
+        return User(taste, steps), Outcome(taste, PAY * click, never, steps >= self.time_limit, never)
+
+    def logit(self, taste: Float[Array, " d"], action: Int[Array, ""] | slice) -> Array:
+        """b_0 + b_i + β⟨u, v_i⟩."""
+        return self.offset + self.bias[action] + self.strength * (self.items[action] @ taste)
+
+
+def _unit(vector: Array) -> Array:
+    return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
+
+
+def oracle(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:
+    """The myopic policy for `play` that also sees popularity, which the agent does not."""
+    return jnp.argmax(env.logit(observation, slice(None)))
+
+
+def popular(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:
+    """The policy for `play` that recommends the most popular item to everybody."""
+    return jnp.argmax(env.bias)
+
+
+_synthetic = lru_cache(maxsize=2)(RecSimData.synthetic)
+
+
+class RecSimDataEnv(Face):
+    """`recsim/Data-v0`: MovieLens-25M, from `path` (the archive, its folder, or a fitted `.npz`)."""
+
+    metadata = Face.metadata | {"render_modes": []}
+
+    def __init__(self, path: str = "", items: int = 10_000, render_mode: str | None = None):
+        if not path:
+            raise UsageError(
+                "recsim/Data-v0 needs the MovieLens-25M archive: --env-args path=ml-25m.zip; "
+                "without data there is recsim/DataSynthetic-v0"
+            )
+        super().__init__(RecSimData.fitted(load(path, items)), render_mode)
+
+
+class RecSimDataSyntheticEnv(Face):
+    """`recsim/DataSynthetic-v0`: the stand-in, no real data in it."""
+
+    metadata = Face.metadata | {"render_modes": []}
+
+    def __init__(self, items: int = 10_000, render_mode: str | None = None):
+        super().__init__(_synthetic(items), render_mode)
