@@ -46,7 +46,7 @@ def learning_curves(
     `references.published`, drawn apart up to our last step. `each`: thin lines for the runs instead of the
     band. `styles`: line properties by label.
     """
-    ax = ax or _figure().subplots()
+    ax = ax or new_figure().subplots()
     styles = styles or line_styles(rows["label"].tolist())
     (env,) = rows["env"].unique()
     grid = statistics.common_grid(rows)
@@ -58,10 +58,10 @@ def learning_curves(
             ax.plot(grid, values.T, color=style["color"], lw=0.8, alpha=0.45)
         elif n > 1:
             ax.fill_between(grid, found.low, found.high, color=style["color"], alpha=0.18, lw=0)
-        ax.plot(grid, found.value, label=_text(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
+        ax.plot(grid, found.value, label=wrapped(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
     if published is not None:
         _draw_published(ax, published, env, grid[-1])
-    _dress(ax, env, "environment steps", f"evaluation return (IQM{'' if each else ', 95% band'})")
+    dress(ax, env, "environment steps", f"evaluation return (IQM{'' if each else ', 95% band'})")
     ax.xaxis.set_major_formatter(_thousands())
     return ax
 
@@ -74,15 +74,15 @@ def profile(
     styles: Styles | None = None,
 ) -> "Axes":
     """Performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
-    ax = ax or _figure().subplots()
+    ax = ax or new_figure().subplots()
     styles = styles or line_styles(list(scores))
     values = np.concatenate([x.ravel() for x in scores.values()])
     taus = np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, 101)
     for label, x in scores.items():
         found = statistics.performance_profile(x, taus, reps)
-        ax.plot(taus, found.value, label=_text(label), **styles[label])
+        ax.plot(taus, found.value, label=wrapped(label), **styles[label])
         ax.fill_between(taus, found.low, found.high, color=styles[label]["color"], alpha=0.18, lw=0)
-    _dress(ax, "Performance profile", "normalised score τ (0: random policy)", "share of runs with score > τ")
+    dress(ax, "Performance profile", "normalised score τ (0: random policy)", "share of runs with score > τ")
     ax.set_ylim(-0.02, 1.02)
     return ax
 
@@ -101,7 +101,7 @@ def overview(
     columns = min(panels, 3)
     lines = -(-panels // columns)
     below = 0.4 * (rows["label"].nunique() + (0 if published is None else published["method"].nunique()))
-    figure = _figure((5.6 * columns, (4.2 + below) * lines))
+    figure = new_figure((5.6 * columns, (4.2 + below) * lines))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     styles = line_styles(rows["label"].tolist())
     for env, ax in zip(envs, axes, strict=False):
@@ -125,11 +125,11 @@ def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) 
         ax.plot(
             curve["step"], curve["iqm"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
             marker="o" if len(curve) == 1 else None, lw=1.4, zorder=1,
-            label=_text(f"{method}, published: {about['env']}, {how}"),
+            label=wrapped(f"{method}, published: {about['env']}, {how}"),
         )  # fmt: skip
 
 
-def _figure(size: tuple[float, float] = (6.4, 5.0)) -> "Figure":
+def new_figure(size: tuple[float, float] = (6.4, 5.0)) -> "Figure":
     """A figure apart from pyplot's state: no window, no backend chosen for others.
 
     Raises:
@@ -147,8 +147,9 @@ def _thousands() -> Any:
     return EngFormatter(sep="")
 
 
-def _dress(ax: "Axes", title: str, x: str, y: str) -> None:
-    ax.set_title(_text(title))
+def dress(ax: "Axes", title: str, x: str, y: str) -> None:
+    """Title, axes and a legend below, in the house's style."""
+    ax.set_title(wrapped(title))
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.3)
@@ -156,6 +157,6 @@ def _dress(ax: "Axes", title: str, x: str, y: str) -> None:
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
-def _text(text: str) -> str:
+def wrapped(text: str) -> str:
     """Long labels in lines; a dollar is no formula."""
     return textwrap.fill(text, 60).replace("$", r"\$")

@@ -19,6 +19,7 @@ with extra("Tables of runs"):
 MARKS = {"run.json", "evaluations.csv", "metrics.jsonl"}  # one of them makes a folder a run, or half of one
 
 MEANS = ("return", "length", "success")  # of the episodes of an evaluation
+COUNTS = ("step", "episode", "seconds")  # what else is there of every run; further columns are a probe's
 TYPES: dict[Hashable, Any] = {"step": "int64", **dict.fromkeys(MEANS, "float64")}
 
 Paths = str | Path | Iterable[str | Path]
@@ -31,7 +32,8 @@ def load_runs(runs: Paths) -> pd.DataFrame:
 
     Columns: run (folder), recipe, label, env, seed, step, policy ("current", or "kept" where checkpoints keep
     one), return, length and success (means over the episodes of one evaluation; success is NaN where the
-    environment reports none), episodes, budget (the steps the run was asked for).
+    environment reports none), the means of what probes measured, such as sm (NaN for runs without), episodes,
+    budget (the steps the run was asked for).
 
     Folders that are broken or half written are left out, with a Python warning that names each.
 
@@ -111,21 +113,22 @@ def _read(folder: Path) -> pd.DataFrame:
     sizes = rows.groupby(["step", "policy"])["return"].transform("size")
     if sizes.iloc[-1] < sizes.max():  # broken off in the middle of its last evaluation
         rows = rows.iloc[: -sizes.iloc[-1]]
+    probed = [name for name in rows.select_dtypes("number") if name not in (*MEANS, *COUNTS)]
     points = rows.groupby(["step", "policy"], as_index=False).agg(
-        **{name: (name, "mean") for name in MEANS},  # type: ignore[arg-type]
+        **{name: (name, "mean") for name in (*MEANS, *probed)},  # type: ignore[arg-type]
         episodes=("return", "size"),
     )
     head: dict[str, Any] = {
         "run": str(folder),
         "recipe": record["recipe"],
         "label": str(record.get("label") or record["recipe"]),
-        "env": _env(record),
+        "env": environment(record),
         "seed": int(record["seed"]),
     }
     return pd.DataFrame(head, index=points.index).join(points).assign(budget=int(record["steps"]))
 
 
-def _env(record: dict[str, Any]) -> str:
+def environment(record: dict[str, Any]) -> str:
     """The environment's id with the arguments it was made with: other arguments are another task."""
     args = record.get("env_args") or {}
     said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))

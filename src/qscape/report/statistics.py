@@ -173,14 +173,16 @@ def on_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
     return np.stack(lines)
 
 
-def curve(values: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
+def curve(
+    values: np.ndarray, reps: int = 2000, seed: int = 0, of: Callable[[np.ndarray], Any] = interquartile_mean
+) -> Estimate:
     """Interquartile mean [G] over runs of values [R, G], each column for itself, with its interval.
 
-    NaN where a run has no value. `reps` 0: no interval.
+    NaN where a run has no value. `reps` 0: no interval. `of`: another statistic over the first axis.
     """
     whole = ~np.isnan(values).any(axis=0)
     parts = np.full((3, values.shape[1]), np.nan)
     if whole.any():
-        found = _interval([values[:, whole]], interquartile_mean, reps, seed)
+        found = _interval([values[:, whole]], of, reps, seed)
         parts[:, whole] = found
     return Estimate(*parts)

@@ -51,7 +51,7 @@ def compare(
     found = references.published(reference)
     rows, notes = _fair(statistics.of_policy(runs, policy), unequal)
     scores = {"final": statistics.final_scores(rows, final), "best": statistics.best_scores(rows)}
-    notes += _few_seeds(scores["final"])
+    notes += few_seeds(scores["final"])
     of = "best" if best else "final"
     normalised = references.normalise(scores[of], normalise)
     matrices: dict[str, np.ndarray] = {}
@@ -106,7 +106,8 @@ def _fair(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
     return rows[rows["run"].isin(runs["run"])], notes
 
 
-def _few_seeds(scores: pd.DataFrame) -> list[str]:
+def few_seeds(scores: pd.DataFrame) -> list[str]:
+    """A sentence for each environment with too few seeds; `scores` has a row (env, label) for each run."""
     counts = scores.groupby(["env", "label"], as_index=False).size()
     few = counts[counts["size"] < FEW_SEEDS]
     notes = []

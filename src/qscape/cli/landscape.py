@@ -1,0 +1,115 @@
+"""`qscape landscape RUN`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qscape.cli import options
+from qscape.cli.compare import save_figure, save_text
+from qscape.cli.running import plain_console, table
+from qscape.types import setting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape landscape`."""
+
+    state_from: tuple[str, ...] = setting(
+        (), "EPISODE:STEP of the states to draw; none: those with the median, the 90% and the largest gap."
+    )
+    plane: str | None = setting(
+        None,
+        "pca (of the actions taken), proposals, random, or dimensions I,J or I; none: fitting the agent.",
+    )
+    states: int = setting(100, "Visited states that are summed up.")
+    q: Literal["objective", "first", "min", "mean"] = setting(
+        "objective", "Which of the critics: what the actor climbs, the first, the least or the mean."
+    )
+    grid: int | None = setting(
+        None, "Points along each axis of the picture; none: 2001 on a line, 101 on a plane."
+    )
+    episodes: int = setting(10, "Episodes whose states are visited.")
+    seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
+    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    png: str | None = setting(
+        None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/landscape.png."
+    )
+    json: str | None = setting(None, "All that was found; none: RUN/inspect/landscape.json.")
+
+
+def main(argv: list[str]) -> int:
+    """Measure how far a run's actions lie below the best ones its Q knows, and draw Q around them."""
+    path, rest = options.positional(argv, "RUN", "qscape landscape")
+    given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
+
+    from qscape.inspect import store
+    from qscape.inspect.landscape import jsonable, measure
+    from qscape.inspect.subject import of_run
+    from qscape.report.landscapes import page
+    from qscape.run.folder import one_run
+
+    folder = one_run(Path(path))
+    found = measure(
+        of_run(folder, given.current),
+        given.states,
+        given.state_from,
+        given.plane,
+        q=given.q,
+        points=given.grid,
+        episodes=given.episodes,
+        seed=given.seed,
+    )
+    console = plain_console()
+    show(console, found)
+    plain = jsonable(found)
+    if given.json:
+        save_text(store.to_json(plain), given.json)
+    written = [given.json or str(store.write(folder, "landscape", plain))]
+    written.append(given.png or str(folder / "inspect" / "landscape.png"))
+    save_figure(page(found["landscapes"]), written[-1])
+    for file in written:
+        console.print(f"written: {file}", soft_wrap=True)
+    return 0
+
+
+def show(console: "Console", found: dict[str, Any]) -> None:
+    """Print the gaps of the action and of each proposal, and the local optima."""
+    summary = found["summary"]
+    several = len(summary["proposals"]) > 1
+    lines = {"action" if not several else "chosen action": summary["action"]}
+    if several:
+        lines |= {f"proposal {k}": proposal for k, proposal in enumerate(summary["proposals"])}
+    columns = ["", "mean gap", *list(SPREAD.values())[1:], "mean share", "90%"]
+    rows = [
+        [
+            name,
+            *(_number(said["gap"][key]) for key in SPREAD),
+            _percent(said["share"]["mean"]),
+            _percent(said["share"]["p90"]),
+        ]
+        for name, said in lines.items()
+    ]
+    console.print(f"{found['label']} on {found['env']}, step {found['step']:,}", soft_wrap=True)
+    console.print(table("gap: best Q found minus Q; share: of Q's range", columns, rows))
+    if optima := summary["optima"]:
+        console.print(
+            f"local optima: {optima['mean']:.2f} on average, {optima['max']:.0f} at most, several in "
+            f"{_percent(summary['several'])} of {summary['states']} states",
+            soft_wrap=True,
+        )
+    if rank := summary["rank"]:
+        console.print(f"rank of the action: {rank['p50']:,.0f} at the median, {rank['p90']:,.0f} at 90%")
+
+
+SPREAD = {"mean": "mean", "p50": "median", "p90": "90%", "max": "max"}
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _number(x: float) -> str:
+    return f"{x:,.4g}"

@@ -1,0 +1,164 @@
+"""`qscape smoothness RUN...`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from qscape.cli import options
+from qscape.cli.compare import save_figure, save_text
+from qscape.cli.running import plain_console, table
+from qscape.errors import RunError, UsageError
+from qscape.types import setting
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMS = {
+    "geometry": "",
+    "geometry_environment_units": ", fed actions in the environment's units as the paper's authors do",
+}
+GEOMETRY = {
+    "mixed_norm_sup": "sup ‖H_sa‖",
+    "mixed_norm_mean": "mean ‖H_sa‖",
+    "negative_definite": "H_aa neg. definite",
+    "trace_concave": "tr H_aa < -1",
+    "gradient_cosine": "gradient cosine",
+    "gradient_flips": "gradient flips",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape smoothness`."""
+
+    episodes: int = setting(10, "Episodes for each run, with the deterministic policy.")
+    seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
+    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    robustness: bool = setting(False, "Also add noise to the observations that the policy sees.")
+    sigmas: tuple[float, ...] = setting(
+        (0.01, 0.05, 0.1), "Strengths of that noise, in standard deviations of the first run's observations."
+    )
+    noise_episodes: int = setting(20, "Episodes for each strength of the noise.")
+    json: str | None = setting(None, "Write all that was found as JSON.")
+    png: str | None = setting(None, "Draw actions and their spectra; the ending chooses png, svg or pdf.")
+    reps: int = setting(2000, "Bootstrap resamples of the intervals.")
+
+
+def main(argv: list[str]) -> int:
+    """Measure how smooth the actions of runs are, and what their Q looks like around these actions."""
+    from qscape.inspect import store
+    from qscape.report import smoothness as report
+
+    paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
+    given: Any = options.parse(options.flags_of(Options()), rest, "qscape smoothness RUN...")
+    for name in ("episodes", "noise_episodes", "reps"):
+        if getattr(given, name) < 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is {getattr(given, name)}; it must be at least 1.")
+    records, notes = measured(paths, given)
+    of_runs, noisy = report.summary(records, given.reps), report.under_noise(records, given.reps)
+    notes += report.notes(records)
+    console = plain_console()
+    show(console, of_runs, noisy, notes)
+    if given.json:
+        tables = {"summary": of_runs.to_dict("records"), "under_noise": noisy.to_dict("records")}
+        save_text(store.to_json({"runs": records, **tables, "notes": notes}), given.json)
+    if given.png:
+        save_figure(report.figure(records), given.png)
+    written = [f"{record['name']}/inspect/smoothness.json" for record in records]
+    for file in (*written, given.json, given.png):
+        if file:
+            console.print(f"written: {file}", soft_wrap=True)
+    return 0
+
+
+def measured(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """A record of every run at the paths, written into its folder as well; and what was left out.
+
+    Raises:
+        UsageError: there is no run. RunError: none of them has a save.
+    """
+    from qscape.inspect import smoothness, store
+    from qscape.inspect.subject import of_run
+    from qscape.report import runs
+
+    records, skipped, scales = [], [], {}
+    for folder in runs.find_runs(paths):
+        try:
+            subject = of_run(folder, given.current)
+        except RunError as problem:
+            skipped.append(f"left out: {problem}")
+            continue
+        found = smoothness.measure(subject, given.episodes, given.seed)
+        if given.robustness:  # the scale is that of the first run in its environment: name the base first
+            env = runs.environment(found)
+            if env not in scales:
+                scale = smoothness.observation_scale(subject, given.noise_episodes, given.seed)
+                scales[env] = {"scale_from": subject.name, "scale": scale.tolist()}
+            sigma = smoothness.robustness(
+                subject, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
+            )
+            found["robustness"] = {**scales[env], "sigma": sigma}
+        store.write(folder, "smoothness", found)
+        records.append(found)
+    if not records:
+        raise RunError(skipped[0].removeprefix("left out: "))
+    return records, skipped
+
+
+def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]) -> None:
+    """Print, for each environment, how smooth actions are, the geometry of Q and what noise does."""
+    if not console.is_terminal:
+        console.width = 170  # tables in a file or a pipe need not fold as on a narrow screen
+    for env, rows in of_runs.groupby("env", sort=False):
+        head = ["label", "policy", "seeds", "steps"]
+        names = ["return", "sm", "action_change", "oscillation"]
+        lines = [
+            [row["label"], row["policy"], str(row["seeds"]), f"{row['steps']:,}",
+             *(_estimate(row, name) for name in names),
+             f"{_number(row['sm_mean'])} ± {_number(row['sm_std'])}"]
+            for row in rows.to_dict("records")
+        ]  # fmt: skip
+        titles = [f"{name.replace('_', ' ')} [95%]" for name in names]
+        _print(
+            console, f"{env}: smoothness of actions", [*head, *titles, "sm, mean ± std of episodes"], lines
+        )
+        for form, said in FORMS.items():
+            _print_geometry(console, f"{env}: Q along the rollouts{said}", form, rows)
+        if len(noisy):
+            lines = [
+                [row["label"], f"{row['sigma']:g}", *(_estimate(row, name) for name in names)]
+                for row in noisy[noisy["env"] == env].to_dict("records")
+            ]
+            _print(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
+    for note in notes:
+        console.print(note, style="yellow", soft_wrap=True)
+
+
+def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame") -> None:
+    lines = [
+        [row["label"], *(_estimate(row, f"{form}.{name}") for name in GEOMETRY)]
+        for row in rows.to_dict("records")
+        if row[f"{form}.gradient_flips"] == row[f"{form}.gradient_flips"]  # NaN: a run without a Q
+    ]
+    if lines:
+        _print(console, title, ["label", *GEOMETRY.values()], lines)
+
+
+def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    console.print(table(title, columns, rows))
+    console.print()
+
+
+def _estimate(row: Mapping[Any, Any], name: str) -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    said = _number(value)
+    return said if low != low else f"{said} [{_number(low)}, {_number(high)}]"
+
+
+def _number(x: float) -> str:
+    """Three digits that count, and no powers of ten."""
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 1e-4 or x == 0 else f"{x:.1e}"

@@ -1,0 +1,292 @@
+"""The landscape Q(s, ·) at one state: on a line or plane through action space, or over an action table."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from qscape.errors import UsageError
+from qscape.inspect.planes import check_plane, plane_of
+from qscape.inspect.subject import Subject, of_run
+from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which, picked, summary
+from qscape.offpolicy.state import Acting
+from qscape.ops import landscape as ops
+from qscape.run.evaluation import SEED, Rollout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ARROWS = 17  # of the gradient field along each axis
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Landscape:
+    """Q at one state, on a line or plane through action space or over an action table. Actions in [-1, 1].
+
+    Attributes:
+        title: whose it is. `place`: "EPISODE:STEP" of the state, or "" for an observation of one's own.
+        kind: "line", "plane" or "table".
+        plane: the line or plane; of a table that of its principal components.
+        grid: coordinates along each axis of the plane; of a table those of its N entries.
+        q: `[n]`, `[n, m]` (NaN outside the action box) or `[N]`.
+        arrows: `[K, 4]` of a plane, coordinates and ∇ₐQ in the plane; else `[0, 4]`.
+        optima: `[P, d]` coordinates of local optima on the plane (of a table: in its graph), highest first,
+            `optima_q` and `prominence` `[P]`.
+        survey: the state's row of `Survey`: proposals, action, best, and Q there.
+    """
+
+    title: str
+    place: str
+    kind: str
+    plane: ops.Plane
+    grid: tuple[Float[np.ndarray, " n"], ...]
+    q: Float[np.ndarray, "..."]
+    arrows: Float[np.ndarray, "K 4"]
+    optima: Float[np.ndarray, "P d"]
+    optima_q: Float[np.ndarray, " P"]
+    prominence: Float[np.ndarray, " P"]
+    survey: Survey
+
+    @property
+    def gap(self) -> float:
+        """Optimality gap of the action, in units of Q."""
+        return float(self.survey.gap[0])
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw it; gives the axes back."""
+        from qscape.report.landscapes import draw
+
+        return draw(self.to_dict(), ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as arrays and words, as it is drawn and stored.
+
+        A table of more than 20,000 entries is thinned, evenly over its order by Q; `entries` says how many
+        there are.
+        """
+        survey = {k: v[0] for k, v in self.survey._asdict().items()}
+        survey |= {"gaps": self.survey.gaps[0], "gap": self.survey.gap[0]}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.kind == "table" and len(self.q) > LARGEST_GRAPH:
+            kept = np.argsort(self.q)[np.linspace(0, len(self.q) - 1, LARGEST_GRAPH).astype(int)]
+            fields |= {"q": self.q[kept], "grid": tuple(axis[kept] for axis in self.grid)}
+        return fields | {"plane": self.plane._asdict(), "survey": survey, "entries": self.q.size}
+
+
+class HasSubject(Protocol):
+    """What can be looked at, such as a `qs.Model`."""
+
+    @property
+    def subject(self) -> Subject: ...
+
+
+def landscape(
+    subject: "Subject | HasSubject | str | Path",
+    state: Float[np.ndarray, " S"] | str,
+    plane: str | None = None,
+    *,
+    q: Which = "objective",
+    points: int | None = None,
+    taken: Float[np.ndarray, "T A"] | None = None,
+    surveyor: Surveyor | None = None,
+) -> Landscape:
+    """Q at one state on a line or plane through the agent's action.
+
+    Args:
+        subject: a run folder, a `qs.Model`, or an agent in memory (`inspect.subject.of_state`).
+        state: a raw observation, or "EPISODE:STEP" of an evaluation.
+        plane: "I" or "I,J" dimensions of the action; "pca" of the actions taken; "proposals" through the
+            proposals and the best action found; "random". None: all of the action space where it has one or
+            two dimensions, else "proposals".
+        points: along each axis; None: 2001 on a line, 101 on a plane.
+        taken: actions for "pca"; None: those of one evaluation episode.
+        surveyor: one that was made before, to save compilation.
+
+    Raises:
+        UsageError: an agent without Q, a plane that cannot be, a state the episode does not have.
+    """
+    if not isinstance(subject, Subject):
+        subject = of_run(subject) if isinstance(subject, str | Path) else subject.subject
+    _check(subject, plane, points)
+    place = state if isinstance(state, str) else ""
+    if isinstance(state, str):
+        episode, step = parse_state(state)
+        state = visited(subject.rollouts(episode + 1), episode, step)
+    if plane == "pca" and taken is None:
+        taken = subject.rollouts(1)[0].action
+    surveyor = surveyor or Surveyor(subject.agent, q)
+    obs = np.asarray(state, np.float32)
+    spot = Spot(
+        surveyor, subject.acting, obs, surveyor(subject.acting, obs[None]), subject.agent.recipe, place
+    )
+    return spot.look(plane, taken, points)
+
+
+def measure(
+    subject: Subject,
+    states: int = 100,
+    at: Sequence[str] = (),
+    plane: str | None = None,
+    *,
+    q: Which = "objective",
+    points: int | None = None,
+    episodes: int = 10,
+    seed: int = SEED,
+) -> dict[str, Any]:
+    """What `qscape landscape` shows: many states summed up, and a few looked at.
+
+    Args:
+        states: visited states that are summed up, evenly over the episodes.
+        at: "EPISODE:STEP" of those that are looked at; empty: of the former those with the median, the 90%
+            and the largest gap, as a share of Q's range.
+
+    Keys: what was measured (name, label, env, step, policy, eval_seed, q); `summary` (see `survey.summary`);
+    for each of the states its `place` [episode, step], the `gaps` of its proposals, the `gap` and `gap_share`
+    of its action, its `optima`; `landscapes`: of those looked at (see `Landscape`).
+
+    Raises:
+        UsageError: an agent without Q, a plane that cannot be, a state the episode does not have, no states.
+    """
+    _check(subject, plane, points)
+    for flag, number in (("states", states), ("episodes", episodes)):
+        if number < 1:
+            raise UsageError(f"--{flag} is {number}; it must be at least 1.")
+    wanted = [parse_state(state) for state in at]
+    done = subject.rollouts(max([episodes, *(episode + 1 for episode, _ in wanted)]), seed)
+    looked = [visited(done, *place) for place in wanted]  # refuses before the long search
+    places, obs = picked(done[:episodes], states)
+    surveyor, n = Surveyor(subject.agent, q), len(places)
+    whole = surveyor(subject.acting, np.stack([*obs, *looked]))  # one call: one program to compile
+    survey = whole.rows(0, n)
+    share = survey.share(survey.gap)
+    row = {n + k: place for k, place in enumerate(wanted)}
+    if not wanted:
+        middle_to_worst = np.argsort(share, kind="stable")[[(n - 1) // 2, int(0.9 * (n - 1)), n - 1]]
+        row = {k: places[k] for k in middle_to_worst.tolist()}
+    label, env = subject.record.get("label", subject.agent.recipe), subject.record.get("env", "")
+    title = f"{label} on {env}, step {subject.step:,}"
+    taken = np.concatenate([rollout.action for rollout in done])
+    landscapes = []
+    for k, (episode, step) in row.items():
+        here, place = done[episode].observation[step], f"{episode}:{step}"
+        spot = Spot(surveyor, subject.acting, here, whole.rows(k, k + 1), title, place)
+        landscapes.append(spot.look(plane, taken, points).to_dict())
+    return {
+        "name": subject.name,
+        "label": label,
+        "env": env,
+        "step": subject.step,
+        "policy": subject.policy,
+        "eval_seed": seed,
+        "q": surveyor.base.actor_objective,
+        "summary": summary(survey),
+        "place": places,
+        "gaps": survey.gaps,
+        "gap": survey.gap,
+        "gap_share": share,
+        "optima": survey.optima,
+        "landscapes": landscapes,
+    }
+
+
+def _check(subject: Subject, plane: str | None, points: int | None) -> None:
+    subject.need_q("a landscape")
+    check_plane(plane, subject)
+    if points is not None and points < 2:
+        raise UsageError(f"--grid is {points}; it must be at least 2.")
+
+
+def jsonable(found: Any) -> Any:
+    """Arrays as nested lists, numbers to six digits."""
+    if isinstance(found, dict):
+        return {key: jsonable(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [jsonable(value) for value in found]
+    if isinstance(found, np.ndarray | np.generic):
+        return jsonable(found.tolist())
+    return float(f"{found:.6g}") if isinstance(found, float) else found
+
+
+class Spot(NamedTuple):
+    """One state, surveyed, about to be looked at."""
+
+    surveyor: Surveyor
+    acting: Acting
+    obs: Float[np.ndarray, " S"]
+    survey: Survey  # of this one state
+    title: str
+    place: str
+
+    def look(self, plane: str | None, taken: np.ndarray | None, points: int | None = None) -> Landscape:
+        """Q on the line or plane that is asked for, or over the table."""
+        if self.surveyor.table is not None:
+            return self.table()
+        return self.plane(plane_of(plane, self.survey, taken), points)
+
+    def plane(self, plane: ops.Plane, points: int | None = None) -> Landscape:
+        """Q on a line or plane."""
+        d = len(plane.axes)
+        grid = plane.grid(points or (LINE if d == 1 else PLANE))
+        at = plane.at(np.stack(np.meshgrid(*grid, indexing="ij"), -1))
+        inside = (np.abs(at) <= 1 + 1e-6).all(-1)
+        q = np.where(inside, self.surveyor.q(self.acting, self.obs, at.clip(-1, 1)), np.nan)
+        found = ops.peaks(q.ravel(), ops.grid_edges(q.shape)).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
+        where = [axis[i] for axis, i in zip(grid, np.unravel_index(found.node, q.shape), strict=True)]
+        return Landscape(
+            self.title, self.place, "line" if d == 1 else "plane", plane, tuple(grid), q, self.arrows(plane),
+            np.stack(where, -1), q.ravel()[found.node], found.prominence, self.survey,
+        )  # fmt: skip
+
+    def arrows(self, plane: ops.Plane) -> Float[np.ndarray, "K 4"]:
+        """The gradient field on a plane, at the middles of a coarse grid."""
+        if len(plane.axes) == 1:
+            return np.zeros((0, 4))
+        edges = plane.grid(ARROWS + 1)
+        at = np.stack(np.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges), indexing="ij"), -1).reshape(-1, 2)
+        at = at[(np.abs(plane.at(at)) <= 1).all(-1)]
+        slope = self.surveyor.slope(self.acting, self.obs, plane.at(at))
+        return np.concatenate([at, slope @ plane.axes.T], 1)
+
+    def table(self) -> Landscape:
+        """Q over an action table, laid out on its first two principal components."""
+        rows = np.asarray(self.surveyor.table)
+        d = min(2, rows.shape[1])
+        names = tuple(f"principal component {k + 1} of the table" for k in range(d))
+        plane = ops.Plane(rows.mean(0), ops.principal(rows, d), names)
+        q, grid = self.surveyor.q(self.acting, self.obs, rows), plane.coordinates(rows)
+        edges = self.surveyor.edges
+        none = ops.Peaks(np.zeros(0, int), np.zeros(0))
+        found = none if edges is None else ops.peaks(q, edges).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
+        return Landscape(
+            self.title, self.place, "table", plane, tuple(grid.T), q, np.zeros((0, 4)),
+            grid[found.node], q[found.node], found.prominence, self.survey,
+        )  # fmt: skip
+
+
+def parse_state(state: str) -> tuple[int, int]:
+    """Episode and step of "EPISODE:STEP", both from 0.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    episode, sign, step = state.partition(":")
+    if not (sign and episode.isdecimal() and step.isdecimal()):
+        raise UsageError(f"--state-from {state} is no EPISODE:STEP, like 0:50 (both from 0).")
+    return int(episode), int(step)
+
+
+def visited(episodes: Sequence[Rollout], episode: int, step: int) -> Float[np.ndarray, " S"]:
+    """The observation at a step of an episode.
+
+    Raises:
+        UsageError: the episode does not have it.
+    """
+    rows = episodes[episode].observation
+    if step >= len(rows):
+        raise UsageError(
+            f"--state-from {episode}:{step}: episode {episode} has {len(rows)} steps, 0 to {len(rows) - 1}."
+        )
+    return rows[step]

@@ -1,0 +1,59 @@
+"""Which line or plane through action space is looked at."""
+
+import numpy as np
+from jaxtyping import Float
+
+from qscape.errors import UsageError
+from qscape.inspect.subject import Subject
+from qscape.inspect.survey import Survey
+from qscape.ops import landscape as ops
+
+PLANES = ("pca", "proposals", "random")
+
+
+def check_plane(plane: str | None, subject: Subject) -> None:
+    """Refuse a plane that cannot be, before anything is computed.
+
+    Raises:
+        UsageError: it is none, or none in these dimensions, or the actions are a table's.
+    """
+    task, size = subject.agent.task, subject.agent.task.action_size
+    if plane is None:
+        return
+    if task.table is not None:
+        raise UsageError(
+            f"--plane {plane}: {subject.name} chooses one of {len(task.table):,} actions, and all of them "
+            "are looked at; leave --plane out."
+        )
+    dims = plane.split(",")
+    named = plane in PLANES
+    if not named and not (len(dims) <= 2 and all(d.strip().isdecimal() for d in dims)):
+        raise UsageError(f"--plane {plane} is none; there are {', '.join(PLANES)}, and I,J or I: dimensions.")
+    if size == 1 and (named or len(dims) == 2):
+        raise UsageError(
+            f"--plane {plane}: the actions of {subject.name} have one dimension; "
+            "leave --plane out to see Q along it."
+        )
+    if not named and (max(map(int, dims)) >= size or len(set(map(int, dims))) < len(dims)):
+        raise UsageError(f"--plane {plane}: the action has dimensions 0 to {size - 1}; name each once.")
+
+
+def plane_of(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"] | None) -> ops.Plane:
+    """The line or plane called `plane`, through the action of a surveyed state; see `landscape.landscape`."""
+    action = survey.action[0]
+    size = len(action)
+    plane = plane or ("0" if size == 1 else "0,1" if size == 2 else "proposals")
+    if plane == "pca":
+        axes = ops.principal(np.asarray(taken), 2)
+        return ops.Plane(action, axes, tuple(f"principal component {k} of the actions" for k in (1, 2)))
+    if plane == "random":
+        axes = ops.spanned(np.random.default_rng(0).normal(size=(3, size)), 2)
+        return ops.Plane(action, axes, ("random direction 1", "random direction 2"))
+    if plane == "proposals":
+        points = np.concatenate([survey.proposals[0], survey.best])
+        names = ("from the first proposal to the next", "at a right angle to it")
+        return ops.Plane(points[0], ops.spanned(points, 2), names)
+    dims = [int(d) for d in plane.split(",")]
+    origin = action.copy()
+    origin[dims] = 0.0
+    return ops.Plane(origin, np.eye(size)[dims], tuple(f"action dimension {k}" for k in dims))

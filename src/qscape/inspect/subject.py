@@ -1,0 +1,195 @@
+"""A trained agent as a thing to look at: its policy, its Q and its episodes, of a run folder or in memory."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qscape.envs import Edge
+from qscape.envs import make as make_edge
+from qscape.errors import UsageError
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.sockets import Own, bind_critics
+from qscape.offpolicy.state import Acting
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.run.evaluation import SEED, Rollout, Sense, rollouts
+from qscape.run.folder import read_record
+from qscape.run.policy import load_policy, programs_of
+from qscape.run.programs import Acts, evaluation_key
+from qscape.run.training import use_compilation_cache
+from qscape.types import QFn
+
+SIDE_BY_SIDE = 10  # episodes run at a time, as in evaluations
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """An agent with what it has learned and the environment it acts in. Made by `of_run` or `of_state`.
+
+    Attributes:
+        name: what to call it: its run folder, or its recipe.
+        agent: bound to its task, `agent.task`.
+        acting: all that acting needs, the critics included: of the kept policy where a schedule keeps one.
+        make: `make(envs=1, seed=0, **env_args)` gives a fresh `Edge`.
+        step: environment steps it was trained for.
+        policy: "kept" or "current".
+        record: of a run its `run.json`, else empty.
+    """
+
+    name: str
+    agent: Any
+    acting: Any
+    make: Callable[..., Edge]
+    step: int = 0
+    policy: str = "current"
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def programs(self) -> Acts:
+        """The compiled programs to act with."""
+        return programs_of(self.agent)
+
+    def act(self, obs: Float[Array, "N S"]) -> Float[Array, "N A"]:
+        """Deterministic actions in [-1, 1] for raw observations, each as if first in its episode."""
+        n = len(obs)
+        memory, first = self.programs.memory(n), np.ones(n, bool)
+        action, _, _ = self.programs.act(
+            self.acting, memory, obs, first, np.int32(0), evaluation_key(), mode="evaluate"
+        )
+        return action
+
+    @property
+    def q(self) -> QFn | None:
+        """(raw observations [N, S], actions [N, A] in [-1, 1]) -> a list of heads [N]; None: it has no Q.
+
+        To be differentiated and compiled at will. `values` is the same with the networks as an argument,
+        so that a program compiled once serves other seeds and later states of training.
+        """
+        return partial(values, self.agent, self.acting) if has_q(self.acting) else None
+
+    def need_q(self, what: str) -> QFn:
+        """The Q.
+
+        Raises:
+            UsageError: it has none; `what` could not be measured.
+        """
+        if self.q is None:
+            raise UsageError(
+                f"{self.name} has no Q(s, a), which {what} needs; look at an agent with critics."
+            )
+        return self.q
+
+    def units(self, action: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "n A"]:
+        """Actions in the environment's units; those of an action table stay as they are."""
+        return in_units(self.agent, action)
+
+    def rollouts(
+        self, episodes: int = 10, seed: int = SEED, noise: "Noise | None" = None, **env_args: Any
+    ) -> list[Rollout]:
+        """Whole episodes with the deterministic policy: those of `qscape evaluate` with the same seed.
+
+        `noise`: what disturbs the observations that the policy sees.
+
+        Raises:
+            UsageError: no episode is asked for.
+        """
+        if episodes < 1:
+            raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+        edge = self.make(envs=min(episodes, SIDE_BY_SIDE), seed=seed, **env_args)
+        try:
+            sense = None if noise is None else noise.sense(edge, seed)
+            return rollouts(self.programs, self.acting, edge, episodes, seed, sense)
+        finally:
+            edge.close()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """Uniform noise on observations: the policy sees clip(s + u ⊙ scale), u ~ U(-sigma, sigma), fresh for
+    each step and dimension; clipped to the bounds of the observation space (the PAVE paper's protocol)."""
+
+    sigma: float
+    scale: Float[np.ndarray, " S"]
+
+    def sense(self, edge: Edge, seed: int) -> Sense:
+        """The noise as it falls on the observations of an edge."""
+        rng, (low, high) = np.random.default_rng(seed), edge.observation_bounds
+
+        def disturbed(obs: np.ndarray) -> np.ndarray:
+            u = rng.uniform(-self.sigma, self.sigma, obs.shape)
+            return np.clip(obs + u * self.scale, low, high).astype(np.float32)
+
+        return disturbed
+
+
+def of_run(folder: Path | str, current: bool = False) -> Subject:
+    """The policy of a run's newest save: the kept one where the schedule keeps one, unless `current`.
+
+    Raises:
+        RunError: it is no run, or has no readable save.
+    """
+    use_compilation_cache()
+    folder = Path(folder)
+    record = read_record(folder)
+    loaded = load_policy(folder, current=current)
+    loaded.edge.close()
+
+    agent = loaded.programs.agent
+
+    def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
+        args = {**record["env_args"], **more}
+        return make_edge(record["env"], envs, args, seed=seed, by_index=isinstance(agent, OnPolicyAgent))
+
+    return Subject(str(folder), agent, loaded.acting, make, loaded.step, loaded.policy, record)
+
+
+def of_state(
+    agent: Any, state: Any, env: str | Callable[..., Any], step: int = 0, **env_args: Any
+) -> Subject:
+    """An agent in memory: its state (or acting state) and the id or the maker of its environment.
+
+    Raises:
+        UsageError: there is no such environment, or the agent does not fit it.
+    """
+
+    def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
+        return make_edge(
+            env, envs, {**env_args, **more}, seed=seed, by_index=isinstance(agent, OnPolicyAgent)
+        )
+
+    if agent.spec is None:
+        edge = make()
+        agent = agent.on(edge.spec)
+        edge.close()
+    acting = agent.acting(state) if hasattr(state, "optimisers") else state
+    return Subject(agent.recipe, agent, acting, make, step)
+
+
+def has_q(acting: Any) -> bool:
+    """Does an acting state hold critics of observation and action?"""
+    return bool(getattr(acting, "critics", None))
+
+
+def values(
+    agent: Agent, acting: Acting, obs: Float[Array, "N S"], action: Float[Array, "N A"]
+) -> list[Float[Array, " N"]]:
+    """Heads of the online critics at raw observations and actions in [-1, 1], on acting's own view."""
+    rep = agent.representation
+    obs = agent.normaliser.apply(acting.own.get(agent.normaliser.name, Own()), jnp.asarray(obs))
+    view = rep.view(acting.own.get(rep.name, Own()), "fixed")
+    return bind_critics(rep, view, acting.critics)(obs, jnp.asarray(action))
+
+
+def in_units(agent: Any, action: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "n A"]:
+    """Actions in [-1, 1] in the environment's units, what lies beyond the box at its bound, as it gets them;
+    those of an action table stay as they are."""
+    low, high = agent.task.low, agent.task.high
+    if low is None or high is None:
+        return np.asarray(action, float)
+    low, high = low.astype(float), high.astype(float)
+    return low + (np.clip(action, -1, 1).astype(float) + 1) / 2 * (high - low)

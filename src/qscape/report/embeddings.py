@@ -1,0 +1,88 @@
+"""Pictures of a learned geometry, from what `qscape embedding` found or RUN/inspect/embedding.json holds."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qscape.report import extra
+from qscape.report.figures import COLOURS, new_figure
+
+with extra("Pictures"):
+    import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE = COLOURS[0], COLOURS[1]
+SHADES = "viridis"  # in order also for colour-blind eyes, and in grey
+
+
+def page(found: Mapping[str, Any]) -> "Figure":
+    """All three pictures side by side."""
+    figure = new_figure((16.5, 5.0))
+    similarity, projection, kernel = figure.subplots(1, 3)
+    draw_similarity(found, similarity)
+    draw_actions(found, projection)
+    draw_kernel(found, kernel)
+    figure.suptitle(f"{found['label']} on {found['env']}, step {found['step']:,}", fontsize=11)
+    return figure
+
+
+def draw_similarity(found: Mapping[str, Any], ax: "Axes") -> "Axes":
+    """Cosine of two pairs against their difference of value, beside what the values alone ask for."""
+    gap, cosine = (np.asarray(found["pairs"][k], float) for k in ("difference", "cosine"))
+    ax.scatter(
+        gap, cosine, s=6, alpha=0.25, color=BLUE, lw=0, label="pairs of state and action", rasterized=True
+    )
+    if found["gap_scale"]:
+        x = np.linspace(0.0, gap.max(), 200)
+        wanted = 1.0 - 2.0 * np.clip(x / found["gap_scale"], 0.0, 1.0) ** found["exponent"]
+        ax.plot(x, wanted, color=ORANGE, lw=2, label="T: what the values alone ask for")
+    ax.set(xlabel="difference of value |q - q'|", ylabel="cosine of the embeddings", ylim=(-1.05, 1.05))
+    ax.set_title(f"Close values, close pairs?  rank correlation {found['rank_correlation']:.2f}", fontsize=10)
+    ax.legend(fontsize=8, loc="lower left", framealpha=0.85)
+    return _dressed(ax)
+
+
+def draw_actions(found: Mapping[str, Any], ax: "Axes") -> "Axes":
+    """The actions of one state on the two main axes of their embeddings, coloured by value."""
+    actions, candidates, own = found["actions"], found["candidates"], found["own"]
+    values = np.concatenate([actions["value"], candidates["value"], [own["value"]]])
+    shade = {"cmap": SHADES, "vmin": values.min(), "vmax": values.max()}
+    x, y = np.transpose(actions["at"])
+    dots = ax.scatter(x, y, c=actions["value"], s=9, lw=0, label="actions, uniform over the box", **shade)
+    x, y = np.transpose(candidates["at"])
+    ax.scatter(x, y, c=candidates["value"], s=34, lw=0.8, edgecolor="black", label="candidates", **shade)
+    ax.scatter(
+        *own["at"], c=[own["value"]], marker="*", s=260, lw=1.0, edgecolor=ORANGE,
+        label="the policy's action", **shade,
+    )  # fmt: skip
+    ax.figure.colorbar(dots, ax=ax, label="Q (the lesser slow critic)")
+    shares = [f"{100 * share:.0f}% of the variance" for share in found["explained"]]
+    ax.set(xlabel=f"first principal component ({shares[0]})", ylabel=f"second ({shares[1]})")
+    episode, step = found["state"]
+    ax.set_title(f"Actions of one state on the map (episode {episode}, step {step})", fontsize=10)
+    ax.legend(fontsize=8, framealpha=0.85)
+    return _dressed(ax)
+
+
+def draw_kernel(found: Mapping[str, Any], ax: "Axes") -> "Axes":
+    """Weights of the candidates against their cosine to the policy's action, coloured by value."""
+    candidates = found["candidates"]
+    k = len(candidates["weight"])
+    dots = ax.scatter(
+        candidates["cosine"], k * np.asarray(candidates["weight"], float), c=candidates["value"], cmap=SHADES,
+        s=34, lw=0.5, edgecolor="black", label="candidates",
+    )  # fmt: skip
+    ax.axhline(1.0, color="#6E6E6E", ls="--", lw=1, label="uniform weights")
+    ax.figure.colorbar(dots, ax=ax, label="Q (the lesser slow critic)")
+    ax.set(xlabel="cosine to the policy's action", ylabel="weight × number of candidates")
+    ax.set_title(f"What the kernel weighs: {k} candidates of that state", fontsize=10)
+    ax.legend(fontsize=8, framealpha=0.85)
+    return _dressed(ax)
+
+
+def _dressed(ax: "Axes") -> "Axes":
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
