@@ -1,0 +1,189 @@
+"""Presets: what papers set, by agent, part and environment.
+
+A row is of a base alone, or of a base with one part. A recipe gets the row of its base and those of its
+parts, in order, of the paper that knows most of them. What the user says wins over it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from qscape.agents.recipes import build, nearest
+from qscape.errors import UsageError
+
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # fields by part
+
+
+class Paper(NamedTuple):
+    """Settings of one paper, by base, part ("" for the base alone) and environment."""
+
+    source: str
+    rows: Mapping[tuple[str, str, str], Settings]
+
+    def known(self, base: str, parts: list[str]) -> list[str]:
+        """Those of the parts that have rows on the base; "" comes first where the base has some."""
+        there = {key[:2] for key in self.rows}
+        return [part for part in ("", *parts) if (base, part) in there]
+
+
+def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
+    """The settings that a preset has for a recipe in an environment, and the paper they are from.
+
+    Raises:
+        UsageError: there is no such preset, or it has nothing for this recipe or this environment.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"There is no preset '{name}'; {nearest(name, PRESETS)}.")
+    agent = build(recipe)
+    base, *parts = agent.recipe.split("+")
+    paper = max(PRESETS[name], key=lambda paper: len(paper.known(base, parts)))
+    known = paper.known(base, parts)
+    if not known:
+        bases = ", ".join(dict.fromkeys(b for p in PRESETS[name] for b, _, _ in p.rows))
+        raise UsageError(f"The preset '{name}' has no settings for {base} agents; it has them for {bases}.")
+    found: Settings = {}
+    for part in known:
+        if (base, part, env) not in paper.rows:
+            row = "+".join(filter(None, [base, part]))
+            there = ", ".join(e for b, p, e in paper.rows if (b, p) == (base, part))
+            raise UsageError(
+                f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}."
+            )
+        found = merged(found, paper.rows[base, part, env])
+    present = {"base", *agent.parts}  # a part of the base may have made room for another
+    return {part: fields for part, fields in found.items() if part in present}, paper.source
+
+
+def merged(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
+    """Both settings; of one field the second's value."""
+    both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
+    return {**{part: dict(fields) for part, fields in first.items()}, **both}
+
+
+# --- Lee et al. 2026: PAVE and the methods it is compared with --------------------------------------------
+
+SMOOTH = {"actor_activation": "silu", "critic_activation": "silu"}  # every arm, the bases too
+FAST = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "warmup": 10_000}
+TD3_BASE = SMOOTH | FAST | {"actor_hidden": (400, 300), "critic_hidden": (400, 300)}
+SHORT = {"discount": 0.98, "replay_capacity": 200_000}  # TD3 on the two smaller tasks
+SAC_BASE = SMOOTH | FAST | {"batch_size": 100, "log_std_min": -20.0, "critic_loss_scale": 0.5}
+SAC_ARM = {"base": SAC_BASE, "soft": {"temperature": 0.2}, "every_step": {"every": 50}}
+
+LUNAR, PENDULUM, REACHER = "LunarLander-v3", "Pendulum-v1", "Reacher-v5"
+ANT, HOPPER, WALKER, HUMANOID = "Ant-v5", "Hopper-v5", "Walker2d-v5", "Humanoid-v5"
+ENVIRONMENTS = (LUNAR, PENDULUM, REACHER, ANT, HOPPER, WALKER, HUMANOID)
+
+# (λ1, λ2, λ3) on TD3 and on SAC. Humanoid is in the released settings and not in the paper's tables.
+PAVE_WEIGHTS = {
+    LUNAR: ((0.1, 0.1, 0.01), (0.1, 0.5, 0.05)),
+    PENDULUM: ((2.0, 0.005, 2.0), (0.1, 0.005, 0.5)),
+    REACHER: ((0.1, 0.1, 0.01), (0.1, 0.0005, 1.0)),
+    ANT: ((0.1, 0.005, 0.5), (0.1, 0.0005, 1.0)),
+    HOPPER: ((0.1, 0.005, 0.5), (2.0, 0.0005, 3.0)),
+    WALKER: ((0.1, 0.1, 0.01), (2.0, 0.005, 2.0)),
+    HUMANOID: ((0.1, 0.005, 0.5), (0.1, 0.0005, 1.0)),
+}
+# (λS, λT) on TD3, and λS on SAC, where λT is 0.5; λP is 2 everywhere.
+ASAP_WEIGHTS = {
+    LUNAR: ((0.03, 0.005), 10.0),
+    PENDULUM: ((0.03, 0.005), 5.0),
+    REACHER: ((0.1, 0.1), 5.0),
+    ANT: ((0.3, 0.05), 30.0),
+    HOPPER: ((0.3, 0.07), 10.0),
+    WALKER: ((0.3, 0.05), 5.0),
+    HUMANOID: ((0.3, 0.05), 5.0),
+}
+LIPSNET = {"weight": 1e-5, "epsilon": 1e-4, "initial": 50.0, "width": 32}
+
+
+def _pave(env: str, arm: int) -> dict[str, float]:
+    names = ("mixed_partial", "vector_field", "curvature")
+    return dict(zip(names, PAVE_WEIGHTS[env][arm], strict=True)) | {"sigma": 0.01, "delta": 1.0}
+
+
+def _caps(env: str) -> dict[str, float]:
+    temporal, spatial = (1.0, 5.0) if env == PENDULUM else (0.1, 0.5)
+    return {"temporal": temporal, "spatial": spatial, "sigma": 0.2}
+
+
+def _asap(env: str, arm: int) -> dict[str, float]:
+    on_td3, spatial = ASAP_WEIGHTS[env]
+    spatial, temporal = (spatial, 0.5) if arm else on_td3
+    return {"prediction": 2.0, "spatial": spatial, "temporal": temporal, "rate": 0.01}
+
+
+def _l2c2(env: str) -> dict[str, float]:
+    lower, upper = (1.0, 100.0) if env == PENDULUM else (0.1, 10.0)
+    return {"sigma": 1.0, "lower": lower, "upper": upper, "beta": 0.1}
+
+
+def _smooth_control() -> dict[tuple[str, str, str], Settings]:
+    rows: dict[tuple[str, str, str], Settings] = {}
+    for env in ENVIRONMENTS:
+        rows["td3", "", env] = {"base": TD3_BASE | (SHORT if env in (LUNAR, PENDULUM) else {})}
+        rows["sac", "", env] = SAC_ARM
+        for arm, base in enumerate(("td3", "sac")):
+            rows[base, "pave", env] = {"pave": _pave(env, arm)}
+            rows[base, "caps", env] = {"caps": _caps(env)}
+            rows[base, "grad", env] = {"grad": {"temporal": 1.0}}
+            rows[base, "asap", env] = {"asap": _asap(env, arm)}
+            small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)} if base == "td3" else {}
+            rows[base, "lipsnet", env] = {"base": small, "lipsnet": dict(LIPSNET)}
+        rows["sac", "l2c2", env] = {"l2c2": _l2c2(env)}
+    return rows
+
+
+# --- SAVGO: the released variant behind each published row ------------------------------------------------
+
+# Candidates of each task (Gymnasium -v5). The published rows of the first two are the second variant's.
+SAVGO_V2 = {"HalfCheetah-v5": 128, HUMANOID: 256}
+SAVGO_V1 = {ANT: 256, WALKER: 64, HOPPER: 64, "Swimmer-v5": 128, REACHER: 128}
+SAVGO_V1 |= {"InvertedPendulum-v5": 64, "InvertedDoublePendulum-v5": 32}
+# Truncation cuts the bootstrap, and candidates enter the networks in the environment's units.
+RELEASED = {"bootstrap_at_time_limits": False, "warmup": 5_000}
+
+
+def _savgo() -> dict[tuple[str, str, str], Settings]:
+    rows: dict[tuple[str, str, str], Settings] = {}
+    for env, candidates in (SAVGO_V1 | SAVGO_V2).items():
+        first = env in SAVGO_V1
+        part = {"variant": "v1", "exponent": 2.0} if first else {"variant": "v2", "exponent": 1.5}
+        part |= {"adaptive": first, "candidates": candidates, "action_scale": "released"}
+        rows["sac", "", env] = {}
+        rows["sac", "savgo", env] = {"base": RELEASED, "savgo": part}
+    return rows
+
+
+# --- SAVO: the protocol of its comparisons, the same for every method -------------------------------------
+
+# Table 2; a warm-up of 10,000 steps is inferred. Its epochs imply 0.133 updates per step on MuJoCo, its
+# algorithm makes one.
+ON_MUJOCO = {"warmup": 10_000, "replay_capacity": 500_000}
+ON_MINES = ON_MUJOCO | {"actor_hidden": (128, 64, 64, 32), "critic_hidden": (128, 128)}
+ON_MINES |= {"updates_per_step": 0.01, "epsilon_decay": 0.5}
+ON_ITEMS = {"warmup": 10_000, "actor_hidden": (64, 32, 32, 16), "critic_hidden": (64, 32)}
+ON_ITEMS |= {"updates_per_step": 0.02, "epsilon_decay": 1.0}
+RESTRICTED = [f"restricted/{name}-v0" for name in ("Hopper", "Walker2d")]
+RESTRICTED += [f"restricted/Inverted{name}Pendulum-v0" for name in ("", "Double")]
+DEXTEROUS = [f"AdroitHand{name}-v1" for name in ("Door", "Pen", "Hammer")]
+RECSIM = [f"recsim/{name}-v0" for name in ("10k", "100k", "500k", "Data", "DataSynthetic")]
+COMPARED = ("savo", "ou", "wolpertinger", "ensemble", "joint", "cem", "greedy_ac", "greedy_td3")
+
+
+def _savo() -> dict[tuple[str, str, str], Settings]:
+    tasks = dict.fromkeys([*RESTRICTED, *DEXTEROUS], ON_MUJOCO) | dict.fromkeys(RECSIM, ON_ITEMS)
+    tasks |= {"mineworld/MineWorld-v0": ON_MINES}
+    rows: dict[tuple[str, str, str], Settings] = {}
+    for env, base in tasks.items():
+        rows["td3", "", env] = rows["sac", "", env] = {"base": base}
+        rows |= {("td3", part, env): {} for part in COMPARED}
+        rows["sac", "savo", env] = {}
+    return rows
+
+
+PRESETS: dict[str, list[Paper]] = {
+    "paper": [
+        Paper("Lee et al. 2026, arXiv 2601.22970", _smooth_control()),
+        Paper("SAVGO, arXiv 2605.00787", _savgo()),
+        Paper("SAVO, arXiv 2410.11833", _savo()),
+    ],
+}

@@ -1,0 +1,95 @@
+"""ASAP: the policy is drawn to what a slow copy of itself foresaw (Kwak, Hwang, AAAI 2026, arXiv 2601.18479),
+in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+
+A further head on the actor's features foresees the next action. Actor and head have a slow copy; what the
+copy foresees is what the policy is drawn to. GRAD's second difference comes on top.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import dense
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import ActorRegulariser, Fns, Nets, Own
+from qscape.ops.smooth import half_mse, second_difference
+from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ASAP(ActorRegulariser):
+    """A head foresees the next action; the policy is drawn to what its slow copy foresaw."""
+
+    name: ClassVar[str] = "asap"
+
+    prediction: float = setting(2.0, "λP: the head learns the next action.", tune=(0.1, 10.0, "log"))
+    spatial: float = setting(
+        0.3, "λS: the next action is drawn to the foreseen one.", tune=(1e-3, 50.0, "log")
+    )
+    temporal: float = setting(0.05, "λT, weight of the second difference.", tune=(1e-3, 10.0, "log"))
+    rate: float = setting(0.01, "Share of actor and head that their slow copy takes over.")
+    across_resets: bool = setting(
+        False,
+        "At the first step of an episode take the last state of the episode before as the previous one, like "
+        "the released code; off: the state itself.",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("prediction", "spatial", "temporal"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"asap.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
+        if not 0 <= self.rate <= 1:
+            raise UsageError(f"asap.rate is {self.rate}; it must lie in [0, 1].")
+
+    @property
+    def derived(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"successor", self.previous})
+
+    @property
+    def previous(self) -> str:
+        """The column that holds the previous observation."""
+        return "last_observation" if self.across_resets else "previous_observation"
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        """The head is tuned along with the actor; the slow copy of both starts equal."""
+        super().init(key, nets, spec, base, actor)
+        head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
+        return Own(tuned=head, rest=(actor, head))
+
+    def actor(
+        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
+        """λT · second difference + λS ½ mse(m(s'), sg p_slow(s)) + λP ½ mse(p(s), sg m(s'))."""
+        stop, obs = jax.lax.stop_gradient, batch.observation
+        now, after = fns.policy(obs), fns.policy(batch.extra["successor"]).mode()
+        total, said = jnp.zeros(()), {}
+        if self.temporal:
+            before = fns.policy(batch.extra[self.previous]).mode()
+            said["asap_temporal"] = second_difference(before, now.mode(), after)
+            total += self.temporal * said["asap_temporal"]
+        if self.spatial:
+            slow_actor, slow_head = own.rest
+            foreseen = foresee(slow_head, fns.policy_of(slow_actor)(obs).features, fns.base)
+            said["asap_spatial"] = half_mse(after, stop(foreseen))
+            total += self.spatial * said["asap_spatial"]
+        if self.prediction:  # it moves the actor's features as well
+            said["asap_prediction"] = half_mse(foresee(tuned, now.features, fns.base), stop(after))
+            total += self.prediction * said["asap_prediction"]
+        return total, said
+
+    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+        """The slow copy follows at every update, also where the actor does not move."""
+        return own._replace(rest=optax.incremental_update((actor, own.tuned), own.rest, self.rate))
+
+
+def foresee(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
+    """p(s) [B, A]: through tanh on TD3; on SAC the head is linear, although it learns what a tanh made."""
+    raw = dense(head, features)
+    return jnp.tanh(raw) if base.head == "deterministic" else raw

@@ -1,0 +1,58 @@
+"""CAPS: conditioning for action policy smoothness (Mysore, Mabsout, Mancuso, Saenko, ICRA 2021, arXiv
+2012.06644), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.offpolicy.sockets import ActorRegulariser, Fns, Own
+from qscape.ops.smooth import half_mse
+from qscape.types import Batch, Key, Metrics, Scalar, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class CAPS(ActorRegulariser):
+    """The policy's action is drawn to its action in the next state and in states nearby."""
+
+    name: ClassVar[str] = "caps"
+    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+
+    temporal: float = setting(0.1, "λT: likeness of the action in the next state.", tune=(1e-3, 10.0, "log"))
+    spatial: float = setting(0.5, "λS: likeness of the action in a state nearby.", tune=(1e-3, 10.0, "log"))
+    sigma: float = setting(
+        0.2, "Spread of the states nearby, in units of the observation.", tune=(1e-3, 1.0, "log")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("temporal", "spatial"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"caps.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
+        if not 0 < self.sigma < math.inf:
+            raise UsageError(f"caps.sigma is {self.sigma}; it must be a number above 0.")
+
+    def actor(
+        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
+        """λT ½ mse(m(s), m(s')) + λS ½ mse(m(s), m(s + N(0, σ²))), with m the deterministic action."""
+        if not (self.temporal or self.spatial):
+            return None
+
+        def mode(obs: Array) -> Array:
+            return fns.policy(obs).mode()
+
+        obs, total, said = batch.observation, jnp.zeros(()), {}
+        here = mode(obs)
+        if self.temporal:
+            said["caps_temporal"] = half_mse(here, mode(batch.extra["successor"]))
+            total += self.temporal * said["caps_temporal"]
+        if self.spatial:
+            near = obs + self.sigma * jax.random.normal(key, obs.shape, obs.dtype)
+            said["caps_spatial"] = half_mse(here, mode(near))
+            total += self.spatial * said["caps_spatial"]
+        return total, said

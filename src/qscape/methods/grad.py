@@ -1,0 +1,57 @@
+"""GRAD: the second difference of actions, scaled by how far they go (Grad-CAPS; Lee, Cao, Dao, Chen, Wu, IROS
+2024, arXiv 2407.04315), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.offpolicy.sockets import ActorRegulariser, Fns, Own
+from qscape.ops.smooth import second_difference
+from qscape.types import Batch, Key, Metrics, Scalar, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class GRAD(ActorRegulariser):
+    """Actions in three states in a row are drawn to a straight line."""
+
+    name: ClassVar[str] = "grad"
+
+    temporal: float = setting(1.0, "λT, weight of the second difference.", tune=(1e-3, 10.0, "log"))
+    across_resets: bool = setting(
+        False,
+        "At the first step of an episode take the last state of the episode before as the previous one, like "
+        "the released code; off: the state itself.",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temporal < math.inf:
+            raise UsageError(f"grad.temporal is {self.temporal}; it must be a number, 0 or more.")
+
+    @property
+    def derived(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"successor", self.previous})
+
+    @property
+    def previous(self) -> str:
+        """The column that holds the previous observation."""
+        return "last_observation" if self.across_resets else "previous_observation"
+
+    def actor(
+        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
+        """λT times the weighted second difference of m(s⁻), m(s), m(s'), with m the deterministic action."""
+        if not self.temporal:
+            return None
+
+        def mode(obs: Array) -> Array:
+            return fns.policy(obs).mode()
+
+        extra = batch.extra
+        bent = second_difference(
+            mode(extra[self.previous]), mode(batch.observation), mode(extra["successor"])
+        )
+        return self.temporal * bent, {"grad_temporal": bent}

@@ -1,0 +1,88 @@
+"""L2C2: locally Lipschitz-continuous constraint on policy and critics (Kobayashi 2022, arXiv 2202.07152), in
+the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970), which runs it on SAC.
+
+Policy and values at a state are drawn to those at a state on the way to its successor, less so the further
+away that is.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from qscape.errors import UsageError
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Fns, Own, Regulariser
+from qscape.types import Batch, Key, Metrics, Scalar, setting
+
+DRAWS = 4  # of actions, for the divergence of two policies
+RANGE = 10.0  # of the difference of their log-densities
+
+
+@dataclasses.dataclass(frozen=True)
+class L2C2(Regulariser):
+    """Policy and values between a state and its successor are drawn to those at the state."""
+
+    name: ClassVar[str] = "l2c2"
+    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+
+    sigma: float = setting(1.0, "σ: how far states in between are drawn, in steps to the successor.")
+    lower: float = setting(0.1, "λD: with λU the least distance that is told apart.", tune=(0.01, 1.0, "log"))
+    upper: float = setting(10.0, "λU: weight of the policy's term in the limit.", tune=(1.0, 100.0, "log"))
+    beta: float = setting(
+        0.1, "β: weight of the values' term, in that of the policy's.", tune=(0.01, 1.0, "log")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "lower", "upper"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"l2c2.{name} is {getattr(self, name)}; it must be a number above 0.")
+        if not self.sigma * self.lower < self.upper:
+            raise UsageError(
+                f"l2c2.upper is {self.upper}; it must be above sigma · lower = {self.sigma * self.lower}."
+            )
+        if not 0 <= self.beta < math.inf:
+            raise UsageError(f"l2c2.beta is {self.beta}; it must be a number, 0 or more.")
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if base.head != "gaussian":
+            return "l2c2 compares the densities of a random policy: write sac+l2c2, or base.head = gaussian."
+        return None
+
+    def actor(self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        """mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
+        k_between, k_here, k_there = jax.random.split(key, 3)
+        between, weight, _ = self._between(batch, k_between)
+        here, there = fns.policy(batch.observation), fns.policy(between)
+        log_here, log_there = (
+            jnp.stack([dist.sample(k)[1] for k in jax.random.split(k_dist, DRAWS)])
+            for dist, k_dist in ((here, k_here), (there, k_there))
+        )
+        ratio = jnp.exp(0.5 * jnp.clip(log_there - log_here, -RANGE, RANGE))
+        apart = jnp.maximum(0.0, 1.0 - ratio.mean(0))
+        loss = (weight * apart).mean()
+        return loss, {"l2c2_policy": loss}
+
+    def critic(self, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics] | None:
+        """mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
+        if not self.beta:
+            return None
+        between, weight, distance = self._between(batch, key)
+        here, there = (jnp.stack(fns.q(obs, batch.action)).min(0) for obs in (batch.observation, between))
+        loss = (self.beta * weight / distance * 0.5 * jnp.abs(here - there)).mean()
+        return loss, {"l2c2_value": loss}
+
+    def _between(
+        self, batch: Batch, key: Key
+    ) -> tuple[Float[Array, "B S"], Float[Array, " B"], Float[Array, " B"]]:
+        """s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries gradient."""
+        obs, step = batch.observation, batch.extra["successor"] - batch.observation
+        kappa = self.sigma * self.lower / (self.upper - self.sigma * self.lower)
+        width = self.sigma + (self.sigma - 1.0) * kappa
+        u = jax.random.uniform(key, obs.shape, obs.dtype, -width, width)
+        between = obs + u * step
+        distance = jnp.abs((between - obs) / (step + 1e-8)).max(-1) + kappa
+        return between, kappa * self.upper / distance, distance

@@ -1,0 +1,116 @@
+"""LipsNet: an actor whose Lipschitz constant is a network of its own (Song, Duan, Wang, Chen, Zhong, Li, ICML
+2023), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+
+The output f(s) of an ordinary network is divided by the norm of its Jacobian and multiplied by K(s), which
+the actor's loss keeps small.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import MLP, Actor, Context, Deterministic, Gaussian, Stage, Trunk, dense, make_head
+from qscape.nets.heads import Point, SquashedNormal
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import Plain
+from qscape.offpolicy.sockets import Fns, Own
+from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
+
+
+class LipsActor(Actor):
+    """a = tanh(K(s) · f(s) / (|∂f/∂s| + ε)), the norm over all entries; f is trunk and head."""
+
+    bound: MLP
+    epsilon: float = eqx.field(static=True)
+
+    def gain(self, obs: Float[Array, "*b S"]) -> Float[Array, "*b 1"]:
+        """K(s), positive."""
+        return jax.nn.softplus(self.bound(obs))
+
+    @property
+    def last(self) -> eqx.nn.Linear:
+        """The last layer of f."""
+        assert isinstance(self.head, Deterministic | Gaussian)
+        return self.head.out if isinstance(self.head, Deterministic) else self.head.mean
+
+    def __call__(self, obs: Array, embeddings: Any, context: Context | None = None) -> Dist:
+        extra = None if context is None else context.concat
+
+        def f(obs: Array) -> tuple[Array, Array]:
+            features = self.trunk(self.stage(obs, *embeddings, extra), context)
+            return dense(self.last, features), features
+
+        raw, back, features = jax.vjp(f, obs, has_aux=True)
+        jacobian = jax.vmap(lambda one: back(jnp.broadcast_to(one, raw.shape))[0])(jnp.eye(raw.shape[-1]))
+        square = jnp.square(jacobian).sum((0, -1))[..., None]
+        norm = jnp.sqrt(jnp.maximum(square, 1e-24))  # no NaN in the gradient where every unit is off
+        action = jnp.tanh(self.gain(obs) * raw / (norm + self.epsilon))
+        if not isinstance(self.head, Gaussian):
+            return Point(features, action)
+        # The action is the mean and is squashed once more, as released.
+        return SquashedNormal(features, action, self.head(features).log_std)
+
+
+@dataclasses.dataclass(frozen=True)
+class LipsNet(Plain):
+    """An actor with a learned bound on how fast its action changes with the observation."""
+
+    name: ClassVar[str] = "lipsnet"
+
+    weight: float = setting(1e-5, "λ_K: weight of mean K(s)² in the actor's loss.", tune=(1e-7, 1e-2, "log"))
+    epsilon: float = setting(1e-4, "Added to the norm that f is divided by.")
+    initial: float = setting(50.0, "K at the start.", tune=(1.0, 100.0, "log"))
+    width: int = setting(32, "Hidden width of K.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"lipsnet.weight is {self.weight}; it must be a number, 0 or more.")
+        for name in ("epsilon", "initial", "width"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"lipsnet.{name} is {getattr(self, name)}; it must be above 0.")
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)}
+        return small if "dpg" in present else {}
+
+    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> LipsActor:
+        """f with ReLU and K with tanh; weights normal, Kaiming's before ReLU and Xavier's elsewhere."""
+        k_trunk, k_head, k_bound, k_normal = jax.random.split(key, 4)
+        sizes = (spec.observation_size + context, *base.actor_hidden)
+        bounds = (base.log_std_bound, base.log_std_min, base.log_std_max)
+        trunk = Trunk(k_trunk, sizes, "relu")
+        head = make_head(k_head, base.head, sizes[-1], spec.action_size, *bounds)
+        bound = MLP(k_bound, (spec.observation_size, self.width, 1), "tanh")
+        actor = LipsActor(Stage(), trunk, head, bound, self.epsilon)
+
+        def layers(actor: LipsActor) -> list[eqx.nn.Linear]:
+            return [*actor.trunk.layers, actor.last, *actor.bound.trunk.layers, actor.bound.out]
+
+        keys = jax.random.split(k_normal, len(layers(actor)))
+        kaiming = [k < len(trunk.layers) for k in range(len(keys))]
+        drawn = [normal(*which) for which in zip(keys, layers(actor), kaiming, strict=True)]
+        actor = eqx.tree_at(layers, actor, drawn)
+        return eqx.tree_at(lambda a: a.bound.out.bias, actor, replace_fn=lambda bias: bias + self.initial)
+
+    def penalty(
+        self, actor: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
+        """λ_K mean K(s)², summed over the actors that there are."""
+        actors = jax.tree.leaves(actor, is_leaf=lambda x: isinstance(x, LipsActor))
+        gains = [a.gain(batch.observation) for a in actors if isinstance(a, LipsActor)]
+        loss = self.weight * jnp.stack([jnp.square(gain).mean() for gain in gains]).sum()
+        return loss, {"lipsnet_gain": gains[0].mean(), "lipsnet_loss": loss}
+
+
+def normal(key: Key, layer: eqx.nn.Linear, kaiming: bool) -> eqx.nn.Linear:
+    """The layer with normal weights, of variance 2 / inputs (Kaiming) or 2 / (inputs + outputs) (Xavier)."""
+    outputs, inputs = layer.weight.shape
+    scale = math.sqrt(2.0 / (inputs if kaiming else inputs + outputs))
+    return eqx.tree_at(lambda x: x.weight, layer, scale * jax.random.normal(key, layer.weight.shape))

@@ -1,0 +1,144 @@
+"""PAVE: critics whose action gradient is a field that a policy can follow calmly (Lee, Kwak, Kim, Hwang, ICML
+2026, arXiv 2601.22970).
+
+At an interior maximum of Q(s, ·) the greedy action moves with the state by J = -H_aa⁻¹ H_sa (Lemma 1), so
+|J| <= M / μ where |H_sa| <= M and H_aa <= -μ (Proposition 2). Two terms make M small, the mixed partial: for
+any small change of the state (MPR) and along the transitions that occur (VFC). One keeps μ, the curvature,
+away from zero (Curv): a critic that was only flattened would let the action wander all the more.
+
+Nothing here needs a Hessian: the mixed terms are differences of g = ∂Q/∂a, and the curvature along v is the
+derivative of g along v.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from qscape.errors import UsageError
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Fns, Nets, Own, Regulariser
+from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class PAVE(Regulariser):
+    """Critics with a calm action gradient: small mixed partials, negative curvature in the action."""
+
+    name: ClassVar[str] = "pave"
+    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+
+    mixed_partial: float = setting(
+        0.1, "λ1 of MPR: the action gradient changes little near a state.", tune=(1e-3, 10.0, "log")
+    )
+    vector_field: float = setting(
+        0.1, "λ2 of VFC: it changes little from a state to its successor.", tune=(1e-3, 10.0, "log")
+    )
+    curvature: float = setting(
+        0.01, "λ3 of Curv: the value curves down in the action.", tune=(1e-4, 1.0, "log")
+    )
+    sigma: float = setting(
+        0.01, "σ of MPR: spread of the change of state, in units of the observation.", tune=(1e-3, 0.1, "log")
+    )
+    delta: float = setting(1.0, "δ of Curv: curvature asked for, summed over the action.", tune=(0.1, 5.0))
+    fraction: float = setting(1.0, "Share of the batch on which the terms are evaluated.")
+
+    def __post_init__(self) -> None:
+        for name in ("mixed_partial", "vector_field", "curvature", "delta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"pave.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
+        if not 0 < self.sigma < math.inf:
+            raise UsageError(
+                f"pave.sigma is {self.sigma}; it must be above 0, and pave.mixed_partial = 0 leaves MPR out."
+            )
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"pave.fraction is {self.fraction}; it must lie in (0, 1].")
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        """SiLU, which has second derivatives, and on SAC the paper's ½ of the TD loss, to which the weights
+        are relative. With SALE the networks stay as they are: ELU is smooth enough."""
+        if "sale" in present:
+            return {}
+        half = {"critic_loss_scale": 0.5} if {"soft", "savgo"} & present else {}
+        return {"actor_activation": "silu", "critic_activation": "silu"} | half
+
+    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
+        said = []
+        if base.critic_activation == "relu" and "sale" not in present and self.curvature:
+            said.append(
+                "critics of ReLU are piecewise linear: pave.curvature has no gradient; "
+                "base.critic_activation = silu gives it one"
+            )
+        if "normalise" in present and self.mixed_partial:
+            said.append("pave.sigma is in units of the normalised observation")
+        return said
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        if spec.table is not None:
+            raise UsageError(
+                "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
+                "leave pave out."
+            )
+        return Own()
+
+    def critic(self, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics] | None:
+        """λ1 MPR + λ2 VFC + λ3 Curv, added to the critics' loss; a term of weight 0 is left out.
+
+        Each term is summed over the critics. MPR and VFC are means over batch and action dimensions, Curv is
+        one over the batch. The gradient at (s, a) is made once and shared by all terms.
+        """
+        rows = max(1, round(self.fraction * len(batch.action)))
+        obs, action = batch.observation[:rows], batch.action[:rows]
+        k_noise, k_direction = jax.random.split(key)
+        field = partial(slopes, fns.q)
+        said: Metrics = {}
+        if self.curvature:
+            direction = jax.random.rademacher(k_direction, action.shape, action.dtype)
+            here, curved = bend(lambda a: field(obs, a), action, direction)
+            said["curvature"] = sum_of(lambda c: jax.nn.relu(c + self.delta).mean(), curved)
+            # 0 or 1 for long: λ3 or δ has no effect.
+            said["curvature_active"] = sum_of(lambda c: (c > -self.delta).mean(), curved) / len(curved)
+        elif self.mixed_partial or self.vector_field:
+            here = field(obs, action)
+        else:
+            return None
+        if self.mixed_partial:
+            near = obs + self.sigma * jax.random.normal(k_noise, obs.shape, obs.dtype)
+            said["mixed_partial"] = apart(here, field(near, action))
+        if self.vector_field:
+            said["vector_field"] = apart(here, field(batch.extra["successor"][:rows], action))
+        total = sum_of(lambda term: getattr(self, term) * said[term], [t for t in TERMS if t in said])
+        return total, {f"pave_{name}": value for name, value in said.items()} | {"pave_loss": total}
+
+
+TERMS = ("mixed_partial", "vector_field", "curvature")
+
+
+def slopes(q: QFn, obs: Float[Array, "B S"], action: Float[Array, "B A"]) -> list[Float[Array, "B A"]]:
+    """g_j(s, a) = ∂Q_j/∂a of every critic j: the gradient of the sum over rows, which are independent."""
+    heads = len(jax.eval_shape(q, obs, action))
+    return [jax.grad(lambda a, j=j: q(obs, a)[j].sum())(action) for j in range(heads)]
+
+
+def bend(
+    field: Callable[[Array], list[Array]], action: Float[Array, "B A"], direction: Float[Array, "B A"]
+) -> tuple[list[Float[Array, "B A"]], list[Float[Array, " B"]]]:
+    """The field g_j at the action, and vᵀ H_aa,j v along the direction v: one Hessian-vector product each."""
+    here, turned = jax.jvp(field, (action,), (direction,))
+    return here, [(hv * direction).sum(-1) for hv in turned]
+
+
+def apart(here: list[Float[Array, "B A"]], there: list[Float[Array, "B A"]]) -> Scalar:
+    """Σ_j of the mean squared difference of two fields; both sides carry gradient."""
+    return sum_of(lambda pair: jnp.square(pair[0] - pair[1]).mean(), list(zip(here, there, strict=True)))
+
+
+def sum_of(term: Callable[[Any], Array], those: list[Any]) -> Array:
+    """The sum of a term over critics, or over whatever there is at least one of."""
+    values = [term(one) for one in those]
+    return sum(values[1:], values[0])

@@ -1,0 +1,243 @@
+"""Presets: whose word wins, what is refused, what is stored, and that the tables say what the paper says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import flags
+
+import qscape as qs
+from qscape.agents import PRESETS, build, preset
+from qscape.agents.presets import Paper, merged
+from qscape.cli import main
+from qscape.cli.tune import train_command
+from qscape.errors import UsageError
+from qscape.offpolicy.plain import EveryStep
+from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
+from qscape.run.plan import Plan, fitted, from_json, to_json
+from qscape.run.trials import Search, Trial
+
+# γ, replay, PAVE's weights on TD3 and on SAC; ASAP's λS, λT on TD3 and λS on SAC; CAPS' λT, λS.
+TABLE = """
+LunarLander-v3  0.98   200_000   0.1  0.1    0.01   0.1  0.5     0.05   0.03  0.005  10   0.1  0.5
+Pendulum-v1     0.98   200_000   2.0  0.005  2.0    0.1  0.005   0.5    0.03  0.005  5    1.0  5.0
+Reacher-v5      0.99  1_000_000  0.1  0.1    0.01   0.1  0.0005  1.0    0.1   0.1    5    0.1  0.5
+Ant-v5          0.99  1_000_000  0.1  0.005  0.5    0.1  0.0005  1.0    0.3   0.05   30   0.1  0.5
+Hopper-v5       0.99  1_000_000  0.1  0.005  0.5    2.0  0.0005  3.0    0.3   0.07   10   0.1  0.5
+Walker2d-v5     0.99  1_000_000  0.1  0.1    0.01   2.0  0.005   2.0    0.3   0.05   5    0.1  0.5
+Humanoid-v5     0.99  1_000_000  0.1  0.005  0.5    0.1  0.0005  1.0    0.3   0.05   5    0.1  0.5
+"""
+ROWS = {line.split()[0]: [*map(float, line.split()[1:])] for line in TABLE.strip().splitlines()}
+
+
+def made(recipe, env, settings=None, steps=1_000_000):
+    """The agent of a plan with the paper's preset."""
+    return fitted(Plan(recipe, env, steps, settings=settings or {}, preset="paper"))[1]
+
+
+@pytest.mark.parametrize("env", ROWS)
+def test_the_tables_of_lee_et_al(env):
+    discount, replay, *weights = ROWS[env]
+    td3 = made("td3+pave+caps+grad+asap", env)
+    base, parts = td3.base, td3.parts
+    assert (base.discount, base.replay_capacity, base.batch_size, base.warmup) == (
+        discount,
+        replay,
+        256,
+        10_000,
+    )
+    assert base.actor_hidden == base.critic_hidden == (400, 300)
+    assert base.actor_activation == base.critic_activation == "silu"
+    assert base.actor_learning_rate == base.critic_learning_rate == 1e-3
+    assert (base.policy_delay, base.target_noise, base.target_noise_clip) == (2, 0.2, 0.5)
+    assert (base.exploration_noise, base.critic_loss_scale, td3.follow.rate) == (0.1, 1.0, 0.005)
+    pave, caps, asap = parts["pave"], parts["caps"], parts["asap"]
+    assert [pave.mixed_partial, pave.vector_field, pave.curvature] == weights[:3]
+    assert (pave.sigma, pave.delta, pave.fraction) == (0.01, 1.0, 1.0)
+    assert [caps.temporal, caps.spatial] == weights[9:]
+    assert (caps.sigma, parts["grad"].temporal) == (0.2, 1.0)
+    assert [asap.prediction, asap.spatial, asap.temporal, asap.rate] == [2.0, *weights[6:8], 0.01]
+
+    sac = made("sac+pave+caps+grad+asap+l2c2", env)
+    base, parts = sac.base, sac.parts
+    assert (base.discount, base.replay_capacity, base.batch_size, base.warmup) == (
+        0.99,
+        1_000_000,
+        100,
+        10_000,
+    )
+    assert base.actor_hidden == base.critic_hidden == (256, 256)
+    assert base.actor_activation == base.critic_activation == "silu"
+    assert base.actor_learning_rate == base.critic_learning_rate == 1e-3
+    assert (base.critic_loss_scale, base.log_std_min, base.log_std_max) == (0.5, -20.0, 2.0)
+    assert (sac.improvement.temperature, sac.schedule.every, base.updates_per_step) == (0.2, 50, 1.0)
+    pave, asap, l2c2 = parts["pave"], parts["asap"], parts["l2c2"]
+    assert [pave.mixed_partial, pave.vector_field, pave.curvature] == weights[3:6]
+    assert [asap.prediction, asap.spatial, asap.temporal] == [2.0, weights[8], 0.5]
+    last = [1.0, 100.0] if env == "Pendulum-v1" else [0.1, 10.0]
+    assert [l2c2.sigma, l2c2.lower, l2c2.upper, l2c2.beta] == [1.0, *last, 0.1]
+
+
+def test_lipsnet_has_small_networks_on_td3():
+    agent = made("td3+pave+lipsnet", "Hopper-v5")
+    assert agent.base.actor_hidden == agent.base.critic_hidden == (64, 64)
+    assert (agent.base.critic_activation, agent.parts["pave"].curvature) == ("silu", 0.5)
+    assert made("sac+lipsnet", "Hopper-v5").base.actor_hidden == (256, 256)
+    lipsnet = agent.representation
+    assert [lipsnet.weight, lipsnet.epsilon, lipsnet.initial, lipsnet.width] == [1e-5, 1e-4, 50.0, 32]
+
+
+def test_every_arm_shares_its_base():
+    arms = [made(recipe, "Hopper-v5").base for recipe in ("td3", "td3+caps", "td3+pave", "td3+pave+caps")]
+    assert arms == arms[:1] * 4
+    arms = [made(recipe, "Hopper-v5").base for recipe in ("sac", "sac+asap", "sac+pave")]
+    assert arms == arms[:1] * 3
+
+
+# --- whose word wins --------------------------------------------------------------------------------------
+
+
+def test_user_wins_over_preset_wins_over_part_and_base():
+    said = {"base": {"critic_activation": "tanh", "discount": 0.5}, "pave": {"curvature": 3.0}}
+    agent = made("td3+pave", "Pendulum-v1", said)
+    assert (agent.base.critic_activation, agent.base.discount) == ("tanh", 0.5)
+    assert (agent.base.actor_activation, agent.base.replay_capacity) == ("silu", 200_000)
+    assert (agent.parts["pave"].curvature, agent.parts["pave"].mixed_partial) == (3.0, 2.0)
+    assert made("td3+lap", "Hopper-v5").base.critic_loss == "lap_huber", (
+        "what the preset leaves open is the part's"
+    )
+    assert said == {"base": {"critic_activation": "tanh", "discount": 0.5}, "pave": {"curvature": 3.0}}
+
+
+def test_a_short_run_fits_the_presets_warm_up_but_not_the_users():
+    _, agent, notes = fitted(Plan("td3", "Pendulum-v1", 1_000, preset="paper"))
+    assert agent.base.warmup == 200
+    assert notes[0].startswith(
+        "preset paper (Lee et al. 2026, arXiv 2601.22970): base.actor_activation = silu, "
+    )
+    assert "base.warmup = 200 (a fifth of it) instead of 10000" in notes[-1]
+    with pytest.raises(UsageError, match="warmup 10000 leaves no update"):
+        fitted(Plan("td3", "Pendulum-v1", 1_000, preset="paper", settings={"base": {"warmup": 10_000}}))
+
+
+def test_labels_and_records(tmp_path):
+    said = {"pave": {"curvature": 0.5}}
+    plan, agent, _ = fitted(Plan("td3+pave", "Hopper-v5", 100_000, settings=said, preset="paper"))
+    assert plan.label == "td3+pave[preset=paper]", "the paper's own value is no change"
+    plan = Plan("td3+pave", "Hopper-v5", 100_000, settings={"pave": {"sigma": 0.5}}, preset="paper")
+    plan, agent, _ = fitted(plan)
+    assert plan.label == "td3+pave[preset=paper,pave.sigma=0.5]"
+    record = json.loads(json.dumps(to_json(plan, agent)))
+    assert record["preset"] == "paper"
+    again = from_json(record)  # as a resumed run reads it, whatever presets say by then
+    assert build(again.recipe, again.settings).base == agent.base
+    assert fitted(again)[0].label == plan.label
+
+
+def test_parts_that_are_not_there_are_left_out():
+    """SAC's update schedule and temperature belong to parts that a recipe may replace."""
+    agent = made("sac+checkpoints+pave", "Hopper-v5")
+    assert agent.schedule.name == "checkpoints"
+    assert (agent.improvement.temperature, agent.base.batch_size) == (0.2, 100)
+
+
+def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
+    other = Paper("Somebody", {("sac", "lap", "Hopper-v5"): {"lap": {"alpha": 0.9}}})
+    monkeypatch.setitem(PRESETS, "paper", [*PRESETS["paper"], other])
+    assert preset("paper", "sac", "Hopper-v5")[1].startswith("Lee")
+    assert preset("paper", "sac+pave", "Hopper-v5")[1].startswith("Lee")
+    monkeypatch.setitem(PRESETS, "paper", [other])
+    assert preset("paper", "SAC+lap+normalise", "Hopper-v5") == ({"lap": {"alpha": 0.9}}, "Somebody")
+    assert merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": {}}) == {"a": {"x": 1, "y": 3}, "b": {}}
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "env", "sentence"),
+    [
+        ("papr", "td3", "Pendulum-v1", "There is no preset 'papr'; near to it: paper."),
+        (
+            "paper",
+            "td3+pave",
+            "Swimmer-v5",
+            "The preset 'paper' has no settings for td3 on Swimmer-v5; it has them on LunarLander-v3, "
+            "Pendulum-v1, Reacher-v5, Ant-v5, Hopper-v5, Walker2d-v5, Humanoid-v5.",
+        ),
+        (
+            "paper",
+            "td7+pave",
+            "Hopper-v5",
+            "The preset 'paper' has no settings for td7 agents; it has them for td3, sac.",
+        ),
+        ("paper", "td3+paev", "Hopper-v5", "There is no part 'paev'"),
+    ],
+)
+def test_refusals(name, recipe, env, sentence):
+    with pytest.raises(UsageError) as error:
+        preset(name, recipe, env)
+    assert str(error.value).startswith(sentence)
+
+
+# --- updates in bursts, which SAC's protocol asks for ------------------------------------------------------
+
+
+def test_updates_every_so_many_steps():
+    schedule, base = EveryStep(every=50), build("sac").base
+    own, made = schedule.start(base, 1), []
+    for _ in range(120):
+        own, updates, keep = schedule.due(own, StepEnd(1), base)
+        made.append(updates)
+        assert not keep
+    assert [step for step, n in enumerate(made, 1) if n] == [50, 100]
+    assert set(made) == {0, 50}
+    assert schedule.due(own, EpisodeEnd(0, 10, 1.0, 100), base)[1] == 0
+    own, updates, _ = schedule.due(own, StepEnd(45), base)  # 165 steps: those up to the 150th are due
+    assert updates == 50
+    with pytest.raises(UsageError, match=r"every_step.every is 0; it must be at least 1"):
+        EveryStep(every=0)
+
+
+# --- the faces ------------------------------------------------------------------------------------------
+
+
+def test_command_line_and_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = [*flags("sac+pave"), "--eval-every", "0", "--steps", "260", "--base.warmup", "100"]
+    assert main(["train", "sac+pave", "--env", "Pendulum-v1", "--preset", "paper", *small, "--out", "a"]) == 0
+    said = capsys.readouterr().out
+    assert "preset paper (Lee et al. 2026" in said
+    record = json.loads(Path("a/0/run.json").read_text())
+    assert record["preset"] == "paper"
+    assert record["settings"]["pave"]["curvature"] == 0.5
+    assert record["settings"]["base"]["batch_size"] == 16
+    assert "150 updates" in said, "three bursts of 50"
+    assert main(["resume", "a", "--steps", "310"]) == 0
+    assert "200 updates" in capsys.readouterr().out
+    assert main(["train", "--config", "a/0/run.json", "--out", "b"]) == 0
+    again = json.loads(Path("b/0/run.json").read_text())
+    assert (again["settings"], again["label"]) == (record["settings"], record["label"])
+    capsys.readouterr()
+    assert main(["train", "td3", "--env", "Pendulum-v1", "--preset", "peper"]) == 2
+    assert "There is no preset 'peper'; near to it: paper." in capsys.readouterr().err
+
+
+def test_a_search_keeps_its_preset():
+    """It is part of what makes trials comparable, and of the command that makes the best one again."""
+    plan = Plan("td3+pave", "Pendulum-v1", 1_000, preset="paper")
+    search = Search(plan, [], Path("runs/x"))
+    assert search.identity()["preset"] == "paper"
+    command = train_command(Trial(search, 0, {"pave.curvature": 0.5}))
+    assert command[command.index("--preset") + 1] == "paper"
+    assert command[command.index("--pave.curvature") + 1] == "0.5"
+    assert "--pave.mixed-partial" not in command
+
+
+def test_python():
+    model = qs.Model("td3+pave", "Pendulum-v1", preset="paper", base={"replay_capacity": 500})
+    agent = model._untrained().agent
+    assert (agent.base.discount, agent.base.replay_capacity) == (0.98, 500)
+    assert agent.parts["pave"].curvature == 2.0
+    with pytest.raises(UsageError, match="no settings for td3 on MountainCarContinuous-v0"):
+        qs.Model("td3", "MountainCarContinuous-v0", preset="paper")
