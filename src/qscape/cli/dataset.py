@@ -1,0 +1,30 @@
+"""`qscape dataset NAME`."""
+
+import dataclasses
+
+from qscape.cli import options
+from qscape.cli.running import plain_console, table
+from qscape.data import read
+from qscape.data.dataset import summary
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape dataset`."""
+
+    env: str | None = setting(None, "The environment, where the dataset does not name it.")
+    env_args: tuple[str, ...] = setting((), "Arguments of that environment.")
+
+
+def main(argv: list[str]) -> int:
+    """Print what a dataset holds."""
+    name, rest = options.positional(argv, "NAME", "qscape dataset")
+    given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
+    found = read(name, given.env, options.env_args(given.env_args))
+    console, made = plain_console(), table(name, ["", ""], [list(line) for line in summary(found)])
+    made.columns[1].justify = "left"
+    console.print(made)
+    for note in found.notes:
+        console.print(note, soft_wrap=True)
+    return 0

@@ -1,0 +1,66 @@
+"""`qscape export RUN --onnx FILE`."""
+
+import dataclasses
+from pathlib import Path
+
+from qscape.cli import options
+from qscape.cli.running import plain_console
+from qscape.errors import UsageError
+from qscape.export import card, policy
+from qscape.run.folder import one_run
+from qscape.run.training import use_compilation_cache
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape export`."""
+
+    onnx: str | None = setting(None, "Write an ONNX file that runs without qscape.")
+    npz: str | None = setting(None, "Write the arrays as .npz, and their meaning as .json beside it.")
+    episodes: int = setting(10, "Episodes of the evaluation in the model card.")
+    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    hub: str | None = setting(None, "Push files and card to OWNER/NAME on the Hugging Face hub.")
+
+
+def main(argv: list[str]) -> int:
+    """Export the policy of one run, check it, and write its model card."""
+    path, rest = options.positional(argv, "RUN", "qscape export")
+    given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
+    onnx, npz = (_file(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
+    files = [file for file in (onnx, npz) if file is not None]
+    if not files:
+        raise UsageError("qscape export RUN writes nothing unless told to: add --onnx FILE, or --npz FILE.")
+    use_compilation_cache()
+    made = policy.source(one_run(Path(path)), given.episodes, given.current)
+    console, checked = plain_console(), None
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    if onnx is not None:
+        checked = policy.write_onnx(made, onnx)
+        say(
+            f"{onnx}: greatest difference {checked.difference:.1e} on {policy.CHECKED:,} observations, "
+            f"single and batched (the library from itself: {checked.rounding:.1e}); "
+            f"p50 {checked.p50:.3f} ms, p99 {checked.p99:.3f} ms on one core"
+        )
+    if npz is not None:
+        files.append(policy.write_arrays(made, npz))
+        say(f"{npz}, {files[-1]}")
+    written = card.write(made, files, checked)
+    say(f"{written}: {card.evaluation(made).replace('**', '')}")
+    if given.hub is not None:
+        say(card.push(given.hub, written, files))
+    return 0
+
+
+def _file(name: str | None, flag: str) -> Path | None:
+    """The file a flag names; one without a suffix gets its own."""
+    if name is None:
+        return None
+    path = Path(name)
+    path = path if path.suffix else path.with_suffix(f".{flag}")
+    if path.suffix != f".{flag}":
+        raise UsageError(f"--{flag} {name}: such a file is called {path.with_suffix(f'.{flag}')}.")
+    return path

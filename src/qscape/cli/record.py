@@ -1,0 +1,44 @@
+"""`qscape record RUN --episodes N --dataset NAME`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from qscape.cli import options
+from qscape.cli.running import plain_console
+from qscape.errors import UsageError
+from qscape.run.folder import one_run
+from qscape.run.record import record
+from qscape.run.training import use_compilation_cache
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape record`."""
+
+    dataset: str = setting("", "Name of the new Minari dataset, like local/pendulum-v0.")
+    episodes: int = setting(10, "Episodes to record.")
+    policy: Literal["trained", "noisy", "random"] = setting("trained", "Who acts.")
+    noise: float = setting(0.1, "Standard deviation of the noisy policy's noise, in units of [-1, 1].")
+    seed: int = setting(0, "Episode k resets the environment with this plus k.")
+    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+
+
+def main(argv: list[str]) -> int:
+    """Record episodes of a run's policy as a Minari dataset."""
+    path, rest = options.positional(argv, "RUN", "qscape record")
+    given = options.parse(options.flags_of(Options()), rest, "qscape record RUN")
+    if not given.dataset:
+        raise UsageError("qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.")
+    use_compilation_cache()
+    args = (given.episodes, given.policy, given.noise, given.seed, given.current)
+    made = record(one_run(Path(path)), given.dataset, *args)
+    plain_console().print(
+        f"{given.dataset}: {made.total_episodes:,} episodes, {made.total_steps:,} steps, {given.policy}; "
+        f"look at it with 'qscape dataset {given.dataset}'",
+        soft_wrap=True,
+    )
+    if made.env_spec is None:
+        plain_console().print("it does not name its environment: say which with --env when training on it")
+    return 0

@@ -1,0 +1,278 @@
+"""Where datasets come from: Minari by name or path, D4RL-style HDF5 files."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from qscape.data.dataset import Dataset, checked, inward
+from qscape.envs.build import build_env
+from qscape.envs.spaces import flattening
+from qscape.errors import RunError, UsageError
+
+HDF5 = (".hdf5", ".h5")
+NEEDED = ("observations", "actions", "rewards", "terminals")
+# Returns of a random and of an expert policy: public tables of the D4RL package (Fu et al. 2020).
+D4RL = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+}
+
+
+def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None = None) -> Dataset:
+    """The dataset called `name`.
+
+    Args:
+        name: of a Minari dataset (downloaded where it is not on this machine), the folder of one, or an
+            HDF5 file in the layout of D4RL.
+        env: the environment to evaluate in, where the dataset does not name it, or another one.
+
+    Raises:
+        UsageError: there is none, a package is missing, it does not fit `env`, or nothing can be learnt
+            from it. RunError: it is damaged, or could not be downloaded.
+    """
+    if name.endswith(HDF5):
+        return checked(_hdf5(Path(name), env, dict(env_args or {})))
+    return checked(_minari(name, env, dict(env_args or {})))
+
+
+class Home(NamedTuple):
+    """Where a dataset was recorded, as far as it says so."""
+
+    env: str | None
+    env_args: dict[str, Any]
+    reference: tuple[float, float] | None
+    notes: list[str]
+
+
+def home(name: str) -> Home:
+    """The environment of a dataset and its reference returns, without reading its transitions.
+
+    Raises like `read`.
+    """
+    if name.endswith(HDF5):
+        note = f"{name} names no environment, so nothing is evaluated; add one with --env."
+        return Home(None, {}, _published(Path(name)), [note])
+    metadata = _open(_package("minari"), name).storage.metadata
+    env, env_args, notes = _recover(metadata, name)
+    return Home(env, env_args, _reference(metadata), notes)
+
+
+def spaces_of(name: str) -> tuple[gym.Space, gym.Space]:
+    """Spaces of observations and actions. Raises like `read`."""
+    found = read(name) if name.endswith(HDF5) else _open(_package("minari"), name)
+    return found.observation_space, found.action_space
+
+
+def _published(file: Path) -> tuple[float, float] | None:
+    task = next((task for task in D4RL if task in file.name.lower()), None)
+    return None if task is None else D4RL[task]
+
+
+def _reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    return None if low is None or high is None else (float(low), float(high))
+
+
+def _package(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as problem:
+        raise UsageError(f'datasets need a package: pip install "qscape[offline]" ({name}).') from problem
+
+
+# --- Minari -------------------------------------------------------------------------------------------
+
+
+def _minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
+    minari = _package("minari")
+    _package("h5py")
+    source = _open(minari, name)
+    observations, actions = source.observation_space, source.action_space
+    metadata, notes = source.storage.metadata, []
+    if env is None:
+        env, env_args, notes = _recover(metadata, name)
+    else:
+        _fits(name, observations, actions, env, env_args)
+    centre, half = inward(actions, name)
+    flatten = flattening(observations, name)[1]
+    columns = [_episode(e, flatten, centre, half) for e in source.iterate_episodes()]
+    if not columns:
+        raise UsageError(f"{name} holds no episode: there is nothing to learn from.")
+    return Dataset(
+        name,
+        *(np.concatenate(column) for column in zip(*columns, strict=True)),
+        observation_space=observations,
+        action_space=actions,
+        env=env,
+        env_args=env_args,
+        reference=_reference(metadata),
+        notes=tuple(notes),
+    )
+
+
+def _open(minari: Any, name: str) -> Any:
+    """The Minari dataset of a name or a folder."""
+    folder = Path(name)
+    try:
+        if folder.is_dir() and (folder.is_absolute() or name.startswith(".") or not _is_local(minari, name)):
+            return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
+        if not re.search(r"-v\d+$", name):
+            near = ", ".join(minari.list_local_datasets()) or "none yet"
+            raise UsageError(
+                f"'{name}' is no dataset: names end with a version, like local/pendulum-v0; "
+                f"on this machine there are: {near}."
+            )
+        if _is_local(minari, name):
+            return minari.load_dataset(name)
+    except (ValueError, KeyError, AssertionError, OSError) as problem:
+        raise RunError(f"{name} cannot be read as a Minari dataset: {_said(problem)}.") from problem
+    return _download(minari, name)
+
+
+def _is_local(minari: Any, name: str) -> bool:
+    return name in minari.list_local_datasets()
+
+
+def _download(minari: Any, name: str) -> Any:
+    """By Minari's own client, which shows its progress."""
+    try:
+        return minari.load_dataset(name, download=True)
+    except Exception as problem:  # of the network, the hub or the client: all mean the same to the user
+        raise RunError(
+            f"the dataset {name} is not on this machine and could not be downloaded ({_said(problem)}); "
+            "record one with 'qscape record', or name the folder of one."
+        ) from problem
+
+
+def _said(problem: BaseException) -> str:
+    """The first line of an error."""
+    text = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {text[0]}" if text else type(problem).__name__
+
+
+def _recover(metadata: Mapping[str, Any], name: str) -> tuple[str | None, dict[str, Any], list[str]]:
+    """The environment to evaluate in, as an id and its arguments; or None and why not."""
+    text = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    if text is None:
+        return None, {}, [f"{name} names no environment, so nothing is evaluated; add one with --env."]
+    spec = EnvSpec.from_json(text)
+    args = dict(spec.kwargs)
+    known = gym.registry.get(spec.id)
+    if spec.max_episode_steps is not None and (
+        known is None or known.max_episode_steps != spec.max_episode_steps
+    ):
+        args["max_episode_steps"] = spec.max_episode_steps
+    args.pop("render_mode", None)
+    try:
+        build_env(spec.id, args).close()
+    except UsageError as problem:
+        return None, {}, [f"nothing is evaluated: {problem}"]
+    return spec.id, args, []
+
+
+def _episode(episode: Any, flatten: Any, centre: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One Minari episode (T + 1 observations, T steps) as the columns of a `Dataset`."""
+    n = len(episode.rewards)
+    seen = flatten(episode.observations, n + 1)
+    action = (np.asarray(episode.actions, np.float64).reshape(n, -1) - centre) / half
+    terminated = np.asarray(episode.terminations, bool).copy()
+    truncated = np.asarray(episode.truncations, bool).copy()
+    if n and not terminated[-1]:
+        truncated[-1] = True  # an episode that just stops was cut short
+    reward = np.asarray(episode.rewards, np.float32).reshape(n)
+    return seen[:-1], action.astype(np.float32), reward, terminated, truncated, seen[1:]
+
+
+def _fits(name: str, observations: Any, actions: Any, env: str, env_args: dict[str, Any]) -> None:
+    """Refuse an environment with other spaces than the dataset's."""
+    made = build_env(env, env_args)
+    for what, here, there in (
+        ("observations", observations, made.observation_space),
+        ("actions", actions, made.action_space),
+    ):
+        same = here.shape == there.shape
+        if same and what == "actions" and isinstance(here, spaces.Box) and isinstance(there, spaces.Box):
+            same = np.allclose(here.low, there.low) and np.allclose(here.high, there.high)
+        if not same:
+            raise UsageError(f"{name} has {what} {here}, {env} has {there}; name the one it was recorded in.")
+    made.close()
+
+
+# --- HDF5 ---------------------------------------------------------------------------------------------
+
+
+def _hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset:
+    """D4RL's layout: flat arrays; `terminals` are real ends, `timeouts` time limits.
+
+    Without `next_observations` the successor is the following row; the last row of an episode that a time
+    limit ended then has none, and is left out.
+    """
+    h5py = _package("h5py")
+    try:
+        with h5py.File(file) as data:
+            arrays = {k: np.asarray(data[k]) for k in (*NEEDED, "timeouts", "next_observations") if k in data}
+    except FileNotFoundError as problem:
+        raise UsageError(f"{file} does not exist.") from problem
+    except (OSError, TypeError, ValueError) as problem:
+        raise RunError(f"{file} cannot be read as HDF5: {_said(problem)}.") from problem
+    if missing := [key for key in NEEDED if key not in arrays]:
+        raise UsageError(f"{file} lacks {', '.join(missing)}: a D4RL file holds {', '.join(NEEDED)}.")
+    lengths = {key: len(x) for key, x in arrays.items() if x.ndim}
+    if len(set(lengths.values())) > 1 or len(lengths) < len(arrays):
+        raise UsageError(f"{file} has arrays of unequal length: {lengths}.")
+    if not len(arrays["rewards"]):
+        raise UsageError(f"{file} holds no transition: there is nothing to learn from.")
+    rows = {key: np.asarray(x, np.float64).reshape(len(x), -1) for key, x in arrays.items()}
+    seen, acted = rows["observations"].shape[1], rows["actions"].shape[1]
+    if env is not None:
+        made = build_env(env, env_args)
+        observations, actions = made.observation_space, made.action_space
+        made.close()
+        if flattening(observations, env)[0] != seen or int(np.prod(actions.shape or ())) != acted:
+            raise UsageError(
+                f"{file} has {seen} numbers a observation and {acted} an action, {env} has "
+                f"{observations} and {actions}; name the one it was recorded in."
+            )
+    else:
+        observations = spaces.Box(-np.inf, np.inf, (seen,), np.float32)
+        actions = spaces.Box(-1.0, 1.0, (acted,), np.float32)
+    centre, half = inward(actions, env or str(file))
+    return Dataset(
+        str(file),
+        *_transitions(rows, centre, half),
+        observation_space=observations,
+        action_space=actions,  # type: ignore[arg-type]
+        env=env,
+        env_args=env_args,
+        reference=_published(file),
+        notes=() if env else (f"{file} names no environment, so nothing is evaluated; add one with --env.",),
+    )
+
+
+def _transitions(
+    rows: Mapping[str, np.ndarray], centre: np.ndarray, half: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The columns of a `Dataset`, in its order."""
+    n = len(rows["rewards"])
+    terminated = rows["terminals"][:, 0] > 0
+    truncated = rows["timeouts"][:, 0] > 0 if "timeouts" in rows else np.zeros(n, bool)
+    truncated[-1] |= not terminated[-1]
+    keep = np.ones(n, bool)
+    if "next_observations" in rows:
+        following = rows["next_observations"]
+    else:
+        following = np.concatenate([rows["observations"][1:], rows["observations"][-1:]])
+        following = np.where(terminated[:, None], rows["observations"], following)  # only encoders look at it
+        keep = terminated | ~truncated
+        truncated[:-1] |= ~keep[1:] & ~terminated[:-1]  # the row before ends the episode now
+    action = (rows["actions"] - centre) / half
+    columns = (rows["observations"], action, rows["rewards"][:, 0], terminated, truncated, following)
+    for column in columns:
+        yield column[keep] if column.dtype == bool else column[keep].astype(np.float32)

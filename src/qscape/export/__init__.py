@@ -1,0 +1,1 @@
+"""Policies as files: ONNX, plain arrays, model cards, and policies of other libraries."""

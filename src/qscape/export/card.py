@@ -1,0 +1,197 @@
+"""The model card beside an exported policy: what it is, how good it is, how to run it."""
+
+import importlib
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qscape.errors import RunError, UsageError
+from qscape.export.policy import Checked, Source, describe
+from qscape.run.folder import origin
+
+REPS = 2_000  # resamples of the interval
+CONFIDENCE = 95
+
+
+def interval(values: Sequence[float], reps: int = REPS, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of values and its 95% percentile bootstrap interval; NaN for that of fewer than two values."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return float(x.mean()), float("nan"), float("nan")
+    means = x[np.random.default_rng(seed).integers(len(x), size=(reps, len(x)))].mean(axis=1)
+    low, high = np.percentile(means, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
+    return float(x.mean()), float(low), float(high)
+
+
+def write(made: Source, files: Sequence[Path], checked: Checked | None) -> Path:
+    """Write FILE.md beside the first of the exported files.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    card = files[0].with_suffix(".md")
+    try:
+        card.write_text(text(made, files, checked))
+    except OSError as problem:
+        raise RunError(f"{card} cannot be written ({problem.strerror}).") from problem
+    return card
+
+
+def text(made: Source, files: Sequence[Path], checked: Checked | None) -> str:
+    """The card, in Markdown with the header that model hubs read."""
+    about, record = describe(made), made.record
+    action, low_high = about["action"], "unbounded"
+    if action["low"] is not None:
+        low_high = f"{action['low']} to {action['high']}"
+    elif action["table"] is not None:
+        low_high = f"{len(action['table'])} discrete actions"
+    lines = [
+        *_header(made, about),
+        f"# {about['label']} on {about['env']}",
+        "",
+        f"A policy trained with qscape for {about['step']:,} steps "
+        f"(seed {about['seed']}, the {about['policy']} policy).",
+        "",
+        "## Evaluation",
+        "",
+        evaluation(made),
+        "",
+        *_smoothness(made.folder),
+        "## Task",
+        "",
+        f"- environment: `{about['env']}`" + (f" with {about['env_args']}" if about["env_args"] else ""),
+        f"- observation: {about['observation']['size']} numbers, float32, raw: normalisation is inside",
+        f"- action: shape {action['shape']}, {low_high}, in the environment's units",
+        "",
+        "## Files",
+        "",
+        *(f"- `{file.name}`" for file in files),
+        *_measured(checked),
+        "",
+        *_usage(files, about),
+        "## Agent",
+        "",
+        f"Recipe `{about['recipe']}`. " + ("; ".join(record["moved"]) + "." if record.get("moved") else ""),
+        "",
+        "```json",
+        json.dumps(record["settings"], indent=1),
+        "```",
+        "",
+        "## Versions",
+        "",
+        *_versions(record),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def evaluation(made: Source) -> str:
+    """The return over the episodes just made, with its interval."""
+    returns = [r.episode.ret for r in made.episodes]
+    if not returns:
+        return "Not evaluated: it was trained on a dataset without an environment."
+    mean, low, high = interval(returns)
+    between = f" [{low:,.1f}, {high:,.1f}]" if len(returns) > 1 else ""
+    what = (
+        f", 95% bootstrap interval of the mean over {len(returns)} episodes" if between else " in one episode"
+    )
+    length = np.mean([r.episode.length for r in made.episodes])
+    return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
+
+
+def _header(made: Source, about: dict[str, Any]) -> list[str]:
+    returns = [r.episode.ret for r in made.episodes]
+    metrics = [f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]"] if returns else []
+    return [
+        "---",
+        "library_name: qscape",
+        "tags: [reinforcement-learning, " + ", ".join([about["recipe"], about["env"]]) + "]",
+        "model-index:",
+        f"- name: {about['label']}",
+        "  results:",
+        "  - task: {type: reinforcement-learning}",
+        f"    dataset: {{name: {about['env']}, type: {about['env']}}}",
+        *metrics,
+        "---",
+        "",
+    ]
+
+
+def _smoothness(folder: Path) -> list[str]:
+    """What `qscape smoothness` found of the run, if it was asked."""
+    file = folder / "inspect" / "smoothness.json"
+    if not file.exists():
+        return []
+    try:
+        found = json.loads(file.read_text())["per_episode"]
+        means = {name: float(np.mean(found[name])) for name in ("sm", "action_change", "oscillation")}
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise RunError(
+            f"{file} cannot be read ({problem}); measure it again: qscape smoothness {folder}."
+        ) from problem
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in means.items())
+    return [f"Smoothness (lower is smoother): {said}.", ""]
+
+
+def _measured(checked: Checked | None) -> list[str]:
+    if checked is None:
+        return []
+    return [
+        "",
+        f"The ONNX file acts like the library: greatest difference {checked.difference:.1e} on 1,000 "
+        f"observations (the library differs from itself, single against batched, by {checked.rounding:.1e}). "
+        f"One action took {checked.p50:.3f} ms (p50), {checked.p99:.3f} ms (p99), on one core.",
+    ]
+
+
+def _usage(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
+    onnx = next((f.name for f in files if f.suffix == ".onnx"), None)
+    if onnx is None:
+        return []
+    return [
+        "```python",
+        "import numpy as np",
+        "import onnxruntime as ort",
+        "",
+        f'policy = ort.InferenceSession("{onnx}")',
+        f"observation = np.zeros((1, {about['observation']['size']}), np.float32)  # [batch, S], raw",
+        'action = policy.run(None, {"observation": observation})[0][0]  # as the environment takes it',
+        "```",
+        "",
+    ]
+
+
+def _versions(record: Any) -> list[str]:
+    trained, now = record.get("versions", {}), origin()["versions"]
+    return [
+        "Trained with " + ", ".join(f"{k} {v}" for k, v in trained.items()) + ".",
+        f"Exported with qscape {now['qscape']}, jax {now['jax']}, Python {platform.python_version()}.",
+    ]
+
+
+def push(repository: str, card: Path, files: Sequence[Path]) -> str:
+    """Upload the files and the card, as README.md, to a model hub; returns the address.
+
+    Needs `pip install huggingface_hub` and a token (`hf auth login`, or HF_TOKEN).
+
+    Raises:
+        UsageError: the package or the token is missing. RunError: the hub refused.
+    """
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ImportError as problem:
+        raise UsageError("--hub needs a package: pip install huggingface_hub.") from problem
+    if hub.get_token() is None:
+        raise UsageError("--hub needs a token: run 'hf auth login', or set HF_TOKEN.")
+    api = hub.HfApi()
+    try:
+        address = str(api.create_repo(repository, exist_ok=True))
+        for file, name in [(card, "README.md"), *((f, f.name) for f in files)]:
+            api.upload_file(path_or_fileobj=file, path_in_repo=name, repo_id=repository)
+    except Exception as problem:  # the hub's own errors, and those of the network below
+        raise RunError(f"--hub {repository}: {problem}") from problem
+    return address

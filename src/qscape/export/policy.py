@@ -1,0 +1,281 @@
+"""A trained policy as a function in the environment's own units, and as files that run without qscape.
+
+Nothing is written that was not checked: the ONNX file acts like the library on 1,000 observations, or there
+is no file. The bound is 1e-5, or what the library differs from itself where that is more: a steep policy in
+float32 does not give the same digits for one observation and for a batch with that observation in it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qscape.data import RECORDED, read
+from qscape.envs import Edge
+from qscape.envs.spaces import leaves
+from qscape.errors import RunError, UsageError
+from qscape.run import saves
+from qscape.run.evaluation import SEED, Rollout, rollouts
+from qscape.run.folder import newest_save, read_record
+from qscape.run.policy import Loaded, load_policy
+from qscape.run.programs import act_evaluating, evaluation_key
+
+CHECKED = 1_000  # observations on which file and library are compared
+TOLERANCE = 1e-5  # of the actions; of half their range where that is larger than 1
+FORMAT = "qscape-policy"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """What is exported: a run's policy with its record, and the episodes it was just evaluated on.
+
+    `seen`: observations to check it on, of those episodes; of the dataset where there is no environment.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    loaded: Loaded
+    episodes: list[Rollout]
+    seen: Float[np.ndarray, "N S"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """How an ONNX file compares with the library; milliseconds for one observation, on one core."""
+
+    difference: float
+    rounding: float  # how much the library differs from itself, one observation at a time and in one batch
+    p50: float
+    p99: float
+
+
+def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
+    """The policy of a run's newest save, evaluated once more.
+
+    Raises:
+        UsageError: no episode is asked for, or this agent cannot be exported. RunError: no readable save.
+    """
+    if episodes < 1:
+        raise UsageError(
+            f"--episodes is {episodes}; it must be at least 1: the file is checked on what they show."
+        )
+    loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
+    _refuse_memory(loaded)
+    record = read_record(folder)
+    if record["env"] == RECORDED:  # learnt from a dataset without an environment: nowhere to act
+        return Source(folder, record, loaded, [], read(record["dataset"]).observation)
+    done = rollouts(loaded.programs, loaded.acting, loaded.edge, episodes, seed)
+    return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
+
+
+def _refuse_memory(loaded: Loaded) -> None:
+    if loaded.programs.memory(1) is not None:
+        raise UsageError(
+            f"{loaded.programs.agent.recipe} cannot be exported: its policy remembers from step to step."
+        )
+
+
+# --- the function ------------------------------------------------------------------------------------
+
+
+def function(loaded: Loaded) -> Callable[[Float[Array, "B S"]], Array]:
+    """Observations [B, S], raw, to actions in the environment's units: everything between is inside."""
+    agent, convert = loaded.programs.agent, in_units(loaded.edge)
+
+    def policy(obs: Float[Array, "B S"]) -> Array:
+        first = jnp.ones(obs.shape[0], bool)
+        action, _, _ = agent.act(loaded.acting, None, obs, first, 0, evaluation_key(), "evaluate")
+        return convert(action)
+
+    return policy
+
+
+def action_space(edge: Edge) -> gym.Space:
+    """The space of one environment's actions."""
+    return getattr(edge.env, "single_action_space", None) or edge.env.action_space  # type: ignore[union-attr]
+
+
+def in_units(edge: Edge) -> Callable[[Array], Array]:
+    """The edge's map from [-1, 1]^A to the environment's actions, as a jax function; float32 and int32."""
+    space, table = action_space(edge), edge.spec.table
+    start = int(getattr(space, "start", 0))
+    if table is not None:
+
+        def nearest(action: Array) -> Array:
+            return jnp.square(action[:, None] - table).sum(-1).argmin(-1) + start
+
+        return nearest
+    if not isinstance(space, gym.spaces.Box):  # the action is an index already
+        return lambda action: jnp.round(action[:, 0]).astype(jnp.int32) + start
+    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
+    centre, scale, low, high = (
+        x.astype(np.float32) for x in (low / 2 + high / 2, high / 2 - low / 2, low, high)
+    )
+    whole = np.issubdtype(space.dtype, np.integer)
+
+    def scaled(action: Array) -> Array:
+        units = jnp.clip(action * scale + centre, low, high)
+        units = jnp.round(units).astype(jnp.int32) if whole else units
+        return units.reshape(-1, *space.shape)
+
+    return scaled
+
+
+def reference(loaded: Loaded, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
+    """What the library does at observations, each the first of an episode, in the environment's units."""
+    choose = act_evaluating(loaded.programs, loaded.acting, len(obs))
+    return loaded.edge.actions(choose(obs, np.ones(len(obs), bool), 0))
+
+
+def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
+    """n observations: half of them as they were seen, half beside those, by a tenth of their spread."""
+    seen = made.seen
+    rng = np.random.default_rng(seed)
+    picked = seen[rng.integers(len(seen), size=n)]
+    picked[n // 2 :] += 0.1 * seen.std(axis=0) * rng.standard_normal(picked[n // 2 :].shape)
+    return picked.astype(np.float32)
+
+
+# --- ONNX --------------------------------------------------------------------------------------------
+
+
+def write_onnx(made: Source, file: Path) -> Checked:
+    """Write the policy as ONNX, if it acts like the library on 1,000 observations.
+
+    Input "observation" float32 [batch, S], output "action" [batch, ...] in the environment's units.
+
+    Raises:
+        UsageError: a package is missing, or the policy computes what cannot be written.
+        RunError: file and library differ by more than 1e-5, or the file cannot be written.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+
+        from qscape.export.graph import to_onnx
+    except ImportError as problem:
+        raise UsageError(
+            f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
+        ) from problem
+    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(made))}
+    model = to_onnx(function(made.loaded), made.loaded.edge.spec.observation_size, about)
+    data = model.SerializeToString()
+    checked = check(data, made)
+    _write(file, data)
+    return checked
+
+
+def check(data: bytes, made: Source) -> Checked:
+    """Compare an ONNX model with the library, in one batch and one observation at a time.
+
+    Raises:
+        RunError: they differ by more than the tolerance, and by more than the library from itself.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    obs = observations(made)
+    wanted = reference(made.loaded, obs).astype(np.float64)
+    alone = np.concatenate([reference(made.loaded, obs[k : k + 1]) for k in range(len(obs))])
+    batched = np.asarray(session.run(None, {"observation": obs})[0])
+    single, seconds = np.empty_like(batched), np.empty(len(obs))
+    for k in range(len(obs)):
+        begun = time.perf_counter()
+        (answer,) = session.run(None, {"observation": obs[k : k + 1]})
+        seconds[k] = time.perf_counter() - begun
+        single[k] = np.asarray(answer)[0]
+    rounding = float(np.abs(alone - wanted).max())
+    difference = max(float(np.abs(found - wanted).max()) for found in (batched, single))
+    allowed = max(tolerance(made.loaded.edge), rounding)
+    if not difference <= allowed:  # also where it is NaN
+        raise RunError(
+            f"{made.folder}: the ONNX model differs from the library by {difference:.2g} on "
+            f"{len(obs)} observations, more than {allowed:.2g}; no file was written."
+        )
+    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
+    return Checked(difference, rounding, float(p50), float(p99))
+
+
+def tolerance(edge: Edge) -> float:
+    """1e-5, times half the range of the actions where that is larger than 1: float32 has seven digits."""
+    low, high = edge.spec.low, edge.spec.high
+    return TOLERANCE if low is None or high is None else TOLERANCE * max(1.0, float(np.max(high - low)) / 2)
+
+
+# --- plain arrays ------------------------------------------------------------------------------------
+
+
+def write_arrays(made: Source, file: Path) -> Path:
+    """Write the acting state as FILE.npz and what it means as FILE.json; returns the latter.
+
+    Raises:
+        RunError: the files cannot be written.
+    """
+    save = newest_save(made.folder)
+    assert save is not None
+    arrays = saves.read_arrays(save, "kept" if made.loaded.policy == "kept" else "acting")
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        **describe(made),
+        "settings": made.record["settings"],
+        "arrays": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
+    }
+    note = file.with_suffix(".json")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, allow_pickle=False, **arrays)
+    except OSError as problem:
+        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+    _write(note, (json.dumps(about, indent=1) + "\n").encode())
+    return note
+
+
+def describe(made: Source) -> dict[str, Any]:
+    """Task, agent and units of a policy, as JSON."""
+    record, loaded = made.record, made.loaded
+    edge, space = loaded.edge, action_space(loaded.edge)
+    spread = getattr(edge.env, "single_observation_space", None) or edge.env.observation_space
+    order = [
+        {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
+        for path, box in leaves(spread, (), edge.env_id)
+    ]
+    listed = lambda x: None if x is None else np.asarray(x).tolist()  # noqa: E731
+    return {
+        "recipe": record["recipe"],
+        "label": record["label"],
+        "env": record["env"],
+        "env_args": record["env_args"],
+        "seed": record["seed"],
+        "step": loaded.step,
+        "policy": loaded.policy,
+        "observation": {"size": edge.spec.observation_size, "order": order},
+        "action": {
+            "shape": list(space.shape or ()),
+            "dtype": str(space.dtype),
+            "low": listed(edge.spec.low),
+            "high": listed(edge.spec.high),
+            "table": listed(edge.spec.table),
+        },
+    }
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    aside = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        aside.replace(file)
+    except OSError as problem:
+        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem

@@ -1,0 +1,270 @@
+"""The table of jax primitives as ONNX nodes: (graph, equation, inputs) -> output."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax import lax
+
+from qscape.errors import UsageError
+from qscape.export import products
+from qscape.export.values import Value, broadcast, element_type
+
+if TYPE_CHECKING:
+    from qscape.export.graph import Graph
+
+
+def _elementwise(op: str, **attributes: Any) -> Callable[..., Value]:
+    """An ONNX node that broadcasts its inputs as numpy does."""
+
+    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+        values = [graph.loose(x) for x in given]
+        return Value(graph.node(op, [v.name for v in values], **attributes), broadcast(values))
+
+    return build
+
+
+def _cast(graph: "Graph", x: Value, dtype: Any) -> Value:
+    return Value(graph.node("Cast", [x.name], to=element_type(dtype)), x.shape)
+
+
+def _convert(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    return _cast(graph, graph.loose(given[0]), equation.params["new_dtype"])
+
+
+def _with_one(op: str, before: str | None = None, after: str | None = None) -> Callable[..., Value]:
+    """expm1 and log1p: a function and a step of one. ONNX has no such nodes; in float32 the absolute error
+    stays below 1e-7."""
+
+    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+        x = graph.loose(given[0])
+        one = graph.constant(np.ones((), equation.invars[0].aval.dtype))
+        name = graph.node(before, [x.name, one]) if before else x.name
+        name = graph.node(op, [name])
+        return Value(graph.node(after, [name, one]) if after else name, x.shape)
+
+    return build
+
+
+def _integer_pow(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    x, y = graph.loose(given[0]), equation.params["y"]
+    if y == 2:
+        return Value(graph.node("Mul", [x.name, x.name]), x.shape)
+    power = graph.constant(np.array(y, equation.invars[0].aval.dtype))
+    return Value(graph.node("Pow", [x.name, power]), x.shape)
+
+
+def _square(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    x = graph.loose(given[0])
+    return Value(graph.node("Mul", [x.name, x.name]), x.shape)
+
+
+def _rsqrt(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    x = graph.loose(given[0])
+    return Value(graph.node("Reciprocal", [graph.node("Sqrt", [x.name])]), x.shape)
+
+
+def _not_equal(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    equal = _elementwise("Equal")(graph, equation, given)
+    return Value(graph.node("Not", [equal.name]), equal.shape)
+
+
+def _round(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise UsageError("this policy rounds halves away from zero, which ONNX does not.")
+    return _elementwise("Round")(graph, equation, given)
+
+
+def _select(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    if len(given) != 3:
+        raise UsageError("this policy chooses among more than two arrays, which ONNX does not.")
+    which, no, yes = (graph.loose(x) for x in given)
+    if equation.invars[0].aval.dtype != np.bool_:
+        which = _cast(graph, which, np.bool_)
+    return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast([which, no, yes]))
+
+
+def _clamp(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    low, x, high = (graph.loose(v) for v in given)
+    raised = Value(graph.node("Max", [x.name, low.name]), broadcast([x, low]))
+    return Value(graph.node("Min", [raised.name, high.name]), broadcast([raised, high]))
+
+
+def _broadcast_in_dim(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    """Inserts dimensions of one; what they are to be repeated to is left to whoever needs it."""
+    shape, at = equation.params["shape"], equation.params["broadcast_dimensions"]
+    x = graph.loose(given[0])
+    if len(x.shape) != len(at):  # a scalar, or a value that lacks leading dimensions
+        x = Value(graph.whole(x, equation.invars[0].aval), equation.invars[0].aval.shape)
+    if not x.shape:
+        return x
+    spread = [1] * len(shape)
+    for d, target in zip(x.shape, at, strict=True):
+        spread[target] = d
+    missing = [k for k in range(len(shape)) if k not in at]
+    if not missing:
+        return Value(x.name, tuple(spread))
+    axes = graph.constant(np.array(missing, np.int64))
+    return Value(graph.node("Unsqueeze", [x.name, axes]), tuple(spread))
+
+
+def _reshape(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    name, shape = graph.whole(given[0], equation.invars[0].aval), equation.outvars[0].aval.shape
+    return Value(graph.reshape(name, shape), shape)
+
+
+def _transpose(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    name = graph.whole(given[0], equation.invars[0].aval)
+    permutation = list(equation.params["permutation"])
+    return Value(graph.node("Transpose", [name], perm=permutation), equation.outvars[0].aval.shape)
+
+
+def _concatenate(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    names = [graph.whole(x, v.aval) for x, v in zip(given, equation.invars, strict=True)]
+    joined = graph.node("Concat", names, axis=equation.params["dimension"])
+    return Value(joined, equation.outvars[0].aval.shape)
+
+
+def _stack(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    axis = graph.constant(np.array([equation.params["axis"]], np.int64))
+    names = [graph.whole(x, v.aval) for x, v in zip(given, equation.invars, strict=True)]
+    rows = [graph.node("Unsqueeze", [name, axis]) for name in names]
+    return Value(graph.node("Concat", rows, axis=equation.params["axis"]), equation.outvars[0].aval.shape)
+
+
+def _split(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
+    name, axis = graph.whole(given[0], equation.invars[0].aval), equation.params["axis"]
+    ends = np.cumsum([0, *equation.params["sizes"]])
+    at = graph.constant(np.array([axis], np.int64))
+    return [
+        Value(
+            graph.node("Slice", [name, *(graph.constant(np.array([k], np.int64)) for k in cut), at]),
+            v.aval.shape,
+        )
+        for *cut, v in zip(ends[:-1], ends[1:], equation.outvars, strict=True)
+    ]
+
+
+def _slice(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    aval = equation.invars[0].aval
+    starts, stops = equation.params["start_indices"], equation.params["limit_indices"]
+    steps = equation.params["strides"] or (1,) * len(starts)
+    cut = [
+        k
+        for k, (a, b, s, d) in enumerate(zip(starts, stops, steps, aval.shape, strict=True))
+        if (a, s) != (0, 1) or str(b) != str(d)
+    ]
+    if any(not isinstance(x, int) for k in cut for x in (starts[k], stops[k])):
+        raise UsageError("this policy cuts its rows apart, which qscape cannot write as ONNX.")
+    parts = [graph.constant(np.array([row[k] for k in cut], np.int64)) for row in (starts, stops)]
+    parts += [graph.constant(np.array(cut, np.int64))]
+    parts += [graph.constant(np.array([steps[k] for k in cut], np.int64))]
+    name = graph.whole(given[0], aval)
+    return Value(graph.node("Slice", [name, *parts]), equation.outvars[0].aval.shape)
+
+
+def _reduce(op: str) -> Callable[..., Value]:
+    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+        name = graph.whole(given[0], equation.invars[0].aval)
+        axes = graph.constant(np.array(equation.params["axes"], np.int64))
+        return Value(graph.node(op, [name, axes], keepdims=0), equation.outvars[0].aval.shape)
+
+    return build
+
+
+def _reduce_bool(op: str) -> Callable[..., Value]:
+    """Of booleans, as the least (all) or greatest (any) of zeros and ones."""
+
+    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+        x = _cast(graph, Value(graph.whole(given[0], equation.invars[0].aval), ()), np.dtype(np.int32))
+        axes = graph.constant(np.array(equation.params["axes"], np.int64))
+        found = Value(graph.node(op, [x.name, axes], keepdims=0), equation.outvars[0].aval.shape)
+        return _cast(graph, found, np.dtype(bool))
+
+    return build
+
+
+def _arg(op: str) -> Callable[..., Value]:
+    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+        name = graph.whole(given[0], equation.invars[0].aval)
+        found = graph.node(op, [name], axis=equation.params["axes"][0], keepdims=0)  # the first of equals
+        return _cast(graph, Value(found, equation.outvars[0].aval.shape), equation.params["index_dtype"])
+
+    return build
+
+
+def _iota(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    (size,) = equation.params["shape"] if len(equation.params["shape"]) == 1 else (None,)
+    if size is None:
+        raise UsageError("this policy numbers its rows in a way that qscape cannot write as ONNX.")
+    zero, one = (graph.constant(np.array(k, np.int64)) for k in (0, 1))
+    end = graph.node("Squeeze", [graph.rows(size)])
+    numbers = Value(graph.node("Range", [zero, end, one]), (size,))
+    return _cast(graph, numbers, equation.params["dtype"])
+
+
+def _dim_as_value(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    return _cast(
+        graph, Value(graph.node("Squeeze", [graph.rows(equation.params["dim"])]), ()), np.dtype(np.int32)
+    )
+
+
+def _same_value(graph: "Graph", equation: Any, given: list[Any]) -> Any:
+    return given[0]
+
+
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "remat2",
+    "checkpoint",
+)
+_ELEMENTWISE = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow",
+    "neg": "Neg", "abs": "Abs", "sign": "Sign", "floor": "Floor", "ceil": "Ceil", "exp": "Exp", "log": "Log",
+    "sqrt": "Sqrt", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sin": "Sin", "cos": "Cos",
+    "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual",
+    "and": "And", "or": "Or", "not": "Not",
+}  # fmt: skip
+TABLE: dict[str, Callable[["Graph", Any, list[Any]], Any]] = {
+    **{name: _elementwise(op) for name, op in _ELEMENTWISE.items()},
+    "add_any": _elementwise("Add"),
+    "expm1": _with_one("Exp", after="Sub"),
+    "log1p": _with_one("Log", before="Add"),
+    "integer_pow": _integer_pow,
+    "square": _square,
+    "rsqrt": _rsqrt,
+    "ne": _not_equal,
+    "round": _round,
+    "select_n": _select,
+    "clamp": _clamp,
+    "convert_element_type": _convert,
+    "copy": _same_value,
+    "stop_gradient": _same_value,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "expand_dims": _reshape,
+    "transpose": _transpose,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "split": _split,
+    "slice": _slice,
+    "reduce_sum": _reduce("ReduceSum"),
+    "reduce_max": _reduce("ReduceMax"),
+    "reduce_min": _reduce("ReduceMin"),
+    "reduce_and": _reduce_bool("ReduceMin"),
+    "reduce_or": _reduce_bool("ReduceMax"),
+    "argmax": _arg("ArgMax"),
+    "argmin": _arg("ArgMin"),
+    "dot_general": products.dot_general,
+    "gather": products.gather,
+    "top_k": products.top_k,
+    "sort": products.sort,
+    "iota": _iota,
+    "dim_as_value": _dim_as_value,
+}

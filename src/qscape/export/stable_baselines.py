@@ -1,0 +1,226 @@
+"""Policies of Stable-Baselines3: TD3 and SAC files as run folders.
+
+Only numbers and text are read from the file; nothing in it is unpickled, so loading it runs no code.
+"""
+
+import importlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from qscape.agents import build
+from qscape.envs import Edge
+from qscape.errors import RunError, UsageError
+from qscape.export.policy import TOLERANCE, action_space
+from qscape.run import folder as folders
+from qscape.run.loop import open_edges, owned
+from qscape.run.plan import Plan, label
+from qscape.run.programs import act_evaluating
+from qscape.run.training import trainer_of
+
+ACTIVATIONS = {"ReLU": "relu", "ELU": "elu", "SiLU": "silu", "Tanh": "tanh"}
+CHECKED = 1_000
+Arrays = Mapping[str, np.ndarray]
+
+
+def convert(
+    file: Path, env: str, folder: Path, env_args: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> float:
+    """Write a run folder with the networks of a Stable-Baselines3 file; returns the greatest difference of
+    actions on 1,000 observations, against plain matrix products of the file's numbers.
+
+    Raises:
+        UsageError: a package is missing, the file is no TD3 or SAC of vectors, or `env` has other spaces.
+        RunError: the file is damaged, or the policies differ.
+    """
+    arrays, about = _read(file)
+    recipe = _recipe(file, arrays, about)
+    agent = build(recipe, _settings(recipe, arrays, about))
+    steps = max(int(about.get("num_timesteps") or 0), 1)
+    args = dict(env_args or {})
+    plan = Plan(
+        recipe, env, steps, env_args=args, settings=_settings(recipe, arrays, about), label=label(agent)
+    )
+    folders.refuse_taken(folder, overwrite)
+    edge, _ = open_edges(plan, agent)
+    _fits(file, arrays, about, edge)
+    trainer: Any = trainer_of(plan, agent, edge)
+    state = trainer.state
+    soft = "soft" in state.own and "log_ent_coef" in arrays
+    trainer.state = owned(
+        state._replace(
+            actor=_actor(state.actor, arrays, "actor"),
+            actor_target=None
+            if state.actor_target is None
+            else _actor(state.actor_target, arrays, "actor_target"),
+            critics=_critics(state.critics, arrays, "critic"),
+            critics_target=_critics(state.critics_target, arrays, "critic_target"),
+            own=state.own
+            | ({"soft": state.own["soft"]._replace(tuned=arrays["log_ent_coef"][0])} if soft else {}),
+        )
+    )
+    trainer.env_steps, trainer.finished = steps, True
+    edge.reset()
+    off = _difference(trainer, arrays, recipe, about)
+    with folders.locked(folder):
+        folders.create(folder, plan, trainer.agent, overwrite)
+        folders.save(folder, trainer, milestone=False)
+    edge.close()
+    return off
+
+
+def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a file by name, and what its JSON says."""
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ImportError as problem:
+        raise UsageError(
+            'files of Stable-Baselines3 need a package: pip install "qscape[bench]".'
+        ) from problem
+
+    def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
+        found = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+        return {key: np.array(value.detach().numpy(), np.float32) for key, value in found.items()}
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            arrays = tensors(archive, "policy.pth")
+            if "pytorch_variables.pth" in archive.namelist():
+                arrays |= tensors(archive, "pytorch_variables.pth")
+            return arrays, json.loads(archive.read("data"))
+    except FileNotFoundError as problem:
+        raise UsageError(f"{file} does not exist.") from problem
+    except Exception as problem:  # a damaged archive makes zipfile and torch raise nearly anything
+        raise RunError(f"{file} cannot be read as a Stable-Baselines3 file ({problem}).") from problem
+
+
+def _recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
+    """td3 or sac, by the actor's layers."""
+    actor = [name for name in arrays if name.startswith("actor.")]
+    known = ("actor.mu.", "actor.latent_pi.", "actor.log_std.")
+    if about.get("use_sde") or not actor or not all(name.startswith(known) for name in actor):
+        raise UsageError(
+            f"{file} holds no TD3 or SAC with an MlpPolicy (and without gSDE); only those can be imported."
+        )
+    return "sac" if "actor.log_std.weight" in arrays else "td3"
+
+
+def _layers(arrays: Arrays, prefix: str) -> list[str]:
+    """Names of the linear layers below a prefix, in order; torch's Sequential counts activations too."""
+    numbers = sorted(
+        {int(name[len(prefix) :].split(".")[1]) for name in arrays if name.startswith(f"{prefix}.")}
+    )
+    return [f"{prefix}.{k}" for k in numbers]
+
+
+def _hidden(arrays: Arrays, layers: list[str]) -> tuple[int, ...]:
+    return tuple(len(arrays[f"{name}.bias"]) for name in layers)
+
+
+def _activation(about: Mapping[str, Any]) -> str:
+    said = str((about.get("policy_kwargs") or {}).get("activation_fn", "ReLU"))
+    name = said.rstrip("'>").rpartition(".")[2]
+    if name not in ACTIVATIONS:
+        raise UsageError(f"the policy's activation is {name}; there are {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The file's sizes and hyperparameters as fields."""
+    actor = _layers(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
+    critics = sum(name.endswith(".0.weight") for name in arrays if name.startswith("critic.qf"))
+    base: dict[str, Any] = {
+        "actor_hidden": _hidden(arrays, actor if recipe == "sac" else actor[:-1]),
+        "critic_hidden": _hidden(arrays, _layers(arrays, "critic.qf0")[:-1]),
+        "critics": critics,
+        "actor_activation": _activation(about),
+        "critic_activation": _activation(about),
+    }
+    for field, key in (("discount", "gamma"), ("batch_size", "batch_size"), ("warmup", "learning_starts")):
+        if isinstance(about.get(key), int | float):
+            base[field] = about[key]
+    if isinstance(about.get("learning_rate"), float):
+        base |= dict.fromkeys(("actor_learning_rate", "critic_learning_rate"), about["learning_rate"])
+    if recipe == "sac":
+        base |= {"log_std_min": -20.0, "log_std_max": 2.0}
+    return {"base": base} | ({"polyak": {"rate": about["tau"]}} if "tau" in about else {})
+
+
+def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], edge: Edge) -> None:
+    """Refuse an environment with other sizes, or another range of actions where the file tells its own."""
+    spec = edge.spec
+    first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
+    seen, both = arrays[first].shape[1], arrays["critic.qf0.0.weight"].shape[1]
+    if (seen, both - seen) != (spec.observation_size, spec.action_size):
+        raise UsageError(
+            f"{file} sees {seen} numbers and takes {both - seen}; {edge.env_id} shows "
+            f"{spec.observation_size} and takes {spec.action_size}: name the environment it was trained in."
+        )
+    space, told = action_space(edge), about.get("action_space") or {}
+    for name in ("low", "high"):
+        text = str(told.get(name, ""))
+        there = np.array(text.strip("[]").split(), float) if text and "..." not in text else None
+        if isinstance(space, gym.spaces.Box) and there is not None:
+            here = getattr(space, name).ravel()
+            if len(there) == len(here) and not np.allclose(there, here):
+                raise UsageError(
+                    f"{file} takes actions whose {name} is {there}, {edge.env_id} has {here}: name the "
+                    "environment it was trained in."
+                )
+
+
+def _linear(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
+    """A module with the numbers of the file's layers, by the names of its own."""
+
+    def leaf(path: Any, mine: Array) -> Array:
+        layer, _, kind = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+        return jnp.asarray(arrays[f"{where[layer]}.{kind}"].reshape(mine.shape))
+
+    return jax.tree_util.tree_map_with_path(leaf, module)
+
+
+def _actor(actor: PyTree, arrays: Arrays, prefix: str) -> PyTree:
+    if f"{prefix}.log_std.weight" in arrays:
+        hidden = _layers(arrays, f"{prefix}.latent_pi")
+        top = {"head/mean": f"{prefix}.mu", "head/log_std": f"{prefix}.log_std"}
+    else:
+        *hidden, last = _layers(arrays, f"{prefix}.mu")
+        top = {"head/out": last}
+    return _linear(actor, {f"trunk/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
+
+
+def _critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[PyTree]:
+    made = []
+    for i, critic in enumerate(critics):
+        *hidden, last = _layers(arrays, f"{prefix}.qf{i}")
+        where = {f"body/trunk/layers/{k}": name for k, name in enumerate(hidden)} | {"body/out": last}
+        made.append(_linear(critic, where, arrays))
+    return made
+
+
+def _difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
+    """Greatest difference of actions in [-1, 1] between the run's policy and the file's numbers."""
+    size, rng = trainer.agent.task.observation_size, np.random.default_rng(0)
+    obs = rng.normal(size=(CHECKED, size)).astype(np.float32)
+    layers = _layers(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
+    hidden, last = (layers, "actor.mu") if recipe == "sac" else (layers[:-1], layers[-1])
+    act = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "silu": lambda x: x / (1 + np.exp(-x)),
+           "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))}[_activation(about)]  # fmt: skip
+    x = obs.astype(np.float64)
+    for name in hidden:
+        x = act(x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"])
+    wanted = np.tanh(x @ arrays[f"{last}.weight"].T + arrays[f"{last}.bias"])
+    choose = act_evaluating(trainer.programs, trainer.acting, CHECKED)
+    off = float(np.abs(choose(obs, np.ones(CHECKED, bool), 0) - wanted).max())
+    if not off <= TOLERANCE:
+        raise RunError(f"the imported policy differs from the file's by {off:.2g}; nothing was written.")
+    return off

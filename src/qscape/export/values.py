@@ -1,0 +1,31 @@
+"""An array in an ONNX graph while it is built."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import helper
+
+
+class Value(NamedTuple):
+    """An array in the graph; its shape may lack a broadcast, which elementwise nodes make themselves."""
+
+    name: str
+    shape: tuple[Any, ...]  # integers, and symbolic dimensions
+
+
+def same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Are two shapes equal, symbolic dimensions included?"""
+    return len(a) == len(b) and all(str(x) == str(y) for x, y in zip(a, b, strict=True))
+
+
+def element_type(dtype: Any) -> int:
+    """ONNX's number for a dtype."""
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def broadcast(values: list[Value]) -> tuple[Any, ...]:
+    """The shape that numpy's rules give; symbolic dimensions win over 1."""
+    rank = max(len(v.shape) for v in values)
+    padded = [(1,) * (rank - len(v.shape)) + tuple(v.shape) for v in values]
+    return tuple(next((d for d in dims if str(d) != "1"), 1) for dims in zip(*padded, strict=True))

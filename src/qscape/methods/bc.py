@@ -1,0 +1,72 @@
+"""Behaviour cloning beside, or instead of, climbing Q: TD3+BC, plain cloning, and TD7's offline term.
+
+TD3+BC: Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement Learning", 2021, arXiv 2106.06860.
+TD7: Fujimoto et al. 2023, arXiv 2306.02451.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets.heads import raw
+from qscape.offpolicy.sockets import Fns, Improvement, Own, Regulariser, objective
+from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
+
+
+def distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
+    """π(s) and the mean of (π(s) − a)² over batch and dimensions."""
+    action = raw(policy(batch.observation)).mode()
+    return action, jnp.square(action - batch.action).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class BC(Improvement):
+    """Climb Q scaled to α, and stay near the data: −α Q / mean|Q| + (π(s) − a)² (TD3+BC)."""
+
+    name: ClassVar[str] = "bc"
+    alpha: float = setting(2.5, "Weight α of the scaled Q; 0: imitate the data only.", tune=(0.0, 10.0))
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < math.inf:
+            raise UsageError(f"bc.alpha is {self.alpha}; it must be a number, 0 or more.")
+
+    def loss(
+        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
+        """−λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and 6)."""
+        action, clone = distance(policy, batch)
+        if not self.alpha:
+            return clone, {"clone_distance": clone}
+        value = objective(fns.base, q(batch.observation, action))
+        scale = self.alpha / jax.lax.stop_gradient(jnp.abs(value).mean())
+        return clone - scale * value.mean(), {"actor_value": value.mean(), "clone_distance": clone}
+
+    def target_values(
+        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> tuple[list[Array], None]:
+        return fns.q_target(next_obs, policy(next_obs).mode()), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Clone(Regulariser):
+    """Adds λ · mean|Q| · (π(s) − a)² to the actor's loss (TD7 on a dataset)."""
+
+    name: ClassVar[str] = "clone"
+    weight: float = setting(0.1, "Weight λ of the distance to the data's actions.", tune=(1e-3, 10.0, "log"))
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"clone.weight is {self.weight}; it must be a number, 0 or more.")
+
+    def actor(self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        """The scale is mean|Q(s, π(s))| over batch and the heads that the actor climbs, without gradient."""
+        action, clone = distance(fns.policy, batch)
+        heads = fns.q(batch.observation, action)
+        heads = heads[:1] if fns.base.actor_objective == "first" else heads
+        scale = jax.lax.stop_gradient(jnp.abs(jnp.stack(heads)).mean())
+        return self.weight * scale * clone, {"clone_distance": clone}

@@ -1,0 +1,84 @@
+"""Implicit Q-learning: no action outside the data is ever valued.
+
+Kostrikov, Nair and Levine, "Offline Reinforcement Learning with Implicit Q-Learning", 2021, arXiv 2110.06169.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import MLP
+from qscape.nets.heads import raw
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Fns, Improvement, Nets, Own
+from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+
+
+def expectile_loss(difference: Float[Array, "*b"], expectile: float) -> Float[Array, "*b"]:
+    """|τ − 1(u < 0)| u² (Eq. 3): the minimiser over v of u = x − v is the τ-expectile of x."""
+    weight = jnp.where(difference < 0, 1.0 - expectile, expectile)
+    return weight * jnp.square(difference)
+
+
+@dataclasses.dataclass(frozen=True)
+class IQL(Improvement):
+    """V(s) is an upper expectile of Q over the data's actions; the policy imitates those with an advantage.
+
+    A Gaussian head imitates by its likelihood; a deterministic one by squared distance, which is the
+    likelihood of a Gaussian of fixed width.
+    """
+
+    name: ClassVar[str] = "iql"
+    expectile: float = setting(0.7, "τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95))
+    temperature: float = setting(
+        3.0, "β: how sharply advantages weigh what is imitated.", tune=(0.5, 10.0, "log")
+    )
+    max_weight: float = setting(100.0, "Bound on those weights.")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.expectile < 1:
+            raise UsageError(f"iql.expectile is {self.expectile}; it must lie in (0, 1).")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"iql.temperature is {self.temperature}; it must be a number, 0 or more.")
+        if not 0 < self.max_weight < math.inf:
+            raise UsageError(f"iql.max_weight is {self.max_weight}; it must be a number above 0.")
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        """V, in the critics' widths, on the observation alone."""
+        sizes = (spec.observation_size, *base.critic_hidden, 1)
+        return Own(learned=MLP(key, sizes, base.critic_activation))
+
+    def learn(self, learned: MLP, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        """L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
+        value = learned(batch.observation)[..., 0]
+        return expectile_loss(_least(fns, batch) - value, self.expectile).mean(), {"v": value.mean()}
+
+    def target_values(
+        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> tuple[list[Array], None]:
+        """Q regresses to r + γ V(s') (Eq. 6)."""
+        return [own.learned(next_obs)[..., 0]], None
+
+    def loss(
+        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
+        """−exp(β (min Q̄(s, a) − V(s))) log π(a | s), the weight bounded (Eq. 7)."""
+        advantage = _least(fns, batch) - own.learned(batch.observation)[..., 0]
+        weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
+        dist = raw(policy(batch.observation))
+        if fns.base.head == "gaussian":
+            far = -dist.log_prob(batch.action)
+        else:
+            far = jnp.square(dist.mode() - batch.action).sum(-1)
+        said = {"advantage": advantage.mean(), "imitation_weight": weight.mean()}
+        return (jax.lax.stop_gradient(weight) * far).mean(), said
+
+
+def _least(fns: Fns, batch: Batch) -> Float[Array, " B"]:
+    """The least of the target critics at the data's actions."""
+    return jax.lax.stop_gradient(jnp.stack(fns.q_target(batch.observation, batch.action), -1).min(-1))

@@ -1,0 +1,221 @@
+"""Learning from a dataset, and beginning a run where another one ended.
+
+On a dataset a step is an update: nothing is stepped, and the environment only evaluates.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from qscape.data import RECORDED, Dataset, read
+from qscape.envs import Edge
+from qscape.errors import RunError, UsageError
+from qscape.offpolicy.agent import Agent
+from qscape.replay.memory import Index, Layout, Rows
+from qscape.run import events as ev
+from qscape.run import saves
+from qscape.run.folder import newest_save, one_run, read_plan
+from qscape.run.loop import Saver, owned
+from qscape.run.plan import Plan
+from qscape.run.trainer import CHUNK, Trainer
+
+FILL = 4_096  # transitions inserted in one call
+
+
+class OfflineTrainer(Trainer):
+    """A run of an off-policy agent on a dataset: its replay is full from the start, and stays as it is."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        agent: Agent,
+        edge: Edge,
+        eval_edge: Edge | None = None,
+        saver: Saver | None = None,
+    ):
+        known = plan.env != RECORDED
+        data = read(plan.dataset, plan.env if known else None, plan.env_args if known else None)
+        super().__init__(plan, _holding(agent, data, plan), edge, eval_edge, saver)
+        refuse_columns(self.layout, self.agent.recipe)
+        self.data, self.until, self.score = data, 0, None
+        self.rows, self.index = fill(self.agent, self.layout, self.rows, self.index, data)
+        if self.agent.normalises:
+            self.state = self.programs.see(self.state, data.observation)
+
+    def _notes(self) -> list[str]:
+        n, episodes = len(self.data), len(self.data.lengths)
+        return [
+            f"dataset: {n:,} transitions, {episodes:,} episodes, mean return {self.data.returns.mean():,.1f}",
+            "a step is an update; the environment only evaluates"
+            if self.eval_edge
+            else "a step is an update; nothing is evaluated",
+        ]
+
+    def events(self, until: int) -> Iterator[ev.RunEvent]:
+        self.until = until
+        yield from super().events(until)
+
+    def _prepare(self) -> bool:
+        return True
+
+    def _environment_step(self) -> Iterator[ev.RunEvent]:
+        """Updates up to the next thing that is due, but at most a chunk of them."""
+        due = [self.until, self.env_steps + CHUNK, *(d for d in self.due.values() if d > self.env_steps)]
+        n = min(due) - self.env_steps
+        self.state, self.index, self.metrics = self.programs.burst(
+            self.state, self.rows, self.index, self.metrics, np.int32(self.env_steps), self.key, np.int32(n)
+        )
+        jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
+        self.updates, self.env_steps = self.updates + n, self.env_steps + n
+        yield from ()
+
+    def evaluations(self, edge: Edge) -> Iterator[ev.Evaluated]:
+        for event in super().evaluations(edge):
+            self.score = score(self.plan, event.mean)
+            yield event
+
+    def _log(self) -> ev.Logged:
+        logged = super()._log()
+        if self.score is not None:
+            logged.metrics["normalised_score"] = self.score
+        return logged
+
+    def _used_rows(self) -> int:
+        """None is saved: the dataset has them."""
+        return 0
+
+
+def score(plan: Plan, ret: float) -> float | None:
+    """100 · (return − low) / (high − low), where the dataset says what low and high are."""
+    if plan.reference is None:
+        return None
+    low, high = plan.reference
+    return 100.0 * (ret - low) / (high - low)
+
+
+def _holding(agent: Agent, data: Dataset, plan: Plan) -> Agent:
+    """The agent with a replay of the dataset's size, unless the user chose one."""
+    if "replay_capacity" in plan.settings.get("base", {}):
+        return agent
+    rows = len(data) + (len(data.lengths) + 1) * (agent.base.next_observation == "derived")
+    base = dataclasses.replace(agent.base, replay_capacity=max(rows, 2))
+    return dataclasses.replace(agent, base=base)
+
+
+def refuse_columns(layout: Layout, recipe: str) -> None:
+    """Refuse an agent that replays what only acting can tell.
+
+    Raises:
+        UsageError: it does.
+    """
+    if layout.columns:
+        names = ", ".join(name for name, _ in layout.columns)
+        raise UsageError(
+            f"'{recipe}' replays {names}, which it writes down when it acts; a dataset holds none: "
+            "leave that part out."
+        )
+
+
+def fill(agent: Agent, layout: Layout, rows: Array, index: Index, data: Dataset) -> tuple[Array, Index]:
+    """The replay with a dataset in the ring of its first environment, as if it had been experienced."""
+    insert = jax.jit(partial(_insert, agent, layout), donate_argnums=(0, 1))
+    for start in range(0, len(data), FILL):
+        part = slice(start, start + FILL)
+        columns = (
+            data.observation,
+            data.action,
+            data.reward,
+            data.terminated,
+            data.truncated & ~data.terminated,
+            data.next_observation,
+        )
+        padded = [np.zeros((FILL, *c.shape[1:]), c.dtype) for c in columns]
+        for whole, column in zip(padded, columns, strict=True):
+            whole[: len(column[part])] = column[part]
+        rows, index = insert(rows, index, padded, np.arange(FILL) < len(data) - start)
+    return rows, index
+
+
+def _insert(
+    agent: Agent, layout: Layout, rows: Array, index: Index, columns: list[Array], real: Array
+) -> tuple[Array, Index]:
+    """Insert transitions one after the other; those that are not real leave no trace."""
+    first = jnp.arange(layout.envs) == 0
+
+    def one(carry: tuple[Array, Index], step: tuple[list[Array], Array]) -> tuple[tuple[Array, Index], None]:
+        row, counts = step
+        spread = Rows(*(jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row), columns={})
+        return agent.replay.insert(layout, *carry, spread, first & counts), None
+
+    return jax.lax.scan(one, (rows, index), (columns, real))[0]
+
+
+# --- a run from another -------------------------------------------------------------------------------
+
+
+def take_over(trainer: Any, plan: Plan) -> list[str]:
+    """Begin with the networks, optimisers and statistics of the run `plan.start`, and with its dataset if the
+    plan keeps that; returns sentences for the user.
+
+    Parts that the two runs do not share begin afresh, and so do the counters.
+
+    Raises:
+        UsageError: no run there, or one without a dataset to keep. RunError: no readable save, or networks
+            of another size.
+    """
+    if not isinstance(trainer, Trainer):
+        raise UsageError(f"--from begins off-policy agents, and {plan.recipe} is none.")
+    run = one_run(Path(plan.start))
+    source, save = read_plan(run), newest_save(run, "state")
+    if save is None:
+        raise RunError(f"{run} has no save yet; let it train on: qscape resume {run}.")
+    found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
+
+    def leaf(path: Any, mine: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in ("updates", "env_steps"):
+            return mine
+        other = found.get(name)
+        if other is not None and other.shape == mine.shape:
+            taken.add(_what(name))
+            return jnp.asarray(other, mine.dtype)
+        if name.split("/")[0] in ("actor", "critics"):
+            said = "is not there" if other is None else f"is {[*other.shape]} there"
+            raise RunError(
+                f"{run} ({source.recipe}) does not fit '{plan.recipe}': {name} {said}, "
+                f"{[*mine.shape]} here; use its recipe and sizes."
+            )
+        fresh.add(_what(name))
+        return mine
+
+    trainer.state = owned(jax.tree_util.tree_map_with_path(leaf, trainer.state))
+    if trainer.kept is not None:
+        trainer.kept = trainer.programs.keep(trainer.acting)
+    notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
+    if fresh - taken:
+        notes.append(f"not in that run, so they begin afresh: {', '.join(sorted(fresh - taken))}")
+    return notes + (_keep(trainer, source, run) if plan.keep_data else [])
+
+
+def _what(name: str) -> str:
+    """own/sale/learned/f/... is sale; optimisers/soft.tuned/... is soft.tuned; actor/... is actor."""
+    first, *rest = name.split("/")
+    return rest[0] if first in ("own", "optimisers") and rest else first
+
+
+def _keep(trainer: Trainer, source: Plan, run: Path) -> list[str]:
+    if not source.dataset:
+        raise UsageError(f"--keep-data: {run} was not trained on a dataset, so it has none to keep.")
+    refuse_columns(trainer.layout, trainer.agent.recipe)
+    known = source.env != RECORDED
+    data = read(source.dataset, source.env if known else None, source.env_args if known else None)
+    trainer.rows, trainer.index = fill(trainer.agent, trainer.layout, trainer.rows, trainer.index, data)
+    kept = min(len(data), trainer.layout.ring)
+    return [f"its dataset is in the replay: {kept:,} of {len(data):,} transitions of {source.dataset}"]

@@ -1,0 +1,120 @@
+"""Recording episodes of a policy as a Minari dataset."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from qscape.envs.build import build_env
+from qscape.errors import RunError, UsageError
+from qscape.run.folder import read_plan
+from qscape.run.policy import Loaded, load_policy
+from qscape.run.programs import act_evaluating
+
+Kind = Literal["trained", "noisy", "random"]
+
+
+def record(
+    folder: Path,
+    dataset: str,
+    episodes: int,
+    kind: Kind = "trained",
+    noise: float = 0.1,
+    seed: int = 0,
+    current: bool = False,
+) -> Any:
+    """Write a Minari dataset of whole episodes in a run's environment; returns it.
+
+    The dataset names the environment, unless that was registered with a class, which no file can hold.
+
+    Args:
+        dataset: its new name, like local/pendulum-v0.
+        kind: "trained" acts like `evaluate`; "noisy" adds N(0, noise²) to that, in units of [-1, 1];
+            "random" is uniform in the box of actions.
+        seed: episode k resets its environment with seed + k.
+
+    Raises:
+        UsageError: a package is missing, the name is taken or malformed, or the environment does not fit.
+        RunError: the run has no readable save, or the dataset cannot be written.
+    """
+    try:
+        import minari
+    except ImportError as problem:
+        raise UsageError('recording needs packages: pip install "qscape[offline]".') from problem
+    if episodes < 1:
+        raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
+    if not 0 <= noise < np.inf:
+        raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
+    _free(minari, dataset)
+    plan, loaded = read_plan(folder), load_policy(folder, current=current)
+    if loaded.edge.spec.table is not None or loaded.edge.spec.choices is not None:
+        raise UsageError(f"{plan.env} has discrete actions; only boxes of actions are recorded.")
+    env = minari.DataCollector(_storable(build_env(plan.env, dict(plan.env_args))))
+    rng = np.random.default_rng(seed)
+    try:
+        for k in range(episodes):
+            _episode(env, loaded, kind, noise, seed + k, rng)
+        how = f"{kind} {noise:g}" if kind == "noisy" else kind
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that author and so on are not given
+            return env.create_dataset(
+                dataset,
+                algorithm_name=f"{plan.label or plan.recipe}, {how}",
+                description=f"{episodes} episodes of {folder} at step {loaded.step}, recorded by qscape",
+            )
+    except OSError as problem:
+        raise RunError(f"the dataset {dataset} cannot be written ({problem.strerror}).") from problem
+    finally:
+        env.close()
+        loaded.edge.close()
+
+
+def _free(minari: Any, dataset: str) -> None:
+    """Refuse a name that is taken or that Minari would not take."""
+    try:
+        minari.dataset.minari_dataset.parse_dataset_id(dataset)
+    except (ValueError, TypeError) as problem:  # the latter where the version is missing
+        raise UsageError(
+            f"--dataset {dataset} is no name for a dataset: write one like local/pendulum-v0."
+        ) from problem
+    if dataset in minari.list_local_datasets():
+        raise UsageError(
+            f"the dataset {dataset} is there already; choose another name, or delete it: "
+            f"minari delete {dataset}."
+        )
+
+
+class _Nameless(gym.Wrapper):
+    """An environment whose registration no file can hold: with a class, not with the path of one."""
+
+    spec = None  # type: ignore[assignment]
+
+
+def _storable(env: gym.Env) -> gym.Env:
+    """The environment, without its registration where that cannot be written."""
+    try:
+        if env.spec is not None:
+            env.spec.to_json()
+    except ValueError:
+        return _Nameless(env)
+    return env
+
+
+def _episode(
+    env: gym.Env, loaded: Loaded, kind: Kind, noise: float, seed: int, rng: np.random.Generator
+) -> None:
+    """One episode, from reset to its end."""
+    edge, choose = loaded.edge, act_evaluating(loaded.programs, loaded.acting, 1)
+    observation, _ = env.reset(seed=seed)
+    step, over = 0, False
+    while not over:
+        if kind == "random":
+            action = rng.uniform(-1.0, 1.0, (1, edge.spec.action_size)).astype(np.float32)
+        else:
+            action = choose(edge.observations(observation)[0], np.array([step == 0]), step)
+        if kind == "noisy":
+            action = np.clip(action + noise * rng.standard_normal(action.shape), -1.0, 1.0).astype(np.float32)
+        observation, _, terminated, truncated, _ = env.step(edge.actions(action)[0])
+        step, over = step + 1, terminated or truncated

@@ -1,0 +1,334 @@
+"""Exported policies act like the library's, and what cannot be exported is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+import tiny
+from test_contract import TABLE, make
+
+from qscape import agents
+from qscape.cli import main
+from qscape.envs import make as make_edge
+from qscape.errors import RunError, UsageError
+from qscape.export import card, graph, policy, primitives
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.run.policy import Loaded, programs_of
+
+ort = pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parent.parent
+RANDOM = {"cem", "wolpertinger"}  # parts that search by drawing
+
+
+class Boxed(gym.Env):
+    """Its action box is what a test wants."""
+
+    def __init__(self, low=(-0.4, -0.4), high=(0.4, 0.4), dtype="float32"):
+        self.observation_space = gym.spaces.Box(-9.0, 9.0, (5,), np.float32)
+        self.action_space = gym.spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=np.dtype(dtype))
+
+
+class Chosen(Boxed):
+    """Discrete actions with a table, which begin at 3."""
+
+    action_table = np.stack(np.meshgrid(np.linspace(0.0, 1.0, 9), np.linspace(2.0, 9.0, 9)), -1).reshape(
+        81, 2
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(81, start=3)
+
+
+def weights(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
+    """Random numbers of the size that networks begin with."""
+    return (rng.uniform(-1.0, 1.0, leaf.shape) / np.sqrt(max(leaf.shape[-1:], default=1))).astype(leaf.dtype)
+
+
+def source(agent, env) -> policy.Source:
+    """An agent with random weights on an environment, with observations as if it had walked there."""
+    edge, rng = make_edge(env, by_index=isinstance(agent, OnPolicyAgent)), np.random.default_rng(1)
+    agent = agent.on(edge.spec)
+    acting = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))  # compiles nothing
+    acting = jax.tree.map(lambda leaf: weights(leaf, rng), acting)
+    if "normalise" in acting.own:
+        mine = acting.own["normalise"]
+        acting.own["normalise"] = mine._replace(rest=mine.rest._replace(var=mine.rest.var**2 + 0.5))
+    loaded = Loaded(programs_of(agent), acting, edge, 0, "current")
+    seen = np.random.default_rng(0).normal(size=(400, edge.spec.observation_size)).astype(np.float32)
+    record = {"recipe": agent.recipe, "label": agent.recipe, "env": "E", "env_args": {}, "seed": 0}
+    return policy.Source(Path("run"), record | {"settings": {}}, loaded, [], 3 * seen)
+
+
+def answers(made: policy.Source, obs: np.ndarray) -> np.ndarray:
+    """What the file says, read by onnxruntime."""
+    model = graph.to_onnx(policy.function(made.loaded), obs.shape[1], {})
+    return ort.InferenceSession(model.SerializeToString()).run(None, {"observation": obs})[0]
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_every_recipe_of_the_contract_acts_like_the_library(row):
+    made = source(make(*TABLE[row]), lambda: Boxed(low=(-0.4, -3.0), high=(0.4, 1.0)))
+    obs = policy.observations(made, 200)
+    if RANDOM & {*made.loaded.programs.agent.parts}:
+        with pytest.raises(UsageError, match="draws at random when it acts"):
+            answers(made, obs)
+        return
+    wanted = policy.reference(made.loaded, obs)
+    assert wanted.std() > 0.01
+    assert np.abs(answers(made, obs) - wanted).max() <= 1e-5
+    assert np.abs(answers(made, obs[:1]) - wanted[:1]).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        lambda: Boxed(),
+        lambda: Boxed((-1.0, 10.0), (3.0, 20.0)),
+        lambda: Boxed((0.0, -0.7), (5.0, 8e3), "float64"),
+        lambda: Boxed((0, -7), (5, 90), "int64"),
+        lambda: Chosen(),
+        lambda: tiny.Rooms(),
+    ],
+    ids=["0.4", "asymmetric", "float64", "whole", "table", "dict"],
+)
+def test_actions_come_out_as_the_environment_takes_them(env):
+    made = source(make("td3", {"base": {"actor_hidden": (32, 32)}}), env)
+    checked = policy.check(
+        graph.to_onnx(
+            policy.function(made.loaded), made.loaded.edge.spec.observation_size, {}
+        ).SerializeToString(),
+        made,
+    )
+    assert checked.difference <= policy.tolerance(made.loaded.edge)
+    space = policy.action_space(made.loaded.edge)
+    obs = policy.observations(made, 50)
+    found = answers(made, obs)
+    assert found.shape == (50, *space.shape)
+    assert all(space.contains(a.astype(space.dtype)) for a in found)
+    assert len(np.unique(found, axis=0)) > 1, "it always does the same"
+
+
+def test_on_policy_agents_give_the_index():
+    made = source(agents.build("ppo", {"base": {"actor_hidden": (8,), "critic_hidden": (8,)}}), "CartPole-v1")
+    obs = policy.observations(made, 200)
+    np.testing.assert_array_equal(answers(made, obs), policy.reference(made.loaded, obs))
+
+
+def test_picking_rows_by_index_is_what_jax_does():
+    """As a maximiser picks the best of its proposals: take_along_axis, and two index arrays."""
+    import jax.numpy as jnp
+
+    def f(x):
+        x = x.reshape(-1, 4, 3) + 0.0
+        best = jnp.argmax(jnp.square(x).sum(-1), -1)
+        rows = jnp.arange(x.shape[0])
+        one, other = jnp.take_along_axis(x, best[:, None, None], axis=1)[:, 0], x[rows, best]
+        return jnp.concatenate(
+            [one, 2 * other, jnp.where(x[:, :, 1] > 0, x[:, :, 0], -jnp.inf).max(1)[:, None]], -1
+        )
+
+    x = np.random.default_rng(1).normal(size=(50, 12)).astype(np.float32)
+    session = ort.InferenceSession(graph.to_onnx(f, 12, {}).SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"observation": x})[0], f(x), rtol=1e-6)
+
+
+def test_choices_loops_and_ranking_are_what_jax_does():
+    import jax.numpy as jnp
+
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(4, 6, 6)), jnp.float32)
+
+    def f(x):
+        def step(carry, w):
+            carry = jnp.tanh(carry @ w)
+            return carry, carry.max(1)
+
+        last, greatest = jax.lax.scan(step, x, weights)
+        _, least = jax.lax.scan(step, x, weights, reverse=True)
+        values, places = jax.lax.top_k(jnp.round(x), 3)  # with equals
+        by_key, along = jax.lax.sort((jnp.round(x), 2 * x), dimension=1, num_keys=1)
+        apart = jax.lax.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, x)
+        rows = [greatest.T, least.T, last, values, places.astype(jnp.float32), by_key, along, apart]
+        return jnp.concatenate(rows, 1)
+
+    x = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
+    session = ort.InferenceSession(graph.to_onnx(f, 6, {}).SerializeToString())
+    for sign in (1, -1):
+        shown = sign * np.abs(x).astype(np.float32)  # either branch
+        np.testing.assert_allclose(session.run(None, {"observation": shown})[0], f(shown), atol=2e-6)
+
+
+def test_what_has_no_node_is_refused_with_one_sentence():
+    import jax.numpy as jnp
+
+    with pytest.raises(UsageError, match="computes 'cumsum', which qscape cannot write"):
+        graph.to_onnx(lambda x: jnp.cumsum(x, 1), 3, {})
+    with pytest.raises(UsageError, match="draws at random when it acts"):
+        graph.to_onnx(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), 3, {})
+    with pytest.raises(UsageError, match="asks for the number of rows"):
+        graph.to_onnx(lambda x: x * len(x), 3, {})
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of td7 with a kept policy."""
+    out = tmp_path_factory.mktemp("export") / "a"
+    flags = [*tiny.flags("td7+normalise", warmup=20), "--eval-every", 60, "--eval-episodes", 1, "--out", out]
+    argv = ["train", "td7+normalise", "--env", "Rooms-v0", "--steps", 120, *flags]
+    assert main([*map(str, argv)]) == 0
+    return out / "0"
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    argv = [
+        "export",
+        str(run),
+        "--onnx",
+        str(folder / "p.onnx"),
+        "--npz",
+        str(folder / "p"),
+        "--episodes",
+        "3",
+    ]
+    assert main(argv) == 0
+    return folder
+
+
+def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
+    made = policy.source(run, 2)
+    assert made.loaded.policy == "kept"
+    obs = policy.observations(made, 5)
+    np.save(tmp_path / "obs.npy", obs)
+    without = "import sys; sys.modules['qscape'] = sys.modules['jax'] = None; "
+    code = (
+        without
+        + f"import runpy; runpy.run_path({str(ROOT / 'examples/run_policy.py')!r}, run_name='__main__')"
+    )
+    argv = [sys.executable, "-c", code]
+    argv += [exported / "p.onnx", "--observations", tmp_path / "obs.npy"]
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "7 numbers in, action [2] out" in done.stdout
+    printed = [
+        line.split("-> [")[1].rstrip("]").split() for line in done.stdout.splitlines() if "-> [" in line
+    ]
+    np.testing.assert_allclose(np.array(printed, float), policy.reference(made.loaded, obs), atol=1e-3)
+
+
+def test_the_command_prints_difference_and_latency_and_writes_a_card(run, exported, capsys):
+    assert main(["export", str(run), "--onnx", str(exported / "q.onnx"), "--episodes", "3", "--current"]) == 0
+    out = capsys.readouterr().out
+    assert "greatest difference" in out
+    assert "p50 0." in out
+    assert "p99 " in out
+    text = (exported / "q.md").read_text()
+    for said in (
+        "td7+normalise",
+        "Rooms-v0",
+        "over 3 episodes",
+        "the current policy",
+        "onnxruntime",
+        "jax 0.",
+    ):
+        assert said in text
+    assert "the kept policy" in (exported / "p.md").read_text()
+
+
+def test_the_arrays_have_the_layout_of_the_documentation(run, exported):
+    """The forward pass of docs/how-to/export.md, in numpy alone."""
+    note, arrays = json.loads((exported / "p.json").read_text()), np.load(exported / "p.npz")
+    assert {k: [*v.shape] for k, v in arrays.items()} == {k: v["shape"] for k, v in note["arrays"].items()}
+    assert [leaf["key"] for leaf in note["observation"]["order"]] == ["map", "self.speed"]
+
+    def linear(name, x):
+        return x @ arrays[f"{name}/weight"].T + arrays[f"{name}/bias"]
+
+    def avg_l1(x):
+        return x / np.maximum(np.abs(x).mean(-1, keepdims=True), 1e-8)
+
+    def elu(x):
+        return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+    made = policy.source(run, 2)
+    obs = policy.observations(made, 20)
+    s = (obs - arrays["own/normalise/rest/mean"]) / (np.sqrt(arrays["own/normalise/rest/var"]) + 1e-8)
+    z, f = s, "own/sale/rest/0/f"
+    for k in range(2):
+        z = elu(linear(f"{f}/trunk/layers/{k}", z))
+    z = avg_l1(linear(f"{f}/out", z))
+    h = np.concatenate([avg_l1(linear("actor/stage/linear", s)), z], -1)
+    for k in range(2):
+        h = np.maximum(linear(f"actor/trunk/layers/{k}", h), 0)
+    a = np.tanh(linear("actor/head/out", h))
+    low, high = np.array(note["action"]["low"]), np.array(note["action"]["high"])
+    np.testing.assert_allclose(
+        low + (a + 1) / 2 * (high - low), policy.reference(made.loaded, obs), atol=1e-4
+    )
+
+
+def test_a_model_that_differs_leaves_no_file(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(primitives.TABLE, "tanh", primitives.TABLE["logistic"])
+    assert main(["export", str(run), "--onnx", str(tmp_path / "p.onnx"), "--episodes", "1"]) == 1
+    assert "differs from the library by" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_slightly_wrong_model_is_found_out(run):
+    """A weight that is off by 1e-4 is no rounding."""
+    made = policy.source(run, 2)
+    size = made.loaded.edge.spec.observation_size
+    data = graph.to_onnx(policy.function(made.loaded), size, {})
+    policy.check(data.SerializeToString(), made)
+    off = graph.to_onnx(lambda x: policy.function(made.loaded)(x) * 1.0001, size, {})
+    with pytest.raises(RunError, match="no file was written"):
+        policy.check(off.SerializeToString(), made)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "add --onnx FILE"),
+        (["--onnx", "a.bin"], "such a file is called a.onnx"),
+        (["--onnx", "a", "--episodes", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_flags_are_usage_errors(run, argv, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), *argv]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_interval_of_the_card_against_the_normal_approximation():
+    values = np.random.default_rng(3).normal(10.0, 2.0, 400)
+    mean, low, high = card.interval(values)
+    half = 1.96 * values.std() / 20
+    assert mean == pytest.approx(values.mean())
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.03)
+    assert np.isnan(card.interval([1.0])[1])
+
+
+def test_the_card_takes_over_what_smoothness_found(tmp_path):
+    (tmp_path / "inspect").mkdir()
+    found = {"per_episode": {"sm": [1.0, 3.0], "action_change": [0.5], "oscillation": [4.0]}}
+    (tmp_path / "inspect/smoothness.json").write_text(json.dumps(found))
+    assert card._smoothness(tmp_path)[0].startswith("Smoothness (lower is smoother): sm 2,")
+    (tmp_path / "inspect/smoothness.json").write_text("{")
+    with pytest.raises(RunError, match="measure it again"):
+        card._smoothness(tmp_path)
+
+
+def test_pushing_needs_a_package_or_a_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UsageError, match="--hub needs a"):
+        card.push("me/policy", tmp_path / "a.md", [])

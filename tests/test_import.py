@@ -1,0 +1,88 @@
+"""Stable-Baselines3's TD3 and SAC act in qscape as they do at home. Needs the extra `bench`."""
+
+import numpy as np
+import pytest
+import tiny
+
+import qscape as qs
+from qscape.cli import main
+from qscape.errors import RunError, UsageError
+from qscape.export.stable_baselines import convert
+
+torch = pytest.importorskip("torch")
+sb3 = pytest.importorskip("stable_baselines3")
+NETS = {
+    "TD3": {},
+    "DDPG": {"policy_kwargs": {"net_arch": {"pi": [24, 16], "qf": [32]}}},
+    "SAC": {"policy_kwargs": {"net_arch": [24, 16], "activation_fn": torch.nn.ELU}},
+}
+
+
+@pytest.fixture(scope="module", params=NETS)
+def home(request, tmp_path_factory):
+    """A model of Stable-Baselines3, a little trained, and its file."""
+    model = getattr(sb3, request.param)(
+        "MlpPolicy",
+        "Pendulum-v1",
+        seed=1,
+        device="cpu",
+        buffer_size=300,
+        learning_starts=20,
+        **NETS[request.param],
+    ).learn(40)
+    file = tmp_path_factory.mktemp("sb3") / "m.zip"
+    model.save(file)
+    return model, file
+
+
+def test_actions_and_values_are_equal(home, tmp_path, capsys):
+    model, file = home
+    assert main(["import", str(file), "--env", "Pendulum-v1", "--out", str(tmp_path / "r")]) == 0
+    assert "greatest difference" in capsys.readouterr().out
+    mine = qs.load(tmp_path / "r")
+    obs = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    np.testing.assert_allclose(mine.predict(obs)[0], model.predict(obs, deterministic=True)[0], atol=1e-5)
+    action = np.random.default_rng(1).uniform(-1, 1, (500, 1)).astype(np.float32)
+    with torch.no_grad():
+        theirs = model.critic(torch.as_tensor(obs), torch.as_tensor(action))
+        slow = model.critic_target(torch.as_tensor(obs), torch.as_tensor(action))
+    state = mine.trainer.state
+    for critics, values in ((state.critics, theirs), (state.critics_target, slow)):
+        assert len(critics) == len(values)
+        for critic, value in zip(critics, values, strict=True):
+            np.testing.assert_allclose(critic(obs, action, []), value[:, 0], atol=1e-5)
+    if hasattr(model, "log_ent_coef"):
+        assert float(state.own["soft"].tuned) == pytest.approx(float(model.log_ent_coef.detach()))
+    assert (mine.env_steps, mine.trainer.agent.base.warmup) == (40, 20)
+
+
+def test_what_does_not_fit_is_refused(home, tmp_path):
+    _, file = home
+    with pytest.raises(UsageError, match="name the environment it was trained in"):
+        convert(file, "MountainCarContinuous-v0", tmp_path / "a")
+    with pytest.raises(UsageError, match="takes actions whose low"):
+        convert(file, "NarrowPendulum-v0", tmp_path / "a")
+    (tmp_path / "bad.zip").write_bytes(file.read_bytes()[:200])
+    with pytest.raises(RunError, match="cannot be read as a Stable-Baselines3 file"):
+        convert(tmp_path / "bad.zip", "Pendulum-v1", tmp_path / "a")
+    with pytest.raises(UsageError, match="does not exist"):
+        convert(tmp_path / "none.zip", "Pendulum-v1", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_algorithm_is_refused(tmp_path):
+    sb3.PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "p.zip")
+    with pytest.raises(UsageError, match="holds no TD3 or SAC"):
+        convert(tmp_path / "p.zip", "Pendulum-v1", tmp_path / "a")
+
+
+class Narrow(tiny.gym.Wrapper):
+    """Pendulum whose box of actions is half as wide."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(tiny.gym.make("Pendulum-v1", render_mode=render_mode))
+        self.action_space = tiny.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+if "NarrowPendulum-v0" not in tiny.gym.registry:
+    tiny.gym.register("NarrowPendulum-v0", Narrow)

@@ -1,0 +1,513 @@
+"""Learning from datasets: what is read, what is learnt from it, and how a run goes on from there."""
+
+import json
+import shutil
+import warnings
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from gymnasium import spaces
+
+import qscape as qs
+from qscape.agents import build, on_dataset
+from qscape.cli import main
+from qscape.data import read
+from qscape.errors import RunError, UsageError
+from qscape.methods.bc import BC, Clone
+from qscape.methods.iql import IQL, expectile_loss
+from qscape.nets.heads import Point
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Fns, Own
+from qscape.ops import sum_tree
+from qscape.replay.memory import rows_at
+from qscape.run import offline, saves
+from qscape.run.folder import read_plan, read_record
+from qscape.run.plan import Plan, fitted
+from qscape.run.training import resume, train
+from qscape.types import Batch, Spec
+
+minari = pytest.importorskip("minari")
+h5py = pytest.importorskip("h5py")
+CLOCK = "NamedClock-v0"  # by its path: a dataset can name it
+if CLOCK not in gym.registry:
+    gym.register(CLOCK, "tiny:Clock", max_episode_steps=25)
+LENGTHS, ENDS = (5, 9, 12, 1), ("terminated", "truncated", "truncated", "terminated")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets(tmp_path_factory):
+    """Minari's datasets lie in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        yield folder
+
+
+def episodes(seed=0, scale=1.0, lengths=LENGTHS, ends=ENDS):
+    """Random episodes as Minari takes them."""
+    rng, made = np.random.default_rng(seed), []
+    for n, end in zip(lengths, ends, strict=True):
+        last = np.arange(n) == n - 1
+        made.append(
+            {
+                "observations": rng.normal(size=(n + 1, 3)).astype(np.float32),
+                "actions": (scale * rng.uniform(-1, 1, (n, 1))).astype(np.float32),
+                "rewards": rng.normal(size=n),
+                "terminations": last & (end == "terminated"),
+                "truncations": last & (end == "truncated"),
+            }
+        )
+    return made
+
+
+def write(name, made, low=-1.0, high=1.0, env=CLOCK, **more):
+    """A Minari dataset of these episodes."""
+    buffers = [minari.data_collector.EpisodeBuffer(id=k, **e) for k, e in enumerate(made)]
+    box = spaces.Box(np.float32([low]), np.float32([high]), dtype=np.float32)
+    more |= {"action_space": box, "observation_space": spaces.Box(-np.inf, np.inf, (3,), np.float32)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an author and so on that are not given
+        minari.create_dataset_from_buffers(name, buffers, env=env, **more)
+    return name
+
+
+@pytest.fixture(scope="module")
+def name(datasets):
+    """A dataset with reference returns, in the clock's environment."""
+    return write("test/clock-v0", episodes(), ref_min_score=-2.0, ref_max_score=8.0)
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def assert_holds(found, made):
+    np.testing.assert_array_equal(found.observation, np.concatenate([e["observations"][:-1] for e in made]))
+    np.testing.assert_array_equal(
+        found.next_observation, np.concatenate([e["observations"][1:] for e in made])
+    )
+    np.testing.assert_allclose(found.reward, np.concatenate([e["rewards"] for e in made]), rtol=1e-6)
+    np.testing.assert_array_equal(np.flatnonzero(found.terminated), [4, 26])
+    np.testing.assert_array_equal(np.flatnonzero(found.truncated), [13, 25])
+
+
+def test_a_minari_dataset_by_name_and_by_path(name, datasets):
+    made = episodes()
+    for place in (name, str(datasets / name), str(datasets / name / "data")):
+        found = read(place)
+        assert_holds(found, made)
+        np.testing.assert_array_equal(found.action, np.concatenate([e["actions"] for e in made]))
+        assert (found.env, dict(found.env_args), found.reference) == (CLOCK, {}, (-2.0, 8.0))
+    assert found.lengths.tolist() == list(LENGTHS)
+    np.testing.assert_allclose(found.returns, [e["rewards"].sum() for e in made], rtol=1e-6)
+
+
+def test_actions_come_in_from_any_box(datasets):
+    made = episodes(scale=0.5)
+    for e in made:
+        e["actions"] = e["actions"] * 4 + 3  # within [1, 5]
+    found = read(write("test/box-v0", made, low=0.0, high=5.0, env=None))
+    raw = np.concatenate([e["actions"] for e in made])
+    np.testing.assert_allclose(found.action, (raw - 2.5) / 2.5, atol=1e-6)
+    assert found.env is None
+
+
+def test_the_environment_comes_back_with_its_arguments(datasets):
+    env = gym.make(CLOCK, length=7, max_episode_steps=11)
+    found = read(write("test/args-v0", episodes(), env=env.spec))
+    assert (found.env, dict(found.env_args)) == (CLOCK, {"length": 7, "max_episode_steps": 11})
+
+
+def d4rl(file, following=False, drop=(), **changed):
+    """The same episodes in D4RL's layout."""
+    made = episodes()
+    arrays = {
+        "observations": np.concatenate([e["observations"][:-1] for e in made]),
+        "actions": np.concatenate([e["actions"] for e in made]),
+        "rewards": np.concatenate([e["rewards"] for e in made]),
+        "terminals": np.concatenate([e["terminations"] for e in made]),
+        "timeouts": np.concatenate([e["truncations"] for e in made]),
+    }
+    if following:
+        arrays["next_observations"] = np.concatenate([e["observations"][1:] for e in made])
+    with h5py.File(file, "w") as data:
+        for key, array in (arrays | changed).items():
+            if key not in drop:
+                data[key] = array
+    return str(file)
+
+
+def test_hdf5_with_successors_holds_every_transition(tmp_path):
+    found = read(d4rl(tmp_path / "hopper-medium-v2.hdf5", following=True))
+    assert_holds(found, episodes())
+    assert found.reference == (-20.272305, 3234.3)
+    assert found.score(-20.272305) == 0.0
+    assert found.score(3234.3) == pytest.approx(100.0)
+
+
+def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_path):
+    """Rows 13 and 25 have no known successor; the rows before them end their episodes now."""
+    found, made = read(d4rl(tmp_path / "a.h5")), episodes()
+    keep = [k for k in range(27) if k not in (13, 25)]
+    before = np.concatenate([e["observations"][:-1] for e in made])
+    after = np.concatenate([e["observations"][1:] for e in made])
+    np.testing.assert_array_equal(found.observation, before[keep])
+    going = ~found.terminated
+    np.testing.assert_array_equal(found.next_observation[going], after[keep][going])
+    assert [keep[k] for k in np.flatnonzero(found.terminated)] == [4, 26]
+    assert [keep[k] for k in np.flatnonzero(found.truncated)] == [12, 24]
+    assert found.reference is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"drop": ("rewards",)}, UsageError, "lacks rewards"),
+        ({"rewards": np.zeros(5)}, UsageError, "unequal length"),
+        ({"rewards": np.full(27, np.nan)}, UsageError, "reward holds NaN or infinity in episode 0"),
+        ({"actions": np.full((27, 1), -2.0)}, UsageError, r"\[0\] reaches -2, outside its range \[-1, 1\]"),
+        ({k: np.zeros((0, 3)) for k in ("observations", "actions", "rewards", "terminals", "timeouts")},
+         UsageError, "holds no transition"),
+    ],
+)  # fmt: skip
+def test_bad_hdf5_is_refused(tmp_path, changed, error, says):
+    with pytest.raises(error, match=says):
+        read(d4rl(tmp_path / "a.hdf5", **changed))
+
+
+def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
+    (tmp_path / "a.hdf5").write_text("no")
+    with pytest.raises(RunError, match="cannot be read as HDF5"):
+        read(str(tmp_path / "a.hdf5"))
+    with pytest.raises(UsageError, match="does not exist"):
+        read(str(tmp_path / "b.hdf5"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bad_minari_datasets_are_refused(datasets, tmp_path):
+    made = episodes()
+    made[1]["observations"][3, 0] = np.nan
+    with pytest.raises(UsageError, match="observation holds NaN or infinity in episode 1, transition 8"):
+        read(write("test/nan-v0", made))
+    with pytest.raises(UsageError, match="outside its range"):
+        read(write("test/wide-v0", episodes(scale=3.0)))
+    with pytest.raises(UsageError, match="names end with a version"):
+        read("test/clock")
+    with pytest.raises(UsageError, match=r"has actions Box\(-1.0, 1.0.*, Pendulum-v1 has"):
+        read("test/clock-v0", "Pendulum-v1")
+    discrete = [e | {"actions": np.zeros(len(e["rewards"]), int)} for e in episodes()]
+    buffers = [minari.data_collector.EpisodeBuffer(id=k, **e) for k, e in enumerate(discrete)]
+    space = spaces.Box(-9, 9, (3,))
+    minari.create_dataset_from_buffers(
+        "test/discrete-v0", buffers, env="CartPole-v1", observation_space=space
+    )
+    with pytest.raises(UsageError, match="Discrete actions: offline agents take a bounded Box"):
+        read("test/discrete-v0")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/metadata.json").write_text("{}")
+    with pytest.raises(RunError, match="cannot be read as a Minari dataset"):
+        read(str(tmp_path))
+
+
+def test_a_dataset_of_no_episodes_is_refused(datasets):
+    name = write("test/empty-v0", episodes())
+    folder = datasets / name / "data"
+    about = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(about | {"total_episodes": 0, "total_steps": 0}))
+    with h5py.File(folder / "main_data.hdf5", "w"):
+        pass
+    with pytest.raises(UsageError, match="holds no episode"):
+        read(name)
+
+
+def test_without_a_network_a_download_says_so(monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+    with pytest.raises(RunError, match="is not on this machine and could not be downloaded"):
+        read("mujoco/nothing/medium-v0")
+
+
+# --- the losses ---------------------------------------------------------------------------------------
+
+CRITICS = jnp.array([[1.0, -2.0], [3.0, 0.5]])  # [B, heads]
+ACTION, DATA = jnp.array([[0.5, -0.5], [0.0, 1.0]]), jnp.array([[0.0, 0.0], [1.0, 1.0]])
+BATCH = Batch(jnp.zeros((2, 3)), DATA, jnp.zeros(2), jnp.zeros(2), jnp.ones((2, 3)), 0.99)
+
+
+def fns(objective="mean", **more):
+    """Functions whose values are the numbers above."""
+    q = lambda obs, action: [CRITICS[:, 0], CRITICS[:, 1]]  # noqa: E731
+    blank = dict.fromkeys(Fns._fields) | {
+        "base": Base(actor_objective=objective, **more),
+        "q": q,
+        "q_target": q,
+    }
+    return Fns(**blank | {"policy": lambda obs: Point(obs, ACTION), "spec": Spec(3, 2)})
+
+
+def test_td7s_term_is_the_spec_s_number():
+    """Check C9: mean |q| 1.625 over both heads, (π − a)² 0.375, λ 0.1: −0.625 becomes −0.5640625."""
+    term, said = Clone().actor(None, Own(), fns(), BATCH, jax.random.key(0))
+    assert float(said["clone_distance"]) == 0.375
+    assert float(-CRITICS.mean() + term) == pytest.approx(-0.5640625, abs=1e-7)
+    first, _ = Clone(weight=1.0).actor(None, Own(), fns("first"), BATCH, jax.random.key(0))
+    assert float(first) == pytest.approx(2.0 * 0.375)  # of head 1 alone: mean |1|, |3|
+
+
+def test_the_scale_of_tds_term_has_no_gradient():
+    def term(action):
+        given = fns()._replace(
+            policy=lambda obs: Point(obs, action), q=lambda obs, a: [a.sum(-1), 2 * a.sum(-1)]
+        )
+        return Clone(weight=1.0).actor(None, Own(), given, BATCH, jax.random.key(0))[0]
+
+    scale = np.abs(np.stack([ACTION.sum(-1), 2 * ACTION.sum(-1)])).mean()
+    np.testing.assert_allclose(jax.grad(term)(ACTION), scale * 2 * (ACTION - DATA) / 4, rtol=1e-6)
+
+
+def test_td3_bc_scales_q_to_alpha():
+    """−2.5 · mean Q1 / mean |Q1| + 0.375, with Q1 = (1, 3)."""
+    loss, _ = BC().loss(fns().policy, fns().q, None, Own(), fns("first"), BATCH, jax.random.key(0))
+    assert float(loss) == pytest.approx(0.375 - 2.5)
+    loss, _ = BC(alpha=1.0).loss(fns().policy, fns().q, None, Own(), fns("mean"), BATCH, jax.random.key(0))
+    assert float(loss) == pytest.approx(0.375 - (-0.5 + 1.75) / (0.5 + 1.75))
+    plain, said = BC(alpha=0.0).loss(fns().policy, fns().q, None, Own(), fns(), BATCH, jax.random.key(0))
+    assert (float(plain), [*said]) == (0.375, ["clone_distance"])
+
+
+def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
+    x, v = jnp.array([0.0, 1.0]), jnp.linspace(0, 1, 1001)
+    losses = jax.vmap(lambda v: expectile_loss(x - v, 0.7).mean())(v)
+    assert float(v[losses.argmin()]) == pytest.approx(0.7)  # the τ-expectile of a fair coin is τ
+
+    part = IQL(expectile=0.9, temperature=2.0, max_weight=5.0)
+    own = Own(learned=lambda obs: jnp.array([[0.0], [-2.0]]) + obs[:, :1])  # V(s) = 0 and -2, V(s') one more
+    least = np.array([-2.0, 0.5])
+    loss, _ = part.learn(own.learned, own, fns(), BATCH, jax.random.key(0))
+    assert float(loss) == pytest.approx(np.mean([0.1 * 4.0, 0.9 * 6.25]))  # u = -2 and 2.5
+    weight = np.minimum(np.exp(2.0 * (least - [0.0, -2.0])), 5.0)
+    far = np.square(np.asarray(ACTION - DATA)).sum(-1)
+    found, _ = part.loss(fns().policy, fns().q, None, own, fns(), BATCH, jax.random.key(0))
+    assert float(found) == pytest.approx((weight * far).mean())
+    (value,), bonus = part.target_values(fns().policy, own, fns(), BATCH.next_observation, jax.random.key(0))
+    assert (value.tolist(), bonus) == ([1.0, -1.0], None)
+
+
+# --- recipes ------------------------------------------------------------------------------------------
+
+
+def test_recipes_on_a_dataset():
+    assert on_dataset("td7") == (
+        "td7_offline",
+        ["td7 on a dataset: checkpoints out, behaviour cloning in (td7_offline)"],
+    )
+    assert on_dataset("td7+clone+normalise")[0] == "td7_offline+normalise"
+    assert on_dataset("td7+bc")[0] == "td3+sale+lap+periodic+value_clip+bc"
+    assert on_dataset("td3+checkpoints+bc")[0] == "td3+bc"
+    assert on_dataset("iql") == ("iql", [])
+    assert not build("td7_offline").schedule.keeps
+    parts = set(build("td7").parts) - {"checkpoints"} | {"clone", "every_step"}
+    assert set(build("td7_offline").parts) == parts
+    with pytest.raises(UsageError, match="learns from its own steps"):
+        on_dataset("ppo")
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["td3", "td3+lap", "derived"])
+def test_the_replay_holds_the_dataset(name, recipe):
+    data = read(name)
+    base = tiny.SIZES | {"next_observation": "derived" if recipe == "derived" else "stored"}
+    agent = build(recipe.replace("derived", "td3"), {"base": base}).on(Spec(3, 1))
+    layout = agent.layout(2)
+    rows, index = offline.fill(agent, layout, *agent.replay.init(layout), data)
+    if recipe == "derived":  # two ends by time and two real ones leave pads behind
+        at = np.flatnonzero(np.asarray(rows)[:, layout.slices["valid"]][:, 0])
+        assert int(index.size[0]) == 27 + 4
+    else:
+        at = np.arange(27)
+        assert int(index.size[0]) == 27
+    batch = rows_at(layout, rows, index, jnp.asarray(at), 1, 0.9, {"truncated"})
+    for mine, theirs in zip(
+        (batch.observation, batch.action, batch.reward, batch.terminated, batch.extra["truncated"]),
+        (data.observation, data.action, data.reward, data.terminated, data.truncated),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(batch.next_observation, data.next_observation)
+    assert int(index.size[1]) == 0
+    if recipe == "td3+lap":
+        priorities = sum_tree.leaves(index.priorities.tree, jnp.arange(len(rows)))
+        np.testing.assert_array_equal(priorities, np.arange(len(rows)) < 27)
+
+
+def test_nothing_is_stepped_and_every_update_counts(name):
+    """The run equals the agent's own updates on the filled replay."""
+    settings = tiny.settings("td3")
+    plan, agent, _ = fitted(Plan("td3+clone", "", 60, dataset=name, eval_every=30, settings=settings))
+    assert (plan.env, plan.reference) == (CLOCK, (-2.0, 8.0))
+    trainer = make(plan, agent)
+    trainer.edge.step = None  # whoever steps it fails
+    key, state, rows, index = (
+        trainer.key,
+        *jax.tree.map(jnp.copy, (trainer.state, trainer.rows, trainer.index)),
+    )
+    said = [*trainer.events(60)]
+    assert [e.step for e in said if type(e).__name__ == "Evaluated"] == [0, 30, 60]
+    assert (trainer.updates, trainer.env_steps) == (60, 60)
+    update = jax.jit(lambda s, i: trainer.agent.update(trainer.layout, s, rows, i, key)[:2])
+    for _ in range(60):
+        state, index = update(state, index)
+    for mine, theirs in zip(jax.tree.leaves(trainer.state.actor), jax.tree.leaves(state.actor), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert trainer.layout.capacity == tiny.SIZES["replay_capacity"]
+
+
+def make(plan, agent):
+    from qscape.run.loop import open_edges
+    from qscape.run.training import trainer_of
+
+    trainer = trainer_of(plan, agent, *open_edges(plan, agent))
+    assert isinstance(trainer, offline.OfflineTrainer)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(name, tmp_path_factory):
+    """td7 on the dataset, by the command line."""
+    out = tmp_path_factory.mktemp("offline") / "o"
+    flags = [*tiny.flags("td7"), "--eval-every", "40", "--eval-episodes", "1", "--log-every", "40"]
+    argv = ["train", "td7", "--dataset", name, "--steps", "80", "--out", str(out), "--clone.weight", "0.2"]
+    assert main([*argv, *map(str, flags)]) == 0
+    return out / "0"
+
+
+def test_td7_on_a_dataset(run, name, capsys):
+    plan, record = read_plan(run), read_record(run)
+    assert (plan.recipe, plan.env, plan.dataset) == ("td7_offline", CLOCK, name)
+    assert record["settings"]["clone"] == {"weight": 0.2}
+    assert tiny.numbers(run)["updates"] == 80
+    lines = tiny.metrics(run)
+    mean = np.mean([float(r["return"]) for r in tiny.evaluations(run) if r["step"] == "80"])
+    assert lines[-1]["normalised_score"] == pytest.approx(100 * (mean + 2.0) / 10.0)
+    assert {"clone_distance", "encoder_loss"} <= lines[-1].keys()
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 0
+    assert "score" in capsys.readouterr().out
+    newest = run / "saves" / saves.names(run / "saves")[-1]
+    assert saves.read_arrays(newest, "replay")["rows"].size == 0, "the dataset is on the disk already"
+
+
+def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
+    plan = read_plan(run)
+    *_, end = train(plan, tmp_path / "r", on_trainer=lambda t: stop_after(t, 40))
+    assert end.interrupted
+    *_, end = resume(tmp_path / "r")
+    assert (end.step, end.interrupted) == (80, False)
+    tiny.assert_same_run(run, tmp_path / "r")
+
+
+def stop_after(trainer, steps):
+    """Stops a trainer at the first boundary past these updates."""
+    burst = trainer.programs.burst
+
+    def watched(*args):
+        if trainer.env_steps + int(args[-1]) >= steps:
+            trainer.stop()
+        return burst(*args)
+
+    trainer.programs.burst = watched
+
+
+def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, tmp_path):
+    name = write("test/nowhere-v0", episodes(scale=2.0), low=-2.0, high=2.0, env=None)
+    plan = Plan("bc+normalise", "", 300, dataset=name, settings=tiny.settings("td3"))
+    events = [*train(plan, tmp_path / "n")]
+    assert any("names no environment" in note for note in events[0].notes)
+    assert not [e for e in events if type(e).__name__ == "Evaluated"]
+    model, data = qs.load(tmp_path / "n"), read(name)
+    moments = model.trainer.state.own["normalise"].rest
+    np.testing.assert_allclose(moments.mean, data.observation.mean(0), atol=1e-4)
+    action, _ = model.predict(data.observation)
+    before = np.square(2 * data.action - 0.0).mean()
+    assert np.square(action - 2 * data.action).mean() < before, "it imitates, in the environment's units"
+    with pytest.raises(RunError, match="is a dataset without an environment"):
+        model.edge.step(np.zeros((1, 1)))
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(tmp_path / "n"), "--onnx", str(tmp_path / "p.onnx")]) == 0
+    assert "Not evaluated" in (tmp_path / "p.md").read_text()
+
+
+def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
+    for argv, says in (
+        (["td3+savo", "--dataset", name], "replays proposals"),
+        (["ppo", "--dataset", name], "learns from its own steps"),
+        (["td3", "--dataset", name, "--envs", "2"], "nothing is stepped"),
+        (["td3", "--env", CLOCK, "--keep-data"], "names; name one"),
+        (["td3", "--dataset", name, "--env", "Pendulum-v1"], "name the one it was recorded in"),
+        (["td3", "--dataset", "none.hdf5"], "none.hdf5 does not exist."),
+        (["td7", "--dataset", name, "--checkpoints.switch", "3"], "belongs to checkpoints"),
+    ):
+        assert main(["train", *argv, "--steps", "10", "--out", str(tmp_path / "x")]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+# --- from one run to another --------------------------------------------------------------------------
+
+
+def test_a_run_begins_where_another_ended(run, tmp_path):
+    settings = tiny.settings("td7")
+    plan = Plan("td7", CLOCK, 40, start=str(run), keep_data=True, eval_every=0, settings=settings)
+    seen = {}
+
+    def look(trainer):
+        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.index))
+        seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.rows))
+
+    events = [*train(plan, tmp_path / "on", on_trainer=look)]
+    notes = " ".join(events[0].notes)
+    assert "base.warmup = 0" in notes
+    assert f"starts from {run} at step 80" in notes
+    assert "27 of 27 transitions" in notes
+    arrays = saves.read_arrays(run / "saves" / saves.names(run / "saves")[-1], "state")
+    state = seen["state"]
+    np.testing.assert_array_equal(state.actor.trunk.layers[0].weight, arrays["actor/trunk/layers/0/weight"])
+    np.testing.assert_array_equal(
+        state.own["sale"].rest[0].f.out.weight, arrays["own/sale/rest/0/f/out/weight"]
+    )
+    assert jax.tree.leaves(state.optimisers["actor"])[0] == 40  # Adam's count: 80 updates, delay 2
+    np.testing.assert_array_equal(jax.tree.leaves(seen["kept"].actor)[0], jax.tree.leaves(state.actor)[0])
+    assert (int(state.updates), int(seen["index"].size[0])) == (0, 27)
+    np.testing.assert_array_equal(seen["rows"][:27, :3], read(read_plan(run).dataset).observation)
+    assert events[-1].updates > 0
+
+
+def test_what_does_not_fit_is_refused(run, tmp_path):
+    other = Plan("td3", CLOCK, 40, start=str(run), settings=tiny.settings("td3"))
+    with pytest.raises(RunError, match="does not fit 'td3': actor/"):
+        [*train(other, tmp_path / "a")]
+    online = qs.Model("td3", CLOCK, **tiny.settings("td3")).save(tmp_path / "b")
+    keep = Plan("td3", CLOCK, 40, start=str(online), keep_data=True, settings=tiny.settings("td3"))
+    with pytest.raises(UsageError, match="was not trained on a dataset"):
+        [*train(keep, tmp_path / "c")]
+    assert not (tmp_path / "a" / "run.json").exists()
+
+
+def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):
+    from qscape.cli import train as command
+
+    jobs = []
+    monkeypatch.setattr(command, "run_all", lambda given: jobs.extend(given) or 0)
+    assert main(["train", "--config", str(run / "run.json"), "--seeds", "3", "--out", str(tmp_path)]) == 0
+    plan = fitted(jobs[0].plan)[0]
+    mine = read_plan(run)
+    assert (plan.recipe, plan.dataset, plan.env, plan.label) == (
+        mine.recipe,
+        mine.dataset,
+        mine.env,
+        json.loads((run / "run.json").read_text())["label"],
+    )
+    shutil.rmtree(tmp_path)
