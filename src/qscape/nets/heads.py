@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from qscape.nets.layers import dense
 from qscape.ops.gaussian import LOG_STD_BOUNDS, squashed_log_prob
-from qscape.types import Key
+from qscape.ops.nearest import ActionTable
+from qscape.types import Dist, Key
 
 
 class Point(eqx.Module):
@@ -48,6 +49,35 @@ class SquashedNormal(eqx.Module):
         return squashed_log_prob(u, self.mean, self.log_std)
 
 
+class Snapped(eqx.Module):
+    """A distribution over R^d whose actions are rows of an action table: the nearest ones.
+
+    The gradient of an action passes straight through to the proposal; densities are the proposal's.
+    """
+
+    raw: Dist
+    table: ActionTable = eqx.field(static=True)
+
+    @property
+    def features(self) -> Float[Array, "*b h"]:
+        return self.raw.features
+
+    def mode(self) -> Float[Array, "*b A"]:
+        return self.table.snap(self.raw.mode())
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
+        action, log_prob = self.raw.sample(key)
+        return self.table.snap(action), log_prob
+
+    def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+        return self.raw.log_prob(action)
+
+
+def raw(dist: Dist) -> Dist:
+    """The distribution before its actions are snapped to a table's rows, if they are."""
+    return dist.raw if isinstance(dist, Snapped) else dist
+
+
 class Deterministic(eqx.Module):
     """tanh of a linear layer (DPG, TD3)."""
 
@@ -72,10 +102,22 @@ class Gaussian(eqx.Module):
         return SquashedNormal(features, mean, LOG_STD_BOUNDS[self.bound](raw, self.low, self.high))
 
 
-Head: TypeAlias = Deterministic | Gaussian
+class Projected(eqx.Module):
+    """A linear layer without activation before another head (SAVGO)."""
+
+    linear: eqx.nn.Linear
+    head: Deterministic | Gaussian
+
+    def __call__(self, features: Float[Array, "*b h"]) -> Point | SquashedNormal:
+        return self.head(dense(self.linear, features))
 
 
-def make_head(key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float) -> Head:
+Head: TypeAlias = Deterministic | Gaussian | Projected
+
+
+def make_head(
+    key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float
+) -> Deterministic | Gaussian:
     """The head called `kind`: "deterministic" or "gaussian" (log-std bounded to [low, high])."""
     if kind == "deterministic":
         return Deterministic(eqx.nn.Linear(width, action_size, key=key))

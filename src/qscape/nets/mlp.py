@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.heads import Head
-from qscape.nets.layers import dense
+from qscape.nets.layers import Inputs, dense, joined
 from qscape.ops.norm import NORMS
 from qscape.types import Dist, Key
 
@@ -40,12 +40,13 @@ class Trunk(eqx.Module):
         )
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "*b i"], context: Context | None = None) -> Float[Array, "*b h"]:
+    def __call__(self, x: Inputs, context: Context | None = None) -> Float[Array, "*b h"]:
         act = ACTIVATIONS[self.activation]
         film = None if context is None else context.film
         for j, layer in enumerate(self.layers):
             h = dense(layer, x)
             x = act(h if film is None else (1.0 + film[j][0]) * h + film[j][1])
+        assert not isinstance(x, tuple)
         return x
 
 
@@ -60,7 +61,7 @@ class MLP(eqx.Module):
         self.trunk = Trunk(k_trunk, sizes[:-1], activation)
         self.out = eqx.nn.Linear(sizes[-2], sizes[-1], key=k_out)
 
-    def __call__(self, x: Float[Array, "*b i"], context: Context | None = None) -> Float[Array, "*b o"]:
+    def __call__(self, x: Inputs, context: Context | None = None) -> Float[Array, "*b o"]:
         return dense(self.out, self.trunk(x, context))
 
 
@@ -78,11 +79,11 @@ class Stage(eqx.Module):
         self.norm = norm
         self.keep = keep
 
-    def __call__(self, x: Float[Array, "*b i"], *others: Array | None) -> Float[Array, "*b o"]:
-        parts = [o for o in others if o is not None]
+    def __call__(self, x: Inputs, *others: Array | None) -> Inputs:
+        parts: list[Inputs] = [o for o in others if o is not None]
         if self.keep:
             parts.insert(0, x if self.linear is None else NORMS[self.norm](dense(self.linear, x)))
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+        return joined(parts)
 
 
 class Actor(eqx.Module):
@@ -107,5 +108,5 @@ class Critic(eqx.Module):
         self, obs: Array, action: Array, embeddings: Sequence[Array], context: Context | None = None
     ) -> Float[Array, "*b"]:
         extra = None if context is None else context.concat
-        x = self.stage(jnp.concatenate([obs, action], -1), *embeddings, extra)
+        x = self.stage(joined([obs, action]), *embeddings, extra)
         return self.body(x, context)[..., 0]

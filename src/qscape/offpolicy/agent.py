@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from qscape.nets import Actor
+from qscape.nets.heads import Snapped
 from qscape.offpolicy import plain, trunk
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import (
@@ -29,6 +31,7 @@ from qscape.offpolicy.sockets import (
     bind_critics,
 )
 from qscape.offpolicy.state import Acting, State
+from qscape.ops.nearest import ActionTable
 from qscape.replay.lap import LAP
 from qscape.replay.memory import Index, Layout
 from qscape.replay.uniform import Uniform
@@ -100,9 +103,10 @@ class Agent:
         return frozenset().union(*(part.derived for part in self.parts.values()))
 
     @property
-    def reads(self) -> tuple[int, float, frozenset[str]]:
-        """How replay makes a batch: steps summed, discount, derived columns."""
-        return self.base.n_step, self.base.discount, self.derived
+    def reads(self) -> tuple[int, float, frozenset[str], bool]:
+        """How replay makes a batch: steps summed, discount, derived columns, is a time limit no end?"""
+        base = self.base
+        return base.n_step, base.discount, self.derived, base.bootstrap_at_time_limits
 
     @property
     def learners(self) -> dict[str, Part]:
@@ -183,8 +187,11 @@ class Agent:
         """The state's networks as functions of observation and action."""
         rep, mine = self.representation, state.of(self.representation)
 
+        table = action_table(self.task, self.base.nearest, self.base.nearest_probes)
+
         def bound(module: PyTree, which: str = "fixed") -> Callable:
-            return bind(rep, rep.view(mine, which), module)
+            function = bind(rep, rep.view(mine, which), module)
+            return snapped(function, table) if table and isinstance(module, Actor) else function
 
         fns = Fns(
             policy=_missing,
@@ -197,6 +204,7 @@ class Agent:
             event=event,
             spec=self.task,
             base=self.base,
+            table=table,
         )
         own = state.of(self.maximiser)
         policy = self.maximiser.policy(state.actor, own, fns)
@@ -234,16 +242,25 @@ class Agent:
             env_steps: counts the draws: the same key and step give the same action.
             mode: "evaluate", "explore" or "warm_up"; static.
         """
-        obs = self.normaliser.apply(acting.own.get(self.normaliser.name, Own()), obs)
         steps = jnp.asarray(env_steps, jnp.int32)
+        own, fns, obs = self._seen(acting, obs, steps)
+        key = stream(jax.random.fold_in(key, steps), f"{self.maximiser.name}.act.{mode}")
+        return self.maximiser.act(acting.actor, own, fns, memory, obs, first, key, mode)
+
+    def proposals(self, acting: Acting, obs: Array) -> Array:
+        """The actions [B, L, A] that acting picks from at raw observations [B, S], without noise."""
+        own, fns, obs = self._seen(acting, obs, jnp.zeros((), jnp.int32))
+        return self.maximiser.proposals(acting.actor, own, fns, obs)
+
+    def _seen(self, acting: Acting, obs: Array, steps: Array) -> tuple[Own, Fns, Array]:
+        """What the maximiser carries, the functions it is given, and observations as networks see them."""
+        obs = self.normaliser.apply(acting.own.get(self.normaliser.name, Own()), obs)
         no = jnp.array(False)
         stand_in = State(
             acting.actor, acting.actor, acting.critics, acting.critics, acting.own, {}, steps, steps
         )
         fns = self.functions(stand_in, Event(steps, steps, no, no))
-        own = acting.own.get(self.maximiser.name, Own())
-        key = stream(jax.random.fold_in(key, steps), f"{self.maximiser.name}.act.{mode}")
-        return self.maximiser.act(acting.actor, own, fns, memory, obs, first, key, mode)
+        return acting.own.get(self.maximiser.name, Own()), fns, obs
 
     @property
     def normalises(self) -> bool:
@@ -264,6 +281,17 @@ class Agent:
     ) -> tuple[State, Index, Metrics]:
         """One update from replay: see `trunk.update`."""
         return trunk.update(self, layout, state, rows, index, key)
+
+
+def snapped(policy: Callable, table: ActionTable) -> Callable:
+    """The policy over the table's rows."""
+    return lambda obs, context=None: Snapped(policy(obs, context), table)
+
+
+@lru_cache(maxsize=8)
+def action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
+    """The search in the task's action table, made once; None where actions are continuous."""
+    return None if spec.table is None else ActionTable(spec.table, nearest, probes)
 
 
 def _missing(*args: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import optax
 
@@ -23,11 +24,17 @@ class Base:
     )
     warmup: int = setting(25_000, "Environment steps of uniformly random actions before learning.")
     warmup_to_episode_end: bool = setting(False, "Let the random phase last until an episode ends.")
+    bootstrap_at_time_limits: bool = setting(
+        True, "Value what lies beyond a time limit; off: a time limit ends the return like a real end."
+    )
     updates_per_step: float = setting(1.0, "Updates per environment step.", tune=("choice", 0.5, 1.0, 2.0))
 
     actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.")
     critic_hidden: tuple[int, ...] = setting((256, 256), "Widths of the critics' hidden layers.")
     actor_activation: Literal["relu", "elu", "silu", "tanh"] = setting("relu", "Activation of the actor.")
+    actor_projection: bool = setting(
+        False, "One more layer, without activation, between the actor's hidden layers and its head."
+    )
     critic_activation: Literal["relu", "elu", "silu", "tanh"] = setting("relu", "Activation of the critics.")
     critics: int = setting(2, "Number of critics.")
     head: Literal["deterministic", "gaussian"] = setting("deterministic", "Kind of action head.")
@@ -51,12 +58,36 @@ class Base:
     target_noise: float = setting(0.2, "Standard deviation of target-policy smoothing.", tune=(0.05, 0.5))
     target_noise_clip: float = setting(0.5, "Bound on the smoothing noise.")
     exploration_noise: float = setting(
-        0.1, "Standard deviation of noise added when acting.", tune=(0.02, 0.5)
+        0.1, "Standard deviation of noise added when acting; of one step's share for `ou`.", tune=(0.02, 0.5)
     )
+    exploration: Literal["gaussian", "ou"] = setting(
+        "gaussian", "Noise that is new in each step, or an Ornstein-Uhlenbeck process."
+    )
+    ou_rate: float = setting(0.15, "θ of the process: what it loses of itself in a step.")
+    epsilon_start: float = setting(1.0, "Factor ε of the noise at the end of the random phase.")
+    epsilon_end: float = setting(1.0, "Factor ε of the noise when it has decayed.")
+    epsilon_decay: float = setting(
+        1 / 6, "How long ε takes from start to end: up to 1, a share of the run; above, environment steps."
+    )
+    epsilon_mode: Literal["noise", "greedy"] = setting(
+        "noise", "ε scales the noise; or it is the probability of a uniformly random action."
+    )
+    nearest: Literal["exact", "clustered"] = setting(
+        "exact", "Search in an action table: all of it, or only the nearest clusters of it."
+    )
+    nearest_probes: int = setting(16, "Clusters that a clustered search looks into.")
     sync_every: int = setting(250, "Updates between synchronisation events.")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_step", "replay_capacity", "critics", "policy_delay", "sync_every"):
+        for name in (
+            "batch_size",
+            "n_step",
+            "replay_capacity",
+            "critics",
+            "policy_delay",
+            "sync_every",
+            "nearest_probes",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"base.{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("actor_learning_rate", "critic_learning_rate", "updates_per_step", "critic_loss_scale"):
@@ -68,8 +99,11 @@ class Base:
                 raise UsageError(f"base.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UsageError(f"base.gradient_clip is {self.gradient_clip}; it must be above 0, or None.")
-        if not 0 <= self.discount <= 1:
-            raise UsageError(f"base.discount is {self.discount}; it must lie in [0, 1].")
+        for name in ("discount", "ou_rate", "epsilon_start", "epsilon_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"base.{name} is {getattr(self, name)}; it must lie in [0, 1].")
+        if not 0 < self.epsilon_decay < math.inf:
+            raise UsageError(f"base.epsilon_decay is {self.epsilon_decay}; it must be a number above 0.")
         if not self.log_std_min < self.log_std_max:
             raise UsageError(
                 f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}."
@@ -78,6 +112,20 @@ class Base:
             widths = getattr(self, name)
             if not widths or min(widths) < 1:
                 raise UsageError(f"base.{name} is {widths}; it needs at least one width, each at least 1.")
+
+    def waits(self) -> tuple[str, int]:
+        """The field that says how many steps are made before the first update, and its value."""
+        return "warmup", self.warmup
+
+    def fitted(self, steps: int) -> Mapping[str, Any]:
+        """Fields for a run that is too short for the usual warm-up: a fifth of it."""
+        return {"warmup": steps // 5}
+
+    def shares(self, steps: int) -> Mapping[str, Any]:
+        """Fields that are a share of a run of that length, in steps."""
+        if self.epsilon_start == self.epsilon_end or self.epsilon_decay > 1:
+            return {}
+        return {"epsilon_decay": float(max(2, round(self.epsilon_decay * steps)))}
 
     def optimiser(self, learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
         """Clip, then L2, then Adam (b1 0.9, b2 0.999, ε 1e-8); what is off costs nothing."""

@@ -4,16 +4,18 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import Actor, Critic, Stage, Trunk, make_head
-from qscape.nets.heads import Point
+from qscape.nets import Actor, Critic, Head, Projected, Stage, Trunk, make_head
+from qscape.nets.heads import Point, raw
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
+from qscape.offpolicy.exploration import at_rest, explored, uniform_action
 from qscape.offpolicy.sockets import (
     EpisodeEnd,
     Fns,
@@ -57,10 +59,14 @@ class Plain(Representation):
         return Critic(Stage(), MLP(key, sizes, base.critic_activation))
 
 
-def head(key: Key, base: Base, spec: Spec):
+def head(key: Key, base: Base, spec: Spec) -> Head:
     """The action head that the base asks for."""
-    bounds = (base.log_std_bound, base.log_std_min, base.log_std_max)
-    return make_head(key, base.head, base.actor_hidden[-1], spec.action_size, *bounds)
+    width, bounds = base.actor_hidden[-1], (base.log_std_bound, base.log_std_min, base.log_std_max)
+    if not base.actor_projection:
+        return make_head(key, base.head, width, spec.action_size, *bounds)
+    k_linear, key = jax.random.split(key)
+    linear = eqx.nn.Linear(width, width, key=k_linear)
+    return Projected(linear, make_head(key, base.head, width, spec.action_size, *bounds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +125,9 @@ class DPG(Improvement):
 
 
 @dataclasses.dataclass(frozen=True)
-class Soft(Improvement):
-    """Maximise value plus entropy, by the reparametrised gradient (SAC)."""
+class Entropic(Improvement):
+    """What all share that pay the policy for staying random: the entropy's weight α, fixed or learned."""
 
-    name: ClassVar[str] = "soft"
     temperature: float | None = setting(
         None, "Fixed entropy weight α; None: learned.", tune=(0.01, 1.0, "log")
     )
@@ -133,12 +138,13 @@ class Soft(Improvement):
     learning_rate: float = setting(3e-4, "Adam's rate for log α.", tune=(1e-5, 1e-2, "log"))
 
     def __post_init__(self) -> None:
+        name = self.name
         if self.temperature is not None and self.temperature < 0:
-            raise UsageError(f"soft.temperature is {self.temperature}; it must be 0 or more.")
+            raise UsageError(f"{name}.temperature is {self.temperature}; it must be 0 or more.")
         if self.initial_temperature <= 0:
-            raise UsageError(f"soft.initial_temperature is {self.initial_temperature}; it must be above 0.")
+            raise UsageError(f"{name}.initial_temperature is {self.initial_temperature}; it must be above 0.")
         if not 0 <= self.learning_rate < math.inf:
-            raise UsageError(f"soft.learning_rate is {self.learning_rate}; it must be 0 or more.")
+            raise UsageError(f"{name}.learning_rate is {self.learning_rate}; it must be 0 or more.")
 
     def objection(self, present: frozenset[str], base: Base) -> str | None:
         if base.head != "gaussian":
@@ -159,26 +165,37 @@ class Soft(Improvement):
         """The entropy weight; no gradient flows into it."""
         return jnp.asarray(self.temperature) if tuned is None else jax.lax.stop_gradient(jnp.exp(tuned))
 
-    def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
-        obs = batch.observation
-        action, log_prob = policy(obs).sample(key)
-        value = objective(fns.base, q(obs, action))
-        alpha = self.alpha(tuned)
-        loss = (alpha * log_prob - value).mean()
-        metrics = {"actor_value": value.mean(), "entropy": -log_prob.mean()}
-        if tuned is not None:
-            wanted = -fns.spec.action_size if self.target_entropy is None else self.target_entropy
-            loss += -(tuned * jax.lax.stop_gradient(log_prob + wanted)).mean()
-            metrics["temperature"] = alpha
-        return loss, metrics
+    def tuning(self, tuned: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
+        """Loss of a learned α, which falls where the policy is more random than wanted; and what to log."""
+        said: Metrics = {"entropy": -log_prob.mean()}
+        if tuned is None:
+            return 0.0, said
+        wanted = -spec.action_size if self.target_entropy is None else self.target_entropy
+        loss = -(tuned * jax.lax.stop_gradient(log_prob + wanted)).mean()
+        return loss, said | {"temperature": self.alpha(tuned)}
 
     def target_values(
         self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
     ) -> tuple[list[Array], Array]:
         action, log_prob = policy(next_obs).sample(key)
         return fns.q_target(next_obs, action), -self.alpha(own.tuned) * log_prob
+
+
+@dataclasses.dataclass(frozen=True)
+class Soft(Entropic):
+    """Maximise value plus entropy, by the reparametrised gradient (SAC)."""
+
+    name: ClassVar[str] = "soft"
+
+    def loss(
+        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
+        obs = batch.observation
+        action, log_prob = policy(obs).sample(key)
+        value = objective(fns.base, q(obs, action))
+        loss = (self.alpha(tuned) * log_prob - value).mean()
+        tuning, said = self.tuning(tuned, log_prob, fns.spec)
+        return loss + tuning, {"actor_value": value.mean()} | said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +221,12 @@ class Single(Maximiser):
 
         def smoothed(obs: Array) -> Dist:
             dist = fns.policy_target(obs)
-            return Point(dist.features, smooth(fns.base, dist.mode(), key))
+            return Point(dist.features, fns.snap(smooth(fns.base, raw(dist).mode(), key)))
 
         return smoothed
+
+    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+        return at_rest(base, envs, spec.action_size)
 
     def act(
         self, actor: PyTree, own: Own, fns: Fns, memory: PyTree, obs: Array, first: Array, key: Key, mode: str
@@ -217,7 +237,8 @@ class Single(Maximiser):
         if mode == "evaluate":
             return dist.mode(), {}, memory
         k_sample, k_noise = jax.random.split(key)
-        return explore(fns.base, dist.sample(k_sample)[0], k_noise), {}, memory
+        action, memory = explored(fns, dist.sample(k_sample)[0], memory, first, k_noise)
+        return action, {}, memory
 
 
 def smooth(base: Base, action: Array, key: Key) -> Array:
@@ -227,24 +248,16 @@ def smooth(base: Base, action: Array, key: Key) -> Array:
     return jnp.clip(action + noise, -1.0, 1.0)
 
 
-def explore(base: Base, action: Array, key: Key) -> Array:
-    """Gaussian exploration noise, if the base asks for any."""
-    if not base.exploration_noise:
-        return action
-    noise = base.exploration_noise * jax.random.normal(key, action.shape)
-    return jnp.clip(action + noise, -1.0, 1.0)
-
-
-def uniform_action(spec: Spec, obs: Array, key: Key) -> Array:
-    """Uniform actions in [-1, 1]^A, one for each observation."""
-    return jax.random.uniform(key, (*obs.shape[:-1], spec.action_size), minval=-1.0, maxval=1.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class EveryStep(Schedule):
     """A fixed number of updates for every environment step."""
 
     name: ClassVar[str] = "every_step"
+    every: int = setting(1, "Steps after which updates are made, as many as are due by then.")
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UsageError(f"every_step.every is {self.every}; it must be at least 1.")
 
     def start(self, base: Base, envs: int) -> dict[str, Any]:
         return {"steps": 0, "updates": 0}
@@ -256,7 +269,7 @@ class EveryStep(Schedule):
             return own, 0, False
         steps = own["steps"] + event.steps
         # From the whole, not by adding fractions up; the 1e-9 is for ratios that are no binary fractions.
-        updates = int(steps * base.updates_per_step + 1e-9)
+        updates = int(steps // self.every * self.every * base.updates_per_step + 1e-9)
         return {"steps": steps, "updates": updates}, updates - own["updates"], False
 
 

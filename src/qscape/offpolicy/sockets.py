@@ -12,8 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from qscape.errors import UsageError
 from qscape.nets import Actor, Context, Critic
 from qscape.offpolicy.base import Base
+from qscape.ops.nearest import ActionTable
 from qscape.types import Batch, Event, Key, Metrics, Piece, Policy, QFn, Scalar, Spec
 
 
@@ -51,6 +53,11 @@ class Fns(NamedTuple):
     event: Event
     spec: Spec
     base: Base
+    table: ActionTable | None = None  # the search in `spec.table`
+
+    def snap(self, action: Array) -> Array:
+        """The nearest action that there is: a row of the table, with the gradient straight through."""
+        return action if self.table is None else self.table.snap(action)
 
 
 class Part(Piece):
@@ -104,6 +111,12 @@ class Representation(Part):
         """A fresh critic."""
         raise NotImplementedError
 
+    def penalty(
+        self, actor: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
+        """Added to the actor's loss, where actors (one, or a list) are to keep something small."""
+        return None
+
 
 class TargetRule(Part):
     """How the values at the next state become one bootstrap value."""
@@ -156,6 +169,10 @@ class Maximiser(Part):
         """The one policy that everybody else sees."""
         raise NotImplementedError
 
+    def proposals(self, actor: PyTree, own: Own, fns: Fns, obs: Array) -> Array:
+        """The L actions [B, L, A] it picks from at `obs` [B, S], without noise; for the landscape to show."""
+        return self.policy(actor, own, fns)(obs).mode()[..., None, :]
+
     def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
         """What is improved on what: each pair goes to `Improvement.loss`."""
         raise NotImplementedError
@@ -177,8 +194,9 @@ class Maximiser(Part):
         """
         raise NotImplementedError
 
-    def memory(self, spec: Spec, envs: int) -> PyTree:
-        """What acting remembers at the start; None where it remembers nothing."""
+    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+        """What acting remembers at the start; None where it remembers nothing. Without a base: what it takes
+        to evaluate."""
         return None
 
 
@@ -196,6 +214,15 @@ class Regulariser(Part):
     ) -> tuple[Scalar, Metrics] | None:
         """Added to the actor's loss; the gradient reaches (actor, tuned)."""
         return None
+
+
+class ActorRegulariser(Regulariser):
+    """One that is nothing without an actor."""
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        if actor is None:
+            raise UsageError(f"{self.name} smooths an actor, and this agent has none; leave {self.name} out.")
+        return Own()
 
 
 class StepEnd(NamedTuple):

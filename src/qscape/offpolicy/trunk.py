@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.offpolicy.sockets import Fns, Part, bind_critics
 from qscape.offpolicy.state import State
 from qscape.ops.td import CRITIC_LOSSES, td_target
-from qscape.replay.memory import Index, Layout, rows_at
+from qscape.replay.memory import OBSERVATIONS, Index, Layout, rows_at
 from qscape.types import Batch, Event, Key, Metrics, Piece, stream
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _batch(agent: "Agent", state: State, batch: Batch) -> Batch:
     if not agent.normalises:
         return batch
     apply = partial(agent.normaliser.apply, state.of(agent.normaliser))
-    extra = {k: apply(v) if k == "previous_observation" else v for k, v in batch.extra.items()}
+    extra = {k: apply(v) if k in OBSERVATIONS else v for k, v in batch.extra.items()}
     return batch._replace(
         observation=apply(batch.observation), next_observation=apply(batch.next_observation), extra=extra
     )
@@ -186,6 +186,9 @@ def _actor_loss(now: Now, state: State, actor: PyTree, tuned: dict[str, PyTree])
         value, found = part.loss(policy, q, mine, state.of(part), fns, batch, key)
         later = f"_{number}" if number else ""  # the first climb's metrics keep their names
         total, said = total + value, said | {f"{name}{later}": v for name, v in found.items()}
+    rep = agent.representation
+    term = rep.penalty(actor, state.of(rep), fns, batch, now.stream(rep, "penalty"))
+    total, said = _add(total, said, term)
     for reg in agent.regularisers:
         term = reg.actor(tuned.get(reg.name), state.of(reg), fns, batch, now.stream(reg, "actor"))
         total, said = _add(total, said, term)

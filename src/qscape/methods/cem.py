@@ -1,0 +1,89 @@
+"""CEM: no actor; the cross-entropy method searches Q itself (Kalashnikov et al. 2018, arXiv 1806.10293).
+
+A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it is inferred.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets.heads import Point
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.proposals import Proposals
+from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class CEM(Proposals):
+    """The cross-entropy method finds the action of greatest Q, in place of an actor."""
+
+    name: ClassVar[str] = "cem"
+    disturbs_each: ClassVar[bool] = False
+
+    samples: int = setting(64, "Actions drawn in each round.", tune=("choice", 32, 64, 128))
+    elites: int = setting(6, "Best of them, to which the next round's normal is fitted.")
+    rounds: int = setting(2, "Rounds.", tune=("choice", 1, 2, 4))
+    spread: float = setting(0.5, "Standard deviation of the first round, around 0.")
+    least_spread: float = setting(0.01, "Least standard deviation of later rounds.")
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 1 <= self.elites <= self.samples:
+            raise UsageError(
+                f"cem.samples, elites, rounds are {self.samples}, {self.elites}, {self.rounds}; "
+                "there must be 1 ≤ elites ≤ samples, and at least one round."
+            )
+        if not (0 < self.spread < math.inf and 0 <= self.least_spread < math.inf):
+            raise UsageError(
+                f"cem.spread is {self.spread} and cem.least_spread {self.least_spread}; "
+                "the first must be above 0, the second 0 or more."
+            )
+
+    def length(self) -> int:
+        return 1
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if base.head != "deterministic":
+            return "cem has no policy whose entropy could be kept; write td3+cem."
+        return None
+
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
+        return None
+
+    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
+        return [Point(obs, self.search(fns, obs, key))]
+
+    def search(self, fns: Fns, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
+        """The best action that was drawn in any round."""
+        size = (*obs.shape[:-1], fns.spec.action_size)
+        mean, std = jnp.zeros(size), jnp.full(size, self.spread)
+        found: list[tuple[Array, Array]] = []
+        for k in jax.random.split(key, self.rounds):
+            drawn = mean + std * jax.random.normal(k, (self.samples, *size))
+            drawn = fns.snap(jnp.clip(drawn, -1.0, 1.0))
+            value = jax.vmap(lambda action: fns.q(obs, action)[0])(drawn)
+            order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(value, 0, -1), self.elites)[1], -1, 0)
+            elites = jnp.take_along_axis(drawn, order[..., None], 0)
+            mean, std = elites.mean(0), jnp.maximum(elites.std(0), self.least_spread)
+            found.append((jnp.take_along_axis(value, order[:1], 0)[0], elites[0]))
+        values, actions = (jnp.stack(part) for part in zip(*found, strict=True))
+        best = values.argmax(0)[None, ..., None]
+        return jax.lax.stop_gradient(jnp.take_along_axis(actions, best, 0)[0])
+
+    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+        return []
+
+    def target(
+        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> Policy:
+        """The search at s' on the online Q_1; the target critics value what it finds."""
+        return lambda obs: self.propose(None, fns, obs, key)[0]

@@ -1,0 +1,62 @@
+"""Greedy-AC: the policy's likelihood of the best proposals rises (Neumann et al. 2023, arXiv 1810.09103).
+
+A baseline of SAVO (arXiv 2410.11833): one critic, no delay, a target action drawn from the policy.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from jaxtyping import Array, PyTree
+
+from qscape.nets.heads import raw
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.greedy import Greedy
+from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class GreedyAC(Greedy):
+    """A stochastic policy is fitted to the best of many draws from a second, more random one."""
+
+    name: ClassVar[str] = "greedy_ac"
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {
+            "head": "gaussian",
+            "critics": 1,
+            "policy_delay": 1,
+            "target_actor": False,
+            "target_noise": 0.0,
+            "exploration_noise": 0.0,
+        }
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if base.head != "gaussian":
+            return (
+                "greedy_ac needs a policy with a density: base.head = gaussian, or greedy_td3 in its place."
+            )
+        return super().objection(present, base)
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        """The proposal policy starts as a copy of the policy."""
+        return Own(tuned=actor)
+
+    def loss(
+        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
+        """−mean log π(a*|s), plus the loss of the proposal policy."""
+        obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
+        proposer = fns.bind(tuned)(obs)
+        best = self.best_draws(proposer, q, fns, obs, k_draw)
+        fit = -raw(policy(obs)).log_prob(best).mean()
+        follow = self.following(proposer, best, k_entropy)
+        return fit + follow, {"fit_loss": fit, "proposal_loss": follow}
+
+    def target_values(
+        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> tuple[list[Array], None]:
+        """At an action drawn from the policy."""
+        return fns.q_target(next_obs, policy(next_obs).sample(key)[0]), None

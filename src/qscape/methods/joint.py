@@ -1,0 +1,81 @@
+"""Joint candidates: one network proposes a whole list (an ablation of SAVO, arXiv 2410.11833)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import Actor, Deterministic, Projected
+from qscape.nets.heads import Point, raw
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.proposals import Proposals
+from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint(Proposals):
+    """One actor with L actions in its output; Q chooses, and the chosen one climbs Q."""
+
+    name: ClassVar[str] = "joint"
+
+    list_length: int = setting(3, "Actions in the output.", tune=("choice", 2, 3, 5))
+    climbs_by: Literal["max", "mean"] = setting(
+        "max", "Climb the best proposal's value, or the mean value of all."
+    )
+
+    def __post_init__(self) -> None:
+        if self.list_length < 1:
+            raise UsageError(f"joint.list_length is {self.list_length}; it must be at least 1.")
+
+    def length(self) -> int:
+        return self.list_length
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if base.head != "deterministic":
+            return "joint splits a deterministic output into actions; write td3+joint."
+        return None
+
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
+        """An actor whose last layer says L actions."""
+        k_actor, k_out = jax.random.split(key)
+        actor = nets.actor(k_actor)
+        wide = eqx.nn.Linear(_last(actor).in_features, self.list_length * spec.action_size, key=k_out)
+        return eqx.tree_at(_last, actor, wide)
+
+    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key | None = None) -> list[Dist]:
+        said = fns.bind(actor)(obs)
+        actions = jnp.split(raw(said).mode(), self.list_length, -1)
+        return [Point(said.features, fns.snap(action)) for action in actions]
+
+    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+        if self.climbs_by == "max":
+            return [(fns.policy, fns.q)]
+
+        def share(obs: Array, action: Array) -> list[Array]:
+            return [head / self.list_length for head in fns.q(obs, action)]
+
+        def member(i: int) -> Policy:
+            return lambda obs: self.propose(actor, fns, obs)[i]
+
+        return [(member(i), share) for i in range(self.list_length)]
+
+    def target(
+        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> Policy:
+        return fns.policy_target
+
+
+def _last(actor: Actor) -> eqx.nn.Linear:
+    """The linear layer under the tanh."""
+    head = actor.head.head if isinstance(actor.head, Projected) else actor.head
+    assert isinstance(head, Deterministic)
+    return head.out

@@ -1,0 +1,200 @@
+"""SAVO: successive actors for value optimisation (Jain et al. 2024, arXiv 2410.11833).
+
+One actor stops at the peak of Q(s, ·) that is nearest. Here actor ν_i proposes a_i knowing the proposals
+before it, and climbs a surrogate in which all that is lower than the best of them is flattened:
+
+    Ψ_i(s, a) = max{ Q(s, a), τ_i },   τ_i = max_{j<i} Q(s, a_j)        (paper, Section 4.2)
+
+A floor has no slope, so Ψ_i is learned: a network Ψ̂_i, conditioned on the proposals like the actor, is
+fitted to Ψ_i where actions are taken and proposed. Q_1 chooses among the proposals (the maximiser actor),
+when acting and at s' in the critics' target. There are no target actors, and no target smoothing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import Actor, Conditioned, Critic
+from qscape.nets.heads import Point, raw
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import smooth
+from qscape.offpolicy.proposals import Proposals, keeps_proposals
+from qscape.offpolicy.sockets import Fns, Nets, Own, objective
+from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+
+stop = jax.lax.stop_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class SAVO(Proposals):
+    """Successive actors on truncated surrogates of Q; Q chooses among their proposals."""
+
+    name: ClassVar[str] = "savo"
+
+    list_length: int = setting(3, "Actors, the first included.", tune=("choice", 2, 3, 5))
+    summariser: Literal["deepset", "lstm", "transformer"] = setting(
+        "deepset", "Network that sums up the earlier proposals."
+    )
+    conditioning: Literal["film", "concat", "both", "none"] = setting(
+        "film", "How the summary enters actors and surrogates; none: they do not know earlier proposals."
+    )
+    surrogate: Literal["learned", "exact"] = setting(
+        "learned", "Climb learned surrogates, or max(Q, τ) itself (no approximation)."
+    )
+    surrogate_points: Literal["replay", "fresh", "current"] = setting(
+        "replay",
+        "Where surrogates are fitted: stored action and list; the actors' list; their choice as well.",
+    )
+    actor_list: Literal["fresh", "replay"] = setting(
+        "fresh", "Earlier proposals that actors climb after: the present actors', or the stored ones."
+    )
+    select_q: Literal["q1", "min"] = setting(  # type: ignore[assignment]
+        "q1", "Critics that choose among the proposals: the first, or the least of all."
+    )
+    straight_through: bool = setting(
+        True, "Action tables: climb Q at the nearest item; off: at the proposal itself."
+    )
+
+    def __post_init__(self) -> None:
+        if self.list_length < 1:
+            raise UsageError(
+                f"savo.list_length is {self.list_length}; there has to be one actor at least (td3 has one)."
+            )
+
+    def length(self) -> int:
+        return self.list_length
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        for other in ("savgo", "greedy_ac", "greedy_td3"):
+            if other in present:
+                return (
+                    f"{other} does not climb the slope of Q, and savo's actors climb that of surrogates; "
+                    "leave one of them out."
+                )
+        return None
+
+    def columns(self, spec: Spec) -> Columns:
+        return keeps_proposals(self.list_length, spec)
+
+    # --- networks ---------------------------------------------------------------------------------
+
+    def _conditioned(
+        self, keys: Iterable[Key], build: Callable[..., Actor | Critic], spec: Spec
+    ) -> list[Conditioned]:
+        sizes = (spec.observation_size, spec.action_size)
+        return [Conditioned(k, build, sizes, self.summariser, self.conditioning) for k in keys]
+
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> list[Actor | Conditioned]:
+        first, *later = jax.random.split(key, self.list_length)
+        return [nets.actor(first), *self._conditioned(later, nets.actor, spec)]
+
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+        """The surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q."""
+        if self.list_length == 1 or self.surrogate == "exact":
+            return Own()
+        return Own(learned=self._conditioned(jax.random.split(key, self.list_length - 1), nets.critic, spec))
+
+    # --- proposals --------------------------------------------------------------------------------
+
+    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key | None = None) -> list[Dist]:
+        """ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), … ; successors see undisturbed modes, without gradient."""
+        options: list[Dist] = [fns.bind(actor[0])(obs)]
+        seen = []
+        for module in actor[1:]:
+            seen.append(stop(options[-1].mode()))
+            options.append(fns.bind(module.net)(obs, module.context(obs, jnp.stack(seen))))
+        return options
+
+    def target(
+        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> Policy:
+        """The maximiser actor of the online actors and critics; smoothed after the choice, if at all."""
+        if not fns.base.target_noise:
+            return fns.policy_target
+
+        def smoothed(obs: Array) -> Dist:
+            dist = fns.policy_target(obs)
+            return Point(dist.features, fns.snap(smooth(fns.base, dist.mode(), key)))
+
+        return smoothed
+
+    # --- learning ---------------------------------------------------------------------------------
+
+    def learn(
+        self, learned: list[Conditioned], own: Own, fns: Fns, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
+        """Ψ̂_i(s, x; a_{<i}) regresses to max{q(s, x), τ_i} at x = a and x = a_i, with q = min(Q_1, Q_2).
+
+        Summed over i and the two points, averaged over the batch (paper, Eq. 9).
+        """
+        obs, executed, proposals = batch.observation, batch.action, self._list(batch)
+        if self.surrogate_points != "replay":
+            choice: Any = fns.policy(obs)
+            proposals = stop(choice.proposals)
+            executed = stop(choice.mode()) if self.surrogate_points == "current" else executed
+        points = jnp.concatenate([executed[None], proposals])
+        q = stop(jax.vmap(lambda action: jnp.stack(fns.q(obs, action)).min(0))(points))
+        loss = jnp.zeros(())
+        for i, surrogate in enumerate(learned, 1):
+            floor = q[1 : i + 1].max(0)
+            goal = jnp.maximum(jnp.stack([q[0], q[i + 1]]), floor)
+            value = self._value(surrogate, fns, obs, proposals[:i])
+            guess = jax.vmap(lambda action, value=value: value(obs, action)[0])(points[jnp.array([0, i + 1])])
+            loss += jnp.square(guess - goal).mean(1).sum()
+        gain = (q[1:].max(0) - q[1]).mean()
+        return loss, {"surrogate_loss": loss, "list_gain": gain}
+
+    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+        """ν_0 climbs Q, every later ν_i its surrogate; no gradient reaches the earlier proposals."""
+        return [
+            (self._climber(actor, i, fns, batch), self._hill(actor, i, own, fns, batch))
+            for i in range(len(actor))
+        ]
+
+    def _climber(self, actor: PyTree, i: int, fns: Fns, batch: Batch) -> Policy:
+        def policy(obs: Array) -> Dist:
+            if i and self.actor_list == "replay":
+                dist = fns.bind(actor[i].net)(obs, actor[i].context(obs, self._list(batch)[:i]))
+            else:
+                dist = self.propose(actor[: i + 1], fns, obs)[i]
+            return dist if self.straight_through else raw(dist)
+
+        return policy
+
+    def _hill(self, actor: PyTree, i: int, own: Own, fns: Fns, batch: Batch) -> QFn:
+        """What actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
+        if i == 0:
+            return fns.q
+
+        def earlier(obs: Array) -> Float[Array, "i B A"]:
+            if self.actor_list == "replay":
+                return self._list(batch)[:i]
+            return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], fns, obs)]))
+
+        def learned(obs: Array, action: Array) -> list[Array]:
+            return self._value(own.learned[i - 1], fns, obs, earlier(obs))(obs, action)
+
+        def exact(obs: Array, action: Array) -> list[Array]:
+            value = objective(fns.base, fns.q(obs, action))
+            floor = jax.vmap(lambda a: objective(fns.base, fns.q(obs, a)))(earlier(obs)).max(0)
+            # Not `maximum`, which halves the gradient where both are equal.
+            return [jnp.where(value >= stop(floor), value, stop(floor))]
+
+        return learned if self.surrogate == "learned" else exact
+
+    def _value(self, surrogate: Conditioned, fns: Fns, obs: Array, earlier: Float[Array, "i B A"]) -> QFn:
+        """Ψ̂_i(·, ·; a_{<i}); the summary is made once."""
+        context = surrogate.context(obs, earlier)
+        return lambda obs, action: [fns.bind(surrogate.net)(obs, action, context)]
+
+    def _list(self, batch: Batch) -> Float[Array, "L B A"]:
+        """The stored proposals."""
+        return jnp.moveaxis(batch.extra["proposals"], 1, 0)

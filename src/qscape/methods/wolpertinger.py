@@ -1,0 +1,97 @@
+"""Wolpertinger: one actor, a few actions near its own, and Q chooses.
+
+Dulac-Arnold et al. 2015 (arXiv 1512.07679) for discrete actions; for continuous ones as a baseline of SAVO
+(arXiv 2410.11833).
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import Actor
+from qscape.nets.heads import Point, raw
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import smooth
+from qscape.offpolicy.proposals import Proposals
+from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Wolpertinger(Proposals):
+    """Q chooses among the actor's action and draws around it, or among the nearest discrete actions."""
+
+    name: ClassVar[str] = "wolpertinger"
+    disturbs_each: ClassVar[bool] = False
+
+    candidates: int = setting(
+        3, "Actions to choose from, the actor's own included.", tune=("choice", 3, 5, 10)
+    )
+    spread: float = setting(0.1, "Standard deviation of the draws (continuous actions).", tune=(0.02, 0.5))
+    straight_through: bool = setting(
+        True, "Action tables: climb Q at the nearest item; off: at the proposal itself."
+    )
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise UsageError(f"wolpertinger.candidates is {self.candidates}; it must be at least 1.")
+        if not 0 <= self.spread < math.inf:
+            raise UsageError(f"wolpertinger.spread is {self.spread}; it must be a number, 0 or more.")
+
+    def length(self) -> int:
+        return self.candidates
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if base.head != "deterministic":
+            return "wolpertinger draws around a deterministic action; write td3+wolpertinger."
+        return None
+
+    def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
+        if spec.table is not None and len(spec.table) < self.candidates:
+            raise UsageError(
+                f"wolpertinger.candidates is {self.candidates}; there are only {len(spec.table)} actions, "
+                "and Q can choose among no more."
+            )
+        return nets.actor(key)
+
+    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
+        said = fns.bind(actor)(obs)
+        return self.around(said.features, raw(said).mode(), fns, key)
+
+    def around(self, features: Array, action: Array, fns: Fns, key: Key) -> list[Dist]:
+        """The candidates at a proto-action [*b, A]: its nearest items, or itself and Gaussian draws."""
+        if fns.table is not None:
+            items = fns.table.at(fns.table.nearest(jax.lax.stop_gradient(action), self.candidates))
+            near = jnp.moveaxis(items, -2, 0)
+        else:
+            drawn = self.spread * jax.random.normal(key, (self.candidates - 1, *action.shape))
+            near = jnp.concatenate([action[None], jnp.clip(action + drawn, -1.0, 1.0)])
+        return [Point(features, candidate) for candidate in near]
+
+    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+        """The actor climbs Q at its own action, as TD3's."""
+        policy = fns.bind(actor)
+        return [(policy if self.straight_through else lambda obs: raw(policy(obs)), fns.q)]
+
+    def target(
+        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    ) -> Policy:
+        """Candidates around the target actor's smoothed action; the online critics choose."""
+        k_smooth, k_draw = jax.random.split(key)
+        slow = fns if actor_target is None else fns._replace(bind=partial(fns.bind, which="target"))
+        chosen = actor if actor_target is None else actor_target
+
+        def best(obs: Array) -> Dist:
+            said = slow.bind(chosen)(obs)
+            action = raw(said).mode()
+            if fns.base.target_noise:
+                action = smooth(fns.base, action, k_smooth)
+            return self.best(fns, obs, self.around(said.features, action, fns, k_draw))
+
+        return best

@@ -1,0 +1,135 @@
+"""Maximisers that choose among a list of proposals by the critics (SAVO, arXiv 2410.11833, Section 4.1).
+
+μ_M(s) = argmax over {a_0 .. a_{L-1}} of Q(s, a), so that Q(s, μ_M(s)) ≥ Q(s, a_i) for every i.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.exploration import (
+    OU_NOISE,
+    at_rest,
+    disturbed,
+    noise,
+    sometimes_uniform,
+    uniform_action,
+)
+from qscape.offpolicy.sockets import Fns, Maximiser, Own
+from qscape.types import Columns, Dist, Key, Policy, Spec
+
+FIXED = 0  # seed of the key with which a policy that draws its proposals is asked outside of a run
+
+
+def among(many: Float[Array, "L *b A"], index: Int[Array, "*b"]) -> Float[Array, "*b A"]:
+    """The entry of every row that `index` names."""
+    index = index.reshape(1, *index.shape, *[1] * (many.ndim - 1 - index.ndim))
+    return jnp.take_along_axis(many, index, 0)[0]
+
+
+class Best(eqx.Module):
+    """The chosen one of L distributions, with the interface of a distribution."""
+
+    options: list[Dist]
+    proposals: Float[Array, "L *b A"]  # their modes
+    index: Int[Array, "*b"]
+
+    @property
+    def chosen(self) -> Dist:
+        return jax.tree.map(lambda *leaves: among(jnp.stack(leaves), self.index), *self.options)
+
+    @property
+    def features(self) -> Float[Array, "*b h"]:
+        return self.chosen.features
+
+    def mode(self) -> Float[Array, "*b A"]:
+        return among(self.proposals, self.index)
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
+        return self.chosen.sample(key)
+
+    def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+        return self.chosen.log_prob(action)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposals(Maximiser):
+    """What maximisers share that propose a list of actions and let Q choose."""
+
+    select_q: ClassVar[str] = "q1"  # which critics choose: "q1" or "min"
+    disturbs_each: ClassVar[bool] = True  # noise on every proposal, or on the chosen action alone?
+
+    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
+        """L distributions at `obs` [*b, S]; their modes are the proposals."""
+        raise NotImplementedError
+
+    def length(self) -> int:
+        """L."""
+        raise NotImplementedError
+
+    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+        """Ornstein-Uhlenbeck noise; a stochastic policy explores by itself."""
+        return {} if "soft" in present else OU_NOISE
+
+    def pick(self, fns: Fns, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
+        """The proposal that the online critics like best; of equals the first."""
+        proposals = jax.lax.stop_gradient(proposals)
+
+        def liked(action: Array) -> Array:
+            heads = fns.q(obs, action)
+            return heads[0] if self.select_q == "q1" else jnp.stack(heads).min(0)
+
+        # What depends on the observation alone is computed once for all of them.
+        return jax.lax.stop_gradient(jax.vmap(liked)(proposals)).argmax(0)
+
+    def best(self, fns: Fns, obs: Array, options: list[Dist]) -> Best:
+        """The one of the options that Q likes best."""
+        proposals = jnp.stack([option.mode() for option in options])
+        return Best(options, proposals, self.pick(fns, obs, proposals))
+
+    def policy(self, actor: PyTree, own: Own, fns: Fns) -> Policy:
+        return lambda obs: self.best(fns, obs, self.propose(actor, fns, obs, jax.random.key(FIXED)))
+
+    def proposals(self, actor: PyTree, own: Own, fns: Fns, obs: Array) -> Array:
+        options = self.propose(actor, fns, obs, jax.random.key(FIXED))
+        return jnp.stack([option.mode() for option in options], -2)
+
+    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+        processes = self.length() + 1 if self.disturbs_each else 1
+        return at_rest(base, envs, processes, spec.action_size)
+
+    def act(
+        self, actor: PyTree, own: Own, fns: Fns, memory: PyTree, obs: Array, first: Array, key: Key, mode: str
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Every proposal is disturbed, Q_1 chooses, the choice is disturbed once more (Algorithm 1)."""
+        length, keeps = self.length(), self.columns(fns.spec)
+        if mode == "warm_up":
+            drawn = uniform_action(fns.spec, jnp.stack([obs] * (length + 1), 1), key)
+            return drawn[:, 0], dict.fromkeys(keeps, drawn[:, 1:]), memory
+        k_propose, k_noise, k_uniform, *k_sample = jax.random.split(key, length + 3)
+        options = self.propose(actor, fns, obs, k_propose)
+        if mode == "evaluate":
+            chosen = self.best(fns, obs, options)
+            return chosen.mode(), dict.fromkeys(keeps, jnp.moveaxis(chosen.proposals, 0, 1)), memory
+        shape = (len(obs), length + 1 if self.disturbs_each else 1, fns.spec.action_size)
+        drawn, memory = noise(fns, memory, first, shape, k_noise)
+        each, last = (None, None) if drawn is None else (jnp.moveaxis(drawn, 1, 0)[:-1], drawn[:, -1])
+        samples = jnp.stack([one.sample(k)[0] for one, k in zip(options, k_sample, strict=True)])
+        samples = disturbed(fns, samples, each if self.disturbs_each else None)
+        # A stochastic policy is judged by its mode, a deterministic one by what the noise made of it.
+        judged = jnp.stack([one.mode() for one in options]) if fns.base.head == "gaussian" else samples
+        action = disturbed(fns, among(samples, self.pick(fns, obs, judged)), last)
+        if fns.base.epsilon_mode == "greedy":
+            action = sometimes_uniform(fns, action, k_uniform)
+        return action, dict.fromkeys(keeps, jnp.moveaxis(samples, 0, 1)), memory
+
+
+def keeps_proposals(length: int, spec: Spec) -> Columns:
+    """The list as a column of replay."""
+    return {"proposals": (length, spec.action_size)}

@@ -1,0 +1,303 @@
+"""The maximisers and improvements that SAVO is compared with, and agents on action tables."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_peaks
+
+from qscape.envs import make as make_edge
+from qscape.errors import UsageError
+from qscape.offpolicy.sockets import Own
+from qscape.run.programs import evaluation_key
+from qscape.types import Spec
+
+ITEMS = np.random.default_rng(0).uniform(-1, 1, (40, A)).astype(np.float32)
+TABLE = Spec(S, A, ITEMS)
+ONE = Spec(S, 1)
+
+
+def rows_of(actions) -> np.ndarray:
+    """Which rows of the table these are [...]; all of them have to be, to the bit."""
+    equal = (np.asarray(actions)[..., None, :] == ITEMS).all(-1)
+    assert equal.any(-1).all()
+    return equal.argmax(-1)
+
+
+# --- wolpertinger ---------------------------------------------------------------------------------------
+
+
+def test_wolpertinger_draws_around_its_actor():
+    agent = make("td3+wolpertinger", spec=Spec(S, 2), candidates=4)
+    state, obs = state_of(agent), jnp.zeros((5000, S))
+    fns = functions(agent, state)
+    options = agent.maximiser.propose(state.actor, fns, obs, jax.random.key(0))
+    own = fns.bind(state.actor)(obs).mode()
+    np.testing.assert_array_equal(options[0].mode(), own)
+    for drawn in options[1:]:
+        off = np.asarray(drawn.mode() - own)
+        assert abs(off.std() - 0.1) < 0.005
+        assert abs(off.mean()) < 0.01
+
+
+def test_wolpertinger_takes_the_nearest_items_and_evaluates_without_chance():
+    agent = make("td3+wolpertinger", spec=TABLE)
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (50, S))
+    fns = functions(agent, state)
+    raw = fns.bind(state.actor)(obs).raw.mode()
+    options = agent.maximiser.propose(state.actor, fns, obs, jax.random.key(0))
+    found = np.stack([rows_of(option.mode()) for option in options], 1)
+    distances = np.linalg.norm(ITEMS[None] - np.asarray(raw)[:, None], axis=-1)
+    np.testing.assert_array_equal(found, np.argsort(distances, 1, kind="stable")[:, :3])
+    acting, first = agent.acting(state), jnp.ones(50, bool)
+    action, *_ = agent.act(acting, None, obs, first, 0, jax.random.key(5))
+    again, *_ = agent.act(acting, None, obs, first, 0, jax.random.key(6))
+    np.testing.assert_array_equal(action, again)
+
+
+def test_wolpertinger_needs_as_many_items_as_candidates():
+    with pytest.raises(UsageError, match=r"wolpertinger.candidates is 50; .* only 40 actions"):
+        jax.eval_shape(make("td3+wolpertinger", spec=TABLE, candidates=50).init, jax.random.key(0))
+
+
+def test_only_the_chosen_action_is_disturbed():
+    """One process of noise, not one for each candidate."""
+    for recipe, processes in (("td3+wolpertinger", 1), ("td3+cem", 1), ("td3+ensemble", 4), ("td3+joint", 4)):
+        agent = make(recipe)
+        assert agent.maximiser.memory(agent.task, 2, agent.base).shape == (2, processes, A)
+        assert agent.maximiser.columns(agent.task) == {}
+
+
+# --- ensemble and joint ---------------------------------------------------------------------------------
+
+
+def loss_of_climb(agent, state, batch, q=None):
+    def loss(actor, i):
+        fns = functions(agent, state._replace(actor=actor), q)
+        policy, hill = agent.maximiser.climbs(actor, Own(), fns, batch)[i]
+        return agent.improvement.loss(policy, hill, None, Own(), fns, batch, jax.random.key(0))[0]
+
+    return loss
+
+
+def test_members_climb_alone_and_target_members_are_smoothed_and_judged_by_the_online_critic():
+    agent = make("td3+ensemble")
+    state, batch = state_of(agent), flat_batch(0)
+    loss = loss_of_climb(agent, state, batch)
+    for i in range(3):
+        assert [grown(member) for member in jax.grad(loss)(state.actor, i)] == [j == i for j in range(3)]
+    state, obs, key = (
+        state._replace(actor_target=state_of(agent, 1).actor),
+        jnp.zeros((300, S)),
+        jax.random.key(0),
+    )
+    fns = functions(agent, state)
+    policy = agent.maximiser.target(state.actor, state.actor_target, Own(), fns, obs, key)(obs)
+    members = np.stack([fns.bind(member)(obs).mode() for member in state.actor_target])
+    off = np.asarray(policy.proposals) - members
+    assert np.abs(off).max() <= 0.5 + 1e-6
+    assert min(off.reshape(3, -1).std(1)) > 0.1
+    assert np.abs(off[0] - off[1]).max() > 0.1, "each has noise of its own"
+    each = np.stack([fns.q(obs, a)[0] for a in policy.proposals])
+    np.testing.assert_array_equal(fns.q(obs, policy.mode())[0], each.max(0))
+
+
+def test_without_target_actors_the_online_members_are_smoothed():
+    agent = make("td3+ensemble", base={"target_actor": False})
+    state, obs, key = state_of(agent), jnp.zeros((300, S)), jax.random.key(0)
+    fns = functions(agent, state)
+    policy = agent.maximiser.target(state.actor, None, Own(), fns, obs, key)(obs)
+    off = np.asarray(policy.proposals) - np.stack([fns.bind(member)(obs).mode() for member in state.actor])
+    assert 0.1 < off.std() < 0.25
+
+
+@pytest.mark.parametrize(("climbs_by", "moved"), [("max", 1), ("mean", 3)])
+def test_joint_moves_the_winning_part_of_its_output(climbs_by, moved):
+    agent = make("td3+joint", spec=ONE, climbs_by=climbs_by)
+    state, batch = state_of(agent), flat_batch(0, size=1, width=1)
+    q = lambda obs, action: [-((action[..., 0] - 0.7) ** 2)]  # noqa: E731
+    loss = loss_of_climb(agent, state, batch, q)
+    count = len(agent.maximiser.climbs(state.actor, Own(), functions(agent, state, q), batch))
+    total = lambda actor: sum(loss(actor, i) for i in range(count))  # noqa: E731
+    slope = np.abs(jax.grad(total)(state.actor).head.out.bias)
+    assert (slope > 0).sum() == moved
+    proposals = agent.maximiser.proposals(state.actor, Own(), functions(agent, state, q), batch.observation)
+    gaps = (np.asarray(proposals).ravel() - 0.7) ** 2
+    expected = gaps.min() if climbs_by == "max" else gaps.mean()
+    np.testing.assert_allclose(total(state.actor), expected, rtol=1e-5)
+    if climbs_by == "max":
+        assert slope.argmax() == gaps.argmin()
+
+
+# --- cem ------------------------------------------------------------------------------------------------
+
+
+def test_cem_finds_the_higher_peak():
+    """On the two peaks, started at N(0, 0.5²), without a floor of the spread: 97.1% of 1000 draws."""
+    agent = make("td3+cem", spec=ONE, least_spread=0.0)
+    fns, obs = functions(agent, q=two_peaks), jnp.zeros((1, S))
+    search = jax.jit(jax.vmap(lambda key: two_peaks(obs, agent.maximiser.search(fns, obs, key))[0]))
+    found = search(jax.random.split(jax.random.key(0), 1000))
+    assert abs((np.asarray(found) >= 1.99).mean() - 0.971) < 0.015
+    assert np.asarray(found).max() <= 2.0 + 1e-6
+
+
+def test_cem_has_no_actor_and_evaluates_with_a_fixed_key():
+    agent = make("td3+cem")
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (4, S))
+    assert state.actor is None
+    act = partial(agent.act, agent.acting(state), None, obs, jnp.ones(4, bool))
+    first, second = (act(3, evaluation_key())[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+# --- greedy ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["td3+greedy_ac", "td3+greedy_td3"])
+def test_the_best_draws_are_followed(recipe):
+    agent = make(recipe, spec=ONE)
+    state, batch = state_of(agent), flat_batch(0, width=1)
+    fns, part, obs = functions(agent, state, two_peaks), agent.improvement, batch.observation
+    proposer = fns.bind(state.own[part.name].tuned)(obs)
+    best = part.best_draws(proposer, fns.q, fns, obs, jax.random.key(0))
+    drawn = jax.vmap(lambda k: proposer.sample(k)[0])(jax.random.split(jax.random.key(0), 30))
+    order = np.argsort(-np.asarray(two_peaks(obs, drawn)[0]), axis=0)[:3]
+    np.testing.assert_allclose(best, np.take_along_axis(np.asarray(drawn), order[..., None], 0), rtol=1e-6)
+
+    def loss(actor, tuned):
+        now = functions(agent, state._replace(actor=actor), two_peaks)
+        return part.loss(now.bind(actor), now.q, tuned, Own(), now, batch, jax.random.key(0))[0]
+
+    def step(_, actor):
+        gradient = jax.grad(loss)(actor, state.own[part.name].tuned)
+        return jax.tree.map(lambda x, g: x - 0.02 * g, actor, gradient)
+
+    after = jax.jit(lambda actor: jax.lax.fori_loop(0, 60, step, actor))(state.actor)
+    gaps = [np.abs(fns.bind(actor)(obs).mode() - best.mean(0)).mean() for actor in (state.actor, after)]
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_greedy_ac_starts_with_a_copy_and_greedy_td3_with_a_policy_of_its_own():
+    ac, td3 = make("td3+greedy_ac"), make("td3+greedy_td3")
+    state = ac.init(jax.random.key(0))
+    for x, y in zip(jax.tree.leaves(state.actor), jax.tree.leaves(state.own["greedy_ac"].tuned), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert (ac.base.critics, ac.base.policy_delay, ac.base.target_actor) == (1, 1, False)
+    shapes = jax.eval_shape(td3.init, jax.random.key(0))
+    assert hasattr(shapes.own["greedy_td3"].tuned.head, "log_std")
+    assert (td3.base.critics, td3.base.policy_delay, td3.base.target_actor) == (2, 2, True)
+
+
+def test_the_entropy_of_the_proposal_policy_is_kept():
+    """The score function's mean over many draws is the gradient of −H, computed on a grid."""
+    agent = make("td3+greedy_ac", spec=ONE, entropy=1.0)
+    part = agent.improvement
+    dist = functions(agent).bind(state_of(agent).actor)(jnp.zeros((1, S)))
+
+    def of(log_std):
+        return eqx.tree_at(lambda d: d.log_std, dist, log_std)
+
+    def estimate(key):
+        empty = jnp.zeros((1, 1, 1))
+        following = lambda x: part.following(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
+        return jax.grad(following)(dist.log_std)
+
+    grid = jnp.linspace(-0.9999, 0.9999, 20_001)[:, None, None]
+
+    def minus_entropy(log_std):
+        log_prob = of(log_std).log_prob(grid)
+        return (jnp.exp(log_prob) * log_prob).sum() * (grid[1, 0, 0] - grid[0, 0, 0])
+
+    mean = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 20_000)).mean(0)
+    np.testing.assert_allclose(mean, jax.grad(minus_entropy)(dist.log_std), atol=0.05)
+
+
+# --- action tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["td3", "td3+savo", "sac+savo", "td3+cem", "td3+greedy_ac"])
+def test_actions_are_rows_of_the_table(recipe):
+    agent = make(recipe, spec=TABLE) if "+" in recipe else make("td3+ou", spec=TABLE)
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (30, S))
+    memory, first = agent.maximiser.memory(TABLE, 30, agent.base), jnp.zeros(30, bool)
+    for mode in ("evaluate", "explore", "warm_up"):
+        action, columns, _ = agent.act(agent.acting(state), memory, obs, first, 0, jax.random.key(2), mode)
+        rows_of(action)
+        if columns:
+            rows_of(columns["proposals"])
+
+
+def test_warm_up_draws_every_item_as_often():
+    agent = make(spec=TABLE)
+    obs, state = jnp.zeros((8000, S)), state_of(agent)
+    action, columns, _ = agent.act(
+        agent.acting(state), None, obs, jnp.zeros(8000, bool), 0, jax.random.key(2), "warm_up"
+    )
+    for drawn in (action, columns["proposals"][:, 2]):
+        counts = np.bincount(rows_of(drawn), minlength=40)
+        assert counts.min() > 140
+        assert counts.max() < 260  # 200 ± 4.3 deviations
+
+
+@pytest.mark.parametrize(("straight_through", "place"), [(True, "item"), (False, "proposal")])
+@pytest.mark.parametrize("recipe", ["td3+savo", "td3+wolpertinger"])
+def test_actors_climb_q_at_the_item_or_at_their_proposal(recipe, straight_through, place):
+    agent = make(recipe, spec=TABLE, straight_through=straight_through)
+    state, batch = state_of(agent), flat_batch(0)
+    seen = {}
+
+    def q(obs, action):
+        seen["at"] = action
+        return [action.sum(-1)]
+
+    policy, hill = agent.maximiser.climbs(state.actor, Own(), functions(agent, state, q), batch)[0]
+    hill(batch.observation, policy(batch.observation).mode())
+    if place == "item":
+        rows_of(seen["at"])
+    else:
+        with pytest.raises(AssertionError):
+            rows_of(seen["at"])
+
+
+def test_successors_see_items():
+    agent = make(spec=TABLE)
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (6, S))
+    fns = functions(agent, state)
+    first, second, _ = agent.maximiser.propose(state.actor, fns, obs)
+    told = state.actor[1].context(obs, jnp.asarray(ITEMS[rows_of(first.mode())])[None])
+    np.testing.assert_array_equal(second.raw.mode(), fns.bind(state.actor[1].net)(obs, told).raw.mode())
+
+
+def test_smoothing_ends_at_an_item():
+    agent = make("td3+ou", spec=TABLE)
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (40, S))
+    fns = functions(agent, state)
+    policy = agent.maximiser.target(state.actor, state.actor_target, Own(), fns, obs, jax.random.key(0))
+    raw = fns.policy_target(obs).raw.mode()
+    nearest = np.linalg.norm(ITEMS[None] - np.asarray(raw)[:, None], axis=-1).argmin(1)
+    assert (rows_of(policy(obs).mode()) != nearest).any()
+
+
+def test_the_edge_knows_every_row_again():
+    """Also rows that no fingerprint knows: those next to a row."""
+    import gymnasium as gym
+
+    class Shop(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (2,))
+        action_space = gym.spaces.Discrete(300, start=7)
+        action_table = np.random.default_rng(0).normal(size=(300, 3))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), float(action), False, False, {}
+
+    edge = make_edge(Shop())
+    np.testing.assert_array_equal(edge.actions(edge.spec.table), 7 + np.arange(300))
+    off = np.nextafter(edge.spec.table, np.float32(0.0))
+    np.testing.assert_array_equal(edge.actions(off), 7 + np.arange(300))

@@ -1,0 +1,541 @@
+"""SAVO equals its straight-line file, and its parts give the numbers that the method asks for."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import flat.savo
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import A, S, build, same, start
+
+from qscape import agents
+from qscape.errors import UsageError
+from qscape.nets import SUMMARISERS, Conditioned, Context
+from qscape.nets.mlp import Trunk
+from qscape.offpolicy.exploration import epsilon, noise
+from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.state import State
+from qscape.run.plan import Plan, fitted
+from qscape.types import Batch, Event, Spec
+
+NO = jnp.array(False)
+
+
+def make(recipe: str = "td3+savo", spec: Spec | None = None, base: dict | None = None, **settings: Any):
+    """A small agent; `settings` are those of its maximiser."""
+    widths = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "batch_size": 16}
+    part = recipe.split("+")[-1]
+    agent = agents.build(recipe, {"base": widths | (base or {}), part: settings})
+    return agent.on(spec or Spec(S, A))
+
+
+def state_of(agent, seed: int = 0) -> State:
+    """A state of random numbers, in no time: initialising it would compile every draw."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        size = leaf.shape[-1] ** -0.5 if leaf.ndim > 1 else 0.3
+        drawn = rng.uniform(-size, size, leaf.shape).astype(np.float32)
+        return jnp.asarray(drawn if leaf.dtype == np.float32 else np.zeros(leaf.shape, leaf.dtype))
+
+    return jax.tree.map(draw, jax.eval_shape(agent.init, jax.random.key(0)))
+
+
+def functions(agent, state=None, q=None, env_steps: int = 0) -> Fns:
+    """The agent's functions; on a landscape of one's own where `q` is given."""
+    state = state_of(agent) if state is None else state
+    counters = jnp.asarray(1), jnp.asarray(env_steps)
+    fns = agent.functions(state, Event(*counters, NO, NO))
+    if q is None:
+        return fns
+    fns = fns._replace(q=q, q_target=q)
+    return fns._replace(policy=agent.maximiser.policy(state.actor, state.of(agent.maximiser), fns))
+
+
+def batch_of(obs, action, proposals) -> Batch:
+    zeros = jnp.zeros(len(obs))
+    return Batch(obs, action, zeros, zeros, obs, 0.99, {"proposals": proposals})
+
+
+def flat_batch(seed: int, size: int = 8, length: int = 3, width: int = A) -> Batch:
+    k_obs, k_action, k_list = jax.random.split(jax.random.key(seed), 3)
+    draw = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    obs = jax.random.normal(k_obs, (size, S))
+    return batch_of(obs, draw(k_action, (size, width)), draw(k_list, (size, length, width)))
+
+
+# --- the straight-line file ---------------------------------------------------------------------------
+
+
+def by_name(run) -> dict[str, Any]:
+    """What the agent carries, under the names that the oracle gives it."""
+    state = run.state
+    known = {"actors": state.actor, "critics": state.critics, "critics_target": state.critics_target}
+    known |= {"surrogates": state.own["savo"].learned, "updates": state.updates}
+    names = {"actors": "actor", "critics": "critics", "surrogates": "savo.learned"}
+    known |= {f"{name}_adam": state.optimisers[mine] for name, mine in names.items()}
+    assert len(jax.tree.leaves(known)) == len(jax.tree.leaves(state)) - 1, "all but env_steps is compared"
+    return known
+
+
+def oracle(run) -> flat.savo.State:
+    """The straight-line state with the agent's numbers."""
+    own = flat.savo.init(jax.random.key(9), S, A, hidden=run.agent.base.actor_hidden)
+
+    def graft(mine, theirs):
+        theirs = jax.tree.leaves(theirs)
+        assert [x.shape for x in jax.tree.leaves(mine)] == [x.shape for x in theirs]
+        return jax.tree.unflatten(jax.tree.structure(mine), theirs)
+
+    return own._replace(**{name: graft(getattr(own, name), part) for name, part in by_name(run).items()})
+
+
+@pytest.fixture(scope="module")
+def started():
+    """A run and its memory as the oracle sees it."""
+    run = start(build("td3+savo"))
+    layout = run.agent.layout(1)
+    kept = run.rows[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
+    return run, flat.savo.Transitions(*run.memory, kept)
+
+
+def test_agent_equals_its_oracle_to_the_bit(started):
+    run, memory = started
+    update = jax.jit(partial(flat.savo.update, batch_size=run.agent.base.batch_size))
+    theirs = oracle(run)
+    for number in range(1, 301):
+        run, theirs = run.step(), update(theirs, memory, run.key)
+        differs = [name for name, part in by_name(run).items() if not same(part, getattr(theirs, name))]
+        assert not differs, f"at update {number}"
+
+
+def test_acting_equals_its_oracle(started):
+    run, memory = started
+    obs, key, step = memory.obs[:4], jax.random.key(3), 200_000
+    acting, theirs = run.agent.acting(run.state), oracle(run)
+    before, first = 0.3 * jax.random.normal(key, (4, 4, A)), jnp.array([True, False, False, False])
+    act = jax.jit(run.agent.act, static_argnames="mode")
+    action, *_ = act(acting, before, obs, first, step, key, mode="evaluate")
+    np.testing.assert_allclose(action, jax.jit(flat.savo.act)(theirs, obs), rtol=0, atol=1e-6)
+    mine = act(acting, before, obs, first, step, key, mode="explore")
+    expected = jax.jit(flat.savo.explore)(theirs, before, obs, first, step, key)
+    for x, y in zip((mine[0], mine[1]["proposals"], mine[2]), expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+def test_one_actor_is_td3_without_target_actor_and_smoothing():
+    """To the bit, given the same parameters; acting has two noises instead of one."""
+    alone = start(dataclasses.replace(make(list_length=1, base={"replay_capacity": 1024})))
+    plain = start(make("td3+ou", base={"replay_capacity": 1024, "target_actor": False, "target_noise": 0.0}))
+    assert "savo" not in alone.state.own
+    state = alone.state
+    actor = jax.tree.unflatten(jax.tree.structure(plain.state.actor), jax.tree.leaves(state.actor))
+    moments = jax.tree.unflatten(
+        jax.tree.structure(plain.state.optimisers), jax.tree.leaves(state.optimisers)
+    )
+    plain = plain._replace(
+        state=plain.state._replace(
+            actor=actor, critics=state.critics, critics_target=state.critics_target, optimisers=moments
+        )
+    )
+    for _ in range(6):
+        alone, plain = alone.step(), plain.step()
+    assert same(alone.state, plain.state)
+
+
+# --- surrogates ----------------------------------------------------------------------------
+
+
+def two_peaks(obs, action):
+    """peaks at −0.5 (height 1) and 0.6 (height 2)."""
+    a = action[..., 0]
+    return [jnp.exp(-((a + 0.5) ** 2) / 0.045) + 2.0 * jnp.exp(-((a - 0.6) ** 2) / 0.045)]
+
+
+def test_the_exact_surrogate_is_flat_below_the_best_proposal():
+    agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
+    state, points = state_of(agent), jnp.array([-0.7, -0.5, -0.3, 0.0, 0.4, 0.45, 0.5, 0.7])
+    obs = jnp.zeros((8, S))
+    batch = batch_of(obs, jnp.zeros((8, 1)), jnp.full((8, 2, 1), -0.5))
+    fns = functions(agent, state, two_peaks)
+    _, hill = agent.maximiser.climbs(state.actor, Own(), fns, batch)[1]
+    value = hill(obs, points[:, None])[0]
+    slope = jax.grad(lambda a: hill(obs, a[:, None])[0].sum())(points)
+    np.testing.assert_allclose(value[:5], 1.0, atol=1e-6)
+    np.testing.assert_array_equal(slope[jnp.array([0, 2, 3, 4])], 0.0)
+    np.testing.assert_allclose(slope[jnp.array([1, 5, 6, 7])], [0, 8.087075, 7.117666, -7.117666], atol=2e-5)
+    grid = jnp.linspace(-1.0, 1.0, 2001)[:, None]
+    on_grid = agent.maximiser.climbs(
+        state.actor, Own(), fns, batch_of(jnp.zeros((2001, S)), grid, jnp.full((2001, 2, 1), -0.5))
+    )[1][1]
+    assert (
+        int((on_grid(jnp.zeros((2001, S)), grid)[0] == two_peaks(None, jnp.array([[-0.5]]))[0]).sum()) == 1648
+    )
+
+
+def test_at_a_tie_the_whole_gradient_passes():
+    """Where Q equals τ the slope is that of Q, not half of it."""
+    agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
+    state, at = state_of(agent), jnp.full((1, 1), 0.45)
+    batch = batch_of(jnp.zeros((1, S)), at, jnp.full((1, 2, 1), 0.45))
+    hill = agent.maximiser.climbs(state.actor, Own(), functions(agent, state, two_peaks), batch)[1][1]
+    slope = jax.grad(lambda a: hill(batch.observation, a)[0].sum())(at)
+    np.testing.assert_allclose(slope, [[8.087075]], atol=2e-5)
+
+
+def table_q(obs, action):
+    """Q_1 and Q_2 of the three proposals −1, −0.5, 0, and q = 0.4, 1.1, 2.0 of 0.25, 0.5, 1."""
+    places = jnp.array([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0])
+    first, second = jnp.array([1.2, 0.7, 1.6, 0.4, 1.1, 2.0]), jnp.array([1.0, 0.9, 1.5, 0.4, 1.1, 2.0])
+    return [jnp.interp(action[..., 0], places, first), jnp.interp(action[..., 0], places, second)]
+
+
+@pytest.mark.parametrize(("executed", "goal"), [(0.25, 1.0), (0.5, 1.1), (1.0, 2.0)])
+def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
+    """A surrogate that says c everywhere has the loss (c − T(a))² + (c − T(a_i))², summed over i."""
+    agent = make(spec=Spec(S, 1))
+    state = state_of(agent)
+    proposals = jnp.array([-1.0, -0.5, 0.0]).reshape(1, 3, 1)
+    batch = batch_of(jnp.zeros((1, S)), jnp.full((1, 1), executed), proposals)
+    own = state.own["savo"]
+    for says in (0.0, 0.8):
+        constant = jax.tree.map(jnp.zeros_like, own.learned)
+        biases = lambda nets: [net.net.body.out.bias for net in nets]  # noqa: E731
+        constant = eqx.tree_at(biases, constant, [jnp.array([says])] * 2)
+        loss, _ = agent.maximiser.learn(
+            constant, own, functions(agent, state, table_q), batch, jax.random.key(0)
+        )
+        at_proposals = (says - 1.0) ** 2 + (says - 1.5) ** 2  # T_1(a_1) = max(.7, 1), T_2(a_2) = max(1.5, 1)
+        np.testing.assert_allclose(loss, 2 * (says - goal) ** 2 + at_proposals, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("points", "executed"), [("fresh", "stored"), ("current", "chosen")])
+def test_surrogates_at_the_present_actors_proposals(points, executed):
+    agent = make(surrogate_points=points)
+    state, batch = state_of(agent, 1), flat_batch(0)
+    fns, own, obs = functions(agent, state), state.own["savo"], batch.observation
+    loss, _ = agent.maximiser.learn(own.learned, own, fns, batch, jax.random.key(0))
+    fresh = [dist.mode() for dist in agent.maximiser.propose(state.actor, fns, obs)]
+    q = lambda action: np.min(fns.q(obs, action), 0)  # noqa: E731
+    done = batch.action if executed == "stored" else fns.policy(obs).mode()
+    expected = 0.0
+    for i in (1, 2):
+        floor = np.max([q(a) for a in fresh[:i]], 0)
+        net = own.learned[i - 1]
+        for action in (done, fresh[i]):
+            guess = fns.bind(net.net)(obs, action, net.context(obs, jnp.stack(fresh[:i])))
+            expected += np.square(guess - np.maximum(q(action), floor)).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def grown(tree) -> bool:
+    return any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("settings", [{}, {"actor_list": "replay"}, {"conditioning": "concat"}])
+def test_each_actor_is_moved_by_its_own_climb_alone(settings):
+    agent = make(**settings)
+    state, batch = state_of(agent), flat_batch(0)
+    own = state.own["savo"]
+
+    def loss(networks, i):
+        actor, critics, surrogates = networks
+        fns = functions(agent, state._replace(actor=actor, critics=critics))
+        mine = own._replace(learned=surrogates)
+        policy, q = agent.maximiser.climbs(actor, mine, fns, batch)[i]
+        return -q(batch.observation, policy(batch.observation).mode())[0].mean()
+
+    for i in range(3):
+        gradient = jax.grad(loss)((state.actor, state.critics, own.learned), i)[0]
+        assert [grown(part) for part in gradient] == [j == i for j in range(3)]
+        if i and settings.get("conditioning") != "none":
+            assert grown(gradient[i].summary), "the summariser belongs to its actor"
+
+
+def test_surrogates_move_nothing_but_themselves():
+    agent = make()
+    state, batch = state_of(agent), flat_batch(0)
+    own = state.own["savo"]
+
+    def loss(networks):
+        critics, actor, learned = networks
+        fns = functions(agent, state._replace(critics=critics, actor=actor))
+        return agent.maximiser.learn(learned, own, fns, batch, jax.random.key(0))[0]
+
+    critics, actor, learned = jax.grad(loss)((state.critics, state.actor, own.learned))
+    assert (grown(critics), grown(actor)) == (False, False)
+    assert [grown(part.summary) and grown(part.film) for part in learned] == [True, True]
+
+
+def test_on_the_floor_an_exact_surrogate_moves_nobody():
+    """Q of every second proposal lies below that of the first: no gradient, to the last bit."""
+    agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact")
+    state, obs = state_of(agent), jnp.zeros((4, S))
+    first = functions(agent, state).bind(state.actor[0])(obs).mode()[0, 0]
+    q = lambda obs, action: [-jnp.abs(action[..., 0] - first)]  # noqa: E731
+
+    def loss(actor):
+        fns = functions(agent, state._replace(actor=actor), q)
+        policy, hill = agent.maximiser.climbs(actor, Own(), fns, batch_of(obs, None, None))[1]
+        return -hill(obs, policy(obs).mode())[0].mean()
+
+    assert not grown(jax.grad(loss)(state.actor)[1])
+    learned = make(spec=Spec(S, 1), list_length=2)  # a learned one has a slope there
+    own = state_of(learned).own["savo"]
+
+    def slope(actor):
+        fns = functions(learned, state._replace(actor=actor), q)
+        policy, hill = learned.maximiser.climbs(actor, own, fns, batch_of(obs, None, None))[1]
+        return -hill(obs, policy(obs).mode())[0].mean()
+
+    assert grown(jax.grad(slope)(state.actor)[1])
+
+
+# --- choosing ----------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_first():
+    agent = make(spec=Spec(S, 1))
+    fns = functions(agent, q=lambda obs, action: [jnp.round(action[..., 0])])
+    pick = agent.maximiser.pick(
+        fns, jnp.zeros((2, S)), jnp.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]])[..., None]
+    )
+    np.testing.assert_array_equal(pick, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("td3+savo", {}),
+        ("td3+savo", {"select_q": "min"}),
+        ("sac+savo", {}),
+        ("td3+ensemble", {}),
+        ("td3+joint", {}),
+    ],
+)
+def test_the_choice_is_the_best_of_the_proposals(recipe, settings):
+    agent = make(recipe, **settings)
+    state = state_of(agent)
+    obs = jax.random.normal(jax.random.key(1), (1000, S))
+    acting, fns = agent.acting(state), functions(agent, state)
+    action, *_ = agent.act(acting, None, obs, jnp.ones(1000, bool), 0, jax.random.key(2))
+    proposals = agent.proposals(acting, obs)
+    assert proposals.shape == (1000, 3, A)
+    critics = 2 if settings else 1
+    q = lambda a: np.min(fns.q(obs, a)[:critics], 0)  # noqa: E731
+    each = np.stack([q(proposals[:, i]) for i in range(3)])
+    np.testing.assert_array_equal(q(action), each.max(0))
+    assert len(np.unique(each.argmax(0))) > 1, "the choice is none if one of them always wins"
+
+
+def test_next_actions_come_from_online_actors_and_the_online_first_critic():
+    """On TD7 on the fixed view; only the values are the target's."""
+    agent = make("td7+savo")
+    state = state_of(agent)
+    assert state.actor_target is None
+    other = state_of(agent, 1)
+    (fixed, _), (_, fixed_target) = (each.own["sale"].rest for each in (state, other))
+    sale = state.own["sale"]._replace(rest=(fixed, fixed_target))
+    moved = state._replace(critics_target=other.critics_target, own=state.own | {"sale": sale})
+    obs, key, part = jax.random.normal(jax.random.key(2), (64, S)), jax.random.key(3), agent.maximiser
+    fns = functions(agent, moved)
+    chosen = part.target(moved.actor, None, moved.own["savo"], fns, obs, key)(obs).mode()
+    fns = functions(agent, state)
+    proposals = [dist.mode() for dist in part.propose(state.actor, fns, obs)]
+    best = np.stack([fns.q(obs, a)[0] for a in proposals]).argmax(0)
+    np.testing.assert_array_equal(chosen, np.stack(proposals)[best, np.arange(64)])
+    assert len(np.unique(best)) > 1
+
+
+def test_target_smoothing_comes_after_the_choice():
+    agent = make(base={"target_noise": 0.2})
+    state, obs, key = state_of(agent), jnp.zeros((64, S)), jax.random.key(3)
+    fns = functions(agent, state)
+    smoothed = agent.maximiser.target(state.actor, None, state.own["savo"], fns, obs, key)(obs).mode()
+    off = np.abs(smoothed - fns.policy(obs).mode())
+    assert off.max() <= 0.5 + 1e-6
+    assert 0.1 < off.std() < 0.3
+
+
+def test_sac_stores_samples_and_judges_by_modes():
+    agent = make("sac+savo")
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (64, S))
+    fns, own = functions(agent, state), state.own["savo"]
+    action, columns, _ = agent.maximiser.act(
+        state.actor, own, fns, None, obs, jnp.ones(64, bool), jax.random.key(2), "explore"
+    )
+    modes = [dist.mode() for dist in agent.maximiser.propose(state.actor, fns, obs)]
+    best = np.stack([fns.q(obs, a)[0] for a in modes]).argmax(0)
+    np.testing.assert_array_equal(action, columns["proposals"][np.arange(64), best])
+    assert np.abs(columns["proposals"] - np.stack(modes, 1)).min() > 0
+
+
+# --- networks --------------------------------------------------------------------------------------
+
+
+def test_film_stands_before_the_activation():
+    trunk = Trunk(jax.random.key(0), (1, 2), "relu")
+    layer = lambda net: (net.layers[0].weight, net.layers[0].bias)  # noqa: E731
+    trunk = eqx.tree_at(layer, trunk, (jnp.zeros((2, 1)), jnp.array([1.0, -2.0])))
+    film = [(jnp.array([[0.5, -0.5]]), jnp.array([[0.1, 0.3]]))]
+    np.testing.assert_allclose(trunk(jnp.zeros((1, 1)), Context(film=film)), [[1.6, 0.0]], atol=1e-7)
+
+
+def told(agent, state, obs, earlier) -> list[np.ndarray]:
+    """What the last actor and the last surrogate say after these earlier proposals."""
+    fns, actor, surrogate = functions(agent, state), state.actor[-1], state.own["savo"].learned[-1]
+    action = fns.bind(actor.net)(obs, actor.context(obs, earlier)).mode()
+    return [action, fns.bind(surrogate.net)(obs, action, surrogate.context(obs, earlier))]
+
+
+def knows(agent, state) -> bool:
+    """The check of the conditioning: do actor and surrogate depend on the earlier proposals?"""
+    batch = flat_batch(0)
+    earlier = jnp.moveaxis(batch.extra["proposals"], 1, 0)[:2]
+    there, elsewhere = (told(agent, state, batch.observation, x) for x in (earlier, -earlier))
+    gaps = [np.abs(x - y).max() for x, y in zip(there, elsewhere, strict=True)]
+    return all(gap > 1e-5 for gap in gaps)
+
+
+@pytest.mark.parametrize("summariser", SUMMARISERS)
+@pytest.mark.parametrize("conditioning", ["film", "concat", "both"])
+def test_later_networks_know_what_was_proposed(summariser, conditioning):
+    agent = make(summariser=summariser, conditioning=conditioning)
+    assert knows(agent, state_of(agent))
+
+
+def test_without_conditioning_the_check_fails():
+    none = make(conditioning="none")
+    assert not knows(none, state_of(none))
+    agent = make()
+    state = state_of(agent)
+
+    def deaf(module: Conditioned) -> Conditioned:
+        return eqx.tree_at(lambda x: x.film, module, jax.tree.map(jnp.zeros_like, module.film))
+
+    own = state.own["savo"]
+    state = state._replace(
+        actor=[state.actor[0], *map(deaf, state.actor[1:])],
+        own=state.own | {"savo": own._replace(learned=[deaf(x) for x in own.learned])},
+    )
+    assert not knows(agent, state)
+    batch = flat_batch(0)  # and then each is its network without a context
+    earlier = jnp.moveaxis(batch.extra["proposals"], 1, 0)[:2]
+    plain = functions(agent, state).bind(state.actor[-1].net)(batch.observation).mode()
+    np.testing.assert_array_equal(told(agent, state, batch.observation, earlier)[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("summariser", "sees_order"), [("deepset", False), ("transformer", False), ("lstm", True)]
+)
+def test_only_the_lstm_sees_the_order(summariser, sees_order):
+    net = SUMMARISERS[summariser](jax.random.key(0), 4)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    gap = np.abs(net(x) - net(x[:, ::-1])).max()
+    assert net(x).shape == (2, 64)
+    assert (gap > 1e-4) if sees_order else (gap < 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "actor_hidden", "critic_hidden", "counts"),
+    [
+        ((11, 3), (256, 256), (256, 256), (69_889, 69_635, 149_635, 149_889)),
+        ((23, 4), (128, 64, 64, 32), (128, 128), (20_225, 17_700, 69_412, 67_777)),
+        ((30, 30), (64, 32, 32, 16), (64, 32), (6_017, 6_158, 41_262, 34_881)),
+    ],
+)
+def test_networks_have_the_papers_sizes(sizes, actor_hidden, critic_hidden, counts):
+    agent = make(spec=Spec(*sizes), base={"actor_hidden": actor_hidden, "critic_hidden": critic_hidden})
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    trees = state.critics[0], state.actor[0], state.actor[1], state.own["savo"].learned[0]
+    assert tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees) == counts
+
+
+# --- noise -----------------------------------------------------------------------------------------
+
+
+def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
+    draws = iter([1.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.full(shape, next(draws)))
+    fns, memory, seen = functions(make(base={"epsilon_end": 1.0})), jnp.zeros((2, 4, A)), []
+    for t in range(4):
+        first = jnp.array([False, t == 3])
+        drawn, memory = noise(fns, memory, first, memory.shape, jax.random.key(0))
+        seen.append(drawn[:, 0, 0])
+    expected = [[0.2, 0.2], [0.17, 0.17], [0.1445, 0.1445], [0.122825, 0.0]]  # the second episode begins anew
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+def test_epsilon_falls_in_a_line_from_the_end_of_the_warm_up():
+    base = dataclasses.replace(make().base, warmup=10_000, epsilon_decay=500_000.0)
+    for step, expected in ((0, 1.0), (10_000, 1.0), (260_000, 0.505), (510_000, 0.01), (900_000, 0.01)):
+        np.testing.assert_allclose(epsilon(base, step), expected, rtol=1e-6)
+    assert epsilon(dataclasses.replace(base, epsilon_decay=1 / 6), 260_000) == pytest.approx(0.505)
+
+
+def test_a_run_knows_how_long_epsilon_falls():
+    _, agent, notes = fitted(Plan("td3+savo", "Pendulum-v1", 60_000))
+    assert agent.base.epsilon_decay == 10_000
+    assert any("base.epsilon_decay = 10000 steps" in note for note in notes)
+    asked = {"base": {"epsilon_decay": 700.0}}
+    assert fitted(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
+    assert fitted(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
+
+
+@pytest.mark.parametrize(
+    ("recipe", "env", "fields"),
+    [
+        ("td3+savo", "restricted/InvertedDoublePendulum-v0", (10_000, 500_000, 1.0, (256, 256), 1 / 6)),
+        ("sac+savo", "restricted/Hopper-v0", (10_000, 500_000, 1.0, (256, 256), 1 / 6)),
+        ("td3+ou", "mineworld/MineWorld-v0", (10_000, 500_000, 0.01, (128, 64, 64, 32), 0.5)),
+        ("td3+greedy_ac", "recsim/100k-v0", (10_000, 1_000_000, 0.02, (64, 32, 32, 16), 1.0)),
+    ],
+)
+def test_every_method_has_the_papers_protocol(recipe, env, fields):
+    given, source = agents.preset("paper", recipe, env)
+    base = agents.build(recipe, given).base
+    said = (base.warmup, base.replay_capacity, base.updates_per_step, base.actor_hidden, base.epsilon_decay)
+    assert said == fields
+    assert "2410.11833" in source
+
+
+def test_epsilon_greedy_is_sometimes_anything():
+    agent = make(
+        base={"epsilon_mode": "greedy", "epsilon_start": 0.5, "epsilon_end": 0.5, "exploration_noise": 0.0}
+    )
+    state, obs, first = state_of(agent), jnp.zeros((1000, S)), jnp.ones(1000, bool)
+    action, *_ = agent.act(agent.acting(state), None, obs, first, 0, jax.random.key(1), "explore")
+    usual = np.all(action == np.median(action, 0), 1)
+    assert 0.42 < usual.mean() < 0.58
+    assert np.ptp(np.asarray(action)[~usual], axis=0).min() > 1.8
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "why"),
+    [
+        ("td3+savo", {"savo": {"list_length": 0}}, "there has to be one actor at least"),
+        ("td3+ensemble", {"ensemble": {"members": 0}}, "one actor at least"),
+        ("td3+savo+cem", {}, "savo and cem both fill one place"),
+        ("sac+savo+savgo", {}, "leave one of them out"),
+        ("td3+savo+greedy_ac", {}, "leave one of them out"),
+        ("td3+greedy_ac+greedy_td3", {}, "both fill one place"),
+        ("sac+wolpertinger", {}, "write td3\\+wolpertinger"),
+        ("sac+cem", {}, "write td3\\+cem"),
+        ("sac+joint", {}, "write td3\\+joint"),
+        ("sac+greedy_td3", {}, "write td3\\+greedy_td3"),
+        ("td3+cem", {"cem": {"elites": 65}}, "1 ≤ elites ≤ samples"),
+        ("td3+wolpertinger", {"wolpertinger": {"candidates": 0}}, "at least 1"),
+        ("td3+greedy_ac", {"greedy_ac": {"share": 0.01}}, "at least one"),
+        ("td3", {"base": {"epsilon_decay": 0.0}}, "must be a number above 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(recipe, settings, why):
+    with pytest.raises(UsageError, match=why):
+        agents.build(recipe, settings)
