@@ -3,14 +3,20 @@
 python docs/make_fields.py
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qscape.agents import BASES, PARTS
+from qscape.agents import BASES, PARTS, build
+from qscape.agents import onpolicy as on_policy
 from qscape.agents.recipes import SOCKET_MEANS
+from qscape.errors import UsageError
 from qscape.offpolicy import plain
-from qscape.offpolicy.base import Base
+from qscape.onpolicy.descent import Clipped
+from qscape.onpolicy.heads import Learnable
+from qscape.onpolicy.plain import GAE, MonteCarlo, Plain
+from qscape.onpolicy.trust_region import TrustRegion
 from qscape.run.plan import Plan
 
 PAGE = Path(__file__).parent / "reference" / "fields.md"
@@ -51,23 +57,34 @@ def fields_of(part: Any, prefix: str) -> str:
     return table(["field", "default", "what"], rows) if rows else "No fields."
 
 
-def base_table() -> str:
+def base_table(bases: dict[str, Any]) -> str:
     """The base's fields with the default of each base agent."""
     rows = []
-    for f in dataclasses.fields(Base):
-        defaults = [shown(getattr(agent.base, f.name)) for agent in BASES.values()]
+    for f in dataclasses.fields(next(iter(bases.values())).base):
+        defaults = [shown(getattr(agent.base, f.name)) for agent in bases.values()]
         rows.append([f"`base.{f.name}`", *defaults, cell(f.metadata["help"])])
-    return table(["field", *(f"`{name}`" for name in BASES), "what"], rows)
+    return table(["field", *(f"`{name}`" for name in bases), "what"], rows)
 
 
 def moves_table() -> str:
-    """What each part moves in the base."""
-    rows = [
-        [f"`+{name}`", f"`base.{field}`", shown(value)]
-        for name, cls in PARTS.items()
-        for field, value in cls().overrides(frozenset({name})).items()
-    ]
-    return table(["part", "field", "becomes"], rows)
+    """What each part moves in the base, on which of the two."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, cls in PARTS.items():
+        for base in ("td3", "sac"):
+            with contextlib.suppress(UsageError):
+                for field, value in cls().overrides(frozenset(build(f"{base}+{name}").parts)).items():
+                    found.setdefault((f"`+{name}`", f"`base.{field}`", shown(value)), []).append(f"`{base}`")
+    return table(["part", "field", "becomes", "on"], [[*moved, ", ".join(on)] for moved, on in found.items()])
+
+
+def part_sections(parts: dict[str, type], socket_means: dict[str, str], house: str = "") -> list[str]:
+    """A section for each part with fields of its own."""
+    sections = []
+    for name, cls in parts.items():
+        summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+        means = socket_means[cls.socket]
+        sections += [f"\n## {house}`+{name}`: {means}\n", f"{summary}\n", fields_of(cls(), f"{name}.")]
+    return sections
 
 
 def page() -> str:
@@ -75,19 +92,30 @@ def page() -> str:
     sections = [
         HEAD,
         "## The base\n",
-        base_table(),
+        base_table(BASES),
         "\n## What parts move in the base\n",
         moves_table(),
         "\n## Polyak averaging (every agent without `periodic`)\n",
         fields_of(plain.Polyak(), "polyak."),
         "\n`sac` has `'always'` for `polyak.when`.",
+        "\n## Updates (every agent without `checkpoints`)\n",
+        fields_of(plain.EveryStep(), "every_step."),
         "\n## Soft improvement (`sac`)\n",
         fields_of(plain.Soft(), "soft."),
     ]
-    for name, cls in PARTS.items():
-        summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-        means = SOCKET_MEANS.get(cls.socket, "adds to the losses")
-        sections += [f"\n## `+{name}`: {means}\n", f"{summary}\n", fields_of(cls(), f"{name}.")]
+    sections += part_sections(PARTS, SOCKET_MEANS)
+    sections += [
+        "\n## The on-policy base\n",
+        base_table(on_policy.BASES),
+    ]
+    for part in (Plain(), GAE(), MonteCarlo(), Learnable(), Clipped(), TrustRegion()):
+        summary = " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
+        sections += [
+            f"\n## `{part.name}`, where a recipe has it\n",
+            f"{summary}\n",
+            fields_of(part, f"{part.name}."),
+        ]
+    sections += part_sections(on_policy.PARTS, on_policy.SOCKET_MEANS, "on-policy ")
     sections += [
         "\n## The run\n",
         "Flags of `qscape train` and fields of `qscape.Plan`, beside recipe, environment, steps and seed.\n",

@@ -9,6 +9,7 @@ import numpy as np
 from flat.td3 import Transitions
 
 from qscape import agents
+from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.replay.memory import Index, Rows
@@ -39,7 +40,17 @@ def build(recipe: str, size: int = 32, **base: Any) -> Agent:
     settings = {"base": {"batch_size": size, "replay_capacity": CAPACITY, **widths, **base}}
     if "sale" in agents.build(recipe).parts:
         settings["sale"] = {"width": size, "hidden": (size, size)}
+    if "savgo" in agents.build(recipe).parts:
+        settings["savgo"] = {"candidates": 8, "hidden": (size, size, size), "embedding": size}
     return agents.build(recipe, settings).on(Spec(S, A))
+
+
+def fits(recipe: str) -> bool:
+    """Can there be such an agent?"""
+    try:
+        return bool(agents.build(recipe))
+    except UsageError:
+        return False
 
 
 def transitions(seed: int) -> tuple[Transitions, jax.Array]:
@@ -57,7 +68,12 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
     """The agent's replay, filled row by row."""
     layout = agent.layout(1)
     obs, action, reward, terminated, next_obs = (column[:, None] for column in memory)
-    steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, {})
+    rng = np.random.default_rng(7)
+    columns = {
+        name: jnp.asarray(rng.uniform(-1.0, 1.0, (TRANSITIONS, 1, *shape)), jnp.float32)
+        for name, shape in layout.columns
+    }
+    steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, columns)
 
     def insert(carry, step):
         return agent.replay.insert(layout, *carry, step, jnp.array([True])), None

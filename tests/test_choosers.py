@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_peaks
 
+from qscape import agents
 from qscape.envs import make as make_edge
 from qscape.errors import UsageError
 from qscape.offpolicy.sockets import Own
+from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
 from qscape.types import Spec
 
@@ -56,6 +58,15 @@ def test_wolpertinger_takes_the_nearest_items_and_evaluates_without_chance():
     action, *_ = agent.act(acting, None, obs, first, 0, jax.random.key(5))
     again, *_ = agent.act(acting, None, obs, first, 0, jax.random.key(6))
     np.testing.assert_array_equal(action, again)
+
+
+def test_the_noise_falls_over_a_share_of_the_run_that_begins_with_a_policy_too():
+    _, agent, notes = fitted(Plan("td3+ou", "Pendulum-v1", 60_000, start="runs/a"))
+    assert (agent.base.epsilon_decay, agent.base.warmup) == (10_000, 0)
+    assert notes[-2:] == [
+        "a policy is there already: base.warmup = 0",
+        "base.epsilon_decay = 10000 steps, of a run of 60000",
+    ]
 
 
 def test_wolpertinger_needs_as_many_items_as_candidates():
@@ -301,3 +312,34 @@ def test_the_edge_knows_every_row_again():
     np.testing.assert_array_equal(edge.actions(edge.spec.table), 7 + np.arange(300))
     off = np.nextafter(edge.spec.table, np.float32(0.0))
     np.testing.assert_array_equal(edge.actions(off), 7 + np.arange(300))
+
+
+def test_the_chosen_item_carries_the_gradient_of_its_proposal():
+    """What regularises the policy would otherwise do nothing where actions are a table."""
+    agent = make("td3+wolpertinger", spec=TABLE)
+    state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (20, S))
+
+    def total(actor):
+        fns = functions(agent, state)
+        return agent.maximiser.policy(actor, Own(), fns)(obs).mode().sum()
+
+    assert grown(jax.grad(total)(state.actor))
+    rows_of(functions(agent, state).policy(obs).mode())
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "sentence"),
+    [
+        ("td3+cem+clone", {}, "cem has no actor that clone could act on"),
+        ("td3+cem+lipsnet", {}, "cem has no actor that lipsnet could act on"),
+        ("bc+cem", {}, "cem has no actor that bc could act on"),
+        ("td3+cem", {"target_noise": 0.2}, "cem does not smooth its target"),
+        ("td3+joint", {"target_noise": 0.2}, "joint does not smooth its target"),
+    ],
+)
+def test_what_would_silently_do_nothing_is_refused(recipe, base, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        agents.build(recipe, {"base": base})

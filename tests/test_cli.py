@@ -163,11 +163,13 @@ def test_commands_that_take_one_run_do_not_guess(refused, done):
     [
         ("imageio", ["video", "RUN"], 'qscape video needs the extra: pip install "qscape[video]"'),
         ("matplotlib", ["plot", "RUN"], 'Pictures need the extra: pip install "qscape[report]"'),
+        ("matplotlib", ["landscape", "RUN"], 'Pictures need the extra: pip install "qscape[report]"'),
         ("wandb", ["train", "td3", *SHORT, "--log", "wandb"], '--log wandb needs the extra: pip install "q'),
     ],
 )  # fmt: skip
 def test_a_missing_extra(refused, done, tmp_path, monkeypatch, module, argv, why):
     monkeypatch.setitem(sys.modules, module, None)  # importing it fails as if it were not there
+    monkeypatch.delitem(sys.modules, "qscape.report.landscapes", raising=False)  # imports it at its top
     for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
     folder = shutil.copytree(done, tmp_path / "runs" / "0")
@@ -362,7 +364,15 @@ def test_help_version_and_list(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("qscape 0.")
     assert run("train", "--help") == 0
-    assert "RECIPE --env ID" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "RECIPE --env ID" in out
+    assert "--eval-every" in out  # the flags of a run, shown with td3's
+    for command, flag in {"evaluate": "--current", "landscape": "--plane", "tune": "--trials"}.items():
+        assert run(command, "--help") == 0
+        assert flag in capsys.readouterr().out
+    for command in ("list", "study"):
+        assert run(command, "--help") == 0
+        assert f"usage: qscape {command}" in capsys.readouterr().out
     assert run("train", "td3+lap", "--help") == 0
     out = capsys.readouterr().out
     assert "--lap.alpha" in out

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from small import S, fill, same, transitions
+from small import S, fill, fits, same, transitions
 
 from qscape import agents
 from qscape.offpolicy.agent import Agent
@@ -35,9 +36,49 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "td3",
         "sac",
         "td7",
-        *(f"{base}+{part}" for base in ("td3", "sac") for part in agents.PARTS),
+        "td7_offline",
+        "bc",
+        "iql",
+        *(f"{base}+{part}" for base in ("td3", "sac") for part in agents.PARTS if fits(f"{base}+{part}")),
+        "td7+pave",
+        "td3+savo+pave",
+        "td7+savo+pave",
+        "td7+savo",
     )
 } | {
+    "savo: lstm, fresh points, stored lists": (
+        "td3+savo",
+        {
+            "savo": {
+                "list_length": 2,
+                "summariser": "lstm",
+                "conditioning": "both",
+                "surrogate_points": "fresh",
+                "actor_list": "replay",
+                "select_q": "min",
+                "straight_through": False,
+            },
+            "base": {"epsilon_mode": "greedy", "nearest": "clustered"},
+        },
+    ),
+    "savo: transformer, present choice": (
+        "sac+savo",
+        {
+            "savo": {
+                "list_length": 2,
+                "summariser": "transformer",
+                "conditioning": "concat",
+                "surrogate_points": "current",
+            }
+        },
+    ),
+    "savo: no approximation, no earlier proposals": (
+        "td3+savo",
+        {"savo": {"conditioning": "none", "surrogate": "exact"}, "base": {"target_noise": 0.2}},
+    ),
+    "joint: mean": ("td3+joint", {"joint": {"climbs_by": "mean"}}),
+    "wolpertinger: at the proposal": ("td3+wolpertinger", {"wolpertinger": {"straight_through": False}}),
+    "greedy and dpg": ("td3+ou+greedy_td3", {"greedy_td3": {"add_dpg": True}}),
     "sale: s' and reward": (
         "td3+sale",
         {
@@ -117,6 +158,35 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "sac",
         {"soft": {"temperature": 0.2}, "base": {"log_std_bound": "tanh", "actor_activation": "silu"}},
     ),
+    "pave: two terms on some rows": (
+        "sac+sale+pave",
+        {"pave": {"curvature": 0.0, "fraction": 0.4}, "base": {"n_step": 3, "next_observation": "derived"}},
+    ),
+    "smooth actors, as released": (
+        "sac+caps+grad+asap+l2c2+normalise",
+        {part: {"across_resets": True} for part in ("grad", "asap")} | {"base": {"n_step": 2}},
+    ),
+    "savgo: as released first, on pave": (
+        "sac+savgo+pave",
+        {
+            "savgo": {
+                "variant": "v1",
+                "exponent": 2.0,
+                "adaptive": True,
+                "center": True,
+                "action_scale": "released",
+                "kernel_batch": 4,
+                "policy_gradient": 0.5,
+                "temperature": 0.2,
+                "target_entropy": -1.0,
+            },
+            "base": {"bootstrap_at_time_limits": False},
+        },
+    ),
+    "savgo: a random geometry on sale": (
+        "sac+sale+savgo",
+        {"savgo": {"frozen": True, "gap_scale": 1.0}, "base": {"policy_delay": 2}},
+    ),
     "delayed sac": (
         "sac",
         {
@@ -142,6 +212,8 @@ def make(recipe: str, settings: dict[str, Any]) -> Agent:
     }
     if "sale" in agents.build(recipe).parts:
         small["sale"] = {"width": WIDTH, "hidden": (WIDTH,)}
+    if "savgo" in agents.build(recipe).parts:
+        small["savgo"] = {"candidates": 4, "embedding": WIDTH, "hidden": (WIDTH,)}
     merged = {name: small.get(name, {}) | settings.get(name, {}) for name in small | settings}
     return agents.build(recipe, merged).on(Spec(S, A))
 
@@ -188,7 +260,7 @@ class Case(NamedTuple):
     agent: Agent
     step: Any  # compiled: one update and the next action
     history: list[tuple[State, Any]]
-    loop: tuple[Any, Any]  # memory and metrics
+    loops: list[tuple[Any, Any]]  # memory and metrics, before each update and after the last
     rows: jax.Array
     key: jax.Array
     actions: list[np.ndarray]
@@ -197,7 +269,7 @@ class Case(NamedTuple):
 
     def go_on(self, state: State, index: Any, number: int) -> Any:
         """One more call of the program from this state: (state, index, memory, metrics, action, columns)."""
-        noise, metrics = device(self.loop)
+        noise, metrics = device(self.loops[number])
         args = (device(state), self.rows, device(index), noise, metrics)
         return self.step(*args, *seen(number), np.int32(number), self.key)
 
@@ -214,7 +286,7 @@ def fresh(agent: Agent, seed: int = 0) -> tuple[Programs, tuple[Any, ...]]:
     rows, index = memory(agent, seed)
     state, key = agent.init(jax.random.key(seed)), jax.random.key(seed + 1)
     metrics = programs.blank_metrics(state, rows, index, key)
-    noise = agent.maximiser.memory(agent.task, 1)
+    noise = agent.maximiser.memory(agent.task, 1, agent.base)
     return programs, (state, rows, device(index), noise, metrics, *seen(0), np.int32(0), key)
 
 
@@ -225,19 +297,20 @@ def case(request) -> Case:
     with watched() as (drawn, folded):
         step = programs.step.lower(*args).compile(compiler_options=QUICK)
     state, rows, index, noise, metrics, *_, key = args
-    history, actions = [numpy((state, index))], []
+    history, loops, actions = [numpy((state, index))], [numpy((noise, metrics))], []
     for number in range(UPDATES):
         state, index, noise, metrics, action, _ = step(
             *(state, rows, index, noise, metrics), *seen(number), np.int32(number), key
         )
         history.append(numpy((state, index)))
+        loops.append(numpy((noise, metrics)))
         actions.append(np.array(action))
     jax.effects_barrier()
-    return Case(agent, step, history, numpy((noise, metrics)), rows, key, actions, +drawn, +folded)
+    return Case(agent, step, history, loops, rows, key, actions, +drawn, +folded)
 
 
 def test_every_number_is_finite(case):
-    for leaf in jax.tree.leaves((case.history, case.loop, case.actions)):
+    for leaf in jax.tree.leaves((case.history, case.loops[-1], case.actions)):
         assert np.isfinite(leaf).all()
     assert all(action.shape == (1, A) and np.abs(action).max() <= 1.0 for action in case.actions)
     assert case.history[-1][0].updates == UPDATES
@@ -266,6 +339,8 @@ def test_only_what_may_move_moves(case):
         due |= {f"own.{name}.tuned": climbs for name, own in old.own.items() if own.tuned is not None}
         if not base.target_actor:
             del due["actor_target"]
+        if old.actor is None:
+            del due["actor"]
         moved = {name: not same(*(pick(state, name) for state in (old, new))) for name in due}
         assert moved == due, f"at update {number}"
         assert_slow_copies(old, new, syncs)
@@ -291,6 +366,18 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
         assert now.run_min <= was.run_min
         assert now.run_max >= was.run_max
         assert (now.low, now.high) == ((now.run_min, now.run_max) if syncs else (was.low, was.high))
+    if "asap" in rests:
+        was, now = rests.pop("asap")
+        slow = optax.incremental_update((new.actor, new.own["asap"].tuned), was, 0.01)
+        for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(slow), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    if "savgo" in rests:
+        was, now = rests.pop("savgo")
+        learned = new.own["savgo"].learned
+        slow = was.encoder if learned is None else optax.incremental_update(learned, was.encoder, 0.005)
+        for a, b in zip(jax.tree.leaves(now.encoder), jax.tree.leaves(slow), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert (learned is None) == same(now.scale, was.scale)
     if "normalise" in rests:
         was, now = rests.pop("normalise")
         np.testing.assert_allclose(now.seen, was.seen + 1)

@@ -1,5 +1,6 @@
 """Exported policies act like the library's, and what cannot be exported is refused."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from qscape.cli import main
 from qscape.envs import make as make_edge
 from qscape.errors import RunError, UsageError
 from qscape.export import card, graph, policy, primitives
+from qscape.offpolicy.plain import Single
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.policy import Loaded, programs_of
 
@@ -74,6 +76,7 @@ def answers(made: policy.Source, obs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("row", TABLE)
 def test_every_recipe_of_the_contract_acts_like_the_library(row):
     made = source(make(*TABLE[row]), lambda: Boxed(low=(-0.4, -3.0), high=(0.4, 1.0)))
+    policy.refuse_memory(made.loaded)  # none remembers anything when evaluated, OU noise included
     obs = policy.observations(made, 200)
     if RANDOM & {*made.loaded.programs.agent.parts}:
         with pytest.raises(UsageError, match="draws at random when it acts"):
@@ -161,6 +164,22 @@ def test_choices_loops_and_ranking_are_what_jax_does():
     for sign in (1, -1):
         shown = sign * np.abs(x).astype(np.float32)  # either branch
         np.testing.assert_allclose(session.run(None, {"observation": shown})[0], f(shown), atol=2e-6)
+
+
+def test_a_policy_that_remembers_is_refused():
+    class Slow(Single):
+        """Acts on the mean of this action and the one before."""
+
+        def memory(self, spec, envs, base=None):
+            return np.zeros((envs, spec.action_size), np.float32)
+
+        def act(self, actor, own, fns, memory, obs, first, key, mode):
+            action = (fns.policy(obs).mode() + memory) / 2
+            return action, {}, action
+
+    made = source(dataclasses.replace(make("td3", {}), maximiser=Slow()), Boxed)
+    with pytest.raises(UsageError, match="td3 cannot be exported: its policy remembers from step to step"):
+        policy.refuse_memory(made.loaded)
 
 
 def test_what_has_no_node_is_refused_with_one_sentence():

@@ -212,6 +212,20 @@ def test_bad_minari_datasets_are_refused(datasets, tmp_path):
         read(str(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_dataset_with_a_truncated_file_is_refused(datasets, tmp_path):
+    write("test/cut-v0", episodes())
+    shutil.copytree(datasets / "test/cut-v0", tmp_path / "cut")
+    file = tmp_path / "cut/data/main_data.hdf5"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(RunError, match=r"cut cannot be read as a Minari dataset: OSError: .*truncated file"):
+        read(str(tmp_path / "cut"))
+    with h5py.File(file, "w") as data:
+        data.create_group("episode_0")
+    with pytest.raises(RunError, match="cut cannot be read as a Minari dataset"):
+        read(str(tmp_path / "cut"))
+
+
 def test_a_dataset_of_no_episodes_is_refused(datasets):
     name = write("test/empty-v0", episodes())
     folder = datasets / name / "data"

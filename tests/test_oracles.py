@@ -4,7 +4,9 @@ import dataclasses
 from collections import Counter
 from functools import partial
 
+import flat.pave
 import flat.sac
+import flat.savgo
 import flat.td3
 import flat.td7
 import jax
@@ -18,7 +20,8 @@ from qscape.offpolicy.sockets import Regulariser
 from qscape.offpolicy.state import SEED_AXES
 
 TD7_UPDATE = "td3+sale+lap+periodic+value_clip"
-ORACLES = {"td3": flat.td3, "sac": flat.sac, "td7": flat.td7, TD7_UPDATE: flat.td7}
+ORACLES = {"td3": flat.td3, "td3+pave": flat.pave, "sac": flat.sac, "td7": flat.td7, TD7_UPDATE: flat.td7}
+ORACLES |= {"sac+savgo": flat.savgo}
 
 
 def by_name(run):
@@ -39,6 +42,11 @@ def by_name(run):
         fixed, fixed_target = state.own["sale"].rest
         known |= {"encoder": state.own["sale"].learned, "encoder_adam": state.optimisers["sale.learned"]}
         known |= {"encoder_fixed": fixed, "encoder_fixed_target": fixed_target}
+    if "savgo" in state.own:
+        mine = state.own["savgo"]
+        known |= {"log_alpha": mine.tuned, "alpha_adam": state.optimisers["savgo.tuned"]}
+        known |= {"encoder": mine.learned, "encoder_adam": state.optimisers["savgo.learned"]}
+        known |= {"encoder_target": mine.rest.encoder, "gap_scale": mine.rest.scale}
     if "value_clip" in state.own:
         names = ("target_min", "target_max", "clip_low", "clip_high")
         known |= dict(zip(names, state.own["value_clip"].rest, strict=True))
@@ -57,6 +65,9 @@ def oracle(run):
     if flat_file is flat.td7:
         filled = jnp.where(jnp.arange(CAPACITY) < TRANSITIONS, 1.0, 0.0)
         more = {"priorities": filled, "embedding": base.actor_hidden[0]}
+    if flat_file is flat.savgo:
+        part = run.agent.improvement
+        more = {"encoder_hidden": part.hidden, "embedding": part.embedding}
     own = flat_file.init(jax.random.key(9), S, A, hidden=base.actor_hidden, **more)
 
     def graft(mine, theirs):
@@ -65,7 +76,11 @@ def oracle(run):
         return jax.tree.unflatten(jax.tree.structure(mine), theirs)
 
     state = own._replace(**{name: graft(getattr(own, name), part) for name, part in by_name(run).items()})
-    return jax.jit(partial(flat_file.update, batch_size=base.batch_size)), state
+    sizes = {"batch_size": base.batch_size}
+    if flat_file is flat.savgo:
+        state = state._replace(env_steps=run.state.env_steps)
+        sizes["candidates"] = run.agent.improvement.candidates
+    return jax.jit(partial(flat_file.update, **sizes)), state
 
 
 # 520 updates of TD7 cross two hard synchronisations, so that every copy has moved.
@@ -73,16 +88,21 @@ def oracle(run):
     ("recipe", "size", "updates"),
     [
         ("td3", 32, 300),
+        ("td3+pave", 32, 300),
         ("sac", 32, 300),
+        ("sac+savgo", 32, 300),
         ("td7", 32, 520),
         (TD7_UPDATE, 32, 20),
         ("td3", 256, 20),
+        ("td3+pave", 256, 20),
         ("sac", 256, 20),
+        ("sac+savgo", 256, 20),
         ("td7", 256, 20),
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     run = start(build(recipe, size))
+    run = run._replace(state=run.state._replace(env_steps=jnp.array(60_000)))  # in the middle of schedules
     flat_update, flat_state = oracle(run)
     for number in range(1, updates + 1):
         run = run.step()
@@ -92,7 +112,7 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     assert int(flat_state.updates) == updates
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", "td7"])
+@pytest.mark.parametrize("recipe", ["td3", "sac", "sac+savgo", "td7"])
 def test_acting_equals_its_oracle(recipe):
     run = start(build(recipe, sync_every=1 if recipe == "td7" else 250))
     for _ in range(2):
@@ -138,7 +158,7 @@ def test_networks_start_the_same_whatever_parts_are_added():
     assert same((plain.actor, plain.critics), (more.actor, more.critics))
 
 
-@pytest.mark.parametrize(("recipe", "draws"), [("td3", 2), ("sac", 3), ("td7", 2)])
+@pytest.mark.parametrize(("recipe", "draws"), [("td3", 2), ("sac", 3), ("sac+savgo", 10), ("td7", 2)])
 def test_no_random_key_is_used_twice(recipe, draws, monkeypatch):
     """Over two updates: each key is drawn from once, and no key that is drawn from makes further keys."""
     run, drawn, folded = start(build(recipe, 4)), Counter(), Counter()

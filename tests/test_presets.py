@@ -146,6 +146,9 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
     monkeypatch.setitem(PRESETS, "paper", [*PRESETS["paper"], other])
     assert preset("paper", "sac", "Hopper-v5")[1].startswith("Lee")
     assert preset("paper", "sac+pave", "Hopper-v5")[1].startswith("Lee")
+    for recipe in ("td3", "sac", "td3+savo+pave"):  # of papers that know as much, the one of the environment
+        assert preset("paper", recipe, "restricted/Hopper-v0")[1].startswith("SAVO")
+    assert preset("paper", "sac", "Swimmer-v5")[1].startswith("SAVGO")
     monkeypatch.setitem(PRESETS, "paper", [other])
     assert preset("paper", "SAC+lap+normalise", "Hopper-v5") == ({"lap": {"alpha": 0.9}}, "Somebody")
     assert merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": {}}) == {"a": {"x": 1, "y": 3}, "b": {}}
@@ -169,7 +172,7 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
             "paper",
             "td7+pave",
             "Hopper-v5",
-            "The preset 'paper' has no settings for td7 agents; it has them for td3, sac.",
+            "The preset 'paper' has no settings for td7 agents; it has them for td3, sac, ",
         ),
         ("paper", "td3+paev", "Hopper-v5", "There is no part 'paev'"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from qscape.errors import RunError, UsageError
 from qscape.replay import Index, Layout, Rows, Uniform, rows_at
+from qscape.replay.memory import OBSERVATIONS
 from qscape.types import Event
 
 S, A = 2, 3
@@ -78,7 +79,8 @@ class Reference:
             if k == n or last.ends or t + k == len(self.history):
                 break
         before = self.history[t - 1] if t > 0 and not self.history[t - 1].ends else None
-        alive = before is not None and t - 1 in self.slots
+        there = t > 0 and t - 1 in self.slots
+        alive = before is not None and there
         return {
             "observation": self.history[t].id,
             "reward": reward,
@@ -86,6 +88,8 @@ class Reference:
             "next_observation": next_observation(last),
             "discount": discount**k,
             "previous_observation": self.history[t - 1].id if alive else self.history[t].id,
+            "last_observation": self.history[t - 1].id if there else self.history[t].id,
+            "successor": next_observation(self.history[t]),
         }
 
 
@@ -128,7 +132,7 @@ def test_batches_equal_a_list_of_transitions(envs, stores_next, n_step):
     insert = jax.jit(partial(replay.insert, layout), donate_argnums=(0, 1))
     read = jax.jit(
         lambda rows, index: rows_at(
-            layout, rows, index, jnp.arange(envs * ring), n_step, discount, {"previous_observation"}
+            layout, rows, index, jnp.arange(envs * ring), n_step, discount, OBSERVATIONS
         )
     )
     references = [Reference(e, ring, stores_next, np.random.default_rng(e)) for e in range(envs)]
@@ -142,14 +146,14 @@ def test_batches_equal_a_list_of_transitions(envs, stores_next, n_step):
         np.testing.assert_array_equal(valid, [t is not None for t in slots])
         for i in np.flatnonzero(valid):
             expected = references[i // ring].batch(slots[i], n_step, discount)
-            first, last, before = (
-                expected.pop(name) for name in ("observation", "next_observation", "previous_observation")
-            )
+            first, last = (expected.pop(name) for name in ("observation", "next_observation"))
+            for name in OBSERVATIONS:
+                wanted = expected.pop(name)
+                np.testing.assert_array_equal(batch.extra[name][i], [wanted, -wanted], err_msg=name)
             got = {name: float(getattr(batch, name)[i]) for name in expected}
             assert got == expected
             np.testing.assert_array_equal(batch.observation[i], [first, -first])
             np.testing.assert_array_equal(batch.next_observation[i], [last, -last])
-            np.testing.assert_array_equal(batch.extra["previous_observation"][i], [before, -before])
             np.testing.assert_array_equal(batch.action[i], first + np.arange(A))
             np.testing.assert_array_equal(batch.extra["alpha"][i], first + 7)
             np.testing.assert_array_equal(batch.extra["zeta"][i], first + np.arange(4).reshape(2, 2))

@@ -185,7 +185,7 @@ class Listed(Maximiser):
             loss += jnp.square(guess - stop(jnp.maximum(least(action), bar))).mean()
         return loss, {"surrogate_loss": loss}
 
-    def memory(self, spec: Spec, envs: int) -> Array:
+    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> Array:
         return jnp.zeros((envs, 3, spec.action_size))
 
     def act(
@@ -343,7 +343,7 @@ def live(agent: Agent, updates: int = UPDATES, options: Mapping[str, Any] = QUIC
     layout = agent.layout(E)
     programs, rng = Programs(agent, layout), np.random.default_rng(0)
     state, (rows, index) = agent.init(jax.random.key(0)), agent.replay.init(layout)
-    key, noise = jax.random.key(1), agent.maximiser.memory(agent.task, E)
+    key, noise = jax.random.key(1), agent.maximiser.memory(agent.task, E, agent.base)
     metrics = programs.blank_metrics(state, rows, index, key)
     states, actions, columns, step = [], [], [], None
     obs, first = rng.normal(size=(E, S)).astype(np.float32), np.ones(E, bool)

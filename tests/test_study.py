@@ -21,6 +21,7 @@ from qscape.run import Plan, train
 from qscape.run import folder as folders
 from qscape.run.estimate import Costs, seconds
 from qscape.run.events import Logged, Measured, Saved
+from qscape.run.plan import fitted
 from qscape.run.pool import Failure, LocalWorker, Pool
 from qscape.run.progress import LOSSES, Progress
 from qscape.run.study import read_study
@@ -97,6 +98,26 @@ def test_rows_of_a_file(place):
     assert [r.plan.steps for r in study(named, "full").rows[:2]] == [2_500, 800]
 
 
+def test_entries_of_one_budget_only(place):
+    """What is of another budget need not even exist on this machine."""
+    more = '\n[[environments]]\nid = "NoSuch-v0"\nbudgets = ["full"]\n'
+    assert {r.plan.env for r in study(TEXT + more).rows} == {"tiny:Clock-v0"}
+    with pytest.raises(UsageError, match="NoSuch-v0"):
+        study(TEXT + more, "full")
+    fewer = TEXT.replace('recipe = "sac"', 'recipe = "sac"\nbudgets = ["full"]')
+    assert {r.plan.recipe for r in study(fewer).rows} == {"td3"}
+    assert {r.plan.recipe for r in study(fewer, "full").rows} == {"td3", "sac"}
+
+
+def test_a_preset_fills_what_the_file_leaves_open(place):
+    text = TEXT.replace("tiny:Clock-v0", "Pendulum-v1").replace("base = {", 'preset = "paper"\nbase = {')
+    plan = study(text).rows[0].plan
+    assert plan.preset == "paper"
+    assert plan.label.startswith("td3[preset=paper,base.batch_size=16,")
+    assert "discount" not in plan.label
+    assert fitted(plan)[0].settings["base"]["discount"] == 0.98
+
+
 REFUSED = [
     ('recipe = "sac"', 'recipe = "sacc"', 'recipe = "sacc"', "There is no agent 'sacc'; near to it: sac"),
     ('recipe = "td3"', 'recipe = "td3+lapp"', 'recipe = "td3+lapp"', "There is no part 'lapp' (in 'td3+"),
@@ -117,6 +138,12 @@ REFUSED = [
     ("seeds = 2", "seeds = [\n  0,\n  0,\n]", "seeds = [", "seeds = [0, 0]: give how many, or a list"),
     ("seeds = 2", "seeds = 0", "seeds = 0", "seeds = 0: give how many"),
     ("seeds = 2", "", "[budgets.quick]", "[budgets.quick] needs seeds"),
+    ("base = {", 'preset = "papr"\nbase = {', "preset", "there is no preset 'papr'; near to it: paper"),
+    ("base = {", 'preset = 3\nbase = {', "preset", "preset is 3; it must be a string"),
+    ("base = {", 'preset = "paper"\nbase = {', "[[agents]]", "has no settings for td3 on tiny:Clock"),
+    ('id = "', 'budgets = ["ful"]\nid = "', "budgets =", "budgets is ['ful']; it must be a list of"),
+    ('id = "', 'budgets = "quick"\nid = "', "budgets =", "budgets is 'quick'; it must be a list of"),
+    ('id = "', 'budgets = ["full"]\nid = "', "[[environments]]", "no [[environments]] is left for"),
     ("steps = 2_000", "steps = 0", "steps = 0", "steps is 0; it must be at least 1"),
     ("steps = 2_000", "steps = 3e3", "steps = 3e3", "steps is 3000.0; it must be a whole number"),
     ("steps = 2_000", "", "[budgets.quick]", "[budgets.quick] needs steps"),
@@ -186,8 +213,30 @@ def test_the_studies_of_this_project():
     mujoco = read_study(STUDIES / "mujoco.toml").rows
     assert len({r.folder for r in mujoco}) == 12
     assert mujoco[3].plan == Plan("td7", "Hopper-v5", 100_000, label="td7")
+    pave = read_study(STUDIES / "pave.toml", "quick").rows
+    assert [r.plan.label for r in pave] == [
+        f"{base}{part}[preset=paper]"
+        for base in ("td3", "sac")
+        for part in ("", "+caps", "+grad", "+asap", "+pave")
+    ]
+    assert {(r.plan.env, r.plan.steps) for r in pave} == {("Pendulum-v1", 10_000)}
     for file in STUDIES.glob("*.toml"):
         assert read_study(file, "quick").rows
+
+
+def test_the_full_comparison_of_pave():
+    pytest.importorskip("Box2D")
+    rows = read_study(STUDIES / "pave.toml").rows
+    steps = {r.plan.env: r.plan.steps for r in rows}
+    assert steps == {
+        "Pendulum-v1": 100_000,
+        "LunarLander-v3": 500_000,
+        "Reacher-v5": 500_000,
+        "Ant-v5": 1_000_000,
+        "Hopper-v5": 1_000_000,
+        "Walker2d-v5": 1_000_000,
+    }
+    assert len({r.folder for r in rows}) == len(rows) == 10 * 6 * 5
 
 
 # --- a study that nothing happened to, and what its folders say ----------------------------------------

@@ -91,6 +91,14 @@ class Rooms(gym.Env):
         return self.observation_space.sample(), float(action[0]), False, self.now == 20, {}
 
 
+class Unkept(Clock):
+    """Holds something that no save can hold, and never ends."""
+
+    def __init__(self):
+        super().__init__(length=10**6)
+        self.handle = iter(())
+
+
 class Picture(gym.Env):
     """Its observation is an image."""
 
@@ -105,7 +113,7 @@ class Unbounded(gym.Env):
     action_space = spaces.Box(np.float32([-1, -np.inf]), np.float32([1, np.inf]), dtype=np.float32)
 
 
-for _made in (Clock, Rooms, Picture, Unbounded):
+for _made in (Clock, Rooms, Unkept, Picture, Unbounded):
     if f"{_made.__name__}-v0" not in gym.registry:
         gym.register(f"{_made.__name__}-v0", _made)
 

@@ -20,8 +20,9 @@ from peers import ENV, WARM_UP, Contender
 from qscape.agents import build as build_agent
 from qscape.envs import Edge, make
 from qscape.replay.memory import Rows
+from qscape.run.loop import open_edges
 from qscape.run.plan import Plan
-from qscape.run.trainer import Trainer, open_edges
+from qscape.run.trainer import Trainer
 
 RECIPES = {"td3": "td3", "sac": "sac", "td7": "td3+sale+lap+periodic+value_clip"}  # td7 without checkpoints
 SCAN = 50  # updates in one compiled call
@@ -51,7 +52,8 @@ def library(recipe: str) -> Contender:
     """The library's own loop without evaluations and without a run folder."""
     settings = {"base": {"warmup": WARM_UP}}
     plan = Plan(recipe, ENV, steps=ENDLESS, settings=settings, eval_every=0)
-    trainer = Trainer(plan, build_agent(recipe, settings), *open_edges(plan))
+    agent = build_agent(recipe, settings)
+    trainer = Trainer(plan, agent, *open_edges(plan, agent))
 
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):

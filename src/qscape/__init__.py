@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qscape.agents import build as agent
     from qscape.errors import QscapeError, RunError, UsageError
-    from qscape.model import SAC, TD3, TD7, Model, load
+    from qscape.inspect.landscape import landscape
+    from qscape.model import A2C, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
     from qscape.report.runs import load_runs
     from qscape.run import Plan, resume, train
     from qscape.types import Spec
@@ -23,10 +24,15 @@ _PLACES = {
     "QscapeError": ("qscape.errors", "QscapeError"),
     "RunError": ("qscape.errors", "RunError"),
     "UsageError": ("qscape.errors", "UsageError"),
+    "A2C": ("qscape.model", "A2C"),
+    "PPO": ("qscape.model", "PPO"),
+    "REINFORCE": ("qscape.model", "REINFORCE"),
     "SAC": ("qscape.model", "SAC"),
     "TD3": ("qscape.model", "TD3"),
     "TD7": ("qscape.model", "TD7"),
+    "TRPO": ("qscape.model", "TRPO"),
     "Model": ("qscape.model", "Model"),
+    "landscape": ("qscape.inspect.landscape", "landscape"),
     "load": ("qscape.model", "load"),
     "load_runs": ("qscape.report.runs", "load_runs"),
     "Plan": ("qscape.run", "Plan"),
@@ -36,9 +42,13 @@ _PLACES = {
 }
 
 __all__ = [
+    "A2C",
+    "PPO",
+    "REINFORCE",
     "SAC",
     "TD3",
     "TD7",
+    "TRPO",
     "Model",
     "Plan",
     "QscapeError",
@@ -46,6 +56,7 @@ __all__ = [
     "Spec",
     "UsageError",
     "agent",
+    "landscape",
     "load",
     "load_runs",
     "resume",

@@ -1,10 +1,10 @@
 """The Python face that people know: `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -13,13 +13,19 @@ from qscape.agents import build
 from qscape.envs import Edge
 from qscape.envs import make as make_edge
 from qscape.errors import RunError, UsageError
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
+from qscape.run.loop import Loop
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
-from qscape.run.trainer import Trainer
-from qscape.run.training import use_compilation_cache
+from qscape.run.training import trainer_of, use_compilation_cache
+
+if TYPE_CHECKING:
+    from qscape.inspect.subject import Subject
+
+FOREVER = 10**9  # steps of a plan that is there to be asked, not to be run
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
 
@@ -33,6 +39,8 @@ class Model:
         seed: of everything random.
         envs: environments side by side (where `env` is an id or a function).
         eval_env: for evaluations while learning; an id or a function gives one of its own by itself.
+        preset: "paper" takes the settings that a paper has for this environment; `settings` win over them.
+        probe: further measures of every evaluation, e.g. `["smoothness"]`: `Evaluated.probes` has them.
         settings: fields by part, `base={"discount": 0.98}, sale={"width": 128}`.
 
     Raises:
@@ -50,25 +58,51 @@ class Model:
         eval_env: gym.Env | None = None,
         eval_every: int = 5_000,
         eval_episodes: int = 10,
+        probe: Sequence[str] = (),
+        preset: str | None = None,
         **settings: Mapping[str, Any],
     ) -> None:
         use_compilation_cache()
         self.recipe, self.seed, self.settings = recipe, seed, settings
-        build(recipe, settings)  # refuses what cannot be, before an environment is made
-        self.edge = make_edge(env, envs, env_args, seed=seed)
+        # Refuses what cannot be, before an environment is made.
+        by_index = isinstance(build(recipe, settings), OnPolicyAgent)
+        self.edge = make_edge(env, envs, env_args, seed=seed, by_index=by_index)
         self.eval_edge: Edge | None = None
         if eval_env is not None:
-            self.eval_edge = make_edge(eval_env, seed=SEED)
+            self.eval_edge = make_edge(eval_env, seed=SEED, by_index=by_index)
         elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
-            self.eval_edge = make_edge(env, min(eval_episodes, 10), env_args, seed=SEED)
-        self._asked: dict[str, Any] = {"eval_every": eval_every, "eval_episodes": eval_episodes}
+            n = min(eval_episodes, 10)
+            self.eval_edge = make_edge(env, n, env_args, seed=SEED, by_index=by_index)
+        if probe and self.eval_edge is None:
+            raise UsageError(f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.")
+        self._asked: dict[str, Any] = {
+            "eval_every": eval_every,
+            "eval_episodes": eval_episodes,
+            "probe": tuple(probe),
+            "preset": preset,
+        }
         self._env_args = dict(env_args or {})
-        self.trainer: Trainer | None = None
+
+        def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
+            return make_edge(env, envs, self._env_args | more, seed=seed, by_index=by_index)
+
+        self._make = make
+        if preset is not None:
+            fitted(self._plan(FOREVER))  # refuses one that has nothing for this environment
+        self.trainer: Loop | None = None
 
     @property
     def env_steps(self) -> int:
         """Environment steps made so far."""
         return self.trainer.env_steps if self.trainer else 0
+
+    @property
+    def subject(self) -> "Subject":
+        """The model as `inspect` looks at it, until it learns on."""
+        from qscape.inspect.subject import Subject
+
+        trainer = self.trainer or self._untrained()
+        return Subject(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
 
     def _plan(self, steps: int) -> Plan:
         return Plan(
@@ -100,7 +134,7 @@ class Model:
         if self.trainer is None or not self.env_steps:  # one made to predict untrained has no fitted plan
             plan, agent, notes = fitted(self._plan(steps))
             self.trainer = None  # its replay makes room first
-            self.trainer = Trainer(plan, agent, self.edge, self.eval_edge)
+            self.trainer = trainer_of(plan, agent, self.edge, self.eval_edge)
             if progress:
                 print("\n".join(notes))
         elif steps < 1:
@@ -138,9 +172,9 @@ class Model:
         trainer = self.trainer or self._untrained()
         return Policy(self.edge, trainer.programs, trainer.best, trainer.env_steps)
 
-    def _untrained(self) -> Trainer:
-        plan = self._plan(1_000_000)
-        self.trainer = Trainer(plan, build(self.recipe, self.settings), self.edge, self.eval_edge)
+    def _untrained(self) -> Loop:
+        plan, agent, _ = fitted(self._plan(FOREVER))
+        self.trainer = trainer_of(plan, agent, self.edge, self.eval_edge)
         return self.trainer
 
     def evaluate(self, episodes: int = 10) -> list[float]:
@@ -184,8 +218,7 @@ class Policy:
         """See `Model.predict`."""
         obs, batched = self.edge.observations(observation)
         n = len(obs)
-        agent = self.programs.agent
-        counter, memory = (0, agent.maximiser.memory(agent.task, n)) if state is None else state
+        counter, memory = (0, self.programs.memory(n)) if state is None else state
         first = (
             np.zeros(n, bool) if episode_start is None else np.broadcast_to(episode_start, (n,)).astype(bool)
         )
@@ -218,9 +251,11 @@ def load(path: str | Path) -> Model:
         env_args=plan.env_args,
         eval_every=plan.eval_every,
         eval_episodes=plan.eval_episodes,
+        probe=plan.probe,
+        preset=plan.preset,
         **cast(dict[str, Any], plan.settings),
     )
-    model.trainer = Trainer(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
+    model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
     folders.load_into(model.trainer, newest)
     return model
 
@@ -228,3 +263,7 @@ def load(path: str | Path) -> Model:
 TD3 = partial(Model, "td3")
 SAC = partial(Model, "sac")
 TD7 = partial(Model, "td7")
+REINFORCE = partial(Model, "reinforce")
+A2C = partial(Model, "a2c")
+PPO = partial(Model, "ppo")
+TRPO = partial(Model, "trpo")

@@ -45,6 +45,8 @@ class Spec:
         action_size: A, length of the action vector (of a representation, for large discrete sets).
         table: `[N, A]` representations of a discrete action set, or None for continuous actions.
         low, high: `[A]` bounds of the action in the environment's units, where it has any.
+        choices: N, where an action is the index of one of N (then A = 1); None for all others.
+        frame: shape of the image of which an observation is the row of bytes; None for vectors.
     """
 
     observation_size: int
@@ -52,6 +54,8 @@ class Spec:
     table: np.ndarray | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    choices: int | None = None
+    frame: tuple[int, ...] | None = None
 
 
 class Batch(NamedTuple):
@@ -104,6 +108,10 @@ class Piece:
     def objection(self, present: frozenset[str], base: Any) -> str | None:
         """One sentence if this piece cannot work in this recipe, else None."""
         return None
+
+    def remarks(self, present: frozenset[str], base: Any) -> list[str]:
+        """What the user should know of this piece in this recipe before a run begins; a line each."""
+        return []
 
     def columns(self, spec: Spec) -> Columns:
         """Further columns of replay that acting emits: name to shape."""

@@ -1,7 +1,8 @@
 """Presets: what papers set, by agent, part and environment.
 
 A row is of a base alone, or of a base with one part. A recipe gets the row of its base and those of its
-parts, in order, of the paper that knows most of them. What the user says wins over it.
+parts, in order, of the paper that knows most of them; of equals, the one that has the environment. What the
+user says wins over it.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,12 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         raise UsageError(f"There is no preset '{name}'; {nearest(name, PRESETS)}.")
     agent = build(recipe)
     base, *parts = agent.recipe.split("+")
-    paper = max(PRESETS[name], key=lambda paper: len(paper.known(base, parts)))
+
+    def fit(paper: Paper) -> tuple[int, bool]:
+        known = paper.known(base, parts)
+        return len(known), all((base, part, env) in paper.rows for part in known)
+
+    paper = max(PRESETS[name], key=fit)
     known = paper.known(base, parts)
     if not known:
         bases = ", ".join(dict.fromkeys(b for p in PRESETS[name] for b, _, _ in p.rows))
@@ -180,10 +186,57 @@ def _savo() -> dict[tuple[str, str, str], Settings]:
     return rows
 
 
+# --- ACPG: the paper's settings, and those of the library it builds on (Tianshou) where it gives none -------
+
+PICTURES = ("ALE/Breakout-v5", "ALE/Pong-v5", "ALE/Enduro-v5", "ALE/Qbert-v5", "CarRacing-v3")
+PPO_PICTURES: Settings = {
+    "base": {
+        "rollout": 1_000,
+        "batch_size": 256,
+        "passes": 4,
+        "learning_rate": 2.5e-4,
+        "anneal": True,
+        "value_coefficient": 0.25,
+        "entropy_coefficient": 0.01,
+    },
+    "clipped": {"bound": 0.1, "value_bound": 0.1},
+}
+PPO_CARTPOLE: Settings = {
+    "base": {"rollout": 2_000, "activation": "relu", "optimiser_epsilon": 1e-8},
+    "clipped": {"normalise_advantages": False},
+}
+A2C_CARTPOLE: Settings = {
+    "base": {
+        "discount": 0.9,
+        "rollout": 16,
+        "optimiser": "adam",
+        "learning_rate": 1e-3,
+        "anneal": False,
+        "optimiser_epsilon": 1e-8,
+        "gradient_clip": None,
+        "entropy_coefficient": 0.0,
+        "activation": "relu",
+    },
+    "gae": {"decay": 1.0},
+}
+
+
+def _action_collapse() -> dict[tuple[str, str, str], Settings]:
+    rows: dict[tuple[str, str, str], Settings] = {
+        ("reinforce", "", "CartPole-v1"): {},  # its defaults are these
+        ("ppo", "", "CartPole-v1"): PPO_CARTPOLE,
+        ("a2c", "", "CartPole-v1"): A2C_CARTPOLE,
+    }
+    for env in PICTURES:
+        rows["ppo", "", env], rows["trpo", "", env] = PPO_PICTURES, {"base": {"rollout": 1_000}}
+    return rows
+
+
 PRESETS: dict[str, list[Paper]] = {
     "paper": [
         Paper("Lee et al. 2026, arXiv 2601.22970", _smooth_control()),
         Paper("SAVGO, arXiv 2605.00787", _savgo()),
+        Paper("ACPG, arXiv 2509.02737, and Tianshou", _action_collapse()),
         Paper("SAVO, arXiv 2410.11833", _savo()),
     ],
 }

@@ -6,23 +6,46 @@ A new method is one file in `methods/` and one line in `PARTS`.
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
+from qscape.agents import onpolicy
 from qscape.errors import UsageError
+from qscape.methods.asap import ASAP
+from qscape.methods.bc import BC, Clone
+from qscape.methods.caps import CAPS
+from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
+from qscape.methods.ensemble import Ensemble
+from qscape.methods.grad import GRAD
+from qscape.methods.greedy_ac import GreedyAC
+from qscape.methods.greedy_td3 import GreedyTD3
+from qscape.methods.iql import IQL
+from qscape.methods.joint import Joint
+from qscape.methods.l2c2 import L2C2
+from qscape.methods.lipsnet import LipsNet
 from qscape.methods.normalise import Normalise
+from qscape.methods.ou import OU
+from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
 from qscape.methods.sale import SALE
+from qscape.methods.savgo import SAVGO
+from qscape.methods.savo import SAVO
 from qscape.methods.value_clip import ValueClip
+from qscape.methods.wolpertinger import Wolpertinger
 from qscape.offpolicy import plain
-from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.base import Base
+from qscape.offpolicy.agent import Agent as OffPolicyAgent
+from qscape.offpolicy.base import Base as OffPolicyBase
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.onpolicy.base import Base as OnPolicyBase
 from qscape.replay.lap import LAP
 
-TD3 = Agent(recipe="td3")
-SAC = Agent(
+Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
+Base: TypeAlias = OffPolicyBase | OnPolicyBase
+
+TD3 = OffPolicyAgent(recipe="td3")
+SAC = OffPolicyAgent(
     recipe="sac",
-    base=Base(
+    base=OffPolicyBase(
         head="gaussian",
         warmup=5_000,
         policy_delay=1,
@@ -35,14 +58,57 @@ SAC = Agent(
     follow=plain.Polyak(when="always"),
 )
 
-BASES: dict[str, Agent] = {"td3": TD3, "sac": SAC}
+# From data alone; online they explore with TD3's noise.
+IMITATION = OffPolicyAgent(recipe="bc", base=OffPolicyBase(policy_delay=1), improvement=BC(alpha=0.0))
+IMPLICIT = OffPolicyAgent(
+    recipe="iql",
+    base=OffPolicyBase(policy_delay=1, target_actor=False, target_noise=0.0),
+    improvement=IQL(),
+    follow=plain.Polyak(when="always"),
+)
+
+BASES: dict[str, OffPolicyAgent] = {"td3": TD3, "sac": SAC, "bc": IMITATION, "iql": IMPLICIT}
 BASE_HELP = {
     "td3": "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).",
     "sac": "Soft actor-critic with a learned temperature (Haarnoja et al. 2018).",
     "td7": "TD3 with state-action embeddings, prioritised replay and checkpoints (Fujimoto et al. 2023).",
+    "td7_offline": "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
+    "bc": "Behaviour cloning: the actor imitates the data, the critics judge it.",
+    "iql": "Implicit Q-learning (Kostrikov et al. 2021).",
 }
-EXPANSIONS: dict[str, str] = {"td7": "td3+sale+lap+periodic+value_clip+checkpoints"}
-PARTS: dict[str, type] = {cls.name: cls for cls in (SALE, LAP, Periodic, ValueClip, Checkpoints, Normalise)}
+EXPANSIONS: dict[str, str] = {
+    "td7": "td3+sale+lap+periodic+value_clip+checkpoints",
+    "td7_offline": "td3+sale+lap+periodic+value_clip+clone",
+}
+PARTS: dict[str, type] = {
+    cls.name: cls
+    for cls in (
+        SALE,
+        LAP,
+        Periodic,
+        ValueClip,
+        Checkpoints,
+        Normalise,
+        PAVE,
+        CAPS,
+        GRAD,
+        ASAP,
+        L2C2,
+        LipsNet,
+        SAVGO,
+        SAVO,
+        OU,
+        Wolpertinger,
+        Ensemble,
+        CEM,
+        Joint,
+        GreedyAC,
+        GreedyTD3,
+        BC,
+        Clone,
+        IQL,
+    )
+}
 SOCKET_MEANS = {
     "representation": "builds the networks",
     "replay": "chooses what is replayed",
@@ -50,6 +116,8 @@ SOCKET_MEANS = {
     "follow": "moves the target networks",
     "improvement": "improves the policy",
     "maximiser": "chooses the action",
+    "regulariser": "adds to the losses",
+    "modifier": "sets fields of the base",
     "schedule": "decides when updates happen",
     "normaliser": "normalises observations",
 }
@@ -75,16 +143,23 @@ def parse(recipe: str) -> tuple[str, list[str]]:
     """
     names = [name.strip().lower() for name in recipe.split("+")]
     head = EXPANSIONS.get(names[0], names[0]).split("+")
-    if head[0] not in BASES:
+    if head[0] not in BASES | onpolicy.BASES:
+        base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
         hint = (
-            f"'{names[0]}' is a part: write td3+{names[0]}"
-            if names[0] in PARTS
-            else nearest(names[0], known_agents())
+            f"'{names[0]}' is a part: write {base}+{names[0]}" if base else nearest(names[0], known_agents())
         )
         raise UsageError(f"There is no agent '{names[0]}'; {hint}.")
     for name in names[1:]:
-        if name not in PARTS:
-            hint = f"'{name}' is an agent and comes first" if name in known_agents() else nearest(name, PARTS)
+        if name not in parts_of(head[0]):
+            fitting = parts_of(head[0])
+            if name in PARTS | onpolicy.PARTS:
+                other = "ppo" if name in onpolicy.PARTS else "td3"
+                raise UsageError(
+                    f"'{name}' does not fit '{names[0]}': it is a part of {_house(other)} agents, such as "
+                    f"{other}+{name}; {_house(head[0])} ones take {', '.join(fitting)}."
+                )
+            known = name in known_agents()
+            hint = f"'{name}' is an agent and comes first" if known else nearest(name, fitting)
             raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.")
         if name in head:
             why = (
@@ -100,7 +175,42 @@ def parse(recipe: str) -> tuple[str, list[str]]:
 
 def known_agents() -> list[str]:
     """Names a recipe may begin with."""
-    return [*BASES, *EXPANSIONS]
+    return [*BASES, *EXPANSIONS, *onpolicy.BASES]
+
+
+def on_dataset(recipe: str) -> tuple[str, list[str]]:
+    """The recipe as it learns from a dataset, and sentences about what was changed.
+
+    There are no episodes to assess policies by, so `checkpoints` goes; td7 gets its behaviour cloning.
+
+    Raises:
+        UsageError: an unknown name, or an agent that learns from its own steps only.
+    """
+    base, _ = parse(recipe)
+    if base in onpolicy.BASES:
+        raise UsageError(
+            f"{base} learns from its own steps, not from a dataset; take td7, td3+bc, iql or bc."
+        )
+    first, *rest = (name.strip().lower() for name in recipe.split("+"))
+    if first == "td7":
+        cloned = "bc" in rest
+        first = "td3+sale+lap+periodic+value_clip" if cloned else "td7_offline"
+        rest = [name for name in rest if name != "clone"]
+        said = "td7 on a dataset: checkpoints out, behaviour cloning in (" + ("bc" if cloned else first) + ")"
+        return "+".join([first, *rest]), [said]
+    if "checkpoints" in rest:
+        rest.remove("checkpoints")
+        return "+".join([first, *rest]), ["a dataset has no episodes to assess policies by: checkpoints out"]
+    return recipe, []
+
+
+def parts_of(base: str) -> dict[str, type]:
+    """The parts that fit a base."""
+    return onpolicy.PARTS if base in onpolicy.BASES else PARTS
+
+
+def _house(base: str) -> str:
+    return "on-policy" if base in onpolicy.BASES else "off-policy"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -122,11 +232,11 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
         UsageError: an unknown name or field, or a combination that cannot be.
     """
     base_name, names = parse(recipe)
-    agent = BASES[base_name]
+    agent: Any = (BASES | onpolicy.BASES)[base_name]
     settings = dict(settings or {})
     sockets: dict[str, Any] = {}
     for name in names:
-        part = PARTS[name]()
+        part = parts_of(base_name)[name]()
         _place(sockets, part, recipe)
     agent = dataclasses.replace(
         agent, recipe="+".join(n.strip().lower() for n in recipe.split("+")), **sockets
@@ -149,7 +259,8 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 def overridden(agent: Agent) -> tuple[Base, list[Move]]:
     """The base after all parts' overrides, and every field they moved; the later part wins."""
     base_name, names = parse(agent.recipe)
-    base, moves, parts = BASES[base_name].base, [], agent.parts
+    base: Any = (BASES | onpolicy.BASES)[base_name].base
+    moves, parts = [], agent.parts
     for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
         for field, value in part.overrides(frozenset(parts)).items():
             before = getattr(base, field)
@@ -169,7 +280,7 @@ def _place(sockets: dict[str, Any], part: Any, recipe: str) -> None:
         other = sockets[part.socket].name
         raise UsageError(
             f"'{recipe}' cannot be: {other} and {part.name} both fill one place "
-            f"(what {SOCKET_MEANS[part.socket]}); keep one of them."
+            f"(what {(SOCKET_MEANS | onpolicy.SOCKET_MEANS)[part.socket]}); keep one of them."
         )
     else:
         sockets[part.socket] = part
@@ -192,7 +303,11 @@ def _known_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
         if not isinstance(fields, Mapping):
             raise UsageError(f"Settings of '{name}' are {fields!r}; they must be fields with values.")
         if name != "base" and name not in agent.parts:
-            fits = f"write {agent.recipe}+{name}" if name in PARTS else nearest(name, ["base", *agent.parts])
+            fits = (
+                f"write {agent.recipe}+{name}"
+                if name in parts_of(parse(agent.recipe)[0])
+                else nearest(name, ["base", *agent.parts])
+            )
             raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.")
 
 
@@ -243,9 +358,10 @@ def settings_of(agent: Agent) -> dict[str, dict[str, Any]]:
     return {name: fields for name, fields in found.items() if fields}
 
 
-def changed(agent: Agent) -> dict[str, Any]:
-    """Fields that differ from the recipe's defaults, as `part.field`: what enters a run's label."""
-    plain_ = settings_of(build(agent.recipe))
+def changed(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Fields that differ from the recipe's defaults, or from `given` ones, as `part.field`: what enters a
+    run's label."""
+    plain_ = settings_of(build(agent.recipe, given))
     return {
         f"{name}.{field}": value
         for name, fields in settings_of(agent).items()

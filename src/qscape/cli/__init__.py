@@ -17,6 +17,17 @@ COMMANDS = {
     "compare": ("compare runs by sound statistics", "RUNS... [--csv|--latex|--json|--png FILE]"),
     "plot": ("draw the learning curves of runs", "RUNS... --png FILE"),
     "video": ("film a trained policy", "RUN [--mp4 FILE]"),
+    "landscape": (
+        "draw Q over actions, measure its optima",
+        "RUN [--state-from EPISODE:STEP] [--plane pca|I,J]",
+    ),
+    "smoothness": ("measure how much policies chatter", "RUN... [--robustness] [--json|--png FILE]"),
+    "embedding": ("draw the geometry of values that savgo learned", "RUN [--state-from EPISODE:STEP]"),
+    "record": ("record episodes of a policy as a dataset", "RUN --episodes N --dataset NAME"),
+    "dataset": ("show what a dataset holds", "NAME"),
+    "collapse": ("measure action collapse of on-policy agents", "RUN... [--states N] [--json|--png FILE]"),
+    "export": ("write a policy as a file that runs without qscape", "RUN --onnx FILE [--npz FILE]"),
+    "import": ("make a run of a Stable-Baselines3 file", "FILE --env ID [--out RUN]"),
     "list": ("show agents, parts and environments", "[agents|parts|envs]"),
 }
 
@@ -29,7 +40,7 @@ def usage() -> str:
         "usage: qscape COMMAND ...",
         "",
     ]
-    lines += [f"  {name:<10}{says:<50}qscape {name} {args}" for name, (says, args) in COMMANDS.items()]
+    lines += [f"  {name:<12}{says:<50}qscape {name} {args}" for name, (says, args) in COMMANDS.items()]
     lines += [
         "",
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
-from qscape.run.folder import run_folders
+from qscape.run.folder import read_plan, run_folders
+from qscape.run.offline import score
 from qscape.run.policy import evaluate_run
 from qscape.types import setting
 
@@ -31,14 +32,17 @@ def main(argv: list[str]) -> int:
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
         successes = [e.success for e in done if e.success is not None]
+        scored = score(read_plan(folder), mean)
         success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
         length = sum(e.length for e in done) / len(done)
         rows.append(
             [str(folder), policy, f"{step:,}", f"{mean:,.1f}", f"{std:,.1f}", f"{min(returns):,.1f}",
-             f"{max(returns):,.1f}", f"{length:,.0f}", success]
+             f"{max(returns):,.1f}", f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
         )  # fmt: skip
         means.append(mean)
-    columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success"]
+    columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
+    if all(row[-1] == "-" for row in rows):  # normalised, of runs on datasets that define it
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     console = plain_console()
     console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))
     if len(means) > 1:

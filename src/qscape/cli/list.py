@@ -2,8 +2,9 @@
 
 import gymnasium as gym
 
-from qscape.agents import BASES, EXPANSIONS, PARTS
+from qscape.agents import BASES, EXPANSIONS, PARTS, onpolicy
 from qscape.agents.recipes import BASE_HELP, SOCKET_MEANS
+from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
 from qscape.errors import UsageError
 
@@ -12,6 +13,9 @@ SECTIONS = ("agents", "parts", "envs")
 
 def main(argv: list[str]) -> int:
     """Print the sections asked for, or all of them."""
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"usage: qscape list {COMMANDS['list'][1]}")
+        return 0
     for section in argv:
         if section not in SECTIONS:
             raise UsageError(f"qscape list takes {', '.join(SECTIONS)}, not '{section}'.")
@@ -19,17 +23,20 @@ def main(argv: list[str]) -> int:
     wanted = argv or list(SECTIONS)
     if "agents" in wanted:
         rows = [[name, EXPANSIONS.get(name, ""), BASE_HELP[name]] for name in [*BASES, *EXPANSIONS]]
-        console.print(_left(table("Agents", ["name", "is", "what"], rows)))
+        console.print(_left(table("Agents, off-policy", ["name", "is", "what"], rows)))
+        rows = [[name, onpolicy.BASE_HELP[name]] for name in onpolicy.BASES]
+        console.print(_left(table("\nAgents, on-policy", ["name", "what"], rows)))
     if "parts" in wanted:
-        rows = [
-            [
-                f"+{name}",
-                SOCKET_MEANS.get(cls.socket, "adds to the losses"),
-                (cls.__doc__ or "").split("\n")[0],
+        for house, parts, means in (
+            ("off-policy", PARTS, SOCKET_MEANS),
+            ("on-policy", onpolicy.PARTS, onpolicy.SOCKET_MEANS),
+        ):
+            rows = [
+                [f"+{name}", means[cls.socket], (cls.__doc__ or "").split("\n")[0]]
+                for name, cls in parts.items()
             ]
-            for name, cls in PARTS.items()
-        ]
-        console.print(_left(table("\nParts, for every agent above", ["name", "where it fits", "what"], rows)))
+            title = f"\nParts, for every {house} agent"
+            console.print(_left(table(title, ["name", "where it fits", "what"], rows)))
     if "envs" in wanted:
         groups: dict[str, list[str]] = {}
         for spec in gym.registry.values():

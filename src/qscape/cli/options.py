@@ -9,9 +9,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
-from qscape.agents import PARTS, build, settings_of
+from qscape.agents import PARTS, Agent, build, onpolicy, settings_of
 from qscape.errors import UsageError
-from qscape.offpolicy.agent import Agent
 from qscape.run.plan import Pace
 from qscape.types import setting
 
@@ -23,10 +22,16 @@ class Run(Pace):
     """What `qscape train` takes beside the agent's own flags."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
+    dataset: str = setting("", "Learn from this dataset; then steps are updates, and --env only evaluates.")
     steps: int = setting(1_000_000, "Environment steps, over all parallel environments.")
+    from_: str = setting("", "A run whose networks this one begins with.")
+    keep_data: bool = setting(False, "With --from: begin with that run's dataset in the replay.")
     seeds: tuple[int, ...] = setting((0,), "One run for each; several run side by side, one to a core.")
     out: str | None = setting(None, "Folder of the group of seeds; None: runs/ENV/RECIPE.")
     envs: int = setting(1, "Environments side by side in one run.")
+    preset: str | None = setting(
+        None, "Settings of a paper for this environment, e.g. paper; flags win over it."
+    )
     env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
     overwrite: bool = setting(False, "Replace a run that is there.")
     log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
@@ -57,7 +62,7 @@ def _flags(cls: type, prefix: str = "--") -> list[str]:
     """All flags of a dataclass, nested ones with their dots."""
     found = []
     for field in dataclasses.fields(cls):
-        name = prefix + field.name.replace("_", "-")
+        name = prefix + field.name.rstrip("_").replace("_", "-")
         if dataclasses.is_dataclass(field.type):
             found += _flags(field.type, f"{name}.")  # type: ignore[arg-type]
         else:
@@ -71,7 +76,8 @@ def flags_of(value: Any, only: set[str] | None = None) -> type:
     fields = []
     for field in dataclasses.fields(value):
         if only is None or field.name in only:
-            note = tyro.conf.arg(help=field.metadata.get("help", ""))
+            name = field.name.rstrip("_").replace("_", "-") if field.name.endswith("_") else None
+            note = tyro.conf.arg(name=name, help=field.metadata.get("help", ""))
             default = dataclasses.field(default=getattr(value, field.name))
             fields.append((field.name, Annotated[hints[field.name], note], default))
     made = dataclasses.make_dataclass(type(value).__name__, fields, frozen=True)
@@ -102,7 +108,7 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
     """
     for arg in argv:
         name = arg[2:].split(".", 1)[0].replace("-", "_") if arg.startswith("--") and "." in arg else ""
-        if name in PARTS and name not in agent.parts:
+        if name in PARTS | onpolicy.PARTS and name not in agent.parts:
             raise UsageError(f"{arg.split('=')[0]} belongs to {name}; write {recipe}+{name}.")
 
 
@@ -147,8 +153,10 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     return args
 
 
-def positional(argv: Sequence[str], what: str, prog: str) -> tuple[str, list[str]]:
-    """The first argument, which is not a flag, and the rest.
+def positional(
+    argv: Sequence[str], what: str, prog: str, flags_for: str | None = "RUN"
+) -> tuple[str, list[str]]:
+    """The first argument, which is not a flag, and the rest. A bare --help is asked of `flags_for`.
 
     Raises:
         UsageError: it is missing.
@@ -158,7 +166,9 @@ def positional(argv: Sequence[str], what: str, prog: str) -> tuple[str, list[str
             from qscape.cli import COMMANDS
 
             print(f"usage: {prog} {COMMANDS[prog.split()[-1]][1]}")
-            sys.exit(0)
+            if flags_for is None:
+                sys.exit(0)
+            return flags_for, ["--help"]  # which prints the flags
         raise UsageError(f"{prog} needs {what} first, e.g. {prog} {what}.")
     return argv[0], list(argv[1:])
 

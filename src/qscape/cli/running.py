@@ -76,9 +76,10 @@ class Screen:
             which = f" ({event.policy} policy)" if event.policy != "current" else ""
             n = len(event.returns)
             self.progress.update(self.tasks[k][0], completed=event.step, score=f"return {event.mean:,.1f}")
+            probed = "".join(f"  {name} {sum(v) / len(v):.4g}" for name, v in event.probes.items())
             self.console.print(
                 f"{self.names[k]}  step {event.step:>9,}  return {event.mean:>10,.1f}  over {n} episodes"
-                f"{which}",
+                f"{which}{probed}",
                 soft_wrap=True,
             )
         elif isinstance(event, ev.Ended):

@@ -47,7 +47,7 @@ class Run(Status):
 
 def main(argv: list[str]) -> int:
     """Run a study, or show how far it is."""
-    what, rest = options.positional(argv, "run|status FILE", "qscape study")
+    what, rest = options.positional(argv, "run|status FILE", "qscape study", flags_for=None)
     if what not in ("run", "status"):
         raise UsageError(f"qscape study has no '{what}'; write qscape study run FILE or study status FILE.")
     cls = options.flags_of(Run() if what == "run" else Status())

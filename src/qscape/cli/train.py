@@ -4,8 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+from qscape.agents import on_dataset
 from qscape.cli import options
-from qscape.cli.running import Job, run_all
+from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.plan import Pace, Plan, fitted
 from qscape.run.sinks import TRACKERS
@@ -18,10 +19,17 @@ def main(argv: list[str]) -> int:
     if "--config" in argv:
         argv, recipe, settings, defaults = _with_config(argv)
     else:
-        recipe, argv = options.positional(argv, "RECIPE", "qscape train")
+        recipe, argv = options.positional(argv, "RECIPE", "qscape train", flags_for="td3")
+    notes: list[str] = []
+    if any(arg.split("=")[0] == "--dataset" for arg in argv):
+        recipe, notes = on_dataset(recipe)  # before its flags are read: other parts have other flags
     run, given = options.train_command(recipe, [*defaults, *argv], settings)
-    if not run.env:
+    if not (run.env or run.dataset):
         raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
+    if run.keep_data and not run.from_:
+        raise UsageError("--keep-data keeps the dataset of the run that --from names; name one.")
+    if run.dataset and run.envs > 1:
+        raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
     for tracker in run.log:
         if tracker not in TRACKERS:
             raise UsageError(f"--log {tracker} is unknown; there are {', '.join(TRACKERS)}.")
@@ -36,12 +44,19 @@ def main(argv: list[str]) -> int:
             envs=run.envs,
             env_args=options.env_args(run.env_args),
             settings=given,
+            preset=run.preset,
+            dataset=run.dataset,
+            start=run.from_,
+            keep_data=run.keep_data,
             **{f.name: getattr(run, f.name) for f in dataclasses.fields(Pace)},
         )
         for seed in run.seeds
     ]
     name = fitted(plans[0])[0].label  # refuses what cannot be, before any folder is made
-    group = Path(run.out) if run.out else Path("runs") / run.env.replace("/", "-") / name
+    place = (run.dataset or run.env).strip("/").replace("/", "-")
+    group = Path(run.out) if run.out else Path("runs") / place / name
+    for note in notes:
+        plain_console().print(note, soft_wrap=True)
     jobs = [
         Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
     ]
@@ -70,8 +85,14 @@ def _with_config(argv: list[str]) -> tuple[list[str], str, dict, list[str]]:
         )
         flags = [x for n in names for x in (f"--{n.replace('_', '-')}", str(record[n]))]
         args = [f"{k}={v!r}" for k, v in record["env_args"].items()]
+        probe, preset = record.get("probe", []), record.get("preset")
+        origin = (("--dataset", record.get("dataset")), ("--from", record.get("start")))
+        flags += [x for flag, value in origin if value for x in (flag, value)]
+        flags += ["--keep-data"] * bool(record.get("keep_data"))
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem
     if rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
+    flags += ["--probe", *probe] if probe else []
+    flags += ["--preset", preset] if preset else []
     return rest, recipe, settings, flags + (["--env-args", *args] if args else [])

@@ -41,12 +41,15 @@ class Options:
     out: str | None = setting(None, "Folder of the search; None: runs/tune/ENV/RECIPE.")
     eval_every: int | None = setting(None, "Environment steps between evaluations; None: a tenth of the run.")
     eval_episodes: int = setting(10, "Episodes of one evaluation.")
+    preset: str | None = setting(
+        None, "Settings of a paper for this environment, e.g. paper; flags win over it."
+    )
     env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
 
 
 def main(argv: list[str]) -> int:
     """Search the fields of one agent."""
-    recipe, rest = options.positional(argv, "RECIPE", "qscape tune")
+    recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
     own, agents = split(rest)
     given = options.parse(options.flags_of(Options()), own, f"qscape tune {recipe}")
     settings = options.train_command(recipe, agents)[1]
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> int:
         steps=given.steps,
         env_args=options.env_args(given.env_args),
         settings=settings,
+        preset=given.preset,
         eval_every=given.eval_every or max(1, given.steps // 10),
         eval_episodes=given.eval_episodes,
     )
@@ -202,6 +206,8 @@ def train_command(trial: Trial) -> list[str]:
     command += ["--eval-every", str(plan.eval_every), "--eval-episodes", str(plan.eval_episodes)]
     if plan.env_args:
         command += ["--env-args", *(f"{name}={value!r}" for name, value in plan.env_args.items())]
+    if plan.preset:
+        command += ["--preset", plan.preset]
     if search.seeds > 1:
         command += ["--seeds", *map(str, range(search.seeds))]
     for part, fields in trial.settings.items():

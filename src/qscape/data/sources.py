@@ -102,7 +102,10 @@ def _minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
         _fits(name, observations, actions, env, env_args)
     centre, half = inward(actions, name)
     flatten = flattening(observations, name)[1]
-    columns = [_episode(e, flatten, centre, half) for e in source.iterate_episodes()]
+    try:
+        columns = [_episode(e, flatten, centre, half) for e in source.iterate_episodes()]
+    except (OSError, KeyError) as problem:  # metadata is whole, the file of the arrays is not
+        raise RunError(f"{name} cannot be read as a Minari dataset: {_said(problem)}.") from problem
     if not columns:
         raise UsageError(f"{name} holds no episode: there is nothing to learn from.")
     return Dataset(

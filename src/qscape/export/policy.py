@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -69,7 +70,7 @@ def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = 
             f"--episodes is {episodes}; it must be at least 1: the file is checked on what they show."
         )
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
-    _refuse_memory(loaded)
+    refuse_memory(loaded)
     record = read_record(folder)
     if record["env"] == RECORDED:  # learnt from a dataset without an environment: nowhere to act
         return Source(folder, record, loaded, [], read(record["dataset"]).observation)
@@ -77,8 +78,25 @@ def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = 
     return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
-def _refuse_memory(loaded: Loaded) -> None:
-    if loaded.programs.memory(1) is not None:
+def refuse_memory(loaded: Loaded) -> None:
+    """Refuse a policy that remembers when it is evaluated; noise that only exploring remembers (OU) is none.
+
+    Raises:
+        UsageError: it changes what it remembers.
+    """
+    agent, changes = loaded.programs.agent, []
+
+    def step(acting: Any, memory: Any, obs: Array) -> Array:
+        action, _, after = agent.act(acting, memory, obs, jnp.zeros(1, bool), 1, evaluation_key(), "evaluate")
+        before = jax.tree.leaves(memory)  # traced, so that what is handed on as it is stays the same object
+        changes.extend(a is not b for a, b in zip(jax.tree.leaves(after), before, strict=True))
+        return action
+
+    memory = loaded.programs.memory(1)
+    if memory is not None:
+        obs = jnp.zeros((1, loaded.edge.spec.observation_size))
+        jax.eval_shape(step, loaded.acting, memory, obs)
+    if any(changes):
         raise UsageError(
             f"{loaded.programs.agent.recipe} cannot be exported: its policy remembers from step to step."
         )

@@ -54,6 +54,11 @@ class CEM(Proposals):
     def objection(self, present: frozenset[str], base: Base) -> str | None:
         if base.head != "deterministic":
             return "cem has no policy whose entropy could be kept; write td3+cem."
+        if base.target_noise:
+            return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
+        for other in ("bc", "clone", "lipsnet"):
+            if other in present:
+                return f"cem has no actor that {other} could act on; leave one of the two out."
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> None:

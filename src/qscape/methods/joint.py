@@ -42,6 +42,8 @@ class Joint(Proposals):
     def objection(self, present: frozenset[str], base: Base) -> str | None:
         if base.head != "deterministic":
             return "joint splits a deterministic output into actions; write td3+joint."
+        if base.target_noise:
+            return "joint does not smooth its target: base.target_noise = 0 with joint."
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:

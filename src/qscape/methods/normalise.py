@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Nets, Normaliser, Own
-from qscape.ops.running import moments, see, standardise
+from qscape.ops.running import merge, moments, see, standardise
 from qscape.types import Key, Spec, setting
 
 
@@ -29,6 +29,10 @@ class Normalise(Normaliser):
 
     def see(self, own: Own, obs: Array) -> Own:
         return own._replace(rest=see(own.rest, obs))
+
+    def see_batch(self, own: Own, obs: Array, weight: Array | None) -> Own:
+        """Fold in a whole rollout [B, S] at once; rows of weight 0 do not count."""
+        return own._replace(rest=merge(own.rest, obs, weight))
 
     def apply(self, own: Own, obs: Array) -> Array:
         x = standardise(own.rest, obs)

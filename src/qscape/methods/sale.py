@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, Trunk
+from qscape.nets import MLP, Actor, Critic, Stage, Trunk, joined
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import head
 from qscape.offpolicy.sockets import Fns, Nets, Own, Representation
-from qscape.ops.norm import NORMS
+from qscape.ops.norm import NORMS, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
 Norm = Literal["avg_l1", "layer", "none"]
@@ -106,7 +106,7 @@ class SALE(Representation):
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
         """z_sa = g(z_s, a); not normalised, because what it predicts is."""
-        return NORMS[self.pair_norm](encoder.g(jnp.concatenate([z_s, action], -1)))
+        return NORMS[self.pair_norm](encoder.g(joined([z_s, action])))
 
     def actor_inputs_at(self, view: Encoder, obs: Array) -> list[Array]:
         return [self.embed_state(view, obs)] if "zs" in self.actor_inputs else []
@@ -122,7 +122,7 @@ class SALE(Representation):
         target = jax.lax.stop_gradient(self._goal(learned, own, fns, batch))
         guess = pair if learned.observation is None else jax.vmap(learned.observation)(pair)
         if self.loss == "cosine":
-            loss = 1.0 - (_unit(guess) * _unit(target)).sum(-1).mean()
+            loss = 1.0 - (unit(guess) * unit(target)).sum(-1).mean()
         else:
             loss = jnp.square(guess - target).mean()
         said = {"encoder_loss": loss}
@@ -165,7 +165,3 @@ class SALE(Representation):
     def _stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
         """φ(x) = AvgL1Norm(Linear x), with its width; nothing where an ablation leaves x out."""
         return (Stage(key, size, width, self.input_norm), width) if keep else (Stage(keep=False), 0)
-
-
-def _unit(x: Array) -> Array:
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -67,8 +67,9 @@ class Wolpertinger(Proposals):
     def around(self, features: Array, action: Array, fns: Fns, key: Key) -> list[Dist]:
         """The candidates at a proto-action [*b, A]: its nearest items, or itself and Gaussian draws."""
         if fns.table is not None:
-            items = fns.table.at(fns.table.nearest(jax.lax.stop_gradient(action), self.candidates))
-            near = jnp.moveaxis(items, -2, 0)
+            still = jax.lax.stop_gradient(action)
+            items = fns.table.at(fns.table.nearest(still, self.candidates))
+            near = jnp.moveaxis(items, -2, 0) + (action - still)  # straight through, as in `snap`
         else:
             drawn = self.spread * jax.random.normal(key, (self.candidates - 1, *action.shape))
             near = jnp.concatenate([action[None], jnp.clip(action + drawn, -1.0, 1.0)])

@@ -32,3 +32,28 @@ def squashed_log_prob(
     log_normal = -0.5 * jnp.square(z) - log_std - 0.5 * math.log(2.0 * math.pi)
     log_jacobian = 2.0 * (math.log(2.0) - pre_tanh - jax.nn.softplus(-2.0 * pre_tanh))
     return (log_normal - log_jacobian).sum(-1)
+
+
+def normal_log_prob(
+    x: Float[Array, "*b A"], mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]
+) -> Float[Array, "*b"]:
+    """Log-density of N(mean, std²), summed over independent dimensions."""
+    z = (x - mean) * jnp.exp(-log_std)
+    return (-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+
+def normal_entropy(log_std: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+    """Entropy of N(·, std²) in nats, summed over independent dimensions."""
+    return (log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
+
+
+def normal_kl(
+    mean: Float[Array, "*b A"],
+    log_std: Float[Array, "*b A"],
+    other_mean: Float[Array, "*b A"],
+    other_log_std: Float[Array, "*b A"],
+) -> Float[Array, "*b"]:
+    """KL(N(mean, std²) ‖ N(other)) in nats, summed over independent dimensions."""
+    ratio = jnp.exp(2.0 * (log_std - other_log_std))
+    gap = jnp.square((mean - other_mean) * jnp.exp(-other_log_std))
+    return (other_log_std - log_std + 0.5 * (ratio + gap - 1.0)).sum(-1)

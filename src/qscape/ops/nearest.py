@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qscape.types import Key
-
 CHUNK = 16_384  # rows of one product: 16 MB of scores for 256 queries
 FEW = 8  # rows whose distances are taken by differences where products leave it open
 ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a product, relative
@@ -83,10 +81,6 @@ class ActionTable:
         """The nearest row, to the bit; the gradient passes straight through to x."""
         still = jax.lax.stop_gradient(x)
         return self.at(self.nearest(still)[..., 0]) + (x - still)
-
-    def sample(self, key: Key, shape: tuple[int, ...]) -> Float[Array, "*shape d"]:
-        """Rows drawn uniformly."""
-        return self.at(jax.random.randint(key, shape, 0, len(self.rows)))
 
 
 def exact(

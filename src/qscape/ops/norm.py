@@ -18,6 +18,11 @@ def layer_norm(x: Float[Array, "*batch n"], epsilon: float = 1e-5) -> Float[Arra
     return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
 
 
+def unit(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """x / max(‖x‖₂, 1e-12), along the last axis; its gradient at 0 is finite."""
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
 def identity(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """No normalisation."""
     return x

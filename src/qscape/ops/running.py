@@ -32,6 +32,21 @@ def see(m: Moments, x: Float[Array, "E S"]) -> Moments:
     return jax.lax.scan(lambda carry, row: (see_one(carry, row), None), m, x)[0]
 
 
+def merge(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | None = None) -> Moments:
+    """Fold a whole batch in at once by the parallel-variance rule (Chan et al. 1979).
+
+    The variance is the population's. Rows of weight 0 do not count.
+    """
+    weights = jnp.ones(len(x)) if weight is None else weight
+    count = weights.sum()
+    mean = weights @ x / jnp.maximum(count, 1.0)
+    var = weights @ jnp.square(x - mean) / jnp.maximum(count, 1.0)
+    seen, delta = m.seen + count, mean - m.mean
+    total = jnp.maximum(seen, 1e-8)
+    spread = m.var * m.seen + var * count + jnp.square(delta) * m.seen * count / total
+    return Moments(m.mean + delta * count / total, jnp.where(seen > 0, spread / total, m.var), seen)
+
+
 def standardise(m: Moments, x: Float[Array, "*b S"]) -> Float[Array, "*b S"]:
     """(x - mean) / (√var + 1e-8), unclipped."""
     return (x - m.mean) / (jnp.sqrt(m.var) + 1e-8)

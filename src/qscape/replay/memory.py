@@ -25,7 +25,9 @@ from qscape.types import Batch
 
 Memory: TypeAlias = Float[Array, "rows W"]
 
-DERIVED = frozenset({"next_observation", "previous_observation", "truncated"})
+# Further columns that are observations; they are normalised where the agent normalises.
+OBSERVATIONS = frozenset({"successor", "previous_observation", "last_observation"})
+DERIVED = OBSERVATIONS | {"next_observation", "truncated"}
 GIB = 2**30
 
 
@@ -167,6 +169,7 @@ def rows_at(
     n_step: int,
     discount: float,
     derived_names: Collection[str] = (),
+    bootstrap_at_time_limits: bool = True,
 ) -> Batch:
     """The transitions that start at the rows i.
 
@@ -176,8 +179,11 @@ def rows_at(
 
     Args:
         derived_names: "previous_observation" adds to `extra` the observation one step earlier, or the
-            row's own at the first step of an episode and at the oldest row; "truncated" adds whether a
-            time limit ended the last row used; "next_observation" is always there.
+            row's own at the first step of an episode and at the oldest row; "last_observation" the one that
+            was acted on before, of the episode before at the first step of one; "successor" the next
+            observation of one step, whatever n_step is; "truncated" adds whether a time limit ended the
+            last row used; "next_observation" is always there.
+        bootstrap_at_time_limits: False: `terminated` is 1 at a time limit too.
 
     Raises:
         UsageError: a derived name is unknown.
@@ -192,17 +198,21 @@ def rows_at(
         last, power = i, discount
     else:
         reward, terminated, last, power = _n_step(layout, rows, index, i, n_step, discount)
-    if not layout.stores_next:
-        next_observation = take(rows, neighbour(layout, last, 1), columns["observation"])
-    elif n_step == 1:
+    if n_step == 1 and layout.stores_next:
         next_observation = taken[:, columns["next_observation"]]
     else:
-        next_observation = take(rows, last, columns["next_observation"])
+        next_observation = _next_observation(layout, rows, last)
     extra = {name: taken[:, columns[name]].reshape(-1, *shape) for name, shape in layout.columns}
     if "previous_observation" in derived_names:
         extra["previous_observation"] = _previous_observation(layout, rows, index, i, observation)
+    if "last_observation" in derived_names:
+        extra["last_observation"] = _last_observation(layout, rows, index, i, observation)
+    if "successor" in derived_names:
+        extra["successor"] = next_observation if n_step == 1 else _next_observation(layout, rows, i)
     if "truncated" in derived_names:
         extra["truncated"] = take(rows, last, columns["truncated"])[:, 0]
+    if not bootstrap_at_time_limits:
+        terminated = jnp.maximum(terminated, take(rows, last, columns["truncated"])[:, 0])
     action = taken[:, columns["action"]]
     return Batch(observation, action, reward, terminated, next_observation, power, extra)
 
@@ -242,18 +252,41 @@ def _n_step(layout: Layout, rows: Memory, index: Index, i: Array, n: int, discou
     )
 
 
+def _next_observation(layout: Layout, rows: Memory, i: Array) -> Array:
+    if layout.stores_next:
+        return take(rows, i, layout.slices["next_observation"])
+    return take(rows, neighbour(layout, i, 1), layout.slices["observation"])
+
+
 def _previous_observation(layout: Layout, rows: Memory, index: Index, i: Array, observation: Array) -> Array:
     columns = layout.slices
     before = neighbour(layout, i, -1)
     previous = take(rows, before, slice(0, columns["truncated"].stop + (not layout.stores_next)))
     first = (previous[:, columns["terminated"].start] + previous[:, columns["truncated"].start]) > 0
     if layout.stores_next:
-        ring = i // layout.ring
-        oldest = jnp.where(index.size == layout.ring, index.position, 0)
-        first |= i % layout.ring == oldest[ring]
+        first |= _oldest(layout, index, i)
     else:
         first |= previous[:, columns["valid"].start] == 0  # so is the row before the oldest: head or pad
     return jnp.where(first[:, None], observation, previous[:, columns["observation"]])
+
+
+def _last_observation(layout: Layout, rows: Memory, index: Index, i: Array, observation: Array) -> Array:
+    columns, before = layout.slices, neighbour(layout, i, -1)
+    if layout.stores_next:
+        gone = _oldest(layout, index, i)
+    else:  # an invalid row is a pad between two episodes, or at the row written next: there history ends
+        written = index.position[i // layout.ring]
+        pad = take(rows, before, columns["valid"])[:, 0] == 0
+        gone = (i % layout.ring == written) | (pad & (before % layout.ring == written))
+        before = jnp.where(pad, neighbour(layout, i, -2), before)
+        gone |= take(rows, before, columns["valid"])[:, 0] == 0
+    return jnp.where(gone[:, None], observation, take(rows, before, columns["observation"]))
+
+
+def _oldest(layout: Layout, index: Index, i: Array) -> Array:
+    """Are the rows i the oldest of their rings, where next observations are stored?"""
+    oldest = jnp.where(index.size == layout.ring, index.position, 0)
+    return i % layout.ring == oldest[i // layout.ring]
 
 
 def _pack(layout: Layout, new: Rows) -> Float[Array, "E W"]:

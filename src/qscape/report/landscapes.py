@@ -10,10 +10,10 @@ from qscape.report.figures import COLOURS
 
 with extra("Pictures"):
     import numpy as np
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # of the first actor, the second, ...
 SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # of the proposals, too
@@ -40,7 +40,7 @@ def draw(fields: Mapping[str, Any], ax: "Axes | None" = None, legend: bool = Tru
     return ax
 
 
-def page(landscapes: Sequence[Mapping[str, Any]]) -> "Figure":
+def page(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel for each landscape, side by side."""
     figure = figure_of(len(landscapes))
     columns = min(len(landscapes), 3)
@@ -63,10 +63,8 @@ def page(landscapes: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def figure_of(panels: int) -> "Figure":
+def figure_of(panels: int) -> Figure:
     """An empty figure for so many panels."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(4.8 * min(panels, 3), 4.4 * -(-panels // 3)), layout="constrained")
 
 

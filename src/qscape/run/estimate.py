@@ -7,14 +7,19 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
 
 from qscape.agents import build
 from qscape.envs import make as make_edge
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.base import Base as OffPolicyBase
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.events import Measured
 from qscape.run.plan import Plan, fitted
+from qscape.run.rollouts import RolloutTrainer
 from qscape.run.trainer import Trainer
 from qscape.run.training import use_compilation_cache
 
@@ -33,9 +38,12 @@ def measure(plan: Plan) -> Measured:
     """
     use_compilation_cache()
     start = time.perf_counter()
+    plan, agent, _ = fitted(plan)  # with the settings of its preset
+    if isinstance(agent, OnPolicyAgent):
+        return _measure_rollouts(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
     edge = make_edge(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
-    trainer = Trainer(plan, build(plan.recipe, never), edge)
+    trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), edge)
     programs, spent = trainer.programs, 0.0
 
     def update(n: int) -> None:
@@ -78,6 +86,32 @@ def measure(plan: Plan) -> Measured:
     return Measured(time.perf_counter() - start - spent, step, once, episode)
 
 
+def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
+    """The same for an on-policy agent: a rollout and its update, once both are compiled. What an update costs
+    is part of what a step costs, as rollouts of whole episodes have no fixed length."""
+    start = time.perf_counter()
+    edge = make_edge(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, by_index=True)
+    trainer = RolloutTrainer(plan, agent, edge)
+
+    def rollout() -> list[float]:
+        """Seconds of each step until the next update, and of that as well in the last."""
+        seconds, until = [], trainer.updates + 1
+        while trainer.updates < until:
+            begun = time.perf_counter()
+            drain(trainer.events(trainer.env_steps + plan.envs))
+            seconds.append(time.perf_counter() - begun)
+        return seconds
+
+    rollout()  # compiles
+    first = trainer.env_steps
+    spans = rollout()
+    edge.close()
+    step = sum(spans) / (trainer.env_steps - first)
+    spent = step * trainer.env_steps
+    begin = max(time.perf_counter() - start - spent, 0.0)
+    return Measured(begin, step, 0.0, (edge.time_limit or EPISODE) * min(spans))
+
+
 def drain(events: Iterator[object]) -> None:
     """Let a run go on without listening."""
     for _ in events:
@@ -88,7 +122,9 @@ def seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
     """What is left of a run of which `made` steps are there, on one core."""
     base = fitted(plan)[1].base
     left = plan.steps - made
-    updates = base.updates_per_step * max(0, plan.steps - max(made, base.warmup))
+    updates = 0.0
+    if isinstance(base, OffPolicyBase):
+        updates = base.updates_per_step * max(0, plan.steps - max(made, base.warmup))
     episodes = plan.eval_episodes * left / plan.eval_every if plan.eval_every else 0.0
     return cost.begin + left * cost.step + updates * cost.update + episodes * cost.episode
 

@@ -1,33 +1,87 @@
 """Evaluation: whole episodes with the deterministic policy, in an environment of its own."""
 
-import numpy as np
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from qscape.envs import Edge, Episode
-from qscape.offpolicy.state import Acting
-from qscape.run.programs import Programs, act_evaluating
+import numpy as np
+from jaxtyping import Float
+
+from qscape.envs import Edge, Episode, Step
+from qscape.run.programs import Acts, act_evaluating
 
 SEED = 1000
 
+Sense = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
 
-def evaluate(
-    programs: Programs, acting: Acting, edge: Edge, episodes: int, seed: int = SEED
-) -> list[Episode]:
+
+class Rollout(NamedTuple):
+    """A whole episode of n steps. `episode` tells its return, length and success."""
+
+    observation: Float[np.ndarray, "n S"]  # what the environment showed, raw, before each step
+    action: Float[np.ndarray, "n A"]  # what the policy did, in [-1, 1]
+    reward: Float[np.ndarray, " n"]
+    episode: Episode
+
+
+def evaluate(programs: Acts, acting: Any, edge: Edge, episodes: int, seed: int = SEED) -> list[Episode]:
     """`episodes` whole episodes; the same ones at every call with the same seed.
 
     Sub-environment i of E runs episodes i, i + E, ...: a fixed share, so that short episodes are not
     counted more often than long ones. Sub-environment i is seeded with `seed + i`.
     """
+    done: list[list[Episode]] = [[] for _ in range(edge.envs)]
+    for _, _, _, ended in _walk(programs, acting, edge, episodes, seed):
+        for episode in ended:
+            done[episode.env].append(episode)
+    return [done[k % edge.envs][k // edge.envs] for k in range(episodes)]
+
+
+def rollouts(
+    programs: Acts,
+    acting: Any,
+    edge: Edge,
+    episodes: int,
+    seed: int = SEED,
+    sense: Sense | None = None,
+) -> list[Rollout]:
+    """The episodes of `evaluate`, step by step.
+
+    `sense`: what the policy sees of the observations [E, S], e.g. with noise; the environment itself and
+    what is recorded stay untouched.
+    """
+    steps: list[list[tuple]] = [[] for _ in range(edge.envs)]
+    done: list[list[Rollout]] = [[] for _ in range(edge.envs)]
+    for obs, action, step, ended in _walk(programs, acting, edge, episodes, seed, sense):
+        for i in np.flatnonzero(step.valid).tolist():
+            steps[i].append((obs[i], action[i], step.reward[i]))
+        for episode in ended:
+            seen, did, got = map(np.stack, zip(*steps[episode.env], strict=True))
+            done[episode.env].append(Rollout(seen, did, got, episode))
+        for i in np.flatnonzero(step.terminated | step.truncated).tolist():
+            steps[i].clear()
+    return [done[k % edge.envs][k // edge.envs] for k in range(episodes)]
+
+
+def _walk(
+    programs: Acts,
+    acting: Any,
+    edge: Edge,
+    episodes: int,
+    seed: int,
+    sense: Sense | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
+    """Observations, actions and step of all sub-environments, and the episodes that count and ended in it."""
     share = [len(range(i, episodes, edge.envs)) for i in range(edge.envs)]
     edge.reseed(seed)
     obs = edge.reset()
     choose = act_evaluating(programs, acting, edge.envs)
     first = np.ones(edge.envs, bool)
-    done: list[list[Episode]] = [[] for _ in range(edge.envs)]
     t = 0
-    while any(len(d) < n for d, n in zip(done, share, strict=True)):
-        step = edge.step(choose(obs, first, t))
+    while any(share):
+        action = choose(obs if sense is None else sense(obs), first, t)
+        step = edge.step(action)
+        ended = [e for e in step.finished if share[e.env] > 0]
+        for episode in ended:
+            share[episode.env] -= 1
+        yield obs, action, step, ended
         obs, first, t = step.observation, step.terminated | step.truncated, t + 1
-        for episode in step.finished:
-            if len(done[episode.env]) < share[episode.env]:
-                done[episode.env].append(episode)
-    return [done[k % edge.envs][k // edge.envs] for k in range(episodes)]

@@ -41,6 +41,7 @@ class Evaluated(NamedTuple):
     returns: list[float]
     lengths: list[int]
     successes: list[float]
+    probes: dict[str, list[float]]  # what probes measured, for each episode
     seconds: float
 
     @property

@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from qscape.agents import Agent
 from qscape.envs import snapshot
 from qscape.errors import RunError, UsageError
-from qscape.offpolicy.agent import Agent
 from qscape.run import saves
+from qscape.run.loop import Loop
 from qscape.run.plan import Plan, from_json, to_json
-from qscape.run.trainer import Trainer
 
 RECORD = "run.json"
 ASIDE = f".{RECORD}.tmp"  # run.json while it is written
 LOCK = ".lock"
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
+EXTRAS = ("gymnasium-robotics", "ale-py")  # where installed: their rewards and games differ between versions
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -97,6 +97,9 @@ def origin() -> dict[str, Any]:
     """Where numbers come from: versions, machine, threads, command."""
     versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in EXTRAS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "versions": versions,
         "machine": {
@@ -195,7 +198,7 @@ def in_use(folder: Path) -> bool:
 # --- saves ----------------------------------------------------------------------------------------
 
 
-def save(folder: Path, trainer: Trainer, milestone: bool) -> Path:
+def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
     """Save everything; earlier saves give up their replay, and the oldest go, but for milestones."""
     shot = snapshot.take(trainer.edge)
     meta = {
@@ -237,7 +240,7 @@ def unfinished(folder: Path, steps: int | None = None) -> bool:
     return not made["finished"] or made["env_steps"] < (steps or read_plan(folder).steps)
 
 
-def load_into(trainer: Trainer, path: Path) -> list[str]:
+def load_into(trainer: Loop, path: Path) -> list[str]:
     """Put a save back into a fresh trainer; returns notes for the user.
 
     Raises:
@@ -245,18 +248,12 @@ def load_into(trainer: Trainer, path: Path) -> list[str]:
     """
     meta = saves.read_meta(path)
     numbers = meta["numbers"]
-    likes = trainer.trees()
-    layout = trainer.layout
-    rows = jax.ShapeDtypeStruct((layout.envs, numbers["used_rows"], layout.width), np.float32)
-    likes["replay"] = {"rows": rows, "index": trainer.index}
-    if numbers["chosen"]:
-        action = np.zeros((layout.envs, layout.action_size), np.float32)
-        likes["loop"]["action"] = action
-        likes["loop"]["columns"] = {k: np.zeros((layout.envs, *s), np.float32) for k, s in layout.columns}
-    trees, _ = saves.read(path, likes)
+    trees, _ = saves.read(path, trainer.likes(numbers))
     trainer.put_back(trees, numbers)
     why = snapshot.restore(trainer.edge, snapshot.Snapshot(saves.read_arrays(path, "edge"), meta["edge"]))
     notes = [why] if why else []
+    if why:
+        trainer.begun_anew()
     if meta["threads"] != os.environ.get("NPROC"):
         was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
         notes.append(f"saved with NPROC={was}, going on with NPROC={now}: the last digits may differ")

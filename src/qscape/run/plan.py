@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from qscape.agents import build, changed, overridden, settings_of
+from qscape.agents import Agent, Settings, build, changed, merged, on_dataset, overridden, preset, settings_of
+from qscape.data import RECORDED, home
 from qscape.errors import UsageError
-from qscape.offpolicy.agent import Agent
+from qscape.run import probes
 from qscape.types import setting
 
 
@@ -22,6 +23,9 @@ class Pace:
     )
     keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
     milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
+    probe: tuple[str, ...] = setting(
+        (), "Further measures of every evaluation: smoothness, geometry, landscape, or your own module:Class."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,11 @@ class Plan(Pace):
     env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     label: str = ""  # the recipe with the fields that the user changed
+    preset: str | None = None  # whose settings hold where `settings` say nothing
+    dataset: str = ""  # learn from this; then a step is an update, and `env` is where policies are evaluated
+    reference: tuple[float, float] | None = None  # returns that the dataset's score calls 0 and 100
+    start: str = ""  # the run whose networks this one begins with
+    keep_data: bool = False  # does the replay begin with the dataset of that run?
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -51,6 +60,9 @@ class Plan(Pace):
             raise UsageError(f"--save-every is {self.save_every}; it must be at least 1.")
         if not 0 < self.milestones <= 1:
             raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
+        probes.check(self.probe)
+        if self.probe and not self.eval_every:
+            raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
 
     @property
     def saves_every(self) -> int:
@@ -64,31 +76,70 @@ class Plan(Pace):
 
 
 def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
-    """The plan with a warm-up that leaves updates, its agent, and what the user has to be told.
+    """The plan with a warm-up (or rollout) that leaves updates, its agent, and what the user has to be told.
 
     The paper's warm-up stands unless the run is shorter than twice it; then it becomes a fifth of the run.
-    A number that the user gave stands in any case.
+    A number that the user gave stands in any case. The settings of a preset become the plan's own.
 
     Raises:
-        UsageError: the warm-up that was asked for leaves no update.
+        UsageError: the warm-up that was asked for leaves no update; the preset has nothing for the run.
     """
+    own, given, notes = plan.settings, {}, []
+    if plan.dataset:
+        plan, notes = _on_dataset(plan)
+    if plan.preset:
+        given, source = preset(plan.preset, plan.recipe, plan.env)
+        notes += [f"preset {plan.preset} ({source}): {_listed(given)}"]
+        plan = dataclasses.replace(plan, settings=merged(given, own))
     agent = build(plan.recipe, plan.settings)
-    plan = dataclasses.replace(plan, label=plan.label or label(agent))
-    notes = moved(agent)
-    asked = "warmup" in plan.settings.get("base", {})
-    warmup = agent.base.warmup
-    if asked and warmup >= plan.steps:
+    plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
+    notes += moved(agent) + remarks(agent)
+    if plan.dataset:
+        return plan, agent, notes
+    field, wait = agent.base.waits()
+    asked = field in own.get("base", {})
+    if asked and wait >= plan.steps:
         raise UsageError(
-            f"--base.warmup {warmup} leaves no update in {plan.steps} steps; "
+            f"--base.{field} {wait} leaves no update in {plan.steps} steps; "
             f"use less than {plan.steps}, or more steps."
         )
-    if not asked and plan.steps < 2 * warmup:
-        short = plan.steps // 5
-        notes.append(f"the run is short: base.warmup = {short} (a fifth of it) instead of {warmup}")
-        base = {**plan.settings.get("base", {}), "warmup": short}
-        plan = dataclasses.replace(plan, settings={**plan.settings, "base": base})
-        agent = build(plan.recipe, plan.settings)
-    return plan, agent, notes
+    if plan.start and field == "warmup" and not asked:
+        notes.append("a policy is there already: base.warmup = 0")
+        plan = _with_base(plan, {field: 0})
+    elif not asked and plan.steps < 2 * wait:
+        fields = agent.base.fitted(plan.steps)
+        short = fields[field]
+        notes.append(f"the run is short: base.{field} = {short} (a fifth of it) instead of {wait}")
+        plan = _with_base(plan, fields)
+    if shares := agent.base.shares(plan.steps):
+        told = [f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()]
+        notes, plan = notes + told, _with_base(plan, shares)
+    return plan, build(plan.recipe, plan.settings), notes
+
+
+def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
+    """The plan with the recipe as it learns from data, and the dataset's environment where none is named."""
+    recipe, notes = on_dataset(plan.recipe)
+    plan = dataclasses.replace(plan, recipe=recipe)
+    found = home(plan.dataset)
+    if plan.env:
+        return dataclasses.replace(plan, reference=found.reference), notes
+    if found.env:
+        args = found.env_args | dict(plan.env_args)
+        return dataclasses.replace(plan, env=found.env, env_args=args, reference=found.reference), notes
+    if plan.probe:
+        raise UsageError(
+            f"--probe measures evaluations: {plan.dataset} names no environment; add one with --env."
+        )
+    args = {"dataset": plan.dataset}
+    plan = dataclasses.replace(plan, env=RECORDED, env_args=args, eval_every=0, reference=found.reference)
+    return plan, notes + found.notes
+
+
+def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
+    """The plan with these fields of the base set."""
+    base = {**plan.settings.get("base", {}), **fields}
+    return dataclasses.replace(plan, settings={**plan.settings, "base": base})
 
 
 def moved(agent: Agent) -> list[str]:
@@ -96,10 +147,23 @@ def moved(agent: Agent) -> list[str]:
     return [str(m) for m in overridden(agent)[1] if getattr(agent.base, m.field) == m.after]
 
 
-def label(agent: Agent) -> str:
-    """The recipe, with the fields that differ from its defaults, e.g. `td3+lap[lap.alpha=0.6]`."""
-    fields = ",".join(f"{name}={_short(value)}" for name, value in changed(agent).items())
+def remarks(agent: Agent) -> list[str]:
+    """What parts say of themselves in this agent, one sentence each."""
+    present = frozenset(agent.parts)
+    return [said for part in agent.parts.values() for said in part.remarks(present, agent.base)]
+
+
+def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
+    """The recipe, with the fields that differ from its defaults, e.g. `td3+lap[lap.alpha=0.6]`, or from what
+    a preset has given: `td3+pave[preset=paper,pave.sigma=0.1]`."""
+    said = {"preset": preset} if preset else {}
+    fields = ",".join(f"{name}={_short(value)}" for name, value in (said | changed(agent, given)).items())
     return f"{agent.recipe}[{fields}]" if fields else agent.recipe
+
+
+def _listed(settings: Settings) -> str:
+    fields = [f"{part}.{name} = {value}" for part, of in settings.items() for name, value in of.items()]
+    return ", ".join(fields)
 
 
 def _short(value: Any) -> str:

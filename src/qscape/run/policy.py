@@ -10,22 +10,28 @@ from qscape.agents import build
 from qscape.envs import Edge, Episode
 from qscape.envs import make as make_edge
 from qscape.errors import RunError, UsageError
-from qscape.offpolicy.state import Acting
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
 from qscape.run.folder import newest_save, read_plan
-from qscape.run.programs import Programs
+from qscape.run.programs import Acts, Programs
+from qscape.run.rollouts import RolloutPrograms
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """A policy with all that is needed to act: `programs.act(acting, ...)`."""
 
-    programs: Programs
-    acting: Acting
+    programs: Acts
+    acting: Any
     edge: Edge
     step: int
     policy: str  # "kept" or "current"
+
+
+def programs_of(agent: Any, envs: int = 1) -> Acts:
+    """The programs of an agent that is bound to its task."""
+    return RolloutPrograms(agent) if isinstance(agent, OnPolicyAgent) else Programs(agent, agent.layout(envs))
 
 
 def load_policy(
@@ -45,13 +51,17 @@ def load_policy(
     path = newest_save(folder)
     if path is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
-    edge = make_edge(plan.env, envs, dict(plan.env_args) | (env_args or {}), seed=seed)
-    agent = build(plan.recipe, plan.settings).on(edge.spec)
+    agent: Any = build(plan.recipe, plan.settings)
+    args, by_index = dict(plan.env_args) | (env_args or {}), isinstance(agent, OnPolicyAgent)
+    edge = make_edge(plan.env, envs, args, seed=seed, by_index=by_index)
+    agent = agent.on(edge.spec)
     like = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))
     name = "kept" if "kept" in saves.tree_names(path) and not current else "acting"
     trees, meta = saves.read(path, {name: like})
+    if isinstance(agent, OnPolicyAgent):
+        agent.check(trees[name].own)
     step = meta["numbers"]["env_steps"]
-    programs = Programs(agent, agent.layout(envs))
+    programs = programs_of(agent, envs)
     return Loaded(programs, trees[name], edge, step, "kept" if name == "kept" else "current")
 
 

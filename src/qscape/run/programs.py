@@ -6,7 +6,7 @@ make XLA copy the whole replay at every call. The others only read the replay's 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.state import Acting, State
+from qscape.offpolicy.state import State
 from qscape.replay.memory import Index, Layout
 from qscape.types import Key
 
@@ -38,6 +38,10 @@ class Programs:
             self.see = jax.jit(agent.see, donate_argnums=0)
         self.act: Callable[..., Any] = jax.jit(agent.act, static_argnames="mode")
         self.keep = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
+
+    def memory(self, envs: int) -> PyTree:
+        """What acting remembers at the start, for E environments side by side."""
+        return self.agent.maximiser.memory(self.agent.task, envs, self.agent.base)
 
     def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
         """The metrics vector before the first update; finds out the names as well."""
@@ -85,16 +89,25 @@ class Programs:
         return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), index, metrics))
 
 
+class Acts(Protocol):
+    """The programs of a policy: all that evaluation needs."""
+
+    agent: Any
+    act: Callable[..., Any]  # (acting, memory, obs, first, env_steps, key, mode=) -> action, columns, memory
+
+    def memory(self, envs: int) -> PyTree: ...
+
+
 def evaluation_key() -> Key:
     """A policy that is random by construction evaluates with this fixed key."""
     return jax.random.key(0)
 
 
 def act_evaluating(
-    programs: Programs, acting: Acting, edge_envs: int
+    programs: "Acts", acting: Any, edge_envs: int
 ) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
     """The deterministic policy of an acting state, for E environments side by side."""
-    memory = programs.agent.maximiser.memory(programs.agent.task, edge_envs)
+    memory = programs.memory(edge_envs)
     key = evaluation_key()
 
     def choose(obs: np.ndarray, first: np.ndarray, step: int) -> np.ndarray:

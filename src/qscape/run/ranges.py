@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import PARTS, nearest, settings_of
+from qscape.agents import PARTS, Agent, nearest, onpolicy, settings_of
 from qscape.errors import UsageError
-from qscape.offpolicy.agent import Agent
 from qscape.run.plan import Plan, fitted
 from qscape.run.toml import Source, Where
 
@@ -101,7 +100,7 @@ def _own_ranges(agent: Agent) -> dict[str, Range]:
 def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str]) -> str | None:
     """Why a field cannot be searched, or None."""
     part = name.partition(".")[0]
-    if part in PARTS and part not in agent.parts:
+    if part in PARTS | onpolicy.PARTS and part not in agent.parts:
         return f"it belongs to {part}; write {agent.recipe}+{part}"
     if name not in present:
         beside = [other for other in present if other.startswith(f"{part}.")]

@@ -3,7 +3,7 @@
 import csv
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,9 @@ class Sink(Protocol):
 class FolderSink:
     """metrics.jsonl, evaluations.csv and TensorBoard events in a run folder."""
 
-    def __init__(self, folder: Path, step: int = -1) -> None:
-        """Lines of steps beyond `step`, which a resumed run makes again, are dropped; -1: all of them."""
+    def __init__(self, folder: Path, step: int = -1, probed: Sequence[str] = ()) -> None:
+        """Lines of steps beyond `step`, which a resumed run makes again, are dropped; -1: all of them.
+        `probed`: the columns that probes add to evaluations.csv."""
         self.folder = folder
         try:
             _keep_up_to(folder, step)
@@ -34,7 +35,7 @@ class FolderSink:
             self.evaluations = (folder / "evaluations.csv").open("a", newline="")
             self.rows = csv.writer(self.evaluations)
             if self.evaluations.tell() == 0:
-                self.rows.writerow(EVALUATION_COLUMNS)
+                self.rows.writerow((*EVALUATION_COLUMNS, *probed))
             self.board = SummaryWriter(str(folder), purge_step=step + 1)
         except OSError as problem:
             raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
@@ -57,16 +58,22 @@ class FolderSink:
         elif isinstance(event, ev.Evaluated):
             for k, (ret, length) in enumerate(zip(event.returns, event.lengths, strict=True)):
                 success = event.successes[k] if k < len(event.successes) else ""
-                self.rows.writerow(
-                    (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
-                )
+                row = (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
+                self.rows.writerow((*row, *(values[k] for values in event.probes.values())))
             self.evaluations.flush()
-            self.board.add_scalar(f"evaluation/return_{event.policy}", event.mean, event.step)
+            for name, value in _evaluated(event).items():
+                self.board.add_scalar(name, value, event.step)
 
     def close(self) -> None:
         self.metrics.close()
         self.evaluations.close()
         self.board.close()
+
+
+def _evaluated(event: ev.Evaluated) -> dict[str, float]:
+    """The means over episodes, as loggers show them."""
+    means = {name: sum(values) / len(values) for name, values in event.probes.items()}
+    return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
 
 
 def _keep_up_to(folder: Path, step: int) -> None:
@@ -81,9 +88,9 @@ def _keep_up_to(folder: Path, step: int) -> None:
             except (ValueError, KeyError):  # the last line of a killed run
                 continue
         _rewrite(metrics, kept)
-    if evaluations.exists():
-        head, *lines = evaluations.read_text().splitlines() or [",".join(EVALUATION_COLUMNS)]
-        whole = [line for line in lines if line.count(",") == len(EVALUATION_COLUMNS) - 1]
+    if evaluations.exists() and (text := evaluations.read_text()):
+        head, *lines = text.splitlines()
+        whole = [line for line in lines if line.count(",") == head.count(",")]
         _rewrite(evaluations, [head, *(line for line in whole if int(line.split(",")[0]) <= step)])
 
 
@@ -107,7 +114,7 @@ class TrackerSink:
         if isinstance(event, ev.Logged):
             self.tracker.log({f"train/{k}": v for k, v in event.metrics.items()} | {"step": event.step})
         elif isinstance(event, ev.Evaluated):
-            self.tracker.log({f"evaluation/return_{event.policy}": event.mean, "step": event.step})
+            self.tracker.log(_evaluated(event) | {"step": event.step})
 
     def close(self) -> None:
         self.tracker.finish()

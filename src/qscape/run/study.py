@@ -17,14 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import build
+from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_edge
 from qscape.errors import UsageError
-from qscape.offpolicy.agent import Agent
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.run import probes
 from qscape.run.plan import Plan, fitted
 from qscape.run.toml import Source, Where
 
 BUDGETS = ("quick", "full")
+AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # of [[agents]]; every other key is a part with fields
 NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}  # and the least
 
 
@@ -70,8 +72,10 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
         raise UsageError(
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
-    agents = [_agent(source, ("agents", k)) for k in range(source.entries("agents"))]
-    environments = [_environment(source, ("environments", k)) for k in range(source.entries("environments"))]
+    agents = [_agent(source, path) for path in _taken(source, "agents", budget)]
+    by_index = any(isinstance(build(agent.fields["recipe"]), OnPolicyAgent) for agent in agents)
+    paths = _taken(source, "environments", budget)
+    environments = [_environment(source, path, by_index) for path in paths]
     numbers, seeds = budgets[budget]
     groups: dict[Path, tuple[Plan, Entry, Entry]] = {}
     for environment in environments:
@@ -89,12 +93,20 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     return Study(file, name, budget, runs / name, rows)
 
 
-def _budget(source: Source, path: Where) -> tuple[dict[str, int], list[int]]:
-    """The numbers and the seeds of [budgets.NAME]."""
-    source.table(path, (*NUMBERS, "seeds"))
-    numbers = {k: n for k, least in NUMBERS.items() if (n := source.number((*path, k), least)) is not None}
+def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
+    """The numbers and probes, and the seeds of [budgets.NAME]."""
+    source.table(path, (*NUMBERS, "probe", "seeds"))
+    numbers: dict[str, Any] = {
+        k: n for k, least in NUMBERS.items() if (n := source.number((*path, k), least)) is not None
+    }
     if "steps" not in numbers:
         raise source.error(path, f"[budgets.{path[-1]}] needs steps")
+    if probe := source.get((*path, "probe"), list):
+        numbers["probe"] = tuple(map(str, probe))
+        try:
+            probes.check(numbers["probe"])
+        except UsageError as problem:
+            raise source.error((*path, "probe"), str(problem)) from problem
     seeds = source.at((*path, "seeds"))
     if type(seeds) is int:
         seeds = [*range(seeds)]
@@ -106,6 +118,21 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, int], list[int]]:
             (*path, "seeds"), f"[budgets.{path[-1]}] {why}: give how many, or a list that names each once"
         )
     return numbers, seeds
+
+
+def _taken(source: Source, kind: str, budget: str) -> list[Where]:
+    """The entries [[kind]] that a budget takes: those that name it, and those that name none."""
+    taken: list[Where] = []
+    for k in range(source.entries(kind)):
+        path = (kind, k, "budgets")
+        named = source.at(path)
+        if named is None or (isinstance(named, list) and budget in named):
+            taken.append(path[:2])
+        if named is not None and not (isinstance(named, list) and {*map(str, named)} <= {*BUDGETS}):
+            raise source.error(path, f"budgets is {named!r}; it must be a list of {', '.join(BUDGETS)}")
+    if not taken:
+        raise source.error((kind,), f"no [[{kind}]] is left for the budget '{budget}'")
+    return taken
 
 
 def _steps(source: Source, path: Where) -> dict[str, int]:
@@ -121,16 +148,20 @@ def _agent(source: Source, path: Where) -> Entry:
     if recipe is None:
         raise source.error(path, '[[agents]] needs a recipe, such as recipe = "td3+lap"')
     parts = _built(source, (*path, "recipe"), recipe, {}).parts
-    settings = {key: value for key, value in source.at(path).items() if key not in ("recipe", "steps")}
+    preset = source.get((*path, "preset"), str)
+    if preset is not None and preset not in PRESETS:
+        raise source.error((*path, "preset"), f"there is no preset '{preset}'; {nearest(preset, PRESETS)}")
+    settings = {key: value for key, value in source.at(path).items() if key not in AGENT_KEYS}
     for part, fields in settings.items():
         if not isinstance(fields, dict):
-            source.check_keys(path, ("recipe", "steps", "base", *parts))
+            source.check_keys(path, (*AGENT_KEYS, "base", *parts))
             raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
         _built(source, (*path, part), recipe, {part: {}})
         for field, value in fields.items():  # each alone, to find the line of the one that is refused
             _built(source, (*path, part, field), recipe, {part: {field: value}})
     _built(source, path, recipe, settings)
-    return Entry(path, {"recipe": recipe, "settings": settings}, _steps(source, (*path, "steps")))
+    fields = {"recipe": recipe, "settings": settings, "preset": preset}
+    return Entry(path, fields, _steps(source, (*path, "steps")))
 
 
 def _built(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
@@ -141,20 +172,20 @@ def _built(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]
         raise source.error(path, str(problem)) from problem
 
 
-def _environment(source: Source, path: Where) -> Entry:
-    source.table(path, ("id", "args", "steps"))
+def _environment(source: Source, path: Where, by_index: bool) -> Entry:
+    source.table(path, ("id", "args", "steps", "budgets"))
     env, args = source.get((*path, "id"), str), source.get((*path, "args"), dict, {})
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
-        make_edge(env, env_args=args).close()
+        make_edge(env, env_args=args, by_index=by_index).close()
     except UsageError as problem:
         where = "args" if "env_args" in str(problem) else "id"
         raise source.error((*path, where), str(problem)) from problem
     return Entry(path, {"env": env, "env_args": args}, _steps(source, (*path, "steps")))
 
 
-def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, int]) -> Plan:
+def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:
     """What one agent does in one environment. The agent's own steps win over the environment's."""
     steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
     fields: dict[str, Any] = {**agent.fields, **environment.fields, **numbers, "steps": steps}

@@ -9,7 +9,7 @@ from qscape.agents import nearest
 from qscape.errors import UsageError
 
 Where = tuple[str | int, ...]  # keys and indices from the top, e.g. ("agents", 0, "lap", "alpha")
-KINDS = {str: "a string", dict: "a table", int: "a whole number"}
+KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list"}
 
 
 class Source(NamedTuple):

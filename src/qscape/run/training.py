@@ -9,15 +9,21 @@ from typing import Any
 
 import jax
 
-from qscape.agents import build
+from qscape.agents import Agent, build
+from qscape.envs import Edge
 from qscape.errors import RunError, UsageError
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
+from qscape.run import probes
+from qscape.run.loop import Loop, Saver, open_edges
+from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, fitted
+from qscape.run.rollouts import RolloutTrainer
 from qscape.run.sinks import TRACKERS, FolderSink, Sink
-from qscape.run.trainer import Trainer, open_edges
+from qscape.run.trainer import Trainer
 
-OnTrainer = Callable[[Trainer], Any]
+OnTrainer = Callable[[Loop], Any]
 
 
 def use_compilation_cache() -> None:
@@ -26,6 +32,17 @@ def use_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def trainer_of(
+    plan: Plan, agent: Agent, edge: Edge, eval_edge: Edge | None = None, saver: Saver | None = None
+) -> Loop:
+    """The loop that fits an agent."""
+    if isinstance(agent, OnPolicyAgent):
+        return RolloutTrainer(plan, agent, edge, eval_edge, saver)
+    if plan.dataset:
+        return OfflineTrainer(plan, agent, edge, eval_edge, saver)
+    return Trainer(plan, agent, edge, eval_edge, saver)
 
 
 def train(
@@ -50,8 +67,10 @@ def train(
     folder = Path(folder)
     plan, agent, notes = fitted(plan)
     folders.refuse_taken(folder, overwrite)  # before a lock is written into it
-    edge, eval_edge = open_edges(plan)
-    trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
+    edge, eval_edge = open_edges(plan, agent)
+    trainer = trainer_of(plan, agent, edge, eval_edge, partial(folders.save, folder))
+    if plan.start:
+        notes += take_over(trainer, plan)
     with folders.locked(folder):
         folders.create(folder, plan, trainer.agent, overwrite)
         on_trainer(trainer)
@@ -87,8 +106,8 @@ def resume(
                 f"to go on, ask for more: qscape resume {folder} --steps {2 * plan.steps}."
             )
         agent = build(plan.recipe, plan.settings)
-        edge, eval_edge = open_edges(plan)
-        trainer = Trainer(plan, agent, edge, eval_edge, partial(folders.save, folder))
+        edge, eval_edge = open_edges(plan, agent)
+        trainer = trainer_of(plan, agent, edge, eval_edge, partial(folders.save, folder))
         newest = folders.newest_save(folder, "replay")
         notes = [] if newest else ["there is no save yet: the run starts again"]
         if newest:
@@ -99,10 +118,11 @@ def resume(
 
 
 def _told(
-    trainer: Trainer, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
+    trainer: Loop, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
 ) -> Iterator[ev.RunEvent]:
     """The trainer's events, written to every sink on their way."""
-    sinks: list[Sink] = [FolderSink(folder, -1 if trainer.fresh else trainer.env_steps)]
+    begun = -1 if trainer.fresh else trainer.env_steps
+    sinks: list[Sink] = [FolderSink(folder, begun, probes.columns(plan.probe))]
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
     project = f"qscape-{plan.env.replace('/', '-')}"
@@ -119,7 +139,9 @@ def _told(
             if edge is not None:
                 edge.close()
     if trainer.updates == 0 and trainer.finished:
+        field, _ = trainer.agent.base.waits()
+        value = getattr(trainer.agent.base, field)
         raise RunError(
-            f"the run ended after {trainer.env_steps} steps without one update: no episode ended after the "
-            f"warm-up of {trainer.agent.base.warmup} steps; give it more steps or a shorter --base.warmup."
+            f"the run ended after {trainer.env_steps} steps without one update: none was due after "
+            f"base.{field} = {value}; give it more steps or a smaller --base.{field}."
         )

@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from qscape.errors import QscapeError
+from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
 from qscape.run.plan import Plan, fitted
 from qscape.run.ranges import Range, with_fields
@@ -43,6 +44,7 @@ class Search:
         plan = self.plan
         said: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
         said |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
+        said |= {"preset": plan.preset} if plan.preset else {}
         said |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}
         said |= {f"range of {r.field}": r.to_json() for r in self.ranges}
         return json.loads(json.dumps(said))
@@ -98,7 +100,8 @@ class Trial:
     def judged(self) -> tuple[str, int]:
         """The policy whose evaluations count, and the warm-up: before its end nothing is learned."""
         _, agent, _ = fitted(self.plan(0))
-        return "kept" if agent.schedule.keeps else "current", agent.base.warmup
+        keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps
+        return "kept" if keeps else "current", agent.base.waits()[1]
 
     def see(self, seed: int, step: int, policy: str, ret: float) -> None:
         """Take over the mean return of one evaluation of one run."""

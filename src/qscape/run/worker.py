@@ -14,8 +14,8 @@ from typing import Any
 from qscape.errors import QscapeError
 from qscape.run import events as ev
 from qscape.run.estimate import measure
+from qscape.run.loop import Loop
 from qscape.run.plan import Plan, from_json
-from qscape.run.trainer import Trainer
 from qscape.run.training import resume, train
 
 
@@ -61,7 +61,7 @@ class _stopping:
     """Turns signals into requests to stop, for as long as a job runs."""
 
     def __init__(self) -> None:
-        self.trainer: Trainer | None = None
+        self.trainer: Loop | None = None
         self.before: dict[int, Any] = {}
 
     def __enter__(self):
@@ -69,7 +69,7 @@ class _stopping:
             self.before[number] = signal.signal(number, self._asked)
         return self._started
 
-    def _started(self, trainer: Trainer) -> None:
+    def _started(self, trainer: Loop) -> None:
         self.trainer = trainer
 
     def _asked(self, number: int, frame: Any) -> None:

@@ -1,0 +1,155 @@
+"""Action layers on JAX-native environments: raw data of many seeds, those of a head in one program.
+
+    python benchmarks/action_collapse.py cliff     # Ideal Cliff Walking: metrics of collapse over training
+    python benchmarks/action_collapse.py cartpole  # steps to 475, or none by 200,000
+
+Writes benchmarks/results/action_collapse/NAME.json: settings, and one row for each head, algorithm, seed and
+moment. Nothing is averaged here.
+"""
+
+import argparse
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qscape import agents
+from qscape.envs.cartpole import CartPole
+from qscape.envs.cliff import IdealCliffWalking
+from qscape.onpolicy import native
+from qscape.onpolicy.agent import Agent
+from qscape.ops.collapse import action_collapse
+from qscape.run.folder import origin
+
+PLACE = Path(__file__).parent / "results" / "action_collapse"
+BRANCH = {"projector": "linear", "bound": "ball"}
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is added to the base, and settings
+    "learnable": ("", {}),
+    "learnable, projector and ball": ("", {"learnable": BRANCH}),
+    "etf": ("+etf", {}),
+    "etf, no bound": ("+etf", {"etf": {"bound": "none"}}),
+    "fixed_gaussian": ("+fixed_gaussian", {}),
+    "fixed_orthogonal": ("+fixed_orthogonal", {}),
+    "cosine": ("+cosine", {}),
+}
+ENVS = 8
+SOLVED, LAST = 475.0, 100  # mean return over so many episodes that counts as solved
+
+
+def build(recipe: str, head: str, env: Any, **settings: Any) -> Agent:
+    """The agent of a base and a head, bound to its task."""
+    added, of_head = HEADS[head]
+    agent = agents.build(recipe + added, settings | of_head)
+    assert isinstance(agent, Agent)
+    return agent.on(native.spec_of(env))
+
+
+def cliff(seeds: int, updates: int, moments: int) -> dict[str, Any]:
+    """REINFORCE on Ideal Cliff Walking, the specification's reference setup."""
+    env, rows = IdealCliffWalking(), []
+    best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
+    keys = jax.random.split(jax.random.key(0), seeds)
+    for head in HEADS:
+        agent, begun = build("reinforce", head, env, base={"rollout": 100 * ENVS}), time.perf_counter()
+        each = updates // moments
+        run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
+        go = partial(native.further, agent, env, updates=each, total=updates)
+        further = jax.jit(jax.vmap(go), donate_argnums=0)
+        look = jax.jit(jax.vmap(lambda state, agent=agent: agent.look(agent.acting(state), cells)))
+        for moment in range(1, moments + 1):
+            run, history = further(run, keys)
+            dist = look(run.state)
+            for seed in range(seeds):
+                state = jax.tree.map(lambda x, seed=seed: x[seed], run.state)
+                w = np.asarray(agent.head.layer(state.networks.head, state.own.get(agent.head.name)))
+                h = np.asarray(dist.features[seed])
+                found = {
+                    centre: action_collapse(h, best, w, centre)._asdict() for centre in ("classes", "samples")
+                }
+                rows += [
+                    {
+                        "head": head,
+                        "seed": seed,
+                        "update": moment * each,
+                        "env_steps": int(run.state.env_steps[seed]),
+                        "solved": bool((np.asarray(dist.mode())[seed, :, 0] == best).all()),
+                        "return": float(jnp.nanmean(history.returned[seed][-50:])),
+                        **found,
+                    }
+                ]
+        print(f"{head}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return {"environment": "cliff/IdealCliffWalking-v0", "updates": updates, "rows": rows}
+
+
+def cartpole(seeds: int, steps: int) -> dict[str, Any]:
+    """Steps until the mean return of sampled episodes over the last 100 reaches 475; None: never."""
+    env, rows = CartPole(), []
+    keys = jax.random.split(jax.random.key(0), seeds)
+    for base in ("reinforce", "ppo"):
+        for head in HEADS:
+            agent, begun = build(base, head, env), time.perf_counter()
+            updates = 50 if base == "reinforce" else steps // agent.base.rollout // 4
+            run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
+            total = 10**9 if base == "reinforce" else steps // agent.base.rollout
+            go = partial(native.further, agent, env, updates=updates, total=total)
+            further, told = jax.jit(jax.vmap(go), donate_argnums=0), []
+            while not told or min(told[-1].env_steps[:, -1]) < steps:
+                run, history = further(run, keys)
+                told.append(jax.tree.map(np.asarray, history))
+            for seed in range(seeds):
+                columns = (
+                    np.concatenate([getattr(h, name)[seed] for h in told])
+                    for name in ("env_steps", "returned", "episodes")
+                )
+                rows += [{"algorithm": base, "head": head, "seed": seed} | solved(*columns, until=steps)]
+            print(f"{base}, {head}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return {"environment": "jax/CartPole-v1", "steps": steps, "rows": rows}
+
+
+def solved(steps: np.ndarray, returned: np.ndarray, episodes: np.ndarray, until: int) -> dict[str, Any]:
+    """When one seed was solved, and its curve: steps before each rollout, mean return and episodes in it."""
+    within = (steps < until) & (episodes > 0)
+    steps, returned, episodes = steps[within], returned[within], episodes[within]
+    found = None
+    for end in range(1, len(steps) + 1):
+        counted = np.cumsum(episodes[:end][::-1])
+        window = int(np.searchsorted(counted, LAST)) + 1  # the fewest last rollouts with so many episodes
+        if counted[-1] < LAST:
+            continue
+        last = slice(end - window, end)
+        if np.average(returned[last], weights=episodes[last]) >= SOLVED:
+            found = int(steps[end - 1])
+            break
+    curve = {"steps": steps.tolist(), "return": np.round(returned, 2).tolist(), "episodes": episodes.tolist()}
+    return {"solved_at": found, **curve}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("cliff", "cartpole"))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=4_000, help="of Ideal Cliff Walking")
+    parser.add_argument("--moments", type=int, default=20, help="at which collapse is measured")
+    parser.add_argument("--steps", type=int, default=200_000, help="of CartPole")
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    if given.what == "cliff":
+        found = cliff(given.seeds, given.updates, given.moments)
+    else:
+        found = cartpole(given.seeds, given.steps)
+    file = given.out or PLACE / f"{given.what}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    heads = {name: [added, settings] for name, (added, settings) in HEADS.items()}
+    about = {"envs": ENVS, "heads": heads, "threads": os.environ.get("NPROC"), **origin()}
+    file.write_text(json.dumps(about | found) + "\n")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`qscape collapse RUN...`."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from qscape.cli import options
+from qscape.cli.running import plain_console, table
+from qscape.types import setting
+
+COLUMNS = (
+    "equinorm_h",
+    "equiangularity_h",
+    "max_angle_h",
+    "max_angle_w",
+    "within_variation",
+    "self_duality",
+    "nearest_mean_agreement",
+    "alignment",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape collapse`."""
+
+    states: int = setting(10_000, "States of evaluation rollouts to measure on.")
+    seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
+    json: str | None = setting(None, "Write all that was found as JSON.")
+    png: str | None = setting(None, "The picture; None: inspect/collapse.png in the first run's folder.")
+
+
+def main(argv: list[str]) -> int:
+    """Measure action collapse over the saves of runs, and draw it."""
+    from qscape.cli.compare import save_figure, save_text
+    from qscape.inspect import collapse, store
+    from qscape.report import collapse as report
+    from qscape.report.runs import find_runs
+
+    paths, rest = options.positionals(argv, "RUN", "qscape collapse")
+    given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
+    console, records, files = plain_console(), [], []
+    if not console.is_terminal:
+        console.width = 170  # tables in a file or a pipe need not fold as on a narrow screen
+    for folder in find_runs(paths):
+        found = collapse.measure(folder, given.states, given.seed)
+        files.append(store.write(folder, "collapse", found))
+        records.append(found)
+        rows = [[f"{row['step']:,}", *(_number(row[name]) for name in COLUMNS)] for row in found["history"]]
+        title = f"{found['label']} {found['env']} seed {found['seed']}: {found['states']:,} states, "
+        title += f"{found['labels']} {' '.join(map(str, found['counts']))}"
+        names = [name.replace("_", " ") for name in COLUMNS]
+        console.print(table(title, ["step", *names], rows))
+    if given.json:
+        save_text(store.to_json({"runs": records}), given.json)
+        files.append(Path(given.json))
+    picture = Path(given.png) if given.png else files[0].parent / "collapse.png"
+    save_figure(report.figure(records), str(picture))
+    for file in (*files, picture):
+        console.print(f"written: {file}", soft_wrap=True)
+    return 0
+
+
+def _number(x: float | None) -> str:
+    return "-" if x is None or math.isnan(x) else f"{x:.4f}"

@@ -1,0 +1,40 @@
+"""`qscape import FILE --env ID --out RUN`."""
+
+import dataclasses
+from pathlib import Path
+
+from qscape.cli import options
+from qscape.cli.running import plain_console
+from qscape.errors import UsageError
+from qscape.export.stable_baselines import convert
+from qscape.run.training import use_compilation_cache
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape import`."""
+
+    env: str = setting("", "The environment it was trained in.")
+    env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
+    out: str | None = setting(None, "The run folder to write; None: runs/ENV/NAME/0.")
+    overwrite: bool = setting(False, "Replace a run that is there.")
+
+
+def main(argv: list[str]) -> int:
+    """Make a run folder of a Stable-Baselines3 TD3 or SAC file."""
+    file, rest = options.positional(argv, "FILE", "qscape import")
+    given = options.parse(options.flags_of(Options()), rest, "qscape import FILE")
+    if not given.env:
+        raise UsageError(
+            "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1."
+        )
+    name = Path("runs") / given.env.replace("/", "-") / Path(file).stem / "0"
+    folder = Path(given.out) if given.out else name
+    use_compilation_cache()
+    off = convert(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)
+    plain_console().print(
+        f"{folder}: acts like {file}, greatest difference {off:.1e} on 1,000 observations",
+        soft_wrap=True,
+    )
+    return 0

@@ -1,0 +1,52 @@
+"""Running scales of rewards or returns, for critics that would see numbers of any size."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from qscape.errors import UsageError
+from qscape.onpolicy.base import Base
+from qscape.onpolicy.sockets import Scaling, Steps
+from qscape.ops.returns import running_returns
+from qscape.ops.running import merge, moments
+from qscape.types import Spec, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleRewards(Scaling):
+    """Rewards over the running spread of discounted sums of rewards, or a critic in units of past returns."""
+
+    name: ClassVar[str] = "scale_rewards"
+    what: Literal["rewards", "returns"] = setting(
+        "rewards", "'rewards': each reward is divided. 'returns': the critic's targets are."
+    )
+    clip: float | None = setting(10.0, "Bound on scaled rewards; None: no bound.")
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"scale_rewards.clip is {self.clip}; it must be above 0, or None.")
+
+    def memory(self, spec: Spec, envs: int) -> PyTree:
+        return moments(1)._replace(seen=jnp.zeros(())), jnp.zeros(envs)
+
+    def rewards(self, own: PyTree, base: Base, steps: Steps) -> tuple[Array, PyTree]:
+        if self.what == "returns":
+            return steps.reward, own
+        seen, before = own
+        sums, before = running_returns(steps.reward, steps.ended, before, base.discount)
+        weight = None if steps.weight is None else steps.weight.reshape(-1)
+        seen = merge(seen, sums.reshape(-1, 1), weight)
+        scaled = steps.reward / jnp.sqrt(seen.var[0] + 1e-8)
+        return scaled if self.clip is None else jnp.clip(scaled, -self.clip, self.clip), (seen, before)
+
+    def values(self, own: PyTree) -> Array | None:
+        return None if self.what == "rewards" else jnp.sqrt(own[0].var[0] + 1e-8)
+
+    def see(self, own: PyTree, returns: Array, weight: Array | None) -> PyTree:
+        if self.what == "rewards":
+            return own
+        seen, before = own
+        rows = None if weight is None else weight.reshape(-1)
+        return merge(seen, returns.reshape(-1, 1), rows), before

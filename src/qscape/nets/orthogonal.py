@@ -1,0 +1,24 @@
+"""Orthogonal initialisation."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from qscape.nets.mlp import Trunk
+from qscape.types import Key
+
+
+def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.nn.Linear:
+    """A linear layer whose weight has orthonormal rows or columns times `gain`; the bias is 0."""
+    layer = eqx.nn.Linear(fan_in, fan_out, key=key)
+    weight = jax.nn.initializers.orthogonal(gain)(key, (fan_out, fan_in))
+    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (weight, jnp.zeros(fan_out)))
+
+
+def orthogonal_trunk(key: Key, sizes: Sequence[int], activation: str, gain: float = 2.0**0.5) -> Trunk:
+    """A trunk with orthogonal weights, of gain √2."""
+    keys = jax.random.split(key, len(sizes) - 1)
+    layers = [orthogonal_linear(k, i, o, gain) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+    return eqx.tree_at(lambda x: x.layers, Trunk(key, sizes, activation), tuple(layers))

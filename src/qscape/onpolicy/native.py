@@ -1,0 +1,162 @@
+"""On-policy training wholly inside one compiled program, on environments that are pure JAX functions.
+
+train = jax.jit(partial(native.train, agent, envs=8, updates=200))
+state, history = train(env, key)                                   # one seed
+state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten of them side by side
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from qscape.envs.native import Native, step_autoreset
+from qscape.onpolicy.agent import Agent
+from qscape.onpolicy.sockets import Rollout
+from qscape.onpolicy.state import Acting, State
+from qscape.types import Key, Metrics, Scalar, Spec, stream
+
+
+class World(NamedTuple):
+    """E environments: their states, what is acted on next, and their episodes so far."""
+
+    state: PyTree
+    observation: Float[Array, "E S"]
+    ret: Float[Array, " E"]
+    length: Int[Array, " E"]
+
+
+class Ended(NamedTuple):
+    """The episodes that ended in a rollout."""
+
+    over: Bool[Array, "T E"]
+    ret: Float[Array, "T E"]
+    length: Int[Array, "T E"]
+
+
+def spec_of(env: Native) -> Spec:
+    """What an agent has to know of an environment of discrete actions."""
+    return Spec(int(env.observation_space.shape[0]), 1, choices=int(getattr(env.action_space, "n", 0)))
+
+
+def begin(env: Native, envs: int, key: Key) -> World:
+    """New episodes in E environments."""
+    state, observation = jax.vmap(env.reset)(jax.random.split(key, envs))
+    return World(state, observation, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
+
+
+def collect(
+    agent: Agent, env: Native, acting: Acting, world: World, env_steps: Int[Array, ""], key: Key
+) -> tuple[World, Rollout, Ended]:
+    """A rollout by the present policy. With `base.episodes` all environments begin anew and make their share.
+
+    Args:
+        env_steps: made so far; the random numbers of step t are made of `env_steps` + t E.
+        key: the run's key.
+    """
+    base, envs = agent.base, len(world.length)
+    rows = -(-base.rollout // envs)
+    left = None
+    if base.episodes:
+        share = [len(range(i, base.episodes, envs)) for i in range(envs)]
+        rows = min(rows, max(share) * env.time_limit)
+        left = jnp.array(share)
+        world = begin(env, envs, stream(jax.random.fold_in(key, env_steps), "world.begin"))
+
+    def step(carry: tuple, t: Array) -> tuple[tuple, tuple]:
+        world, left = carry
+        at = env_steps + t * envs
+        action = agent.act(acting, None, world.observation, jnp.zeros(envs, bool), at, key, "explore")[0]
+        keys = jax.random.split(stream(jax.random.fold_in(key, at), "world.step"), envs)
+        chosen = action[:, 0].astype(jnp.int32) if agent.task.choices else action
+        state, observation, outcome = jax.vmap(partial(step_autoreset, env))(world.state, chosen, keys)
+        over = outcome.terminated | outcome.truncated
+        ret, length = world.ret + outcome.reward, world.length + 1
+        valid = None if left is None else left > 0
+        row = Rollout(
+            world.observation,
+            action,
+            outcome.reward,
+            outcome.terminated,
+            outcome.truncated & ~outcome.terminated,
+            outcome.observation,
+            valid,
+        )
+        ended = Ended(over if valid is None else over & valid, ret, length)
+        world = World(state, observation, jnp.where(over, 0.0, ret), jnp.where(over, 0, length))
+        return (world, None if left is None else left - (over & (left > 0))), (row, ended)
+
+    if left is None:
+        (world, _), (rollout, ended) = jax.lax.scan(step, (world, None), jnp.arange(rows))
+        return world, rollout, ended
+
+    # Until the last environment has made its share: rows behind that stay as they are, and are not valid.
+    shapes = jax.eval_shape(step, (world, left), jnp.int32(0))[1]
+    blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), shapes)
+
+    def further(carry: tuple) -> tuple:
+        t, inner, made = carry
+        inner, row = step(inner, t)
+        return t + 1, inner, jax.tree.map(lambda all_, one: all_.at[t].set(one), made, row)
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < rows) & (carry[1][1] > 0).any()
+
+    _, (world, _), (rollout, ended) = jax.lax.while_loop(unfinished, further, (0, (world, left), blank))
+    return world, rollout, ended
+
+
+class Run(NamedTuple):
+    """A run between two updates."""
+
+    state: State
+    world: World
+
+
+class History(NamedTuple):
+    """Numbers of each update."""
+
+    metrics: Metrics
+    returned: Scalar  # mean return of the episodes that ended in its rollout; NaN where none did
+    episodes: Int[Array, ""]  # how many these were
+    env_steps: Int[Array, ""]  # made before its rollout
+
+
+def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
+    """A run before its first step; `agent` is bound to its task, `agent.on(native.spec_of(env))`."""
+    return Run(agent.init(key, envs), begin(env, envs, stream(key, "world.begin")))
+
+
+def further(
+    agent: Agent, env: Native, run: Run, key: Key, *, updates: int, total: int
+) -> tuple[Run, History]:
+    """`updates` more rollouts, and what is learned from each, of a run that makes `total` of them."""
+
+    def one(run: Run, _: None) -> tuple[Run, History]:
+        state, world = run
+        acting, steps = agent.acting(state), state.env_steps
+        world, rollout, ended = collect(agent, env, acting, world, steps, key)
+        made = rollout.reward.size if rollout.valid is None else rollout.valid.sum()
+        episodes = ended.over.sum()
+        returned = jnp.where(ended.over, ended.ret, 0.0).sum() / episodes
+        state, metrics = agent.update(state, rollout, state.updates / total, key)
+        return Run(state._replace(env_steps=steps + made), world), History(metrics, returned, episodes, steps)
+
+    return jax.lax.scan(one, run, None, updates)
+
+
+def train(agent: Agent, env: Native, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
+    """A whole run: `updates` rollouts of E environments, and what is learned from each.
+
+    Args:
+        agent: bound to its task; static.
+        key: of this run; with `vmap` one for each seed.
+
+    Returns:
+        The last state, and the history with a row for each update.
+    """
+    run = start(agent, env, key, envs=envs)
+    run, history = further(agent, env, run, key, updates=updates, total=updates)
+    return run.state, history

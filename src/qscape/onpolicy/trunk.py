@@ -1,0 +1,93 @@
+"""The update of every on-policy agent: one pure function that reads like a paper's pseudo-code."""
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qscape.onpolicy.sockets import Rollout, Samples, Steps
+from qscape.onpolicy.state import State
+from qscape.ops.surrogate import explained_variance, mean
+from qscape.types import Key, Metrics, Scalar, stream
+
+if TYPE_CHECKING:
+    from qscape.onpolicy.agent import Agent
+
+
+def update(
+    agent: "Agent", state: State, rollout: Rollout, progress: Scalar | float, key: Key
+) -> tuple[State, Metrics]:
+    """Learn from one rollout, which the present policy has made.
+
+    Args:
+        state: networks, optimisers, counters.
+        rollout: T steps of E environments, raw.
+        progress: the share of the run that is over, in [0, 1]; what annealing follows.
+        key: the run's key; it never advances, the update's number is folded in.
+
+    Returns:
+        The new state, and metrics: means over the steps of the optimiser.
+    """
+    number = state.updates + 1
+    key = jax.random.fold_in(key, number)
+    state = state._replace(updates=number)
+    base, improvement = agent.base, agent.improvement
+
+    # 1. what the networks say of the rollout, by the parameters that made it
+    obs = agent.normalised(state.own, rollout.observation)
+    views = agent.views(state.own, state.networks, obs)
+    log_prob = views.dist.log_prob(rollout.action)
+    next_value = None
+    if views.value is not None:
+        next_obs = agent.normalised(state.own, rollout.next_observation)
+        next_value = agent.value(state.own, state.networks, next_obs)
+
+    # 2. advantages and targets, once
+    weight = None if rollout.valid is None else rollout.valid.astype(jnp.float32)
+    ends = rollout.terminated.astype(jnp.float32), _ended(rollout)
+    steps = Steps(rollout.reward, views.value, next_value, *ends, weight)
+    state, advantage, target = _estimate(agent, state, steps)
+
+    # 3. actor and critic learn
+    columns = Samples(obs, rollout.action, log_prob, advantage, target, views.value, weight)
+    samples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), columns)
+    fns = agent.functions(state, progress, stream(key, f"{improvement.name}.improve"))
+    state, metrics = improvement.improve(fns, state, samples)
+
+    # 4. observation statistics move
+    state = agent.see(state, rollout.observation, weight)
+    metrics["return_target"] = mean(samples.target, samples.weight)
+    lengths = jnp.linalg.norm(views.dist.features, axis=-1).reshape(-1)
+    metrics["feature_norm"] = mean(lengths, samples.weight)
+    if agent.task.choices:
+        metrics["entropy_share"] = metrics["entropy"] / math.log(agent.task.choices)
+    if samples.value is not None:
+        metrics["explained_variance"] = explained_variance(samples.value, samples.target, samples.weight)
+    if base.anneal:
+        metrics["learning_rate"] = fns.rate
+    return state, metrics
+
+
+def _ended(rollout: Rollout) -> Float[Array, "T E"]:
+    """1 where the next row belongs to another episode, or is no step, or is not there at all."""
+    ended = rollout.terminated | rollout.truncated
+    if rollout.valid is not None:
+        ended = ended.at[:-1].set(ended[:-1] | ~rollout.valid[1:])
+    return ended.at[-1].set(True).astype(jnp.float32)
+
+
+def _estimate(agent: "Agent", state: State, steps: Steps) -> tuple[State, Array, Array]:
+    """Advantages and the critic's targets; what estimator and scaling remember moves on."""
+    estimator, scaling = agent.estimator, agent.scaling
+    own = dict(state.own)
+    reward, own[scaling.name] = scaling.rewards(own.get(scaling.name), agent.base, steps)
+    steps = steps._replace(reward=reward)
+    unit = scaling.values(own.get(scaling.name))
+    if unit is not None and steps.value is not None and steps.next_value is not None:
+        steps = steps._replace(value=steps.value * unit, next_value=steps.next_value * unit)
+    advantage, target, own[estimator.name] = estimator.estimate(own.get(estimator.name), agent.base, steps)
+    own[scaling.name] = scaling.see(own[scaling.name], target, steps.weight)
+    target = target if unit is None else target / unit
+    return state._replace(own={k: v for k, v in own.items() if v is not None}), advantage, target

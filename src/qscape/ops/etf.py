@@ -1,0 +1,54 @@
+"""Action layers that are drawn once and never trained, in float64 on the host. Rows are actions.
+
+The rows of a simplex equiangular tight frame (ETF) have one length, and the cosine of any two is -1/(K - 1):
+the most that K vectors can be apart from each other at once.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def helmert(actions: int) -> Float[np.ndarray, "K K-1"]:
+    """Orthonormal columns that span the complement of the all-ones vector."""
+    basis = np.zeros((actions, actions - 1))
+    for j in range(1, actions):
+        basis[:j, j - 1] = 1.0 / np.sqrt(j * (j + 1.0))
+        basis[j, j - 1] = -j / np.sqrt(j * (j + 1.0))
+    return basis
+
+
+def haar_frame(rng: np.random.Generator, width: int, count: int) -> Float[np.ndarray, "d n"]:
+    """`count` orthonormal columns in R^width, uniformly distributed: QR with the signs of R put right."""
+    q, r = np.linalg.qr(rng.standard_normal((width, count)))
+    return q * np.sign(np.diag(r))
+
+
+def simplex_etf(
+    actions: int, frame: Float[np.ndarray, "d K-1"], energy: float = 1.0
+) -> Float[np.ndarray, "K d"]:
+    """W = √E_W √(K / (K - 1)) V Pᵀ with V the Helmert basis and P = `frame` orthonormal (ACPG, Section 3).
+
+    Then ‖w_k‖² = E_W, cos(w_i, w_j) = -1/(K - 1), Σ_k w_k = 0, and d ≥ K - 1 is enough.
+    """
+    return np.sqrt(energy * actions / (actions - 1.0)) * helmert(actions) @ frame.T
+
+
+def is_simplex_etf(w: Float[np.ndarray, "K d"], energy: float, tolerance: float = 1e-4) -> bool:
+    """Has W the Gram matrix of a simplex ETF with rows of squared length E_W, up to rounding?"""
+    k = len(w)
+    gram = np.asarray(w, np.float64) @ np.asarray(w, np.float64).T
+    wanted = energy * (k * np.eye(k) - 1.0) / (k - 1.0)
+    return bool(np.abs(gram - wanted).max() <= tolerance * energy)
+
+
+def gaussian_rows(
+    rng: np.random.Generator, actions: int, width: int, energy: float
+) -> Float[np.ndarray, "K d"]:
+    """Standard normal rows, scaled to squared length E_W."""
+    rows = rng.standard_normal((actions, width))
+    return np.sqrt(energy) * rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def largest_probability(scale: float, actions: int) -> float:
+    """p_max = 1 / (1 + (K - 1) exp(-σ K / (K - 1))) under ‖h‖² ≤ E_H, with σ = √(E_H E_W) (Section 4)."""
+    return float(1.0 / (1.0 + (actions - 1.0) * np.exp(-scale * actions / (actions - 1.0))))

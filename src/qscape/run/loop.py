@@ -1,0 +1,215 @@
+"""The training loop: one object that holds everything a run is, and tells what happens as it goes on.
+
+Here is what every agent's loop shares: when it evaluates, logs, saves and stops. How it steps and
+learns is in `trainer` (off-policy) and `rollouts` (on-policy).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from qscape.agents import Agent
+from qscape.envs import Edge, Episode
+from qscape.envs import make as make_edge
+from qscape.envs.build import training_args
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.run import events as ev
+from qscape.run.evaluation import evaluate, rollouts
+from qscape.run.plan import Plan
+from qscape.run.probes import Look, Probes
+
+Saver: TypeAlias = Callable[[Any, bool], Path]
+
+
+class Loop:
+    """A run in memory. `events(until)` takes it on; it may be taken on again after that. Abstract.
+
+    Attributes:
+        plan, agent: what is run; the agent is bound to the environment's task.
+        edge: the training environment.
+        env_steps, updates: made so far.
+        programs: what is compiled: `act`, `memory`, and the names of the `metrics`.
+        metrics: the newest of every metric, NaN before there is one.
+        kept: the acting state that the schedule keeps, or None.
+    """
+
+    programs: Any
+    metrics: Any
+    kept: Any = None
+
+    def __init__(self, plan: Plan, agent: Any, edge: Edge, eval_edge: Edge | None, saver: Saver | None):
+        """`eval_edge` None: no evaluation while training; `saver` None: nothing is saved. The saver is
+        called with the trainer and whether this save is one to keep for good."""
+        self.plan, self.agent, self.edge = plan, agent.on(edge.spec), edge
+        self.eval_edge, self.saver = eval_edge, saver
+        self.probes = Probes(plan.probe, self.agent) if plan.probe else None
+        self.key = jax.random.key(plan.seed)
+        self.first = np.ones(edge.envs, bool)
+        self.env_steps = self.updates = 0
+        self.returns: list[float] = []  # of the episodes since the last log line
+        self.due = {
+            "log": plan.log_every,
+            "evaluate": 0,
+            "save": plan.saves_every,
+            "milestone": plan.milestone_every,
+        }
+        self.until = plan.steps  # the steps that were last asked for
+        self.finished = False  # were all steps that were asked for made, and their updates?
+        self.seconds = 0.0  # of training in earlier processes
+        self.fresh = True
+        self._stop = False
+
+    # --- what a loop says of itself -----------------------------------------------------------------
+
+    @property
+    def acting(self) -> Any:
+        """The current acting state; its arrays live until the next update."""
+        raise NotImplementedError
+
+    def _notes(self) -> list[str]:
+        """What the user should know when the run starts."""
+        raise NotImplementedError
+
+    def _prepare(self) -> bool:
+        """Learn what is due and choose an action; False: there is more to do before the next step."""
+        raise NotImplementedError
+
+    def _environment_step(self) -> Iterator[ev.RunEvent]:
+        """One step of every sub-environment."""
+        raise NotImplementedError
+
+    def trees(self) -> dict[str, Any]:
+        """Everything on the device, by tree; "replay" is what only the newest save holds."""
+        raise NotImplementedError
+
+    def likes(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The structure of the `trees` of a save with these numbers."""
+        raise NotImplementedError
+
+    # --- what all loops share -----------------------------------------------------------------------
+
+    @property
+    def best(self) -> Any:
+        """What evaluation and export use: the kept acting state where the schedule keeps one."""
+        return self.acting if self.kept is None else self.kept
+
+    def stop(self) -> None:
+        """Ask the run to save and end at the next step."""
+        self._stop = True
+
+    def events(self, until: int) -> Iterator[ev.RunEvent]:
+        """Train until `until` environment steps were made; yields what happens.
+
+        Raises:
+            RunError: the environment gave NaN, the disk is full; the last save stays.
+        """
+        self.finished, self.until = False, until
+        begun = time.perf_counter() - self.seconds
+        self._rate = (self.env_steps, time.perf_counter())
+        if self.fresh:
+            self.edge.reset()
+            self.fresh = False
+        yield ev.Started(
+            self.env_steps, until, self.plan.label, self.edge.env_id, self.plan.seed, self._notes()
+        )
+        while not self._stop:
+            if not self._prepare():
+                continue
+            self.seconds = time.perf_counter() - begun
+            yield from self._boundary(last=self.env_steps >= until)
+            if self.env_steps >= until:
+                self.finished = True
+                break
+            yield from self._environment_step()
+        self.seconds = time.perf_counter() - begun
+        if self.saver is not None:
+            yield ev.Saved(self.env_steps, self.saver(self, self.finished))
+        yield ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished)
+        self._stop = False  # not before: what is asked before the first step counts
+
+    def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
+        """Evaluate, log and save, where one of these is due at this step."""
+        plan = self.plan
+        if self.eval_edge is not None and plan.eval_every and self._is_due("evaluate", plan.eval_every, last):
+            yield from self.evaluations(self.eval_edge)
+        if self._is_due("log", plan.log_every, last):
+            yield self._log()
+        milestone = self._is_due("milestone", plan.milestone_every, last)
+        due = self._is_due("save", plan.saves_every, False) or milestone
+        if due and self.saver is not None and not last:
+            yield ev.Saved(self.env_steps, self.saver(self, milestone))
+
+    def _is_due(self, what: str, every: int, last: bool) -> bool:
+        """Whether `what` is due at this step (each at most once), and when it is due again."""
+        if self.env_steps < self.due[what] and not last:
+            return False
+        self.due[what] = (self.env_steps // every + 1) * every
+        return True
+
+    def evaluations(self, edge: Edge) -> Iterator[ev.Evaluated]:
+        """Evaluate the current policy, and beside it the kept one where the schedule keeps one."""
+        policies = {"current": self.acting} | ({} if self.kept is None else {"kept": self.kept})
+        for name, acting in policies.items():
+            start = time.perf_counter()
+            if self.probes is None:
+                done, probed = evaluate(self.programs, acting, edge, self.plan.eval_episodes), {}
+            else:
+                walked = rollouts(self.programs, acting, edge, self.plan.eval_episodes)
+                done, probed = [r.episode for r in walked], self.probes(Look(acting, walked))
+            returns, lengths = [e.ret for e in done], [e.length for e in done]
+            successes = [e.success for e in done if e.success is not None]
+            seconds = time.perf_counter() - start
+            yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
+
+    def _log(self) -> ev.Logged:
+        now = time.perf_counter()
+        steps, then = self._rate
+        values = np.asarray(self.metrics)
+        said = {k: float(v) for k, v in zip(self.programs.metrics, values, strict=True) if not np.isnan(v)}
+        said["steps_per_second"] = (self.env_steps - steps) / max(now - then, 1e-9)
+        if self.returns:
+            said["return"] = float(np.mean(self.returns))
+        self.returns, self._rate = [], (self.env_steps, now)
+        return ev.Logged(self.env_steps, self.updates, said)
+
+    def _told(self, finished: list[Episode]) -> Iterator[ev.EpisodeDone]:
+        """The end of episodes; told last, so that who is told finds, and may save, a whole step."""
+        for episode in finished:
+            yield ev.EpisodeDone(self.env_steps, *episode)
+
+    # --- saving and going on ------------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything on the host, JSON-able."""
+        names = ("env_steps", "updates", "returns", "due", "finished", "seconds")
+        return {name: getattr(self, name) for name in names}
+
+    def put_back(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
+        """Take over what `trees` and `numbers` gave in another process."""
+        for name in ("env_steps", "updates", "returns", "due", "finished", "seconds"):
+            setattr(self, name, numbers[name])
+        self.fresh = False
+
+    def begun_anew(self) -> None:
+        """Learn that the environment could not be put back: new episodes begin where the save was made."""
+
+
+def open_edges(plan: Plan, agent: Agent) -> tuple[Edge, Edge | None]:
+    """Training and evaluation environments of a plan. The latter has seeds of its own, 1000 + i."""
+    args, by_index = dict(plan.env_args), isinstance(agent, OnPolicyAgent)
+    train = training_args(plan.env, args)
+    edge = make_edge(plan.env, plan.envs, train, seed=plan.seed, by_index=by_index)
+    if not plan.eval_every:
+        return edge, None
+    return edge, make_edge(plan.env, min(plan.eval_episodes, 10), args, seed=1000, by_index=by_index)
+
+
+def owned(tree: PyTree) -> PyTree:
+    """A copy in buffers of its own, which may be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -1,0 +1,124 @@
+"""PPO in one file, to be read from top to bottom.
+
+Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with the details that good
+implementations share: generalised advantage estimation, advantages standardised in each minibatch, a clipped
+gradient norm. A time limit does not cut the bootstrap: the value of the true last observation goes into the
+return.
+
+The policy is a softmax over K actions. A network is a list of layers, a layer a pair (W [out, in], b [out]).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qscape.types import stream
+
+DISCOUNT, DECAY = 0.99, 0.95
+BATCH_SIZE, PASSES = 64, 10
+BOUND = 0.2  # how far the probability ratio may move
+VALUE_COEFFICIENT = 0.5
+LEARNING_RATE = 3e-4
+adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(eps=1e-5))
+
+
+# --- networks --------------------------------------------------------------------------------------
+
+
+def linear(layer, x):
+    weight, bias = layer
+    return x @ weight.T + bias
+
+
+def forward(layers, x):
+    for layer in layers[:-1]:
+        x = jnp.tanh(linear(layer, x))
+    return linear(layers[-1], x)
+
+
+def log_prob(actor, obs, action):
+    """log π of the action taken [...]."""
+    every = jax.nn.log_softmax(forward(actor, obs), -1)
+    return jnp.take_along_axis(every, action[..., None], -1)[..., 0]
+
+
+def value(critic, obs):
+    """v(s) [...]."""
+    return forward(critic, obs)[..., 0]
+
+
+# --- what an agent is ------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    actor: list
+    critic: list
+    adam: tuple  # of both together
+    updates: jax.Array
+
+
+class Rollout(NamedTuple):
+    """T steps of E environments."""
+
+    obs: jax.Array  # [T, E, S]
+    action: jax.Array  # [T, E]
+    reward: jax.Array  # [T, E]
+    terminated: jax.Array  # [T, E]
+    truncated: jax.Array  # [T, E]
+    next_obs: jax.Array  # [T, E, S], the true successor
+
+
+# --- one update ------------------------------------------------------------------------------------
+
+
+def update(state, rollout, key):
+    """One update. `key` is the same every time; the update's number makes its random numbers."""
+    number = state.updates + 1
+    key = stream(jax.random.fold_in(key, number), "clipped.improve")
+
+    # What the networks say that made the rollout.
+    old_log_prob = log_prob(state.actor, rollout.obs, rollout.action)
+    v, next_v = value(state.critic, rollout.obs), value(state.critic, rollout.next_obs)
+
+    # Advantages from the last step to the first. Only a real end cuts the bootstrap.
+    terminated = rollout.terminated.astype(jnp.float32)
+    ended = (rollout.terminated | rollout.truncated).at[-1].set(True).astype(jnp.float32)
+    delta = rollout.reward + DISCOUNT * (1.0 - terminated) * next_v - v
+
+    def back(after, row):
+        delta, ended = row
+        advantage = delta + (1.0 - ended) * DISCOUNT * DECAY * after
+        return advantage, advantage
+
+    _, advantage = jax.lax.scan(back, jnp.zeros_like(v[0]), (delta, ended), reverse=True)
+    target = advantage + v
+
+    # Passes over all steps, each in a new random order, a minibatch at a time.
+    columns = (rollout.obs, rollout.action, old_log_prob, advantage, target)
+    columns = [x.reshape(-1, *x.shape[2:]) for x in columns]
+    n = advantage.size
+
+    def learn(carry, i):
+        networks, moments = carry
+        obs, action, old, advantage, target = (x[i] for x in columns)
+
+        def loss(networks):
+            actor, critic = networks
+            centred = advantage - advantage.mean()
+            a = centred / (jnp.sqrt((centred**2).sum() / jnp.maximum(len(i) - 1.0, 1.0)) + 1e-8)
+            ratio = jnp.exp(log_prob(actor, obs, action) - old)
+            policy_loss = -jnp.minimum(ratio * a, jnp.clip(ratio, 1.0 - BOUND, 1.0 + BOUND) * a)
+            value_loss = (target - value(critic, obs)) ** 2
+            return policy_loss.mean() + VALUE_COEFFICIENT * value_loss.mean()
+
+        step, moments = adam.update(jax.grad(loss)(networks), moments)
+        return (jax.tree.map(lambda p, d: p + -jnp.float32(LEARNING_RATE) * d, networks, step), moments), None
+
+    def one_pass(number, carry):
+        order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, number), (n,)))
+        return jax.lax.scan(learn, carry, order.reshape(-1, BATCH_SIZE))[0]
+
+    networks, moments = jax.lax.fori_loop(0, PASSES, one_pass, ((state.actor, state.critic), state.adam))
+    return State(*networks, moments, number)

@@ -1,0 +1,140 @@
+"""REINFORCE in one file, to be read from top to bottom.
+
+The policy gradient with Monte Carlo returns (Williams 1992), in the form that Tianshou made common: whole
+episodes are collected, their returns are standardised by the running moments of earlier returns, and a
+softmax policy learns from them in two passes of minibatches. There is no critic.
+
+An episode that is cut short, by a time limit or because the rollout is full, goes on with the mean of the
+returns seen so far. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qscape.types import stream
+
+DISCOUNT = 0.95
+BATCH_SIZE, PASSES = 64, 2
+LEARNING_RATE = 1e-3
+adam = optax.scale_by_adam(eps=1e-8)
+
+
+# --- networks --------------------------------------------------------------------------------------
+
+
+def linear(layer, x):
+    weight, bias = layer
+    return x @ weight.T + bias
+
+
+def log_probs(actor, obs):
+    """log π of every action [..., K]."""
+    for layer in actor[:-1]:
+        obs = jax.nn.relu(linear(layer, obs))
+    return jax.nn.log_softmax(linear(actor[-1], obs), -1)
+
+
+def log_prob(actor, obs, action):
+    """log π of the action taken [...]."""
+    return jnp.take_along_axis(log_probs(actor, obs), action[..., None], -1)[..., 0]
+
+
+# --- what an agent is ------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    actor: list
+    adam: tuple
+    mean: jax.Array  # of the returns seen so far, 0 at first
+    var: jax.Array  # 1 at first
+    seen: jax.Array  # how many
+    updates: jax.Array
+
+
+class Rollout(NamedTuple):
+    """T rows of E environments. `valid` is False for rows that are no steps."""
+
+    obs: jax.Array  # [T, E, S]
+    action: jax.Array  # [T, E]
+    reward: jax.Array  # [T, E]
+    terminated: jax.Array  # [T, E]
+    truncated: jax.Array  # [T, E]
+    valid: jax.Array  # [T, E]
+
+
+# --- one update ------------------------------------------------------------------------------------
+
+
+def update(state, rollout, key):
+    """One update. `key` is the same every time; the update's number makes its random numbers."""
+    number = state.updates + 1
+    key = stream(jax.random.fold_in(key, number), "policy_gradient.improve")
+    valid = rollout.valid.astype(jnp.float32)
+
+    # An episode ends where it ended, and where nothing follows.
+    ended = rollout.terminated | rollout.truncated
+    ended = ended.at[:-1].set(ended[:-1] | ~rollout.valid[1:]).at[-1].set(True).astype(jnp.float32)
+    terminated = rollout.terminated.astype(jnp.float32)
+
+    # The return of every step, from the last to the first.
+    def back(after, row):
+        reward, terminated, ended = row
+        return_ = reward + DISCOUNT * (1 - terminated) * (ended * state.mean) + (1 - ended) * DISCOUNT * after
+        return return_, return_
+
+    rows = (rollout.reward, terminated, ended)
+    _, returns = jax.lax.scan(back, jnp.zeros_like(rollout.reward[0]), rows, reverse=True)
+
+    # They are standardised by what was seen before, and only then seen.
+    advantage = (returns - state.mean) / jnp.sqrt(state.var + 1e-8)
+    mean, var, seen = see(state, returns.reshape(-1), valid.reshape(-1))
+
+    # Two passes, each in a new random order; rows that are no steps come last.
+    def flat(x):
+        return x.reshape(-1, *x.shape[2:])
+
+    obs, action, advantage, valid = flat(rollout.obs), flat(rollout.action), flat(advantage), flat(valid)
+    steps = valid.sum().astype(jnp.int32)
+    minibatches = jnp.maximum(steps // BATCH_SIZE, 1)  # the last one takes the remainder in
+
+    def learn(carry, i, weight):
+        actor, moments = carry
+
+        def loss(actor):
+            each = -log_prob(actor, obs[i], action[i]) * advantage[i]
+            return (each * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+
+        step, moments = adam.update(jax.grad(loss)(actor), moments)
+        return jax.tree.map(lambda p, d: p + -jnp.float32(LEARNING_RATE) * d, actor, step), moments
+
+    def one_pass(number, carry):
+        draws = jax.random.uniform(jax.random.fold_in(key, number), valid.shape)
+        order = jnp.argsort(jnp.where(valid > 0, draws, 2.0))
+        order = jnp.concatenate([order, jnp.zeros(2 * BATCH_SIZE, order.dtype)])
+
+        def one(j, carry):
+            i = jax.lax.dynamic_slice(order, (j * BATCH_SIZE,), (BATCH_SIZE,))
+            return learn(carry, i, valid[i])
+
+        carry = jax.lax.fori_loop(0, minibatches - 1, one, carry)
+        start = (minibatches - 1) * BATCH_SIZE
+        i = jax.lax.dynamic_slice(order, (start,), (2 * BATCH_SIZE - 1,))
+        return learn(carry, i, (jnp.arange(len(i)) < steps - start).astype(jnp.float32))
+
+    actor, moments = jax.lax.fori_loop(0, PASSES, one_pass, (state.actor, state.adam))
+    return State(actor, moments, mean, var, seen, number)
+
+
+def see(state, x, weight):
+    """Running mean and variance after a further batch (Chan et al. 1979)."""
+    count = weight.sum()
+    mean = weight @ x[:, None] / jnp.maximum(count, 1.0)
+    var = weight @ (x[:, None] - mean) ** 2 / jnp.maximum(count, 1.0)
+    seen, delta = state.seen + count, mean - state.mean
+    total = jnp.maximum(seen, 1e-8)
+    spread = state.var * state.seen + var * count + delta**2 * state.seen * count / total
+    mean = state.mean + delta * count / total
+    return mean[0], jnp.where(seen > 0, spread / total, state.var)[0], seen
