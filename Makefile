@@ -24,7 +24,7 @@ demo: $(VENV)/.report ## train TD3 on Pendulum-v1 and draw its learning curve (m
 	@echo "  qscape list"
 
 test: lint ## lint, type-check and run every test
-	@NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	@NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
 
 lint: $(VENV)/.dev ## style, import rules and types
 	@$(BIN)/ruff check

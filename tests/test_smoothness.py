@@ -607,3 +607,14 @@ def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
     err = capsys.readouterr().err
     assert why in err
     assert err.count("\n") == 1
+
+
+def test_a_run_whose_actions_are_choices_is_left_out(group, tmp_path, capsys):
+    small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 16, "batch_size": 8}}
+    plan = Plan("ppo", "CartPole-v1", 40, settings=small, eval_every=0, save_every=1_000)
+    go(train(plan, tmp_path / "ppo"))
+    assert main(["smoothness", str(tmp_path / "ppo"), "--episodes", "1"]) == 2
+    assert "the actions of ppo are choices among 2" in capsys.readouterr().err
+    argv = ["smoothness", str(group / "0"), str(tmp_path / "ppo"), "--episodes", "1", "--reps", "50"]
+    assert main(argv) == 0
+    assert "left out: the actions of ppo are choices among 2" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from rich.console import Console
 from qscape.cli import options
 from qscape.cli.compare import save_figure, save_text
 from qscape.cli.running import plain_console, table
-from qscape.errors import RunError, UsageError
+from qscape.errors import QscapeError, UsageError
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -79,20 +79,20 @@ def measured(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[s
     """A record of every run at the paths, written into its folder as well; and what was left out.
 
     Raises:
-        UsageError: there is no run. RunError: none of them has a save.
+        UsageError: there is no run, or none whose actions have a distance. RunError: none of them has a save.
     """
     from qscape.inspect import smoothness, store
     from qscape.inspect.subject import of_run
     from qscape.report import runs
 
-    records, skipped, scales = [], [], {}
+    records, problems, scales = [], [], {}
     for folder in runs.find_runs(paths):
         try:
             subject = of_run(folder, given.current)
-        except RunError as problem:
-            skipped.append(f"left out: {problem}")
+            found = smoothness.measure(subject, given.episodes, given.seed)
+        except QscapeError as problem:
+            problems.append(problem)
             continue
-        found = smoothness.measure(subject, given.episodes, given.seed)
         if given.robustness:  # the scale is that of the first run in its environment: name the base first
             env = runs.environment(found)
             if env not in scales:
@@ -105,8 +105,8 @@ def measured(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[s
         store.write(folder, "smoothness", found)
         records.append(found)
     if not records:
-        raise RunError(skipped[0].removeprefix("left out: "))
-    return records, skipped
+        raise problems[0]
+    return records, [f"left out: {problem}" for problem in problems]
 
 
 def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]) -> None:

@@ -24,7 +24,8 @@ class Pace:
     keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
     milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
     probe: tuple[str, ...] = setting(
-        (), "Further measures of every evaluation: smoothness, geometry, landscape, or your own module:Class."
+        (),
+        "Further measures of evaluations: smoothness, geometry, landscape, collapse, or a module:Class.",
     )
 
 
