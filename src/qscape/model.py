@@ -13,7 +13,6 @@ from qscape.agents import build
 from qscape.envs import Edge
 from qscape.envs import make as make_edge
 from qscape.errors import RunError, UsageError
-from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
@@ -65,7 +64,7 @@ class Model:
         use_compilation_cache()
         self.recipe, self.seed, self.settings = recipe, seed, settings
         # Refuses what cannot be, before an environment is made.
-        by_index = isinstance(build(recipe, settings), OnPolicyAgent)
+        by_index = build(recipe, settings).by_index
         self.edge = make_edge(env, envs, env_args, seed=seed, by_index=by_index)
         self.eval_edge: Edge | None = None
         if eval_env is not None:

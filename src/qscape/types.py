@@ -58,6 +58,23 @@ class Spec:
     frame: tuple[int, ...] | None = None
 
 
+class Bound:
+    """What can be bound to a task."""
+
+    spec: Spec | None
+
+    @property
+    def task(self) -> Spec:
+        """The task the agent is bound to.
+
+        Raises:
+            ValueError: it is bound to none.
+        """
+        if self.spec is None:
+            raise ValueError("this agent is bound to no task yet: use agent.on(spec)")
+        return self.spec
+
+
 class Batch(NamedTuple):
     """B transitions as the losses see them (normalised if the agent normalises observations)."""
 

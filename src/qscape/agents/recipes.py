@@ -150,8 +150,8 @@ def parse(recipe: str) -> tuple[str, list[str]]:
         )
         raise UsageError(f"There is no agent '{names[0]}'; {hint}.")
     for name in names[1:]:
-        if name not in parts_of(head[0]):
-            fitting = parts_of(head[0])
+        fitting = parts_of(head[0])
+        if name not in fitting:
             if name in PARTS | onpolicy.PARTS:
                 other = "ppo" if name in onpolicy.PARTS else "td3"
                 raise UsageError(

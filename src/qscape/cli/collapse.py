@@ -41,8 +41,6 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
     console, records, files = plain_console(), [], []
-    if not console.is_terminal:
-        console.width = 170  # tables in a file or a pipe need not fold as on a narrow screen
     for folder in find_runs(paths):
         found = collapse.measure(folder, given.states, given.seed)
         files.append(store.write(folder, "collapse", found))

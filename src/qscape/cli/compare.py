@@ -75,8 +75,6 @@ def main(argv: list[str]) -> int:
 
 def show(console: Console, made: "Comparison", given: Any) -> None:
     """Print a table per environment, those over environments, and what a reader has to know."""
-    if not console.is_terminal:
-        console.width = 140  # tables in a file or a pipe need not fold as on a narrow screen
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
     for env, group in made.per_env.groupby("env"):
         rows = [

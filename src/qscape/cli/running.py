@@ -1,5 +1,6 @@
 """Run one job here, or several side by side, and show how they get on."""
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ from qscape.errors import RunError
 from qscape.run import events as ev
 from qscape.run.pool import Failure, Pool, cores
 from qscape.run.worker import Job, run_job
+
+WIDE = 170  # columns of what is printed into a file or a pipe
 
 
 def run_all(jobs: list[Job]) -> int:
@@ -121,8 +124,14 @@ class Screen:
 
 
 def plain_console() -> Console:
-    """A console that leaves square brackets alone: labels of runs, and so their folders, hold some."""
-    return Console(markup=False, highlight=False)
+    """A console that leaves square brackets alone: labels of runs, and so their folders, hold some.
+
+    Tables in a file or a pipe need not fold as on a narrow screen.
+    """
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console
 
 
 def table(title: str, columns: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Table:

@@ -111,8 +111,6 @@ def measured(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[s
 
 def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]) -> None:
     """Print, for each environment, how smooth actions are, the geometry of Q and what noise does."""
-    if not console.is_terminal:
-        console.width = 170  # tables in a file or a pipe need not fold as on a narrow screen
     for env, rows in of_runs.groupby("env", sort=False):
         head = ["label", "policy", "seeds", "steps"]
         names = ["return", "sm", "action_change", "oscillation"]

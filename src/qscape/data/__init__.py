@@ -5,10 +5,10 @@ Importing this package registers `qscape/Recorded-v0`, the environment of a data
 
 import gymnasium as gym
 
-from qscape.data.dataset import Dataset
+from qscape.data.dataset import Dataset, normalised_score
 from qscape.data.sources import Home, home, read
 
-__all__ = ["RECORDED", "Dataset", "Home", "home", "read"]
+__all__ = ["RECORDED", "Dataset", "Home", "home", "normalised_score", "read"]
 
 RECORDED = "qscape/Recorded-v0"
 

@@ -63,11 +63,14 @@ class Dataset:
         return np.diff(np.concatenate([[-1], np.flatnonzero(self.ends)]))
 
     def score(self, ret: float) -> float | None:
-        """100 · (return − low) / (high − low); None where the dataset defines no reference."""
-        if self.reference is None:
-            return None
-        low, high = self.reference
-        return 100.0 * (ret - low) / (high - low)
+        """The normalised score of a return; None where the dataset defines no reference."""
+        return None if self.reference is None else normalised_score(ret, self.reference)
+
+
+def normalised_score(ret: float, reference: tuple[float, float]) -> float:
+    """100 · (return − low) / (high − low)."""
+    low, high = reference
+    return 100.0 * (ret - low) / (high - low)
 
 
 def checked(found: Dataset) -> Dataset:

@@ -34,12 +34,10 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
         env = _maker(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
-    except UsageError:
+    except QscapeError:
         raise
     except (gym.error.Error, ImportError) as problem:
         raise UsageError(_why_not(name, problem)) from problem
-    except QscapeError:
-        raise
     except Exception as problem:
         if not args and not isinstance(problem, TypeError):
             raise

@@ -81,7 +81,7 @@ def _fitted(place: Path) -> Model:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as problem:
         raise UsageError(
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
-        ) from (problem)
+        ) from problem
     parts: dict[str, Any] = arrays | {name: float(arrays[name]) for name in ("offset", "strength")}
     return Model(**parts)
 

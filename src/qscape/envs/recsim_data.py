@@ -18,6 +18,7 @@ from qscape.envs.movielens import Model, load
 from qscape.envs.native import Face, Native, Outcome
 from qscape.envs.recsim import User
 from qscape.errors import UsageError
+from qscape.ops.norm import unit
 from qscape.types import Key
 
 KEPT, PAY = 0.95, 5.0  # share of the taste that a click keeps; reward of a click
@@ -87,14 +88,14 @@ class RecSimData(Native):
         if len(self.users):
             taste = self.users[(len(self.users) * jax.random.uniform(key)).astype(jnp.int32)]
         else:
-            taste = _unit(jax.random.normal(key, self.items.shape[1:]))
+            taste = unit(jax.random.normal(key, self.items.shape[1:]))
         return User(taste, jnp.int32(0)), taste
 
     def step(self, state: User, action: Int[Array, ""], key: Key) -> tuple[User, Outcome]:
         """Recommends item `action`; a click turns the taste towards it: u ← unit(0.95 u + 0.05 v/‖v‖)."""
         item = self.items[action]
         click = jax.random.uniform(key) < jax.nn.sigmoid(self.logit(state.taste, action))
-        turned = _unit(KEPT * state.taste + (1 - KEPT) * _unit(item))
+        turned = unit(KEPT * state.taste + (1 - KEPT) * unit(item))
         taste, steps = jnp.where(click, turned, state.taste), state.steps + 1
         never = jnp.bool_(False)
         return User(taste, steps), Outcome(taste, PAY * click, never, steps >= self.time_limit, never)
@@ -102,10 +103,6 @@ class RecSimData(Native):
     def logit(self, taste: Float[Array, " d"], action: Int[Array, ""] | slice) -> Array:
         """b_0 + b_i + β⟨u, v_i⟩."""
         return self.offset + self.bias[action] + self.strength * (self.items[action] @ taste)
-
-
-def _unit(vector: Array) -> Array:
-    return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
 
 
 def oracle(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:

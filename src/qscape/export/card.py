@@ -11,6 +11,7 @@ import numpy as np
 
 from qscape.errors import RunError, UsageError
 from qscape.export.policy import Checked, Source, describe
+from qscape.inspect.store import write_whole
 from qscape.run.folder import origin
 
 REPS = 2_000  # resamples of the interval
@@ -34,10 +35,7 @@ def write(made: Source, files: Sequence[Path], checked: Checked | None) -> Path:
         RunError: it cannot be written.
     """
     card = files[0].with_suffix(".md")
-    try:
-        card.write_text(text(made, files, checked))
-    except OSError as problem:
-        raise RunError(f"{card} cannot be written ({problem.strerror}).") from problem
+    write_whole(card, text(made, files, checked).encode())
     return card
 
 

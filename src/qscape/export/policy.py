@@ -1,8 +1,9 @@
 """A trained policy as a function in the environment's own units, and as files that run without qscape.
 
 Nothing is written that was not checked: the ONNX file acts like the library on 1,000 observations, or there
-is no file. The bound is 1e-5, or what the library differs from itself where that is more: a steep policy in
-float32 does not give the same digits for one observation and for a batch with that observation in it.
+is no file. The bound is 1e-5 (times half the range of the actions where that is more than 1), or what the
+library differs from itself where that is more: a steep policy in float32 does not give the same digits for
+one observation and for a batch with that observation in it.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from qscape.data import RECORDED, read
 from qscape.envs import Edge
 from qscape.envs.spaces import leaves
 from qscape.errors import RunError, UsageError
+from qscape.inspect.store import write_whole
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import newest_save, read_record
@@ -187,7 +189,7 @@ def write_onnx(made: Source, file: Path) -> Checked:
     model = to_onnx(function(made.loaded), made.loaded.edge.spec.observation_size, about)
     data = model.SerializeToString()
     checked = check(data, made)
-    _write(file, data)
+    write_whole(file, data)
     return checked
 
 
@@ -255,7 +257,7 @@ def write_arrays(made: Source, file: Path) -> Path:
         np.savez(file, allow_pickle=False, **arrays)
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
-    _write(note, (json.dumps(about, indent=1) + "\n").encode())
+    write_whole(note, (json.dumps(about, indent=1) + "\n").encode())
     return note
 
 
@@ -286,14 +288,3 @@ def describe(made: Source) -> dict[str, Any]:
             "table": listed(edge.spec.table),
         },
     }
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    aside = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(file)
-    except OSError as problem:
-        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem

@@ -17,14 +17,23 @@ def write(folder: Path | str, name: str, found: Mapping[str, Any]) -> Path:
         RunError: it cannot be written.
     """
     file = Path(folder) / "inspect" / f"{name}.json"
+    write_whole(file, to_json(found).encode())
+    return file
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and the folder it lies in.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    aside = file.with_name(f".{file.name}.tmp")
     try:
-        file.parent.mkdir(exist_ok=True)
-        aside = file.with_name(f".{file.name}.tmp")
-        aside.write_text(to_json(found))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
         aside.replace(file)
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
-    return file
 
 
 def to_json(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,6 @@ from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import Own, bind_critics
 from qscape.offpolicy.state import Acting
-from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.evaluation import SEED, Rollout, Sense, rollouts
 from qscape.run.folder import read_record
 from qscape.run.policy import load_policy, programs_of
@@ -143,7 +142,7 @@ def of_run(folder: Path | str, current: bool = False) -> Subject:
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
         args = {**record["env_args"], **more}
-        return make_edge(record["env"], envs, args, seed=seed, by_index=isinstance(agent, OnPolicyAgent))
+        return make_edge(record["env"], envs, args, seed=seed, by_index=agent.by_index)
 
     return Subject(str(folder), agent, loaded.acting, make, loaded.step, loaded.policy, record)
 
@@ -158,9 +157,7 @@ def of_state(
     """
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
-        return make_edge(
-            env, envs, {**env_args, **more}, seed=seed, by_index=isinstance(agent, OnPolicyAgent)
-        )
+        return make_edge(env, envs, {**env_args, **more}, seed=seed, by_index=agent.by_index)
 
     if agent.spec is None:
         edge = make()

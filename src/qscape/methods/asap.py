@@ -18,13 +18,14 @@ from jaxtyping import Array, PyTree
 from qscape.errors import UsageError
 from qscape.nets import dense
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import ActorRegulariser, Fns, Nets, Own
+from qscape.offpolicy.smoothing import ThreeInARow
+from qscape.offpolicy.sockets import Fns, Nets, Own
 from qscape.ops.smooth import half_mse, second_difference
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ASAP(ActorRegulariser):
+class ASAP(ThreeInARow):
     """A head foresees the next action; the policy is drawn to what its slow copy foresaw."""
 
     name: ClassVar[str] = "asap"
@@ -35,11 +36,6 @@ class ASAP(ActorRegulariser):
     )
     temporal: float = setting(0.05, "λT, weight of the second difference.", tune=(1e-3, 10.0, "log"))
     rate: float = setting(0.01, "Share of actor and head that their slow copy takes over.")
-    across_resets: bool = setting(
-        False,
-        "At the first step of an episode take the last state of the episode before as the previous one, like "
-        "the released code; off: the state itself.",
-    )
 
     def __post_init__(self) -> None:
         for name in ("prediction", "spatial", "temporal"):
@@ -47,15 +43,6 @@ class ASAP(ActorRegulariser):
                 raise UsageError(f"asap.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
         if not 0 <= self.rate <= 1:
             raise UsageError(f"asap.rate is {self.rate}; it must lie in [0, 1].")
-
-    @property
-    def derived(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"successor", self.previous})
-
-    @property
-    def previous(self) -> str:
-        """The column that holds the previous observation."""
-        return "last_observation" if self.across_resets else "previous_observation"
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
         """The head is tuned along with the actor; the slow copy of both starts equal."""

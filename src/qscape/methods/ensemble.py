@@ -9,8 +9,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor
-from qscape.nets.heads import Point, raw
-from qscape.offpolicy.plain import smooth
+from qscape.offpolicy.plain import smoothed
 from qscape.offpolicy.proposals import Proposals
 from qscape.offpolicy.sockets import Fns, Nets, Own
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
@@ -51,11 +50,7 @@ class Ensemble(Proposals):
             options = self.propose(members, slow, obs, key)
             if fns.base.target_noise:
                 keys = jax.random.split(key, self.members)
-                options = [_smoothed(fns, one, k) for one, k in zip(options, keys, strict=True)]
+                options = [smoothed(fns, one, k) for one, k in zip(options, keys, strict=True)]
             return self.best(fns, obs, options)
 
         return best
-
-
-def _smoothed(fns: Fns, dist: Dist, key: Key) -> Dist:
-    return Point(dist.features, fns.snap(smooth(fns.base, raw(dist).mode(), key)))

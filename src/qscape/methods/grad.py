@@ -9,36 +9,23 @@ from typing import ClassVar
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.sockets import ActorRegulariser, Fns, Own
+from qscape.offpolicy.smoothing import ThreeInARow
+from qscape.offpolicy.sockets import Fns, Own
 from qscape.ops.smooth import second_difference
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class GRAD(ActorRegulariser):
+class GRAD(ThreeInARow):
     """Actions in three states in a row are drawn to a straight line."""
 
     name: ClassVar[str] = "grad"
 
     temporal: float = setting(1.0, "λT, weight of the second difference.", tune=(1e-3, 10.0, "log"))
-    across_resets: bool = setting(
-        False,
-        "At the first step of an episode take the last state of the episode before as the previous one, like "
-        "the released code; off: the state itself.",
-    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.temporal < math.inf:
             raise UsageError(f"grad.temporal is {self.temporal}; it must be a number, 0 or more.")
-
-    @property
-    def derived(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"successor", self.previous})
-
-    @property
-    def previous(self) -> str:
-        """The column that holds the previous observation."""
-        return "last_observation" if self.across_resets else "previous_observation"
 
     def actor(
         self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key

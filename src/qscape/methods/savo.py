@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor, Conditioned, Critic
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import smooth
+from qscape.offpolicy.plain import smoothed_target
 from qscape.offpolicy.proposals import Proposals, keeps_proposals
 from qscape.offpolicy.sockets import Fns, Nets, Own, objective
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
@@ -117,14 +117,7 @@ class SAVO(Proposals):
         self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
     ) -> Policy:
         """The maximiser actor of the online actors and critics; smoothed after the choice, if at all."""
-        if not fns.base.target_noise:
-            return fns.policy_target
-
-        def smoothed(obs: Array) -> Dist:
-            dist = fns.policy_target(obs)
-            return Point(dist.features, fns.snap(smooth(fns.base, dist.mode(), key)))
-
-        return smoothed
+        return smoothed_target(fns, key)
 
     # --- learning ---------------------------------------------------------------------------------
 

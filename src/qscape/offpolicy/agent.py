@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,19 +35,21 @@ from qscape.ops.nearest import ActionTable
 from qscape.replay.lap import LAP
 from qscape.replay.memory import Index, Layout
 from qscape.replay.uniform import Uniform
-from qscape.types import Event, Key, Metrics, Piece, Spec, stream
+from qscape.types import Bound, Event, Key, Metrics, Piece, Spec, stream
 
 LEARNING_SOCKETS = ("representation", "improvement", "maximiser")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Agent:
+class Agent(Bound):
     """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
 
     Attributes:
         recipe: the name it was made from, `base+part+part`.
         spec: the task; None until `on` binds the agent to one.
     """
+
+    by_index: ClassVar[bool] = False  # a discrete action is a row of its table
 
     recipe: str = "td3"
     base: Base = Base()
@@ -68,17 +70,6 @@ class Agent:
     def on(self, spec: Spec) -> "Agent":
         """The agent bound to a task."""
         return dataclasses.replace(self, spec=spec)
-
-    @property
-    def task(self) -> Spec:
-        """The task the agent is bound to.
-
-        Raises:
-            ValueError: it is bound to none.
-        """
-        if self.spec is None:
-            raise ValueError("this agent is bound to no task yet: use agent.on(spec)")
-        return self.spec
 
     @property
     def parts(self) -> dict[str, Piece]:

@@ -71,12 +71,11 @@ def explored(
     fns: Fns, action: Float[Array, "E A"], memory: Float[Array, "E A"] | None, first: Array, key: Key
 ) -> tuple[Float[Array, "E A"], Float[Array, "E A"] | None]:
     """A chosen action as it is executed while the agent learns, and the state of the noise."""
-    if fns.base.epsilon_mode != "greedy":
-        drawn, memory = noise(fns, memory, first, action.shape, key)
-        return disturbed(fns, action, drawn), memory
-    key, k_uniform = jax.random.split(key)
+    greedy = fns.base.epsilon_mode == "greedy"
+    key, k_uniform = jax.random.split(key) if greedy else (key, key)
     drawn, memory = noise(fns, memory, first, action.shape, key)
-    return sometimes_uniform(fns, disturbed(fns, action, drawn), k_uniform), memory
+    action = disturbed(fns, action, drawn)
+    return (sometimes_uniform(fns, action, k_uniform) if greedy else action), memory
 
 
 def sometimes_uniform(fns: Fns, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:

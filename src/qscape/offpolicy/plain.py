@@ -216,14 +216,7 @@ class Single(Maximiser):
     def target(
         self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
     ) -> Policy:
-        if not fns.base.target_noise:
-            return fns.policy_target
-
-        def smoothed(obs: Array) -> Dist:
-            dist = fns.policy_target(obs)
-            return Point(dist.features, fns.snap(smooth(fns.base, raw(dist).mode(), key)))
-
-        return smoothed
+        return smoothed_target(fns, key)
 
     def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         return at_rest(base, envs, spec.action_size)
@@ -246,6 +239,18 @@ def smooth(base: Base, action: Array, key: Key) -> Array:
     noise = base.target_noise * jax.random.normal(key, action.shape)
     noise = jnp.clip(noise, -base.target_noise_clip, base.target_noise_clip)
     return jnp.clip(action + noise, -1.0, 1.0)
+
+
+def smoothed(fns: Fns, dist: Dist, key: Key) -> Dist:
+    """The distribution's mode with smoothing noise; over a table the nearest row to that."""
+    return Point(dist.features, fns.snap(smooth(fns.base, raw(dist).mode(), key)))
+
+
+def smoothed_target(fns: Fns, key: Key) -> Policy:
+    """The target policy, smoothed if the base asks for it."""
+    if not fns.base.target_noise:
+        return fns.policy_target
+    return lambda obs: smoothed(fns, fns.policy_target(obs), key)
 
 
 @dataclasses.dataclass(frozen=True)

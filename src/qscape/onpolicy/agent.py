@@ -28,13 +28,13 @@ from qscape.onpolicy.sockets import (
     Views,
 )
 from qscape.onpolicy.state import Acting, Networks, State
-from qscape.types import Key, Metrics, Piece, Scalar, Spec, stream
+from qscape.types import Bound, Key, Metrics, Piece, Scalar, Spec, stream
 
 Own = dict[str, PyTree]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Agent:
+class Agent(Bound):
     """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
 
     Attributes:
@@ -75,17 +75,6 @@ class Agent:
                 f"{self.normaliser.name} is for vectors; images are divided by 255: leave it out."
             )
         return dataclasses.replace(self, spec=spec)
-
-    @property
-    def task(self) -> Spec:
-        """The task the agent is bound to.
-
-        Raises:
-            ValueError: it is bound to none.
-        """
-        if self.spec is None:
-            raise ValueError("this agent is bound to no task yet: use agent.on(spec)")
-        return self.spec
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -40,7 +40,12 @@ def draw_angles(axes: "Axes", record: Record) -> None:
     for k, (name, said) in enumerate((("max_angle_h", "class means"), ("max_angle_w", "rows of W"))):
         axes.plot(steps, column(record, name), color=COLOURS[k], marker=".", label=f"|cos - ideal|, {said}")
     axes.plot(steps, column(record, "alignment"), color=COLOURS[2], marker=".", label="alignment cos(h, w)")
-    dress(axes, f"{record['label']}, {record['env']}, seed {record['seed']}", "environment steps", "")
+    dress(
+        axes,
+        f"{record['label']}, {record['env']}, seed {record['seed']}",
+        "environment steps",
+        "cosine, or distance from the ideal one",
+    )
 
 
 def draw_metrics(axes: "Axes", record: Record) -> None:
@@ -49,7 +54,7 @@ def draw_metrics(axes: "Axes", record: Record) -> None:
         values = np.maximum(column(record, name), FLOOR)
         axes.plot(column(record, "step"), values, color=COLOURS[k], marker=".", label=name.replace("_", " "))
     axes.set_yscale("log")
-    dress(axes, "Distance from a perfect collapse", "environment steps", "")
+    dress(axes, "Distance from a perfect collapse", "environment steps", "metric")
 
 
 def draw_plane(axes: "Axes", record: Record) -> None:
@@ -62,4 +67,4 @@ def draw_plane(axes: "Axes", record: Record) -> None:
         axes.plot([0.0, x], [0.0, y], color=COLOURS[k], lw=1.5)
     axes.scatter(*np.array(record["means"]).reshape(-1, 2).T, marker="x", color="black", label="means")
     axes.set_aspect("equal", adjustable="datalim")
-    dress(axes, "Features of three actions; lines: rows of W", "", "")
+    dress(axes, "Features of three actions; lines: rows of W", "first axis of the plane", "second")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import extra
-from qscape.report.figures import COLOURS
+from qscape.report.figures import COLOURS, new_figure
 
 with extra("Pictures"):
     import numpy as np
@@ -65,7 +65,7 @@ def page(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
 
 def figure_of(panels: int) -> Figure:
     """An empty figure for so many panels."""
-    return Figure(figsize=(4.8 * min(panels, 3), 4.4 * -(-panels // 3)), layout="constrained")
+    return new_figure((4.8 * min(panels, 3), 4.4 * -(-panels // 3)))
 
 
 def _there(number: float | None) -> bool:

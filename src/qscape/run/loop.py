@@ -18,9 +18,8 @@ from qscape.agents import Agent
 from qscape.envs import Edge, Episode
 from qscape.envs import make as make_edge
 from qscape.envs.build import training_args
-from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
-from qscape.run.evaluation import evaluate, rollouts
+from qscape.run.evaluation import SEED, evaluate, rollouts
 from qscape.run.plan import Plan
 from qscape.run.probes import Look, Probes
 
@@ -201,13 +200,13 @@ class Loop:
 
 
 def open_edges(plan: Plan, agent: Agent) -> tuple[Edge, Edge | None]:
-    """Training and evaluation environments of a plan. The latter has seeds of its own, 1000 + i."""
-    args, by_index = dict(plan.env_args), isinstance(agent, OnPolicyAgent)
+    """Training and evaluation environments of a plan. The latter has seeds of its own, `SEED` + i."""
+    args, by_index = dict(plan.env_args), agent.by_index
     train = training_args(plan.env, args)
     edge = make_edge(plan.env, plan.envs, train, seed=plan.seed, by_index=by_index)
     if not plan.eval_every:
         return edge, None
-    return edge, make_edge(plan.env, min(plan.eval_episodes, 10), args, seed=1000, by_index=by_index)
+    return edge, make_edge(plan.env, min(plan.eval_episodes, 10), args, seed=SEED, by_index=by_index)
 
 
 def owned(tree: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qscape.data import RECORDED, Dataset, read
+from qscape.data import RECORDED, Dataset, normalised_score, read
 from qscape.envs import Edge
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
@@ -44,7 +44,7 @@ class OfflineTrainer(Trainer):
         data = read(plan.dataset, plan.env if known else None, plan.env_args if known else None)
         super().__init__(plan, _holding(agent, data, plan), edge, eval_edge, saver)
         refuse_columns(self.layout, self.agent.recipe)
-        self.data, self.until, self.score = data, 0, None
+        self.data, self.score = data, None
         self.rows, self.index = fill(self.agent, self.layout, self.rows, self.index, data)
         if self.agent.normalises:
             self.state = self.programs.see(self.state, data.observation)
@@ -57,10 +57,6 @@ class OfflineTrainer(Trainer):
             if self.eval_edge
             else "a step is an update; nothing is evaluated",
         ]
-
-    def events(self, until: int) -> Iterator[ev.RunEvent]:
-        self.until = until
-        yield from super().events(until)
 
     def _prepare(self) -> bool:
         return True
@@ -94,10 +90,7 @@ class OfflineTrainer(Trainer):
 
 def score(plan: Plan, ret: float) -> float | None:
     """100 · (return − low) / (high − low), where the dataset says what low and high are."""
-    if plan.reference is None:
-        return None
-    low, high = plan.reference
-    return 100.0 * (ret - low) / (high - low)
+    return None if plan.reference is None else normalised_score(ret, plan.reference)
 
 
 def _holding(agent: Agent, data: Dataset, plan: Plan) -> Agent:

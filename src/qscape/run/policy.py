@@ -52,7 +52,7 @@ def load_policy(
     if path is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
     agent: Any = build(plan.recipe, plan.settings)
-    args, by_index = dict(plan.env_args) | (env_args or {}), isinstance(agent, OnPolicyAgent)
+    args, by_index = dict(plan.env_args) | (env_args or {}), agent.by_index
     edge = make_edge(plan.env, envs, args, seed=seed, by_index=by_index)
     agent = agent.on(edge.spec)
     like = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))

@@ -33,7 +33,6 @@ class RolloutPrograms:
         self.agent = agent
         self.metrics: list[str] = []
         self.act: Callable[..., Any] = jax.jit(agent.act, static_argnames="mode")
-        self.look: Callable[..., Any] = jax.jit(agent.look)
         self.update = jax.jit(self._update, donate_argnums=0)
 
     def memory(self, envs: int) -> None:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_edge
 from qscape.errors import UsageError
-from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import probes
 from qscape.run.plan import Plan, fitted
 from qscape.run.toml import Source, Where
@@ -73,7 +72,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
     agents = [_agent(source, path) for path in _taken(source, "agents", budget)]
-    by_index = any(isinstance(build(agent.fields["recipe"]), OnPolicyAgent) for agent in agents)
+    by_index = any(build(agent.fields["recipe"]).by_index for agent in agents)
     paths = _taken(source, "environments", budget)
     environments = [_environment(source, path, by_index) for path in paths]
     numbers, seeds = budgets[budget]
