@@ -9,7 +9,7 @@ moment. Nothing is averaged here.
 
 import argparse
 import json
-import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -146,7 +146,7 @@ def main() -> None:
     file = given.out or PLACE / f"{given.what}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     heads = {name: [added, settings] for name, (added, settings) in HEADS.items()}
-    about = {"envs": ENVS, "heads": heads, "threads": os.environ.get("NPROC"), **origin()}
+    about = origin() | {"envs": ENVS, "heads": heads, "command": " ".join(["python", *sys.argv])}
     file.write_text(json.dumps(about | found) + "\n")
     print(file)
 

@@ -3,20 +3,27 @@
 python benchmarks/offline.py --steps 10000 --seeds 5
 
 Trains TD3, records a third each of its own, noisy and random episodes, and trains every recipe on all of
-them. Prints the mean of the final evaluation over seeds with a 95% bootstrap interval. Extra: offline.
+them. Prints the mean of the final evaluation over seeds with a 95% bootstrap interval, and writes
+benchmarks/results/offline/pendulum.json: settings, and every evaluation's returns. Extra: offline.
 """
 
 import argparse
+import json
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import minari
 import numpy as np
 
 import qscape as qs
 from qscape.export.card import interval
+from qscape.run.folder import origin
 from qscape.run.record import record
+
+FILE = Path(__file__).parent / "results" / "offline" / "pendulum.json"
 
 RECIPES = ("bc", "td7", "td3+bc", "iql")
 MIXTURE = {"trained": 0.0, "noisy": 0.5, "random": 0.0}  # who acts, and with how much noise
@@ -49,15 +56,23 @@ def main() -> None:
     folder = given.out or Path(tempfile.mkdtemp())
     os.environ["MINARI_DATASETS_PATH"] = str(folder / "datasets")
     name = dataset(folder, given.episodes, given.expert)
+    behaviour = [float(e.rewards.sum()) for e in minari.load_dataset(name).iterate_episodes()]
+    rows: list[dict[str, Any]] = []
     for recipe in RECIPES:
         finals = []
         for seed in range(given.seeds):
             plan = qs.Plan(recipe, "", given.steps, seed, dataset=name, eval_every=given.steps)
             *_, last = (e for e in qs.train(plan, folder / recipe / str(seed)) if hasattr(e, "returns"))
             finals.append(float(np.mean(last.returns)))
+            rows.append({"recipe": recipe, "seed": seed, "returns": [float(x) for x in last.returns]})
         mean, low, high = interval(finals)
         said = " ".join(f"{x:.1f}" for x in finals)
         print(f"{recipe:8} {mean:9.1f} [{low:.1f}, {high:.1f}]   {said}", flush=True)
+    settings = {"steps": given.steps, "expert": given.expert, "episodes": given.episodes, "mixture": MIXTURE}
+    about = origin() | settings | {"command": " ".join(["python", *sys.argv]), "behaviour": behaviour}
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    FILE.write_text(json.dumps(about | {"rows": rows}) + "\n")
+    print(FILE)
 
 
 if __name__ == "__main__":

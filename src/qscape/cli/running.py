@@ -1,6 +1,5 @@
 """Run one job here, or several side by side, and show how they get on."""
 
-import os
 import shlex
 from collections.abc import Iterator
 
@@ -129,7 +128,7 @@ def plain_console() -> Console:
     Tables in a file or a pipe need not fold as on a narrow screen.
     """
     console = Console(markup=False, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal:
         console.width = WIDE
     return console
 
