@@ -18,6 +18,10 @@ class Options:
 
     onnx: str | None = setting(None, "Write an ONNX file that runs without qscape.")
     npz: str | None = setting(None, "Write the arrays as .npz, and their meaning as .json beside it.")
+    tolerance: float = setting(
+        policy.TOLERANCE,
+        "Greatest difference from the library, in the environment's units; above it: no file.",
+    )
     episodes: int = setting(10, "Episodes of the evaluation in the model card.")
     current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
     hub: str | None = setting(None, "Push files and card to OWNER/NAME on the Hugging Face hub.")
@@ -27,6 +31,8 @@ def main(argv: list[str]) -> int:
     """Export the policy of one run, check it, and write its model card."""
     path, rest = options.positional(argv, "RUN", "qscape export")
     given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
+    if not given.tolerance > 0:
+        raise UsageError(f"--tolerance is {given.tolerance:g}; it must be above 0.")
     onnx, npz = (_file(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
     files = [file for file in (onnx, npz) if file is not None]
     if not files:
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> int:
         console.print(line, soft_wrap=True)
 
     if onnx is not None:
-        checked = policy.write_onnx(made, onnx)
+        checked = policy.write_onnx(made, onnx, given.tolerance)
         say(
             f"{onnx}: greatest difference {checked.difference:.1e} on {policy.CHECKED:,} observations, "
             f"single and batched (the library from itself: {checked.rounding:.1e}); "
