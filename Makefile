@@ -3,8 +3,9 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := runs/make-demo
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench clean browser
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -12,18 +13,22 @@ BIN := $(VENV)/bin
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(VENV)/.report ## train TD3 on Pendulum-v1 and draw its learning curve (minutes)
-	$(BIN)/qscape train td3 --env Pendulum-v1 --steps 10000 --eval-every 1000 --out runs/make-demo --overwrite
-	$(BIN)/qscape plot runs/make-demo --png runs/make-demo/curve.png
+demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (minutes)
+	$(BIN)/qscape study run studies/make-demo.toml --workers 2
+	$(BIN)/qscape plot $(DEMO) --png $(DEMO)/curve.png
+	$(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png
+	for run in $(DEMO)/*/*/0; do $(BIN)/qscape landscape $$run || exit 1; done
+	$(BIN)/qscape compare $(DEMO) --html $(DEMO)/report.html
 	@echo
-	@echo "A trained agent and its learning curve: runs/make-demo, runs/make-demo/curve.png"
+	@echo "Two trained agents, side by side: open $(DEMO)/report.html in a browser."
+	@echo "Their learning curves alone: $(DEMO)/curve.png"
 	@echo "Next:"
 	@echo "  . $(BIN)/activate"
-	@echo "  qscape evaluate runs/make-demo --episodes 10"
+	@echo "  qscape evaluate $(DEMO)/Pendulum-v1/td3+pave --episodes 10"
 	@echo "  qscape train td7 --env HalfCheetah-v5 --steps 30000"
 	@echo "  qscape list"
 
-test: lint ## lint, type-check and run every test
+test: lint browser ## lint, type-check and run every test
 	@NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
 
 lint: $(VENV)/.dev ## style, import rules and types
@@ -31,6 +36,18 @@ lint: $(VENV)/.dev ## style, import rules and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/lint-imports
 	@$(BIN)/pyright
+
+# Pages are tested in a real browser. Where it is missing and may not be installed, those tests are skipped.
+browser:
+	@for name in chromium chromium-browser google-chrome; do ! command -v $$name >/dev/null || exit 0; done; \
+	  test "$$(id -u)" = 0 && may= || may="sudo -n"; \
+	  if command -v apt-get >/dev/null && $$may true 2>/dev/null; then \
+	    echo "Installing Chromium for the tests of pages"; \
+	    $$may apt-get update -qq >/dev/null; \
+	    $$may env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; \
+	  fi; \
+	  command -v chromium >/dev/null || \
+	    echo "No Chromium here, so tests of pages are skipped; on Debian or Ubuntu: sudo apt-get install -y chromium"
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from browser import chromium, visit  # noqa: F401  fixtures: one browser for all files of tests
 from hypothesis import settings
 
 # Read by jax when it is imported, here and in the processes that tests start. One cache per worker:

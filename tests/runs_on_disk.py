@@ -20,8 +20,14 @@ def write_run(
     kept: Points | None = None,
     steps: int | None = None,
     env_args: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    sm: Mapping[int, float] | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write run.json and evaluations.csv. `steps` None: the run ended at its last evaluation."""
+    """Write run.json and evaluations.csv. `steps` None: the run ended at its last evaluation.
+
+    `record`: more of run.json. `sm`: what a probe measured at each step. `found`: inspect/NAME.json by name.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True)
     record = {
@@ -31,11 +37,15 @@ def write_run(
         "seed": seed,
         "steps": steps or max(returns),
         "env_args": dict(env_args or {}),
-    }
+    } | dict(record or {})
     (folder / "run.json").write_text(json.dumps(record))
-    lines = [",".join(EVALUATION_COLUMNS)]
+    lines = [",".join([*EVALUATION_COLUMNS, *(["sm"] if sm else [])])]
     for policy, points in (("current", returns), ("kept", kept or {})):
         for step, values in points.items():
-            lines += [f"{step},{policy},{k},{value},7,,0.1" for k, value in enumerate(values)]
+            probed = f",{sm[step]}" if sm else ""
+            lines += [f"{step},{policy},{k},{value},7,,0.1{probed}" for k, value in enumerate(values)]
     (folder / "evaluations.csv").write_text("\n".join(lines) + "\n")
+    for name, what in (found or {}).items():
+        (folder / "inspect").mkdir(exist_ok=True)
+        (folder / "inspect" / f"{name}.json").write_text(json.dumps(what))
     return folder

@@ -14,6 +14,8 @@ import pytest
 from runs_on_disk import write_run
 
 from qscape.cli import main
+from qscape.report import statistics
+from qscape.report.runs import load_runs
 
 ROOT = Path(__file__).parent.parent
 ENVS = ("Ant-v5", "Hopper-v5")
@@ -242,7 +244,7 @@ def test_bad_input(runs, refused, argv, why):
 
 def test_files_that_cannot_be_written(runs, capsys):
     Path("file").write_text("")
-    for flag in ("--csv", "--png"):
+    for flag in ("--csv", "--png", "--html"):
         assert run("compare", "runs", flag, "file/c") == 1
         assert "file/c cannot be written (" in capsys.readouterr().err
 
@@ -255,6 +257,18 @@ def test_missing_extras_are_named(runs):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
+
+
+def test_pages_need_plotly_and_nothing_else_does(runs):
+    code = (
+        "import sys; sys.modules['plotly'] = None\n"
+        "from qscape.cli import main; sys.exit(main(['compare', 'runs', '--reps', '9', *sys.argv[1:]]))"
+    )
+    for more, status in (([], 0), (["--html", "r.html"], 2)):
+        done = subprocess.run([sys.executable, "-c", code, *more], capture_output=True, text=True)
+        assert done.returncode == status
+        said = 'qscape: Pages need the extra: pip install "qscape[report]".\n' if status else ""
+        assert done.stderr == said
 
 
 def test_load_runs_does_not_import_jax(runs):
@@ -277,3 +291,14 @@ def test_the_example_notebook_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/notebook/curves.png").stat().st_size > 5_000
     assert "no ranking claim" in done.stdout
+
+
+def test_a_kept_policy_beside_the_current_one(tmp_path):
+    write_run(tmp_path / "a", label="td7", returns={0: [1.0], 10: [2.0]}, kept={0: [1.0], 10: [5.0]})
+    write_run(tmp_path / "b", label="td3", returns={0: [0.0], 10: [3.0]})
+    rows = statistics.both(load_runs(tmp_path))
+    last = rows[rows["step"] == 10].set_index("label")["return"].to_dict()
+    assert last == {"td7, current policy": 2.0, "td7, kept policy": 5.0, "td3": 3.0}
+    file = tmp_path / "p.png"
+    assert main(["plot", str(tmp_path), "--policy", "both", "--png", str(file)]) == 0
+    assert file.stat().st_size > 10_000

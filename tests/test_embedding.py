@@ -12,7 +12,7 @@ from qscape.cli import main
 from qscape.errors import UsageError
 from qscape.inspect.embedding import measure
 from qscape.inspect.subject import of_run
-from qscape.report import embeddings
+from qscape.report import embeddings, interactive
 from qscape.run import saves
 from qscape.run.folder import newest_save
 from qscape.run.plan import Plan
@@ -134,6 +134,14 @@ def test_the_picture_has_titles_units_and_legends(found):
     panels, bars = axes[:3], axes[3:]
     assert all(ax.get_title() and ax.get_xlabel() and ax.get_ylabel() and ax.get_legend() for ax in panels)
     assert [bar.get_ylabel() for bar in bars] == ["Q (the lesser slow critic)"] * 2
+
+
+def test_the_pages_charts_show_what_was_found(found):
+    pairs, actions, kernel = (chart for _, chart in interactive.embedding(found))
+    assert list(pairs.data[0].x) == found["pairs"]["difference"]
+    assert list(pairs.data[0].y) == found["pairs"]["cosine"]
+    assert [len(trace.x) for trace in actions.data] == [len(found["actions"]["value"]), 6, 1]
+    assert list(kernel.data[0].y) == [6 * weight for weight in found["candidates"]["weight"]]
 
 
 def test_what_cannot_be_looked_at_is_refused(run, tmp_path, capsys):

@@ -19,6 +19,7 @@ import qscape as qs
 from qscape import cli
 from qscape.envs import Episode
 from qscape.inspect import landscape, survey
+from qscape.inspect.measure import measure
 from qscape.inspect.subject import of_run, of_state
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
@@ -494,9 +495,9 @@ def test_one_dimension_has_no_plane_and_no_q_no_landscape():
     subject = of_state(agent, agent.on(Spec(3, 1)).init(jax.random.key(0)), "tiny:Clock-v0")
     for plane in ("pca", "0,1", "random"):
         with pytest.raises(qs.UsageError, match="one dimension"):
-            landscape.measure(subject, plane=plane)
+            measure(subject, plane=plane)
     blind = qs.Model("a2c", "CartPole-v1", base={"actor_hidden": (4,)})
-    for refused in (lambda: landscape.measure(blind.subject), lambda: qs.landscape(blind, np.zeros(4))):
+    for refused in (lambda: measure(blind.subject), lambda: qs.landscape(blind, np.zeros(4))):
         with pytest.raises(qs.UsageError, match="has no Q"):
             refused()
 

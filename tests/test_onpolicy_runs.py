@@ -19,6 +19,7 @@ from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
 from qscape.onpolicy import native
 from qscape.ops.collapse import action_collapse
+from qscape.report import interactive
 from qscape.run import Plan, resume, saves, train
 from qscape.run.estimate import measure, seconds
 from qscape.run.plan import fitted
@@ -262,6 +263,9 @@ def test_the_command_line(tmp_path, capsys):
     assert sum(found["counts"]) == 100
     assert found["history"][-1]["max_angle_w"] < 1e-5
     assert (tmp_path / "a/0/inspect/collapse.png").stat().st_size > 10_000
+    angles, _, plane = (chart for _, chart in interactive.collapse(found))
+    assert list(angles.data[1].y) == [row["max_angle_w"] for row in found["history"]]
+    assert sum(len(trace.x) for trace in plane.data if "action" in (trace.name or "")) == len(found["points"])
     capsys.readouterr()
     assert main(["list", "agents", "parts"]) == 0
     listed = capsys.readouterr().out

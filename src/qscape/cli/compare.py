@@ -23,6 +23,9 @@ class Options:
     latex: str | None = setting(None, "Write it as a LaTeX table (booktabs).")
     json: str | None = setting(None, "Write all tables as JSON.")
     png: str | None = setting(None, "Draw learning curves and profiles; the ending chooses png, svg or pdf.")
+    html: str | None = setting(
+        None, "Write a report: one page that opens from disk, with charts and raw data."
+    )
     reference: str = setting("", "Published curves to set beside, by commas: sac,td3,simbav2-utd2.")
     final: int = setting(1, "The final score is the mean of so many last evaluations.")
     best: bool = setting(False, "Rank by the best evaluation of each run instead of the final one.")
@@ -67,7 +70,11 @@ def main(argv: list[str]) -> int:
             save_text(write(made), file)
     if given.png:
         draw(made, names, given)
-    for file in (given.csv, given.latex, given.json, given.png):
+    if given.html:
+        from qscape.report import html  # plotly takes its time, and is needed for nothing else
+
+        save_text(html.report(made, names, given.reps), given.html)
+    for file in (given.csv, given.latex, given.json, given.png, given.html):
         if file:
             console.print(f"written: {file}", soft_wrap=True)
     return 0
@@ -151,7 +158,7 @@ def save_text(text: str, file: str) -> None:
     """
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(text)
+        Path(file).write_text(text, encoding="utf-8")
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
 

@@ -1,12 +1,14 @@
 """`qscape landscape RUN`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
 from qscape.cli.compare import save_figure, save_text
 from qscape.cli.running import plain_console, table
+from qscape.errors import UsageError
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -33,27 +35,35 @@ class Options:
     )
     episodes: int = setting(10, "Episodes whose states are visited.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
+    over_training: bool = setting(False, "The same states at every save of the run, too.")
     current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
     png: str | None = setting(
         None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/landscape.png."
     )
+    html: str | None = setting(None, "A page of its own, to hover over: one file, which needs no network.")
     json: str | None = setting(None, "All that was found; none: RUN/inspect/landscape.json.")
 
 
 def main(argv: list[str]) -> int:
     """Measure how far a run's actions lie below the best ones its Q knows, and draw Q around them."""
-    path, rest = options.positional(argv, "RUN", "qscape landscape")
+    paths, rest = options.positionals(argv, "RUN", "qscape landscape")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
+    if len(paths) > 2:
+        raise UsageError(f"qscape landscape takes one run or two to set side by side, not {len(paths)}.")
 
     from qscape.inspect import store
-    from qscape.inspect.landscape import jsonable, measure
-    from qscape.inspect.subject import of_run
-    from qscape.report.landscapes import page
+    from qscape.inspect.landscape import jsonable
+    from qscape.inspect.measure import measure
+    from qscape.inspect.subject import history_of, of_run
+    from qscape.report.landscapes import picture
     from qscape.run.folder import one_run
 
-    folder = one_run(Path(path))
+    to_html = _page() if given.html else None  # what is missing is told before the long search
+    folder, *_ = folders = [one_run(Path(path)) for path in paths]
+    agents = [of_run(folder, given.current) for folder in folders]
+    saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
     found = measure(
-        of_run(folder, given.current),
+        saves[0],
         given.states,
         given.state_from,
         given.plane,
@@ -61,6 +71,7 @@ def main(argv: list[str]) -> int:
         points=given.grid,
         episodes=given.episodes,
         seed=given.seed,
+        other=saves[1] if len(saves) > 1 else (),
     )
     console = plain_console()
     show(console, found)
@@ -69,10 +80,19 @@ def main(argv: list[str]) -> int:
         save_text(store.to_json(plain), given.json)
     written = [given.json or str(store.write(folder, "landscape", plain))]
     written.append(given.png or str(folder / "inspect" / "landscape.png"))
-    save_figure(page(found["landscapes"]), written[-1])
+    save_figure(picture(found), written[-1])
+    if to_html:
+        save_text(to_html(found), given.html)
+        written.append(given.html)
     for file in written:
         console.print(f"written: {file}", soft_wrap=True)
     return 0
+
+
+def _page() -> Callable[[dict[str, Any]], str]:
+    from qscape.report.landscape_page import html
+
+    return html
 
 
 def show(console: "Console", found: dict[str, Any]) -> None:

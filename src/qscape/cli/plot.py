@@ -1,6 +1,7 @@
 """`qscape plot RUNS... --png FILE`."""
 
 import dataclasses
+from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.compare import save_figure
@@ -13,6 +14,9 @@ class Options:
     """Flags of `qscape plot`."""
 
     png: str = setting("curves.png", "The picture; its ending chooses the format (png, svg, pdf).")
+    policy: Literal["kept", "current", "both"] = setting(
+        "kept", "Of agents with checkpoints. both: the current policy beside the kept one."
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +26,7 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
     frame, skipped = runs.read_runs(paths)
-    rows = statistics.of_policy(frame)
+    rows = statistics.both(frame) if given.policy == "both" else statistics.of_policy(frame, given.policy)
     save_figure(figures.overview(rows, each=True), given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()

@@ -11,15 +11,15 @@ from jaxtyping import Float
 from qscape.errors import UsageError
 from qscape.inspect.planes import check_plane, plane_of
 from qscape.inspect.subject import Subject, of_run
-from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which, picked, summary
+from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which
 from qscape.offpolicy.state import Acting
 from qscape.ops import landscape as ops
-from qscape.run.evaluation import SEED, Rollout
+from qscape.run.evaluation import Rollout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ARROWS = 17  # of the gradient field along each axis
+ARROWS, SLOPES = 17, 201  # of the gradient field along each axis of a plane, along a line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Landscape:
         plane: the line or plane; of a table that of its principal components.
         grid: coordinates along each axis of the plane; of a table those of its N entries.
         q: `[n]`, `[n, m]` (NaN outside the action box) or `[N]`.
-        arrows: `[K, 4]` of a plane, coordinates and ∇ₐQ in the plane; else `[0, 4]`.
+        arrows: `[K, 2d]` of a line or plane, coordinates and ∇ₐQ in it; of a table `[0, 4]`.
         optima: `[P, d]` coordinates of local optima on the plane (of a table: in its graph), highest first,
             `optima_q` and `prominence` `[P]`.
         survey: the state's row of `Survey`: proposals, action, best, and Q there.
@@ -44,7 +44,7 @@ class Landscape:
     plane: ops.Plane
     grid: tuple[Float[np.ndarray, " n"], ...]
     q: Float[np.ndarray, "..."]
-    arrows: Float[np.ndarray, "K 4"]
+    arrows: Float[np.ndarray, "K d2"]
     optima: Float[np.ndarray, "P d"]
     optima_q: Float[np.ndarray, " P"]
     prominence: Float[np.ndarray, " P"]
@@ -110,7 +110,7 @@ def landscape(
     """
     if not isinstance(subject, Subject):
         subject = of_run(subject) if isinstance(subject, str | Path) else subject.subject
-    _check(subject, plane, points)
+    check(subject, plane, points)
     place = state if isinstance(state, str) else ""
     if isinstance(state, str):
         episode, step = parse_state(state)
@@ -125,74 +125,12 @@ def landscape(
     return spot.look(plane, taken, points)
 
 
-def measure(
-    subject: Subject,
-    states: int = 100,
-    at: Sequence[str] = (),
-    plane: str | None = None,
-    *,
-    q: Which = "objective",
-    points: int | None = None,
-    episodes: int = 10,
-    seed: int = SEED,
-) -> dict[str, Any]:
-    """What `qscape landscape` shows: many states summed up, and a few looked at.
-
-    Args:
-        states: visited states that are summed up, evenly over the episodes.
-        at: "EPISODE:STEP" of those that are looked at; empty: of the former those with the median, the 90%
-            and the largest gap, as a share of Q's range.
-
-    Keys: what was measured (name, label, env, step, policy, eval_seed, q); `summary` (see `survey.summary`);
-    for each of the states its `place` [episode, step], the `gaps` of its proposals, the `gap` and `gap_share`
-    of its action, its `optima`; `landscapes`: of those looked at (see `Landscape`).
+def check(subject: Subject, plane: str | None, points: int | None) -> None:
+    """Refuse what cannot be looked at, before anything is computed.
 
     Raises:
-        UsageError: an agent without Q, a plane that cannot be, a state the episode does not have, no states.
+        UsageError: an agent without Q, a plane that cannot be, a grid of fewer than two points.
     """
-    _check(subject, plane, points)
-    for flag, number in (("states", states), ("episodes", episodes)):
-        if number < 1:
-            raise UsageError(f"--{flag} is {number}; it must be at least 1.")
-    wanted = [parse_state(state) for state in at]
-    done = subject.rollouts(max([episodes, *(episode + 1 for episode, _ in wanted)]), seed)
-    looked = [visited(done, *place) for place in wanted]  # refuses before the long search
-    places, obs = picked(done[:episodes], states)
-    surveyor, n = Surveyor(subject.agent, q), len(places)
-    whole = surveyor(subject.acting, np.stack([*obs, *looked]))  # one call: one program to compile
-    survey = whole.rows(0, n)
-    share = survey.share(survey.gap)
-    row = {n + k: place for k, place in enumerate(wanted)}
-    if not wanted:
-        middle_to_worst = np.argsort(share, kind="stable")[[(n - 1) // 2, int(0.9 * (n - 1)), n - 1]]
-        row = {k: places[k] for k in middle_to_worst.tolist()}
-    label, env = subject.record.get("label", subject.agent.recipe), subject.record.get("env", "")
-    title = f"{label} on {env}, step {subject.step:,}"
-    taken = np.concatenate([rollout.action for rollout in done])
-    landscapes = []
-    for k, (episode, step) in row.items():
-        here, place = done[episode].observation[step], f"{episode}:{step}"
-        spot = Spot(surveyor, subject.acting, here, whole.rows(k, k + 1), title, place)
-        landscapes.append(spot.look(plane, taken, points).to_dict())
-    return {
-        "name": subject.name,
-        "label": label,
-        "env": env,
-        "step": subject.step,
-        "policy": subject.policy,
-        "eval_seed": seed,
-        "q": surveyor.base.actor_objective,
-        "summary": summary(survey),
-        "place": places,
-        "gaps": survey.gaps,
-        "gap": survey.gap,
-        "gap_share": share,
-        "optima": survey.optima,
-        "landscapes": landscapes,
-    }
-
-
-def _check(subject: Subject, plane: str | None, points: int | None) -> None:
     subject.need_q("a landscape")
     check_plane(plane, subject)
     if points is not None and points < 2:
@@ -240,15 +178,15 @@ class Spot(NamedTuple):
             np.stack(where, -1), q.ravel()[found.node], found.prominence, self.survey,
         )  # fmt: skip
 
-    def arrows(self, plane: ops.Plane) -> Float[np.ndarray, "K 4"]:
-        """The gradient field on a plane, at the middles of a coarse grid."""
-        if len(plane.axes) == 1:
-            return np.zeros((0, 4))
-        edges = plane.grid(ARROWS + 1)
-        at = np.stack(np.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges), indexing="ij"), -1).reshape(-1, 2)
-        at = at[(np.abs(plane.at(at)) <= 1).all(-1)]
-        slope = self.surveyor.slope(self.acting, self.obs, plane.at(at))
-        return np.concatenate([at, slope @ plane.axes.T], 1)
+    def arrows(self, plane: ops.Plane) -> Float[np.ndarray, "K d2"]:
+        """The gradient field on a line or plane, at the middles of a coarse grid."""
+        d = len(plane.axes)
+        edges = plane.grid(1 + (SLOPES if d == 1 else ARROWS))
+        at = np.stack(np.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges), indexing="ij"), -1).reshape(-1, d)
+        # Also what lies outside is computed: then every plane of a size is the same compiled program.
+        slope = self.surveyor.slope(self.acting, self.obs, plane.at(at).clip(-1, 1))
+        inside = (np.abs(plane.at(at)) <= 1).all(-1)
+        return np.concatenate([at, slope @ plane.axes.T], 1)[inside]
 
     def table(self) -> Landscape:
         """Q over an action table, laid out on its first two principal components."""

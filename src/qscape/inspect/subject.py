@@ -16,9 +16,10 @@ from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import Own, bind_critics
 from qscape.offpolicy.state import Acting
+from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, Sense, rollouts
 from qscape.run.folder import read_record
-from qscape.run.policy import load_policy, programs_of
+from qscape.run.policy import load_policy, programs_of, read_acting
 from qscape.run.programs import Acts, evaluation_key
 from qscape.run.training import use_compilation_cache
 from qscape.types import QFn
@@ -145,6 +146,23 @@ def of_run(folder: Path | str, current: bool = False) -> Subject:
         return make_edge(record["env"], envs, args, seed=seed, by_index=agent.by_index)
 
     return Subject(str(folder), agent, loaded.acting, make, loaded.step, loaded.policy, record)
+
+
+def history_of(run: Subject, current: bool = False) -> list[Subject]:
+    """A run of `of_run` at each of its saves, oldest first: the same agent with what it had learned then.
+
+    Raises:
+        UsageError: it has one save only. RunError: a save is unreadable.
+    """
+    place = Path(run.name) / "saves"
+    paths = [place / name for name in saves.names(place) if "acting" in saves.tree_names(place / name)]
+    if len(paths) < 2:
+        raise UsageError(
+            f"--over-training: {run.name} has one save only, of step {run.step:,}; "
+            "train with more of them, e.g. --milestones 0.1."
+        )
+    learned = (read_acting(path, run.agent, current) for path in paths)
+    return [dataclasses.replace(run, acting=a, step=step, policy=policy) for a, step, policy in learned]
 
 
 def of_state(

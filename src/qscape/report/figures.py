@@ -76,8 +76,7 @@ def profile(
     """Performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(list(scores))
-    values = np.concatenate([x.ravel() for x in scores.values()])
-    taus = np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, 101)
+    taus = statistics.thresholds(scores.values())
     for label, x in scores.items():
         found = statistics.performance_profile(x, taus, reps)
         ax.plot(taus, found.value, label=wrapped(label), **styles[label])

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import extra
-from qscape.report.figures import COLOURS, new_figure
+from qscape.report.figures import COLOURS, new_figure, wrapped
+from qscape.report.marks import Mark, agents_of, axis_name, in_short, marks
 
 with extra("Pictures"):
     import numpy as np
@@ -18,23 +19,16 @@ if TYPE_CHECKING:
 PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # of the first actor, the second, ...
 SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # of the proposals, too
 GREEN, PINK = COLOURS[2], COLOURS[3]
-PROMINENT = 0.01  # share of Q's range on the picture from which a local optimum is marked
-ON_PLANE = 0.02  # how far from the plane a point may lie and count as on it
 
 
-def draw(fields: Mapping[str, Any], ax: "Axes | None" = None, legend: bool = True) -> "Axes":
+def draw(
+    fields: Mapping[str, Any], ax: "Axes | None" = None, legend: bool = True, title: str | None = None
+) -> "Axes":
     """One landscape: a curve, contours with the gradient field, or the entries of a table as dots."""
     ax = ax or figure_of(1).subplots()
     {"line": _line, "plane": _plane, "table": _table}[fields["kind"]](fields, ax)
-    survey = fields["survey"]
-    said = f"state {fields['place']}: " if fields["place"] else ""
-    said += f"gap {survey['gap']:.3g} = {_percent(survey)} of Q's range"
-    if _there(survey["optima"]):
-        said += f"; local optima: {survey['optima']:.0f}"
-    if _there(survey["rank"]):
-        said += f"; rank {survey['rank']:,.0f} of {fields['entries']:,}"
-    title = re.sub(r",(?=[a-z_]+\.)", ", ", fields["title"])  # a label's fields, to be broken between them
-    ax.set_title("\n".join(textwrap.wrap(title, 56) + textwrap.wrap(said, 60)), fontsize=9)
+    title = spaced(fields["title"] if title is None else title)
+    ax.set_title("\n".join(textwrap.wrap(title, 56) + textwrap.wrap(in_short(fields), 66)), fontsize=9)
     if legend:
         ax.legend(fontsize=8, framealpha=0.85, loc="best")
     return ax
@@ -45,22 +39,98 @@ def page(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
     figure = figure_of(len(landscapes))
     columns = min(len(landscapes), 3)
     axes = figure.subplots(-(-len(landscapes) // columns), columns, squeeze=False).ravel()
-    names: dict[str, Any] = {}
     for fields, ax in zip(landscapes, axes, strict=False):
         draw(fields, ax, legend=False)
-        handles, labels = ax.get_legend_handles_labels()
-        names |= dict(zip(labels, handles, strict=True))
     for ax in axes[len(landscapes) :]:
         ax.remove()
-    figure.legend(
-        [*names.values()],
-        [*names],
-        loc="outside lower center",
-        ncols=3 * min(len(landscapes), 2),
-        fontsize=9,
-        frameon=False,
-    )
+    _legend(figure, axes[: len(landscapes)], 3 * min(len(landscapes), 2))
     return figure
+
+
+def picture(found: Mapping[str, Any]) -> Figure:
+    """All that `qscape landscape` measured.
+
+    States in rows; in columns two agents, or the first, the middle and the last save, with gap and local
+    optima over training below.
+    """
+    agents = agents_of(found)
+    if len(agents) == 1 and "over_training" not in found:
+        return page(found["landscapes"])
+    states = range(len(found["landscapes"]))
+    if "over_training" not in found:
+        rows = [[(name, agent, k) for name, agent in agents.items()] for k in states]
+        return _grid(agents, rows)
+    rows = [
+        [(name, moment, k) for moment in _few(agent["over_training"])]
+        for k in states
+        for name, agent in agents.items()
+    ]
+    return _grid(agents, rows, curves=True)
+
+
+def _few(moments: Sequence[Any]) -> list[Any]:
+    """The first, the middle and the last."""
+    return [moments[k] for k in sorted({0, (len(moments) - 1) // 2, len(moments) - 1})]
+
+
+def _grid(
+    agents: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Sequence[tuple[str, Mapping[str, Any], int]]],
+    curves: bool = False,
+) -> Figure:
+    """Panels of (agent, moment, state), and the curves over training below."""
+    wide = max(map(len, rows))
+    heights = [4.2 * len(rows), *[3.2] * curves]
+    figure = new_figure((5.0 * wide, sum(heights) + 0.5))
+    above, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    axes = above.subplots(len(rows), wide, squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        for (name, moment, k), ax in zip(row, line, strict=False):
+            said = f"{name}, step {moment['step']:,}" if len(agents) > 1 else f"step {moment['step']:,}"
+            draw(moment["landscapes"][k], ax, legend=False, title=said)
+        for ax in line[len(row) :]:
+            ax.remove()
+    env = next(iter(agents.values()))["env"]
+    figure.suptitle(env if len(agents) > 1 else spaced(f"{next(iter(agents))} on {env}"), fontsize=11)
+    _legend(above, axes.ravel(), 7)
+    if below:
+        draw_training(agents, *below[0].subplots(1, 2))
+    return figure
+
+
+def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
+    """Mean gap as a share of Q's range, and mean number of local optima, at each save of each agent."""
+    for (name, agent), colour in zip(agents.items(), COLOURS, strict=False):
+        steps = [moment["step"] for moment in agent["over_training"]]
+        said = [moment["summary"] for moment in agent["over_training"]]
+        shares = [100 * s["action"]["share"]["mean"] for s in said]
+        gap.plot(steps, shares, "o-", color=colour, label=wrapped(spaced(name)))
+        if all(s["optima"] for s in said):
+            optima.plot(steps, [s["optima"]["mean"] for s in said], "o-", color=colour)
+    gap.set(ylabel="mean gap, % of Q's range", ylim=(0, None))
+    optima.set(ylabel="local optima, mean")
+    for ax in (gap, optima):
+        ax.set_xlabel("environment steps")
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    if len(agents) > 1:
+        gap.legend(fontsize=8, frameon=False)
+
+
+def _legend(figure: Any, axes: Any, columns: int) -> None:
+    """One legend below for all panels."""
+    names: dict[str, Any] = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        names |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        [*names.values()], [*names], loc="outside lower center", ncols=columns, fontsize=9, frameon=False
+    )
+
+
+def spaced(label: str) -> str:
+    """A label whose fields a line may be broken between."""
+    return re.sub(r",(?=[a-z_]+\.)", ", ", label)
 
 
 def figure_of(panels: int) -> Figure:
@@ -68,21 +138,12 @@ def figure_of(panels: int) -> Figure:
     return new_figure((4.8 * min(panels, 3), 4.4 * -(-panels // 3)))
 
 
-def _there(number: float | None) -> bool:
-    """Is it a number? In memory NaN says no, in JSON null."""
-    return number is not None and bool(np.isfinite(number))
-
-
-def _percent(survey: Mapping[str, Any]) -> str:
-    return f"{survey['gap'] / survey['span']:.1%}" if survey["span"] > 0 else "0%"
-
-
 def _line(fields: Mapping[str, Any], ax: "Axes") -> None:
     (x,), q = fields["grid"], np.asarray(fields["q"], float)
     ax.plot(x, q, color="#333333", lw=1.6, zorder=1)
-    for style, at, value, _, label in _marks(fields):
-        ax.scatter(at[..., 0], value, label=label, clip_on=False, **style)
-    ax.set(xlabel=fields["plane"]["names"][0], ylabel="Q")
+    for mark in marks(fields):
+        ax.scatter(mark.at[:, 0], mark.q, label=mark.name, clip_on=False, **_style(mark))
+    ax.set(xlabel=axis_name(fields, 0), ylabel="Q")
     ax.grid(alpha=0.25)
     ax.margins(x=0.02)
 
@@ -99,11 +160,12 @@ def _plane(fields: Mapping[str, Any], ax: "Axes") -> None:
         # The root makes steep and gentle slopes visible side by side.
         step = arrows[:, 2:] / np.sqrt(np.linalg.norm(arrows[:, 2:], axis=1, keepdims=True))
         ax.quiver(*arrows[:, :2].T, *step.T, angles="xy", color="white", alpha=0.75, width=0.0028, zorder=2)
-    for style, at, _, off, label in _marks(fields):
-        faces = {"facecolors": "none", "edgecolors": style["color"]} if off else {}
-        style = {k: v for k, v in style.items() if not (off and k in ("color", "edgecolors"))}
-        ax.scatter(at[..., 0], at[..., 1], label=label, clip_on=False, **style, **faces)
-    ax.set(xlabel=fields["plane"]["names"][0], ylabel=fields["plane"]["names"][1])
+    for mark in marks(fields):
+        style = _style(mark)
+        if mark.off and "color" in style:
+            style |= {"facecolors": "none", "edgecolors": style.pop("color")}
+        ax.scatter(*mark.at.T, label=mark.name, clip_on=False, **style)
+    ax.set(xlabel=axis_name(fields, 0), ylabel=axis_name(fields, 1))
     if 0.4 < np.ptp(x) / np.ptp(y) < 2.5:  # else one sees nothing
         ax.set_aspect("equal")
 
@@ -115,10 +177,11 @@ def _table(fields: Mapping[str, Any], ax: "Axes") -> None:
     size = float(np.clip(6_000 / len(q), 2, 40))
     dots = ax.scatter(grid[0][order], y[order], c=q[order], s=size, cmap="cividis", zorder=0)
     _colours(dots, ax)
-    for style, at, value, _, label in _marks(fields):
-        ax.scatter(at[..., 0], value if len(grid) == 1 else at[..., 1], label=label, **style)
-    names = fields["plane"]["names"]
-    ax.set(xlabel=names[0], ylabel="Q" if len(grid) == 1 else names[1])
+    for mark in marks(fields):
+        ax.scatter(
+            mark.at[:, 0], mark.q if len(grid) == 1 else mark.at[:, 1], label=mark.name, **_style(mark)
+        )
+    ax.set(xlabel=axis_name(fields, 0), ylabel="Q" if len(grid) == 1 else axis_name(fields, 1))
 
 
 def _colours(drawn: Any, ax: "Axes") -> None:
@@ -126,49 +189,15 @@ def _colours(drawn: Any, ax: "Axes") -> None:
     ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label="Q")
 
 
-def _marks(fields: Mapping[str, Any]) -> list[tuple[dict[str, Any], np.ndarray, Any, bool, str]]:
-    """What is marked: style, coordinates, Q, whether it lies off the plane, and its name."""
-    survey, q = fields["survey"], np.asarray(fields["q"], float)
-    marks: list[tuple[dict[str, Any], np.ndarray, Any, bool, str]] = []
-    if fields["kind"] != "table":
-        high = np.asarray(fields["prominence"]) > PROMINENT * (np.nanmax(q) - np.nanmin(q))
-        optima = np.asarray(fields["optima"], float).reshape(len(high), -1)[high]
-        style = {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 6}
-        marks.append((style, optima, np.asarray(fields["optima_q"])[high], False, "local optima"))
-    at, off = _projected(fields, survey["best"])
-    style = {"marker": "*", "s": 190, "color": GREEN, "edgecolors": "black", "linewidths": 0.8, "zorder": 4}
-    marks.append((style, at, survey["best_q"], off, "best found" + _where(off)))
-    for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
-        at, off = _projected(fields, action)
-        alone = len(survey["proposals"]) == 1
-        name = "the agent's action" if alone else f"proposal {k}"
-        style = {
-            "marker": PROPOSALS[k % len(PROPOSALS)], "s": 70, "color": SHADES[k % len(SHADES)],
-            "edgecolors": "black", "linewidths": 0.8, "zorder": 5,
-        }  # fmt: skip
-        marks.append((style, at, value, off, name + _where(off)))
-    if len(survey["proposals"]) > 1:
-        at, off = _projected(fields, survey["action"])
-        style = {
-            "marker": "o",
-            "s": 230,
-            "facecolors": "none",
-            "edgecolors": SHADES[0],
-            "linewidths": 1.8,
-            "zorder": 5,
-        }
-        marks.append((style, at, survey["action_q"], False, "chosen"))
-    return marks
-
-
-def _where(off: bool) -> str:
-    return " (off the plane)" if off else ""
-
-
-def _projected(fields: Mapping[str, Any], action: Any) -> tuple[np.ndarray, bool]:
-    """Coordinates of an action in the picture, and whether it lies off the plane."""
-    origin, axes = (np.asarray(fields["plane"][k], float) for k in ("origin", "axes"))
-    away = np.asarray(action, float) - origin
-    at = away @ axes.T
-    off = np.linalg.norm(away - at @ axes) > ON_PLANE
-    return at, bool(off and fields["kind"] != "table")
+def _style(mark: Mark) -> dict[str, Any]:
+    """How a mark looks."""
+    edge = {"edgecolors": "black", "linewidths": 0.8}
+    if mark.kind == "optima":
+        return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 6}
+    if mark.kind == "best":
+        return {"marker": "*", "s": 190, "color": GREEN, "zorder": 4, **edge}
+    if mark.kind == "chosen":
+        ring = {"facecolors": "none", "edgecolors": SHADES[0], "linewidths": 1.8}
+        return {"marker": "o", "s": 230, "zorder": 5, **ring}
+    marker, shade = PROPOSALS[mark.place % len(PROPOSALS)], SHADES[mark.place % len(SHADES)]
+    return {"marker": marker, "s": 70, "color": shade, "zorder": 5, **edge}

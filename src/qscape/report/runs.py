@@ -96,8 +96,12 @@ def _below(root: Path) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
 
 
-def _read(folder: Path) -> pd.DataFrame:
-    """The evaluations of one run; ValueError, KeyError, TypeError or OSError where it is broken."""
+def episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """run.json and evaluations.csv of one run, a row for each episode, without what was broken off.
+
+    Raises:
+        ValueError, KeyError, TypeError or OSError where it is broken.
+    """
     record = json.loads((folder / "run.json").read_text())
     if not isinstance(record, dict):
         raise ValueError("run.json is broken")
@@ -113,19 +117,30 @@ def _read(folder: Path) -> pd.DataFrame:
     sizes = rows.groupby(["step", "policy"])["return"].transform("size")
     if sizes.iloc[-1] < sizes.max():  # broken off in the middle of its last evaluation
         rows = rows.iloc[: -sizes.iloc[-1]]
+    return record, rows
+
+
+def _read(folder: Path) -> pd.DataFrame:
+    """The evaluations of one run, a row for each; raises what `episodes` raises."""
+    record, rows = episodes(folder)
     probed = [name for name in rows.select_dtypes("number") if name not in (*MEANS, *COUNTS)]
     points = rows.groupby(["step", "policy"], as_index=False).agg(
         **{name: (name, "mean") for name in (*MEANS, *probed)},  # type: ignore[arg-type]
         episodes=("return", "size"),
     )
-    head: dict[str, Any] = {
+    head = heading(folder, record)
+    return pd.DataFrame(head, index=points.index).join(points).assign(budget=int(record["steps"]))
+
+
+def heading(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
+    """What says which run a row is of: run, recipe, label, env, seed."""
+    return {
         "run": str(folder),
         "recipe": record["recipe"],
         "label": str(record.get("label") or record["recipe"]),
         "env": environment(record),
         "seed": int(record["seed"]),
     }
-    return pd.DataFrame(head, index=points.index).join(points).assign(budget=int(record["steps"]))
 
 
 def environment(record: dict[str, Any]) -> str:

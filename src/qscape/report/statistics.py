@@ -6,7 +6,7 @@ runs, drawn for each task apart (stratified), with a fixed seed: the same runs g
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qscape.errors import UsageError
@@ -52,6 +52,14 @@ def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
         return runs[runs["policy"] == "current"]
     keeps = (runs["policy"] == "kept").groupby(runs["run"]).transform("any")
     return runs[runs["policy"] == np.where(keeps, "kept", "current")]
+
+
+def both(runs: pd.DataFrame) -> pd.DataFrame:
+    """All evaluations; where a run keeps a policy, its label says which policy an evaluation is of."""
+    keeps = (runs["policy"] == "kept").groupby(runs["run"]).transform("any")
+    label = runs["label"].where(~keeps, runs["label"] + ", " + runs["policy"] + " policy")
+    run = runs["run"].where(~keeps, runs["run"] + ", " + runs["policy"])
+    return runs.assign(label=label, run=run)
 
 
 def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
@@ -139,6 +147,12 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray, reps: int = 2000, s
         return np.array([np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b))])
 
     return Estimate(*(float(part[0]) for part in _interval([x, y], wins, reps, seed)))
+
+
+def thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
+    """Where to look at performance profiles: from 0 to 1, and as far as scores reach beyond."""
+    values = np.concatenate([x.ravel() for x in scores])
+    return np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, points)
 
 
 def performance_profile(scores: np.ndarray, taus: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:

@@ -55,14 +55,22 @@ def load_policy(
     args, by_index = dict(plan.env_args) | (env_args or {}), agent.by_index
     edge = make_edge(plan.env, envs, args, seed=seed, by_index=by_index)
     agent = agent.on(edge.spec)
+    acting, step, policy = read_acting(path, agent, current)
+    return Loaded(programs_of(agent, envs), acting, edge, step, policy)
+
+
+def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int, str]:
+    """(acting state, environment steps, "kept" or "current") of one save of an agent bound to its task.
+
+    Raises:
+        RunError: the save is unreadable.
+    """
     like = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))
     name = "kept" if "kept" in saves.tree_names(path) and not current else "acting"
     trees, meta = saves.read(path, {name: like})
     if isinstance(agent, OnPolicyAgent):
         agent.check(trees[name].own)
-    step = meta["numbers"]["env_steps"]
-    programs = programs_of(agent, envs)
-    return Loaded(programs, trees[name], edge, step, "kept" if name == "kept" else "current")
+    return trees[name], meta["numbers"]["env_steps"], "kept" if name == "kept" else "current"
 
 
 def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False):

@@ -1,0 +1,62 @@
+"""How long a report takes and how large it is, for 100 runs of 200 evaluations of 10 episodes.
+
+    python benchmarks/report.py
+
+Makes run folders of five agents on four environments with five seeds, whose returns are random, and times
+`qscape compare RUNS --html FILE` in a process of its own. Asked for: less than 15 s and less than 6 MB.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from runs_on_disk import write_run  # the folders that the tests compare
+
+ENVS = ("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+AGENTS = ("td3", "sac", "td7", "td3+pave", "sac+savgo")
+SEEDS, EVALUATIONS, EPISODES, EVERY = 5, 200, 10, 5_000
+SECONDS, MEGABYTES = 15.0, 6.0
+
+
+def make(folder: Path) -> None:
+    """Run folders with learning curves that rise and scatter."""
+    rng = np.random.default_rng(0)
+    steps = EVERY * np.arange(1, EVALUATIONS + 1)
+    for env in ENVS:
+        for k, agent in enumerate(AGENTS):
+            for seed in range(SEEDS):
+                mean = 1000 * (k + 3) * (1 - np.exp(-steps / 300_000)) * rng.uniform(0.8, 1.2)
+                returns = mean[:, None] + rng.normal(0, 200, (EVALUATIONS, EPISODES))
+                points = dict(zip(steps.tolist(), returns.tolist(), strict=True))
+                write_run(folder / env / agent / str(seed), label=agent, env=env, seed=seed, returns=points)
+
+
+def main() -> int:
+    """Make, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--html", type=Path, help="keep the report here")
+    keep = parser.parse_args().html
+    with tempfile.TemporaryDirectory() as place:
+        runs, file = Path(place) / "runs", keep or Path(place) / "report.html"
+        make(runs)
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "qscape.cli", "compare", str(runs), "--html", str(file)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds, megabytes = time.perf_counter() - began, file.stat().st_size / 1e6
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # what it takes where nothing else runs, more or less
+    cpu = used.ru_utime + used.ru_stime
+    print(f"{len(ENVS) * len(AGENTS) * SEEDS} runs of {EVALUATIONS} evaluations of {EPISODES} episodes:")
+    print(f"{seconds:.1f} s (asked: {SECONDS:.0f}), {cpu:.1f} s of a core")
+    print(f"{megabytes:.2f} MB (asked: {MEGABYTES:.0f})")
+    return int(seconds > SECONDS or megabytes > MEGABYTES)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,198 @@
+"""`qscape watch RUN`."""
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from qscape.cli import options
+from qscape.cli.running import plain_console, table
+from qscape.errors import QscapeError, UsageError
+from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
+from qscape.types import setting
+
+SLICE = 81  # points of the landscape's line
+ACROSS, HIGH = 110, 16  # characters of a chart, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape watch`."""
+
+    every: float = setting(2.0, "Seconds between two looks.")
+    show: str = setting("q", "The metric drawn below the returns, such as critic_loss or actor_loss.")
+    dim: int = setting(0, "The dimension of the action along which Q is drawn.")
+    once: bool = setting(False, "Look once, print and end.")
+
+
+def main(argv: list[str]) -> int:
+    """Watch a run, or the seeds of a group, while it trains: curves, Q at a state, rates."""
+    path, rest = options.positional(argv, "RUN", "qscape watch")
+    given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
+    if not given.every > 0:
+        raise UsageError(f"--every is {given.every:g}; it must be above 0 seconds.")
+    from qscape.report import terminal  # noqa: F401  a missing extra is told before anything is drawn
+
+    folders, console = run_folders(Path(path)), plain_console()
+    slices = Slice(folders[0], given.dim)
+    if given.once or not console.is_terminal:
+        console.print(picture(folders, slices, given.show, console))
+        return 0
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                live.update(picture(folders, slices, given.show, console), refresh=True)
+                if not any(in_use(folder) or unfinished(folder) for folder in folders):
+                    break
+                time.sleep(given.every)
+        except KeyboardInterrupt:
+            pass
+    console.print(picture(folders, slices, given.show, console))  # it stays when the screen is given back
+    return 0
+
+
+def picture(folders: list[Path], slices: "Slice", metric: str, console: Console) -> Group:
+    """Everything there is to see of the runs now."""
+    looks = [Look(folder) for folder in folders]
+    columns = ["run", "agent", "step", "of", "steps/s", "left", "return", "state"]
+    parts: list[Any] = [table("", columns, (look.row() for look in looks))]
+    width, height = min(console.width, ACROSS), HIGH
+    if console.is_terminal:
+        height = max(8, min(HIGH, (console.height - 5 - len(looks)) // 3))
+    returns = [look.curve(policy) for look in looks for policy in look.policies()]
+    values = [look.metric(metric) for look in looks]
+    span = (0, max(look.record["steps"] for look in looks))
+    for title, curves in (("evaluation return", returns), (metric, values)):
+        curves = [c for c in curves if len(c[1])]
+        parts.append(_chart(title, "environment steps", curves, width, height, span))
+    parts.append(slices.chart(width, height))
+    return Group(*parts)
+
+
+class Look:
+    """What a run's files say at one moment; the last line of a file may be half written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.record = folder, read_record(folder)
+        self.logged = [*_json_lines(folder / "metrics.jsonl")]
+        self.returns = _returns(folder / "evaluations.csv")
+
+    def policies(self) -> list[str]:
+        """The policies that are evaluated: the current one, and the kept one of an agent that keeps one."""
+        return [*self.returns] or ["current"]
+
+    def curve(self, policy: str) -> tuple[str, list[float], list[float]]:
+        """Name, steps and mean returns of a policy's evaluations."""
+        found = self.returns.get(policy, {})
+        name = f"seed {self.record['seed']}" + (f", {policy}" if len(self.returns) > 1 else "")
+        return name, [*found], [sum(x) / len(x) for x in found.values()]
+
+    def metric(self, name: str) -> tuple[str, list[float], list[float]]:
+        """Name, steps and values of what was logged."""
+        rows = [(row["step"], row[name]) for row in self.logged if name in row]
+        rows = [(step, x) for step, x in rows if x is not None and math.isfinite(x)]
+        return f"seed {self.record['seed']}", [r[0] for r in rows], [r[1] for r in rows]
+
+    def row(self) -> list[str]:
+        """Its line of the table."""
+        newest = self.logged[-1] if self.logged else {}
+        step, steps = newest.get("step", 0), self.record["steps"]
+        speed = newest.get("steps_per_second", math.nan)
+        running = in_use(self.folder)
+        left = (steps - step) / speed if running and speed else math.nan
+        means = self.curve(self.policies()[0])[2]
+        state = "training" if running else "stopped" if unfinished(self.folder) else "done"
+        return [
+            str(self.folder), self.record["label"], f"{step:,}", f"{steps:,}",
+            "-" if math.isnan(speed) else f"{speed:,.0f}",
+            "-" if math.isnan(left) else f"{left // 60:.0f}:{left % 60:02.0f}",
+            f"{means[-1]:,.1f}" if means else "-", state,
+        ]  # fmt: skip
+
+
+class Slice:
+    """Q along one dimension of the action, at the first state of an evaluation, by the newest save.
+
+    The agent is built and compiled once; a newer save only brings newer networks.
+    """
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        self.folder, self.dim = folder, dim
+        self.seen: Path | None = None
+        self.subject: Any = None
+        self.drawn: tuple[str, list[Any]] = ("Q: there is no save yet", [])
+
+    def chart(self, width: int, height: int) -> Text:
+        """The chart, or why there is none."""
+        try:
+            newest = newest_save(self.folder)
+            if newest is not None and newest != self.seen:
+                self.drawn = self._look(newest)
+                self.seen = newest
+        except QscapeError as problem:  # training goes on, and so does watching
+            self.drawn = (str(problem), [])
+        title, curves = self.drawn
+        x = f"dimension {self.dim} of the action, in [-1, 1]"
+        return _chart(title, x, curves, width, height, (-1, 1))
+
+    def _look(self, newest: Path) -> tuple[str, list[Any]]:
+        from qscape.inspect.subject import of_run
+        from qscape.inspect.survey import Surveyor
+        from qscape.run.policy import read_acting
+
+        if self.subject is None:
+            self.subject = of_run(self.folder, current=True)
+            self.subject.need_q("a slice of the landscape")
+            task = self.subject.agent.task
+            if task.table is not None:
+                raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
+            if not 0 <= self.dim < task.action_size:
+                raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {task.action_size - 1}.")
+            edge = self.subject.make()
+            self.obs = np.asarray(edge.reset(), np.float32)[0]
+            edge.close()
+            self.surveyor = Surveyor(self.subject.agent)
+        acting, step, _ = read_acting(newest, self.subject.agent, current=True)
+        proposals = np.asarray(self.subject.agent.proposals(acting, self.obs[None]))[0]
+        x = np.linspace(-1, 1, SLICE)
+        line = np.repeat(proposals[:1], SLICE, 0)
+        line[:, self.dim] = x
+        q, at = (self.surveyor.q(acting, self.obs, rows).tolist() for rows in (line, proposals))
+        curves: list[Any] = [("Q", x.tolist(), q)]
+        for k, (action, value) in enumerate(zip(proposals, at, strict=True)):
+            name = "the actor" if len(proposals) == 1 else f"proposal {k}"
+            curves.append((name, [float(action[self.dim])], [value], "●"))
+        return f"Q at the first state of an evaluation, save of step {step:,}", curves
+
+
+def _chart(title: str, x: str, curves: list[Any], width: int, height: int, span: tuple[float, float]) -> Text:
+    from qscape.report import terminal
+
+    if not curves:
+        return Text(f"{title}: nothing yet" if ":" not in title else title, style="dim")
+    lines = [terminal.Curve(*curve) for curve in curves]
+    return Text.from_ansi(terminal.chart(title, x, lines, width, height, span))
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    text = file.read_text() if file.exists() else ""
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        yield json.loads(line)
+
+
+def _returns(file: Path) -> dict[str, dict[int, list[float]]]:
+    """Returns of each evaluation's episodes: policy -> step -> returns."""
+    text = file.read_text() if file.exists() else ""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+        found.setdefault(row["policy"], {}).setdefault(int(row["step"]), []).append(float(row["return"]))
+    return found

@@ -1,0 +1,186 @@
+"""One landscape as an interactive chart: what `landscapes` draws, to be hovered over. Figures of plotly."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from qscape.report import extra
+from qscape.report.landscapes import GREEN, PINK, SHADES
+from qscape.report.marks import Mark, axis_name, marks
+from qscape.report.page import label
+
+with extra("Pages"):
+    import numpy as np
+
+SYMBOLS = (
+    "circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left",
+    "triangle-right", "hexagon",
+)  # fmt: skip
+ARROWS = "rgba(255, 255, 255, 0.8)"
+ENTRIES = 3_000  # of a table, at most: each is an element of the page
+NUMBERS = 8  # of an action, at most, in a hover
+
+
+def chart(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A figure (data and layout) of one landscape, as `Landscape.to_dict` or landscape.json has it."""
+    traces, layout = {"line": _line, "plane": _plane, "table": _table}[fields["kind"]](fields)
+    flat = fields["kind"] == "plane" or len(fields["grid"]) == 2
+    traces += [_mark(mark, mark.at[:, 1] if flat else mark.q) for mark in marks(fields)]
+    return {"data": traces, "layout": {"hovermode": "closest", **layout}}
+
+
+def _line(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Q above, its slope below: where that is positive, an actor climbs to the right."""
+    (x,), (name,), (title,) = fields["grid"], _names(fields), _titles(fields)
+    slope = np.asarray(fields["arrows"], float).reshape(-1, 2)
+    hover = f"{name} %{{x:.3f}}<br>%{{meta}} %{{y:.4g}}<extra></extra>"
+    style = {"mode": "lines", "showlegend": False, "hovertemplate": hover}
+    traces = [
+        {
+            **style, "x": packed(x), "y": packed(fields["q"]), "meta": "Q",
+            "line": {"color": "#333333", "width": 2},
+        },
+        {
+            **style, "x": packed(slope[:, 0]), "y": packed(slope[:, 1]), "yaxis": "y2", "meta": "slope",
+            "line": {"color": "#0072B2", "width": 1.5},
+        },
+    ]  # fmt: skip
+    layout = {
+        "hovermode": "x",
+        "xaxis": {"title": title, "anchor": "y2", "range": _margin(x)},
+        "yaxis": {"title": "Q", "domain": [0.36, 1.0]},
+        "yaxis2": {"title": "slope ∂Q/∂a", "domain": [0.0, 0.27], "zerolinecolor": "#979797"},
+    }
+    return traces, layout
+
+
+def _plane(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Q as colours and contours, its gradient as arrows."""
+    (x, y), names, titles = fields["grid"], _names(fields), _titles(fields)
+    hover = f"{names[0]} %{{x:.3f}}<br>{names[1]} %{{y:.3f}}<br>Q %{{z:.4g}}<extra></extra>"
+    surface = {
+        "type": "contour", "x": packed(x), "y": packed(y), "z": packed(np.asarray(fields["q"], float).T),
+        "ncontours": 14, "contours": {"coloring": "heatmap"}, "connectgaps": False,
+        "line": {"color": "rgba(255, 255, 255, 0.45)", "width": 0.6}, "hovertemplate": hover, **_colours(),
+    }  # fmt: skip
+    square = 0.4 < np.ptp(x) / np.ptp(y) < 2.5  # else one sees nothing
+    axis = {"constrain": "domain", "showgrid": False, "zeroline": False}
+    layout = {
+        "xaxis": {**axis, "title": titles[0], "range": _margin(x)},
+        # This margin is fixed: with axes that are tied to each other plotly would look for both in circles.
+        "yaxis": {**axis, "title": titles[1], "range": _margin(y), "automargin": False}
+        | ({"scaleanchor": "x"} if square else {}),
+        "margin": {"l": 66},
+    }
+    return [surface, *_gradient(fields)], layout
+
+
+def _gradient(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Arrows along ∇ₐQ, each centred where it was measured, as long as the root of the slope says.
+
+    The root makes steep and gentle slopes visible side by side; the longest arrows nearly touch.
+    """
+    arrows = np.asarray(fields["arrows"], float).reshape(-1, 4)
+    slope = np.linalg.norm(arrows[:, 2:], axis=1, keepdims=True)
+    arrows, slope = arrows[slope[:, 0] > 0], slope[slope[:, 0] > 0]
+    if not len(arrows):
+        return []
+    apart = min(np.diff(np.unique(arrows[:, k].round(6))).min(initial=2.0) for k in (0, 1))
+    half = 0.45 * apart * arrows[:, 2:] / slope * np.sqrt(slope / slope.max())
+    ends = np.stack([arrows[:, :2] - half, arrows[:, :2] + half, np.full_like(half, np.nan)], 1).reshape(
+        -1, 2
+    )
+    head = np.tile(np.array([0, 6, 0], np.uint8), len(arrows))
+    group = {"legendgroup": "gradient", "name": "gradient field", "hoverinfo": "skip"}
+    drawn = {
+        **group, "x": packed(ends[:, 0]), "y": packed(ends[:, 1]), "showlegend": False,
+        "mode": "lines+markers", "line": {"color": ARROWS, "width": 1.1},
+        "marker": {"symbol": "arrow", "angleref": "previous", "size": packed(head), "color": ARROWS},
+    }  # fmt: skip
+    # What is white on the colours would be invisible in the legend of a light page.
+    key = {**group, "mode": "lines", "x": [None], "y": [None], "line": {"color": "#979797", "width": 2}}
+    return [drawn, key]
+
+
+def _table(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The entries of a table on its principal components; high entries are drawn over low ones."""
+    q, grid = np.asarray(fields["q"], float), np.asarray(fields["grid"], float)
+    order = np.argsort(q, kind="stable")
+    order = order[np.linspace(0, len(q) - 1, min(len(q), ENTRIES)).astype(int)]
+    titles = _titles(fields)
+    y = q if len(grid) == 1 else grid[1]
+    dots = {
+        "mode": "markers", "x": packed(grid[0][order]), "y": packed(y[order]), "showlegend": False,
+        "marker": {
+            "color": packed(q[order]), "size": float(np.clip(300 / np.sqrt(len(order)), 4, 11)),
+            "line": {"color": "#979797", "width": 0.5}, **_colours(),
+        },
+        "hovertemplate": "Q %{marker.color:.4g}<extra></extra>",
+    }  # fmt: skip
+    layout = {
+        "xaxis": {"title": titles[0], "zeroline": False},
+        "yaxis": {"title": "Q" if len(titles) == 1 else titles[1], "zeroline": False},
+    }
+    return [dots], layout
+
+
+def _mark(mark: Mark, y: "np.ndarray") -> dict[str, Any]:
+    symbol, size, colour = {
+        "optima": ("x-thin", 9, PINK),
+        "best": ("star", 16, GREEN),
+        "chosen": ("circle-open", 20, SHADES[0]),
+        "proposal": (SYMBOLS[mark.place % len(SYMBOLS)], 11, SHADES[mark.place % len(SHADES)]),
+    }[mark.kind]
+    bare = mark.kind in ("optima", "chosen")
+    hollow = mark.off and not bare
+    said = [f"{label(mark.name)}<br>action {vector(a)}" for a in mark.action]
+    return {
+        "mode": "markers", "name": label(mark.name), "x": mark.at[:, 0].tolist(), "y": y.tolist(),
+        "text": said, "customdata": mark.q.tolist(), "cliponaxis": False,
+        "hovertemplate": "%{text}<br>Q %{customdata:.4g}<extra></extra>",
+        "marker": {
+            "symbol": symbol + "-open" * hollow, "size": size, "color": colour,
+            "line": {"color": colour if bare or hollow else "#000000", "width": 2 if bare or hollow else 1},
+        },
+    }  # fmt: skip
+
+
+def vector(action: Any) -> str:
+    """The numbers of an action, the first of many."""
+    shown = ", ".join(f"{x:.3f}".replace("-", "−") for x in action[:NUMBERS])
+    return f"({shown}{', …' if len(action) > NUMBERS else ''})"
+
+
+def packed(values: Any) -> dict[str, Any]:
+    """An array as plotly.js reads it from base64: bytes as they are, all else as float32."""
+    array = np.asarray(values)
+    array = array if array.dtype == np.uint8 else array.astype("<f4")
+    shape = {"shape": ",".join(map(str, array.shape))} if array.ndim > 1 else {}
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": "u1" if array.dtype == np.uint8 else "f4", "bdata": data} | shape
+
+
+def _names(fields: Mapping[str, Any]) -> list[str]:
+    return [label(name, 60) for name in fields["plane"]["names"]]
+
+
+def _titles(fields: Mapping[str, Any]) -> list[str]:
+    """Names of the axes, in two lines."""
+    lines = (axis_name(fields, k, "\n").splitlines() for k in range(len(_names(fields))))
+    return ["<br>".join(label(line, 60) for line in axis) for axis in lines]
+
+
+def _colours() -> dict[str, Any]:
+    """What the colours of Q are: above, for a phone is narrow."""
+    bar = {
+        "tickprefix": "Q ", "showtickprefix": "first",
+        "orientation": "h", "thickness": 10, "outlinewidth": 0, "x": 0.5, "y": 1.0,
+        "yanchor": "bottom", "len": 1.0, "nticks": 5, "tickangle": 0,
+    }  # fmt: skip
+    return {"colorscale": "Cividis", "colorbar": bar, "showscale": True}
+
+
+def _margin(x: Any) -> list[float]:
+    """A range with room for marks on the border."""
+    low, high = float(np.min(x)), float(np.max(x))
+    return [low - 0.03 * (high - low), high + 0.03 * (high - low)]

@@ -1,0 +1,260 @@
+"""The page of `qscape landscape --html`: landscapes to hover over, a state to choose, a slider over saves."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from qscape.report import page
+from qscape.report.figures import COLOURS
+from qscape.report.landscape_charts import chart, vector
+from qscape.report.landscapes import spaced
+from qscape.report.marks import agents_of, in_words, marks, number
+from qscape.report.page import label, text
+
+Agents = Mapping[str, Mapping[str, Any]]  # by name: what `inspect.measure` found
+
+
+def html(found: Mapping[str, Any]) -> str:
+    """The page as text, of what `inspect.measure` found or RUN/inspect/landscape.json holds.
+
+    Every agent has a chart, `landscape-0` or `landscape-1`; the page's script puts into it the view of the
+    chosen state and save, and beside it what is said of that view here.
+    """
+    agents = agents_of(found)
+    moments = [agent.get("over_training", [agent]) for agent in agents.values()]
+    steps = sorted({moment["step"] for one in moments for moment in one})
+    figures = {f"landscape-{a}": chart(one[-1]["landscapes"][0]) for a, one in enumerate(moments)}
+    parts = [
+        page.section("landscape", "The landscape", _controls(found, steps), _columns(agents), _reading(found))
+    ]
+    if len(steps) > 1:
+        figures["training-gap"], figures["training-optima"] = _gaps(agents), _optima(agents)
+        parts.append(page.section("training", "Over training", _training(agents)))
+    parts.append(page.section("numbers", "The numbers", *_numbers(agents)))
+    title = ": ".join(filter(None, ["Q over actions", found["env"]]))
+    head = f"<header><h1>{text(title)}</h1>\n{_lead(agents)}</header>"
+    views = [
+        _view(a, m, s, moment, fields)
+        for a, one in enumerate(moments)
+        for m, moment in enumerate(one)
+        for s, fields in enumerate(moment["landscapes"])
+    ]
+    # Of two agents with different saves each is shown at its newest save so far, or else at its first.
+    shown = [[max(0, sum(m["step"] <= step for m in one) - 1) for step in steps] for one in moments]
+    plan = _data("plan", {"steps": steps, "shown": shown})
+    body = "\n".join([head, "<main>", *parts, "</main>", _footer(found), plan, *views])
+    return page.document(title, body, figures, {"landscape.csv": to_csv(found)}, _script())
+
+
+def _script() -> str:
+    return (files("qscape.report") / "data" / "landscape.js").read_text(encoding="utf-8")
+
+
+def to_csv(found: Mapping[str, Any]) -> str:
+    """What was measured at every state: a row for each agent, save and state."""
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["agent", "step", "episode", "episode_step", "gap", "gap_share", "local_optima"])
+    for name, agent in agents_of(found).items():
+        for moment in agent.get("over_training", [agent]):
+            columns = (moment["gap"], moment["gap_share"], moment["optima"])
+            for place, *numbers in zip(agent["place"], *columns, strict=True):
+                rows.writerow([name, moment["step"], *place, *numbers])
+    return out.getvalue()
+
+
+def _lead(agents: Agents) -> str:
+    said = (f"{_average(name, agent)} {_change(agent)}" for name, agent in agents.items())
+    return "\n".join(f'<p class="lead">{text(sentences.strip())}</p>' for sentences in said)
+
+
+def _average(name: str, agent: Mapping[str, Any]) -> str:
+    """One agent's newest save in a sentence."""
+    summary = agent["summary"]
+    share = summary["action"]["share"]
+    said = (
+        f"{spaced(name)} at step {agent['step']:,}: over {summary['states']} visited states its action lies "
+        f"{share['mean']:.1%} of Q's range below the best found, in nine of ten states less than "
+        f"{share['p90']:.1%}"
+    )
+    if optima := summary["optima"]:
+        said += f"; Q has {optima['mean']:.2f} local optima on average, "
+        said += f"several in {summary['several']:.0%} of states"
+    if rank := summary["rank"]:
+        said += f"; the action ranks {rank['p50']:,.0f} at the median"
+    return said + "."
+
+
+def _change(agent: Mapping[str, Any]) -> str:
+    """How it got there in a sentence."""
+    if "over_training" not in agent:
+        return ""
+    first, last = (agent["over_training"][k] for k in (0, -1))
+    old, new = first["summary"], last["summary"]
+    said = (
+        f"From step {first['step']:,} to {last['step']:,}: mean gap "
+        f"{old['action']['share']['mean']:.1%} → {new['action']['share']['mean']:.1%}"
+    )
+    if old["optima"] and new["optima"]:
+        said += f", local optima {old['optima']['mean']:.2f} → {new['optima']['mean']:.2f}"
+    return said + "."
+
+
+def _controls(found: Mapping[str, Any], steps: Sequence[int]) -> str:
+    options = []
+    for k, fields in enumerate(found["landscapes"]):
+        episode, _, step = fields["place"].partition(":")
+        options.append(f'<option value="{k}">episode {text(episode)}, step {text(step)}</option>')
+    made = [f'<label>State <select id="state">{"".join(options)}</select></label>']
+    if len(steps) > 1:
+        last = len(steps) - 1
+        made.append(
+            '<label class="wide">Save <output id="step"></output>'
+            f'<input id="save" type="range" min="0" max="{last}" step="1" value="{last}"></label>'
+        )
+    return f'<div class="controls">{"".join(made)}</div>'
+
+
+def _columns(agents: Agents) -> str:
+    """A chart for each agent, and room for what is said of it."""
+    placed = []
+    for a, (name, agent) in enumerate(agents.items()):
+        drawn = page.figure(f"landscape-{a}", "", spaced(name) if len(agents) > 1 else "")
+        readout = f'<p class="quiet readout" id="readout-{a}"></p>' if _is_cut(agent) else ""
+        said = f'<div id="said-{a}" aria-live="polite"></div>'
+        placed += (
+            [f"<div>{drawn}{readout}{said}</div>"]
+            if len(agents) > 1
+            else [f"<div>{drawn}{readout}</div>", said]
+        )
+    return page.charts(*placed)
+
+
+def _is_cut(agent: Mapping[str, Any]) -> bool:
+    """Is the picture a cut through more dimensions than it shows?"""
+    fields = agent["landscapes"][0]
+    return fields["kind"] != "table" and len(fields["plane"]["origin"]) > len(fields["grid"])
+
+
+def _reading(found: Mapping[str, Any]) -> str:
+    fields, several = found["landscapes"][0], len(found["landscapes"][0]["survey"]["proposals"]) > 1
+    said = {
+        "line": "The curve above is Q at one state, over the action; below is its slope: where it is "
+        "positive, an actor that climbs Q moves to the right, and it rests where the slope crosses zero.",
+        "plane": "The colours are Q at one state, over actions. The arrows are its gradient field, which an "
+        "actor climbs and which PAVE smooths: they point uphill, and grow with the root of the slope.",
+        "table": "Each dot is an action of the table, where its vector lies on the table's principal "
+        "components; the colour is Q. At most 3,000 are drawn, evenly over their order by Q.",
+    }[fields["kind"]]
+    said += " The star is the best action found by search."
+    if fields["kind"] != "table":
+        said += " Crosses are local optima that stand out by more than 1% of Q's range."
+        said += " Actions are scaled to [−1, 1] in each dimension."
+    if several:
+        said += (
+            " Proposals are numbered in the order in which they are made; the ring is the one that is chosen."
+        )
+    if _is_cut(found):
+        said += " Each picture is a cut through more dimensions, laid through the actions of its own save; "
+        said += "hollow marks lie off it, and the colour beneath them is not their Q."
+    return f"<details><summary>How to read it</summary><p>{text(said)}</p></details>"
+
+
+def _view(a: int, m: int, s: int, moment: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """One state of one save of one agent: its figure, and what is said of it."""
+    name = f"{a}-{m}-{s}"
+    figure = chart(fields)
+    figure["layout"]["meta"] = {k: _plain(fields["plane"][k]) for k in ("origin", "axes")}
+    survey, rows = fields["survey"], []
+    for mark in marks(fields):
+        if mark.kind != "optima":
+            q, share = mark.q[0], (survey["best_q"] - mark.q[0]) / (survey["span"] or 1)
+            rows.append([mark.name, vector(mark.action[0]), number(q), f"{share:.1%}"])
+    columns = ["", "action", "Q", "gap"]
+    said = f"<p>{text(in_words(fields, moment['step']))}</p>" + page.table(columns, rows, numbers=(2, 3))
+    return f'{_data(f"view-{name}", figure)}\n<template id="said-{name}">{said}</template>'
+
+
+def _plain(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def _data(name: str, content: Any) -> str:
+    """JSON that the page's script reads; unable to end the element it stands in."""
+    dumped = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
+    return f'<script type="application/json" id="{name}">{dumped}</script>'
+
+
+def _training(agents: Agents) -> str:
+    n = next(iter(agents.values()))["summary"]["states"]
+    return page.charts(
+        page.figure(
+            "training-gap", f"Mean over the same {n} states, as a share of Q's range", "Optimality gap"
+        ),
+        page.figure("training-optima", f"Mean over the same {n} states", "Local optima"),
+    )
+
+
+def _gaps(agents: Agents) -> dict[str, Any]:
+    return _curves(agents, "% of Q's range", lambda s: 100 * s["action"]["share"]["mean"])
+
+
+def _optima(agents: Agents) -> dict[str, Any]:
+    return _curves(agents, "local optima", lambda s: s["optima"] and s["optima"]["mean"])
+
+
+def _curves(agents: Agents, unit: str, of: Any) -> dict[str, Any]:
+    traces = [
+        {
+            "mode": "lines+markers", "name": label(name), "line": {"color": colour, "width": 2},
+            "x": [moment["step"] for moment in agent["over_training"]],
+            "y": [of(moment["summary"]) for moment in agent["over_training"]],
+            "hovertemplate": "step %{x:,}<br>%{y:.3g} " + unit + "<extra></extra>",
+        }
+        for (name, agent), colour in zip(agents.items(), COLOURS, strict=False)
+    ]  # fmt: skip
+    layout = {
+        "xaxis": {"title": "environment steps"},
+        "yaxis": {"title": unit, "rangemode": "tozero"},
+        "showlegend": len(agents) > 1,
+        "height": 280,
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _numbers(agents: Agents) -> list[str]:
+    """A table of gaps for each agent at its newest save, and the file of all states."""
+    made = []
+    for name, agent in agents.items():
+        summary = agent["summary"]
+        lines = {"chosen action" if len(summary["proposals"]) > 1 else "action": summary["action"]}
+        if len(summary["proposals"]) > 1:
+            lines |= {f"proposal {k}": said for k, said in enumerate(summary["proposals"])}
+        rows = [
+            [
+                what,
+                *(f"{said['gap'][key]:.4g}" for key in ("mean", "p50", "p90", "max")),
+                f"{said['share']['mean']:.1%}",
+                f"{said['share']['p90']:.1%}",
+            ]
+            for what, said in lines.items()
+        ]
+        columns = ["", "mean gap", "median", "90%", "largest", "mean share of Q's range", "90%"]
+        caption = (
+            f"{spaced(name)}, step {agent['step']:,}: best Q found minus Q, over {summary['states']} states"
+        )
+        made.append(page.table(columns, rows, numbers=range(1, 7), caption=caption))
+    made.append(f'<p class="downloads">{page.download_link("landscape.csv")}</p>')
+    return made
+
+
+def _footer(found: Mapping[str, Any]) -> str:
+    said = (
+        f"States visited by {found['name']} with its deterministic policy, evaluation seed "
+        f"{found['eval_seed']}. The best action is searched, so true gaps are at least what is shown. "
+        "Made by qscape landscape."
+    )
+    return f"<footer>{text(said)}</footer>"

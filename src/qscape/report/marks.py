@@ -1,0 +1,144 @@
+"""What is marked in a landscape, and what is said of it: the same in every kind of picture."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from qscape.report import extra
+
+with extra("Pictures"):
+    import numpy as np
+
+PROMINENT = 0.01  # share of Q's range on the picture from which a local optimum is marked
+ON_PLANE = 0.02  # how far from the plane a point may lie and count as on it
+
+
+class Mark(NamedTuple):
+    """n points of one kind.
+
+    Attributes:
+        kind: "optima" of the line or plane, the "best" action found, a "proposal", the "chosen" one of them.
+        name: for the legend.
+        place: of a proposal in the agent's list.
+        at: `[n, d]` coordinates in the picture. `q`: `[n]` Q there.
+        action: `[n, A]` the actions.
+        off: does it lie off the plane? Then the picture beneath it is not its Q.
+    """
+
+    kind: Literal["optima", "best", "proposal", "chosen"]
+    name: str
+    place: int
+    at: "np.ndarray"
+    q: "np.ndarray"
+    action: "np.ndarray"
+    off: bool = False
+
+
+def marks(fields: Mapping[str, Any]) -> list[Mark]:
+    """All that is marked in one landscape, in the order of drawing."""
+    survey, found = fields["survey"], []
+    if fields["kind"] != "table":
+        found.append(_optima(fields))
+    found.append(_point(fields, "best", "best found", 0, survey["best"], survey["best_q"]))
+    alone = len(survey["proposals"]) == 1
+    for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
+        name = "the agent's action" if alone else f"proposal {k}"
+        found.append(_point(fields, "proposal", name, k, action, value))
+    if not alone:
+        chosen = _point(fields, "chosen", "chosen", 0, survey["action"], survey["action_q"])
+        found.append(chosen._replace(name="chosen"))
+    return found
+
+
+def _optima(fields: Mapping[str, Any]) -> Mark:
+    q, axes = np.asarray(fields["q"], float), np.asarray(fields["plane"]["axes"], float)
+    high = np.asarray(fields["prominence"]) > PROMINENT * (np.nanmax(q) - np.nanmin(q))
+    at = np.asarray(fields["optima"], float).reshape(-1, len(axes))[high]
+    action = np.asarray(fields["plane"]["origin"], float) + at @ axes
+    return Mark("optima", "local optima", 0, at, np.asarray(fields["optima_q"], float)[high], action)
+
+
+def _point(fields: Mapping[str, Any], kind: Any, name: str, place: int, action: Any, q: Any) -> Mark:
+    origin, axes = (np.asarray(fields["plane"][k], float) for k in ("origin", "axes"))
+    action = np.asarray(action, float)
+    at = (action - origin) @ axes.T
+    off = fields["kind"] != "table" and np.linalg.norm(action - origin - at @ axes) > ON_PLANE
+    where = " (off the plane)" if off else ""
+    return Mark(kind, name + where, place, at[None], np.asarray([q], float), action[None], bool(off))
+
+
+def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:
+    """What an axis shows. Inside an agent actions lie in [-1, 1]; those of a table have their own units."""
+    name = fields["plane"]["names"][k]
+    if fields["kind"] == "table":
+        return name
+    mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # it may go beyond 1
+    return f"{name}{between}{'actions ' if mixed else ''}scaled to [−1, 1]"
+
+
+def there(number: float | None) -> bool:
+    """Is it a number? In memory NaN says no, in JSON null."""
+    return number is not None and bool(np.isfinite(number))
+
+
+def percent(survey: Mapping[str, Any]) -> str:
+    """The gap of the action as a share of Q's range."""
+    return f"{survey['gap'] / survey['span']:.1%}" if survey["span"] > 0 else "0%"
+
+
+def in_short(fields: Mapping[str, Any]) -> str:
+    """Gap, optima and rank of one landscape, for a title."""
+    survey = fields["survey"]
+    said = f"state {fields['place']}: " if fields["place"] else ""
+    said += f"gap {survey['gap']:.3g} = {percent(survey)} of Q's range"
+    if there(survey["optima"]):
+        said += f"; local optima: {survey['optima']:.0f}"
+    if there(survey["rank"]):
+        said += f"; rank {survey['rank']:,.0f} of {fields['entries']:,}"
+    return said
+
+
+def in_words(fields: Mapping[str, Any], step: int) -> str:
+    """What one landscape shows, as sentences."""
+    survey = fields["survey"]
+    share = survey["gap"] / survey["span"] if survey["span"] > 0 else 0.0
+    below = f"lies {share:.1%} of Q's range below the best found"
+    values = f"Q {number(survey['action_q'])}, best {number(survey['best_q'])}"
+    said = f"At step {step:,} the action {below if share > 0.0005 else 'is the best one found'} ({values})"
+    if there(survey["optima"]):
+        count = int(survey["optima"])
+        said += f"; Q has {count} local optim{'um' if count == 1 else 'a'}"
+    if there(survey["rank"]):
+        said += f"; the action ranks {survey['rank']:,.0f} of {fields['entries']:,}"
+    said += "."
+    return said if len(survey["proposals"]) == 1 else f"{said} {_choice(survey)}"
+
+
+def _choice(survey: Mapping[str, Any]) -> str:
+    """Which of the proposals was chosen, and what that gained."""
+    off = np.linalg.norm(np.asarray(survey["proposals"], float) - np.asarray(survey["action"], float), axis=1)
+    gained = survey["action_q"] - survey["proposals_q"][0]
+    share = abs(gained) / survey["span"] if survey["span"] > 0 else 0.0
+    which = f"It is proposal {off.argmin()}" if off.min() < 1e-4 else "It is none of these proposals"
+    if share < 0.0005:
+        return f"{which}{'' if off.argmin() == 0 else ', worth as much as proposal 0'}."
+    return f"{which}, {share:.1%} of Q's range {'above' if gained > 0 else 'below'} proposal 0."
+
+
+def number(x: float) -> str:
+    """Four digits, with a real minus sign."""
+    return f"{x:.4g}".replace("-", "−")
+
+
+def agents_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The one or two agents of what was measured, each by its name.
+
+    That is its label; where the labels are equal with its folder, and where these are too with its place.
+    """
+    if "other" not in found:
+        return {found["label"]: found}
+    both = (found, found["other"])
+    for name in ("{label}", "{label} ({name})", "{label} ({name}, {place})"):
+        named = {name.format_map({**agent, "place": k + 1}): agent for k, agent in enumerate(both)}
+        if len(named) == len(both):
+            break
+    return named

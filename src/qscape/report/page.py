@@ -1,0 +1,193 @@
+"""The shell of a page that stands alone: one HTML file with plotly charts, tables and files to download.
+
+The file needs nothing but a browser: plotly.js, the data and the style are in it, and a content security
+policy forbids it the network, and every script but its own. It follows the reader's light or dark scheme.
+
+What comes from outside (a label, an id, a file's name) is put into `body` through `text`, and into strings of
+a chart through `label`.
+"""
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from qscape.report import extra
+
+with extra("Pages"):
+    import plotly.io
+    from plotly.offline import get_plotlyjs
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+<noscript><p class="problem">The charts and downloads of this page need JavaScript.</p></noscript>
+{data}
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def document(
+    title: str,
+    body: str,
+    figures: "Mapping[str, Figure | dict[str, Any]]",
+    downloads: Mapping[str, str] = {},
+    script: str = "",
+) -> str:
+    """A whole page as text.
+
+    `title`: plain text. `body`: HTML. `figures`: what `figure(name, ...)` in the body shows; colours of text,
+    axes and backgrounds are the page's own. Further keys of a dict: `frames`, `config`. `downloads`: the text
+    behind each `download_link(name)`. `script`: JavaScript of this page alone, run when all charts stand,
+    with `charts` (name -> element) and `Plotly`; the event "drawn" on `document` says that all were redrawn.
+    """
+    code = "\n".join(
+        [
+            _file("page.js"),
+            "start().then(async () => {",
+            script,
+            'root.dataset.ready = "yes";',
+            "}).catch(failed);",
+        ]
+    )
+    data = [f'<script type="text/plain" id="plotly">{_packed(get_plotlyjs())}</script>'] if figures else []
+    data += [
+        f'<script type="application/json" data-figure="{text(name)}" id="figure-{text(name)}">'
+        f"{_figure_json(chart)}</script>"
+        for name, chart in figures.items()
+    ]
+    data += [
+        f'<script type="text/plain" data-file="{text(name)}">{_packed(content)}</script>'
+        for name, content in downloads.items()
+    ]
+    return _PAGE.format(
+        policy=_policy(code),
+        title=text(title),
+        style=_file("page.css"),
+        body=body,
+        data="\n".join(data),
+        script=code,
+    )
+
+
+def text(said: Any) -> str:
+    """Anything as text in HTML, in an attribute too."""
+    return html.escape(str(said))
+
+
+def prose(said: Any) -> str:
+    """Text in HTML, where the long label of an agent may break between its fields."""
+    return re.sub(r"([\[,+])(?=[a-z_]+[.=+\[])", r"\1<wbr>", text(said))
+
+
+def label(said: Any, width: int = 40) -> str:
+    """Anything as text in a string of plotly, which reads some tags; in lines that fit a phone."""
+    lines, words = [""], re.split(r"(?<=[\s,+\[])", " ".join(str(said).split()))  # an agent's fields, too
+    for word in words:
+        for piece in re.findall(rf".{{1,{width}}}", word):
+            if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "<br>".join(html.escape(line.rstrip(" "), quote=False) for line in lines)
+
+
+def faint(colour: str, alpha: float = 0.18) -> str:
+    """A colour "#RRGGBB" that lets shine through, for bands."""
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return f"rgba({red}, {green}, {blue}, {alpha})"
+
+
+def figure(name: str, caption: str, title: str = "") -> str:
+    """The place of a chart; `title` and `caption` are plain text. `name`: letters, digits, "-"."""
+    head = f"<strong>{text(title)}</strong>" if title else ""
+    return (
+        f"<figure><figcaption>{head}{text(caption)}</figcaption>"
+        f'<div class="plot" id="chart-{text(name)}"></div></figure>'
+    )
+
+
+def charts(*placed: str) -> str:
+    """Figures side by side where there is room."""
+    return f'<div class="charts">{"".join(placed)}</div>'
+
+
+def section(name: str, title: str, *parts: str) -> str:
+    """A part of the page that `contents` can point to."""
+    return f'<section id="{text(name)}"><h2>{text(title)}</h2>\n' + "\n".join(parts) + "</section>\n"
+
+
+def contents(sections: Iterable[tuple[str, str]]) -> str:
+    """Links to sections: name and title of each."""
+    links = "".join(f'<a href="#{text(name)}">{text(title)}</a>' for name, title in sections)
+    return f'<nav aria-label="Contents">{links}</nav>'
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    numbers: Iterable[int] = (),
+    best: Iterable[int] = (),
+    caption: str = "",
+) -> str:
+    """A table of plain text. `numbers`: columns to set right; `best`: rows to mark."""
+    right, marked = set(numbers), set(best)
+
+    def cells(tag: str, row: Sequence[Any]) -> str:
+        css = [" class=number" if k in right else "" for k in range(len(row))]
+        return "".join(f"<{tag}{c}>{prose(x)}</{tag}>" for c, x in zip(css, row, strict=True))
+
+    lines = "\n".join(
+        f"<tr{' class=best' if k in marked else ''}>{cells('td', row)}</tr>" for k, row in enumerate(rows)
+    )
+    said = f"<caption>{text(caption)}</caption>" if caption else ""
+    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table>{said}{head}<tbody>\n{lines}</tbody></table></div>'
+
+
+def download_link(name: str) -> str:
+    """A button that saves the file `name` of the page's downloads."""
+    return f'<button type="button" class="download" data-download="{text(name)}">{text(name)}</button>'
+
+
+def _figure_json(chart: "Figure | dict[str, Any]") -> str:
+    """Without plotly's template, since the page has its own look; unable to end the script it stands in."""
+    fields = json.loads(str(plotly.io.to_json(chart, validate=False)))
+    fields.get("layout", {}).pop("template", None)
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
+
+
+def _packed(content: str) -> str:
+    """gzip, then base64; the same bytes every time."""
+    return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+
+
+def _policy(code: str) -> str:
+    """No network, and no script but this one (by its hash) and the plotly.js that it unpacks."""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}' blob:; style-src 'unsafe-inline'; img-src data: blob:"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _file(name: str) -> str:
+    return (files("qscape.report") / "data" / name).read_text(encoding="utf-8")

@@ -1,0 +1,38 @@
+"""Charts in a terminal's characters."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qscape.report import extra
+from qscape.report.figures import COLOURS
+
+with extra("Charts in the terminal"):
+    import plotext
+
+
+class Curve(NamedTuple):
+    """A line of a chart; `mark` draws its points as that character instead."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    mark: str | None = None
+
+
+def chart(
+    title: str, x: str, curves: Sequence[Curve], width: int, height: int, span: tuple[float, float]
+) -> str:
+    """A chart of so many characters, with ANSI colours. `x`: what stands below its axis, of that `span`."""
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.limit_size(False, False)
+    plotext.plot_size(width, height)
+    for k, curve in enumerate(curves):
+        colour = tuple(int(COLOURS[k % len(COLOURS)][i : i + 2], 16) for i in (1, 3, 5))
+        draw = plotext.scatter if curve.mark or len(curve.x) == 1 else plotext.plot
+        named = curve.name if len(curves) > 1 else None
+        draw(curve.x, curve.y, marker=curve.mark or "braille", color=colour, label=named)
+    plotext.title(title)
+    plotext.xlabel(x)
+    plotext.xlim(*span)
+    return plotext.build()

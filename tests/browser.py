@@ -1,0 +1,80 @@
+"""A real browser for tests of pages: the system's Chromium, headless, driven by Playwright."""
+
+import functools
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+MISSING = (
+    "These tests open pages in Chromium, and none is installed; on Debian or Ubuntu: "
+    "sudo apt-get install -y chromium (`make test` does it where it may)."
+)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One browser for all tests; without one they are skipped, but fail where CI is set."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        # Root may start it without a sandbox only; containers have little shared memory.
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = driver.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """Opens files, and notes what a good page never does: errors, dialogs, requests."""
+
+    def __init__(self, browser: Any):
+        self.browser, self.pages, self.problems = browser, [], []
+
+    def __call__(self, file: Path | str, width: int = 1200, dark: bool = False) -> Any:
+        """A page of Playwright, when its charts stand."""
+        size, scheme = {"width": width, "height": 900}, "dark" if dark else "light"
+        page = self.browser.new_page(viewport=size, color_scheme=scheme)
+        page.wait_for_function = functools.partial(until, page)
+        self.pages.append(page)
+        address = Path(file).resolve().as_uri()
+        page.on("console", lambda said: self.note(f"{said.type} in the console: {said.text}"))
+        page.on("pageerror", lambda error: self.note(f"error: {error}"))
+        page.on("request", lambda request: self.requested(request.url, address))
+        page.on("dialog", lambda dialog: (self.note(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.goto(address)
+        page.wait_for_selector("html[data-ready]", timeout=30_000)
+        return page
+
+    def note(self, problem: str) -> None:
+        self.problems.append(problem)
+
+    def requested(self, url: str, address: str) -> None:
+        if url.partition("#")[0] != address and not url.startswith(("blob:", "data:")):
+            self.note(f"request of {url}")
+
+
+def until(page: Any, condition: str, arg: Any = None, timeout: float = 10_000) -> None:
+    """What `page.wait_for_function` does; Playwright's evaluates strings in the page, which ours forbid."""
+    end = time.monotonic() + timeout / 1000
+    while not page.evaluate(condition, arg):
+        assert time.monotonic() < end, f"never came true: {condition}"
+        page.wait_for_timeout(50)
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Visitor]:
+    """`visit(file, width=1200, dark=False)` opens a page; the test fails if one was not quiet to its end."""
+    visitor = Visitor(chromium)
+    yield visitor
+    for page in visitor.pages:
+        page.close()
+    assert visitor.problems == []

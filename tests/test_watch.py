@@ -1,0 +1,104 @@
+"""`qscape watch`: what it shows is what the run's files say."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+from qscape.cli import main, watch
+from qscape.inspect.subject import of_run
+
+TINY = ["--base.actor-hidden", "8", "--base.critic-hidden", "8", "--base.batch-size", "8"]
+RUN = [
+    "train", "td3", "--env", "Pendulum-v1", "--steps", "400", "--base.warmup", "250", "--eval-every", "200",
+    "--eval-episodes", "2", "--log-every", "100", *TINY,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("watch") / "r"
+    assert main([*RUN, "--out", str(out)]) == 0
+    return out / "0"
+
+
+def test_what_is_shown_is_what_the_files_say(run, capsys):
+    assert main(["watch", str(run), "--once", "--show", "critic_loss"]) == 0
+    out = capsys.readouterr().out
+    with (run / "evaluations.csv").open() as file:
+        last = [float(row["return"]) for row in csv.DictReader(file) if row["step"] == "400"]
+    assert len(last) == 2
+    assert f"{np.mean(last):,.1f}" in out
+    for said in ("400", "done", "evaluation return", "critic_loss", "save of step 400", "the actor"):
+        assert said in out
+
+
+def test_the_slice_is_the_critics_q(run):
+    slices = watch.Slice(run, 0)
+    slices.chart(80, 12)
+    title, ((_, x, q), (_, (at,), (value,), _)) = slices.drawn
+    subject = of_run(run)
+    edge = subject.make()
+    obs = np.asarray(edge.reset(), np.float32)
+    edge.close()
+    heads = subject.need_q("a test")(np.repeat(obs, len(x), 0), np.asarray(x, np.float32)[:, None])
+    np.testing.assert_allclose(q, heads[0], rtol=1e-5, atol=1e-6)  # TD3's actor climbs the first critic
+    assert at == pytest.approx(float(subject.act(obs)[0, 0]), abs=1e-6)
+    assert min(q) - 1e-6 <= value <= max(q) + 1e-6
+    assert "400" in title
+
+
+def test_a_newer_save_is_drawn_without_building_the_agent_again(run, tmp_path):
+    copy = tmp_path / "0"
+    shutil.copytree(run, copy)
+    (newest,) = (p for p in (copy / "saves").iterdir() if p.name == "000000400")
+    newest.rename(tmp_path / "later")
+    slices = watch.Slice(copy, 0)
+    slices.chart(80, 12)
+    first, subject = slices.drawn, slices.subject
+    (tmp_path / "later").rename(newest)
+    slices.chart(80, 12)
+    assert slices.drawn[0] != first[0]
+    assert slices.drawn[1] != first[1]
+    assert slices.subject is subject
+
+
+def test_a_run_that_is_being_written(run, tmp_path, capsys):
+    copy = tmp_path / "0"
+    shutil.copytree(run, copy)
+    for name in ("metrics.jsonl", "evaluations.csv"):
+        file = copy / name
+        file.write_text(file.read_text()[:-9])  # half a line
+    assert main(["watch", str(copy), "--once"]) == 0
+    shutil.rmtree(copy / "saves")
+    (copy / "evaluations.csv").unlink()
+    (copy / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["watch", str(copy), "--once"]) == 0
+    out = capsys.readouterr().out
+    for said in ("evaluation return: nothing yet", "there is no save yet", "stopped"):
+        assert said in out
+
+
+def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys):
+    out = tmp_path / "ppo"
+    flags = ["--steps", "64", "--base.rollout", "32", "--base.batch-size", "16", "--eval-episodes", "1"]
+    assert main(["train", "ppo", "--env", "CartPole-v1", *flags, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["watch", str(out), "--once"]) == 0
+    assert "has no Q(s, a)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [(["--every", "0"], "must be above 0"), (["--evry", "1"], "--every")],
+)
+def test_bad_flags_are_usage_errors(run, flags, says, capsys):
+    assert main(["watch", str(run), "--once", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_dimension_that_is_not_there_is_told(run, capsys):
+    assert main(["watch", str(run), "--once", "--dim", "3"]) == 0
+    assert "dimensions 0 to 0" in capsys.readouterr().out
