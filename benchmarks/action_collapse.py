@@ -4,13 +4,14 @@
     python benchmarks/action_collapse.py cartpole  # steps to 475, or none by 200,000
 
 Writes benchmarks/results/action_collapse/NAME.json: settings, and one row for each head, algorithm, seed and
-moment. Nothing is averaged here.
+moment. Nothing is averaged here. What is done of it lies in runs/action_collapse: a broken run goes on there.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from qscape.ops.collapse import action_collapse
 from qscape.run.folder import origin
 
 PLACE = Path(__file__).parent / "results" / "action_collapse"
+DONE = Path("runs/action_collapse")
+Rows = list[dict[str, Any]]
 BRANCH = {"projector": "linear", "bound": "ball"}
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is added to the base, and settings
     "learnable": ("", {}),
@@ -50,66 +53,89 @@ def build(recipe: str, head: str, env: Any, **settings: Any) -> Agent:
     return agent.on(native.spec_of(env))
 
 
+def once(name: str, make: Callable[[], Rows]) -> Rows:
+    """What `make` gives, or gave when it was asked before."""
+    file = DONE / f"{name}.json"
+    if not file.exists():
+        begun, rows = time.perf_counter(), make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(rows))
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return json.loads(file.read_text())
+
+
 def cliff(seeds: int, updates: int, moments: int) -> dict[str, Any]:
     """REINFORCE on Ideal Cliff Walking, the specification's reference setup."""
+    asked, rows = f"cliff-{seeds}x{updates}/{moments}", []
+    for head in HEADS:
+        rows += once(f"{asked}/{head}", partial(cliff_of, head, seeds, updates, moments))
+    return {"environment": "cliff/IdealCliffWalking-v0", "updates": updates, "rows": rows}
+
+
+def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
+    """All seeds of one head, in one program."""
     env, rows = IdealCliffWalking(), []
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
     keys = jax.random.split(jax.random.key(0), seeds)
-    for head in HEADS:
-        agent, begun = build("reinforce", head, env, base={"rollout": 100 * ENVS}), time.perf_counter()
-        each = updates // moments
-        run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
-        go = partial(native.further, agent, env, updates=each, total=updates)
-        further = jax.jit(jax.vmap(go), donate_argnums=0)
-        look = jax.jit(jax.vmap(lambda state, agent=agent: agent.look(agent.acting(state), cells)))
-        for moment in range(1, moments + 1):
-            run, history = further(run, keys)
-            dist = look(run.state)
-            for seed in range(seeds):
-                state = jax.tree.map(lambda x, seed=seed: x[seed], run.state)
-                w = np.asarray(agent.head.layer(state.networks.head, state.own.get(agent.head.name)))
-                h = np.asarray(dist.features[seed])
-                found = {
-                    centre: action_collapse(h, best, w, centre)._asdict() for centre in ("classes", "samples")
+    agent = build("reinforce", head, env, base={"rollout": 100 * ENVS})
+    each = updates // moments
+    run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
+    go = partial(native.further, agent, env, updates=each, total=updates)
+    further = jax.jit(jax.vmap(go), donate_argnums=0)
+    look = jax.jit(jax.vmap(lambda state: agent.look(agent.acting(state), cells)))
+    for moment in range(1, moments + 1):
+        run, history = further(run, keys)
+        dist = look(run.state)
+        for seed in range(seeds):
+            state = jax.tree.map(lambda x, seed=seed: x[seed], run.state)
+            w = np.asarray(agent.head.layer(state.networks.head, state.own.get(agent.head.name)))
+            h = np.asarray(dist.features[seed])
+            found = {
+                centre: action_collapse(h, best, w, centre)._asdict() for centre in ("classes", "samples")
+            }
+            rows += [
+                {
+                    "head": head,
+                    "seed": seed,
+                    "update": moment * each,
+                    "env_steps": int(run.state.env_steps[seed]),
+                    "solved": bool((np.asarray(dist.mode())[seed, :, 0] == best).all()),
+                    "return": float(jnp.nanmean(history.returned[seed][-50:])),
+                    **found,
                 }
-                rows += [
-                    {
-                        "head": head,
-                        "seed": seed,
-                        "update": moment * each,
-                        "env_steps": int(run.state.env_steps[seed]),
-                        "solved": bool((np.asarray(dist.mode())[seed, :, 0] == best).all()),
-                        "return": float(jnp.nanmean(history.returned[seed][-50:])),
-                        **found,
-                    }
-                ]
-        print(f"{head}: {time.perf_counter() - begun:.0f} s", flush=True)
-    return {"environment": "cliff/IdealCliffWalking-v0", "updates": updates, "rows": rows}
+            ]
+    return rows
 
 
 def cartpole(seeds: int, steps: int) -> dict[str, Any]:
     """Steps until the mean return of sampled episodes over the last 100 reaches 475; None: never."""
-    env, rows = CartPole(), []
-    keys = jax.random.split(jax.random.key(0), seeds)
+    asked, rows = f"cartpole-{seeds}x{steps}", []
     for base in ("reinforce", "ppo"):
         for head in HEADS:
-            agent, begun = build(base, head, env), time.perf_counter()
-            updates = 50 if base == "reinforce" else steps // agent.base.rollout // 4
-            run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
-            total = 10**9 if base == "reinforce" else steps // agent.base.rollout
-            go = partial(native.further, agent, env, updates=updates, total=total)
-            further, told = jax.jit(jax.vmap(go), donate_argnums=0), []
-            while not told or min(told[-1].env_steps[:, -1]) < steps:
-                run, history = further(run, keys)
-                told.append(jax.tree.map(np.asarray, history))
-            for seed in range(seeds):
-                columns = (
-                    np.concatenate([getattr(h, name)[seed] for h in told])
-                    for name in ("env_steps", "returned", "episodes")
-                )
-                rows += [{"algorithm": base, "head": head, "seed": seed} | solved(*columns, until=steps)]
-            print(f"{base}, {head}: {time.perf_counter() - begun:.0f} s", flush=True)
+            rows += once(f"{asked}/{base}, {head}", partial(cartpole_of, base, head, seeds, steps))
     return {"environment": "jax/CartPole-v1", "steps": steps, "rows": rows}
+
+
+def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
+    """All seeds of one algorithm and head, in one program."""
+    env, rows = CartPole(), []
+    keys = jax.random.split(jax.random.key(0), seeds)
+    agent = build(base, head, env)
+    updates = 50 if base == "reinforce" else steps // agent.base.rollout // 4
+    run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
+    total = 10**9 if base == "reinforce" else steps // agent.base.rollout
+    go = partial(native.further, agent, env, updates=updates, total=total)
+    further, told = jax.jit(jax.vmap(go), donate_argnums=0), []
+    while not told or min(told[-1].env_steps[:, -1]) < steps:
+        run, history = further(run, keys)
+        told.append(jax.tree.map(np.asarray, history))
+    for seed in range(seeds):
+        columns = (
+            np.concatenate([getattr(h, name)[seed] for h in told])
+            for name in ("env_steps", "returned", "episodes")
+        )
+        rows += [{"algorithm": base, "head": head, "seed": seed} | solved(*columns, until=steps)]
+    return rows
 
 
 def solved(steps: np.ndarray, returned: np.ndarray, episodes: np.ndarray, until: int) -> dict[str, Any]:

@@ -239,6 +239,15 @@ def test_what_the_command_refuses(runs, others, argv, says, capsys):
     assert len(told.strip().splitlines()) == 1
 
 
+def test_a_folder_of_two_runs_shows_both(runs, tmp_path, capsys):
+    file = tmp_path / "found.json"
+    argv = ["landscape", str(runs[0].parents[1]), "--states", "4", "--episodes", "1", "--json", str(file)]
+    assert cli.main([*argv, "--png", str(tmp_path / "p.png")]) == 0
+    found = json.loads(file.read_text())
+    assert [found["name"], found["other"]["name"]] == [str(run) for run in runs]
+    assert capsys.readouterr().out.count("gap: best Q found") == 2
+
+
 def test_runs_with_other_actions_do_not_stand_side_by_side(bowls):
     here = bowls((0.0, 0.0), 1)
     wide = here.agent.on(Spec(7, 2, low=np.float32([-9, -9]), high=np.float32([9, 9])))

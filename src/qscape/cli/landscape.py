@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
@@ -48,18 +47,21 @@ def main(argv: list[str]) -> int:
     """Measure how far a run's actions lie below the best ones its Q knows, and draw Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
-    if len(paths) > 2:
-        raise UsageError(f"qscape landscape takes one run or two to set side by side, not {len(paths)}.")
 
     from qscape.inspect import store
     from qscape.inspect.landscape import jsonable
     from qscape.inspect.measure import measure
     from qscape.inspect.subject import history_of, of_run
     from qscape.report.landscapes import picture
-    from qscape.run.folder import one_run
+    from qscape.report.runs import find_runs
 
+    folders = find_runs(paths)
+    if len(folders) > 2:
+        raise UsageError(
+            f"qscape landscape takes one run or two to set side by side, not {len(folders)}, "
+            f"e.g. {folders[0]} {folders[1]}."
+        )
     to_html = _page() if given.html else None  # what is missing is told before the long search
-    folder, *_ = folders = [one_run(Path(path)) for path in paths]
     agents = [of_run(folder, given.current) for folder in folders]
     saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
     found = measure(
@@ -74,12 +76,14 @@ def main(argv: list[str]) -> int:
         other=saves[1] if len(saves) > 1 else (),
     )
     console = plain_console()
-    show(console, found)
+    for one in (found, found.get("other")):
+        if one:
+            show(console, one)
     plain = jsonable(found)
     if given.json:
         save_text(store.to_json(plain), given.json)
-    written = [given.json or str(store.write(folder, "landscape", plain))]
-    written.append(given.png or str(folder / "inspect" / "landscape.png"))
+    written = [given.json or str(store.write(folders[0], "landscape", plain))]
+    written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
     save_figure(picture(found), written[-1])
     if to_html:
         save_text(to_html(found), given.html)
