@@ -1,7 +1,8 @@
-"""How many environment steps a second, each with one update, against other libraries: interleaved rounds.
+"""How many environment steps a second, with their updates, against other libraries: interleaved rounds.
 
     python benchmarks/throughput.py --quick
     python benchmarks/throughput.py --seeds
+    python benchmarks/throughput.py --on-policy
 
 Every contender is a process of its own (`peers/__main__.py`) that waits on a pipe until its turn; each round
 gives every contender one turn, in an order that rotates. What is reported are medians over rounds and their
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import BATCH, CAPACITY, ENV, MODULES, WARM_UP, WIDTHS
+from peers import BATCH, CAPACITY, ENV, MODULES, OFF_POLICY, ON_POLICY, WARM_UP, WIDTHS, PPOTask
 from peers.process import ContenderError, Worker
 
 RESULTS = Path(__file__).resolve().parent / "results" / "throughput"
@@ -39,6 +40,10 @@ RATIOS = (
     ("qscape-td7", "qscape-td7-scan", 0.90),
     ("qscape-td3-assembled-scan", "qscape-td3-scan", 0.97),
     ("qscape-td7-assembled-scan", "qscape-td7-scan", 0.97),
+    ("qscape-ppo", "sb3-ppo", 2.0),
+    ("qscape-ppo-scan", "sb3-ppo", 10.0),
+    ("qscape-ppo-tuned", "sb3-ppo-tuned", None),
+    ("qscape-ppo-tuned-scan", "sb3-ppo-tuned", None),
 )
 SEEDS_RATIO = 1.2
 QUIET = 0.2  # a turn is disturbed when other processes use more of a core than this
@@ -244,6 +249,9 @@ def parse() -> argparse.Namespace:
         "--seeds", action="store_true", help="one process per core against one of two threads"
     )
     parser.add_argument(
+        "--on-policy", action="store_true", help="PPO on CartPole-v1, not off-policy agents on HalfCheetah-v5"
+    )
+    parser.add_argument(
         "--threads", type=int, default=2, help="of every contender (with --seeds always 1 and 2)"
     )
     parser.add_argument("--only", metavar="NAME,NAME", help=f"some of {', '.join(MODULES)}")
@@ -256,7 +264,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="JSON file (default: a new one in results/throughput)")
     options = parser.parse_args()
-    everyone = ["qscape-td3", "qscape-td7"] if options.seeds else list(MODULES)
+    everyone = list(ON_POLICY if options.on_policy else OFF_POLICY)
+    if options.seeds:
+        everyone = ["qscape-ppo"] if options.on_policy else ["qscape-td3", "qscape-td7"]
     options.only = options.only.split(",") if options.only else everyone
     if unknown := set(options.only) - set(MODULES):
         parser.error(f"no contender {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
@@ -273,12 +283,16 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     rounds, seconds = QUICK if options.quick else FULL
-    mode = ("seeds" if options.seeds else "peers") + ("-quick" if options.quick else "")
+    mode = ("on-policy-" if options.on_policy else "") + ("seeds" if options.seeds else "peers")
+    mode += "-quick" if options.quick else ""
+    task = {"env": ENV, "batch": BATCH, "widths": WIDTHS, "replay": CAPACITY, "random_steps": WARM_UP}
+    if options.on_policy:
+        task = {name: PPOTask.of(name)._asdict() for name in options.only}
     report: dict[str, Any] = {
         "command": sys.argv,
         "mode": mode,
         "machine": machine(options.threads),
-        "task": {"env": ENV, "batch": BATCH, "widths": WIDTHS, "replay": CAPACITY, "random_steps": WARM_UP},
+        "task": task,
         "rounds": rounds,
         "seconds_per_turn": seconds,
         "left_out": {},

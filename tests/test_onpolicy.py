@@ -1,6 +1,7 @@
 """The on-policy update: returns, surrogates, trust regions and minibatches against numbers made by hand."""
 
 import dataclasses
+import re
 from collections import Counter
 from functools import partial
 
@@ -14,6 +15,7 @@ from rollouts import CONTINUOUS, DISCRETE, E, K, T, begin, build, compiled, roll
 from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets.distributions import Categorical, Normal
+from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
 from qscape.onpolicy.sockets import Samples, Steps, Views
@@ -527,3 +529,20 @@ def test_settings_and_labels():
     assert agents.changed(agent) == {"base.rollout": 256, "etf.energy": 2.0}
     assert set(agents.settings_of(agent)) == {"base", "plain", "etf", "gae", "clipped"}
     assert agents.build("trpo").on(Spec(3, 1, choices=2)).task.choices == 2
+
+
+# --- how networks begin -----------------------------------------------------------------------------
+
+
+def test_orthogonal_layers_of_many_seeds_are_drawn_one_after_the_other():
+    """A batch of decompositions can hang on a CPU, and a layer is the same alone and beside others."""
+
+    def draw(key):
+        return orthogonal_linear(key, 4, 8, 2.0).weight
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    program = str(jax.make_jaxpr(jax.vmap(draw))(keys))
+    assert re.findall(r"f32\[([\d,]+)\] \w+:f32\[[\d,]+\] = qr\[", program) == ["8,4"]
+    drawn = jax.vmap(draw)(keys)
+    np.testing.assert_array_equal(drawn, [draw(key) for key in keys])
+    np.testing.assert_allclose(drawn.mT @ drawn, np.broadcast_to(4 * np.eye(4), (3, 4, 4)), atol=1e-5)

@@ -17,7 +17,7 @@ LEARNING_RATE = 3e-4
 EXPLORATION = 0.1
 WARM_UP = 1_000  # random steps before the first update
 
-MODULES = {
+OFF_POLICY = {
     "qscape-td3": "qscape_",
     "qscape-sac": "qscape_",
     "qscape-td7": "qscape_",
@@ -32,6 +32,38 @@ MODULES = {
     "torch-td3": "torch_td3",
     "torch-td7": "torch_td7",
 }
+ON_POLICY = {
+    "qscape-ppo": "qscape_",
+    "qscape-ppo-scan": "qscape_",
+    "sb3-ppo": "sb3",
+    "qscape-ppo-tuned": "qscape_",
+    "qscape-ppo-tuned-scan": "qscape_",
+    "sb3-ppo-tuned": "sb3",
+}
+MODULES = OFF_POLICY | ON_POLICY
+
+
+class PPOTask(NamedTuple):
+    """What costs time in PPO; networks are 64-64 for actor and critic each, tanh."""
+
+    steps: int  # of each environment in a rollout
+    batch: int
+    passes: int
+    env: str = "CartPole-v1"
+    envs: int = 8
+
+    @property
+    def rollout(self) -> int:
+        return self.steps * self.envs
+
+    @staticmethod
+    def of(name: str) -> "PPOTask":
+        """The settings of a contender."""
+        return PPO_TUNED if "tuned" in name else PPO_DEFAULT
+
+
+PPO_DEFAULT = PPOTask(steps=256, batch=64, passes=10)  # both: 2,048 steps of one environment
+PPO_TUNED = PPOTask(steps=32, batch=256, passes=20)  # what the RL Zoo found for CartPole
 
 
 class Contender(NamedTuple):
@@ -42,11 +74,13 @@ class Contender(NamedTuple):
             update has really been computed.
         updates: the number of updates made so far.
         block: `advance` takes multiples of this number only (2: as many delayed actor steps in every turn).
+        every: environment steps that an update comes after; on-policy: of a rollout.
     """
 
     advance: Callable[[int], None]
     updates: Callable[[], int]
     block: int = 2
+    every: int = 1
 
 
 class Agent(Protocol):

@@ -85,6 +85,7 @@ def main() -> None:
         build_seconds=built - started,
         first_updates_seconds=first_update - built,
         block=contender.block,
+        every=contender.every,
         trial=turn(-(-TRIAL // contender.block) * contender.block, limit=2.0),
         versions=versions(),
     )

@@ -72,7 +72,7 @@ class Worker:
     def end_turn(self) -> dict[str, Any]:
         """Wait for the turn's answer: "steps" and "updates" made, "seconds", "cpu_seconds"."""
         answer = self.receive()
-        if answer["updates"] != answer["steps"]:
+        if answer["updates"] * self.ready["every"] != answer["steps"]:
             raise ContenderError(f"made {answer['updates']} updates in {answer['steps']} steps")
         self.rate = answer["steps"] / answer["seconds"]
         return answer

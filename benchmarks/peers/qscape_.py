@@ -16,19 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peers import ENV, WARM_UP, Contender
+from peers import ENV, WARM_UP, Contender, PPOTask
 from qscape.agents import build as build_agent
 from qscape.envs import Edge, make
+from qscape.envs.cartpole import CartPole
+from qscape.onpolicy import native
 from qscape.replay.memory import Rows
 from qscape.run.loop import open_edges
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
+from qscape.run.training import trainer_of
 
 RECIPES = {"td3": "td3", "sac": "sac", "td7": "td3+sale+lap+periodic+value_clip"}  # td7 without checkpoints
 SCAN = 50  # updates in one compiled call
 ROWS = 4096  # transitions in the replay of a scan: a power of two for the straight-line TD7
 COLUMNS = ("observation", "action", "reward", "terminated", "next_observation")  # of the straight-line files
 ENDLESS = 10**9  # steps of a run that never ends by itself
+NATIVE = 8_192  # environment steps in one compiled call
 
 
 class Updates(NamedTuple):
@@ -40,6 +44,8 @@ class Updates(NamedTuple):
 
 
 def build(name: str) -> Contender:
+    if "ppo" in name:
+        return ppo(name)
     _, algorithm, *kind = name.split("-")
     if not kind:
         return library(RECIPES[algorithm])
@@ -62,6 +68,43 @@ def library(recipe: str) -> Contender:
 
     advance(WARM_UP)
     return Contender(advance, lambda: trainer.updates)
+
+
+def ppo(name: str) -> Contender:
+    """The library's own loop, or the whole of it in one compiled program on the library's CartPole."""
+    task = PPOTask.of(name)
+    settings = {"base": {"rollout": task.rollout, "batch_size": task.batch, "passes": task.passes}}
+    agent = build_agent("ppo", settings)
+    if "scan" in name:
+        return native_ppo(agent, task)
+    plan = Plan("ppo", task.env, steps=ENDLESS, envs=task.envs, settings=settings, eval_every=0)
+    trainer = trainer_of(plan, agent, *open_edges(plan, agent))
+
+    def advance(steps: int) -> None:
+        for _ in trainer.events(trainer.env_steps + steps):
+            pass
+        jax.block_until_ready(trainer.acting)
+
+    return Contender(advance, lambda: trainer.updates, task.rollout, task.rollout)
+
+
+def native_ppo(agent: Any, task: PPOTask) -> Contender:
+    """Environments and updates in one compiled program of `NATIVE` steps."""
+    env, updates = CartPole(), NATIVE // task.rollout
+    agent = agent.on(native.spec_of(env))
+    start = partial(native.start, agent, env, envs=task.envs)
+    further = partial(native.further, agent, env, updates=updates, total=ENDLESS)
+    key, made = jax.random.key(0), 0
+    run, go = jax.jit(start)(key), jax.jit(further, donate_argnums=0)
+
+    def advance(steps: int) -> None:
+        nonlocal run, made
+        for _ in range(steps // NATIVE):
+            run, _ = go(run, key)
+            made += updates
+        jax.block_until_ready(run)
+
+    return Contender(advance, lambda: made, NATIVE, task.rollout)
 
 
 def scan(edge: Edge, updates: Updates) -> Contender:

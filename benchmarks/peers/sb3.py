@@ -3,13 +3,16 @@
 from typing import Any
 
 import numpy as np
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
-from peers import BATCH, CAPACITY, ENV, EXPLORATION, LEARNING_RATE, WARM_UP, WIDTHS, Contender
+from peers import BATCH, CAPACITY, ENV, EXPLORATION, LEARNING_RATE, WARM_UP, WIDTHS, Contender, PPOTask
 
 
 def build(name: str) -> Contender:
+    if "ppo" in name:
+        return ppo(PPOTask.of(name))
     return contender({"sb3-td3": TD3, "sb3-sac": SAC}[name], deterministic=name.endswith("td3"))
 
 
@@ -45,3 +48,21 @@ def contender(algorithm: type[Any], deterministic: bool) -> Contender:
 
     advance(WARM_UP)
     return Contender(advance, lambda: model._n_updates)
+
+
+def ppo(task: PPOTask) -> Contender:
+    """Its environments stand in one process, as it recommends for cheap ones."""
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env(task.env, task.envs, seed=0),
+        n_steps=task.steps,
+        batch_size=task.batch,
+        n_epochs=task.passes,
+        seed=0,
+        device="cpu",
+    )
+
+    def advance(steps: int) -> None:
+        model.learn(steps, log_interval=None, reset_num_timesteps=False)
+
+    return Contender(advance, lambda: model._n_updates // task.passes, task.rollout, task.rollout)

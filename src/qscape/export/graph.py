@@ -87,8 +87,8 @@ class Graph:
 
     def _equation(self, equation: Any, given: list[Any]) -> list[Any]:
         primitive, params = equation.primitive.name, equation.params
-        inner = params.get("jaxpr") or params.get("call_jaxpr")
         if primitive in CALLS:
+            inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in params)
             closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             return self.run(closed, given)
         static = all(isinstance(d, int) for v in equation.outvars for d in v.aval.shape)

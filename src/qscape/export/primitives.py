@@ -220,6 +220,7 @@ CALLS = (
     "core_call",
     "custom_jvp_call",
     "custom_vjp_call",
+    "custom_vmap_call",
     "remat2",
     "checkpoint",
 )

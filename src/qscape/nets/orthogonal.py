@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from qscape.nets.mlp import Trunk
 from qscape.types import Key
@@ -12,9 +13,15 @@ from qscape.types import Key
 
 def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.nn.Linear:
     """A linear layer whose weight has orthonormal rows or columns times `gain`; the bias is 0."""
+
+    # Under vmap one after the other: jaxlib shares out a batch of decompositions over XLA's threads and waits
+    # on one of them, so that on a CPU as many batches as there are threads wait for each other for ever.
+    @jax.custom_batching.sequential_vmap
+    def draw(key: Key) -> Array:
+        return jax.nn.initializers.orthogonal(gain)(key, (fan_out, fan_in))
+
     layer = eqx.nn.Linear(fan_in, fan_out, key=key)
-    weight = jax.nn.initializers.orthogonal(gain)(key, (fan_out, fan_in))
-    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (weight, jnp.zeros(fan_out)))
+    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (draw(key), jnp.zeros(fan_out)))
 
 
 def orthogonal_trunk(key: Key, sizes: Sequence[int], activation: str, gain: float = 2.0**0.5) -> Trunk:

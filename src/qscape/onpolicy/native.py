@@ -5,46 +5,23 @@ state, history = train(env, key)                                   # one seed
 state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten of them side by side
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Int
 
-from qscape.envs.native import Native, step_autoreset
+from qscape.envs.native import Native
+from qscape.envs.world import Ended, World, advance, begin
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import Acting, State
 from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
-class World(NamedTuple):
-    """E environments: their states, what is acted on next, and their episodes so far."""
-
-    state: PyTree
-    observation: Float[Array, "E S"]
-    ret: Float[Array, " E"]
-    length: Int[Array, " E"]
-
-
-class Ended(NamedTuple):
-    """The episodes that ended in a rollout."""
-
-    over: Bool[Array, "T E"]
-    ret: Float[Array, "T E"]
-    length: Int[Array, "T E"]
-
-
 def spec_of(env: Native) -> Spec:
     """What an agent has to know of an environment of discrete actions."""
     return Spec(int(env.observation_space.shape[0]), 1, choices=int(getattr(env.action_space, "n", 0)))
-
-
-def begin(env: Native, envs: int, key: Key) -> World:
-    """New episodes in E environments."""
-    state, observation = jax.vmap(env.reset)(jax.random.split(key, envs))
-    return World(state, observation, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
 
 
 def collect(
@@ -69,11 +46,8 @@ def collect(
         world, left = carry
         at = env_steps + t * envs
         action = agent.act(acting, None, world.observation, jnp.zeros(envs, bool), at, key, "explore")[0]
-        keys = jax.random.split(stream(jax.random.fold_in(key, at), "world.step"), envs)
         chosen = action[:, 0].astype(jnp.int32) if agent.task.choices else action
-        state, observation, outcome = jax.vmap(partial(step_autoreset, env))(world.state, chosen, keys)
-        over = outcome.terminated | outcome.truncated
-        ret, length = world.ret + outcome.reward, world.length + 1
+        after, outcome, ended = advance(env, world, chosen, at, key)
         valid = None if left is None else left > 0
         row = Rollout(
             world.observation,
@@ -84,9 +58,9 @@ def collect(
             outcome.observation,
             valid,
         )
-        ended = Ended(over if valid is None else over & valid, ret, length)
-        world = World(state, observation, jnp.where(over, 0.0, ret), jnp.where(over, 0, length))
-        return (world, None if left is None else left - (over & (left > 0))), (row, ended)
+        if valid is not None:
+            ended = ended._replace(over=ended.over & valid)
+        return (after, None if left is None else left - ended.over), (row, ended)
 
     if left is None:
         (world, _), (rollout, ended) = jax.lax.scan(step, (world, None), jnp.arange(rows))
@@ -139,10 +113,9 @@ def further(
         acting, steps = agent.acting(state), state.env_steps
         world, rollout, ended = collect(agent, env, acting, world, steps, key)
         made = rollout.reward.size if rollout.valid is None else rollout.valid.sum()
-        episodes = ended.over.sum()
-        returned = jnp.where(ended.over, ended.ret, 0.0).sum() / episodes
         state, metrics = agent.update(state, rollout, state.updates / total, key)
-        return Run(state._replace(env_steps=steps + made), world), History(metrics, returned, episodes, steps)
+        told = History(metrics, ended.mean(), ended.number(), steps)
+        return Run(state._replace(env_steps=steps + made), world), told
 
     return jax.lax.scan(one, run, None, updates)
 

@@ -66,12 +66,21 @@ class ActionTable:
 
     def nearest(self, x: Float[Array, "*b d"], k: int = 1) -> Int[Array, "*b k"]:
         """Indices of the k rows nearest to x, nearest first; of equals the lowest, if exact."""
-        queries = x.reshape(-1, x.shape[-1])
-        if self.search == "exact":
-            found = exact(self.rows, self.half, queries, k)
-        else:
-            found = probed(self.clusters, queries, k, min(self.probes, len(self.clusters.sizes)))
-        return found.reshape(*x.shape[:-1], k)
+
+        @jax.custom_batching.custom_vmap
+        def search(x: Float[Array, "*b d"]) -> Int[Array, "*b k"]:
+            queries = x.reshape(-1, x.shape[-1])
+            if self.search == "exact":
+                found = exact(self.rows, self.half, queries, k)
+            else:
+                found = probed(self.clusters, queries, k, min(self.probes, len(self.clusters.sizes)))
+            return found.reshape(*x.shape[:-1], k)
+
+        @search.def_vmap
+        def _(_size: int, _batched: list[bool], x: Float[Array, "n *b d"]) -> tuple[Array, bool]:
+            return search(x), True  # more queries of one search, whose `cond` stays a `cond`
+
+        return search(x)
 
     def at(self, index: Int[Array, "*i"]) -> Float[Array, "*i d"]:
         """The rows of these indices."""

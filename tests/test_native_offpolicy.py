@@ -1,0 +1,256 @@
+"""Off-policy training inside one program: equal to the ordinary loop, and to itself under vmap."""
+
+import re
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from jaxtyping import Array
+from test_contract import QUICK
+
+from qscape import agents
+from qscape.envs.edge import Episode, Step
+from qscape.envs.native import Native, Outcome, play
+from qscape.envs.recsim import RecSim
+from qscape.envs.spaces import action_map
+from qscape.envs.world import advance, begin
+from qscape.errors import UsageError
+from qscape.offpolicy import native
+from qscape.run.plan import Plan
+from qscape.run.trainer import Trainer
+from qscape.types import stream
+
+
+class Place(NamedTuple):
+    x: Array
+    steps: Array
+
+
+class Line(Native):
+    """Move a point by an action in [0.5, 2]; beyond 4 the episode is terminated, after 9 steps truncated."""
+
+    time_limit: int = eqx.field(static=True, kw_only=True, default=9)
+
+    @property
+    def observation_space(self):
+        return spaces.Box(-9.0, 9.0, (2,), np.float32)
+
+    @property
+    def action_space(self):
+        return spaces.Box(0.5, 2.0, (1,), np.float32)
+
+    def reset(self, key):
+        state = Place(jax.random.uniform(key, (2,)), jnp.int32(0))
+        return state, state.x
+
+    def step(self, state, action, key):
+        x = state.x + 0.3 * jnp.array([action[0] + 0.1 * jax.random.normal(key), -action[0]])
+        state = Place(x, state.steps + 1)
+        return state, Outcome(x, -jnp.abs(action[0] - 1.0), x[0] > 4, state.steps >= 9, jnp.bool_(False))
+
+
+SMALL = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "batch_size": 16, "replay_capacity": 20_000}
+RATE = {"actor_learning_rate": 0.003, "critic_learning_rate": 0.003}
+CASES = {
+    # A table; noise with a memory; columns; neither warm-up nor updates are whole vector steps.
+    "items": (
+        "td3+savo",
+        RecSim.of(50),
+        4,
+        20 + 50 * 4,
+        {"warmup": 18, "updates_per_step": 0.32, "exploration_noise": 0.8},
+    ),
+    # Real ends; priorities; successors from the following row; observations normalised; two updates a step.
+    "line": ("td3+lap+normalise", Line(), 2, 10 + 30 * 2, {"warmup": 10, "next_observation": "derived"}),
+}
+PIECE = {"items": 11, "line": 7}
+KEYS = jax.vmap(jax.random.key)(jnp.arange(2))
+
+
+class Case(NamedTuple):
+    agent: agents.Agent
+    env: Native
+    envs: int
+    steps: int
+
+
+@lru_cache
+def case(name: str) -> Case:
+    recipe, env, envs, steps, base = CASES[name]
+    settings = {"base": {**SMALL, **RATE, "epsilon_decay": 100.0, **base}}
+    settings |= {"savo": {"list_length": 2}} if "savo" in recipe else {}
+    return Case(agents.build(recipe, settings).on(native.spec_of(env)), env, envs, steps)
+
+
+@lru_cache
+def alone(name: str):
+    """Both seeds, each by itself, in one compiled program."""
+    agent, env, envs, steps = case(name)
+    program = quick(jax.jit(partial(native.train, agent, envs=envs, steps=steps)), env, KEYS[0])
+    return program, [program(env, key) for key in KEYS]
+
+
+def quick(program, *args, **static):
+    """Compiled for these arguments, in a third of the time."""
+    return program.lower(*args, **static).compile(compiler_options=QUICK)
+
+
+class Quick:
+    """A jitted function that is compiled so at its first call for each `mode`."""
+
+    def __init__(self, program):
+        self.program, self.compiled = program, {}
+
+    def __call__(self, *args, **static):
+        key = static.get("mode")
+        if key not in self.compiled:
+            self.compiled[key] = quick(self.program, *args, **static)
+        return self.compiled[key](*args)
+
+
+class Beside:
+    """The same worlds behind the face of an edge, for the ordinary loop; it maps actions as edges do."""
+
+    env_id = "beside"
+
+    def __init__(self, env: Native, envs: int, key: Array):
+        self.env, self.envs, self.key, self.made = env, envs, key, 0
+        self.spec = native.spec_of(env)
+        self.in_units = action_map(env.action_space, envs, env, "beside")[2]
+        self.advance = jax.jit(advance)
+        self.world = jax.jit(begin, static_argnums=1)(env, envs, stream(key, "world.begin"))
+        self.ended: list[float] = []
+
+    def reset(self):
+        return self.observation
+
+    @property
+    def observation(self):
+        return np.asarray(self.world.observation)
+
+    def step(self, action):
+        chosen = jnp.asarray(self.in_units(action))
+        self.world, outcome, ended = self.advance(self.env, self.world, chosen, self.made, self.key)
+        self.made += self.envs
+        after, reward, terminated, truncated, _ = map(np.asarray, outcome)
+        done = [Episode(int(e), 0, float(ended.ret[e]), None) for e in np.flatnonzero(ended.over)]
+        self.ended += [episode.ret for episode in done]
+        valid = np.ones(self.envs, bool)
+        return Step(after, reward, terminated, truncated, self.observation, valid, done)
+
+
+@lru_cache
+def by_hand(name: str) -> Trainer:
+    """The ordinary loop: one call after the other, on the host."""
+    agent, env, envs, steps = case(name)
+    plan = Plan(agent.recipe, "beside", steps, envs=envs, eval_every=0)
+    trainer = Trainer(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
+    for name in ("insert", "step", "burst", "act"):
+        setattr(trainer.programs, name, Quick(getattr(trainer.programs, name)))
+    for _ in trainer.events(steps):
+        pass
+    return trainer
+
+
+def close(x, y, **tolerance):
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_program_equals_the_ordinary_loop(name):
+    """Not to the bit: XLA fuses the updates in a loop in another way."""
+    trainer, (run, history) = by_hand(name), alone(name)[1][0]
+    assert (trainer.env_steps, trainer.updates) == (int(run.state.env_steps), int(run.state.updates))
+    tolerance = {"rtol": 2e-3, "atol": 2e-4}
+    close(trainer.rows, run.replay[0], **tolerance)
+    close(trainer.index, run.replay[1], **tolerance)
+    close(
+        (trainer.state.actor, trainer.state.critics_target),
+        (run.state.actor, run.state.critics_target),
+        **tolerance,
+    )
+    close([run.metrics[k] for k in trainer.programs.metrics], list(np.asarray(trainer.metrics)), **tolerance)
+    ended = history.episodes > 0
+    total = float((history.returned * history.episodes)[ended].sum())
+    assert int(history.episodes.sum()) == len(trainer.edge.ended) > 5
+    assert abs(total - sum(trainer.edge.ended)) < 1e-2
+
+
+def test_updates_follow_steps_as_in_the_ordinary_loop():
+    """Warm-up is 18 steps, thus 5 steps of 4 environments; then 1.28 updates are due after each."""
+    _, history = alone("items")[1][0]
+    after = np.arange(1, 51) * 4
+    assert history.env_steps.tolist() == [4, 8, 12, 16, 20, *(20 + after)]
+    assert history.updates.tolist() == [0] * 5 + [int(n * 0.32 + 1e-9) for n in after]
+    assert np.isnan(history.metrics["critic_loss"][:5]).all()
+    assert np.isfinite(history.metrics["actor_loss"][-40:]).all(), "kept between the actor's steps"
+    assert history.episodes.tolist() == [4 if n % 20 == 0 else 0 for n in range(1, 56)]
+
+
+@lru_cache
+def together(name: str):
+    """Both seeds side by side, in pieces, as one does who looks at a run on its way."""
+    agent, env, envs, steps = case(name)
+    due = native.timetable(agent, envs=envs, steps=steps)
+    due = np.split(due, len(due) // PIECE[name])
+    begun = jax.jit(jax.vmap(partial(native.start, agent, env, envs=envs), out_axes=native.RUN_AXES))
+    axes = (None, native.RUN_AXES, 0, None), (native.RUN_AXES, 0)
+    go = jax.jit(jax.vmap(partial(native.further, agent), *axes), donate_argnums=1)
+    run = quick(begun, KEYS)(KEYS)
+    program, told = quick(go, env, run, KEYS, due[0]), []
+    for part in due:
+        run, history = program(env, run, KEYS, part)
+        told.append(history)
+    return program, run, jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *told)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_seeds_in_one_program_equal_two_runs(name):
+    (one_program, apart), (program, run, history) = alone(name), together(name)
+    assert run.state.updates.shape == () == run.state.env_steps.shape
+    for n, one in enumerate(apart):
+        mine = jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (run, history))
+        close(mine, one, rtol=2e-3, atol=2e-4)
+    assert np.abs(apart[0][0].replay[0] - apart[1][0].replay[0]).max() > 0.1, "other seeds, other runs"
+    # What is computed now and then in one run is so in two: no `cond` became a `select`.
+    conditionals = [len(re.findall(r" conditional\(", p.as_text())) for p in (one_program, program)]
+    assert conditionals[0] == conditionals[1] > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_copies_the_replay(name):
+    for program in (alone(name)[0], together(name)[0]):
+        body = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", inside_loops(program.as_text()))
+        sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in body]
+        assert max(sizes, default=0) < SMALL["replay_capacity"]
+
+
+def inside_loops(hlo: str) -> str:
+    """The computations that are not the entry: what runs in every step."""
+    return "\n".join(part for part in re.split(r"\n(?=\S)", hlo) if not part.startswith("ENTRY"))
+
+
+def test_a_policy_is_played_and_its_actions_are_rows():
+    agent, env, *_ = case("items")
+    run, _ = alone("items")[1][0]
+    chosen = native.policy(agent, env, agent.acting(run.state))
+    played = play(env, chosen, jax.random.key(3), 16)
+    assert played.length.tolist() == [20] * 16
+    table = agent.task.table
+    index = native.in_units(agent, env, jnp.asarray(table))
+    assert index.tolist() == list(range(50))
+    line = native.in_units(case("line").agent, Line(), jnp.array([[-1.0], [0.0], [1.0], [3.0]]))
+    np.testing.assert_allclose(line[:, 0], [0.5, 1.25, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("recipe", ["td7", "td3+checkpoints"])
+def test_bursts_between_episodes_are_refused(recipe):
+    agent = agents.build(recipe).on(native.spec_of(Line()))
+    with pytest.raises(UsageError, match=r"learns when episodes end.*leave checkpoints out"):
+        native.timetable(agent, envs=1, steps=100)
