@@ -2,10 +2,12 @@
 
 import csv
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
+from qscape import report
 from qscape.cli import main, watch
 from qscape.inspect.subject import of_run
 
@@ -102,3 +104,12 @@ def test_bad_flags_are_usage_errors(run, flags, says, capsys):
 def test_a_dimension_that_is_not_there_is_told(run, capsys):
     assert main(["watch", str(run), "--once", "--dim", "3"]) == 0
     assert "dimensions 0 to 0" in capsys.readouterr().out
+
+
+def test_without_the_extra_it_says_so(run, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "qscape.report.terminal", raising=False)
+    monkeypatch.delattr(report, "terminal", raising=False)
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    assert main(["watch", str(run), "--once"]) == 2
+    said = 'Charts in the terminal need the extra: pip install "qscape[report]".'
+    assert said in capsys.readouterr().err

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from qscape.report import extra
-from qscape.report.figures import COLOURS
 
 with extra("Charts in the terminal"):
     import plotext
+
+    from qscape.report.figures import COLOURS
 
 
 class Curve(NamedTuple):
