@@ -66,6 +66,16 @@ class Tally:
     resetting: np.ndarray  # will the next step only reset?
 
 
+# Where nothing calls JAX: environments, and wrappers that run nobody else's code.
+HOST_ONLY = (
+    *(f"gymnasium.envs.{kind}." for kind in ("classic_control", "box2d", "mujoco", "toy_text")),
+    "gymnasium.core",
+    "gymnasium.wrappers.common",
+    "gymnasium_robotics.",
+    "qscape.envs.restricted",
+)
+
+
 def make(
     env_id: str | Callable[..., gym.Env] | gym.Env | VectorEnv,
     envs: int = 1,
@@ -170,6 +180,12 @@ class Edge:
         self._seeded = False
         kind = np.uint8 if frame else np.float32
         self._start(np.zeros((self.envs, size), kind), np.zeros(self.envs, np.int64))
+
+    @property
+    def is_host_only(self) -> bool:
+        """Is it known that no step calls JAX? A step that does hangs when JAX itself waits for it."""
+        many: Any = self.env.envs if isinstance(self.env, SyncVectorEnv) else [self.env]
+        return self.spec.table is None and all(map(_is_host_only, many))
 
     @property
     def resets_later(self) -> bool:
@@ -384,3 +400,9 @@ def _time_limit(about: Any) -> int | None:
     return (
         about.get_wrapper_attr(name) if isinstance(about, gym.Env) and about.has_wrapper_attr(name) else None
     )
+
+
+def _is_host_only(env: Any) -> bool:
+    """Is that known of an environment and of all its wrappers?"""
+    known = type(env).__module__.startswith(HOST_ONLY)
+    return known and (env.unwrapped is env or _is_host_only(env.env))

@@ -151,6 +151,10 @@ class Loop:
         self.due[what] = (self.env_steps // every + 1) * every
         return True
 
+    def _next_due(self) -> int:
+        """The first step after this one at which something is due."""
+        return min(self.until, *(step for step in self.due.values() if step > self.env_steps))
+
     def evaluations(self, edge: Edge) -> Iterator[ev.Evaluated]:
         """Evaluate the current policy, and beside it the kept one where the schedule keeps one."""
         policies = {"current": self.acting} | ({} if self.kept is None else {"kept": self.kept})

@@ -63,8 +63,7 @@ class OfflineTrainer(Trainer):
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """Updates up to the next thing that is due, but at most a chunk of them."""
-        due = [self.until, self.env_steps + CHUNK, *(d for d in self.due.values() if d > self.env_steps)]
-        n = min(due) - self.env_steps
+        n = min(self._next_due() - self.env_steps, CHUNK)
         self.state, self.index, self.metrics = self.programs.burst(
             self.state, self.rows, self.index, self.metrics, np.int32(self.env_steps), self.key, np.int32(n)
         )

@@ -10,17 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from qscape.envs import Edge
+from qscape.envs import Edge, Step
 from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import Acting
 from qscape.replay.memory import GIB, Rows
 from qscape.run import events as ev
+from qscape.run.drive import Cycle, Driver, Due
 from qscape.run.loop import Loop, Saver, owned
 from qscape.run.plan import Plan
 from qscape.run.programs import Programs
 
 CHUNK = 250  # updates between two looks at whether to stop
+LONG = 10_000  # steps to go from which on it pays to compile the whole cycle into one program
 
 
 class Trainer(Loop):
@@ -51,6 +54,8 @@ class Trainer(Loop):
         self.columns: dict[str, Any] = {}
         self.pending = 0
         self.learning = self.agent.base.warmup == 0
+        self.driver: Driver | None = None  # compiled when it pays
+        self.halt = 0  # the step at which something is due
 
     @property
     def acting(self) -> Acting:
@@ -68,7 +73,11 @@ class Trainer(Loop):
         return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB"]
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """One step of every sub-environment, into replay; what the schedule asks for becomes pending."""
+        """One step of every sub-environment, into replay; what the schedule asks for becomes pending. Or
+        many such cycles at once, up to the first step after which something is to be told or done."""
+        if self._drives():
+            yield from self._drive()
+            return
         before = self.edge.observation
         action = np.asarray(self.action)  # the only wait for the device
         step = self.edge.step(action)
@@ -76,6 +85,12 @@ class Trainer(Loop):
             before, action, step.reward, step.terminated, step.truncated, step.next_observation, self.columns
         )
         self.rows, self.index = self.programs.insert(self.rows, self.index, rows, step.valid)
+        self._count(step)
+        self.action, self.columns = None, {}
+        yield from self._told(step.finished)
+
+    def _count(self, step: Step) -> None:
+        """What a step changes on the host: counters, and what is due."""
         base = self.agent.base
         warm = self.env_steps >= base.warmup  # was this step one past the random phase?
         made = int(np.count_nonzero(step.valid))
@@ -94,8 +109,33 @@ class Trainer(Loop):
                 )
             if warm:
                 self.learning = True
-        self.action, self.columns = None, {}
-        yield from self._told(step.finished)
+
+    def _drives(self) -> bool:
+        """Is the cycle one program? It becomes one where it is simple enough, and the run long enough."""
+        if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
+            simple = isinstance(self.agent.schedule, EveryStep) and self.edge.is_host_only
+            # On an accelerator every answer would have to cross over.
+            if simple and jax.default_backend() == "cpu":
+                self.driver = Driver(self.programs, self.edge, self._due)
+        return self.driver is not None
+
+    def _drive(self) -> Iterator[ev.RunEvent]:
+        assert self.driver is not None
+        self.halt = self._next_due()
+        replay, seen = (self.rows, self.index), self.edge.observation
+        cycle = Cycle(self.state, replay, self.memory, self.metrics, seen, self.action, self.columns)
+        cycle = self.driver(cycle, self.key)
+        self.state, (self.rows, self.index) = cycle.state, cycle.replay
+        self.memory, self.metrics = cycle.memory, cycle.metrics
+        self.action, self.columns = cycle.action, cycle.columns
+        yield from self._told(self.driver.finished())
+
+    def _due(self, step: Step) -> Due:
+        """What is due after a step; the driven program does it."""
+        self._count(step)
+        due = Due(self.env_steps, self.pending, self._stop or self.env_steps >= self.halt)
+        self.updates, self.pending = self.updates + self.pending, 0
+        return due
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
         self.schedule, updates, keep = self.agent.schedule.due(self.schedule, event, self.agent.base)

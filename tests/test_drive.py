@@ -1,0 +1,212 @@
+"""The driven program: the same run, to the bit, with the environment called from within."""
+
+import re
+import threading
+from functools import partial
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.wrappers import TransformReward
+from tiny import Clock, settings
+
+from qscape import agents
+from qscape.envs import edge as edges
+from qscape.envs import make
+from qscape.errors import RunError
+from qscape.run import Plan
+from qscape.run import events as ev
+from qscape.run import trainer as trainers
+from qscape.run.drive import Cycle
+from qscape.run.trainer import Trainer
+
+STEPS = 400
+
+
+@pytest.fixture
+def driven(monkeypatch):
+    """Runs take to the driven program early, however short they are."""
+    take_early(monkeypatch)
+
+
+def take_early(monkeypatch):
+    monkeypatch.setattr(trainers, "LONG", 0)
+    monkeypatch.setattr(trainers, "CHUNK", 20)
+    monkeypatch.setattr(edges, "HOST_ONLY", (*edges.HOST_ONLY, "tiny"))
+
+
+def begun(recipe="td3", env=Clock, envs=1, steps=STEPS, evaluated=True, **base):
+    plan = Plan(
+        recipe,
+        "Clock",
+        steps,
+        envs=envs,
+        settings=settings(recipe, warmup=50, **base),
+        eval_every=150,
+        eval_episodes=2,
+        log_every=70,
+    )
+    built = agents.build(recipe, plan.settings)
+    return Trainer(plan, built, make(env, envs), make(env, 2, seed=9) if evaluated else None)
+
+
+def told(trainer, until=STEPS):
+    """The events of a run, without what depends on the clock."""
+    said = []
+    for event in trainer.events(until):
+        values = {k: v for k, v in event._asdict().items() if k != "seconds"}
+        if isinstance(event, ev.Logged):
+            values["metrics"] = {k: v for k, v in event.metrics.items() if k != "steps_per_second"}
+        said.append((type(event).__name__, values))
+    return said
+
+
+def leaves(trainer):
+    return [
+        (jax.tree_util.keystr(path), np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x))
+        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.trees()))
+    ]
+
+
+CASES = {
+    "td3": ("td3", {}),
+    "sac, three environments that fall out of step": ("sac+lap", {"envs": 3}),
+    "fewer updates than steps, columns in replay": ("td3+savo", {"updates_per_step": 0.29}),
+    "more updates than steps, running normalisation": ("sac+normalise", {"updates_per_step": 2}),
+    "Pendulum, three of them": ("td3", {"env": "Pendulum-v1", "envs": 3}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
+    recipe, how = CASES[case]
+    apart = begun(recipe, **how)
+    heard = told(apart)
+    take_early(monkeypatch)
+    driven = begun(recipe, **how)
+    assert str(told(driven)) == str(heard)
+    assert apart.driver is None
+    assert driven.driver is not None
+    for (name, one), (_, other) in zip(leaves(apart), leaves(driven), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+    numbers = [{k: v for k, v in t.numbers().items() if k != "seconds"} for t in (apart, driven)]
+    assert numbers[0] == numbers[1]
+
+
+class Own(gym.Wrapper):
+    """Somebody's wrapper: who knows what it calls."""
+
+
+@pytest.mark.parametrize(
+    ("env", "known"),
+    [
+        ("HalfCheetah-v5", True),
+        ("restricted/Hopper-v0", True),
+        ("Pendulum-v1", True),
+        ("mineworld/MineWorld-v0", False),
+        (lambda: gym.Wrapper(gym.make("Pendulum-v1")), True),
+        (lambda: Own(gym.make("Pendulum-v1")), False),
+        (Clock, False),
+        (lambda: TransformReward(gym.make("Pendulum-v1"), lambda reward: jnp.tanh(reward)), False),
+    ],
+)
+@pytest.mark.parametrize("envs", [1, 2])
+def test_environments_that_may_call_jax_stay_outside(env, known, envs):
+    """JAX would wait for the program, and the program for the environment."""
+    assert make(env, envs).is_host_only is known
+
+
+def test_short_runs_are_not_driven():
+    trainer = begun()
+    told(trainer)
+    assert trainer.driver is None
+
+
+@pytest.mark.parametrize("recipe", ["td7", "td3+checkpoints"])
+def test_agents_that_learn_between_episodes_are_not_driven(recipe, driven):
+    trainer = begun(recipe)
+    told(trainer)
+    assert trainer.updates
+    assert trainer.driver is None
+
+
+def test_most_steps_are_taken_inside_the_program(driven):
+    """In a thread that is not the one that trains; and actions stay what they were."""
+    trainer, threads, actions, copies = begun(), [], [], []
+    step = trainer.edge.step
+
+    def watched(action):
+        threads.append(threading.current_thread() is threading.main_thread())
+        actions.append(action)
+        copies.append(np.array(action))
+        return step(action)
+
+    trainer.edge.step = watched
+    told(trainer)
+    assert len(threads) == STEPS
+    assert threads[:70] == [True] * 70
+    assert not any(threads[75:])
+    np.testing.assert_array_equal(actions, copies)
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
+    trainer = begun(env=partial(Clock, 30, fail_at=200, what=what))
+    with pytest.raises(RunError, match=rf"Clock: {what}.* is nan in environment 0, step 20 of its episode 7"):
+        told(trainer)
+    assert trainer.driver is not None
+    assert trainer.env_steps == 199
+    assert int(trainer.state.updates) == trainer.updates  # what was learned can still be used
+    assert int(trainer.index.size[0]) == 199
+
+
+def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
+    trainer = begun(steps=10**6)
+    step = trainer.edge.step
+
+    def watched(action):
+        if trainer.env_steps == 200:
+            trainer.stop()
+        return step(action)
+
+    trainer.edge.step = watched
+    *_, end = trainer.events(10**6)
+    assert isinstance(end, ev.Ended)
+    assert end.interrupted
+    assert trainer.env_steps == 201
+    assert trainer.action is not None
+
+
+def test_a_stop_from_outside_is_seen_within_moments(driven):
+    """The thread that trains waits in the program and hears nothing: the program has to look up by itself."""
+    trainer = begun(env=partial(Clock, 10**9), steps=10**6, evaluated=False)
+    for _ in trainer.events(100):
+        pass
+    trainer.due = dict.fromkeys(trainer.due, 10**9)  # no log, no evaluation, no end of an episode
+    drive, calls = trainer._drive, []
+
+    def third_time_stop():
+        calls.append(trainer.env_steps)
+        if len(calls) == 3:
+            trainer.stop()
+        return drive()
+
+    trainer._drive = third_time_stop
+    *_, end = trainer.events(10**6)
+    assert end.interrupted
+    assert len(calls) == 3
+
+
+def test_the_program_does_not_copy_the_replay(driven):
+    trainer = begun("td3+lap", replay_capacity=65_536)
+    told(trainer)
+    replay, seen = (trainer.rows, trainer.index), trainer.edge.observation
+    cycle = Cycle(
+        trainer.state, replay, trainer.memory, trainer.metrics, seen, trainer.action, trainer.columns
+    )
+    text = trainer.driver.go.lower(cycle, trainer.key).compile().as_text()
+    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", text)
+    sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
+    assert max(sizes, default=0) < 65_536
