@@ -75,12 +75,14 @@ class Contender(NamedTuple):
         updates: the number of updates made so far.
         block: `advance` takes multiples of this number only (2: as many delayed actor steps in every turn).
         every: environment steps that an update comes after; on-policy: of a rollout.
+        settle: brings it, after its first updates, to where long runs spend their time.
     """
 
     advance: Callable[[int], None]
     updates: Callable[[], int]
     block: int = 2
     every: int = 1
+    settle: Callable[[], None] = lambda: None
 
 
 class Agent(Protocol):

@@ -60,6 +60,7 @@ def main() -> None:
         built = time.perf_counter()
         contender.advance(contender.block)  # compiles; an even block holds both kinds of update
         first_update = time.perf_counter()
+        contender.settle()
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         return answer(error=f"{type(error).__name__}: {error}".splitlines()[0], missing=missing)

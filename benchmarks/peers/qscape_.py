@@ -66,8 +66,14 @@ def library(recipe: str) -> Contender:
             pass
         jax.block_until_ready((trainer.state, trainer.index))
 
+    def settle() -> None:
+        """Runs of 10,000 steps and more soon go over to one program, where the agent allows it."""
+        for _ in trainer.events(ENDLESS):  # says something at least once an episode
+            if trainer.driver is not None:
+                trainer.stop()
+
     advance(WARM_UP)
-    return Contender(advance, lambda: trainer.updates)
+    return Contender(advance, lambda: trainer.updates, settle=settle)
 
 
 def ppo(name: str) -> Contender:
