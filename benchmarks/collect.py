@@ -1,4 +1,4 @@
-"""Copy the raw data of finished runs into benchmarks/results/learning, where they are recorded.
+"""Copy the raw data of a study's finished runs into benchmarks/results/learning, where they are recorded.
 
 python benchmarks/collect.py runs/pendulum
 """
@@ -24,7 +24,7 @@ def main() -> None:
         if not (folder / "saves" / f"{plan['steps']:09d}" / "save.json").exists():
             print(f"left out, not finished: {folder}")
             continue
-        place = RESULTS / folder.relative_to(runs)
+        place = RESULTS / runs.name / folder.relative_to(runs)
         place.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copy(folder / name, place / name)
