@@ -197,7 +197,7 @@ def test_bad_minari_datasets_are_refused(datasets, tmp_path):
     with pytest.raises(UsageError, match="names end with a version"):
         read("test/clock")
     with pytest.raises(UsageError, match=r"has actions Box\(-1.0, 1.0.*, Pendulum-v1 has"):
-        read("test/clock-v0", "Pendulum-v1")
+        read(write("test/other-v0", episodes()), "Pendulum-v1")
     discrete = [e | {"actions": np.zeros(len(e["rewards"]), int)} for e in episodes()]
     buffers = [minari.data_collector.EpisodeBuffer(id=k, **e) for k, e in enumerate(discrete)]
     space = spaces.Box(-9, 9, (3,))
