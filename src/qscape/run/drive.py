@@ -1,8 +1,8 @@
 """The whole cycle of a run in one compiled program, which calls the environment from within.
 
 On the way from one program to the next a step loses time: leaves are handed over, threads wake up, caches are
-cold. On 2 cores that is 0.5 ms for TD3 and 2 ms for TD7, a quarter and a fifth of their updates. Here nothing
-is handed over but what the environment answers. The numbers are those of `insert`, `burst` and `act` in turn.
+cold. Here nothing is handed over but what the environment answers: on 2 cores that saves 0.4 of 2.5 ms a step
+with TD3, and 1.3 of 13 ms with TD7. The numbers are those of `insert`, `burst` and `act` in turn.
 """
 
 import time
