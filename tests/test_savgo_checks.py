@@ -537,17 +537,19 @@ def differing(one, other) -> set[str]:
         | {f"{k}: adam": v for k, v in s.optimisers.items()}
         for s in (one, other)
     ]
-    return {name for name in flat[0] if not same(flat[0][name], flat[1][name])}
+
+    def close(x, y):  # constants alone may make XLA sum in another order
+        return np.abs(x - y).max() <= 1e-6 * np.abs(x).max()
+
+    leaves = [{name: jax.tree.leaves(x) for name, x in networks.items()} for networks in flat]
+    return {name for name in leaves[0] if not all(map(close, leaves[0][name], leaves[1][name]))}
 
 
 def test_order_of_one_update():
-    """Encoder, then actor on the stepped encoder; the critics' step is felt in the next update only.
-
-    To the bit: the programs that are compared differ in constants only.
-    """
+    """Encoder, then actor on the stepped encoder; the critics' step is felt in the next update only."""
     usual = first_update()
     assert differing(usual, first_update(critic_learning_rate=1e-30)) == {"critics", "targets"}
-    by_encoder = differing(usual, first_update(savgo={"encoder_learning_rate": 1e-30}))
+    by_encoder = differing(usual, first_update(savgo={"encoder_learning_rate": 0.1}))
     assert by_encoder >= {"encoder", "slow", "actor: adam"}
     assert not by_encoder & {"critics", "targets", "critics: adam", "savgo.learned: adam"}
     rates = {"polyak": {"rate": 0.5}, "savgo": {"encoder_rate": 0.5}}

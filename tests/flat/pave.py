@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT = 0.99
@@ -46,7 +47,7 @@ def make_network(key, *sizes):
 
 def linear(layer, x):
     weight, bias = layer
-    return x @ weight.T + bias
+    return product(x, weight) + bias
 
 
 def policy(actor, obs):

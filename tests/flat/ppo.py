@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT, DECAY = 0.99, 0.95
@@ -29,7 +30,7 @@ adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(eps=1e-5)
 
 def linear(layer, x):
     weight, bias = layer
-    return x @ weight.T + bias
+    return product(x, weight) + bias
 
 
 def forward(layers, x):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT = 0.95
@@ -27,7 +28,7 @@ adam = optax.scale_by_adam(eps=1e-8)
 
 def linear(layer, x):
     weight, bias = layer
-    return x @ weight.T + bias
+    return product(x, weight) + bias
 
 
 def log_probs(actor, obs):

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT = 0.99
@@ -56,7 +57,7 @@ def make_network(key, *sizes):
 
 def linear(layer, x):
     weight, bias = layer
-    return x @ weight.T + bias
+    return product(x, weight) + bias
 
 
 def network(layers, x):
@@ -70,7 +71,7 @@ def network_of_many(layers, obs, actions):
     """The same for K actions [B, K, A] of each state: its share of the first layer is multiplied once."""
     (weight, bias), *rest = layers
     of_obs, of_action = jnp.split(weight, [obs.shape[-1]], axis=1)
-    first = (obs @ of_obs.T)[:, None] + actions @ of_action.T + bias
+    first = product(obs, of_obs)[:, None] + product(actions, of_action) + bias
     return network(rest, jax.nn.relu(first))
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT = 0.99
@@ -45,7 +46,7 @@ def make_network(key, *sizes):
 
 def linear(layer, x):
     weight, bias = layer
-    return x @ weight.T + bias
+    return product(x, weight) + bias
 
 
 def avg_l1_norm(x):

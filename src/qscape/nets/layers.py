@@ -8,6 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.ops.product import product
+
 Inputs: TypeAlias = Array | tuple[Array, ...]  # one array, or several that stand side by side: see `joined`
 
 
@@ -19,10 +21,10 @@ def dense(layer: eqx.nn.Linear, x: Inputs) -> Float[Array, "*b o"]:
     """
     assert layer.bias is not None
     if not isinstance(x, tuple):
-        return x @ layer.weight.T + layer.bias
+        return product(x, layer.weight) + layer.bias
     *ends, _ = accumulate(part.shape[-1] for part in x)
     weights = jnp.split(layer.weight, ends, axis=1)
-    first, *others = (part @ weight.T for part, weight in zip(x, weights, strict=True))
+    first, *others = (product(part, weight) for part, weight in zip(x, weights, strict=True))
     return sum(others, first) + layer.bias
 
 
