@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
@@ -26,7 +26,10 @@ class Run(Pace):
     steps: int = setting(1_000_000, "Environment steps, over all parallel environments.")
     from_: str = setting("", "A run whose networks this one begins with.")
     keep_data: bool = setting(False, "With --from: begin with that run's dataset in the replay.")
-    seeds: tuple[int, ...] = setting((0,), "One run for each; several run side by side, one to a core.")
+    seeds: tuple[int, ...] = setting((0,), "One run for each; several run side by side.")
+    seeds_as: Literal["auto", "processes", "vmap"] = setting(
+        "auto", "Several seeds: a process each, one to a core; or one vmapped program, as on an accelerator."
+    )
     out: str | None = setting(None, "Folder of the group of seeds; None: runs/ENV/RECIPE.")
     envs: int = setting(1, "Environments side by side in one run.")
     preset: str | None = setting(

@@ -10,16 +10,20 @@ from rich.table import Table
 from qscape.errors import RunError
 from qscape.run import events as ev
 from qscape.run.pool import Failure, Pool, cores
-from qscape.run.worker import Job, run_job
+from qscape.run.worker import Job, run_job, run_together
 
 WIDE = 170  # columns of what is printed into a file or a pipe
 
 
-def run_all(jobs: list[Job]) -> int:
-    """Run jobs: one in this process, several one to a core. Returns the exit code."""
+def run_all(jobs: list[Job], together: bool = False) -> int:
+    """Run jobs: one in this process, several one to a core, or `together` in one program. Returns the exit
+    code."""
     screen, failures = Screen(), {}
     with screen:
-        if len(jobs) == 1:
+        if together:
+            for k, event in run_together(jobs):
+                screen.show(k, event)
+        elif len(jobs) == 1:
             for event in run_job(jobs[0]):
                 screen.show(0, event)
         else:

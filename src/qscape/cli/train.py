@@ -4,11 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from qscape.agents import on_dataset
+import jax
+
+from qscape.agents import Agent, on_dataset
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.plan import Pace, Plan, fitted
+from qscape.run.seeds import lacking
 from qscape.run.sinks import TRACKERS
 
 
@@ -52,15 +55,26 @@ def main(argv: list[str]) -> int:
         )
         for seed in run.seeds
     ]
-    name = fitted(plans[0])[0].label  # refuses what cannot be, before any folder is made
+    plan, agent, _ = fitted(plans[0])  # refuses what cannot be, before any folder is made
+    together = _together(run.seeds_as, plans, agent)
     place = (run.dataset or run.env).strip("/").replace("/", "-")
-    group = Path(run.out) if run.out else Path("runs") / place / name
+    group = Path(run.out) if run.out else Path("runs") / place / plan.label
     for note in notes:
         plain_console().print(note, soft_wrap=True)
     jobs = [
         Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
     ]
-    return run_all(jobs)
+    return run_all(jobs, together)
+
+
+def _together(how: str, plans: list[Plan], agent: Agent) -> bool:
+    """Are the seeds trained in one vmapped program?"""
+    if how == "processes" or (how == "auto" and (len(plans) == 1 or jax.default_backend() == "cpu")):
+        return False
+    needs = lacking(plans[0], agent)
+    if needs and how == "vmap":
+        raise UsageError(f"--seeds-as vmap needs {needs}; leave it out.")
+    return needs is None
 
 
 def _with_config(argv: list[str]) -> tuple[list[str], str, dict, list[str]]:

@@ -123,7 +123,7 @@ def create(layout: Layout) -> tuple[Memory, Index]:
     Raises:
         RunError: the machine has not enough memory left.
     """
-    _check_memory(layout)
+    check_memory(layout)
     rows = jnp.zeros((layout.envs * layout.ring, layout.width), jnp.float32)
     position, size = jnp.zeros((2, layout.envs), jnp.int32)
     return rows, Index(position, size)
@@ -295,14 +295,20 @@ def _pack(layout: Layout, new: Rows) -> Float[Array, "E W"]:
     return jnp.concatenate(parts, axis=1)
 
 
-def _check_memory(layout: Layout) -> None:
-    available = _available_bytes()
-    if available is None or layout.nbytes <= available:
+def check_memory(layout: Layout, seeds: int = 1) -> None:
+    """Refuse what does not fit: a memory for each of the seeds.
+
+    Raises:
+        RunError: the machine has not enough memory left.
+    """
+    available, needed = _available_bytes(), layout.nbytes * seeds
+    if available is None or needed <= available:
         return
     derive = " or --base.next-observation derived" if layout.stores_next else ""
-    fits = available // (4 * layout.width)
+    fits = available // (4 * layout.width * seeds)
+    each = f" for each of {seeds} seeds" if seeds > 1 else ""
     raise RunError(
-        f"A replay of {layout.capacity} rows needs {layout.nbytes / GIB:.1f} GiB but "
+        f"A replay of {layout.capacity} rows{each} needs {needed / GIB:.1f} GiB but "
         f"{available / GIB:.1f} GiB are available; use --base.replay-capacity below {fits}{derive}."
     )
 

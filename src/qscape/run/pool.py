@@ -59,7 +59,8 @@ class LocalWorker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, "NPROC": "1"},
+                # On an accelerator several processes share the memory: none may take most of it at once.
+                env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "NPROC": "1"},
                 start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
             )
         assert self.process.stdin is not None

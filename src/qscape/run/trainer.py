@@ -43,11 +43,7 @@ class Trainer(Loop):
     ):
         super().__init__(plan, agent, edge, eval_edge, saver)
         self.layout = self.agent.layout(edge.envs)
-        self.programs = Programs(self.agent, self.layout)
-        self.rows, self.index = self.agent.replay.init(self.layout)
-        self.state = self.agent.init(self.key)
-        self.memory = self.agent.maximiser.memory(self.agent.task, edge.envs, self.agent.base)
-        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
+        self._begin()
         self.schedule = self.agent.schedule.start(self.agent.base, edge.envs)
         self.kept = self.programs.keep(self.agent.acting(self.state)) if self.agent.schedule.keeps else None
         self.action: Any = None  # for the present observation; None: not chosen yet
@@ -56,6 +52,14 @@ class Trainer(Loop):
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None  # compiled when it pays
         self.halt = 0  # the step at which something is due
+
+    def _begin(self) -> None:
+        """Make the programs, and the arrays that they work on."""
+        self.programs = Programs(self.agent, self.layout)
+        self.rows, self.index = self.agent.replay.init(self.layout)
+        self.state = self.agent.init(self.key)
+        self.memory = self.programs.memory(self.edge.envs)
+        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
 
     @property
     def acting(self) -> Acting:

@@ -1,5 +1,6 @@
 """train and resume: a run folder, a trainer and the sinks, held together."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from qscape.run.loop import Loop, Saver, open_edges
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, fitted
 from qscape.run.rollouts import RolloutTrainer
+from qscape.run.seeds import Seeds
 from qscape.run.sinks import TRACKERS, FolderSink, Sink
 from qscape.run.trainer import Trainer
 
@@ -77,6 +79,51 @@ def train(
         yield from _told(trainer, folder, plan, notes, trackers)
 
 
+def train_together(
+    plans: Sequence[Plan],
+    places: Sequence[Path],
+    *,
+    overwrite: bool = False,
+    trackers: Sequence[str] = (),
+    on_trainer: OnTrainer = lambda trainer: None,
+) -> Iterator[tuple[int, ev.RunEvent]]:
+    """Run plans that differ in their seed only, in one vmapped program; arguments as of `train`.
+
+    Each is a run with a folder of its own, which `resume` takes on by itself. What breaks one ends all.
+
+    Yields:
+        The number of a plan and what happens in its run.
+
+    Raises:
+        UsageError: plans that cannot be, or seeds that cannot be one program. RunError: what broke.
+    """
+    use_compilation_cache()
+    fits = [fitted(plan) for plan in plans]
+    plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+    for place in places:
+        folders.refuse_taken(place, overwrite)
+    edges, eval_edges = zip(*(open_edges(plan, agent) for plan in plans), strict=True)
+    savers = [partial(folders.save, place) for place in places]
+    trainer = Seeds(plans, agent, edges, eval_edges[0], savers)
+    with contextlib.ExitStack() as stack:
+        for place in places:
+            stack.enter_context(folders.locked(place))
+        for plan, place in zip(plans, places, strict=True):
+            folders.create(place, plan, trainer.agent, overwrite)
+            record = {"together": [plan.seed for plan in plans]}
+            folders.write_record(place, folders.read_record(place) | record)
+        on_trainer(trainer)
+        sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
+        try:
+            for k, event in trainer.told(plans[0].steps):
+                for sink in sinks[k]:
+                    sink(event)
+                yield k, _noted(event, notes)
+        finally:
+            _close([sink for of in sinks for sink in of], trainer.edge, *eval_edges)
+    _refuse_no_update(trainer)
+
+
 def resume(
     folder: str | Path,
     steps: int | None = None,
@@ -121,23 +168,40 @@ def _told(
     trainer: Loop, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
 ) -> Iterator[ev.RunEvent]:
     """The trainer's events, written to every sink on their way."""
-    begun = -1 if trainer.fresh else trainer.env_steps
-    sinks: list[Sink] = [FolderSink(folder, begun, probes.columns(plan.probe))]
-    config = folders.read_record(folder)
-    name = f"{config['label']}/{plan.seed}"
-    project = f"qscape-{plan.env.replace('/', '-')}"
-    sinks += [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
+    sinks = _sinks(trainer, folder, plan, trackers)
     try:
         for event in trainer.events(plan.steps):
             for sink in sinks:
                 sink(event)
-            yield event._replace(notes=[*notes, *event.notes]) if isinstance(event, ev.Started) else event
+            yield _noted(event, notes)
     finally:
-        for sink in sinks:
-            sink.close()
-        for edge in (trainer.edge, trainer.eval_edge):
-            if edge is not None:
-                edge.close()
+        _close(sinks, trainer.edge, trainer.eval_edge)
+    _refuse_no_update(trainer)
+
+
+def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> list[Sink]:
+    """Where the events of a run are written."""
+    begun = -1 if trainer.fresh else trainer.env_steps
+    config = folders.read_record(folder)
+    name = f"{config['label']}/{plan.seed}"
+    project = f"qscape-{plan.env.replace('/', '-')}"
+    further = [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
+    return [FolderSink(folder, begun, probes.columns(plan.probe)), *further]
+
+
+def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
+    return event._replace(notes=[*notes, *event.notes]) if isinstance(event, ev.Started) else event
+
+
+def _close(sinks: Sequence[Sink], *edges: Edge | None) -> None:
+    for sink in sinks:
+        sink.close()
+    for edge in edges:
+        if edge is not None:
+            edge.close()
+
+
+def _refuse_no_update(trainer: Loop) -> None:
     if trainer.updates == 0 and trainer.finished:
         field, _ = trainer.agent.base.waits()
         value = getattr(trainer.agent.base, field)

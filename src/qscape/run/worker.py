@@ -16,7 +16,7 @@ from qscape.run import events as ev
 from qscape.run.estimate import measure
 from qscape.run.loop import Loop
 from qscape.run.plan import Plan, from_json
-from qscape.run.training import resume, train
+from qscape.run.training import resume, train, train_together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,16 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
             )
         else:
             yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=on_trainer)
+
+
+def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
+    """Train plans that differ in their seed only, in one program; signals as in `run_job`."""
+    plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
+    first = jobs[0]
+    with _stopping() as on_trainer:
+        yield from train_together(
+            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=on_trainer
+        )
 
 
 class _stopping:

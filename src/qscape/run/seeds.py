@@ -1,0 +1,215 @@
+"""Several seeds of one agent in one vmapped program: what pays on an accelerator.
+
+A step of this loop is a step of every seed. The environments take theirs in turn, on the host; what is
+compiled works on all seeds at once. What a single run holds in an array leads with an axis of seeds here, but
+for the counters, which are the same for all. Evaluations, logs and saves are those of single runs, each made
+from a view of its seed: the folders are no different, and each can be resumed by itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from qscape.envs import Edge, Step
+from qscape.errors import RunError, UsageError
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.plain import EveryStep
+from qscape.offpolicy.state import SEED_AXES, State
+from qscape.replay.memory import Index, Layout, check_memory
+from qscape.run import events as ev
+from qscape.run.loop import Loop, Saver, owned
+from qscape.run.plan import Plan
+from qscape.run.programs import Programs
+from qscape.run.trainer import Trainer
+from qscape.types import Key
+
+
+def lacking(plan: Plan, agent: Any) -> str | None:
+    """What seeds of this agent lack to be one program, or None."""
+    if not isinstance(agent, Agent) or plan.dataset or plan.start:
+        return "an off-policy agent that learns from an environment, from the start"
+    if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
+        return "updates at the same steps in every seed, not when an episode ends"
+    return None
+
+
+class SeedPrograms(Programs):
+    """The same programs, vmapped over seeds. Counters are not: a `cond` stays a `cond`."""
+
+    def __init__(self, agent: Agent, layout: Layout) -> None:
+        super().__init__(agent, layout)
+        state = SEED_AXES
+        insert = jax.vmap(partial(agent.replay.insert, layout))
+        step = jax.vmap(
+            self._step, in_axes=(state, 0, 0, 0, 0, 0, 0, None, 0), out_axes=(state, 0, 0, 0, 0, 0)
+        )
+        burst = jax.vmap(self._burst, in_axes=(state, 0, 0, 0, None, 0, None), out_axes=(state, 0, 0))
+        self.insert = jax.jit(insert, donate_argnums=(0, 1))
+        self.step = jax.jit(step, donate_argnums=(0, 2, 3, 4))
+        self.burst = jax.jit(burst, donate_argnums=(0, 2, 3))
+        if agent.normalises:
+            see = jax.vmap(agent.see, in_axes=(state, 0), out_axes=state)
+            self.see = jax.jit(see, donate_argnums=0)
+        self.act = jax.jit(self._act, static_argnames="mode")
+
+    def _act(self, acting: Any, memory: Any, obs: Any, first: Any, env_steps: Any, key: Key, mode: str):
+        act = partial(self.agent.act, mode=mode)
+        return jax.vmap(act, in_axes=(0, 0, 0, 0, None, 0))(acting, memory, obs, first, env_steps, key)
+
+    def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
+        one = super().blank_metrics(*_of_seed(0, state, rows, index, key))
+        return jnp.tile(one, (len(rows), 1))
+
+
+class Edges:
+    """The edge of every seed, as one: arrays lead with an axis of seeds."""
+
+    is_host_only = False  # as far as the loop has to know: there is no program that would call them
+
+    def __init__(self, edges: Sequence[Edge]) -> None:
+        self.each = edges
+        self.envs, self.spec, self.env_id = edges[0].envs, edges[0].spec, edges[0].env_id
+        self.finished: list[list[Any]] = []  # of each seed, the episodes that ended in the last step
+
+    @property
+    def observation(self) -> np.ndarray:
+        """[seeds, E, S]"""
+        return np.stack([edge.observation for edge in self.each])
+
+    def reset(self) -> None:
+        for edge in self.each:
+            edge.reset()
+
+    def step(self, action: np.ndarray) -> Step:
+        """One step of every seed; `action` is [seeds, E, A]."""
+        steps = []
+        for edge, chosen in zip(self.each, action, strict=True):
+            try:
+                steps.append(edge.step(chosen))
+            except RunError as problem:
+                raise RunError(f"seed {edge.seed}: {problem}") from problem
+        self.finished = [step.finished for step in steps]
+        return Step(*map(np.stack, zip(*(step[:-1] for step in steps), strict=True)), finished=[])
+
+    def close(self) -> None:
+        for edge in self.each:
+            edge.close()
+
+
+class Seeds(Trainer):
+    """Runs that differ in their seed only, all at the same step.
+
+    Attributes:
+        of: whose event it is that `events` has just told; None: of all.
+
+    Raises:
+        UsageError: seeds of this agent cannot be one program.
+    """
+
+    edge: Any
+    programs: Any
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        agent: Any,
+        edges: Sequence[Edge],
+        eval_edge: Edge | None = None,
+        savers: Sequence[Saver] = (),
+    ) -> None:
+        if why := lacking(plans[0], agent):
+            raise UsageError(f"Several seeds in one program need {why}.")
+        self.plans, self.savers = plans, savers
+        self.each_returns: list[list[float]] = [[] for _ in plans]
+        self.paths: list[Path] = []  # of the last save of each seed
+        self.of: int | None = None
+        self.next = 0  # the step at which something is due
+        together: Any = Edges(edges)
+        super().__init__(plans[0], agent, together, eval_edge, self._save if savers else None)
+        self.first = np.ones((len(plans), together.envs), bool)
+
+    def _begin(self) -> None:
+        count = len(self.plans)
+        check_memory(self.layout, count)
+        self.alone = Programs(self.agent, self.layout)  # of one seed, for its evaluations
+        self.programs = SeedPrograms(self.agent, self.layout)
+        self.key = jnp.stack([jax.random.key(plan.seed) for plan in self.plans])
+        self.rows, self.index = jax.jit(
+            lambda: jax.vmap(lambda _: self.agent.replay.init(self.layout))(jnp.arange(count))
+        )()
+        self.state = owned(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key))
+        one = self.programs.memory(self.edge.envs)
+        self.memory = jax.tree.map(lambda x: jnp.tile(x, (count, *[1] * jnp.ndim(x))), one)
+        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
+        self.alone.metrics = self.programs.metrics
+
+    def told(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
+        """As `events`, with the number of the seed of which each tells."""
+        for event in self.events(until):
+            whose = range(len(self.plans)) if self.of is None else [self.of]
+            for k in whose:
+                if isinstance(event, ev.Started):
+                    yield k, event._replace(seed=self.plans[k].seed)
+                elif isinstance(event, ev.Saved) and self.of is None:
+                    yield k, event._replace(path=self.paths[k])
+                else:
+                    yield k, event
+
+    def view(self, k: int, whole: bool) -> Trainer:
+        """The run of seed k as it is now; with its replay only if `whole`, as that is a copy."""
+        one = object.__new__(Trainer)
+        vars(one).update(vars(self))
+        arrays = (self.memory, self.metrics, self.key, self.action, self.columns)
+        one.state, *rest = _of_seed(k, self.state, *arrays)
+        one.memory, one.metrics, one.key, one.action, one.columns = rest
+        if whole:
+            one.rows, one.index = jax.tree.map(lambda x: x[k], (self.rows, self.index))
+        one.plan, one.edge, one.programs = self.plans[k], self.edge.each[k], self.alone
+        one.first, one.returns, one.due = self.first[k], self.each_returns[k], dict(self.due)
+        one.saver = self.savers[k] if self.savers else None
+        return one
+
+    def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
+        if self.env_steps < self.next and not last:
+            return
+        whole = bool(self.savers) and self.env_steps >= min(self.due["save"], self.due["milestone"])
+        one: Trainer = self
+        for k in range(len(self.plans)):
+            self.of, one = k, self.view(k, whole)
+            yield from Loop._boundary(one, last)
+            self.each_returns[k] = one.returns
+        self.of, self.due, self._rate = None, one.due, one._rate
+        self.next = self._next_due()
+
+    def _count(self, step: Step) -> None:
+        super()._count(step._replace(valid=step.valid[0]))  # the steps of each seed, not of all
+        for returns, finished in zip(self.each_returns, self.edge.finished, strict=True):
+            returns += [episode.ret for episode in finished]
+
+    def _told(self, finished: Any) -> Iterator[ev.EpisodeDone]:
+        for k, episodes in enumerate(self.edge.finished):
+            self.of = k
+            yield from super()._told(episodes)
+        self.of = None
+
+    def _save(self, _: Any, milestone: bool) -> Path:
+        views = (self.view(k, whole=True) for k in range(len(self.plans)))
+        self.paths = [save(one, milestone) for save, one in zip(self.savers, views, strict=True)]
+        return self.paths[0]
+
+
+def _of_seed(k: int, state: State, *others: Any) -> tuple[Any, ...]:
+    """What belongs to seed k of a state and of other trees, all of which lead with an axis of seeds."""
+
+    def take(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[k], tree)
+
+    parts = zip(State._fields, SEED_AXES, state, strict=True)
+    one = state._replace(**{name: take(part) for name, axis, part in parts if axis is not None})
+    return (one, *map(take, others))

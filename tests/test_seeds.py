@@ -1,0 +1,212 @@
+"""Several seeds in one vmapped program: the runs that each seed would be by itself, but for rounding."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from tiny import Clock, flags, settings
+
+from qscape import agents
+from qscape.cli import main
+from qscape.cli import train as command
+from qscape.envs import make
+from qscape.errors import RunError
+from qscape.replay import memory
+from qscape.run import Plan, saves
+from qscape.run import events as ev
+from qscape.run import folder as folders
+from qscape.run.seeds import Seeds, lacking
+from qscape.run.trainer import Trainer
+
+STEPS = 150
+SEEDS = (3, 5)  # of the clock: episodes of 30 and of 40 steps
+
+
+def plan_of(recipe, seed, envs=1, **base):
+    return Plan(
+        recipe,
+        "Clock",
+        STEPS,
+        seed=seed,
+        envs=envs,
+        settings=settings(recipe, warmup=50, **base),
+        eval_every=60,
+        eval_episodes=2,
+        log_every=40,
+    )
+
+
+def together(recipe="td3", env=Clock, envs=1, savers=(), **base):
+    plans = [plan_of(recipe, seed, envs, **base) for seed in SEEDS]
+    edges = [make(env, envs, seed=seed) for seed in SEEDS]
+    return Seeds(plans, agents.build(recipe, plans[0].settings), edges, make(Clock, 2, seed=9), savers)
+
+
+def alone(recipe, seed, envs=1, **base):
+    plan = plan_of(recipe, seed, envs, **base)
+    edge = make(Clock, envs, seed=seed)
+    return Trainer(plan, agents.build(recipe, plan.settings), edge, make(Clock, 2, seed=9))
+
+
+def without_clock(event):
+    return {k: v for k, v in event._asdict().items() if k != "seconds"}
+
+
+def alike(one, other):
+    """Equal, but for rounding: two programs that sum in another order drift apart, in 100 updates so far."""
+    one, other = (np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x) for x in (one, other))
+    np.testing.assert_allclose(one, other, rtol=5e-3, atol=5e-4)
+
+
+CASES = {
+    "td3": ("td3", {}),
+    "priorities, running normalisation, three environments": ("sac+lap+normalise", {"envs": 3}),
+    "columns in replay, fewer updates than steps": ("td3+savo", {"updates_per_step": 0.5}),
+    "more updates than steps, previous observations": ("td3+grad", {"updates_per_step": 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_seed_is_the_run_it_would_be_alone(case):
+    recipe, how = CASES[case]
+    runs = together(recipe, **how)
+    said = [*runs.told(STEPS)]
+    for k, seed in enumerate(SEEDS):
+        single = alone(recipe, seed, **how)
+        expected = [*single.events(STEPS)]
+        heard = [event for number, event in said if number == k]
+        assert [type(event) for event in heard] == [type(event) for event in expected]
+        for one, other in zip(heard, expected, strict=True):
+            if isinstance(one, ev.Logged):
+                for name in other.metrics.keys() - {"steps_per_second"}:
+                    np.testing.assert_allclose(one.metrics[name], other.metrics[name], rtol=1e-2, atol=1e-2)
+            elif isinstance(one, ev.Evaluated):
+                np.testing.assert_allclose(one.returns, other.returns, rtol=1e-2)
+                assert (one.step, one.lengths) == (other.step, other.lengths)
+            elif isinstance(one, ev.EpisodeDone):
+                np.testing.assert_allclose(one.ret, other.ret, rtol=1e-2)
+                assert one._replace(ret=0) == other._replace(ret=0)
+            else:
+                assert without_clock(one) == without_clock(other)
+        view = runs.view(k, whole=True)
+        mine, theirs = view.trees(), single.trees()
+        assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+        jax.tree.map(alike, *(jax.tree.map(jax.numpy.asarray, trees) for trees in (mine, theirs)))
+        numbers = [
+            {k: v for k, v in t.numbers().items() if k not in ("seconds", "returns")} for t in (view, single)
+        ]
+        assert numbers[0] == numbers[1]
+        assert view.updates > 0
+
+
+def test_seeds_differ():
+    runs = together()
+    for _ in runs.told(STEPS):
+        pass
+    one, other = (jax.tree.leaves(runs.view(k, whole=False).acting) for k in (0, 1))
+    assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True) if np.ndim(a) > 1)
+
+
+def test_a_stop_is_seen_at_the_next_step():
+    runs, heard = together(), []
+    for k, event in runs.told(STEPS):
+        heard.append((k, event))
+        if isinstance(event, ev.EpisodeDone):
+            runs.stop()
+    ends = [(k, event.step, event.interrupted) for k, event in heard if isinstance(event, ev.Ended)]
+    assert ends == [(0, 30, True), (1, 30, True)]
+
+
+def test_an_environments_nan_names_the_seed():
+    with pytest.raises(RunError, match=r"seed 3: Clock: reward.* is nan .*step 1 of its episode 3"):
+        for _ in together(env=lambda: Clock(30, fail_at=61)).told(STEPS):
+            pass
+
+
+def test_memory_for_all_seeds_is_counted(monkeypatch):
+    monkeypatch.setattr(memory, "_available_bytes", lambda: 3 * 2_000 * 4 * 9)
+    assert alone("td3", 0)
+    with pytest.raises(RunError, match="for each of 2 seeds"):
+        together(replay_capacity=3_000)
+
+
+def test_the_replay_is_not_copied():
+    runs = together("td3+lap", replay_capacity=65_536)
+    for _ in runs.told(60):
+        pass
+    step = runs.edge.step(np.asarray(runs.action))
+    rows = memory.Rows(
+        runs.edge.observation,
+        runs.action,
+        step.reward,
+        step.terminated,
+        step.truncated,
+        step.next_observation,
+        {},
+    )
+    lowered = (
+        runs.programs.insert.lower(runs.rows, runs.index, rows, step.valid),
+        runs.programs.step.lower(
+            runs.state,
+            runs.rows,
+            runs.index,
+            runs.memory,
+            runs.metrics,
+            step.observation,
+            runs.first,
+            np.int32(60),
+            runs.key,
+        ),
+    )
+    for program in lowered:
+        shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", program.compile().as_text())
+        sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
+        assert max(sizes, default=0) < 65_536
+
+
+# --- the command line -------------------------------------------------------------------------------
+
+
+def train(out, *argv, recipe="td3"):
+    base = ["train", recipe, "--env", "tiny:Clock-v0", "--steps", "150", "--out", str(out)]
+    return main([*base, *flags(recipe, warmup=50), "--eval-every", "60", "--eval-episodes", "2", *argv])
+
+
+def test_every_seed_has_a_folder_that_can_be_resumed(tmp_path, capsys):
+    assert train(tmp_path / "r", "--seeds", "3", "5", "--seeds-as", "vmap") == 0
+    assert capsys.readouterr().out.count("done: ") == 2
+    for seed in ("3", "5"):
+        place = tmp_path / "r" / seed
+        assert json.loads((place / "run.json").read_text())["together"] == [3, 5]
+        assert saves.read_meta(folders.newest_save(place))["numbers"]["finished"]
+        assert (place / "evaluations.csv").read_text().count("\n150,") == 2
+    assert main(["resume", str(tmp_path / "r" / "5"), "--steps", "200"]) == 0
+    assert saves.read_meta(folders.newest_save(tmp_path / "r" / "5"))["numbers"]["env_steps"] == 200
+    assert main(["evaluate", str(tmp_path / "r"), "--episodes", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needs"), [("td7", "not when an episode ends"), ("ppo", "an off-policy agent")]
+)
+def test_what_cannot_be_one_program_is_refused(recipe, needs, tmp_path, capsys):
+    argv = ["train", recipe, "--env", "Pendulum-v1", "--steps", "150", "--seeds", "0", "1"]
+    assert main([*argv, "--seeds-as", "vmap", "--out", str(tmp_path / "r")]) == 2
+    assert needs in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("device", "one_program"), [("cpu", False), ("gpu", True)])
+def test_it_is_chosen_on_an_accelerator(device, one_program, monkeypatch):
+    monkeypatch.setattr(command.jax, "default_backend", lambda: device)
+
+    def chosen(recipe, how, seeds=2):
+        plans = [plan_of(recipe, seed) for seed in range(seeds)]
+        return command._together(how, plans, agents.build(recipe, plans[0].settings))
+
+    assert chosen("td3", "auto") is one_program
+    assert chosen("td3", "vmap") is True
+    assert chosen("td3", "processes") is chosen("td3", "auto", seeds=1) is False
+    assert chosen("td7", "auto") is False
+    assert lacking(plan_of("td3", 0), agents.build("td3")) is None
