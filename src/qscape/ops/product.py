@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
-from jax.lax import optimization_barrier
+from jax.lax import dot_general, optimization_barrier
 from jaxtyping import Array, Float
 
 ROWS = 8192  # beyond, writing out dyᵀ costs more than it saves
@@ -19,7 +19,8 @@ ROWS = 8192  # beyond, writing out dyᵀ costs more than it saves
 @jax.custom_jvp
 def product(x: Float[Array, "*b i"], w: Float[Array, "o i"]) -> Float[Array, "*b o"]:
     """x wᵀ. Can be differentiated any number of times, forwards and backwards."""
-    return x @ w.T
+    # Not x @ w.T: where x is one row, XLA would write wᵀ out first.
+    return dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())))
 
 
 def _jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
