@@ -57,7 +57,7 @@ def test_python_of_the_readme_runs(tmp_path):
 def test_commands_of_the_documentation_can_be_parsed(monkeypatch):
     """Recipes and flags of every `qscape train` line; nothing is trained."""
     seen = []
-    monkeypatch.setattr(train, "run_all", lambda jobs: seen.append(jobs) or 0)
+    monkeypatch.setattr(train, "run_all", lambda jobs, together: seen.append(jobs) or 0)
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
             for line in re.findall(r"^(?:\S+=\S+ )?qscape train (\S.*--env .*)$", block, re.MULTILINE):

@@ -1,0 +1,83 @@
+"""Updates a second of several seeds in one vmapped program, all seeds together: what an accelerator is for.
+
+    python benchmarks/seeds.py --seeds 1 8 32
+
+TD3 and TD7 (without checkpoints) of HalfCheetah-v5's sizes, batch 256, on a resident replay of random
+transitions, in bursts of one compiled call. Medians of turns in which all contenders follow each other; raw
+seconds go to benchmarks/results/seeds. On a CPU, where a process for each seed is the fast way, it shows why.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from updates import CONTENDERS, SPEC, filled
+
+from qscape.agents import build
+from qscape.offpolicy.state import SEED_AXES
+from qscape.run.seeds import SeedPrograms
+
+RECIPES, TURNS, SECONDS = ("td3", "td7"), 5, 2.0
+
+
+class Contender:
+    """One agent with `seeds` seeds."""
+
+    def __init__(self, name: str, seeds: int) -> None:
+        agent: Any = build(*CONTENDERS[name]).on(SPEC)
+        layout = agent.layout()
+        self.programs, self.seeds = SeedPrograms(agent, layout), seeds
+        self.key = jax.random.split(jax.random.key(0), seeds)
+        state = jax.jit(jax.vmap(agent.init, out_axes=SEED_AXES))(self.key)
+        self.state = jax.tree.map(jnp.copy, state)
+        self.rows, self.index = jax.tree.map(
+            lambda x: jnp.tile(x, (seeds, *[1] * jnp.ndim(x))), filled(agent, layout)
+        )
+        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
+        self.count = 10
+        self.turn()
+        self.count = max(10, int(SECONDS / self.turn() * seeds))
+
+    def turn(self) -> float:
+        """Seconds for one update of one seed."""
+        begun, now, count = time.perf_counter(), (self.state, self.rows, self.index, self.metrics), self.count
+        now = self.programs.burst(*now, np.int32(0), self.key, np.int32(count))
+        self.state, self.index, self.metrics = jax.block_until_ready(now)
+        return (time.perf_counter() - begun) / count / self.seeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32])
+    counts, load = parser.parse_args().seeds, os.getloadavg()
+    contenders = {f"{name}, {n} seeds": Contender(name, n) for name in RECIPES for n in counts}
+    turns = [{name: one.turn() for name, one in contenders.items()} for _ in range(TURNS)]
+    seconds = {name: [turn[name] for turn in turns] for name in contenders}
+    for name, values in seconds.items():
+        first = seconds[f"{name.split(',')[0]}, {counts[0]} seeds"]
+        rate, gain = 1 / statistics.median(values), statistics.median(first) / statistics.median(values)
+        print(f"{name:16} {rate:10,.0f} updates/s   {gain:5.2f} times {counts[0]} seeds")
+    file = Path(__file__).parent / "results" / "seeds" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "command": f"python benchmarks/seeds.py --seeds {' '.join(map(str, counts))}",
+        "device": jax.devices()[0].device_kind,
+        "NPROC": os.environ.get("NPROC"),
+        "load before": load,
+        "jax": jax.__version__,
+    }
+    file.write_text(json.dumps({**about, "seconds an update of a seed": seconds}, indent=1) + "\n")
+    print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()
