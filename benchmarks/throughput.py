@@ -85,13 +85,14 @@ def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
     now = busy_seconds()
     steps = sum(answer["steps"] for answer in answers)
     longest = max(answer["seconds"] for answer in answers)
-    own = sum(answer["cpu_seconds"] for answer in answers)
+    own, warm = (sum(answer[of] for answer in answers) for of in ("cpu_seconds", "warm_cpu_seconds"))
+    others = None if busy is None or now is None else max(0.0, now - busy - own - warm) / longest
     return {
         "steps": steps,
         "seconds": longest,
         "cpu_seconds": own,
         "steps_per_second": steps / longest,
-        "cores_used_by_others": None if busy is None or now is None else max(0.0, now - busy - own) / longest,
+        "cores_used_by_others": others,
     }
 
 
