@@ -63,7 +63,7 @@ class SeedPrograms(Programs):
         return jax.vmap(act, in_axes=(0, 0, 0, 0, None, 0))(acting, memory, obs, first, env_steps, key)
 
     def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
-        one = super().blank_metrics(*_of_seed(0, state, rows, index, key))
+        one = super().blank_metrics(*jax.eval_shape(partial(_of_seed, 0), state, rows, index, key))
         return jnp.tile(one, (len(rows), 1))
 
 

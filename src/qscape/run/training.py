@@ -102,9 +102,11 @@ def train_together(
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
         folders.refuse_taken(place, overwrite)
-    edges, eval_edges = zip(*(open_edges(plan, agent) for plan in plans), strict=True)
+    edge, eval_edge = open_edges(plans[0], agent)  # evaluations of all seeds are the same episodes
+    others = (dataclasses.replace(plan, eval_every=0) for plan in plans[1:])
+    edges = [edge, *(open_edges(plan, agent)[0] for plan in others)]
     savers = [partial(folders.save, place) for place in places]
-    trainer = Seeds(plans, agent, edges, eval_edges[0], savers)
+    trainer = Seeds(plans, agent, edges, eval_edge, savers)
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.enter_context(folders.locked(place))
@@ -120,7 +122,7 @@ def train_together(
                     sink(event)
                 yield k, _noted(event, notes)
         finally:
-            _close([sink for of in sinks for sink in of], trainer.edge, *eval_edges)
+            _close([sink for of in sinks for sink in of], trainer.edge, trainer.eval_edge)
     _refuse_no_update(trainer)
 
 
