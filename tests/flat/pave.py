@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from qscape.ops.product import product
+from qscape.ops.silu import silu
 from qscape.types import stream
 
 DISCOUNT = 0.99
@@ -54,7 +55,7 @@ def policy(actor, obs):
     """The action [B, A]."""
     h = obs
     for layer in actor[:-1]:
-        h = jax.nn.silu(linear(layer, h))
+        h = silu(linear(layer, h))
     return jnp.tanh(linear(actor[-1], h))
 
 
@@ -64,7 +65,7 @@ def values(critics, obs, action):
     for critic in critics:
         h = jnp.concatenate([obs, action], -1)
         for layer in critic[:-1]:
-            h = jax.nn.silu(linear(layer, h))
+            h = silu(linear(layer, h))
         heads.append(linear(critic[-1], h))
     return jnp.concatenate(heads, -1)
 

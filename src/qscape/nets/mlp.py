@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from qscape.nets.heads import Head
 from qscape.nets.layers import Inputs, dense, joined
 from qscape.ops.norm import NORMS
+from qscape.ops.silu import silu
 from qscape.types import Dist, Key
 
-ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": jax.nn.silu, "tanh": jnp.tanh}
+ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": silu, "tanh": jnp.tanh}
 
 
 class Context(NamedTuple):
