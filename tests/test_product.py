@@ -65,11 +65,3 @@ def test_the_gradient_is_in_the_fast_form():
     assert contracted(plain, 256) == {"0", "1"}  # should this fail, XLA may have learnt: measure again
     assert contracted(product, 256) == {"1"}
     assert contracted(product, module.ROWS + 1) == {"0", "1"}  # too many rows to write them out
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="is about XLA on a CPU")
-def test_the_transposition_stands_alone():
-    """What dy is made of, here tanh, is not computed inside the transposition, column by column."""
-    x, w = problem((256, 32), 64)
-    text = jax.jit(jax.grad(energy(product), 1)).lower(x, w).compile().as_text()
-    assert re.search(r" call\(.*to_apply=%_transposed", text)

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
-from jax.experimental.xla_metadata import set_xla_metadata
-from jax.lax import dot_general
+from jax.lax import dot_general, optimization_barrier
 from jaxtyping import Array, Float
 
 ROWS = 8192  # beyond, writing out dyᵀ costs more than it saves
@@ -43,13 +42,5 @@ def _product_in_weight(x: Array, dw: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     if len(dw) == 1 or len(rows) > ROWS or jax.default_backend() != "cpu":
         return x @ dw.T
-    with set_xla_metadata(inlineable="false"):
-        y = _transposed(dw @ rows.T)
-    return y.reshape(*x.shape[:-1], -1)
-
-
-@jax.jit
-def _transposed(matrix: Array) -> Array:
-    """A transposition that XLA, told not to inline it, neither folds back into the product nor draws the
-    making of dy into, which would then be done column by column."""
-    return matrix.T
+    # The barrier keeps XLA from folding the transposition back into the product.
+    return optimization_barrier(dw @ rows.T).T.reshape(*x.shape[:-1], -1)
