@@ -101,6 +101,28 @@ def test_save_and_load(trained, tmp_path):
     )
 
 
+def test_a_model_of_an_environment_without_an_id(tmp_path):
+    class Bare(Clock):
+        """Not registered."""
+
+    small = settings("td3", warmup=20)
+    model = qs.TD3(Bare(), seed=0, eval_every=0, **small).learn(50)
+    path = model.save(tmp_path / "model")
+    with pytest.raises(
+        qs.UsageError, match=r"ran in Bare, which has no id: pass it, qs.load\(path, env=...\)"
+    ):
+        qs.load(path)
+    one, other = qs.load(path, Bare()), qs.load(path, Bare, eval_env=Bare())
+    model.learn(30)
+    for again in (one, other):
+        again.learn(30)
+        assert arrays(again.save(tmp_path / "again")) == arrays(model.save(path))
+    assert len(other.evaluate(2)) == 2
+    assert qs.load(path, "Pendulum-v1").learn(30).env_steps == 110  # of the same spaces
+    with pytest.raises(qs.RunError, match=r"use the settings it was saved with"):
+        qs.load(path, Rooms())
+
+
 def test_a_model_saved_before_it_learned(tmp_path):
     model = qs.TD3("Pendulum-v1", **settings("td3"))
     seen = observations(3)

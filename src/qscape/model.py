@@ -231,29 +231,43 @@ class Policy:
         return (native if batched else native[0]), (counter + 1, memory)
 
 
-def load(path: str | Path) -> Model:
+def load(
+    path: str | Path,
+    env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv | None = None,
+    eval_env: gym.Env | None = None,
+) -> Model:
     """The model in a run folder: to predict, evaluate, or learn on.
 
+    Args:
+        env: in place of the run's environment, with the same spaces: another one, or one without an id.
+        eval_env: as for `Model`.
+
     Raises:
-        UsageError: no run there. RunError: no readable save, or an environment that is not registered.
+        UsageError: no run there, or its environment has no id and `env` is not given. RunError: no readable
+            save, or one that does not fit `env`.
     """
     folder = folders.one_run(Path(path))
     plan = folders.read_plan(folder)
     newest = folders.newest_save(folder, "replay")
     if newest is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+    named = {spec.name for spec in gym.registry.values()}
+    if env is None and plan.env.isidentifier() and plan.env not in named:  # the class of one that has no id
+        raise UsageError(f"{folder} ran in {plan.env}, which has no id: pass it, qs.load(path, env=...).")
     model = Model(
         plan.recipe,
-        plan.env,
+        plan.env if env is None else env,
         plan.seed,
         envs=plan.envs,
-        env_args=plan.env_args,
+        env_args=plan.env_args if env is None else None,
+        eval_env=eval_env,
         eval_every=plan.eval_every,
         eval_episodes=plan.eval_episodes,
         probe=plan.probe,
         preset=plan.preset,
         **cast(dict[str, Any], plan.settings),
     )
+    plan = dataclasses.replace(plan, env=model.edge.env_id, env_args=model._env_args)
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
     folders.load_into(model.trainer, newest)
     return model

@@ -1,8 +1,11 @@
 """Flags from dataclasses: those of the run, of the base, and of the parts that are present."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
+import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -44,7 +47,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
     """A dataclass from flags; unknown flags are refused with the nearest ones.
 
     Raises:
-        UsageError: an unknown flag. SystemExit: help was asked for, or a value does not fit.
+        UsageError: an unknown flag, or a value that does not fit. SystemExit: help was asked for.
     """
     known = set(_flags(cls))
     for arg in argv:
@@ -58,7 +61,24 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
             close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help."
             raise UsageError(f"{prog} has no flag {flag}; {hint}")
-    return tyro.cli(cls, args=list(argv), prog=prog)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(cls, args=list(argv), prog=prog)
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        raise UsageError(_sentence(said.getvalue(), prog)) from None
+
+
+def _sentence(box: str, prog: str) -> str:
+    """What tyro says in a box, between its title and its first rule, as one sentence."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    is_rule = [not line.strip("─-") for line in lines]
+    begin = is_rule.index(False)  # a box of ASCII has a rule beneath the title
+    words = " ".join(lines[begin : is_rule.index(True, begin)]).removeprefix("Error parsing ").rstrip(".")
+    form = re.search(r"helptext:\s*(--.*)", "\n".join(lines))
+    return f"{words}; {f'it is {form[1]}' if form else f'see {prog} --help'}."
 
 
 def _flags(cls: type, prefix: str = "--") -> list[str]:
