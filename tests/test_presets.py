@@ -149,6 +149,15 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
     for recipe in ("td3", "sac", "td3+savo+pave"):  # of papers that know as much, the one of the environment
         assert preset("paper", recipe, "restricted/Hopper-v0")[1].startswith("SAVO")
     assert preset("paper", "sac", "Swimmer-v5")[1].startswith("SAVGO")
+    for recipe in ("sac+savgo+pave+caps", "sac+pave+savgo"):  # of the part that moves the policy
+        given, source = preset("paper", recipe, "Walker2d-v5")
+        assert source.startswith("SAVGO, arXiv 2605.00787; pave: Lee")
+        assert given["base"] == {"bootstrap_at_time_limits": False, "warmup": 5_000}
+        assert (given["savgo"]["candidates"], given["pave"]["curvature"]) == (64, 2.0)
+        assert "soft" not in given
+    assert made("sac+savgo+pave", "Walker2d-v5").base.log_std_min == -5.0
+    given, source = preset("paper", "sac+savgo+pave", "Swimmer-v5")  # for which PAVE has nothing
+    assert (given.keys(), source) == ({"base", "savgo"}, "SAVGO, arXiv 2605.00787")
     monkeypatch.setitem(PRESETS, "paper", [other])
     assert preset("paper", "SAC+lap+normalise", "Hopper-v5") == ({"lap": {"alpha": 0.9}}, "Somebody")
     assert merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": {}}) == {"a": {"x": 1, "y": 3}, "b": {}}

@@ -12,7 +12,7 @@ from qscape import agents
 from qscape.cli import main
 from qscape.cli import train as command
 from qscape.envs import make
-from qscape.errors import RunError
+from qscape.errors import RunError, UsageError
 from qscape.replay import memory
 from qscape.run import Plan, saves
 from qscape.run import events as ev
@@ -201,12 +201,15 @@ def test_what_cannot_be_one_program_is_refused(recipe, needs, tmp_path, capsys):
 def test_it_is_chosen_on_an_accelerator(device, one_program, monkeypatch):
     monkeypatch.setattr(command.jax, "default_backend", lambda: device)
 
-    def chosen(recipe, how, seeds=2):
+    def chosen(recipe, how, seeds=2, loggers=()):
         plans = [plan_of(recipe, seed) for seed in range(seeds)]
-        return command._together(how, plans, agents.build(recipe, plans[0].settings))
+        return command._together(how, plans, agents.build(recipe, plans[0].settings), loggers)
 
     assert chosen("td3", "auto") is one_program
     assert chosen("td3", "vmap") is True
     assert chosen("td3", "processes") is chosen("td3", "auto", seeds=1) is False
     assert chosen("td7", "auto") is False
+    assert chosen("td3", "auto", loggers=["trackio"]) is False
+    with pytest.raises(UsageError, match="vmap needs seeds without --log wandb, which takes one run in a p"):
+        chosen("td3", "vmap", loggers=["wandb"])
     assert lacking(plan_of("td3", 0), agents.build("td3")) is None

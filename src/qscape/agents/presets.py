@@ -1,14 +1,15 @@
 """Presets: what papers set, by agent, part and environment.
 
-A row is of a base alone, or of a base with one part. A recipe gets the row of its base and those of its
-parts, in order, of the paper that knows most of them; of equals, the one that has the environment. What the
-user says wins over it.
+A row is of a base alone, or of a base with one part. A recipe gets the rows of its base and of its parts, in
+order, from one paper that knows some of them: one that has the environment, before one that has not; the one
+of the part that moves the policy, before one of a regulariser; the one that knows most. Parts of other papers
+get their own fields from there. What the user says wins.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from qscape.agents.recipes import build, nearest
+from qscape.agents.recipes import PARTS, build, nearest
 from qscape.errors import UsageError
 
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # fields by part
@@ -27,7 +28,7 @@ class Paper(NamedTuple):
 
 
 def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
-    """The settings that a preset has for a recipe in an environment, and the paper they are from.
+    """The settings that a preset has for a recipe in an environment, and the papers they are from.
 
     Raises:
         UsageError: there is no such preset, or it has nothing for this recipe or this environment.
@@ -37,9 +38,11 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     agent = build(recipe)
     base, *parts = agent.recipe.split("+")
 
-    def fit(paper: Paper) -> tuple[int, bool]:
+    def fit(paper: Paper) -> tuple[bool, bool, bool, int]:
         known = paper.known(base, parts)
-        return len(known), all((base, part, env) in paper.rows for part in known)
+        has_environment = bool(known) and all((base, part, env) in paper.rows for part in known)
+        moves = any(PARTS[part].socket in ("improvement", "maximiser") for part in known if part in PARTS)
+        return any(known), has_environment, moves, len(known)
 
     paper = max(PRESETS[name], key=fit)
     known = paper.known(base, parts)
@@ -55,8 +58,14 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
                 f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}."
             )
         found = merged(found, paper.rows[base, part, env])
+    sources = [paper.source]
+    for part in [part for part in parts if part not in known]:
+        for other in PRESETS[name]:
+            if fields := other.rows.get((base, part, env), {}).get(part):
+                found, sources = merged(found, {part: fields}), [*sources, f"{part}: {other.source}"]
     present = {"base", *agent.parts}  # a part of the base may have made room for another
-    return {part: fields for part, fields in found.items() if part in present}, paper.source
+    given = {part: fields for part, fields in found.items() if part in present}
+    return given, "; ".join(sources)
 
 
 def merged(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:

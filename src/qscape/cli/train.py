@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         for seed in run.seeds
     ]
     plan, agent, _ = fitted(plans[0])  # refuses what cannot be, before any folder is made
-    together = _together(run.seeds_as, plans, agent)
+    together = _together(run.seeds_as, plans, agent, run.log)
     place = (run.dataset or run.env).strip("/").replace("/", "-")
     group = Path(run.out) if run.out else Path("runs") / place / plan.label
     for note in notes:
@@ -67,11 +68,13 @@ def main(argv: list[str]) -> int:
     return run_all(jobs, together)
 
 
-def _together(how: str, plans: list[Plan], agent: Agent) -> bool:
+def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] = ()) -> bool:
     """Are the seeds trained in one vmapped program?"""
     if how == "processes" or (how == "auto" and (len(plans) == 1 or jax.default_backend() == "cpu")):
         return False
     needs = lacking(plans[0], agent)
+    if loggers:
+        needs = f"seeds without --log {' '.join(loggers)}, which takes one run in a process"
     if needs and how == "vmap":
         raise UsageError(f"--seeds-as vmap needs {needs}; leave it out.")
     return needs is None

@@ -90,7 +90,7 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan, notes = _on_dataset(plan)
     if plan.preset:
         given, source = preset(plan.preset, plan.recipe, plan.env)
-        notes += [f"preset {plan.preset} ({source}): {_listed(given)}"]
+        notes += [f"preset {plan.preset} ({source}): {_listed(given) or 'the defaults'}"]
         plan = dataclasses.replace(plan, settings=merged(given, own))
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
