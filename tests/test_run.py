@@ -25,13 +25,14 @@ from qscape.run.trainer import Trainer
 
 
 class Seen:
-    """What a trainer's environment saw: counters and actions, before each of its steps."""
+    """What a trainer's environment saw: counters, observations and actions, before each of its steps."""
 
     def __init__(self, trainer):
-        self.steps, self.updates, self.actions = [], [], []
+        self.steps, self.updates, self.observations, self.actions = [], [], [], []
         step = trainer.edge.step
 
         def watched(action):
+            self.observations.append(np.array(trainer.edge.observation))
             self.steps.append(trainer.env_steps)
             self.updates.append(trainer.updates)
             self.actions.append(np.array(action))
@@ -87,6 +88,18 @@ def test_td7_begins_at_an_episodes_end_and_trains_between_episodes():
         for t, action in enumerate(seen.actions[: policy_step + 10])
     ]
     assert drawn == [True] * policy_step + [False] * 10
+
+
+@pytest.mark.parametrize(("envs", "updates_per_step"), [(1, 1.0), (1, 0.5), (3, 1.0)])
+def test_running_statistics_count_every_observation_acted_on_once(envs, updates_per_step):
+    """The random phase included, and the action that waits for step 301; 0.0001 is there at the start."""
+    how = {"warmup": 60, "updates_per_step": updates_per_step}
+    trainer, seen = run("td3+normalise", 300, envs=envs, **how)
+    moments = trainer.state.own["normalise"].rest
+    acted = np.concatenate([*seen.observations, trainer.edge.observation])
+    assert len(acted) == 300 + envs == pytest.approx(float(moments.seen) - 1e-4, abs=1e-4)
+    np.testing.assert_allclose(moments.mean, acted.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(moments.var, acted.var(0), rtol=1e-3, atol=1e-3)
 
 
 def by_hand(recipe, steps, warmup, lag=0):

@@ -34,6 +34,15 @@ def test_numbers(double):
     np.testing.assert_allclose(derivatives(silu, jnp.zeros(1))[:, 0], [0.0, 0.5, 0.5, 0.0, -0.5], atol=1e-15)
 
 
+def test_slopes(double):
+    """Second derivatives change their sign at ±2.399357; the least is at ±3.436."""
+    np.testing.assert_allclose(derivatives(silu, jnp.ones(1))[1:3, 0], [0.927671, 0.302366], atol=5e-7)
+    second = derivatives(silu, jnp.array([2.399356, 2.399358, -2.399356, -2.399358, 3.436, -3.436]))[2]
+    assert (np.sign(second[:4]) == [1, -1, 1, -1]).all()
+    np.testing.assert_allclose(second[4:], -0.036914, atol=5e-7)
+    assert derivatives(silu, jnp.linspace(-30.0, 30.0, 6001))[2].min() > -0.0369145
+
+
 def test_far_from_zero_in_single_precision():
     x = jnp.array([-200.0, 200.0])
     np.testing.assert_array_equal(derivatives(silu, x)[:3], [[0.0, 200.0], [0.0, 1.0], [0.0, 0.0]])

@@ -216,6 +216,10 @@ def test_geometry_of_a_quadratic_critic():
     assert found["lambda_min_mean"] == pytest.approx(-2.207107, abs=1e-5)
     assert found["trace_abs_min"] == found["trace_abs_mean"] == pytest.approx(3.0)
     assert found["negative_definite"] == found["trace_concave"] == 1.0
+    # ‖∂π/∂s‖ of the greedy policy, -H⁻¹K, is at most sup ‖H_sa‖ / μ; -μ is the greatest eigenvalue of H_aa.
+    bound = found["mixed_norm_sup"] / -found["lambda_max_mean"]
+    slope = np.linalg.norm(-np.linalg.solve(H, K), 2)
+    assert (bound, slope) == (pytest.approx(4.125808, abs=1e-5), pytest.approx(3.575510, abs=1e-5))
     cosines = []
     for r in done:
         g = r.action @ H.T + r.observation @ K.T + C

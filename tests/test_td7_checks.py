@@ -19,7 +19,7 @@ from qscape.methods.checkpoints import Checkpoints
 from qscape.methods.value_clip import Bounds, ValueClip
 from qscape.nets.heads import Point
 from qscape.offpolicy.plain import DPG
-from qscape.offpolicy.sockets import EpisodeEnd, Own
+from qscape.offpolicy.sockets import EpisodeEnd, Own, StepEnd
 from qscape.ops.norm import avg_l1_norm
 from qscape.ops.td import lap_huber, lap_huber_loss, lap_priority, pal_loss, td_target
 from qscape.run.plan import Plan
@@ -139,6 +139,14 @@ def test_the_actor_climbs_the_mean_of_both_critics():
 KEEP, BURST, ASSESS = "keep and burst", "burst", "assess"
 
 
+def episode(schedule, own, length, ret, updates, base):
+    """What is due after a whole episode of one environment."""
+    for _ in range(length):
+        own, due, _ = schedule.due(own, StepEnd(1), base)
+        assert due == 0
+    return schedule.due(own, EpisodeEnd(0, length, ret, updates), base)
+
+
 @pytest.mark.parametrize(
     ("switch", "late", "trace"),
     [
@@ -180,7 +188,7 @@ def test_checkpoint_trace(switch, late, trace):
     schedule, base, updates = Checkpoints(switch=switch, late_episodes=late), build("td7").base, 0
     own = schedule.start(base, envs=1)
     for length, ret, decision, n, total, *after in trace:
-        own, due, keep = schedule.due(own, EpisodeEnd(0, length, ret, updates), base)
+        own, due, keep = episode(schedule, own, length, ret, updates, base)
         updates += due
         assert (due, keep, updates) == (n, decision == KEEP, total)
         assert [len(own["returns"]), own["steps"], own["best"], own["episodes"]] == after
@@ -189,12 +197,33 @@ def test_checkpoint_trace(switch, late, trace):
 def test_the_switch_is_tested_before_each_update():
     """Reaching exactly its number at a burst's end leaves it for the next burst; it happens once."""
     schedule, base = Checkpoints(switch=100), build("td7").base
-    own, _, _ = schedule.due(schedule.start(base, 1), EpisodeEnd(0, 100, 10.0, 0), base)
+    own, _, _ = episode(schedule, schedule.start(base, 1), 100, 10.0, 0, base)
     assert (own["best"], own["episodes"]) == (10.0, 1)
-    own, _, _ = schedule.due(own, EpisodeEnd(0, 5, 0.0, 100), base)
+    own, _, _ = episode(schedule, own, 5, 0.0, 100, base)
     assert (own["best"], own["episodes"]) == (9.0, 20)
-    own, _, _ = schedule.due(own, EpisodeEnd(0, 5, 0.0, 105), base)
+    own, _, _ = episode(schedule, own, 5, 0.0, 105, base)
     assert (own["best"], own["episodes"]) == (9.0, 20)
+
+
+def test_several_environments_are_judged_by_whole_episodes_of_one_policy():
+    """Episodes of 4 and of 6 steps. The second runs since the random phase, 3 steps before learning began."""
+    schedule, base = Checkpoints(), build("td7").base
+    own, running, heard, total = schedule.start(base, 2), [0, 3], [], 0
+    for step in range(1, 15):
+        own, _, _ = schedule.due(own, StepEnd(2), base)
+        running = [n + 1 for n in running]
+        for env, length in enumerate((4, 6)):
+            if running[env] == length:
+                own, updates, keep = schedule.due(own, EpisodeEnd(env, length, float(step), total), base)
+                heard.append((step, env, updates, keep))
+                running[env], total = 0, total + updates
+    assert heard == [
+        (3, 1, 0, False),  # begun at random
+        (4, 0, 8, True),
+        (8, 0, 8, True),
+        (9, 1, 0, False),  # begun under the policy before the last one
+        (12, 0, 8, True),
+    ]
 
 
 class Clock(gym.Env):

@@ -35,7 +35,7 @@ class Sight(NamedTuple):
     """What the networks say of N pairs of observation and action, and of one state."""
 
     embedding: Float[Array, "N H"]  # by the online encoder, unit vectors
-    value: Float[Array, " N"]  # of the lesser slow critic, as the method compares them
+    value: Float[Array, " N"]  # of the lesser slow critic; v2 of the method adds rewards
     own: Float[Array, " A"]  # the policy's action at the one state
     own_embedding: Float[Array, " H"]
     own_value: Float[Array, ""]
@@ -81,6 +81,8 @@ def measure(
         **of_pairs(seen.embedding[:n], seen.value[:n], rng),
         "gap_scale": float(state.own["savgo"].rest.scale),
         "exponent": agent.improvement.exponent,
+        # v2 compares r + γ q: rewards of actions that nobody took are unknown, and left out.
+        "value_weight": 1.0 if agent.improvement.variant == "v1" else agent.base.discount,
         "state": [episode, step],
         **of_state(seen, n),
     }

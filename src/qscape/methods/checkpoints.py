@@ -1,8 +1,9 @@
 """Policy checkpoints: the policy is frozen for whole episodes, judged by its worst one, and trained in
 bursts between; evaluation uses the best policy so far (TD7, Section 4.2 and Appendix F).
 
-Episodes of several environments are handed over one at a time. An episode that began under an older policy
-judges nobody; its steps are counted in the next burst.
+Episodes of several environments are handed over one at a time. One that began under an older policy, or in
+the random phase, judges nobody. A burst makes up for all steps since the last one, those of episodes that
+still run among them.
 """
 
 import dataclasses
@@ -45,22 +46,20 @@ class Checkpoints(Schedule):
 
     def start(self, base: Base, envs: int) -> dict[str, Any]:
         return {
-            "steps": 0,
+            "steps": 0,  # since the last burst, of all environments
+            "age": 0,  # of the policy: steps of each environment
             "returns": [],
             "best": -1e8,
             "episodes": self.early_episodes,
-            "older": [],  # environments whose running episode began under an older policy
-            "envs": envs,
         }
 
     def due(
         self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, StepEnd):
+            return own | {"steps": own["steps"] + event.steps, "age": own["age"] + 1}, 0, False
+        if event.length > own["age"]:
             return own, 0, False
-        own = own | {"steps": own["steps"] + event.length}
-        if event.env in own["older"]:
-            return own | {"older": [e for e in own["older"] if e != event.env]}, 0, False
         returns = [*own["returns"], event.ret]
         worst = min(returns)
         if self.criterion == "min" and worst < own["best"]:  # failed: no need to assess further
@@ -81,5 +80,4 @@ class Checkpoints(Schedule):
                 "best": lowered if self.lower_negative_bars else best * self.bar_factor,
                 "episodes": self.late_episodes,
             }
-        others = [e for e in range(own["envs"]) if e != event.env]
-        return own | {"steps": 0, "returns": [], "older": others}, updates
+        return own | {"steps": 0, "age": 0, "returns": []}, updates

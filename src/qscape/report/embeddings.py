@@ -35,13 +35,21 @@ def draw_similarity(found: Mapping[str, Any], ax: "Axes") -> "Axes":
         gap, cosine, s=6, alpha=0.25, color=BLUE, lw=0, label="pairs of state and action", rasterized=True
     )
     if found["gap_scale"]:
-        x = np.linspace(0.0, gap.max(), 200)
-        wanted = 1.0 - 2.0 * np.clip(x / found["gap_scale"], 0.0, 1.0) ** found["exponent"]
-        ax.plot(x, wanted, color=ORANGE, lw=2, label="T: what the values alone ask for")
+        x, wanted, label = asked(found)
+        ax.plot(x, wanted, color=ORANGE, lw=2, label=f"T: {label}")
     ax.set(xlabel="difference of value |q - q'|", ylabel="cosine of the embeddings", ylim=(-1.05, 1.05))
     ax.set_title(f"Close values, close pairs?  rank correlation {found['rank_correlation']:.2f}", fontsize=10)
     ax.legend(fontsize=8, loc="lower left", framealpha=0.85)
     return _dressed(ax)
+
+
+def asked(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, str]:
+    """The curve of T over differences of value: abscissae, cosines, name."""
+    x = np.linspace(0.0, max(found["pairs"]["difference"]), 200)
+    weight = found.get("value_weight", 1.0)
+    near = np.clip(weight * x / found["gap_scale"], 0.0, 1.0)
+    rewards = "" if weight == 1.0 else " (rewards left out)"
+    return x, 1.0 - 2.0 * near ** found["exponent"], f"what the values alone ask for{rewards}"
 
 
 def draw_actions(found: Mapping[str, Any], ax: "Axes") -> "Axes":

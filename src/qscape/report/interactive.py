@@ -8,6 +8,7 @@ from typing import Any
 
 from qscape.report import extra, references, statistics
 from qscape.report.collapse import FLOOR, METRICS, column
+from qscape.report.embeddings import asked
 from qscape.report.figures import COLOURS, GREYS
 from qscape.report.page import faint, label
 
@@ -165,10 +166,9 @@ def embedding(found: Mapping[str, Any]) -> list[tuple[str, Figure]]:
         name="pairs of state and action", hovertemplate="|q − q′| %{x:.3g}<br>cosine %{y:.3f}<extra></extra>",
     )  # fmt: skip
     if found["gap_scale"]:
-        x = np.linspace(0.0, gap.max(), 100)
-        wanted = 1.0 - 2.0 * np.clip(x / found["gap_scale"], 0.0, 1.0) ** found["exponent"]
+        x, wanted, name = asked(found)
         line = {"color": COLOURS[1], "width": 2}
-        pairs.add_scatter(x=x, y=wanted, mode="lines", line=line, name="what the values alone ask for")
+        pairs.add_scatter(x=x, y=wanted, mode="lines", line=line, name=name)
     return [
         (
             f"Close values, close pairs? Rank correlation {found['rank_correlation']:.2f} (−1: perfect).",
