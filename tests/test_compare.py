@@ -163,7 +163,9 @@ def test_kept_and_current_policies(tmp_path, monkeypatch, says):
 
 
 def test_published_curves_stand_apart_with_version_and_source(runs, says, refused):
-    out = says("compare", "runs", "--reference", "sac,TD3", "--json", "c.json")
+    out = says("compare", "runs", "--reference", "sac,TD3,savgo", "--json", "c.json", "--smooth", 0.85)
+    assert "SAVGO on Ant-v5 published 10 100,000 - 673.0 -" in out
+    assert "All returns are smoothed: 0.85 of the past" in out
     assert "TD3 on Ant-v1 published 10 100,000" in out
     assert "SAC on Ant-v4 published 10 100,000 754.6 747.2 ± 528.3 -" in out
     assert (
@@ -172,7 +174,11 @@ def test_published_curves_stand_apart_with_version_and_source(runs, says, refuse
     )
     assert "not like for like" in out
     sources = {row["source"] for row in json.loads(Path("c.json").read_text())["published"]}
-    assert sources == {"sfujim/TD3 learning_curves", "DAVIAN-Robotics/SimbaV2 results/baseline/sac.csv"}
+    assert sources == {
+        "sfujim/TD3 learning_curves",
+        "DAVIAN-Robotics/SimbaV2 results/baseline/sac.csv",
+        "arXiv 2605.00787 learning curves, evaluated every 5k steps",
+    }
     assert "There is no published curve 'tdd'; did you mean td3" in refused(
         "compare", "runs", "--reference", "tdd"
     )

@@ -251,6 +251,22 @@ def test_curves_are_interquartile_means_point_by_point():
 # --- references ---------------------------------------------------------------------------------------
 
 
+def test_smoothed_returns():
+    """0.85 of the past, per run and policy, in the order of the steps."""
+    frame = pd.DataFrame(
+        {
+            "run": ["a", "a", "b", "a", "a"],
+            "policy": ["current", "current", "current", "current", "kept"],
+            "step": [5, 0, 0, 10, 0],
+            "return": [20.0, 10.0, 3.0, 0.0, 7.0],
+        }
+    )
+    assert statistics.smoothed(frame, 0.85)["return"].tolist() == pytest.approx([11.5, 10.0, 3.0, 9.775, 7.0])
+    assert statistics.smoothed(frame, 0.0) is frame
+    with pytest.raises(UsageError, match=r"--smooth is 1.0; it must lie in \[0, 1\)"):
+        statistics.smoothed(frame, 1.0)
+
+
 def test_published_curves_come_with_their_source():
     frame = references.published(["td3", "simbav2-utd2"])
     last = frame[(frame["env"] == "HalfCheetah-v1") & (frame["step"] == 1_000_000)].iloc[0]
@@ -260,8 +276,15 @@ def test_published_curves_come_with_their_source():
     assert "10 episodes every 5k steps" in last["protocol"]
     assert set(frame[frame["name"] == "simbav2-utd2"]["protocol"]) == {"their authors' protocol"}
     everything = references.published(references.published_names())
-    assert len(everything) == 1040
-    assert everything.notna().all(axis=None)
+    assert len(everything) == 1040 + 99
+    means_alone = ["sd", "iqm", "min", "max"]  # of SAVGO's figures
+    assert everything.drop(columns=means_alone).notna().all(axis=None)
+    assert (
+        everything[everything["source"].str.contains("2605.00787") ^ everything["iqm"].notna()].shape[0]
+        == 1139
+    )
+    savgo = everything[(everything["name"] == "savgo") & (everything["env"] == "Walker2d-v5")]
+    assert savgo["curve"].tolist()[:4] == [251, 874, 1907, 3021]
     assert {"sac", "crossq", "drq", "bro-utd10", "redq-utd20"} <= set(references.published_names())
     with pytest.raises(UsageError, match="no published curve 'simba'; did you mean simbav2-utd2"):
         references.published(["simba"])

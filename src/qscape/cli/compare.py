@@ -32,6 +32,7 @@ class Options:
     policy: Literal["kept", "current"] = setting(
         "kept", "kept: the current one where no checkpoints keep one."
     )
+    smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
     unequal: bool = setting(False, "Compare runs of unequal budgets, and unfinished ones.")
     normalise: Literal["td3", "d4rl"] = setting("td3", "Reference scores of normalised ones.")
     reps: int = setting(2000, "Bootstrap resamples of the intervals.")
@@ -39,14 +40,20 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Compare runs, groups and whole studies."""
-    from qscape.report import runs, tables
+    from qscape.report import runs, statistics, tables
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
     for name in ("final", "reps"):
         if getattr(given, name) < 1:
             raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
-    frame, skipped = runs.read_runs(paths)
+    frame, notes = runs.read_runs(paths)
+    frame = statistics.smoothed(frame, given.smooth)
+    if given.smooth:
+        notes = [
+            *notes,
+            f"All returns are smoothed: {given.smooth:g} of the past, the rest of each evaluation.",
+        ]
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     made = tables.compare(
         frame,
@@ -58,7 +65,7 @@ def main(argv: list[str]) -> int:
         normalise=given.normalise,
         reference=names,
     )
-    made = made._replace(notes=skipped + made.notes)
+    made = made._replace(notes=notes + made.notes)
     console = plain_console()
     show(console, made, given)
     for file, write in (
@@ -164,7 +171,7 @@ def save_text(text: str, file: str) -> None:
 
 
 def _number(x: float, digits: int = 1) -> str:
-    return f"{x:,.{digits}f}"
+    return "-" if x != x else f"{x:,.{digits}f}"
 
 
 def _estimate(value: float, low: float, high: float, digits: int = 1) -> str:

@@ -17,6 +17,7 @@ class Options:
     policy: Literal["kept", "current", "both"] = setting(
         "kept", "Of agents with checkpoints. both: the current policy beside the kept one."
     )
+    smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
     frame, skipped = runs.read_runs(paths)
+    frame = statistics.smoothed(frame, given.smooth)
     rows = statistics.both(frame) if given.policy == "both" else statistics.of_policy(frame, given.policy)
     save_figure(figures.overview(rows, each=True), given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]

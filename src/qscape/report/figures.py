@@ -122,7 +122,7 @@ def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) 
         about = curve.iloc[0]
         how = f"{about['seeds']} seeds, {about['protocol']}; {about['source']}"
         ax.plot(
-            curve["step"], curve["iqm"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
+            curve["step"], curve["curve"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
             marker="o" if len(curve) == 1 else None, lw=1.4, zorder=1,
             label=wrapped(f"{method}, published: {about['env']}, {how}"),
         )  # fmt: skip

@@ -88,7 +88,7 @@ def _published(made: Figure, published: pd.DataFrame, env: str, last: float) -> 
             continue
         name = f"{method}, published: {theirs['env'].iloc[0]}, {theirs['seeds'].iloc[0]} seeds"
         made.add_scatter(
-            x=theirs["step"].to_numpy(), y=theirs["iqm"].to_numpy(), name=label(name),
+            x=theirs["step"].to_numpy(), y=theirs["curve"].to_numpy(), name=label(name),
             hovertemplate="%{y:,.1f}", mode="lines" if len(theirs) > 1 else "markers",
             line={"color": GREYS[k % len(GREYS)], "dash": ("dash", "dot", "dashdot")[k % 3], "width": 1.5},
         )  # fmt: skip

@@ -17,6 +17,7 @@ with extra("Published figures"):
 
 PROTOCOLS = {
     "sfujim/TD3": "10 episodes every 5k steps, no noise",
+    "arXiv 2605.00787": "mean of runs smoothed by 0.85 (--smooth 0.85), 10 episodes",
     "": "their authors' protocol",
 }
 
@@ -27,10 +28,11 @@ def published_names() -> list[str]:
 
 
 def published(names: Sequence[str]) -> pd.DataFrame:
-    """Published learning curves, every 50k steps to 1M.
+    """Published learning curves to 1M steps.
 
     Columns: name, method, env, step, seeds; mean, sd (of the sample), iqm, min and max over seeds of the last
-    evaluation at or before the step; source, licence, protocol.
+    evaluation at or before the step (NaN where only a mean is published); `curve`, the iqm where it is known
+    and else the mean; source, licence, protocol.
 
     Raises:
         UsageError: an unknown name.
@@ -46,7 +48,8 @@ def published(names: Sequence[str]) -> pd.DataFrame:
 
 
 def _curves() -> pd.DataFrame:
-    frame = _table("mujoco_curves.csv")
+    frame = pd.concat([_table("mujoco_curves.csv"), _table("savgo_curves.csv")], ignore_index=True)
+    frame["curve"] = frame["iqm"].fillna(frame["mean"])
     frame["name"] = frame["method"].map(_name)
     frame["protocol"] = frame["source"].map(
         lambda source: next(said for place, said in PROTOCOLS.items() if source.startswith(place))

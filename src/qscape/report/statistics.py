@@ -62,6 +62,23 @@ def both(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(label=label, run=run)
 
 
+def smoothed(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
+    """Returns of each run and policy as x̃ <- w x̃ + (1 - w) x from one evaluation to the next, x̃ = x at first.
+
+    Raises:
+        UsageError: w lies outside [0, 1).
+    """
+    if not 0 <= weight < 1:
+        raise UsageError(f"--smooth is {weight}; it must lie in [0, 1).")
+    if not weight:
+        return runs
+    rows = runs.sort_values("step", kind="stable")
+    mean = rows.groupby(["run", "policy"])["return"].transform(
+        lambda x: x.ewm(alpha=1 - weight, adjust=False).mean()
+    )
+    return runs.assign(**{"return": mean})
+
+
 def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
     """env, label, seed, score of each run: the mean of its last `last` evaluations.
 

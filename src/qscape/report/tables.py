@@ -279,7 +279,7 @@ def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[
     lines = []
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['iqm']:.1f}$ ({latex(row['env'])})" for row in group.to_dict("records")
+            row["our_env"]: f"${row['curve']:.1f}$ ({latex(row['env'])})" for row in group.to_dict("records")
         }
         lines.append([latex(f"{method}, published"), *(figures.get(env, "--") for env in envs)])
     return lines
