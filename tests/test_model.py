@@ -1,6 +1,7 @@
 """The Python face: learn, predict, evaluate, save, load, callbacks."""
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
@@ -10,7 +11,7 @@ import qscape as qs
 from qscape.envs import make
 from qscape.model import SEED
 from qscape.run import events as ev
-from qscape.run import resume
+from qscape.run import resume, training
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,21 @@ def test_a_model_of_an_environment_without_an_id(tmp_path):
     assert qs.load(path, "Pendulum-v1").learn(30).env_steps == 110  # of the same spaces
     with pytest.raises(qs.RunError, match=r"use the settings it was saved with"):
         qs.load(path, Rooms())
+
+
+def test_accelerators_multiply_in_full(monkeypatch):
+    def precision():
+        training.set_up_jax()
+        return jax.config.values["jax_default_matmul_precision"]
+
+    assert precision() is None  # a CPU rounds nothing
+    monkeypatch.setattr(training.jax, "default_backend", lambda: "gpu")
+    try:
+        assert precision() == "float32"
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32")
+        assert precision() == "tensorfloat32"
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
 
 
 def test_a_model_saved_before_it_learned(tmp_path):

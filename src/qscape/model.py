@@ -19,7 +19,7 @@ from qscape.run.evaluation import SEED
 from qscape.run.loop import Loop
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
-from qscape.run.training import trainer_of, use_compilation_cache
+from qscape.run.training import set_up_jax, trainer_of
 
 if TYPE_CHECKING:
     from qscape.inspect.subject import Subject
@@ -61,7 +61,7 @@ class Model:
         preset: str | None = None,
         **settings: Mapping[str, Any],
     ) -> None:
-        use_compilation_cache()
+        set_up_jax()
         self.recipe, self.seed, self.settings = recipe, seed, settings
         # Refuses what cannot be, before an environment is made.
         by_index = build(recipe, settings).by_index

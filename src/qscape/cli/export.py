@@ -8,7 +8,7 @@ from qscape.cli.running import plain_console
 from qscape.errors import UsageError
 from qscape.export import card, policy
 from qscape.run.folder import one_run
-from qscape.run.training import use_compilation_cache
+from qscape.run.training import set_up_jax
 from qscape.types import setting
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     files = [file for file in (onnx, npz) if file is not None]
     if not files:
         raise UsageError("qscape export RUN writes nothing unless told to: add --onnx FILE, or --npz FILE.")
-    use_compilation_cache()
+    set_up_jax()
     made = policy.source(one_run(Path(path)), given.episodes, given.current)
     console, checked = plain_console(), None
 

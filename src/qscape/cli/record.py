@@ -9,7 +9,7 @@ from qscape.cli.running import plain_console
 from qscape.errors import UsageError
 from qscape.run.folder import one_run
 from qscape.run.record import record
-from qscape.run.training import use_compilation_cache
+from qscape.run.training import set_up_jax
 from qscape.types import setting
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape record RUN")
     if not given.dataset:
         raise UsageError("qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.")
-    use_compilation_cache()
+    set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
     made = record(one_run(Path(path)), given.dataset, *args)
     plain_console().print(

@@ -21,7 +21,7 @@ from qscape.run.evaluation import SEED, Rollout, Sense, rollouts
 from qscape.run.folder import read_record
 from qscape.run.policy import load_policy, programs_of, read_acting
 from qscape.run.programs import Acts, evaluation_key
-from qscape.run.training import use_compilation_cache
+from qscape.run.training import set_up_jax
 from qscape.types import QFn
 
 SIDE_BY_SIDE = 10  # episodes run at a time, as in evaluations
@@ -133,7 +133,7 @@ def of_run(folder: Path | str, current: bool = False) -> Subject:
     Raises:
         RunError: it is no run, or has no readable save.
     """
-    use_compilation_cache()
+    set_up_jax()
     folder = Path(folder)
     record = read_record(folder)
     loaded = load_policy(folder, current=current)

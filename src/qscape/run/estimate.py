@@ -21,7 +21,7 @@ from qscape.run.events import Measured
 from qscape.run.plan import Plan, fitted
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.trainer import Trainer
-from qscape.run.training import use_compilation_cache
+from qscape.run.training import set_up_jax
 
 STEPS = 300
 FIRST = 20  # updates, to see how slow they are
@@ -36,7 +36,7 @@ def measure(plan: Plan) -> Measured:
     Raises:
         UsageError: a plan that cannot be.
     """
-    use_compilation_cache()
+    set_up_jax()
     start = time.perf_counter()
     plan, agent, _ = fitted(plan)  # with the settings of its preset
     if isinstance(agent, OnPolicyAgent):

@@ -28,12 +28,16 @@ from qscape.run.trainer import Trainer
 OnTrainer = Callable[[Loop], Any]
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs between processes, so that a second start is faster."""
+def set_up_jax() -> None:
+    """Keep compiled programs between processes, so that a second start is faster; and on an accelerator
+    multiply in full float32, unless the user said otherwise: products rounded to TF32, JAX's default there,
+    move PAVE's terms by 0.6%, and SAVGO's cosines by as much as they differ."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.values["jax_default_matmul_precision"] is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "float32")
 
 
 def trainer_of(
@@ -65,7 +69,7 @@ def train(
     Raises:
         UsageError: a plan that cannot be. RunError: what broke while running.
     """
-    use_compilation_cache()
+    set_up_jax()
     folder = Path(folder)
     plan, agent, notes = fitted(plan)
     folders.refuse_taken(folder, overwrite)  # before a lock is written into it
@@ -97,7 +101,7 @@ def train_together(
     Raises:
         UsageError: plans that cannot be, or seeds that cannot be one program. RunError: what broke.
     """
-    use_compilation_cache()
+    set_up_jax()
     fits = [fitted(plan) for plan in plans]
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
@@ -141,7 +145,7 @@ def resume(
     Raises:
         UsageError: the run has made these steps already. RunError: no run, or no readable save.
     """
-    use_compilation_cache()
+    set_up_jax()
     folder = Path(folder)
     folders.read_record(folder)  # refuses what is no run, before a lock is written into it
     with folders.locked(folder):
