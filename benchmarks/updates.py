@@ -28,7 +28,7 @@ from qscape.replay.memory import Rows
 from qscape.types import Spec
 
 SPEC = Spec(17, 6)
-ROWS, BLOCK, TURNS = 4096, 10, 7
+ROWS, BLOCK, TURNS = 4096, 12, 7  # 12: as many steps of the actor in each block
 SILU = {"actor_activation": "silu", "critic_activation": "silu"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3": ("td3", {}),
@@ -42,7 +42,13 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "td7": ("td3+sale+lap+periodic+value_clip", {}),
     "td7+pave": ("td3+sale+lap+periodic+value_clip+pave", {}),
     "sac": ("sac", {}),
+    "sac+savgo, K 8": ("sac+savgo", {"savgo": {"candidates": 8}}),
     "sac+savgo, K 32": ("sac+savgo", {"savgo": {"candidates": 32}}),
+    "sac+savgo, K 32, kernel batch 64": ("sac+savgo", {"savgo": {"candidates": 32, "kernel_batch": 64}}),
+    "sac+savgo, K 32, policy delay 4": (
+        "sac+savgo",
+        {"savgo": {"candidates": 32}, "base": {"policy_delay": 4}},
+    ),
     "sac+savgo, K 128": ("sac+savgo", {}),
     "sac+savgo, K 128, kernel batch 64": ("sac+savgo", {"savgo": {"kernel_batch": 64}}),
 }
