@@ -18,11 +18,13 @@ from jaxtyping import Array
 import qscape as qs
 from qscape import cli
 from qscape.envs import Episode
+from qscape.envs.restricted import INTERVALS, spheres
 from qscape.inspect import landscape, survey
 from qscape.inspect.measure import measure
 from qscape.inspect.subject import of_run, of_state
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
+from qscape.report import landscapes
 from qscape.run import train
 from qscape.run.evaluation import Rollout
 from qscape.run.plan import Plan
@@ -184,6 +186,23 @@ def test_a_plane_reaches_to_the_faces_of_the_box():
     np.testing.assert_allclose(line.grid(3)[0], [-1, 0, 1])
     np.testing.assert_allclose(line.at(np.array([[0.5]])), [[0.5, 0.7]])
     np.testing.assert_allclose(line.distance(np.array([[0.1, -0.2]])), [0.9])
+
+
+def test_the_part_of_a_line_that_lies_in_balls():
+    line = ops.Plane(np.zeros(1), np.eye(1), ("",))
+    found = ops.inside_balls(line, INTERVALS[::-1, :1], INTERVALS[::-1, 1])
+    ends = [[-0.88, -0.72], [-0.51, -0.39], [-0.19, -0.11], [0.15, 0.25], [0.43, 0.57], [0.77, 0.93]]
+    np.testing.assert_allclose(found, ends)
+    centres, radii = spheres(3, 10, (0.35, 0.55), seed=1)  # those of Hopper
+    for k in range(5):
+        rng = np.random.default_rng(k)
+        line = ops.Plane(rng.uniform(-0.5, 0.5, 3), ops.spanned(rng.normal(size=(2, 3)), 1), ("",))
+        x = np.linspace(*line.grid(2)[0], 999)
+        far = np.linalg.norm(line.at(x[:, None])[:, None] - centres, axis=-1)
+        found = ops.inside_balls(line, centres, radii)
+        inside = ((found[:, 0] <= x[:, None]) & (x[:, None] <= found[:, 1])).any(1)
+        np.testing.assert_array_equal(inside, (far <= radii).any(1))
+        assert (found[1:, 0] > found[:-1, 1]).all()
 
 
 def test_principal_directions():
@@ -370,6 +389,95 @@ def test_a_landscape_shows_q_where_it_says(toy):
     np.testing.assert_allclose(marks["best found"], [[0.6, 2]], atol=2e-3)
 
 
+# --- what SAVO's actors climb ------------------------------------------------------------------------------
+
+
+def test_floors_are_the_best_of_what_was_proposed_before():
+    np.testing.assert_array_equal(
+        ops.floors(np.array([[1.0, 0.5, 2.0, 3.0], [0.0, -1.0, 4.0, 1.0]])), [[1, 1, 2], [0, 0, 4]]
+    )
+
+
+def successive(spec, recipe="td3+savo", rough=1.0, **savo):
+    """A small agent with SAVO, whose networks are random; `rough`: how many times the usual weights."""
+    small = {"actor_hidden": (16, 16), "critic_hidden": (32, 32)}
+    agent = qs.agent(recipe, tiny.settings(recipe, **small) | {"savo": savo}).on(spec)
+    acting = agent.acting(agent.init(jax.random.key(1)))
+    return agent, jax.tree.map(lambda x: rough * x, acting)
+
+
+ROWS = np.random.default_rng(5).uniform(-1, 1, (200, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec", "savo"),
+    [
+        ("td3+savo", Spec(2, 1), {}),
+        ("td3+savo", Spec(2, 2), {"surrogate": "exact"}),
+        ("td7+savo", Spec(2, 1), {"conditioning": "both"}),
+        ("td3+savo", Spec(2, 3, table=ROWS), {"list_length": 2}),
+    ],
+)
+def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
+    agent, acting = successive(spec, recipe, rough=2.0, **savo)
+    obs = np.array([0.3, -0.7], np.float32)
+    seen = landscape.landscape(of_state(agent, acting, "tiny:Clock-v0"), obs, points=11)
+    at = (
+        ROWS
+        if spec.table is not None
+        else seen.plane.at(np.stack(np.meshgrid(*seen.grid, indexing="ij"), -1))
+    )
+    rows = np.float32(at).reshape(-1, spec.action_size)
+    own, fns, _ = agent._seen(acting, jnp.asarray(obs[None]), jnp.zeros((), jnp.int32))
+    exact = dataclasses.replace(agent.maximiser, surrogate="exact")
+    for maximiser, kind in ((exact, "exact"), (agent.maximiser, "learned")):
+        hills = [q for _, q in maximiser.climbs(acting.actor, own, fns, None)[1:]]
+        assert len(seen.surrogates) == len(hills) == agent.maximiser.list_length - 1
+        for surrogate, hill in zip(seen.surrogates, hills, strict=True):
+            if savo.get("surrogate") == "exact" and kind == "learned":
+                assert surrogate.learned is None
+                continue
+            climbed = hill(np.repeat(obs[None], len(rows), 0), rows)[0]
+            np.testing.assert_allclose(getattr(surrogate, kind).ravel(), climbed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [Spec(2, 1), Spec(2, 2), Spec(2, 3), Spec(2, 3, table=ROWS)])
+def test_no_exact_surrogate_has_more_optima_than_the_one_before(spec):
+    agent, acting = successive(spec, rough=4.0, list_length=4)
+    found = survey.Surveyor(agent)(acting, np.random.default_rng(0).normal(size=(12, 2)))
+    for first, counts in ((found.optima, found.exact_optima), (found.all_optima, found.all_exact_optima)):
+        counts = np.concatenate([first[:, None], counts], 1)
+        assert counts.shape == (12, 4)
+        assert (np.diff(counts, axis=1) <= 0).all()
+        assert counts[:, 0].max() > 1
+        assert counts[:, -1].mean() < counts[:, 0].mean(), "some peaks are gone"
+    assert found.learned_optima.shape == (12, 3)
+    assert (found.learned_optima <= found.all_learned_optima).all()
+    said = survey.summary(found)["surrogates"]
+    assert [s["exact_optima"]["mean"] for s in said] == found.exact_optima.mean(0).tolist()
+    assert [s["learned_optima"]["max"] for s in said] == found.learned_optima.max(0).tolist()
+
+
+@pytest.mark.parametrize("spec", [Spec(2, 2), Spec(2, 3, table=ROWS)])
+def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
+    seen = []
+    for savo in ({}, {"list_length": 2, "surrogate": "exact"}):  # the second draws less
+        subject = of_state(*successive(spec, rough=2.0, **savo), "tiny:Clock-v0")
+        seen.append(landscape.landscape(subject, STATES[0], points=21).to_dict())
+    shown = [ax for ax in landscapes.surrogates(seen).axes if ax.get_title()]
+    names = [ax.get_title().split("\n")[0] for ax in shown]
+    exact = [rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}" for i in (1, 2)]
+    fitted = [rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}" for i in (1, 2)]
+    ends = ["Q and proposal 0", "Q and all proposals"]
+    assert sorted(names) == sorted([*ends, *exact, *fitted, *ends, exact[0]])
+    colours = {name: ax.collections[0] for name, ax in zip(names[:6], shown, strict=False)}
+    assert len({(c.norm.vmin, c.norm.vmax) for c in colours.values()}) == 1, "one scale"
+    if spec.table is not None:
+        first, _ = seen[0]["surrogates"]
+        for name, kind in ((exact[0], "exact"), (fitted[0], "learned")):
+            np.testing.assert_allclose(sorted(colours[name].get_array()), sorted(first[kind]), rtol=1e-6)
+
+
 def test_planes_of_three_dimensions():
     centres = np.array([[0.5, 0.5, -0.5], [-0.5, -0.5, 0.2]], np.float32)
     hills = (centres, np.array([2.0, 1.0], np.float32), np.float32(0.3))
@@ -402,6 +510,70 @@ def test_planes_of_three_dimensions():
         )
         np.testing.assert_allclose(through.arrows[:, 2 + axis], (ahead - behind) / (2 * du), atol=1e-3)
     np.testing.assert_allclose(np.abs(look("pca").plane.axes[0]), [1, 0, 0], atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory):
+    """A short run of SAVO where only some intervals of the action are valid."""
+    folder = tmp_path_factory.mktemp("runs") / "pendulum" / "0"
+    settings = tiny.settings("td3+savo", warmup=20)
+    plan = Plan("td3+savo", "restricted/InvertedPendulum-v0", steps=60, settings=settings, eval_every=0)
+    for _ in train(plan, folder):
+        pass
+    return folder
+
+
+def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, capsys):
+    argv = ["landscape", str(pendulum), "--state-from", "0:0", "widest", "--states", "4", "--episodes", "3"]
+    assert cli.main([*argv, "--grid", "201"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith("Ψ")]
+    assert rows == [["Ψ1", "exact"], ["Ψ1", "learned"], ["Ψ2", "exact"], ["Ψ2", "learned"]]
+    found = json.loads((pendulum / "inspect" / "landscape.json").read_text())
+    gained = {}
+    for e, episode in enumerate((subject := of_run(pendulum)).rollouts(3)):
+        proposals = subject.agent.proposals(subject.acting, episode.observation)
+        q = [subject.q(episode.observation, proposals[:, i])[0] for i in range(3)]
+        gained |= {f"{e}:{t}": gain for t, gain in enumerate(np.max(q, axis=0) - q[0])}
+    first, *gaining = [seen["place"] for seen in found["landscapes"]]
+    assert (first, len(set(gaining))) == ("0:0", 5)
+    highest = np.sort([*gained.values()])[::-1][:5]
+    np.testing.assert_allclose([gained[place] for place in gaining], highest, atol=1e-5)
+    for seen in found["landscapes"]:
+        np.testing.assert_allclose(np.mean(seen["valid"], 1), INTERVALS[:, 0], atol=1e-6)
+        np.testing.assert_allclose(np.diff(seen["valid"])[:, 0], 2 * INTERVALS[:, 1], atol=1e-6)
+        before = seen["survey"]["optima"]
+        for surrogate, count in zip(seen["surrogates"], seen["survey"]["exact_optima"], strict=True):
+            np.testing.assert_allclose(surrogate["exact"], np.maximum(seen["q"], surrogate["floor"]))
+            assert count <= before
+            before = count
+    figure = landscapes.surrogates(found["landscapes"][:2])
+    panels = np.reshape(figure.axes, (2, 4))
+    for seen, line in zip(found["landscapes"], panels, strict=False):
+        drawn = [{str(x.get_label()): x.get_ydata() for x in ax.lines} for ax in line]
+        assert [ax.get_ylim() for ax in line] == [line[0].get_ylim()] * 4
+        for i, surrogate in enumerate(seen["surrogates"], 1):
+            np.testing.assert_allclose(line[i].lines[0].get_ydata(), surrogate["exact"])
+            np.testing.assert_allclose(drawn[i]["learned surrogate"], surrogate["learned"])
+            (mark,) = [c for c in line[i].collections if c.get_label() == f"proposal {i}"]
+            height = max(seen["survey"]["proposals_q"][: i + 1])
+            np.testing.assert_allclose(mark.get_offsets()[0, 1], height, rtol=1e-5)
+        for ax, shown in ((line[0], {"proposal 0"}), (line[3], {f"proposal {k}" for k in range(3)})):
+            assert {c.get_label() for c in ax.collections if "proposal" in c.get_label()} == shown
+        assert sum("valid" in str(p.get_label()) or not p.get_label() for p in line[0].patches) == len(
+            INTERVALS
+        )
+    assert (pendulum / "inspect" / "landscape-surrogates.png").stat().st_size > 10_000
+    assert qs.landscape(pendulum, "0:0", points=11).valid.shape == (6, 2)
+
+
+def test_the_first_actor_of_savo_can_act_alone(pendulum):
+    subject = of_run(pendulum)
+    alone = dataclasses.replace(subject, acting=subject.acting._replace(actor=subject.acting.actor[:1]))
+    obs = subject.rollouts(1)[0].observation
+    first = subject.agent.proposals(subject.acting, obs)[:, 0]
+    np.testing.assert_allclose(alone.act(obs), first, atol=1e-6)
+    assert len(alone.rollouts(2)) == 2
 
 
 # --- the command, the library call and the probe ----------------------------------------------------------
@@ -452,6 +624,7 @@ def test_the_command_tells_gaps_and_draws(run, capsys):
     picture = image.imread(run / "inspect" / "landscape.png")
     assert picture.shape[0] > 300
     assert picture.std() > 0.05  # not blank
+    assert not [*run.glob("inspect/*surrogates*")]
 
 
 def test_a_state_can_be_chosen(run, tmp_path, capsys):
@@ -477,6 +650,7 @@ def test_a_state_can_be_chosen(run, tmp_path, capsys):
     [
         (["--state-from", "0:20"], "episode 0 has 20 steps, 0 to 19"),
         (["--state-from", "seven"], "no EPISODE:STEP"),
+        (["--state-from", "widest"], "has one proposal and nothing to choose"),
         (["--plane", "0,2"], "dimensions 0 to 1"),
         (["--plane", "1,1"], "each once"),
         (["--plane", "sideways"], "pca, proposals, random"),

@@ -397,6 +397,17 @@ def test_lines_and_tables_have_pages_too(bowls, tmp_path, visit):
     assert "the action ranks" in page.locator("#said-0").inner_text()
 
 
+def test_what_the_environment_accepts_is_shaded(bowls, tmp_path, visit):
+    hill = jsonable(measure(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
+    assert "Shaded" not in html(hill)
+    hill["landscapes"][0]["valid"] = [[-0.5, -0.25], [0.5, 1.0]]
+    (tmp_path / "valid.html").write_text(html(hill))
+    page = visit(tmp_path / "valid.html")
+    assert "Shaded are the actions that the environment accepts." in page.locator("details p").text_content()
+    shaded = page.evaluate("charts['landscape-0']._fullLayout.shapes.map((s) => [s.x0, s.x1])")
+    assert shaded == [[-0.5, -0.25], [0.5, 1.0]]
+
+
 def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(bowls, tmp_path, visit):
     found = jsonable(measure([bowls((0.0, 0.0), 10), bowls((0.2, 0.0), 30)], 2, ["0:1"], "0", episodes=1,
                              other=[bowls((0.5, 0.0), 20), bowls((0.7, 0.0), 40)], points=21))  # fmt: skip

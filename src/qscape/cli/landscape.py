@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
@@ -19,7 +20,9 @@ class Options:
     """Flags of `qscape landscape`."""
 
     state_from: tuple[str, ...] = setting(
-        (), "EPISODE:STEP of the states to draw; none: those with the median, the 90% and the largest gap."
+        (),
+        "EPISODE:STEP of the states to draw; widest: the 5 where later proposals gain most over the first; "
+        "none: those with the median, the 90% and the largest gap.",
     )
     plane: str | None = setting(
         None,
@@ -52,7 +55,10 @@ def main(argv: list[str]) -> int:
     from qscape.inspect.landscape import jsonable
     from qscape.inspect.measure import measure
     from qscape.inspect.subject import history_of, of_run
-    from qscape.report.landscapes import picture
+    from qscape.inspect.survey import widest
+    from qscape.inspect.valid import mark_valid
+    from qscape.report.landscapes import picture, surrogates
+    from qscape.report.marks import agents_of
     from qscape.report.runs import find_runs
 
     folders = find_runs(paths)
@@ -64,10 +70,15 @@ def main(argv: list[str]) -> int:
     to_html = _page() if given.html else None  # what is missing is told before the long search
     agents = [of_run(folder, given.current) for folder in folders]
     saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
+    at = list(given.state_from)
+    if "widest" in at:
+        gaining = widest(agents[0], agents[0].rollouts(given.episodes, given.seed), given.q)
+        k = at.index("widest")
+        at[k : k + 1] = [f"{episode}:{step}" for episode, step in gaining]
     found = measure(
         saves[0],
         given.states,
-        given.state_from,
+        at,
         given.plane,
         q=given.q,
         points=given.grid,
@@ -75,6 +86,7 @@ def main(argv: list[str]) -> int:
         seed=given.seed,
         other=saves[1] if len(saves) > 1 else (),
     )
+    mark_valid(found, agents[0])
     console = plain_console()
     for one in (found, found.get("other")):
         if one:
@@ -85,6 +97,11 @@ def main(argv: list[str]) -> int:
     written = [given.json or str(store.write(folders[0], "landscape", plain))]
     written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
     save_figure(picture(found), written[-1])
+    climbed = [x for agent in agents_of(found).values() for x in agent["landscapes"] if x["surrogates"]]
+    if climbed:
+        file = Path(written[-1])
+        written.append(str(file.with_stem(f"{file.stem}-surrogates")))
+        save_figure(surrogates(climbed), written[-1])
     if to_html:
         save_text(to_html(found), given.html)
         written.append(given.html)
@@ -100,7 +117,7 @@ def _page() -> Callable[[dict[str, Any]], str]:
 
 
 def show(console: "Console", found: dict[str, Any]) -> None:
-    """Print the gaps of the action and of each proposal, and the local optima."""
+    """Print the gaps of the action and of each proposal, and the local optima, those of surrogates too."""
     summary = found["summary"]
     several = len(summary["proposals"]) > 1
     lines = {"action" if not several else "chosen action": summary["action"]}
@@ -124,6 +141,14 @@ def show(console: "Console", found: dict[str, Any]) -> None:
             f"{_percent(summary['several'])} of {summary['states']} states",
             soft_wrap=True,
         )
+    if optima and summary["surrogates"]:
+        counts = {"Q": optima}
+        for i, counted in enumerate(summary["surrogates"], 1):
+            counts[f"Ψ{i} exact"] = counted["exact_optima"]
+            if counted["learned_optima"]:
+                counts[f"Ψ{i} learned"] = counted["learned_optima"]
+        rows = [[name, *(_number(said[key]) for key in SPREAD)] for name, said in counts.items()]
+        console.print(table("local optima", ["", *SPREAD.values()], rows))
     if rank := summary["rank"]:
         console.print(f"rank of the action: {rank['p50']:,.0f} at the median, {rank['p90']:,.0f} at 90%")
 

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from qscape.errors import UsageError
 from qscape.inspect.planes import check_plane, plane_of
 from qscape.inspect.subject import Subject, of_run
+from qscape.inspect.surrogates import Surrogate
 from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which
+from qscape.inspect.valid import valid_balls, valid_on
 from qscape.offpolicy.state import Acting
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
@@ -36,6 +38,8 @@ class Landscape:
         optima: `[P, d]` coordinates of local optima on the plane (of a table: in its graph), highest first,
             `optima_q` and `prominence` `[P]`.
         survey: the state's row of `Survey`: proposals, action, best, and Q there.
+        surrogates: with SAVO Ψ_i and Ψ̂_i, i = 1 .. L-1, where `q` is Q.
+        valid: `[K, 2]` of a line the intervals that the environment accepts; all of it: `[0, 2]`.
     """
 
     title: str
@@ -49,6 +53,8 @@ class Landscape:
     optima_q: Float[np.ndarray, " P"]
     prominence: Float[np.ndarray, " P"]
     survey: Survey
+    surrogates: tuple[Surrogate, ...] = ()
+    valid: Float[np.ndarray, "K 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
 
     @property
     def gap(self) -> float:
@@ -70,10 +76,17 @@ class Landscape:
         survey = {k: v[0] for k, v in self.survey._asdict().items()}
         survey |= {"gaps": self.survey.gaps[0], "gap": self.survey.gap[0]}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        drawn = self.surrogates
         if self.kind == "table" and len(self.q) > LARGEST_GRAPH:
             kept = np.argsort(self.q)[np.linspace(0, len(self.q) - 1, LARGEST_GRAPH).astype(int)]
             fields |= {"q": self.q[kept], "grid": tuple(axis[kept] for axis in self.grid)}
-        return fields | {"plane": self.plane._asdict(), "survey": survey, "entries": self.q.size}
+            drawn = tuple(surrogate.at(kept) for surrogate in drawn)
+        return fields | {
+            "plane": self.plane._asdict(),
+            "survey": survey,
+            "surrogates": [surrogate._asdict() for surrogate in drawn],
+            "entries": self.q.size,
+        }
 
 
 class HasSubject(Protocol):
@@ -122,7 +135,8 @@ def landscape(
     spot = Spot(
         surveyor, subject.acting, obs, surveyor(subject.acting, obs[None]), subject.agent.recipe, place
     )
-    return spot.look(plane, taken, points)
+    seen = spot.look(plane, taken, points)
+    return dataclasses.replace(seen, valid=valid_on(seen.plane, valid_balls(subject)))
 
 
 def check(subject: Subject, plane: str | None, points: int | None) -> None:
@@ -176,6 +190,7 @@ class Spot(NamedTuple):
         return Landscape(
             self.title, self.place, "line" if d == 1 else "plane", plane, tuple(grid), q, self.arrows(plane),
             np.stack(where, -1), q.ravel()[found.node], found.prominence, self.survey,
+            self.surrogates(q, at.clip(-1, 1)),
         )  # fmt: skip
 
     def arrows(self, plane: ops.Plane) -> Float[np.ndarray, "K d2"]:
@@ -200,8 +215,15 @@ class Spot(NamedTuple):
         found = none if edges is None else ops.peaks(q, edges).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
         return Landscape(
             self.title, self.place, "table", plane, tuple(grid.T), q, np.zeros((0, 4)),
-            grid[found.node], q[found.node], found.prominence, self.survey,
+            grid[found.node], q[found.node], found.prominence, self.survey, self.surrogates(q, rows),
         )  # fmt: skip
+
+    def surrogates(self, q: np.ndarray, at: Float[np.ndarray, "... A"]) -> tuple[Surrogate, ...]:
+        """SAVO's surrogates at actions, where Q is `q`: NaN where that is."""
+        floors = ops.floors(self.survey.proposals_q)[0, : self.surveyor.order].tolist()
+        learned = self.surveyor.learned(self.acting, self.obs, self.survey.proposals[0], at)
+        shown = [np.where(np.isnan(q), np.nan, psi) for psi in learned] or [None] * len(floors)
+        return tuple(Surrogate(x, np.maximum(q, x), psi) for x, psi in zip(floors, shown, strict=True))
 
 
 def parse_state(state: str) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Equations of an action-value landscape Q(s, ·) over [-1, 1]^A: peaks, the optimality gap, climbing, planes.
 
 Source: Jain et al. 2024, "Mitigating Suboptimality of Deterministic Policy Gradients in Complex
-Q-functions" (SAVO), arXiv 2410.11833: the gap is their Eq. 4. How peaks are counted and
-where planes lie, the paper leaves open.
+Q-functions" (SAVO), arXiv 2410.11833: the gap is their Eq. 4, the truncation that of Section 4.2. How peaks
+are counted and where planes lie, the paper leaves open.
 """
 
 import itertools
@@ -20,6 +20,15 @@ PROMINENT = 0.01  # share of Q's range that a peak has to stand out by, to count
 def optimality_gap(best: Float[np.ndarray, "*b"], value: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
     """Δ(s, a) = max_a' Q(s, a') - Q(s, a), in units of Q (Eq. 4)."""
     return best - value
+
+
+def floors(proposals_q: Float[np.ndarray, "*b L"]) -> Float[np.ndarray, "*b L-1"]:
+    """τ_i(s) = max_{j<i} Q(s, a_j) for i = 1 .. L-1, in units of Q (Section 4.2).
+
+    Ψ_i = max{Q, τ_i} is Q with all flattened that is lower than the best of the first i proposals. The floors
+    rise with i, so no Ψ_i has more local optima than the one before it (Theorem 4.2).
+    """
+    return np.maximum.accumulate(proposals_q, -1)[..., :-1]
 
 
 # --- local optima -----------------------------------------------------------------------------------------
@@ -223,6 +232,25 @@ class Plane(NamedTuple):
         inside = (corners @ normals.T <= offsets + 1e-6).all(1)
         low, high = corners[inside].min(0), corners[inside].max(0)
         return [np.linspace(a, b, n) for a, b in zip(low, high, strict=True)]
+
+
+def inside_balls(
+    line: Plane, centres: Float[np.ndarray, "n A"], radii: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "K 2"]:
+    """The parts of a line that lie in any of the balls: intervals of its coordinate, in order and apart."""
+    towards = centres - line.origin
+    middle = towards @ line.axes[0]
+    half = np.square(radii) - (np.square(towards).sum(1) - np.square(middle))  # squared
+    middle, half = middle[half > 0], np.sqrt(half[half > 0])
+    low, high = line.grid(2)[0]
+    ends = np.clip(np.stack([middle - half, middle + half], 1), low, high)
+    found: list[list[float]] = []
+    for start, end in sorted(ends[ends[:, 0] < ends[:, 1]].tolist()):
+        if found and start <= found[-1][1]:
+            found[-1][1] = max(end, found[-1][1])
+        else:
+            found.append([start, end])
+    return np.reshape(found, (-1, 2))
 
 
 def spanned(points: Float[np.ndarray, "P A"], d: int) -> Float[np.ndarray, "d A"]:

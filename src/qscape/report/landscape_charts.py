@@ -17,6 +17,7 @@ SYMBOLS = (
     "triangle-right", "hexagon",
 )  # fmt: skip
 ARROWS = "rgba(255, 255, 255, 0.8)"
+VALID = "rgba(0, 158, 115, 0.14)"
 ENTRIES = 3_000  # of a table, at most: each is an element of the page
 NUMBERS = 8  # of an action, at most, in a hover
 
@@ -49,8 +50,15 @@ def _line(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, An
         "hovermode": "x",
         "xaxis": {"title": title, "anchor": "y2", "range": _margin(x)},
         "yaxis": {"title": "Q", "domain": [0.36, 1.0]},
+        "shapes": [
+            {
+                "type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": VALID,
+                "x0": low, "x1": high, "y0": 0, "y1": 1, "yref": "paper",
+            }
+            for low, high in fields.get("valid", ())  # older files hold none
+        ],
         "yaxis2": {"title": "slope ∂Q/∂a", "domain": [0.0, 0.27], "zerolinecolor": "#979797"},
-    }
+    }  # fmt: skip
     return traces, layout
 
 

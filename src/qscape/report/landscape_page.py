@@ -149,6 +149,8 @@ def _reading(found: Mapping[str, Any]) -> str:
         "table": "Each dot is an action of the table, where its vector lies on the table's principal "
         "components; the colour is Q. At most 3,000 are drawn, evenly over their order by Q.",
     }[fields["kind"]]
+    if fields["kind"] == "line" and len(fields.get("valid", ())):
+        said += " Shaded are the actions that the environment accepts."
     said += " The star is the best action found by search."
     if fields["kind"] != "table":
         said += " Crosses are local optima that stand out by more than 1% of Q's range."

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from qscape.report import extra
 from qscape.report.figures import COLOURS, new_figure, wrapped
-from qscape.report.marks import Mark, agents_of, axis_name, in_short, marks
+from qscape.report.marks import Mark, agents_of, axis_name, in_short, marks, there
 
 with extra("Pictures"):
     import numpy as np
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # of the first actor, the second, ...
 SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # of the proposals, too
 GREEN, PINK = COLOURS[2], COLOURS[3]
+FLATTENED = {"color": "#979797", "lw": 1.2, "ls": ":", "zorder": 0.5, "label": "Q where it is flattened"}
+LEARNED = {"color": COLOURS[0], "lw": 1.4, "ls": "--", "zorder": 2, "label": "learned surrogate"}
 
 
 def draw(
@@ -26,7 +30,7 @@ def draw(
 ) -> "Axes":
     """One landscape: a curve, contours with the gradient field, or the entries of a table as dots."""
     ax = ax or figure_of(1).subplots()
-    {"line": _line, "plane": _plane, "table": _table}[fields["kind"]](fields, ax)
+    _surface(fields, ax, marks(fields))
     title = spaced(fields["title"] if title is None else title)
     ax.set_title("\n".join(textwrap.wrap(title, 56) + textwrap.wrap(in_short(fields), 66)), fontsize=9)
     if legend:
@@ -117,6 +121,69 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
         gap.legend(fontsize=8, frameon=False)
 
 
+def surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
+    """What SAVO's actors climb (figures 5, 9, 23 and 24 of Jain et al. 2024, arXiv 2410.11833).
+
+    For each landscape a row: Q with the first proposal, Ψ_1 with the second, Ψ_2 with the third, …, and Q
+    with all of them, on one scale of Q. On a line the learned Ψ̂_i is a second curve; on a plane and over a
+    table it has a panel of its own below Ψ_i, and Q with all proposals stands below Q with the first.
+    `landscapes`: of one kind, all with surrogates.
+    """
+    learned = any(one["learned"] is not None for fields in landscapes for one in fields["surrogates"])
+    deep = 2 if learned and landscapes[0]["kind"] != "line" else 1
+    wide = 3 - deep + max(len(fields["surrogates"]) for fields in landscapes)
+    figure = new_figure((3.8 * wide, 3.4 * deep * len(landscapes) + 0.9))
+    axes = figure.subplots(deep * len(landscapes), wide, sharey="row", squeeze=False)
+    for fields, rows in zip(landscapes, axes.reshape(-1, deep, wide), strict=True):
+        _climbed(figure, fields, rows)
+    for ax in axes.ravel():
+        if not ax.has_data():  # of two agents this one makes fewer proposals
+            ax.set_axis_off()
+        ax.set(xlabel=textwrap.fill(ax.get_xlabel(), 40), ylabel=textwrap.fill(ax.get_ylabel(), 40))
+        ax.label_outer()
+    titles = dict.fromkeys(textwrap.fill(spaced(fields["title"]), 36 * wide) for fields in landscapes)
+    figure.suptitle("\n".join(titles), fontsize=11)
+    _legend(figure, axes.ravel(), 5)
+    return figure
+
+
+def _climbed(figure: Figure, fields: Mapping[str, Any], rows: "np.ndarray") -> None:
+    """One landscape with its surrogates, in one row of panels or two."""
+    shown, survey, made = marks(fields), fields["survey"], fields["surrogates"]
+    proposals = [mark for mark in shown if mark.kind == "proposal"]
+    heights = [fields["q"], *(one[kind] for one in made for kind in ("exact", "learned"))]
+    heights = [np.asarray(h, float) for h in heights if h is not None]
+    scale = Normalize(min(map(np.nanmin, heights)), max(map(np.nanmax, heights)))
+    place = f"state {fields['place']}: " if fields["place"] else ""
+    line = fields["kind"] == "line"
+
+    def panel(ax: "Axes", name: str, counts: Sequence[Any], what: Sequence[Mark], **q: Any) -> None:
+        _surface({**fields, **q}, ax, what, scale)
+        said = [f"{count:.0f}" for count in counts if there(count)]
+        ax.set_title(f"{name}\nlocal optima: {', learned '.join(said)}" if said else name, fontsize=9)
+
+    panel(rows[0][0], f"{place}Q and proposal 0", [survey["optima"]], proposals[:1])
+    for i, (one, mark) in enumerate(zip(made, proposals[1:], strict=True), 1):
+        at = [mark._replace(q=np.maximum(mark.q, one["floor"]))]
+        flattened = {"q": one["exact"], "arrows": np.zeros((0, 4))}
+        exact, known = survey["exact_optima"][i - 1 : i], survey["learned_optima"][i - 1 : i]
+        name = rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}"
+        panel(rows[0][i], name, [*exact, *known] if line else exact, at, **flattened)
+        if line:
+            rows[0][i].plot(*fields["grid"], fields["q"], **FLATTENED)
+        if one["learned"] is None:
+            continue
+        if line:
+            rows[0][i].plot(*fields["grid"], one["learned"], **LEARNED)
+        else:
+            name = rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}"
+            panel(rows[1][i], name, known, at, **flattened | {"q": one["learned"]})
+    last = rows[0][len(made) + 1] if len(rows) == 1 else rows[1][0]
+    panel(last, f"{place}Q and all proposals", [survey["optima"]], shown)
+    if not line:
+        figure.colorbar(ScalarMappable(scale, "cividis"), ax=rows.ravel().tolist(), label="Q", aspect=40)
+
+
 def _legend(figure: Any, axes: Any, columns: int) -> None:
     """One legend below for all panels."""
     names: dict[str, Any] = {}
@@ -138,21 +205,35 @@ def figure_of(panels: int) -> Figure:
     return new_figure((4.8 * min(panels, 3), 4.4 * -(-panels // 3)))
 
 
-def _line(fields: Mapping[str, Any], ax: "Axes") -> None:
+def _surface(
+    fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None = None
+) -> None:
+    """q of one landscape with marks on it. `scale`: of colours, where panels share them."""
+    if fields["kind"] == "line":
+        _line(fields, ax, shown)
+    else:
+        (_plane if fields["kind"] == "plane" else _table)(fields, ax, shown, scale)
+
+
+def _line(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark]) -> None:
     (x,), q = fields["grid"], np.asarray(fields["q"], float)
+    for k, ends in enumerate(fields.get("valid", ())):  # older files hold none
+        ax.axvspan(*ends, color=GREEN, alpha=0.14, lw=0, zorder=0, label="" if k else "valid actions")
     ax.plot(x, q, color="#333333", lw=1.6, zorder=1)
-    for mark in marks(fields):
+    for mark in shown:
         ax.scatter(mark.at[:, 0], mark.q, label=mark.name, clip_on=False, **_style(mark))
     ax.set(xlabel=axis_name(fields, 0), ylabel="Q")
     ax.grid(alpha=0.25)
     ax.margins(x=0.02)
 
 
-def _plane(fields: Mapping[str, Any], ax: "Axes") -> None:
+def _plane(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None) -> None:
     (x, y), q = fields["grid"], np.asarray(fields["q"], float)
-    filled = ax.contourf(x, y, q.T, levels=24, cmap="cividis", zorder=0)
-    ax.contour(x, y, q.T, levels=12, colors="white", linewidths=0.4, alpha=0.5, zorder=1)
-    _colours(filled, ax)
+    filled = ax.contourf(x, y, q.T, levels=24, cmap="cividis", norm=scale, zorder=0)
+    if np.nanmin(q) < np.nanmax(q):
+        ax.contour(x, y, q.T, levels=12, colors="white", linewidths=0.4, alpha=0.5, zorder=1)
+    if scale is None:
+        _colours(filled, ax)
     arrows = np.asarray(fields["arrows"], float)
     length = np.linalg.norm(arrows[:, 2:], axis=1)
     arrows = arrows[length > 0]
@@ -160,7 +241,7 @@ def _plane(fields: Mapping[str, Any], ax: "Axes") -> None:
         # The root makes steep and gentle slopes visible side by side.
         step = arrows[:, 2:] / np.sqrt(np.linalg.norm(arrows[:, 2:], axis=1, keepdims=True))
         ax.quiver(*arrows[:, :2].T, *step.T, angles="xy", color="white", alpha=0.75, width=0.0028, zorder=2)
-    for mark in marks(fields):
+    for mark in shown:
         style = _style(mark)
         if mark.off and "color" in style:
             style |= {"facecolors": "none", "edgecolors": style.pop("color")}
@@ -170,14 +251,15 @@ def _plane(fields: Mapping[str, Any], ax: "Axes") -> None:
         ax.set_aspect("equal")
 
 
-def _table(fields: Mapping[str, Any], ax: "Axes") -> None:
+def _table(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None) -> None:
     q, grid = np.asarray(fields["q"], float), np.asarray(fields["grid"], float)
     order = np.argsort(q)  # high entries are drawn over low ones
     y = q if len(grid) == 1 else grid[1]
     size = float(np.clip(6_000 / len(q), 2, 40))
-    dots = ax.scatter(grid[0][order], y[order], c=q[order], s=size, cmap="cividis", zorder=0)
-    _colours(dots, ax)
-    for mark in marks(fields):
+    dots = ax.scatter(grid[0][order], y[order], c=q[order], s=size, cmap="cividis", norm=scale, zorder=0)
+    if scale is None:
+        _colours(dots, ax)
+    for mark in shown:
         ax.scatter(
             mark.at[:, 0], mark.q if len(grid) == 1 else mark.at[:, 1], label=mark.name, **_style(mark)
         )

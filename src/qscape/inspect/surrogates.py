@@ -1,0 +1,60 @@
+"""SAVO's surrogates of Q at one state, exact and learned: what its later actors climb.
+
+Jain et al. 2024, arXiv 2410.11833, Sections 4.2 and 4.3: Ψ_i(s, a; a_{<i}) = max{Q(s, a), τ_i} with
+τ_i = max_{j<i} Q(s, a_j), and the network Ψ̂_i that is fitted to it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from qscape.methods.savo import SAVO
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.sockets import Own, bind
+from qscape.offpolicy.state import Acting
+
+Hill: TypeAlias = Callable[[Float[Array, "N A"]], Float[Array, " N"]]  # heights of actions at one state
+
+
+class Surrogate(NamedTuple):
+    """Ψ_i and Ψ̂_i where a landscape looks at Q, all in units of Q.
+
+    Attributes:
+        floor: τ_i, of the Q that is looked at. `exact`: max{Q, τ_i}, in the shape of Q.
+        learned: Ψ̂_i in the same shape; None where the agent climbs the exact ones.
+    """
+
+    floor: float
+    exact: Float[np.ndarray, "..."]
+    learned: Float[np.ndarray, "..."] | None
+
+    def at(self, kept: Int[np.ndarray, " k"]) -> "Surrogate":
+        """Of some entries of a table."""
+        learned = None if self.learned is None else self.learned[kept]
+        return Surrogate(self.floor, self.exact[kept], learned)
+
+
+def order(agent: Agent) -> int:
+    """How many surrogates an agent has: L - 1 with SAVO, else none."""
+    return agent.maximiser.list_length - 1 if isinstance(agent.maximiser, SAVO) else 0
+
+
+def learned(
+    agent: Agent, acting: Acting, obs: Float[Array, " S"], proposals: Float[Array, "L A"]
+) -> list[Hill]:
+    """Ψ̂_1 .. Ψ̂_{L-1} at one raw observation, each told of the proposals before its own; or nothing."""
+    rep, maximiser = agent.representation, agent.maximiser
+    nets = acting.own.get(maximiser.name, Own()).learned
+    if not isinstance(maximiser, SAVO) or nets is None:
+        return []
+    seen = agent.normaliser.apply(acting.own.get(agent.normaliser.name, Own()), obs)[None]
+    view = rep.view(acting.own.get(rep.name, Own()), "fixed")
+
+    def hill(i: int) -> Hill:
+        value, context = bind(rep, view, nets[i - 1].net), nets[i - 1].context(seen, proposals[:i, None])
+        return jax.vmap(lambda action: value(seen, action[None], context)[0])
+
+    return [hill(i) for i in range(1, len(nets) + 1)]
