@@ -78,6 +78,8 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "joint: mean": ("td3+joint", {"joint": {"climbs_by": "mean"}}),
     "wolpertinger: at the proposal": ("td3+wolpertinger", {"wolpertinger": {"straight_through": False}}),
+    "resets: all networks": ("td3+savo+resets", {"savo": {"list_length": 2}, "resets": {"every": 4}}),
+    "resets: last layers": ("sac+resets", {"resets": {"every": 4, "what": "last"}}),
     "greedy and dpg": ("td3+ou+greedy_td3", {"greedy_td3": {"add_dpg": True}}),
     "sale: s' and reward": (
         "td3+sale",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qscape.errors import RunError, UsageError
-from qscape.replay import Index, Layout, Rows, Uniform, rows_at
+from qscape.replay import Index, Layout, Rows, Uniform, memory, rows_at
 from qscape.replay.memory import OBSERVATIONS
 from qscape.types import Event
 
@@ -243,6 +243,32 @@ def test_too_little_memory_is_said_before_it_is_taken():
     with pytest.raises(RunError) as error:
         Uniform().init(dataclasses.replace(huge, stores_next=False))
     assert "derived" not in str(error.value)
+
+
+@pytest.mark.parametrize("used", [1, 4, 10, 11])
+@pytest.mark.parametrize("envs", [1, 3])
+def test_a_memory_comes_apart_and_together_again(envs, used):
+    layout = make_layout(envs, 11, stores_next=True)
+    rows = jnp.arange(2.0 * layout.envs * layout.ring * layout.width).reshape(2, -1, layout.width)
+    for seed, mine in enumerate(np.asarray(rows).reshape(2, envs, 11, -1)):
+        pieces = list(memory.pieces(layout, rows, used, 4 * 4 * layout.width + 1, seed * envs))
+        assert max(map(len, pieces)) <= 4
+        np.testing.assert_array_equal(np.concatenate(pieces), mine[:, :used].reshape(envs * used, -1))
+        again = np.asarray(memory.restored(layout, used, pieces)).reshape(envs, 11, -1)
+        np.testing.assert_array_equal(again[:, :used], mine[:, :used])
+        assert not again[:, used:].any()
+
+
+@pytest.mark.parametrize("seeds", [(), (3,)])
+def test_its_pieces_are_all_that_is_copied(seeds):
+    layout = make_layout(1, 30_000, stores_next=True)
+    rows = memory.create(layout, *seeds)
+    assert rows.shape == (*seeds, 30_000, layout.width)
+    assert_copies_nothing_of(layout.capacity, memory._stretch.lower(rows, 0, 100).compile())
+    if not seeds:
+        compiled = memory._put.lower(rows, np.ones((100, layout.width), np.float32), 0).compile()
+        assert_copies_nothing_of(layout.capacity, compiled)
+        assert compiled.memory_analysis().alias_size_in_bytes >= layout.nbytes
 
 
 @pytest.mark.parametrize(("envs", "capacity"), [(4, 7), (1, 2**31)])

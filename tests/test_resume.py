@@ -2,17 +2,34 @@
 
 import contextlib
 import dataclasses
+import gc
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
-from tiny import arrays, assert_same_run, evaluations, flags, metrics, numbers, settings, start, stop_at
+from tiny import (
+    arrays,
+    assert_same_run,
+    evaluations,
+    flags,
+    metrics,
+    numbers,
+    python,
+    settings,
+    start,
+    stop_at,
+)
 
-from qscape.errors import UsageError
+import qscape as qs
+from qscape.errors import RunError, UsageError
+from qscape.replay import memory
 from qscape.run import Plan, resume, saves, train
 from qscape.run import events as ev
 
@@ -177,6 +194,137 @@ def test_a_request_to_stop_before_the_first_step_counts(broken_off, tmp_path):
     *_, end = resume(folder, on_trainer=lambda trainer: trainer.stop())
     assert isinstance(end, ev.Ended)
     assert (end.step, end.interrupted) == (171, True)
+
+
+# --- memory ---------------------------------------------------------------------------------------------
+
+CAPACITY = 1_237  # of no other replay here
+ODD = dataclasses.replace(CLOCK, settings=settings("td3", warmup=50, replay_capacity=CAPACITY))
+
+
+def taken() -> bool:
+    """Is there a replay of that size?"""
+    gc.collect()
+    return any(CAPACITY in x.shape for x in jax.live_arrays())
+
+
+def test_the_memory_of_a_replay_is_told_before_it_is_taken(tmp_path):
+    for begin in partial(train, ODD, tmp_path / "run"), partial(resume, tmp_path / "run", 500):
+        held = []
+        events = begin(on_trainer=held.append)
+        started = next(events)
+        assert isinstance(started, ev.Started)
+        assert "replay: 1,237 transitions, 0.00 GiB" in started.notes
+        assert not taken()
+        rest = [next(events)]
+        assert taken()
+        at = held[0].rows.unsafe_buffer_pointer()
+        rest += events
+        assert sum(isinstance(event, ev.Saved) for event in rest) > 2
+        assert held[0].rows.unsafe_buffer_pointer() == at, "the insert after a save copied the replay"
+
+
+def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_off, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_available_bytes", lambda: 1_000)
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    for events in train(ODD, tmp_path / "new"), resume(folder):
+        with pytest.raises(RunError, match=r"GiB are available; use --base.replay-capacity below"):
+            next(events)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_saved_over_the_run_that_it_came_from_keeps_its_replay(broken_off, tmp_path):
+    """Its rows are read when they are needed: by then their file is gone."""
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    before = arrays(folder)
+    qs.load(folder).save(folder)
+    assert arrays(folder) == before
+
+
+# A process by itself: what others compiled and freed would blur how much it grows.
+HEAVY = r"""
+import json, re
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from tiny import settings
+
+from qscape import agents
+from qscape.envs import make
+from qscape.run import Plan
+from qscape.run import folder as folders
+from qscape.run.trainer import Trainer
+
+class Wide(gym.Env):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (5_000,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.now = 0
+        return np.zeros(5_000, np.float32), {}
+
+    def step(self, action):
+        self.now += 1
+        return np.full(5_000, self.now, np.float32), 0.0, False, self.now == 100, {}
+
+def status(field):
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+def grown(do):
+    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak
+    before = status("VmRSS")
+    do()
+    return status("VmHWM") - before
+
+def begun():
+    edge = make(Wide, 1)
+    edge.env_id = "Wide"
+    return Trainer(plan, agents.build("td3", plan.settings), edge)
+
+def train(trainer, steps):
+    for _ in trainer.events(trainer.env_steps + steps):
+        pass
+
+def go_on(trainer):
+    folders.load_into(trainer, folders.newest_save(folder, "replay"))
+    train(trainer, 10)
+
+folder = Path("FOLDER")
+plan = Plan("td3", "Wide", 10**6, settings=settings("td3", warmup=10**6, replay_capacity=4_000))
+one, other = begun(), begun()
+train(one, 3_200)
+folders.create(folder, plan, one.agent)
+sizes = {"replay": one.layout.nbytes}
+sizes["save"] = grown(lambda: folders.save(folder, one, False))
+sizes["train"] = grown(lambda: train(one, 10))
+sizes["save again"] = grown(lambda: folders.save(folder, one, False))
+sizes["resume"] = grown(lambda: go_on(other)) - one.layout.nbytes
+sizes["same"] = bool((np.asarray(one.rows)[:3_200] == np.asarray(other.rows)[:3_200]).all())
+print(json.dumps(sizes))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is not known here")
+def test_neither_a_save_nor_a_resume_makes_a_second_replay(tmp_path):
+    sizes = json.loads(python(HEAVY.replace("FOLDER", str(tmp_path / "run"))))
+    assert sizes.pop("same")
+    assert sizes.pop("replay") > 150 * 2**20
+    assert {what: grown for what, grown in sizes.items() if grown > 64 * 2**20} == {}
+
+
+def test_a_damaged_replay_is_noticed(broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    file = folder / "saves" / saves.names(folder / "saves")[-1] / "replay.npz"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(RunError, match=r"Leaf rows in .*replay\.npz does not match its checksum"):
+        list(resume(folder))
+
+
+# --- processes ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

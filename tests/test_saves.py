@@ -145,6 +145,63 @@ def test_leaves_that_are_no_arrays_are_refused_and_leave_nothing_behind(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+# --- leaves that come in pieces ---------------------------------------------------------------------------
+
+
+def large(whole: np.ndarray, rows: int = 3) -> saves.Large:
+    """The same in pieces of at most some rows."""
+
+    def pieces():
+        for at in np.ndindex(whole.shape[:-2]):
+            matrix = whole[at]
+            yield from (matrix[start : start + rows] for start in range(0, len(matrix), rows))
+
+    return saves.Large(whole.shape, whole.dtype, pieces)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1, 7, 5), (3, 8, 5), (2, 0, 5), (2, 3, 1, 4)])
+def test_a_large_leaf_is_saved_as_an_array_and_comes_back_in_pieces(tmp_path, monkeypatch, shape):
+    whole = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    array, pieces = {"a": whole, "b": np.arange(3)}, {"a": large(whole), "b": np.arange(3)}
+    paths = [saves.write(tmp_path, name, {"t": t}, {}) for name, t in (("1", array), ("2", pieces))]
+    leaves = [json.loads((path / "save.json").read_text())["trees"]["t"] for path in paths]
+    assert leaves[0] == leaves[1]  # checksums among them
+    assert same(saves.read_arrays(paths[1], "t")["a"], whole)
+
+    monkeypatch.setattr(saves, "PIECE", 2 * shape[-1] * 4)
+    like = {"a": saves.Large(shape, np.dtype(np.float32), lambda: iter(())), "b": np.arange(3)}
+    for path in paths:
+        loaded = saves.read(path, {"t": like})[0]["t"]
+        assert same(loaded["b"], array["b"])
+        for _ in range(2):  # as often as one likes
+            got = list(loaded["a"].pieces())
+            assert all(1 <= len(piece) <= 2 and piece.ndim == 2 for piece in got)
+            assert same(np.concatenate([np.zeros((0, shape[-1]), "f4"), *got]), whole.reshape(-1, shape[-1]))
+        assert same(loaded["a"], whole)
+    with pytest.raises(RunError, match=r"leaf a is float32.* but float64"):
+        saves.read(path, {"t": like | {"a": large(whole.astype(float))}})
+
+
+def test_a_large_leaf_is_there_when_its_save_is_gone(tmp_path):
+    whole = np.arange(20.0).reshape(4, 5)
+    path = saves.write(tmp_path, "1", {"t": [whole]}, {})
+    (leaf,) = saves.read(path, {"t": [large(whole)]})[0]["t"]
+    shutil.rmtree(path)
+    assert same(leaf, whole)
+
+
+def test_a_damaged_large_leaf_says_so_when_it_is_read(tmp_path):
+    whole = np.arange(20, dtype=np.float32).reshape(4, 5)
+    path = saves.write(tmp_path, "1", {"t": {"a": whole}}, {})
+    file = path / "t.npz"
+    data = bytearray(file.read_bytes())
+    data[data.index(np.float32(19).tobytes())] ^= 4
+    file.write_bytes(data)
+    leaf = saves.read(path, {"t": {"a": large(whole)}})[0]["t"]["a"]
+    with pytest.raises(RunError, match=rf"Leaf a in {file} does not match its checksum"):
+        list(leaf.pieces())
+
+
 # --- folders ----------------------------------------------------------------------------------------------
 
 

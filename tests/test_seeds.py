@@ -90,7 +90,7 @@ def test_each_seed_is_the_run_it_would_be_alone(case):
                 assert one._replace(ret=0) == other._replace(ret=0)
             else:
                 assert without_clock(one) == without_clock(other)
-        view = runs.view(k, whole=True)
+        view = runs.view(k)
         mine, theirs = view.trees(), single.trees()
         assert jax.tree.structure(mine) == jax.tree.structure(theirs)
         jax.tree.map(alike, *(jax.tree.map(jax.numpy.asarray, trees) for trees in (mine, theirs)))
@@ -105,7 +105,7 @@ def test_seeds_differ():
     runs = together()
     for _ in runs.told(STEPS):
         pass
-    one, other = (jax.tree.leaves(runs.view(k, whole=False).acting) for k in (0, 1))
+    one, other = (jax.tree.leaves(runs.view(k).acting) for k in (0, 1))
     assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True) if np.ndim(a) > 1)
 
 
@@ -136,6 +136,7 @@ def test_the_replay_is_not_copied():
     runs = together("td3+lap", replay_capacity=65_536)
     for _ in runs.told(60):
         pass
+    assert all(runs.view(k).rows is runs.rows for k in (0, 1))
     step = runs.edge.step(np.asarray(runs.action))
     rows = memory.Rows(
         runs.edge.observation,

@@ -27,6 +27,7 @@ from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
 from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
+from qscape.methods.resets import Resets
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
@@ -104,6 +105,7 @@ PARTS: dict[str, type] = {
         Joint,
         GreedyAC,
         GreedyTD3,
+        Resets,
         BC,
         Clone,
         IQL,
@@ -119,6 +121,7 @@ SOCKET_MEANS = {
     "regulariser": "adds to the losses",
     "modifier": "sets fields of the base",
     "schedule": "decides when updates happen",
+    "restart": "begins networks anew",
     "normaliser": "normalises observations",
 }
 

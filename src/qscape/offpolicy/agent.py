@@ -25,6 +25,7 @@ from qscape.offpolicy.sockets import (
     Part,
     Regulariser,
     Representation,
+    Restart,
     Schedule,
     TargetRule,
     bind,
@@ -61,6 +62,7 @@ class Agent(Bound):
     maximiser: Maximiser = plain.Single()
     regularisers: tuple[Regulariser, ...] = ()
     schedule: Schedule = plain.EveryStep()
+    restart: Restart = plain.Never()
     normaliser: Normaliser = plain.Raw()
     modifiers: tuple[Piece, ...] = ()  # parts that only override fields of the base
     spec: Spec | None = None
@@ -84,6 +86,7 @@ class Agent(Bound):
             self.replay,
             *self.regularisers,
             self.schedule,
+            self.restart,
             *self.modifiers,
         )
         return {part.name: part for part in filled}
@@ -162,6 +165,12 @@ class Agent(Bound):
         )
         # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+    def anew(self, state: State, key: Key) -> State:
+        """A fresh state that goes on counting. What the normaliser has seen is no network: it stays."""
+        fresh, seen = self.init(key), self.normaliser.name
+        kept = {seen: state.own[seen]} if seen in state.own else {}
+        return fresh._replace(own=fresh.own | kept, updates=state.updates, env_steps=state.env_steps)
 
     def optimiser(self, name: str) -> optax.GradientTransformation:
         """The optimiser of "actor", "critics", or a part's "NAME.learned" or "NAME.tuned"."""

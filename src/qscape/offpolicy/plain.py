@@ -26,6 +26,7 @@ from qscape.offpolicy.sockets import (
     Normaliser,
     Own,
     Representation,
+    Restart,
     Schedule,
     StepEnd,
     TargetRule,
@@ -276,6 +277,13 @@ class EveryStep(Schedule):
         # From the whole, not by adding fractions up; the 1e-9 is for ratios that are no binary fractions.
         updates = int(steps // self.every * self.every * base.updates_per_step + 1e-9)
         return {"steps": steps, "updates": updates}, updates - own["updates"], False
+
+
+@dataclasses.dataclass(frozen=True)
+class Never(Restart):
+    """Networks are made once."""
+
+    name: ClassVar[str] = "never"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ that does nothing and costs nothing.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -17,6 +17,9 @@ from qscape.nets import Actor, Context, Critic
 from qscape.offpolicy.base import Base
 from qscape.ops.nearest import ActionTable
 from qscape.types import Batch, Event, Key, Metrics, Piece, Policy, QFn, Scalar, Spec
+
+if TYPE_CHECKING:
+    from qscape.offpolicy.state import State
 
 
 class Own(NamedTuple):
@@ -255,6 +258,16 @@ class Schedule(Part):
     ) -> tuple[dict[str, Any], int, bool]:
         """New numbers, updates to run now, and whether to keep the acting state before them."""
         raise NotImplementedError
+
+
+class Restart(Part):
+    """When networks begin anew."""
+
+    socket: ClassVar[str] = "restart"
+
+    def restart(self, state: "State", fresh: Callable[[], "State"], event: Event, base: Base) -> "State":
+        """The state after an update. `fresh` makes one as at the start of a run, which goes on counting."""
+        return state
 
 
 class Normaliser(Part):

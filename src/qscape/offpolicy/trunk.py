@@ -66,6 +66,9 @@ def update(
     # 7. targets follow
     state = _follow(now, state)
     state = _after(now, state, y, metrics)
+
+    # 8. some agents begin anew now and then
+    state = _restart(now, state)
     return state, replay.after(index, event), metrics
 
 
@@ -212,6 +215,14 @@ def _after(now: Now, state: State, y: Float[Array, " B"], metrics: Metrics) -> S
             aux = y if part is now.agent.target else metrics
             own[name] = part.after(own[name], aux, state.actor, now.event)
     return state._replace(own=own)
+
+
+def _restart(now: Now, state: State) -> State:
+    """Networks begin anew where the agent's `restart` says so."""
+    part = now.agent.restart
+    return part.restart(
+        state, lambda: now.agent.anew(state, now.stream(part, "restart")), now.event, now.agent.base
+    )
 
 
 def _step(now: Now, state: State, name: str, params: PyTree, gradient: PyTree) -> State:

@@ -42,12 +42,15 @@ class LAP(Piece):
             raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
 
     def init(self, layout: Layout) -> tuple[Memory, Index]:
-        rows, index = memory.create(layout)
-        if self.prioritised:
-            index = index._replace(
-                priorities=Priorities(sum_tree.create(len(rows)), jnp.ones((), jnp.float32))
-            )
-        return rows, index
+        return memory.create(layout), self.index(layout)
+
+    def index(self, layout: Layout) -> Index:
+        """That of an empty memory."""
+        index = memory.create_index(layout)
+        if not self.prioritised:
+            return index
+        tree = sum_tree.create(layout.envs * layout.ring)
+        return index._replace(priorities=Priorities(tree, jnp.ones((), jnp.float32)))
 
     def insert(
         self, layout: Layout, rows: Memory, index: Index, new: Rows, mask: Bool[Array, " E"]

@@ -11,13 +11,15 @@ observation, and the next episode starts after it. Head and pads are no transiti
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from qscape.errors import RunError, UsageError
@@ -117,16 +119,63 @@ class Layout:
         return 4 * self.envs * self.ring * self.width
 
 
-def create(layout: Layout) -> tuple[Memory, Index]:
-    """An empty memory.
+def create(layout: Layout, *seeds: int) -> Memory:
+    """The rows of an empty memory, `[*seeds, E * C, W]`: one memory for each of a number of seeds, if given.
 
     Raises:
         RunError: the machine has not enough memory left.
     """
-    check_memory(layout)
-    rows = jnp.zeros((layout.envs * layout.ring, layout.width), jnp.float32)
+    check_memory(layout, prod(seeds))
+    return jnp.zeros((*seeds, layout.envs * layout.ring, layout.width), jnp.float32)
+
+
+def create_index(layout: Layout) -> Index:
+    """The index of an empty memory."""
     position, size = jnp.zeros((2, layout.envs), jnp.int32)
-    return rows, Index(position, size)
+    return Index(position, size)
+
+
+def pieces(
+    layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int = 0
+) -> Iterator[Float[np.ndarray, "n W"]]:
+    """The first `used` rows of every ring, one ring after the other, in numpy arrays of at most `nbytes`.
+
+    Only one of them at a time takes memory, here and on the device.
+
+    Args:
+        first_ring: of those that are wanted, where `rows` holds the memories of several seeds.
+    """
+    most = max(1, min(layout.ring, nbytes // (4 * layout.width)))
+    for ring in range(first_ring, first_ring + layout.envs):
+        for start in range(0, used, most):
+            at = min(start, layout.ring - most)  # all stretches are equally long: one program for all
+            stretch = np.asarray(_stretch(rows, ring * layout.ring + at, most))
+            yield stretch[start - at : used - at]
+
+
+def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]]) -> Memory:
+    """A memory that begins with `saved`, the `pieces` of another. None of them may reach across two rings.
+
+    Raises:
+        RunError: the machine has not enough memory left.
+    """
+    rows, count = create(layout), 0
+    for piece in saved:
+        ring, at = divmod(count, used)
+        rows = jax.block_until_ready(_put(rows, piece, ring * layout.ring + at))  # else the pieces pile up
+        count += len(piece)
+    return rows
+
+
+@partial(jax.jit, static_argnums=2)
+def _stretch(rows: Array, at: int, n: int) -> Float[Array, "n W"]:
+    # Inside a program to change the shape is free; outside of one it copies.
+    return jax.lax.dynamic_slice_in_dim(rows.reshape(-1, rows.shape[-1]), at, n)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(rows: Memory, piece: ArrayLike, at: int) -> Memory:
+    return jax.lax.dynamic_update_slice_in_dim(rows, piece, at, 0)
 
 
 def insert(

@@ -22,7 +22,11 @@ class Uniform(Piece):
     socket: ClassVar[str] = "replay"
 
     def init(self, layout: Layout) -> tuple[Memory, Index]:
-        return memory.create(layout)
+        return memory.create(layout), self.index(layout)
+
+    def index(self, layout: Layout) -> Index:
+        """That of an empty memory."""
+        return memory.create_index(layout)
 
     def insert(
         self, layout: Layout, rows: Memory, index: Index, new: Rows, mask: Bool[Array, " E"]

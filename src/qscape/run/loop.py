@@ -75,6 +75,9 @@ class Loop:
         """What the user should know when the run starts."""
         raise NotImplementedError
 
+    def _take_memory(self) -> None:
+        """Take what memory the user was told of in the notes."""
+
     def _prepare(self) -> bool:
         """Learn what is due and choose an action; False: there is more to do before the next step."""
         raise NotImplementedError
@@ -106,7 +109,8 @@ class Loop:
         """Train until `until` environment steps were made; yields what happens.
 
         Raises:
-            RunError: the environment gave NaN, the disk is full; the last save stays.
+            RunError: the environment gave NaN, the disk is full, the replay does not fit into memory or is
+                damaged; the last save stays.
         """
         self.finished, self.until = False, until
         begun = time.perf_counter() - self.seconds
@@ -117,6 +121,7 @@ class Loop:
         yield ev.Started(
             self.env_steps, until, self.plan.label, self.edge.env_id, self.plan.seed, self._notes()
         )
+        self._take_memory()
         while not self._stop:
             if not self._prepare():
                 continue

@@ -14,6 +14,7 @@ and the fastest of the standard library (2.4 GB/s on one core, BLAKE2b 0.7, SHA-
 """
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import json
@@ -21,8 +22,9 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 from zlib import crc32
 
 import jax
@@ -34,8 +36,29 @@ from qscape.errors import RunError
 
 FORMAT = "qscape-save"
 VERSION = 1
+PIECE = 2**22  # bytes of a large leaf that are in memory at once
 _RECORD = "save.json"
 _Json: TypeAlias = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Large:
+    """A leaf for which there is no room in memory a second time: it is written, and comes back, in pieces.
+
+    Attributes:
+        shape, dtype: of the whole; at least two axes, a numeric dtype that numpy knows.
+        pieces: gives the whole from the beginning, in C order: at each time some rows `[n, shape[-1]]`, which
+            do not reach across two indices of the axes before.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Callable[[], Iterator[np.ndarray]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The whole, for which there has to be room."""
+        nothing = np.zeros((0, self.shape[-1]), dtype or self.dtype)
+        return np.concatenate([nothing, *self.pieces()], dtype=nothing.dtype).reshape(self.shape)
 
 
 def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[str, Any]) -> Path:
@@ -46,7 +69,7 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
     Args:
         folder: where a run keeps its saves; made if it is not there.
         name: of the save; the number of steps, for `names` and `prune` to see it.
-        trees: by name, pytrees whose every leaf is a numeric array or a typed PRNG key.
+        trees: by name, pytrees whose every leaf is a numeric array, a typed PRNG key or `Large`.
         meta: anything JSON can hold. `meta["qscape"]`, the library's version, is shown to a reader too old.
 
     Returns:
@@ -87,11 +110,13 @@ def read(path: Path, likes: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], di
     """Reads the trees named in `likes`, and only those, into the structures of `likes`.
 
     A leaf comes back as a numpy array where its like is one, else as a jax array on the default device
-    (64-bit leaves stay numpy arrays where jax would narrow them).
+    (64-bit leaves stay numpy arrays where jax would narrow them). Where its like is `Large`, so is the leaf:
+    nothing of it is read, and no damage to it noticed, before its `pieces` are asked for. Its file stays
+    open, so that they are there even if the save is gone by then.
 
     Args:
         path: folder of one save.
-        likes: by tree name, pytrees of arrays or of `jax.ShapeDtypeStruct`.
+        likes: by tree name, pytrees of arrays, of `jax.ShapeDtypeStruct` or of `Large`.
 
     Returns:
         The trees by name, and `meta`.
@@ -104,13 +129,17 @@ def read(path: Path, likes: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], di
     trees = {}
     for tree_name, like in likes.items():
         leaves, structure = _flatten(like)
-        saved = {leaf["name"]: leaf for leaf in _tree_record(path, record, tree_name)["leaves"]}
+        tree = _tree_record(path, record, tree_name)
+        saved = {leaf["name"]: leaf for leaf in tree["leaves"]}
         if difference := _first_difference(saved, leaves):
             raise RunError(f"{path}, {tree_name}: {difference}; use the settings it was saved with.")
-        restored = {
-            leaf["name"]: _restore(array, leaf, leaves[leaf["name"]])
-            for leaf, array in _read_leaves(path, record, tree_name)
-        }
+        with _archive(path, tree) as archive:
+            restored = {
+                name: _large(_archive(path, tree), leaf)
+                if isinstance(leaves[name], Large)
+                else _restore(_read_leaf(archive, leaf), leaf, leaves[name])
+                for name, leaf in saved.items()
+            }
         trees[tree_name] = jax.tree_util.tree_unflatten(structure, [restored[leaf] for leaf in leaves])
     return trees, record["meta"]
 
@@ -125,7 +154,9 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
 
     Raises RunError like `read`.
     """
-    return {leaf["name"]: array for leaf, array in _read_leaves(path, _read_record(path), tree_name)}
+    tree = _tree_record(path, _read_record(path), tree_name)
+    with _archive(path, tree) as archive:
+        return {leaf["name"]: _read_leaf(archive, leaf) for leaf in tree["leaves"]}
 
 
 def tree_names(path: Path) -> list[str]:
@@ -179,9 +210,11 @@ def _flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     return leaves, structure
 
 
-def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray]:
+def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
     """What `save.json` says of a leaf, and the array that the file holds for it."""
     record: _Json = {"name": name, "shape": list(leaf.shape), "dtype": leaf.dtype.name}
+    if isinstance(leaf, Large):
+        return record, leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return record | {"impl": str(jax.random.key_impl(leaf))}, np.asarray(jax.random.key_data(leaf))
     array = np.asarray(leaf)
@@ -221,7 +254,13 @@ def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
             record, array = _stored(name, leaf)
             info = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(info, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                if isinstance(array, Large):
+                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for piece in array.pieces():
+                        member.write(np.ascontiguousarray(piece).data)
+                else:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
             records.append(record | {"crc32": info.CRC})
     _sync(file)
     return records
@@ -233,36 +272,58 @@ def _tree_record(path: Path, record: _Json, tree_name: str) -> _Json:
     return record["trees"][tree_name]
 
 
-def _read_leaves(path: Path, record: _Json, tree_name: str) -> Iterator[tuple[_Json, np.ndarray]]:
-    """Each leaf's record and array, one at a time, so that a caller may move it before the next is read."""
-    tree = _tree_record(path, record, tree_name)
+def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
+    """The open file of a tree's leaves; it closes itself when nothing holds it any more."""
     file = path / tree["file"]
     try:
         if (size := file.stat().st_size) != tree["bytes"]:
             raise RunError(f"{file} is truncated: {size} of {tree['bytes']} bytes; use another save.")
-        archive = zipfile.ZipFile(file)
+        return zipfile.ZipFile(file)
     except OSError as error:
         raise RunError(f"{file} cannot be read ({error.strerror}); use another save.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise RunError(f"{file} is damaged ({error}); use another save.") from error
-    with archive:
-        for leaf in tree["leaves"]:
-            yield leaf, _read_leaf(archive, file, leaf)
 
 
-def _read_leaf(archive: zipfile.ZipFile, file: Path, leaf: _Json) -> np.ndarray:
+def _read_leaf(archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
+    with _member(archive, leaf) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        return array if "impl" in leaf else array.view(leaf["dtype"])
+
+
+def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
+    shape, dtype = tuple(leaf["shape"]), np.dtype(leaf["dtype"])
+    *before, rows, width = shape
+    stride = width * dtype.itemsize
+    most = max(1, PIECE // stride)
+
+    def pieces() -> Iterator[np.ndarray]:
+        with _member(archive, leaf) as member:
+            np.lib.format.read_magic(member)
+            if np.lib.format.read_array_header_1_0(member) != (shape, False, dtype):
+                raise ValueError("another shape or dtype than in save.json")
+            for _ in range(prod(before)):
+                for start in range(0, rows, most):
+                    n = min(most, rows - start)
+                    yield np.frombuffer(member.read(n * stride), dtype).reshape(n, width)
+
+    return Large(shape, dtype, pieces)
+
+
+@contextlib.contextmanager
+def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
     try:
         info = archive.getinfo(f"{leaf['name']}.npy")
         if leaf["crc32"] != info.CRC:
             raise ValueError("another checksum than in save.json")
         with archive.open(info) as member:  # compares what it reads with info.CRC at the member's end
-            array = np.lib.format.read_array(member, allow_pickle=False)
-        return array if "impl" in leaf else array.view(leaf["dtype"])
+            yield member
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive can make zipfile and numpy raise nearly anything
         raise RunError(
-            f"Leaf {leaf['name']} in {file} does not match its checksum ({error}); use another save."
+            f"Leaf {leaf['name']} in {archive.filename} does not match its checksum ({error}); use another "
+            "save."
         ) from error
 
 

@@ -21,7 +21,8 @@ from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.state import SEED_AXES, State
-from qscape.replay.memory import Index, Layout, check_memory
+from qscape.replay import memory
+from qscape.replay.memory import Index, Layout
 from qscape.run import events as ev
 from qscape.run.loop import Loop, Saver, owned
 from qscape.run.plan import Plan
@@ -136,17 +137,18 @@ class Seeds(Trainer):
 
     def _begin(self) -> None:
         count = len(self.plans)
-        check_memory(self.layout, count)
+        memory.check_memory(self.layout, count)
         self.alone = Programs(self.agent, self.layout)  # of one seed, for its evaluations
         self.programs = SeedPrograms(self.agent, self.layout)
         self.key = jnp.stack([jax.random.key(plan.seed) for plan in self.plans])
-        self.rows, self.index = jax.jit(
-            lambda: jax.vmap(lambda _: self.agent.replay.init(self.layout))(jnp.arange(count))
-        )()
+        self._rows = partial(memory.create, self.layout, count)
+        index = jax.vmap(lambda _: self.agent.replay.index(self.layout))
+        self.index = jax.jit(index)(jnp.arange(count))
         self.state = owned(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key))
         one = self.programs.memory(self.edge.envs)
         self.memory = jax.tree.map(lambda x: jnp.tile(x, (count, *[1] * jnp.ndim(x))), one)
-        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
+        rows = jax.eval_shape(self._rows)
+        self.metrics = self.programs.blank_metrics(self.state, rows, self.index, self.key)
         self.alone.metrics = self.programs.metrics
 
     def told(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -161,15 +163,14 @@ class Seeds(Trainer):
                 else:
                     yield k, event
 
-    def view(self, k: int, whole: bool) -> Trainer:
-        """The run of seed k as it is now; with its replay only if `whole`, as that is a copy."""
+    def view(self, k: int) -> Trainer:
+        """The run of seed k as it is now."""
         one = object.__new__(Trainer)
         vars(one).update(vars(self))
-        arrays = (self.memory, self.metrics, self.key, self.action, self.columns)
+        arrays = (self.index, self.memory, self.metrics, self.key, self.action, self.columns)
         one.state, *rest = _of_seed(k, self.state, *arrays)
-        one.memory, one.metrics, one.key, one.action, one.columns = rest
-        if whole:
-            one.rows, one.index = jax.tree.map(lambda x: x[k], (self.rows, self.index))
+        one.index, one.memory, one.metrics, one.key, one.action, one.columns = rest
+        one.first_ring = k * self.edge.envs  # its rows stay where they are, among those of all seeds
         one.plan, one.edge, one.programs = self.plans[k], self.edge.each[k], self.alone
         one.first, one.returns, one.due = self.first[k], self.each_returns[k], dict(self.due)
         one.saver = self.savers[k] if self.savers else None
@@ -178,10 +179,9 @@ class Seeds(Trainer):
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
         if self.env_steps < self.next and not last:
             return
-        whole = bool(self.savers) and self.env_steps >= min(self.due["save"], self.due["milestone"])
         one: Trainer = self
         for k in range(len(self.plans)):
-            self.of, one = k, self.view(k, whole)
+            self.of, one = k, self.view(k)
             yield from Loop._boundary(one, last)
             self.each_returns[k] = one.returns
         self.of, self.due, self._rate = None, one.due, one._rate
@@ -199,7 +199,7 @@ class Seeds(Trainer):
         self.of = None
 
     def _save(self, _: Any, milestone: bool) -> Path:
-        views = (self.view(k, whole=True) for k in range(len(self.plans)))
+        views = (self.view(k) for k in range(len(self.plans)))
         self.paths = [save(one, milestone) for save, one in zip(self.savers, views, strict=True)]
         return self.paths[0]
 

@@ -4,7 +4,8 @@ Exact semantics: the action at step t comes from the parameters after the update
 update sees every transition up to its step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,14 @@ from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import Acting
-from qscape.replay.memory import GIB, Rows
+from qscape.replay import memory
+from qscape.replay.memory import GIB, Memory, Rows
 from qscape.run import events as ev
 from qscape.run.drive import Cycle, Driver, Due
 from qscape.run.loop import Loop, Saver, owned
 from qscape.run.plan import Plan
 from qscape.run.programs import Programs
+from qscape.run.saves import PIECE, Large
 
 CHUNK = 250  # updates between two looks at whether to stop
 LONG = 10_000  # steps to go from which on it pays to compile the whole cycle into one program
@@ -31,7 +34,10 @@ class Trainer(Loop):
 
     Attributes:
         state, rows, index, kept: what was learned, the replay, and the kept acting state (or None).
+        first_ring: where its rings begin in `rows`; not at 0 where these hold the rings of several seeds.
     """
+
+    first_ring = 0
 
     def __init__(
         self,
@@ -54,12 +60,26 @@ class Trainer(Loop):
         self.halt = 0  # the step at which something is due
 
     def _begin(self) -> None:
-        """Make the programs, and the arrays that they work on."""
+        """Make the programs, and the arrays that they work on but for the rows of the replay."""
+        memory.check_memory(self.layout)
         self.programs = Programs(self.agent, self.layout)
-        self.rows, self.index = self.agent.replay.init(self.layout)
+        self._rows: Memory | Callable[[], Memory] = partial(memory.create, self.layout)
+        self.index = self.agent.replay.index(self.layout)
         self.state = self.agent.init(self.key)
         self.memory = self.programs.memory(self.edge.envs)
-        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
+        rows = jax.eval_shape(self._rows)
+        self.metrics = self.programs.blank_metrics(self.state, rows, self.index, self.key)
+
+    @property
+    def rows(self) -> Memory:
+        """The rows of the replay. They take memory from their first use on: once it was told how much."""
+        if callable(self._rows):
+            self._rows = self._rows()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Memory) -> None:
+        self._rows = rows
 
     @property
     def acting(self) -> Acting:
@@ -75,6 +95,9 @@ class Trainer(Loop):
     def _notes(self) -> list[str]:
         gib = self.layout.nbytes / GIB
         return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB"]
+
+    def _take_memory(self) -> None:
+        jax.block_until_ready(self.rows)
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """One step of every sub-environment, into replay; what the schedule asks for becomes pending. Or
@@ -181,12 +204,10 @@ class Trainer(Loop):
 
     def trees(self) -> dict[str, Any]:
         """Of a replay that is not full only the rows in use."""
-        used = self._used_rows()
-        rings = self.rows.reshape(self.layout.envs, self.layout.ring, -1)
         trees: dict[str, Any] = {
             "acting": self.acting,
             "state": self.state,
-            "replay": {"rows": rings[:, :used], "index": self.index},
+            "replay": {"rows": self._large(self._used_rows()), "index": self.index},
             "loop": {
                 "memory": self.memory,
                 "columns": self.columns,
@@ -209,8 +230,7 @@ class Trainer(Loop):
 
     def likes(self, numbers: dict[str, Any]) -> dict[str, Any]:
         likes, layout = self.trees(), self.layout
-        rows = jax.ShapeDtypeStruct((layout.envs, numbers["used_rows"], layout.width), np.float32)
-        likes["replay"] = {"rows": rows, "index": self.index}
+        likes["replay"]["rows"] = self._large(numbers["used_rows"])
         if numbers["chosen"]:
             action = np.zeros((layout.envs, layout.action_size), np.float32)
             likes["loop"]["action"] = action
@@ -221,11 +241,19 @@ class Trainer(Loop):
         """Rows of each ring that a save holds: those in use, and the head and pad behind them."""
         return int(min(self.layout.ring, np.max(np.asarray(self.index.size)) + 2))
 
+    def _large(self, used: int) -> Large:
+        """So many rows of each ring, as they are when they are asked for."""
+
+        def pieces() -> Iterator[np.ndarray]:
+            return memory.pieces(self.layout, self.rows, used, PIECE, self.first_ring)
+
+        return Large((self.layout.envs, used, self.layout.width), np.dtype(np.float32), pieces)
+
     def put_back(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        self.state = owned(trees["state"])
-        rings = self.rows.reshape(self.layout.envs, self.layout.ring, -1)
-        rings = rings.at[:, : numbers["used_rows"]].set(trees["replay"]["rows"])
-        self.rows, self.index = rings.reshape(self.rows.shape), owned(trees["replay"]["index"])
+        self.state, self.index = owned(trees["state"]), owned(trees["replay"]["index"])
+        saved, used = trees["replay"]["rows"], numbers["used_rows"]
+        if used:  # else they are in the dataset, and here already
+            self._rows = lambda: memory.restored(self.layout, used, saved.pieces())
         loop = owned(trees["loop"])
         self.memory, self.columns, self.metrics = loop["memory"], loop["columns"], loop["metrics"]
         self.first, self.action = np.asarray(loop["first"]), loop.get("action")

@@ -1,0 +1,67 @@
+"""Resets: every so often networks forget what they learned, and learn it again from the whole replay.
+
+Nikishin, Schwarzer, D'Oro, Bacon, Courville, "The Primacy Bias in Deep Reinforcement Learning", ICML 2022,
+arXiv 2205.07802; here in the form of the ablation of SAVO (arXiv 2410.11833): every 200,000, 500,000 or 1M
+environment steps all networks, or the last layers of actor and critics.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+
+from qscape.errors import UsageError
+from qscape.nets import Actor, Critic
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Restart
+from qscape.offpolicy.state import State
+from qscape.types import Event, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Resets(Restart):
+    """Networks, or their last layers, are drawn anew every so many steps; the replay is kept.
+
+    Targets become copies of the online networks, and every optimiser starts again. Counters, the replay with
+    its priorities and the normaliser's statistics go on.
+    """
+
+    name: ClassVar[str] = "resets"
+    every: int = setting(
+        200_000,
+        "Environment steps of learning between two resets; those of the random phase do not count.",
+        tune=("choice", 200_000, 500_000, 1_000_000),
+    )
+    what: Literal["all", "last"] = setting(
+        "all",
+        "All that is learned; or the last layers of all actors and critics, SAVO's surrogates included.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UsageError(f"resets.every is {self.every}; it must be at least 1.")
+
+    def restart(self, state: State, fresh: Callable[[], State], event: Event, base: Base) -> State:
+        # Told by the update's number: it is the same for all seeds of one program, so that `cond` stays one.
+        period = max(1, round(self.every * base.updates_per_step))
+        return jax.lax.cond(event.update % period == 0, lambda: self._anew(state, fresh()), lambda: state)
+
+    def _anew(self, old: State, fresh: State) -> State:
+        if self.what == "all":
+            return fresh
+        mixed = jax.tree.map(_with_last, old, fresh, is_leaf=lambda x: isinstance(x, Actor | Critic))
+        return mixed._replace(
+            actor_target=None if old.actor_target is None else mixed.actor,
+            critics_target=mixed.critics,
+            optimisers=fresh.optimisers,
+        )
+
+
+def _with_last(old: Any, fresh: Any) -> Any:
+    """An actor or critic with the last layer of a fresh one; all else as it was."""
+    if not isinstance(old, Actor | Critic):
+        return old
+    last = (lambda net: net.head) if isinstance(old, Actor) else (lambda net: net.body.out)
+    return eqx.tree_at(last, old, last(fresh))
