@@ -16,6 +16,7 @@ from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets import SUMMARISERS, Conditioned, Context
 from qscape.nets.mlp import Trunk
+from qscape.offpolicy import trunk
 from qscape.offpolicy.exploration import epsilon, noise
 from qscape.offpolicy.sockets import Fns, Own
 from qscape.offpolicy.state import State
@@ -351,6 +352,27 @@ def test_next_actions_come_from_online_actors_and_the_online_first_critic():
     assert len(np.unique(best)) > 1
 
 
+class Says(eqx.Module):
+    """A critic that says one number for each place where an observation can be 1."""
+
+    values: jax.Array
+
+    def __call__(self, obs, action, embeddings, context=None):
+        return obs @ self.values
+
+
+def test_the_target_is_made_of_the_lesser_target_critic():
+    """y = r + γ (1 − d) min(Q_1′, Q_2′), where the online critics say something else."""
+    agent = make(spec=Spec(3, A))
+    says = {"critics": ([7.0, 7, 7], [9.0, 9, 9]), "critics_target": ([3.0, 1, 4], [2.5, 1.5, 5])}
+    critics = {name: [Says(jnp.array(v)) for v in values] for name, values in says.items()}
+    reward, terminated = jnp.array([1.0, 0, -1]), jnp.array([0.0, 0, 1])
+    batch = Batch(jnp.zeros((3, 3)), jnp.zeros((3, A)), reward, terminated, jnp.eye(3), 0.99)
+    now = trunk.Now(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), jax.random.key(0))
+    y = trunk._target(now, state_of(agent)._replace(**critics))
+    np.testing.assert_allclose(y, [3.475, 0.99, -1.0], rtol=1e-6)
+
+
 def test_target_smoothing_comes_after_the_choice():
     agent = make(base={"target_noise": 0.2})
     state, obs, key = state_of(agent), jnp.zeros((64, S)), jax.random.key(3)
@@ -468,6 +490,17 @@ def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
         seen.append(drawn[:, 0, 0])
     expected = [[0.2, 0.2], [0.17, 0.17], [0.1445, 0.1445], [0.122825, 0.0]]  # the second episode begins anew
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+def test_how_far_the_noise_goes_in_the_long_run():
+    """0.2 / √(1 − 0.85²) = 0.379663: 60 steps of 600,000 processes, and no episode ends."""
+    fns, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
+
+    def step(memory, key):
+        return noise(fns, memory, first, memory.shape, key)[1], None
+
+    memory, _ = jax.lax.scan(step, jnp.zeros((200_000, A)), jax.random.split(jax.random.key(0), 60))
+    assert float(memory.std()) == pytest.approx(0.379663, abs=1e-3)
 
 
 def test_epsilon_falls_in_a_line_from_the_end_of_the_warm_up():

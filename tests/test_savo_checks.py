@@ -1,19 +1,120 @@
-"""Climbing on exact and on smooth surrogates: the toy of two peaks, over 100 seeds."""
+"""The toy of two peaks: its landscape and its truncations, and climbing on exact and on smooth surrogates."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+import pytest
+from jaxtyping import Array, Float
+from scipy.ndimage import gaussian_filter1d
 from test_savo import batch_of, functions, make, state_of, two_peaks
 
 from qscape.offpolicy.sockets import Own
+from qscape.ops import landscape as ops
 from qscape.types import Spec
 
 SEEDS, STEPS, PACE = 100, 4000, 0.005
 CENTRES, WIDTH = np.linspace(-1.2, 1.2, 25), 0.15
+LINE = np.linspace(-1, 1, 2001)
+
+
+# --- the landscape, in double precision -------------------------------------------------------------------
+
+
+def psi(*earlier: float) -> Callable[[Float[Array, " N"]], Float[Array, " N"]]:
+    """What SAVO's next actor climbs after these proposals: Q after none, then the exact Ψ_1, Ψ_2."""
+    agent = make(spec=Spec(1, 1), list_length=3, surrogate="exact", actor_list="replay")
+    part, state = agent.maximiser, state_of(agent)
+    fns = functions(agent, state, two_peaks)
+    listed = jnp.array([*earlier, *[0.0] * (3 - len(earlier))])[:, None]
+
+    def value(a):
+        obs, action = jnp.zeros((len(a), 1)), jnp.asarray(a)[:, None]
+        batch = batch_of(obs, action, jnp.broadcast_to(listed, (len(a), 3, 1)))
+        return part.climbs(state.actor, Own(), fns, batch)[len(earlier)][1](obs, action)[0]
+
+    return value
+
+
+def slope(value, a) -> Float[Array, " N"]:
+    return jax.grad(lambda x: value(x).sum())(jnp.asarray(a))
+
+
+def ascended(value, start) -> Float[Array, " N"]:
+    """Where 20,000 steps along the slope end."""
+    step = lambda _, a: a + PACE * slope(value, a)  # noqa: E731
+    return jax.jit(lambda a: jax.lax.fori_loop(0, 20_000, step, a))(jnp.array(start))
+
+
+def optima(grid, values) -> np.ndarray:
+    """The places of the strict local optima, the highest first."""
+    found = ops.peaks(values, ops.grid_edges(values.shape))
+    return grid[found.above(ops.ripple(values.min(), values.max())).node]
+
+
+def test_the_two_peaks():
+    with jax.enable_x64(True):
+        q = psi()
+        np.testing.assert_allclose(q([-0.5, 0.6, 0, 0.4]), [1, 2, 0.0045368, 0.8222246], atol=5e-8)
+        np.testing.assert_allclose(slope(q, [-0.4, 0.3]), [-3.558833, 3.608917], atol=5e-7)
+        ends = ascended(q, [-0.9, -0.4, -0.2, 0, 0.05, 0.1, 0.3])
+        np.testing.assert_allclose(ends, [-0.5] * 4 + [0.6] * 3, atol=5e-7)
+        np.testing.assert_allclose(optima(LINE, np.asarray(q(LINE))), [0.6, -0.5], atol=1e-12)
+
+
+def test_how_likely_a_uniform_start_reaches_the_higher_peak():
+    """What lies right of the valley at 0.0346824: 48.266% of [-1, 1]."""
+    with jax.enable_x64(True):
+        start = np.array([-1, *np.linspace(0.03, 0.04, 2001), 1])
+        high = np.asarray(ascended(psi(), start)) > 0.5
+    assert (np.diff(high.astype(int)) >= 0).all(), "one place parts the two"
+    valley = start[high.argmax()]
+    assert valley == pytest.approx(0.0346824, abs=5e-6)
+    assert (1 - valley) / 2 == pytest.approx(0.48266, abs=5e-6)
+
+
+def test_where_the_exact_surrogate_has_a_slope():
+    """Beyond the lower peak exactly on [0.4233885, 0.7766115], and from there the way leads to the top."""
+    with jax.enable_x64(True):
+        first = psi(-0.5)
+        np.testing.assert_array_equal(slope(first, [-0.7, -0.3, 0.0, 0.4233875, 0.7766125]), 0.0)
+        rising, falling = slope(first, [0.4233895, 0.7766105])
+        assert rising > 1 > -1 > falling
+        assert ascended(first, [0.45])[0] == pytest.approx(0.6, abs=5e-7)
+
+
+def test_truncation_leaves_one_optimum_and_then_none():
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(optima(LINE, np.asarray(psi(-0.5)(LINE))), [0.6], atol=1e-12)
+        assert len(optima(LINE, np.asarray(psi(-0.5, 0.6)(LINE)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "peaks", "slopes_of_q", "slopes"),
+    [
+        (0.3, [0.601, -0.489], {}, {-0.5: 0.00581, 0.0: 0.27028}),
+        (0.2, None, {0.0: -0.00293}, {0.0: 0.10468}),
+    ],
+)
+def test_a_smooth_floor_leans_towards_the_peak_that_is_left(width, peaks, slopes_of_q, slopes):
+    """Ψ_1 convolved with a Gaussian, in place of a learned one: one optimum, where a smooth Q keeps two."""
+    grid = np.linspace(-3, 3, 6001)
+    with jax.enable_x64(True):
+        values = [np.asarray(value(np.clip(grid, -1, 1))) for value in (psi(), psi(-0.5))]
+    q, first = (gaussian_filter1d(v, width / 0.001, mode="nearest", truncate=8) for v in values)
+    assert len(optima(grid, q)) == 2
+    if peaks:
+        np.testing.assert_allclose(optima(grid, q), peaks, atol=5e-4)
+    np.testing.assert_allclose(optima(grid, first), [0.6], atol=5e-4)
+    for smooth, wanted in ((q, slopes_of_q), (first, slopes)):
+        found = [np.gradient(smooth, grid)[np.abs(grid - at).argmin()] for at in wanted]
+        np.testing.assert_allclose(found, list(wanted.values()), atol=5e-6)
+
+
+# --- climbing, over 100 seeds -----------------------------------------------------------------------------
 
 
 class Bumps(eqx.Module):
@@ -38,7 +139,7 @@ def phi(action):
 
 
 @lru_cache
-def climb(surrogate: str, noise: float = 0.1) -> np.ndarray:
+def climb(surrogate: str, noise: float = 0.0) -> np.ndarray:
     """a_0 and a_1 at the end, [2, seeds]: a_0 starts on the lower peak, a_1 anywhere.
 
     Proposals are moved by hand along the slopes of what `climbs` says they climb, and the weights by those
@@ -97,8 +198,7 @@ def test_an_exact_surrogate_is_climbed_only_from_above_its_floor():
 
 
 def test_a_smooth_surrogate_helps_and_guarantees_nothing():
-    """With a surrogate that is fitted where actions are, 80 of these 100 seeds; 57 with twice the noise."""
+    """With a surrogate that is fitted where actions are, 80 of these 100 seeds; fewer with more noise."""
     with jax.enable_x64(True):
-        assert solved(climb("learned")) == 80
-        assert solved(climb("learned", 0.2)) == 57
-        np.testing.assert_allclose(climb("learned")[0], -0.5, atol=1e-6)
+        assert [solved(climb("learned", noise)) for noise in (0.1, 0.2, 0.3)] == [80, 57, 52]
+        np.testing.assert_allclose(climb("learned", 0.1)[0], -0.5, atol=1e-6)
