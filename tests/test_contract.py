@@ -402,10 +402,9 @@ def test_a_save_goes_on_to_the_bit(case, tmp_path):
 @pytest.mark.parametrize("name", TABLE)
 def test_schedules_speak_json(name):
     agent = make(*TABLE[name])
-    own, asked = agent.schedule.start(agent.base, 2), 0
+    own, asked = agent.schedule.start(), 0
     for t in range(1, 41):
-        env = t % 2
-        for event in (StepEnd(2), *([EpisodeEnd(env, 10, -float(t), asked)] if t % 5 == 0 else [])):
+        for event in (StepEnd(2), *([EpisodeEnd(10, -float(t), asked)] if t % 5 == 0 else [])):
             own, updates, keep = agent.schedule.due(json.loads(json.dumps(own)), event, agent.base)
             assert type(updates) is int
             assert updates >= 0

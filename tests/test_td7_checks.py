@@ -144,7 +144,7 @@ def episode(schedule, own, length, ret, updates, base):
     for _ in range(length):
         own, due, _ = schedule.due(own, StepEnd(1), base)
         assert due == 0
-    return schedule.due(own, EpisodeEnd(0, length, ret, updates), base)
+    return schedule.due(own, EpisodeEnd(length, ret, updates), base)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def episode(schedule, own, length, ret, updates, base):
 )
 def test_checkpoint_trace(switch, late, trace):
     schedule, base, updates = Checkpoints(switch=switch, late_episodes=late), build("td7").base, 0
-    own = schedule.start(base, envs=1)
+    own = schedule.start()
     for length, ret, decision, n, total, *after in trace:
         own, due, keep = episode(schedule, own, length, ret, updates, base)
         updates += due
@@ -197,7 +197,7 @@ def test_checkpoint_trace(switch, late, trace):
 def test_the_switch_is_tested_before_each_update():
     """Reaching exactly its number at a burst's end leaves it for the next burst; it happens once."""
     schedule, base = Checkpoints(switch=100), build("td7").base
-    own, _, _ = episode(schedule, schedule.start(base, 1), 100, 10.0, 0, base)
+    own, _, _ = episode(schedule, schedule.start(), 100, 10.0, 0, base)
     assert (own["best"], own["episodes"]) == (10.0, 1)
     own, _, _ = episode(schedule, own, 5, 0.0, 100, base)
     assert (own["best"], own["episodes"]) == (9.0, 20)
@@ -208,13 +208,13 @@ def test_the_switch_is_tested_before_each_update():
 def test_several_environments_are_judged_by_whole_episodes_of_one_policy():
     """Episodes of 4 and of 6 steps. The second runs since the random phase, 3 steps before learning began."""
     schedule, base = Checkpoints(), build("td7").base
-    own, running, heard, total = schedule.start(base, 2), [0, 3], [], 0
+    own, running, heard, total = schedule.start(), [0, 3], [], 0
     for step in range(1, 15):
         own, _, _ = schedule.due(own, StepEnd(2), base)
         running = [n + 1 for n in running]
         for env, length in enumerate((4, 6)):
             if running[env] == length:
-                own, updates, keep = schedule.due(own, EpisodeEnd(env, length, float(step), total), base)
+                own, updates, keep = schedule.due(own, EpisodeEnd(length, float(step), total), base)
                 heard.append((step, env, updates, keep))
                 running[env], total = 0, total + updates
     assert heard == [

@@ -50,10 +50,7 @@ def main(argv: list[str]) -> int:
     frame, notes = runs.read_runs(paths)
     frame = statistics.smoothed(frame, given.smooth)
     if given.smooth:
-        notes = [
-            *notes,
-            f"All returns are smoothed: {given.smooth:g} of the past, the rest of each evaluation.",
-        ]
+        notes = [*notes, statistics.smoothing(given.smooth)]
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     made = tables.compare(
         frame,
@@ -135,10 +132,12 @@ def _print(console: Console, title: str, columns: list[str], rows: list[list[str
 
 def draw(made: "Comparison", names: list[str], given: Any) -> None:
     """The picture of a comparison."""
-    from qscape.report import figures, references
+    from qscape.report import figures, references, statistics
 
     published = references.published(names) if names else None
     figure = figures.overview(made.rows, published=published, scores=made.scores, reps=given.reps)
+    if given.smooth:
+        figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
     save_figure(figure, given.png)
 
 

@@ -55,8 +55,6 @@ def main(argv: list[str]) -> int:
     from qscape.inspect.landscape import jsonable
     from qscape.inspect.measure import measure
     from qscape.inspect.subject import history_of, of_run
-    from qscape.inspect.survey import widest
-    from qscape.inspect.valid import mark_valid
     from qscape.report.landscapes import picture, surrogates
     from qscape.report.marks import agents_of
     from qscape.report.runs import find_runs
@@ -70,15 +68,10 @@ def main(argv: list[str]) -> int:
     to_html = _page() if given.html else None  # what is missing is told before the long search
     agents = [of_run(folder, given.current) for folder in folders]
     saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
-    at = list(given.state_from)
-    if "widest" in at:
-        gaining = widest(agents[0], agents[0].rollouts(given.episodes, given.seed), given.q)
-        k = at.index("widest")
-        at[k : k + 1] = [f"{episode}:{step}" for episode, step in gaining]
     found = measure(
         saves[0],
         given.states,
-        at,
+        given.state_from,
         given.plane,
         q=given.q,
         points=given.grid,
@@ -86,7 +79,6 @@ def main(argv: list[str]) -> int:
         seed=given.seed,
         other=saves[1] if len(saves) > 1 else (),
     )
-    mark_valid(found, agents[0])
     console = plain_console()
     for one in (found, found.get("other")):
         if one:

@@ -29,7 +29,10 @@ def main(argv: list[str]) -> int:
     frame, skipped = runs.read_runs(paths)
     frame = statistics.smoothed(frame, given.smooth)
     rows = statistics.both(frame) if given.policy == "both" else statistics.of_policy(frame, given.policy)
-    save_figure(figures.overview(rows, each=True), given.png)
+    figure = figures.overview(rows, each=True)
+    if given.smooth:
+        figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
+    save_figure(figure, given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()
     for sentence in skipped:

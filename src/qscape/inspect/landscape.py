@@ -13,7 +13,7 @@ from qscape.inspect.planes import check_plane, plane_of
 from qscape.inspect.subject import Subject, of_run
 from qscape.inspect.surrogates import Surrogate
 from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which
-from qscape.inspect.valid import valid_balls, valid_on
+from qscape.inspect.valid import Balls, valid_balls, valid_on
 from qscape.offpolicy.state import Acting
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
@@ -132,11 +132,9 @@ def landscape(
         taken = subject.rollouts(1)[0].action
     surveyor = surveyor or Surveyor(subject.agent, q)
     obs = np.asarray(state, np.float32)
-    spot = Spot(
-        surveyor, subject.acting, obs, surveyor(subject.acting, obs[None]), subject.agent.recipe, place
-    )
-    seen = spot.look(plane, taken, points)
-    return dataclasses.replace(seen, valid=valid_on(seen.plane, valid_balls(subject)))
+    survey, title = surveyor(subject.acting, obs[None]), subject.agent.recipe
+    spot = Spot(surveyor, subject.acting, obs, survey, title, place, valid_balls(subject))
+    return spot.look(plane, taken, points)
 
 
 def check(subject: Subject, plane: str | None, points: int | None) -> None:
@@ -171,6 +169,7 @@ class Spot(NamedTuple):
     survey: Survey  # of this one state
     title: str
     place: str
+    balls: Balls | None  # what the environment accepts
 
     def look(self, plane: str | None, taken: np.ndarray | None, points: int | None = None) -> Landscape:
         """Q on the line or plane that is asked for, or over the table."""
@@ -190,7 +189,7 @@ class Spot(NamedTuple):
         return Landscape(
             self.title, self.place, "line" if d == 1 else "plane", plane, tuple(grid), q, self.arrows(plane),
             np.stack(where, -1), q.ravel()[found.node], found.prominence, self.survey,
-            self.surrogates(q, at.clip(-1, 1)),
+            self.surrogates(q, at.clip(-1, 1)), valid_on(plane, self.balls),
         )  # fmt: skip
 
     def arrows(self, plane: ops.Plane) -> Float[np.ndarray, "K d2"]:

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from qscape.errors import UsageError
 from qscape.inspect.landscape import Spot, check, parse_state, visited
 from qscape.inspect.subject import Subject
-from qscape.inspect.survey import Survey, Surveyor, Which, picked, summary
+from qscape.inspect.survey import Survey, Surveyor, Which, picked, summary, widest
+from qscape.inspect.valid import valid_balls
 from qscape.run.evaluation import SEED
 
+WIDEST = "widest"  # names states, where EPISODE:STEP names one
 LINES, PLANES = 501, 61  # points along each axis where there is a picture of every save
 
 
@@ -33,8 +35,8 @@ def measure(
         subject: an agent, or the same agent at its saves, oldest first (`history_of`). As it is in the last
             of them it visits the states.
         states: visited states that are summed up, evenly over the episodes.
-        at: "EPISODE:STEP" of those that are looked at; empty: of the former those with the median, the 90%
-            and the largest gap, as a share of Q's range.
+        at: "EPISODE:STEP" of those that are looked at; "widest": see `survey.widest`; empty: of the former
+            those with the median, the 90% and the largest gap, as a share of Q's range.
         points: along each axis of a picture; None: 2001 on a line and 101 on a plane; with saves 501 and 61.
         other: a second agent (or its saves) to set beside.
 
@@ -54,7 +56,7 @@ def measure(
         check(saves[-1], plane, points)
     first = agents[0][-1]
     refuse_unlike(first, agents[-1][-1])
-    visits = _visits(first, states, at, episodes, seed)
+    visits = _visits(first, states, at, q, episodes, seed)
     if points is None and len(agents[0]) > 1:
         line = first.agent.task.action_size == 1 or (plane or "").isdecimal()
         points = LINES if line else PLANES
@@ -121,12 +123,15 @@ class Visits(NamedTuple):
         return [(k, f"{episode}:{step}") for k, (episode, step) in zip(chosen, places, strict=True)]
 
 
-def _visits(subject: Subject, states: int, at: Sequence[str], episodes: int, seed: int) -> Visits:
+def _visits(subject: Subject, states: int, at: Sequence[str], q: Which, episodes: int, seed: int) -> Visits:
     for flag, number in (("states", states), ("episodes", episodes)):
         if number < 1:
             raise UsageError(f"--{flag} is {number}; it must be at least 1.")
-    wanted = [parse_state(state) for state in at]
-    done = subject.rollouts(max([episodes, *(episode + 1 for episode, _ in wanted)]), seed)
+    named = {state: [parse_state(state)] for state in at if state != WIDEST}
+    done = subject.rollouts(max([episodes, *(place[0] + 1 for (place,) in named.values())]), seed)
+    if WIDEST in at:
+        named[WIDEST] = widest(subject, done[:episodes], q)
+    wanted = [place for state in at for place in named[state]]
     looked = [visited(done, *place) for place in wanted]
     places, obs = picked(done[:episodes], states)
     taken = np.concatenate([rollout.action for rollout in done])
@@ -144,6 +149,7 @@ def _agent(
 ) -> dict[str, Any]:
     """One agent: what it is, its newest save, and all of them. `newest`: the last one's survey if made."""
     label, env = saves[-1].record.get("label", saves[-1].agent.recipe), saves[-1].record.get("env", "")
+    balls = valid_balls(saves[-1])
 
     def moment(subject: Subject) -> dict[str, Any]:
         known = newest if subject is saves[-1] else None
@@ -151,7 +157,7 @@ def _agent(
         survey = whole.rows(0, len(visits.places))
         title = f"{label} on {env}, step {subject.step:,}"
         spots = (
-            Spot(surveyor, subject.acting, visits.obs[k], whole.rows(k, k + 1), title, place)
+            Spot(surveyor, subject.acting, visits.obs[k], whole.rows(k, k + 1), title, place, balls)
             for k, place in rows
         )
         return {

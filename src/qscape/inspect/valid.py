@@ -1,6 +1,6 @@
 """Which actions an environment accepts, where it restricts them (`envs/restricted.py`)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -37,12 +37,3 @@ def valid_on(plane: ops.Plane, balls: Balls | None) -> Float[np.ndarray, "K 2"]:
     if balls is None or len(plane.axes) > 1:
         return np.zeros((0, 2))
     return ops.inside_balls(plane, *balls)
-
-
-def mark_valid(found: dict[str, Any], subject: Subject) -> None:
-    """Give every line of what `measure` found the intervals that the environment accepts, as `valid`."""
-    balls = valid_balls(subject)
-    for agent in filter(None, (found, found.get("other"))):
-        for moment in (agent, *agent.get("over_training", ())):
-            for fields in moment["landscapes"]:
-                fields["valid"] = valid_on(ops.Plane(**fields["plane"]), balls)

@@ -44,7 +44,7 @@ class Checkpoints(Schedule):
     def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
         return {"warmup_to_episode_end": True}
 
-    def start(self, base: Base, envs: int) -> dict[str, Any]:
+    def start(self) -> dict[str, Any]:
         return {
             "steps": 0,  # since the last burst, of all environments
             "age": 0,  # of the policy: steps of each environment

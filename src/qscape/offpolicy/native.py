@@ -78,7 +78,7 @@ def timetable(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
             f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
             "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."
         )
-    own, due = agent.schedule.start(agent.base, envs), []
+    own, due = agent.schedule.start(), []
     for made in range(0, steps, envs):
         updates = 0
         if made >= agent.base.warmup:

@@ -265,7 +265,7 @@ class EveryStep(Schedule):
         if self.every < 1:
             raise UsageError(f"every_step.every is {self.every}; it must be at least 1.")
 
-    def start(self, base: Base, envs: int) -> dict[str, Any]:
+    def start(self) -> dict[str, Any]:
         return {"steps": 0, "updates": 0}
 
     def due(

@@ -235,9 +235,8 @@ class StepEnd(NamedTuple):
 
 
 class EpisodeEnd(NamedTuple):
-    """An episode of sub-environment `env` is over; `update` updates were made so far."""
+    """An episode of one environment is over; `update` updates were made so far."""
 
-    env: int
     length: int
     ret: float
     update: int
@@ -249,7 +248,7 @@ class Schedule(Part):
     socket: ClassVar[str] = "schedule"
     keeps: ClassVar[bool] = False  # does evaluation use the kept acting state?
 
-    def start(self, base: Base, envs: int) -> dict[str, Any]:
+    def start(self) -> dict[str, Any]:
         """The schedule's own numbers at the start (JSON-able)."""
         raise NotImplementedError
 

@@ -46,7 +46,7 @@ def draw_similarity(found: Mapping[str, Any], ax: "Axes") -> "Axes":
 def asked(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, str]:
     """The curve of T over differences of value: abscissae, cosines, name."""
     x = np.linspace(0.0, max(found["pairs"]["difference"]), 200)
-    weight = found.get("value_weight", 1.0)
+    weight = found.get("value_weight", 1.0)  # older files hold none
     near = np.clip(weight * x / found["gap_scale"], 0.0, 1.0)
     rewards = "" if weight == 1.0 else " (rewards left out)"
     return x, 1.0 - 2.0 * near ** found["exponent"], f"what the values alone ask for{rewards}"

@@ -79,6 +79,11 @@ def smoothed(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
     return runs.assign(**{"return": mean})
 
 
+def smoothing(weight: float) -> str:
+    """What a reader of smoothed returns has to know."""
+    return f"All returns are smoothed: {weight:g} of the past, the rest of each evaluation."
+
+
 def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
     """env, label, seed, score of each run: the mean of its last `last` evaluations.
 

@@ -50,7 +50,7 @@ class Trainer(Loop):
         super().__init__(plan, agent, edge, eval_edge, saver)
         self.layout = self.agent.layout(edge.envs)
         self._begin()
-        self.schedule = self.agent.schedule.start(self.agent.base, edge.envs)
+        self.schedule = self.agent.schedule.start()
         self.kept = self.programs.keep(self.agent.acting(self.state)) if self.agent.schedule.keeps else None
         self.action: Any = None  # for the present observation; None: not chosen yet
         self.columns: dict[str, Any] = {}
@@ -131,9 +131,7 @@ class Trainer(Loop):
         for episode in step.finished:
             self.returns.append(episode.ret)
             if was_learning:
-                self._schedule(
-                    EpisodeEnd(episode.env, episode.length, episode.ret, self.updates + self.pending)
-                )
+                self._schedule(EpisodeEnd(episode.length, episode.ret, self.updates + self.pending))
             if warm:
                 self.learning = True
 
