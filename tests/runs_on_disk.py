@@ -22,11 +22,13 @@ def write_run(
     env_args: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     sm: Mapping[int, float] | None = None,
+    success: Mapping[int, Sequence[float]] | None = None,
     found: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write run.json and evaluations.csv. `steps` None: the run ended at its last evaluation.
 
-    `record`: more of run.json. `sm`: what a probe measured at each step. `found`: inspect/NAME.json by name.
+    `record`: more of run.json. `sm`: what a probe measured at each step. `success`: of the
+    episodes of each step. `found`: inspect/NAME.json by name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True)
@@ -43,7 +45,9 @@ def write_run(
     for policy, points in (("current", returns), ("kept", kept or {})):
         for step, values in points.items():
             probed = f",{sm[step]}" if sm else ""
-            lines += [f"{step},{policy},{k},{value},7,,0.1{probed}" for k, value in enumerate(values)]
+            for k, value in enumerate(values):
+                made_it = success[step][k] if success else ""
+                lines.append(f"{step},{policy},{k},{value},7,{made_it},0.1{probed}")
     (folder / "evaluations.csv").write_text("\n".join(lines) + "\n")
     for name, what in (found or {}).items():
         (folder / "inspect").mkdir(exist_ok=True)

@@ -103,6 +103,55 @@ def test_no_aggregate_without_reference_scores_for_all(runs, says):
     assert "Normalised" not in out
 
 
+def test_scores_normalised_by_the_best_agent_here(tmp_path, monkeypatch, says):
+    """SAVO's tasks have no scores of others: 0 is our random policy, 1 the best mean of the comparison."""
+    monkeypatch.chdir(tmp_path)
+    for env, low in (("restricted/Hopper-v0", 18.52), ("recsim/10k-v0", 1.62)):
+        group(f"runs/{env[:6]}", label="td3", env=env, last=low - 20.0)  # on average the random policy's
+        group(f"runs/{env[:6]}", label="savo", env=env, last=low + 80.0)
+    assert "no reference score of recsim/10k-v0, restricted/Hopper-v0; --normalise best" in says(
+        "compare", "runs"
+    )
+    out = says("compare", "runs", "--normalise", "best", "--json", "made.json", "--png", "made.png")
+    assert "Normalised final scores; 0: random policy, 1: the best agent here" in out
+    td3, savo = sorted(json.loads(Path("made.json").read_text())["aggregate"], key=lambda row: row["mean"])
+    assert (td3["label"], savo["label"]) == ("td3", "savo")
+    assert td3["mean"] == pytest.approx(0.0, abs=1e-9)
+    assert savo["mean"] == pytest.approx(1.0)
+    assert savo["optimality_gap"] == pytest.approx((0.2 + 0.1) / 5)  # seeds at 0.8, 0.9, 1.0 and above
+
+
+def test_nobody_above_the_random_policy(tmp_path, monkeypatch, says):
+    monkeypatch.chdir(tmp_path)
+    group("runs", label="td3", env="Pendulum-v1", last=-1600.0)
+    out = says("compare", "runs", "--normalise", "best")
+    assert "No aggregate over environments: no agent is above the random policy in Pendulum-v1." in out
+
+
+def test_success_rates(tmp_path, monkeypatch, says, refused):
+    monkeypatch.chdir(tmp_path)
+    for seed, rate in enumerate(([0, 1], [1, 1])):
+        points = {0: [5.0, 5.0], 10: [9.0, 9.0]}
+        write_run(
+            f"runs/{seed}", env="AdroitHandDoor-v1", seed=seed, returns=points, success={0: [0, 0], 10: rate}
+        )
+    out = says("compare", "runs", "--metric", "success", "--html", "made.html", "--png", "made.png")
+    assert "AdroitHandDoor-v1: success rate (%); final: last evaluation" in out
+    assert "75.0 ± 35.4" in out
+    assert "All scores are success rates in percent, not returns." in out
+    page = Path("made.html").read_text()
+    assert "success rate (%) (IQM)" in page
+    assert "evaluation return" not in page
+    assert "best final success rate (%) 100.0 (td3, seed 1)" in says("plot", "runs", "--metric", "success")
+    assert "9.0" in says("compare", "runs")
+    assert "published curves are of returns" in refused(
+        "compare", "runs", "--metric", "success", "--reference", "sac"
+    )
+    write_run("runs/2", env="Ant-v5")
+    assert "Ant-v5 reports no success" in refused("compare", "runs", "--metric", "success")
+    assert "Ant-v5 reports no success" in refused("plot", "runs", "--metric", "success")
+
+
 def test_an_agent_that_ran_in_some_environments_only(runs, says):
     group("runs", label="sac", env="Ant-v5")
     out = says("compare", "runs")

@@ -33,8 +33,13 @@ class Options:
         "kept", "kept: the current one where no checkpoints keep one."
     )
     smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
+    metric: Literal["return", "success"] = setting(
+        "return", "What is compared. success: share of successful episodes, in percent."
+    )
     unequal: bool = setting(False, "Compare runs of unequal budgets, and unfinished ones.")
-    normalise: Literal["td3", "d4rl"] = setting("td3", "Reference scores of normalised ones.")
+    normalise: Literal["td3", "d4rl", "best"] = setting(
+        "td3", "What scores 1: TD3 after 1M steps, D4RL's expert, or the best agent here."
+    )
     reps: int = setting(2000, "Bootstrap resamples of the intervals.")
 
 
@@ -60,6 +65,7 @@ def main(argv: list[str]) -> int:
         unequal=given.unequal,
         reps=given.reps,
         normalise=given.normalise,
+        metric=given.metric,
         reference=names,
     )
     made = made._replace(notes=notes + made.notes)
@@ -86,6 +92,8 @@ def main(argv: list[str]) -> int:
 
 def show(console: Console, made: "Comparison", given: Any) -> None:
     """Print a table per environment, those over environments, and what a reader has to know."""
+    from qscape.report import statistics
+
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
     for env, group in made.per_env.groupby("env"):
         rows = [
@@ -102,7 +110,7 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
         columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
-        _print(console, f"{env}: evaluation return; final: {last}", columns, rows)
+        _print(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -135,7 +143,9 @@ def draw(made: "Comparison", names: list[str], given: Any) -> None:
     from qscape.report import figures, references, statistics
 
     published = references.published(names) if names else None
-    figure = figures.overview(made.rows, published=published, scores=made.scores, reps=given.reps)
+    figure = figures.overview(
+        made.rows, published=published, scores=made.scores, reps=given.reps, metric=made.metric
+    )
     if given.smooth:
         figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
     save_figure(figure, given.png)

@@ -17,6 +17,9 @@ class Options:
     policy: Literal["kept", "current", "both"] = setting(
         "kept", "Of agents with checkpoints. both: the current policy beside the kept one."
     )
+    metric: Literal["return", "success"] = setting(
+        "return", "What is drawn. success: share of successful episodes, in percent."
+    )
     smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
 
 
@@ -27,9 +30,9 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
     frame, skipped = runs.read_runs(paths)
-    frame = statistics.smoothed(frame, given.smooth)
+    frame = statistics.smoothed(statistics.measured(frame, given.metric), given.smooth)
     rows = statistics.both(frame) if given.policy == "both" else statistics.of_policy(frame, given.policy)
-    figure = figures.overview(rows, each=True)
+    figure = figures.overview(rows, each=True, metric=given.metric)
     if given.smooth:
         figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
     save_figure(figure, given.png)
@@ -37,8 +40,9 @@ def main(argv: list[str]) -> int:
     console = plain_console()
     for sentence in skipped:
         console.print(sentence, style="yellow", soft_wrap=True)
+    what = statistics.METRIC_NAMES[given.metric]
     console.print(
-        f"{given.png}: {rows['run'].nunique()} run(s); best final return {best['score']:,.1f} "
+        f"{given.png}: {rows['run'].nunique()} run(s); best final {what} {best['score']:,.1f} "
         f"({best['label']}, seed {best['seed']})",
         soft_wrap=True,
     )

@@ -39,12 +39,13 @@ def learning_curves(
     each: bool = False,
     reps: int = 2000,
     styles: Styles | None = None,
+    metric: str = "return",
 ) -> "Axes":
     """Sample-efficiency curves of one environment: the interquartile mean over seeds in its 95% band.
 
     `rows`: the evaluations of one policy (`statistics.of_policy`) in one environment. `published`: curves of
     `references.published`, drawn apart up to our last step. `each`: thin lines for the runs instead of the
-    band. `styles`: line properties by label.
+    band. `styles`: line properties by label. `metric`: what `rows` were `statistics.measured` by.
     """
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(rows["label"].tolist())
@@ -61,7 +62,9 @@ def learning_curves(
         ax.plot(grid, found.value, label=wrapped(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
     if published is not None:
         _draw_published(ax, published, env, grid[-1])
-    dress(ax, env, "environment steps", f"evaluation return (IQM{'' if each else ', 95% band'})")
+    dress(
+        ax, env, "environment steps", f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
+    )
     ax.xaxis.set_major_formatter(_thousands())
     return ax
 
@@ -93,6 +96,7 @@ def overview(
     scores: Mapping[str, np.ndarray] | None = None,
     each: bool = False,
     reps: int = 2000,
+    metric: str = "return",
 ) -> "Figure":
     """One panel of learning curves for each environment, and a profile where there are normalised scores."""
     envs = sorted(rows["env"].unique())
@@ -105,7 +109,7 @@ def overview(
     styles = line_styles(rows["label"].tolist())
     for env, ax in zip(envs, axes, strict=False):
         of_env = rows[rows["env"] == env]
-        learning_curves(of_env, ax, published=published, each=each, reps=reps, styles=styles)
+        learning_curves(of_env, ax, published=published, each=each, reps=reps, styles=styles, metric=metric)
     if scores:
         profile(scores, axes[len(envs)], reps=reps, styles=styles)
     for ax in axes[panels:]:

@@ -19,6 +19,8 @@ Pictures = Iterable[tuple[str, Any]]  # a sentence and a chart
 
 def smoothness(draft: Draft) -> None:
     """Smoothness against return, from `qscape smoothness` or `--probe smoothness`."""
+    if draft.made.metric != "return":
+        return
     points = smoothness_of_runs(draft.made.rows, draft.runs)
     if points.empty:
         return

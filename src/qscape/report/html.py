@@ -164,7 +164,9 @@ def curves(draft: Draft) -> None:
     rows = draft.made.rows
     placed = [
         draft.figure(
-            interactive.learning_curves(rows[rows["env"] == env], draft.published, draft.styles, draft.reps),
+            interactive.learning_curves(
+                rows[rows["env"] == env], draft.published, draft.styles, draft.reps, draft.made.metric
+            ),
             "",
             env,
         )

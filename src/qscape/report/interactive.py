@@ -39,14 +39,18 @@ def chart(x: Mapping[str, Any], y: Mapping[str, Any], **layout: Any) -> Figure:
 
 
 def learning_curves(
-    rows: pd.DataFrame, published: pd.DataFrame | None, styles: Mapping[str, Look], reps: int
+    rows: pd.DataFrame,
+    published: pd.DataFrame | None,
+    styles: Mapping[str, Look],
+    reps: int,
+    metric: str = "return",
 ) -> Figure:
     """One environment: for each label the interquartile mean over seeds, and its 95% band, toggled together.
 
-    `rows`, `published`: as `figures.learning_curves` takes them.
+    `rows`, `published`, `metric`: as `figures.learning_curves` takes them.
     """
     (env,) = rows["env"].unique()
-    made = chart(STEPS, {"title": "evaluation return (IQM)"}, hovermode="x unified")
+    made = chart(STEPS, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}, hovermode="x unified")
     grid = statistics.common_grid(rows)
     for name, group in rows.groupby("label"):
         values = statistics.on_grid(group, grid)

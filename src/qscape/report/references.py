@@ -69,21 +69,37 @@ def task(env: str) -> str:
 
 
 def reference_scores() -> pd.DataFrame:
-    """table, task, low, high, high_is, source: a normalised score is (return - low) / (high - low)."""
+    """table, task, low, high, high_is, source: a normalised score is (return - low) / (high - low).
+
+    Table "best" has no `high`: it is the best agent of a comparison.
+    """
     return _table("reference_scores.csv")
 
 
-def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | None:
-    """Scores with every `score` normalised: 0 is a random policy, 1 what the table calls high.
+def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
+    """Scores with every `score` normalised, 0 a random policy and 1 what the table calls high; or why not.
 
-    None if an environment has no reference score, also one with arguments of its own: that is another task.
+    `scores`: env, label, score, a row for each run. Table "best": 1 is the highest mean score of a label in
+    the environment (SAVO's performance profiles, arXiv 2410.11833, Figure 7). An environment with arguments of
+    its own is another task, without reference scores.
     """
-    known = reference_scores()
-    known = known[known["table"] == table].set_index("task")
+    every = reference_scores().set_index("task")
+    known = every[every["table"] == table]
     tasks = scores["env"].map(task)
-    if not tasks.isin(known.index).all():
-        return None
+    missing = sorted(scores["env"][~tasks.isin(known.index)].unique())
+    if missing:
+        hint = (
+            "; --normalise best would do" if tasks.isin(every[every["table"] == "best"].index).all() else ""
+        )
+        return f"No aggregate over environments: no reference score of {', '.join(missing)}{hint}."
     low, high = tasks.map(known["low"]), tasks.map(known["high"])
+    if table == "best":
+        means = scores.groupby(["env", "label"])["score"].mean().groupby("env").max()
+        high = scores["env"].map(means)
+        hopeless = sorted(scores["env"][high <= low].unique())
+        if hopeless:
+            where = ", ".join(hopeless)
+            return f"No aggregate over environments: no agent is above the random policy in {where}."
     return scores.assign(score=(scores["score"] - low) / (high - low))
 
 

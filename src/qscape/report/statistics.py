@@ -45,6 +45,22 @@ class Estimate(NamedTuple):
 
 # --- from evaluations to scores -----------------------------------------------------------------------
 
+METRIC_NAMES = {"return": "evaluation return", "success": "success rate (%)"}
+
+
+def measured(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The runs with what `metric` names as their `return`: "return" itself, or "success" in percent.
+
+    Raises:
+        UsageError: an environment reports no success.
+    """
+    if metric == "return":
+        return runs
+    silent = sorted(runs["env"][runs["success"].isna()].unique())
+    if silent:
+        raise UsageError(f"--metric success: {', '.join(silent)} reports no success; compare by return.")
+    return runs.assign(**{"return": 100 * runs["success"]})
+
 
 def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
     """One row per run and evaluation: of the kept policy where a run has one, or of the current one."""

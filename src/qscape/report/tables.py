@@ -26,6 +26,7 @@ class Comparison(NamedTuple):
     score: str  # what is ranked: "final" or "best" evaluations
     scores: dict[str, np.ndarray]
     notes: list[str]  # what a reader has to know
+    metric: str = "return"  # what returns are: "return", or "success" in percent
 
 
 def compare(
@@ -37,26 +38,34 @@ def compare(
     unequal: bool = False,
     reps: int = 2000,
     normalise: str = "td3",
+    metric: str = "return",
     reference: Sequence[str] = (),
 ) -> Comparison:
     """Compare the labels in a table of runs (from `load_runs`).
 
     `policy`: "kept" (where checkpoints keep one, else the current one) or "current". `final`: the final score
     is the mean of so many last evaluations. `best`: rank by each run's best evaluation instead. `reps`:
-    bootstrap resamples. `normalise`: table of reference scores. `reference`: names of published curves.
+    bootstrap resamples. `normalise`: table of reference scores. `metric`: "return", or "success": the share
+    of successful episodes in percent, never normalised. `reference`: names of published curves of returns.
 
     Raises:
-        UsageError: the same run twice, unequal budgets without `unequal`, or no run to compare.
+        UsageError: the same run twice, unequal budgets without `unequal`, no run to compare, or no success.
     """
+    if reference and metric != "return":
+        raise UsageError("--reference with --metric success: published curves are of returns; leave one out.")
     found = references.published(reference)
-    rows, notes = _fair(statistics.of_policy(runs, policy), unequal)
+    rows, notes = _fair(statistics.of_policy(statistics.measured(runs, metric), policy), unequal)
     scores = {"final": statistics.final_scores(rows, final), "best": statistics.best_scores(rows)}
     notes += few_seeds(scores["final"])
     of = "best" if best else "final"
-    normalised = references.normalise(scores[of], normalise)
+    if metric == "return":
+        normalised = references.normalise(scores[of], normalise)
+    else:
+        notes.append("All scores are success rates in percent, not returns.")
+        normalised = "No aggregate over environments: success rates are shown as they are."
     matrices: dict[str, np.ndarray] = {}
-    if normalised is None:
-        notes.append("No aggregate over environments: not all of them have reference scores to normalise by.")
+    if isinstance(normalised, str):
+        notes.append(normalised)
     else:
         matrices, more = _matrices(normalised)
         notes += more
@@ -70,6 +79,7 @@ def compare(
         of,
         matrices,
         notes + more,
+        metric,
     )
 
 
