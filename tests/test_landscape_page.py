@@ -408,6 +408,29 @@ def test_what_the_environment_accepts_is_shaded(bowls, tmp_path, visit):
     assert shaded == [[-0.5, -0.25], [0.5, 1.0]]
 
 
+def test_what_savos_actors_climb_is_a_click_away(bowls, tmp_path, visit):
+    hill = jsonable(measure(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
+    assert "Ψ" not in html(hill)
+    q = np.array(hill["landscapes"][0]["q"])
+    hill["landscapes"][0]["surrogates"] = [
+        {"floor": -0.2, "exact": np.maximum(q, -0.2).tolist(), "learned": (q + 1).tolist()},
+        {"floor": -0.1, "exact": np.maximum(q, -0.1).tolist(), "learned": None},
+    ]
+    (tmp_path / "climbed.html").write_text(html(hill))
+    page = visit(tmp_path / "climbed.html")
+    named = "charts['landscape-0']._fullData.filter((t) => t.name.includes('Ψ'))"
+    shown = page.evaluate(f"{named}.map((t) => [t.visible, [...t.y]])")
+    assert [visible for visible, _ in shown] == ["legendonly"] * 3
+    expected = (np.maximum(q, -0.2), q + 1, np.maximum(q, -0.1))
+    for (_, y), told in zip(shown, expected, strict=True):
+        np.testing.assert_allclose(y, told, atol=1e-5)
+    page.locator(".legendtoggle").first.click()  # one click, not two
+    page.wait_for_function(
+        "charts['landscape-0']._fullData.some((t) => t.name.includes('Ψ') && t.visible === true)"
+    )
+    assert "A click on a Ψ" in page.locator("details p").text_content()
+
+
 def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(bowls, tmp_path, visit):
     found = jsonable(measure([bowls((0.0, 0.0), 10), bowls((0.2, 0.0), 30)], 2, ["0:1"], "0", episodes=1,
                              other=[bowls((0.5, 0.0), 20), bowls((0.7, 0.0), 40)], points=21))  # fmt: skip

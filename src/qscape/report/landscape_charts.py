@@ -45,6 +45,7 @@ def _line(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, An
             **style, "x": packed(slope[:, 0]), "y": packed(slope[:, 1]), "yaxis": "y2", "meta": "slope",
             "line": {"color": "#0072B2", "width": 1.5},
         },
+        *_climbed(fields),
     ]  # fmt: skip
     layout = {
         "hovermode": "x",
@@ -60,6 +61,22 @@ def _line(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, An
         "yaxis2": {"title": "slope ∂Q/∂a", "domain": [0.0, 0.27], "zerolinecolor": "#979797"},
     }  # fmt: skip
     return traces, layout
+
+
+def _climbed(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What SAVO's later actors climb, Ψ_i and the learned Ψ̂_i: hidden until one clicks on its name."""
+    made = []
+    for i, one in enumerate(fields.get("surrogates", ()), 1):  # older files hold none
+        shade = SHADES[i % len(SHADES)]
+        for name, q, dash in ((f"Ψ<sub>{i}</sub> = max(Q, τ<sub>{i}</sub>)", one["exact"], "solid"),
+                              (f"learned Ψ<sub>{i}</sub>", one["learned"], "dash")):  # fmt: skip
+            if q is not None:
+                made.append({
+                    "mode": "lines", "name": name, "visible": "legendonly", "x": packed(fields["grid"][0]),
+                    "y": packed(q), "line": {"color": shade, "width": 2, "dash": dash},
+                    "hovertemplate": "%{fullData.name} %{y:.4g}<extra></extra>",
+                })  # fmt: skip
+    return made
 
 
 def _plane(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -151,6 +151,9 @@ def _reading(found: Mapping[str, Any]) -> str:
     }[fields["kind"]]
     if fields["kind"] == "line" and len(fields.get("valid", ())):
         said += " Shaded are the actions that the environment accepts."
+    if fields["kind"] == "line" and fields.get("surrogates"):
+        said += " A click on a Ψ shows what that proposal's actor climbs: Q cut off below at the best of the "
+        said += "proposals before, or the network that is fitted to it."
     said += " The star is the best action found by search."
     if fields["kind"] != "table":
         said += " Crosses are local optima that stand out by more than 1% of Q's range."

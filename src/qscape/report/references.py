@@ -80,8 +80,8 @@ def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
     """Scores with every `score` normalised, 0 a random policy and 1 what the table calls high; or why not.
 
     `scores`: env, label, score, a row for each run. Table "best": 1 is the highest mean score of a label in
-    the environment (SAVO's performance profiles, arXiv 2410.11833, Figure 7). An environment with arguments of
-    its own is another task, without reference scores.
+    the environment (SAVO's performance profiles, arXiv 2410.11833, Figure 7). An environment with arguments
+    of its own is another task, without reference scores.
     """
     every = reference_scores().set_index("task")
     known = every[every["table"] == table]
