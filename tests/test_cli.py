@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,8 +13,8 @@ from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
 from qscape.cli import main
+from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
-from qscape.run import saves
 
 CLOCK = ["--env", "tiny:Clock-v0", "--eval-every", 0]
 SHORT = [*CLOCK, *flags("td3", warmup=30), "--steps", 120]
@@ -292,12 +294,63 @@ def test_a_run_folder_in_use(refused, done, tmp_path, argv):
 
 
 def test_one_failing_seed_leaves_the_other_alone(refused, done, tmp_path):
-    """Two seeds run in two processes; the folder of one is taken."""
-    shutil.copytree(done, tmp_path / "runs" / "0")
-    why = refused("train", "td3", *SHORT, "--seeds", 0, 1, "--out", "runs", code=1)
-    assert "1 of 2 runs failed; runs/0: runs/0 holds a run already" in why
+    """Two seeds run in two processes; the folder of one is in use."""
+    with folders.locked(tmp_path / "runs" / "0"):
+        why = refused("train", "td3", *SHORT, "--seeds", 0, 1, "--out", "runs", code=1)
+    assert "1 of 2 runs failed; runs/0: runs/0 is in use by another process" in why
     assert numbers(tmp_path / "runs" / "1")["env_steps"] == 120
+    command = json.loads((tmp_path / "runs" / "1" / "run.json").read_text())["command"]
+    assert shlex.split(command)[0] == "qscape"
+    assert len(shlex.split(command)) == len(sys.argv), "what was typed, not how a worker is called"
+
+
+def test_several_seeds_are_refused_as_one_is(refused, done, tmp_path):
+    shutil.copytree(done, tmp_path / "runs" / "0")
+    assert "runs/0 holds a run already" in refused("train", "td3", *SHORT, "--seeds", 0, 1, "--out", "runs")
+    assert "no environment is called 'qwertz'" in refused("train", "td3", "--env", "qwertz", "--seeds", 0, 1)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["0"]
     assert arrays(tmp_path / "runs" / "0") == arrays(done)
+
+
+def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, tmp_path, monkeypatch):
+    shutil.copytree(done, tmp_path / "runs" / "0")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    argv = ["train", "td3", *SHORT, "--out", "runs", "--overwrite", "--log", "wandb"]
+    assert "needs the extra" in refused(*argv)
+    assert arrays(tmp_path / "runs" / "0") == arrays(done)
+
+
+def test_a_negative_seed(refused, done):
+    for command in ("evaluate", "video", "landscape", "smoothness"):
+        assert "--seed is -1; it must be 0 or more." in refused(command, done, "--seed", -1)
+
+
+def test_a_reader_that_goes_does_not_end_a_run(tmp_path):
+    """`qscape train ... | head -1`"""
+    argv = ["train", "td3", *SHORT, "--out", tmp_path / "group"]
+    with start(*argv) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 0
+    assert numbers(tmp_path / "group" / "0")["finished"]
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path):
+    sink = sinks.FolderSink(tmp_path)
+
+    def fill():
+        for step in range(100_000):
+            sink(events.Logged(step, step, {"loss": 0.1}))
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+    try:
+        with pytest.raises(qscape.RunError, match=r"cannot be written .*; the last save stays"):
+            fill()
+        with pytest.raises(qscape.RunError, match=r"cannot be written"):
+            sink.close()  # what is left in its buffers
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # --- in processes of their own -------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The Python face: learn, predict, evaluate, save, load, callbacks."""
 
+import resource
+
 import gymnasium as gym
 import jax
 import numpy as np
@@ -52,13 +54,38 @@ def test_one_observation_and_batches(trained):
         trained.predict(np.zeros(4))
 
 
-def test_exploring_draws_anew_at_every_call_and_repeats_itself(trained):
+def test_exploring_draws_anew_at_every_call_and_repeats_itself_from_a_state(trained):
     seen = observations(5)
     first, state = trained.predict(seen, deterministic=False)
     second, _ = trained.predict(seen, state, np.zeros(5, bool), deterministic=False)
-    assert not np.array_equal(first, second)
-    assert np.array_equal(trained.predict(seen, deterministic=False)[0], first)
+    third, _ = trained.predict(seen, deterministic=False)
+    assert len({draw.tobytes() for draw in (first, second, third)}) == 3
+    assert np.array_equal(trained.predict(seen, state, np.zeros(5, bool), deterministic=False)[0], second)
     assert np.abs(first - trained.predict(seen)[0]).max() < 2.0  # noise of 0.1 of half the range, 4 times
+
+
+def test_a_save_that_fails_leaves_the_run_that_was_there(trained, tmp_path):
+    folder = trained.save(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("{}\n")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with pytest.raises(qs.RunError, match="free space"):
+            trained.save(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert np.array_equal(qs.load(folder).predict(observations(5))[0], trained.predict(observations(5))[0])
+    trained.save(folder)
+    assert {path.name for path in folder.iterdir()} == {"run.json", "saves", ".lock"}
+
+
+def test_atari_is_trained_on_lives_and_signs_and_evaluated_on_games():
+    pytest.importorskip("ale_py")
+    model = qs.PPO("ALE/Pong-v5", eval_episodes=1)
+    assert "LifeEnds" in str(model.edge.env)
+    assert "LifeEnds" not in str(model.eval_edge.env)
 
 
 def evaluate_policy(model, env, episodes):

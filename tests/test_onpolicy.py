@@ -6,6 +6,7 @@ from collections import Counter
 from functools import partial
 
 import equinox as eqx
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.orthogonal import orthogonal_linear
+from qscape.onpolicy import native
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
 from qscape.onpolicy.sockets import Samples, Steps, Views
@@ -85,7 +87,7 @@ def test_a_return_cut_short_goes_on_with_the_mean_so_far():
     weight = jnp.array([[1, 1], [1, 1], [1, 0], [1, 0]], jnp.float32)
     own = Moments(jnp.array([10.0]), jnp.array([4.0]), jnp.array(7.0))
     base = dataclasses.replace(build("reinforce").base, discount=0.5)
-    steps = Steps(reward, None, None, terminated, ended, weight)
+    steps = Steps(reward, None, None, terminated, ended, weight, ended)
     advantage, returns, after = MonteCarlo().estimate(own, base, steps)
     np.testing.assert_allclose(returns[:, 0], [4.0, 6.0, 4.0, 6.0])
     np.testing.assert_allclose(returns[:2, 1], [1.5, 1.0])
@@ -364,7 +366,7 @@ def test_a_time_limit_does_not_cut_the_bootstrap():
         v = agent.value(state.own, state.networks, cut.observation)
         after = agent.value(state.own, state.networks, cut.next_observation)
         f = lambda x: x.astype(jnp.float32)  # noqa: E731
-        steps = Steps(cut.reward, v, after, f(cut.terminated), f(ends.at[-1].set(True)), None)
+        steps = Steps(cut.reward, v, after, f(cut.terminated), f(ends.at[-1].set(True)), None, f(ends))
         target[name] = GAE().estimate(None, agent.base, steps)[1]
         expected = made.reward[5, 0] + (0.0 if name == "terminated" else 0.99 * after[5, 0])
         np.testing.assert_allclose(target[name][5, 0], expected, rtol=1e-5)
@@ -393,6 +395,51 @@ def test_scaled_rewards():
     a, b = update(made), update(made._replace(reward=1000.0 * made.reward))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+def test_the_sum_that_scales_rewards_goes_on_over_rollouts():
+    """Unless its episode is over, or, with whole episodes, all begin anew."""
+    agent = build("a2c+scale_rewards")
+    state, made = begin(agent, envs=E), rollout()
+    never = jnp.zeros((T, E), bool)
+    made = made._replace(reward=jnp.ones((T, E)), terminated=never, truncated=never.at[-1, 0].set(True))
+    total = np.zeros(E)
+    for _ in range(2):
+        state, _ = compiled(agent)(state, made, 0.0, jax.random.key(1))
+        for _ in range(T):
+            total = 0.99 * total + 1.0
+        total[0] = 0.0
+        np.testing.assert_allclose(state.own["scale_rewards"][1], total, rtol=1e-5)
+    whole = build("reinforce+scale_rewards")
+    after = compiled(whole)(begin(whole, envs=E), made, 0.0, jax.random.key(1))[0]
+    np.testing.assert_array_equal(after.own["scale_rewards"][1], np.zeros(E))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "why"),
+    [
+        ("trpo+etf", {"etf": {"bound": "l2"}}, "a trust region has no L2 term in its loss; use etf.bound"),
+        ("trpo", {"learnable": {"bound": "l2"}}, "use learnable.bound = ball or sphere"),
+        ("reinforce+scale_rewards", {"scale_rewards": {"what": "returns"}}, "there is none; use rewards"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):
+    with pytest.raises(UsageError, match=why):
+        agents.build(recipe, settings)
+
+
+def test_a_fixed_layer_needs_a_choice():
+    with pytest.raises(UsageError, match="places the actions of a choice apart, and here there is one"):
+        agents.build("ppo+etf").on(Spec(4, 1, choices=1))
+
+
+def test_compiled_runs_refuse_continuous_actions():
+    class Continuous:
+        observation_space = gym.spaces.Box(-1, 1, (4,))
+        action_space = gym.spaces.Box(-2, 2, (3,))
+
+    with pytest.raises(UsageError, match="compiled on-policy runs take Discrete ones"):
+        native.spec_of(Continuous())
 
 
 def test_scaled_returns():

@@ -215,8 +215,9 @@ def test_short_runs(recipe, steps, given, rollout, batch):
     assert (agent.base.rollout, agent.base.batch_size) == (rollout, batch)
     assert ("the run is short" in " ".join(notes)) == (rollout not in (2048, 100))
     assert found.settings["base"].get("rollout", 2048) == rollout
+    fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps}}))  # one update
     with pytest.raises(UsageError, match="leaves no update"):
-        fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps}}))
+        fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps + 1}}))
 
 
 def test_what_a_run_costs():

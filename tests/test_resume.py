@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from tiny import (
     arrays,
@@ -32,6 +33,7 @@ from qscape.errors import RunError, UsageError
 from qscape.replay import memory
 from qscape.run import Plan, resume, saves, train
 from qscape.run import events as ev
+from qscape.run import folder as folders
 
 
 def whole(plan: Plan, folder: Path) -> list[ev.RunEvent]:
@@ -155,6 +157,83 @@ def test_what_was_written_after_the_last_save_is_made_again(clock, broken_off, t
         file.write("200,current,0,1.0,30,,0.1\n200,curr")
     list(resume(folder))
     assert_same_run(folder, clock)
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "a run")
+    with pytest.raises(UsageError, match=r"has made its 171 steps.*qscape resume '.*/a run' --steps 342"):
+        list(resume(folder, steps=100))
+    assert json.loads((folder / "run.json").read_text())["steps"] == 300
+
+
+def test_a_stop_before_the_first_step_leaves_a_milestone_one(tmp_path):
+    folder = tmp_path / "run"
+    events = train(CLOCK, folder)
+    while not isinstance(next(events), ev.Saved):
+        pass
+    events.close()  # as killed behind its first save, at a tenth of the run
+    (name,) = saves.names(folder / "saves")
+    assert saves.read_meta(folder / "saves" / name)["milestone"]
+    list(resume(folder, on_trainer=lambda trainer: trainer.stop()))
+    assert saves.names(folder / "saves") == [name]
+    assert saves.read_meta(folder / "saves" / name)["milestone"]
+
+
+def test_a_damaged_older_save_ends_no_healthy_run(broken_off, tmp_path, clock):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    oldest = saves.names(folder / "saves")[0]
+    assert oldest != saves.names(folder / "saves")[-1]
+    (folder / "saves" / oldest / "save.json").write_text("{")
+    list(resume(folder))
+    assert arrays(folder) == arrays(clock)
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_path, monkeypatch):
+    """As in environments of Box2D: what follows the newest row is no successor of it."""
+    next_observation = "derived" if derived else "stored"
+    small = settings("td3", warmup=30, next_observation=next_observation)
+    folder = tmp_path / "run"
+    interrupted(Plan("td3", "tiny:Clock-v0", 200, settings=small, eval_every=0), folder, 70)
+
+    def restore(edge, shot):
+        edge.reset()
+        return "the environment could not be put back"
+
+    monkeypatch.setattr(folders.snapshot, "restore", restore)
+    seen = {}
+
+    def keep(trainer):
+        seen["trainer"] = trainer
+
+    list(resume(folder, on_trainer=keep))
+    trainer = seen["trainer"]
+    layout, ends = trainer.layout, []
+    rows, size = np.asarray(trainer.rows), int(trainer.index.size[0])
+    columns = layout.slices
+    for at in range(size - 1):
+        row = {name: rows[at, where] for name, where in columns.items()}
+        if derived and not row["valid"][0]:
+            continue
+        after = rows[at + 1, columns["observation"]] if derived else row["next_observation"]
+        moved = after - row["observation"]
+        assert np.array_equal(moved, [0, 0, 1]), f"row {at} leads from one episode into another"
+        ends.append(row["terminated"][0] + row["truncated"][0])
+    made = [row for row in range(size) if not derived or rows[row, columns["valid"]][0]]
+    assert len(made) == 200
+    assert ends[70] == 1.0, "cut where the save was made"
+
+
+def test_a_run_from_another_one_that_has_no_save_yet_begins_from_it_again(clock, tmp_path):
+    folder = tmp_path / "tuned"
+    plan = dataclasses.replace(CLOCK, start=str(clock), steps=60)
+    whole(plan, tmp_path / "whole")
+    events = train(plan, folder)
+    next(events)
+    events.close()  # as killed before its first save
+    shutil.rmtree(folder / "saves", ignore_errors=True)
+    list(resume(folder))
+    assert arrays(folder) == arrays(tmp_path / "whole")
 
 
 def test_a_run_can_be_made_longer(clock, tmp_path):

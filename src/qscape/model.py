@@ -12,6 +12,7 @@ import numpy as np
 from qscape.agents import build
 from qscape.envs import Edge
 from qscape.envs import make as make_edge
+from qscape.envs.build import training_args
 from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -65,7 +66,8 @@ class Model:
         self.recipe, self.seed, self.settings = recipe, seed, settings
         # Refuses what cannot be, before an environment is made.
         by_index = build(recipe, settings).by_index
-        self.edge = make_edge(env, envs, env_args, seed=seed, by_index=by_index)
+        args = training_args(env, dict(env_args or {})) if isinstance(env, str) else env_args
+        self.edge = make_edge(env, envs, args, seed=seed, by_index=by_index)
         self.eval_edge: Edge | None = None
         if eval_env is not None:
             self.eval_edge = make_edge(eval_env, seed=SEED, by_index=by_index)
@@ -89,6 +91,7 @@ class Model:
         if preset is not None:
             fitted(self._plan(FOREVER))  # refuses one that has nothing for this environment
         self.trainer: Loop | None = None
+        self._drawn = 0  # calls of `predict` that drew an action: each draws another
 
     @property
     def env_steps(self) -> int:
@@ -165,7 +168,10 @@ class Model:
         Returns:
             (action, state).
         """
-        return self._policy().predict(observation, state, episode_start, deterministic)
+        counter = 0
+        if not deterministic:
+            counter, self._drawn = self.env_steps + self._drawn, self._drawn + 1
+        return self._policy().predict(observation, state, episode_start, deterministic, counter)
 
     def _policy(self) -> "Policy":
         trainer = self.trainer or self._untrained()
@@ -192,16 +198,13 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write a run folder that `qs.load`, `qscape evaluate` and `qscape resume` read.
 
+        A run that is there already gives way, with its curves, once the new one is written.
+
         Raises:
-            RunError: the folder cannot be written.
+            UsageError: the folder holds something else. RunError: it cannot be written.
         """
         folder = Path(path)
-        trainer = self.trainer or self._untrained()
-        plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
-        folders.refuse_taken(folder, overwrite=True)
-        with folders.locked(folder):
-            folders.create(folder, plan, trainer.agent, overwrite=True)
-            folders.save(folder, trainer, milestone=False)
+        folders.replace(folder, self.trainer or self._untrained())
         return folder
 
 
@@ -212,12 +215,17 @@ class Policy:
         self.edge, self.programs, self.acting, self.step = edge, programs, acting, step
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        counter: int = 0,
     ) -> tuple[np.ndarray, Any]:
-        """See `Model.predict`."""
+        """See `Model.predict`. `counter`: the step at which a first call (without `state`) draws."""
         obs, batched = self.edge.observations(observation)
         n = len(obs)
-        counter, memory = (0, self.programs.memory(n)) if state is None else state
+        counter, memory = (counter, self.programs.memory(n)) if state is None else state
         first = (
             np.zeros(n, bool) if episode_start is None else np.broadcast_to(episode_start, (n,)).astype(bool)
         )

@@ -79,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("qscape: interrupted.", file=sys.stderr)
         return 130
+    except OSError as problem:  # a folder that may not be read, a name too long, a full disk
+        if debug:
+            raise
+        print(f"qscape: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
+        return 1
     except MemoryError:
         if debug:
             raise

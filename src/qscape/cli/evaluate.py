@@ -9,6 +9,7 @@ from qscape.cli.running import plain_console, table
 from qscape.run.folder import read_plan, run_folders
 from qscape.run.offline import score
 from qscape.run.policy import evaluate_run
+from qscape.run.training import set_up_jax
 from qscape.types import setting
 
 
@@ -24,6 +25,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Evaluate one run, or every run of a group."""
     path, rest = options.positional(argv, "RUN", "qscape evaluate")
+    set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
     rows, means = [], []
     for folder in run_folders(Path(path)):

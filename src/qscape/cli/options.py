@@ -64,11 +64,14 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=list(argv), prog=prog)
+            given = tyro.cli(cls, args=list(argv), prog=prog)
     except SystemExit as end:
         if end.code != 2:
             raise
         raise UsageError(_sentence(said.getvalue(), prog)) from None
+    if getattr(given, "seed", 0) < 0:
+        raise UsageError(f"--seed is {given.seed}; it must be 0 or more.")  # type: ignore[attr-defined]
+    return given
 
 
 def _sentence(box: str, prog: str) -> str:

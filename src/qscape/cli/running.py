@@ -1,6 +1,8 @@
 """Run one job here, or several side by side, and show how they get on."""
 
+import os
 import shlex
+import sys
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -126,12 +128,20 @@ class Screen:
                 self.console.print(f"  to go on: qscape resume {folder}", soft_wrap=True)
 
 
+class Patient(Console):
+    """A console whose reader may go: `qscape train … | head` trains on, and says nothing more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def plain_console() -> Console:
     """A console that leaves square brackets alone: labels of runs, and so their folders, hold some.
 
     Tables in a file or a pipe need not fold as on a narrow screen.
     """
-    console = Console(markup=False, highlight=False)
+    console = Patient(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDE
     return console

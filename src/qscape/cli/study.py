@@ -139,7 +139,10 @@ def agreed(board: "Board", workers: int, yes: bool) -> bool:
     board.say(f"about {left / 3600:.2f} core-hours, {clock(left / busy)} with {busy} worker(s)")
     if yes or left < LONG or not (sys.stdin.isatty() and board.console.is_terminal):
         return True
-    return input("begin? [Y/n] ").strip().lower() in ("", "y", "yes")
+    try:
+        return input("begin? [Y/n] ").strip().lower() in ("", "y", "yes")
+    except EOFError:
+        return False
 
 
 class Board:

@@ -11,6 +11,8 @@ from qscape.agents import Agent, on_dataset
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
+from qscape.run.folder import refuse_taken
+from qscape.run.loop import open_edges
 from qscape.run.plan import Pace, Plan, fitted
 from qscape.run.seeds import lacking
 from qscape.run.sinks import TRACKERS
@@ -20,6 +22,7 @@ def main(argv: list[str]) -> int:
     """Train one agent with one or several seeds."""
     settings = None
     defaults: list[str] = []
+    argv = [x for arg in argv for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in argv:
         argv, recipe, settings, defaults = _with_config(argv)
     else:
@@ -65,6 +68,12 @@ def main(argv: list[str]) -> int:
     jobs = [
         Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
     ]
+    if len(jobs) > 1 and not plan.dataset:  # else the run itself refuses, before it makes its folder
+        for job in jobs:
+            refuse_taken(job.folder, run.overwrite)
+        for edge in open_edges(dataclasses.replace(plan, eval_every=0), agent)[:1]:
+            agent.on(edge.spec)
+            edge.close()
     return run_all(jobs, together)
 
 

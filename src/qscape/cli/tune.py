@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from qscape.agents import build
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.envs import make as make_edge
@@ -58,8 +59,6 @@ def main(argv: list[str]) -> int:
     for name in ("trials", "seeds", "workers"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
-    if given.seed < 0:
-        raise UsageError(f"--seed is {given.seed}; it must be 0 or more.")
     if given.eval_every is not None and given.eval_every < 1:
         raise UsageError(f"--eval-every is {given.eval_every}; trials are judged by evaluations: at least 1.")
     plan = Plan(
@@ -73,7 +72,9 @@ def main(argv: list[str]) -> int:
         eval_episodes=given.eval_episodes,
     )
     ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
-    make_edge(plan.env, env_args=dict(plan.env_args)).close()  # refuses what is none, before a folder is made
+    by_index = build(recipe, settings).by_index
+    edge = make_edge(plan.env, env_args=dict(plan.env_args), by_index=by_index)
+    edge.close()  # one that does not fit is refused before a folder is made
     folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
     search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
     return run(search, given.trials, given.workers or cores(), shlex.join(["qscape", "tune", *argv]))

@@ -12,6 +12,7 @@ from qscape.run.evaluation import SEED
 from qscape.run.folder import one_run
 from qscape.run.policy import load_policy
 from qscape.run.programs import act_evaluating
+from qscape.run.training import set_up_jax
 from qscape.types import setting
 
 
@@ -29,6 +30,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Film whole episodes of a run's policy."""
     path, rest = options.positional(argv, "RUN", "qscape video")
+    set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape video RUN")
     if given.episodes < 1:
         raise UsageError(f"--episodes is {given.episodes}; it must be at least 1.")

@@ -7,6 +7,7 @@ that observation in it, in the library itself: that is measured and told, and `t
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from qscape.errors import RunError, UsageError
 from qscape.inspect.store import write_whole
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
-from qscape.run.folder import newest_save, read_record
+from qscape.run.folder import read_record
 from qscape.run.policy import Loaded, load_policy
 from qscape.run.programs import act_evaluating, evaluation_key
 
@@ -234,9 +235,7 @@ def write_arrays(made: Source, file: Path) -> Path:
     Raises:
         RunError: the files cannot be written.
     """
-    save = newest_save(made.folder)
-    assert save is not None
-    arrays = saves.read_arrays(save, "kept" if made.loaded.policy == "kept" else "acting")
+    arrays = saves.arrays(made.loaded.acting)  # of this policy: the run may have saved another one since
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -245,11 +244,9 @@ def write_arrays(made: Source, file: Path) -> Path:
         "arrays": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
     }
     note = file.with_suffix(".json")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, allow_pickle=False, **arrays)
-    except OSError as problem:
-        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **arrays)
+    write_whole(file, packed.getvalue())
     write_whole(note, (json.dumps(about, indent=1) + "\n").encode())
     return note
 

@@ -28,6 +28,11 @@ class ScaleRewards(Scaling):
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"scale_rewards.clip is {self.clip}; it must be above 0, or None.")
 
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if self.what == "returns" and "monte_carlo" in present:
+            return "scale_rewards.what = returns is the unit of a critic, and there is none; use rewards."
+        return None
+
     def memory(self, spec: Spec, envs: int) -> PyTree:
         return moments(1)._replace(seen=jnp.zeros(())), jnp.zeros(envs)
 
@@ -35,7 +40,8 @@ class ScaleRewards(Scaling):
         if self.what == "returns":
             return steps.reward, own
         seen, before = own
-        sums, before = running_returns(steps.reward, steps.ended, before, base.discount)
+        reward = steps.reward if steps.weight is None else jnp.where(steps.weight > 0, steps.reward, 0.0)
+        sums, before = running_returns(reward, steps.over, before, base.discount)
         weight = None if steps.weight is None else steps.weight.reshape(-1)
         seen = merge(seen, sums.reshape(-1, 1), weight)
         scaled = steps.reward / jnp.sqrt(seen.var[0] + 1e-8)

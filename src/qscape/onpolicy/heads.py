@@ -50,6 +50,11 @@ class FeatureHead(Head):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{self.name}.{name} is {getattr(self, name)}; it must be above 0.")
 
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if self.bound == "l2" and "trust_region" in present:
+            return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
+        return None
+
     def features_in(self, width: int) -> int:
         """d, the width of what the action layer sees, given the torso's."""
         return width if self.projector == "none" else self.width
@@ -131,6 +136,8 @@ class FixedHead(DiscreteHead):
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         why = super().fits(spec, base)
+        if spec.choices == 1:
+            why = f"{self.name} places the actions of a choice apart, and here there is one; leave it out."
         if why or (spec.frame is not None and self.projector == "none"):
             return why
         d = self.features_in(base.actor_hidden[-1])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from qscape.envs.native import Native
 from qscape.envs.world import Ended, World, advance, begin
+from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import Acting, State
@@ -20,8 +21,18 @@ from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
 def spec_of(env: Native) -> Spec:
-    """What an agent has to know of an environment of discrete actions."""
-    return Spec(int(env.observation_space.shape[0]), 1, choices=int(getattr(env.action_space, "n", 0)))
+    """What an agent has to know of an environment of discrete actions.
+
+    Raises:
+        UsageError: its actions are others.
+    """
+    choices = getattr(env.action_space, "n", None)
+    if choices is None:
+        raise UsageError(
+            f"{type(env).__name__} has actions {env.action_space}: compiled on-policy runs take Discrete "
+            "ones; use its Gymnasium face with run.train."
+        )
+    return Spec(int(env.observation_space.shape[0]), 1, choices=int(choices))
 
 
 def collect(

@@ -47,6 +47,7 @@ class Steps(NamedTuple):
     terminated: Float[Array, "T E"]
     ended: Float[Array, "T E"]  # 1 where the next row belongs to another episode, or to none
     weight: Float[Array, "T E"] | None  # 0 for rows that are no steps; None: all are
+    over: Float[Array, "T E"]  # 1 where the episode of a row is over; at the last row it may go on
 
 
 class Samples(NamedTuple):

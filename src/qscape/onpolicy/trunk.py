@@ -46,8 +46,11 @@ def update(
 
     # 2. advantages and targets, once
     weight = None if rollout.valid is None else rollout.valid.astype(jnp.float32)
-    ends = rollout.terminated.astype(jnp.float32), _ended(rollout)
-    steps = Steps(rollout.reward, views.value, next_value, *ends, weight)
+    over = _over(rollout)
+    ended = over.at[-1].set(1.0)  # nothing comes after the last row here
+    over = ended if base.episodes else over  # all environments begin anew with the next rollout
+    terminated = rollout.terminated.astype(jnp.float32)
+    steps = Steps(rollout.reward, views.value, next_value, terminated, ended, weight, over)
     state, advantage, target = _estimate(agent, state, steps)
 
     # 3. actor and critic learn
@@ -70,12 +73,12 @@ def update(
     return state, metrics
 
 
-def _ended(rollout: Rollout) -> Float[Array, "T E"]:
-    """1 where the next row belongs to another episode, or is no step, or is not there at all."""
-    ended = rollout.terminated | rollout.truncated
+def _over(rollout: Rollout) -> Float[Array, "T E"]:
+    """1 where the next row belongs to another episode, or is no step."""
+    over = rollout.terminated | rollout.truncated
     if rollout.valid is not None:
-        ended = ended.at[:-1].set(ended[:-1] | ~rollout.valid[1:])
-    return ended.at[-1].set(True).astype(jnp.float32)
+        over = over.at[:-1].set(over[:-1] | ~rollout.valid[1:])
+    return over.astype(jnp.float32)
 
 
 def _estimate(agent: "Agent", state: State, steps: Steps) -> tuple[State, Array, Array]:

@@ -204,6 +204,22 @@ def insert(
     return rows, index._replace(position=position, size=size)
 
 
+def cut(layout: Layout, rows: Memory, index: Index) -> tuple[Memory, Index]:
+    """End the episodes that are under way, as a time limit does: what is inserted next begins new ones."""
+    newest = neighbour(layout, write_rows(layout, index)[0], -1)
+    outcome = slice(layout.slices["terminated"].start, layout.slices["truncated"].stop)
+    under_way = (index.size > 0) & (take(rows, newest, outcome).sum(-1) == 0)
+    if not layout.stores_next:  # behind an episode that ended lies a pad
+        under_way &= take(rows, newest, layout.slices["valid"])[:, 0] > 0
+    where = jnp.where(under_way, newest, len(rows))
+    rows = rows.at[where, layout.slices["truncated"].start].set(1.0, mode="drop")
+    if layout.stores_next:
+        return rows, index
+    advance = under_way.astype(jnp.int32)  # the head becomes the pad
+    position, size = (index.position + advance) % layout.ring, jnp.minimum(index.size + advance, layout.ring)
+    return rows, index._replace(position=position, size=size)
+
+
 def write_rows(layout: Layout, index: Index) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
     """The row that the next insert writes in each ring, and the row after it."""
     written = jnp.arange(layout.envs, dtype=jnp.int32) * layout.ring + index.position

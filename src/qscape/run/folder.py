@@ -8,15 +8,17 @@ RUN/events.out.*        TensorBoard
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from qscape.run.plan import Plan, from_json, to_json
 RECORD = "run.json"
 ASIDE = f".{RECORD}.tmp"  # run.json while it is written
 LOCK = ".lock"
+NEW = ".new"  # what will replace a folder's run, while it is written
+COMMAND = "QSCAPE_COMMAND"  # variable that tells workers what the user typed
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 EXTRAS = ("gymnasium-robotics", "ale-py")  # where installed: their rewards and games differ between versions
 
@@ -70,7 +74,7 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     Raises:
         UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
     """
-    if not folder.is_dir() or all(p.name in (LOCK, ASIDE) for p in folder.iterdir()):
+    if not folder.is_dir() or all(p.name in (LOCK, ASIDE, NEW) for p in folder.iterdir()):
         return
     if not (folder / RECORD).exists():
         raise UsageError(f"{folder} exists and is no run; choose another --out.")
@@ -87,10 +91,42 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> N
         UsageError: the folder is taken. RunError: it cannot be written.
     """
     refuse_taken(folder, overwrite)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        _empty(folder)
+    except OSError as problem:
+        raise RunError(f"{folder} cannot be emptied ({problem.strerror}); choose another --out.") from problem
     write_record(folder, to_json(plan, agent) | origin())
+
+
+def _empty(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove what is in a folder but its lock; run.json last, for without it the folder is no run's."""
+    paths = [p for p in folder.iterdir() if p.name not in (LOCK, *keep)] if folder.is_dir() else []
+    for path in sorted(paths, key=lambda p: p.name == RECORD):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def replace(folder: Path, trainer: Loop) -> None:
+    """Make a folder hold a trainer's run with one save, and nothing else. Until that is written whole, the
+    folder holds what it held.
+
+    Raises:
+        UsageError: the folder is something else's. RunError: it cannot be written.
+    """
+    refuse_taken(folder, overwrite=True)
+    new = folder / NEW
+    with locked(folder):
+        shutil.rmtree(new, ignore_errors=True)
+        plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
+        try:
+            write_record(new, to_json(plan, trainer.agent) | origin())
+            save(new, trainer, milestone=False)
+            _empty(folder, keep=(NEW,))
+            for path in new.iterdir():
+                path.rename(folder / path.name)
+        except OSError as problem:
+            raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def origin() -> dict[str, Any]:
@@ -109,8 +145,13 @@ def origin() -> dict[str, Any]:
             "device": jax.devices()[0].device_kind,
         },
         "threads": os.environ.get("NPROC"),
-        "command": " ".join(["qscape", *sys.argv[1:]]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What the user typed, to be typed again."""
+    return os.environ.get(COMMAND) or shlex.join(["qscape", *sys.argv[1:]])
 
 
 def _processor() -> str:
@@ -187,11 +228,14 @@ def in_use(folder: Path) -> bool:
     """Does another process hold this run folder?"""
     try:
         with (folder / LOCK).open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except BlockingIOError:
-        return True
+    except OSError as problem:
+        raise RunError(f"{folder} cannot be read ({problem.strerror}).") from problem
     return False
 
 
@@ -200,22 +244,29 @@ def in_use(folder: Path) -> bool:
 
 def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
     """Save everything; earlier saves give up their replay, and the oldest go, but for milestones."""
+    name, place = f"{trainer.env_steps:09d}", folder / "saves"
     shot = snapshot.take(trainer.edge)
     meta = {
         "qscape": importlib.metadata.version("qscape"),
-        "milestone": milestone,
+        "milestone": milestone or _is_milestone(place / name),  # again, at the same step
         "numbers": trainer.numbers(),
         "edge": shot.meta,
         "threads": os.environ.get("NPROC"),
     }
-    name = f"{trainer.env_steps:09d}"
-    place = folder / "saves"
     path = saves.write(place, name, trainer.trees() | {"edge": shot.arrays}, meta)
     for older in saves.names(place):
-        if older != name and "replay" in saves.tree_names(place / older):
-            saves.drop(place / older, "replay")
-    saves.prune(place, trainer.plan.keep_saves, lambda n: saves.read_meta(place / n)["milestone"])
+        with contextlib.suppress(RunError):  # a damaged one is no reason to end a healthy run
+            if older != name and "replay" in saves.tree_names(place / older):
+                saves.drop(place / older, "replay")
+    saves.prune(place, trainer.plan.keep_saves, lambda n: _is_milestone(place / n))
     return path
+
+
+def _is_milestone(path: Path) -> bool:
+    try:
+        return path.exists() and saves.read_meta(path)["milestone"]
+    except RunError:
+        return False
 
 
 def newest_save(folder: Path, tree: str = "acting") -> Path | None:
@@ -229,6 +280,12 @@ def newest_save(folder: Path, tree: str = "acting") -> Path | None:
         if tree in saves.tree_names(place / name):
             return place / name
     return None
+
+
+def steps_made(folder: Path) -> int:
+    """Environment steps of the newest save that a run can go on from."""
+    newest = newest_save(folder, "replay")
+    return saves.read_meta(newest)["numbers"]["env_steps"] if newest else 0
 
 
 def unfinished(folder: Path, steps: int | None = None) -> bool:

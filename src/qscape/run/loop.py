@@ -171,7 +171,8 @@ class Loop:
                 walked = rollouts(self.programs, acting, edge, self.plan.eval_episodes)
                 done, probed = [r.episode for r in walked], self.probes(Look(acting, walked))
             returns, lengths = [e.ret for e in done], [e.length for e in done]
-            successes = [e.success for e in done if e.success is not None]
+            told = any(e.success is not None for e in done)
+            successes = [float(e.success or 0) for e in done] if told else []
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
 

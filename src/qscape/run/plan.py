@@ -99,7 +99,7 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         return plan, agent, notes
     field, wait = agent.base.waits()
     asked = field in own.get("base", {})
-    if asked and wait >= plan.steps:
+    if asked and (wait > plan.steps if field == "rollout" else wait >= plan.steps):
         raise UsageError(
             f"--base.{field} {wait} leaves no update in {plan.steps} steps; "
             f"use less than {plan.steps}, or more steps."

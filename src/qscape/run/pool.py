@@ -16,6 +16,7 @@ from queue import Empty, Queue
 from typing import Any, NamedTuple, Protocol
 
 from qscape.run import events as ev
+from qscape.run.folder import COMMAND, command
 from qscape.run.worker import INTERRUPTED, Job
 
 ASK_AGAIN = 1.0  # seconds until a job that could not begin is asked for again
@@ -60,7 +61,12 @@ class LocalWorker:
                 stderr=errors,
                 text=True,
                 # On an accelerator several processes share the memory: none may take most of it at once.
-                env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "NPROC": "1"},
+                env={
+                    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                    **os.environ,
+                    "NPROC": "1",
+                    COMMAND: command(),
+                },
                 start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
             )
         assert self.process.stdin is not None

@@ -121,6 +121,11 @@ class Buffer:
         made = Rollout(**columns)
         return made if self.masked else made._replace(valid=None)
 
+    @property
+    def steps(self) -> int:
+        """Steps to learn from so far."""
+        return int(np.count_nonzero(self.columns["valid"][: self.used]))
+
     def cut(self) -> None:
         """The episodes that are under way go on no further: as at a time limit, the bootstrap is not cut."""
         if self.used:
@@ -182,7 +187,8 @@ class RolloutTrainer(Loop):
     def _prepare(self) -> bool:
         if not self.buffer.full:
             return True
-        progress = np.float32(min(self.env_steps / self.until, 1.0))
+        begun = max(self.env_steps - self.buffer.steps, 0)  # when this rollout began
+        progress = np.float32(min(begun / self.until, 1.0))
         state = self.state._replace(env_steps=jnp.int32(self.env_steps))
         self.state, self.metrics = self.programs.update(state, self.buffer.rollout(), progress, self.key)
         jax.block_until_ready(self.metrics)  # the rollout was read: its rows may be written again

@@ -159,6 +159,11 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
         return {leaf["name"]: _read_leaf(archive, leaf) for leaf in tree["leaves"]}
 
 
+def arrays(tree: PyTree) -> dict[str, Any]:
+    """A tree in memory as `read_arrays` would give it once saved."""
+    return {name: _stored(name, leaf)[1] for name, leaf in _flatten(tree)[0].items()}
+
+
 def tree_names(path: Path) -> list[str]:
     """The names of a save's trees. Raises RunError like `read`."""
     return list(_read_record(path)["trees"])

@@ -3,14 +3,19 @@
 import csv
 import importlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
+
+_proto: Any = event_pb2  # generated: its classes are not known before it runs
 
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 
@@ -36,7 +41,12 @@ class FolderSink:
             self.rows = csv.writer(self.evaluations)
             if self.evaluations.tell() == 0:
                 self.rows.writerow((*EVALUATION_COLUMNS, *probed))
-            self.board = SummaryWriter(str(folder), purge_step=step + 1)
+            # Written here and now: tensorboardX's SummaryWriter has a thread for it, and where the disk is
+            # full that dies, and whoever writes waits for ever.
+            self.board = EventsWriter(str(folder / "events"))
+            begun = _proto.SessionLog(status=_proto.SessionLog.START)
+            self.board.write_event(_proto.Event(step=step + 1, file_version="brain.Event:2"))
+            self.board.write_event(_proto.Event(step=step + 1, session_log=begun))
         except OSError as problem:
             raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
 
@@ -44,9 +54,7 @@ class FolderSink:
         try:
             self._write(event)
         except OSError as problem:
-            raise RunError(
-                f"{self.folder} cannot be written ({problem.strerror}); the last save stays."
-            ) from problem
+            raise self._full(problem) from problem
 
     def _write(self, event: ev.RunEvent) -> None:
         if isinstance(event, ev.Logged):
@@ -54,20 +62,31 @@ class FolderSink:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
             for name, value in event.metrics.items():
-                self.board.add_scalar(f"train/{name}", value, event.step)
+                self._show(f"train/{name}", value, event.step)
+            self.board.flush()
         elif isinstance(event, ev.Evaluated):
             for k, (ret, length) in enumerate(zip(event.returns, event.lengths, strict=True)):
-                success = event.successes[k] if k < len(event.successes) else ""
+                success = event.successes[k] if event.successes else ""
                 row = (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
                 self.rows.writerow((*row, *(values[k] for values in event.probes.values())))
             self.evaluations.flush()
             for name, value in _evaluated(event).items():
-                self.board.add_scalar(name, value, event.step)
+                self._show(name, value, event.step)
+            self.board.flush()
+
+    def _show(self, name: str, value: float, step: int) -> None:
+        said = _proto.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        self.board.write_event(said)
 
     def close(self) -> None:
-        self.metrics.close()
-        self.evaluations.close()
-        self.board.close()
+        try:
+            for file in (self.metrics, self.evaluations, self.board):
+                file.close()
+        except OSError as problem:
+            raise self._full(problem) from problem
+
+    def _full(self, problem: OSError) -> RunError:
+        return RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
 
 
 def _evaluated(event: ev.Evaluated) -> dict[str, float]:
@@ -104,10 +123,7 @@ class TrackerSink:
     """Weights & Biases or trackio, which share one interface. Extra `loggers`."""
 
     def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any]) -> None:
-        try:
-            self.tracker: Any = importlib.import_module(package)
-        except ImportError as problem:
-            raise UsageError(f'--log {package} needs the extra: pip install "qscape[loggers]".') from problem
+        self.tracker: Any = _tracker(package)
         self.tracker.init(project=project, name=name, config=dict(config))
 
     def __call__(self, event: ev.RunEvent) -> None:
@@ -118,6 +134,23 @@ class TrackerSink:
 
     def close(self) -> None:
         self.tracker.finish()
+
+
+def refuse_missing(trackers: Sequence[str]) -> None:
+    """Refuse loggers that are not installed, before anything is written.
+
+    Raises:
+        UsageError: the extra is missing.
+    """
+    for package in trackers:
+        _tracker(package)
+
+
+def _tracker(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as problem:
+        raise UsageError(f'--log {package} needs the extra: pip install "qscape[loggers]".') from problem
 
 
 TRACKERS: dict[str, Callable[..., TrackerSink]] = {

@@ -259,3 +259,8 @@ class Trainer(Loop):
         for name in ("pending", "learning", "schedule"):
             setattr(self, name, numbers[name])
         super().put_back(trees, numbers)
+
+    def begun_anew(self) -> None:
+        cut = jax.jit(partial(memory.cut, self.layout), donate_argnums=0)
+        self.rows, self.index = cut(self.rows, self.index)
+        self.first, self.action, self.columns = np.ones(self.edge.envs, bool), None, {}

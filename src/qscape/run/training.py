@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, fitted
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.seeds import Seeds
-from qscape.run.sinks import TRACKERS, FolderSink, Sink
+from qscape.run.sinks import TRACKERS, FolderSink, Sink, refuse_missing
 from qscape.run.trainer import Trainer
 
 OnTrainer = Callable[[Loop], Any]
@@ -70,6 +71,7 @@ def train(
         UsageError: a plan that cannot be. RunError: what broke while running.
     """
     set_up_jax()
+    refuse_missing(trackers)
     folder = Path(folder)
     plan, agent, notes = fitted(plan)
     folders.refuse_taken(folder, overwrite)  # before a lock is written into it
@@ -102,6 +104,7 @@ def train_together(
         UsageError: plans that cannot be, or seeds that cannot be one program. RunError: what broke.
     """
     set_up_jax()
+    refuse_missing(trackers)
     fits = [fitted(plan) for plan in plans]
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
@@ -146,6 +149,7 @@ def resume(
         UsageError: the run has made these steps already. RunError: no run, or no readable save.
     """
     set_up_jax()
+    refuse_missing(trackers)
     folder = Path(folder)
     folders.read_record(folder)  # refuses what is no run, before a lock is written into it
     with folders.locked(folder):
@@ -153,11 +157,10 @@ def resume(
         plan = folders.read_plan(folder)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
-        if not folders.unfinished(folder, steps):
-            raise UsageError(
-                f"{folder} has made its {plan.steps} steps; "
-                f"to go on, ask for more: qscape resume {folder} --steps {2 * plan.steps}."
-            )
+        made = folders.steps_made(folder)
+        if (steps or made) < made or not folders.unfinished(folder, steps):
+            more = f"qscape resume {shlex.quote(str(folder))} --steps {2 * made}"
+            raise UsageError(f"{folder} has made its {made} steps; to go on, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
         edge, eval_edge = open_edges(plan, agent)
         trainer = trainer_of(plan, agent, edge, eval_edge, partial(folders.save, folder))
@@ -165,6 +168,8 @@ def resume(
         notes = [] if newest else ["there is no save yet: the run starts again"]
         if newest:
             notes = folders.load_into(trainer, newest)
+        elif plan.start:
+            notes += take_over(trainer, plan)
         folders.write_record(folder, record | {"steps": plan.steps})
         on_trainer(trainer)
         yield from _told(trainer, folder, plan, notes, trackers)
@@ -200,11 +205,10 @@ def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
 
 
 def _close(sinks: Sequence[Sink], *edges: Edge | None) -> None:
-    for sink in sinks:
-        sink.close()
-    for edge in edges:
-        if edge is not None:
-            edge.close()
+    with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
+        for one in (*edges, *sinks):
+            if one is not None:
+                stack.callback(one.close)
 
 
 def _refuse_no_update(trainer: Loop) -> None:
