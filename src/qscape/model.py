@@ -163,7 +163,7 @@ class Model:
                 leading batch axis.
             state: of a policy that remembers; what the last call returned. `episode_start` `[batch]`
                 resets it.
-            deterministic: False draws as in training.
+            deterministic: False draws as in training, anew at every call without `state`.
 
         Returns:
             (action, state).
