@@ -115,7 +115,7 @@ def main() -> None:
         print(f"{name:36}{ms[name]:8.2f}{one.gflop:8.2f}{1e3 * one.gflop / ms[name]:9.0f}{ratio}")
     place = Path(__file__).parent / "results" / "updates"
     place.mkdir(parents=True, exist_ok=True)
-    file = place / f"{time.strftime('%Y-%m-%d')}.json"
+    file = place / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     about = {
         "command": " ".join(["python", "benchmarks/updates.py", *sys.argv[1:]]),
         "machine": platform.machine(),
