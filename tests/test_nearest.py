@@ -44,6 +44,7 @@ def test_mineworld_has_the_published_neighbours():
 @pytest.mark.parametrize("k", [1, 4])
 def test_an_exact_search_is_exact_over_chunks(k, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(module, "QUERIES", 16)  # 50 of them: four blocks of 13, two of them padding
     rng = np.random.default_rng(0)
     rows, x = (rng.uniform(-1, 1, (n, 7)).astype(np.float32) for n in (333, 50))
     rows[300] = rows[5]  # an equal in a later chunk
@@ -64,7 +65,7 @@ def test_what_fills_the_last_chunk_is_never_found(monkeypatch):
 
 def test_an_exact_search_is_exact_at_ten_thousand():
     rng = np.random.default_rng(1)
-    rows, x = (rng.uniform(-1, 1, (n, 30)).astype(np.float32) for n in (10_000, 64))
+    rows, x = (rng.uniform(-1, 1, (n, 30)).astype(np.float32) for n in (10_000, 150))
     np.testing.assert_array_equal(ActionTable(rows).nearest(jnp.asarray(x)), by_hand(rows, x, 1))
 
 

@@ -6,7 +6,7 @@ whose centres lie nearest (an inverted file) and may miss the nearest row.
 """
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-CHUNK = 16_384  # rows of one product: 16 MB of scores for 256 queries
+CHUNK = 16_384  # rows of one product
+QUERIES = 64  # of one product on a CPU, at most: its scores stay in the cache for the reductions
 FEW = 8  # rows whose distances are taken by differences where products leave it open
 ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a product, relative
 EXACT = jax.lax.Precision.HIGHEST  # accelerators would otherwise round the factors
@@ -118,7 +119,19 @@ def exact(
 
 
 def _found(rows: Array, half: np.ndarray | Array, x: Array, k: int) -> tuple[Array, Array]:
-    """The k best of these rows and how good they are.
+    """The k best of these rows and how good they are."""
+    find = partial(_found_at_once, rows, half, k=k)
+    if len(x) <= QUERIES or jax.default_backend() != "cpu":
+        return find(x)
+    blocks = -(-len(x) // QUERIES)
+    each = -(-len(x) // blocks)
+    padded = jnp.pad(x, ((0, blocks * each - len(x)), (0, 0)), mode="edge")
+    found = jax.lax.map(find, padded.reshape(blocks, each, -1))
+    return jax.tree.map(lambda part: part.reshape(-1, k)[: len(x)], found)
+
+
+def _found_at_once(rows: Array, half: np.ndarray | Array, x: Array, k: int) -> tuple[Array, Array]:
+    """The same in one product.
 
     The product cannot tell rows apart whose distances from x differ by less than its rounding. So the single
     nearest is taken, where several are that close, by differences among the best few.
