@@ -291,6 +291,7 @@ def test_a_hostile_label_stays_text(tmp_path, monkeypatch, says):
         (["runs", "--final", 9], "use --final 3 or less"),
         (["runs", "--policy", "kept", "--pgn", "x"], "has no flag --pgn; did you mean --png?"),
         (["runs", "--png", "c.txt"], "Format 'txt' is not supported"),
+        (["runs", "--png", "c"], "--png c has no ending, which chooses the format; such as c.png."),
     ],
 )
 def test_bad_input(runs, refused, argv, why):
@@ -300,8 +301,8 @@ def test_bad_input(runs, refused, argv, why):
 def test_files_that_cannot_be_written(runs, capsys):
     Path("file").write_text("")
     for flag in ("--csv", "--png", "--html"):
-        assert run("compare", "runs", flag, "file/c") == 1
-        assert "file/c cannot be written (" in capsys.readouterr().err
+        assert run("compare", "runs", flag, f"file/c.{flag[2:]}") == 1
+        assert f"file/c.{flag[2:]} cannot be written (" in capsys.readouterr().err
 
 
 def test_missing_extras_are_named(runs):

@@ -346,6 +346,19 @@ def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     assert jnp.isfinite(metrics["entropy"]).all()
 
 
+def test_steps_of_whole_episodes_are_counted_as_in_a_run():
+    """All that environments walk until the last episode is over: no random number is drawn twice."""
+    env, envs = IdealCliffWalking(), 3
+    agent = agents.build("reinforce", {"base": {"rollout": 300, "episodes": 4}}).on(native.spec_of(env))
+    begun = native.start(agent, env, jax.random.key(0), envs=envs)
+    run, _ = native.further(agent, env, begun, jax.random.key(0), updates=1, total=1)
+    acting = agent.acting(begun.state)
+    rollout = native.collect(agent, env, acting, begun.world, jnp.int32(0), jax.random.key(0))[1]
+    walked = np.flatnonzero(rollout.valid.any(1))[-1] + 1
+    assert rollout.valid.sum() < walked * envs
+    assert int(run.state.env_steps) == walked * envs
+
+
 def test_ideal_cliff_walking_collapses():
     """REINFORCE with a fixed simplex: the greedy policy is optimal in all states and features lie along W.
 
@@ -359,7 +372,7 @@ def test_ideal_cliff_walking_collapses():
     dist = jax.vmap(lambda s: agent.look(agent.acting(s), cells))(state)
     solved = (dist.mode()[..., 0] == best).all(1)
     assert solved.sum() >= 3
-    assert (history.env_steps[:, -1] < 1_200 * 800 / 4).all(), "steps that count are those of the episodes"
+    assert (history.env_steps[:, -1] < 1_200 * 800 / 4).all(), "rollouts are as long as their episodes"
     for features, w in zip(dist.features[solved], state.own["etf"][solved], strict=True):
         found = action_collapse(np.asarray(features), best, np.asarray(w))
         assert found.alignment > 0.93

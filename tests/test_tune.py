@@ -1,5 +1,6 @@
 """`qscape tune`: fields and their ranges, trials that are runs, and a search that goes on after any end."""
 
+import contextlib
 import csv
 import dataclasses
 import shlex
@@ -18,7 +19,7 @@ from tiny import SIZES, environment, evaluations, flags, start
 from qscape.agents import build, settings_of
 from qscape.cli import main, options
 from qscape.cli.tune import train_command
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.run import folder as folders
 from qscape.run.plan import Plan
 from qscape.run.ranges import Range, find_ranges
@@ -417,3 +418,17 @@ def test_a_folder_of_something_else_is_refused(here, ranges, capsys):
     assert main(command("else", "--ranges", ranges())) == 2
     assert "else exists and holds no search" in capsys.readouterr().err
     assert dataclasses.replace(search, seeds=2).identity() != search.identity()
+
+
+def test_a_database_that_fails_during_a_search_is_told(here, ranges):
+    base = small_plan()
+    search = Search(base, find_ranges(base, (), ranges()), Path("out"))
+
+    def fail():
+        with opened(search) as tuner:
+            with contextlib.closing(sqlite3.connect(here / "out/study.db")) as db:
+                db.execute("DROP TABLE trials")
+            tuner.study.ask()
+
+    with pytest.raises(RunError, match=r"out/study.db cannot be written \(.*no such table.*the same command"):
+        fail()

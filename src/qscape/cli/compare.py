@@ -157,6 +157,8 @@ def save_figure(figure: Any, file: str) -> None:
     Raises:
         UsageError: the ending is of no format. RunError: it cannot be written.
     """
+    if not Path(file).suffix:
+        raise UsageError(f"--png {file} has no ending, which chooses the format; such as {file}.png.")
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)

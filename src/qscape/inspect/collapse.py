@@ -23,6 +23,7 @@ from qscape.run.evaluation import SEED
 from qscape.run.probes import Look
 
 STATES = 10_000
+AT_A_TIME = 500  # states in one pass: of images each needs a megabyte
 SHOWN = 1_000  # features that a picture shows
 ACTIONS = 3  # whose simplex has a plane to draw
 
@@ -66,7 +67,9 @@ def of_policy(
     agent: Agent, acting: Any, states: States, look: Any = None
 ) -> tuple[Collapse, np.ndarray, np.ndarray, np.ndarray]:
     """The metrics, and what they are of: features [N, d], labels [N], action layer [K, d]."""
-    dist = (look or jax.jit(agent.look))(acting, states.observation)
+    look, all_ = look or jax.jit(agent.look), states.observation
+    parts = [look(acting, all_[i : i + AT_A_TIME]) for i in range(0, len(all_), AT_A_TIME)]
+    dist = jax.tree.map(lambda *part: np.concatenate(part), *parts)
     labels = states.optimal
     if labels is None:  # the trained policy stands for the optimal one
         labels = np.asarray(dist.mode())[:, 0].astype(int)

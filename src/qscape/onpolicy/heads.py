@@ -140,10 +140,14 @@ class FixedHead(DiscreteHead):
             why = f"{self.name} places the actions of a choice apart, and here there is one; leave it out."
         if why or (spec.frame is not None and self.projector == "none"):
             return why
-        d = self.features_in(base.actor_hidden[-1])
+        return self.too_few(spec, self.features_in(base.actor_hidden[-1]))
+
+    def too_few(self, spec: Spec, d: int) -> str | None:
+        """Why d features are not enough, or None."""
         if d >= self.least(spec.choices or 0):
             return None
-        field = "base.actor_hidden" if self.projector == "none" else f"{self.name}.width"
+        behind = "base.actor_hidden" if spec.frame is None else "plain.image_hidden"
+        field = behind if self.projector == "none" else f"{self.name}.width"
         return (
             f"{self.name} needs at least {self.least(spec.choices or 0)} features for {spec.choices} "
             f"actions, and there are {d}; raise {field}."
@@ -152,6 +156,8 @@ class FixedHead(DiscreteHead):
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[Branch, Array]:
         k_projector, k_layer = jax.random.split(key)
         d = self.features_in(width)
+        if why := self.too_few(spec, d):  # on images only the torso knows its width
+            raise UsageError(why)
         w = _on_host(self.draw, k_layer, spec.choices or 0, d)
         return Branch(self.projection(k_projector, width), None), w
 

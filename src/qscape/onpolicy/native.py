@@ -123,7 +123,8 @@ def further(
         state, world = run
         acting, steps = agent.acting(state), state.env_steps
         world, rollout, ended = collect(agent, env, acting, world, steps, key)
-        made = rollout.reward.size if rollout.valid is None else rollout.valid.sum()
+        valid = rollout.valid
+        made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
         state, metrics = agent.update(state, rollout, state.updates / total, key)
         told = History(metrics, ended.mean(), ended.number(), steps)
         return Run(state._replace(env_steps=steps + made), world), told

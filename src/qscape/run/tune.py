@@ -198,7 +198,14 @@ def opened(search: Search, show: Callable[[Trial], None] = lambda trial: None) -
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with folders.locked(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield Tuner(search, _study(search), show)
+        try:
+            yield Tuner(search, _study(search), show)
+        except optuna.exceptions.StorageInternalError as problem:
+            why = str(problem.__cause__ or problem).splitlines()[0]
+            raise RunError(
+                f"{folder / DB} cannot be written ({why}); trials that are done stay: make room, and the "
+                "same command goes on."
+            ) from problem
 
 
 def _study(search: Search) -> "optuna.Study":
