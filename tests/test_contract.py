@@ -58,7 +58,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
                 "select_q": "min",
                 "straight_through": False,
             },
-            "base": {"epsilon_mode": "greedy", "nearest": "clustered"},
+            "base": {"epsilon_mode": "greedy", "epsilon_end": 0.1, "nearest": "clustered"},
         },
     ),
     "savo: transformer, present choice": (

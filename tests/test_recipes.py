@@ -215,6 +215,21 @@ def test_refused_recipes(toys, recipe, sentence):
         ("sac", {"soft": {"temperature": -1}}, "soft.temperature is -1.0; it must be 0 or more."),
         ("td3+sale", {"sale": {"critic_inputs": ["s"]}}, "sale.critic_inputs is ('s',)"),
         ("td3+sale", {"sale": {"critic_inputs": ["zs"]}}, "sale.critic_inputs is only zs: critics would not"),
+        (
+            "td3+sale",
+            {"sale": {"predict_reward": True}, "base": {"n_step": 3}},
+            "'td3+sale' cannot be: sale.predict_reward asks for the reward of one step, and base.n_step 3",
+        ),
+        (
+            "td3",
+            {"base": {"epsilon_mode": "greedy"}},
+            "base.epsilon_mode is greedy and base.epsilon_end 1: all actions would be random for ever",
+        ),
+        (
+            "iql+savo",
+            {},
+            "'iql+savo' cannot be: iql imitates the data and climbs nothing, and savo's actors climb",
+        ),
         ("td3", {"base": 3}, "Settings of 'base' are 3; they must be"),
     ],
 )

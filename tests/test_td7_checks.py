@@ -194,6 +194,19 @@ def test_checkpoint_trace(switch, late, trace):
         assert [len(own["returns"]), own["steps"], own["best"], own["episodes"]] == after
 
 
+@pytest.mark.parametrize(
+    ("ratio", "length"), [(0.01, 50), (0.02, 20), (0.3, 3), (0.29, 100), (0.5, 15), (2.5, 7)]
+)
+def test_no_share_of_an_update_is_lost_between_bursts(ratio, length):
+    """A thousand assessed episodes make as many updates as their steps ask for."""
+    schedule, base, updates = Checkpoints(), build("td3+checkpoints", updates_per_step=ratio).base, 0
+    own = schedule.start()
+    for n in range(1000):
+        own, due, _ = episode(schedule, own, length, float(n), updates, base)
+        updates += due
+    assert updates == round(1000 * length * ratio)
+
+
 def test_the_switch_is_tested_before_each_update():
     """Reaching exactly its number at a burst's end leaves it for the next burst; it happens once."""
     schedule, base = Checkpoints(switch=100), build("td7").base
@@ -363,6 +376,21 @@ def test_the_encoder_learns_for_itself(fresh):
     """Its step is the same whatever actor and critics are."""
     other = put(fresh, actor=shifted(fresh.state.actor), critics=shifted(fresh.state.critics))
     assert same(sale(fresh.step()).learned, sale(other.step()).learned)
+
+
+def test_the_encoder_predicts_one_step_on_whatever_the_critics_target_sums():
+    """With n-step returns `next_observation` lies n steps on; the embedding is of the successor (Eq. 4)."""
+    agent = build("td7", n_step=3)
+    memory, own = start(agent).memory, agent.init(jax.random.key(0)).own["sale"]
+    obs, action, reward, terminated, successor = (x[:32] for x in memory)
+    assert "successor" in agent.derived
+
+    def loss(successor, further):
+        batch = Batch(obs, action, reward, terminated, further, 0.99, {"successor": successor})
+        return float(agent.parts["sale"].learn(own.learned, own, None, batch, jax.random.key(0))[0])
+
+    assert loss(successor, successor) == loss(successor, successor + 1.0)
+    assert loss(successor, successor) != loss(successor + 1.0, successor)
 
 
 def test_the_online_encoder_reaches_nobody_before_a_sync(fresh):

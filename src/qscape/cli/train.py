@@ -35,8 +35,6 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
     if run.keep_data and not run.from_:
         raise UsageError("--keep-data keeps the dataset of the run that --from names; name one.")
-    if run.dataset and run.envs > 1:
-        raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
     for tracker in run.log:
         if tracker not in TRACKERS:
             raise UsageError(f"--log {tracker} is unknown; there are {', '.join(TRACKERS)}.")

@@ -69,14 +69,17 @@ class Restricted(gym.Wrapper):
         offset = np.asarray(action, np.float64).ravel() - self.centres
         return bool((np.square(offset).sum(1) <= self.radii**2).any())
 
-    def project(self, action: Float[np.ndarray, "D"]) -> Float[np.ndarray, "D"]:
-        """The normalised action moved into the ball it is nearest to; for controls and diagnostics only."""
-        offset = action - self.centres
-        distance = np.linalg.norm(offset, axis=1)
-        nearest = int((distance - self.radii).argmin())
-        if distance[nearest] <= self.radii[nearest]:
-            return np.asarray(action, np.float64)
-        return self.centres[nearest] + offset[nearest] * (self.radii[nearest] / distance[nearest])
+    def project(self, action: Float[np.ndarray, "*b D"]) -> Float[np.ndarray, "*b D"]:
+        """Normalised actions, each moved into the ball nearest to it; for controls and diagnostics only."""
+        action = np.asarray(action, np.float64)
+        offset = action[..., None, :] - self.centres
+        distance = np.linalg.norm(offset, axis=-1)
+        nearest = (distance - self.radii).argmin(-1)[..., None]
+        offset = np.take_along_axis(offset, nearest[..., None], -2)[..., 0, :]
+        distance = np.take_along_axis(distance, nearest, -1)
+        radius = self.radii[nearest]
+        on_the_border = self.centres[nearest[..., 0]] + offset * (radius / np.maximum(distance, radius))
+        return np.where(distance <= radius, action, on_the_border)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """A step with the action, or with the null action; `info["valid"]` says which."""

@@ -71,8 +71,12 @@ class Checkpoints(Schedule):
         return (*self._burst(own | {"best": score} if passed else own, event, base), passed)
 
     def _burst(self, own: dict[str, Any], event: EpisodeEnd, base: Base) -> tuple[dict[str, Any], int]:
-        """Numbers after a burst, and its updates. The switch is tested before each update, true once."""
-        updates = int(own["steps"] * base.updates_per_step)
+        """Numbers after a burst, and its updates. The switch is tested before each update, true once.
+
+        Steps that make no whole update wait for the next burst; 1e-9: ratios may be no binary fractions.
+        """
+        updates = int(own["steps"] * base.updates_per_step + 1e-9)
+        steps = own["steps"] - updates / base.updates_per_step
         if event.update <= self.switch < event.update + updates:
             best = own["best"]
             lowered = best - (1.0 - self.bar_factor) * abs(best)
@@ -80,4 +84,4 @@ class Checkpoints(Schedule):
                 "best": lowered if self.lower_negative_bars else best * self.bar_factor,
                 "episodes": self.late_episodes,
             }
-        return own | {"steps": 0, "age": 0, "returns": []}, updates
+        return own | {"steps": steps, "age": 0, "returns": []}, updates

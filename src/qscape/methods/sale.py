@@ -40,6 +40,7 @@ class SALE(Representation):
     """State-action embeddings that predict the next state's embedding; frozen copies feed Q and π."""
 
     name: ClassVar[str] = "sale"
+    derived: ClassVar[frozenset[str]] = frozenset({"successor"})  # one step on, whatever base.n_step is
 
     width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
     hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.")
@@ -75,6 +76,14 @@ class SALE(Representation):
 
     def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
         return {"critic_activation": "elu", "actor_objective": "mean"}
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        if self.predict_reward and base.n_step > 1:
+            return (
+                f"sale.predict_reward asks for the reward of one step, and base.n_step {base.n_step} sums "
+                "several; leave one of them out."
+            )
+        return None
 
     @property
     def joint(self) -> float | None:  # type: ignore[override]
@@ -131,7 +140,7 @@ class SALE(Representation):
         return loss, said
 
     def _goal(self, learned: Encoder, own: Own, fns: Fns, batch: Batch) -> Array:
-        s2 = batch.next_observation
+        s2 = batch.extra["successor"]
         if self.target == "next_observation":
             return s2
         if self.target == "fixed_embedding":

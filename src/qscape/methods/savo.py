@@ -79,6 +79,8 @@ class SAVO(Proposals):
                     f"{other} does not climb the slope of Q, and savo's actors climb that of surrogates; "
                     "leave one of them out."
                 )
+        if "iql" in present:
+            return "iql imitates the data and climbs nothing, and savo's actors climb; leave one of them out."
         return None
 
     def columns(self, spec: Spec) -> Columns:

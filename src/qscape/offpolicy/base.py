@@ -104,6 +104,11 @@ class Base:
                 raise UsageError(f"base.{name} is {getattr(self, name)}; it must lie in [0, 1].")
         if not 0 < self.epsilon_decay < math.inf:
             raise UsageError(f"base.epsilon_decay is {self.epsilon_decay}; it must be a number above 0.")
+        if self.epsilon_mode == "greedy" and self.epsilon_end == 1:
+            raise UsageError(
+                "base.epsilon_mode is greedy and base.epsilon_end 1: all actions would be random for ever; "
+                "set base.epsilon_end below 1, such as 0.01."
+            )
         if not self.log_std_min < self.log_std_max:
             raise UsageError(
                 f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}."

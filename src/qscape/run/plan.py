@@ -55,6 +55,8 @@ class Plan(Pace):
                 raise UsageError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1."
                 )
+        if self.dataset and self.envs > 1:
+            raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
         if self.eval_every < 0:
             raise UsageError(f"--eval-every is {self.eval_every}; it must be 0 (never) or more.")
         if self.save_every is not None and self.save_every < 1:
