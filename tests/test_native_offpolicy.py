@@ -95,6 +95,18 @@ def alone(name: str):
     return program, [program(env, key) for key in KEYS]
 
 
+def test_a_share_is_one_of_the_run_that_is_made():
+    """ε falls over a quarter of these 40 steps, given as a share or in steps."""
+    runs = []
+    for decay in (0.25, 10.0, 0.5):
+        base = {**SMALL, "warmup": 5, "exploration": "ou", "epsilon_end": 0.0, "epsilon_decay": decay}
+        agent = agents.build("td3", {"base": base}).on(native.spec_of(Line()))
+        program = jax.jit(partial(native.train, agent, envs=1, steps=40))
+        runs.append(quick(program, Line(), KEYS[0])(Line(), KEYS[0])[0].replay[0])
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
 def quick(program, *args, **static):
     """Compiled for these arguments, in a third of the time."""
     return program.lower(*args, **static).compile(compiler_options=QUICK)

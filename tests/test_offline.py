@@ -499,6 +499,25 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     assert events[-1].updates > 0
 
 
+def test_resets_count_the_updates_that_a_dataset_gives(name):
+    plan = Plan("td3+resets", CLOCK, 30, dataset=name, settings={"base": {"updates_per_step": 0.1}})
+    agent = offline._holding(qs.agent(plan.recipe, plan.settings), read(name, CLOCK), plan)
+    assert agent.base.updates_per_step == 1.0
+
+
+def test_a_normaliser_that_the_other_run_lacked_sees_the_data_that_is_kept(run, tmp_path):
+    settings, seen = tiny.settings("td7"), {}
+    plan = Plan("td7+normalise", CLOCK, 40, start=str(run), keep_data=True, eval_every=0, settings=settings)
+
+    def look(trainer):
+        seen.update(moments=jax.tree.map(np.asarray, trainer.state.own["normalise"].rest))
+
+    [*train(plan, tmp_path / "on", on_trainer=look)]
+    observation = read(read_plan(run).dataset).observation
+    assert seen["moments"].seen >= len(observation)
+    np.testing.assert_allclose(seen["moments"].mean, observation.mean(0), atol=1e-4)
+
+
 def test_what_does_not_fit_is_refused(run, tmp_path):
     other = Plan("td3", CLOCK, 40, start=str(run), settings=tiny.settings("td3"))
     with pytest.raises(RunError, match="does not fit 'td3': actor/"):

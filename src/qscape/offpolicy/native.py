@@ -9,6 +9,7 @@ The steps are those of the ordinary loop (`run.trainer`), in its order: act, ste
 is followed by how many updates is the same for all seeds, and known before the program runs (`timetable`).
 """
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -119,7 +120,7 @@ def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tupl
     """A whole run of `steps` environment steps, those of all E environments counted.
 
     Args:
-        agent: bound to its task; static.
+        agent: bound to its task; static. Fields that are a share of a run are shares of this one.
         key: of this run; with `vmap` one for each seed.
 
     Returns:
@@ -128,6 +129,8 @@ def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tupl
     Raises:
         UsageError: the agent learns when episodes end.
     """
+    base = dataclasses.replace(agent.base, **agent.base.shares(steps))
+    agent = dataclasses.replace(agent, base=base)
     due = timetable(agent, envs=envs, steps=steps)
     return further(agent, env, start(agent, env, key, envs=envs), key, due)
 

@@ -93,11 +93,11 @@ def score(plan: Plan, ret: float) -> float | None:
 
 
 def _holding(agent: Agent, data: Dataset, plan: Plan) -> Agent:
-    """The agent with a replay of the dataset's size, unless the user chose one."""
-    if "replay_capacity" in plan.settings.get("base", {}):
-        return agent
+    """The agent with a replay of the dataset's size, unless the user chose one; a step is an update."""
+    asked = plan.settings.get("base", {})
     rows = len(data) + (len(data.lengths) + 1) * (agent.base.next_observation == "derived")
-    base = dataclasses.replace(agent.base, replay_capacity=max(rows, 2))
+    capacity = asked.get("replay_capacity", max(rows, 2))
+    base = dataclasses.replace(agent.base, replay_capacity=capacity, updates_per_step=1.0)
     return dataclasses.replace(agent, base=base)
 
 
@@ -193,7 +193,8 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
     if fresh - taken:
         notes.append(f"not in that run, so they begin afresh: {', '.join(sorted(fresh - taken))}")
-    return notes + (_keep(trainer, source, run) if plan.keep_data else [])
+    afresh = trainer.agent.normaliser.name in fresh - taken
+    return notes + (_keep(trainer, source, run, afresh) if plan.keep_data else [])
 
 
 def _what(name: str) -> str:
@@ -202,12 +203,15 @@ def _what(name: str) -> str:
     return rest[0] if first in ("own", "optimisers") and rest else first
 
 
-def _keep(trainer: Trainer, source: Plan, run: Path) -> list[str]:
+def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
+    """The dataset of a run into the replay, and before the normaliser where that has seen nothing."""
     if not source.dataset:
         raise UsageError(f"--keep-data: {run} was not trained on a dataset, so it has none to keep.")
     refuse_columns(trainer.layout, trainer.agent.recipe)
     known = source.env != RECORDED
     data = read(source.dataset, source.env if known else None, source.env_args if known else None)
     trainer.rows, trainer.index = fill(trainer.agent, trainer.layout, trainer.rows, trainer.index, data)
+    if trainer.agent.normalises and unseen:
+        trainer.state = trainer.programs.see(trainer.state, data.observation)
     kept = min(len(data), trainer.layout.ring)
     return [f"its dataset is in the replay: {kept:,} of {len(data):,} transitions of {source.dataset}"]
