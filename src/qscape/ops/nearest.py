@@ -113,7 +113,7 @@ def exact(
         value, place = _top(value, k)  # what was found before comes first: of equals the lowest stays
         return (value, jnp.take_along_axis(index, place, 1)), None
 
-    none = jnp.full((len(x), k), -jnp.inf), jnp.zeros((len(x), k), jnp.int32)
+    none = jnp.full((x.shape[0], k), -jnp.inf), jnp.zeros((x.shape[0], k), jnp.int32)
     chunks = padded.reshape(count, chunk, d), high.reshape(count, chunk), np.arange(count) * chunk
     return jax.lax.scan(look, none, jax.tree.map(jnp.asarray, chunks))[0][1]
 
@@ -121,6 +121,8 @@ def exact(
 def _found(rows: Array, half: np.ndarray | Array, x: Array, k: int) -> tuple[Array, Array]:
     """The k best of these rows and how good they are."""
     find = partial(_found_at_once, rows, half, k=k)
+    if not isinstance(x.shape[0], int):  # an exported policy leaves the number of queries open
+        return find(x)
     if len(x) <= QUERIES or jax.default_backend() != "cpu":
         return find(x)
     blocks = -(-len(x) // QUERIES)
