@@ -529,6 +529,32 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
     assert not (tmp_path / "a" / "run.json").exists()
 
 
+def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path):
+    """IQL keeps no target actor, and knows nothing of ASAP's slow copy."""
+    online = qs.Model("iql", CLOCK, **tiny.settings("iql")).save(tmp_path / "source")
+    seen = {}
+    plan = Plan("td3+asap", CLOCK, 40, start=str(online), eval_every=0, settings=tiny.settings("td3"))
+    notes = [
+        *train(
+            plan, tmp_path / "on", on_trainer=lambda t: seen.update(state=jax.tree.map(np.asarray, t.state))
+        )
+    ][0].notes
+    assert "begin afresh: actor_target, asap" in " ".join(notes)
+    state = seen["state"]
+    for copy in (state.actor_target, state.own["asap"].rest[0]):
+        for slow, taken in zip(jax.tree.leaves(copy), jax.tree.leaves(state.actor), strict=True):
+            np.testing.assert_array_equal(slow, taken)
+
+
+def test_networks_that_would_be_other_functions_are_refused(tmp_path):
+    online = qs.Model("td3", CLOCK, **tiny.settings("td3")).save(tmp_path / "source")
+    settings = tiny.settings("td3")
+    settings["base"] = {**settings["base"], "critic_activation": "elu"}
+    with pytest.raises(RunError, match=r"critic_activation = relu; here it is elu.* set it to relu"):
+        [*train(Plan("td3", CLOCK, 40, start=str(online), settings=settings), tmp_path / "on")]
+    assert not (tmp_path / "on").exists()
+
+
 def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):
     from qscape.cli import train as command
 

@@ -132,10 +132,12 @@ class Agent(Bound):
 
     # --- the state --------------------------------------------------------------------------------
 
-    def init(self, key: Key) -> State:
-        """A fresh state. Every slow copy starts equal to its original, in buffers of its own."""
+    def init(self, key: Key, actor: PyTree | None = None) -> State:
+        """A fresh state, around `actor` if one is there already. Every slow copy starts equal to its original,
+        in buffers of its own."""
         spec, nets = self.task, self.nets
-        actor = self.maximiser.actors(stream(key, f"{self.maximiser.name}.actors"), nets, spec)
+        if actor is None:
+            actor = self.maximiser.actors(stream(key, f"{self.maximiser.name}.actors"), nets, spec)
         keys = jax.random.split(stream(key, "critics"), self.base.critics)
         critics = [nets.critic(k) for k in keys]
         own: dict[str, Own] = {}

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from qscape.agents import build
 from qscape.data import RECORDED, Dataset, normalised_score, read
 from qscape.envs import Edge
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.base import Base
 from qscape.replay.memory import Index, Layout, Rows
 from qscape.run import events as ev
 from qscape.run import saves
@@ -156,11 +158,12 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     """Begin with the networks, optimisers and statistics of the run `plan.start`, and with its dataset if the
     plan keeps that; returns sentences for the user.
 
-    Parts that the two runs do not share begin afresh, and so do the counters.
+    Parts that the two runs do not share begin afresh, slow copies of the actor as copies of the one taken;
+    the counters begin afresh too.
 
     Raises:
         UsageError: no run there, or one without a dataset to keep. RunError: no readable save, or networks
-            of another size.
+            of another size or with other functions between their layers.
     """
     if not isinstance(trainer, Trainer):
         raise UsageError(f"--from begins off-policy agents, and {plan.recipe} is none.")
@@ -187,7 +190,10 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
         fresh.add(_what(name))
         return mine
 
-    trainer.state = owned(jax.tree_util.tree_map_with_path(leaf, trainer.state))
+    actor = jax.tree_util.tree_map_with_path(leaf, trainer.state).actor
+    _refuse_other_functions(run, source, trainer.agent.base)
+    around = trainer.agent.init(trainer.key, actor)
+    trainer.state = owned(jax.tree_util.tree_map_with_path(leaf, around))
     if trainer.kept is not None:
         trainer.kept = trainer.programs.keep(trainer.acting)
     notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
@@ -195,6 +201,21 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
         notes.append(f"not in that run, so they begin afresh: {', '.join(sorted(fresh - taken))}")
     afresh = trainer.agent.normaliser.name in fresh - taken
     return notes + (_keep(trainer, source, run, afresh) if plan.keep_data else [])
+
+
+def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
+    """Refuse networks whose weights would mean something else here."""
+    theirs = build(source.recipe, source.settings).base
+    names = ["actor_activation", "actor_projection", "critic_activation", "head"]
+    if base.head == "gaussian":
+        names += ["log_std_bound", "log_std_min", "log_std_max"]
+    for name in names:
+        there, here = getattr(theirs, name), getattr(base, name)
+        if there != here:
+            raise RunError(
+                f"{run} ({source.recipe}) was trained with base.{name} = {there}; here it is {here}, "
+                f"with which its networks are other functions: set it to {there}."
+            )
 
 
 def _what(name: str) -> str:
