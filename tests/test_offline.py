@@ -148,6 +148,10 @@ def test_hdf5_with_successors_holds_every_transition(tmp_path):
     assert found.score(3234.3) == pytest.approx(100.0)
 
 
+def test_hdf5_with_successors_alone_tells_where_time_limits_ended_episodes(tmp_path):
+    assert_holds(read(d4rl(tmp_path / "a.h5", following=True, drop=("timeouts",))), episodes())
+
+
 def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_path):
     """Rows 13 and 25 have no known successor; the rows before them end their episodes now."""
     found, made = read(d4rl(tmp_path / "a.h5")), episodes()
@@ -534,12 +538,12 @@ def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path)
     online = qs.Model("iql", CLOCK, **tiny.settings("iql")).save(tmp_path / "source")
     seen = {}
     plan = Plan("td3+asap", CLOCK, 40, start=str(online), eval_every=0, settings=tiny.settings("td3"))
-    notes = [
-        *train(
-            plan, tmp_path / "on", on_trainer=lambda t: seen.update(state=jax.tree.map(np.asarray, t.state))
-        )
-    ][0].notes
-    assert "begin afresh: actor_target, asap" in " ".join(notes)
+
+    def look(trainer):
+        seen.update(state=jax.tree.map(np.asarray, trainer.state))
+
+    started, *_ = train(plan, tmp_path / "on", on_trainer=look)
+    assert "begin afresh: actor_target, asap" in " ".join(started.notes)
     state = seen["state"]
     for copy in (state.actor_target, state.own["asap"].rest[0]):
         for slow, taken in zip(jax.tree.leaves(copy), jax.tree.leaves(state.actor), strict=True):

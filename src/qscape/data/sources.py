@@ -215,7 +215,8 @@ def _hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset:
     """D4RL's layout: flat arrays; `terminals` are real ends, `timeouts` time limits.
 
     Without `next_observations` the successor is the following row; the last row of an episode that a time
-    limit ended then has none, and is left out.
+    limit ended then has none, and is left out. With them but without `timeouts`, an episode also ends where
+    the next row does not begin at the successor.
     """
     h5py = _package("h5py")
     try:
@@ -270,6 +271,9 @@ def _transitions(
     keep = np.ones(n, bool)
     if "next_observations" in rows:
         following = rows["next_observations"]
+        if "timeouts" not in rows:
+            goes_on = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
+            truncated[:-1] |= ~goes_on & ~terminated[:-1]
     else:
         following = np.concatenate([rows["observations"][1:], rows["observations"][-1:]])
         following = np.where(terminated[:, None], rows["observations"], following)  # only encoders look at it

@@ -133,8 +133,10 @@ class Agent(Bound):
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, actor: PyTree | None = None) -> State:
-        """A fresh state, around `actor` if one is there already. Every slow copy starts equal to its original,
-        in buffers of its own."""
+        """A fresh state, around `actor` if one is there already.
+
+        Every slow copy starts equal to its original, in buffers of its own.
+        """
         spec, nets = self.task, self.nets
         if actor is None:
             actor = self.maximiser.actors(stream(key, f"{self.maximiser.name}.actors"), nets, spec)
