@@ -99,6 +99,8 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
             episodes[episode.env].append(episode)
         observation = step.observation
         np.testing.assert_array_equal(observation, edge.observation)
+        opens = observation[:, 1] == 0  # no step of the episode is made yet
+        np.testing.assert_array_equal(step.begins, opens | step.terminated | step.truncated)
     assert [array.dtype for array in step[:-1]] == [np.float32, np.float32, bool, bool, np.float32, bool]
     for i in range(envs):
         expected, ended = by_hand(5 + i, actions[i])

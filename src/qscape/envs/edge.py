@@ -52,6 +52,11 @@ class Step(NamedTuple):
     valid: Bool[np.ndarray, " E"]
     finished: list[Episode]
 
+    @property
+    def begins(self) -> Bool[np.ndarray, " E"]:
+        """Does the next action open an episode? Under next-step autoreset also that action which only resets."""
+        return self.terminated | self.truncated | ~self.valid
+
 
 @dataclasses.dataclass
 class Tally:

@@ -136,7 +136,7 @@ def _program(
         # As without the program: a state knows of the steps before its last update.
         noted = jnp.where(told.updates > 0, told.env_steps, now.state.env_steps)
         state, index, metrics = programs.burst(now.state, rows, index, now.metrics, noted, key, told.updates)
-        obs, first = told.observation, told.terminated | told.truncated
+        obs, first = told.observation, told.terminated | told.truncated | ~told.valid
         state = agent.see(state, obs)
         acting = agent.acting(state)
         action, columns, memory = agent.act(acting, now.memory, obs, first, told.env_steps, key, "explore")

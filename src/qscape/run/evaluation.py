@@ -84,4 +84,4 @@ def _walk(
         for episode in ended:
             share[episode.env] -= 1
         yield obs, action, step, ended
-        obs, first, t = step.observation, step.terminated | step.truncated, t + 1
+        obs, first, t = step.observation, step.begins, t + 1

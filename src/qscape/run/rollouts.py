@@ -207,7 +207,7 @@ class RolloutTrainer(Loop):
         step = self.edge.step(action)
         self.buffer.add(obs, action, step)
         self.env_steps += int(np.count_nonzero(step.valid))
-        self.first = step.terminated | step.truncated
+        self.first = step.begins
         self.returns += [episode.ret for episode in step.finished]
         yield from self._told(step.finished)
 
