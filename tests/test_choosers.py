@@ -359,6 +359,8 @@ def test_the_chosen_item_carries_the_gradient_of_its_proposal():
         ("bc+cem", {}, "cem has no actor that bc could act on"),
         ("td3+cem", {"target_noise": 0.2}, "cem does not smooth its target"),
         ("td3+joint", {"target_noise": 0.2}, "joint does not smooth its target"),
+        ("td3", {"head": "gaussian"}, "nothing would train the spread of base.head = gaussian"),
+        ("sac+bc", {}, "write td3\\+bc with base.head = deterministic, or sac"),
     ],
 )
 def test_what_would_silently_do_nothing_is_refused(recipe, base, sentence):

@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
     @property
     def begins(self) -> Bool[np.ndarray, " E"]:
-        """Does the next action open an episode? Under next-step autoreset also that action which only resets."""
+        """Does the next action open an episode? Under next-step autoreset also the one that only resets."""
         return self.terminated | self.truncated | ~self.valid
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets.heads import raw
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import density_unused
 from qscape.offpolicy.sockets import Fns, Improvement, Own, Regulariser, objective
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
@@ -34,6 +36,9 @@ class BC(Improvement):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
             raise UsageError(f"bc.alpha is {self.alpha}; it must be a number, 0 or more.")
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        return density_unused("bc", "td3+bc", base)
 
     def loss(
         self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key

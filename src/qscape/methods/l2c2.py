@@ -49,7 +49,7 @@ class L2C2(Regulariser):
 
     def objection(self, present: frozenset[str], base: Base) -> str | None:
         if base.head != "gaussian":
-            return "l2c2 compares the densities of a random policy: write sac+l2c2, or base.head = gaussian."
+            return "l2c2 compares the densities of a random policy: write sac+l2c2."
         return None
 
     def actor(self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:

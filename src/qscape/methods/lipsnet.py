@@ -80,6 +80,17 @@ class LipsNet(Plain):
         small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)}
         return small if "dpg" in present else {}
 
+    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
+        idle = {
+            "actor_activation": base.actor_activation != "relu",
+            "actor_projection": base.actor_projection,
+        }
+        return [
+            f"lipsnet brings an actor of its own, with ReLU and without projection: base.{name} does nothing"
+            for name, set_ in idle.items()
+            if set_
+        ]
+
     def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> LipsActor:
         """f with ReLU and K with tanh; weights normal, Kaiming's before ReLU and Xavier's elsewhere."""
         k_trunk, k_head, k_bound, k_normal = jax.random.split(key, 4)

@@ -106,11 +106,24 @@ class Polyak(Follow):
         return jax.lax.cond(event.actor_moved, move, lambda: target)
 
 
+def density_unused(name: str, base_recipe: str, base: Base) -> str | None:
+    """The objection of an improvement that moves the mode alone to a policy that would be sampled from."""
+    if base.head == "deterministic":
+        return None
+    return (
+        f"{name} moves the mode of a policy only, and nothing would train the spread of base.head = gaussian: "
+        f"write {base_recipe} with base.head = deterministic, or sac."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DPG(Improvement):
     """Climb ∂Q/∂a at the policy's own action (deterministic policy gradient)."""
 
     name: ClassVar[str] = "dpg"
+
+    def objection(self, present: frozenset[str], base: Base) -> str | None:
+        return density_unused("DPG", "td3", base)
 
     def loss(
         self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
