@@ -81,14 +81,12 @@ class LipsNet(Plain):
         return small if "dpg" in present else {}
 
     def remarks(self, present: frozenset[str], base: Base) -> list[str]:
-        idle = {
-            "actor_activation": base.actor_activation != "relu",
-            "actor_projection": base.actor_projection,
-        }
+        moved = {"actor_activation": base.actor_activation != "relu"}
+        moved["actor_projection"] = base.actor_projection
         return [
             f"lipsnet brings an actor of its own, with ReLU and without projection: base.{name} does nothing"
-            for name, set_ in idle.items()
-            if set_
+            for name, is_moved in moved.items()
+            if is_moved
         ]
 
     def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> LipsActor:

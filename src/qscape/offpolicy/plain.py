@@ -111,7 +111,7 @@ def density_unused(name: str, base_recipe: str, base: Base) -> str | None:
     if base.head == "deterministic":
         return None
     return (
-        f"{name} moves the mode of a policy only, and nothing would train the spread of base.head = gaussian: "
+        f"{name} moves the mode of a policy only, nothing would train the spread of base.head = gaussian: "
         f"write {base_recipe} with base.head = deterministic, or sac."
     )
 
