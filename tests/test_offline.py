@@ -403,6 +403,15 @@ def run(name, tmp_path_factory):
     return out / "0"
 
 
+def test_every_update_knows_its_step_however_many_are_made_in_one_call(name, tmp_path):
+    """Schedules such as SAVGO's temperature go by it."""
+    settings = tiny.settings("td3")
+    plan = Plan("td3", CLOCK, 60, dataset=name, settings=settings, eval_every=0, log_every=25)
+    trainers = []
+    [*train(plan, tmp_path / "on", on_trainer=trainers.append)]
+    assert trainers[0].state.env_steps == 59
+
+
 def test_td7_on_a_dataset(run, name, capsys):
     plan, record = read_plan(run), read_record(run)
     assert (plan.recipe, plan.env, plan.dataset) == ("td7_offline", CLOCK, name)

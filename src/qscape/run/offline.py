@@ -66,8 +66,9 @@ class OfflineTrainer(Trainer):
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """Updates up to the next thing that is due, but at most a chunk of them."""
         n = min(self._next_due() - self.env_steps, CHUNK)
+        done = np.int32(self.env_steps)
         self.state, self.index, self.metrics = self.programs.burst(
-            self.state, self.rows, self.index, self.metrics, np.int32(self.env_steps), self.key, np.int32(n)
+            self.state, self.rows, self.index, self.metrics, done, self.key, np.int32(n), stride=1
         )
         jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
         self.updates, self.env_steps = self.updates + n, self.env_steps + n

@@ -32,7 +32,7 @@ class Programs:
         self.update = jax.jit(partial(agent.update, layout))  # jitted to be traced once for all programs
         self.insert = jax.jit(partial(agent.replay.insert, layout), donate_argnums=(0, 1))
         self.step = jax.jit(self._step, donate_argnums=(0, 2, 3, 4))
-        self.burst = jax.jit(self._burst, donate_argnums=(0, 2, 3))
+        self.burst = jax.jit(self._burst, donate_argnums=(0, 2, 3), static_argnames="stride")
         self.see: Callable[[State, Any], State] = lambda state, obs: state
         if agent.normalises:
             self.see = jax.jit(agent.see, donate_argnums=0)
@@ -78,12 +78,22 @@ class Programs:
         return state, index, memory, metrics, action, columns
 
     def _burst(
-        self, state: State, rows: Array, index: Index, metrics: Array, env_steps: Array, key: Key, n: Array
+        self,
+        state: State,
+        rows: Array,
+        index: Index,
+        metrics: Array,
+        env_steps: Array,
+        key: Key,
+        n: Array,
+        stride: int = 0,
     ) -> tuple[State, Index, Array]:
-        """n updates in one call; n is not static, so that no burst's length is compiled anew."""
+        """n updates in one call; n is not static, so that no burst's length is compiled anew. `stride`: steps
+        from one of them to the next."""
 
-        def body(_: Array, carry: tuple[State, Index, Array]) -> tuple[State, Index, Array]:
+        def body(i: Array, carry: tuple[State, Index, Array]) -> tuple[State, Index, Array]:
             state, index, metrics = carry
+            state = state._replace(env_steps=env_steps + stride * i)
             return self._update(state, rows, index, metrics, key)
 
         return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), index, metrics))
