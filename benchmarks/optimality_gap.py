@@ -1,0 +1,78 @@
+"""How far a study's agents act below the best action their own Q knows, at each of their saves.
+
+    NPROC=1 python benchmarks/optimality_gap.py runs/savo-effect
+
+For every finished run and each of its saves: 100 states, evenly from 10 episodes of that save's policy, and
+the mean over them of max_a Q(s, a) - Q(s, action), as a share of Q's range at the state; the same of the
+first proposal; and the local optima that stand out by 1% of that range. Each agent is measured by its own Q
+and where it goes itself. Prints means over seeds, and writes all of it to benchmarks/results/optimality_gap.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from qscape.inspect.subject import history_of, of_run
+from qscape.inspect.survey import Surveyor, picked, summary
+from qscape.run.folder import origin
+
+PLACE = Path(__file__).parent / "results" / "optimality_gap"
+STATES, EPISODES = 100, 10
+
+
+def finished(runs: Path) -> list[Path]:
+    """The folders of a study's runs that made all their steps."""
+    found = []
+    for record in sorted(runs.glob("**/run.json")):
+        steps = json.loads(record.read_text())["steps"]
+        if (record.parent / "saves" / f"{steps:09d}" / "save.json").exists():
+            found.append(record.parent)
+    return found
+
+
+def main() -> None:
+    """Measure, print a line for each agent in each environment, and write down all numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    runs = parser.parse_args().runs
+    measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    surveyors: dict[str, Surveyor] = {}
+    for folder in finished(runs):
+        which = str(folder.parent.relative_to(runs))
+        saves = history_of(of_run(folder, current=True), current=True)
+        surveyor = surveyors.setdefault(which, Surveyor(saves[-1].agent, with_surrogates=False))
+        for save in saves:
+            survey = surveyor(save.acting, picked(save.rollouts(EPISODES), STATES)[1])
+            one = {"seed": int(folder.name), "step": save.step, **summary(survey)}
+            measured[which].append(one)
+        print(f"{which}/{folder.name}: {one['action']['share']['mean']:.3f}", flush=True)
+    for which, found in measured.items():
+        last = max(one["step"] for one in found)
+        ends = [one for one in found if one["step"] == last]
+        action, first = (
+            statistics.mean(get(one)["share"]["mean"] for one in ends)
+            for get in (lambda one: one["action"], lambda one: one["proposals"][0])
+        )
+        optima = statistics.mean(one["optima"]["mean"] for one in ends)
+        gaps = f"gap {action:.3f}, of the first proposal {first:.3f}"
+        print(f"{which}: {len(ends)} seeds, {gaps}, {optima:.2f} optima")
+    about = {
+        "command": " ".join(["python", *sys.argv]),
+        "states": STATES,
+        "episodes": EPISODES,
+        "measured": measured,
+    }
+    PLACE.mkdir(exist_ok=True)
+    file = PLACE / f"{runs.name}.json"
+    file.write_text(json.dumps(origin() | about, indent=1) + "\n")
+    print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()
