@@ -161,9 +161,13 @@ def test_numbers_by_hand():
     assert found["median"].value == pytest.approx(0.4)  # over tasks of the mean over runs: one task
     assert found["optimality_gap"].value == pytest.approx(0.6)
     assert statistics.interquartile_mean(np.array([1.0, 2.0, 9.0])) == 4.0  # three: nothing is cut
-    x, y = np.array([[1.0], [3.0]]), np.array([[2.0], [3.0], [0.0]])
+    x, y = np.array([1.0, 3.0]), np.array([2.0, 3.0, 0.0])
     # 1 beats 0; 3 beats 2 and 0 and draws with 3: 3.5 of 6
-    assert statistics.probability_of_improvement(x, y, reps=50).value == pytest.approx(3.5 / 6)
+    assert statistics.probability_of_improvement([x], [y], reps=50).value == pytest.approx(3.5 / 6)
+    # a second task, with other numbers of seeds, counts as much: all of y are beaten there
+    more = statistics.probability_of_improvement([x, y + 9], [y, x], reps=50)
+    assert more.value == pytest.approx((3.5 / 6 + 1) / 2)
+    assert more.low < more.value < more.high
     taus = np.array([0.0, 0.15, 0.4, 2.0])
     profile = statistics.performance_profile(scores / 100, taus, reps=50)
     assert profile.value.tolist() == [1.0, 0.8, 0.2, 0.0]
@@ -179,7 +183,7 @@ def test_metrics_equal_rliable(runs):
     assert found["median"].value == pytest.approx(metrics.aggregate_median(x))
     assert found["optimality_gap"].value == pytest.approx(metrics.aggregate_optimality_gap(x))
     theirs = metrics.probability_of_improvement(x, y)
-    assert statistics.probability_of_improvement(x, y, reps=2).value == pytest.approx(theirs)
+    assert statistics.probability_of_improvement(x.T, y.T, reps=2).value == pytest.approx(theirs)
     taus = np.linspace(-1, 1, 7)
     curve = statistics.performance_profile(x, taus, reps=2)
     np.testing.assert_allclose(curve.value, library.score_distributions(x, taus))
@@ -319,6 +323,31 @@ def test_unequal_seeds_over_environments_take_the_fewest(tmp_path):
     assert made.scores["td3"].shape == (5, 2)
     assert "td3: the aggregate takes 5 seeds of each environment" in " ".join(made.notes)
     assert made.per_env["seeds"].tolist() == [6, 5]
+
+
+def test_improvement_counts_every_seed_where_environments_have_unequal_numbers(tmp_path):
+    """a beats b once in five seeds of one environment, always in the one with two: 0.2 and 1."""
+    for env, n in (("Ant-v5", 5), ("Hopper-v5", 2)):
+        for seed in range(n):
+            for label, ret in (("a", 9.0 if seed == 0 or n == 2 else 1.0), ("b", 5.0)):
+                folder = tmp_path / env / label / str(seed)
+                write_run(folder, env=env, label=label, seed=seed, returns={10: [ret]})
+    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    assert made.improvement["probability"].tolist() == [pytest.approx(0.6)]
+
+
+def test_success_is_smoothed_as_returns_are_and_silence_is_no_success(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / str(seed), label="a", seed=seed, returns={0: [0.0], 10: [1.0]})
+    runs = qs.load_runs(tmp_path)
+    runs["success"] = np.where(runs["step"] == 10, 1.0, np.nan)
+    made = tables.compare(runs, reps=20, metric="success")
+    assert made.rows["return"].tolist() == [0.0, 100.0] * 5
+    smooth = tables.compare(runs, reps=20, metric="success", smooth=0.75)
+    assert smooth.per_env["final_iqm"].item() == pytest.approx(25.0)
+    assert "All returns are smoothed: 0.75 of the past" in " ".join(smooth.notes)
+    with pytest.raises(UsageError, match="reports no success"):
+        tables.compare(runs.assign(success=np.nan), reps=20, metric="success")
 
 
 def test_best_ranks_by_the_best_evaluation(tmp_path):

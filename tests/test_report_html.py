@@ -331,7 +331,7 @@ def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
     from qscape.report import draft, html
 
     monkeypatch.setattr(html, "LARGEST", 3)
-    text, row = html.raw(draft.begin(compared(runs), (), 9))
+    text, row = html.raw(draft.begin(compared(runs, smooth=0.9), (), 9))  # raw data are never smoothed
     rows = list(csv.DictReader(io.StringIO(text)))
     assert (row, len(rows)) == ("an evaluation", len(ENVS) * len(LABELS) * 5 * 3)
     assert float(rows[-1]["return"]) == np.mean(returns("td7", 4)[100_000])

@@ -45,7 +45,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Compare runs, groups and whole studies."""
-    from qscape.report import runs, statistics, tables
+    from qscape.report import runs, tables
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
@@ -53,9 +53,6 @@ def main(argv: list[str]) -> int:
         if getattr(given, name) < 1:
             raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
     frame, notes = runs.read_runs(paths)
-    frame = statistics.smoothed(frame, given.smooth)
-    if given.smooth:
-        notes = [*notes, statistics.smoothing(given.smooth)]
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     made = tables.compare(
         frame,
@@ -66,6 +63,7 @@ def main(argv: list[str]) -> int:
         reps=given.reps,
         normalise=given.normalise,
         metric=given.metric,
+        smooth=given.smooth,
         reference=names,
     )
     made = made._replace(notes=notes + made.notes)

@@ -111,7 +111,7 @@ def kernel_value(
 def rank_correlation(x: Float[Array, " n"], y: Float[Array, " n"]) -> Float[Array, ""]:
     """Spearman's rank correlation; ties take their mean rank, and a constant side gives 0."""
     a, b = (ranks(v) - (len(v) + 1) / 2 for v in (x, y))
-    norm = jnp.sqrt(jnp.square(a).sum() * jnp.square(b).sum())
+    norm = jnp.sqrt(jnp.square(a).sum()) * jnp.sqrt(jnp.square(b).sum())  # one root of both overflows
     return jnp.where(norm > 0.0, (a * b).sum() / jnp.maximum(norm, 1.0), 0.0)
 
 

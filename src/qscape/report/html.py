@@ -216,14 +216,14 @@ def downloads(draft: Draft) -> dict[str, str]:
 
 def raw(draft: Draft) -> tuple[str, str]:
     """The evaluations of the compared runs as CSV, and what a row of it is."""
-    frames = []
+    frames, heads = [], ["run", "label", "env", "seed"]
     for run in draft.runs:
         _, rows = runs.episodes(Path(run.folder))
         frames.append(rows.assign(run=run.folder, label=run.label, env=run.env, seed=run.seed))
     found = pd.concat(frames, ignore_index=True)
     if len(found) > LARGEST:
-        return draft.made.rows.to_csv(index=False), "an evaluation"
-    heads = ["run", "label", "env", "seed"]
+        found = found.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)
+        return found.drop(columns="episode").reset_index().to_csv(index=False), "an evaluation"
     return found[[*heads, *(name for name in found if name not in heads)]].to_csv(index=False), "an episode"
 
 

@@ -52,14 +52,16 @@ def measured(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The runs with what `metric` names as their `return`: "return" itself, or "success" in percent.
 
     Raises:
-        UsageError: an environment reports no success.
+        UsageError: an environment reports no success in any evaluation.
     """
     if metric == "return":
         return runs
-    silent = sorted(runs["env"][runs["success"].isna()].unique())
-    if silent:
-        raise UsageError(f"--metric success: {', '.join(silent)} reports no success; compare by return.")
-    return runs.assign(**{"return": 100 * runs["success"]})
+    told = runs["success"].notna().groupby(runs["env"]).any()
+    if not told.all():
+        silent = ", ".join(sorted(told.index[~told]))
+        raise UsageError(f"--metric success: {silent} reports no success; compare by return.")
+    # An environment may tell of success only where there is one: an evaluation without any is silent.
+    return runs.assign(**{"return": 100 * runs["success"].fillna(0.0)})
 
 
 def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
@@ -128,12 +130,17 @@ def _by_run(rows: pd.DataFrame, how: str) -> pd.DataFrame:
 
 def matrix(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> np.ndarray:
     """Scores [R, T] of a label. Where environments have unequal numbers of seeds, the first R of each."""
-    columns = [
+    columns = each(scores, label, envs)
+    n = min(map(len, columns))
+    return np.stack([c[:n] for c in columns], axis=1)
+
+
+def each(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarray]:
+    """Scores [R_t] of a label in each environment, in the order of seeds."""
+    return [
         scores[(scores["label"] == label) & (scores["env"] == env)].sort_values("seed")["score"].to_numpy()
         for env in envs
     ]
-    n = min(map(len, columns))
-    return np.stack([c[:n] for c in columns], axis=1)
 
 
 # --- estimates with intervals -------------------------------------------------------------------------
@@ -178,13 +185,20 @@ def aggregate(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, 
     return {name: Estimate(*(part[k] for part in found)) for k, name in enumerate(METRICS)}
 
 
-def probability_of_improvement(x: np.ndarray, y: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
-    """P(X > Y) + P(X = Y) / 2 for a run of each, [R, T] and [S, T], averaged over tasks (Mann-Whitney U)."""
+def probability_of_improvement(
+    x: Sequence[np.ndarray], y: Sequence[np.ndarray], reps: int = 2000, seed: int = 0
+) -> Estimate:
+    """P(X > Y) + P(X = Y) / 2 for a run of each, averaged over tasks (Mann-Whitney U).
 
-    def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # rliable's own, without the p-value it throws away
-        return np.array([np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b))])
+    For every task the scores [R_t] and [S_t]; tasks need not have equally many.
+    """
 
-    return Estimate(*(float(part[0]) for part in _interval([x, y], wins, reps, seed)))
+    def wins(*scores: np.ndarray) -> np.ndarray:  # rliable's own, without the p-value it throws away
+        pairs = zip(scores[: len(x)], scores[len(x) :], strict=True)
+        return np.array([np.mean([np.mean((a > b.T) + 0.5 * (a == b.T)) for a, b in pairs])])
+
+    columns = [scores[:, None] for scores in (*x, *y)]
+    return Estimate(*(float(part[0]) for part in _interval(columns, wins, reps, seed)))
 
 
 def thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:

@@ -39,6 +39,7 @@ def compare(
     reps: int = 2000,
     normalise: str = "td3",
     metric: str = "return",
+    smooth: float = 0.0,
     reference: Sequence[str] = (),
 ) -> Comparison:
     """Compare the labels in a table of runs (from `load_runs`).
@@ -46,7 +47,8 @@ def compare(
     `policy`: "kept" (where checkpoints keep one, else the current one) or "current". `final`: the final score
     is the mean of so many last evaluations. `best`: rank by each run's best evaluation instead. `reps`:
     bootstrap resamples. `normalise`: table of reference scores. `metric`: "return", or "success": the share
-    of successful episodes in percent, never normalised. `reference`: names of published curves of returns.
+    of successful episodes in percent, never normalised. `smooth`: see `statistics.smoothed`. `reference`:
+    names of published curves of returns.
 
     Raises:
         UsageError: the same run twice, unequal budgets without `unequal`, no run to compare, or no success.
@@ -54,7 +56,10 @@ def compare(
     if reference and metric != "return":
         raise UsageError("--reference with --metric success: published curves are of returns; leave one out.")
     found = references.published(reference)
-    rows, notes = _fair(statistics.of_policy(statistics.measured(runs, metric), policy), unequal)
+    runs = statistics.smoothed(statistics.measured(runs, metric), smooth)
+    rows, notes = _fair(statistics.of_policy(runs, policy), unequal)
+    if smooth:
+        notes.insert(0, statistics.smoothing(smooth))
     scores = {"final": statistics.final_scores(rows, final), "best": statistics.best_scores(rows)}
     notes += few_seeds(scores["final"])
     of = "best" if best else "final"
@@ -196,7 +201,7 @@ def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
     for x, y in itertools.combinations(sorted(where.index), 2):
         envs = sorted(where[x] & where[y])
         if envs:
-            a, b = (statistics.matrix(scores, label, envs) for label in (x, y))
+            a, b = (statistics.each(scores, label, envs) for label in (x, y))
             found = statistics.probability_of_improvement(a, b, reps)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
             made.append(row | _spread("probability", found))

@@ -1,6 +1,6 @@
 """Evaluation: whole episodes with the deterministic policy, in an environment of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,15 @@ class Rollout(NamedTuple):
     action: Float[np.ndarray, "n A"]  # what the policy did, in [-1, 1]
     reward: Float[np.ndarray, " n"]
     episode: Episode
+
+
+def successes_of(done: Sequence[Episode]) -> list[float]:
+    """The success of each episode; empty where none tells of it.
+
+    Some environments tell of success only where there is one, so a silent episode among others had none.
+    """
+    told = any(episode.success is not None for episode in done)
+    return [float(episode.success or 0) for episode in done] if told else []
 
 
 def evaluate(programs: Acts, acting: Any, edge: Edge, episodes: int, seed: int = SEED) -> list[Episode]:

@@ -19,7 +19,7 @@ from qscape.envs import Edge, Episode
 from qscape.envs import make as make_edge
 from qscape.envs.build import training_args
 from qscape.run import events as ev
-from qscape.run.evaluation import SEED, evaluate, rollouts
+from qscape.run.evaluation import SEED, evaluate, rollouts, successes_of
 from qscape.run.plan import Plan
 from qscape.run.probes import Look, Probes
 
@@ -171,8 +171,7 @@ class Loop:
                 walked = rollouts(self.programs, acting, edge, self.plan.eval_episodes)
                 done, probed = [r.episode for r in walked], self.probes(Look(acting, walked))
             returns, lengths = [e.ret for e in done], [e.length for e in done]
-            told = any(e.success is not None for e in done)
-            successes = [float(e.success or 0) for e in done] if told else []
+            successes = successes_of(done)
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
 
