@@ -8,11 +8,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
 from qscape.cli import main
+from qscape.envs import Edge
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
 
@@ -168,6 +170,9 @@ def test_commands_that_take_one_run_do_not_guess(refused, done):
     for seed in "01":
         shutil.copytree(done, f"runs/{seed}")
     assert "runs holds 2 runs; name one, e.g. runs/0" in refused("video", "runs")
+    assert "--fps is -5; it must be at least 1" in refused("video", "runs/0", "--fps", -5)
+    noise = ("--dataset", "local/a-v0", "--noise", 0.5)
+    assert "--noise is of --policy noisy" in refused("record", "runs/0", *noise)
 
 
 @pytest.mark.parametrize(
@@ -506,6 +511,9 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
     assert run("video", "runs", "--mp4", "film.mp4") == 0
     assert Path("film.mp4").stat().st_size > 1_000
     assert "film.mp4: 20 frames" in capsys.readouterr().out
+    monkeypatch.setattr(Edge, "render_frame", lambda self: np.full((45, 31, 3), 200, np.uint8))
+    assert run("video", "runs", "--mp4", "odd.mp4") == 0  # H.264 films even sizes only
+    assert Path("odd.mp4").stat().st_size > 500
     Path("file").write_text("")
     for argv in (["plot", "runs", "--png"], ["video", "runs", "--mp4"]):
         assert run(*argv, "file/out/it.png") == 1

@@ -450,3 +450,11 @@ def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(b
     page.mouse.move(plot["x"] + 0.5 * plot["width"], plot["y"] + 0.5 * plot["height"])
     until(page, "document.getElementById('readout-0').textContent")
     assert re.fullmatch(r"Action \(−?0\.\d\d, 0\.00\)", page.locator("#readout-0").inner_text())
+
+
+def test_agents_of_other_steps_stand_side_by_side_without_their_past(bowls):
+    found = jsonable(measure(bowls((0.0, 0.0), 10), 2, ["0:1"], "0", episodes=1, points=21,
+                             other=bowls((0.5, 0.0), 20)))  # fmt: skip
+    text = html(found)
+    assert 'type="range"' not in text
+    assert text.count('id="said-') == 2

@@ -415,8 +415,8 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
 
 
 def test_more_labels_than_colours_are_told_apart():
-    styles = figures.line_styles([f"agent{k:02}" for k in range(14)])
-    assert len({(s["color"], s["ls"]) for s in styles.values()}) == 14
+    styles = figures.line_styles([f"agent{k:02}" for k in range(28)])
+    assert len({(s["color"], s["ls"]) for s in styles.values()}) == 28
 
 
 def test_an_overview_has_a_panel_for_each_environment_and_a_profile(tmp_path):

@@ -89,7 +89,9 @@ def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys):
     assert main(["train", "ppo", "--env", "CartPole-v1", *flags, "--out", str(out)]) == 0
     capsys.readouterr()
     assert main(["watch", str(out), "--once"]) == 0
-    assert "has no Q(s, a)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "has no Q(s, a)" in out
+    assert "Q(s, a): nothing yet" not in out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -102,8 +104,8 @@ def test_bad_flags_are_usage_errors(run, flags, says, capsys):
 
 
 def test_a_dimension_that_is_not_there_is_told(run, capsys):
-    assert main(["watch", str(run), "--once", "--dim", "3"]) == 0
-    assert "dimensions 0 to 0" in capsys.readouterr().out
+    assert main(["watch", str(run), "--once", "--dim", "3"]) == 2
+    assert "dimensions 0 to 0" in capsys.readouterr().err
 
 
 def test_without_the_extra_it_says_so(run, monkeypatch, capsys):

@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape record RUN")
     if not given.dataset:
         raise UsageError("qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.")
+    if given.policy != "noisy" and given.noise != Options.noise:
+        raise UsageError("--noise is of --policy noisy: add that, or leave it out.")
     set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
     made = record(one_run(Path(path)), given.dataset, *args)

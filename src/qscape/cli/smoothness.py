@@ -58,6 +58,9 @@ def main(argv: list[str]) -> int:
         if getattr(given, name) < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} is {getattr(given, name)}; it must be at least 1.")
+    for name in ("sigmas", "noise_episodes"):
+        if not given.robustness and getattr(given, name) != getattr(Options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is of --robustness: add that, or leave it out.")
     records, notes = measured(paths, given)
     of_runs, noisy = report.summary(records, given.reps), report.under_noise(records, given.reps)
     notes += report.notes(records)

@@ -1,5 +1,6 @@
 """`qscape video RUN`."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape video RUN")
     if given.episodes < 1:
         raise UsageError(f"--episodes is {given.episodes}; it must be at least 1.")
+    if given.fps is not None and given.fps < 1:
+        raise UsageError(f"--fps is {given.fps}; it must be at least 1.")
     try:
         import imageio.v3 as imageio
     except ImportError as problem:
@@ -59,10 +62,15 @@ def main(argv: list[str]) -> int:
         returns += [e.ret for e in step.finished]
     file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
     fps = given.fps or edge.env.metadata.get("render_fps", 30)
+    film, aside = np.stack(frames), file.with_stem(f"{file.stem}.new")
+    odd = [(0, 0), *((0, n % 2) for n in film.shape[1:3]), (0, 0)]  # H.264 films even sizes only
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        imageio.imwrite(file, np.stack(frames), fps=fps, macro_block_size=1)
+        imageio.imwrite(aside, np.pad(film, odd, mode="edge"), fps=fps, macro_block_size=1)
+        aside.replace(file)
     except (OSError, ValueError) as problem:
-        raise RunError(f"{file} cannot be written ({problem}).") from problem
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise RunError(f"{file} cannot be written ({str(problem).strip().splitlines()[0]}).") from problem
     print(f"{file}: {len(frames)} frames, returns {', '.join(f'{r:,.1f}' for r in returns)}")
     return 0

@@ -109,12 +109,13 @@ class Look:
         speed = newest.get("steps_per_second", math.nan)
         running = in_use(self.folder)
         left = (steps - step) / speed if running and speed else math.nan
+        minutes, seconds = divmod(0 if math.isnan(left) else round(left), 60)
         means = self.curve(self.policies()[0])[2]
         state = "training" if running else "stopped" if unfinished(self.folder) else "done"
         return [
             str(self.folder), self.record["label"], f"{step:,}", f"{steps:,}",
             "-" if math.isnan(speed) else f"{speed:,.0f}",
-            "-" if math.isnan(left) else f"{left // 60:.0f}:{left % 60:02.0f}",
+            "-" if math.isnan(left) else f"{minutes}:{seconds:02}",
             f"{means[-1]:,.1f}" if means else "-", state,
         ]  # fmt: skip
 
@@ -132,35 +133,47 @@ class Slice:
         self.drawn: tuple[str, list[Any]] = ("Q: there is no save yet", [])
 
     def chart(self, width: int, height: int) -> Text:
-        """The chart, or why there is none."""
+        """The chart, or why there is none.
+
+        Raises:
+            UsageError: the action has no such dimension.
+        """
         try:
             newest = newest_save(self.folder)
-            if newest is not None and newest != self.seen:
-                self.drawn = self._look(newest)
-                self.seen = newest
+            if newest is not None and self.subject is None:
+                self._begin()
         except QscapeError as problem:  # training goes on, and so does watching
+            newest, self.drawn = None, (str(problem), [])
+        if self.subject is not None and not 0 <= self.dim < self.subject.agent.task.action_size:
+            last = self.subject.agent.task.action_size - 1
+            raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {last}.")
+        try:
+            if newest is not None and newest != self.seen:
+                self.drawn, self.seen = self._look(newest), newest
+        except QscapeError as problem:
             self.drawn = (str(problem), [])
         title, curves = self.drawn
+        if not curves:
+            return Text(title, style="dim")
         x = f"dimension {self.dim} of the action, in [-1, 1]"
         return _chart(title, x, curves, width, height, (-1, 1))
 
-    def _look(self, newest: Path) -> tuple[str, list[Any]]:
+    def _begin(self) -> None:
         from qscape.inspect.subject import of_run
         from qscape.inspect.survey import Surveyor
+
+        subject = of_run(self.folder, current=True)
+        subject.need_q("a slice of the landscape")
+        if subject.agent.task.table is not None:
+            raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
+        edge = subject.make()
+        self.obs = np.asarray(edge.reset(), np.float32)[0]
+        edge.close()
+        self.subject, self.surveyor = subject, Surveyor(subject.agent)
+
+    def _look(self, newest: Path) -> tuple[str, list[Any]]:
         from qscape.run.policy import read_acting
 
-        if self.subject is None:
-            self.subject = of_run(self.folder, current=True)
-            self.subject.need_q("a slice of the landscape")
-            task = self.subject.agent.task
-            if task.table is not None:
-                raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
-            if not 0 <= self.dim < task.action_size:
-                raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {task.action_size - 1}.")
-            edge = self.subject.make()
-            self.obs = np.asarray(edge.reset(), np.float32)[0]
-            edge.close()
-            self.surveyor = Surveyor(self.subject.agent)
         acting, step, _ = read_acting(newest, self.subject.agent, current=True)
         proposals = np.asarray(self.subject.agent.proposals(acting, self.obs[None]))[0]
         x = np.linspace(-1, 1, SLICE)
@@ -178,7 +191,7 @@ def _chart(title: str, x: str, curves: list[Any], width: int, height: int, span:
     from qscape.report import terminal
 
     if not curves:
-        return Text(f"{title}: nothing yet" if ":" not in title else title, style="dim")
+        return Text(f"{title}: nothing yet", style="dim")
     lines = [terminal.Curve(*curve) for curve in curves]
     return Text.from_ansi(terminal.chart(title, x, lines, width, height, span))
 

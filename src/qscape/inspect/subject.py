@@ -18,7 +18,7 @@ from qscape.offpolicy.sockets import Own, bind_critics
 from qscape.offpolicy.state import Acting
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, Sense, rollouts
-from qscape.run.folder import read_record
+from qscape.run.folder import one_run, read_record
 from qscape.run.policy import load_policy, programs_of, read_acting
 from qscape.run.programs import Acts, evaluation_key
 from qscape.run.training import set_up_jax
@@ -130,11 +130,14 @@ class Noise:
 def of_run(folder: Path | str, current: bool = False) -> Subject:
     """The policy of a run's newest save: the kept one where the schedule keeps one, unless `current`.
 
+    Args:
+        folder: of a run, or of a group that holds one.
+
     Raises:
-        RunError: it is no run, or has no readable save.
+        UsageError: a group of several. RunError: it is no run, or has no readable save.
     """
     set_up_jax()
-    folder = Path(folder)
+    folder = one_run(Path(folder))
     record = read_record(folder)
     loaded = load_policy(folder, current=current)
     loaded.edge.close()
@@ -202,7 +205,7 @@ def values(
 
 def in_units(agent: Any, action: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "n A"]:
     """Actions in [-1, 1] in the environment's units, what lies beyond the box at its bound, as it gets them;
-    those of an action table stay as they are."""
+    those of an action table stay scaled to [-1, 1]."""
     low, high = agent.task.low, agent.task.high
     if low is None or high is None:
         return np.asarray(action, float)

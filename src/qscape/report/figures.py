@@ -23,10 +23,13 @@ DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
 Styles = Mapping[str, Mapping[str, Any]]
 
 
+DASHES = ("-", "-.", "--", ":")  # one after the other where there are more labels than colours
+
+
 def line_styles(labels: Sequence[str]) -> Styles:
     """Colour and line of each label, the same in every panel."""
     return {
-        label: {"color": COLOURS[k % len(COLOURS)], "ls": "-" if k < len(COLOURS) else "-.", "lw": 2.0}
+        label: {"color": COLOURS[k % len(COLOURS)], "ls": DASHES[k // len(COLOURS) % len(DASHES)], "lw": 2.0}
         for k, label in enumerate(sorted(set(labels)))
     }
 

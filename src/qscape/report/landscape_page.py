@@ -24,13 +24,16 @@ def html(found: Mapping[str, Any]) -> str:
     chosen state and save, and beside it what is said of that view here.
     """
     agents = agents_of(found)
-    moments = [agent.get("over_training", [agent]) for agent in agents.values()]
+    over_training = all("over_training" in agent for agent in agents.values())
+    moments = [agent["over_training"] if over_training else [agent] for agent in agents.values()]
     steps = sorted({moment["step"] for one in moments for moment in one})
+    if not over_training:  # each agent is shown at its only save, whatever the step
+        steps = steps[-1:]
     figures = {f"landscape-{a}": chart(one[-1]["landscapes"][0]) for a, one in enumerate(moments)}
     parts = [
         page.section("landscape", "The landscape", _controls(found, steps), _columns(agents), _reading(found))
     ]
-    if len(steps) > 1:
+    if over_training:
         figures["training-gap"], figures["training-optima"] = _gaps(agents), _optima(agents)
         parts.append(page.section("training", "Over training", _training(agents)))
     parts.append(page.section("numbers", "The numbers", *_numbers(agents)))

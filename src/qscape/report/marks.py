@@ -67,10 +67,8 @@ def _point(fields: Mapping[str, Any], kind: Any, name: str, place: int, action: 
 
 
 def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:
-    """What an axis shows. Inside an agent actions lie in [-1, 1]; those of a table have their own units."""
+    """What an axis shows. Inside an agent actions lie in [-1, 1], those of a table too."""
     name = fields["plane"]["names"][k]
-    if fields["kind"] == "table":
-        return name
     mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # it may go beyond 1
     return f"{name}{between}{'actions ' if mixed else ''}scaled to [−1, 1]"
 
