@@ -470,10 +470,13 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     assert (base["target_actor"], base["gradient_clip"], base["warmup"]) == (False, 5.0, 20)
     assert record["settings"]["lap"]["alpha"] == 0.3
 
+    record["save_every"] = 30
+    (folder / "run.json").write_text(json.dumps(record))
     again = ["train", "--config", folder / "run.json", "--out", "again", "--seeds", 4]
     assert run(*again) == 0
     other = json.loads(Path("again/4/run.json").read_text())
     assert other["settings"] == record["settings"]
+    assert other["save_every"] == 30
     assert arrays(Path("again/4"), {"state"}) == arrays(folder, {"state"})
 
 

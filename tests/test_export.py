@@ -310,6 +310,13 @@ def test_a_slightly_wrong_model_is_found_out(run):
     policy.check(off.SerializeToString(), made, tolerance=1e-2)
 
 
+def test_a_file_that_no_export_made_is_not_written_over(run, capsys):
+    before = (run / "run.json").read_bytes()
+    assert main(["export", str(run), "--npz", str(run / "run.npz"), "--episodes", "1"]) == 2
+    assert "run.json is there already and no export made it" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

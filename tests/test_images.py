@@ -106,6 +106,9 @@ def test_a_policy_learns_from_pictures():
         env = Bars()
         env.side = side
         pictures.append(env.shown().ravel())
+        rows, several = trainer.edge.observations(env.shown())
+        assert not several
+        np.testing.assert_array_equal(rows[0], pictures[-1])
     dist = trainer.agent.look(trainer.acting, np.stack(pictures))
     assert dist.mode()[:, 0].tolist() == [0.0, 1.0]
 

@@ -1,6 +1,8 @@
 """The Python face: learn, predict, evaluate, save, load, callbacks."""
 
 import resource
+import shutil
+from pathlib import Path
 
 import gymnasium as gym
 import jax
@@ -62,6 +64,24 @@ def test_exploring_draws_anew_at_every_call_and_repeats_itself_from_a_state(trai
     assert len({draw.tobytes() for draw in (first, second, third)}) == 3
     assert np.array_equal(trained.predict(seen, state, np.zeros(5, bool), deterministic=False)[0], second)
     assert np.abs(first - trained.predict(seen)[0]).max() < 2.0  # noise of 0.1 of half the range, 4 times
+
+
+def test_a_save_that_is_interrupted_while_the_old_run_goes_leaves_the_new_one(trained, tmp_path, monkeypatch):
+    folder, remove = trained.save(tmp_path / "run"), shutil.rmtree
+
+    def interrupted(path, **given):
+        if Path(path).name == ".old" and Path(path).exists():
+            remove(path / "saves")
+            raise KeyboardInterrupt
+        remove(path, **given)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained.save(folder)
+    monkeypatch.undo()
+    assert np.array_equal(qs.load(folder).predict(observations(5))[0], trained.predict(observations(5))[0])
+    trained.save(folder)
+    assert {path.name for path in folder.iterdir()} == {"run.json", "saves", ".lock"}
 
 
 def test_a_save_that_fails_leaves_the_run_that_was_there(trained, tmp_path):

@@ -208,6 +208,7 @@ def test_a_full_buffer_learns_from_unfinished_episodes():
         ("ppo", 4095, {}, 819, 64),
         ("ppo", 200, {}, 40, 40),
         ("ppo", 200, {"rollout": 100}, 100, 64),
+        ("ppo", 200, {"batch_size": 128}, 128, 128),  # a number that the user gave stands
     ],
 )
 def test_short_runs(recipe, steps, given, rollout, batch):

@@ -21,7 +21,7 @@ from qscape.run import Plan, train
 from qscape.run import folder as folders
 from qscape.run.estimate import Costs, seconds
 from qscape.run.events import Logged, Measured, Saved
-from qscape.run.plan import fitted
+from qscape.run.plan import fitted, folder_name
 from qscape.run.pool import Failure, LocalWorker, Pool
 from qscape.run.progress import LOSSES, Progress
 from qscape.run.study import read_study
@@ -169,6 +169,20 @@ def test_a_refusal_names_the_line(place, old, new, where, why):
         n for n, x in enumerate(text.splitlines(), 1) if x.startswith(where[3:] if number > 1 else where)
     ]
     assert int(line) == found[number - 1]
+
+
+def test_fields_that_fit_together_only_are_an_agent(place):
+    """100 elites are more than the usual 64 samples."""
+    text = TEXT.replace('recipe = "sac"', 'recipe = "td3+cem"\ncem = { samples = 128, elites = 100 }', 1)
+    assert any(row.plan.settings.get("cem") == {"samples": 128, "elites": 100} for row in study(text).rows)
+
+
+def test_a_label_too_long_for_a_folder_is_cut(tmp_path):
+    label = f"td3[{'base.actor_hidden=256x256,' * 12}]"
+    names = {folder_name(label), folder_name(label + " ")}
+    assert len(names) == 2
+    assert all(name.startswith(label[:190]) and len(name.encode()) <= 200 for name in names)
+    assert folder_name("td3+pave") == "td3+pave"
 
 
 def test_files_that_are_none(place, capsys):
@@ -324,6 +338,9 @@ def test_another_run_in_the_place_is_never_touched(calm, place):
     progress = Progress(study(TEXT.replace("eval_episodes = 2", "eval_episodes = 3")))
     assert states(progress) == ["failed"] * 4
     assert "holds another run: eval_episodes is 2 there and 3 here; move it" in progress.standings[0].why
+    progress = Progress(study(TEXT.replace("eval_episodes = 2", 'eval_episodes = 2\nprobe = ["smoothness"]')))
+    assert states(progress) == ["failed"] * 4
+    assert "probe is [] there and ['smoothness'] here" in progress.standings[0].why
     record = folders.read_record(study().rows[0].folder)
     record["settings"]["base"]["discount"] = 0.5  # e.g. the default of another version
     folders.write_record(study().rows[0].folder, record)

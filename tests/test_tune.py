@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import math
 import shlex
 import shutil
 import signal
@@ -272,6 +273,18 @@ def test_the_mean_of_its_seeds_counts_for_a_trial(here, ranges):
     assert one != two
     assert curve == {step: mean([one[step], two[step]]) for step in one}
     assert worth == max(curve.values())
+
+
+def test_the_evaluation_after_the_first_rollout_counts(tmp_path):
+    """PPO learns from its rollout before it is evaluated; after random steps TD3 has learned nothing."""
+    ppo = Plan("ppo", "CartPole-v1", 64, settings={"base": {"rollout": 64, "batch_size": 16}})
+    td3 = Plan("td3", "Pendulum-v1", 128, settings={"base": {"warmup": 64}})
+    for plan_, counted in ((ppo, {64: 3.0}), (td3, {})):
+        trial = Trial(Search(plan_, find_ranges(plan_), tmp_path), 0, {})
+        trial.see(0, 0, "current", 9.0)
+        trial.see(0, 64, "current", 3.0)
+        assert trial.curve() == counted
+        assert trial.worth() == pytest.approx(counted.get(64, math.nan), nan_ok=True)
 
 
 def test_a_failed_trial_is_stored_with_its_reason_and_the_rest_goes_on(here, ranges, capsys):

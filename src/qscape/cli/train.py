@@ -13,7 +13,7 @@ from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import open_edges
-from qscape.run.plan import Pace, Plan, fitted
+from qscape.run.plan import Pace, Plan, fitted, folder_name
 from qscape.run.seeds import lacking
 from qscape.run.sinks import TRACKERS
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     plan, agent, _ = fitted(plans[0])  # refuses what cannot be, before any folder is made
     together = _together(run.seeds_as, plans, agent, run.log)
     place = (run.dataset or run.env).strip("/").replace("/", "-")
-    group = Path(run.out) if run.out else Path("runs") / place / plan.label
+    group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)
     jobs = [
@@ -112,6 +112,7 @@ def _with_config(argv: list[str]) -> tuple[list[str], str, dict, list[str]]:
         probe, preset = record.get("probe", []), record.get("preset")
         origin = (("--dataset", record.get("dataset")), ("--from", record.get("start")))
         flags += [x for flag, value in origin if value for x in (flag, value)]
+        flags += [x for x in ("--save-every", record.get("save_every")) if record.get("save_every")]
         flags += ["--keep-data"] * bool(record.get("keep_data"))
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem

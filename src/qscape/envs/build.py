@@ -38,6 +38,10 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         raise
     except (gym.error.Error, ImportError) as problem:
         raise UsageError(_why_not(name, problem)) from problem
+    except ValueError as problem:
+        if name.strip(" :"):
+            raise
+        raise UsageError(f"'{name}' names no environment") from problem
     except Exception as problem:
         if not args and not isinstance(problem, TypeError):
             raise

@@ -203,9 +203,14 @@ class Edge:
         return self.tally.observation
 
     @property
+    def leaves(self) -> list[tuple[tuple[str, ...], Box]]:
+        """The boxes of the observation and the keys to them, in the order of a row."""
+        return leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
+
+    @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
         """Lowest and highest observation of the environment's space, infinite where it has no bound."""
-        boxes = [box for _, box in leaves(self._space, (), self.env_id)]
+        boxes = [box for _, box in self.leaves]
         low, high = (
             np.concatenate([getattr(box, bound).ravel() for box in boxes]).astype(np.float32)
             for bound in ("low", "high")
@@ -276,7 +281,7 @@ class Edge:
         Raises:
             UsageError: the shape is neither that of one observation nor that of a batch.
         """
-        path, box = leaves(self._space, (), self.env_id)[0]
+        path, box = self.leaves[0]
         leaf = observation
         for key in path:
             leaf = leaf[key]

@@ -42,9 +42,12 @@ def flattening(
 
 
 def leaves(
-    space: spaces.Space, path: tuple[str, ...], env_id: str
+    space: spaces.Space, path: tuple[str, ...], env_id: str, images: bool = False
 ) -> list[tuple[tuple[str, ...], spaces.Box]]:
-    """The boxes of a space and the keys to them, in the order of `gymnasium.spaces.utils.flatten`."""
+    """The boxes of a space and the keys to them, in the order of `gymnasium.spaces.utils.flatten`; with
+    `images` a single picture is one of them."""
+    if images and isinstance(space, spaces.Box):
+        return [(path, space)]
     if isinstance(space, spaces.Dict):
         return [leaf for key, part in space.spaces.items() for leaf in leaves(part, (*path, key), env_id)]
     where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")

@@ -5,6 +5,7 @@ is no file. A steep policy in float32 does not give the same digits for one obse
 that observation in it, in the library itself: that is measured and told, and `tolerance` is there for it.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import io
@@ -22,9 +23,9 @@ from jaxtyping import Array, Float
 
 from qscape.data import RECORDED, read
 from qscape.envs import Edge
-from qscape.envs.spaces import leaves
 from qscape.errors import RunError, UsageError
 from qscape.inspect.store import write_whole
+from qscape.ops.nearest import ActionTable
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import read_record
@@ -129,11 +130,8 @@ def in_units(edge: Edge) -> Callable[[Array], Array]:
     space, table = action_space(edge), edge.spec.table
     start = int(getattr(space, "start", 0))
     if table is not None:
-
-        def nearest(action: Array) -> Array:
-            return jnp.square(action[:, None] - table).sum(-1).argmin(-1) + start
-
-        return nearest
+        search = ActionTable(table)
+        return lambda action: search.nearest(action)[:, 0] + start
     if not isinstance(space, gym.spaces.Box):  # the action is an index already
         return lambda action: jnp.round(action[:, 0]).astype(jnp.int32) + start
     low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
@@ -160,9 +158,9 @@ def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndar
     """n observations: half of them as they were seen, half beside those, by a tenth of their spread."""
     seen = made.seen
     rng = np.random.default_rng(seed)
-    picked = seen[rng.integers(len(seen), size=n)]
+    picked = seen[rng.integers(len(seen), size=n)].astype(np.float32)
     picked[n // 2 :] += 0.1 * seen.std(axis=0) * rng.standard_normal(picked[n // 2 :].shape)
-    return picked.astype(np.float32)
+    return picked
 
 
 # --- ONNX --------------------------------------------------------------------------------------------
@@ -226,6 +224,17 @@ def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
     return Checked(difference, rounding, float(p50), float(p99))
 
 
+def refuse_foreign(file: Path, mark: str) -> None:
+    """Refuse to write over a file that no export made, which its first lines would show.
+
+    Raises:
+        UsageError: there is one.
+    """
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if mark not in file.read_text(encoding="utf-8")[:200]:
+            raise UsageError(f"{file} is there already and no export made it; choose another name.")
+
+
 # --- plain arrays ------------------------------------------------------------------------------------
 
 
@@ -244,6 +253,7 @@ def write_arrays(made: Source, file: Path) -> Path:
         "arrays": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
     }
     note = file.with_suffix(".json")
+    refuse_foreign(note, f'"format": "{FORMAT}"')
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
     write_whole(file, packed.getvalue())
@@ -255,10 +265,9 @@ def describe(made: Source) -> dict[str, Any]:
     """Task, agent and units of a policy, as JSON."""
     record, loaded = made.record, made.loaded
     edge, space = loaded.edge, action_space(loaded.edge)
-    spread = getattr(edge.env, "single_observation_space", None) or edge.env.observation_space
     order = [
         {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
-        for path, box in leaves(spread, (), edge.env_id)
+        for path, box in edge.leaves
     ]
     listed = lambda x: None if x is None else np.asarray(x).tolist()  # noqa: E731
     return {

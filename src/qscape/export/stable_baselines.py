@@ -29,6 +29,21 @@ from qscape.run.training import trainer_of
 
 ACTIVATIONS = {"ReLU": "relu", "ELU": "elu", "SiLU": "silu", "Tanh": "tanh"}
 CHECKED = 1_000
+BOTH = {
+    "discount": "gamma",
+    "batch_size": "batch_size",
+    "warmup": "learning_starts",
+    "replay_capacity": "buffer_size",
+}
+SHARED = {  # fields of the base, and what they are called there
+    "sac": BOTH,
+    "td3": BOTH
+    | {
+        "policy_delay": "policy_delay",
+        "target_noise": "target_policy_noise",
+        "target_noise_clip": "target_noise_clip",
+    },
+}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -145,14 +160,17 @@ def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str
         "actor_activation": _activation(about),
         "critic_activation": _activation(about),
     }
-    for field, key in (("discount", "gamma"), ("batch_size", "batch_size"), ("warmup", "learning_starts")):
+    for field, key in SHARED[recipe].items():
         if isinstance(about.get(key), int | float):
             base[field] = about[key]
     if isinstance(about.get("learning_rate"), float):
         base |= dict.fromkeys(("actor_learning_rate", "critic_learning_rate"), about["learning_rate"])
+    settings = {"base": base} | ({"polyak": {"rate": about["tau"]}} if "tau" in about else {})
     if recipe == "sac":
         base |= {"log_std_min": -20.0, "log_std_max": 2.0}
-    return {"base": base} | ({"polyak": {"rate": about["tau"]}} if "tau" in about else {})
+        soft = {"temperature": about.get("ent_coef"), "target_entropy": about.get("target_entropy")}
+        settings["soft"] = {name: float(x) for name, x in soft.items() if isinstance(x, int | float)}
+    return settings
 
 
 def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], edge: Edge) -> None:
@@ -168,7 +186,8 @@ def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], edge: Edge) -> N
     space, told = action_space(edge), about.get("action_space") or {}
     for name in ("low", "high"):
         text = str(told.get(name, ""))
-        there = np.array(text.strip("[]").split(), float) if text and "..." not in text else None
+        numbers = text.replace("[", " ").replace("]", " ").split()
+        there = np.array(numbers, float) if numbers and "..." not in text else None
         if isinstance(space, gym.spaces.Box) and there is not None:
             here = getattr(space, name).ravel()
             if len(there) == len(here) and not np.allclose(there, here):

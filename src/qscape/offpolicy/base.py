@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import optax
@@ -122,7 +122,7 @@ class Base:
         """The field that says how many steps are made before the first update, and its value."""
         return "warmup", self.warmup
 
-    def fitted(self, steps: int) -> Mapping[str, Any]:
+    def fitted(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
         """Fields for a run that is too short for the usual warm-up: a fifth of it."""
         return {"warmup": steps // 5}
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import optax
@@ -73,9 +73,12 @@ class Base:
         """The field that says what comes before the first update, and how many steps that are for certain."""
         return ("episodes", 0) if self.episodes else ("rollout", self.rollout)
 
-    def fitted(self, steps: int) -> Mapping[str, Any]:
-        """Fields for a run that is too short for the usual rollout: a fifth of it; minibatches that fit."""
+    def fitted(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
+        """Fields for a run that is too short for the usual rollout: a fifth of it; minibatches that fit, or
+        where the user `asked` for their size, a rollout that holds one."""
         rollout = max(1, steps // 5)
+        if "batch_size" in asked:
+            return {"rollout": max(rollout, min(self.batch_size, steps))}
         return {"rollout": rollout} | ({"batch_size": rollout} if self.batch_size > rollout else {})
 
     def shares(self, steps: int) -> Mapping[str, Any]:

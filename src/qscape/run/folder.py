@@ -18,7 +18,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ RECORD = "run.json"
 ASIDE = f".{RECORD}.tmp"  # run.json while it is written
 LOCK = ".lock"
 NEW = ".new"  # what will replace a folder's run, while it is written
+OLD = ".old"  # what it has replaced, until that is removed
 COMMAND = "QSCAPE_COMMAND"  # variable that tells workers what the user typed
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 EXTRAS = ("gymnasium-robotics", "ale-py")  # where installed: their rewards and games differ between versions
@@ -74,7 +75,7 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     Raises:
         UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
     """
-    if not folder.is_dir() or all(p.name in (LOCK, ASIDE, NEW) for p in folder.iterdir()):
+    if not folder.is_dir() or all(p.name in (LOCK, ASIDE, NEW, OLD) for p in folder.iterdir()):
         return
     if not (folder / RECORD).exists():
         raise UsageError(f"{folder} exists and is no run; choose another --out.")
@@ -98,9 +99,9 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> N
     write_record(folder, to_json(plan, agent) | origin())
 
 
-def _empty(folder: Path, keep: Collection[str] = ()) -> None:
+def _empty(folder: Path) -> None:
     """Remove what is in a folder but its lock; run.json last, for without it the folder is no run's."""
-    paths = [p for p in folder.iterdir() if p.name not in (LOCK, *keep)] if folder.is_dir() else []
+    paths = [p for p in folder.iterdir() if p.name != LOCK] if folder.is_dir() else []
     for path in sorted(paths, key=lambda p: p.name == RECORD):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -113,20 +114,29 @@ def replace(folder: Path, trainer: Loop) -> None:
         UsageError: the folder is something else's. RunError: it cannot be written.
     """
     refuse_taken(folder, overwrite=True)
-    new = folder / NEW
+    new, old = folder / NEW, folder / OLD
     with locked(folder):
-        shutil.rmtree(new, ignore_errors=True)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
         plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
         try:
             write_record(new, to_json(plan, trainer.agent) | origin())
             save(new, trainer, milestone=False)
-            _empty(folder, keep=(NEW,))
+        except BaseException as problem:
+            shutil.rmtree(new, ignore_errors=True)
+            if isinstance(problem, OSError):
+                raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+            raise
+        try:  # nothing is removed before all of the new run is in its place
+            old.mkdir()
+            for path in [p for p in folder.iterdir() if p.name not in (LOCK, NEW, OLD)]:
+                path.rename(old / path.name)
             for path in new.iterdir():
                 path.rename(folder / path.name)
+            new.rmdir()
         except OSError as problem:
             raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def origin() -> dict[str, Any]:

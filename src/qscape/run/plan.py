@@ -1,6 +1,7 @@
 """What a run is asked to do: everything that `run.json` needs to start it again."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from qscape.data import RECORDED, home
 from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.types import setting
+
+LONGEST = 200  # bytes of a folder's name; file systems take 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,9 +113,10 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         notes.append("a policy is there already: base.warmup = 0")
         plan = _with_base(plan, {field: 0})
     elif not asked and plan.steps < 2 * wait:
-        fields = agent.base.fitted(plan.steps)
-        short = fields[field]
-        notes.append(f"the run is short: base.{field} = {short} (a fifth of it) instead of {wait}")
+        fields = agent.base.fitted(plan.steps, frozenset(own.get("base", {})))
+        fifth = " (a fifth of it)" if fields[field] == max(1, plan.steps // 5) else ""
+        others = "".join(f", base.{name} = {value}" for name, value in fields.items() if name != field)
+        notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
         plan = _with_base(plan, fields)
     if shares := agent.base.shares(plan.steps):
         told = [f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()]
@@ -162,6 +166,14 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
     said = {"preset": preset} if preset else {}
     fields = ",".join(f"{name}={_short(value)}" for name, value in (said | changed(agent, given)).items())
     return f"{agent.recipe}[{fields}]" if fields else agent.recipe
+
+
+def folder_name(label: str) -> str:
+    """The label; where it is too long for a folder, its beginning and 8 digits that tell it from others."""
+    if len(label.encode()) <= LONGEST:
+        return label
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return f"{label.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
 
 
 def _listed(settings: Settings) -> str:

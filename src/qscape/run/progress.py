@@ -20,7 +20,7 @@ from qscape.run.worker import Job
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # times in a row that a worker may vanish before there is another save
-COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes")
+COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
 
 
 @dataclasses.dataclass
@@ -49,13 +49,13 @@ class Standing:
     def look(self) -> None:
         """Read from the folder what there is and what is left to do."""
         self.state, self.why, self.job = "waiting", "", None
-        if folders.in_use(self.row.folder):
-            self.state = "elsewhere"
-        else:
-            try:
+        try:
+            if folders.in_use(self.row.folder):
+                self.state = "elsewhere"
+            else:
                 self._look()
-            except QscapeError as problem:  # a broken or half-written folder
-                self.state, self.why = "failed", str(problem)
+        except QscapeError as problem:  # a broken or half-written folder
+            self.state, self.why = "failed", str(problem)
         self.score = last_return(self.row.folder)
 
     def _look(self) -> None:

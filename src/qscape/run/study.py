@@ -21,7 +21,7 @@ from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_edge
 from qscape.errors import UsageError
 from qscape.run import probes
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, fitted, folder_name
 from qscape.run.toml import Source, Where
 
 BUDGETS = ("quick", "full")
@@ -80,7 +80,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     for environment in environments:
         for agent in agents:
             plan = _plan(source, agent, environment, budget, numbers)
-            place = runs / name / _place(plan.env, plan.env_args) / plan.label
+            place = runs / name / _place(plan.env, plan.env_args) / folder_name(plan.label)
             if place in groups:
                 raise _duplicate(source, plan, groups[place], agent, environment)
             groups[place] = (plan, agent, environment)
@@ -155,12 +155,35 @@ def _agent(source: Source, path: Where) -> Entry:
         if not isinstance(fields, dict):
             source.check_keys(path, (*AGENT_KEYS, "base", *parts))
             raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
-        _built(source, (*path, part), recipe, {part: {}})
-        for field, value in fields.items():  # each alone, to find the line of the one that is refused
-            _built(source, (*path, part, field), recipe, {part: {field: value}})
-    _built(source, path, recipe, settings)
+    _built(source, (*path, *_refused(recipe, settings)), recipe, settings)
     fields = {"recipe": recipe, "settings": settings, "preset": preset}
     return Entry(path, fields, _steps(source, (*path, "steps")))
+
+
+def _refused(recipe: str, settings: Mapping[str, Mapping[str, Any]]) -> Where:
+    """The field, or table, without which the agent could be; else the first field that is refused alone."""
+    if _can_be(recipe, settings):
+        return ()
+    fields = [(part, field) for part, of in settings.items() for field in of]
+    for part, field in fields:
+        rest = {name: value for name, value in settings[part].items() if name != field}
+        if _can_be(recipe, {**settings, part: rest}):
+            return (part, field)
+    for part in settings:
+        if _can_be(recipe, {name: of for name, of in settings.items() if name != part}):
+            return (part,)
+    for part, field in fields:
+        if not _can_be(recipe, {part: {field: settings[part][field]}}):
+            return (part, field)
+    return ()
+
+
+def _can_be(recipe: str, settings: Mapping[str, Any]) -> bool:
+    try:
+        build(recipe, settings)
+    except UsageError:
+        return False
+    return True
 
 
 def _built(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -98,15 +99,17 @@ class Trial:
 
     @cached_property
     def judged(self) -> tuple[str, int]:
-        """The policy whose evaluations count, and the warm-up: before its end nothing is learned."""
+        """The policy whose evaluations count, and the step of the first: before it nothing is learned."""
         _, agent, _ = fitted(self.plan(0))
+        field, wait = agent.base.waits()
         keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps
-        return "kept" if keeps else "current", agent.base.waits()[1]
+        # A rollout is learned from before it is evaluated; after the random steps there is nothing new yet.
+        return "kept" if keeps else "current", wait if field == "rollout" else wait + 1
 
     def see(self, seed: int, step: int, policy: str, ret: float) -> None:
         """Take over the mean return of one evaluation of one run."""
-        counted, warmup = self.judged
-        if policy == counted and step > warmup:
+        counted, first = self.judged
+        if policy == counted and step >= first:
             self.curves[seed][step] = ret
 
     def curve(self) -> dict[int, float]:
@@ -115,8 +118,10 @@ class Trial:
         return {step: mean(curve[step] for curve in self.curves) for step in steps}
 
     def worth(self) -> float:
-        """The metric of a trial whose runs are all done."""
+        """The metric of a trial whose runs are all done; NaN where no evaluation counts."""
         curve = self.curve()
+        if not curve:
+            return math.nan
         return curve[max(curve)] if self.search.metric == "final" else max(curve.values())
 
     def news(self) -> dict[int, float]:
