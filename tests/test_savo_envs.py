@@ -617,6 +617,11 @@ def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path):
         for name in ("movies", "items", "bias", "users", "offset", "strength"):
             np.testing.assert_array_equal(getattr(model, name), getattr(models[0], name))
     assert movielens.load(folder) is movielens.load(str(folder)), "fitted twice"
+    few = movielens.load(tmp_path / "fitted.npz", 35)
+    np.testing.assert_array_equal(few.items, models[0].items[:35])
+    logits = few.offset + few.bias + few.strength * few.users @ few.items.T
+    assert (1 / (1 + np.exp(-logits))).mean() == pytest.approx(0.1, abs=1e-6)
+    assert movielens.main([str(folder), str(tmp_path / "no" / "fitted.npz")]) == 2
     env = gym.make("recsim/Data-v0", path=str(tmp_path / "fitted.npz"))
     assert env.unwrapped.action_table.shape == (MOVIES, 30)
     check_env(env.unwrapped)
@@ -636,6 +641,10 @@ def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path):
         ("ratings.csv", 9, "1,two,3.5,4", "ratings.csv, line 10 is '1,two"),
         ("ratings.csv", 3, "1,2,7.5,4", "ratings.csv, line 4 "),
         ("ratings.csv", 3, "1,2,nan,4", "ratings.csv, line 4 "),
+        ("ratings.csv", 3, "nan,2,3.5,4", "ratings.csv, line 4 "),
+        ("ratings.csv", 3, "1,inf,3.5,4", "ratings.csv, line 4 "),
+        ("ratings.csv", 3, "1.5,2,3.5,4", "ratings.csv, line 4 "),
+        ("ratings.csv", 3, "1,2,3.5,\udcff", "ratings.csv is damaged"),
         ("genome-scores.csv", 20, "1,2,1.5", "genome-scores.csv, line 21 "),
         ("genome-scores.csv", 20, "", "genome-scores.csv lacks scores of movie 1;"),
     ],
@@ -645,7 +654,7 @@ def test_a_malformed_archive_is_told_by_file_and_line(file, line, text, why, arc
         lines = path.read_text().splitlines()
         if path.name == file:
             lines[line] = text
-        (tmp_path / path.name).write_text("\n".join(lines))
+        (tmp_path / path.name).write_text("\n".join(lines), errors="surrogateescape")
     with pytest.raises(UsageError, match=why):
         movielens.load(tmp_path)
 

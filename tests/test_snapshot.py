@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections import deque
@@ -146,6 +147,10 @@ class Odd(gym.Env):
         self.last = self.zero  # one array after a reset, two later
         self.same = self.thing.x  # one array always
         self.count = {"steps": np.int32(0)}
+        self.things = [Thing(), Thing()]
+        self.current = self.things[0]  # another one later
+        self.view = self.past = []
+        self.mode = np.str_("left")
         return self.show(), {}
 
     def step(self, action):
@@ -153,7 +158,12 @@ class Odd(gym.Env):
         self.last = np.array(action)
         self.history.append(float(self.thing.x[0]))
         self.count["steps"] += np.int32(1)
-        return self.show(), sum(self.history), self.count["steps"] == 40, False, {}
+        self.past.append(1)
+        self.current = self.things[len(self.past) % 2]
+        self.current.x += 0.1
+        self.mode = np.str_("right" if self.mode == "left" else "left")
+        told = self.current.x[0] + self.things[1].x[0] + len(self.view) + (self.mode == "left")
+        return self.show(), sum(self.history) + told, self.count["steps"] == 40, False, {}
 
     def show(self):
         return np.array([self.thing.x[0], self.history[0]])
@@ -184,7 +194,7 @@ def test_wrappers_with_statistics_are_kept():
     assert_same(run(edge, actions[250:]), run(other, actions[250:]))
 
 
-@pytest.mark.parametrize("extra", [iter([1]), memoryview(b"1"), np.array([object()]), {1, 2}])
+@pytest.mark.parametrize("extra", [iter([1]), memoryview(b"1"), np.array([object()]), {1, 2}, b"1", 1j])
 def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
     edge = make(lambda: Odd(extra), seed=1)
     edge.reset()
@@ -202,6 +212,18 @@ def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
     begun = make(lambda: Odd(extra), seed=1)
     begun.reset()
     assert (run(begun, actions_of(edge, 50))[0][0] != restored[0][0][0]).any(), "the first seed came again"
+
+
+class Other(Thing):
+    """What another phase of an episode is kept in."""
+
+
+def test_a_thing_of_another_class_than_after_a_reset_begins_a_new_episode():
+    edge = make(lambda: Odd(Other()), seed=1)
+    edge.reset()
+    other = make(lambda: Odd(Thing()), seed=1)
+    why = restore(other, through_a_file(take(edge)))
+    assert re.search(r"extra is a \S*test_snapshot.Other where a reset puts a \S*test_snapshot.Thing", why)
 
 
 def test_a_snapshot_of_another_stack_of_wrappers_begins_a_new_episode():

@@ -7,12 +7,14 @@ minutes; keep its result and give that as the path instead:
     python -m qscape.envs.movielens ml-25m.zip movielens.npz
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import sys
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -69,11 +71,12 @@ def load(path: str | Path, items: int = 10_000) -> Model:
 def _load(path: str, changed: int, items: int) -> Model:
     place = Path(path)
     if place.suffix == ".npz":
-        return _fitted(place)
+        return _fitted(place, items)
     return fit(place, items)
 
 
-def _fitted(place: Path) -> Model:
+def _fitted(place: Path, items: int) -> Model:
+    """A model that was fitted before, of its most rated `items`."""
     names = [field.name for field in dataclasses.fields(Model)]
     try:
         with np.load(place, allow_pickle=False) as file:
@@ -83,7 +86,12 @@ def _fitted(place: Path) -> Model:
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
         ) from problem
     parts: dict[str, Any] = arrays | {name: float(arrays[name]) for name in ("offset", "strength")}
-    return Model(**parts)
+    model = Model(**parts)
+    if items >= len(model.movies):
+        return model
+    bias, vectors = model.bias[:items], model.items[:items]
+    offset = _offset(bias, model.strength * vectors, model.users)
+    return Model(model.movies[:items], vectors, bias, model.users, offset, model.strength)
 
 
 def fit(
@@ -117,8 +125,9 @@ def fit(
         np.searchsorted(chosen, user[kept]), item, rating[kept] >= LIKED, vectors, len(chosen), passes
     )
     norms = np.linalg.norm(taste, axis=1)
+    taste, norms = taste[norms > 0], norms[norms > 0]  # who rated none of these movies has no taste
     strength = float(norms.mean())
-    directions = taste / np.maximum(norms, 1e-12)[:, None]
+    directions = taste / norms[:, None]
     offset = _offset(bias + base, strength * vectors, directions)
     # What shifts all items alike is in the offset.
     return Model(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
@@ -194,12 +203,17 @@ def _genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T"
     return movies.astype(np.int64), rows[:, 2].reshape(len(movies), len(tags))
 
 
+def _wrong_ids(rows: np.ndarray) -> np.ndarray:
+    ids = rows[:, :2]
+    return ~((ids >= 1) & (ids < 2**24) & (ids == np.floor(ids))).all(1)  # float32 holds them; NaN is none
+
+
 def _wrong_rating(rows: np.ndarray) -> np.ndarray:
-    return (rows[:, :2] < 1).any(1) | ~((rows[:, 2] >= 0.5) & (rows[:, 2] <= 5))
+    return _wrong_ids(rows) | ~((rows[:, 2] >= 0.5) & (rows[:, 2] <= 5))
 
 
 def _wrong_score(rows: np.ndarray) -> np.ndarray:
-    return (rows[:, :2] < 1).any(1) | ~((rows[:, 2] >= 0) & (rows[:, 2] <= 1))
+    return _wrong_ids(rows) | ~((rows[:, 2] >= 0) & (rows[:, 2] <= 1))
 
 
 def _rows(
@@ -207,7 +221,7 @@ def _rows(
 ) -> Float[np.ndarray, "n 3"]:
     """The first three columns of a CSV file of numbers; `wrong` tells the rows that cannot be."""
     blocks = []
-    with _open(place, name) as file:
+    with _open(place, name) as file, _readable(place, name):
         first = file.readline().strip()
         if first != ",".join(header):
             raise UsageError(f"{place}: {name}, line 1 is {first[:80]!r}, not {','.join(header)!r}")
@@ -220,10 +234,18 @@ def _rows(
                 bad = next(i for i, line in enumerate(lines) if _numbers([line], len(header), wrong) is None)
                 what = f"{lines[bad].strip()[:80]!r}, which is no {','.join(header)}"
                 raise UsageError(f"{place}: {name}, line {begin + bad} is {what}")
-            blocks.append(rows[:, :3].astype(np.float32))  # ids are far below 2^24
+            blocks.append(rows[:, :3].astype(np.float32))
     if not sum(map(len, blocks)):
         raise UsageError(f"{place}: {name} holds no rows")
     return np.concatenate(blocks)
+
+
+@contextlib.contextmanager
+def _readable(place: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as problem:
+        raise UsageError(f"{place}: {name} is damaged: {problem}") from problem
 
 
 def _numbers(
@@ -263,6 +285,9 @@ def main(argv: list[str]) -> int:
     """`python -m qscape.envs.movielens ARCHIVE OUT.npz`."""
     if len(argv) != 2 or not argv[1].endswith(".npz"):
         print("usage: python -m qscape.envs.movielens ml-25m.zip movielens.npz", file=sys.stderr)
+        return 2
+    if not Path(argv[1]).absolute().parent.is_dir():  # known before the minutes that a fit takes
+        print(f"{argv[1]} cannot be written: there is no such folder", file=sys.stderr)
         return 2
     try:
         model = load(argv[0])

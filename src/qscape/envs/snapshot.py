@@ -16,7 +16,7 @@ import functools
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -62,7 +62,6 @@ _RANDOM = {  # how a random generator is read and set
     np.random.RandomState: (lambda g: g.get_state(legacy=False), lambda g, state: g.set_state(state)),
     random.Random: (lambda g: g.getstate(), lambda g, state: g.setstate(state)),
 }
-_SEQUENCES = {"list": list, "tuple": tuple}
 
 
 class Snapshot(NamedTuple):
@@ -110,8 +109,9 @@ def restore(edge: Edge, snapshot: Snapshot) -> str:
             if layers.keys() != meta["layers"].keys():
                 raise _Unfit("it is wrapped in another way now")
             reader = _Reader(snapshot.arrays)
+            reader.objects |= layers  # one may hold another
             for name, layer in layers.items():
-                reader.attributes(layer, meta["layers"][name])
+                reader.attributes(layer, meta["layers"][name], name)
             return ""
     except _Unfit as problem:
         why = f"{edge.env_id} cannot be resumed exactly, a new episode begins: {problem}"
@@ -159,10 +159,19 @@ def _is_plain(value: Any) -> bool:
     ):
         return False
     try:
-        _, _, state, items, pairs = (*value.__reduce_ex__(2), None, None)[:5]
+        _, made_of, state, items, pairs = (*value.__reduce_ex__(2), None, None)[:5]
     except TypeError:
         return False
-    return items is None and pairs is None and (state is None or state is getattr(value, "__dict__", None))
+    if items is not None or pairs is not None:
+        return False
+    if not isinstance(made_of, tuple) or len(made_of) > 1:  # bytes, a subclass of int, ...
+        return False
+    return state is None or state is getattr(value, "__dict__", None)
+
+
+def _kind(value: Any) -> str:
+    """The name of a type, by which a thing is known again."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class _Writer:
@@ -170,7 +179,8 @@ class _Writer:
 
     def __init__(self):
         self.arrays: dict[str, np.ndarray] = {}
-        self.seen: dict[int, tuple[str, Any]] = {}  # by id, kept alive: the owner of an array, an object
+        # By id, kept alive: the owner of an array, an object, a list.
+        self.seen: dict[int, tuple[str, Any]] = {}
 
     def attributes(self, layer: Any, path: str) -> dict[str, Any]:
         self.seen[id(layer)] = path, layer
@@ -180,24 +190,29 @@ class _Writer:
     def value(self, value: Any, path: str) -> Any:
         if value is None or type(value) in (bool, int, float, str):
             return value
+        if isinstance(value, np.str_):
+            return {"text": str(value)}
         if isinstance(value, np.ndarray | np.generic):
             return self.array(value, path)
         for kind, (read, _) in _RANDOM.items():
             if type(value) is kind:
                 return {"random": self.value(read(value), path)}
-        if type(value) in (list, tuple):
-            return {type(value).__name__: [self.value(part, f"{path}.{i}") for i, part in enumerate(value)]}
+        if type(value) is tuple:
+            return {"tuple": self.parts(value, path)}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return {"named": [self.value(part, f"{path}.{i}") for i, part in enumerate(value)]}
-        if type(value) is collections.deque:
-            return {"deque": [self.value(part, f"{path}.{i}") for i, part in enumerate(value)]}
-        if type(value) is dict:
+            return {"fields": [_kind(value), self.parts(value, path)]}
+        if type(value) in (list, dict, collections.deque):
+            first, _ = self.seen.setdefault(id(value), (path, value))
+            if first != path:
+                return {"same": first}
+            if type(value) is not dict:
+                return {type(value).__name__: self.parts(value, path)}
             pairs = enumerate(value.items())
             return {
                 "dict": [[self.value(k, f"{path}.k{i}"), self.value(v, f"{path}.{i}")] for i, (k, v) in pairs]
             }
         if isinstance(value, enum.Enum):
-            return {"enum": value.name}
+            return {"member": [_kind(value), value.name]}
         if _is_mujoco(value, "MjModel"):
             self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
             return {"model": path}
@@ -207,13 +222,16 @@ class _Writer:
             return {"mujoco": self.mujoco(value, path)}
         if _is_plain(value):
             known = self.seen.get(id(value))
-            return {"same": known[0]} if known else {"object": self.attributes(value, path)}
+            return {"same": known[0]} if known else {"thing": [_kind(value), self.attributes(value, path)]}
         raise _Unfit(f"{path} ({type(value).__name__}) is neither a number nor an array")
+
+    def parts(self, values: Iterable[Any], path: str) -> list[Any]:
+        return [self.value(part, f"{path}.{i}") for i, part in enumerate(values)]
 
     def array(self, value: np.ndarray | np.generic, path: str) -> dict[str, str]:
         """A scalar or array; two names of one array stay one, views of a shared memory are refused."""
-        if value.dtype.hasobject:
-            raise _Unfit(f"{path} is an array of objects")
+        if value.dtype.kind not in "biufc":
+            raise _Unfit(f"{path} is an array of {value.dtype}")
         if isinstance(value, np.ndarray):
             owner: Any = value
             while isinstance(owner.base, np.ndarray):
@@ -270,14 +288,15 @@ class _Reader:
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
         self.made: dict[str, np.ndarray] = {}
-        self.filled: set[int] = set()  # ids of the objects put back
+        self.objects: dict[str, Any] = {}  # by the path of their first name: layers, things, lists
+        self.filled: set[int] = set()  # ids of the things put back
 
-    def attributes(self, layer: Any, found: dict[str, Any]) -> None:
+    def attributes(self, layer: Any, found: dict[str, Any], path: str) -> None:
         for name, data in found.items():
             there = vars(layer)  # not setattr: some objects are frozen
-            there[name] = self.value(data, there.get(name))
+            there[name] = self.value(data, there.get(name), f"{path}.{name}")
 
-    def value(self, data: Any, old: Any) -> Any:
+    def value(self, data: Any, old: Any, path: str) -> Any:
         """The value `data` stands for; `old` is what stands there now, and is kept where it is an object."""
         if not isinstance(data, dict):
             return data
@@ -288,41 +307,64 @@ class _Reader:
             return self.made[content]
         if kind == "scalar":
             return self.arrays[content][()]
-        if kind in _SEQUENCES:
-            return _SEQUENCES[kind](self.parts(content, old))
-        if kind == "deque":
-            return collections.deque(self.parts(content, old), getattr(old, "maxlen", None))
-        if kind == "dict":
-            before = old if isinstance(old, dict) else {}
-            keys = [self.value(key, None) for key, _ in content]
-            return {
-                key: self.value(part, before.get(key)) for key, (_, part) in zip(keys, content, strict=True)
-            }
+        if kind == "text":
+            return np.str_(content)
+        if kind == "same":
+            if content not in self.objects:
+                raise _Unfit(f"{path} and {content} are one, in a ring")
+            return self.objects[content]
+        if kind == "tuple":
+            return tuple(self.parts(content, old, path))
+        if kind in ("list", "deque", "dict"):
+            self.objects[path] = made = self.container(kind, content, old, path)
+            return made
         if old is None:
             raise _Unfit(f"a {kind} that existed when it was saved does not exist after a reset")
-        if kind == "named":
-            return type(old)(*self.parts(content, old))
-        if kind == "enum":
+        if kind in ("thing", "fields", "member"):
+            there, content = content
+            if there != _kind(old):
+                raise _Unfit(f"{path} is a {there} where a reset puts a {_kind(old)}")
+        if kind == "fields":
+            return type(old)(*self.parts(content, old, path))
+        if kind == "member":
             return getattr(type(old), content)
         if kind == "fixed" and _fixed(old) != content:
             raise _Unfit(f"it holds {content} where a reset puts {_fixed(old)}")
         if kind == "random":
-            _RANDOM[type(old)][1](old, self.value(content, None))
-        elif kind == "object":
+            _RANDOM[type(old)][1](old, self.value(content, None, path))
+        elif kind == "thing":
             if id(old) in self.filled:
                 raise _Unfit("two objects that differed when it was saved are one after a reset")
             self.filled.add(id(old))
-            self.attributes(old, content)
+            self.objects[path] = old
+            self.attributes(old, content, path)
         elif kind == "mujoco":
             self.mujoco(old, content)
         elif kind == "model":
             self.model(old, content)
-        return old  # of kind "same": the first name of that object has set it
+        elif kind != "fixed":
+            raise _Unfit("an earlier version wrote it in another way")
+        return old
 
-    def parts(self, content: list[Any], old: Any) -> list[Any]:
+    def container(self, kind: str, content: list[Any], old: Any, path: str) -> Any:
+        if kind == "list":
+            return self.parts(content, old, path)
+        if kind == "deque":
+            return collections.deque(self.parts(content, old, path), getattr(old, "maxlen", None))
+        before = old if isinstance(old, dict) else {}
+        keys = [self.value(key, None, f"{path}.k{i}") for i, (key, _) in enumerate(content)]
+        return {
+            key: self.value(part, before.get(key), f"{path}.{i}")
+            for i, (key, (_, part)) in enumerate(zip(keys, content, strict=True))
+        }
+
+    def parts(self, content: list[Any], old: Any, path: str) -> list[Any]:
         before = list(old) if isinstance(old, list | tuple | collections.deque) else []
         before += [None] * (len(content) - len(before))
-        return [self.value(part, was) for part, was in zip(content, before, strict=False)]
+        return [
+            self.value(part, was, f"{path}.{i}")
+            for i, (part, was) in enumerate(zip(content, before, strict=False))
+        ]
 
     def model(self, model: Any, path: str) -> None:
         fields, numbers = _parameters(model).values(), self.arrays[path]
