@@ -66,6 +66,7 @@ NOT_A_NAME = [
     (["train", "td3", "--env", "HalfCheeta-v5"], "'HalfCheeta-v5'; near to it: HalfCheetah-v5"),
     (["train", "td3", "--env", "qwertz"], "no environment is called 'qwertz'"),
     (["train", "td3", "--env", "nosuchmodule:Env-v0"], "nosuchmodule"),
+    (["train", "td3", "--env", ":"], "names no environment"),
     (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
     (["train"], "needs RECIPE first"),
     (["list", "things"], "takes agents, parts, envs, not 'things'"),
@@ -99,6 +100,7 @@ NOT_A_NUMBER = [
     (["train", "td3", *CLOCK, "--milestones", 0], "--milestones is 0.0; it must lie in (0, 1]"),
     (["train", "td3", *SHORT, "--base.replay-capacity", 1], "--base.replay-capacity 1 with 1 environments"),
     (["train", "--config", "no.json"], "--config no.json cannot be read as a run.json"),
+    (["train", "td3", "--conf", "a"], "has no flag --conf; did you mean --config"),
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Run(Pace):
     """What `qscape train` takes beside the agent's own flags."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
+    config: str = setting("", "Recipe and settings of this run.json; what else is typed wins over them.")
     dataset: str = setting("", "Learn from this dataset; then steps are updates, and --env only evaluates.")
     steps: int = setting(1_000_000, "Environment steps, over all parallel environments.")
     from_: str = setting("", "A run whose networks this one begins with.")

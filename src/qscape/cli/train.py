@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     if any(arg.split("=")[0] == "--dataset" for arg in argv):
         recipe, notes = on_dataset(recipe)  # before its flags are read: other parts have other flags
     run, given = options.train_command(recipe, [*defaults, *argv], settings)
+    if run.config:  # the first one is taken off before flags are read
+        raise UsageError("--config is there twice; name one run.json.")
     if not (run.env or run.dataset):
         raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
     if run.keep_data and not run.from_:
