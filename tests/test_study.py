@@ -181,7 +181,7 @@ def test_a_label_too_long_for_a_folder_is_cut(tmp_path):
     label = f"td3[{'base.actor_hidden=256x256,' * 12}]"
     names = {folder_name(label), folder_name(label + " ")}
     assert len(names) == 2
-    assert all(name.startswith(label[:190]) and len(name.encode()) <= 200 for name in names)
+    assert all(name.startswith(label[:240]) and len(name.encode()) <= 250 for name in names)
     assert folder_name("td3+pave") == "td3+pave"
 
 

@@ -11,7 +11,7 @@ from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.types import setting
 
-LONGEST = 200  # bytes of a folder's name; file systems take 255
+LONGEST = 250  # bytes of a folder's name; file systems take 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
