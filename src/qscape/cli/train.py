@@ -114,7 +114,7 @@ def _with_config(argv: list[str]) -> tuple[list[str], str, dict, list[str]]:
         probe, preset = record.get("probe", []), record.get("preset")
         origin = (("--dataset", record.get("dataset")), ("--from", record.get("start")))
         flags += [x for flag, value in origin if value for x in (flag, value)]
-        flags += [x for x in ("--save-every", record.get("save_every")) if record.get("save_every")]
+        flags += ["--save-every", str(record["save_every"])] if record.get("save_every") else []
         flags += ["--keep-data"] * bool(record.get("keep_data"))
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem
