@@ -40,7 +40,8 @@ def kind(request):
 @pytest.fixture(scope="module")
 def recorded(run, kind):
     name = f"local/{kind}-v0"
-    argv = ["record", str(run), "--episodes", EPISODES, "--dataset", name, "--policy", kind, "--noise", 0.3]
+    argv = ["record", str(run), "--episodes", EPISODES, "--dataset", name, "--policy", kind]
+    argv += ["--noise", 0.3] if kind == "noisy" else []
     assert main([*map(str, argv)]) == 0
     return name
 
