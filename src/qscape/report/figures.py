@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Published curves are grey and broken: never mistaken for our own.
 GREYS = ("#333333", "#6E6E6E", "#979797")
-DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
+DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))  # of published curves
+STROKES = ("-", "-.", "--", ":")  # of the labels beyond one turn through the colours
 
 Styles = Mapping[str, Mapping[str, Any]]
-
-
-DASHES = ("-", "-.", "--", ":")  # one after the other where there are more labels than colours
 
 
 def line_styles(labels: Sequence[str]) -> Styles:
     """Colour and line of each label, the same in every panel."""
     return {
-        label: {"color": COLOURS[k % len(COLOURS)], "ls": DASHES[k // len(COLOURS) % len(DASHES)], "lw": 2.0}
+        label: {
+            "color": COLOURS[k % len(COLOURS)],
+            "ls": STROKES[k // len(COLOURS) % len(STROKES)],
+            "lw": 2.0,
+        }
         for k, label in enumerate(sorted(set(labels)))
     }
 
