@@ -440,10 +440,10 @@ def stop_after(trainer, steps):
     """Stops a trainer at the first boundary past these updates."""
     burst = trainer.programs.burst
 
-    def watched(*args):
+    def watched(*args, **given):
         if trainer.env_steps + int(args[-1]) >= steps:
             trainer.stop()
-        return burst(*args)
+        return burst(*args, **given)
 
     trainer.programs.burst = watched
 
