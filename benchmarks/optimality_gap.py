@@ -18,20 +18,11 @@ from typing import Any
 
 from qscape.inspect.subject import history_of, of_run
 from qscape.inspect.survey import Surveyor, picked, summary
-from qscape.run.folder import origin
+from qscape.report.runs import find_runs
+from qscape.run.folder import origin, unfinished
 
 PLACE = Path(__file__).parent / "results" / "optimality_gap"
 STATES, EPISODES = 100, 10
-
-
-def finished(runs: Path) -> list[Path]:
-    """The folders of a study's runs that made all their steps."""
-    found = []
-    for record in sorted(runs.glob("**/run.json")):
-        steps = json.loads(record.read_text())["steps"]
-        if (record.parent / "saves" / f"{steps:09d}" / "save.json").exists():
-            found.append(record.parent)
-    return found
 
 
 def main() -> None:
@@ -43,7 +34,9 @@ def main() -> None:
     runs = parser.parse_args().runs
     measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
     surveyors: dict[str, Surveyor] = {}
-    for folder in finished(runs):
+    for folder in find_runs(runs):
+        if unfinished(folder):
+            continue
         which = str(folder.parent.relative_to(runs))
         saves = history_of(of_run(folder, current=True), current=True)
         surveyor = surveyors.setdefault(which, Surveyor(saves[-1].agent, with_surrogates=False))

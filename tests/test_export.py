@@ -315,6 +315,7 @@ def test_a_file_that_no_export_made_is_not_written_over(run, capsys):
     assert main(["export", str(run), "--npz", str(run / "run.npz"), "--episodes", "1"]) == 2
     assert "run.json is there already and no export made it" in capsys.readouterr().err
     assert (run / "run.json").read_bytes() == before
+    assert not (run / "run.npz").exists()
 
 
 @pytest.mark.parametrize(

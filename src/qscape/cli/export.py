@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
     files = [file for file in (onnx, npz) if file is not None]
     if not files:
         raise UsageError("qscape export RUN writes nothing unless told to: add --onnx FILE, or --npz FILE.")
+    policy.refuse_foreign(files[0].with_suffix(".md"), "library_name: qscape")  # before any is written
+    if npz is not None:
+        policy.refuse_foreign(npz.with_suffix(".json"), f'"format": "{policy.FORMAT}"')
     set_up_jax()
     made = policy.source(one_run(Path(path)), given.episodes, given.current)
     console, checked = plain_console(), None

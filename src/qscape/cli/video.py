@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
     except (OSError, ValueError) as problem:
         with contextlib.suppress(OSError):
             aside.unlink()
-        raise RunError(f"{file} cannot be written ({str(problem).strip().splitlines()[0]}).") from problem
+        why, _, _ = str(problem).strip().partition("\n")  # ffmpeg's own words follow
+        raise RunError(f"{file} cannot be written ({why}).") from problem
     print(f"{file}: {len(frames)} frames, returns {', '.join(f'{r:,.1f}' for r in returns)}")
     return 0

@@ -119,6 +119,10 @@ def fit(
         raise UsageError(f"{path} has no user with {BUSY} ratings: nobody's taste can be fitted")
     chosen = np.sort(np.random.default_rng(0).permutation(busy)[:users])
     kept = np.isin(user, chosen) & np.isin(movie, movies)
+    if not kept.any():
+        raise UsageError(
+            f"{path} has no user with {BUSY} ratings who rated one of these {len(movies)} movies"
+        )
     order = np.argsort(movies)
     item = order[np.searchsorted(movies, movie[kept], sorter=order)]
     taste, bias, base = _factorise(

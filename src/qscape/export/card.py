@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qscape.errors import RunError, UsageError
-from qscape.export.policy import Checked, Source, describe, refuse_foreign
+from qscape.export.policy import Checked, Source, describe
 from qscape.inspect.store import write_whole
 from qscape.run.folder import origin
 
@@ -35,7 +35,6 @@ def write(made: Source, files: Sequence[Path], checked: Checked | None) -> Path:
         RunError: it cannot be written.
     """
     card = files[0].with_suffix(".md")
-    refuse_foreign(card, "library_name: qscape")
     write_whole(card, text(made, files, checked).encode())
     return card
 

@@ -230,8 +230,8 @@ def refuse_foreign(file: Path, mark: str) -> None:
     Raises:
         UsageError: there is one.
     """
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if mark not in file.read_text(encoding="utf-8")[:200]:
+    with contextlib.suppress(OSError):
+        if mark.encode() not in file.read_bytes()[:200]:
             raise UsageError(f"{file} is there already and no export made it; choose another name.")
 
 
@@ -253,7 +253,6 @@ def write_arrays(made: Source, file: Path) -> Path:
         "arrays": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
     }
     note = file.with_suffix(".json")
-    refuse_foreign(note, f'"format": "{FORMAT}"')
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
     write_whole(file, packed.getvalue())
