@@ -34,13 +34,17 @@ class Loop:
         edge: the training environment.
         env_steps, updates: made so far.
         programs: what is compiled: `act`, `memory`, and the names of the `metrics`.
+        state: networks, optimisers and counters.
         metrics: the newest of every metric, NaN before there is one.
         kept: the acting state that the schedule keeps, or None.
     """
 
     programs: Any
+    state: Any
     metrics: Any
     kept: Any = None
+    _shown: Any = None
+    _acting: Any = None
 
     def __init__(self, plan: Plan, agent: Any, edge: Edge, eval_edge: Edge | None, saver: Saver | None):
         """`eval_edge` None: no evaluation while training; `saver` None: nothing is saved. The saver is
@@ -68,8 +72,10 @@ class Loop:
 
     @property
     def acting(self) -> Any:
-        """The current acting state; its arrays live until the next update."""
-        raise NotImplementedError
+        """The current acting state. It is one object, and its arrays live, until the state is another."""
+        if self._shown is not self.state:
+            self._shown, self._acting = self.state, self.agent.acting(self.state)
+        return self._acting
 
     def _notes(self) -> list[str]:
         """What the user should know when the run starts."""

@@ -36,7 +36,7 @@ class Programs:
         self.see: Callable[[State, Any], State] = lambda state, obs: state
         if agent.normalises:
             self.see = jax.jit(agent.see, donate_argnums=0)
-        self.act: Callable[..., Any] = jax.jit(agent.act, static_argnames="mode")
+        self.act = Act(agent.act)
         self.keep = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
 
     def memory(self, envs: int) -> PyTree:
@@ -99,11 +99,50 @@ class Programs:
         return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), index, metrics))
 
 
+class Act:
+    """`agent.act`, compiled. It keeps the arrays of the policy that acted last.
+
+    At every call JAX takes its arguments apart, and Equinox's modules in Python: for SAVO's 90 arrays that
+    takes longer than choosing an action does. So a policy is taken apart once, not at every step.
+    """
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+        self._last: Any = None
+        self._leaves: list[Any] = []
+        self._tree: Any = None
+        self._program: Any = None
+
+    def __call__(
+        self,
+        acting: Any,
+        memory: PyTree,
+        obs: Any,
+        first: Any,
+        env_steps: Any,
+        key: Key,
+        mode: str = "evaluate",
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Action, columns for replay and memory; see `agent.act`."""
+        if acting is not self._last:
+            self._leaves, tree = jax.tree.flatten(acting)
+            if self._program is None or tree != self._tree:
+                self._tree, self._program = tree, self._compiled(tree)
+            self._last = acting
+        return self._program(self._leaves, memory, obs, first, env_steps, key, mode=mode)
+
+    def _compiled(self, tree: Any) -> Any:
+        def act(leaves: list[Any], *arguments: Any, mode: str) -> Any:
+            return self._act(tree.unflatten(leaves), *arguments, mode=mode)
+
+        return jax.jit(act, static_argnames="mode")
+
+
 class Acts(Protocol):
     """The programs of a policy: all that evaluation needs."""
 
     agent: Any
-    act: Callable[..., Any]  # (acting, memory, obs, first, env_steps, key, mode=) -> action, columns, memory
+    act: Act
 
     def memory(self, envs: int) -> PyTree: ...
 

@@ -4,7 +4,7 @@ The present policy makes a rollout, a fixed number of steps or of whole episodes
 it and it is thrown away.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from jaxtyping import Array
 from qscape.envs import Edge, Step
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
-from qscape.onpolicy.state import Acting, State
+from qscape.onpolicy.state import State
 from qscape.run import events as ev
 from qscape.run.loop import Loop, Saver, owned
 from qscape.run.plan import Plan
+from qscape.run.programs import Act
 from qscape.types import Key
 
 
@@ -32,7 +33,7 @@ class RolloutPrograms:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.metrics: list[str] = []
-        self.act: Callable[..., Any] = jax.jit(agent.act, static_argnames="mode")
+        self.act = Act(agent.act)
         self.update = jax.jit(self._update, donate_argnums=0)
 
     def memory(self, envs: int) -> None:
@@ -171,11 +172,6 @@ class RolloutTrainer(Loop):
         self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, edge.envs)
         self.buffer = Buffer(self.agent, edge)
         self.metrics = self.programs.blank_metrics(self.state, self.buffer.rollout(), self.key)
-
-    @property
-    def acting(self) -> Acting:
-        """The current acting state; its arrays live until the next update."""
-        return self.agent.acting(self.state)
 
     def _notes(self) -> list[str]:
         base = self.agent.base

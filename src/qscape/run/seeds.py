@@ -26,7 +26,7 @@ from qscape.replay.memory import Index, Layout
 from qscape.run import events as ev
 from qscape.run.loop import Loop, Saver, owned
 from qscape.run.plan import Plan
-from qscape.run.programs import Programs
+from qscape.run.programs import Act, Programs
 from qscape.run.trainer import Trainer
 from qscape.types import Key
 
@@ -57,7 +57,7 @@ class SeedPrograms(Programs):
         if agent.normalises:
             see = jax.vmap(agent.see, in_axes=(state, 0), out_axes=state)
             self.see = jax.jit(see, donate_argnums=0)
-        self.act = jax.jit(self._act, static_argnames="mode")
+        self.act = Act(self._act)
 
     def _act(self, acting: Any, memory: Any, obs: Any, first: Any, env_steps: Any, key: Key, mode: str):
         act = partial(self.agent.act, mode=mode)

@@ -15,7 +15,6 @@ from qscape.envs import Edge, Step
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
-from qscape.offpolicy.state import Acting
 from qscape.replay import memory
 from qscape.replay.memory import GIB, Memory, Rows
 from qscape.run import events as ev
@@ -80,11 +79,6 @@ class Trainer(Loop):
     @rows.setter
     def rows(self, rows: Memory) -> None:
         self._rows = rows
-
-    @property
-    def acting(self) -> Acting:
-        """The current acting state; its arrays live until the next update."""
-        return self.agent.acting(self.state)
 
     def _prepare(self) -> bool:
         if self.action is not None:
