@@ -5,8 +5,9 @@
 
 The observation is 1, the reward Q(a) = exp(-(a + .5)²/.045) + 2 exp(-(a - .6)²/.045), and every step ends its
 episode. The first actor starts on the lower peak, at -0.5; later ones start near 0, between the peaks. A seed
-has solved it when the chosen action earns 1.9 at the end. `td3` and SAVO without approximation cannot leave
-their places; with learned surrogates some seeds do: a record, not a test of how many.
+has solved it when the chosen action earns 1.9 at the end. Where the critic has learned before the actors move,
+`td3` and SAVO without approximation cannot leave their places; with learned surrogates some seeds do: a record,
+not a test of how many. In the row `raw` the critic has not, and carries the first actor anywhere.
 
 Writes benchmarks/results/savo_toy/ROW-COLUMN.json: settings, and what each seed came to.
 """
@@ -44,14 +45,15 @@ class Row(NamedTuple):
 
     warmup: int  # random steps
     steps: int  # behind them
-    learns_in_warmup: bool  # critics and surrogates, not the actors
+    learns_in_warmup: bool  # do critics and surrogates learn? The actors never do
     epsilon_end: float  # reached 10,000 steps behind the random ones
 
 
 ROWS = {
     "long": Row(5_000, 20_000, True, 0.01),
     "noisy": Row(5_000, 15_000, True, 1.0),
-    "short": Row(1_000, 19_000, False, 0.01),
+    "short": Row(1_000, 19_000, True, 0.01),
+    "raw": Row(1_000, 19_000, False, 0.01),
 }
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3": ("td3+ou", {}),
@@ -182,7 +184,8 @@ def main() -> None:
                 f"{row} {column}: {solved} of {given.seeds} solved, {found['seconds']:.0f} s, {places}",
                 flush=True,
             )
-            failed += [f"{row} {column}"] if solved and column != "savo" else []
+            trapped = ROWS[row].learns_in_warmup and column != "savo"
+            failed += [f"{row} {column}"] if solved and trapped else []
     if failed:
         raise SystemExit(f"solved what cannot be solved by climbing alone: {', '.join(failed)}")
 

@@ -2,6 +2,8 @@
 
 import resource
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import gymnasium as gym
@@ -157,7 +159,7 @@ def test_a_model_of_an_environment_without_an_id(tmp_path):
     model = qs.TD3(Bare(), seed=0, eval_every=0, **small).learn(50)
     path = model.save(tmp_path / "model")
     with pytest.raises(
-        qs.UsageError, match=r"ran in Bare, which has no id: pass it, qs.load\(path, env=...\)"
+        qs.UsageError, match=r"ran in Bare, which no id makes: give it in Python, qs.load\(.*, env=...\)"
     ):
         qs.load(path)
     one, other = qs.load(path, Bare()), qs.load(path, Bare, eval_env=Bare())
@@ -194,8 +196,96 @@ def test_a_model_saved_before_it_learned(tmp_path):
     assert np.array_equal(loaded.predict(seen)[0], action)
     model.learn(60)  # the warm-up fits the run, although it predicted before it learned
     assert model.trainer.updates == 48
-    with pytest.raises(qs.UsageError, match="warmup 25000 leaves no update in 60 steps"):
-        loaded.learn(60)  # what was stored counts as asked for
+    assert loaded.learn(60).trainer.updates == 48  # so does that of the one that was loaded
+    asked = qs.TD3("Pendulum-v1", **settings("td3", warmup=70)).save(tmp_path / "asked")
+    with pytest.raises(qs.UsageError, match="warmup 70 leaves no update in 60 steps"):
+        qs.load(asked).learn(60)
+
+
+@pytest.mark.parametrize("how", ["argument", "limit", "wrapper", "function", "vector"])
+def test_an_environment_that_its_id_does_not_make_is_asked_for_again(how, tmp_path):
+    def made(**args):
+        return gym.make("Pendulum-v1", **args)
+
+    env = {
+        "argument": lambda: made(g=0.0),
+        "limit": lambda: made(max_episode_steps=50),
+        "wrapper": lambda: gym.wrappers.RescaleObservation(made(), -np.ones(3), np.ones(3)),
+        "function": lambda: lambda: made(g=0.0),
+        "vector": lambda: SyncVectorEnv([lambda: made(g=0.0)] * 2),
+    }[how]()
+    path = qs.TD3(env, eval_every=0, **settings("td3")).save(tmp_path / "model")
+    for again in (qs.load, resume):
+        with pytest.raises(qs.UsageError, match=r"ran in PendulumEnv, which no id makes: give it in Python"):
+            list(again(path))
+    same = qs.TD3(lambda: made(render_mode="rgb_array"), eval_every=0, **settings("td3"))
+    assert qs.load(same.save(tmp_path / "same")).edge.env_id == "Pendulum-v1"
+
+
+def test_an_interrupt_loses_nothing():
+    model = qs.TD3("Pendulum-v1", eval_every=0, **settings("td3", warmup=20))
+
+    def interrupt(_, event):
+        if isinstance(event, ev.EpisodeDone) and event.step == 1_000:
+            assert model.trainer.driver is not None  # in the midst of a compiled program
+            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(40_000, interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert 1_000 <= model.env_steps < 40_000
+    assert model.trainer.updates == int(model.trainer.state.updates) == model.env_steps - 20
+    steps = model.env_steps
+    assert model.learn(10).env_steps == steps + 10
+
+
+def test_a_run_without_an_update_says_so():
+    with pytest.warns(
+        UserWarning, match=r"without one update: the warm-up of 20 steps lasts to the end of an"
+    ):
+        qs.Model("td7", "Pendulum-v1", eval_every=0, **settings("td7", warmup=20)).learn(60)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    small = settings("td3", warmup=np.int64(20), discount=np.float32(0.5))
+    args = {"g": np.float32(9.0)}
+    model = qs.TD3("Pendulum-v1", seed=np.int64(3), env_args=args, eval_every=0, **small).learn(np.int64(30))
+    assert model.env_steps == 30
+    again = qs.load(model.save(tmp_path / "model"))
+    assert (again.seed, again.trainer.plan.env_args) == (3, {"g": 9.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"envs": 0}, "envs is 0; it must be 1 or more"),
+        ({"eval_episodes": 0}, "eval_episodes is 0; it must be 1 or more"),
+        ({"eval_every": True}, "eval_every is True; it must be a whole number"),
+    ],
+)
+def test_numbers_that_cannot_be(given, says):
+    with pytest.raises(qs.UsageError, match=says):
+        qs.TD3("Pendulum-v1", **given)
+
+
+def test_one_environment_is_not_trained_in_and_evaluated_in(trained):
+    env = Clock()
+    for given in ({"env": env, "eval_env": env}, {"env": lambda: env, "eval_episodes": 1}):
+        with pytest.raises(qs.UsageError, match="as both are one object"):
+            qs.TD3(**given, **settings("td3"))
+    for given in ({"envs": 2}, {"eval_episodes": 2}):
+        with pytest.raises(qs.UsageError, match="2 environments are needed side by side, but the function"):
+            qs.TD3(lambda: env, **given, **settings("td3"))
+    with pytest.raises(qs.UsageError, match="episodes is 0; it must be 1 or more"):
+        trained.evaluate(0)
+
+
+def test_no_action_follows_from_nan(trained):
+    with pytest.raises(qs.UsageError, match=r"observation\[1\] is nan"):
+        trained.predict(np.array([[0.0, 0.0, 0.0], [0.0, np.nan, 0.0]]))
 
 
 def test_callbacks_see_events_and_stop(trained):
@@ -209,7 +299,7 @@ def test_callbacks_see_events_and_stop(trained):
     def stop(who, event):
         return not isinstance(event, ev.EpisodeDone) or event.step < 60
 
-    model.learn(500, callback=[stop, note])
+    model.learn(500, callback=[stop, note, lambda *_: 0, lambda *_: np.zeros(2)])  # False alone ends it
     assert isinstance(seen[0], ev.Started)
     assert [e.step for e in seen if isinstance(e, ev.EpisodeDone)] == [30, 60]
     assert isinstance(seen[-1], ev.Ended)

@@ -214,6 +214,61 @@ def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
     assert (run(begun, actions_of(edge, 50))[0][0] != restored[0][0][0]).any(), "the first seed came again"
 
 
+class Holds(gym.Env):
+    """Holds a simulator, and is no `gym.Wrapper`."""
+
+    def __init__(self):
+        self.env = gym.make("Pendulum-v1")
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.env.reset(seed=seed)
+
+    def step(self, action):
+        return self.env.step(action)
+
+
+class Draws(gym.Env):
+    """Counts in `clock`, and draws from its own spaces."""
+
+    def __init__(self):
+        parts = {"at": gym.spaces.Box(-1.0, 1.0, (2,)), "now": gym.spaces.Box(0.0, 50.0, (1,))}
+        self.observation_space = gym.spaces.Dict(parts)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.clock = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.clock += 1
+        seen = self.observation_space.sample() | {"now": np.float32([self.clock])}
+        return seen, 0.0, False, self.clock == 40, {}
+
+
+@pytest.mark.parametrize("env", [Holds, Draws])
+def test_what_is_named_as_gymnasium_names_other_things_is_kept(env):
+    edge = make(env, seed=1)
+    actions = actions_of(edge, 100)
+    edge.reset()
+    run(edge, actions[:50])
+    other = make(env, seed=2)
+    assert restore(other, through_a_file(take(edge))) == ""
+    assert_same(run(edge, actions[50:]), run(other, actions[50:]))
+
+
+def test_a_snapshot_of_another_way_to_reset_begins_a_new_episode():
+    ways = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
+    one, other = (make("Pendulum-v1", 2, autoreset=way) for way in ways)
+    one.reset()
+    assert "it resets itself in another way now" in restore(other, through_a_file(take(one)))
+    run(other, actions_of(other, 250))  # across the end of an episode
+
+
 class Other(Thing):
     """What another phase of an episode is kept in."""
 

@@ -1,6 +1,8 @@
 """The Python face that people know: `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
+import signal
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import build
+from qscape.agents import build, settings_of
 from qscape.envs import Edge
 from qscape.envs import make as make_edge
 from qscape.envs.build import training_args
@@ -20,7 +22,8 @@ from qscape.run.evaluation import SEED
 from qscape.run.loop import Loop
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
-from qscape.run.training import set_up_jax, trainer_of
+from qscape.run.stopping import stopping
+from qscape.run.training import no_update, set_up_jax, trainer_of
 
 if TYPE_CHECKING:
     from qscape.inspect.subject import Subject
@@ -63,10 +66,16 @@ class Model:
         **settings: Mapping[str, Any],
     ) -> None:
         set_up_jax()
+        seed, envs = _whole("seed", seed, 0), _whole("envs", envs, 1)
+        eval_every, eval_episodes = (
+            _whole("eval_every", eval_every, 0),
+            _whole("eval_episodes", eval_episodes, 1),
+        )
         self.recipe, self.seed, self.settings = recipe, seed, settings
         # Refuses what cannot be, before an environment is made.
         by_index = build(recipe, settings).by_index
-        args = training_args(env, dict(env_args or {})) if isinstance(env, str) else env_args
+        env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
+        args = training_args(env, env_args) if isinstance(env, str) else env_args
         self.edge = make_edge(env, envs, args, seed=seed, by_index=by_index)
         self.eval_edge: Edge | None = None
         if eval_env is not None:
@@ -74,6 +83,11 @@ class Model:
         elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
             n = min(eval_episodes, 10)
             self.eval_edge = make_edge(env, n, env_args, seed=SEED, by_index=by_index)
+        if self.eval_edge is not None and not self.edge.environments.isdisjoint(self.eval_edge.environments):
+            raise UsageError(
+                "evaluation would reset the training environment in mid-episode, as both are one object: "
+                "give an id, a function that makes a new one at every call, or another one as eval_env."
+            )
         if probe and self.eval_edge is None:
             raise UsageError(f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.")
         self._asked: dict[str, Any] = {
@@ -82,7 +96,7 @@ class Model:
             "probe": tuple(probe),
             "preset": preset,
         }
-        self._env_args = dict(env_args or {})
+        self._env_args = env_args
 
         def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
             return make_edge(env, envs, self._env_args | more, seed=seed, by_index=by_index)
@@ -129,9 +143,13 @@ class Model:
             callback: one or several functions of (model, event); False from one of them ends learning.
             progress: print evaluations.
 
+        Ctrl-C ends learning at the next step, and the model goes on from there if it is asked to. Where not
+        one update was made, a warning says why.
+
         Raises:
             UsageError: no steps, or a warm-up that leaves no update. RunError: NaN from the environment.
         """
+        steps = _whole("steps", steps)
         callbacks = [callback] if callable(callback) else list(callback)
         if self.trainer is None or not self.env_steps:  # one made to predict untrained has no fitted plan
             plan, agent, notes = fitted(self._plan(steps))
@@ -141,12 +159,19 @@ class Model:
                 print("\n".join(notes))
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
-        for event in self.trainer.events(self.trainer.env_steps + steps):
-            if progress and isinstance(event, ev.Evaluated):
-                print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
-            answers = [tell(self, event) for tell in callbacks]  # each is told, whatever another says
-            if False in answers:
-                self.trainer.stop()
+        # An interrupt in the middle of a compiled program would take the arrays it works on with it.
+        with stopping(signal.SIGINT) as interrupt:
+            interrupt.started(self.trainer)
+            for event in self.trainer.events(self.trainer.env_steps + steps):
+                if progress and isinstance(event, ev.Evaluated):
+                    print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
+                answers = [tell(self, event) for tell in callbacks]  # each is told, whatever another says
+                if any(isinstance(answer, bool | np.bool_) and not answer for answer in answers):
+                    self.trainer.stop()
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        if why := no_update(self.trainer):
+            warnings.warn(why, stacklevel=2)
         return self
 
     def predict(
@@ -190,6 +215,7 @@ class Model:
         """
         from qscape.run.evaluation import evaluate
 
+        episodes = _whole("episodes", episodes, 1)
         if self.eval_edge is None:
             raise UsageError("this model was given an environment, not its id: pass eval_env to evaluate.")
         trainer = self.trainer or self._untrained()
@@ -251,17 +277,18 @@ def load(
         eval_env: as for `Model`.
 
     Raises:
-        UsageError: no run there, or its environment has no id and `env` is not given. RunError: no readable
-            save, or one that does not fit `env`.
+        UsageError: no run there, or its environment is made from no id and `env` is not given. RunError: no
+            readable save, or one that does not fit `env`.
+
+    Where the run's environment cannot go on exactly where it was, a warning says why.
     """
     folder = folders.one_run(Path(path))
     plan = folders.read_plan(folder)
     newest = folders.newest_save(folder, "replay")
     if newest is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
-    named = {spec.name for spec in gym.registry.values()}
-    if env is None and plan.env.isidentifier() and plan.env not in named:  # the class of one that has no id
-        raise UsageError(f"{folder} ran in {plan.env}, which has no id: pass it, qs.load(path, env=...).")
+    if env is None:
+        folders.refuse_nameless(folder, plan)
     model = Model(
         plan.recipe,
         plan.env if env is None else env,
@@ -277,8 +304,35 @@ def load(
     )
     plan = dataclasses.replace(plan, env=model.edge.env_id, env_args=model._env_args)
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
-    folders.load_into(model.trainer, newest)
+    for note in folders.load_into(model.trainer, newest):
+        warnings.warn(note, stacklevel=2)
+    if not model.env_steps:  # saved untrained: what is fitted to a run's length is so when it begins
+        model.settings = _given(plan)
     return model
+
+
+def _given(plan: Plan) -> dict[str, Mapping[str, Any]]:
+    """The settings of an untrained model that are its own: where they differ from those of a plain one."""
+    plain = settings_of(fitted(dataclasses.replace(plan, steps=FOREVER, settings={}, label=""))[1])
+    return {
+        name: {field: value for field, value in fields.items() if plain.get(name, {}).get(field) != value}
+        for name, fields in settings_of(build(plan.recipe, plan.settings)).items()
+    }
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, of Python or NumPy.
+
+    Raises:
+        UsageError: it is none, or less than `least`.
+    """
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not float(value).is_integer():
+        raise UsageError(f"{name} is {value!r}; it must be a whole number.")
+    whole = int(value)
+    if least is not None and whole < least:
+        raise UsageError(f"{name} is {whole}; it must be {least} or more.")
+    return whole
 
 
 TD3 = partial(Model, "td3")

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from qscape.agents import onpolicy
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
@@ -334,6 +336,7 @@ def coerced(label: str, hint: Any, value: Any) -> Any:
     """
     options = get_args(hint)
     origin = get_origin(hint)
+    value = value.item() if isinstance(value, np.generic) else value
     if origin is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(coerced(label, options[0], v) for v in value)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from jaxtyping import Bool, Float
 
 from qscape.envs.build import build_env
@@ -129,7 +129,13 @@ def make(
         many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context="forkserver")
     else:
         many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
-    return Edge(many, seed=seed, env_id=name, one=first, by_index=by_index)
+    edge = Edge(many, seed=seed, env_id=name, one=first, by_index=by_index)
+    if not asynchronous and len(edge.environments) < envs:
+        raise UsageError(
+            f"{envs} environments are needed side by side, but the function gives one {edge.env_id} at every "
+            "call: let it make a new one"
+        )
+    return edge
 
 
 class Edge:
@@ -137,7 +143,7 @@ class Edge:
 
     Attributes:
         env: the Gymnasium environment, plain or vector.
-        env_id: its id, or the name of its class.
+        env_id: the id that makes it, or the name of its class where none does.
         envs: E.
         spec: what an agent has to know of the task.
         seed: of the first reset.
@@ -166,7 +172,7 @@ class Edge:
             self.envs, space, actions = 1, env.observation_space, env.action_space
         about: Any = one or env
         registered = about.spec
-        self.env_id = env_id or (registered.id if registered else type(about.unwrapped).__name__)
+        self.env_id = env_id or _id_of(about, env) or type(about.unwrapped).__name__
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
         size, flatten = flattening(space, self.env_id, images=by_index)
@@ -191,6 +197,17 @@ class Edge:
         """Is it known that no step calls JAX? A step that does hangs when JAX itself waits for it."""
         many: Any = self.env.envs if isinstance(self.env, SyncVectorEnv) else [self.env]
         return self.spec.table is None and all(map(_is_host_only, many))
+
+    @property
+    def environments(self) -> set[int]:
+        """The `id` of each environment itself, without wrappers."""
+        bare = self.env.unwrapped
+        return {id(one.unwrapped) for one in (bare.envs if isinstance(bare, SyncVectorEnv) else [bare])}
+
+    @property
+    def autoreset(self) -> str:
+        """How a vector environment resets itself; "" of a plain one, which the edge resets."""
+        return "" if isinstance(self._source, _Plain) else self._source.mode.value
 
     @property
     def resets_later(self) -> bool:
@@ -279,18 +296,22 @@ class Edge:
         """Observations of the environment's space as rows, and whether there was a batch axis.
 
         Raises:
-            UsageError: the shape is neither that of one observation nor that of a batch.
+            UsageError: the shape is neither that of one observation nor that of a batch, or a number is NaN
+                or infinite.
         """
         path, box = self.leaves[0]
         leaf = observation
         for key in path:
             leaf = leaf[key]
         shape = np.shape(leaf)
-        if shape == box.shape:
-            return self._flatten(observation, 1), False
-        if shape[1:] == box.shape:
-            return self._flatten(observation, shape[0]), True
-        raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
+        batched = shape != box.shape
+        if batched and shape[1:] != box.shape:
+            raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
+        rows = self._flatten(observation, shape[0] if batched else 1)
+        if not np.isfinite(rows).all():
+            row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
+            raise UsageError(f"observation[{number}] is {rows[row, number]}: no action follows from that")
+        return rows, batched
 
     def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
         """Actions in [-1, 1] as the environment takes them, a row each."""
@@ -354,12 +375,18 @@ class _Plain:
         success = info.get("success", info.get("is_success"))
         return (
             after,
-            np.array([float(reward)]),
+            self._reward(reward),
             np.array([bool(terminated)]),
             np.array([bool(truncated)]),
             now,
-            None if success is None else np.array([float(success)]),
+            None if success is None else np.array([float(np.ravel(success)[0])]),
         )
+
+    def _reward(self, reward: Any) -> np.ndarray:
+        """[1]"""
+        if np.ndim(reward):
+            raise RunError(f"{self.env}: the reward is {reward!r}; it must be a number")
+        return np.array([float(reward)])
 
 
 class _Vector:
@@ -398,9 +425,25 @@ class _Vector:
         reported = np.full(self.env.num_envs, np.nan)
         for key in ("is_success", "success"):
             if key in info:
-                told = np.asarray(info.get(f"_{key}", True))
-                reported = np.where(told, np.asarray(info[key]).astype(float), reported)
+                told, values = np.asarray(info.get(f"_{key}", True)), np.asarray(info[key])
+                if values.dtype == object:  # arrays of one number, None where an environment told none
+                    values = np.array([np.nan if v is None else np.ravel(v)[0] for v in values], float)
+                values = values.astype(float).reshape(len(reported), -1)[:, 0]
+                reported = np.where(told, values, reported)
         return reported
+
+
+def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
+    """The id that makes this very environment: with no arguments, time limit or wrappers of its own."""
+    spec = about.spec
+    known = gym.registry.get(spec.id) if spec else None
+    if spec is None or known is None or isinstance(env, VectorWrapper):
+        return ""
+    made = {"render_mode", "num_envs", "vectorization_mode"}  # what `make` and `make_vec` note besides
+    own, usual = ({k: v for k, v in s.kwargs.items() if k not in made} for s in (spec, known))
+    same = own.keys() == usual.keys() and all(np.array_equal(own[k], usual[k]) for k in own)
+    same = same and spec.max_episode_steps == known.max_episode_steps and not spec.additional_wrappers
+    return spec.id if same else ""
 
 
 def _time_limit(about: Any) -> int | None:

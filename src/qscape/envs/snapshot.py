@@ -39,20 +39,12 @@ _FIXED = (
     types.MethodType,
     types.BuiltinFunctionType,
 )
-_SKIPPED = {
-    "env",
-    "envs",
-    "spec",
-    "metadata",
-    "render_mode",
-    "screen",
-    "clock",
-    "surf",
-    "viewer",
-    "mujoco_renderer",
-}
+_SKIPPED = {"spec", "metadata", "render_mode"}
 _SKIPPED |= {"_cached_spec", "_metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 _SKIPPED |= {"env_fns", "_env_obs", "_observations"}  # of a vector environment: buffers
+
+_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # of Gymnasium, unless they are data
+_DATA = (bool, int, float, str, list, tuple, dict, np.ndarray, np.generic)
 
 _RANDOM = {  # how a random generator is read and set
     np.random.Generator: (
@@ -82,11 +74,13 @@ def take(edge: Edge) -> Snapshot:
         "exact": True,
         "why": "",
         "seed": int(edge.seed),
+        "autoreset": edge.autoreset,
         "episodes": edge.tally.episodes.tolist(),
     }
-    writer = _Writer()
     try:
-        meta["layers"] = {name: writer.attributes(layer, name) for name, layer in _layers(edge)}
+        layers = dict(_layers(edge))
+        writer = _Writer(layers)
+        meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
     except _Unfit as problem:
         why = f"{edge.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
         return Snapshot({}, meta | {"exact": False, "why": why})
@@ -108,6 +102,8 @@ def restore(edge: Edge, snapshot: Snapshot) -> str:
             layers = dict(_layers(edge))
             if layers.keys() != meta["layers"].keys():
                 raise _Unfit("it is wrapped in another way now")
+            if meta.get("autoreset", edge.autoreset) != edge.autoreset:
+                raise _Unfit("it resets itself in another way now")
             reader = _Reader(snapshot.arrays)
             reader.objects |= layers  # one may hold another
             for name, layer in layers.items():
@@ -174,10 +170,25 @@ def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-class _Writer:
-    """Turns attributes into JSON-able data that refers to `arrays` by name."""
+def _spaces(space: gym.Space) -> Iterator[gym.Space]:
+    """A space and its parts."""
+    yield space
+    parts: Any = getattr(space, "spaces", ())
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from _spaces(part)
 
-    def __init__(self):
+
+def _generators(space: gym.Space) -> Iterator[np.random.Generator | None]:
+    """The random generators of a space and its parts; None where nothing was drawn yet."""
+    return (part._np_random for part in _spaces(space))
+
+
+class _Writer:
+    """Turns attributes into JSON-able data that refers to `arrays` by name. `layers` are written one by one,
+    not where one holds another."""
+
+    def __init__(self, layers: dict[str, Any]):
+        self.layers = {id(layer) for layer in layers.values()}
         self.arrays: dict[str, np.ndarray] = {}
         # By id, kept alive: the owner of an array, an object, a list.
         self.seen: dict[int, tuple[str, Any]] = {}
@@ -185,7 +196,17 @@ class _Writer:
     def attributes(self, layer: Any, path: str) -> dict[str, Any]:
         self.seen[id(layer)] = path, layer
         items = getattr(layer, "__dict__", {}).items()
-        return {name: self.value(value, f"{path}.{name}") for name, value in items if name not in _SKIPPED}
+        return {
+            name: self.value(value, f"{path}.{name}")
+            for name, value in items
+            if not self.is_skipped(layer, name, value)
+        }
+
+    def is_skipped(self, layer: Any, name: str, value: Any) -> bool:
+        if name == "envs":
+            return id(layer) in self.layers and isinstance(layer, SyncVectorEnv)
+        drawing = name in _DRAWING and not isinstance(value, _DATA)
+        return drawing or name in _SKIPPED or (name == "env" and id(value) in self.layers)
 
     def value(self, value: Any, path: str) -> Any:
         if value is None or type(value) in (bool, int, float, str):
@@ -216,6 +237,8 @@ class _Writer:
         if _is_mujoco(value, "MjModel"):
             self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
             return {"model": path}
+        if isinstance(value, gym.Space) and any(draws := [*_generators(value)]):
+            return {"space": [draw and self.value(draw.bit_generator.state, path) for draw in draws]}
         if (name := _fixed(value)) is not None:
             return {"fixed": name}
         if _is_mujoco(value, "MjData"):
@@ -338,6 +361,8 @@ class _Reader:
             self.filled.add(id(old))
             self.objects[path] = old
             self.attributes(old, content, path)
+        elif kind == "space":
+            self.space(old, content, path)
         elif kind == "mujoco":
             self.mujoco(old, content)
         elif kind == "model":
@@ -365,6 +390,14 @@ class _Reader:
             self.value(part, was, f"{path}.{i}")
             for i, (part, was) in enumerate(zip(content, before, strict=False))
         ]
+
+    def space(self, space: gym.Space, content: list[Any], path: str) -> None:
+        spaces = [*_spaces(space)]
+        if len(spaces) != len(content):
+            raise _Unfit(f"{path} is another space now")
+        for part, state in zip(spaces, content, strict=True):
+            if state is not None:
+                part.np_random.bit_generator.state = self.value(state, None, path)
 
     def model(self, model: Any, path: str) -> None:
         fields, numbers = _parameters(model).values(), self.arrays[path]

@@ -28,7 +28,7 @@ class ValueClip(TargetRule):
     name: ClassVar[str] = "value_clip"
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
-        return Own(rest=Bounds(*(jnp.array(x, jnp.float32) for x in (1e8, -1e8, 0.0, 0.0))))
+        return Own(rest=Bounds(*(jnp.array(x, float) for x in (1e8, -1e8, 0.0, 0.0))))
 
     def bootstrap(self, own: Own, qs: list[Array], bonus: Array | None) -> Array:
         value = jnp.stack(qs, -1).min(-1)

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import jax
 
 from qscape.agents import Agent
@@ -202,6 +203,20 @@ def read_record(folder: Path) -> dict[str, Any]:
 def read_plan(folder: Path) -> Plan:
     """The plan of the run in a folder."""
     return from_json(read_record(folder))
+
+
+def refuse_nameless(folder: Path, plan: Plan) -> None:
+    """Refuse a run whose environment was given as an object: its name is that of a class, not an id.
+
+    Raises:
+        UsageError: only Python can give it again.
+    """
+    named = {spec.name for spec in gym.registry.values()}
+    if plan.env.isidentifier() and plan.env not in named:
+        raise UsageError(
+            f"{folder} ran in {plan.env}, which no id makes: "
+            f"give it in Python, qs.load({str(folder)!r}, env=...)."
+        )
 
 
 LOCK_PATIENCE = 1.0  # seconds; `in_use` elsewhere holds the lock for a moment

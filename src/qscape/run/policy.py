@@ -13,7 +13,7 @@ from qscape.errors import RunError, UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, read_plan
+from qscape.run.folder import newest_save, read_plan, refuse_nameless
 from qscape.run.programs import Acts, Programs
 from qscape.run.rollouts import RolloutPrograms
 
@@ -51,6 +51,7 @@ def load_policy(
     path = newest_save(folder)
     if path is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+    refuse_nameless(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
     args, by_index = dict(plan.env_args) | (env_args or {}), agent.by_index
     edge = make_edge(plan.env, envs, args, seed=seed, by_index=by_index)

@@ -177,8 +177,8 @@ class Trainer(Loop):
             self.state, self.index, self.metrics = self.programs.burst(
                 self.state, self.rows, self.index, self.metrics, steps, self.key, np.int32(n)
             )
-            jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
             self.updates, self.pending = self.updates + n, self.pending - n
+            jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
             if self.pending:
                 return
         self.state = self.programs.see(self.state, obs)

@@ -155,6 +155,7 @@ def resume(
     with folders.locked(folder):
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
+        folders.refuse_nameless(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
         made = folders.steps_made(folder)
@@ -211,11 +212,24 @@ def _close(sinks: Sequence[Sink], *edges: Edge | None) -> None:
                 stack.callback(one.close)
 
 
-def _refuse_no_update(trainer: Loop) -> None:
-    if trainer.updates == 0 and trainer.finished:
-        field, _ = trainer.agent.base.waits()
-        value = getattr(trainer.agent.base, field)
-        raise RunError(
-            f"the run ended after {trainer.env_steps} steps without one update: none was due after "
-            f"base.{field} = {value}; give it more steps or a smaller --base.{field}."
+def no_update(trainer: Loop) -> str:
+    """Why a run ended without one update; "" where it made some, or is not over."""
+    if trainer.updates or not trainer.finished:
+        return ""
+    base = trainer.agent.base
+    field, _ = base.waits()
+    value = getattr(base, field)
+    ended = f"the run ended after {trainer.env_steps} steps without one update: "
+    if getattr(base, "warmup_to_episode_end", False) and trainer.env_steps > value:
+        return (
+            f"{ended}the warm-up of {value} steps lasts to the end of an episode, and none ended after it; "
+            "give it more steps, or a time limit (max_episode_steps)."
         )
+    return (
+        f"{ended}none was due after base.{field} = {value}; give it more steps or a smaller --base.{field}."
+    )
+
+
+def _refuse_no_update(trainer: Loop) -> None:
+    if why := no_update(trainer):
+        raise RunError(why)

@@ -14,8 +14,8 @@ from typing import Any
 from qscape.errors import QscapeError
 from qscape.run import events as ev
 from qscape.run.estimate import measure
-from qscape.run.loop import Loop
 from qscape.run.plan import Plan, from_json
+from qscape.run.stopping import stopping
 from qscape.run.training import resume, train, train_together
 
 
@@ -44,53 +44,27 @@ class Job:
 
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Do a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
-    with _stopping() as on_trainer:
+    with stopping(signal.SIGINT, signal.SIGTERM) as asked:
         if job.kind == "measure":
             assert job.plan is not None
             yield measure(job.plan)
         elif job.kind == "train":
             assert job.plan is not None
             yield from train(
-                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=on_trainer
+                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.started
             )
         else:
-            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=on_trainer)
+            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.started)
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     """Train plans that differ in their seed only, in one program; signals as in `run_job`."""
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with _stopping() as on_trainer:
+    with stopping(signal.SIGINT, signal.SIGTERM) as asked:
         yield from train_together(
-            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=on_trainer
+            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.started
         )
-
-
-class _stopping:
-    """Turns signals into requests to stop, for as long as a job runs."""
-
-    def __init__(self) -> None:
-        self.trainer: Loop | None = None
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self._asked)
-        return self._started
-
-    def _started(self, trainer: Loop) -> None:
-        self.trainer = trainer
-
-    def _asked(self, number: int, frame: Any) -> None:
-        if self.trainer is None:
-            raise KeyboardInterrupt
-        self.trainer.stop()
-        signal.signal(number, self.before[number])
-
-    def __exit__(self, *problem: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 INTERRUPTED = 130  # exit code of a worker that was stopped before there was anything to save
