@@ -81,7 +81,7 @@ def scores() -> None:
 
 
 def tell(env_id: str, name: str, ret: np.ndarray, length: np.ndarray, success: np.ndarray) -> None:
-    error = ret.std() / np.sqrt(len(ret))
+    error = ret.std(ddof=1) / np.sqrt(len(ret))
     print(
         f"| {env_id} | {name} | {ret.mean():.2f} ± {error:.2f} | {length.mean():.1f} | {success.mean():.3f} "
         f"| {len(ret)} |",

@@ -188,7 +188,7 @@ def main() -> None:
             with file.open("a") as out:
                 out.write(json.dumps(made) + "\n")
         returns = np.array([row["return"] for row in done])
-        error = returns.std() / np.sqrt(len(returns))
+        error = returns.std(ddof=1) / np.sqrt(len(returns))
         success = np.mean([row["success"] for row in done])
         print(f"| {env_id} | {returns.mean():.1f} ± {error:.1f} | {success:.2f} | {len(done)} |", flush=True)
 

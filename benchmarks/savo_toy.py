@@ -5,9 +5,9 @@
 
 The observation is 1, the reward Q(a) = exp(-(a + .5)²/.045) + 2 exp(-(a - .6)²/.045), and every step ends its
 episode. The first actor starts on the lower peak, at -0.5; later ones start near 0, between the peaks. A seed
-has solved it when the chosen action earns 1.9 at the end. Where the critic has learned before the actors move,
-`td3` and SAVO without approximation cannot leave their places; with learned surrogates some seeds do: a record,
-not a test of how many. In the row `raw` the critic has not, and carries the first actor anywhere.
+has solved it when the chosen action earns 1.9 at the end. Where the critic has learned before actors move,
+`td3` and SAVO without approximation cannot leave their places; with learned surrogates some seeds do: a
+record, not a test of how many. In the row `raw` it has not, and carries the first actor anywhere.
 
 Writes benchmarks/results/savo_toy/ROW-COLUMN.json: settings, and what each seed came to.
 """

@@ -119,7 +119,7 @@ def test_usage_errors(refused, argv, why):
     [
         (
             ["--steps", "many"],
-            "--steps: invalid literal for int() with base 10: 'many'; it is --steps INT.\n",
+            "--steps: no whole number: 'many'; it is --steps INT.\n",
         ),
         (["--steps"], "Missing value for argument '--steps'. Expected 1 values; see qscape train"),
         (["--seeds", 0, "a"], "Could not find valid parse for arguments: ['0', 'a']; it is --seeds [INT"),
@@ -137,6 +137,15 @@ def test_a_folder_that_is_no_run(refused, command):
     Path("other").mkdir()
     for path in ("nowhere", "other"):
         assert f"{path} is no run and holds none" in refused(command, path)
+    if command != "plot":  # which takes whole studies
+        study = Path("study") / "task" / "agent" / "0"
+        study.mkdir(parents=True)
+        (study / "run.json").touch()
+        said = refused(command, "study")
+        assert (
+            "study is no run and no group of seeds, but holds some; name one, e.g. study/task/agent." in said
+        )
+        shutil.rmtree("study")
     assert "needs RUN" in refused(command)
     assert [p.name for p in Path().iterdir()] == ["other"]
     assert list(Path("other").iterdir()) == []
@@ -524,7 +533,7 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
         assert run(*argv, "file/out/it.png") == 1
         assert "file/out/it.png cannot be written (" in capsys.readouterr().err
     assert run("plot", "runs", "--png", "curve.txt") == 2
-    assert "--png curve.txt: Format 'txt' is not supported" in capsys.readouterr().err
+    assert "--png curve.txt: .txt is no format of pictures; there are" in capsys.readouterr().err
 
 
 def test_an_environment_without_pictures(refused, done):

@@ -47,6 +47,12 @@ class Chosen(Boxed):
         self.action_space = gym.spaces.Discrete(81, start=3)
 
 
+class Uneven(Chosen):
+    """One row lies so far away that products hardly tell the others apart."""
+
+    action_table = np.concatenate([[[1e4, -1e4]], Chosen.action_table[1:]])
+
+
 def weights(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
     """Random numbers of the size that networks begin with."""
     return (rng.uniform(-1.0, 1.0, leaf.shape) / np.sqrt(max(leaf.shape[-1:], default=1))).astype(leaf.dtype)
@@ -111,6 +117,15 @@ def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
     assert found.shape == (50, *space.shape)
     assert all(space.contains(a.astype(space.dtype)) for a in found)
     assert len(np.unique(found, axis=0)) > 1, "it always does the same"
+
+
+@pytest.mark.parametrize("env", [Chosen, Uneven])
+def test_rows_of_a_table_become_their_indices(env):
+    edge = make_edge(env)
+    rows = edge.spec.table
+    session = ort.InferenceSession(graph.to_onnx(policy.in_units(edge), 2, {}).SerializeToString())
+    np.testing.assert_array_equal(session.run(None, {"observation": rows})[0], np.arange(81) + 3)
+    np.testing.assert_array_equal(edge.actions(rows), np.arange(81) + 3)
 
 
 def test_on_policy_agents_give_the_index():
@@ -340,6 +355,12 @@ def test_interval_of_the_card_against_the_normal_approximation():
     assert mean == pytest.approx(values.mean())
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.03)
     assert np.isnan(card.interval([1.0])[1])
+
+
+def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():
+    assert card._trained(20_000, {"dataset": ""}) == "for 20,000 steps"
+    said = card._trained(500, {"dataset": "local/a-v0"})
+    assert said.startswith("by 500 updates on the dataset `local/a-v0`")
 
 
 def test_the_card_takes_over_what_smoothness_found(tmp_path):

@@ -16,8 +16,8 @@ from tiny import Clock, Rooms, arrays, settings
 import qscape as qs
 from qscape.envs import make
 from qscape.model import SEED
+from qscape.run import evaluation, resume, training
 from qscape.run import events as ev
-from qscape.run import resume, training
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +241,7 @@ def test_an_interrupt_loses_nothing():
 
 
 def test_a_run_without_an_update_says_so():
-    with pytest.warns(
-        UserWarning, match=r"without one update: the warm-up of 20 steps lasts to the end of an"
-    ):
+    with pytest.warns(UserWarning, match="without one update: the random phase lasts"):
         qs.Model("td7", "Pendulum-v1", eval_every=0, **settings("td7", warmup=20)).learn(60)
 
 
@@ -281,6 +279,32 @@ def test_one_environment_is_not_trained_in_and_evaluated_in(trained):
             qs.TD3(lambda: env, **given, **settings("td3"))
     with pytest.raises(qs.UsageError, match="episodes is 0; it must be 1 or more"):
         trained.evaluate(0)
+
+
+class Endless(Clock):
+    """No episode ends; at step `given` of its life something goes wrong."""
+
+    def step(self, action):
+        if self.given and self.life == self.given:
+            raise KeyError("door")
+        return *super().step(action)[:2], False, False, {}
+
+
+def test_an_evaluation_that_cannot_end_says_so(monkeypatch):
+    monkeypatch.setattr(evaluation, "LONGEST", 50)
+    with pytest.raises(qs.RunError, match=r"Endless: an evaluation's episode has not ended in 50 steps, and"):
+        qs.TD3(lambda: Endless(0), eval_episodes=2, **settings("td3", warmup=20)).learn(30)
+    limited = gym.wrappers.TimeLimit(Endless(0), 70)  # longer, but it ends
+    assert len(qs.TD3(lambda: Endless(0), eval_env=limited, **settings("td3", warmup=20)).evaluate(2)) == 2
+
+
+@pytest.mark.parametrize("envs", [1, 2])
+def test_what_an_environment_raises_is_one_sentence_with_its_cause(envs):
+    model = qs.TD3(lambda: Endless(25), envs=envs, eval_every=0, **settings("td3", warmup=20))
+    says = r"Endless broke in step 26 of an episode \(KeyError: 'door'\)"
+    with pytest.raises(qs.RunError, match=says) as problem:
+        model.learn(90)
+    assert isinstance(problem.value.__cause__, KeyError)
 
 
 def test_no_action_follows_from_nan(trained):

@@ -247,6 +247,11 @@ def test_without_a_network_a_download_says_so(monkeypatch):
         read("mujoco/nothing/medium-v0")
 
 
+def test_what_was_never_recorded_here_is_not_looked_for_elsewhere():
+    with pytest.raises(UsageError, match="no dataset local/nothing-v0 on this machine; there are: "):
+        read("local/nothing-v0")
+
+
 # --- the losses ---------------------------------------------------------------------------------------
 
 CRITICS = jnp.array([[1.0, -2.0], [3.0, 0.5]])  # [B, heads]
@@ -533,7 +538,7 @@ def test_a_normaliser_that_the_other_run_lacked_sees_the_data_that_is_kept(run, 
 
 def test_what_does_not_fit_is_refused(run, tmp_path):
     other = Plan("td3", CLOCK, 40, start=str(run), settings=tiny.settings("td3"))
-    with pytest.raises(RunError, match="does not fit 'td3': actor/"):
+    with pytest.raises(UsageError, match="does not fit 'td3' on NamedClock-v0: actor/"):
         [*train(other, tmp_path / "a")]
     online = qs.Model("td3", CLOCK, **tiny.settings("td3")).save(tmp_path / "b")
     keep = Plan("td3", CLOCK, 40, start=str(online), keep_data=True, settings=tiny.settings("td3"))

@@ -315,6 +315,14 @@ def test_normalised_scores_of_the_td7_paper():
 # --- comparisons --------------------------------------------------------------------------------------
 
 
+def test_labels_are_broken_between_fields():
+    label = "td7[base.actor_hidden=32x32,base.critic_hidden=32x32,base.batch_size=128,sale.width=64]"
+    lines = figures.wrapped(label).split("\n")
+    assert len(lines) == 2
+    assert lines[0].endswith(",")
+    assert "".join(lines).replace(" ", "") == label
+
+
 def test_unequal_seeds_over_environments_take_the_fewest(tmp_path):
     for env, n in (("Ant-v5", 6), ("Hopper-v5", 5)):
         for seed in range(n):

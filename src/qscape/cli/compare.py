@@ -155,15 +155,28 @@ def save_figure(figure: Any, file: str) -> None:
     Raises:
         UsageError: the ending is of no format. RunError: it cannot be written.
     """
-    if not Path(file).suffix:
-        raise UsageError(f"--png {file} has no ending, which chooses the format; such as {file}.png.")
+    refuse_ending(file)
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
-    except ValueError as problem:
-        raise UsageError(f"--png {file}: {problem}.") from problem
+
+
+def refuse_ending(file: str) -> None:
+    """Refuse the name of a picture, before it is made.
+
+    Raises:
+        UsageError: the ending is of no format.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    ending = Path(file).suffix
+    if not ending:
+        raise UsageError(f"--png {file} has no ending, which chooses the format; such as {file}.png.")
+    if ending[1:].lower() not in known:
+        raise UsageError(f"--png {file}: {ending} is no format of pictures; there are {', '.join(known)}.")
 
 
 def save_text(text: str, file: str) -> None:

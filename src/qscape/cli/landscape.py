@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
-from qscape.cli.compare import save_figure, save_text
+from qscape.cli.compare import refuse_ending, save_figure, save_text
 from qscape.cli.running import plain_console, table
 from qscape.errors import UsageError
 from qscape.types import setting
@@ -66,6 +66,8 @@ def main(argv: list[str]) -> int:
             f"e.g. {folders[0]} {folders[1]}."
         )
     to_html = _page() if given.html else None  # what is missing is told before the long search
+    if given.png:
+        refuse_ending(given.png)
     agents = [of_run(folder, given.current) for folder in folders]
     saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
     found = measure(

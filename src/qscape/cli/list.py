@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
                 [f"+{name}", means[cls.socket], (cls.__doc__ or "").split("\n")[0]]
                 for name, cls in parts.items()
             ]
-            title = f"\nParts, for every {house} agent"
+            title = f"\nParts of {house} agents; what does not fit together is refused in a sentence"
             console.print(_left(table(title, ["name", "where it fits", "what"], rows)))
     if "envs" in wanted:
         groups: dict[str, list[str]] = {}

@@ -134,6 +134,9 @@ def _open(minari: Any, name: str) -> Any:
             )
         if _is_local(minari, name):
             return minari.load_dataset(name)
+        if name.startswith("local/"):  # the namespace of what was recorded here
+            near = ", ".join(minari.list_local_datasets()) or "none yet"
+            raise UsageError(f"there is no dataset {name} on this machine; there are: {near}.")
     except (ValueError, KeyError, AssertionError, OSError) as problem:
         raise RunError(f"{name} cannot be read as a Minari dataset: {_said(problem)}.") from problem
     return _download(minari, name)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from qscape.envs.build import build_env
 from qscape.envs.spaces import action_map, flattening, is_image, leaves
-from qscape.errors import RunError, UsageError
+from qscape.errors import QscapeError, RunError, UsageError
 from qscape.types import Spec
 
 
@@ -210,6 +210,11 @@ class Edge:
         return "" if isinstance(self._source, _Plain) else self._source.mode.value
 
     @property
+    def longest(self) -> int:
+        """Steps of the longest episode that is under way."""
+        return int(self.tally.steps - self.tally.began.min())
+
+    @property
     def resets_later(self) -> bool:
         """Are there rows that only reset (next-step autoreset)?"""
         return self._source.resets_later
@@ -238,11 +243,11 @@ class Edge:
         """Begins new episodes everywhere (unfinished ones are forgotten); seeds at the first call.
 
         Raises:
-            RunError: where an observation is NaN or infinite.
+            RunError: the environment raises something, or an observation is NaN or infinite.
         """
         seed = None if self._seeded else self.seed
         self._seeded = True
-        self._start(self._source.reset(seed), self.tally.episodes)
+        self._start(self._asked(self._source.reset, seed), self.tally.episodes)
         self._check(self.tally.observation, "reset observation")
         return self.tally.observation
 
@@ -254,7 +259,8 @@ class Edge:
         """One step everywhere, and the resets that follow from it. `action` lies in [-1, 1].
 
         Raises:
-            RunError: where an action, an observation or a reward is NaN or infinite.
+            RunError: the environment raises something, or an action, an observation or a reward is NaN or
+                infinite.
         """
         action = np.asarray(action)
         if action.shape != self._action_shape:
@@ -263,7 +269,9 @@ class Edge:
         valid = ~tally.resetting
         tally.steps += 1
         self._check(action, "the agent's action")
-        after, reward, terminated, truncated, now, success = self._source.step(self._to_env(action), valid)
+        after, reward, terminated, truncated, now, success = self._asked(
+            self._source.step, self._to_env(action), valid
+        )
         tally.ret = tally.ret + reward
         self._check(after, "observation")
         self._check(reward, "reward")
@@ -343,6 +351,17 @@ class Edge:
         tally.ret[ended], tally.success[ended] = 0.0, np.nan
         tally.episodes[ended] += 1
         return finished
+
+    def _asked(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What the environment answers; its errors become one sentence, with the cause behind it."""
+        try:
+            return call(*arguments)
+        except QscapeError:
+            raise
+        except Exception as problem:
+            step = self.tally.steps - self.tally.began.max()
+            what = f"{type(problem).__name__}: {problem}".rstrip(".: ")
+            raise RunError(f"{self.env_id} broke in step {step} of an episode ({what}).") from problem
 
     def _check(self, rows: np.ndarray, field: str) -> None:
         if np.count_nonzero(np.isfinite(rows)) == rows.size:  # ndarray.all costs a microsecond more

@@ -3,7 +3,7 @@
 import importlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def write(made: Source, files: Sequence[Path], checked: Checked | None) -> Path:
     return card
 
 
+def _trained(steps: int, record: Mapping[str, Any]) -> str:
+    if dataset := record.get("dataset"):
+        return f"by {steps:,} updates on the dataset `{dataset}`, without a step in an environment"
+    return f"for {steps:,} steps"
+
+
 def text(made: Source, files: Sequence[Path], checked: Checked | None) -> str:
     """The card, in Markdown with the header that model hubs read."""
     about, record = describe(made), made.record
@@ -51,7 +57,7 @@ def text(made: Source, files: Sequence[Path], checked: Checked | None) -> str:
         *_header(made, about),
         f"# {about['label']} on {about['env']}",
         "",
-        f"A policy trained with qscape for {about['step']:,} steps "
+        f"A policy trained with qscape {_trained(about['step'], record)} "
         f"(seed {about['seed']}, the {about['policy']} policy).",
         "",
         "## Evaluation",

@@ -1,5 +1,6 @@
 """Pictures of runs. Functions that draw take matplotlib axes and give them back, to be restyled at will."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,11 @@ def dress(ax: "Axes", title: str, x: str, y: str) -> None:
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
-def wrapped(text: str) -> str:
+def spaced(label: str) -> str:
+    """A label whose fields a line may be broken between."""
+    return re.sub(r",(?=[a-z_]+\.)", ", ", label)
+
+
+def wrapped(label: str) -> str:
     """Long labels in lines; a dollar is no formula."""
-    return textwrap.fill(text, 60).replace("$", r"\$")
+    return textwrap.fill(spaced(label), 60, break_on_hyphens=False).replace("$", r"\$")

@@ -1,12 +1,11 @@
 """Pictures of Q over actions, from what `Landscape.to_dict` gives or `RUN/inspect/landscape.json` holds."""
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import extra
-from qscape.report.figures import COLOURS, new_figure, wrapped
+from qscape.report.figures import COLOURS, new_figure, spaced, wrapped
 from qscape.report.marks import Mark, agents_of, axis_name, in_short, marks, there
 
 with extra("Pictures"):
@@ -108,7 +107,7 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
         steps = [moment["step"] for moment in agent["over_training"]]
         said = [moment["summary"] for moment in agent["over_training"]]
         shares = [100 * s["action"]["share"]["mean"] for s in said]
-        gap.plot(steps, shares, "o-", color=colour, label=wrapped(spaced(name)))
+        gap.plot(steps, shares, "o-", color=colour, label=wrapped(name))
         if all(s["optima"] for s in said):
             optima.plot(steps, [s["optima"]["mean"] for s in said], "o-", color=colour)
     gap.set(ylabel="mean gap, % of Q's range", ylim=(0, None))
@@ -193,11 +192,6 @@ def _legend(figure: Any, axes: Any, columns: int) -> None:
     figure.legend(
         [*names.values()], [*names], loc="outside lower center", ncols=columns, fontsize=9, frameon=False
     )
-
-
-def spaced(label: str) -> str:
-    """A label whose fields a line may be broken between."""
-    return re.sub(r",(?=[a-z_]+\.)", ", ", label)
 
 
 def figure_of(panels: int) -> Figure:

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from qscape.envs import Edge, Episode, Step
+from qscape.errors import RunError
 from qscape.run.programs import Acts, act_evaluating
 
+LONGEST = 100_000  # steps of an evaluation's episode, where the environment has no time limit
 SEED = 1000
 
 Sense = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
@@ -89,6 +91,11 @@ def _walk(
     while any(share):
         action = choose(obs if sense is None else sense(obs), first, t)
         step = edge.step(action)
+        if t >= LONGEST and edge.time_limit is None and edge.longest > LONGEST:
+            raise RunError(
+                f"{edge.env_id}: an evaluation's episode has not ended in {LONGEST:,} steps, and nothing "
+                "limits it; set max_episode_steps in env_args, or wrap it in gymnasium.wrappers.TimeLimit."
+            )
         ended = [e for e in step.finished if share[e.env] > 0]
         for episode in ended:
             share[episode.env] -= 1

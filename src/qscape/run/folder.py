@@ -52,6 +52,11 @@ def run_folders(path: Path) -> list[Path]:
         return [path]
     found = sorted(p.parent for p in path.glob(f"*/{RECORD}"))
     if not found:
+        if deeper := next(path.glob(f"*/*/{RECORD}"), None) or next(path.glob(f"*/*/*/{RECORD}"), None):
+            raise UsageError(
+                f"{path} is no run and no group of seeds, but holds some; name one, e.g. "
+                f"{deeper.parent.parent}."
+            )
         raise UsageError(
             f"{path} is no run and holds none: there is no {RECORD} in it or in a folder below it."
         )

@@ -163,8 +163,8 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     the counters begin afresh too.
 
     Raises:
-        UsageError: no run there, or one without a dataset to keep. RunError: no readable save, or networks
-            of another size or with other functions between their layers.
+        UsageError: no run there, one without a dataset to keep, or networks of another size or with other
+            functions between their layers. RunError: no readable save.
     """
     if not isinstance(trainer, Trainer):
         raise UsageError(f"--from begins off-policy agents, and {plan.recipe} is none.")
@@ -184,9 +184,11 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
             return jnp.asarray(other, mine.dtype)
         if name.split("/")[0] in ("actor", "critics"):
             said = "is not there" if other is None else f"is {[*other.shape]} there"
-            raise RunError(
-                f"{run} ({source.recipe}) does not fit '{plan.recipe}': {name} {said}, "
-                f"{[*mine.shape]} here; use its recipe and sizes."
+            same = source.env == plan.env
+            raise UsageError(
+                f"{run} ({source.recipe} on {source.env}) does not fit '{plan.recipe}' on {plan.env}: {name} "
+                f"{said}, {[*mine.shape]} here; use its recipe and sizes"
+                f"{'.' if same else ', and an environment like its own.'}"
             )
         fresh.add(_what(name))
         return mine

@@ -222,8 +222,9 @@ def no_update(trainer: Loop) -> str:
     ended = f"the run ended after {trainer.env_steps} steps without one update: "
     if getattr(base, "warmup_to_episode_end", False) and trainer.env_steps > value:
         return (
-            f"{ended}the warm-up of {value} steps lasts to the end of an episode, and none ended after it; "
-            "give it more steps, or a time limit (max_episode_steps)."
+            f"{ended}the random phase lasts until an episode has ended after base.warmup = {value}, and "
+            "updates come with the episodes after that; give it more steps, or episodes a time limit "
+            "(max_episode_steps)."
         )
     return (
         f"{ended}none was due after base.{field} = {value}; give it more steps or a smaller --base.{field}."
