@@ -685,6 +685,40 @@ def test_a_model_in_memory_can_be_looked_at():
     assert qs.landscape(model, "0:3", points=5).place == "0:3"
 
 
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (np.zeros(5), r"Pendulum-v1 has observations \(3,\), not \(5,\)"),
+        (np.zeros((2, 3)), "the state is a batch of 2; a landscape is that of one observation"),
+        ([0.0, np.nan, 0.0], "the state's number 1 is nan"),
+        ({"angle": 1.0}, "Pendulum-v1"),
+        ([[0.0], [1.0, 2.0]], "the state is no observation of Pendulum-v1"),
+    ],
+)
+def test_a_state_that_is_no_single_observation(state, why):
+    model = qs.Model("td3", "Pendulum-v1", seed=3, **tiny.settings("td3"))
+    with pytest.raises(qs.UsageError, match=why):
+        qs.landscape(model, state, points=5)
+
+
+def test_a_state_may_be_as_the_environment_gives_it():
+    agent = qs.agent("td3", tiny.settings("td3"))
+    subject = of_state(agent, agent.on(Spec(7, 2)).init(jax.random.key(0)), "tiny:Rooms-v0")
+    edge = subject.make()
+    given = edge.env.observation_space.sample()
+    row = edge.observations(given)[0][0]
+    seen, same = (landscape.landscape(subject, state, points=5) for state in (given, row))
+    np.testing.assert_array_equal(seen.q, same.q)
+
+
+def test_which_critics_are_looked_at_is_one_of_four():
+    model = qs.Model("td3", "Pendulum-v1", seed=3, **tiny.settings("td3"))
+    says = "q is 'second'; it must be one of objective, first, min, mean"
+    for look in (lambda q: qs.landscape(model, np.zeros(3), q=q), lambda q: measure(model.subject, q=q)):
+        with pytest.raises(qs.UsageError, match=says):
+            look("second")
+
+
 def test_evaluations_can_be_probed(run):
     with (run / "evaluations.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) == 60]

@@ -258,6 +258,18 @@ def test_runs_with_other_actions_do_not_stand_side_by_side(bowls):
         measure(here, other=dataclasses.replace(here, agent=more))
 
 
+def test_runs_with_other_environment_arguments_do_not_stand_side_by_side(bowls):
+    """As `compare` has it: other arguments are another task."""
+    here = bowls((0.0, 0.0), 1)
+    short, long = (
+        dataclasses.replace(here, record={"env": "tiny:Rooms-v0", "env_args": {"rooms": n}}) for n in (2, 3)
+    )
+    with pytest.raises(qs.UsageError, match=r"acts in tiny:Rooms-v0\(rooms=2\) and bowl in .*rooms=3"):
+        measure(short, other=long)
+    told = measure(short, 2, episodes=1)
+    assert told["env"] == "tiny:Rooms-v0(rooms=2)"
+
+
 def test_a_page_without_plotly(runs, monkeypatch, capsys):
     pages = [f"qscape.report.{name}" for name in ("page", "landscape_page", "landscape_charts")]
     for name in [name for name in sys.modules if name in pages or name.startswith("plotly.")]:

@@ -281,6 +281,30 @@ def test_one_environment_is_not_trained_in_and_evaluated_in(trained):
         trained.evaluate(0)
 
 
+class Shop(Clock):
+    """Discrete; with `drawn`, every copy has a table of its own."""
+
+    def __init__(self, drawn=False):
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(20)
+        self.action_table = np.random.default_rng(None if drawn else 0).normal(size=(20, 2))
+
+    def step(self, action):
+        return super().step(np.float32([action / 20]))
+
+
+def test_tables_that_differ_between_copies_are_refused(tmp_path):
+    says = "Shop: action_table differs between copies of the environment"
+    with pytest.raises(qs.UsageError, match=says):
+        qs.TD3(lambda: Shop(drawn=True), envs=2, eval_every=0, **settings("td3", warmup=20))
+    with pytest.raises(qs.UsageError, match=says):
+        qs.TD3(lambda: Shop(drawn=True), eval_episodes=1, **settings("td3", warmup=20)).learn(30)
+    path = qs.TD3(Shop, eval_episodes=2, **settings("td3", warmup=20)).learn(30).save(tmp_path / "model")
+    with pytest.raises(qs.UsageError, match=says):
+        qs.load(path, env=Shop(drawn=True))
+    assert qs.load(path, env=Shop).learn(10).env_steps == 40
+
+
 class Endless(Clock):
     """No episode ends; at step `given` of its life something goes wrong."""
 

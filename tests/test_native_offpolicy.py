@@ -113,16 +113,15 @@ def quick(program, *args, **static):
 
 
 class Quick:
-    """A jitted function that is compiled so at its first call for each `mode`."""
+    """A jitted function that is compiled so at its first call."""
 
     def __init__(self, program):
-        self.program, self.compiled = program, {}
+        self.program, self.compiled = program, None
 
-    def __call__(self, *args, **static):
-        key = static.get("mode")
-        if key not in self.compiled:
-            self.compiled[key] = quick(self.program, *args, **static)
-        return self.compiled[key](*args)
+    def __call__(self, *args):
+        if self.compiled is None:
+            self.compiled = quick(self.program, *args)
+        return self.compiled(*args)
 
 
 class Beside:
@@ -162,7 +161,7 @@ def by_hand(name: str) -> Trainer:
     agent, env, envs, steps = case(name)
     plan = Plan(agent.recipe, "beside", steps, envs=envs, eval_every=0)
     trainer = Trainer(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
-    for name in ("insert", "step", "burst", "act"):
+    for name in ("insert", "step", "burst"):
         setattr(trainer.programs, name, Quick(getattr(trainer.programs, name)))
     for _ in trainer.events(steps):
         pass
@@ -224,14 +223,19 @@ def together(name: str):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_seeds_in_one_program_equal_two_runs(name):
-    (one_program, apart), (program, run, history) = alone(name), together(name)
+    (_, apart), (_, run, history) = alone(name), together(name)
     assert run.state.updates.shape == () == run.state.env_steps.shape
     for n, one in enumerate(apart):
         mine = jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (run, history))
         close(mine, one, rtol=2e-3, atol=2e-4)
     assert np.abs(apart[0][0].replay[0] - apart[1][0].replay[0]).max() > 0.1, "other seeds, other runs"
     # What is computed now and then in one run is so in two: no `cond` became a `select`.
-    conditionals = [len(re.findall(r" conditional\(", p.as_text())) for p in (one_program, program)]
+    agent, env, *_ = case(name)
+    due, one_run = jnp.zeros(1, jnp.int32), apart[0][0]
+    further = partial(native.further, agent)
+    many = jax.vmap(further, (None, native.RUN_AXES, 0, None), (native.RUN_AXES, 0))
+    traced = jax.make_jaxpr(further)(env, one_run, KEYS[0], due), jax.make_jaxpr(many)(env, run, KEYS, due)
+    conditionals = [str(jaxpr).count("cond[") for jaxpr in traced]
     assert conditionals[0] == conditionals[1] > 0
 
 
@@ -246,6 +250,54 @@ def test_no_step_copies_the_replay(name):
 def inside_loops(hlo: str) -> str:
     """The computations that are not the entry: what runs in every step."""
     return "\n".join(part for part in re.split(r"\n(?=\S)", hlo) if not part.startswith("ENTRY"))
+
+
+class Whole(Line):
+    """Its actions are whole numbers: of a set that begins at 10, or of a box."""
+
+    boxed: bool = eqx.field(static=True, default=False)
+
+    @property
+    def action_space(self):
+        return spaces.Box(-1, 4, (2,), np.int32) if self.boxed else spaces.Discrete(5, start=10)
+
+    @property
+    def action_table(self):
+        return None if self.boxed else np.arange(5.0)[:, None]
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_whole_numbers_are_those_of_the_ordinary_loop(boxed):
+    env = Whole(boxed=boxed)
+    agent = agents.build("td3").on(native.spec_of(env))
+    between = np.float32(np.linspace(-1, 1, 12))[:, None].repeat(2, 1)
+    said = between if boxed else agent.task.table
+    wanted = action_map(env.action_space, len(said), env, "whole")[2](said)
+    found = native.in_units(agent, env, jnp.asarray(said))
+    np.testing.assert_array_equal(found, wanted)
+    assert jnp.issubdtype(found.dtype, jnp.integer)
+    assert [found.min(), found.max()] == ([-1, 4] if boxed else [10, 14])
+
+
+@pytest.mark.parametrize("search", ["exact", "clustered"])
+def test_what_is_done_is_the_row_that_is_stored(search):
+    """Also where one far row presses the others into a corner, and where a search looks at few of them."""
+
+    class Shelf(Line):
+        @property
+        def action_space(self):
+            return spaces.Discrete(2000)
+
+        @property
+        def action_table(self):
+            rows = np.random.default_rng(0).normal(size=(2000, 3))
+            rows[0] = 1e4
+            return rows
+
+    settings = {"base": {"nearest": search, "nearest_probes": 1}}
+    agent = agents.build("td3", settings).on(native.spec_of(Shelf()))
+    index = native.in_units(agent, Shelf(), jnp.asarray(agent.task.table))
+    np.testing.assert_array_equal(index, np.arange(2000))
 
 
 def test_a_policy_is_played_and_its_actions_are_rows():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qscape.errors import UsageError
 from qscape.ops import nearest as module
 from qscape.ops.nearest import ActionTable
 
@@ -76,6 +77,75 @@ def test_rows_that_a_product_cannot_tell_apart():
     x[:100] = rows[::100]
     found = ActionTable(rows).nearest(jnp.asarray(x))
     np.testing.assert_array_equal(found, by_hand(rows, x, 1))
+
+
+def uneven(n: int, d: int, far: float) -> np.ndarray:
+    """n rows scaled to [-1, 1], all but one of them in a corner that is 1/`far` of its width."""
+    rows = np.random.default_rng(0).normal(size=(n, d))
+    rows[n // 2] = far
+    return (2 * (rows - rows.min(0)) / np.ptp(rows, axis=0) - 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("d", "far"), [(1, 1e4), (3, -999.0), (20, 1e4)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_one_far_row_presses_the_others_into_a_corner(d, far, k):
+    rows = uneven(2000, d, far)
+    beside = np.random.default_rng(1).normal(size=(300, d)) * np.delete(rows, 1000, 0).std(0) * 0.3
+    x = np.concatenate([rows[:300], (rows[300:600] + beside).astype(np.float32)])
+    found = jax.jit(lambda x: ActionTable(rows).nearest(x, k))(x)
+    np.testing.assert_array_equal(found, by_hand(rows, x, k))
+
+
+def test_products_alone_tell_these_rows_apart(monkeypatch):
+    """Around the median they do: the comparison by differences is for few."""
+    monkeypatch.setattr(module, "ROUNDING", 0.0)
+    monkeypatch.setattr(module, "QUERIES", 1)
+    rows = uneven(2000, 20, 1e4)
+    found = jax.jit(lambda x: ActionTable(rows).nearest(x))(rows[:300])
+    np.testing.assert_array_equal(found, by_hand(rows, rows[:300], 1))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_rows_that_no_product_tells_apart_are_compared_by_differences(k, monkeypatch):
+    """A narrow cluster far from the median row, in two chunks: more rows within rounding than any few."""
+    monkeypatch.setattr(module, "CHUNK", 1024)
+    monkeypatch.setattr(module, "QUERIES", 1)  # each decides for itself
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(-1, 1, (1100, 20))
+    rows = np.concatenate([spread, 0.9 + 1e-5 * rng.normal(size=(900, 20))]).astype(np.float32)
+    x = np.concatenate([rows[1100:], rows[:100]])
+    found = jax.jit(lambda x: ActionTable(rows).nearest(x, k))(x)
+    np.testing.assert_array_equal(found, by_hand(rows, x, k))
+
+
+def test_a_search_of_several_seeds_is_one_search():
+    """Under `vmap`, a `cond` that became a select would compare all rows by differences every time."""
+    table = ActionTable(uneven(100, 3, 50.0))
+    x = jnp.zeros((5, 4, 3))
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(table.nearest))(x))
+    np.testing.assert_array_equal(jax.vmap(table.nearest)(x), table.nearest(x))
+
+
+@pytest.mark.parametrize("n", [1, 2, 1000, 1025])
+def test_rows_are_looked_up_to_the_bit(n):
+    rows = np.random.default_rng(0).integers(-2, 3, (n, 9)).astype(np.float32)  # often equal in the first
+    rows[:, 4] = np.random.default_rng(1).permutation(n) * np.float32(1e-12)
+    table = ActionTable(rows, "clustered", 1)
+    order = np.random.default_rng(2).permutation(n)
+    np.testing.assert_array_equal(jax.jit(table.index)(rows[order]), order)
+    assert table.index(jnp.asarray(rows)[:, None]).shape == (n, 1)
+
+
+def test_a_clustered_search_finds_as_many_as_are_asked_for():
+    """One probe, and clusters of 4 to 13 rows: as many are looked into as surely hold k rows."""
+    rows = mineworld()
+    table = ActionTable(rows, "clustered", 1)
+    for k in (5, 20, 54):
+        found = np.asarray(table.nearest(jnp.asarray(rows), k))
+        assert all(len(set(row)) == k for row in found.tolist())
+    for search in ("exact", "clustered"):
+        with pytest.raises(UsageError, match="The 55 nearest of 54 actions are asked for; there are too few"):
+            ActionTable(rows, search).nearest(jnp.zeros(4), 55)
 
 
 def test_a_clustered_search_finds_most_and_all_when_it_looks_everywhere():

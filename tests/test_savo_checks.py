@@ -1,17 +1,22 @@
 """The toy of two peaks: its landscape and its truncations, and climbing on exact and on smooth surrogates."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 from jaxtyping import Array, Float
 from scipy.ndimage import gaussian_filter1d
+from test_contract import QUICK
 from test_savo import batch_of, functions, make, state_of, two_peaks
 
+from qscape import agents
+from qscape.envs.native import Native, Outcome
+from qscape.offpolicy import native
 from qscape.offpolicy.sockets import Own
 from qscape.ops import landscape as ops
 from qscape.types import Spec
@@ -202,3 +207,74 @@ def test_a_smooth_surrogate_helps_and_guarantees_nothing():
     with jax.enable_x64(True):
         assert [solved(climb("learned", noise)) for noise in (0.1, 0.2, 0.3)] == [80, 57, 52]
         np.testing.assert_allclose(climb("learned", 0.1)[0], -0.5, atol=1e-6)
+
+
+# --- networks, in one program -----------------------------------------------------------------------------
+
+
+class TwoPeaks(Native):
+    """One step; the reward is the height of the toy."""
+
+    time_limit: int = eqx.field(static=True, kw_only=True, default=1)
+
+    @property
+    def observation_space(self):
+        return spaces.Box(0.0, 2.0, (1,), np.float32)
+
+    @property
+    def action_space(self):
+        return spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, key):
+        return (), jnp.ones(1)
+
+    def step(self, state, action, key):
+        no = jnp.bool_(False)
+        return (), Outcome(jnp.ones(1), two_peaks(None, action)[0], ~no, no, no)
+
+
+def on_the_lower_peak(actor):
+    """An actor that says -0.5 nearly everywhere."""
+    out = lambda actor: (actor.head.out.weight, actor.head.out.bias)  # noqa: E731
+    weight, bias = out(actor)
+    return eqx.tree_at(out, actor, (0.01 * weight, jnp.full_like(bias, np.arctanh(-0.5))))
+
+
+def test_later_actors_stay_on_the_floor_of_an_exact_surrogate():
+    """The critic learns from random steps; then actors as they began climb it for 300 updates, and the later
+    ones, which began between the peaks, do not move. There is no slope, though Q_1 knows the higher peak."""
+    base = {"actor_hidden": (32, 32), "critic_hidden": (32, 32), "batch_size": 64, "warmup": 2700}
+    base |= {"replay_capacity": 2700, "critic_learning_rate": 3e-3}
+    env, key, due = TwoPeaks(), jax.random.key(0), jnp.ones(300, jnp.int32)
+    agent = agents.build("td3+savo", {"base": base, "savo": {"surrogate": "exact"}}).on(native.spec_of(env))
+
+    def start(key):
+        run = native.start(agent, env, key, envs=1)
+        first, *later = run.state.actor
+        return run._replace(state=run.state._replace(actor=[on_the_lower_peak(first), *later]))
+
+    def look(state):
+        acting = agent.acting(state)
+        q = acting.critics[0](jnp.ones((len(LINE), 1)), jnp.asarray(LINE, jnp.float32)[:, None], [])
+        return agent.proposals(acting, jnp.ones((1, 1)))[0, :, 0], q
+
+    quick = lambda f, *args: jax.jit(f).lower(*args).compile(compiler_options=QUICK)  # noqa: E731
+    begun = run = quick(start, key)(key)
+    further = quick(partial(native.further, agent, env), run, key, due)
+    looked = quick(look, run.state)
+    for _ in range(8):
+        run, _ = further(run, key, due)
+    state, new = run.state, begun.state
+    optimisers = state.optimisers | {"actor": new.optimisers["actor"]}
+    run = run._replace(
+        state=state._replace(actor=new.actor, actor_target=new.actor_target, optimisers=optimisers)
+    )
+    before, q = (np.asarray(x) for x in looked(run.state))
+    assert before[0] == pytest.approx(-0.5, abs=0.01)
+    assert LINE[q.argmax()] == pytest.approx(0.6, abs=0.05)
+    floor, *heights = np.interp(before, LINE, q)
+    assert max(heights) < floor - 0.1, "the later actors begin below the first"
+    run, _ = further(run, key, due)
+    after, _ = looked(run.state)
+    assert after[0] == pytest.approx(-0.5, abs=0.05)
+    np.testing.assert_allclose(after[1:], before[1:], atol=1e-5)

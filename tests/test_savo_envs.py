@@ -227,6 +227,78 @@ def test_any_environment_can_be_restricted():
         make("restricted/InvertedPendulum-v0", env_args={"null_action": "zero"})
 
 
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ({"env": "Pendulun-v1"}, "no environment is called 'Pendulun-v1'; near to it: Pendulum-v1"),
+        ({"env": "Pendulum-v1", "mass": 3}, r"^Pendulum-v1 cannot be made with env_args \{'mass': 3\}"),
+        ({"env": "nowhere:Thing-v0"}, "nowhere:Thing-v0 cannot be made"),
+        ({"env": "a:b:c"}, "'a:b:c' names no environment"),
+        ({"seed": -3}, r"^restricted/Any-v0 cannot be made with env_args \{'seed': -3\}: .*; it takes env, "),
+    ],
+)
+def test_why_an_environment_cannot_be_restricted(args, why):
+    with pytest.raises(UsageError, match=why):
+        make("restricted/Any-v0", env_args=args)
+
+
+@pytest.mark.parametrize("limit", [100, 300])
+def test_a_time_limit_is_put_in_the_place_of_the_inner_one(limit):
+    """Pendulum-v1 has one of 200."""
+    edge = make("restricted/Any-v0", env_args={"env": "Pendulum-v1", "max_episode_steps": limit})
+    edge.reset()
+    lengths = [episode.length for _ in range(limit) for episode in edge.step(np.zeros((1, 1))).finished]
+    assert lengths == [limit] == [edge.time_limit]
+    assert make("restricted/Any-v0", env_args={"env": "Pendulum-v1"}).time_limit == 200
+
+
+class Shaped(gym.Env):
+    """Shows the action that it took, of a shape and with bounds."""
+
+    def __init__(self, low, high):
+        self.action_space = gym.spaces.Box(np.float32(low), np.float32(high))
+        self.observation_space = gym.spaces.Box(-9, 9, self.action_space.shape, np.float32)
+
+    def step(self, action):
+        return np.asarray(action), 0.0, False, False, {}
+
+
+def test_an_action_dimension_without_width():
+    env = Restricted(Shaped([-1, 0.5], [1, 0.5]), np.zeros((1, 2)), np.array([0.3]), null=[-1, 0.5])
+    seen, _, _, _, info = env.step(np.float32([0.2, 0.5]))
+    assert info["valid"]
+    assert seen.tolist() == pytest.approx([0.2, 0.5])
+    seen, _, _, _, info = env.step(np.float32([0.4, 0.5]))
+    assert not info["valid"]
+    assert seen.tolist() == [-1, 0.5]
+
+
+def test_a_null_action_is_given_flat():
+    low, ball = -np.ones((2, 2)), (np.zeros((1, 4)), np.array([0.1]))
+    env = Restricted(Shaped(low, -low), *ball, null=[0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(env.step(np.float32(-low))[0], [[0.1, 0.2], [0.3, 0.4]])
+    for null in ([0.5], 0.5):
+        assert (Restricted(Shaped(low, -low), *ball, null=null).null == np.full((2, 2), 0.5)).all()
+    with pytest.raises(UsageError, match="a null action of 2 numbers is none where actions have 4"):
+        Restricted(Shaped(low, -low), *ball, null=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("table", ["cheap", [[1.0], [2.0, 3.0]], len, [["a"], ["b"]]])
+def test_an_action_table_that_holds_no_numbers(table):
+    class Shelf(Shaped):
+        def __init__(self):
+            super().__init__([0.0], [1.0])
+            self.action_space, self.action_table = gym.spaces.Discrete(2), table
+
+    with pytest.raises(UsageError, match=r"Shelf: action_table is no array \[2, d\] of numbers: "):
+        make(Shelf)
+
+
+def test_arguments_of_a_wrong_value_are_told_with_what_there_are():
+    with pytest.raises(UsageError, match=r"^restricted/Hopper-v0 cannot be made with env_args .*'seed': -3"):
+        make("restricted/Hopper-v0", env_args={"seed": -3})
+
+
 def test_a_restricted_edge_is_restored_to_the_bit():
     edges = [make("restricted/Hopper-v0", seed=seed) for seed in (1, 2)]
     actions = np.random.default_rng(0).uniform(-1, 1, (160, 1, 3))
@@ -657,6 +729,56 @@ def test_a_malformed_archive_is_told_by_file_and_line(file, line, text, why, arc
         (tmp_path / path.name).write_text("\n".join(lines), errors="surrogateescape")
     with pytest.raises(UsageError, match=why):
         movielens.load(tmp_path)
+
+
+def small_model(**changes) -> dict:
+    """Five movies and three users in two dimensions, as the arrays of a file."""
+    rng = np.random.default_rng(0)
+    users = rng.normal(size=(3, 2))
+    arrays = {
+        "movies": np.arange(1, 6),
+        "items": rng.normal(size=(5, 2)),
+        "bias": np.zeros(5),
+        "users": users / np.linalg.norm(users, axis=1, keepdims=True),
+        "offset": np.float64(-2.0),
+        "strength": np.float64(3.0),
+    }
+    return arrays | changes
+
+
+@pytest.mark.parametrize("items", [6, 1, 0, -5, 2.5])
+def test_items_that_a_fitted_file_does_not_have(items, tmp_path):
+    file = tmp_path / "fitted.npz"
+    np.savez(file, **small_model())
+    assert make("recsim/Data-v0", env_args={"path": str(file)}).spec.table.shape == (5, 2)
+    assert make("recsim/Data-v0", env_args={"path": str(file), "items": 2}).spec.table.shape == (2, 2)
+    why = "items is 6, and .*fitted.npz knows 5 movies" if items == 6 else f"items is {items}: a whole number"
+    with pytest.raises(UsageError, match=why):
+        make("recsim/Data-v0", env_args={"path": str(file), "items": items})
+
+
+def test_an_archive_with_too_few_items(archive):
+    with pytest.raises(UsageError, match=f"items is {MOVIES + 1}, and .* knows {MOVIES} movies"):
+        movielens.load(archive[0], MOVIES + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"bias": np.zeros(4)}, r"bias is \(4,\), it has to be \(5,\)"),
+        ({"items": np.full((5, 2), np.nan)}, "items holds NaN or infinity"),
+        ({"offset": np.inf}, "offset holds NaN or infinity"),
+        ({"strength": np.ones(2)}, r"strength is \(2,\), it has to be \(\)"),
+        ({"users": np.ones((3, 4))}, r"users is \(3, 4\), it has to be \(3, 2\)"),
+        ({"users": np.zeros((0, 2))}, r"users is \(0, 2\), it has to be \[M, 2\]"),
+        ({"items": np.zeros(5)}, r"items is \(5,\), it has to be \[N, d\]"),
+        ({"movies": np.array(["Heat"] * 5)}, "no fitted model .python -m qscape.envs.movielens makes one."),
+    ],
+)
+def test_a_fitted_file_that_is_none(changes, why, tmp_path):
+    np.savez(tmp_path / "fitted.npz", **small_model(**changes))
+    with pytest.raises(UsageError, match=why):
+        make("recsim/Data-v0", env_args={"path": str(tmp_path / "fitted.npz")})
 
 
 def test_what_movielens_cannot_be(archive, tmp_path, capsys):

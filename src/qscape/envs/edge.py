@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from jaxtyping import Bool, Float
 
 from qscape.envs.build import build_env
-from qscape.envs.spaces import action_map, flattening, is_image, leaves
+from qscape.envs.spaces import action_map, flattening, is_image, leaves, other_table
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.types import Spec
 
@@ -180,6 +180,11 @@ class Edge:
             action_map, actions, unwrapped=about.unwrapped, env_id=self.env_id, by_index=by_index
         )
         action_size, table, self._to_env = convert(envs=self.envs)
+        if table is not None and isinstance(env.unwrapped, SyncVectorEnv):
+            bare: list[Any] = [one.unwrapped for one in env.unwrapped.envs]
+            first, *others = (one.action_table for one in bare)
+            if not all(np.array_equal(first, other) for other in others):
+                raise UsageError(other_table(self.env_id))
         self._space, self._flatten = space, flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)

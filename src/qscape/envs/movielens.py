@@ -32,6 +32,7 @@ GENOME = "genome-scores.csv", ["movieId", "tagId", "relevance"]
 LIKED, BUSY = 4.0, 20  # a rating from which a movie counts as liked; ratings that a fitted user has at least
 RANDOM_SCORE = 0.1  # click rate of uniform recommendations
 BLOCK = 1_000_000  # lines read at once
+MOST = 10_000  # movies that are fitted where no number is given
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,12 +56,18 @@ class Model:
     strength: float
 
 
-def load(path: str | Path, items: int = 10_000) -> Model:
+def load(path: str | Path, items: int | None = None) -> Model:
     """The model of an archive, a folder or a fitted file.
 
+    Args:
+        items: how many, the most rated ones; None: all of a fitted file, up to 10,000 of an archive.
+
     Raises:
-        UsageError: the path is missing, or a file in it is malformed; names file and line.
+        UsageError: the path is missing, or a file in it is malformed (names file and line); or it does not
+            hold so many items.
     """
+    if items is not None and (not isinstance(items, int | np.integer) or items < 2):
+        raise UsageError(f"items is {items}: a whole number of two at least is needed to choose from")
     place = Path(path).expanduser()
     if not place.exists():
         raise UsageError(f"MovieLens is not at {path}: give the path of ml-25m.zip or of its folder")
@@ -68,34 +75,61 @@ def load(path: str | Path, items: int = 10_000) -> Model:
 
 
 @lru_cache(maxsize=2)
-def _load(path: str, changed: int, items: int) -> Model:
+def _load(path: str, changed: int, items: int | None) -> Model:
     place = Path(path)
     if place.suffix == ".npz":
         return _fitted(place, items)
     return fit(place, items)
 
 
-def _fitted(place: Path, items: int) -> Model:
+def _fitted(place: Path, items: int | None) -> Model:
     """A model that was fitted before, of its most rated `items`."""
     names = [field.name for field in dataclasses.fields(Model)]
     try:
         with np.load(place, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
+            arrays = {name: np.asarray(file[name], np.float64) for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as problem:
         raise UsageError(
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
         ) from problem
-    parts: dict[str, Any] = arrays | {name: float(arrays[name]) for name in ("offset", "strength")}
+    if wrong := _misfit(arrays):
+        raise UsageError(f"{place} is no fitted model: {wrong}")
+    movies, scalars = arrays["movies"].astype(np.int64), ("offset", "strength")
+    parts: dict[str, Any] = arrays | {"movies": movies} | {name: float(arrays[name]) for name in scalars}
     model = Model(**parts)
-    if items >= len(model.movies):
+    if items is None or items == len(movies):
         return model
+    _refuse_more(items, len(movies), place)
     bias, vectors = model.bias[:items], model.items[:items]
     offset = _offset(bias, model.strength * vectors, model.users)
     return Model(model.movies[:items], vectors, bias, model.users, offset, model.strength)
 
 
+def _misfit(arrays: dict[str, np.ndarray]) -> str:
+    """What is wrong with the arrays of a model; "" where nothing is."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            return f"{name} holds NaN or infinity"
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(shapes["items"]) != 2 or not all(shapes["items"]):
+        return f"items is {shapes['items']}, it has to be [N, d]"
+    n, d = shapes["items"]
+    if len(shapes["users"]) != 2 or not len(arrays["users"]):
+        return f"users is {shapes['users']}, it has to be [M, {d}]"
+    wanted = {"movies": (n,), "bias": (n,), "users": (shapes["users"][0], d), "offset": (), "strength": ()}
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            return f"{name} is {shapes[name]}, it has to be {shape}"
+    return ""
+
+
+def _refuse_more(items: int, known: int, place: Path) -> None:
+    if items > known:
+        raise UsageError(f"items is {items}, and {place} knows {known} movies")
+
+
 def fit(
-    path: str | Path, items: int = 10_000, dims: int = 30, users: int = 20_000, passes: int = 20
+    path: str | Path, items: int | None = None, dims: int = 30, users: int = 20_000, passes: int = 20
 ) -> Model:
     """Fits the click model: item vectors from the tag genome, users and popularity from the ratings.
 
@@ -104,13 +138,17 @@ def fit(
     at least 20 ratings are drawn at random; logistic factorisation of "rated 4 or better" with Adam (1e-2)
     and L2 (1e-4).
 
+    Args:
+        items: how many; None: 10,000, or all where there are fewer.
+
     Raises:
         UsageError: a file is missing or malformed (names file and line), or holds too little.
     """
     user, movie, rating = _rows(Path(path), *RATINGS, wrong=_wrong_rating).T
     known, genome = _genome(Path(path))
     ids, times = np.unique(movie[np.isin(movie, known)], return_counts=True)
-    movies = ids[np.lexsort((ids, -times))][:items]
+    _refuse_more(items or 0, len(ids), Path(path))
+    movies = ids[np.lexsort((ids, -times))][: items or MOST]
     if len(movies) <= dims:
         raise UsageError(f"{path} rates {len(movies)} movies with genome scores: more than {dims} are needed")
     vectors = _principal(genome[np.searchsorted(known, movies)], dims)

@@ -119,11 +119,14 @@ _synthetic = lru_cache(maxsize=2)(RecSimData.synthetic)
 
 
 class RecSimDataEnv(Face):
-    """`recsim/Data-v0`: MovieLens-25M, from `path` (the archive, its folder, or a fitted `.npz`)."""
+    """`recsim/Data-v0`: MovieLens-25M, from `path` (the archive, its folder, or a fitted `.npz`).
+
+    `items`: how many movies, the most rated ones; None: see `movielens.load`.
+    """
 
     metadata = Face.metadata | {"render_modes": []}
 
-    def __init__(self, path: str = "", items: int = 10_000, render_mode: str | None = None):
+    def __init__(self, path: str = "", items: int | None = None, render_mode: str | None = None):
         if not path:
             raise UsageError(
                 "recsim/Data-v0 needs the MovieLens-25M archive: --env-args path=ml-25m.zip; "

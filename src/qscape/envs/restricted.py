@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from jaxtyping import Float
 
+from qscape.envs.build import build_env
 from qscape.errors import UsageError
 
 # The valid intervals of the two pendulums: centre, half-width.
@@ -34,12 +35,12 @@ class Restricted(gym.Wrapper):
     Args:
         env: the environment.
         centres, radii: `[n, D]` and `[n]`; an action is valid in one of the closed balls.
-        null: `[D]` what is done instead of an invalid action, in the environment's units.
+        null: `[D]` what is done instead of an invalid action, in the environment's units; or one number.
         control_cost: c of a reward that holds -c ‖a‖². The requested action is what is paid for, so that an
             invalid action is not cheaper than it was.
 
     Raises:
-        UsageError: actions that are not a bounded Box, or balls of another dimension.
+        UsageError: actions that are not a bounded Box, or balls or a null action of another dimension.
     """
 
     def __init__(
@@ -59,10 +60,14 @@ class Restricted(gym.Wrapper):
             shapes = f"{np.shape(centres)} and radii {np.shape(radii)}"
             raise UsageError(f"balls of centres {shapes} do not lie in {size} dimensions")
         self.centres, self.radii = np.array(centres, np.float64), np.array(radii, np.float64)
-        self.null = np.broadcast_to(np.asarray(null, space.dtype), space.shape).copy()
+        null = np.asarray(null, space.dtype).ravel()
+        if null.size not in (1, size):
+            raise UsageError(f"a null action of {null.size} numbers is none where actions have {size}")
+        self.null = np.broadcast_to(null, size).reshape(space.shape).copy()
         self.control_cost = control_cost
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        self.middle, self.half = (low + high) / 2, (high - low) / 2
+        self.middle = (low + high) / 2
+        self.half = np.where(high > low, (high - low) / 2, 1.0)  # without width the only action is the middle
 
     def valid(self, action: Float[np.ndarray, "D"]) -> bool:
         """Does a normalised action lie in one of the balls?"""
@@ -120,6 +125,7 @@ def restrict(
     low: float = 0.8,
     high: float = 1.0,
     seed: int = 1,
+    limited: bool = True,
     **args: Any,
 ) -> gym.Env:
     """`restricted/Any-v0`: any environment of bounded Box actions in random balls; else the middle action.
@@ -127,8 +133,9 @@ def restrict(
     Args:
         env: its id; further arguments are that environment's.
         count, low, high, seed: number of balls, range of their radii (the cube has side 2), generator.
+        limited: does its own time limit hold? `qscape.envs.make` puts max_episode_steps in its place.
     """
-    made = gym.make(env, **args)
+    made = build_env(env, args if limited else args | {"max_episode_steps": -1})
     if not isinstance(made.action_space, spaces.Box) or not made.action_space.is_bounded():
         raise UsageError(f"only a bounded Box of actions can be restricted, {env} has {made.action_space}")
     if count < 1 or not 0 < low <= high:

@@ -1,6 +1,6 @@
 """Spaces at the edge: observations as vectors, actions from [-1, 1]^A to the environment's units."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,13 @@ def action_map(
     if isinstance(space, spaces.Discrete) and by_index:
         return 1, None, lambda action: np.rint(action[:, 0]).astype(space.dtype) + space.start
     if isinstance(space, spaces.Discrete) and table is not None:
-        return _table_map(space, np.asarray(table, np.float64), env_id)
+        try:
+            numbers = np.asarray(table, np.float64)
+        except (TypeError, ValueError) as problem:
+            raise UsageError(
+                f"{env_id}: action_table is no array [{space.n}, d] of numbers: {problem}"
+            ) from problem
+        return _table_map(space, numbers, env_id)
     if not isinstance(space, spaces.Box):
         raise UsageError(
             f"{env_id} has {type(space).__name__} actions: "
@@ -109,6 +115,32 @@ def action_map(
         return (np.rint(units) if whole else units).astype(space.dtype, copy=False).reshape(shape)
 
     return low.size, None, to_env
+
+
+def fingerprint(table: np.ndarray | None) -> list[float]:
+    """Numbers [d] that are others for another table, whatever the last digits: Σ_n cos(n) R_n / √N."""
+    if table is None:
+        return []
+    return (np.cos(np.arange(1, len(table) + 1)) @ table / len(table) ** 0.5).tolist()
+
+
+def refuse_other_table(env_id: str, known: Sequence[float] | None, table: np.ndarray | None) -> None:
+    """Refuse a copy of an environment with another table than the one of this fingerprint (None: not known).
+
+    Raises:
+        UsageError: the same action would mean two things.
+    """
+    own = fingerprint(table)
+    if known is not None and (len(known) != len(own) or not np.allclose(known, own, rtol=0, atol=1e-3)):
+        raise UsageError(other_table(env_id))
+
+
+def other_table(env_id: str) -> str:
+    """What is wrong with an environment whose copies have tables of their own."""
+    return (
+        f"{env_id}: action_table differs between copies of the environment, and an action would mean two "
+        "things; draw it from a fixed seed"
+    )
 
 
 def _table_map(

@@ -110,7 +110,7 @@ def landscape(
 
     Args:
         subject: a run folder, a `qs.Model`, or an agent in memory (`inspect.subject.of_state`).
-        state: a raw observation, or "EPISODE:STEP" of an evaluation.
+        state: a raw observation, flat or as the environment gives it, or "EPISODE:STEP" of an evaluation.
         plane: "I" or "I,J" dimensions of the action; "pca" of the actions taken; "proposals" through the
             proposals and the best action found; "random". None: all of the action space where it has one or
             two dimensions, else "proposals".
@@ -119,7 +119,8 @@ def landscape(
         surveyor: one that was made before, to save compilation.
 
     Raises:
-        UsageError: an agent without Q, a plane that cannot be, a state the episode does not have.
+        UsageError: an agent without Q, no such `q`, a plane that cannot be, a state the episode does not
+            have, or what is no single finite observation.
     """
     if not isinstance(subject, Subject):
         subject = of_run(subject) if isinstance(subject, str | Path) else subject.subject
@@ -131,10 +132,37 @@ def landscape(
     if plane == "pca" and taken is None:
         taken = subject.rollouts(1)[0].action
     surveyor = surveyor or Surveyor(subject.agent, q)
-    obs = np.asarray(state, np.float32)
+    obs = _row(subject, state)
     survey, title = surveyor(subject.acting, obs[None]), subject.agent.recipe
     spot = Spot(surveyor, subject.acting, obs, survey, title, place, valid_balls(subject))
     return spot.look(plane, taken, points)
+
+
+def _row(subject: Subject, state: Any) -> Float[np.ndarray, " S"]:
+    """One raw observation, flat or of the environment's space, as a row.
+
+    Raises:
+        UsageError: it is something else, a batch, or not finite.
+    """
+    try:
+        row = np.asarray(state, np.float32)
+    except (TypeError, ValueError):  # a Dict is for the edge
+        row = np.zeros(())
+    if row.shape != (subject.agent.task.observation_size,):
+        edge = subject.make()
+        try:
+            rows, batched = edge.observations(state)
+        except (KeyError, IndexError, TypeError, ValueError) as problem:
+            raise UsageError(f"the state is no observation of {edge.env_id}: {problem}") from problem
+        finally:
+            edge.close()
+        if batched:
+            raise UsageError(f"the state is a batch of {len(rows)}; a landscape is that of one observation")
+        row = rows[0].astype(np.float32)
+    if not np.isfinite(row).all():
+        k = np.flatnonzero(~np.isfinite(row))[0]
+        raise UsageError(f"the state's number {k} is {row[k]}; there is no landscape of that")
+    return row
 
 
 def check(subject: Subject, plane: str | None, points: int | None) -> None:

@@ -11,6 +11,7 @@ from qscape.inspect.landscape import Spot, check, parse_state, visited
 from qscape.inspect.subject import Subject
 from qscape.inspect.survey import Survey, Surveyor, Which, picked, summary, widest
 from qscape.inspect.valid import valid_balls
+from qscape.report import environment
 from qscape.run.evaluation import SEED
 
 WIDEST = "widest"  # names states, where EPISODE:STEP names one
@@ -76,23 +77,25 @@ def refuse_unlike(first: Subject, other: Subject) -> None:
     Raises:
         UsageError: their environments or their actions differ.
     """
-    envs = [subject.record.get("env", "") for subject in (first, other)]
+    envs = [_environment(subject) for subject in (first, other)]
     here, there = first.agent.task, other.agent.task
     if envs[0] != envs[1]:
         what = f"{first.name} acts in {envs[0]} and {other.name} in {envs[1]}"
     elif here.observation_size != there.observation_size:
-        what = (
-            f"{first.name} sees {here.observation_size} numbers and {other.name} {there.observation_size}, "
-            "by other environment arguments"
-        )
+        what = f"{first.name} sees {here.observation_size} numbers and {other.name} {there.observation_size}"
     elif not all(
         np.array_equal(getattr(here, name), getattr(there, name))
         for name in ("action_size", "low", "high", "table")
     ):
-        what = f"{first.name} and {other.name} have different actions, by other environment arguments"
+        what = f"{first.name} and {other.name} have different actions"
     else:
         return
     raise UsageError(f"{what}; side by side stand runs of one environment.")
+
+
+def _environment(subject: Subject) -> str:
+    """Its id with the arguments it was made with; "" where nothing is recorded."""
+    return environment(subject.record) if "env" in subject.record else ""
 
 
 class Visits(NamedTuple):
@@ -148,7 +151,7 @@ def _agent(
     newest: Survey | None,
 ) -> dict[str, Any]:
     """One agent: what it is, its newest save, and all of them. `newest`: the last one's survey if made."""
-    label, env = saves[-1].record.get("label", saves[-1].agent.recipe), saves[-1].record.get("env", "")
+    label, env = saves[-1].record.get("label", saves[-1].agent.recipe), _environment(saves[-1])
     balls = valid_balls(saves[-1])
 
     def moment(subject: Subject) -> dict[str, Any]:

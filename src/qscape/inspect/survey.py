@@ -11,7 +11,7 @@ negative. Over a table every entry is looked at.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +246,13 @@ class Surveyor:
 
 
 def _looking_at(agent: Agent, q: Which) -> Base:
-    """The base of an agent whose actor would climb this of the critics' heads."""
+    """The base of an agent whose actor would climb this of the critics' heads.
+
+    Raises:
+        UsageError: there is no such choice.
+    """
+    if q not in get_args(Which):
+        raise UsageError(f"q is {q!r}; it must be one of {', '.join(get_args(Which))}.")
     return agent.base if q == "objective" else dataclasses.replace(agent.base, actor_objective=q)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
@@ -181,13 +181,16 @@ def _step(
 
 def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
     """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
-    spec, base = agent.task, agent.base
+    spec, base, space = agent.task, agent.base, env.action_space
     table = action_table(spec, base.nearest, base.nearest_probes)
-    if table is not None:
-        return table.nearest(action)[..., 0]
+    if table is not None and isinstance(space, Discrete):
+        # No search: what is done is the row that replay holds, to the bit.
+        return table.index(action) + int(space.start)
     low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
     units = jnp.clip(action * (high / 2 - low / 2) + (low / 2 + high / 2), low, high)
-    return units.reshape(-1, *(env.action_space.shape or ()))
+    if np.issubdtype(space.dtype, np.integer):
+        units = jnp.round(units).astype(jnp.int32)
+    return units.reshape(-1, *(space.shape or ()))
 
 
 def _choose(agent: Agent, env: Native, acting: Acting, state: PyTree, observation: Array, key: Key) -> Array:

@@ -1,8 +1,9 @@
 """Nearest rows of an action table: how a proposal in R^d becomes one of N actions (SAVO, arXiv 2410.11833).
 
-The search maximises x·R_n − ½|R_n|², which has the order of −|R_n − x|² and is one matrix product. Where
-the table is long, the product is made in chunks of rows; the option `clustered` looks only into the clusters
-whose centres lie nearest (an inverted file) and may miss the nearest row.
+The search maximises x·R_n − ½|R_n|², which has the order of −|R_n − x|² and is one matrix product; where its
+rounding leaves the answer open, all rows are compared by differences. Where the table is long, this is done
+in chunks of rows; the option `clustered` looks only into the clusters whose centres lie nearest (an inverted
+file) and may miss the nearest row.
 """
 
 import dataclasses
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qscape.errors import UsageError
+
 CHUNK = 16_384  # rows of one product
 QUERIES = 64  # of one product on a CPU, at most: its scores stay in the cache for the reductions
-FEW = 8  # rows whose distances are taken by differences where products leave it open
-ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a product, relative
+ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a product, relative to what is added up in it
 EXACT = jax.lax.Precision.HIGHEST  # accelerators would otherwise round the factors
 
 
@@ -26,7 +28,7 @@ class Clusters(NamedTuple):
 
     Attributes:
         centres: of the K clusters.
-        rows, half: the sorted rows and ½|R_n|²; `longest` rows of padding follow, which never win.
+        rows, half: the sorted rows R_n and ½|R_n|²; `longest` rows of padding follow, which never win.
         order: where each sorted row stands in the table; rows of a cluster keep the table's order.
         starts, sizes: of each cluster in the sorted rows.
         longest: the greatest size.
@@ -56,25 +58,37 @@ class ActionTable:
     probes: int = 16
 
     @cached_property
-    def half(self) -> Float[np.ndarray, " N"]:
-        """½|R_n|² of every row."""
-        return 0.5 * np.square(self.rows).sum(1)
+    def centre(self) -> Float[np.ndarray, " d"]:
+        """The median in every dimension; products of what is left beside it round least. A mean would follow
+        a single far row, and leave the others where products cannot tell them apart."""
+        return np.median(self.rows, axis=0)
 
     @cached_property
     def clusters(self) -> Clusters:
-        """The inverted file; made once, always the same for the same table."""
-        return clustered(self.rows)
+        """The inverted file around the centre; made once, always the same for the same table."""
+        return clustered(self.rows - self.centre)
+
+    @cached_property
+    def order(self) -> Int[np.ndarray, " N"]:
+        """The rows in the order of their first numbers, then of their second, and so on."""
+        return np.lexsort(self.rows.T[::-1]).astype(np.int32)
 
     def nearest(self, x: Float[Array, "*b d"], k: int = 1) -> Int[Array, "*b k"]:
-        """Indices of the k rows nearest to x, nearest first; of equals the lowest, if exact."""
+        """Indices of the k rows nearest to x, nearest first; of equals the lowest, if exact.
+
+        Raises:
+            UsageError: there are fewer than k rows.
+        """
+        if k > len(self.rows):
+            raise UsageError(f"The {k} nearest of {len(self.rows)} actions are asked for; there are too few.")
 
         @jax.custom_batching.custom_vmap
         def search(x: Float[Array, "*b d"]) -> Int[Array, "*b k"]:
             queries = x.reshape(-1, x.shape[-1])
             if self.search == "exact":
-                found = exact(self.rows, self.half, queries, k)
+                found = exact(self.rows, self.centre, queries, k)
             else:
-                found = probed(self.clusters, queries, k, min(self.probes, len(self.clusters.sizes)))
+                found = probed(self.clusters, queries - self.centre, k, self.probes)
             return found.reshape(*x.shape[:-1], k)
 
         @search.def_vmap
@@ -87,6 +101,23 @@ class ActionTable:
         """The rows of these indices."""
         return jnp.asarray(self.rows)[index]
 
+    def index(self, rows: Float[Array, "*b d"]) -> Int[Array, " *b"]:
+        """Which rows of the table these are, to the bit; undefined for a vector that is none of them."""
+        table, order, n = jnp.asarray(self.rows), jnp.asarray(self.order), len(self.rows)
+        queries = rows.reshape(-1, rows.shape[-1])
+
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low + high) // 2
+            found = table[order[middle]]
+            first = (found != queries).argmax(-1, keepdims=True)  # of equals the 0th: neither is below
+            below = (jnp.take_along_axis(found, first, -1) < jnp.take_along_axis(queries, first, -1))[:, 0]
+            return jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+
+        ends = jnp.zeros(len(queries), jnp.int32), jnp.full(len(queries), n - 1, jnp.int32)
+        low, _ = jax.lax.fori_loop(0, (n - 1).bit_length(), halve, ends)
+        return order[low].reshape(rows.shape[:-1])
+
     def snap(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The nearest row, to the bit; the gradient passes straight through to x."""
         still = jax.lax.stop_gradient(x)
@@ -94,35 +125,45 @@ class ActionTable:
 
 
 def exact(
-    rows: Float[np.ndarray, "N d"], half: Float[np.ndarray, " N"], x: Float[Array, "q d"], k: int
+    rows: Float[np.ndarray, "N d"], centre: Float[np.ndarray, " d"], x: Float[Array, "q d"], k: int
 ) -> Int[Array, "q k"]:
-    """The k best rows by products with all of them, CHUNK rows at a time."""
-    n, d = rows.shape
-    chunk = min(CHUNK, n)
-    count = -(-n // chunk)
+    """The k nearest of all rows, at most CHUNK rows at a time."""
+    n = len(rows)
+    count = -(-n // CHUNK)
+    chunk = -(-n // count)
+    around = rows - centre
+    half = 0.5 * np.square(around).sum(1)
     if count == 1:
-        return _found(jnp.asarray(rows), half, x, k)[1]
+        return _found(Part(*map(jnp.asarray, (rows, around, half))), centre, x, k)[1]
     rest = count * chunk - n
-    padded = np.pad(rows, ((0, rest), (0, 0)), mode="edge")  # not nearer than the last row, nor before it
-    high = np.pad(half, (0, rest), constant_values=np.inf)
+    filled = (np.pad(part, ((0, rest), (0, 0)), mode="edge") for part in (rows, around))
+    high = np.pad(half, (0, rest), constant_values=np.inf)  # these are never found
 
-    def look(best: tuple[Array, Array], one: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
-        part, part_half, first = one
-        value, index = _found(part, part_half, x, min(k, chunk))
+    def look(best: tuple[Array, Array], one: tuple[Part, Array]) -> tuple[tuple[Array, Array], None]:
+        part, first = one
+        value, index = _found(part, centre, x, min(k, chunk))
         value, index = jnp.concatenate([best[0], value], 1), jnp.concatenate([best[1], first + index], 1)
         value, place = _top(value, k)  # what was found before comes first: of equals the lowest stays
         return (value, jnp.take_along_axis(index, place, 1)), None
 
     none = jnp.full((x.shape[0], k), -jnp.inf), jnp.zeros((x.shape[0], k), jnp.int32)
-    chunks = padded.reshape(count, chunk, d), high.reshape(count, chunk), np.arange(count) * chunk
-    return jax.lax.scan(look, none, jax.tree.map(jnp.asarray, chunks))[0][1]
+    parts = (jnp.asarray(part).reshape(count, chunk, *part.shape[1:]) for part in (*filled, high))
+    return jax.lax.scan(look, none, (Part(*parts), jnp.arange(count) * chunk))[0][1]
 
 
-def _found(rows: Array, half: np.ndarray | Array, x: Array, k: int) -> tuple[Array, Array]:
-    """The k best of these rows and how good they are."""
-    find = partial(_found_at_once, rows, half, k=k)
+class Part(NamedTuple):
+    """Some rows, the same without the centre, and ½|R_n|² of these; infinite where a row only fills up."""
+
+    rows: Float[Array, "n d"]
+    around: Float[Array, "n d"]
+    half: Float[Array, " n"]
+
+
+def _found(part: Part, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
+    """−|R_n − x|² of the k nearest of these rows, and where they stand."""
     if not isinstance(x.shape[0], int):  # an exported policy leaves the number of queries open
-        return find(x)
+        return _by_differences(part, x, k)  # a file would compute both ways, always
+    find = partial(_found_at_once, part, centre, k=k)
     if len(x) <= QUERIES or jax.default_backend() != "cpu":
         return find(x)
     blocks = -(-len(x) // QUERIES)
@@ -132,31 +173,58 @@ def _found(rows: Array, half: np.ndarray | Array, x: Array, k: int) -> tuple[Arr
     return jax.tree.map(lambda part: part.reshape(-1, k)[: len(x)], found)
 
 
-def _found_at_once(rows: Array, half: np.ndarray | Array, x: Array, k: int) -> tuple[Array, Array]:
-    """The same in one product.
+def _found_at_once(part: Part, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
+    """The same of a few queries.
 
-    The product cannot tell rows apart whose distances from x differ by less than its rounding. So the single
-    nearest is taken, where several are that close, by differences among the best few.
+    The product cannot tell rows apart whose distances from x differ by less than its rounding. Where the k-th
+    and the next are that close for any query, all rows are compared by differences.
     """
-    score = _scores(rows, half, x)
-    value, index = _top(score, k)
-    if k > 1:
-        return value, index
-    others = jnp.where(jnp.arange(len(rows)) == index, -jnp.inf, score).max(-1, keepdims=True)
+    if k == len(part.rows):
+        return _by_differences(part, x, k)
+    moved = x - centre
+    score = _scores(part.around, part.half, moved)
+    if k == 1:
+        value, index = _top(score, 1)
+        last = value
+        after = jnp.where(jnp.arange(len(part.rows)) == index, -jnp.inf, score).max(-1, keepdims=True)
+    else:
+        # Of what is sliced XLA would sort all.
+        value, index = jax.lax.optimization_barrier(_top(score, k + 1))
+        last, after, index = value[:, -2:-1], value[:, -1:], index[:, :-1]
+    from_centre = jnp.square(moved).sum(-1, keepdims=True)
+    size = from_centre + jnp.maximum(from_centre - 2 * last, 0.0)  # |x|² + |R − x|² bounds what is added up
+    clear = (after < last - ROUNDING * size).all()
 
-    def among_few() -> Array:
-        few = jax.lax.top_k(_scores(rows, half, x), min(FEW, len(rows)))[1]
-        few = jnp.sort(few)  # of equals the first is taken: the lowest
-        place = jnp.square(rows[few] - x[:, None]).sum(-1).argmin(-1, keepdims=True)
-        return jnp.take_along_axis(few, place, -1)
+    def by_products() -> tuple[Array, Array]:
+        distance = jnp.square(part.rows[index] - x[:, None]).sum(-1)
+        if k == 1:
+            return -distance, index
+        distance, ordered = jax.lax.sort((distance, index), num_keys=2)  # of equals the lowest comes first
+        return -distance, ordered
 
-    clear = (others < value - ROUNDING * (1.0 + jnp.abs(value))).all()
-    index = jax.lax.cond(clear, lambda: index, among_few)
-    return -jnp.square(rows[index[:, 0]] - x).sum(-1, keepdims=True), index
+    return jax.lax.cond(clear, by_products, lambda: _by_differences(part, x, k))
+
+
+def _by_differences(part: Part, x: Array, k: int) -> tuple[Array, Array]:
+    """The same, exact but for the rounding of each distance."""
+
+    def further(distance: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
+        of_rows, of_x = column
+        return distance + jnp.square(of_rows - of_x[:, None]), None
+
+    # Column by column: [q, N, d] at once is ten times as slow on a CPU.
+    start = jnp.zeros((x.shape[0], 1)) + jnp.where(jnp.isinf(part.half), jnp.inf, 0.0)
+    distance, _ = jax.lax.scan(further, start, (part.rows.T, x.T))
+    return _top(-distance, k)
 
 
 def probed(clusters: Clusters, x: Float[Array, "q d"], k: int, probes: int) -> Int[Array, "q k"]:
-    """The k best rows of the `probes` clusters whose centres are nearest, one query after the other."""
+    """The k best rows of the `probes` clusters whose centres are nearest, one query after the other.
+
+    Of more clusters where that many might hold fewer than k rows together.
+    """
+    enough = int(np.searchsorted(np.cumsum(np.sort(clusters.sizes)), k)) + 1  # even of the smallest ones
+    probes = min(max(probes, enough), len(clusters.sizes))
     centres, half = clusters.centres, 0.5 * np.square(clusters.centres).sum(1)
     _, near = _top(_scores(centres, half, x), probes)
     rows, row_half, order, starts, sizes = (jnp.asarray(part) for part in clusters[1:-1])
@@ -222,4 +290,5 @@ def _top(value: Array, k: int) -> tuple[Array, Array]:
         best = value.max(-1, keepdims=True)
         places = jnp.arange(value.shape[-1])
         return best, jnp.where(value == best, places, value.shape[-1]).min(-1, keepdims=True)
-    return jax.lax.top_k(value, k)
+    best, places = jax.lax.top_k(value, k)
+    return best, places

@@ -1,7 +1,8 @@
 """Tables, statistics and pictures of run folders. Reads files only; never imports jax."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from qscape.errors import UsageError
 
@@ -17,3 +18,10 @@ def extra(what: str) -> Iterator[None]:
         yield
     except ImportError as problem:
         raise UsageError(f'{what} need the extra: pip install "qscape[report]".') from problem
+
+
+def environment(record: Mapping[str, Any]) -> str:
+    """The environment's id with the arguments it was made with: other arguments are another task."""
+    args = record.get("env_args") or {}
+    said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
+    return f"{record['env']}({said})" if said else record["env"]

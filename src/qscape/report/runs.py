@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import UsageError
-from qscape.report import extra
+from qscape.report import environment, extra
 
 with extra("Tables of runs"):
     import numpy as np
@@ -141,13 +141,6 @@ def heading(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
         "env": environment(record),
         "seed": int(record["seed"]),
     }
-
-
-def environment(record: dict[str, Any]) -> str:
-    """The environment's id with the arguments it was made with: other arguments are another task."""
-    args = record.get("env_args") or {}
-    said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
-    return f"{record['env']}({said})" if said else record["env"]
 
 
 def _reason(problem: Exception) -> str:

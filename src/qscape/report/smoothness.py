@@ -6,9 +6,8 @@ A record is one run, as `measure` gives it and as RUN/inspect/smoothness.json ho
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import extra, statistics, tables
+from qscape.report import environment, extra, statistics, tables
 from qscape.report.figures import COLOURS, GREYS, dress, new_figure
-from qscape.report.runs import environment
 from qscape.report.statistics import Estimate
 
 with extra("Smoothness over seeds"):

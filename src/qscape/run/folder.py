@@ -27,6 +27,7 @@ import jax
 
 from qscape.agents import Agent
 from qscape.envs import snapshot
+from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import RunError, UsageError
 from qscape.run import saves
 from qscape.run.loop import Loop
@@ -281,6 +282,7 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
         "milestone": milestone or _is_milestone(place / name),  # again, at the same step
         "numbers": trainer.numbers(),
         "edge": shot.meta,
+        "table": fingerprint(trainer.edge.spec.table),
         "threads": os.environ.get("NPROC"),
     }
     path = saves.write(place, name, trainer.trees() | {"edge": shot.arrays}, meta)
@@ -335,6 +337,7 @@ def load_into(trainer: Loop, path: Path) -> list[str]:
     """
     meta = saves.read_meta(path)
     numbers = meta["numbers"]
+    refuse_other_table(trainer.edge.env_id, meta.get("table"), trainer.edge.spec.table)
     trees, _ = saves.read(path, trainer.likes(numbers))
     trainer.put_back(trees, numbers)
     why = snapshot.restore(trainer.edge, snapshot.Snapshot(saves.read_arrays(path, "edge"), meta["edge"]))

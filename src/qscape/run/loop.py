@@ -18,6 +18,7 @@ from qscape.agents import Agent
 from qscape.envs import Edge, Episode
 from qscape.envs import make as make_edge
 from qscape.envs.build import training_args
+from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.run import events as ev
 from qscape.run.evaluation import SEED, evaluate, rollouts, successes_of
 from qscape.run.plan import Plan
@@ -50,6 +51,8 @@ class Loop:
         """`eval_edge` None: no evaluation while training; `saver` None: nothing is saved. The saver is
         called with the trainer and whether this save is one to keep for good."""
         self.plan, self.agent, self.edge = plan, agent.on(edge.spec), edge
+        if eval_edge is not None:
+            refuse_other_table(edge.env_id, fingerprint(edge.spec.table), eval_edge.spec.table)
         self.eval_edge, self.saver = eval_edge, saver
         self.probes = Probes(plan.probe, self.agent) if plan.probe else None
         self.key = jax.random.key(plan.seed)

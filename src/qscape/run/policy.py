@@ -9,6 +9,7 @@ import jax
 from qscape.agents import build
 from qscape.envs import Edge, Episode
 from qscape.envs import make as make_edge
+from qscape.envs.spaces import refuse_other_table
 from qscape.errors import RunError, UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
@@ -55,6 +56,7 @@ def load_policy(
     agent: Any = build(plan.recipe, plan.settings)
     args, by_index = dict(plan.env_args) | (env_args or {}), agent.by_index
     edge = make_edge(plan.env, envs, args, seed=seed, by_index=by_index)
+    refuse_other_table(plan.env, saves.read_meta(path).get("table"), edge.spec.table)
     agent = agent.on(edge.spec)
     acting, step, policy = read_acting(path, agent, current)
     return Loaded(programs_of(agent, envs), acting, edge, step, policy)
