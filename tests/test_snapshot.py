@@ -181,17 +181,21 @@ def test_state_in_objects_shared_arrays_and_deques_is_kept():
     assert_same(run(edge, actions[50:]), run(other, actions[50:]))
 
 
+def assert_goes_on(env, steps):
+    """A snapshot after `steps` steps, put into another copy: as many again are the same."""
+    edge, other = make(env, seed=1), make(env, seed=2)
+    actions = actions_of(edge, 2 * steps)
+    edge.reset()
+    run(edge, actions[:steps])
+    assert restore(other, through_a_file(take(edge))) == ""
+    assert_same(run(edge, actions[steps:]), run(other, actions[steps:]))
+
+
 def test_wrappers_with_statistics_are_kept():
     def wrapped():
         return gym.wrappers.NormalizeObservation(gym.make("Pendulum-v1"))
 
-    edge = make(wrapped, seed=1)
-    actions = actions_of(edge, 500)
-    edge.reset()
-    run(edge, actions[:250])
-    other = make(wrapped, seed=2)
-    assert restore(other, through_a_file(take(edge))) == ""
-    assert_same(run(edge, actions[250:]), run(other, actions[250:]))
+    assert_goes_on(wrapped, 250)
 
 
 @pytest.mark.parametrize("extra", [iter([1]), memoryview(b"1"), np.array([object()]), {1, 2}, b"1", 1j])
@@ -252,13 +256,7 @@ class Draws(gym.Env):
 
 @pytest.mark.parametrize("env", [Holds, Draws])
 def test_what_is_named_as_gymnasium_names_other_things_is_kept(env):
-    edge = make(env, seed=1)
-    actions = actions_of(edge, 100)
-    edge.reset()
-    run(edge, actions[:50])
-    other = make(env, seed=2)
-    assert restore(other, through_a_file(take(edge))) == ""
-    assert_same(run(edge, actions[50:]), run(other, actions[50:]))
+    assert_goes_on(env, 50)
 
 
 def test_a_snapshot_of_another_way_to_reset_begins_a_new_episode():

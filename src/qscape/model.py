@@ -67,10 +67,8 @@ class Model:
     ) -> None:
         set_up_jax()
         seed, envs = _whole("seed", seed, 0), _whole("envs", envs, 1)
-        eval_every, eval_episodes = (
-            _whole("eval_every", eval_every, 0),
-            _whole("eval_episodes", eval_episodes, 1),
-        )
+        eval_every = _whole("eval_every", eval_every, 0)
+        eval_episodes = _whole("eval_episodes", eval_episodes, 1)
         self.recipe, self.seed, self.settings = recipe, seed, settings
         # Refuses what cannot be, before an environment is made.
         by_index = build(recipe, settings).by_index

@@ -82,7 +82,7 @@ def _sentence(box: str, prog: str) -> str:
     begin = is_rule.index(False)  # a box of ASCII has a rule beneath the title
     words = " ".join(lines[begin : is_rule.index(True, begin)]).removeprefix("Error parsing ").rstrip(".")
     form = re.search(r"helptext:\s*(--.*)", "\n".join(lines))
-    words = re.sub(r"invalid literal for int\(\) with base 10: ", "no whole number: ", words)
+    words = words.replace("invalid literal for int() with base 10: ", "no whole number: ")
     return f"{words}; {f'it is {form[1]}' if form else f'see {prog} --help'}."
 
 

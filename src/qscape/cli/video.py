@@ -67,9 +67,10 @@ def main(argv: list[str]) -> int:
     odd = [(0, 0), *((0, n % 2) for n in film.shape[1:3]), (0, 0)]  # H.264 films even sizes only
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # JAX warns of forks; what is forked here runs ffmpeg at once.
-        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
-        imageio.imwrite(aside, np.pad(film, odd, mode="edge"), fps=fps, macro_block_size=1)
+        with warnings.catch_warnings():
+            # JAX warns of forks; what is forked here runs ffmpeg at once.
+            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
+            imageio.imwrite(aside, np.pad(film, odd, mode="edge"), fps=fps, macro_block_size=1)
         aside.replace(file)
     except (OSError, ValueError) as problem:
         with contextlib.suppress(OSError):

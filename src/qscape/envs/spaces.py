@@ -138,8 +138,8 @@ def refuse_other_table(env_id: str, known: Sequence[float] | None, table: np.nda
 def other_table(env_id: str) -> str:
     """What is wrong with an environment whose copies have tables of their own."""
     return (
-        f"{env_id}: action_table differs between copies of the environment, and an action would mean two "
-        "things; draw it from a fixed seed"
+        f"{env_id}: action_table differs between copies of the environment (training, evaluation, the run "
+        "that was saved), and an action would mean two things; draw it from a fixed seed"
     )
 
 
