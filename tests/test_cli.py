@@ -6,6 +6,7 @@ import resource
 import shlex
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,22 @@ def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, t
     assert arrays(tmp_path / "runs" / "0") == arrays(done)
 
 
+def test_a_logger_that_refuses_is_one_sentence(refused, monkeypatch):
+    def init(project, name, config):
+        raise ValueError(f"no key for {project}")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    why = "--log wandb cannot begin: no key for qscape-tiny-Clock-v0"
+    assert why in refused("train", "td3", *SHORT, "--log", "wandb", "--out", "runs", code=1)
+
+
+def test_what_several_seeds_were_asked_for_and_cannot_be_is_a_usage_error_too(refused):
+    argv = ["train", "td3", *SHORT, "--seeds", 0, 1, "--probe", "smoothness", "--eval-every", 60]
+    assert "2 of 2 runs failed; runs/0: nowhere is no run" in refused(
+        *argv, "--from", "nowhere", "--out", "runs"
+    )
+
+
 def test_a_negative_seed(refused, done):
     for command in ("evaluate", "video", "landscape", "smoothness"):
         assert "--seed is -1; it must be 0 or more." in refused(command, done, "--seed", -1)
@@ -528,6 +545,16 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Edge, "render_frame", lambda self: np.full((45, 31, 3), 200, np.uint8))
     assert run("video", "runs", "--mp4", "odd.mp4") == 0  # H.264 films even sizes only
     assert Path("odd.mp4").stat().st_size > 500
+
+    def fail(self):
+        raise ImportError("Cannot initialize a EGL device display")
+
+    monkeypatch.setattr(Edge, "render_frame", fail)
+    assert run("video", "runs", "--mp4", "odd.mp4") == 1
+    why = "Pendulum-v1 cannot draw on this machine (Cannot initialize a EGL device display); try MUJOCO_GL="
+    assert why in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     for argv in (["plot", "runs", "--png"], ["video", "runs", "--mp4"]):
         assert run(*argv, "file/out/it.png") == 1

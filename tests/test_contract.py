@@ -89,6 +89,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
                 "predict_reward": True,
                 "critic_inputs": ["zsa", "zs"],
                 "actor_inputs": ["zs"],
+                "input_width": 6,
                 "state_norm": "layer",
                 "pair_norm": "avg_l1",
                 "input_norm": "none",
@@ -138,7 +139,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "td3+lap",
         {
             "base": {"critic_loss": "pal", "critic_loss_scale": 0.5, "critic_activation": "tanh"},
-            "lap": {"alpha": 1.0, "min_priority": 0.1},
+            "lap": {"alpha": 1.0, "min_priority": 0.1, "reset_highest": False},
         },
     ),
     "derived, clip and decay": (

@@ -1,5 +1,6 @@
 """The sum tree and loss-adjusted replay."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -164,6 +165,8 @@ def test_max_priority_c5():
     np.testing.assert_array_equal(priorities_of(index, 3), np.float32([1.1, 1.2, 1.3]))
     index = lap.after(index, event(synced=False))
     assert index.priorities.max_priority == 2.5
+    never = dataclasses.replace(lap, reset_highest=False)
+    assert never.after(index, event(synced=True)).priorities.max_priority == 2.5
     index = lap.after(index, event(synced=True))
     assert index.priorities.max_priority == np.float32(1.3)
     rows, index = add(*add(rows, index))

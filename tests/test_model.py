@@ -168,6 +168,13 @@ def test_a_model_of_an_environment_without_an_id(tmp_path):
         again.learn(30)
         assert arrays(again.save(tmp_path / "again")) == arrays(model.save(path))
     assert len(other.evaluate(2)) == 2
+
+    class CartPole(Clock):  # the name of a registered environment, which would be made instead
+        """Not registered either."""
+
+    named = qs.TD3(CartPole, seed=0, eval_every=0, **small).save(tmp_path / "named")
+    with pytest.raises(qs.UsageError, match="ran in CartPole_, which no id makes"):
+        qs.load(named)
     assert qs.load(path, "Pendulum-v1").learn(30).env_steps == 110  # of the same spaces
     with pytest.raises(qs.RunError, match=r"use the settings it was saved with"):
         qs.load(path, Rooms())
@@ -316,7 +323,7 @@ class Endless(Clock):
 
 def test_an_evaluation_that_cannot_end_says_so(monkeypatch):
     monkeypatch.setattr(evaluation, "LONGEST", 50)
-    with pytest.raises(qs.RunError, match=r"Endless: an evaluation's episode has not ended in 50 steps, and"):
+    with pytest.raises(qs.RunError, match=r"Endless: an episode has not ended in 50 steps, and"):
         qs.TD3(lambda: Endless(0), eval_episodes=2, **settings("td3", warmup=20)).learn(30)
     limited = gym.wrappers.TimeLimit(Endless(0), 70)  # longer, but it ends
     assert len(qs.TD3(lambda: Endless(0), eval_env=limited, **settings("td3", warmup=20)).evaluate(2)) == 2

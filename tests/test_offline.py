@@ -478,6 +478,7 @@ def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
         (["ppo", "--dataset", name], "learns from its own steps"),
         (["td3", "--dataset", name, "--envs", "2"], "nothing is stepped"),
         (["td3", "--env", CLOCK, "--keep-data"], "names; name one"),
+        (["td3", "--dataset", name, "--from", "runs/a", "--keep-data"], "holds that one alone: leave one of"),
         (["td3", "--dataset", name, "--env", "Pendulum-v1"], "name the one it was recorded in"),
         (["td3", "--dataset", "none.hdf5"], "none.hdf5 does not exist."),
         (["td7", "--dataset", name, "--checkpoints.switch", "3"], "belongs to checkpoints"),
@@ -530,10 +531,13 @@ def test_a_normaliser_that_the_other_run_lacked_sees_the_data_that_is_kept(run, 
     def look(trainer):
         seen.update(moments=jax.tree.map(np.asarray, trainer.state.own["normalise"].rest))
 
-    [*train(plan, tmp_path / "on", on_trainer=look)]
-    observation = read(read_plan(run).dataset).observation
-    assert seen["moments"].seen >= len(observation)
-    np.testing.assert_allclose(seen["moments"].mean, observation.mean(0), atol=1e-4)
+    data = read_plan(run).dataset
+    offline = Plan("td7+normalise", CLOCK, 40, start=str(run), dataset=data, eval_every=0, settings=settings)
+    for number, each in enumerate((plan, offline)):
+        [*train(each, tmp_path / str(number), on_trainer=look)]
+        observation = read(data).observation
+        assert seen["moments"].seen >= len(observation)
+        np.testing.assert_allclose(seen["moments"].mean, observation.mean(0), atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(run, tmp_path):

@@ -60,6 +60,16 @@ def test_a_run(whole):
     assert [event.policy for event in told if hasattr(event, "returns")] == ["current"] * 4
 
 
+def test_networks_that_diverged_are_not_saved(tmp_path):
+    """Indices of actions are finite whatever the logits are."""
+    settings = {"base": {**SMALL, "rollout": 100, "batch_size": 50, "learning_rate": 1e38, "anneal": False}}
+    with pytest.raises(RunError, match=r"its networks hold NaN at step \d+, after \d updates"):
+        drain(train(plan("ppo", settings=settings), tmp_path / "0"))
+    kept = tmp_path / "0" / "saves"
+    for name in saves.names(kept):
+        assert all(np.isfinite(x).all() for x in saves.read_arrays(kept / name, "acting").values())
+
+
 @pytest.mark.parametrize("at", [80, 130])
 def test_a_resumed_run_is_the_same_to_the_bit(whole, tmp_path, at):
     """Stopped in the middle of a rollout, and of an episode."""

@@ -156,6 +156,9 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
         assert (given["savgo"]["candidates"], given["pave"]["curvature"]) == (64, 2.0)
         assert "soft" not in given
     assert made("sac+savgo+pave", "Walker2d-v5").base.log_std_min == -5.0
+    for recipe in ("td3+savo", "sac+pave+savo", "td3+wolpertinger"):
+        assert preset("paper", recipe, "Hopper-v5")[1].startswith("SAVO")
+        assert made(recipe, "Ant-v4").base.replay_capacity == 500_000
     given, source = preset("paper", "sac+savgo+pave", "Swimmer-v5")  # for which PAVE has nothing
     assert (given.keys(), source) == ({"base", "savgo"}, "SAVGO, arXiv 2605.00787")
     monkeypatch.setitem(PRESETS, "paper", [other])
@@ -184,6 +187,12 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
             "The preset 'paper' has no settings for td7 agents; it has them for td3, sac, ",
         ),
         ("paper", "td3+paev", "Hopper-v5", "There is no part 'paev'"),
+        (
+            "paper",  # not the settings of a paper that knows neither SAVO nor its networks
+            "td3+savo",
+            "Reacher-v5",
+            "The preset 'paper' has no settings for td3 on Reacher-v5; it has them on restricted/Hopper-v0, ",
+        ),
     ],
 )
 def test_refusals(name, recipe, env, sentence):

@@ -312,6 +312,14 @@ def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_of
     assert not (tmp_path / "new").exists()
 
 
+def test_a_container_has_less_memory_than_its_machine(tmp_path):
+    for name, value in (("max", "5000"), ("current", "4000"), ("stat", "anon 1000\ninactive_file 700")):
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    assert memory._left_in(tmp_path) == [1_700]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._left_in(tmp_path) == memory._left_in(tmp_path / "none") == []
+
+
 def test_a_model_saved_over_the_run_that_it_came_from_keeps_its_replay(broken_off, tmp_path):
     """Its rows are read when they are needed: by then their file is gone."""
     folder = shutil.copytree(broken_off, tmp_path / "run")

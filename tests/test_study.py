@@ -97,6 +97,9 @@ def test_rows_of_a_file(place):
     assert [r.plan.steps for r in rows[:2]] == [900, 800]
     assert [r.plan.steps for r in study(named, "full").rows[:2]] == [2_500, 800]
 
+    plan = study(TEXT.replace('id = "', 'envs = 3\neval_episodes = 7\nid = "')).rows[0].plan
+    assert (plan.envs, plan.eval_episodes) == (3, 7), "the environment's own win over the budget's"
+
 
 def test_entries_of_one_budget_only(place):
     """What is of another budget need not even exist on this machine."""

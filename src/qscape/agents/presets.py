@@ -1,9 +1,9 @@
 """Presets: what papers set, by agent, part and environment.
 
 A row is of a base alone, or of a base with one part. A recipe gets the rows of its base and of its parts, in
-order, from one paper that knows some of them: one that has the environment, before one that has not; the one
-of the part that moves the policy, before one of a regulariser; the one that knows most. Parts of other papers
-get their own fields from there. What the user says wins.
+order, from one paper that knows some of them: the one of the part that moves the policy, before one of a
+regulariser; one that has the environment, before one that has not; the one that knows most. Parts of other
+papers get their own fields from there. What the user says wins.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         known = paper.known(base, parts)
         has_environment = bool(known) and all((base, part, env) in paper.rows for part in known)
         moves = any(PARTS[part].socket in ("improvement", "maximiser") for part in known if part in PARTS)
-        return any(known), has_environment, moves, len(known)
+        return any(known), moves, has_environment, len(known)
 
     paper = max(PRESETS[name], key=fit)
     known = paper.known(base, parts)
@@ -181,11 +181,14 @@ RESTRICTED = [f"restricted/{name}-v0" for name in ("Hopper", "Walker2d")]
 RESTRICTED += [f"restricted/Inverted{name}Pendulum-v0" for name in ("", "Double")]
 DEXTEROUS = [f"AdroitHand{name}-v1" for name in ("Door", "Pen", "Hammer")]
 RECSIM = [f"recsim/{name}-v0" for name in ("10k", "100k", "500k", "Data", "DataSynthetic")]
+# Not restricted, to see that nothing is lost there; the paper's are of version 4.
+STANDARD = [f"{name}-v{n}" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d") for n in (4, 5)]
+STANDARD += [f"InvertedPendulum-v{n}" for n in (4, 5)]
 COMPARED = ("savo", "ou", "wolpertinger", "ensemble", "joint", "cem", "greedy_ac", "greedy_td3")
 
 
 def _savo() -> dict[tuple[str, str, str], Settings]:
-    tasks = dict.fromkeys([*RESTRICTED, *DEXTEROUS], ON_MUJOCO) | dict.fromkeys(RECSIM, ON_ITEMS)
+    tasks = dict.fromkeys([*RESTRICTED, *STANDARD, *DEXTEROUS], ON_MUJOCO) | dict.fromkeys(RECSIM, ON_ITEMS)
     tasks |= {"mineworld/MineWorld-v0": ON_MINES}
     rows: dict[tuple[str, str, str], Settings] = {}
     for env, base in tasks.items():

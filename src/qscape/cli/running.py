@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qscape.errors import RunError
+from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
 from qscape.run.pool import Failure, Pool, cores
 from qscape.run.worker import Job, run_job, run_together
@@ -32,7 +32,7 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
             pool = Pool(iter(enumerate(jobs)), workers=cores())
             for k, told in pool.events():
                 if isinstance(told, Failure):
-                    failures[k] = told.why
+                    failures[k] = told
                     screen.failed(jobs[k], told.why)
                 elif told is not None:
                     screen.show(k, told)
@@ -40,7 +40,10 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
     screen.summary(jobs)
     if failures:
         first = min(failures)
-        raise RunError(f"{len(failures)} of {len(jobs)} runs failed; {jobs[first].folder}: {failures[first]}")
+        asked = all(failure.code == UsageError.code for failure in failures.values())
+        kind = UsageError if asked else RunError
+        why = failures[first].why
+        raise kind(f"{len(failures)} of {len(jobs)} runs failed; {jobs[first].folder}: {why}")
     return 130 if screen.interrupted else 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
-from qscape.run.loop import open_edges
+from qscape.run.loop import open_edge
 from qscape.run.plan import Pace, Plan, fitted, folder_name
 from qscape.run.seeds import lacking
 from qscape.run.sinks import TRACKERS
@@ -52,8 +53,8 @@ def main(argv: list[str]) -> int:
             env_args=options.env_args(run.env_args),
             settings=given,
             preset=run.preset,
-            dataset=run.dataset,
-            start=run.from_,
+            dataset=_anywhere(run.dataset),
+            start=_anywhere(run.from_),
             keep_data=run.keep_data,
             **{f.name: getattr(run, f.name) for f in dataclasses.fields(Pace)},
         )
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     ]
     plan, agent, _ = fitted(plans[0])  # refuses what cannot be, before any folder is made
     together = _together(run.seeds_as, plans, agent, run.log)
-    place = (run.dataset or run.env).strip("/").replace("/", "-")
+    place = (str(Path(run.dataset)) if run.dataset else run.env).strip("/").replace("/", "-")
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)
@@ -71,10 +72,16 @@ def main(argv: list[str]) -> int:
     if len(jobs) > 1 and not plan.dataset:  # else the run itself refuses, before it makes its folder
         for job in jobs:
             refuse_taken(job.folder, run.overwrite)
-        for edge in open_edges(dataclasses.replace(plan, eval_every=0), agent)[:1]:
-            agent.on(edge.spec)
-            edge.close()
+        edge = open_edge(plan, agent)
+        agent.on(edge.spec)
+        edge.close()
     return run_all(jobs, together)
+
+
+def _anywhere(name: str) -> str:
+    """A path that means the same in any folder; a dataset's name, such as local/pendulum-v0, stays."""
+    is_path = name.startswith(".") or not re.search(r"-v\d+$", name)
+    return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] = ()) -> bool:

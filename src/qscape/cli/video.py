@@ -4,13 +4,16 @@ import contextlib
 import dataclasses
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qscape.cli import options
+from qscape.envs import Edge
 from qscape.errors import RunError, UsageError
-from qscape.run.evaluation import SEED
+from qscape.run.evaluation import SEED, refuse_endless
 from qscape.run.folder import one_run
 from qscape.run.policy import load_policy
 from qscape.run.programs import act_evaluating
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> int:
     if given.fps is not None and given.fps < 1:
         raise UsageError(f"--fps is {given.fps}; it must be at least 1.")
     try:
-        import imageio.v3 as imageio
+        import imageio.v2 as imageio
     except ImportError as problem:
         raise UsageError('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
@@ -50,32 +53,46 @@ def main(argv: list[str]) -> int:
         folder, seed=given.seed, current=given.current, env_args={"render_mode": "rgb_array"}
     )
     edge, choose = loaded.edge, act_evaluating(loaded.programs, loaded.acting, 1)
-    obs, first, frames, returns = edge.reset(), np.ones(1, bool), [], []
-    while len(returns) < given.episodes:
-        try:
-            frames.append(edge.render_frame())
-        except RuntimeError as problem:
-            raise RunError(
-                f"{edge.env_id} cannot draw on this machine ({problem}); try MUJOCO_GL=osmesa."
-            ) from problem
-        step = edge.step(choose(obs, first, len(frames)))
-        obs, first = step.observation, step.terminated | step.truncated
-        returns += [e.ret for e in step.finished]
     file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
     fps = given.fps or edge.env.metadata.get("render_fps", 30)
-    film, aside = np.stack(frames), file.with_stem(f"{file.stem}.new")
-    odd = [(0, 0), *((0, n % 2) for n in film.shape[1:3]), (0, 0)]  # H.264 films even sizes only
+    aside, frames, returns = file.with_stem(f"{file.stem}.new"), 0, []
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             # JAX warns of forks; what is forked here runs ffmpeg at once.
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
-            imageio.imwrite(aside, np.pad(film, odd, mode="edge"), fps=fps, macro_block_size=1)
+            film: Any = imageio.get_writer(aside, fps=fps, macro_block_size=1)
+            with film:
+                for picture in _pictures(edge, choose, given.episodes, returns):
+                    film.append_data(picture)
+                    frames += 1
         aside.replace(file)
     except (OSError, ValueError) as problem:
         with contextlib.suppress(OSError):
             aside.unlink()
         why, _, _ = str(problem).strip().partition("\n")  # ffmpeg's own words follow
         raise RunError(f"{file} cannot be written ({why}).") from problem
-    print(f"{file}: {len(frames)} frames, returns {', '.join(f'{r:,.1f}' for r in returns)}")
+    print(f"{file}: {frames} frames, returns {', '.join(f'{r:,.1f}' for r in returns)}")
     return 0
+
+
+def _pictures(edge: Edge, choose: Callable, episodes: int, returns: list[float]) -> Iterator[np.ndarray]:
+    """The pictures of whole episodes, one by one: a long film would not fit into memory."""
+    obs, first, made = edge.reset(), np.ones(1, bool), 0
+    while len(returns) < episodes:
+        try:
+            picture = edge.render_frame()
+        except (
+            RuntimeError,
+            ImportError,
+            AttributeError,
+        ) as problem:  # as MuJoCo's and OpenGL's parts say it
+            raise RunError(
+                f"{edge.env_id} cannot draw on this machine ({problem}); try MUJOCO_GL=osmesa."
+            ) from problem
+        odd = [(0, n % 2) for n in picture.shape[:2]]  # H.264 films even sizes only
+        yield np.pad(picture, [*odd, (0, 0)], mode="edge")
+        step = edge.step(choose(obs, first, made))
+        obs, first, made = step.observation, step.terminated | step.truncated, made + 1
+        returns += [episode.ret for episode in step.finished]
+        refuse_endless(edge, edge.longest)

@@ -172,7 +172,7 @@ class Edge:
             self.envs, space, actions = 1, env.observation_space, env.action_space
         about: Any = one or env
         registered = about.spec
-        self.env_id = env_id or _id_of(about, env) or type(about.unwrapped).__name__
+        self.env_id = env_id or _id_of(about, env) or _class_name(about)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
         size, flatten = flattening(space, self.env_id, images=by_index)
@@ -468,6 +468,12 @@ def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
     same = own.keys() == usual.keys() and all(np.array_equal(own[k], usual[k]) for k in own)
     same = same and spec.max_episode_steps == known.max_episode_steps and not spec.additional_wrappers
     return spec.id if same else ""
+
+
+def _class_name(about: Any) -> str:
+    """The name of an environment that no id makes; not one for which Gymnasium would make its own."""
+    name = type(about.unwrapped).__name__
+    return f"{name}_" if name in {spec.name for spec in gym.registry.values()} else name
 
 
 def _time_limit(about: Any) -> int | None:

@@ -39,7 +39,7 @@ def representation(extra_dims: int = 0) -> Float[np.ndarray, "54 d"]:
 
 
 def layout(random: np.random.Generator) -> Int[np.ndarray, "11 11"]:
-    """A map [y, x] of mine types, as evaluation draws them: two of three columns and rows are barriers."""
+    """A map [y, x] of mine types, as SAVO fixes some: two of three columns and rows are barriers."""
     xs, ys = (np.sort(random.choice([3, 5, 7], 2, replace=False)) for _ in range(2))
     types = random.integers(0, NO_MINE, (SIZE, SIZE))
     return np.where(_barriers(xs, ys), types, NO_MINE)

@@ -55,12 +55,15 @@ class SALE(Representation):
     state_norm: Norm = setting("avg_l1", "Normalisation of z_s.")
     pair_norm: Norm = setting("none", "Normalisation of z_sa.")
     input_norm: Norm = setting("avg_l1", "Normalisation of φ, the first layer of critic and actor.")
+    input_width: int | None = setting(None, "Width of φ; None: that of the first hidden layer.")
     frozen: bool = setting(True, "Feed frozen copies of the encoders; False: the current encoder everywhere.")
     end_to_end: float | None = setting(None, "Weight β of the encoder's loss where critics train it too.")
 
     def __post_init__(self) -> None:
         if self.width < 1 or not self.hidden or min(self.hidden) < 1:
             raise UsageError(f"sale.width is {self.width}, sale.hidden {self.hidden}; widths are at least 1.")
+        if self.input_width is not None and self.input_width < 1:
+            raise UsageError(f"sale.input_width is {self.input_width}; it must be at least 1, or None.")
         for field in ("learning_rate", "end_to_end"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
@@ -104,9 +107,10 @@ class SALE(Representation):
         return Own(learned=encoder, rest=(encoder, encoder))
 
     def view(self, own: Own, which: str) -> Encoder:
-        if which == "online" or not self.frozen or self.joint is not None:
+        if which == "online" or not self.frozen:
             return own.learned
-        fixed, fixed_target = own.rest
+        # Critics that move the encoder see it as it is; their targets see it as it was when they were copied.
+        fixed, fixed_target = own.rest if self.joint is None else (own.learned, own.rest[0])
         return fixed if which == "fixed" else fixed_target
 
     def embed_state(self, encoder: Encoder, obs: Array) -> Array:
@@ -157,9 +161,8 @@ class SALE(Representation):
 
     def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
         k_stage, k_trunk, k_head = jax.random.split(key, 3)
-        stage, width = self._stage(
-            k_stage, spec.observation_size, base.actor_hidden[0], "s" in self.actor_inputs
-        )
+        phi = self.input_width or base.actor_hidden[0]
+        stage, width = self._stage(k_stage, spec.observation_size, phi, "s" in self.actor_inputs)
         width += self.width * ("zs" in self.actor_inputs) + context
         trunk = Trunk(k_trunk, (width, *base.actor_hidden), base.actor_activation)
         return Actor(stage, trunk, head(k_head, base, spec))
@@ -167,7 +170,8 @@ class SALE(Representation):
     def critic(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Critic:
         k_stage, k_body = jax.random.split(key)
         size = spec.observation_size + spec.action_size
-        stage, width = self._stage(k_stage, size, base.critic_hidden[0], "sa" in self.critic_inputs)
+        phi = self.input_width or base.critic_hidden[0]
+        stage, width = self._stage(k_stage, size, phi, "sa" in self.critic_inputs)
         width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + context
         return Critic(stage, MLP(k_body, (width, *base.critic_hidden, 1), base.critic_activation))
 

@@ -183,7 +183,7 @@ class Maximiser(Part):
     def target(
         self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
     ) -> Policy:
-        """The policy at the next state; smooths before it picks."""
+        """The policy at the next state, smoothed before it picks (SAVO: after)."""
         raise NotImplementedError
 
     def act(

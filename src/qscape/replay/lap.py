@@ -31,6 +31,9 @@ class LAP(Piece):
     alpha: float = setting(0.4, "Exponent of the priorities; 0 is uniform.", tune=(0.0, 1.0))
     min_priority: float = setting(1.0, "Temporal-difference errors below this count as this.")
     prioritised: bool = setting(True, "Off: draw uniformly, and keep the critic loss (an ablation).")
+    reset_highest: bool = setting(
+        True, "New rows' priority may fall at synchronisations; off: LAP before TD7."
+    )
 
     def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
@@ -87,7 +90,7 @@ class LAP(Piece):
 
     def after(self, index: Index, event: Event) -> Index:
         """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
-        if index.priorities is None:
+        if index.priorities is None or not self.reset_highest:
             return index
         tree, highest = index.priorities
 

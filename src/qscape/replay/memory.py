@@ -31,6 +31,7 @@ Memory: TypeAlias = Float[Array, "rows W"]
 OBSERVATIONS = frozenset({"successor", "previous_observation", "last_observation"})
 DERIVED = OBSERVATIONS | {"next_observation", "truncated"}
 GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")  # of a container: the limits that it has
 
 
 class Priorities(NamedTuple):
@@ -387,4 +388,18 @@ def _available_bytes() -> int | None:
     if not meminfo.exists():
         return None
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return 1024 * int(fields["MemAvailable"].split()[0]) if "MemAvailable" in fields else None
+    if "MemAvailable" not in fields:
+        return None
+    return min([1024 * int(fields["MemAvailable"].split()[0]), *_left_in(CGROUP)])
+
+
+def _left_in(group: Path) -> list[int]:
+    """Bytes that a container may still take; nothing where it has no limit."""
+    try:
+        limit, used, stat = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+    except OSError:
+        return []
+    if limit.strip() == "max":
+        return []
+    cached = dict(line.split() for line in stat.splitlines()).get("inactive_file", 0)  # is given back
+    return [max(int(limit) - int(used) + int(cached), 0)]

@@ -91,13 +91,19 @@ def _walk(
     while any(share):
         action = choose(obs if sense is None else sense(obs), first, t)
         step = edge.step(action)
-        if t >= LONGEST and edge.time_limit is None and edge.longest > LONGEST:
-            raise RunError(
-                f"{edge.env_id}: an evaluation's episode has not ended in {LONGEST:,} steps, and nothing "
-                "limits it; set max_episode_steps in env_args, or wrap it in gymnasium.wrappers.TimeLimit."
-            )
+        if t >= LONGEST:
+            refuse_endless(edge, edge.longest)
         ended = [e for e in step.finished if share[e.env] > 0]
         for episode in ended:
             share[episode.env] -= 1
         yield obs, action, step, ended
         obs, first, t = step.observation, step.begins, t + 1
+
+
+def refuse_endless(edge: Edge, steps: int) -> None:
+    """Raises a RunError where an episode has gone on for too many steps, and nothing will end it."""
+    if steps > LONGEST and edge.time_limit is None:
+        raise RunError(
+            f"{edge.env_id}: an episode has not ended in {LONGEST:,} steps, and nothing limits it; "
+            "set max_episode_steps in env_args, or wrap it in gymnasium.wrappers.TimeLimit."
+        )

@@ -24,6 +24,8 @@ from typing import Any
 
 import gymnasium as gym
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from qscape.agents import Agent
 from qscape.envs import snapshot
@@ -274,7 +276,18 @@ def in_use(folder: Path) -> bool:
 
 
 def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
-    """Save everything; earlier saves give up their replay, and the oldest go, but for milestones."""
+    """Save everything; earlier saves give up their replay, and the oldest go, but for milestones.
+
+    Raises:
+        RunError: the networks hold NaN, so that nobody could go on; or the disk is full. Other saves stay.
+    """
+    if any(
+        np.isnan(x).any() for x in jax.tree.leaves(trainer.acting) if jnp.issubdtype(x.dtype, jnp.floating)
+    ):
+        raise RunError(
+            f"{folder}: its networks hold NaN at step {trainer.env_steps}, after {trainer.updates} updates; "
+            "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
+        )
     name, place = f"{trainer.env_steps:09d}", folder / "saves"
     shot = snapshot.take(trainer.edge)
     meta = {

@@ -219,12 +219,17 @@ class Loop:
 
 def open_edges(plan: Plan, agent: Agent) -> tuple[Edge, Edge | None]:
     """Training and evaluation environments of a plan. The latter has seeds of its own, `SEED` + i."""
-    args, by_index = dict(plan.env_args), agent.by_index
-    train = training_args(plan.env, args)
-    edge = make_edge(plan.env, plan.envs, train, seed=plan.seed, by_index=by_index)
+    edge = open_edge(plan, agent)
     if not plan.eval_every:
         return edge, None
-    return edge, make_edge(plan.env, min(plan.eval_episodes, 10), args, seed=SEED, by_index=by_index)
+    count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
+    return edge, make_edge(plan.env, count, args, seed=SEED, by_index=agent.by_index)
+
+
+def open_edge(plan: Plan, agent: Agent) -> Edge:
+    """The training environment of a plan."""
+    args = training_args(plan.env, dict(plan.env_args))
+    return make_edge(plan.env, plan.envs, args, seed=plan.seed, by_index=agent.by_index)
 
 
 def owned(tree: PyTree) -> PyTree:

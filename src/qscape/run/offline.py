@@ -202,7 +202,9 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
     if fresh - taken:
         notes.append(f"not in that run, so they begin afresh: {', '.join(sorted(fresh - taken))}")
-    afresh = trainer.agent.normaliser.name in fresh - taken
+    afresh = trainer.agent.normalises and trainer.agent.normaliser.name in fresh - taken
+    if afresh and isinstance(trainer, OfflineTrainer):
+        trainer.state = trainer.programs.see(trainer.state, trainer.data.observation)
     return notes + (_keep(trainer, source, run, afresh) if plan.keep_data else [])
 
 
@@ -235,7 +237,7 @@ def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
     known = source.env != RECORDED
     data = read(source.dataset, source.env if known else None, source.env_args if known else None)
     trainer.rows, trainer.index = fill(trainer.agent, trainer.layout, trainer.rows, trainer.index, data)
-    if trainer.agent.normalises and unseen:
+    if unseen:
         trainer.state = trainer.programs.see(trainer.state, data.observation)
     kept = min(len(data), trainer.layout.ring)
     return [f"its dataset is in the replay: {kept:,} of {len(data):,} transitions of {source.dataset}"]

@@ -60,6 +60,11 @@ class Plan(Pace):
                 )
         if self.dataset and self.envs > 1:
             raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
+        if self.dataset and self.keep_data:
+            raise UsageError(
+                "--keep-data keeps the dataset of the run that --from names beside what an environment "
+                "gives; with --dataset a replay holds that one alone: leave one of them out."
+            )
         if self.eval_every < 0:
             raise UsageError(f"--eval-every is {self.eval_every}; it must be 0 (never) or more.")
         if self.save_every is not None and self.save_every < 1:

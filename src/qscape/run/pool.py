@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, NamedTuple, Protocol
 
+from qscape.errors import RunError
 from qscape.run import events as ev
 from qscape.run.folder import COMMAND, command
 from qscape.run.worker import INTERRUPTED, Job
@@ -27,6 +28,7 @@ class Failure(NamedTuple):
 
     why: str
     lost: bool = False
+    code: int = RunError.code
 
 
 class Worker(Protocol):
@@ -178,7 +180,7 @@ def _event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
     if data is None:
         return None
     if data["kind"] == "Failed":
-        return Failure(data["why"], data.get("lost", False))
+        return Failure(data["why"], data.get("lost", False), data.get("code", RunError.code))
     return ev.from_json(data)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from qscape.envs.build import build_env
 from qscape.errors import RunError, UsageError
+from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
 from qscape.run.policy import Loaded, load_policy
 from qscape.run.programs import act_evaluating
@@ -118,3 +119,4 @@ def _episode(
             action = np.clip(action + noise * rng.standard_normal(action.shape), -1.0, 1.0).astype(np.float32)
         observation, _, terminated, truncated, _ = env.step(edge.actions(action)[0])
         step, over = step + 1, terminated or truncated
+        refuse_endless(edge, step)

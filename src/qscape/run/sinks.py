@@ -124,7 +124,10 @@ class TrackerSink:
 
     def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any]) -> None:
         self.tracker: Any = _tracker(package)
-        self.tracker.init(project=project, name=name, config=dict(config))
+        try:
+            self.tracker.init(project=project, name=name, config=dict(config))
+        except Exception as problem:  # of its own kinds: no key, no network, a name it refuses
+            raise RunError(f"--log {package} cannot begin: {problem}") from problem
 
     def __call__(self, event: ev.RunEvent) -> None:
         if isinstance(event, ev.Logged):

@@ -26,6 +26,7 @@ from qscape.run.toml import Source, Where
 
 BUDGETS = ("quick", "full")
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # of [[agents]]; every other key is a part with fields
+ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
 NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}  # and the least
 
 
@@ -195,7 +196,7 @@ def _built(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]
 
 
 def _environment(source: Source, path: Where, by_index: bool) -> Entry:
-    source.table(path, ("id", "args", "steps", "budgets"))
+    source.table(path, ENVIRONMENT_KEYS)
     env, args = source.get((*path, "id"), str), source.get((*path, "args"), dict, {})
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
@@ -204,13 +205,15 @@ def _environment(source: Source, path: Where, by_index: bool) -> Entry:
     except UsageError as problem:
         where = "args" if "env_args" in str(problem) else "id"
         raise source.error((*path, where), str(problem)) from problem
-    return Entry(path, {"env": env, "env_args": args}, _steps(source, (*path, "steps")))
+    numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
+    fields = {"env": env, "env_args": args} | {key: n for key, n in numbers.items() if n is not None}
+    return Entry(path, fields, _steps(source, (*path, "steps")))
 
 
 def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:
     """What one agent does in one environment. The agent's own steps win over the environment's."""
     steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
-    fields: dict[str, Any] = {**agent.fields, **environment.fields, **numbers, "steps": steps}
+    fields: dict[str, Any] = {**agent.fields, **numbers, **environment.fields, "steps": steps}
     try:
         plan = Plan(**fields)
         return dataclasses.replace(plan, label=fitted(plan)[0].label)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import probes
-from qscape.run.loop import Loop, Saver, open_edges
+from qscape.run.loop import Loop, Saver, open_edge, open_edges
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, fitted
 from qscape.run.rollouts import RolloutTrainer
@@ -110,8 +111,7 @@ def train_together(
     for place in places:
         folders.refuse_taken(place, overwrite)
     edge, eval_edge = open_edges(plans[0], agent)  # evaluations of all seeds are the same episodes
-    others = (dataclasses.replace(plan, eval_every=0) for plan in plans[1:])
-    edges = [edge, *(open_edges(plan, agent)[0] for plan in others)]
+    edges = [edge, *(open_edge(plan, agent) for plan in plans[1:])]
     savers = [partial(folders.save, place) for place in places]
     trainer = Seeds(plans, agent, edges, eval_edge, savers)
     with contextlib.ExitStack() as stack:
@@ -180,8 +180,9 @@ def _told(
     trainer: Loop, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
 ) -> Iterator[ev.RunEvent]:
     """The trainer's events, written to every sink on their way."""
-    sinks = _sinks(trainer, folder, plan, trackers)
+    sinks: list[Sink] = []
     try:
+        sinks += _sinks(trainer, folder, plan, trackers)
         for event in trainer.events(plan.steps):
             for sink in sinks:
                 sink(event)
@@ -196,7 +197,7 @@ def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> 
     begun = -1 if trainer.fresh else trainer.env_steps
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
-    project = f"qscape-{plan.env.replace('/', '-')}"
+    project = "qscape-" + re.sub(r"[/\\#?%:]", "-", plan.env)  # what Weights & Biases refuses in a name
     further = [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
     return [FolderSink(folder, begun, probes.columns(plan.probe)), *further]
 

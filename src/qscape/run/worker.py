@@ -93,7 +93,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except QscapeError as problem:
-        tell({"kind": "Failed", "why": str(problem)})
+        tell({"kind": "Failed", "why": str(problem), "code": problem.code})
         sys.exit(problem.code)
     except Exception as problem:  # a fault in an environment, or ours: its traceback is worth seeing
         tell({"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"})
