@@ -12,10 +12,12 @@ from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_pe
 from qscape import agents
 from qscape.envs import make as make_edge
 from qscape.errors import UsageError
+from qscape.nets import heads
+from qscape.offpolicy import trunk
 from qscape.offpolicy.sockets import Own
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
-from qscape.types import Spec
+from qscape.types import Batch, Event, Spec
 
 ITEMS = np.random.default_rng(0).uniform(-1, 1, (40, A)).astype(np.float32)
 TABLE = Spec(S, A, ITEMS)
@@ -246,6 +248,131 @@ def test_the_entropy_of_the_proposal_policy_is_kept():
 
     mean = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 20_000)).mean(0)
     np.testing.assert_allclose(mean, jax.grad(minus_entropy)(dist.log_std), atol=0.05)
+
+
+def test_greedy_ac_explores_by_a_draw_from_its_policy(monkeypatch):
+    agent = make("td3+greedy_ac")
+    state, obs, first = state_of(agent), jax.random.normal(jax.random.key(1), (9, S)), jnp.ones(9, bool)
+    memory = agent.maximiser.memory(agent.task, 9, agent.base)
+    said = functions(agent, state).bind(state.actor)(obs)
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.full(shape, 1.5))
+    for mode, draw in (("explore", 1.5), ("evaluate", 0.0)):
+        action, *_ = agent.act(agent.acting(state), memory, obs, first, 0, jax.random.key(2), mode)
+        np.testing.assert_allclose(action, np.tanh(said.mean + draw * np.exp(said.log_std)), atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [Spec(S, A), TABLE])
+def test_greedy_td3_climbs_q_as_well_where_it_is_asked_to(spec):
+    """−mean Q_1(s, μ(s)) / sg(mean |Q_1|) is added; Q_1 is below 0 at some states and above at others."""
+    plain, climbing = (make("td3+greedy_td3", spec=spec, draws=10, add_dpg=add) for add in (False, True))
+    state, batch = state_of(plain), flat_batch(0)
+    q = lambda obs, action: [jnp.sin(action.sum(-1) + obs.sum(-1)), 5.0 * action.sum(-1)]  # noqa: E731
+
+    def loss(agent, actor):
+        fns, tuned = functions(agent, state._replace(actor=actor), q), state.own["greedy_td3"].tuned
+        return agent.improvement.loss(fns.policy, q, tuned, Own(), fns, batch, jax.random.key(0))[0]
+
+    def value(actor):
+        policy = functions(plain, state._replace(actor=actor), q).policy
+        return q(batch.observation, policy(batch.observation).mode())[0]
+
+    values = value(state.actor)
+    size = np.abs(values).mean()
+    assert size > 1.1 * abs(values.mean())
+    added = lambda actor: loss(climbing, actor) - loss(plain, actor)  # noqa: E731
+    expected = lambda actor: -value(actor).mean() / size  # noqa: E731
+    both = jax.jit(lambda actor: [jax.value_and_grad(f)(actor) for f in (added, expected)])(state.actor)
+    for x, y in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
+# --- the action at s' -----------------------------------------------------------------------------------
+
+
+def targets(agent, state, next_obs):
+    """The critics' targets y [B] of transitions to these observations, which no reward is paid for."""
+    still, nothing = jnp.zeros_like(next_obs), jnp.zeros(len(next_obs))
+    batch = Batch(still, jnp.zeros((len(still), agent.task.action_size)), nothing, nothing, next_obs, 1.0)
+    event = Event(jnp.asarray(1), jnp.asarray(0), jnp.array(False), jnp.array(False))
+    return np.asarray(trunk._target(trunk.Now(agent, batch, event, jax.random.key(0)), state))
+
+
+def nearest(action, count=1):
+    gaps = np.linalg.norm(ITEMS - np.asarray(action)[:, None], axis=-1)
+    return [ITEMS[row] for row in np.argsort(gaps, 1)[:, :count].T]
+
+
+def smoothed(said, normal):
+    return np.clip(heads.raw(said).mode() + np.clip(0.2 * normal, -0.5, 0.5), -1, 1)
+
+
+def ensemble(fns, state, obs, normal):
+    return [smoothed(fns.bind(member)(obs), normal) for member in state.actor_target]
+
+
+def wolpertinger(fns, state, obs, normal):
+    own = smoothed(fns.bind(state.actor_target)(obs), normal)
+    return [own, np.clip(own + 0.1 * normal, -1, 1)] if fns.table is None else nearest(own, 3)
+
+
+def greedy_td3(fns, state, obs, normal):
+    return [smoothed(fns.bind(state.actor_target)(obs), normal)]
+
+
+def greedy_ac(fns, state, obs, normal):
+    said = heads.raw(fns.bind(state.actor)(obs))
+    return [np.tanh(said.mean + normal * np.exp(said.log_std))]
+
+
+def joint(fns, state, obs, normal):
+    return np.split(heads.raw(fns.bind(state.actor)(obs)).mode(), 3, -1)
+
+
+@pytest.mark.parametrize("normal", [1.0, -4.0])
+@pytest.mark.parametrize("spec", [Spec(S, A), TABLE], ids=["box", "table"])
+@pytest.mark.parametrize("candidates", [ensemble, wolpertinger, greedy_td3, greedy_ac, joint])
+def test_which_action_is_valued_at_the_next_state(monkeypatch, candidates, spec, normal):
+    """Of the target actors, where there are any, and smoothed, where the method smooths; the online Q_1
+    chooses. Every draw from N(0, 1) is one number here, and target critics say the action's first entry."""
+    agent = make(f"td3+{candidates.__name__}", spec=spec)
+    place = jnp.linspace(-1, 1, 64)
+    liked = lambda obs, a, *_: -((a[..., 0] - obs[..., 0]) ** 2)  # noqa: E731
+    critics = [liked, lambda *args: -40.0 - 9.0 * liked(*args)][: agent.base.critics]
+    others = [lambda obs, a, *_: a[..., 0] for _ in critics]
+    state = state_of(agent)._replace(critics=critics, critics_target=others)
+    obs = jnp.stack([place] + [0.0 * place] * (S - 1), 1)
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.full(shape, normal))
+    options = candidates(functions(agent, state), state, obs, normal)
+    options = np.stack(options if spec.table is None else [nearest(x)[0] for x in options])[..., 0]
+    best = np.square(options - place).argmin(0)
+    assert len(options) == 1 or len(np.unique(best)) > 1, "the choice is none if one of them always wins"
+    np.testing.assert_allclose(targets(agent, state, obs), options[best, np.arange(64)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"), [("td3+wolpertinger", {"spread": 0.0}), ("td3+greedy_td3", {})]
+)
+def test_smoothing_is_drawn_anew_for_every_row(recipe, settings):
+    agent = make(recipe, spec=ONE, **settings)
+    state, obs = state_of(agent), jnp.zeros((2000, S))
+    state = state._replace(critics_target=[lambda obs, a, *_: a[..., 0]] * 2)
+    off = targets(agent, state, obs) - functions(agent, state).bind(state.actor_target)(obs).mode()[0]
+    assert 0.18 < off.std() < 0.21
+    assert 0.49 < np.abs(off).max() <= 0.5 + 1e-6
+
+
+def test_cem_searches_the_online_first_critic_at_the_next_state():
+    """And the lesser target critic says what that is worth."""
+    agent = make("td3+cem", spec=ONE)
+    critics = [
+        lambda obs, a, *_: -((a - obs)[..., 0] ** 2),
+        lambda obs, a, *_: -9.0 * ((a + obs)[..., 0] ** 2),
+    ]
+    others = [lambda obs, a, *_: 3.0 + a[..., 0], lambda obs, a, *_: 3.0 - 2.0 * a[..., 0]]
+    state = state_of(agent)._replace(critics=critics, critics_target=others)
+    places = jnp.linspace(-0.8, 0.8, 9)
+    found = targets(agent, state, jnp.tile(places[:, None], (1, S)))
+    np.testing.assert_allclose(found, 3.0 + np.minimum(places, -2.0 * places), atol=0.05)
 
 
 # --- action tables --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from qscape.offpolicy.state import State
 from qscape.run.plan import Plan, fitted
 from qscape.types import Batch, Event, Spec
 
-NO = jnp.array(False)
+KEY, NO = jax.random.key(0), jnp.array(False)
 
 
 def make(recipe: str = "td3+savo", spec: Spec | None = None, base: dict | None = None, **settings: Any):
@@ -296,6 +296,46 @@ def test_on_the_floor_an_exact_surrogate_moves_nobody():
     assert grown(jax.grad(slope)(state.actor)[1])
 
 
+@pytest.mark.parametrize("actor_list", ["fresh", "replay"])
+def test_which_list_actors_climb_after(actor_list):
+    """ν_i and Ψ̂_i both know the present actors' proposals, or those that are stored; the first i of them."""
+    agent = make(actor_list=actor_list)
+    state, batch = state_of(agent), flat_batch(0)
+    part, own, obs = agent.maximiser, state.own["savo"], batch.observation
+
+    def losses(actor, proposals):
+        fns, here = functions(agent, state._replace(actor=actor)), batch_of(obs, batch.action, proposals)
+        return [
+            agent.improvement.loss(policy, hill, None, Own(), fns, here, jax.random.key(0))[0]
+            for policy, hill in part.climbs(actor, own, fns, here)
+        ]
+
+    def expected(actor, proposals):
+        fns, seen = functions(agent, state), jnp.moveaxis(proposals, 1, 0)
+        said = [-fns.q(obs, fns.bind(actor[0])(obs).mode())[0].mean()]
+        for i, (module, surrogate) in enumerate(zip(actor[1:], own.learned, strict=True), 1):
+            if actor_list == "fresh":
+                seen = jax.lax.stop_gradient(jnp.stack([d.mode() for d in part.propose(actor, fns, obs)]))
+            action = fns.bind(module.net)(obs, module.context(obs, seen[:i])).mode()
+            told = surrogate.context(obs, seen[:i])
+            said.append(-fns.bind(surrogate.net)(obs, action, told).mean())
+        return said
+
+    def both(actor, proposals):
+        gradients = [jax.grad(lambda x, f=f: sum(f(x, proposals)))(actor) for f in (losses, expected)]
+        return gradients, losses(actor, proposals), expected(actor, proposals)
+
+    both, stored = jax.jit(both), batch.extra["proposals"]
+    (mine, theirs), said, wanted = both(state.actor, stored)
+    np.testing.assert_allclose(said, wanted, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
+    for place in range(3):
+        after = both(state.actor, stored.at[:, place].multiply(-1.0))[1]
+        changed = [bool(x != y) for x, y in zip(after, said, strict=True)]
+        assert changed == [actor_list == "replay" and i > place for i in range(3)]
+
+
 # --- choosing ----------------------------------------------------------------------------------
 
 
@@ -462,6 +502,64 @@ def test_only_the_lstm_sees_the_order(summariser, sees_order):
     assert (gap > 1e-4) if sees_order else (gap < 1e-6)
 
 
+def deepset(net, h):
+    return h.mean(0)
+
+
+def lstm(net, h):
+    """Two layers, each in both directions; mean over places and directions. Gates are i, f, g, o."""
+
+    def run(cell, places):
+        hidden, inner, said = np.zeros(64), np.zeros(64), []
+        for x in places:
+            i, f, g, o = np.split(cell.weight_ih @ x + cell.weight_hh @ hidden + cell.bias, 4)
+            inner = inner / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+            hidden = np.tanh(inner) / (1 + np.exp(-o))
+            said.append(hidden)
+        return np.array(said)
+
+    for forwards, backwards in net.cells:
+        h = np.concatenate([run(forwards, h), run(backwards, h[::-1])[::-1]], 1)
+    assert len(net.cells) == 2
+    return (h[:, :64] + h[:, 64:]).mean(0) / 2
+
+
+def transformer(net, h):
+    """One block of four heads and a feed-forward layer of 128, each normalised before, none after."""
+
+    def normalised(norm, x):
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        return x * np.asarray(norm.weight) + norm.bias
+
+    query, key, value = np.split(linear(net.attention, normalised(net.norms[0], h)), 3, 1)
+    told = []
+    for head in np.split(np.arange(64), 4):
+        score = np.exp(query[:, head] @ key[:, head].T / 4)
+        told.append(score / score.sum(1, keepdims=True) @ value[:, head])
+    h = h + linear(net.joined, np.concatenate(told, 1))
+    assert net.forward.trunk.layers[0].weight.shape == (128, 64)
+    return (h + two(net.forward, normalised(net.norms[1], h))).mean(0)
+
+
+def linear(layer, x):
+    return x @ np.asarray(layer.weight).T + layer.bias
+
+
+def two(net, x):
+    (hidden,) = net.trunk.layers
+    return linear(net.out, np.maximum(linear(hidden, x), 0))
+
+
+@pytest.mark.parametrize("middle", [deepset, lstm, transformer])
+def test_summarisers_are_what_they_are_called(middle):
+    """Between the same layers for each element and the same last layers."""
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda k: SUMMARISERS[middle.__name__](k, 4), KEY)
+    net = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    expected = [two(net.final, middle(net, two(net.element, elements))) for elements in x]
+    np.testing.assert_allclose(jax.tree.map(jnp.asarray, net)(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sizes", "actor_hidden", "critic_hidden", "counts"),
     [
@@ -522,17 +620,18 @@ def test_a_run_knows_how_long_epsilon_falls():
 @pytest.mark.parametrize(
     ("recipe", "env", "fields"),
     [
-        ("td3+savo", "restricted/InvertedDoublePendulum-v0", (10_000, 500_000, 1.0, (256, 256), 1 / 6)),
-        ("sac+savo", "restricted/Hopper-v0", (10_000, 500_000, 1.0, (256, 256), 1 / 6)),
-        ("td3+ou", "mineworld/MineWorld-v0", (10_000, 500_000, 0.01, (128, 64, 64, 32), 0.5)),
-        ("td3+greedy_ac", "recsim/100k-v0", (10_000, 1_000_000, 0.02, (64, 32, 32, 16), 1.0)),
+        ("td3+savo", "restricted/InvertedDoublePendulum-v0", (500_000, 1.0, (256, 256), (256, 256), 1 / 6)),
+        ("sac+savo", "restricted/Hopper-v0", (500_000, 1.0, (256, 256), (256, 256), 1 / 6)),
+        ("td3+ou", "mineworld/MineWorld-v0", (500_000, 0.01, (128, 64, 64, 32), (128, 128), 0.5)),
+        ("td3+greedy_ac", "recsim/100k-v0", (1_000_000, 0.02, (64, 32, 32, 16), (64, 32), 1.0)),
     ],
 )
 def test_every_method_has_the_papers_protocol(recipe, env, fields):
     given, source = agents.preset("paper", recipe, env)
     base = agents.build(recipe, given).base
-    said = (base.warmup, base.replay_capacity, base.updates_per_step, base.actor_hidden, base.epsilon_decay)
-    assert said == fields
+    widths = base.actor_hidden, base.critic_hidden
+    assert (base.replay_capacity, base.updates_per_step, *widths, base.epsilon_decay) == fields
+    assert base.warmup == 10_000
     assert "2410.11833" in source
 
 

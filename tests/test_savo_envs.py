@@ -125,10 +125,14 @@ def test_the_balls_of_the_registered_seed(env_id, radii, centres, pattern):
 
 
 def test_the_intervals_of_the_pendulums():
+    centres, halves = [-0.80, -0.45, -0.15, 0.20, 0.50, 0.85], [0.08, 0.06, 0.04, 0.05, 0.07, 0.08]
+    for env_id in RESTRICTED[2:]:
+        env = restricted(env_id)
+        np.testing.assert_array_equal(env.centres[:, 0], centres)
+        np.testing.assert_array_equal(env.radii, halves)
     assert INTERVALS[:, 1].sum() == pytest.approx(0.38)  # of half the length of [-1, 1]
     ends = np.sort(np.concatenate([INTERVALS[:, 0] - INTERVALS[:, 1], INTERVALS[:, 0] + INTERVALS[:, 1]]))
     assert (np.diff(ends) > 0).all()
-    env = restricted("restricted/InvertedPendulum-v0")
     for action in (-0.875, -0.8, -0.191 + 0.002, 0.2, 0.5, 0.9):
         assert env.valid([action]), action
     for action in (-0.7, 0, 0.26, 1):

@@ -148,11 +148,10 @@ def episode(schedule, own, length, ret, updates, base):
 
 
 @pytest.mark.parametrize(
-    ("switch", "late", "trace"),
+    ("settings", "trace"),
     [
         (
-            350,
-            3,
+            {"switch": 350, "late_episodes": 3},
             # length, return, decision, updates, all updates; then episodes, steps, bar, episodes needed
             [
                 (100, 10, KEEP, 100, 100, 0, 0, 10, 1),
@@ -171,8 +170,7 @@ def episode(schedule, own, length, ret, updates, base):
             ],
         ),
         (
-            150,
-            2,
+            {"switch": 150, "late_episodes": 2},
             # A negative bar is raised by the factor 0.9, as the authors' code does.
             [
                 (100, -100, KEEP, 100, 100, 0, 0, -100, 1),
@@ -182,10 +180,43 @@ def episode(schedule, own, length, ret, updates, base):
                 (20, -85, KEEP, 40, 220, 0, 0, -89, 2),
             ],
         ),
+        (
+            {"switch": 150, "late_episodes": 2, "lower_negative_bars": True},
+            [
+                (100, -100, KEEP, 100, 100, 0, 0, -100, 1),
+                (60, -120, BURST, 60, 160, 0, 0, -110, 2),
+                (20, -105, ASSESS, 0, 160, 1, 20, -110, 2),
+                (20, -110, KEEP, 40, 200, 0, 0, -110, 2),
+            ],
+        ),
+        (
+            {"switch": 100, "late_episodes": 2, "lower_negative_bars": True},
+            [
+                (100, 20, KEEP, 100, 100, 0, 0, 20, 1),
+                (10, 10, BURST, 10, 110, 0, 0, 18, 2),  # positive bars fall as they always do
+                (10, 17, BURST, 10, 120, 0, 0, 18, 2),
+            ],
+        ),
+        (
+            {"switch": 100, "late_episodes": 3, "criterion": "mean"},
+            [
+                (100, 10, KEEP, 100, 100, 0, 0, 10, 1),
+                (20, 12, KEEP, 20, 120, 0, 0, 10.8, 3),
+                (40, 5, ASSESS, 0, 120, 1, 40, 10.8, 3),  # below the bar, which stops nothing
+                (40, 15, ASSESS, 0, 120, 2, 80, 10.8, 3),
+                (20, 13, KEEP, 100, 220, 0, 0, 11, 3),
+                (10, 16, ASSESS, 0, 220, 1, 10, 11, 3),
+                (10, 14, ASSESS, 0, 220, 2, 20, 11, 3),
+                (10, 0, BURST, 30, 250, 0, 0, 11, 3),
+                (10, 10, ASSESS, 0, 250, 1, 10, 11, 3),
+                (10, 9, ASSESS, 0, 250, 2, 20, 11, 3),
+                (10, 14, KEEP, 30, 280, 0, 0, 11, 3),  # a tie passes
+            ],
+        ),
     ],
 )
-def test_checkpoint_trace(switch, late, trace):
-    schedule, base, updates = Checkpoints(switch=switch, late_episodes=late), build("td7").base, 0
+def test_checkpoint_trace(settings, trace):
+    schedule, base, updates = Checkpoints(**settings), build("td7").base, 0
     own = schedule.start()
     for length, ret, decision, n, total, *after in trace:
         own, due, keep = episode(schedule, own, length, ret, updates, base)
