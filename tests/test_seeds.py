@@ -120,7 +120,7 @@ def test_a_stop_is_seen_at_the_next_step():
 
 
 def test_an_environments_nan_names_the_seed():
-    with pytest.raises(RunError, match=r"seed 3: Clock: reward.* is nan .*step 1 of its episode 3"):
+    with pytest.raises(RunError, match=r"seed 3: Clock_: reward.* is nan .*step 1 of its episode 3"):
         for _ in together(env=lambda: Clock(30, fail_at=61)).told(STEPS):
             pass
 
