@@ -3,8 +3,9 @@
     NPROC=1 python benchmarks/best_item.py runs/savo-recsim
 
 For every finished run, by its last save: the mean return over the same 100 episodes of its own policy, and of
-max_a Q_1(s, a) over the whole table. Where the second is as low as the first, a better search would not help:
-the critic is what falls short. Prints a line for each run, and writes all to benchmarks/results/best_item.
+max_a Q_1(s, a) over the whole table. Where the second is low, too, a better search would not help much: the
+critic falls short. Also how far below that maximum its own actions are, as a share of Q_1's range. Prints a
+line for each run, and writes all to benchmarks/results/best_item.
 """
 
 import argparse
@@ -26,27 +27,33 @@ PLACE = Path(__file__).parent / "results" / "best_item"
 EPISODES = 100
 
 
-def best_rows(subject: Subject) -> Any:
-    """observations [N, S] -> the table's rows [N, A] of the largest Q_1."""
-    agent, table = subject.agent, jnp.asarray(subject.agent.task.table)
+def searched(agent: Any) -> Any:
+    """(acting, observations [N, S], actions [N, A]) -> the table's rows [N, A] of the largest Q_1, and how
+    far below it the actions are [N], as a share of Q_1's range over the table."""
+    table = jnp.asarray(agent.task.table)
 
-    def one(obs: jax.Array) -> jax.Array:
+    def one(acting: Any, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
         at = jnp.broadcast_to(obs, (len(table), obs.size))
-        return table[values(agent, subject.acting, at, table)[0].argmax()]
+        q = values(agent, acting, at, table)[0]
+        own = values(agent, acting, obs[None], action[None])[0][0]
+        return table[q.argmax()], (q.max() - own) / (q.max() - q.min())
 
-    return jax.jit(lambda obs: jax.lax.map(one, obs))
+    return jax.jit(lambda acting, obs, action: jax.lax.map(lambda x: one(acting, *x), (obs, action)))
 
 
-def returns(subject: Subject, act: Any) -> list[float]:
-    """Of `EPISODES` whole episodes, side by side."""
-    edge, done = subject.make(envs=EPISODES, seed=SEED), {}
+def returns(subject: Subject, program: Any, best: bool) -> tuple[list[float], float]:
+    """Of `EPISODES` whole episodes, side by side, acting by itself or by the best row; and the mean share."""
+    edge, done, shares = subject.make(envs=EPISODES, seed=SEED), {}, []
     obs = edge.reset()
     while len(done) < EPISODES:
-        step = edge.step(np.asarray(act(obs)))
+        own = subject.act(obs)
+        rows, share = program(subject.acting, obs, own)
+        shares.append(np.mean(share))
+        step = edge.step(np.asarray(rows if best else own))
         obs = step.observation
         done |= {e.env: e.ret for e in step.finished if e.env not in done}
     edge.close()
-    return [done[k] for k in range(EPISODES)]
+    return [done[k] for k in range(EPISODES)], float(np.mean(shares))
 
 
 def main() -> None:
@@ -55,15 +62,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
-    runs, measured = parser.parse_args().runs, []
+    runs, measured, programs = parser.parse_args().runs, [], {}
     for folder in find_runs(runs):
         if unfinished(folder):
             continue
         subject = of_run(folder, current=True)
-        own, best = returns(subject, subject.act), returns(subject, best_rows(subject))
         which = str(folder.parent.relative_to(runs))
-        measured.append({"which": which, "seed": int(folder.name), "own": own, "best": best})
-        print(f"{which}/{folder.name}: own {np.mean(own):.2f}, best row {np.mean(best):.2f}", flush=True)
+        program = programs.setdefault(which, searched(subject.agent))
+        (own, share), (best, _) = (returns(subject, program, best) for best in (False, True))
+        found = {"which": which, "seed": int(folder.name), "own": own, "best": best, "share": share}
+        measured.append(found)
+        said = f"own {np.mean(own):.2f}, {share:.3f} of Q's range below; best row {np.mean(best):.2f}"
+        print(f"{which}/{folder.name}: {said}", flush=True)
     PLACE.mkdir(exist_ok=True)
     file = PLACE / f"{runs.name}.json"
     about = {"command": " ".join(["python", *sys.argv]), "episodes": EPISODES, "measured": measured}
