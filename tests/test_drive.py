@@ -154,7 +154,8 @@ def test_most_steps_are_taken_inside_the_program(driven):
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     trainer = begun(env=partial(Clock, 30, fail_at=200, what=what))
-    with pytest.raises(RunError, match=rf"Clock_: {what}.* is nan in environment 0, step 20 of its ep.* 7"):
+    why = rf"Clock_: {what}.* is nan in environment 0, step 20 of its episode 7"
+    with pytest.raises(RunError, match=why):
         told(trainer)
     assert trainer.driver is not None
     assert trainer.env_steps == 199

@@ -82,11 +82,7 @@ def _pictures(edge: Edge, choose: Callable, episodes: int, returns: list[float])
     while len(returns) < episodes:
         try:
             picture = edge.render_frame()
-        except (
-            RuntimeError,
-            ImportError,
-            AttributeError,
-        ) as problem:  # as MuJoCo's and OpenGL's parts say it
+        except (RuntimeError, ImportError, AttributeError) as problem:  # MuJoCo's and OpenGL's ways to say it
             raise RunError(
                 f"{edge.env_id} cannot draw on this machine ({problem}); try MUJOCO_GL=osmesa."
             ) from problem
