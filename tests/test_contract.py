@@ -5,6 +5,7 @@ still need a row.
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -114,6 +115,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "sale: next pair, current encoder": (
         "td3+sale",
         {"sale": {"target": "next_pair", "frozen": False, "critic_inputs": ["sa", "zsa"]}},
+    ),
+    "sale: batch normalisation": (
+        "td3+sale",
+        {"sale": {f"{what}_norm": "batch" for what in ("state", "pair", "input")}},
     ),
     "sale: end to end": ("sac+sale", {"sale": {"end_to_end": 1.0, "critic_inputs": ["sa", "zs"]}}),
     "sale: only z_sa": ("sac+sale", {"sale": {"target": "next_pair", "critic_inputs": ["zsa"]}}),
@@ -362,8 +367,9 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
     """What parts carry in `rest` moves by its own rule."""
     rests = {name: (own.rest, new.own[name].rest) for name, own in old.own.items() if own.rest is not None}
     if "sale" in rests:
-        was, now = rests.pop("sale")
-        assert same(now, (new.own["sale"].learned, was[0]) if syncs else was)
+        (*was, saw), (*now, seen) = rests.pop("sale")
+        assert same(now, [dataclasses.replace(new.own["sale"].learned, seen=seen), was[0]] if syncs else was)
+        assert seen is None or not same(saw, seen)
     if "value_clip" in rests:
         was, now = rests.pop("value_clip")
         assert now.run_min <= was.run_min

@@ -1,8 +1,10 @@
 """SALE's options, each against a few lines of its own: what encoders learn, which copies feed whom, and what
 the networks see of them."""
 
+import dataclasses
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import optax
 import pytest
 from test_savo import A, S, functions, make, state_of
 
-from qscape.methods.sale import SALE
+from qscape.methods.sale import SALE, Encoder, Seen
 from qscape.offpolicy import trunk
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import Own
@@ -25,6 +27,14 @@ NORMS = {
 }
 
 
+def normed(norm, x, seen):
+    """Batch normalisation goes by the statistics seen; where there are none, by those of x."""
+    if norm != "batch":
+        return NORMS[norm](x)
+    mean, variance = (x.mean(0), x.var(0)) if seen is None else seen
+    return (x - mean) / jnp.sqrt(variance + 1e-5)
+
+
 def sale(**settings):
     """A small agent, its state of random numbers, and a batch."""
     base = {"actor_hidden": ACTOR, "critic_hidden": CRITIC}
@@ -32,7 +42,19 @@ def sale(**settings):
     rng = np.random.default_rng(1)
     obs, further, successor = jnp.asarray(rng.normal(size=(3, 8, S)), jnp.float32)
     action, reward = jnp.asarray(rng.uniform(-1, 1, (8, A)), jnp.float32), jnp.arange(8.0) / 4
-    return agent, state_of(agent), Batch(obs, action, reward, NO, further, 0.99, {"successor": successor})
+    state = state_of(agent)
+    own = state.own["sale"]
+    if own.rest[2] is not None:  # statistics that could be: of other samples for each copy
+        copies = [eqx.tree_at(lambda e: e.seen, encoder, statistics(rng)) for encoder in own.rest[:2]]
+        own = own._replace(rest=(*copies, statistics(rng)))
+        state = state._replace(own=state.own | {"sale": own})
+    return agent, state, Batch(obs, action, reward, NO, further, 0.99, {"successor": successor})
+
+
+def statistics(rng):
+    x, (f, g) = rng.normal(1, 2, (20, S + A)), rng.normal(1, 2, (2, 20, WIDTH))
+    seen = Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, ddof=0)))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), seen)
 
 
 def cat(*parts):
@@ -57,10 +79,11 @@ def embeddings(part):
     """z_s and z_sa, by the part's settings."""
 
     def z_s(encoder, s):
-        return NORMS[part.state_norm](mlp(encoder.f, s))
+        return normed(part.state_norm, mlp(encoder.f, s), encoder.seen and encoder.seen.state)
 
     def z_sa(encoder, s, a):
-        return NORMS[part.pair_norm](mlp(encoder.g, cat(z_s(encoder, s), a)))
+        z = mlp(encoder.g, cat(z_s(encoder, s), a))
+        return normed(part.pair_norm, z, encoder.seen and encoder.seen.pair)
 
     return z_s, z_sa
 
@@ -70,15 +93,21 @@ def inputs(wanted, **parts):
     return cat(*(part() for name, part in parts.items() if name in wanted))
 
 
-def phi(net, part, x):
-    return NORMS[part.input_norm](linear(net.stage.linear, x))
+def phi(net, part, encoder, x):
+    layer = net.stage.linear
+    if part.input_norm != "batch":
+        return NORMS[part.input_norm](linear(layer, x))
+    mean, covariance = encoder.seen.inputs
+    mean, covariance = mean[: x.shape[1]], covariance[: x.shape[1], : x.shape[1]]
+    variance = jnp.diag(layer.weight @ covariance @ layer.weight.T)
+    return (linear(layer, x) - linear(layer, mean)) / jnp.sqrt(variance + 1e-5)
 
 
 def q(net, part, encoder, s, a):
     z_s, z_sa = embeddings(part)
     x = inputs(
         part.critic_inputs,
-        sa=lambda: phi(net, part, cat(s, a)),
+        sa=lambda: phi(net, part, encoder, cat(s, a)),
         zsa=lambda: z_sa(encoder, s, a),
         zs=lambda: z_s(encoder, s),
     )
@@ -87,7 +116,7 @@ def q(net, part, encoder, s, a):
 
 def pi(net, part, encoder, s):
     z_s, _ = embeddings(part)
-    x = inputs(part.actor_inputs, s=lambda: phi(net, part, s), zs=lambda: z_s(encoder, s))
+    x = inputs(part.actor_inputs, s=lambda: phi(net, part, encoder, s), zs=lambda: z_s(encoder, s))
     return jnp.tanh(linear(net.head.out, layers(net.trunk, x, jax.nn.relu)))
 
 
@@ -110,6 +139,9 @@ def close(x, y):
         {"state_norm": "layer"},
         {"pair_norm": "avg_l1"},
         {"pair_norm": "layer", "target": "next_pair"},
+        {"state_norm": "batch", "pair_norm": "batch"},
+        {"state_norm": "batch", "target": "fixed_embedding"},
+        {"input_norm": "batch", "target": "next_pair", "pair_norm": "batch"},
     ],
     ids=str,
 )
@@ -153,14 +185,16 @@ VIEWS = [
 
 @pytest.mark.parametrize(("settings", "views"), VIEWS)
 def test_which_encoder_is_seen(settings, views):
-    own = Own("f", rest=("f_t", "f_t-1"))
-    assert tuple(SALE(**settings).view(own, which) for which in ("online", "fixed", "target")) == views
+    f, *copies = (Encoder(name, None, None, None) for name in ("f", "f_t", "f_t-1"))
+    own = Own(f, rest=(*copies, None))
+    assert tuple(SALE(**settings).view(own, which).f for which in ("online", "fixed", "target")) == views
 
 
 @pytest.mark.parametrize(
     ("settings", "views"),
     [
         *VIEWS,
+        *(({f"{what}_norm": "batch" for what in ("state", "pair", "input")} | s, v) for s, v in VIEWS[1:]),
         *(
             (settings, VIEWS[0][1])
             for settings in (
@@ -171,6 +205,7 @@ def test_which_encoder_is_seen(settings, views):
                 *({"pair_norm": norm} for norm in ("avg_l1", "layer")),
                 *({"input_norm": norm} for norm in ("layer", "none")),
                 {"input_width": 4},
+                *({f"{what}_norm": "batch"} for what in ("state", "pair", "input")),
             )
         ),
     ],
@@ -180,7 +215,8 @@ def test_what_the_networks_see(settings, views):
     """The critics [φ(s, a), z_sa, z_s] and the actor [φ(s), z_s], of which an ablation leaves some out."""
     agent, state, (obs, action, *_) = sale(**settings)
     part, own, fns = agent.representation, state.own["sale"], functions(agent, state)
-    fixed, target = ({"f": own.learned, "f_t": own.rest[0], "f_t-1": own.rest[1]}[v] for v in views[1:])
+    current = eqx.tree_at(lambda e: e.seen, own.learned, own.rest[2], is_leaf=lambda x: x is None)
+    fixed, target = ({"f": current, "f_t": own.rest[0], "f_t-1": own.rest[1]}[v] for v in views[1:])
     close(fns.q(obs, action), [q(net, part, fixed, obs, action) for net in state.critics])
     close(fns.q_target(obs, action), [q(net, part, target, obs, action) for net in state.critics_target])
     close(fns.policy(obs).mode(), pi(state.actor, part, fixed, obs))
@@ -193,6 +229,37 @@ def test_what_the_networks_see(settings, views):
         width = settings.get("input_width", hidden[0]) if first in wanted else 0
         assert width == (0 if stage.linear is None else len(stage.linear.weight))
         assert body.layers[0].weight.shape == (hidden[0], width + WIDTH * sum(x in wanted for x in others))
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_what_batch_normalisation_sees(synced):
+    """Moving averages of each batch's statistics; a copy keeps those of its own time."""
+    agent, state, batch = sale(state_norm="batch", pair_norm="batch", input_norm="batch")
+    own = state.own["sale"]
+    f = np.asarray(mlp(own.learned.f, batch.observation))
+    z_s = (f - f.mean(0)) / np.sqrt(f.var(0) + 1e-5)
+    g = np.asarray(mlp(own.learned.g, cat(z_s, batch.action)))
+    x = np.concatenate([batch.observation, batch.action], 1)
+    found = Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
+    seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.rest[2], found)
+    event = Event(jnp.asarray(1), jnp.asarray(0), NO, jnp.array(synced))
+    after = trunk._after(trunk.Now(agent, batch, event, KEY), state, batch.reward, {}).own["sale"]
+    close(after.rest[2], seen)
+    current = dataclasses.replace(own.learned, seen=seen)
+    close(after.rest[:2], (current, own.rest[0]) if synced else own.rest[:2])
+    close(after.learned, own.learned)
+
+
+def test_batch_normalised_inputs_have_mean_0_and_variance_1():
+    """φ by the statistics of a batch is that batch, normalised."""
+    agent, state, batch = sale(input_norm="batch", critic_inputs=("sa",))
+    x = np.concatenate([batch.observation, batch.action], 1)
+    seen = Seen(None, None, (jnp.asarray(x.mean(0)), jnp.asarray(np.cov(x.T, bias=True), jnp.float32)))
+    view = Encoder(None, None, None, None, seen)
+    stage = agent.representation.fit(view, state.critics[0]).stage
+    found = np.asarray(stage(jnp.asarray(x)))
+    raw = np.asarray(linear(state.critics[0].stage.linear, x))
+    np.testing.assert_allclose(found, (raw - raw.mean(0)) / raw.std(0), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("beta", [None, 3.0])

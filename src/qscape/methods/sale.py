@@ -8,7 +8,7 @@ networks, f_{t-1}, g_{t-1} the target networks. At every synchronisation event e
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,23 +16,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, Trunk, joined
+from qscape.nets import MLP, Actor, Critic, Stage, Trunk, joined, standardised
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Fns, Nets, Own, Representation
-from qscape.ops.norm import NORMS, unit
+from qscape.offpolicy.sockets import Fns, Net, Nets, Own, Representation
+from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
-Norm = Literal["avg_l1", "layer", "none"]
+Norm = Literal["avg_l1", "layer", "batch", "none"]
+MOVE = 0.1  # of the way from moving averages to a batch's statistics, PyTorch's rate for batch normalisation
+
+
+class Seen(NamedTuple):
+    """Moving averages of batches' statistics, for batch normalisation."""
+
+    state: tuple[Array, Array]  # mean and variance of f(s)
+    pair: tuple[Array, Array]  # of g(z_s, a)
+    inputs: tuple[Array, Array]  # mean and covariance of (s, a), for φ
 
 
 class Encoder(eqx.Module):
-    """f and g, and the linear heads that two ablations of the learning target need."""
+    """f and g, and the linear heads that two ablations of the learning target need.
+
+    Batch normalisation goes by what was seen or, where that is None, as in their own loss, by the batch.
+    """
 
     f: MLP
     g: MLP
     observation: eqx.nn.Linear | None
     reward: eqx.nn.Linear | None
+    seen: Seen | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,22 +117,39 @@ class SALE(Representation):
             eqx.nn.Linear(n, s, key=k_s) if self.target == "next_observation" else None,
             eqx.nn.Linear(n, 1, key=k_r) if self.predict_reward else None,
         )
-        return Own(learned=encoder, rest=(encoder, encoder))
+        seen = None
+        if "batch" in (self.state_norm, self.pair_norm, self.input_norm):
+            embedding, both = (jnp.zeros(n), jnp.ones(n)), s + spec.action_size
+            seen = Seen(embedding, embedding, (jnp.zeros(both), jnp.eye(both)))
+        copy = dataclasses.replace(encoder, seen=seen)
+        return Own(learned=encoder, rest=(copy, copy, seen))
 
     def view(self, own: Own, which: str) -> Encoder:
+        *copies, seen = own.rest
+        current = dataclasses.replace(own.learned, seen=seen)
         if which == "online" or not self.frozen:
-            return own.learned
+            return current
         # Critics that move the encoder see it as it is; their targets see it as it was when they were copied.
-        fixed, fixed_target = own.rest if self.joint is None else (own.learned, own.rest[0])
+        fixed, fixed_target = copies if self.joint is None else (current, copies[0])
         return fixed if which == "fixed" else fixed_target
 
     def embed_state(self, encoder: Encoder, obs: Array) -> Array:
         """z_s = AvgL1Norm(f(s))."""
-        return NORMS[self.state_norm](encoder.f(obs))
+        return _normalised(self.state_norm, encoder.f(obs), encoder.seen and encoder.seen.state)
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
         """z_sa = g(z_s, a); not normalised, because what it predicts is."""
-        return NORMS[self.pair_norm](encoder.g(joined([z_s, action])))
+        z_sa = encoder.g(joined([z_s, action]))
+        return _normalised(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
+
+    def fit(self, view: Encoder, net: Net) -> Net:
+        """Batch normalisation of φ, which is linear in (s, a), follows from their mean and covariance."""
+        if self.input_norm != "batch" or net.stage.linear is None:
+            return net
+        assert view.seen is not None
+        n, (mean, covariance) = net.stage.linear.in_features, view.seen.inputs
+        layer = standardised(net.stage.linear, mean[:n], covariance[:n, :n])
+        return eqx.tree_at(lambda m: m.stage.linear, net, layer)
 
     def actor_inputs_at(self, view: Encoder, obs: Array) -> list[Array]:
         return [self.embed_state(view, obs)] if "zs" in self.actor_inputs else []
@@ -154,10 +184,20 @@ class SALE(Representation):
             return self.embed_pair(learned, z_s2, fns.policy_target(s2).mode())
         return z_s2
 
-    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+    def after(self, own: Own, aux: Batch, actor: PyTree, event: Event) -> Own:
         """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
-        moved = (own.learned, own.rest[0])
-        return own._replace(rest=jax.lax.cond(event.synced, lambda: moved, lambda: own.rest))
+        *copies, seen = own.rest
+        if seen is not None:
+            now = self._statistics(own.learned, aux)
+            seen = jax.tree.map(lambda old, new: old + MOVE * (new - old), seen, now)
+        moved = [dataclasses.replace(own.learned, seen=seen), copies[0]]
+        return own._replace(rest=(*jax.lax.cond(event.synced, lambda: moved, lambda: copies), seen))
+
+    def _statistics(self, learned: Encoder, batch: Batch) -> Seen:
+        f, x = learned.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
+        g = learned.g(joined([_normalised(self.state_norm, f, None), batch.action]))
+        inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
+        return Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 
     def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
         k_stage, k_trunk, k_head = jax.random.split(key, 3)
@@ -177,4 +217,12 @@ class SALE(Representation):
 
     def _stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
         """φ(x) = AvgL1Norm(Linear x), with its width; nothing where an ablation leaves x out."""
-        return (Stage(key, size, width, self.input_norm), width) if keep else (Stage(keep=False), 0)
+        norm = "none" if self.input_norm == "batch" else self.input_norm  # `fit` has it in the linear layer
+        return (Stage(key, size, width, norm), width) if keep else (Stage(keep=False), 0)
+
+
+def _normalised(norm: Norm, x: Array, seen: tuple[Array, Array] | None) -> Array:
+    """x normalised; by batch normalisation with the mean and variance seen or, without, those of x [B, n]."""
+    if norm != "batch":
+        return NORMS[norm](x)
+    return batch_norm(x, *((x.mean(0), x.var(0)) if seen is None else seen))

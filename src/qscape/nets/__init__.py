@@ -1,7 +1,7 @@
 """Networks: Equinox modules whose only leaves are arrays, called on whole batches."""
 
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected, make_head
-from qscape.nets.layers import dense, joined
+from qscape.nets.layers import dense, joined, standardised
 from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Context, Critic, Stage, Trunk
 from qscape.nets.summary import SUMMARISERS, Conditioned
 
@@ -22,4 +22,5 @@ __all__ = [
     "dense",
     "joined",
     "make_head",
+    "standardised",
 ]

@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -34,3 +35,13 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
     if len({x.shape[:-1] for x in flat}) > 1:
         return tuple(flat)
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, -1)
+
+
+def standardised(
+    layer: eqx.nn.Linear, mean: Float[Array, " i"], covariance: Float[Array, "i i"], epsilon: float = 1e-5
+) -> eqx.nn.Linear:
+    """The layer with outputs of mean 0 and variance 1 where its inputs have this mean and covariance: batch
+    normalisation of W x + b, without learned scale or shift, as a layer of its own."""
+    variance = ((layer.weight @ covariance) * layer.weight).sum(-1)
+    weight = layer.weight * jax.lax.rsqrt(variance + epsilon)[:, None]
+    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, -weight @ mean))

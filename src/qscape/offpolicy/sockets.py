@@ -7,7 +7,7 @@ that does nothing and costs nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -20,6 +20,8 @@ from qscape.types import Batch, Event, Key, Metrics, Piece, Policy, QFn, Scalar,
 
 if TYPE_CHECKING:
     from qscape.offpolicy.state import State
+
+Net = TypeVar("Net", Actor, Critic)
 
 
 class Own(NamedTuple):
@@ -82,7 +84,8 @@ class Part(Piece):
         """Last thing in an update: moving averages, slow copies, bounds.
 
         Args:
-            aux: the targets y [B] for the target rule, the update's metrics for all others.
+            aux: the targets y [B] for the target rule, the batch for the representation, the update's metrics
+                for all others.
             actor: after its step.
         """
         return own
@@ -105,6 +108,10 @@ class Representation(Part):
     def critic_inputs_at(self, view: PyTree, obs: Array, action: Array) -> list[Array]:
         """Embeddings that critics see beside observation and action."""
         raise NotImplementedError
+
+    def fit(self, view: PyTree, net: Net) -> Net:
+        """The network as it is with this view, where one of its layers depends on it."""
+        return net
 
     def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
         """A fresh actor; `context` is the width of a conditioning vector joined to its trunk's input."""
@@ -288,7 +295,7 @@ def bind(representation: Representation, view: PyTree, module: Actor | Critic) -
     if isinstance(module, Actor):
 
         def policy(obs: Array, context: Context | None = None):
-            return module(obs, representation.actor_inputs_at(view, obs), context)
+            return representation.fit(view, module)(obs, representation.actor_inputs_at(view, obs), context)
 
         return policy
 
@@ -305,7 +312,7 @@ def bind_critics(
 
     def q(obs: Array, action: Array) -> list[Array]:
         embeddings = representation.critic_inputs_at(view, obs, action)
-        return [critic(obs, action, embeddings, context) for critic in critics]
+        return [representation.fit(view, critic)(obs, action, embeddings, context) for critic in critics]
 
     return q
 

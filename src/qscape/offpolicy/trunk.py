@@ -207,13 +207,12 @@ def _follow(now: Now, state: State) -> State:
 
 
 def _after(now: Now, state: State, y: Float[Array, " B"], metrics: Metrics) -> State:
-    """Moving averages, slow copies and bounds of every part. The target rule is told y, the others the
-    metrics: what their own losses found is among them."""
-    own = dict(state.own)
+    """Moving averages, slow copies and bounds of every part. The target rule is told y, the representation
+    the batch, the others the metrics: what their own losses found is among them."""
+    own, told = dict(state.own), {now.agent.target.name: y, now.agent.representation.name: now.batch}
     for name, part in now.agent.learners.items():
         if name in own:
-            aux = y if part is now.agent.target else metrics
-            own[name] = part.after(own[name], aux, state.actor, now.event)
+            own[name] = part.after(own[name], told.get(name, metrics), state.actor, now.event)
     return state._replace(own=own)
 
 

@@ -18,6 +18,16 @@ def layer_norm(x: Float[Array, "*batch n"], epsilon: float = 1e-5) -> Float[Arra
     return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
 
 
+def batch_norm(
+    x: Float[Array, "*batch n"],
+    mean: Float[Array, " n"],
+    variance: Float[Array, " n"],
+    epsilon: float = 1e-5,
+) -> Float[Array, "*batch n"]:
+    """Batch normalisation by the given statistics, without learned scale or shift."""
+    return (x - mean) * jax.lax.rsqrt(variance + epsilon)
+
+
 def unit(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """x / max(‖x‖₂, 1e-12), along the last axis; its gradient at 0 is finite."""
     return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
