@@ -1,7 +1,6 @@
 # Every target sets up what it needs in .venv on its first run and again when pyproject.toml changes.
 PYTHON ?= python3
-# One more than two cores: some tests wait for processes.
-JOBS ?= 3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/make-demo

@@ -1,6 +1,5 @@
 """How every test runs: on the CPU, with compiled programs kept between runs."""
 
-import gc
 import os
 from pathlib import Path
 
@@ -14,9 +13,6 @@ _cache = Path(__file__).parent.parent / ".pytest_cache" / "jax" / _worker
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # jax's own 1.0 leaves most of ours out
-
-# Tracing makes many objects that stay; to look for cycles after every 700 takes a twentieth of the time.
-gc.set_threshold(50_000, 20, 20)
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)

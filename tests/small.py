@@ -10,6 +10,7 @@ from flat.td3 import Transitions
 
 from qscape import agents
 from qscape.errors import UsageError
+from qscape.methods.sale import Seen
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.replay.memory import Index, Rows
@@ -98,3 +99,17 @@ def same(x: Any, y: Any) -> bool:
     """Are two trees equal to the bit?"""
     leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     return all(np.array_equal(a, b) for a, b in leaves)
+
+
+def randomised(tree: Any, draw: Callable, rng: np.random.Generator) -> Any:
+    """The tree with each leaf drawn; the statistics of batch normalisation are those of a sample."""
+
+    def sample(seen: Seen) -> Seen:
+        drawn = [(rng.normal(1, 2, (20, *mean.shape)), spread.ndim) for mean, spread in seen]
+        found = [(x.mean(0), np.cov(x.T, ddof=0) if axes == 2 else x.var(0)) for x, axes in drawn]
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Seen(*found))
+
+    def is_seen(x: Any) -> bool:
+        return isinstance(x, Seen)
+
+    return jax.tree.map(lambda x: sample(x) if is_seen(x) else draw(x), tree, is_leaf=is_seen)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from small import randomised
 from test_contract import TABLE, make
 
 from qscape import agents
@@ -63,7 +64,7 @@ def source(agent, env) -> policy.Source:
     edge, rng = make_edge(env, by_index=isinstance(agent, OnPolicyAgent)), np.random.default_rng(1)
     agent = agent.on(edge.spec)
     acting = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))  # compiles nothing
-    acting = jax.tree.map(lambda leaf: weights(leaf, rng), acting)
+    acting = randomised(acting, lambda leaf: weights(leaf, rng), rng)
     if "normalise" in acting.own:
         mine = acting.own["normalise"]
         acting.own["normalise"] = mine._replace(rest=mine.rest._replace(var=mine.rest.var**2 + 0.5))

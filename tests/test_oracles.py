@@ -39,7 +39,7 @@ def by_name(run):
     if "soft" in state.own:
         known |= {"log_alpha": state.own["soft"].tuned, "alpha_adam": state.optimisers["soft.tuned"]}
     if "sale" in state.own:
-        fixed, fixed_target = state.own["sale"].rest
+        fixed, fixed_target, _ = state.own["sale"].rest
         known |= {"encoder": state.own["sale"].learned, "encoder_adam": state.optimisers["sale.learned"]}
         known |= {"encoder_fixed": fixed, "encoder_fixed_target": fixed_target}
     if "savgo" in state.own:

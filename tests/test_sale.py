@@ -42,19 +42,7 @@ def sale(**settings):
     rng = np.random.default_rng(1)
     obs, further, successor = jnp.asarray(rng.normal(size=(3, 8, S)), jnp.float32)
     action, reward = jnp.asarray(rng.uniform(-1, 1, (8, A)), jnp.float32), jnp.arange(8.0) / 4
-    state = state_of(agent)
-    own = state.own["sale"]
-    if own.rest[2] is not None:  # statistics that could be: of other samples for each copy
-        copies = [eqx.tree_at(lambda e: e.seen, encoder, statistics(rng)) for encoder in own.rest[:2]]
-        own = own._replace(rest=(*copies, statistics(rng)))
-        state = state._replace(own=state.own | {"sale": own})
-    return agent, state, Batch(obs, action, reward, NO, further, 0.99, {"successor": successor})
-
-
-def statistics(rng):
-    x, (f, g) = rng.normal(1, 2, (20, S + A)), rng.normal(1, 2, (2, 20, WIDTH))
-    seen = Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, ddof=0)))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), seen)
+    return agent, state_of(agent), Batch(obs, action, reward, NO, further, 0.99, {"successor": successor})
 
 
 def cat(*parts):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import A, S, build, same, start
+from small import A, S, build, randomised, same, start
 
 from qscape import agents
 from qscape.errors import UsageError
@@ -43,7 +43,7 @@ def state_of(agent, seed: int = 0) -> State:
         drawn = rng.uniform(-size, size, leaf.shape).astype(np.float32)
         return jnp.asarray(drawn if leaf.dtype == np.float32 else np.zeros(leaf.shape, leaf.dtype))
 
-    return jax.tree.map(draw, jax.eval_shape(agent.init, jax.random.key(0)))
+    return randomised(jax.eval_shape(agent.init, jax.random.key(0)), draw, rng)
 
 
 def functions(agent, state=None, q=None, env_steps: int = 0) -> Fns:
@@ -379,8 +379,8 @@ def test_next_actions_come_from_online_actors_and_the_online_first_critic():
     state = state_of(agent)
     assert state.actor_target is None
     other = state_of(agent, 1)
-    (fixed, _), (_, fixed_target) = (each.own["sale"].rest for each in (state, other))
-    sale = state.own["sale"]._replace(rest=(fixed, fixed_target))
+    (fixed, *_), (_, *others) = (each.own["sale"].rest for each in (state, other))
+    sale = state.own["sale"]._replace(rest=(fixed, *others))
     moved = state._replace(critics_target=other.critics_target, own=state.own | {"sale": sale})
     obs, key, part = jax.random.normal(jax.random.key(2), (64, S)), jax.random.key(3), agent.maximiser
     fns = functions(agent, moved)

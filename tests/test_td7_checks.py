@@ -380,7 +380,7 @@ def test_copies_move_up_by_one_at_each_sync(history):
 
 def test_swap_order(fresh):
     first, second, third = (build("td7").init(jax.random.key(k)).own["sale"].learned for k in (1, 2, 3))
-    run = with_sale(fresh, learned=first, rest=(second, third))
+    run = with_sale(fresh, learned=first, rest=(second, third, None))
     before = put(run, updates=jnp.int32(SYNC - 2)).step()
     assert same(sale(before).rest, (second, third))
     after = before.step()
