@@ -4,8 +4,9 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/make-demo
+PYTEST := NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
 
-.PHONY: help demo test lint docs bench clean browser
+.PHONY: help demo test long lint docs bench clean browser
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -28,8 +29,11 @@ demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report
 	@echo "  qscape train td7 --env HalfCheetah-v5 --steps 30000"
 	@echo "  qscape list"
 
-test: lint browser ## lint, type-check and run every test
-	@NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
+test: lint browser ## lint, type-check and run all tests but the long ones
+	@$(PYTEST) -m "not long"
+
+long: $(VENV)/.dev browser ## run the long tests
+	@$(PYTEST) -m long
 
 lint: $(VENV)/.dev ## style, import rules and types
 	@$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The examples, the README's Python and the generated page of documentation do what they say."""
+"""Examples, the README's Python, the generated page and the list of long tests are as they say."""
 
 import importlib.util
 import re
@@ -70,3 +70,12 @@ def test_reference_of_fields_is_what_the_code_says():
     make_fields = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_fields)
     assert make_fields.PAGE.read_text() == make_fields.page(), "run python docs/make_fields.py"
+
+
+def test_long_tests_are_there():
+    """A test that is called otherwise now would be long and run by `make test`."""
+    listed = (ROOT / "tests/long.txt").read_text().splitlines()
+    assert listed == sorted(set(listed))
+    for line in listed:
+        file, name, _ = re.fullmatch(r"(\w+\.py)::(\w+)(\[.*\])?", line).groups()
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), line
