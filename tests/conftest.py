@@ -19,6 +19,7 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+# file.py::test[row] for one row, file.py::*[row] for the row of every test in the file
 LONG = set(Path(__file__).with_name("long.txt").read_text().splitlines())
 
 
@@ -26,5 +27,6 @@ LONG = set(Path(__file__).with_name("long.txt").read_text().splitlines())
 def pytest_collection_modifyitems(items):
     """Mark the tests that take long, which `make test` leaves out and `make long` runs."""
     for item in items:
-        if f"{item.path.name}::{item.name}" in LONG:
+        file, row = item.path.name, item.name.partition("[")[2]
+        if {f"{file}::{item.name}", f"{file}::*[{row}"} & LONG:
             item.add_marker(pytest.mark.long)

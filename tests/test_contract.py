@@ -298,28 +298,7 @@ def fresh(agent: Agent, seed: int = 0) -> tuple[Programs, tuple[Any, ...]]:
     return programs, (state, rows, device(index), noise, metrics, *seen(0), np.int32(0), key)
 
 
-# Rows that take long to compile: `make long` runs them.
-LONG = {
-    "td7+pave",
-    "td7+savo",
-    "td7+savo+pave",
-    "td3+savo+pave",
-    "sac+savo",
-    "td3+lipsnet",
-    "savo: lstm, fresh points, stored lists",
-    "savo: transformer, present choice",
-    "savo: no approximation, no earlier proposals",
-    "resets: all networks",
-    "savgo: as released first, on pave",
-    "savgo: a random geometry on sale",
-    "smooth actors, as released",
-    "pave: two terms on some rows",
-}
-
-
-@pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in TABLE]
-)
+@pytest.fixture(scope="module", params=TABLE)
 def case(request) -> Case:
     agent = make(*TABLE[request.param])
     programs, args = fresh(agent)
