@@ -88,7 +88,7 @@ def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
         dist = look(run.state)
         for seed in range(seeds):
             state = jax.tree.map(lambda x, seed=seed: x[seed], run.state)
-            w = np.asarray(agent.head.layer(state.networks.head, state.own.get(agent.head.name)))
+            w = np.asarray(agent.head.layer(state.networks.head, state.part_states.get(agent.head.name)))
             h = np.asarray(dist.features[seed])
             found = {
                 centre: action_collapse(h, best, w, centre)._asdict() for centre in ("classes", "samples")

@@ -19,7 +19,7 @@ import numpy as np
 
 from qscape.agents import build
 from qscape.run.folder import origin
-from qscape.run.loop import open_edges
+from qscape.run.loop import open_adapters
 from qscape.run.plan import Plan, fitted
 from qscape.run.rollouts import RolloutTrainer
 
@@ -42,9 +42,9 @@ def main() -> None:
     given = parser.parse_args()
     plan = fitted(Plan("ppo", ENV, steps=10**9, eval_every=0, preset="paper"))[0]
     agent = build(plan.recipe, plan.settings)
-    trainer = RolloutTrainer(plan, agent, *open_edges(plan, agent))
-    edge, programs = trainer.edge, trainer.programs
-    edge.reset()
+    trainer = RolloutTrainer(plan, agent, *open_adapters(plan, agent))
+    adapter, programs = trainer.adapter, trainer.programs
+    adapter.reset()
     action = np.zeros((1, 1), np.float32)
 
     def act() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
             chosen = programs.act(
                 trainer.acting,
                 None,
-                edge.observation,
+                adapter.observation,
                 trainer.first,
                 np.int32(n),
                 trainer.key,
@@ -62,9 +62,9 @@ def main() -> None:
 
     def environment() -> None:
         for n in range(STEPS):
-            action[:] = n % edge.spec.choices
-            step = edge.step(action)
-            trainer.buffer.add(edge.observation, action, step)
+            action[:] = n % adapter.spec.choices
+            step = adapter.step(action)
+            trainer.buffer.add(adapter.observation, action, step)
         trainer.buffer.clear()
 
     def update() -> None:

@@ -43,16 +43,16 @@ def searched(agent: Any) -> Any:
 
 def returns(subject: Subject, program: Any, best: bool) -> tuple[list[float], float]:
     """Of `EPISODES` whole episodes, side by side, acting by itself or by the best row; and the mean share."""
-    edge, done, shares = subject.make(envs=EPISODES, seed=SEED), {}, []
-    obs = edge.reset()
+    adapter, done, shares = subject.make(envs=EPISODES, seed=SEED), {}, []
+    obs = adapter.reset()
     while len(done) < EPISODES:
         own = subject.act(obs)
         rows, share = program(subject.acting, obs, own)
         shares.append(np.mean(share))
-        step = edge.step(np.asarray(rows if best else own))
+        step = adapter.step(np.asarray(rows if best else own))
         obs = step.observation
         done |= {e.env: e.ret for e in step.finished if e.env not in done}
-    edge.close()
+    adapter.close()
     return [done[k] for k in range(EPISODES)], float(np.mean(shares))
 
 

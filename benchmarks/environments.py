@@ -70,12 +70,12 @@ def scores() -> None:
             )
     for env_id in [*RESTRICTED, *ADROIT]:
         for name in ("random", "zero"):
-            edge = make(env_id, seed=1000)
-            edge.reset()
+            adapter = make(env_id, seed=1000)
+            adapter.reset()
             random, done = np.random.default_rng(0), []
             while len(done) < HOST_EPISODES:
-                action = random.uniform(-1, 1, (1, edge.spec.action_size)) * (name == "random")
-                done += edge.step(action.astype(np.float32)).finished
+                action = random.uniform(-1, 1, (1, adapter.spec.action_size)) * (name == "random")
+                done += adapter.step(action.astype(np.float32)).finished
             columns = zip(*[(e.ret, e.length, e.success or 0.0) for e in done], strict=True)
             tell(env_id, name, *map(np.array, columns))
 

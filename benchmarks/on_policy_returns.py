@@ -46,7 +46,7 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
     from qscape.agents import build
     from qscape.envs import make
     from qscape.run.evaluation import evaluate
-    from qscape.run.loop import open_edges
+    from qscape.run.loop import open_adapters
     from qscape.run.plan import Plan
     from qscape.run.training import trainer_of
 
@@ -56,12 +56,12 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
     plan = Plan(recipe, task, rollouts * ENVS * STEPS, seed, ENVS, settings=settings, eval_every=0)
     agent = build(recipe, settings)
     begun = clocks()
-    trainer = trainer_of(plan, agent, *open_edges(plan, agent))
+    trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
     for _ in trainer.events(plan.steps):
         pass
     spent = since(begun)
-    edge = make(task, EPISODES, seed=EVALUATION_SEED, by_index=True)
-    played = evaluate(trainer.programs, trainer.acting, edge, EPISODES, EVALUATION_SEED)
+    adapter = make(task, EPISODES, seed=EVALUATION_SEED, by_index=True)
+    played = evaluate(trainer.programs, trainer.acting, adapter, EPISODES, EVALUATION_SEED)
     return {"steps": trainer.env_steps, "returns": [float(e.ret) for e in played], **spent}
 
 

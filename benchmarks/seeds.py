@@ -37,19 +37,23 @@ class Contender:
         self.key = jax.random.split(jax.random.key(0), seeds)
         state = jax.jit(jax.vmap(agent.init, out_axes=SEED_AXES))(self.key)
         self.state = jax.tree.map(jnp.copy, state)
-        self.rows, self.index = jax.tree.map(
+        self.storage, self.replay_state = jax.tree.map(
             lambda x: jnp.tile(x, (seeds, *[1] * jnp.ndim(x))), filled(agent, layout)
         )
-        self.metrics = self.programs.blank_metrics(self.state, self.rows, self.index, self.key)
+        self.metrics = self.programs.blank_metrics(self.state, self.storage, self.replay_state, self.key)
         self.count = 10
         self.turn()
         self.count = max(10, int(SECONDS / self.turn() * seeds))
 
     def turn(self) -> float:
         """Seconds for one update of one seed."""
-        begun, now, count = time.perf_counter(), (self.state, self.rows, self.index, self.metrics), self.count
+        begun, now, count = (
+            time.perf_counter(),
+            (self.state, self.storage, self.replay_state, self.metrics),
+            self.count,
+        )
         now = self.programs.burst(*now, np.int32(0), self.key, np.int32(count))
-        self.state, self.index, self.metrics = jax.block_until_ready(now)
+        self.state, self.replay_state, self.metrics = jax.block_until_ready(now)
         return (time.perf_counter() - begun) / count / self.seeds
 
 

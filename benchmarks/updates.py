@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qscape.agents import build
-from qscape.replay.memory import Rows
+from qscape.replay.storage import Rows
 from qscape.types import Spec
 
 SPEC = Spec(17, 6)
@@ -61,7 +61,7 @@ class Contender:
         agent = build(recipe, settings).on(SPEC)
         layout = agent.layout()
         self.key = jax.random.key(1)
-        self.rows, index = filled(agent, layout)
+        self.storage, index = filled(agent, layout)
         self.moved = jax.tree.map(jnp.copy, (agent.init(jax.random.key(0)), index))
 
         def update(moved: Any, rows: Any, key: Any) -> Any:
@@ -72,14 +72,14 @@ class Contender:
             return jax.lax.fori_loop(0, BLOCK, lambda _, moved: update(moved, rows, key), moved)
 
         self.block: Callable[..., Any] = block
-        cost: Any = jax.jit(update).lower(self.moved, self.rows, self.key).compile().cost_analysis()
+        cost: Any = jax.jit(update).lower(self.moved, self.storage, self.key).compile().cost_analysis()
         self.gflop = cost["flops"] / 1e9
         self.turn()
 
     def turn(self) -> float:
         """Seconds for one update."""
         begun = time.perf_counter()
-        self.moved = jax.block_until_ready(self.block(self.moved, self.rows, self.key))
+        self.moved = jax.block_until_ready(self.block(self.moved, self.storage, self.key))
         return (time.perf_counter() - begun) / BLOCK
 
 

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flat.td3 import Transitions
 
 from qscape import agents
 from qscape.errors import UsageError
 from qscape.methods.sale import Seen
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
-from qscape.replay.memory import Index, Rows
+from qscape.replay.storage import ReplayState, Rows
 from qscape.types import Spec
+from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
 
@@ -23,16 +23,16 @@ class Run(NamedTuple):
     """One agent and all that its update needs."""
 
     agent: Agent
-    program: Callable[..., Any]  # jitted: (state, rows, index, key) -> (state, index)
+    program: Callable[..., Any]  # jitted: (state, storage, replay_state, key) -> (state, replay_state)
     state: State
-    rows: jax.Array
-    index: Index
+    storage: jax.Array
+    replay_state: ReplayState
     memory: Transitions  # what was inserted, column by column
     key: jax.Array
 
     def step(self) -> "Run":
-        state, index = self.program(self.state, self.rows, self.index, self.key)
-        return self._replace(state=state, index=index)
+        state, replay_state = self.program(self.state, self.storage, self.replay_state, self.key)
+        return self._replace(state=state, replay_state=replay_state)
 
 
 def build(recipe: str, size: int = 32, **base: Any) -> Agent:
@@ -65,7 +65,7 @@ def transitions(seed: int) -> tuple[Transitions, jax.Array]:
     return Transitions(*(jnp.asarray(x, jnp.float32) for x in columns)), truncated
 
 
-def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.Array, Index]:
+def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.Array, ReplayState]:
     """The agent's replay, filled row by row."""
     layout = agent.layout(1)
     obs, action, reward, terminated, next_obs = (column[:, None] for column in memory)
@@ -87,8 +87,8 @@ def start(agent: Agent, seed: int = 0) -> Run:
     rounds SAC's log-probabilities in another way than in the oracle, which makes none."""
     memory, truncated = transitions(seed)
 
-    def program(state, rows, index, key):
-        return agent.update(agent.layout(1), state, rows, index, key)[:2]
+    def program(state, rows, replay_state, key):
+        return agent.update(agent.layout(1), state, rows, replay_state, key)[:2]
 
     state = agent.init(jax.random.key(seed))
     key = jax.random.key(seed + 1)

@@ -10,11 +10,11 @@ import pytest
 from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_peaks
 
 from qscape import agents
-from qscape.envs import make as make_edge
+from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.nets import heads
-from qscape.offpolicy import trunk
-from qscape.offpolicy.sockets import Own
+from qscape.offpolicy import update
+from qscape.offpolicy.sockets import PartState
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
 from qscape.types import Batch, Event, Spec
@@ -37,9 +37,9 @@ def rows_of(actions) -> np.ndarray:
 def test_wolpertinger_draws_around_its_actor():
     agent = make("td3+wolpertinger", spec=Spec(S, 2), candidates=4)
     state, obs = state_of(agent), jnp.zeros((5000, S))
-    fns = functions(agent, state)
-    options = agent.maximiser.propose(state.actor, fns, obs, jax.random.key(0))
-    own = fns.bind(state.actor)(obs).mode()
+    context = functions(agent, state)
+    options = agent.selector.propose(state.actor, context, obs, jax.random.key(0))
+    own = context.bind(state.actor)(obs).mode()
     np.testing.assert_array_equal(options[0].mode(), own)
     for drawn in options[1:]:
         off = np.asarray(drawn.mode() - own)
@@ -50,9 +50,9 @@ def test_wolpertinger_draws_around_its_actor():
 def test_wolpertinger_takes_the_nearest_items_and_evaluates_without_chance():
     agent = make("td3+wolpertinger", spec=TABLE)
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (50, S))
-    fns = functions(agent, state)
-    raw = fns.bind(state.actor)(obs).raw.mode()
-    options = agent.maximiser.propose(state.actor, fns, obs, jax.random.key(0))
+    context = functions(agent, state)
+    raw = context.bind(state.actor)(obs).raw.mode()
+    options = agent.selector.propose(state.actor, context, obs, jax.random.key(0))
     found = np.stack([rows_of(option.mode()) for option in options], 1)
     distances = np.linalg.norm(ITEMS[None] - np.asarray(raw)[:, None], axis=-1)
     np.testing.assert_array_equal(found, np.argsort(distances, 1, kind="stable")[:, :3])
@@ -80,8 +80,8 @@ def test_only_the_chosen_action_is_disturbed():
     """One process of noise, not one for each candidate."""
     for recipe, processes in (("td3+wolpertinger", 1), ("td3+cem", 1), ("td3+ensemble", 4), ("td3+joint", 4)):
         agent = make(recipe)
-        assert agent.maximiser.memory(agent.task, 2, agent.base).shape == (2, processes, A)
-        assert agent.maximiser.columns(agent.task) == {}
+        assert agent.selector.init_noise(agent.task, 2, agent.base).shape == (2, processes, A)
+        assert agent.selector.columns(agent.task) == {}
 
 
 # --- ensemble and joint ---------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ def test_only_the_chosen_action_is_disturbed():
 
 def loss_of_climb(agent, state, batch, q=None):
     def loss(actor, i):
-        fns = functions(agent, state._replace(actor=actor), q)
-        policy, hill = agent.maximiser.climbs(actor, Own(), fns, batch)[i]
-        return agent.improvement.loss(policy, hill, None, Own(), fns, batch, jax.random.key(0))[0]
+        context = functions(agent, state._replace(actor=actor), q)
+        policy, hill = agent.selector.actor_objectives(actor, PartState(), context, batch)[i]
+        return agent.policy_loss.loss(policy, hill, None, PartState(), context, batch, jax.random.key(0))[0]
 
     return loss
 
@@ -107,23 +107,27 @@ def test_members_climb_alone_and_target_members_are_smoothed_and_judged_by_the_o
         jnp.zeros((300, S)),
         jax.random.key(0),
     )
-    fns = functions(agent, state)
-    policy = agent.maximiser.target(state.actor, state.actor_target, Own(), fns, obs, key)(obs)
-    members = np.stack([fns.bind(member)(obs).mode() for member in state.actor_target])
+    context = functions(agent, state)
+    policy = agent.selector.target_policy(state.actor, state.actor_target, PartState(), context, obs, key)(
+        obs
+    )
+    members = np.stack([context.bind(member)(obs).mode() for member in state.actor_target])
     off = np.asarray(policy.proposals) - members
     assert np.abs(off).max() <= 0.5 + 1e-6
     assert min(off.reshape(3, -1).std(1)) > 0.1
     assert np.abs(off[0] - off[1]).max() > 0.1, "each has noise of its own"
-    each = np.stack([fns.q(obs, a)[0] for a in policy.proposals])
-    np.testing.assert_array_equal(fns.q(obs, policy.mode())[0], each.max(0))
+    each = np.stack([context.q(obs, a)[0] for a in policy.proposals])
+    np.testing.assert_array_equal(context.q(obs, policy.mode())[0], each.max(0))
 
 
 def test_without_target_actors_the_online_members_are_smoothed():
     agent = make("td3+ensemble", base={"target_actor": False})
     state, obs, key = state_of(agent), jnp.zeros((300, S)), jax.random.key(0)
-    fns = functions(agent, state)
-    policy = agent.maximiser.target(state.actor, None, Own(), fns, obs, key)(obs)
-    off = np.asarray(policy.proposals) - np.stack([fns.bind(member)(obs).mode() for member in state.actor])
+    context = functions(agent, state)
+    policy = agent.selector.target_policy(state.actor, None, PartState(), context, obs, key)(obs)
+    off = np.asarray(policy.proposals) - np.stack(
+        [context.bind(member)(obs).mode() for member in state.actor]
+    )
     assert 0.1 < off.std() < 0.25
 
 
@@ -133,11 +137,13 @@ def test_joint_moves_the_winning_part_of_its_output(climbs_by, moved):
     state, batch = state_of(agent), flat_batch(0, size=1, width=1)
     q = lambda obs, action: [-((action[..., 0] - 0.7) ** 2)]  # noqa: E731
     loss = loss_of_climb(agent, state, batch, q)
-    count = len(agent.maximiser.climbs(state.actor, Own(), functions(agent, state, q), batch))
+    count = len(agent.selector.actor_objectives(state.actor, PartState(), functions(agent, state, q), batch))
     total = lambda actor: sum(loss(actor, i) for i in range(count))  # noqa: E731
     slope = np.abs(jax.grad(total)(state.actor).head.out.bias)
     assert (slope > 0).sum() == moved
-    proposals = agent.maximiser.proposals(state.actor, Own(), functions(agent, state, q), batch.observation)
+    proposals = agent.selector.proposals(
+        state.actor, PartState(), functions(agent, state, q), batch.observation
+    )
     gaps = (np.asarray(proposals).ravel() - 0.7) ** 2
     expected = gaps.min() if climbs_by == "max" else gaps.mean()
     np.testing.assert_allclose(total(state.actor), expected, rtol=1e-5)
@@ -151,8 +157,8 @@ def test_joint_moves_the_winning_part_of_its_output(climbs_by, moved):
 def test_cem_finds_the_higher_peak():
     """On the two peaks, started at N(0, 0.5²), without a floor of the spread: 97.1% of 1000 draws."""
     agent = make("td3+cem", spec=ONE, least_spread=0.0)
-    fns, obs = functions(agent, q=two_peaks), jnp.zeros((1, S))
-    search = jax.jit(jax.vmap(lambda key: two_peaks(obs, agent.maximiser.search(fns, obs, key))[0]))
+    context, obs = functions(agent, q=two_peaks), jnp.zeros((1, S))
+    search = jax.jit(jax.vmap(lambda key: two_peaks(obs, agent.selector.search(context, obs, key))[0]))
     found = search(jax.random.split(jax.random.key(0), 1000))
     assert abs((np.asarray(found) >= 1.99).mean() - 0.971) < 0.015
     assert np.asarray(found).max() <= 2.0 + 1e-6
@@ -172,8 +178,8 @@ def test_cem_narrows_down_to_the_higher_peak(monkeypatch):
         return [two_peaks(obs, action)[0] + 9.0 * (len(rounds) == 3)]
 
     monkeypatch.setattr(jax.random, "normal", drawn)
-    fns, obs = functions(agent, q=q), jnp.zeros((1, S))
-    search = jax.jit(jax.vmap(lambda key: two_peaks(obs, agent.maximiser.search(fns, obs, key))[0]))
+    context, obs = functions(agent, q=q), jnp.zeros((1, S))
+    search = jax.jit(jax.vmap(lambda key: two_peaks(obs, agent.selector.search(context, obs, key))[0]))
     left = search(jax.random.split(jax.random.key(0), 1000))
     assert len(rounds) == 3
     assert abs((np.asarray(left) >= 1.9).mean() - 0.99) < 0.015
@@ -195,41 +201,45 @@ def test_cem_has_no_actor_and_evaluates_with_a_fixed_key():
 def test_the_best_draws_are_followed(recipe):
     agent = make(recipe, spec=ONE)
     state, batch = state_of(agent), flat_batch(0, width=1)
-    fns, part, obs = functions(agent, state, two_peaks), agent.improvement, batch.observation
-    proposer = fns.bind(state.own[part.name].tuned)(obs)
-    best = part.best_draws(proposer, fns.q, fns, obs, jax.random.key(0))
+    context, part, obs = functions(agent, state, two_peaks), agent.policy_loss, batch.observation
+    proposer = context.bind(state.part_states[part.name].actor_params)(obs)
+    best = part.best_draws(proposer, context.q, context, obs, jax.random.key(0))
     drawn = jax.vmap(lambda k: proposer.sample(k)[0])(jax.random.split(jax.random.key(0), 30))
     order = np.argsort(-np.asarray(two_peaks(obs, drawn)[0]), axis=0)[:3]
     np.testing.assert_allclose(best, np.take_along_axis(np.asarray(drawn), order[..., None], 0), rtol=1e-6)
 
     def loss(actor, tuned):
         now = functions(agent, state._replace(actor=actor), two_peaks)
-        return part.loss(now.bind(actor), now.q, tuned, Own(), now, batch, jax.random.key(0))[0]
+        return part.loss(now.bind(actor), now.q, tuned, PartState(), now, batch, jax.random.key(0))[0]
 
     def step(_, actor):
-        gradient = jax.grad(loss)(actor, state.own[part.name].tuned)
+        gradient = jax.grad(loss)(actor, state.part_states[part.name].actor_params)
         return jax.tree.map(lambda x, g: x - 0.02 * g, actor, gradient)
 
     after = jax.jit(lambda actor: jax.lax.fori_loop(0, 60, step, actor))(state.actor)
-    gaps = [np.abs(fns.bind(actor)(obs).mode() - best.mean(0)).mean() for actor in (state.actor, after)]
+    gaps = [np.abs(context.bind(actor)(obs).mode() - best.mean(0)).mean() for actor in (state.actor, after)]
     assert gaps[1] < 0.5 * gaps[0]
 
 
 def test_greedy_ac_starts_with_a_copy_and_greedy_td3_with_a_policy_of_its_own():
     ac, td3 = make("td3+greedy_ac"), make("td3+greedy_td3")
     state = ac.init(jax.random.key(0))
-    for x, y in zip(jax.tree.leaves(state.actor), jax.tree.leaves(state.own["greedy_ac"].tuned), strict=True):
+    for x, y in zip(
+        jax.tree.leaves(state.actor),
+        jax.tree.leaves(state.part_states["greedy_ac"].actor_params),
+        strict=True,
+    ):
         np.testing.assert_array_equal(x, y)
     assert (ac.base.critics, ac.base.policy_delay, ac.base.target_actor) == (1, 1, False)
     shapes = jax.eval_shape(td3.init, jax.random.key(0))
-    assert hasattr(shapes.own["greedy_td3"].tuned.head, "log_std")
+    assert hasattr(shapes.part_states["greedy_td3"].actor_params.head, "log_std")
     assert (td3.base.critics, td3.base.policy_delay, td3.base.target_actor) == (2, 2, True)
 
 
 def test_the_entropy_of_the_proposal_policy_is_kept():
     """The score function's mean over many draws is the gradient of −H, computed on a grid."""
     agent = make("td3+greedy_ac", spec=ONE, entropy=1.0)
-    part = agent.improvement
+    part = agent.policy_loss
     dist = functions(agent).bind(state_of(agent).actor)(jnp.zeros((1, S)))
 
     def of(log_std):
@@ -253,11 +263,11 @@ def test_the_entropy_of_the_proposal_policy_is_kept():
 def test_greedy_ac_explores_by_a_draw_from_its_policy(monkeypatch):
     agent = make("td3+greedy_ac")
     state, obs, first = state_of(agent), jax.random.normal(jax.random.key(1), (9, S)), jnp.ones(9, bool)
-    memory = agent.maximiser.memory(agent.task, 9, agent.base)
+    noise_state = agent.selector.init_noise(agent.task, 9, agent.base)
     said = functions(agent, state).bind(state.actor)(obs)
     monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.full(shape, 1.5))
     for mode, draw in (("explore", 1.5), ("evaluate", 0.0)):
-        action, *_ = agent.act(agent.acting(state), memory, obs, first, 0, jax.random.key(2), mode)
+        action, *_ = agent.act(agent.acting(state), noise_state, obs, first, 0, jax.random.key(2), mode)
         np.testing.assert_allclose(action, np.tanh(said.mean + draw * np.exp(said.log_std)), atol=1e-6)
 
 
@@ -269,8 +279,13 @@ def test_greedy_td3_climbs_q_as_well_where_it_is_asked_to(spec):
     q = lambda obs, action: [jnp.sin(action.sum(-1) + obs.sum(-1)), 5.0 * action.sum(-1)]  # noqa: E731
 
     def loss(agent, actor):
-        fns, tuned = functions(agent, state._replace(actor=actor), q), state.own["greedy_td3"].tuned
-        return agent.improvement.loss(fns.policy, q, tuned, Own(), fns, batch, jax.random.key(0))[0]
+        context, tuned = (
+            functions(agent, state._replace(actor=actor), q),
+            state.part_states["greedy_td3"].actor_params,
+        )
+        return agent.policy_loss.loss(
+            context.policy, q, tuned, PartState(), context, batch, jax.random.key(0)
+        )[0]
 
     def value(actor):
         policy = functions(plain, state._replace(actor=actor), q).policy
@@ -294,7 +309,7 @@ def targets(agent, state, next_obs):
     still, nothing = jnp.zeros_like(next_obs), jnp.zeros(len(next_obs))
     batch = Batch(still, jnp.zeros((len(still), agent.task.action_size)), nothing, nothing, next_obs, 1.0)
     event = Event(jnp.asarray(1), jnp.asarray(0), jnp.array(False), jnp.array(False))
-    return np.asarray(trunk._target(trunk.Now(agent, batch, event, jax.random.key(0)), state))
+    return np.asarray(update._target(update.Now(agent, batch, event, jax.random.key(0)), state))
 
 
 def nearest(action, count=1):
@@ -306,26 +321,26 @@ def smoothed(said, normal):
     return np.clip(heads.raw(said).mode() + np.clip(0.2 * normal, -0.5, 0.5), -1, 1)
 
 
-def ensemble(fns, state, obs, normal):
-    return [smoothed(fns.bind(member)(obs), normal) for member in state.actor_target]
+def ensemble(context, state, obs, normal):
+    return [smoothed(context.bind(member)(obs), normal) for member in state.actor_target]
 
 
-def wolpertinger(fns, state, obs, normal):
-    own = smoothed(fns.bind(state.actor_target)(obs), normal)
-    return [own, np.clip(own + 0.1 * normal, -1, 1)] if fns.table is None else nearest(own, 3)
+def wolpertinger(context, state, obs, normal):
+    own = smoothed(context.bind(state.actor_target)(obs), normal)
+    return [own, np.clip(own + 0.1 * normal, -1, 1)] if context.table is None else nearest(own, 3)
 
 
-def greedy_td3(fns, state, obs, normal):
-    return [smoothed(fns.bind(state.actor_target)(obs), normal)]
+def greedy_td3(context, state, obs, normal):
+    return [smoothed(context.bind(state.actor_target)(obs), normal)]
 
 
-def greedy_ac(fns, state, obs, normal):
-    said = heads.raw(fns.bind(state.actor)(obs))
+def greedy_ac(context, state, obs, normal):
+    said = heads.raw(context.bind(state.actor)(obs))
     return [np.tanh(said.mean + normal * np.exp(said.log_std))]
 
 
-def joint(fns, state, obs, normal):
-    return np.split(heads.raw(fns.bind(state.actor)(obs)).mode(), 3, -1)
+def joint(context, state, obs, normal):
+    return np.split(heads.raw(context.bind(state.actor)(obs)).mode(), 3, -1)
 
 
 @pytest.mark.parametrize("normal", [1.0, -4.0])
@@ -382,9 +397,11 @@ def test_cem_searches_the_online_first_critic_at_the_next_state():
 def test_actions_are_rows_of_the_table(recipe):
     agent = make(recipe, spec=TABLE) if "+" in recipe else make("td3+ou", spec=TABLE)
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (30, S))
-    memory, first = agent.maximiser.memory(TABLE, 30, agent.base), jnp.zeros(30, bool)
+    noise_state, first = agent.selector.init_noise(TABLE, 30, agent.base), jnp.zeros(30, bool)
     for mode in ("evaluate", "explore", "warm_up"):
-        action, columns, _ = agent.act(agent.acting(state), memory, obs, first, 0, jax.random.key(2), mode)
+        action, columns, _ = agent.act(
+            agent.acting(state), noise_state, obs, first, 0, jax.random.key(2), mode
+        )
         rows_of(action)
         if columns:
             rows_of(columns["proposals"])
@@ -413,7 +430,9 @@ def test_actors_climb_q_at_the_item_or_at_their_proposal(recipe, straight_throug
         seen["at"] = action
         return [action.sum(-1)]
 
-    policy, hill = agent.maximiser.climbs(state.actor, Own(), functions(agent, state, q), batch)[0]
+    policy, hill = agent.selector.actor_objectives(
+        state.actor, PartState(), functions(agent, state, q), batch
+    )[0]
     hill(batch.observation, policy(batch.observation).mode())
     if place == "item":
         rows_of(seen["at"])
@@ -425,18 +444,20 @@ def test_actors_climb_q_at_the_item_or_at_their_proposal(recipe, straight_throug
 def test_successors_see_items():
     agent = make(spec=TABLE)
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (6, S))
-    fns = functions(agent, state)
-    first, second, _ = agent.maximiser.propose(state.actor, fns, obs)
+    context = functions(agent, state)
+    first, second, _ = agent.selector.propose(state.actor, context, obs)
     told = state.actor[1].context(obs, jnp.asarray(ITEMS[rows_of(first.mode())])[None])
-    np.testing.assert_array_equal(second.raw.mode(), fns.bind(state.actor[1].net)(obs, told).raw.mode())
+    np.testing.assert_array_equal(second.raw.mode(), context.bind(state.actor[1].net)(obs, told).raw.mode())
 
 
 def test_smoothing_ends_at_an_item():
     agent = make("td3+ou", spec=TABLE)
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (40, S))
-    fns = functions(agent, state)
-    policy = agent.maximiser.target(state.actor, state.actor_target, Own(), fns, obs, jax.random.key(0))
-    raw = fns.policy_target(obs).raw.mode()
+    context = functions(agent, state)
+    policy = agent.selector.target_policy(
+        state.actor, state.actor_target, PartState(), context, obs, jax.random.key(0)
+    )
+    raw = context.policy_target(obs).raw.mode()
     nearest = np.linalg.norm(ITEMS[None] - np.asarray(raw)[:, None], axis=-1).argmin(1)
     assert (rows_of(policy(obs).mode()) != nearest).any()
 
@@ -456,10 +477,10 @@ def test_the_edge_knows_every_row_again():
         def step(self, action):
             return np.zeros(2, np.float32), float(action), False, False, {}
 
-    edge = make_edge(Shop())
-    np.testing.assert_array_equal(edge.actions(edge.spec.table), 7 + np.arange(300))
-    off = np.nextafter(edge.spec.table, np.float32(0.0))
-    np.testing.assert_array_equal(edge.actions(off), 7 + np.arange(300))
+    adapter = make_adapter(Shop())
+    np.testing.assert_array_equal(adapter.actions(adapter.spec.table), 7 + np.arange(300))
+    off = np.nextafter(adapter.spec.table, np.float32(0.0))
+    np.testing.assert_array_equal(adapter.actions(off), 7 + np.arange(300))
 
 
 def test_the_chosen_item_carries_the_gradient_of_its_proposal():
@@ -468,8 +489,8 @@ def test_the_chosen_item_carries_the_gradient_of_its_proposal():
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (20, S))
 
     def total(actor):
-        fns = functions(agent, state)
-        return agent.maximiser.policy(actor, Own(), fns)(obs).mode().sum()
+        context = functions(agent, state)
+        return agent.selector.policy(actor, PartState(), context)(obs).mode().sum()
 
     assert grown(jax.grad(total)(state.actor))
     rows_of(functions(agent, state).policy(obs).mode())

@@ -15,7 +15,7 @@ from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
 from qscape.cli import main
-from qscape.envs import Edge
+from qscape.envs import EnvAdapter
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
 
@@ -542,14 +542,14 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
     assert run("video", "runs", "--mp4", "film.mp4") == 0
     assert Path("film.mp4").stat().st_size > 1_000
     assert "film.mp4: 20 frames" in capsys.readouterr().out
-    monkeypatch.setattr(Edge, "render_frame", lambda self: np.full((45, 31, 3), 200, np.uint8))
+    monkeypatch.setattr(EnvAdapter, "render_frame", lambda self: np.full((45, 31, 3), 200, np.uint8))
     assert run("video", "runs", "--mp4", "odd.mp4") == 0  # H.264 films even sizes only
     assert Path("odd.mp4").stat().st_size > 500
 
     def fail(self):
         raise ImportError("Cannot initialize a EGL device display")
 
-    monkeypatch.setattr(Edge, "render_frame", fail)
+    monkeypatch.setattr(EnvAdapter, "render_frame", fail)
     assert run("video", "runs", "--mp4", "odd.mp4") == 1
     why = "Pendulum-v1 cannot draw on this machine (Cannot initialize a EGL device display); try MUJOCO_GL="
     assert why in capsys.readouterr().err

@@ -13,10 +13,10 @@ import pytest
 from tiny import SIZES, assert_same_run, environment
 
 from qscape.errors import RunError, UsageError
+from qscape.jobs.cluster import Cluster
+from qscape.jobs.parcel import Packer, unpack
+from qscape.jobs.study import read_study
 from qscape.run import Plan, saves, train
-from qscape.run.cluster import Cluster
-from qscape.run.parcel import Packer, unpack
-from qscape.run.study import read_study
 
 SMALL = ", ".join(f"{name} = {[*v] if isinstance(v, tuple) else v}" for name, v in SIZES.items())
 TEXT = f"""\
@@ -40,10 +40,10 @@ OWN_TOKEN = {
 APART = """
 import sys
 from pathlib import Path
-from qscape.run.cluster import Cluster
-from qscape.run.pool import Pool
-from qscape.run.progress import Progress
-from qscape.run.study import read_study
+from qscape.jobs.cluster import Cluster
+from qscape.jobs.pool import Pool
+from qscape.jobs.progress import Progress
+from qscape.jobs.study import read_study
 
 progress = Progress(read_study(Path("tiny.toml")))
 folder = progress.study.folder

@@ -23,7 +23,7 @@ from qscape import agents
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
-from qscape.replay.memory import Rows
+from qscape.replay.storage import Rows
 from qscape.run import saves
 from qscape.run.programs import Programs
 from qscape.types import Spec
@@ -269,7 +269,7 @@ class Case(NamedTuple):
     step: Any  # compiled: one update and the next action
     history: list[tuple[State, Any]]
     loops: list[tuple[Any, Any]]  # memory and metrics, before each update and after the last
-    rows: jax.Array
+    storage: jax.Array
     key: jax.Array
     actions: list[np.ndarray]
     drawn: Counter
@@ -278,7 +278,7 @@ class Case(NamedTuple):
     def go_on(self, state: State, index: Any, number: int) -> Any:
         """One more call of the program from this state: (state, index, memory, metrics, action, columns)."""
         noise, metrics = device(self.loops[number])
-        args = (device(state), self.rows, device(index), noise, metrics)
+        args = (device(state), self.storage, device(index), noise, metrics)
         return self.step(*args, *seen(number), np.int32(number), self.key)
 
 
@@ -294,7 +294,7 @@ def fresh(agent: Agent, seed: int = 0) -> tuple[Programs, tuple[Any, ...]]:
     rows, index = memory(agent, seed)
     state, key = agent.init(jax.random.key(seed)), jax.random.key(seed + 1)
     metrics = programs.blank_metrics(state, rows, index, key)
-    noise = agent.maximiser.memory(agent.task, 1, agent.base)
+    noise = agent.selector.init_noise(agent.task, 1, agent.base)
     return programs, (state, rows, device(index), noise, metrics, *seen(0), np.int32(0), key)
 
 
@@ -335,16 +335,25 @@ def test_no_random_key_is_used_twice(case):
 
 def test_only_what_may_move_moves(case):
     """Each network, its optimiser and all that a part carries move when their turn is, and only then."""
-    base, follow = case.agent.base, case.agent.follow
+    base, follow = case.agent.base, case.agent.target_update
     for number, ((old, _), (new, _)) in enumerate(zip(case.history[:-1], case.history[1:], strict=True), 1):
         climbs, syncs = number % base.policy_delay == 0, number % base.sync_every == 0
         follows = syncs if follow.name == "periodic" else climbs or follow.when == "always"
         due = {"critics": True, "actor": climbs, "critics_target": follows, "actor_target": follows}
         due |= {
-            f"optimisers.{name}": climbs or not name.endswith(("actor", "tuned")) for name in old.optimisers
+            f"optimisers.{name}": climbs or not name.endswith(("actor", "actor_params"))
+            for name in old.optimisers
         }
-        due |= {f"own.{name}.learned": True for name, own in old.own.items() if own.learned is not None}
-        due |= {f"own.{name}.tuned": climbs for name, own in old.own.items() if own.tuned is not None}
+        due |= {
+            f"part_states.{name}.params": True
+            for name, own in old.part_states.items()
+            if own.params is not None
+        }
+        due |= {
+            f"part_states.{name}.actor_params": climbs
+            for name, own in old.part_states.items()
+            if own.actor_params is not None
+        }
         if not base.target_actor:
             del due["actor_target"]
         if old.actor is None:
@@ -359,16 +368,22 @@ def pick(state: State, name: str) -> Any:
     field, _, rest = name.partition(".")
     if field == "own":
         part, _, kind = rest.rpartition(".")
-        return getattr(state.own[part], kind)
+        return getattr(state.part_states[part], kind)
     return getattr(state, field)[rest] if rest else getattr(state, field)
 
 
 def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
-    """What parts carry in `rest` moves by its own rule."""
-    rests = {name: (own.rest, new.own[name].rest) for name, own in old.own.items() if own.rest is not None}
+    """What parts carry in `extra` moves by its own rule."""
+    rests = {
+        name: (own.extra, new.part_states[name].extra)
+        for name, own in old.part_states.items()
+        if own.extra is not None
+    }
     if "sale" in rests:
         (*was, saw), (*now, seen) = rests.pop("sale")
-        assert same(now, [dataclasses.replace(new.own["sale"].learned, seen=seen), was[0]] if syncs else was)
+        assert same(
+            now, [dataclasses.replace(new.part_states["sale"].params, seen=seen), was[0]] if syncs else was
+        )
         assert seen is None or not same(saw, seen)
     if "value_clip" in rests:
         was, now = rests.pop("value_clip")
@@ -377,12 +392,12 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
         assert (now.low, now.high) == ((now.run_min, now.run_max) if syncs else (was.low, was.high))
     if "asap" in rests:
         was, now = rests.pop("asap")
-        slow = optax.incremental_update((new.actor, new.own["asap"].tuned), was, 0.01)
+        slow = optax.incremental_update((new.actor, new.part_states["asap"].actor_params), was, 0.01)
         for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(slow), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     if "savgo" in rests:
         was, now = rests.pop("savgo")
-        learned = new.own["savgo"].learned
+        learned = new.part_states["savgo"].params
         slow = was.encoder if learned is None else optax.incremental_update(learned, was.encoder, 0.005)
         for a, b in zip(jax.tree.leaves(now.encoder), jax.tree.leaves(slow), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -13,7 +13,7 @@ from gymnasium.wrappers import TransformReward
 from tiny import Clock, settings
 
 from qscape import agents
-from qscape.envs import edge as edges
+from qscape.envs import adapter as adapters
 from qscape.envs import make
 from qscape.errors import RunError
 from qscape.run import Plan
@@ -34,7 +34,7 @@ def driven(monkeypatch):
 def take_early(monkeypatch):
     monkeypatch.setattr(trainers, "LONG", 0)
     monkeypatch.setattr(trainers, "CHUNK", 20)
-    monkeypatch.setattr(edges, "HOST_ONLY", (*edges.HOST_ONLY, "tiny"))
+    monkeypatch.setattr(adapters, "HOST_ONLY", (*adapters.HOST_ONLY, "tiny"))
 
 
 def begun(recipe="td3", env=Clock, envs=1, steps=STEPS, evaluated=True, **base):
@@ -95,7 +95,7 @@ def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     assert numbers[0] == numbers[1]
 
 
-class Own(gym.Wrapper):
+class PartState(gym.Wrapper):
     """Somebody's wrapper: who knows what it calls."""
 
 
@@ -107,7 +107,7 @@ class Own(gym.Wrapper):
         ("Pendulum-v1", True),
         ("mineworld/MineWorld-v0", False),
         (lambda: gym.Wrapper(gym.make("Pendulum-v1")), True),
-        (lambda: Own(gym.make("Pendulum-v1")), False),
+        (lambda: PartState(gym.make("Pendulum-v1")), False),
         (Clock, False),
         (lambda: TransformReward(gym.make("Pendulum-v1"), lambda reward: jnp.tanh(reward)), False),
     ],
@@ -135,7 +135,7 @@ def test_agents_that_learn_between_episodes_are_not_driven(recipe, driven):
 def test_most_steps_are_taken_inside_the_program(driven):
     """In a thread that is not the one that trains; and actions stay what they were."""
     trainer, threads, actions, copies = begun(), [], [], []
-    step = trainer.edge.step
+    step = trainer.adapter.step
 
     def watched(action):
         threads.append(threading.current_thread() is threading.main_thread())
@@ -143,7 +143,7 @@ def test_most_steps_are_taken_inside_the_program(driven):
         copies.append(np.array(action))
         return step(action)
 
-    trainer.edge.step = watched
+    trainer.adapter.step = watched
     told(trainer)
     assert len(threads) == STEPS
     assert threads[:70] == [True] * 70
@@ -160,19 +160,19 @@ def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     assert trainer.driver is not None
     assert trainer.env_steps == 199
     assert int(trainer.state.updates) == trainer.updates  # what was learned can still be used
-    assert int(trainer.index.size[0]) == 199
+    assert int(trainer.replay_state.size[0]) == 199
 
 
 def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
     trainer = begun(steps=10**6)
-    step = trainer.edge.step
+    step = trainer.adapter.step
 
     def watched(action):
         if trainer.env_steps == 200:
             trainer.stop()
         return step(action)
 
-    trainer.edge.step = watched
+    trainer.adapter.step = watched
     *_, end = trainer.events(10**6)
     assert isinstance(end, ev.Ended)
     assert end.interrupted
@@ -203,9 +203,9 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
 def test_the_program_does_not_copy_the_replay(driven):
     trainer = begun("td3+lap", replay_capacity=65_536)
     told(trainer)
-    replay, seen = (trainer.rows, trainer.index), trainer.edge.observation
+    replay, seen = (trainer.storage, trainer.replay_state), trainer.adapter.observation
     cycle = Cycle(
-        trainer.state, replay, trainer.memory, trainer.metrics, seen, trainer.action, trainer.columns
+        trainer.state, replay, trainer.noise_state, trainer.metrics, seen, trainer.action, trainer.columns
     )
     text = trainer.driver.go.lower(cycle, trainer.key).compile().as_text()
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", text)

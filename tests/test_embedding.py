@@ -70,7 +70,7 @@ class Saved:
         return np.minimum(*(self.network(f"critics_target/{i}/", pair)[:, 0] for i in range(2)))
 
     def seen(self, obs):
-        rest = "own/normalise/rest/"
+        rest = "part_states/normalise/extra/"
         return (obs - self.leaves[f"{rest}mean"]) / (np.sqrt(self.leaves[f"{rest}var"]) + 1e-8)
 
 
@@ -82,20 +82,20 @@ def test_candidates_are_weighed_as_the_saved_networks_say(run, shown, found):
     drawn = np.array(candidates["action"])
     assert drawn.shape == (K, 1)
     assert len(np.unique(drawn)) > 1
-    here = saved.embed("own/savgo/learned/", obs, np.array([own["action"]]))
-    there = saved.embed("own/savgo/rest/encoder/", many, drawn)
+    here = saved.embed("part_states/savgo/params/", obs, np.array([own["action"]]))
+    there = saved.embed("part_states/savgo/extra/encoder/", many, drawn)
     cosine = (here * there).sum(-1)
     np.testing.assert_allclose(candidates["cosine"], cosine, atol=1e-5)
     np.testing.assert_allclose(candidates["weight"], 0.9 * softmax(cosine / TAU) + 0.1 / K, atol=1e-5)
     np.testing.assert_allclose(candidates["value"], saved.value(many, drawn), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(own["value"], saved.value(obs, np.array([own["action"]]))[0], rtol=1e-4)
-    assert found["gap_scale"] == pytest.approx(saved.leaves["own/savgo/rest/scale"])
+    assert found["gap_scale"] == pytest.approx(saved.leaves["part_states/savgo/extra/scale"])
 
 
 def test_the_map_keeps_distances_as_far_as_two_axes_can(run, shown, found):
     saved = Saved(run)
     obs = np.repeat(saved.seen(shown), K, 0)
-    z = saved.embed("own/savgo/learned/", obs, np.array(found["candidates"]["action"]))
+    z = saved.embed("part_states/savgo/params/", obs, np.array(found["candidates"]["action"]))
     x = np.array(found["candidates"]["at"])
     in_full, on_map = (np.linalg.norm(p[:, None] - p, axis=-1) for p in (z, x))
     assert (on_map <= in_full + 1e-5).all()

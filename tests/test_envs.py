@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qscape.envs import Edge, make
+from qscape.envs import EnvAdapter, make
 from qscape.envs.probes import PROBES
 from qscape.envs.snapshot import restore, take
 from qscape.errors import RunError, UsageError
@@ -82,14 +82,14 @@ WAYS = ["built", *(f"{who} {mode.name}" for who in ("built", "given") for mode i
 @pytest.mark.parametrize("envs", [1, 3])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
-    edge = edge_of(way, envs)
+    adapter = edge_of(way, envs)
     random = np.random.default_rng(0)
     rows, actions, episodes = ([[] for _ in range(envs)] for _ in range(3))
-    observation = edge.reset()
+    observation = adapter.reset()
     assert observation.dtype == np.float32
     for _ in range(80):
         action = random.uniform(-1, 1, (envs, 1)).astype(np.float32)
-        step = edge.step(action)
+        step = adapter.step(action)
         for i in np.flatnonzero(step.valid):
             ends = step.terminated[i], step.truncated[i]
             row = (*observation[i], action[i, 0], step.reward[i], *step.next_observation[i], *ends)
@@ -98,7 +98,7 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
         for episode in step.finished:
             episodes[episode.env].append(episode)
         observation = step.observation
-        np.testing.assert_array_equal(observation, edge.observation)
+        np.testing.assert_array_equal(observation, adapter.observation)
         opens = observation[:, 1] == 0  # no step of the episode is made yet
         np.testing.assert_array_equal(step.begins, opens | step.terminated | step.truncated)
     assert [array.dtype for array in step[:-1]] == [np.float32, np.float32, bool, bool, np.float32, bool]
@@ -115,9 +115,9 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
 
 
 def test_environments_may_write_to_the_array_they_gave():
-    edge = make(lambda: Counter(reuse=True), seed=5)
-    kept = [(edge.reset(), None)]
-    kept += [(s.observation, s.next_observation) for s in (edge.step(np.zeros((1, 1))) for _ in range(20))]
+    adapter = make(lambda: Counter(reuse=True), seed=5)
+    kept = [(adapter.reset(), None)]
+    kept += [(s.observation, s.next_observation) for s in (adapter.step(np.zeros((1, 1))) for _ in range(20))]
     for (before, _), (now, after) in pairwise(kept):
         assert after[0, 0] == before[0, 0]
         assert after[0, 1] == before[0, 1] + 1
@@ -126,29 +126,29 @@ def test_environments_may_write_to_the_array_they_gave():
 
 @pytest.mark.parametrize("envs", [1, 2])
 def test_seeds_count_up_and_are_used_once(envs):
-    edge = make("Pendulum-v1", envs, seed=8)
-    first, second = edge.reset(), edge.reset()
+    adapter = make("Pendulum-v1", envs, seed=8)
+    first, second = adapter.reset(), adapter.reset()
     expected = [gym.make("Pendulum-v1").reset(seed=8 + i)[0] for i in range(envs)]
     np.testing.assert_array_equal(first, expected)
     assert (first != second).any(), "every reset would begin the same episode"
-    edge.reseed(8)
-    np.testing.assert_array_equal(edge.reset(), expected)
+    adapter.reseed(8)
+    np.testing.assert_array_equal(adapter.reset(), expected)
 
 
 def test_a_reset_forgets_the_unfinished_episode():
-    edge = make("qscape/ProbeDiscount-v0")
-    edge.reset()
-    edge.step(np.zeros((1, 1)))
-    edge.reset()
-    finished = [episode for _ in range(2) for episode in edge.step(np.zeros((1, 1))).finished]
+    adapter = make("qscape/ProbeDiscount-v0")
+    adapter.reset()
+    adapter.step(np.zeros((1, 1)))
+    adapter.reset()
+    finished = [episode for _ in range(2) for episode in adapter.step(np.zeros((1, 1))).finished]
     assert [(e.length, e.ret, e.success) for e in finished] == [(2, 1.0, None)]
 
 
 def test_asynchronous_environments_do_what_synchronous_ones_do():
     both = [make("Pendulum-v1", 2, {"max_episode_steps": 7}, seed=3, asynchronous=a) for a in (False, True)]
-    np.testing.assert_array_equal(*(edge.reset() for edge in both))
+    np.testing.assert_array_equal(*(adapter.reset() for adapter in both))
     for action in np.random.default_rng(0).uniform(-1, 1, (20, 2, 1)).astype(np.float32):
-        sync, other = (edge.step(action) for edge in both)
+        sync, other = (adapter.step(action) for adapter in both)
         for a, b in zip(sync, other, strict=True):
             np.testing.assert_array_equal(a, b)
     assert both[1].time_limit == 7
@@ -183,20 +183,20 @@ class Echo(gym.Env):
 
 def echoed(space, *actions, **more):
     env = Echo(space, **more)
-    edge = make(env)
-    edge.reset()
+    adapter = make(env)
+    adapter.reset()
     answers = []
     for action in actions:
-        edge.step(np.array([action], np.float32))
+        adapter.step(np.array([action], np.float32))
         answers.append(env.got)
-    return edge, answers
+    return adapter, answers
 
 
 def test_actions_reach_asymmetric_bounds_of_any_shape_and_are_clipped():
     low = np.array([[-1, 0, 10], [-4, -0.5, 2]])
     high = np.array([[1, 8, 30], [-2, 0.25, 2.5]])
-    edge, got = echoed(spaces.Box(low, high, dtype=np.float64), [-1] * 6, [1] * 6, [0] * 6, [3] * 6)
-    assert edge.spec.action_size == 6
+    adapter, got = echoed(spaces.Box(low, high, dtype=np.float64), [-1] * 6, [1] * 6, [0] * 6, [3] * 6)
+    assert adapter.spec.action_size == 6
     np.testing.assert_allclose(got, [low, high, (low + high) / 2, high])
 
 
@@ -217,11 +217,11 @@ def test_actions_stay_inside_and_unit_bounds_change_nothing(action, bound, size)
 def test_a_table_maps_vectors_to_the_nearest_action():
     table = np.array([[0, 5, 100], [10, 5, 100], [10, 5, 300], [0, 5, 300]])
     space = spaces.Discrete(4, start=2)
-    edge, got = echoed(
+    adapter, got = echoed(
         space, [-1, 0, -1], [0.9, 0.7, -0.2], [1, 0, 1], [-0.3, 0, 0.1], [0, 0, 0], table=table
     )
-    np.testing.assert_array_equal(edge.spec.table, [[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]])
-    assert edge.spec.action_size == 3
+    np.testing.assert_array_equal(adapter.spec.table, [[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]])
+    assert adapter.spec.action_size == 3
     assert got == [2, 3, 4, 5, 2]  # the last is as near to all: the lowest
 
 
@@ -251,10 +251,10 @@ def test_nested_observations_are_flattened_as_gymnasium_does():
     flat = spaces.utils.flatten(space, shown).astype(np.float32)
     action = spaces.Box(-1, 1, (1,))
     for envs in (1, 2):
-        edge = make(lambda: Echo(action, space, shown), envs)
-        assert edge.spec.observation_size == 8
-        np.testing.assert_array_equal(edge.reset(), [flat] * envs)
-        np.testing.assert_array_equal(edge.step(np.zeros((envs, 1))).observation, [flat] * envs)
+        adapter = make(lambda: Echo(action, space, shown), envs)
+        assert adapter.spec.observation_size == 8
+        np.testing.assert_array_equal(adapter.reset(), [flat] * envs)
+        np.testing.assert_array_equal(adapter.step(np.zeros((envs, 1))).observation, [flat] * envs)
 
 
 BOX = spaces.Box(-1, 1, (1,))
@@ -279,9 +279,9 @@ def test_spaces_that_do_not_fit_are_refused(action, observation, why):
 
 def test_the_remedy_for_unbounded_actions_works():
     env = Echo(spaces.Box(-np.inf, np.inf, (1,)))
-    edge = make(gym.wrappers.TransformAction(env, lambda a: a, spaces.Box(-3, 5, (1,))))
-    edge.reset()
-    edge.step(np.ones((1, 1)))
+    adapter = make(gym.wrappers.TransformAction(env, lambda a: a, spaces.Box(-3, 5, (1,))))
+    adapter.reset()
+    adapter.step(np.ones((1, 1)))
     assert env.got == 5
 
 
@@ -295,27 +295,27 @@ def test_the_remedy_for_unbounded_actions_works():
     ],
 )
 def test_numbers_that_are_not_finite_stop_the_run(envs, observation, reward, why):
-    edge = make(lambda: Echo(BOX, observation=observation, reward=reward), envs)
-    edge.reset()
+    adapter = make(lambda: Echo(BOX, observation=observation, reward=reward), envs)
+    adapter.reset()
     with pytest.raises(RunError, match=why):
-        edge.step(np.zeros((envs, 1)))
+        adapter.step(np.zeros((envs, 1)))
 
 
 def test_the_error_names_the_environment_that_failed():
     rewards = iter([0.0, 0.0, np.nan])
-    edge = make(lambda: Echo(BOX, reward=next(rewards)), 3)
-    edge.reset()
+    adapter = make(lambda: Echo(BOX, reward=next(rewards)), 3)
+    adapter.reset()
     with pytest.raises(RunError, match="reward is nan in environment 2"):
-        edge.step(np.zeros((3, 1)))
+        adapter.step(np.zeros((3, 1)))
 
 
 def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
-    edge = make("qscape/ProbeAction-v0")
-    edge.reset()
+    adapter = make("qscape/ProbeAction-v0")
+    adapter.reset()
     with pytest.raises(RunError, match=r"the agent's action\[0\] is nan"):
-        edge.step(np.full((1, 1), np.nan))
+        adapter.step(np.full((1, 1), np.nan))
     with pytest.raises(UsageError, match=r"\(1, 1\), not \(1,\)"):
-        edge.step(np.zeros(1))
+        adapter.step(np.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -366,14 +366,14 @@ def test_wrong_arguments_are_answered_with_the_right_ones():
 
 
 def test_what_an_edge_tells_of_its_task():
-    edge = make("HalfCheetah-v5")
-    assert (edge.env_id, edge.envs, edge.time_limit, edge.reward_threshold) == (
+    adapter = make("HalfCheetah-v5")
+    assert (adapter.env_id, adapter.envs, adapter.time_limit, adapter.reward_threshold) == (
         "HalfCheetah-v5",
         1,
         1000,
         4800.0,
     )
-    assert (edge.spec.observation_size, edge.spec.action_size, edge.spec.table) == (17, 6, None)
+    assert (adapter.spec.observation_size, adapter.spec.action_size, adapter.spec.table) == (17, 6, None)
     assert make("gymnasium:Pendulum-v1", 2, {"max_episode_steps": 9}).time_limit == 9
     limited = gym.wrappers.TimeLimit(Counter(), 4)
     assert (make(limited).time_limit, make(limited).env_id) == (4, "Counter")
@@ -388,9 +388,9 @@ def test_a_frame_is_a_picture():
             return np.full((4, 6, 3), 7, np.uint8)
 
     for envs in (1, 2):
-        edge = make(Painter, envs)
-        edge.reset()
-        assert edge.render_frame().shape == (4, 6, 3)
+        adapter = make(Painter, envs)
+        adapter.reset()
+        assert adapter.render_frame().shape == (4, 6, 3)
     with pytest.raises(UsageError, match='render_mode="rgb_array"'):
         make(Counter).render_frame()
 
@@ -404,13 +404,13 @@ def test_probes_are_proper_environments(env_id):
 @pytest.mark.parametrize("env_id", PROBES)
 def test_the_values_of_the_probes_fulfil_the_bellman_equation(env_id):
     """Q(s, a) = r + γ max Q(s', ·), where only a real end cuts the sum, at random actions."""
-    probe, discount, edge = PROBES[env_id], 0.9, make(env_id)
-    random, observation = np.random.default_rng(1), edge.reset()
+    probe, discount, adapter = PROBES[env_id], 0.9, make(env_id)
+    random, observation = np.random.default_rng(1), adapter.reset()
     best = np.linspace(-1, 1, 401)
     seen = set()
     for _ in range(60):
         action = random.uniform(-1, 1, (1, 1)).astype(np.float32)
-        step = edge.step(action)
+        step = adapter.step(action)
         later = probe.q(np.full(401, step.next_observation[0, 0]), best, discount).max()
         target = step.reward[0] + discount * later * (not step.terminated[0])
         np.testing.assert_allclose(probe.q(observation[0], action[0], discount), target, rtol=1e-5, atol=1e-6)
@@ -419,7 +419,7 @@ def test_the_values_of_the_probes_fulfil_the_bellman_equation(env_id):
             np.testing.assert_allclose(known, climbed, atol=1e-6)
         seen.add((float(observation[0, 0]), bool(step.terminated[0]), bool(step.truncated[0])))
         observation = step.observation
-    assert isinstance(edge, Edge)
+    assert isinstance(adapter, EnvAdapter)
     if "TimeLimit" in env_id:
         assert seen == {(0.0, False, False), (0.0, False, True)}
     else:

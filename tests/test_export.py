@@ -16,7 +16,7 @@ from test_contract import TABLE, make
 
 from qscape import agents
 from qscape.cli import main
-from qscape.envs import make as make_edge
+from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.export import card, graph, policy, primitives
 from qscape.offpolicy.plain import Single
@@ -61,15 +61,17 @@ def weights(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
 
 def source(agent, env) -> policy.Source:
     """An agent with random weights on an environment, with observations as if it had walked there."""
-    edge, rng = make_edge(env, by_index=isinstance(agent, OnPolicyAgent)), np.random.default_rng(1)
-    agent = agent.on(edge.spec)
+    adapter, rng = make_adapter(env, by_index=isinstance(agent, OnPolicyAgent)), np.random.default_rng(1)
+    agent = agent.on(adapter.spec)
     acting = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))  # compiles nothing
     acting = randomised(acting, lambda leaf: weights(leaf, rng), rng)
-    if "normalise" in acting.own:
-        mine = acting.own["normalise"]
-        acting.own["normalise"] = mine._replace(rest=mine.rest._replace(var=mine.rest.var**2 + 0.5))
-    loaded = Loaded(programs_of(agent), acting, edge, 0, "current")
-    seen = np.random.default_rng(0).normal(size=(400, edge.spec.observation_size)).astype(np.float32)
+    if "normalise" in acting.part_states:
+        mine = acting.part_states["normalise"]
+        acting.part_states["normalise"] = mine._replace(
+            extra=mine.extra._replace(var=mine.extra.var**2 + 0.5)
+        )
+    loaded = Loaded(programs_of(agent), acting, adapter, 0, "current")
+    seen = np.random.default_rng(0).normal(size=(400, adapter.spec.observation_size)).astype(np.float32)
     record = {"recipe": agent.recipe, "label": agent.recipe, "env": "E", "env_args": {}, "seed": 0}
     return policy.Source(Path("run"), record | {"settings": {}}, loaded, [], 3 * seen)
 
@@ -109,10 +111,10 @@ def test_every_recipe_of_the_contract_acts_like_the_library(row):
 )
 def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
     made = source(make("td3", {"base": {"actor_hidden": (32, 32)}}), env)
-    size = made.loaded.edge.spec.observation_size
+    size = made.loaded.adapter.spec.observation_size
     data = graph.to_onnx(policy.function(made.loaded), size, {}).SerializeToString()
     policy.check(data, made, tolerance)
-    space = policy.action_space(made.loaded.edge)
+    space = policy.action_space(made.loaded.adapter)
     obs = policy.observations(made, 50)
     found = answers(made, obs)
     assert found.shape == (50, *space.shape)
@@ -122,11 +124,11 @@ def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
 
 @pytest.mark.parametrize("env", [Chosen, Uneven])
 def test_rows_of_a_table_become_their_indices(env):
-    edge = make_edge(env)
-    rows = edge.spec.table
-    session = ort.InferenceSession(graph.to_onnx(policy.in_units(edge), 2, {}).SerializeToString())
+    adapter = make_adapter(env)
+    rows = adapter.spec.table
+    session = ort.InferenceSession(graph.to_onnx(policy.in_units(adapter), 2, {}).SerializeToString())
     np.testing.assert_array_equal(session.run(None, {"observation": rows})[0], np.arange(81) + 3)
-    np.testing.assert_array_equal(edge.actions(rows), np.arange(81) + 3)
+    np.testing.assert_array_equal(adapter.actions(rows), np.arange(81) + 3)
 
 
 def test_on_policy_agents_give_the_index():
@@ -185,11 +187,11 @@ def test_a_policy_that_remembers_is_refused():
         def memory(self, spec, envs, base=None):
             return np.zeros((envs, spec.action_size), np.float32)
 
-        def act(self, actor, own, fns, memory, obs, first, key, mode):
-            action = (fns.policy(obs).mode() + memory) / 2
+        def act(self, actor, own, context, memory, obs, first, key, mode):
+            action = (context.policy(obs).mode() + memory) / 2
             return action, {}, action
 
-    made = source(dataclasses.replace(make("td3", {}), maximiser=Slow()), Boxed)
+    made = source(dataclasses.replace(make("td3", {}), selector=Slow()), Boxed)
     with pytest.raises(UsageError, match="td3 cannot be exported: its policy remembers from step to step"):
         policy.refuse_memory(made.loaded)
 
@@ -292,14 +294,16 @@ def test_the_arrays_have_the_layout_of_the_documentation(run, exported):
 
     made = policy.source(run, 2)
     obs = policy.observations(made, 20)
-    s = (obs - arrays["own/normalise/rest/mean"]) / (np.sqrt(arrays["own/normalise/rest/var"]) + 1e-8)
-    z, f = s, "own/sale/rest/0/f"
+    s = (obs - arrays["part_states/normalise/extra/mean"]) / (
+        np.sqrt(arrays["part_states/normalise/extra/var"]) + 1e-8
+    )
+    z, f = s, "part_states/sale/extra/fixed/f"
     for k in range(2):
-        z = elu(linear(f"{f}/trunk/layers/{k}", z))
+        z = elu(linear(f"{f}/torso/layers/{k}", z))
     z = avg_l1(linear(f"{f}/out", z))
     h = np.concatenate([avg_l1(linear("actor/stage/linear", s)), z], -1)
     for k in range(2):
-        h = np.maximum(linear(f"actor/trunk/layers/{k}", h), 0)
+        h = np.maximum(linear(f"actor/torso/layers/{k}", h), 0)
     a = np.tanh(linear("actor/head/out", h))
     low, high = np.array(note["action"]["low"]), np.array(note["action"]["high"])
     np.testing.assert_allclose(
@@ -317,7 +321,7 @@ def test_a_model_that_differs_leaves_no_file(run, tmp_path, monkeypatch, capsys)
 def test_a_slightly_wrong_model_is_found_out(run):
     """A weight that is off by 1e-4 is no rounding."""
     made = policy.source(run, 2)
-    size = made.loaded.edge.spec.observation_size
+    size = made.loaded.adapter.spec.observation_size
     data = graph.to_onnx(policy.function(made.loaded), size, {})
     policy.check(data.SerializeToString(), made)
     off = graph.to_onnx(lambda x: policy.function(made.loaded)(x) * 1.0001, size, {})

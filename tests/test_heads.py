@@ -159,11 +159,11 @@ def test_no_length_gives_finite_gradients(bound):
 def test_the_fixed_layer_never_moves(recipe, head):
     agent = build(f"{recipe}+{head}")
     state = start = begin(agent)
-    w = np.asarray(start.own[head])
+    w = np.asarray(start.part_states[head])
     for number in range(3):
         made = rollout(number, masked=recipe == "reinforce")
         state, _ = compiled(agent)(state, made, 0.0, jax.random.key(1))
-    assert np.asarray(state.own[head]).tobytes() == w.tobytes()
+    assert np.asarray(state.part_states[head]).tobytes() == w.tobytes()
     before, after = start.networks.head.projector.weight, state.networks.head.projector.weight
     assert not np.array_equal(before, after), "the projector learns"
     shapes = {x.shape for x in jax.tree.leaves(state.optimisers)}
@@ -174,20 +174,20 @@ def test_the_fixed_layer_never_moves(recipe, head):
 @pytest.mark.parametrize("head", ["etf", "fixed_gaussian", "fixed_orthogonal"])
 def test_fixed_layers_are_checked(head):
     agent = build(f"ppo+{head}", **{head: {"energy": 2.0}})
-    own = begin(agent).own
+    own = begin(agent).part_states
     agent.check(own)
     np.testing.assert_allclose(np.square(own[head]).sum(-1), 2.0, rtol=1e-5)
     with pytest.raises(RunError, match="fixed action layer"):
         agent.check({head: own[head].at[0].multiply(1.1)})
-    other = begin(agent, 1).own
+    other = begin(agent, 1).part_states
     assert not np.allclose(own[head], other[head]), "each seed draws its own"
 
 
 def test_seeds_in_one_program_draw_what_they_draw_alone():
     agent = build("ppo+etf")
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.vmap(agent.init)(keys).own["etf"]
-    alone = jnp.stack([agent.init(key).own["etf"] for key in keys])
+    together = jax.vmap(agent.init)(keys).part_states["etf"]
+    alone = jnp.stack([agent.init(key).part_states["etf"] for key in keys])
     np.testing.assert_array_equal(together, alone)
 
 
@@ -226,7 +226,7 @@ def test_the_l2_term():
     """λ ‖g‖² of each row, and the mean of it in the loss: the projector shrinks where nothing else pulls."""
     agent = build("a2c+etf", etf={"bound": "l2", "l2": 0.5}, base={"entropy_coefficient": 0.0})
     state, made = begin(agent), rollout()
-    views = agent.views(state.own, state.networks, made.observation)
+    views = agent.views(state.part_states, state.networks, made.observation)
     np.testing.assert_allclose(views.penalty, 0.5 * np.square(views.dist.features).sum(-1), rtol=1e-5)
     still = made._replace(reward=0.0 * made.reward, terminated=made.terminated | True)
     where = lambda n: (n.critic[1].weight, n.head.projector.weight)  # noqa: E731
@@ -236,7 +236,7 @@ def test_the_l2_term():
     lengths = [jnp.linalg.norm(n.head.projector.weight) for n in (flat, after.networks)]
     assert lengths[1] < lengths[0]
     bare = build("a2c+etf")
-    assert bare.views(state.own, state.networks, made.observation).penalty is None
+    assert bare.views(state.part_states, state.networks, made.observation).penalty is None
 
 
 @pytest.mark.parametrize(

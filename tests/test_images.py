@@ -55,7 +55,7 @@ def test_channels_first_or_last():
 
 def test_the_nature_network():
     net = Convolutions(jax.random.key(0), (4, 84, 84), (512,))
-    assert net.trunk.layers[0].weight.shape == (512, 3136)
+    assert net.torso.layers[0].weight.shape == (512, 3136)
     assert [x.weight.shape for x in net.kernels] == [(32, 256), (64, 512), (64, 576)]
     assert least() == 36
     np.testing.assert_allclose(net.kernels[0].weight @ net.kernels[0].weight.T, 2 * np.eye(32), atol=1e-4)
@@ -95,7 +95,7 @@ def test_a_policy_learns_from_pictures():
     base = {"rollout": 64, "batch_size": 32, "passes": 4, "learning_rate": 3e-3}
     agent = agents.build("ppo+etf", {"base": base, "plain": {"image_hidden": (16,)}})
     trainer = RolloutTrainer(Plan("ppo+etf", "Bars", 512, eval_every=0), agent, make(Bars, 4, by_index=True))
-    assert trainer.edge.observation.dtype == np.uint8
+    assert trainer.adapter.observation.dtype == np.uint8
     for _ in trainer.events(512):
         pass
     assert trainer.buffer.columns["observation"].dtype == np.uint8
@@ -106,7 +106,7 @@ def test_a_policy_learns_from_pictures():
         env = Bars()
         env.side = side
         pictures.append(env.shown().ravel())
-        rows, several = trainer.edge.observations(env.shown())
+        rows, several = trainer.adapter.observations(env.shown())
         assert not several
         np.testing.assert_array_equal(rows[0], pictures[-1])
     dist = trainer.agent.look(trainer.acting, np.stack(pictures))

@@ -52,7 +52,9 @@ def test_actions_and_values_are_equal(home, tmp_path, capsys):
         for critic, value in zip(critics, values, strict=True):
             np.testing.assert_allclose(critic(obs, action, []), value[:, 0], atol=1e-5)
     if hasattr(model, "log_ent_coef"):
-        assert float(state.own["soft"].tuned) == pytest.approx(float(model.log_ent_coef.detach()))
+        assert float(state.part_states["soft"].actor_params) == pytest.approx(
+            float(model.log_ent_coef.detach())
+        )
     base = mine.trainer.agent.base
     assert (mine.env_steps, base.warmup, base.replay_capacity) == (40, 20, 300)
     if hasattr(model, "policy_delay"):
@@ -62,14 +64,14 @@ def test_actions_and_values_are_equal(home, tmp_path, capsys):
             *smoothing,
         )
     else:
-        assert mine.trainer.agent.improvement.target_entropy == model.target_entropy
+        assert mine.trainer.agent.policy_loss.target_entropy == model.target_entropy
 
 
 def test_a_fixed_temperature_stays_fixed(tmp_path):
     model = sb3.SAC("MlpPolicy", "Pendulum-v1", device="cpu", ent_coef=0.2, buffer_size=300)
     model.save(tmp_path / "m.zip")
     convert(tmp_path / "m.zip", "Pendulum-v1", tmp_path / "r")
-    assert qs.load(tmp_path / "r").trainer.agent.improvement.temperature == 0.2
+    assert qs.load(tmp_path / "r").trainer.agent.policy_loss.temperature == 0.2
 
 
 def test_what_does_not_fit_is_refused(home, tmp_path):

@@ -209,21 +209,21 @@ def test_a_restored_face_goes_on_to_the_bit(made, envs):
     def limited():
         return gym.wrappers.TimeLimit(made(), 7)
 
-    edges = [make(limited, envs, seed=seed) for seed in (1, 99)]
-    actions = np.random.default_rng(0).uniform(-1, 1, (40, envs, edges[0].spec.action_size))
-    edges[0].reset()
+    adapters = [make(limited, envs, seed=seed) for seed in (1, 99)]
+    actions = np.random.default_rng(0).uniform(-1, 1, (40, envs, adapters[0].spec.action_size))
+    adapters[0].reset()
     for action in actions[:17]:
-        edges[0].step(action)
-    snapshot = take(edges[0])
+        adapters[0].step(action)
+    snapshot = take(adapters[0])
     assert snapshot.meta["exact"], snapshot.meta["why"]
     file = io.BytesIO()
     np.savez(file, **snapshot.arrays)
     file.seek(0)
     loaded = Snapshot(dict(np.load(file, allow_pickle=False)), json.loads(json.dumps(snapshot.meta)))
-    assert restore(edges[1], loaded) == ""
+    assert restore(adapters[1], loaded) == ""
     assert sum(array.nbytes for array in snapshot.arrays.values()) < 20_000, "tables have no place in it"
     for action in actions[17:]:
-        one, other = (edge.step(action) for edge in edges)
+        one, other = (adapter.step(action) for adapter in adapters)
         for a, b in zip(one[:-1], other[:-1], strict=True):
             np.testing.assert_array_equal(a, b)
         assert one.finished == other.finished

@@ -38,9 +38,9 @@ def two_peaks(a):
     return np.exp(-((a + 0.5) ** 2) / 0.045) + 2 * np.exp(-((a - 0.6) ** 2) / 0.045)
 
 
-def counted(values, edges, share=0.0):
+def counted(values, adapters, share=0.0):
     least = ops.ripple(np.nanmin(values), np.nanmax(values), share)
-    return ops.peaks(values, edges).above(least)
+    return ops.peaks(values, adapters).above(least)
 
 
 VALLEY = two_peaks(0.0346824)  # the lowest of all
@@ -50,13 +50,13 @@ VALLEY = two_peaks(0.0346824)  # the lowest of all
 
 
 def test_peaks_of_the_toy_and_of_its_truncations():
-    edges = ops.grid_edges((2001,))
-    found = counted(two_peaks(LINE), edges)
+    adapters = ops.grid_edges((2001,))
+    found = counted(two_peaks(LINE), adapters)
     np.testing.assert_allclose(LINE[found.node], [0.6, -0.5], atol=1e-12)
     np.testing.assert_allclose(found.prominence, [2 - VALLEY, 1 - VALLEY], atol=1e-6)
     first = np.maximum(two_peaks(LINE), two_peaks(-0.5))
-    assert LINE[counted(first, edges).node].tolist() == [pytest.approx(0.6)]
-    assert len(counted(np.maximum(first, two_peaks(0.6)), edges).node) == 0
+    assert LINE[counted(first, adapters).node].tolist() == [pytest.approx(0.6)]
+    assert len(counted(np.maximum(first, two_peaks(0.6)), adapters).node) == 0
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_prominence_is_the_way_down_to_the_pass():
 
 def test_ripples_do_not_count():
     wavy = two_peaks(LINE) + 0.003 * np.sin(200 * LINE)
-    edges = ops.grid_edges((2001,))
-    assert len(counted(wavy, edges).node) > 10
-    assert len(counted(wavy, edges, ops.PROMINENT).node) == 2
+    adapters = ops.grid_edges((2001,))
+    assert len(counted(wavy, adapters).node) > 10
+    assert len(counted(wavy, adapters, ops.PROMINENT).node) == 2
     noise = np.random.default_rng(0).choice([-1, 0, 1], 2001) * np.float64(np.spacing(np.float32(1000)))
-    assert len(counted(1000 - np.square(LINE) + noise, edges).node) == 1  # float32 rounds it like this
+    assert len(counted(1000 - np.square(LINE) + noise, adapters).node) == 1  # float32 rounds it like this
 
 
 def test_nearest_edges_are_the_nearest():
@@ -235,19 +235,19 @@ class Listed(plain.Single):
 
     name: ClassVar[str] = "listed"
 
-    def proposals(self, actor, own, fns, obs):
-        mode = fns.bind(actor)(obs).mode()
+    def proposals(self, actor, own, context, obs):
+        mode = context.bind(actor)(obs).mode()
         return jnp.stack([mode, jnp.full_like(mode, 0.6), jnp.full_like(mode, 0.2)], -2)
 
-    def act(self, actor, own, fns, memory, obs, first, key, mode):
-        return self.proposals(actor, own, fns, obs)[..., -1, :], {}, memory
+    def act(self, actor, own, context, memory, obs, first, key, mode):
+        return self.proposals(actor, own, context, obs)[..., -1, :], {}, memory
 
 
-def standing(action, hills, table=None, maximiser=None, **base):
+def standing(action, hills, table=None, selector=None, **base):
     """A small td3 whose actor always does `action`, with the critics `hills`."""
     sizes = {"actor_hidden": (4,), "critic_hidden": (4,), **base}
     agent = qs.agent("td3", {"base": sizes}).on(Spec(2, len(action), table=table))
-    agent = agent if maximiser is None else dataclasses.replace(agent, maximiser=maximiser)
+    agent = agent if selector is None else dataclasses.replace(agent, selector=selector)
     acting = agent.acting(agent.init(jax.random.key(0)))
     parts = lambda actor: (actor.head.out.weight, actor.head.out.bias)  # noqa: E731
     bias = jnp.arctanh(jnp.asarray(action, jnp.float32))
@@ -304,7 +304,7 @@ def test_states_are_picked_evenly_over_all_steps():
 
 
 def test_each_proposal_has_its_own_gap_and_the_chosen_action_too():
-    agent, acting = standing([-0.5], [TOY], maximiser=Listed())
+    agent, acting = standing([-0.5], [TOY], selector=Listed())
     found = survey.Surveyor(agent)(acting, STATES)
     expected = [2 - two_peaks(a) for a in (-0.5, 0.6, 0.2)]
     np.testing.assert_allclose(found.gaps, [expected] * 2, atol=1e-5)
@@ -347,7 +347,7 @@ def test_a_table_is_looked_at_entry_by_entry():
         np.float32(0.2),
     )
     agent, acting = standing([-0.5, 0.1], [hills], table=table)
-    raw, _ = standing([-0.5, 0.1], [hills], table=table, maximiser=Listed())  # it proposes what is no row
+    raw, _ = standing([-0.5, 0.1], [hills], table=table, selector=Listed())  # it proposes what is no row
     proposed = survey.Surveyor(raw)(acting, STATES[:1]).proposals[0]
     rows = [np.square(table - a).sum(1).argmin() for a in ([-0.5, 0.1], [0.6, 0.6], [0.2, 0.2])]
     np.testing.assert_array_equal(proposed, table[rows])
@@ -428,14 +428,14 @@ def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
         else seen.plane.at(np.stack(np.meshgrid(*seen.grid, indexing="ij"), -1))
     )
     rows = np.float32(at).reshape(-1, spec.action_size)
-    own, fns, _ = agent._seen(acting, jnp.asarray(obs[None]), jnp.zeros((), jnp.int32))
-    exact = dataclasses.replace(agent.maximiser, surrogate="exact")
-    for maximiser, kind in ((exact, "exact"), (agent.maximiser, "learned")):
-        hills = [q for _, q in maximiser.climbs(acting.actor, own, fns, None)[1:]]
-        assert len(seen.surrogates) == len(hills) == agent.maximiser.list_length - 1
+    own, context, _ = agent._seen(acting, jnp.asarray(obs[None]), jnp.zeros((), jnp.int32))
+    exact = dataclasses.replace(agent.selector, surrogate="exact")
+    for selector, kind in ((exact, "exact"), (agent.selector, "learned")):
+        hills = [q for _, q in selector.actor_objectives(acting.actor, own, context, None)[1:]]
+        assert len(seen.surrogates) == len(hills) == agent.selector.list_length - 1
         for surrogate, hill in zip(seen.surrogates, hills, strict=True):
             if savo.get("surrogate") == "exact" and kind == "learned":
-                assert surrogate.learned is None
+                assert surrogate.params is None
                 continue
             climbed = hill(np.repeat(obs[None], len(rows), 0), rows)[0]
             np.testing.assert_allclose(getattr(surrogate, kind).ravel(), climbed, rtol=1e-4, atol=1e-5)
@@ -481,7 +481,7 @@ def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
 def test_planes_of_three_dimensions():
     centres = np.array([[0.5, 0.5, -0.5], [-0.5, -0.5, 0.2]], np.float32)
     hills = (centres, np.array([2.0, 1.0], np.float32), np.float32(0.3))
-    agent, acting = standing(centres[1], [hills], maximiser=Listed())
+    agent, acting = standing(centres[1], [hills], selector=Listed())
     surveyor, subject = survey.Surveyor(agent), of_state(agent, acting, "tiny:Clock-v0")
     taken = np.random.default_rng(4).normal(size=(2000, 3)) * [1.0, 0.1, 0.5]
 
@@ -704,9 +704,9 @@ def test_a_state_that_is_no_single_observation(state, why):
 def test_a_state_may_be_as_the_environment_gives_it():
     agent = qs.agent("td3", tiny.settings("td3"))
     subject = of_state(agent, agent.on(Spec(7, 2)).init(jax.random.key(0)), "tiny:Rooms-v0")
-    edge = subject.make()
-    given = edge.env.observation_space.sample()
-    row = edge.observations(given)[0][0]
+    adapter = subject.make()
+    given = adapter.env.observation_space.sample()
+    row = adapter.observations(given)[0][0]
     seen, same = (landscape.landscape(subject, state, points=5) for state in (given, row))
     np.testing.assert_array_equal(seen.q, same.q)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_replay import Reference, Step, assert_copies_nothing_of, make_layout, pack, valid_rows
 
 from qscape.ops import sum_tree
-from qscape.replay import LAP, Index, Layout, rows_at
+from qscape.replay import LAP, Layout, ReplayState, rows_at
 from qscape.types import Event
 
 LEAVES, BATCH = 16, 6
@@ -29,7 +29,7 @@ def tree_of(priorities) -> jax.Array:
     )
 
 
-def priorities_of(index: Index, n: int) -> np.ndarray:
+def priorities_of(index: ReplayState, n: int) -> np.ndarray:
     tree = index.priorities.tree
     return np.asarray(tree[tree.size // 2 :][:n])
 
@@ -163,11 +163,11 @@ def test_max_priority_c5():
     np.testing.assert_array_equal(priorities_of(index, 3), np.float32([2.5, 1.2, 2.5]))
     index = put(index, [0, 2], [1.1, 1.3])
     np.testing.assert_array_equal(priorities_of(index, 3), np.float32([1.1, 1.2, 1.3]))
-    index = lap.after(index, event(synced=False))
+    index = lap.post_update(index, event(synced=False))
     assert index.priorities.max_priority == 2.5
     never = dataclasses.replace(lap, reset_highest=False)
-    assert never.after(index, event(synced=True)).priorities.max_priority == 2.5
-    index = lap.after(index, event(synced=True))
+    assert never.post_update(index, event(synced=True)).priorities.max_priority == 2.5
+    index = lap.post_update(index, event(synced=True))
     assert index.priorities.max_priority == np.float32(1.3)
     rows, index = add(*add(rows, index))
     np.testing.assert_array_equal(priorities_of(index, 4), np.float32([1.3, 1.2, 1.3, 1.3]))
@@ -217,18 +217,18 @@ def test_without_priorities_it_is_uniform_with_the_loss():
     lap, layout = LAP(prioritised=False), make_layout(1, 4, stores_next=True)
     rows, index = filled(lap, layout, 3)
     assert index.priorities is None
-    assert lap.after(index, event(True)) is index
+    assert lap.post_update(index, event(True)) is index
     assert lap.update(index, jnp.arange(2), jnp.ones((2, 2))) is index
     i = lap.sample(layout, rows, index, jax.random.key(0), 300)
     assert set(np.asarray(i)) == {0, 1, 2}
     assert LAP().overrides(("lap",)) == lap.overrides(("lap",)) == {"critic_loss": "lap_huber"}
 
 
-def one_update(lap: LAP, layout: Layout, rows, index: Index, key) -> Index:
+def one_update(lap: LAP, layout: Layout, rows, index: ReplayState, key) -> ReplayState:
     i = lap.sample(layout, rows, index, key, 64)
     batch = rows_at(layout, rows, index, i, 1, 0.99)
     index = lap.update(index, i, batch.reward[:, None] - batch.next_observation)
-    return lap.after(index, event(synced=False)._replace(synced=index.position[0] == 0))
+    return lap.post_update(index, event(synced=False)._replace(synced=index.position[0] == 0))
 
 
 def test_neither_insert_nor_update_copies_rows_or_tree():

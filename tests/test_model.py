@@ -51,7 +51,7 @@ def test_one_observation_and_batches(trained):
     assert len(np.unique(batch)) > 1
     one, _ = trained.predict(seen[3])
     assert one.shape == (1,)
-    assert trained.edge.env.action_space.contains(one)
+    assert trained.adapter.env.action_space.contains(one)
     np.testing.assert_allclose(one, batch[3], atol=1e-5)
     assert np.array_equal(trained.predict(seen)[0], batch)  # deterministic
     with pytest.raises(qs.UsageError, match=r"observations \(3,\), not \(4,\)"):
@@ -106,8 +106,8 @@ def test_a_save_that_fails_leaves_the_run_that_was_there(trained, tmp_path):
 def test_atari_is_trained_on_lives_and_signs_and_evaluated_on_games():
     pytest.importorskip("ale_py")
     model = qs.PPO("ALE/Pong-v5", eval_episodes=1)
-    assert "LifeEnds" in str(model.edge.env)
-    assert "LifeEnds" not in str(model.eval_edge.env)
+    assert "LifeEnds" in str(model.adapter.env)
+    assert "LifeEnds" not in str(model.eval_adapter.env)
 
 
 def evaluate_policy(model, env, episodes):
@@ -226,7 +226,7 @@ def test_an_environment_that_its_id_does_not_make_is_asked_for_again(how, tmp_pa
         with pytest.raises(qs.UsageError, match=r"ran in PendulumEnv, which no id makes: give it in Python"):
             list(again(path))
     same = qs.TD3(lambda: made(render_mode="rgb_array"), eval_every=0, **settings("td3"))
-    assert qs.load(same.save(tmp_path / "same")).edge.env_id == "Pendulum-v1"
+    assert qs.load(same.save(tmp_path / "same")).adapter.env_id == "Pendulum-v1"
 
 
 def test_an_interrupt_loses_nothing():
@@ -369,8 +369,8 @@ def test_dict_observations_and_an_asymmetric_box():
     model = qs.TD3(Rooms, envs=2, eval_every=0, **settings("sac", warmup=40))
     lowest, highest = np.float32([-1, 10]), np.float32([3, 20])
     taken = []
-    step = model.edge._source.env.step
-    model.edge._source.env.step = lambda action: taken.append(action) or step(action)
+    step = model.adapter._source.env.step
+    model.adapter._source.env.step = lambda action: taken.append(action) or step(action)
     model.learn(100)
     assert model.trainer.updates == 60
     random = np.concatenate(taken[:20])
@@ -422,12 +422,12 @@ def test_what_is_refused():
 def test_an_environment_that_is_made_already_is_evaluated_in_another(tmp_path):
     env = gym.make("Pendulum-v1")
     model = qs.TD3(env, eval_env=gym.make("Pendulum-v1"), eval_every=50, eval_episodes=1, **settings("td3"))
-    assert model.eval_edge is not None
-    assert model.eval_edge.seed == SEED
+    assert model.eval_adapter is not None
+    assert model.eval_adapter.seed == SEED
     told = []
     model.learn(100, callback=lambda _, event: told.append(event))
     assert [e.step for e in told if isinstance(e, ev.Evaluated)] == [0, 50, 100]
-    assert model.edge.tally.steps == 100
+    assert model.adapter.tally.steps == 100
 
 
 def test_a_folder_that_is_no_run_is_not_written_to(trained, tmp_path):

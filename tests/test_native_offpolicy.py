@@ -14,7 +14,7 @@ from jaxtyping import Array
 from test_contract import QUICK
 
 from qscape import agents
-from qscape.envs.edge import Episode, Step
+from qscape.envs.adapter import Episode, Step
 from qscape.envs.native import Native, Outcome, play
 from qscape.envs.recsim import RecSim
 from qscape.envs.spaces import action_map
@@ -179,8 +179,8 @@ def test_a_program_equals_the_ordinary_loop(name):
     trainer, (run, history) = by_hand(name), alone(name)[1][0]
     assert (trainer.env_steps, trainer.updates) == (int(run.state.env_steps), int(run.state.updates))
     tolerance = {"rtol": 2e-3, "atol": 2e-4}
-    close(trainer.rows, run.replay[0], **tolerance)
-    close(trainer.index, run.replay[1], **tolerance)
+    close(trainer.storage, run.replay[0], **tolerance)
+    close(trainer.replay_state, run.replay[1], **tolerance)
     close(
         (trainer.state.actor, trainer.state.critics_target),
         (run.state.actor, run.state.critics_target),
@@ -189,8 +189,8 @@ def test_a_program_equals_the_ordinary_loop(name):
     close([run.metrics[k] for k in trainer.programs.metrics], list(np.asarray(trainer.metrics)), **tolerance)
     ended = history.episodes > 0
     total = float((history.returned * history.episodes)[ended].sum())
-    assert int(history.episodes.sum()) == len(trainer.edge.ended) > 5
-    assert abs(total - sum(trainer.edge.ended)) < 1e-2
+    assert int(history.episodes.sum()) == len(trainer.adapter.ended) > 5
+    assert abs(total - sum(trainer.adapter.ended)) < 1e-2
 
 
 def test_updates_follow_steps_as_in_the_ordinary_loop():

@@ -21,9 +21,9 @@ from qscape.methods.bc import BC, Clone
 from qscape.methods.iql import IQL, expectile_loss
 from qscape.nets.heads import Point
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops import sum_tree
-from qscape.replay.memory import rows_at
+from qscape.replay.storage import rows_at
 from qscape.run import offline, saves
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, fitted
@@ -259,32 +259,32 @@ ACTION, DATA = jnp.array([[0.5, -0.5], [0.0, 1.0]]), jnp.array([[0.0, 0.0], [1.0
 BATCH = Batch(jnp.zeros((2, 3)), DATA, jnp.zeros(2), jnp.zeros(2), jnp.ones((2, 3)), 0.99)
 
 
-def fns(objective="mean", **more):
+def context(objective="mean", **more):
     """Functions whose values are the numbers above."""
     q = lambda obs, action: [CRITICS[:, 0], CRITICS[:, 1]]  # noqa: E731
-    blank = dict.fromkeys(Fns._fields) | {
+    blank = dict.fromkeys(Context._fields) | {
         "base": Base(actor_objective=objective, **more),
         "q": q,
         "q_target": q,
     }
-    return Fns(**blank | {"policy": lambda obs: Point(obs, ACTION), "spec": Spec(3, 2)})
+    return Context(**blank | {"policy": lambda obs: Point(obs, ACTION), "spec": Spec(3, 2)})
 
 
 def test_td7s_term_is_the_spec_s_number():
     """Check C9: mean |q| 1.625 over both heads, (π − a)² 0.375, λ 0.1: −0.625 becomes −0.5640625."""
-    term, said = Clone().actor(None, Own(), fns(), BATCH, jax.random.key(0))
+    term, said = Clone().actor(None, PartState(), context(), BATCH, jax.random.key(0))
     assert float(said["clone_distance"]) == 0.375
     assert float(-CRITICS.mean() + term) == pytest.approx(-0.5640625, abs=1e-7)
-    first, _ = Clone(weight=1.0).actor(None, Own(), fns("first"), BATCH, jax.random.key(0))
+    first, _ = Clone(weight=1.0).actor(None, PartState(), context("first"), BATCH, jax.random.key(0))
     assert float(first) == pytest.approx(2.0 * 0.375)  # of head 1 alone: mean |1|, |3|
 
 
 def test_the_scale_of_tds_term_has_no_gradient():
     def term(action):
-        given = fns()._replace(
+        given = context()._replace(
             policy=lambda obs: Point(obs, action), q=lambda obs, a: [a.sum(-1), 2 * a.sum(-1)]
         )
-        return Clone(weight=1.0).actor(None, Own(), given, BATCH, jax.random.key(0))[0]
+        return Clone(weight=1.0).actor(None, PartState(), given, BATCH, jax.random.key(0))[0]
 
     scale = np.abs(np.stack([ACTION.sum(-1), 2 * ACTION.sum(-1)])).mean()
     np.testing.assert_allclose(jax.grad(term)(ACTION), scale * 2 * (ACTION - DATA) / 4, rtol=1e-6)
@@ -292,11 +292,17 @@ def test_the_scale_of_tds_term_has_no_gradient():
 
 def test_td3_bc_scales_q_to_alpha():
     """−2.5 · mean Q1 / mean |Q1| + 0.375, with Q1 = (1, 3)."""
-    loss, _ = BC().loss(fns().policy, fns().q, None, Own(), fns("first"), BATCH, jax.random.key(0))
+    loss, _ = BC().loss(
+        context().policy, context().q, None, PartState(), context("first"), BATCH, jax.random.key(0)
+    )
     assert float(loss) == pytest.approx(0.375 - 2.5)
-    loss, _ = BC(alpha=1.0).loss(fns().policy, fns().q, None, Own(), fns("mean"), BATCH, jax.random.key(0))
+    loss, _ = BC(alpha=1.0).loss(
+        context().policy, context().q, None, PartState(), context("mean"), BATCH, jax.random.key(0)
+    )
     assert float(loss) == pytest.approx(0.375 - (-0.5 + 1.75) / (0.5 + 1.75))
-    plain, said = BC(alpha=0.0).loss(fns().policy, fns().q, None, Own(), fns(), BATCH, jax.random.key(0))
+    plain, said = BC(alpha=0.0).loss(
+        context().policy, context().q, None, PartState(), context(), BATCH, jax.random.key(0)
+    )
     assert (float(plain), [*said]) == (0.375, ["clone_distance"])
 
 
@@ -306,15 +312,19 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
     assert float(v[losses.argmin()]) == pytest.approx(0.7)  # the τ-expectile of a fair coin is τ
 
     part = IQL(expectile=0.9, temperature=2.0, max_weight=5.0)
-    own = Own(learned=lambda obs: jnp.array([[0.0], [-2.0]]) + obs[:, :1])  # V(s) = 0 and -2, V(s') one more
+    own = PartState(
+        params=lambda obs: jnp.array([[0.0], [-2.0]]) + obs[:, :1]
+    )  # V(s) = 0 and -2, V(s') one more
     least = np.array([-2.0, 0.5])
-    loss, _ = part.learn(own.learned, own, fns(), BATCH, jax.random.key(0))
+    loss, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
     assert float(loss) == pytest.approx(np.mean([0.1 * 4.0, 0.9 * 6.25]))  # u = -2 and 2.5
     weight = np.minimum(np.exp(2.0 * (least - [0.0, -2.0])), 5.0)
     far = np.square(np.asarray(ACTION - DATA)).sum(-1)
-    found, _ = part.loss(fns().policy, fns().q, None, own, fns(), BATCH, jax.random.key(0))
+    found, _ = part.loss(context().policy, context().q, None, own, context(), BATCH, jax.random.key(0))
     assert float(found) == pytest.approx((weight * far).mean())
-    (value,), bonus = part.target_values(fns().policy, own, fns(), BATCH.next_observation, jax.random.key(0))
+    (value,), bonus = part.target_values(
+        context().policy, own, context(), BATCH.next_observation, jax.random.key(0)
+    )
     assert (value.tolist(), bonus) == ([1.0, -1.0], None)
 
 
@@ -373,10 +383,10 @@ def test_nothing_is_stepped_and_every_update_counts(name):
     plan, agent, _ = fitted(Plan("td3+clone", "", 60, dataset=name, eval_every=30, settings=settings))
     assert (plan.env, plan.reference) == (CLOCK, (-2.0, 8.0))
     trainer = make(plan, agent)
-    trainer.edge.step = None  # whoever steps it fails
+    trainer.adapter.step = None  # whoever steps it fails
     key, state, rows, index = (
         trainer.key,
-        *jax.tree.map(jnp.copy, (trainer.state, trainer.rows, trainer.index)),
+        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.replay_state)),
     )
     said = [*trainer.events(60)]
     assert [e.step for e in said if type(e).__name__ == "Evaluated"] == [0, 30, 60]
@@ -390,10 +400,10 @@ def test_nothing_is_stepped_and_every_update_counts(name):
 
 
 def make(plan, agent):
-    from qscape.run.loop import open_edges
+    from qscape.run.loop import open_adapters
     from qscape.run.training import trainer_of
 
-    trainer = trainer_of(plan, agent, *open_edges(plan, agent))
+    trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
     assert isinstance(trainer, offline.OfflineTrainer)
     return trainer
 
@@ -460,13 +470,13 @@ def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, 
     assert any("names no environment" in note for note in events[0].notes)
     assert not [e for e in events if type(e).__name__ == "Evaluated"]
     model, data = qs.load(tmp_path / "n"), read(name)
-    moments = model.trainer.state.own["normalise"].rest
+    moments = model.trainer.state.part_states["normalise"].extra
     np.testing.assert_allclose(moments.mean, data.observation.mean(0), atol=1e-4)
     action, _ = model.predict(data.observation)
     before = np.square(2 * data.action - 0.0).mean()
     assert np.square(action - 2 * data.action).mean() < before, "it imitates, in the environment's units"
     with pytest.raises(RunError, match="is a dataset without an environment"):
-        model.edge.step(np.zeros((1, 1)))
+        model.adapter.step(np.zeros((1, 1)))
     pytest.importorskip("onnxruntime")
     assert main(["export", str(tmp_path / "n"), "--onnx", str(tmp_path / "p.onnx")]) == 0
     assert "Not evaluated" in (tmp_path / "p.md").read_text()
@@ -497,8 +507,8 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     seen = {}
 
     def look(trainer):
-        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.index))
-        seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.rows))
+        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.replay_state))
+        seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.storage))
 
     events = [*train(plan, tmp_path / "on", on_trainer=look)]
     notes = " ".join(events[0].notes)
@@ -507,9 +517,9 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     assert "27 of 27 transitions" in notes
     arrays = saves.read_arrays(run / "saves" / saves.names(run / "saves")[-1], "state")
     state = seen["state"]
-    np.testing.assert_array_equal(state.actor.trunk.layers[0].weight, arrays["actor/trunk/layers/0/weight"])
+    np.testing.assert_array_equal(state.actor.torso.layers[0].weight, arrays["actor/torso/layers/0/weight"])
     np.testing.assert_array_equal(
-        state.own["sale"].rest[0].f.out.weight, arrays["own/sale/rest/0/f/out/weight"]
+        state.part_states["sale"].extra[0].f.out.weight, arrays["part_states/sale/extra/fixed/f/out/weight"]
     )
     assert jax.tree.leaves(state.optimisers["actor"])[0] == 40  # Adam's count: 80 updates, delay 2
     np.testing.assert_array_equal(jax.tree.leaves(seen["kept"].actor)[0], jax.tree.leaves(state.actor)[0])
@@ -529,7 +539,7 @@ def test_a_normaliser_that_the_other_run_lacked_sees_the_data_that_is_kept(run, 
     plan = Plan("td7+normalise", CLOCK, 40, start=str(run), keep_data=True, eval_every=0, settings=settings)
 
     def look(trainer):
-        seen.update(moments=jax.tree.map(np.asarray, trainer.state.own["normalise"].rest))
+        seen.update(moments=jax.tree.map(np.asarray, trainer.state.part_states["normalise"].extra))
 
     data = read_plan(run).dataset
     offline = Plan("td7+normalise", CLOCK, 40, start=str(run), dataset=data, eval_every=0, settings=settings)
@@ -563,7 +573,7 @@ def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path)
     started, *_ = train(plan, tmp_path / "on", on_trainer=look)
     assert "begin afresh: actor_target, asap" in " ".join(started.notes)
     state = seen["state"]
-    for copy in (state.actor_target, state.own["asap"].rest[0]):
+    for copy in (state.actor_target, state.part_states["asap"].extra[0]):
         for slow, taken in zip(jax.tree.leaves(copy), jax.tree.leaves(state.actor), strict=True):
             np.testing.assert_array_equal(slow, taken)
 

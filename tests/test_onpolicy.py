@@ -363,8 +363,8 @@ def test_a_time_limit_does_not_cut_the_bootstrap():
         cut = made._replace(terminated=jnp.zeros_like(ends), truncated=jnp.zeros_like(ends))._replace(
             **{name: ends}
         )
-        v = agent.value(state.own, state.networks, cut.observation)
-        after = agent.value(state.own, state.networks, cut.next_observation)
+        v = agent.value(state.part_states, state.networks, cut.observation)
+        after = agent.value(state.part_states, state.networks, cut.next_observation)
         f = lambda x: x.astype(jnp.float32)  # noqa: E731
         steps = Steps(cut.reward, v, after, f(cut.terminated), f(ends.at[-1].set(True)), None, f(ends))
         target[name] = GAE().estimate(None, agent.base, steps)[1]
@@ -409,10 +409,10 @@ def test_the_sum_that_scales_rewards_goes_on_over_rollouts():
         for _ in range(T):
             total = 0.99 * total + 1.0
         total[0] = 0.0
-        np.testing.assert_allclose(state.own["scale_rewards"][1], total, rtol=1e-5)
+        np.testing.assert_allclose(state.part_states["scale_rewards"][1], total, rtol=1e-5)
     whole = build("reinforce+scale_rewards")
     after = compiled(whole)(begin(whole, envs=E), made, 0.0, jax.random.key(1))[0]
-    np.testing.assert_array_equal(after.own["scale_rewards"][1], np.zeros(E))
+    np.testing.assert_array_equal(after.part_states["scale_rewards"][1], np.zeros(E))
 
 
 @pytest.mark.parametrize(
@@ -447,14 +447,16 @@ def test_scaled_returns():
     agent = build("ppo+scale_rewards", scale_rewards={"what": "returns"})
     state, made = begin(agent, envs=E), rollout()
     seen = Moments(jnp.zeros(1), jnp.array([25.0]), jnp.array(10.0))
-    state = state._replace(own=state.own | {"scale_rewards": (seen, jnp.zeros(E))})
+    state = state._replace(part_states=state.part_states | {"scale_rewards": (seen, jnp.zeros(E))})
     after, metrics = compiled(agent)(state, made, 0.0, jax.random.key(1))
-    v, v_next = (agent.value(state.own, state.networks, x) for x in (made.observation, made.next_observation))
+    v, v_next = (
+        agent.value(state.part_states, state.networks, x) for x in (made.observation, made.next_observation)
+    )
     f = lambda x: x.astype(jnp.float32)  # noqa: E731
     ended = f((made.terminated | made.truncated).at[-1].set(True))
     returns = gae(made.reward, 5 * v, 5 * v_next, f(made.terminated), ended, 0.99, 0.95) + 5 * v
     np.testing.assert_allclose(metrics["return_target"], returns.mean() / 5, rtol=1e-4)
-    moved = after.own["scale_rewards"][0]
+    moved = after.part_states["scale_rewards"][0]
     expected = merge(seen, returns.reshape(-1, 1))
     np.testing.assert_allclose(moved.var, expected.var, rtol=1e-4)
 
@@ -464,13 +466,13 @@ def test_normalised_observations():
     agent = build("ppo+normalise")
     state, made = begin(agent), rollout()
     after, _ = compiled(agent)(state, made, 0.0, jax.random.key(1))
-    m = after.own["normalise"].rest
+    m = after.part_states["normalise"].extra
     np.testing.assert_allclose(m.mean, made.observation.reshape(-1, 5).mean(0), atol=1e-5)
     np.testing.assert_allclose(m.var, made.observation.reshape(-1, 5).var(0), atol=1e-4)
     dist = agent.look(agent.acting(after), made.observation)
     plain = build("ppo")
     z = (made.observation - m.mean) / (jnp.sqrt(m.var) + 1e-8)
-    expected = plain.look(plain.acting(after)._replace(own={}), z)
+    expected = plain.look(plain.acting(after)._replace(part_states={}), z)
     np.testing.assert_allclose(dist.logits, expected.logits, atol=1e-6)
 
 
@@ -480,7 +482,7 @@ def test_a_shared_torso_learns_from_both(recipe):
     state = begin(agent)
     assert state.networks.critic[0] is None
     made = rollout()
-    views = agent.views(state.own, state.networks, made.observation)
+    views = agent.views(state.part_states, state.networks, made.observation)
     x = state.networks.torso(made.observation)
     out = state.networks.critic[1]
     np.testing.assert_allclose(views.value, (x @ out.weight.T + out.bias)[..., 0], rtol=1e-5)

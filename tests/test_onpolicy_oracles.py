@@ -1,12 +1,13 @@
-"""The assembled on-policy agents equal the straight-line files in `flat/` to the bit."""
+"""The assembled on-policy agents equal the straight-line files in `reference/` to the bit."""
 
-import flat.ppo
-import flat.reinforce
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rollouts import begin, build, rollout
+
+import reference.ppo
+import reference.reinforce
 
 KEY = jax.random.key(1)
 
@@ -41,20 +42,20 @@ def test_reinforce(steps):
     """Of 40 rows a last minibatch with a remainder; of 12 rows fewer steps than a minibatch has."""
     agent = build("reinforce")
     state = begin(agent)
-    own, actor = state.own["monte_carlo"], actor_of(state.networks)
-    start = (actor, flat.reinforce.adam.init(actor), own.mean[0], own.var[0], own.seen, state.updates)
-    oracle_state, ours = flat.reinforce.State(*start), program(agent)
-    oracle = jax.jit(lambda state, made: flat.reinforce.update(state, made, KEY))
+    own, actor = state.part_states["monte_carlo"], actor_of(state.networks)
+    start = (actor, reference.reinforce.adam.init(actor), own.mean[0], own.var[0], own.seen, state.updates)
+    oracle_state, ours = reference.reinforce.State(*start), program(agent)
+    oracle = jax.jit(lambda state, made: reference.reinforce.update(state, made, KEY))
     for number in range(3):
         made = rollout(number, steps=steps, masked=True)
         state = ours(state, made)
         columns = made.observation, made.action[..., 0].astype(jnp.int32), made.reward
-        flat_made = flat.reinforce.Rollout(*columns, made.terminated, made.truncated, made.valid)
+        flat_made = reference.reinforce.Rollout(*columns, made.terminated, made.truncated, made.valid)
         oracle_state = oracle(oracle_state, flat_made)
         moments = state.optimisers["networks"][0]
         assert same(actor_of(state.networks), oracle_state.actor), f"at update {number}"
         assert same([actor_of(m) for m in (moments.mu, moments.nu)], oracle_state.adam[1:])
-        own = state.own["monte_carlo"]
+        own = state.part_states["monte_carlo"]
         assert same((own.mean[0], own.var[0], own.seen), oracle_state[2:5])
     assert not same(actor, actor_of(state.networks)), "something was learned"
 
@@ -63,14 +64,14 @@ def test_ppo():
     agent = build("ppo")
     state = begin(agent)
     networks = actor_of(state.networks), critic_of(state.networks)
-    oracle_state = flat.ppo.State(*networks, flat.ppo.adam.init(networks), state.updates)
-    ours, oracle = program(agent), jax.jit(lambda state, made: flat.ppo.update(state, made, KEY))
+    oracle_state = reference.ppo.State(*networks, reference.ppo.adam.init(networks), state.updates)
+    ours, oracle = program(agent), jax.jit(lambda state, made: reference.ppo.update(state, made, KEY))
     for number in range(3):
         made = rollout(number)
         state = ours(state, made)
         columns = made.observation, made.action[..., 0].astype(jnp.int32), made.reward
         ends = made.terminated, made.truncated, made.next_observation
-        oracle_state = oracle(oracle_state, flat.ppo.Rollout(*columns, *ends))
+        oracle_state = oracle(oracle_state, reference.ppo.Rollout(*columns, *ends))
         moments = state.optimisers["networks"][1]
         found = actor_of(state.networks), critic_of(state.networks)
         assert same(found, oracle_state[:2]), f"at update {number}"

@@ -17,11 +17,11 @@ from qscape.envs import make
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
+from qscape.jobs.estimate import measure, seconds
 from qscape.onpolicy import native
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
 from qscape.run import Plan, resume, saves, train
-from qscape.run.estimate import measure, seconds
 from qscape.run.plan import fitted
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
@@ -95,11 +95,11 @@ def test_reinforce_resumes_to_the_bit(tmp_path):
 
 def test_the_fixed_layer_is_saved_and_checked(whole, tmp_path):
     first, *_, last = (arrays_of(whole[0], name) for name in saves.names(whole[0] / "saves"))
-    assert first["own/etf"].tobytes() == last["own/etf"].tobytes()
-    w = last["own/etf"].astype(float)
+    assert first["part_states/etf"].tobytes() == last["part_states/etf"].tobytes()
+    w = last["part_states/etf"].astype(float)
     np.testing.assert_allclose(w @ w.T, [[1, -1], [-1, 1]], atol=1e-5)
     model = qs.load(whole[0])
-    assert np.array_equal(model.trainer.state.own["etf"], last["own/etf"])
+    assert np.array_equal(model.trainer.state.part_states["etf"], last["part_states/etf"])
 
     folder = tmp_path / "0"
     drain(train(plan(steps=128, eval_every=0), folder))
@@ -107,7 +107,7 @@ def test_the_fixed_layer_is_saved_and_checked(whole, tmp_path):
     name = saves.names(place)[-1]
     trees = {t: saves.read_arrays(place / name, t) for t in saves.tree_names(place / name)}
     for tree in ("acting", "state"):
-        trees[tree]["own/etf"] = 1.1 * trees[tree]["own/etf"]
+        trees[tree]["part_states/etf"] = 1.1 * trees[tree]["part_states/etf"]
     trees["loop"]["key"] = jax.random.wrap_key_data(trees["loop"]["key"])
     meta = saves.read_meta(place / name)
     nested = {tree: nest(leaves) for tree, leaves in trees.items()}
@@ -167,8 +167,8 @@ def test_a_rollout_begins_where_the_last_ended(whole):
 def test_episodes_are_shared_out():
     """Three episodes of two environments: two of the first, one of the second; more does not count."""
     agent = agents.build("reinforce", {"base": {**SMALL, "episodes": 3, "rollout": 200, "batch_size": 8}})
-    edge = make(partial(Clock, length=10), 2)  # lasts 10 and 15 steps
-    trainer = RolloutTrainer(Plan("reinforce", "Clock", 400, eval_every=0), agent, edge)
+    adapter = make(partial(Clock, length=10), 2)  # lasts 10 and 15 steps
+    trainer = RolloutTrainer(Plan("reinforce", "Clock", 400, eval_every=0), agent, adapter)
     seen = []
     learn = trainer.programs.update
 
@@ -202,11 +202,11 @@ def test_an_environment_that_cannot_be_put_back_ends_its_episodes(tmp_path):
 
 def test_a_full_buffer_learns_from_unfinished_episodes():
     agent = agents.build("reinforce", {"base": {**SMALL, "episodes": 8, "rollout": 20, "batch_size": 8}})
-    edge = make(partial(Clock, length=30))
-    buffer = Buffer(agent, edge)
-    obs = edge.reset()
+    adapter = make(partial(Clock, length=30))
+    buffer = Buffer(agent, adapter)
+    obs = adapter.reset()
     while not buffer.full:
-        buffer.add(obs, np.zeros((1, 1)), edge.step(np.zeros((1, 1))))
+        buffer.add(obs, np.zeros((1, 1)), adapter.step(np.zeros((1, 1))))
     assert buffer.used == 20
     assert buffer.rollout().valid.all()
 
@@ -243,7 +243,7 @@ def test_what_a_run_costs():
 def test_the_paper_preset():
     _, agent, notes = fitted(Plan("ppo+etf", "ALE/Pong-v5", 10_000, preset="paper"))
     assert (agent.base.rollout, agent.base.batch_size, agent.base.learning_rate) == (1000, 256, 2.5e-4)
-    assert (agent.improvement.bound, agent.improvement.value_bound) == (0.1, 0.1)
+    assert (agent.policy_update.bound, agent.policy_update.value_bound) == (0.1, 0.1)
     assert "2509.02737" in notes[0]
     for recipe, env in (
         ("a2c", "CartPole-v1"),
@@ -384,7 +384,7 @@ def test_ideal_cliff_walking_collapses():
     solved = (dist.mode()[..., 0] == best).all(1)
     assert solved.sum() >= 3
     assert (history.env_steps[:, -1] < 1_200 * 800 / 4).all(), "rollouts are as long as their episodes"
-    for features, w in zip(dist.features[solved], state.own["etf"][solved], strict=True):
+    for features, w in zip(dist.features[solved], state.part_states["etf"][solved], strict=True):
         found = action_collapse(np.asarray(features), best, np.asarray(w))
         assert found.alignment > 0.93
         assert found.within_variation < 0.1

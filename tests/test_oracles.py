@@ -1,32 +1,38 @@
-"""The assembled agents equal the straight-line files in `flat/` to the bit, and keep the trunk's rules."""
+"""The assembled agents equal the straight-line files in `reference/` to the bit; rules of the update."""
 
 import dataclasses
 from collections import Counter
 from functools import partial
 
-import flat.pave
-import flat.sac
-import flat.savgo
-import flat.td3
-import flat.td7
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import CAPACITY, TRANSITIONS, A, S, build, same, start
 
+import reference.pave
+import reference.sac
+import reference.savgo
+import reference.td3
+import reference.td7
 from qscape.methods.checkpoints import Checkpoints
 from qscape.offpolicy.sockets import Regulariser
 from qscape.offpolicy.state import SEED_AXES
 
 TD7_UPDATE = "td3+sale+lap+periodic+value_clip"
-ORACLES = {"td3": flat.td3, "td3+pave": flat.pave, "sac": flat.sac, "td7": flat.td7, TD7_UPDATE: flat.td7}
-ORACLES |= {"sac+savgo": flat.savgo}
+ORACLES = {
+    "td3": reference.td3,
+    "td3+pave": reference.pave,
+    "sac": reference.sac,
+    "td7": reference.td7,
+    TD7_UPDATE: reference.td7,
+}
+ORACLES |= {"sac+savgo": reference.savgo}
 
 
 def by_name(run):
     """What an agent carries, under the names that the oracles give it."""
-    state, priorities = run.state, run.index.priorities
+    state, priorities = run.state, run.replay_state.priorities
     known = {
         "actor": state.actor,
         "actor_target": state.actor_target,
@@ -36,20 +42,26 @@ def by_name(run):
         "critics_adam": state.optimisers["critics"],
         "updates": state.updates,
     }
-    if "soft" in state.own:
-        known |= {"log_alpha": state.own["soft"].tuned, "alpha_adam": state.optimisers["soft.tuned"]}
-    if "sale" in state.own:
-        fixed, fixed_target, _ = state.own["sale"].rest
-        known |= {"encoder": state.own["sale"].learned, "encoder_adam": state.optimisers["sale.learned"]}
+    if "soft" in state.part_states:
+        known |= {
+            "log_alpha": state.part_states["soft"].actor_params,
+            "alpha_adam": state.optimisers["soft.actor_params"],
+        }
+    if "sale" in state.part_states:
+        fixed, fixed_target, _ = state.part_states["sale"].extra
+        known |= {
+            "encoder": state.part_states["sale"].params,
+            "encoder_adam": state.optimisers["sale.params"],
+        }
         known |= {"encoder_fixed": fixed, "encoder_fixed_target": fixed_target}
-    if "savgo" in state.own:
-        mine = state.own["savgo"]
-        known |= {"log_alpha": mine.tuned, "alpha_adam": state.optimisers["savgo.tuned"]}
-        known |= {"encoder": mine.learned, "encoder_adam": state.optimisers["savgo.learned"]}
-        known |= {"encoder_target": mine.rest.encoder, "gap_scale": mine.rest.scale}
-    if "value_clip" in state.own:
+    if "savgo" in state.part_states:
+        mine = state.part_states["savgo"]
+        known |= {"log_alpha": mine.actor_params, "alpha_adam": state.optimisers["savgo.actor_params"]}
+        known |= {"encoder": mine.params, "encoder_adam": state.optimisers["savgo.params"]}
+        known |= {"encoder_target": mine.extra.encoder, "gap_scale": mine.extra.scale}
+    if "value_clip" in state.part_states:
         names = ("target_min", "target_max", "clip_low", "clip_high")
-        known |= dict(zip(names, state.own["value_clip"].rest, strict=True))
+        known |= dict(zip(names, state.part_states["value_clip"].extra, strict=True))
     if priorities is not None:
         known["priorities"] = priorities.tree[priorities.tree.size // 2 :]
         known["max_priority"] = priorities.max_priority
@@ -62,11 +74,11 @@ def oracle(run):
     """The straight-line twin of a run: its update, and its state with the agent's numbers."""
     flat_file, base = ORACLES[run.agent.recipe], run.agent.base
     more = {}
-    if flat_file is flat.td7:
+    if flat_file is reference.td7:
         filled = jnp.where(jnp.arange(CAPACITY) < TRANSITIONS, 1.0, 0.0)
         more = {"priorities": filled, "embedding": base.actor_hidden[0]}
-    if flat_file is flat.savgo:
-        part = run.agent.improvement
+    if flat_file is reference.savgo:
+        part = run.agent.policy_loss
         more = {"encoder_hidden": part.hidden, "embedding": part.embedding}
     own = flat_file.init(jax.random.key(9), S, A, hidden=base.actor_hidden, **more)
 
@@ -77,9 +89,9 @@ def oracle(run):
 
     state = own._replace(**{name: graft(getattr(own, name), part) for name, part in by_name(run).items()})
     sizes = {"batch_size": base.batch_size}
-    if flat_file is flat.savgo:
+    if flat_file is reference.savgo:
         state = state._replace(env_steps=run.state.env_steps)
-        sizes["candidates"] = run.agent.improvement.candidates
+        sizes["candidates"] = run.agent.policy_loss.candidates
     return jax.jit(partial(flat_file.update, **sizes)), state
 
 
@@ -145,12 +157,14 @@ class Nothing(Regulariser):
 def test_a_part_with_only_defaults_costs_nothing(change):
     plain = build("td3")
     runs = [start(agent) for agent in (plain, dataclasses.replace(plain, **change))]
-    programs = [run.program.lower(run.state, run.rows, run.index, run.key).compile() for run in runs]
+    programs = [
+        run.program.lower(run.state, run.storage, run.replay_state, run.key).compile() for run in runs
+    ]
     costs = [program.cost_analysis() for program in programs]
     assert costs[0]["flops"] == costs[1]["flops"]
     for _ in range(4):
         runs = [run.step() for run in runs]
-    assert same(*((run.state, run.index) for run in runs))
+    assert same(*((run.state, run.replay_state) for run in runs))
 
 
 def test_networks_start_the_same_whatever_parts_are_added():
@@ -191,14 +205,16 @@ def test_two_seeds_in_one_program_equal_two_runs(recipe):
     stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
     counters = {"updates": runs[0].state.updates, "env_steps": runs[0].state.env_steps}
     state = stack(*(run.state for run in runs))._replace(**counters)
-    rows, index, key = (stack(*(getattr(run, name) for run in runs)) for name in ("rows", "index", "key"))
+    rows, index, key = (
+        stack(*(getattr(run, name) for run in runs)) for name in ("storage", "replay_state", "key")
+    )
     axes = {"in_axes": (SEED_AXES, 0, 0, 0), "out_axes": (SEED_AXES, 0)}
     both = jax.jit(jax.vmap(lambda *args: agent.update(agent.layout(1), *args)[:2], **axes))
     for _ in range(6):
         state, index = both(state, rows, index, key)
         runs = [run.step() for run in runs]
     assert state.updates.shape == ()  # unbatched, so that `cond` stays `cond`
-    alone = stack(*((run.state._replace(updates=0, env_steps=0), run.index) for run in runs))
+    alone = stack(*((run.state._replace(updates=0, env_steps=0), run.replay_state) for run in runs))
     together = (state._replace(updates=jnp.zeros(2), env_steps=jnp.zeros(2)), index)
     for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)

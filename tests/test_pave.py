@@ -16,7 +16,7 @@ from qscape.agents.recipes import overridden
 from qscape.errors import UsageError
 from qscape.methods.pave import PAVE, slopes
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.run.plan import Plan, fitted, remarks
 from qscape.types import Batch, Event, Spec
 
@@ -45,8 +45,8 @@ def terms(q, part=PAVE(), obs=STATES, action=ACTIONS, after=AFTER, key=0):  # no
     """PAVE's addition to the critics' loss, and what it says of its terms."""
     batch = Batch(*map(jnp.asarray, (obs, action)), *[jnp.zeros(len(obs))] * 2, jnp.asarray(after), 0.99, {})
     batch = batch._replace(extra={"successor": batch.next_observation})
-    fns = Fns(*[None] * len(Fns._fields))._replace(q=q, base=Base(critic_activation="silu"))
-    total, said = part.critic(Own(), fns, batch, jax.random.key(key))
+    context = Context(*[None] * len(Context._fields))._replace(q=q, base=Base(critic_activation="silu"))
+    total, said = part.critic(PartState(), context, batch, jax.random.key(key))
     return float(total), {name.removeprefix("pave_"): float(value) for name, value in said.items()}
 
 
@@ -100,9 +100,12 @@ def test_the_hinge_and_its_gradient(double, drawn, h, value, slope):
     def curvature(diagonal):
         q = quadratic(jnp.diag(diagonal))
         batch = Batch(*map(jnp.asarray, (STATES, ACTIONS)), *[jnp.zeros(4)] * 2, jnp.asarray(AFTER), 0.99)
-        fns = Fns(*[None] * len(Fns._fields))._replace(q=q)
+        context = Context(*[None] * len(Context._fields))._replace(q=q)
         return PAVE(mixed_partial=0, vector_field=0, curvature=1.0).critic(
-            Own(), fns, batch._replace(extra={"successor": batch.next_observation}), jax.random.key(0)
+            PartState(),
+            context,
+            batch._replace(extra={"successor": batch.next_observation}),
+            jax.random.key(0),
         )[0]
 
     diagonal = jnp.full(2, h)
@@ -176,15 +179,15 @@ def silu_critics(seed, size=8):
 
 
 def test_a_term_of_no_weight_is_not_computed():
-    _, fns, batch = parts_of(start(small("td3+pave", 32)))
+    _, context, batch = parts_of(start(small("td3+pave", 32)))
     key = jax.random.key(0)
 
     def cost(*weights):
         part = PAVE(**dict(zip(TERMS, weights, strict=True)))
-        program = jax.jit(lambda batch: part.critic(Own(), fns, batch, key)).lower(batch)
+        program = jax.jit(lambda batch: part.critic(PartState(), context, batch, key)).lower(batch)
         return program.compile(QUICK).cost_analysis()["flops"]
 
-    assert PAVE(mixed_partial=0, vector_field=0, curvature=0).critic(Own(), fns, batch, key) is None
+    assert PAVE(mixed_partial=0, vector_field=0, curvature=0).critic(PartState(), context, batch, key) is None
     mixed, field, bent, everything = cost(1, 0, 0), cost(0, 1, 0), cost(0, 0, 1), cost(1, 1, 1)
     # Two gradients, two gradients, one and its turn; together three and a turn: that at (s, a) is made once.
     assert mixed == pytest.approx(field, rel=0.05)
@@ -200,9 +203,9 @@ def parts_of(run, dtype=jnp.float32):
     agent, memory = run.agent, run.memory
     cast = partial(jax.tree.map, lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x)
     state, no = cast(run.state), jnp.array(False)
-    fns = agent.functions(state, Event(state.updates, state.env_steps, no, no))
+    context = agent.functions(state, Event(state.updates, state.env_steps, no, no))
     batch = Batch(*cast(tuple(x[:16] for x in memory)), 0.99)
-    return state, fns, batch._replace(extra={"successor": batch.next_observation})
+    return state, context, batch._replace(extra={"successor": batch.next_observation})
 
 
 @pytest.mark.parametrize(
@@ -211,13 +214,13 @@ def parts_of(run, dtype=jnp.float32):
 def test_gradients_equal_finite_differences(double, recipe, terms):
     """Through second derivatives, and through SALE's frozen encoders. δ is far from every row's hinge."""
     run = start(small(recipe, 16))
-    state, fns, batch = parts_of(run, jnp.float64)
+    state, context, batch = parts_of(run, jnp.float64)
     part = PAVE(**dict.fromkeys(TERMS, 0.0) | dict.fromkeys(terms, 1.0), sigma=0.1, delta=50.0)
     flat, back = jax.flatten_util.ravel_pytree(state.critics)
 
     def loss(flat):
-        changed = fns._replace(q=run.agent.functions(state._replace(critics=back(flat)), fns.event).q)
-        return part.critic(Own(), changed, batch, jax.random.key(2))[0]
+        changed = context._replace(q=run.agent.functions(state._replace(critics=back(flat)), context.event).q)
+        return part.critic(PartState(), changed, batch, jax.random.key(2))[0]
 
     # Critics that are rough enough for the terms to be seen.
     flat = flat * 3.0
@@ -230,12 +233,12 @@ def test_gradients_equal_finite_differences(double, recipe, terms):
 
 def test_piecewise_linear_critics_have_no_curvature():
     run = start(small("td3+pave", 16, critic_activation="relu"))
-    state, fns, batch = parts_of(run)
+    state, context, batch = parts_of(run)
 
     def loss(critics):
-        changed = fns._replace(q=run.agent.functions(state._replace(critics=critics), fns.event).q)
+        changed = context._replace(q=run.agent.functions(state._replace(critics=critics), context.event).q)
         return PAVE(mixed_partial=0, vector_field=0, curvature=1.0).critic(
-            Own(), changed, batch, jax.random.key(0)
+            PartState(), changed, batch, jax.random.key(0)
         )[0]
 
     value, gradient = jax.value_and_grad(loss)(state.critics)
@@ -255,7 +258,7 @@ def lived(recipe, updates, settings=None, **base):
     sizes = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "batch_size": 16, "replay_capacity": 1024}
     agent = build(recipe, {"base": sizes | base, **(settings or {})}).on(Spec(S, A))
     run = start(agent)
-    program = run.program.lower(run.state, run.rows, run.index, run.key).compile(UNFUSED)
+    program = run.program.lower(run.state, run.storage, run.replay_state, run.key).compile(UNFUSED)
     run, states = run._replace(program=program), []
     for _ in range(updates):
         run = run.step()

@@ -12,10 +12,10 @@ from qscape.agents.presets import Paper, merged
 from qscape.cli import main
 from qscape.cli.tune import train_command
 from qscape.errors import UsageError
+from qscape.jobs.trials import Search, Trial
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.run.plan import Plan, fitted, from_json, to_json
-from qscape.run.trials import Search, Trial
 
 # γ, replay, PAVE's weights on TD3 and on SAC; ASAP's λS, λT on TD3 and λS on SAC; CAPS' λT, λS.
 TABLE = """
@@ -50,7 +50,7 @@ def test_the_tables_of_lee_et_al(env):
     assert base.actor_activation == base.critic_activation == "silu"
     assert base.actor_learning_rate == base.critic_learning_rate == 1e-3
     assert (base.policy_delay, base.target_noise, base.target_noise_clip) == (2, 0.2, 0.5)
-    assert (base.exploration_noise, base.critic_loss_scale, td3.follow.rate) == (0.1, 1.0, 0.005)
+    assert (base.exploration_noise, base.critic_loss_scale, td3.target_update.rate) == (0.1, 1.0, 0.005)
     pave, caps, asap = parts["pave"], parts["caps"], parts["asap"]
     assert [pave.mixed_partial, pave.vector_field, pave.curvature] == weights[:3]
     assert (pave.sigma, pave.delta, pave.fraction) == (0.01, 1.0, 1.0)
@@ -70,7 +70,7 @@ def test_the_tables_of_lee_et_al(env):
     assert base.actor_activation == base.critic_activation == "silu"
     assert base.actor_learning_rate == base.critic_learning_rate == 1e-3
     assert (base.critic_loss_scale, base.log_std_min, base.log_std_max) == (0.5, -20.0, 2.0)
-    assert (sac.improvement.temperature, sac.schedule.every, base.updates_per_step) == (0.2, 50, 1.0)
+    assert (sac.policy_loss.temperature, sac.schedule.every, base.updates_per_step) == (0.2, 50, 1.0)
     pave, asap, l2c2 = parts["pave"], parts["asap"], parts["l2c2"]
     assert [pave.mixed_partial, pave.vector_field, pave.curvature] == weights[3:6]
     assert [asap.prediction, asap.spatial, asap.temporal] == [2.0, weights[8], 0.5]
@@ -138,7 +138,7 @@ def test_parts_that_are_not_there_are_left_out():
     """SAC's update schedule and temperature belong to parts that a recipe may replace."""
     agent = made("sac+checkpoints+pave", "Hopper-v5")
     assert agent.schedule.name == "checkpoints"
-    assert (agent.improvement.temperature, agent.base.batch_size) == (0.2, 100)
+    assert (agent.policy_loss.temperature, agent.base.batch_size) == (0.2, 100)
 
 
 def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):

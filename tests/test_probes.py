@@ -45,8 +45,8 @@ def learn(recipe: str, env, steps: int = STEPS, settings=SETTINGS) -> Trainer:
 def values(trainer: Trainer, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
     """Every critic's value `[B, critics]` of observations and actions `[B]`."""
     counters = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.array(False), jnp.array(False)
-    fns = trainer.agent.functions(trainer.state, Event(*counters))
-    return np.stack(fns.q(jnp.float32(observation)[:, None], jnp.float32(action)[:, None]), -1)
+    context = trainer.agent.functions(trainer.state, Event(*counters))
+    return np.stack(context.q(jnp.float32(observation)[:, None], jnp.float32(action)[:, None]), -1)
 
 
 def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("probe", PROBES)
 def test_probe(recipe, probe):
     trainer, kind = learn(recipe, probe), PROBES[probe]
-    shown = np.unique(np.asarray(trainer.rows)[: int(trainer.index.size[0]), 0])
+    shown = np.unique(np.asarray(trainer.storage)[: int(trainer.replay_state.size[0]), 0])
     observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)
@@ -85,13 +85,13 @@ def test_pendulum_is_learned():
     base = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "batch_size": 64, "warmup": 500}
     base |= {"actor_learning_rate": 2e-3, "critic_learning_rate": 2e-3, "replay_capacity": 5_000}
     settings = {"base": base, "soft": {"learning_rate": 2e-3}}
-    trainer, edge = learn("sac", "Pendulum-v1", 5_000, settings), make("Pendulum-v1", 10)
-    learned = [episode.ret for episode in evaluate(trainer.programs, trainer.acting, edge, 10)]
+    trainer, adapter = learn("sac", "Pendulum-v1", 5_000, settings), make("Pendulum-v1", 10)
+    learned = [episode.ret for episode in evaluate(trainer.programs, trainer.acting, adapter, 10)]
 
     rng, chance = np.random.default_rng(0), []
-    edge.reset()
+    adapter.reset()
     while len(chance) < 10:
-        chance += [episode.ret for episode in edge.step(rng.uniform(-1, 1, (10, 1))).finished]
+        chance += [episode.ret for episode in adapter.step(rng.uniform(-1, 1, (10, 1))).finished]
     assert np.mean(chance) < -900
     assert np.mean(learned) > -500
     assert max(chance) < np.median(learned)

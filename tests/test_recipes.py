@@ -13,7 +13,7 @@ from qscape.agents import BASES, EXPANSIONS, PARTS, build, changed, overridden, 
 from qscape.agents.recipes import coerced
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Regulariser, TargetRule
+from qscape.offpolicy.sockets import BootstrapValue, Regulariser
 from qscape.run.plan import Plan, fitted, label
 from qscape.types import setting
 
@@ -79,10 +79,10 @@ def test_a_part_changes_its_socket_and_what_it_overrides_and_nothing_else(base, 
 def test_the_bases_are_what_their_papers_say():
     td3, sac = build("td3"), build("sac")
     assert td3.base == Base()
-    assert (td3.improvement.name, td3.follow.when, td3.base.head) == ("dpg", "actor", "deterministic")
-    assert (sac.improvement.name, sac.follow.when, sac.base.head) == ("soft", "always", "gaussian")
+    assert (td3.policy_loss.name, td3.target_update.when, td3.base.head) == ("dpg", "actor", "deterministic")
+    assert (sac.policy_loss.name, sac.target_update.when, sac.base.head) == ("soft", "always", "gaussian")
     assert (sac.base.warmup, sac.base.policy_delay, sac.base.actor_objective) == (5_000, 1, "min")
-    assert (sac.base.log_std_min, sac.base.log_std_max, sac.follow.rate) == (-5.0, 2.0, 0.005)
+    assert (sac.base.log_std_min, sac.base.log_std_max, sac.target_update.rate) == (-5.0, 2.0, 0.005)
 
 
 def test_agent_is_build():
@@ -105,7 +105,7 @@ class Calm(Regulariser):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rough(TargetRule):
+class Rough(BootstrapValue):
     """Moves a field that `Calm` moves as well, and does not go with replay by priorities."""
 
     name: ClassVar[str] = "rough"

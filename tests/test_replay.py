@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qscape.errors import RunError, UsageError
-from qscape.replay import Index, Layout, Rows, Uniform, memory, rows_at
-from qscape.replay.memory import OBSERVATIONS
+from qscape.replay import Layout, ReplayState, Rows, Uniform, rows_at, storage
+from qscape.replay.storage import OBSERVATIONS
 from qscape.types import Event
 
 S, A = 2, 3
@@ -116,7 +116,7 @@ def pack(steps: list[Step | None]) -> tuple[Rows, np.ndarray]:
     return rows, np.array([step is not None for step in steps])
 
 
-def valid_rows(layout: Layout, rows, index: Index) -> np.ndarray:
+def valid_rows(layout: Layout, rows, index: ReplayState) -> np.ndarray:
     if layout.stores_next:
         return np.concatenate([np.arange(layout.ring) < size for size in np.asarray(index.size)])
     return np.asarray(rows)[:, layout.slices["valid"].start] == 1
@@ -213,7 +213,7 @@ def test_update_and_after_change_nothing():
     _, index = Uniform().init(make_layout(1, 4, stores_next=True))
     one = jnp.ones((), jnp.int32)
     assert Uniform().update(index, jnp.zeros(3, jnp.int32), jnp.ones((3, 2))) is index
-    assert Uniform().after(index, Event(one, one, one > 0, one > 0)) is index
+    assert Uniform().post_update(index, Event(one, one, one > 0, one > 0)) is index
 
 
 def test_columns_stand_in_the_documented_order():
@@ -251,10 +251,10 @@ def test_a_memory_comes_apart_and_together_again(envs, used):
     layout = make_layout(envs, 11, stores_next=True)
     rows = jnp.arange(2.0 * layout.envs * layout.ring * layout.width).reshape(2, -1, layout.width)
     for seed, mine in enumerate(np.asarray(rows).reshape(2, envs, 11, -1)):
-        pieces = list(memory.pieces(layout, rows, used, 4 * 4 * layout.width + 1, seed * envs))
+        pieces = list(storage.pieces(layout, rows, used, 4 * 4 * layout.width + 1, seed * envs))
         assert max(map(len, pieces)) <= 4
         np.testing.assert_array_equal(np.concatenate(pieces), mine[:, :used].reshape(envs * used, -1))
-        again = np.asarray(memory.restored(layout, used, pieces)).reshape(envs, 11, -1)
+        again = np.asarray(storage.restored(layout, used, pieces)).reshape(envs, 11, -1)
         np.testing.assert_array_equal(again[:, :used], mine[:, :used])
         assert not again[:, used:].any()
 
@@ -262,11 +262,11 @@ def test_a_memory_comes_apart_and_together_again(envs, used):
 @pytest.mark.parametrize("seeds", [(), (3,)])
 def test_its_pieces_are_all_that_is_copied(seeds):
     layout = make_layout(1, 30_000, stores_next=True)
-    rows = memory.create(layout, *seeds)
+    rows = storage.create(layout, *seeds)
     assert rows.shape == (*seeds, 30_000, layout.width)
-    assert_copies_nothing_of(layout.capacity, memory._stretch.lower(rows, 0, 100).compile())
+    assert_copies_nothing_of(layout.capacity, storage._stretch.lower(rows, 0, 100).compile())
     if not seeds:
-        compiled = memory._put.lower(rows, np.ones((100, layout.width), np.float32), 0).compile()
+        compiled = storage._put.lower(rows, np.ones((100, layout.width), np.float32), 0).compile()
         assert_copies_nothing_of(layout.capacity, compiled)
         assert compiled.memory_analysis().alias_size_in_bytes >= layout.nbytes
 

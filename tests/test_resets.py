@@ -30,14 +30,14 @@ def at(update: int) -> Event:
 def test_resets_come_every_so_many_environment_steps(every, updates_per_step, updates):
     part, base = Resets(every=every), Base(updates_per_step=updates_per_step)
     old, new = jnp.array(0), jnp.array(1)
-    found = [number for number in range(1, 11) if part.restart(old, lambda: new, at(number), base)]
+    found = [number for number in range(1, 11) if part.reset(old, lambda: new, at(number), base)]
     assert found == updates
 
 
 def test_seeds_side_by_side_are_reset_together():
     """The number of the update is no array of seeds, so that nothing is made anew where nothing is reset."""
     part, seeds = Resets(every=3), jnp.arange(2)
-    one = lambda old, event: part.restart(old, lambda: -old, event, Base())  # noqa: E731
+    one = lambda old, event: part.reset(old, lambda: -old, event, Base())  # noqa: E731
     assert " cond[" in str(jax.make_jaxpr(jax.vmap(one, (0, None)))(seeds, at(3)))
 
 
@@ -53,7 +53,7 @@ def test_an_update_ends_with_the_reset():
     fresh = jax.jit(run.agent.anew)(before._replace(updates=jnp.array(3)), key)
     for mine, expected in zip(jax.tree.leaves(run.state), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-6)
-    assert same(run.index, twin.index)
+    assert same(run.replay_state, twin.replay_state)
     after = run.step().step().step().state
     assert not same(after.critics, run.state.critics)
     assert after.updates == 6
@@ -64,9 +64,9 @@ def test_all_that_is_learned_begins_anew_and_the_rest_goes_on():
     state = state_of(agent)._replace(updates=jnp.array(7), env_steps=jnp.array(70))
     anew = jax.jit(agent.anew)
     fresh, other = anew(state, jax.random.key(1)), anew(state, jax.random.key(2))
-    new = Resets(every=1).restart(state, lambda: fresh, at(5), agent.base)
+    new = Resets(every=1).reset(state, lambda: fresh, at(5), agent.base)
     assert same(new, fresh)
-    assert same((new.updates, new.env_steps, new.own), (7, 70, state.own))
+    assert same((new.updates, new.env_steps, new.part_states), (7, 70, state.part_states))
     assert same((new.actor_target, new.critics_target), (new.actor, new.critics))
     assert not any(leaf.any() for leaf in jax.tree.leaves(new.optimisers))
     networks = [jax.tree.leaves((each.actor, each.critics)) for each in (state, new, other)]
@@ -78,11 +78,13 @@ def test_all_that_is_learned_begins_anew_and_the_rest_goes_on():
 def test_only_the_last_layers_begin_anew(recipe):
     agent = make(recipe)
     state, fresh = state_of(agent), state_of(agent, 1)
-    new = Resets(every=1, what="last").restart(state, lambda: fresh, at(5), agent.base)
+    new = Resets(every=1, what="last").reset(state, lambda: fresh, at(5), agent.base)
     assert same((new.critics_target, new.optimisers), (new.critics, fresh.optimisers))
     assert (new.actor_target is None) == (state.actor_target is None)
     assert new.actor_target is None or same(new.actor_target, new.actor)
-    trees = [jax.tree_util.tree_leaves_with_path((x.actor, x.critics, x.own)) for x in (state, fresh, new)]
+    trees = [
+        jax.tree_util.tree_leaves_with_path((x.actor, x.critics, x.part_states)) for x in (state, fresh, new)
+    ]
     taken = {}
     for (path, old), (_, anew), (_, now) in zip(*trees, strict=True):
         name = jax.tree_util.keystr(path)
@@ -91,7 +93,7 @@ def test_only_the_last_layers_begin_anew(recipe):
     assert {name for name in taken if taken[name]} == {
         name for name in taken if ".head." in name or ".body.out." in name
     }
-    assert sum(taken[name] for name in taken if "learned" in name) == (4 if "savo" in recipe else 0)
+    assert sum(taken[name] for name in taken if ".params" in name) == (4 if "savo" in recipe else 0)
 
 
 @pytest.mark.parametrize("what", ["all", "last"])
@@ -100,10 +102,10 @@ def test_every_agent_keeps_its_shape(recipe, what):
     agent = agents.build(f"{recipe}+resets", {"resets": {"what": what}}).on(Spec(S, A))
     state = jax.eval_shape(agent.init, jax.random.key(0))
 
-    def restart(state):
-        return agent.restart.restart(state, lambda: agent.anew(state, jax.random.key(1)), at(1), agent.base)
+    def reset(state):
+        return agent.reset.reset(state, lambda: agent.anew(state, jax.random.key(1)), at(1), agent.base)
 
-    assert jax.eval_shape(restart, state) == state
+    assert jax.eval_shape(reset, state) == state
 
 
 @pytest.mark.parametrize(("recipe", "what"), [("sac+resets", "all"), ("td3+savo+resets", "last")])

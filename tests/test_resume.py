@@ -30,7 +30,7 @@ from tiny import (
 
 import qscape as qs
 from qscape.errors import RunError, UsageError
-from qscape.replay import memory
+from qscape.replay import storage
 from qscape.run import Plan, resume, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -196,8 +196,8 @@ def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_pat
     folder = tmp_path / "run"
     interrupted(Plan("td3", "tiny:Clock-v0", 200, settings=small, eval_every=0), folder, 70)
 
-    def restore(edge, shot):
-        edge.reset()
+    def restore(adapter, shot):
+        adapter.reset()
         return "the environment could not be put back"
 
     monkeypatch.setattr(folders.snapshot, "restore", restore)
@@ -209,7 +209,7 @@ def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_pat
     list(resume(folder, on_trainer=keep))
     trainer = seen["trainer"]
     layout, ends = trainer.layout, []
-    rows, size = np.asarray(trainer.rows), int(trainer.index.size[0])
+    rows, size = np.asarray(trainer.storage), int(trainer.replay_state.size[0])
     columns = layout.slices
     for at in range(size - 1):
         row = {name: rows[at, where] for name, where in columns.items()}
@@ -297,10 +297,10 @@ def test_the_memory_of_a_replay_is_told_before_it_is_taken(tmp_path):
         assert not taken()
         rest = [next(events)]
         assert taken()
-        at = held[0].rows.unsafe_buffer_pointer()
+        at = held[0].storage.unsafe_buffer_pointer()
         rest += events
         assert sum(isinstance(event, ev.Saved) for event in rest) > 2
-        assert held[0].rows.unsafe_buffer_pointer() == at, "the insert after a save copied the replay"
+        assert held[0].storage.unsafe_buffer_pointer() == at, "the insert after a save copied the replay"
 
 
 def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_off, tmp_path, monkeypatch):
@@ -315,9 +315,9 @@ def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_of
 def test_a_container_has_less_memory_than_its_machine(tmp_path):
     for name, value in (("max", "5000"), ("current", "4000"), ("stat", "anon 1000\ninactive_file 700")):
         (tmp_path / f"memory.{name}").write_text(f"{value}\n")
-    assert memory._left_in(tmp_path) == [1_700]
+    assert storage._left_in(tmp_path) == [1_700]
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_in(tmp_path) == memory._left_in(tmp_path / "none") == []
+    assert storage._left_in(tmp_path) == storage._left_in(tmp_path / "none") == []
 
 
 def test_a_model_saved_over_the_run_that_it_came_from_keeps_its_replay(broken_off, tmp_path):

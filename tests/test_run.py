@@ -14,7 +14,7 @@ from qscape import agents
 from qscape.agents import build
 from qscape.envs import make
 from qscape.errors import RunError, UsageError
-from qscape.replay.memory import Rows, rows_at
+from qscape.replay.storage import Rows, rows_at
 from qscape.run import Plan, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -29,24 +29,24 @@ class Seen:
 
     def __init__(self, trainer):
         self.steps, self.updates, self.observations, self.actions = [], [], [], []
-        step = trainer.edge.step
+        step = trainer.adapter.step
 
         def watched(action):
-            self.observations.append(np.array(trainer.edge.observation))
+            self.observations.append(np.array(trainer.adapter.observation))
             self.steps.append(trainer.env_steps)
             self.updates.append(trainer.updates)
             self.actions.append(np.array(action))
             assert trainer.pending == 0
             return step(action)
 
-        trainer.edge.step = watched
+        trainer.adapter.step = watched
 
 
 def run(recipe, steps, envs=1, length=30, extra=None, **base):
     """A run in memory on the clock, and what it saw."""
     plan = Plan(recipe, "Clock", steps, envs=envs, settings=settings(recipe, **base) | (extra or {}))
-    edge = make(partial(Clock, length), envs)
-    trainer = Trainer(plan, build(recipe, plan.settings), edge)
+    adapter = make(partial(Clock, length), envs)
+    trainer = Trainer(plan, build(recipe, plan.settings), adapter)
     seen = Seen(trainer)
     *_, end = trainer.events(steps)
     assert isinstance(end, ev.Ended)
@@ -95,8 +95,8 @@ def test_running_statistics_count_every_observation_acted_on_once(envs, updates_
     """The random phase included, and the action that waits for step 301; 0.0001 is there at the start."""
     how = {"warmup": 60, "updates_per_step": updates_per_step}
     trainer, seen = run("td3+normalise", 300, envs=envs, **how)
-    moments = trainer.state.own["normalise"].rest
-    acted = np.concatenate([*seen.observations, trainer.edge.observation])
+    moments = trainer.state.part_states["normalise"].extra
+    acted = np.concatenate([*seen.observations, trainer.adapter.observation])
     assert len(acted) == 300 + envs == pytest.approx(float(moments.seen) - 1e-4, abs=1e-4)
     np.testing.assert_allclose(moments.mean, acted.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(moments.var, acted.var(0), rtol=1e-3, atol=1e-3)
@@ -104,19 +104,19 @@ def test_running_statistics_count_every_observation_acted_on_once(envs, updates_
 
 def by_hand(recipe, steps, warmup, lag=0):
     """The loop of an agent that updates at every step. `lag` 1 acts as before the last update."""
-    edge = make(Clock)
-    agent = build(recipe, settings(recipe, warmup=warmup)).on(edge.spec)
+    adapter = make(Clock)
+    agent = build(recipe, settings(recipe, warmup=warmup)).on(adapter.spec)
     layout, key = agent.layout(), jax.random.key(0)
     act = jax.jit(agent.act, static_argnames="mode")
     insert = jax.jit(partial(agent.replay.insert, layout))
     update = jax.jit(partial(agent.update, layout))
     state, (rows, index) = agent.init(key), agent.replay.init(layout)
-    actions, states, first, obs = [], [state], np.ones(1, bool), edge.reset()
+    actions, states, first, obs = [], [state], np.ones(1, bool), adapter.reset()
     for t in range(steps):
         mode = "warm_up" if t < warmup else "explore"
         chooser = agent.acting(states[max(0, len(states) - 1 - lag)])
         action = np.asarray(act(chooser, None, obs, first, np.int32(t), key, mode=mode)[0])
-        step = edge.step(action)
+        step = adapter.step(action)
         taken = Rows(obs, action, step.reward, step.terminated, step.truncated, step.next_observation, {})
         rows, index = insert(rows, index, taken, step.valid)
         if t >= warmup:
@@ -168,7 +168,7 @@ def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
     over three steps: every row is one piece of one episode. (No update: none could write to a row.)"""
     base = {"replay_capacity": 300, "next_observation": next_observation}
     trainer, _ = run(recipe, 900, envs=3, warmup=900, **base)
-    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.rows, trainer.index
+    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.storage, trainer.replay_state
     i = agent.replay.sample(layout, rows, index, jax.random.key(3), 5_000)
     batch = rows_at(layout, rows, index, i, 3, 0.99, {"previous_observation"})
     at, after = np.asarray(batch.observation), np.asarray(batch.next_observation)
@@ -178,7 +178,7 @@ def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
     assert len(set(i.tolist())) > 250
     assert (after[:, :2] == at[:, :2]).all()  # the same environment and episode
     k = after[:, 2] - now
-    newest = trainer.edge.observation[seed.astype(int)]  # there the data end
+    newest = trainer.adapter.observation[seed.astype(int)]  # there the data end
     length = 30 + 5 * seed
     ends = after[:, 2] == length
     assert (now < length).all()
@@ -195,13 +195,13 @@ def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
 
 
 def test_evaluations_repeat_the_same_episodes_and_share_them_out():
-    edge, agent = make(Clock, 2, seed=0), build("td3", settings("td3"))
+    adapter, agent = make(Clock, 2, seed=0), build("td3", settings("td3"))
     trainer = Trainer(Plan("td3", "Clock", 10), agent, make(Clock))
-    first = evaluate(trainer.programs, trainer.acting, edge, 5, seed=4)
+    first = evaluate(trainer.programs, trainer.acting, adapter, 5, seed=4)
     # Seeds 4 and 5 have episodes of 35 and 40 steps; the first has three of the five, the second two.
     assert [e.length for e in first] == [35, 40, 35, 40, 35]
-    assert evaluate(trainer.programs, trainer.acting, edge, 5, seed=4) == first
-    assert [e.length for e in evaluate(trainer.programs, trainer.acting, edge, 3, seed=5)] == [40, 30, 40]
+    assert evaluate(trainer.programs, trainer.acting, adapter, 5, seed=4) == first
+    assert [e.length for e in evaluate(trainer.programs, trainer.acting, adapter, 3, seed=5)] == [40, 30, 40]
 
 
 def test_training_is_the_same_with_and_without_evaluation(tmp_path):

@@ -13,9 +13,9 @@ import pytest
 from test_savo import A, S, functions, make, state_of
 
 from qscape.methods.sale import SALE, Encoder, Seen
-from qscape.offpolicy import trunk
+from qscape.offpolicy import update
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.sockets import Own
+from qscape.offpolicy.sockets import PartState
 from qscape.types import Batch, Event
 
 KEY, NO = jax.random.key(0), jnp.array(False)
@@ -53,14 +53,14 @@ def linear(layer, x):
     return x @ layer.weight.T + layer.bias
 
 
-def layers(trunk, x, activation):
-    for layer in trunk.layers:
+def layers(torso, x, activation):
+    for layer in torso.layers:
         x = activation(linear(layer, x))
     return x
 
 
 def mlp(net, x):
-    return linear(net.out, layers(net.trunk, x, jax.nn.elu))
+    return linear(net.out, layers(net.torso, x, jax.nn.elu))
 
 
 def embeddings(part):
@@ -105,7 +105,7 @@ def q(net, part, encoder, s, a):
 def pi(net, part, encoder, s):
     z_s, _ = embeddings(part)
     x = inputs(part.actor_inputs, s=lambda: phi(net, part, encoder, s), zs=lambda: z_s(encoder, s))
-    return jnp.tanh(linear(net.head.out, layers(net.trunk, x, jax.nn.relu)))
+    return jnp.tanh(linear(net.head.out, layers(net.torso, x, jax.nn.relu)))
 
 
 def close(x, y):
@@ -135,13 +135,13 @@ def close(x, y):
 )
 def test_what_the_encoders_learn(settings):
     agent, state, batch = sale(**settings)
-    part, own, (obs, action, reward, *_) = agent.representation, state.own["sale"], batch
+    part, own, (obs, action, reward, *_) = agent.representation, state.part_states["sale"], batch
     (z_s, z_sa), s2 = embeddings(part), batch.extra["successor"]
     goal = {
-        "next_embedding": lambda: z_s(own.learned, s2),
-        "fixed_embedding": lambda: z_s(own.rest[0], s2),
+        "next_embedding": lambda: z_s(own.params, s2),
+        "fixed_embedding": lambda: z_s(own.extra[0], s2),
         "next_observation": lambda: s2,
-        "next_pair": lambda: z_sa(own.learned, s2, pi(state.actor_target, part, own.rest[1], s2)),
+        "next_pair": lambda: z_sa(own.params, s2, pi(state.actor_target, part, own.extra[1], s2)),
     }[part.target]()
 
     def expected(encoder):
@@ -155,12 +155,12 @@ def test_what_the_encoders_learn(settings):
         told = ((linear(encoder.reward, pair)[:, 0] - reward) ** 2).mean() if part.predict_reward else 0.0
         return loss + told
 
-    fns = functions(agent, state)
+    context = functions(agent, state)
 
     def learn(encoder):
-        return part.learn(encoder, own, fns, batch, KEY)[0]
+        return part.learn(encoder, own, context, batch, KEY)[0]
 
-    close(*jax.jit(lambda x: [jax.value_and_grad(loss)(x) for loss in (learn, expected)])(own.learned))
+    close(*jax.jit(lambda x: [jax.value_and_grad(loss)(x) for loss in (learn, expected)])(own.params))
 
 
 VIEWS = [
@@ -174,7 +174,7 @@ VIEWS = [
 @pytest.mark.parametrize(("settings", "views"), VIEWS)
 def test_which_encoder_is_seen(settings, views):
     f, *copies = (Encoder(name, None, None, None) for name in ("f", "f_t", "f_t-1"))
-    own = Own(f, rest=(*copies, None))
+    own = PartState(f, extra=(*copies, None))
     assert tuple(SALE(**settings).view(own, which).f for which in ("online", "fixed", "target")) == views
 
 
@@ -202,17 +202,17 @@ def test_which_encoder_is_seen(settings, views):
 def test_what_the_networks_see(settings, views):
     """The critics [φ(s, a), z_sa, z_s] and the actor [φ(s), z_s], of which an ablation leaves some out."""
     agent, state, (obs, action, *_) = sale(**settings)
-    part, own, fns = agent.representation, state.own["sale"], functions(agent, state)
-    current = eqx.tree_at(lambda e: e.seen, own.learned, own.rest[2], is_leaf=lambda x: x is None)
-    fixed, target = ({"f": current, "f_t": own.rest[0], "f_t-1": own.rest[1]}[v] for v in views[1:])
-    close(fns.q(obs, action), [q(net, part, fixed, obs, action) for net in state.critics])
-    close(fns.q_target(obs, action), [q(net, part, target, obs, action) for net in state.critics_target])
-    close(fns.policy(obs).mode(), pi(state.actor, part, fixed, obs))
-    close(fns.policy_target(obs).mode(), pi(state.actor_target, part, target, obs))
+    part, own, context = agent.representation, state.part_states["sale"], functions(agent, state)
+    current = eqx.tree_at(lambda e: e.seen, own.params, own.extra[2], is_leaf=lambda x: x is None)
+    fixed, target = ({"f": current, "f_t": own.extra[0], "f_t-1": own.extra[1]}[v] for v in views[1:])
+    close(context.q(obs, action), [q(net, part, fixed, obs, action) for net in state.critics])
+    close(context.q_target(obs, action), [q(net, part, target, obs, action) for net in state.critics_target])
+    close(context.policy(obs).mode(), pi(state.actor, part, fixed, obs))
+    close(context.policy_target(obs).mode(), pi(state.actor_target, part, target, obs))
     critic, actor = state.critics[0], state.actor
     for wanted, (first, *others), hidden, stage, body in (
-        (part.critic_inputs, ("sa", "zsa", "zs"), CRITIC, critic.stage, critic.body.trunk),
-        (part.actor_inputs, ("s", "zs"), ACTOR, actor.stage, actor.trunk),
+        (part.critic_inputs, ("sa", "zsa", "zs"), CRITIC, critic.stage, critic.body.torso),
+        (part.actor_inputs, ("s", "zs"), ACTOR, actor.stage, actor.torso),
     ):
         width = settings.get("input_width", hidden[0]) if first in wanted else 0
         assert width == (0 if stage.linear is None else len(stage.linear.weight))
@@ -223,19 +223,19 @@ def test_what_the_networks_see(settings, views):
 def test_what_batch_normalisation_sees(synced):
     """Moving averages of each batch's statistics; a copy keeps those of its own time."""
     agent, state, batch = sale(state_norm="batch", pair_norm="batch", input_norm="batch")
-    own = state.own["sale"]
-    f = np.asarray(mlp(own.learned.f, batch.observation))
+    own = state.part_states["sale"]
+    f = np.asarray(mlp(own.params.f, batch.observation))
     z_s = (f - f.mean(0)) / np.sqrt(f.var(0) + 1e-5)
-    g = np.asarray(mlp(own.learned.g, cat(z_s, batch.action)))
+    g = np.asarray(mlp(own.params.g, cat(z_s, batch.action)))
     x = np.concatenate([batch.observation, batch.action], 1)
     found = Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
-    seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.rest[2], found)
+    seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.extra[2], found)
     event = Event(jnp.asarray(1), jnp.asarray(0), NO, jnp.array(synced))
-    after = trunk._after(trunk.Now(agent, batch, event, KEY), state, batch.reward, {}).own["sale"]
-    close(after.rest[2], seen)
-    current = dataclasses.replace(own.learned, seen=seen)
-    close(after.rest[:2], (current, own.rest[0]) if synced else own.rest[:2])
-    close(after.learned, own.learned)
+    after = update._after(update.Now(agent, batch, event, KEY), state, batch.reward, {}).part_states["sale"]
+    close(after.extra[2], seen)
+    current = dataclasses.replace(own.params, seen=seen)
+    close(after.extra[:2], (current, own.extra[0]) if synced else own.extra[:2])
+    close(after.params, own.params)
 
 
 def test_batch_normalised_inputs_have_mean_0_and_variance_1():
@@ -255,19 +255,19 @@ def test_end_to_end_the_critics_loss_moves_the_encoder_too(monkeypatch, beta):
     """By ∇(critics' loss + β · encoder's loss); None: not at all."""
     monkeypatch.setattr(Agent, "optimiser", lambda *_: optax.sgd(1.0))  # a step is the gradient
     agent, state, batch = sale(end_to_end=beta)
-    part, own, (obs, action, y, *_) = agent.representation, state.own["sale"], batch
+    part, own, (obs, action, y, *_) = agent.representation, state.part_states["sale"], batch
     z_s, z_sa = embeddings(part)
-    goal = z_s(own.learned, batch.extra["successor"])
+    goal = z_s(own.params, batch.extra["successor"])
 
     def expected(critics, encoder):
-        heads = [q(net, part, own.rest[0] if beta is None else encoder, obs, action) for net in critics]
+        heads = [q(net, part, own.extra[0] if beta is None else encoder, obs, action) for net in critics]
         loss = ((z_sa(encoder, obs, action) - goal) ** 2).mean()
         return sum(((head - y) ** 2).mean() for head in heads) + (beta or 0) * loss
 
-    now = trunk.Now(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), KEY)
-    after = jax.jit(lambda state: trunk._critics(now, state, y, {})[0])(state)
-    before = state.critics, own.learned
-    step = jax.tree.map(jnp.subtract, before, (after.critics, after.own["sale"].learned))
+    now = update.Now(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), KEY)
+    after = jax.jit(lambda state: update._critics(now, state, y, {})[0])(state)
+    before = state.critics, own.params
+    step = jax.tree.map(jnp.subtract, before, (after.critics, after.part_states["sale"].params))
     close(step, jax.jit(jax.grad(lambda both: expected(*both)))(before))
 
 

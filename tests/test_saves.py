@@ -304,7 +304,7 @@ def test_truncated_missing_and_foreign_files(tmp_path):
 def test_a_newer_version_says_who_wrote_it(tmp_path):
     path = small(tmp_path)
     reseal(path, version=saves.VERSION + 1, meta={"qscape": "9.9"})
-    with pytest.raises(RunError, match=r"qscape 9\.9 in save format 2.*upgrade"):
+    with pytest.raises(RunError, match=r"qscape 9\.9 in save format 3.*upgrade"):
         saves.read(path, {})
     reseal(path, meta={})
     with pytest.raises(RunError, match="upgrade"):

@@ -23,14 +23,14 @@ from qscape.methods.savgo import SAVGO, Slow
 from qscape.nets import MLP
 from qscape.nets.heads import SquashedNormal
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops import geometry
 from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
 from qscape.ops.running import moments, see_one, standardise
 from qscape.ops.td import td_target
-from qscape.replay.memory import rows_at
+from qscape.replay.storage import rows_at
 from qscape.types import Batch, Event, Spec
 
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -192,13 +192,13 @@ def test_a_constant_observation_stays_finite_and_small(constant):
     changed = standardise(seen, x + 1.0 + abs(constant))
     assert np.isfinite(changed)
     part = agents.build("sac+savgo+normalise", {"normalise": {"clip": 10.0}}).normaliser
-    assert np.abs(part.apply(Own(rest=seen), x + 1.0 + abs(constant))) <= 10.0
+    assert np.abs(part.apply(PartState(extra=seen), x + 1.0 + abs(constant))) <= 10.0
 
 
 # --- the part ---------------------------------------------------------------------------------------
 
 
-def stub(dist: Any, value: Any, spec: Spec, env_steps: Any = 0) -> Fns:
+def stub(dist: Any, value: Any, spec: Spec, env_steps: Any = 0) -> Context:
     """Functions of known policies and values."""
 
     def missing(*args: Any) -> Any:
@@ -206,7 +206,7 @@ def stub(dist: Any, value: Any, spec: Spec, env_steps: Any = 0) -> Fns:
 
     no, steps = jnp.array(False), jnp.asarray(env_steps)
     event = Event(steps, steps, no, no)
-    return Fns(dist, missing, missing, value, missing, missing, missing, event, spec, Base())._replace(
+    return Context(dist, missing, missing, value, missing, missing, missing, event, spec, Base())._replace(
         q_target=value
     )
 
@@ -220,12 +220,12 @@ def test_the_target_pays_for_entropy():
         def sample(self, key):
             return jnp.zeros((1, 1)), jnp.array([-1.0])
 
-    part, own = SAVGO(), Own(tuned=jnp.log(0.5))
+    part, own = SAVGO(), PartState(actor_params=jnp.log(0.5))
     two = jnp.array([2.0])
-    fns = stub(None, lambda obs, action: [two + 1, two], Spec(1, 1))
+    context = stub(None, lambda obs, action: [two + 1, two], Spec(1, 1))
     policy = lambda obs: Sure(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros((1, 1)))  # noqa: E731
-    heads, bonus = part.target_values(policy, own, fns, jnp.zeros((1, 1)), jax.random.key(0))
-    value = agents.build("sac+savgo").target.bootstrap(Own(), heads, bonus)
+    heads, bonus = part.target_values(policy, own, context, jnp.zeros((1, 1)), jax.random.key(0))
+    value = agents.build("sac+savgo").target.bootstrap(PartState(), heads, bonus)
     y = [td_target(jnp.ones(1), jnp.array([d]), 0.99, value)[0] for d in (0.0, 1.0)]
     close(y, [3.475, 1.0])
 
@@ -233,15 +233,15 @@ def test_the_target_pays_for_entropy():
 def test_the_temperature_falls_where_the_policy_is_random_enough():
     slope = jax.grad(lambda t: SAVGO().tuning(t, jnp.array([-1.0]), Spec(1, 6))[0])(jnp.zeros(()))
     close(slope, 7.0)
-    optimiser = agents.build("sac+savgo").optimiser("savgo.tuned")
+    optimiser = agents.build("sac+savgo").optimiser("savgo.actor_params")
     step, _ = optimiser.update(slope, optimiser.init(jnp.zeros(())), jnp.zeros(()))
     close(step, -1e-3)
 
 
 def test_the_slow_encoder_follows():
-    own = Own(learned=jnp.array(2.0), rest=Slow(jnp.array(1.0), jnp.zeros(())))
-    after = SAVGO().after(own, {"savgo_gap_scale": jnp.array(3.0)}, None, None)
-    close((after.rest.encoder, after.rest.scale), (1.005, 3.0))
+    own = PartState(params=jnp.array(2.0), extra=Slow(jnp.array(1.0), jnp.zeros(())))
+    after = SAVGO().post_update(own, {"savgo_gap_scale": jnp.array(3.0)}, None, None)
+    close((after.extra.encoder, after.extra.scale), (1.005, 3.0))
 
 
 def test_optimisers():
@@ -251,7 +251,7 @@ def test_optimisers():
     optimiser = agent.optimiser("critics")
     step, _ = optimiser.update(jnp.zeros(2), optimiser.init(weights), weights)
     close(step, [-2.994e-4, -2.727e-4], rtol=2e-4)
-    for name in ("critics", "actor", "savgo.learned", "savgo.tuned"):
+    for name in ("critics", "actor", "savgo.params", "savgo.actor_params"):
         optimiser, zero = agent.optimiser(name), jnp.zeros(2)
         _, (*_, adam) = optimiser.update(jnp.array([30.0, 40.0]), optimiser.init(zero), zero)
         moments = next(
@@ -263,7 +263,7 @@ def test_optimisers():
 def test_networks_have_the_published_sizes():
     def sizes(spec):
         state = jax.eval_shape(agents.build("sac+savgo").on(spec).init, jax.random.key(0))
-        trees = (state.actor, state.critics, state.own["savgo"].learned)
+        trees = (state.actor, state.critics, state.part_states["savgo"].params)
         return [sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for tree in trees]
 
     assert sizes(Spec(17, 6)) == [139_276, 144_386, 203_520]
@@ -305,17 +305,17 @@ def test_candidates_in_units_of_the_environment(scale, expected):
         seen.setdefault("critic", []).append(action)
         return [action.sum(-1)]
 
-    own = Own(learned="online", tuned=jnp.zeros(()), rest=Slow("slow", jnp.zeros(())))
+    own = PartState(params="online", actor_params=jnp.zeros(()), extra=Slow("slow", jnp.zeros(())))
     batch = Batch(*(jnp.full(s, 0.5) for s in ((2, 1), (2, 1), (2,), (2,), (2, 1))), 0.99)
-    fns = stub(sharp, value, spec)
-    part.learn("online", own, fns, batch, jax.random.key(0))
+    context = stub(sharp, value, spec)
+    part.learn("online", own, context, batch, jax.random.key(0))
     close(seen["online"][0], 0.5)  # the stored action
     close(seen["slow"][0], expected)  # the next one
     close(seen["critic"][0], 0.5)
     seen.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(savgo, "stop", lambda x: x)
-        part.loss(sharp, value, own.tuned, own, fns, batch, jax.random.key(0))
+        part.loss(sharp, value, own.actor_params, own, context, batch, jax.random.key(0))
     close(seen["online"][0], 0.5)  # the policy's own
     close(seen["slow"][0], expected)
     close(seen["critic"][0], expected)
@@ -336,7 +336,7 @@ class Scene(NamedTuple):
     batch: Batch
     moved: tuple[Any, ...]  # actor, critics, their targets, encoder, its slow copy, log α
 
-    def fns(self, actor, critics, targets) -> Fns:
+    def context(self, actor, critics, targets) -> Context:
         zero, no = jnp.zeros((), jnp.int32), jnp.array(False)
         event = Event(zero + 1, zero + 60_000, no, no)
         state = self.agent.init(jax.random.key(0))._replace(
@@ -344,18 +344,18 @@ class Scene(NamedTuple):
         )
         return self.agent.functions(state, event)
 
-    def climb(self, part, fns, learned, slow, tuned):
-        own = Own(learned, tuned, Slow(slow, jnp.ones(())))
-        return part.loss(fns.policy, fns.q, tuned, own, fns, self.batch, jax.random.key(5))[0]
+    def climb(self, part, context, learned, slow, tuned):
+        own = PartState(learned, tuned, Slow(slow, jnp.ones(())))
+        return part.loss(context.policy, context.q, tuned, own, context, self.batch, jax.random.key(5))[0]
 
     def gradients(self, part, which="climb"):
         def loss(moved):
             *nets, learned, slow, tuned = moved
-            fns = self.fns(*nets)
+            context = self.context(*nets)
             if which == "climb":
-                return self.climb(part, fns, learned, slow, tuned)
-            own = Own(learned, tuned, Slow(slow, jnp.ones(())))
-            return part.learn(learned, own, fns, self.batch, jax.random.key(5))[0]
+                return self.climb(part, context, learned, slow, tuned)
+            own = PartState(learned, tuned, Slow(slow, jnp.ones(())))
+            return part.learn(learned, own, context, self.batch, jax.random.key(5))[0]
 
         names = ("actor", "critics", "critics_target", "encoder", "slow_encoder", "log_alpha")
         return dict(zip(names, compiled(jax.grad(loss), self.moved), strict=True))
@@ -366,14 +366,14 @@ def scene() -> Scene:
     run = start(build("sac+savgo", 16))
     # A sharp kernel over wide draws of large values, and little entropy: otherwise an untrained kernel pulls
     # by no more than rounding.
-    part = dataclasses.replace(run.agent.improvement, tau=0.003, tau_end=0.003, jitter=0.5)
-    agent, state = dataclasses.replace(run.agent, improvement=part), run.state
+    part = dataclasses.replace(run.agent.policy_loss, tau=0.003, tau_end=0.003, jitter=0.5)
+    agent, state = dataclasses.replace(run.agent, policy_loss=part), run.state
     i = jnp.arange(16)
-    batch = rows_at(agent.layout(1), run.rows, run.index, i, *agent.reads)
+    batch = rows_at(agent.layout(1), run.storage, run.replay_state, i, *agent.reads)
     other = agent.init(jax.random.key(7))  # slow copies that differ from their originals
-    mine = state.own["savgo"]
-    slow = jax.tree.map(lambda x: 3.0 * x, other.critics), other.own["savgo"].learned
-    moved = (state.actor, state.critics, slow[0], mine.learned, slow[1], mine.tuned - 7.0)
+    mine = state.part_states["savgo"]
+    slow = jax.tree.map(lambda x: 3.0 * x, other.critics), other.part_states["savgo"].params
+    moved = (state.actor, state.critics, slow[0], mine.params, slow[1], mine.actor_params - 7.0)
     return Scene(agent, batch, moved)
 
 
@@ -383,46 +383,46 @@ def zero(tree) -> bool:
 
 @pytest.mark.parametrize("fields", [{}, {"adaptive": True, "center": True, "variant": "v1"}])
 def test_the_climb_moves_actor_and_temperature_alone(scene, fields):
-    found = scene.gradients(dataclasses.replace(scene.agent.improvement, **fields))
+    found = scene.gradients(dataclasses.replace(scene.agent.policy_loss, **fields))
     assert {name for name, g in found.items() if not zero(g)} == {"actor", "log_alpha"}
 
 
 @pytest.mark.parametrize("fields", [{}, {"variant": "v1"}])
 def test_the_encoders_loss_moves_the_encoder_alone(scene, fields):
-    found = scene.gradients(dataclasses.replace(scene.agent.improvement, **fields), "learn")
+    found = scene.gradients(dataclasses.replace(scene.agent.policy_loss, **fields), "learn")
     assert {name for name, g in found.items() if not zero(g)} == {"encoder"}
 
 
 def test_values_that_are_compared(scene):
     """v2 adds the reward to the discounted value at (s, a) itself; a real end leaves the reward alone."""
-    fns, batch = scene.fns(*scene.moved[:3]), scene.batch._replace(terminated=jnp.arange(16) % 2.0)
-    q = jnp.minimum(*fns.q_target(batch.observation, batch.action))
+    context, batch = scene.context(*scene.moved[:3]), scene.batch._replace(terminated=jnp.arange(16) % 2.0)
+    q = jnp.minimum(*context.q_target(batch.observation, batch.action))
     v2 = jnp.where(batch.terminated > 0, batch.reward, batch.reward + 0.99 * q)
-    part = scene.agent.improvement
-    close(part.worth(fns, batch), v2)
-    close(dataclasses.replace(part, variant="v1").worth(fns, batch), q)
+    part = scene.agent.policy_loss
+    close(part.worth(context, batch), v2)
+    close(dataclasses.replace(part, variant="v1").worth(context, batch), q)
 
 
-def actor_gradient(scene, part, change=lambda fns: fns):
+def actor_gradient(scene, part, change=lambda context: context):
     """The gradient of the climb for the actor alone, as one vector."""
 
     def loss(actor, batch, critics, targets, learned, slow, tuned):
-        fns = change(scene.fns(actor, critics, targets))
-        return scene._replace(batch=batch).climb(part, fns, learned, slow, tuned)
+        context = change(scene.context(actor, critics, targets))
+        return scene._replace(batch=batch).climb(part, context, learned, slow, tuned)
 
     actor, *rest = scene.moved
     return flat(compiled(jax.grad(loss), actor, scene.batch, *rest))
 
 
-def entropy_gradient(scene, value=lambda fns, obs, action: jnp.zeros(())):
+def entropy_gradient(scene, value=lambda context, obs, action: jnp.zeros(())):
     """That of mean(α log π - value) at the same draws."""
     actor, critics, targets, *_, tuned = scene.moved
     k_own, _ = jax.random.split(jax.random.key(5))
 
     def loss(actor, batch):
-        fns, obs = scene.fns(actor, critics, targets), batch.observation
-        action, log_prob = fns.policy(obs).sample(k_own)
-        return (jnp.exp(tuned) * log_prob - value(fns, obs, action)).mean()
+        context, obs = scene.context(actor, critics, targets), batch.observation
+        action, log_prob = context.policy(obs).sample(k_own)
+        return (jnp.exp(tuned) * log_prob - value(context, obs, action)).mean()
 
     return flat(compiled(jax.grad(loss), actor, scene.batch))
 
@@ -437,49 +437,51 @@ def apart(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_only_the_values_of_the_candidates_count_not_their_slopes(scene):
-    part = scene.agent.improvement
+    part = scene.agent.policy_loss
     plain = actor_gradient(scene, part)
 
-    def flattened(fns):  # the same numbers, of a function without a slope
-        return fns._replace(q_target=lambda *at: jax.lax.stop_gradient(fns.q_target(*at)))
+    def flattened(context):  # the same numbers, of a function without a slope
+        return context._replace(q_target=lambda *at: jax.lax.stop_gradient(context.q_target(*at)))
 
     assert np.array_equal(plain, actor_gradient(scene, part, flattened))
-    assert apart(actor_gradient(scene, part, lambda fns: fns._replace(q_target=fns.q)), plain) > 0.01
+    assert (
+        apart(actor_gradient(scene, part, lambda context: context._replace(q_target=context.q)), plain) > 0.01
+    )
 
 
 def test_uniform_weights_leave_only_the_entropy(scene):
-    part, entropy = scene.agent.improvement, entropy_gradient(scene)
+    part, entropy = scene.agent.policy_loss, entropy_gradient(scene)
     assert apart(actor_gradient(scene, dataclasses.replace(part, uniform=1.0)), entropy) < 1e-5
     assert apart(actor_gradient(scene, part), entropy) > 0.01
 
 
 def test_the_hybrid_mixes_the_kernels_gradient_with_sacs(scene):
     kernel, mixed, slope = (
-        actor_gradient(scene, dataclasses.replace(scene.agent.improvement, policy_gradient=w))
+        actor_gradient(scene, dataclasses.replace(scene.agent.policy_loss, policy_gradient=w))
         for w in (0.0, 0.25, 1.0)
     )
     assert apart(kernel, slope) > 0.01
     assert apart(mixed, 0.75 * kernel + 0.25 * slope) < 1e-4
     # SAC's, by the lesser of the online critics.
-    sac = entropy_gradient(scene, lambda fns, obs, action: jnp.minimum(*fns.q(obs, action)))
+    sac = entropy_gradient(scene, lambda context, obs, action: jnp.minimum(*context.q(obs, action)))
     assert apart(slope, sac) < 1e-4
 
 
 def test_the_adaptive_temperature_carries_gradient(scene):
     """The first variant's climb, written out."""
-    part = dataclasses.replace(scene.agent.improvement, adaptive=True, tau=0.05, tau_end=0.05, uniform=0.2)
+    part = dataclasses.replace(scene.agent.policy_loss, adaptive=True, tau=0.05, tau_end=0.05, uniform=0.2)
     _, k_candidates = jax.random.split(jax.random.key(5))
     *_, learned, slow, _ = scene.moved
 
     def by_hand(stopped):
-        def climbed(fns, obs, action):
-            mean, log_std = (jnp.repeat(x[:, None], 8, 1) for x in jax.tree.leaves(fns.policy(obs))[1:])
+        def climbed(context, obs, action):
+            mean, log_std = (jnp.repeat(x[:, None], 8, 1) for x in jax.tree.leaves(context.policy(obs))[1:])
             k_policy, k_jitter = jax.random.split(k_candidates)
             drawn = jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(k_policy, mean.shape))
             drawn = jnp.clip(drawn + 0.5 * jax.random.normal(k_jitter, mean.shape), -1.0, 1.0)
             many = jnp.repeat(obs[:, None], 8, 1)
             there, value = jax.lax.stop_gradient(
-                (unit(slow(jnp.concatenate([many, drawn], -1))), jnp.minimum(*fns.q_target(many, drawn)))
+                (unit(slow(jnp.concatenate([many, drawn], -1))), jnp.minimum(*context.q_target(many, drawn)))
             )
             here = unit(learned(jnp.concatenate([obs, action], -1)))
             cosine = (here[:, None] * there).sum(-1)
@@ -496,7 +498,7 @@ def test_the_adaptive_temperature_carries_gradient(scene):
 
 
 def test_a_kernel_batch_takes_the_first_states(scene):
-    part = dataclasses.replace(scene.agent.improvement, kernel_batch=4)
+    part = dataclasses.replace(scene.agent.policy_loss, kernel_batch=4)
     obs = scene.batch.observation
     pulls = []
     for seen in (obs, obs.at[4:].add(1.0), obs.at[:4].add(1.0)):
@@ -507,7 +509,7 @@ def test_a_kernel_batch_takes_the_first_states(scene):
 
 
 def test_candidates_in_blocks_are_the_same_candidates(scene, monkeypatch):
-    part, entropy = scene.agent.improvement, entropy_gradient(scene)
+    part, entropy = scene.agent.policy_loss, entropy_gradient(scene)
     whole = actor_gradient(scene, part) - entropy
     monkeypatch.setitem(savgo.ROWS, "cpu", 5 * part.candidates)  # 5, 5, 5 and 1 states
     assert apart(actor_gradient(scene, part) - entropy, whole) < 1e-4
@@ -522,18 +524,24 @@ def first_update(**fields: Any):
     agent = build("sac+savgo", 8, **fields)
     agent = dataclasses.replace(
         agent,
-        improvement=dataclasses.replace(agent.improvement, **of_parts["savgo"]),
-        follow=dataclasses.replace(agent.follow, **of_parts["polyak"]),
+        policy_loss=dataclasses.replace(agent.policy_loss, **of_parts["savgo"]),
+        target_update=dataclasses.replace(agent.target_update, **of_parts["polyak"]),
     )
     run = start(agent)
-    return compiled(partial(agent.update, agent.layout(1)), run.state, run.rows, run.index, run.key)[0]
+    return compiled(
+        partial(agent.update, agent.layout(1)), run.state, run.storage, run.replay_state, run.key
+    )[0]
 
 
 def differing(one, other) -> set[str]:
     """Networks and optimisers that differ."""
     flat = [
         {"actor": s.actor, "critics": s.critics, "targets": s.critics_target}
-        | {"encoder": s.own["savgo"].learned, "slow": s.own["savgo"].rest, "alpha": s.own["savgo"].tuned}
+        | {
+            "encoder": s.part_states["savgo"].params,
+            "slow": s.part_states["savgo"].extra,
+            "alpha": s.part_states["savgo"].actor_params,
+        }
         | {f"{k}: adam": v for k, v in s.optimisers.items()}
         for s in (one, other)
     ]
@@ -561,7 +569,7 @@ def test_order_of_one_update():
     assert differing(usual, first_update(critic_learning_rate=1e-30)) == {"critics", "targets"}
     by_encoder = differing(usual, first_update(savgo={"encoder_learning_rate": 0.1}))
     assert by_encoder >= {"encoder", "slow", "actor: adam"}
-    assert not by_encoder & {"critics", "targets", "critics: adam", "savgo.learned: adam"}
+    assert not by_encoder & {"critics", "targets", "critics: adam", "savgo.params: adam"}
     rates = {"polyak": {"rate": 0.5}, "savgo": {"encoder_rate": 0.5}}
     assert differing(usual, first_update(**rates)) == {"targets", "slow"}
 
@@ -570,7 +578,7 @@ def test_a_time_limit_ends_the_return_if_asked():
     run = start(build("sac+savgo", 8))
     i = jnp.arange(700)
     plain, asked = (
-        rows_at(run.agent.layout(1), run.rows, run.index, i, n_step, 0.99, {"truncated"}, flag)
+        rows_at(run.agent.layout(1), run.storage, run.replay_state, i, n_step, 0.99, {"truncated"}, flag)
         for n_step, flag in ((1, True), (1, False))
     )
     assert 0 < plain.extra["truncated"].sum() < 700
@@ -613,23 +621,23 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
         actions = jax.random.uniform(key_batch, (64, 1), minval=-1.0, maxval=1.0)
         batch = Batch(none, actions, 0.0 * ones, ones, none, 0.99)
 
-        def own(learned):
-            return Own(None if part.frozen else learned, now.log_alpha, now.slow)
+        def parts(learned):
+            return PartState(None if part.frozen else learned, now.log_alpha, now.slow)
 
         o_policy, o_encoder, o_alpha = now.optimisers
-        fns = stub(said(now.policy), value, spec, number)
+        context = stub(said(now.policy), value, spec, number)
         encoder, slow = now.encoder, now.slow
         if not part.frozen:
             gradient, metrics = jax.grad(
-                lambda x: part.learn(x, own(x), fns, batch, key_learn), has_aux=True
+                lambda x: part.learn(x, own(x), context, batch, key_learn), has_aux=True
             )(encoder)
             step, o_encoder = adams[1].update(gradient, o_encoder)
             encoder = optax.apply_updates(encoder, step)
-            slow = part.after(Own(encoder, None, now.slow), metrics, None, None).rest
+            slow = part.post_update(PartState(encoder, None, now.slow), metrics, None, None).extra
 
         def climb(policy, log_alpha):
-            fns = stub(said(policy), value, spec, number)
-            return part.loss(fns.policy, value, log_alpha, own(encoder), fns, batch, key_loss)[0]
+            context = stub(said(policy), value, spec, number)
+            return part.loss(context.policy, value, log_alpha, own(encoder), context, batch, key_loss)[0]
 
         g_policy, g_alpha = jax.grad(climb, (0, 1))(now.policy, now.log_alpha)
         step, o_policy = adams[0].update(g_policy, o_policy)
@@ -717,7 +725,7 @@ def test_presets(env, variant, candidates, exponent, adaptive):
     settings, source = preset("paper", "sac+savgo+normalise", env)
     assert "2605.00787" in source
     agent = agents.build("sac+savgo+normalise", settings)
-    part = agent.improvement
+    part = agent.policy_loss
     assert (part.variant, part.candidates, part.exponent) == (variant, candidates, exponent)
     assert (part.adaptive, part.action_scale) == (adaptive, "released")
     base = agent.base

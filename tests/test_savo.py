@@ -5,20 +5,20 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-import flat.savo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import A, S, build, randomised, same, start
 
+import reference.savo
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.nets import SUMMARISERS, Conditioned, Context
-from qscape.nets.mlp import Trunk
-from qscape.offpolicy import trunk
+from qscape.nets import SUMMARISERS, Conditioned, Conditioning
+from qscape.nets.mlp import Torso
+from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, noise
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
 from qscape.run.plan import Plan, fitted
 from qscape.types import Batch, Event, Spec
@@ -46,15 +46,15 @@ def state_of(agent, seed: int = 0) -> State:
     return randomised(jax.eval_shape(agent.init, jax.random.key(0)), draw, rng)
 
 
-def functions(agent, state=None, q=None, env_steps: int = 0) -> Fns:
+def functions(agent, state=None, q=None, env_steps: int = 0) -> Context:
     """The agent's functions; on a landscape of one's own where `q` is given."""
     state = state_of(agent) if state is None else state
     counters = jnp.asarray(1), jnp.asarray(env_steps)
-    fns = agent.functions(state, Event(*counters, NO, NO))
+    context = agent.functions(state, Event(*counters, NO, NO))
     if q is None:
-        return fns
-    fns = fns._replace(q=q, q_target=q)
-    return fns._replace(policy=agent.maximiser.policy(state.actor, state.of(agent.maximiser), fns))
+        return context
+    context = context._replace(q=q, q_target=q)
+    return context._replace(policy=agent.selector.policy(state.actor, state.of(agent.selector), context))
 
 
 def batch_of(obs, action, proposals) -> Batch:
@@ -76,16 +76,16 @@ def by_name(run) -> dict[str, Any]:
     """What the agent carries, under the names that the oracle gives it."""
     state = run.state
     known = {"actors": state.actor, "critics": state.critics, "critics_target": state.critics_target}
-    known |= {"surrogates": state.own["savo"].learned, "updates": state.updates}
-    names = {"actors": "actor", "critics": "critics", "surrogates": "savo.learned"}
+    known |= {"surrogates": state.part_states["savo"].params, "updates": state.updates}
+    names = {"actors": "actor", "critics": "critics", "surrogates": "savo.params"}
     known |= {f"{name}_adam": state.optimisers[mine] for name, mine in names.items()}
     assert len(jax.tree.leaves(known)) == len(jax.tree.leaves(state)) - 1, "all but env_steps is compared"
     return known
 
 
-def oracle(run) -> flat.savo.State:
+def oracle(run) -> reference.savo.State:
     """The straight-line state with the agent's numbers."""
-    own = flat.savo.init(jax.random.key(9), S, A, hidden=run.agent.base.actor_hidden)
+    own = reference.savo.init(jax.random.key(9), S, A, hidden=run.agent.base.actor_hidden)
 
     def graft(mine, theirs):
         theirs = jax.tree.leaves(theirs)
@@ -101,12 +101,12 @@ def started():
     run = start(build("td3+savo"))
     layout = run.agent.layout(1)
     kept = run.rows[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
-    return run, flat.savo.Transitions(*run.memory, kept)
+    return run, reference.savo.Transitions(*run.memory, kept)
 
 
 def test_agent_equals_its_oracle_to_the_bit(started):
     run, memory = started
-    update = jax.jit(partial(flat.savo.update, batch_size=run.agent.base.batch_size))
+    update = jax.jit(partial(reference.savo.update, batch_size=run.agent.base.batch_size))
     theirs = oracle(run)
     for number in range(1, 301):
         run, theirs = run.step(), update(theirs, memory, run.key)
@@ -121,9 +121,9 @@ def test_acting_equals_its_oracle(started):
     before, first = 0.3 * jax.random.normal(key, (4, 4, A)), jnp.array([True, False, False, False])
     act = jax.jit(run.agent.act, static_argnames="mode")
     action, *_ = act(acting, before, obs, first, step, key, mode="evaluate")
-    np.testing.assert_allclose(action, jax.jit(flat.savo.act)(theirs, obs), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(action, jax.jit(reference.savo.act)(theirs, obs), rtol=0, atol=1e-6)
     mine = act(acting, before, obs, first, step, key, mode="explore")
-    expected = jax.jit(flat.savo.explore)(theirs, before, obs, first, step, key)
+    expected = jax.jit(reference.savo.explore)(theirs, before, obs, first, step, key)
     for x, y in zip((mine[0], mine[1]["proposals"], mine[2]), expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
@@ -132,7 +132,7 @@ def test_one_actor_is_td3_without_target_actor_and_smoothing():
     """To the bit, given the same parameters; acting has two noises instead of one."""
     alone = start(dataclasses.replace(make(list_length=1, base={"replay_capacity": 1024})))
     plain = start(make("td3+ou", base={"replay_capacity": 1024, "target_actor": False, "target_noise": 0.0}))
-    assert "savo" not in alone.state.own
+    assert "savo" not in alone.state.part_states
     state = alone.state
     actor = jax.tree.unflatten(jax.tree.structure(plain.state.actor), jax.tree.leaves(state.actor))
     moments = jax.tree.unflatten(
@@ -162,16 +162,16 @@ def test_the_exact_surrogate_is_flat_below_the_best_proposal():
     state, points = state_of(agent), jnp.array([-0.7, -0.5, -0.3, 0.0, 0.4, 0.45, 0.5, 0.7])
     obs = jnp.zeros((8, S))
     batch = batch_of(obs, jnp.zeros((8, 1)), jnp.full((8, 2, 1), -0.5))
-    fns = functions(agent, state, two_peaks)
-    _, hill = agent.maximiser.climbs(state.actor, Own(), fns, batch)[1]
+    context = functions(agent, state, two_peaks)
+    _, hill = agent.selector.actor_objectives(state.actor, PartState(), context, batch)[1]
     value = hill(obs, points[:, None])[0]
     slope = jax.grad(lambda a: hill(obs, a[:, None])[0].sum())(points)
     np.testing.assert_allclose(value[:5], 1.0, atol=1e-6)
     np.testing.assert_array_equal(slope[jnp.array([0, 2, 3, 4])], 0.0)
     np.testing.assert_allclose(slope[jnp.array([1, 5, 6, 7])], [0, 8.087075, 7.117666, -7.117666], atol=2e-5)
     grid = jnp.linspace(-1.0, 1.0, 2001)[:, None]
-    on_grid = agent.maximiser.climbs(
-        state.actor, Own(), fns, batch_of(jnp.zeros((2001, S)), grid, jnp.full((2001, 2, 1), -0.5))
+    on_grid = agent.selector.actor_objectives(
+        state.actor, PartState(), context, batch_of(jnp.zeros((2001, S)), grid, jnp.full((2001, 2, 1), -0.5))
     )[1][1]
     assert (
         int((on_grid(jnp.zeros((2001, S)), grid)[0] == two_peaks(None, jnp.array([[-0.5]]))[0]).sum()) == 1648
@@ -183,7 +183,9 @@ def test_at_a_tie_the_whole_gradient_passes():
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
     state, at = state_of(agent), jnp.full((1, 1), 0.45)
     batch = batch_of(jnp.zeros((1, S)), at, jnp.full((1, 2, 1), 0.45))
-    hill = agent.maximiser.climbs(state.actor, Own(), functions(agent, state, two_peaks), batch)[1][1]
+    hill = agent.selector.actor_objectives(
+        state.actor, PartState(), functions(agent, state, two_peaks), batch
+    )[1][1]
     slope = jax.grad(lambda a: hill(batch.observation, a)[0].sum())(at)
     np.testing.assert_allclose(slope, [[8.087075]], atol=2e-5)
 
@@ -202,12 +204,12 @@ def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
     state = state_of(agent)
     proposals = jnp.array([-1.0, -0.5, 0.0]).reshape(1, 3, 1)
     batch = batch_of(jnp.zeros((1, S)), jnp.full((1, 1), executed), proposals)
-    own = state.own["savo"]
+    own = state.part_states["savo"]
     for says in (0.0, 0.8):
-        constant = jax.tree.map(jnp.zeros_like, own.learned)
+        constant = jax.tree.map(jnp.zeros_like, own.params)
         biases = lambda nets: [net.net.body.out.bias for net in nets]  # noqa: E731
         constant = eqx.tree_at(biases, constant, [jnp.array([says])] * 2)
-        loss, _ = agent.maximiser.learn(
+        loss, _ = agent.selector.learn(
             constant, own, functions(agent, state, table_q), batch, jax.random.key(0)
         )
         at_proposals = (says - 1.0) ** 2 + (says - 1.5) ** 2  # T_1(a_1) = max(.7, 1), T_2(a_2) = max(1.5, 1)
@@ -218,17 +220,17 @@ def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
 def test_surrogates_at_the_present_actors_proposals(points, executed):
     agent = make(surrogate_points=points)
     state, batch = state_of(agent, 1), flat_batch(0)
-    fns, own, obs = functions(agent, state), state.own["savo"], batch.observation
-    loss, _ = agent.maximiser.learn(own.learned, own, fns, batch, jax.random.key(0))
-    fresh = [dist.mode() for dist in agent.maximiser.propose(state.actor, fns, obs)]
-    q = lambda action: np.min(fns.q(obs, action), 0)  # noqa: E731
-    done = batch.action if executed == "stored" else fns.policy(obs).mode()
+    context, own, obs = functions(agent, state), state.part_states["savo"], batch.observation
+    loss, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
+    fresh = [dist.mode() for dist in agent.selector.propose(state.actor, context, obs)]
+    q = lambda action: np.min(context.q(obs, action), 0)  # noqa: E731
+    done = batch.action if executed == "stored" else context.policy(obs).mode()
     expected = 0.0
     for i in (1, 2):
         floor = np.max([q(a) for a in fresh[:i]], 0)
-        net = own.learned[i - 1]
+        net = own.params[i - 1]
         for action in (done, fresh[i]):
-            guess = fns.bind(net.net)(obs, action, net.context(obs, jnp.stack(fresh[:i])))
+            guess = context.bind(net.net)(obs, action, net.context(obs, jnp.stack(fresh[:i])))
             expected += np.square(guess - np.maximum(q(action), floor)).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -241,17 +243,17 @@ def grown(tree) -> bool:
 def test_each_actor_is_moved_by_its_own_climb_alone(settings):
     agent = make(**settings)
     state, batch = state_of(agent), flat_batch(0)
-    own = state.own["savo"]
+    own = state.part_states["savo"]
 
     def loss(networks, i):
         actor, critics, surrogates = networks
-        fns = functions(agent, state._replace(actor=actor, critics=critics))
-        mine = own._replace(learned=surrogates)
-        policy, q = agent.maximiser.climbs(actor, mine, fns, batch)[i]
+        context = functions(agent, state._replace(actor=actor, critics=critics))
+        mine = own._replace(params=surrogates)
+        policy, q = agent.selector.actor_objectives(actor, mine, context, batch)[i]
         return -q(batch.observation, policy(batch.observation).mode())[0].mean()
 
     for i in range(3):
-        gradient = jax.grad(loss)((state.actor, state.critics, own.learned), i)[0]
+        gradient = jax.grad(loss)((state.actor, state.critics, own.params), i)[0]
         assert [grown(part) for part in gradient] == [j == i for j in range(3)]
         if i and settings.get("conditioning") != "none":
             assert grown(gradient[i].summary), "the summariser belongs to its actor"
@@ -260,14 +262,14 @@ def test_each_actor_is_moved_by_its_own_climb_alone(settings):
 def test_surrogates_move_nothing_but_themselves():
     agent = make()
     state, batch = state_of(agent), flat_batch(0)
-    own = state.own["savo"]
+    own = state.part_states["savo"]
 
     def loss(networks):
         critics, actor, learned = networks
-        fns = functions(agent, state._replace(critics=critics, actor=actor))
-        return agent.maximiser.learn(learned, own, fns, batch, jax.random.key(0))[0]
+        context = functions(agent, state._replace(critics=critics, actor=actor))
+        return agent.selector.learn(learned, own, context, batch, jax.random.key(0))[0]
 
-    critics, actor, learned = jax.grad(loss)((state.critics, state.actor, own.learned))
+    critics, actor, learned = jax.grad(loss)((state.critics, state.actor, own.params))
     assert (grown(critics), grown(actor)) == (False, False)
     assert [grown(part.summary) and grown(part.film) for part in learned] == [True, True]
 
@@ -280,17 +282,19 @@ def test_on_the_floor_an_exact_surrogate_moves_nobody():
     q = lambda obs, action: [-jnp.abs(action[..., 0] - first)]  # noqa: E731
 
     def loss(actor):
-        fns = functions(agent, state._replace(actor=actor), q)
-        policy, hill = agent.maximiser.climbs(actor, Own(), fns, batch_of(obs, None, None))[1]
+        context = functions(agent, state._replace(actor=actor), q)
+        policy, hill = agent.selector.actor_objectives(
+            actor, PartState(), context, batch_of(obs, None, None)
+        )[1]
         return -hill(obs, policy(obs).mode())[0].mean()
 
     assert not grown(jax.grad(loss)(state.actor)[1])
     learned = make(spec=Spec(S, 1), list_length=2)  # a learned one has a slope there
-    own = state_of(learned).own["savo"]
+    own = state_of(learned).part_states["savo"]
 
     def slope(actor):
-        fns = functions(learned, state._replace(actor=actor), q)
-        policy, hill = learned.maximiser.climbs(actor, own, fns, batch_of(obs, None, None))[1]
+        context = functions(learned, state._replace(actor=actor), q)
+        policy, hill = learned.selector.actor_objectives(actor, own, context, batch_of(obs, None, None))[1]
         return -hill(obs, policy(obs).mode())[0].mean()
 
     assert grown(jax.grad(slope)(state.actor)[1])
@@ -301,24 +305,24 @@ def test_which_list_actors_climb_after(actor_list):
     """ν_i and Ψ̂_i both know the present actors' proposals, or those that are stored; the first i of them."""
     agent = make(actor_list=actor_list)
     state, batch = state_of(agent), flat_batch(0)
-    part, own, obs = agent.maximiser, state.own["savo"], batch.observation
+    part, own, obs = agent.selector, state.part_states["savo"], batch.observation
 
     def losses(actor, proposals):
-        fns, here = functions(agent, state._replace(actor=actor)), batch_of(obs, batch.action, proposals)
+        context, here = functions(agent, state._replace(actor=actor)), batch_of(obs, batch.action, proposals)
         return [
-            agent.improvement.loss(policy, hill, None, Own(), fns, here, jax.random.key(0))[0]
-            for policy, hill in part.climbs(actor, own, fns, here)
+            agent.policy_loss.loss(policy, hill, None, PartState(), context, here, jax.random.key(0))[0]
+            for policy, hill in part.actor_objectives(actor, own, context, here)
         ]
 
     def expected(actor, proposals):
-        fns, seen = functions(agent, state), jnp.moveaxis(proposals, 1, 0)
-        said = [-fns.q(obs, fns.bind(actor[0])(obs).mode())[0].mean()]
-        for i, (module, surrogate) in enumerate(zip(actor[1:], own.learned, strict=True), 1):
+        context, seen = functions(agent, state), jnp.moveaxis(proposals, 1, 0)
+        said = [-context.q(obs, context.bind(actor[0])(obs).mode())[0].mean()]
+        for i, (module, surrogate) in enumerate(zip(actor[1:], own.params, strict=True), 1):
             if actor_list == "fresh":
-                seen = jax.lax.stop_gradient(jnp.stack([d.mode() for d in part.propose(actor, fns, obs)]))
-            action = fns.bind(module.net)(obs, module.context(obs, seen[:i])).mode()
+                seen = jax.lax.stop_gradient(jnp.stack([d.mode() for d in part.propose(actor, context, obs)]))
+            action = context.bind(module.net)(obs, module.context(obs, seen[:i])).mode()
             told = surrogate.context(obs, seen[:i])
-            said.append(-fns.bind(surrogate.net)(obs, action, told).mean())
+            said.append(-context.bind(surrogate.net)(obs, action, told).mean())
         return said
 
     def both(actor, proposals):
@@ -341,9 +345,9 @@ def test_which_list_actors_climb_after(actor_list):
 
 def test_ties_go_to_the_first():
     agent = make(spec=Spec(S, 1))
-    fns = functions(agent, q=lambda obs, action: [jnp.round(action[..., 0])])
-    pick = agent.maximiser.pick(
-        fns, jnp.zeros((2, S)), jnp.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]])[..., None]
+    context = functions(agent, q=lambda obs, action: [jnp.round(action[..., 0])])
+    pick = agent.selector.pick(
+        context, jnp.zeros((2, S)), jnp.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]])[..., None]
     )
     np.testing.assert_array_equal(pick, [1, 0])
 
@@ -362,12 +366,12 @@ def test_the_choice_is_the_best_of_the_proposals(recipe, settings):
     agent = make(recipe, **settings)
     state = state_of(agent)
     obs = jax.random.normal(jax.random.key(1), (1000, S))
-    acting, fns = agent.acting(state), functions(agent, state)
+    acting, context = agent.acting(state), functions(agent, state)
     action, *_ = agent.act(acting, None, obs, jnp.ones(1000, bool), 0, jax.random.key(2))
     proposals = agent.proposals(acting, obs)
     assert proposals.shape == (1000, 3, A)
     critics = 2 if settings else 1
-    q = lambda a: np.min(fns.q(obs, a)[:critics], 0)  # noqa: E731
+    q = lambda a: np.min(context.q(obs, a)[:critics], 0)  # noqa: E731
     each = np.stack([q(proposals[:, i]) for i in range(3)])
     np.testing.assert_array_equal(q(action), each.max(0))
     assert len(np.unique(each.argmax(0))) > 1, "the choice is none if one of them always wins"
@@ -379,15 +383,17 @@ def test_next_actions_come_from_online_actors_and_the_online_first_critic():
     state = state_of(agent)
     assert state.actor_target is None
     other = state_of(agent, 1)
-    (fixed, *_), (_, *others) = (each.own["sale"].rest for each in (state, other))
-    sale = state.own["sale"]._replace(rest=(fixed, *others))
-    moved = state._replace(critics_target=other.critics_target, own=state.own | {"sale": sale})
-    obs, key, part = jax.random.normal(jax.random.key(2), (64, S)), jax.random.key(3), agent.maximiser
-    fns = functions(agent, moved)
-    chosen = part.target(moved.actor, None, moved.own["savo"], fns, obs, key)(obs).mode()
-    fns = functions(agent, state)
-    proposals = [dist.mode() for dist in part.propose(state.actor, fns, obs)]
-    best = np.stack([fns.q(obs, a)[0] for a in proposals]).argmax(0)
+    (fixed, *_), (_, *others) = (each.part_states["sale"].extra for each in (state, other))
+    sale = state.part_states["sale"]._replace(extra=(fixed, *others))
+    moved = state._replace(
+        critics_target=other.critics_target, part_states=state.part_states | {"sale": sale}
+    )
+    obs, key, part = jax.random.normal(jax.random.key(2), (64, S)), jax.random.key(3), agent.selector
+    context = functions(agent, moved)
+    chosen = part.target_policy(moved.actor, None, moved.part_states["savo"], context, obs, key)(obs).mode()
+    context = functions(agent, state)
+    proposals = [dist.mode() for dist in part.propose(state.actor, context, obs)]
+    best = np.stack([context.q(obs, a)[0] for a in proposals]).argmax(0)
     np.testing.assert_array_equal(chosen, np.stack(proposals)[best, np.arange(64)])
     assert len(np.unique(best)) > 1
 
@@ -408,17 +414,19 @@ def test_the_target_is_made_of_the_lesser_target_critic():
     critics = {name: [Says(jnp.array(v)) for v in values] for name, values in says.items()}
     reward, terminated = jnp.array([1.0, 0, -1]), jnp.array([0.0, 0, 1])
     batch = Batch(jnp.zeros((3, 3)), jnp.zeros((3, A)), reward, terminated, jnp.eye(3), 0.99)
-    now = trunk.Now(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), jax.random.key(0))
-    y = trunk._target(now, state_of(agent)._replace(**critics))
+    now = update.Now(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), jax.random.key(0))
+    y = update._target(now, state_of(agent)._replace(**critics))
     np.testing.assert_allclose(y, [3.475, 0.99, -1.0], rtol=1e-6)
 
 
 def test_target_smoothing_comes_after_the_choice():
     agent = make(base={"target_noise": 0.2})
     state, obs, key = state_of(agent), jnp.zeros((64, S)), jax.random.key(3)
-    fns = functions(agent, state)
-    smoothed = agent.maximiser.target(state.actor, None, state.own["savo"], fns, obs, key)(obs).mode()
-    off = np.abs(smoothed - fns.policy(obs).mode())
+    context = functions(agent, state)
+    smoothed = agent.selector.target_policy(state.actor, None, state.part_states["savo"], context, obs, key)(
+        obs
+    ).mode()
+    off = np.abs(smoothed - context.policy(obs).mode())
     assert off.max() <= 0.5 + 1e-6
     assert 0.1 < off.std() < 0.3
 
@@ -426,12 +434,12 @@ def test_target_smoothing_comes_after_the_choice():
 def test_sac_stores_samples_and_judges_by_modes():
     agent = make("sac+savo")
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (64, S))
-    fns, own = functions(agent, state), state.own["savo"]
-    action, columns, _ = agent.maximiser.act(
-        state.actor, own, fns, None, obs, jnp.ones(64, bool), jax.random.key(2), "explore"
+    context, own = functions(agent, state), state.part_states["savo"]
+    action, columns, _ = agent.selector.act(
+        state.actor, own, context, None, obs, jnp.ones(64, bool), jax.random.key(2), "explore"
     )
-    modes = [dist.mode() for dist in agent.maximiser.propose(state.actor, fns, obs)]
-    best = np.stack([fns.q(obs, a)[0] for a in modes]).argmax(0)
+    modes = [dist.mode() for dist in agent.selector.propose(state.actor, context, obs)]
+    best = np.stack([context.q(obs, a)[0] for a in modes]).argmax(0)
     np.testing.assert_array_equal(action, columns["proposals"][np.arange(64), best])
     assert np.abs(columns["proposals"] - np.stack(modes, 1)).min() > 0
 
@@ -440,18 +448,18 @@ def test_sac_stores_samples_and_judges_by_modes():
 
 
 def test_film_stands_before_the_activation():
-    trunk = Trunk(jax.random.key(0), (1, 2), "relu")
+    trunk = Torso(jax.random.key(0), (1, 2), "relu")
     layer = lambda net: (net.layers[0].weight, net.layers[0].bias)  # noqa: E731
     trunk = eqx.tree_at(layer, trunk, (jnp.zeros((2, 1)), jnp.array([1.0, -2.0])))
     film = [(jnp.array([[0.5, -0.5]]), jnp.array([[0.1, 0.3]]))]
-    np.testing.assert_allclose(trunk(jnp.zeros((1, 1)), Context(film=film)), [[1.6, 0.0]], atol=1e-7)
+    np.testing.assert_allclose(trunk(jnp.zeros((1, 1)), Conditioning(film=film)), [[1.6, 0.0]], atol=1e-7)
 
 
 def told(agent, state, obs, earlier) -> list[np.ndarray]:
     """What the last actor and the last surrogate say after these earlier proposals."""
-    fns, actor, surrogate = functions(agent, state), state.actor[-1], state.own["savo"].learned[-1]
-    action = fns.bind(actor.net)(obs, actor.context(obs, earlier)).mode()
-    return [action, fns.bind(surrogate.net)(obs, action, surrogate.context(obs, earlier))]
+    context, actor, surrogate = functions(agent, state), state.actor[-1], state.part_states["savo"].params[-1]
+    action = context.bind(actor.net)(obs, actor.context(obs, earlier)).mode()
+    return [action, context.bind(surrogate.net)(obs, action, surrogate.context(obs, earlier))]
 
 
 def knows(agent, state) -> bool:
@@ -479,10 +487,10 @@ def test_without_conditioning_the_check_fails():
     def deaf(module: Conditioned) -> Conditioned:
         return eqx.tree_at(lambda x: x.film, module, jax.tree.map(jnp.zeros_like, module.film))
 
-    own = state.own["savo"]
+    own = state.part_states["savo"]
     state = state._replace(
         actor=[state.actor[0], *map(deaf, state.actor[1:])],
-        own=state.own | {"savo": own._replace(learned=[deaf(x) for x in own.learned])},
+        part_states=state.part_states | {"savo": own._replace(params=[deaf(x) for x in own.params])},
     )
     assert not knows(agent, state)
     batch = flat_batch(0)  # and then each is its network without a context
@@ -571,7 +579,7 @@ def test_summarisers_are_what_they_are_called(middle):
 def test_networks_have_the_papers_sizes(sizes, actor_hidden, critic_hidden, counts):
     agent = make(spec=Spec(*sizes), base={"actor_hidden": actor_hidden, "critic_hidden": critic_hidden})
     state = jax.eval_shape(agent.init, jax.random.key(0))
-    trees = state.critics[0], state.actor[0], state.actor[1], state.own["savo"].learned[0]
+    trees = state.critics[0], state.actor[0], state.actor[1], state.part_states["savo"].params[0]
     assert tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees) == counts
 
 
@@ -581,10 +589,10 @@ def test_networks_have_the_papers_sizes(sizes, actor_hidden, critic_hidden, coun
 def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
     draws = iter([1.0, 0.0, 0.0, 0.0])
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.full(shape, next(draws)))
-    fns, memory, seen = functions(make(base={"epsilon_end": 1.0})), jnp.zeros((2, 4, A)), []
+    context, memory, seen = functions(make(base={"epsilon_end": 1.0})), jnp.zeros((2, 4, A)), []
     for t in range(4):
         first = jnp.array([False, t == 3])
-        drawn, memory = noise(fns, memory, first, memory.shape, jax.random.key(0))
+        drawn, memory = noise(context, memory, first, memory.shape, jax.random.key(0))
         seen.append(drawn[:, 0, 0])
     expected = [[0.2, 0.2], [0.17, 0.17], [0.1445, 0.1445], [0.122825, 0.0]]  # the second episode begins anew
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
@@ -592,10 +600,10 @@ def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
 
 def test_how_far_the_noise_goes_in_the_long_run():
     """0.2 / √(1 − 0.85²) = 0.379663: 60 steps of 600,000 processes, and no episode ends."""
-    fns, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
+    context, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
 
     def step(memory, key):
-        return noise(fns, memory, first, memory.shape, key)[1], None
+        return noise(context, memory, first, memory.shape, key)[1], None
 
     memory, _ = jax.lax.scan(step, jnp.zeros((200_000, A)), jax.random.split(jax.random.key(0), 60))
     assert float(memory.std()) == pytest.approx(0.379663, abs=1e-3)

@@ -17,7 +17,7 @@ from test_savo import batch_of, functions, make, state_of, two_peaks
 from qscape import agents
 from qscape.envs.native import Native, Outcome
 from qscape.offpolicy import native
-from qscape.offpolicy.sockets import Own
+from qscape.offpolicy.sockets import PartState
 from qscape.ops import landscape as ops
 from qscape.types import Spec
 
@@ -32,14 +32,16 @@ LINE = np.linspace(-1, 1, 2001)
 def psi(*earlier: float) -> Callable[[Float[Array, " N"]], Float[Array, " N"]]:
     """What SAVO's next actor climbs after these proposals: Q after none, then the exact Ψ_1, Ψ_2."""
     agent = make(spec=Spec(1, 1), list_length=3, surrogate="exact", actor_list="replay")
-    part, state = agent.maximiser, state_of(agent)
-    fns = functions(agent, state, two_peaks)
+    part, state = agent.selector, state_of(agent)
+    context = functions(agent, state, two_peaks)
     listed = jnp.array([*earlier, *[0.0] * (3 - len(earlier))])[:, None]
 
     def value(a):
         obs, action = jnp.zeros((len(a), 1)), jnp.asarray(a)[:, None]
         batch = batch_of(obs, action, jnp.broadcast_to(listed, (len(a), 3, 1)))
-        return part.climbs(state.actor, Own(), fns, batch)[len(earlier)][1](obs, action)[0]
+        return part.actor_objectives(state.actor, PartState(), context, batch)[len(earlier)][1](obs, action)[
+            0
+        ]
 
     return value
 
@@ -147,26 +149,26 @@ def phi(action):
 def climb(surrogate: str, noise: float = 0.0) -> np.ndarray:
     """a_0 and a_1 at the end, [2, seeds]: a_0 starts on the lower peak, a_1 anywhere.
 
-    Proposals are moved by hand along the slopes of what `climbs` says they climb, and the weights by those
+    Proposals are moved by hand along the slopes of what `actor_objectives` says, and the weights by those
     of `learn`'s loss. In double precision: some seeds end at either peak by a hair.
     """
     random = [np.random.default_rng(seed) for seed in range(SEEDS)]
     begin = np.array([g.uniform(-1, 1) for g in random])
     draws = np.stack([g.standard_normal((STEPS, 2)) for g in random], 1)  # [steps, seeds, 2]
     agent = make(spec=Spec(1, 1), list_length=2, surrogate=surrogate, actor_list="replay")
-    part, state = agent.maximiser, state_of(agent)
-    fns = functions(agent, state, two_peaks)._replace(bind=lambda module: module)
+    part, state = agent.selector, state_of(agent)
+    context = functions(agent, state, two_peaks)._replace(bind=lambda module: module)
     obs = jnp.zeros((SEEDS, 1))
 
     def slope(i, a, learned):
         batch = batch_of(obs, a[0], jnp.stack(list(a), 1))
-        hill = part.climbs(state.actor, Own(learned=learned), fns, batch)[i][1]
+        hill = part.actor_objectives(state.actor, PartState(params=learned), context, batch)[i][1]
         return jax.grad(lambda x: hill(obs, x)[0].sum())(a[i])
 
     def fitted(bumps, a, x):
         """One normalised step towards max{Q(x), Q(a_0)}: `learn` with x as both of its points."""
         batch = batch_of(obs, x, jnp.stack([a[0], x], 1))
-        down = jax.grad(lambda learned: part.learn(learned, Own(), fns, batch, None)[0])([bumps])[0]
+        down = jax.grad(lambda learned: part.learn(learned, PartState(), context, batch, None)[0])([bumps])[0]
         size = SEEDS / 4  # the loss is a mean over seeds, of twice δ²: its slope is -4 δ φ / seeds
         scale = 0.2 / (1 + jnp.square(phi(x)).sum(1))
         return Bumps(bumps.w - size * scale[:, None] * down.w, bumps.b - size * 0.05 * down.b)
@@ -175,7 +177,7 @@ def climb(surrogate: str, noise: float = 0.0) -> np.ndarray:
         a, bumps = carry
         if surrogate == "learned":
             near = jnp.clip(a + noise * drawn.T[..., None], -1, 1)
-            chosen = part.pick(fns, obs, near)[:, None]
+            chosen = part.pick(context, obs, near)[:, None]
             bumps = fitted(bumps, a, jnp.where(chosen == 0, near[0], near[1]))
             bumps = fitted(bumps, a, near[1])
         moved = jnp.stack([a[i] + PACE * slope(i, a, [bumps]) for i in (0, 1)])

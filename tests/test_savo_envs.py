@@ -249,10 +249,10 @@ def test_why_an_environment_cannot_be_restricted(args, why):
 @pytest.mark.parametrize("limit", [100, 300])
 def test_a_time_limit_is_put_in_the_place_of_the_inner_one(limit):
     """Pendulum-v1 has one of 200."""
-    edge = make("restricted/Any-v0", env_args={"env": "Pendulum-v1", "max_episode_steps": limit})
-    edge.reset()
-    lengths = [episode.length for _ in range(limit) for episode in edge.step(np.zeros((1, 1))).finished]
-    assert lengths == [limit] == [edge.time_limit]
+    adapter = make("restricted/Any-v0", env_args={"env": "Pendulum-v1", "max_episode_steps": limit})
+    adapter.reset()
+    lengths = [episode.length for _ in range(limit) for episode in adapter.step(np.zeros((1, 1))).finished]
+    assert lengths == [limit] == [adapter.time_limit]
     assert make("restricted/Any-v0", env_args={"env": "Pendulum-v1"}).time_limit == 200
 
 
@@ -304,15 +304,15 @@ def test_arguments_of_a_wrong_value_are_told_with_what_there_are():
 
 
 def test_a_restricted_edge_is_restored_to_the_bit():
-    edges = [make("restricted/Hopper-v0", seed=seed) for seed in (1, 2)]
+    adapters = [make("restricted/Hopper-v0", seed=seed) for seed in (1, 2)]
     actions = np.random.default_rng(0).uniform(-1, 1, (160, 1, 3))
-    edges[0].reset()
+    adapters[0].reset()
     for action in actions[:70]:
-        edges[0].step(action)
-    assert restore(edges[1], take(edges[0])) == ""
+        adapters[0].step(action)
+    assert restore(adapters[1], take(adapters[0])) == ""
     ends = 0
     for action in actions[70:]:
-        one, other = (edge.step(action) for edge in edges)
+        one, other = (adapter.step(action) for adapter in adapters)
         np.testing.assert_array_equal(one.observation, other.observation)
         np.testing.assert_array_equal(one.reward, other.reward)
         ends += len(one.finished)
@@ -328,17 +328,17 @@ def test_a_restricted_edge_is_restored_to_the_bit():
 def test_adroit_reports_success_and_is_restored_to_the_bit(name, observation, action):
     """It moves the door, the board or the target in MuJoCo's model at every reset."""
     pytest.importorskip("gymnasium_robotics")
-    edges = [make(f"AdroitHand{name}-v1", seed=seed) for seed in (1, 2)]
-    assert (edges[0].spec.observation_size, edges[0].spec.action_size) == (observation, action)
-    assert edges[0].time_limit == 200
+    adapters = [make(f"AdroitHand{name}-v1", seed=seed) for seed in (1, 2)]
+    assert (adapters[0].spec.observation_size, adapters[0].spec.action_size) == (observation, action)
+    assert adapters[0].time_limit == 200
     actions = np.random.default_rng(0).uniform(-1, 1, (330, 1, action))
-    edges[0].reset()
+    adapters[0].reset()
     for row in actions[:130]:
-        edges[0].step(row)
-    assert restore(edges[1], take(edges[0])) == ""
+        adapters[0].step(row)
+    assert restore(adapters[1], take(adapters[0])) == ""
     episodes = []
     for row in actions[130:]:
-        one, other = (edge.step(row) for edge in edges)
+        one, other = (adapter.step(row) for adapter in adapters)
         np.testing.assert_array_equal(one.next_observation, other.next_observation)
         np.testing.assert_array_equal(one.reward, other.reward)
         assert one.finished == other.finished
@@ -521,8 +521,8 @@ def test_scores_in_mineworld():
 
 
 def test_mineworld_reports_success_and_takes_layouts():
-    edge = make("mineworld/MineWorld-v0")
-    assert (edge.spec.table.shape, edge.spec.table.min(), edge.spec.table.max()) == ((54, 4), -1, 1)
+    adapter = make("mineworld/MineWorld-v0")
+    assert (adapter.spec.table.shape, adapter.spec.table.min(), adapter.spec.table.max()) == ((54, 4), -1, 1)
     env = gym.make("mineworld/MineWorld-v0", extra_dims=5)
     assert env.unwrapped.action_table.shape == (54, 9)
     shown, _ = env.reset(options={"layout": 3})
@@ -594,10 +594,10 @@ def test_scores_in_recsim(recsim):
 
 
 def test_half_a_million_items():
-    edge = make("recsim/500k-v0")
-    assert edge.spec.table.shape == (500_000, 30)
-    edge.reset()
-    assert edge.step(edge.spec.table[[499_999]]).reward in (0, 1)
+    adapter = make("recsim/500k-v0")
+    assert adapter.spec.table.shape == (500_000, 30)
+    adapter.reset()
+    assert adapter.step(adapter.spec.table[[499_999]]).reward in (0, 1)
 
 
 # RecSim-Data

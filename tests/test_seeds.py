@@ -13,7 +13,7 @@ from qscape.cli import main
 from qscape.cli import train as command
 from qscape.envs import make
 from qscape.errors import RunError, UsageError
-from qscape.replay import memory
+from qscape.replay import storage
 from qscape.run import Plan, saves
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -40,14 +40,14 @@ def plan_of(recipe, seed, envs=1, **base):
 
 def together(recipe="td3", env=Clock, envs=1, savers=(), **base):
     plans = [plan_of(recipe, seed, envs, **base) for seed in SEEDS]
-    edges = [make(env, envs, seed=seed) for seed in SEEDS]
-    return Seeds(plans, agents.build(recipe, plans[0].settings), edges, make(Clock, 2, seed=9), savers)
+    adapters = [make(env, envs, seed=seed) for seed in SEEDS]
+    return Seeds(plans, agents.build(recipe, plans[0].settings), adapters, make(Clock, 2, seed=9), savers)
 
 
 def alone(recipe, seed, envs=1, **base):
     plan = plan_of(recipe, seed, envs, **base)
-    edge = make(Clock, envs, seed=seed)
-    return Trainer(plan, agents.build(recipe, plan.settings), edge, make(Clock, 2, seed=9))
+    adapter = make(Clock, envs, seed=seed)
+    return Trainer(plan, agents.build(recipe, plan.settings), adapter, make(Clock, 2, seed=9))
 
 
 def without_clock(event):
@@ -136,10 +136,10 @@ def test_the_replay_is_not_copied():
     runs = together("td3+lap", replay_capacity=65_536)
     for _ in runs.told(60):
         pass
-    assert all(runs.view(k).rows is runs.rows for k in (0, 1))
-    step = runs.edge.step(np.asarray(runs.action))
-    rows = memory.Rows(
-        runs.edge.observation,
+    assert all(runs.view(k).storage is runs.storage for k in (0, 1))
+    step = runs.adapter.step(np.asarray(runs.action))
+    rows = storage.Rows(
+        runs.adapter.observation,
         runs.action,
         step.reward,
         step.terminated,
@@ -148,12 +148,12 @@ def test_the_replay_is_not_copied():
         {},
     )
     lowered = (
-        runs.programs.insert.lower(runs.rows, runs.index, rows, step.valid),
+        runs.programs.insert.lower(runs.storage, runs.replay_state, rows, step.valid),
         runs.programs.step.lower(
             runs.state,
-            runs.rows,
-            runs.index,
-            runs.memory,
+            runs.storage,
+            runs.replay_state,
+            runs.noise_state,
             runs.metrics,
             step.observation,
             runs.first,

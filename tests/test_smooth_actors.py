@@ -17,17 +17,17 @@ from qscape.methods.asap import ASAP
 from qscape.methods.caps import CAPS
 from qscape.methods.grad import GRAD
 from qscape.methods.l2c2 import L2C2
-from qscape.offpolicy import trunk
+from qscape.offpolicy import update
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.running import Moments
 from qscape.ops.smooth import second_difference
-from qscape.replay.memory import Rows, rows_at
+from qscape.replay.storage import Rows, rows_at
 from qscape.types import Batch, Event, Spec
 
 # One row: the deterministic action in the previous state, in the state, and in its successor.
 BEFORE, NOW, AFTER = 0.0, 1.0, 2.0
-NOTHING = Own()
+NOTHING = PartState()
 ACTIONS = {BEFORE: [0.0, 0.4], NOW: [0.1, 0.2], AFTER: [0.3, -0.1]}
 
 
@@ -43,7 +43,7 @@ def policy(obs, slope=1.0, features=None):
 
 def fns_of(policy, **more):
     base = Base(head=more.pop("head", "deterministic"))
-    return Fns(*[None] * len(Fns._fields))._replace(policy=policy, base=base, **more)
+    return Context(*[None] * len(Context._fields))._replace(policy=policy, base=base, **more)
 
 
 def batch_of(now=NOW):
@@ -53,7 +53,7 @@ def batch_of(now=NOW):
     return Batch(row, jnp.zeros((1, 2)), jnp.zeros(1), jnp.zeros(1), row * jnp.nan, 0.99, extra)
 
 
-def term(part, policy=policy, tuned=None, own=NOTHING, **more):
+def term(part, policy=policy, actor_params=None, part_states=NOTHING, **more):
     return part.actor(tuned, own, fns_of(policy, **more), batch_of(), jax.random.key(0))
 
 
@@ -108,11 +108,11 @@ def test_asap(head, squash):
         weights = lambda x: (x.weight, x.bias)  # noqa: E731
         return eqx.tree_at(weights, layer, (scale * jnp.eye(2), jnp.zeros(2)))
 
-    own = Own(tuned=linear(2.0), rest=("slow actor", linear(3.0)))
+    own = PartState(actor_params=linear(2.0), extra=("slow actor", linear(3.0)))
     slow = {"policy_of": lambda actor: (lambda obs: policy(obs, 0.5)) if actor == "slow actor" else None}
 
     def loss(scale, part):
-        return term(part, lambda obs: policy(obs, scale), own.tuned, own, head=head, **slow)
+        return term(part, lambda obs: policy(obs, scale), own.actor_params, own, head=head, **slow)
 
     total, said = loss(1.0, ASAP(prediction=5.0, spatial=7.0, temporal=11.0))
     now, after = (np.array(ACTIONS[key]) for key in (NOW, AFTER))
@@ -151,7 +151,7 @@ def test_weights_of_zero_leave_terms_out():
     nothing = [CAPS(temporal=0, spatial=0), GRAD(temporal=0), L2C2(beta=0)]
     assert term(nothing[0]) is None
     assert term(nothing[1]) is None
-    assert nothing[2].critic(Own(), None, None, None) is None
+    assert nothing[2].critic(PartState(), None, None, None) is None
 
 
 def test_l2c2(monkeypatch):
@@ -170,7 +170,7 @@ def test_l2c2(monkeypatch):
 
     loss, _ = term(part, random, head="gaussian")
     assert loss == pytest.approx(weight * (1 - np.exp(-0.4)), rel=1e-5)
-    value, _ = part.critic(Own(), fns_of(None, q=q), batch_of(), jax.random.key(0))
+    value, _ = part.critic(PartState(), fns_of(None, q=q), batch_of(), jax.random.key(0))
     gap = abs(min(10.0, 4.0) - min(15.0, 9.0))
     assert value == pytest.approx(0.25 * weight / (0.5 + kappa) * 0.5 * gap, rel=1e-5)
 
@@ -198,7 +198,9 @@ def test_lipsnet(recipe, squashed):
         np.testing.assert_allclose(action, expected, atol=1e-5)
 
     def penalty(actor):
-        return agent.representation.penalty(actor, Own(), None, batch_of()._replace(observation=obs), None)
+        return agent.representation.penalty(
+            actor, PartState(), None, batch_of()._replace(observation=obs), None
+        )
 
     gains = np.array([bound(x) for x in obs])
     assert gains.mean() == pytest.approx(2.0, abs=1.0)
@@ -254,10 +256,10 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
 
 def test_all_that_is_observed_is_normalised():
     agent = build("td3+grad+asap+normalise", {"asap": {"across_resets": True}}).on(Spec(1, 2))
-    own = Own(rest=Moments(jnp.array([5.0]), jnp.array([4.0]), jnp.array(9.0)))
+    own = PartState(extra=Moments(jnp.array([5.0]), jnp.array([4.0]), jnp.array(9.0)))
     state = SimpleNamespace(of=lambda part: own)
     raw = batch_of()._replace(next_observation=jnp.ones((1, 1)))
-    made = trunk._batch(agent, state, raw)
+    made = update._batch(agent, state, raw)
     assert made.extra.keys() == agent.derived
     for name, value in made.extra.items():
         np.testing.assert_allclose(value, (raw.extra[name] - 5.0) / 2.0, rtol=1e-6)
@@ -283,28 +285,28 @@ def test_actors_alone_are_reached_and_only_at_their_steps():
     assert same(*((s[0].critics, s[0].actor, s[0].optimisers["critics"]) for s in (plain, more)))
     assert same(*((s[1].critics, s[1].optimisers["critics"]) for s in (plain, more)))
     assert not same(plain[1].actor, more[1].actor)
-    head = [state.own["asap"].tuned for state in more]
+    head = [state.part_states["asap"].actor_params for state in more]
     assert not same(*head)
 
 
 def test_the_slow_copy_follows_at_every_update():
     """It starts equal, stays where the actor does (update 1), and follows where it moves (update 2)."""
     first, second = two_updates("td3+asap")
-    starts = (first.actor, first.own["asap"].tuned)
-    for state, before in ((first, starts), (second, first.own["asap"].rest)):
-        online = (state.actor, state.own["asap"].tuned)
+    starts = (first.actor, first.part_states["asap"].actor_params)
+    for state, before in ((first, starts), (second, first.part_states["asap"].extra)):
+        online = (state.actor, state.part_states["asap"].actor_params)
         for slow, old, new in zip(
-            *map(jax.tree.leaves, (state.own["asap"].rest, before, online)), strict=True
+            *map(jax.tree.leaves, (state.part_states["asap"].extra, before, online)), strict=True
         ):
             np.testing.assert_allclose(slow, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-8)
-    assert not same(starts, (second.actor, second.own["asap"].tuned))
+    assert not same(starts, (second.actor, second.part_states["asap"].actor_params))
 
 
 def test_l2c2_against_its_definition():
     """On a real SAC: the weight falls with the distance, and the terms move actor and critics."""
     run = start(small("sac+l2c2", 16))
     no = jnp.array(False)
-    fns = run.agent.functions(run.state, Event(run.state.updates, run.state.env_steps, no, no))
+    context = run.agent.functions(run.state, Event(run.state.updates, run.state.env_steps, no, no))
     batch = Batch(*(x[:16] for x in run.memory), 0.99)
     batch = batch._replace(extra={"successor": batch.next_observation})
     part, key = run.agent.regularisers[0], jax.random.key(0)
@@ -313,8 +315,8 @@ def test_l2c2_against_its_definition():
     assert np.abs(share).max() <= 1.0 + 1e-4  # the width is 1
     np.testing.assert_allclose(distance, np.abs(share).max(-1) + 1 / 99, rtol=1e-3)
     np.testing.assert_allclose(weight, 10 / 99 / distance, rtol=1e-5)
-    assert part.actor(None, Own(), fns, batch, key)[0] > 0
-    assert part.critic(Own(), fns, batch, key)[0] > 0
+    assert part.actor(None, PartState(), context, batch, key)[0] > 0
+    assert part.critic(PartState(), context, batch, key)[0] > 0
 
 
 @pytest.mark.parametrize("part", ["caps", "grad", "asap"])

@@ -23,12 +23,12 @@ from qscape.cli import main
 from qscape.envs import Episode
 from qscape.errors import UsageError
 from qscape.inspect import geometry, smoothness, subject
+from qscape.jobs.study import read_study
 from qscape.ops import spectrum
 from qscape.report import smoothness as report
 from qscape.report.runs import load_runs
 from qscape.run.evaluation import Rollout
 from qscape.run.plan import Plan
-from qscape.run.study import read_study
 from qscape.run.training import resume, train
 from qscape.types import Spec
 
@@ -264,10 +264,10 @@ def test_derivatives_are_those_of_raw_observations_where_an_agent_normalises_the
     made = with_critics([quadratic()], recipe="td3+normalise")
     name = made.agent.normaliser.name
     rng = np.random.default_rng(3)
-    own = made.acting.own[name]
+    own = made.acting.part_states[name]
     for _ in range(20):
         own = made.agent.normaliser.see(own, jnp.asarray(rng.normal(2.0, [1, 3, 9], (5, 3)), jnp.float32))
-    acting = made.acting._replace(own={name: own})
+    acting = made.acting._replace(part_states={name: own})
     found = geometry.Geometry(made.agent).along(acting, episodes_of(0))
     # The slope of the normaliser, by differences of its own values.
     near, far = (made.agent.normaliser.apply(own, jnp.full((1, 3), x)) for x in (0.0, 1.0))
@@ -357,8 +357,8 @@ def test_noise_falls_on_what_the_policy_sees_and_on_nothing_else(clock):
 
 def test_noise_is_uniform_scaled_and_clipped_to_the_space():
     made = with_critics([], s=3)
-    edge = made.make(envs=4)
-    sense = subject.Noise(0.2, np.array([1.0, 0.1, 10.0])).sense(edge, seed=5)
+    adapter = made.make(envs=4)
+    sense = subject.Noise(0.2, np.array([1.0, 0.1, 10.0])).sense(adapter, seed=5)
     obs = np.tile(np.float32([0.0, 0.45, 0.1]), (4, 1))
     seen = np.stack([sense(obs) for _ in range(500)])  # [500, 4, 3]
     assert seen.min() >= -0.5
@@ -370,7 +370,7 @@ def test_noise_is_uniform_scaled_and_clipped_to_the_space():
         assert noise.mean() == pytest.approx(0, abs=0.03 * most)
     assert np.unique(first).size > 1900  # fresh for each step and environment
     assert np.mean(seen[..., 2] == 0.5) == pytest.approx(0.4, abs=0.04)  # 0.1 + U(-2, 2) clipped at 0.5
-    edge.close()
+    adapter.close()
 
 
 def test_the_scale_of_the_noise(clock):

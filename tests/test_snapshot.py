@@ -29,14 +29,14 @@ EXACT = {  # environment, its arguments, how many side by side, steps before the
 } | {f"{name} {n}": (f"qscape/Probe{name}-v0", {}, n, 51) for name in ("TimeLimit", "Policy") for n in (1, 2)}
 
 
-def actions_of(edge, steps):
-    shape = steps, edge.envs, edge.spec.action_size
+def actions_of(adapter, steps):
+    shape = steps, adapter.envs, adapter.spec.action_size
     return np.random.default_rng(7).uniform(-1, 1, shape).astype(np.float32)
 
 
-def run(edge, actions):
+def run(adapter, actions):
     """Everything the edge says, and the episodes it finishes."""
-    steps = [edge.step(action) for action in actions]
+    steps = [adapter.step(action) for action in actions]
     arrays = [np.concatenate([np.ravel(step[i]) for step in steps]) for i in range(6)]
     return arrays, [episode for step in steps for episode in step.finished]
 
@@ -60,13 +60,13 @@ MODES = [(case, mode) for case in EXACT for mode in (AutoresetMode if EXACT[case
 @pytest.mark.parametrize(("case", "mode"), MODES)
 def test_a_restored_edge_goes_on_to_the_bit(case, mode):
     env_id, args, envs, before = EXACT[case]
-    edge = make(env_id, envs, args, seed=1, autoreset=mode)
-    actions = actions_of(edge, 2 * before)
-    edge.reset()
-    run(edge, actions[:before])
-    snapshot = through_a_file(take(edge))
+    adapter = make(env_id, envs, args, seed=1, autoreset=mode)
+    actions = actions_of(adapter, 2 * before)
+    adapter.reset()
+    run(adapter, actions[:before])
+    snapshot = through_a_file(take(adapter))
     assert snapshot.meta["exact"], snapshot.meta["why"]
-    first = run(edge, actions[before:])
+    first = run(adapter, actions[before:])
     assert first[1], "no reset was met after the snapshot"
 
     other = make(env_id, envs, args, seed=99, autoreset=mode)
@@ -76,14 +76,14 @@ def test_a_restored_edge_goes_on_to_the_bit(case, mode):
 
 def test_every_step_across_a_reset_can_be_a_snapshot():
     """Just before an end, at it and after it, in the mode that resets one step later."""
-    edge = make("qscape/ProbeTimeLimit-v0", 2, seed=3, autoreset=AutoresetMode.NEXT_STEP)
-    actions = actions_of(edge, 30)
-    edge.reset()
-    snapshots = [take(edge)]
+    adapter = make("qscape/ProbeTimeLimit-v0", 2, seed=3, autoreset=AutoresetMode.NEXT_STEP)
+    actions = actions_of(adapter, 30)
+    adapter.reset()
+    snapshots = [take(adapter)]
     for action in actions[:20]:
-        edge.step(action)
-        snapshots.append(take(edge))
-    last = run(edge, actions[20:])
+        adapter.step(action)
+        snapshots.append(take(adapter))
+    last = run(adapter, actions[20:])
     for i, snapshot in enumerate(snapshots):
         other = make("qscape/ProbeTimeLimit-v0", 2, autoreset=AutoresetMode.NEXT_STEP)
         restore(other, snapshot)
@@ -106,16 +106,16 @@ np.savez(folder + "/out.npz", observations=observations, rewards=rewards)
 
 
 def test_a_new_process_goes_on_to_the_bit_across_the_time_limit(tmp_path):
-    edge = make("HalfCheetah-v5", seed=1)
-    actions = actions_of(edge, 1500)
-    edge.reset()
-    run(edge, actions[:750])
-    snapshot = take(edge)
+    adapter = make("HalfCheetah-v5", seed=1)
+    actions = actions_of(adapter, 1500)
+    adapter.reset()
+    run(adapter, actions[:750])
+    snapshot = take(adapter)
     np.savez(tmp_path / "s.npz", **snapshot.arrays)
     (tmp_path / "s.json").write_text(json.dumps(snapshot.meta))
     np.save(tmp_path / "actions.npy", actions[750:])
     subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path)], check=True, cwd=tmp_path)
-    steps = [edge.step(action) for action in actions[750:]]
+    steps = [adapter.step(action) for action in actions[750:]]
     assert sum(len(step.finished) for step in steps) == 1
     out = np.load(tmp_path / "out.npz")
     np.testing.assert_array_equal(out["observations"], [step.next_observation for step in steps])
@@ -170,25 +170,25 @@ class Odd(gym.Env):
 
 
 def test_state_in_objects_shared_arrays_and_deques_is_kept():
-    edge = make(Odd, seed=1)
-    actions = actions_of(edge, 100)
-    edge.reset()
-    run(edge, actions[:50])
-    snapshot = through_a_file(take(edge))
+    adapter = make(Odd, seed=1)
+    actions = actions_of(adapter, 100)
+    adapter.reset()
+    run(adapter, actions[:50])
+    snapshot = through_a_file(take(adapter))
     assert snapshot.meta["exact"], snapshot.meta["why"]
     other = make(Odd, seed=2)
     restore(other, snapshot)
-    assert_same(run(edge, actions[50:]), run(other, actions[50:]))
+    assert_same(run(adapter, actions[50:]), run(other, actions[50:]))
 
 
 def assert_goes_on(env, steps):
     """A snapshot after `steps` steps, put into another copy: as many again are the same."""
-    edge, other = make(env, seed=1), make(env, seed=2)
-    actions = actions_of(edge, 2 * steps)
-    edge.reset()
-    run(edge, actions[:steps])
-    assert restore(other, through_a_file(take(edge))) == ""
-    assert_same(run(edge, actions[steps:]), run(other, actions[steps:]))
+    adapter, other = make(env, seed=1), make(env, seed=2)
+    actions = actions_of(adapter, 2 * steps)
+    adapter.reset()
+    run(adapter, actions[:steps])
+    assert restore(other, through_a_file(take(adapter))) == ""
+    assert_same(run(adapter, actions[steps:]), run(other, actions[steps:]))
 
 
 def test_wrappers_with_statistics_are_kept():
@@ -200,10 +200,10 @@ def test_wrappers_with_statistics_are_kept():
 
 @pytest.mark.parametrize("extra", [iter([1]), memoryview(b"1"), np.array([object()]), {1, 2}, b"1", 1j])
 def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
-    edge = make(lambda: Odd(extra), seed=1)
-    edge.reset()
-    run(edge, actions_of(edge, 100))
-    snapshot = through_a_file(take(edge))
+    adapter = make(lambda: Odd(extra), seed=1)
+    adapter.reset()
+    run(adapter, actions_of(adapter, 100))
+    snapshot = through_a_file(take(adapter))
     assert not snapshot.meta["exact"]
     assert "Odd.extra" in snapshot.meta["why"]
     restored = []
@@ -211,11 +211,11 @@ def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
         other = make(lambda: Odd(extra), seed=seed)
         assert restore(other, snapshot) == snapshot.meta["why"]
         assert other.tally.episodes == 2
-        restored.append(run(other, actions_of(edge, 50)))
+        restored.append(run(other, actions_of(adapter, 50)))
     assert_same(*restored)  # the new episode follows from the snapshot alone
     begun = make(lambda: Odd(extra), seed=1)
     begun.reset()
-    assert (run(begun, actions_of(edge, 50))[0][0] != restored[0][0][0]).any(), "the first seed came again"
+    assert (run(begun, actions_of(adapter, 50))[0][0] != restored[0][0][0]).any(), "the first seed came again"
 
 
 class Holds(gym.Env):
@@ -272,18 +272,18 @@ class Other(Thing):
 
 
 def test_a_thing_of_another_class_than_after_a_reset_begins_a_new_episode():
-    edge = make(lambda: Odd(Other()), seed=1)
-    edge.reset()
+    adapter = make(lambda: Odd(Other()), seed=1)
+    adapter.reset()
     other = make(lambda: Odd(Thing()), seed=1)
-    why = restore(other, through_a_file(take(edge)))
+    why = restore(other, through_a_file(take(adapter)))
     assert re.search(r"extra is a \S*test_snapshot.Other where a reset puts a \S*test_snapshot.Thing", why)
 
 
 def test_a_snapshot_of_another_stack_of_wrappers_begins_a_new_episode():
-    edge = make("Pendulum-v1")
-    edge.reset()
+    adapter = make("Pendulum-v1")
+    adapter.reset()
     other = make("Pendulum-v1", env_args={"max_episode_steps": -1})
-    assert "wrapped in another way" in restore(other, take(edge))
+    assert "wrapped in another way" in restore(other, take(adapter))
 
 
 def test_taking_a_snapshot_changes_nothing():

@@ -17,15 +17,15 @@ from tiny import SIZES, TESTS, assert_same_run, environment, evaluations
 from qscape.cli import main
 from qscape.cli.study import Board
 from qscape.errors import UsageError
+from qscape.jobs.estimate import Costs, seconds
+from qscape.jobs.pool import Failure, LocalWorker, Pool
+from qscape.jobs.progress import LOSSES, Progress
+from qscape.jobs.study import read_study
+from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
-from qscape.run.estimate import Costs, seconds
 from qscape.run.events import Logged, Measured, Saved
 from qscape.run.plan import fitted, folder_name
-from qscape.run.pool import Failure, LocalWorker, Pool
-from qscape.run.progress import LOSSES, Progress
-from qscape.run.study import read_study
-from qscape.run.worker import Job
 
 STUDIES = TESTS.parent / "studies"
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flat.td3 import Transitions
 from hypothesis import given
 from hypothesis import strategies as st
 from small import TRANSITIONS, A, S, build, fill, same, start
@@ -19,12 +18,13 @@ from qscape.methods.checkpoints import Checkpoints
 from qscape.methods.value_clip import Bounds, ValueClip
 from qscape.nets.heads import Point
 from qscape.offpolicy.plain import DPG
-from qscape.offpolicy.sockets import EpisodeEnd, Own, StepEnd
+from qscape.offpolicy.sockets import EpisodeEnd, PartState, StepEnd
 from qscape.ops.norm import avg_l1_norm
 from qscape.ops.td import lap_huber, lap_huber_loss, lap_priority, pal_loss, td_target
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
 from qscape.types import Batch, Event, Spec, stream
+from reference.td3 import Transitions
 
 SYNC = 250
 
@@ -87,7 +87,7 @@ def test_prioritised_huber_and_uniform_pal_have_one_expected_gradient():
 
 
 def bounds(run_min, run_max, low, high):
-    return Own(rest=Bounds(*(jnp.float32(x) for x in (run_min, run_max, low, high))))
+    return PartState(extra=Bounds(*(jnp.float32(x) for x in (run_min, run_max, low, high))))
 
 
 def event(synced, update=1):
@@ -97,7 +97,7 @@ def event(synced, update=1):
 @pytest.mark.parametrize(("low", "high", "y"), [(0, 0, [1, 1, 1]), (-1, 2, [2.98, 0.01, 1])])
 def test_the_next_value_is_clipped_and_the_target_is_not(low, high, y):
     heads = [jnp.array([5.0, -4.0, 9.0]), jnp.array([3.0, 2.0, 9.0])]
-    value = ValueClip().bootstrap(bounds(1e8, -1e8, low, high), heads, None)
+    value = ValueClip().value(bounds(1e8, -1e8, low, high), heads, None)
     target = td_target(jnp.ones(3), jnp.array([0.0, 0.0, 1.0]), 0.99, value)
     np.testing.assert_allclose(target, y, rtol=1e-5)
 
@@ -105,13 +105,13 @@ def test_the_next_value_is_clipped_and_the_target_is_not(low, high, y):
 def test_trackers_follow_the_target_and_bounds_move_at_a_sync():
     y = jnp.array([2.98, 0.01, 1.0])
     before = bounds(1e8, -1e8, -1, 2)
-    after = ValueClip().after(before, y, None, event(False)).rest
+    after = ValueClip().post_update(before, y, None, event(False)).extra
     np.testing.assert_allclose(after, [0.01, 2.98, -1, 2], rtol=1e-6)
     # The batch of the synchronising update itself counts.
-    after = ValueClip().after(Own(rest=after), jnp.array([5.0, -3.0]), None, event(True)).rest
+    after = ValueClip().post_update(PartState(extra=after), jnp.array([5.0, -3.0]), None, event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
     # Nothing narrows.
-    after = ValueClip().after(Own(rest=after), jnp.ones(3), None, event(True)).rest
+    after = ValueClip().post_update(PartState(extra=after), jnp.ones(3), None, event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
 
 
@@ -121,13 +121,13 @@ def test_the_actor_climbs_the_mean_of_both_critics():
     heads = [jnp.array([1.0, 3.0]), jnp.array([-2.0, 0.5])]
     obs = jnp.zeros((2, S))
     agent = build("td7")
-    fns = agent.functions(agent.init(jax.random.key(0)), event(False))
+    context = agent.functions(agent.init(jax.random.key(0)), event(False))
     loss, _ = DPG().loss(
         lambda obs: Point(obs, action),
         lambda obs, action: heads,
         None,
-        Own(),
-        fns,
+        PartState(),
+        context,
         Batch(obs, jnp.array([[0.0, 0.0], [1.0, 1.0]]), jnp.zeros(2), jnp.zeros(2), obs, 0.99),
         jax.random.key(0),
     )
@@ -332,11 +332,13 @@ def put(run, **fields):
 
 
 def with_sale(run, **fields):
-    return put(run, own=run.state.own | {"sale": run.state.own["sale"]._replace(**fields)})
+    return put(
+        run, part_states=run.state.part_states | {"sale": run.state.part_states["sale"]._replace(**fields)}
+    )
 
 
 def sale(run):
-    return run.state.own["sale"]
+    return run.state.part_states["sale"]
 
 
 def shifted(tree):
@@ -357,13 +359,13 @@ def test_before_the_first_sync_targets_are_rewards(history):
     for update in (1, 100, SYNC - 1, SYNC):
         low, high = np.min(seen[:update]), np.max(seen[:update])
         clip = (low, high) if update == SYNC else (0.0, 0.0)
-        assert tuple(history[update].state.own["value_clip"].rest) == (low, high, *clip)
-    after = history[SYNC + 50].state.own["value_clip"].rest
+        assert tuple(history[update].state.part_states["value_clip"].extra) == (low, high, *clip)
+    after = history[SYNC + 50].state.part_states["value_clip"].extra
     assert after.run_max > after.high == np.max(seen)  # now values count too, and only at a sync
 
 
 def test_copies_move_up_by_one_at_each_sync(history):
-    online = [sale(run).learned for run in history]
+    online = [sale(run).params for run in history]
     for update, (fixed, fixed_target) in {
         1: (0, 0),
         SYNC - 1: (0, 0),
@@ -371,7 +373,7 @@ def test_copies_move_up_by_one_at_each_sync(history):
         2 * SYNC - 1: (SYNC, 0),
         2 * SYNC: (2 * SYNC, SYNC),
     }.items():
-        rest = sale(history[update]).rest
+        rest = sale(history[update]).extra
         assert same(rest, (online[fixed], online[fixed_target])), update
         copied = history[update // SYNC * SYNC].state
         targets = history[update].state.actor_target, history[update].state.critics_target
@@ -379,25 +381,27 @@ def test_copies_move_up_by_one_at_each_sync(history):
 
 
 def test_swap_order(fresh):
-    first, second, third = (build("td7").init(jax.random.key(k)).own["sale"].learned for k in (1, 2, 3))
-    run = with_sale(fresh, learned=first, rest=(second, third, None))
+    first, second, third = (
+        build("td7").init(jax.random.key(k)).part_states["sale"].params for k in (1, 2, 3)
+    )
+    run = with_sale(fresh, params=first, extra=(second, third, None))
     before = put(run, updates=jnp.int32(SYNC - 2)).step()
-    assert same(sale(before).rest, (second, third))
+    assert same(sale(before).extra, (second, third))
     after = before.step()
     assert int(after.state.updates) == SYNC
-    assert same(sale(after).rest, (sale(after).learned, second))
-    assert not same(sale(after).learned, first)  # it learned, and what it learned was copied
+    assert same(sale(after).extra, (sale(after).params, second))
+    assert not same(sale(after).params, first)  # it learned, and what it learned was copied
 
 
 def test_slow_networks_stand_still_and_the_actor_moves_every_second_time(fresh):
     one = fresh.step()
     two = one.step()
     for before, after in ((fresh, one), (one, two)):
-        assert same(sale(before).rest, sale(after).rest)
+        assert same(sale(before).extra, sale(after).extra)
         assert same(before.state.actor_target, after.state.actor_target)
         assert same(before.state.critics_target, after.state.critics_target)
         assert not same(before.state.critics, after.state.critics)
-        assert not same(sale(before).learned, sale(after).learned)
+        assert not same(sale(before).params, sale(after).params)
     assert same(fresh.state.actor, one.state.actor)
     assert same(fresh.state.optimisers["actor"], one.state.optimisers["actor"])
     assert not same(one.state.actor, two.state.actor)
@@ -406,19 +410,19 @@ def test_slow_networks_stand_still_and_the_actor_moves_every_second_time(fresh):
 def test_the_encoder_learns_for_itself(fresh):
     """Its step is the same whatever actor and critics are."""
     other = put(fresh, actor=shifted(fresh.state.actor), critics=shifted(fresh.state.critics))
-    assert same(sale(fresh.step()).learned, sale(other.step()).learned)
+    assert same(sale(fresh.step()).params, sale(other.step()).params)
 
 
 def test_the_encoder_predicts_one_step_on_whatever_the_critics_target_sums():
     """With n-step returns `next_observation` lies n steps on; the embedding is of the successor (Eq. 4)."""
     agent = build("td7", n_step=3)
-    memory, own = start(agent).memory, agent.init(jax.random.key(0)).own["sale"]
+    memory, own = start(agent).memory, agent.init(jax.random.key(0)).part_states["sale"]
     obs, action, reward, terminated, successor = (x[:32] for x in memory)
     assert "successor" in agent.derived
 
     def loss(successor, further):
         batch = Batch(obs, action, reward, terminated, further, 0.99, {"successor": successor})
-        return float(agent.parts["sale"].learn(own.learned, own, None, batch, jax.random.key(0))[0])
+        return float(agent.parts["sale"].learn(own.params, own, None, batch, jax.random.key(0))[0])
 
     assert loss(successor, successor) == loss(successor, successor + 1.0)
     assert loss(successor, successor) != loss(successor + 1.0, successor)
@@ -426,7 +430,7 @@ def test_the_encoder_predicts_one_step_on_whatever_the_critics_target_sums():
 
 def test_the_online_encoder_reaches_nobody_before_a_sync(fresh):
     run = put(fresh, updates=jnp.int32(SYNC - 3))
-    other = with_sale(run, learned=shifted(sale(run).learned))
+    other = with_sale(run, params=shifted(sale(run).params))
     for _ in range(3):
         run, other = run.step(), other.step()
         assert same((run.state.critics, run.state.actor), (other.state.critics, other.state.actor))
@@ -435,7 +439,7 @@ def test_the_online_encoder_reaches_nobody_before_a_sync(fresh):
 
 def actor_gradient(before, after, stop_state=False, stop_pair=False):
     """Gradient of -mean Q(s, π(s)) from its definition, for the actor step between two runs."""
-    rep, view = before.agent.representation, sale(before).rest[0]
+    rep, view = before.agent.representation, sale(before).extra[0]
     obs = before.memory.obs[sampled(before, after.state.updates)]
 
     def loss(actor):
@@ -477,7 +481,7 @@ def test_first_step_of_adam(fresh):
     two = one.step()
     for name, before, after in (
         ("critics", (fresh.state.critics, one), one.state.critics),
-        ("sale.learned", (sale(fresh).learned, one), sale(one).learned),
+        ("sale.params", (sale(fresh).params, one), sale(one).params),
         ("actor", (one.state.actor, two), two.state.actor),
     ):
         start_at, run = before
@@ -495,7 +499,7 @@ def test_first_step_of_adam(fresh):
 def test_initialisation_and_sizes():
     agent = agents.build("td7", {"base": {"replay_capacity": 1024}}).on(Spec(17, 6))
     state = agent.init(jax.random.key(0))
-    encoder, count = state.own["sale"].learned, lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    encoder, count = state.part_states["sale"].params, lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     assert (count(encoder), count(state.critics), count(state.actor)) == (335_104, 538_114, 203_270)
     first = state.critics[0].body.trunk.layers[0]
     assert first.weight.shape == (256, 768)
@@ -540,7 +544,7 @@ def test_it_learns_on_a_point_that_drifts(fresh):
     assert 0.8 < encoder_loss[0] < 2.5
     assert encoder_loss[-20:].mean() < encoder_loss[0] / 3
     assert first_q[-20:].mean() == pytest.approx(reward.mean(), abs=0.1)
-    low, high = state.own["value_clip"].rest[2:]
+    low, high = state.part_states["value_clip"].extra[2:]
     np.testing.assert_allclose((low, high), (reward.min(), reward.max()), atol=0.2)
     _, (_, second_q) = block(state, index)
     rise = second_q[-20:].mean() - first_q[-20:].mean()

@@ -21,12 +21,12 @@ from qscape.agents import build, settings_of
 from qscape.cli import main, options
 from qscape.cli.tune import train_command
 from qscape.errors import RunError, UsageError
+from qscape.jobs.ranges import Range, find_ranges
+from qscape.jobs.trials import Search, Trial, next_job
+from qscape.jobs.tune import NAME, opened
+from qscape.jobs.worker import Job
 from qscape.run import folder as folders
 from qscape.run.plan import Plan
-from qscape.run.ranges import Range, find_ranges
-from qscape.run.trials import Search, Trial, next_job
-from qscape.run.tune import NAME, opened
-from qscape.run.worker import Job
 
 # Fields that are searched here are not compiled into programs, so that all trials run the same ones.
 RANGES = """
@@ -206,7 +206,7 @@ def test_what_cannot_be_asked_for_is_refused_in_one_sentence(here, capsys, more,
 
 def test_a_missing_extra_is_named(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in ("qscape.run.tune", "qscape.cli.tune"):
+    for name in ("qscape.jobs.tune", "qscape.cli.tune"):
         monkeypatch.delitem(sys.modules, name)
     assert main(["tune", "td3", "--env", "Pendulum-v1"]) == 2
     assert 'pip install "qscape[tune]"' in capsys.readouterr().err

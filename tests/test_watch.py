@@ -41,9 +41,9 @@ def test_the_slice_is_the_critics_q(run):
     slices.chart(80, 12)
     title, ((_, x, q), (_, (at,), (value,), _)) = slices.drawn
     subject = of_run(run)
-    edge = subject.make()
-    obs = np.asarray(edge.reset(), np.float32)
-    edge.close()
+    adapter = subject.make()
+    obs = np.asarray(adapter.reset(), np.float32)
+    adapter.close()
     heads = subject.need_q("a test")(np.repeat(obs, len(x), 0), np.asarray(x, np.float32)[:, None])
     np.testing.assert_allclose(q, heads[0], rtol=1e-5, atol=1e-6)  # TD3's actor climbs the first critic
     assert at == pytest.approx(float(subject.act(obs)[0, 0]), abs=1e-6)

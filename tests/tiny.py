@@ -160,7 +160,7 @@ def stop_at(steps: int, where: str = "step") -> Callable[[Any], None]:
     """Stops a trainer in its first environment `step` (or `burst` of updates) after `steps` steps."""
 
     def hold(trainer: Any) -> None:
-        owner = trainer.edge if where == "step" else trainer.programs
+        owner = trainer.adapter if where == "step" else trainer.programs
         call = getattr(owner, where)
 
         def stopping(*args: Any) -> Any:

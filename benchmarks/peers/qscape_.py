@@ -18,11 +18,11 @@ import numpy as np
 
 from peers import ENV, WARM_UP, Contender, PPOTask
 from qscape.agents import build as build_agent
-from qscape.envs import Edge, make
+from qscape.envs import EnvAdapter, make
 from qscape.envs.cartpole import CartPole
 from qscape.onpolicy import native
-from qscape.replay.memory import Rows
-from qscape.run.loop import open_edges
+from qscape.replay.storage import Rows
+from qscape.run.loop import open_adapters
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
 from qscape.run.training import trainer_of
@@ -49,9 +49,11 @@ def build(name: str) -> Contender:
     _, algorithm, *kind = name.split("-")
     if not kind:
         return library(RECIPES[algorithm])
-    edge = make(ENV)
-    transitions = random_transitions(edge)
-    return scan(edge, flat(algorithm, transitions) if kind == ["scan"] else assembled(algorithm, transitions))
+    adapter = make(ENV)
+    transitions = random_transitions(adapter)
+    return scan(
+        adapter, flat(algorithm, transitions) if kind == ["scan"] else assembled(algorithm, transitions)
+    )
 
 
 def library(recipe: str) -> Contender:
@@ -59,12 +61,12 @@ def library(recipe: str) -> Contender:
     settings = {"base": {"warmup": WARM_UP}}
     plan = Plan(recipe, ENV, steps=ENDLESS, settings=settings, eval_every=0)
     agent = build_agent(recipe, settings)
-    trainer = Trainer(plan, agent, *open_edges(plan, agent))
+    trainer = Trainer(plan, agent, *open_adapters(plan, agent))
 
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready((trainer.state, trainer.index))
+        jax.block_until_ready((trainer.state, trainer.replay_state))
 
     def settle() -> None:
         """Runs of 10,000 steps and more soon go over to one program, where the agent allows it."""
@@ -84,7 +86,7 @@ def ppo(name: str) -> Contender:
     if "scan" in name:
         return native_ppo(agent, task)
     plan = Plan("ppo", task.env, steps=ENDLESS, envs=task.envs, settings=settings, eval_every=0)
-    trainer = trainer_of(plan, agent, *open_edges(plan, agent))
+    trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
 
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
@@ -113,7 +115,7 @@ def native_ppo(agent: Any, task: PPOTask) -> Contender:
     return Contender(advance, lambda: made, NATIVE, task.rollout)
 
 
-def scan(edge: Edge, updates: Updates) -> Contender:
+def scan(adapter: EnvAdapter, updates: Updates) -> Contender:
     """Environment steps, then the same number of updates in blocks of `SCAN`."""
     moved, made = updates.moved, 0
     random = np.random.default_rng(0)
@@ -125,7 +127,7 @@ def scan(edge: Edge, updates: Updates) -> Contender:
     def advance(steps: int) -> None:
         nonlocal moved, made
         for _ in range(steps):
-            edge.step(random_action(random, edge))
+            adapter.step(random_action(random, adapter))
         for _ in range(steps // SCAN):
             moved = block(moved, updates.read)
             made += SCAN
@@ -138,7 +140,7 @@ def scan(edge: Edge, updates: Updates) -> Contender:
 def flat(algorithm: str, transitions: Any) -> Updates:
     """The straight-line oracle of the tests."""
     sys.path.append(str(Path(__file__).parents[2] / "tests"))
-    oracle = importlib.import_module(f"flat.{algorithm}")
+    oracle = importlib.import_module(f"reference.{algorithm}")
     columns = (getattr(transitions, name)[:, 0] for name in COLUMNS)
     memory = oracle.Transitions(*(jnp.asarray(column, jnp.float32) for column in columns))
     priorities = {"priorities": jnp.ones(ROWS)} if algorithm == "td7" else {}
@@ -167,16 +169,16 @@ def assembled(algorithm: str, transitions: Rows) -> Updates:
     return Updates((agent.init(jax.random.key(0)), index), rows, move)
 
 
-def random_action(random: np.random.Generator, edge: Edge) -> np.ndarray:
-    return random.uniform(-1.0, 1.0, (1, edge.spec.action_size)).astype(np.float32)
+def random_action(random: np.random.Generator, adapter: EnvAdapter) -> np.ndarray:
+    return random.uniform(-1.0, 1.0, (1, adapter.spec.action_size)).astype(np.float32)
 
 
-def random_transitions(edge: Edge) -> Rows:
+def random_transitions(adapter: EnvAdapter) -> Rows:
     """`ROWS` steps with random actions; every leaf leads with [ROWS, 1]."""
-    random, observation, steps = np.random.default_rng(0), edge.reset(), []
+    random, observation, steps = np.random.default_rng(0), adapter.reset(), []
     for _ in range(ROWS):
-        action = random_action(random, edge)
-        made = edge.step(action)
+        action = random_action(random, adapter)
+        made = adapter.step(action)
         outcome = (made.reward, made.terminated, made.truncated, made.next_observation)
         steps.append((observation, action, *outcome))
         observation = made.observation

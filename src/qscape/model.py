@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 from qscape.agents import build, settings_of
-from qscape.envs import Edge
-from qscape.envs import make as make_edge
+from qscape.envs import EnvAdapter
+from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
 from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
@@ -74,19 +74,21 @@ class Model:
         by_index = build(recipe, settings).by_index
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
         args = training_args(env, env_args) if isinstance(env, str) else env_args
-        self.edge = make_edge(env, envs, args, seed=seed, by_index=by_index)
-        self.eval_edge: Edge | None = None
+        self.adapter = make_adapter(env, envs, args, seed=seed, by_index=by_index)
+        self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
-            self.eval_edge = make_edge(eval_env, seed=SEED, by_index=by_index)
+            self.eval_adapter = make_adapter(eval_env, seed=SEED, by_index=by_index)
         elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
             n = min(eval_episodes, 10)
-            self.eval_edge = make_edge(env, n, env_args, seed=SEED, by_index=by_index)
-        if self.eval_edge is not None and not self.edge.environments.isdisjoint(self.eval_edge.environments):
+            self.eval_adapter = make_adapter(env, n, env_args, seed=SEED, by_index=by_index)
+        if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
+            self.eval_adapter.environments
+        ):
             raise UsageError(
                 "evaluation would reset the training environment in mid-episode, as both are one object: "
                 "give an id, a function that makes a new one at every call, or another one as eval_env."
             )
-        if probe and self.eval_edge is None:
+        if probe and self.eval_adapter is None:
             raise UsageError(f"probe={[*probe]} measures evaluations: pass eval_env beside an environment.")
         self._asked: dict[str, Any] = {
             "eval_every": eval_every,
@@ -96,8 +98,8 @@ class Model:
         }
         self._env_args = env_args
 
-        def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
-            return make_edge(env, envs, self._env_args | more, seed=seed, by_index=by_index)
+        def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
+            return make_adapter(env, envs, self._env_args | more, seed=seed, by_index=by_index)
 
         self._make = make
         if preset is not None:
@@ -121,10 +123,10 @@ class Model:
     def _plan(self, steps: int) -> Plan:
         return Plan(
             recipe=self.recipe,
-            env=self.edge.env_id,
+            env=self.adapter.env_id,
             steps=steps,
             seed=self.seed,
-            envs=self.edge.envs,
+            envs=self.adapter.envs,
             env_args=self._env_args,
             settings=self.settings,
             **self._asked,
@@ -152,7 +154,7 @@ class Model:
         if self.trainer is None or not self.env_steps:  # one made to predict untrained has no fitted plan
             plan, agent, notes = fitted(self._plan(steps))
             self.trainer = None  # its replay makes room first
-            self.trainer = trainer_of(plan, agent, self.edge, self.eval_edge)
+            self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
             if progress:
                 print("\n".join(notes))
         elif steps < 1:
@@ -198,11 +200,11 @@ class Model:
 
     def _policy(self) -> "Policy":
         trainer = self.trainer or self._untrained()
-        return Policy(self.edge, trainer.programs, trainer.best, trainer.env_steps)
+        return Policy(self.adapter, trainer.programs, trainer.best, trainer.env_steps)
 
     def _untrained(self) -> Loop:
         plan, agent, _ = fitted(self._plan(FOREVER))
-        self.trainer = trainer_of(plan, agent, self.edge, self.eval_edge)
+        self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
         return self.trainer
 
     def evaluate(self, episodes: int = 10) -> list[float]:
@@ -214,10 +216,10 @@ class Model:
         from qscape.run.evaluation import evaluate
 
         episodes = _whole("episodes", episodes, 1)
-        if self.eval_edge is None:
+        if self.eval_adapter is None:
             raise UsageError("this model was given an environment, not its id: pass eval_env to evaluate.")
         trainer = self.trainer or self._untrained()
-        return [e.ret for e in evaluate(trainer.programs, trainer.best, self.eval_edge, episodes)]
+        return [e.ret for e in evaluate(trainer.programs, trainer.best, self.eval_adapter, episodes)]
 
     def save(self, path: str | Path) -> Path:
         """Write a run folder that `qs.load`, `qscape evaluate` and `qscape resume` read.
@@ -235,8 +237,8 @@ class Model:
 class Policy:
     """A policy in the environment's own units."""
 
-    def __init__(self, edge: Edge, programs: Any, acting: Any, step: int) -> None:
-        self.edge, self.programs, self.acting, self.step = edge, programs, acting, step
+    def __init__(self, adapter: EnvAdapter, programs: Any, acting: Any, step: int) -> None:
+        self.adapter, self.programs, self.acting, self.step = adapter, programs, acting, step
 
     def predict(
         self,
@@ -247,9 +249,9 @@ class Policy:
         counter: int = 0,
     ) -> tuple[np.ndarray, Any]:
         """See `Model.predict`. `counter`: the step at which a first call (without `state`) draws."""
-        obs, batched = self.edge.observations(observation)
+        obs, batched = self.adapter.observations(observation)
         n = len(obs)
-        counter, memory = (counter, self.programs.memory(n)) if state is None else state
+        counter, memory = (counter, self.programs.init_noise(n)) if state is None else state
         first = (
             np.zeros(n, bool) if episode_start is None else np.broadcast_to(episode_start, (n,)).astype(bool)
         )
@@ -259,7 +261,7 @@ class Policy:
         action, _, memory = self.programs.act(
             self.acting, memory, obs, first, np.int32(counter), evaluation_key(), mode=mode
         )
-        native = self.edge.actions(np.asarray(action))
+        native = self.adapter.actions(np.asarray(action))
         return (native if batched else native[0]), (counter + 1, memory)
 
 
@@ -300,8 +302,8 @@ def load(
         preset=plan.preset,
         **cast(dict[str, Any], plan.settings),
     )
-    plan = dataclasses.replace(plan, env=model.edge.env_id, env_args=model._env_args)
-    model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.edge, model.eval_edge)
+    plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
+    model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
     for note in folders.load_into(model.trainer, newest):
         warnings.warn(note, stacklevel=2)
     if not model.env_steps:  # saved untrained: what is fitted to a run's length is so when it begins

@@ -111,7 +111,7 @@ QFn: TypeAlias = Callable[[Array, Array], list[Array]]
 Columns: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
-class Piece:
+class Part:
     """What a recipe is made of. Subclasses are frozen dataclasses whose fields are hyperparameters."""
 
     name: ClassVar[str]

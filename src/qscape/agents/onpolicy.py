@@ -24,7 +24,7 @@ A2C = Agent(
         anneal=True,
         entropy_coefficient=0.01,
     ),
-    improvement=PolicyGradient(),
+    policy_update=PolicyGradient(),
 )
 REINFORCE = Agent(
     recipe="reinforce",
@@ -39,7 +39,7 @@ REINFORCE = Agent(
         gradient_clip=None,
     ),
     estimator=plain.MonteCarlo(),
-    improvement=PolicyGradient(),
+    policy_update=PolicyGradient(),
 )
 TRPO = Agent(
     recipe="trpo",
@@ -51,7 +51,7 @@ TRPO = Agent(
         optimiser_epsilon=1e-8,
         gradient_clip=None,
     ),
-    improvement=TrustRegion(),
+    policy_update=TrustRegion(),
 )
 
 BASES: dict[str, Agent] = {"ppo": PPO, "a2c": A2C, "reinforce": REINFORCE, "trpo": TRPO}
@@ -65,10 +65,10 @@ PARTS: dict[str, type] = {
     cls.name: cls for cls in (ETF, FixedGaussian, FixedOrthogonal, Cosine, Normalise, ScaleRewards)
 }
 SOCKET_MEANS = {
-    "torso": "makes features of observations",
+    "extractor": "makes features of observations",
     "head": "makes a distribution over actions",
     "estimator": "estimates advantages",
-    "improvement": "improves actor and critic",
+    "policy_update": "improves actor and critic",
     "scaling": "scales rewards or returns",
     "normaliser": "normalises observations",
 }

@@ -57,17 +57,17 @@ SAC = OffPolicyAgent(
         target_noise=0.0,
         exploration_noise=0.0,
     ),
-    improvement=plain.Soft(),
-    follow=plain.Polyak(when="always"),
+    policy_loss=plain.Soft(),
+    target_update=plain.Polyak(when="always"),
 )
 
 # From data alone; online they explore with TD3's noise.
-IMITATION = OffPolicyAgent(recipe="bc", base=OffPolicyBase(policy_delay=1), improvement=BC(alpha=0.0))
+IMITATION = OffPolicyAgent(recipe="bc", base=OffPolicyBase(policy_delay=1), policy_loss=BC(alpha=0.0))
 IMPLICIT = OffPolicyAgent(
     recipe="iql",
     base=OffPolicyBase(policy_delay=1, target_actor=False, target_noise=0.0),
-    improvement=IQL(),
-    follow=plain.Polyak(when="always"),
+    policy_loss=IQL(),
+    target_update=plain.Polyak(when="always"),
 )
 
 BASES: dict[str, OffPolicyAgent] = {"td3": TD3, "sac": SAC, "bc": IMITATION, "iql": IMPLICIT}
@@ -116,14 +116,14 @@ PARTS: dict[str, type] = {
 SOCKET_MEANS = {
     "representation": "builds the networks",
     "replay": "chooses what is replayed",
-    "target": "makes the bootstrap value",
-    "follow": "moves the target networks",
-    "improvement": "improves the policy",
-    "maximiser": "chooses the action",
+    "bootstrap": "makes the bootstrap value",
+    "target_update": "moves the target networks",
+    "policy_loss": "improves the policy",
+    "selector": "chooses the action",
     "regulariser": "adds to the losses",
     "modifier": "sets fields of the base",
     "schedule": "decides when updates happen",
-    "restart": "begins networks anew",
+    "reset": "re-initialises networks",
     "normaliser": "normalises observations",
 }
 

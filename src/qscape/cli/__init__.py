@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qscape: there is no command '{argv[0]}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"qscape.cli.{argv[0]}").main(argv[1:])
+        module = {"import": "import_policy", "list": "list_parts"}.get(argv[0], argv[0])
+        return importlib.import_module(f"qscape.cli.{module}").main(argv[1:])
     except QscapeError as problem:
         if debug:
             raise

@@ -6,8 +6,8 @@ from pathlib import Path
 from qscape.cli import options
 from qscape.cli.running import run_all
 from qscape.errors import UsageError
+from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
-from qscape.run.worker import Job
 from qscape.types import setting
 
 

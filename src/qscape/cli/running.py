@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qscape.errors import RunError, UsageError
+from qscape.jobs.pool import Failure, Pool, cores
+from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
-from qscape.run.pool import Failure, Pool, cores
-from qscape.run.worker import Job, run_job, run_together
 
 WIDE = 170  # columns of what is printed into a file or a pipe
 

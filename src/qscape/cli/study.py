@@ -17,12 +17,12 @@ from rich.text import Text
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.errors import RunError, UsageError
+from qscape.jobs.estimate import Costs, seconds
+from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker, cores
+from qscape.jobs.progress import Progress, Standing
+from qscape.jobs.study import Study, read_study
+from qscape.jobs.worker import Job
 from qscape.run import events as ev
-from qscape.run.estimate import Costs, seconds
-from qscape.run.pool import Failure, LocalWorker, Pool, Worker, cores
-from qscape.run.progress import Progress, Standing
-from qscape.run.study import Study, read_study
-from qscape.run.worker import Job
 from qscape.types import setting
 
 LONG = 3600.0  # core-seconds: a study beyond that asks before it begins
@@ -109,7 +109,7 @@ def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], 
     if given.ray is None:
         yield partial(LocalWorker, log=folder / "workers.log"), given.workers or cores()
         return
-    from qscape.run.cluster import Cluster
+    from qscape.jobs.cluster import Cluster
 
     with Cluster(given.ray, folder, given.workers) as cluster:
         yield cluster.start, cluster.workers

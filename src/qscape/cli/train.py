@@ -13,7 +13,7 @@ from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
-from qscape.run.loop import open_edge
+from qscape.run.loop import open_adapter
 from qscape.run.plan import Pace, Plan, fitted, folder_name
 from qscape.run.seeds import lacking
 from qscape.run.sinks import TRACKERS
@@ -72,9 +72,9 @@ def main(argv: list[str]) -> int:
     if len(jobs) > 1 and not plan.dataset:  # else the run itself refuses, before it makes its folder
         for job in jobs:
             refuse_taken(job.folder, run.overwrite)
-        edge = open_edge(plan, agent)
-        agent.on(edge.spec)
-        edge.close()
+        adapter = open_adapter(plan, agent)
+        agent.on(adapter.spec)
+        adapter.close()
     return run_all(jobs, together)
 
 

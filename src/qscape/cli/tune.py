@@ -14,13 +14,13 @@ from rich.table import Table
 from qscape.agents import build
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
-from qscape.envs import make as make_edge
+from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
+from qscape.jobs.pool import cores
+from qscape.jobs.ranges import find_ranges
+from qscape.jobs.trials import Metric, Search, State, Trial
+from qscape.jobs.tune import Tuner, opened
 from qscape.run.plan import Plan
-from qscape.run.pool import cores
-from qscape.run.ranges import find_ranges
-from qscape.run.trials import Metric, Search, State, Trial
-from qscape.run.tune import Tuner, opened
 from qscape.types import setting
 
 SHOWN = 10  # trials of the table at the end
@@ -73,8 +73,8 @@ def main(argv: list[str]) -> int:
     )
     ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
     by_index = build(recipe, settings).by_index
-    edge = make_edge(plan.env, env_args=dict(plan.env_args), by_index=by_index)
-    edge.close()  # one that does not fit is refused before a folder is made
+    adapter = make_adapter(plan.env, env_args=dict(plan.env_args), by_index=by_index)
+    adapter.close()  # one that does not fit is refused before a folder is made
     folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
     search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
     return run(search, given.trials, given.workers or cores(), shlex.join(["qscape", "tune", *argv]))

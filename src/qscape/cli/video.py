@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qscape.cli import options
-from qscape.envs import Edge
+from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.run.evaluation import SEED, refuse_endless
 from qscape.run.folder import one_run
@@ -52,9 +52,9 @@ def main(argv: list[str]) -> int:
     loaded = load_policy(
         folder, seed=given.seed, current=given.current, env_args={"render_mode": "rgb_array"}
     )
-    edge, choose = loaded.edge, act_evaluating(loaded.programs, loaded.acting, 1)
+    adapter, choose = loaded.adapter, act_evaluating(loaded.programs, loaded.acting, 1)
     file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
-    fps = given.fps or edge.env.metadata.get("render_fps", 30)
+    fps = given.fps or adapter.env.metadata.get("render_fps", 30)
     aside, frames, returns = file.with_stem(f"{file.stem}.new"), 0, []
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
             film: Any = imageio.get_writer(aside, fps=fps, macro_block_size=1)
             with film:
-                for picture in _pictures(edge, choose, given.episodes, returns):
+                for picture in _pictures(adapter, choose, given.episodes, returns):
                     film.append_data(picture)
                     frames += 1
         aside.replace(file)
@@ -76,19 +76,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _pictures(edge: Edge, choose: Callable, episodes: int, returns: list[float]) -> Iterator[np.ndarray]:
+def _pictures(
+    adapter: EnvAdapter, choose: Callable, episodes: int, returns: list[float]
+) -> Iterator[np.ndarray]:
     """The pictures of whole episodes, one by one: a long film would not fit into memory."""
-    obs, first, made = edge.reset(), np.ones(1, bool), 0
+    obs, first, made = adapter.reset(), np.ones(1, bool), 0
     while len(returns) < episodes:
         try:
-            picture = edge.render_frame()
+            picture = adapter.render_frame()
         except (RuntimeError, ImportError, AttributeError) as problem:  # MuJoCo's and OpenGL's ways to say it
             raise RunError(
-                f"{edge.env_id} cannot draw on this machine ({problem}); try MUJOCO_GL=osmesa."
+                f"{adapter.env_id} cannot draw on this machine ({problem}); try MUJOCO_GL=osmesa."
             ) from problem
         odd = [(0, n % 2) for n in picture.shape[:2]]  # H.264 films even sizes only
         yield np.pad(picture, [*odd, (0, 0)], mode="edge")
-        step = edge.step(choose(obs, first, made))
+        step = adapter.step(choose(obs, first, made))
         obs, first, made = step.observation, step.terminated | step.truncated, made + 1
         returns += [episode.ret for episode in step.finished]
-        refuse_endless(edge, edge.longest)
+        refuse_endless(adapter, adapter.longest)

@@ -166,9 +166,9 @@ class Slice:
         subject.need_q("a slice of the landscape")
         if subject.agent.task.table is not None:
             raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
-        edge = subject.make()
-        self.obs = np.asarray(edge.reset(), np.float32)[0]
-        edge.close()
+        adapter = subject.make()
+        self.obs = np.asarray(adapter.reset(), np.float32)[0]
+        adapter.close()
         self.subject, self.surveyor = subject, Surveyor(subject.agent)
 
     def _look(self, newest: Path) -> tuple[str, list[Any]]:

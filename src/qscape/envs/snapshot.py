@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
-from qscape.envs.edge import Edge
+from qscape.envs.adapter import EnvAdapter
 from qscape.envs.native import Native
 
 # Fixed when an environment is made, or only for the eye.
@@ -68,27 +68,27 @@ class _Unfit(Exception):
     """Something cannot be captured, or does not fit where it is put back."""
 
 
-def take(edge: Edge) -> Snapshot:
-    """The state of `edge` between two steps."""
+def take(adapter: EnvAdapter) -> Snapshot:
+    """The state of `adapter` between two steps."""
     meta: dict[str, Any] = {
         "exact": True,
         "why": "",
-        "seed": int(edge.seed),
-        "autoreset": edge.autoreset,
-        "episodes": edge.tally.episodes.tolist(),
+        "seed": int(adapter.seed),
+        "autoreset": adapter.autoreset,
+        "episodes": adapter.tally.episodes.tolist(),
     }
     try:
-        layers = dict(_layers(edge))
+        layers = dict(_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
     except _Unfit as problem:
-        why = f"{edge.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
+        why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
         return Snapshot({}, meta | {"exact": False, "why": why})
     return Snapshot(writer.arrays, meta)
 
 
-def restore(edge: Edge, snapshot: Snapshot) -> str:
-    """Puts `edge` into the state of `snapshot`, which `take` made of an edge of the same environment.
+def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
+    """Puts `adapter` into the state of `snapshot`, which `take` made of an edge of the same environment.
 
     Returns:
         "" where the edge goes on to the bit, else one sentence for the user that says why a new episode
@@ -96,13 +96,13 @@ def restore(edge: Edge, snapshot: Snapshot) -> str:
     """
     meta = snapshot.meta
     why = meta["why"]
-    edge.reset()  # so that everything exists that is set below
+    adapter.reset()  # so that everything exists that is set below
     try:
         if meta["exact"]:
-            layers = dict(_layers(edge))
+            layers = dict(_layers(adapter))
             if layers.keys() != meta["layers"].keys():
                 raise _Unfit("it is wrapped in another way now")
-            if meta.get("autoreset", edge.autoreset) != edge.autoreset:
+            if meta.get("autoreset", adapter.autoreset) != adapter.autoreset:
                 raise _Unfit("it resets itself in another way now")
             reader = _Reader(snapshot.arrays)
             reader.objects |= layers  # one may hold another
@@ -110,18 +110,18 @@ def restore(edge: Edge, snapshot: Snapshot) -> str:
                 reader.attributes(layer, meta["layers"][name], name)
             return ""
     except _Unfit as problem:
-        why = f"{edge.env_id} cannot be resumed exactly, a new episode begins: {problem}"
+        why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
     episodes = np.asarray(meta["episodes"], np.int64)
-    edge.reseed(int(np.random.SeedSequence([meta["seed"], *meta["episodes"]]).generate_state(1)[0] >> 1))
-    edge.reset()
-    edge.tally.episodes = episodes
+    adapter.reseed(int(np.random.SeedSequence([meta["seed"], *meta["episodes"]]).generate_state(1)[0] >> 1))
+    adapter.reset()
+    adapter.tally.episodes = episodes
     return why
 
 
-def _layers(edge: Edge) -> Iterator[tuple[str, Any]]:
+def _layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
     """Everything that may remember something, by name: the edge, wrappers, environments."""
-    yield "edge", edge.tally
-    yield from _chain(edge.env, "env")
+    yield "adapter", adapter.tally
+    yield from _chain(adapter.env, "env")
 
 
 def _chain(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qscape.data import RECORDED, read
-from qscape.envs import Edge
+from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.inspect.store import write_whole
 from qscape.ops.nearest import ActionTable
@@ -77,7 +77,7 @@ def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = 
     record = read_record(folder)
     if record["env"] == RECORDED:  # learnt from a dataset without an environment: nowhere to act
         return Source(folder, record, loaded, [], read(record["dataset"]).observation)
-    done = rollouts(loaded.programs, loaded.acting, loaded.edge, episodes, seed)
+    done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
     return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
@@ -89,16 +89,20 @@ def refuse_memory(loaded: Loaded) -> None:
     """
     agent, changes = loaded.programs.agent, []
 
-    def step(acting: Any, memory: Any, obs: Array) -> Array:
-        action, _, after = agent.act(acting, memory, obs, jnp.zeros(1, bool), 1, evaluation_key(), "evaluate")
-        before = jax.tree.leaves(memory)  # traced, so that what is handed on as it is stays the same object
+    def step(acting: Any, noise_state: Any, obs: Array) -> Array:
+        action, _, after = agent.act(
+            acting, noise_state, obs, jnp.zeros(1, bool), 1, evaluation_key(), "evaluate"
+        )
+        before = jax.tree.leaves(
+            noise_state
+        )  # traced, so that what is handed on as it is stays the same object
         changes.extend(a is not b for a, b in zip(jax.tree.leaves(after), before, strict=True))
         return action
 
-    memory = loaded.programs.memory(1)
-    if memory is not None:
-        obs = jnp.zeros((1, loaded.edge.spec.observation_size))
-        jax.eval_shape(step, loaded.acting, memory, obs)
+    noise_state = loaded.programs.init_noise(1)
+    if noise_state is not None:
+        obs = jnp.zeros((1, loaded.adapter.spec.observation_size))
+        jax.eval_shape(step, loaded.acting, noise_state, obs)
     if any(changes):
         raise UsageError(
             f"{loaded.programs.agent.recipe} cannot be exported: its policy remembers from step to step."
@@ -110,7 +114,7 @@ def refuse_memory(loaded: Loaded) -> None:
 
 def function(loaded: Loaded) -> Callable[[Float[Array, "B S"]], Array]:
     """Observations [B, S], raw, to actions in the environment's units: everything between is inside."""
-    agent, convert = loaded.programs.agent, in_units(loaded.edge)
+    agent, convert = loaded.programs.agent, in_units(loaded.adapter)
 
     def policy(obs: Float[Array, "B S"]) -> Array:
         first = jnp.ones(obs.shape[0], bool)
@@ -120,14 +124,14 @@ def function(loaded: Loaded) -> Callable[[Float[Array, "B S"]], Array]:
     return policy
 
 
-def action_space(edge: Edge) -> gym.Space:
+def action_space(adapter: EnvAdapter) -> gym.Space:
     """The space of one environment's actions."""
-    return getattr(edge.env, "single_action_space", None) or edge.env.action_space  # type: ignore[union-attr]
+    return getattr(adapter.env, "single_action_space", None) or adapter.env.action_space  # type: ignore[union-attr]
 
 
-def in_units(edge: Edge) -> Callable[[Array], Array]:
+def in_units(adapter: EnvAdapter) -> Callable[[Array], Array]:
     """The edge's map from [-1, 1]^A to the environment's actions, as a jax function; float32 and int32."""
-    space, table = action_space(edge), edge.spec.table
+    space, table = action_space(adapter), adapter.spec.table
     start = int(getattr(space, "start", 0))
     if table is not None:
         search = ActionTable(table)
@@ -151,7 +155,7 @@ def in_units(edge: Edge) -> Callable[[Array], Array]:
 def reference(loaded: Loaded, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
     """What the library does at observations, each the first of an episode, in the environment's units."""
     choose = act_evaluating(loaded.programs, loaded.acting, len(obs))
-    return loaded.edge.actions(choose(obs, np.ones(len(obs), bool), 0))
+    return loaded.adapter.actions(choose(obs, np.ones(len(obs), bool), 0))
 
 
 def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
@@ -184,7 +188,7 @@ def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> Checke
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(made))}
-    model = to_onnx(function(made.loaded), made.loaded.edge.spec.observation_size, about)
+    model = to_onnx(function(made.loaded), made.loaded.adapter.spec.observation_size, about)
     data = model.SerializeToString()
     checked = check(data, made, tolerance)
     write_whole(file, data)
@@ -263,10 +267,10 @@ def write_arrays(made: Source, file: Path) -> Path:
 def describe(made: Source) -> dict[str, Any]:
     """Task, agent and units of a policy, as JSON."""
     record, loaded = made.record, made.loaded
-    edge, space = loaded.edge, action_space(loaded.edge)
+    adapter, space = loaded.adapter, action_space(loaded.adapter)
     order = [
         {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
-        for path, box in edge.leaves
+        for path, box in adapter.leaves
     ]
     listed = lambda x: None if x is None else np.asarray(x).tolist()  # noqa: E731
     return {
@@ -277,12 +281,12 @@ def describe(made: Source) -> dict[str, Any]:
         "seed": record["seed"],
         "step": loaded.step,
         "policy": loaded.policy,
-        "observation": {"size": edge.spec.observation_size, "order": order},
+        "observation": {"size": adapter.spec.observation_size, "order": order},
         "action": {
             "shape": list(space.shape or ()),
             "dtype": str(space.dtype),
-            "low": listed(edge.spec.low),
-            "high": listed(edge.spec.high),
-            "table": listed(edge.spec.table),
+            "low": listed(adapter.spec.low),
+            "high": listed(adapter.spec.high),
+            "table": listed(adapter.spec.table),
         },
     }

@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from qscape.agents import build
-from qscape.envs import Edge
+from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
-from qscape.run.loop import open_edges, owned
+from qscape.run.loop import open_adapters, owned
 from qscape.run.plan import Plan, label
 from qscape.run.programs import act_evaluating
 from qscape.run.training import trainer_of
@@ -66,11 +66,11 @@ def convert(
         recipe, env, steps, env_args=args, settings=_settings(recipe, arrays, about), label=label(agent)
     )
     folders.refuse_taken(folder, overwrite)
-    edge, _ = open_edges(plan, agent)
-    _fits(file, arrays, about, edge)
-    trainer: Any = trainer_of(plan, agent, edge)
+    adapter, _ = open_adapters(plan, agent)
+    _fits(file, arrays, about, adapter)
+    trainer: Any = trainer_of(plan, agent, adapter)
     state = trainer.state
-    soft = "soft" in state.own and "log_ent_coef" in arrays
+    soft = "soft" in state.part_states and "log_ent_coef" in arrays
     trainer.state = owned(
         state._replace(
             actor=_actor(state.actor, arrays, "actor"),
@@ -79,17 +79,21 @@ def convert(
             else _actor(state.actor_target, arrays, "actor_target"),
             critics=_critics(state.critics, arrays, "critic"),
             critics_target=_critics(state.critics_target, arrays, "critic_target"),
-            own=state.own
-            | ({"soft": state.own["soft"]._replace(tuned=arrays["log_ent_coef"][0])} if soft else {}),
+            part_states=state.part_states
+            | (
+                {"soft": state.part_states["soft"]._replace(actor_params=arrays["log_ent_coef"][0])}
+                if soft
+                else {}
+            ),
         )
     )
     trainer.env_steps, trainer.finished = steps, True
-    edge.reset()
+    adapter.reset()
     off = _difference(trainer, arrays, recipe, about)
     with folders.locked(folder):
         folders.create(folder, plan, trainer.agent, overwrite)
         folders.save(folder, trainer, milestone=False)
-    edge.close()
+    adapter.close()
     return off
 
 
@@ -173,17 +177,17 @@ def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str
     return settings
 
 
-def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], edge: Edge) -> None:
+def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
     """Refuse an environment with other sizes, or another range of actions where the file tells its own."""
-    spec = edge.spec
+    spec = adapter.spec
     first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
     seen, both = arrays[first].shape[1], arrays["critic.qf0.0.weight"].shape[1]
     if (seen, both - seen) != (spec.observation_size, spec.action_size):
         raise UsageError(
-            f"{file} sees {seen} numbers and takes {both - seen}; {edge.env_id} shows "
+            f"{file} sees {seen} numbers and takes {both - seen}; {adapter.env_id} shows "
             f"{spec.observation_size} and takes {spec.action_size}: name the environment it was trained in."
         )
-    space, told = action_space(edge), about.get("action_space") or {}
+    space, told = action_space(adapter), about.get("action_space") or {}
     for name in ("low", "high"):
         text = str(told.get(name, ""))
         numbers = text.replace("[", " ").replace("]", " ").split()
@@ -192,7 +196,7 @@ def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], edge: Edge) -> N
             here = getattr(space, name).ravel()
             if len(there) == len(here) and not np.allclose(there, here):
                 raise UsageError(
-                    f"{file} takes actions whose {name} is {there}, {edge.env_id} has {here}: name the "
+                    f"{file} takes actions whose {name} is {there}, {adapter.env_id} has {here}: name the "
                     "environment it was trained in."
                 )
 
@@ -214,14 +218,14 @@ def _actor(actor: PyTree, arrays: Arrays, prefix: str) -> PyTree:
     else:
         *hidden, last = _layers(arrays, f"{prefix}.mu")
         top = {"head/out": last}
-    return _linear(actor, {f"trunk/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
+    return _linear(actor, {f"torso/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
 
 
 def _critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[PyTree]:
     made = []
     for i, critic in enumerate(critics):
         *hidden, last = _layers(arrays, f"{prefix}.qf{i}")
-        where = {f"body/trunk/layers/{k}": name for k, name in enumerate(hidden)} | {"body/out": last}
+        where = {f"body/torso/layers/{k}": name for k, name in enumerate(hidden)} | {"body/out": last}
         made.append(_linear(critic, where, arrays))
     return made
 

@@ -73,7 +73,7 @@ def of_policy(
     labels = states.optimal
     if labels is None:  # the trained policy stands for the optimal one
         labels = np.asarray(dist.mode())[:, 0].astype(int)
-    own = acting.own.get(agent.head.name)
+    own = acting.part_states.get(agent.head.name)
     features, w = np.asarray(dist.features), np.asarray(agent.head.layer(acting.networks.head, own))
     return action_collapse(features, labels, w), features, labels, w
 
@@ -81,9 +81,9 @@ def of_policy(
 def states_of(subject: Subject, count: int = STATES, seed: int = SEED) -> States:
     """The states of evaluation rollouts, at least `count` of them where episodes are long enough; of a small
     grid with known values all its states, each with its optimal action."""
-    edge = subject.make(seed=seed)
-    native: Any = native_of(edge.env) if isinstance(edge.env, gym.Env) else None
-    edge.close()
+    adapter = subject.make(seed=seed)
+    native: Any = native_of(adapter.env) if isinstance(adapter.env, gym.Env) else None
+    adapter.close()
     if native is not None and hasattr(native, "optimal_q"):
         q = native.optimal_q(subject.agent.base.discount)
         return States(np.eye(len(q), dtype=np.float32), q.argmax(1))
@@ -137,7 +137,7 @@ def _over_saves(last: Subject, folder: Path):
     place = folder / "saves"
     for name in saves.names(place):
         trees, meta = saves.read(place / name, {"acting": last.acting})
-        last.agent.check(trees["acting"].own)
+        last.agent.check(trees["acting"].part_states)
         yield meta["numbers"]["env_steps"], dataclasses.replace(last, acting=trees["acting"])
 
 

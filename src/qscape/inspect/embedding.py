@@ -52,7 +52,7 @@ def measure(
     difference over all pairs (-1: the geometry orders them perfectly); `gap_scale`: β; `exponent`: λ;
     `pairs`: cosine and difference of some of them; `state`: the episode and step looked at; `actions`: value
     and coordinates of actions drawn uniformly there; `candidates`: value, cosine to the policy's action,
-    weight and coordinates of the K candidates; `own`: value and coordinates of the policy's action;
+    weight and coordinates of the K candidates; `parts`: value and coordinates of the policy's action;
     `explained`: the share of the embeddings' variance along each of the two axes.
 
     Args:
@@ -63,7 +63,7 @@ def measure(
     """
     subject = of_run(folder, current=True)
     agent = subject.agent
-    if not isinstance(agent, Agent) or not isinstance(agent.improvement, SAVGO):
+    if not isinstance(agent, Agent) or not isinstance(agent.policy_loss, SAVGO):
         raise UsageError(f"{folder} was trained without savgo and has no embedding; sac+savgo has one.")
     state = full_state(Path(folder), agent)
     rng, done = np.random.default_rng(seed), subject.rollouts(max(EPISODES, 1 + (at[0] if at else 0)), seed)
@@ -79,10 +79,10 @@ def measure(
     return {
         **about(subject),
         **of_pairs(seen.embedding[:n], seen.value[:n], rng),
-        "gap_scale": float(state.own["savgo"].rest.scale),
-        "exponent": agent.improvement.exponent,
+        "gap_scale": float(state.part_states["savgo"].extra.scale),
+        "exponent": agent.policy_loss.exponent,
         # v2 compares r + γ q: rewards of actions that nobody took are unknown, and left out.
-        "value_weight": 1.0 if agent.improvement.variant == "v1" else agent.base.discount,
+        "value_weight": 1.0 if agent.policy_loss.variant == "v1" else agent.base.discount,
         "state": [episode, step],
         **of_state(seen, n),
     }
@@ -90,19 +90,19 @@ def measure(
 
 def look(agent: Agent, state: State, obs: Array, action: Array, here: Array) -> Sight:
     """The networks at pairs `[N, S]`, `[N, A]`, and the kernel at the state `here` `[1, S]`."""
-    part, own = agent.improvement, state.of(agent.improvement)
+    part, own = agent.policy_loss, state.part(agent.policy_loss)
     assert isinstance(part, SAVGO)
     no = jnp.array(False)
-    fns = agent.functions(state, Event(state.updates, state.env_steps, no, no))
-    encoder = own.rest.encoder if own.learned is None else own.learned
-    obs, here = (agent.normaliser.apply(state.of(agent.normaliser), x) for x in (obs, here))
+    context = agent.functions(state, Event(state.updates, state.env_steps, no, no))
+    encoder = own.extra.encoder if own.params is None else own.params
+    obs, here = (agent.normaliser.apply(state.part(agent.normaliser), x) for x in (obs, here))
 
     def least(obs: Array, action: Array) -> Array:
-        return jnp.stack(fns.q_target(obs, action)).min(0)
+        return jnp.stack(context.q_target(obs, action)).min(0)
 
-    dist = fns.policy(here)
+    dist = context.policy(here)
     mode = dist.mode()
-    weighed = part.weigh(dist, here, mode, own, fns, stream(jax.random.key(0), "embedding"))
+    weighed = part.weigh(dist, here, mode, own, context, stream(jax.random.key(0), "embedding"))
     there = jnp.broadcast_to(here, (part.candidates, here.shape[1]))
     return Sight(
         part.embed(encoder, obs, action),
@@ -173,7 +173,7 @@ def of_state(seen: Any, n: int) -> dict[str, Any]:
             "at": at(seen.candidates),
         },
         "own": {
-            "action": _numbers(seen.own),
+            "action": _numbers(seen.parts),
             "value": float(seen.own_value),
             "at": at(seen.own_embedding)[0],
         },

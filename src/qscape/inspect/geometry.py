@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from qscape.errors import UsageError
 from qscape.inspect.subject import Subject, in_units, values
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.state import Acting
+from qscape.offpolicy.state import ActingState
 from qscape.run.evaluation import Rollout
 from qscape.run.probes import Look
 
@@ -36,7 +36,7 @@ class Points(NamedTuple):
     trace: Float[Array, " N"]  # of H_aa
 
 
-def point(agent: Agent, acting: Acting, obs: Float[Array, " S"], action: Float[Array, " A"]) -> Points:
+def point(agent: Agent, acting: ActingState, obs: Float[Array, " S"], action: Float[Array, " A"]) -> Points:
     """One point, from full Hessians: A reverse passes through the gradient."""
 
     def gradient(s: Array, a: Array) -> tuple[Array, Array]:
@@ -67,7 +67,7 @@ class Geometry:
         return {name: found[name] for name in self.columns}
 
     def along(
-        self, acting: Acting, rollouts: Sequence[Rollout], environment_units: bool = False
+        self, acting: ActingState, rollouts: Sequence[Rollout], environment_units: bool = False
     ) -> dict[str, float]:
         """The diagnostics over all points of the rollouts.
 
@@ -102,7 +102,7 @@ class Geometry:
         }
 
     def points(
-        self, acting: Acting, obs: Float[np.ndarray, "N S"], action: Float[np.ndarray, "N A"]
+        self, acting: ActingState, obs: Float[np.ndarray, "N S"], action: Float[np.ndarray, "N A"]
     ) -> Points:
         """The second-order picture at N points, in chunks of one size: one program for any N."""
         n = len(obs)

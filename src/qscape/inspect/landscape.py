@@ -14,7 +14,7 @@ from qscape.inspect.subject import Subject, of_run
 from qscape.inspect.surrogates import Surrogate
 from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which
 from qscape.inspect.valid import Balls, valid_balls, valid_on
-from qscape.offpolicy.state import Acting
+from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
 
@@ -149,13 +149,13 @@ def _row(subject: Subject, state: Any) -> Float[np.ndarray, " S"]:
     except (TypeError, ValueError):  # a Dict is for the edge
         row = np.zeros(())
     if row.shape != (subject.agent.task.observation_size,):
-        edge = subject.make()
+        adapter = subject.make()
         try:
-            rows, batched = edge.observations(state)
+            rows, batched = adapter.observations(state)
         except (KeyError, IndexError, TypeError, ValueError) as problem:
-            raise UsageError(f"the state is no observation of {edge.env_id}: {problem}") from problem
+            raise UsageError(f"the state is no observation of {adapter.env_id}: {problem}") from problem
         finally:
-            edge.close()
+            adapter.close()
         if batched:
             raise UsageError(f"the state is a batch of {len(rows)}; a landscape is that of one observation")
         row = rows[0].astype(np.float32)
@@ -192,7 +192,7 @@ class Spot(NamedTuple):
     """One state, surveyed, about to be looked at."""
 
     surveyor: Surveyor
-    acting: Acting
+    acting: ActingState
     obs: Float[np.ndarray, " S"]
     survey: Survey  # of this one state
     title: str

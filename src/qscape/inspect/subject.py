@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qscape.envs import Edge
-from qscape.envs import make as make_edge
+from qscape.envs import EnvAdapter
+from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.sockets import Own, bind_critics
-from qscape.offpolicy.state import Acting
+from qscape.offpolicy.sockets import PartState, bind_critics
+from qscape.offpolicy.state import ActingState
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, Sense, rollouts
 from qscape.run.folder import one_run, read_record
@@ -35,7 +35,7 @@ class Subject:
         name: what to call it: its run folder, or its recipe.
         agent: bound to its task, `agent.task`.
         acting: all that acting needs, the critics included: of the kept policy where a schedule keeps one.
-        make: `make(envs=1, seed=0, **env_args)` gives a fresh `Edge`.
+        make: `make(envs=1, seed=0, **env_args)` gives a fresh `EnvAdapter`.
         step: environment steps it was trained for.
         policy: "kept" or "current".
         record: of a run its `run.json`, else empty.
@@ -44,7 +44,7 @@ class Subject:
     name: str
     agent: Any
     acting: Any
-    make: Callable[..., Edge]
+    make: Callable[..., EnvAdapter]
     step: int = 0
     policy: str = "current"
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,9 +57,9 @@ class Subject:
     def act(self, obs: Float[Array, "N S"]) -> Float[Array, "N A"]:
         """Deterministic actions in [-1, 1] for raw observations, each as if first in its episode."""
         n = len(obs)
-        memory, first = self.programs.memory(n), np.ones(n, bool)
+        noise_state, first = self.programs.init_noise(n), np.ones(n, bool)
         action, _, _ = self.programs.act(
-            self.acting, memory, obs, first, np.int32(0), evaluation_key(), mode="evaluate"
+            self.acting, noise_state, obs, first, np.int32(0), evaluation_key(), mode="evaluate"
         )
         return action
 
@@ -100,12 +100,12 @@ class Subject:
         """
         if episodes < 1:
             raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
-        edge = self.make(envs=min(episodes, SIDE_BY_SIDE), seed=seed, **env_args)
+        adapter = self.make(envs=min(episodes, SIDE_BY_SIDE), seed=seed, **env_args)
         try:
-            sense = None if noise is None else noise.sense(edge, seed)
-            return rollouts(self.programs, self.acting, edge, episodes, seed, sense)
+            sense = None if noise is None else noise.sense(adapter, seed)
+            return rollouts(self.programs, self.acting, adapter, episodes, seed, sense)
         finally:
-            edge.close()
+            adapter.close()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,9 +116,9 @@ class Noise:
     sigma: float
     scale: Float[np.ndarray, " S"]
 
-    def sense(self, edge: Edge, seed: int) -> Sense:
+    def sense(self, adapter: EnvAdapter, seed: int) -> Sense:
         """The noise as it falls on the observations of an edge."""
-        rng, (low, high) = np.random.default_rng(seed), edge.observation_bounds
+        rng, (low, high) = np.random.default_rng(seed), adapter.observation_bounds
 
         def disturbed(obs: np.ndarray) -> np.ndarray:
             u = rng.uniform(-self.sigma, self.sigma, obs.shape)
@@ -140,13 +140,13 @@ def of_run(folder: Path | str, current: bool = False) -> Subject:
     folder = one_run(Path(folder))
     record = read_record(folder)
     loaded = load_policy(folder, current=current)
-    loaded.edge.close()
+    loaded.adapter.close()
 
     agent = loaded.programs.agent
 
-    def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
+    def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
         args = {**record["env_args"], **more}
-        return make_edge(record["env"], envs, args, seed=seed, by_index=agent.by_index)
+        return make_adapter(record["env"], envs, args, seed=seed, by_index=agent.by_index)
 
     return Subject(str(folder), agent, loaded.acting, make, loaded.step, loaded.policy, record)
 
@@ -177,13 +177,13 @@ def of_state(
         UsageError: there is no such environment, or the agent does not fit it.
     """
 
-    def make(envs: int = 1, seed: int = SEED, **more: Any) -> Edge:
-        return make_edge(env, envs, {**env_args, **more}, seed=seed, by_index=agent.by_index)
+    def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
+        return make_adapter(env, envs, {**env_args, **more}, seed=seed, by_index=agent.by_index)
 
     if agent.spec is None:
-        edge = make()
-        agent = agent.on(edge.spec)
-        edge.close()
+        adapter = make()
+        agent = agent.on(adapter.spec)
+        adapter.close()
     acting = agent.acting(state) if hasattr(state, "optimisers") else state
     return Subject(agent.recipe, agent, acting, make, step)
 
@@ -194,12 +194,12 @@ def has_q(acting: Any) -> bool:
 
 
 def values(
-    agent: Agent, acting: Acting, obs: Float[Array, "N S"], action: Float[Array, "N A"]
+    agent: Agent, acting: ActingState, obs: Float[Array, "N S"], action: Float[Array, "N A"]
 ) -> list[Float[Array, " N"]]:
     """Heads of the online critics at raw observations and actions in [-1, 1], on acting's own view."""
     rep = agent.representation
-    obs = agent.normaliser.apply(acting.own.get(agent.normaliser.name, Own()), jnp.asarray(obs))
-    view = rep.view(acting.own.get(rep.name, Own()), "fixed")
+    obs = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), jnp.asarray(obs))
+    view = rep.view(acting.part_states.get(rep.name, PartState()), "fixed")
     return bind_critics(rep, view, acting.critics)(obs, jnp.asarray(action))
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from qscape.methods.savo import SAVO
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.sockets import Own, bind
-from qscape.offpolicy.state import Acting
+from qscape.offpolicy.sockets import PartState, bind
+from qscape.offpolicy.state import ActingState
 
 Hill: TypeAlias = Callable[[Float[Array, "N A"]], Float[Array, " N"]]  # heights of actions at one state
 
@@ -39,22 +39,25 @@ class Surrogate(NamedTuple):
 
 def order(agent: Agent) -> int:
     """How many surrogates an agent has: L - 1 with SAVO, else none."""
-    return agent.maximiser.list_length - 1 if isinstance(agent.maximiser, SAVO) else 0
+    return agent.selector.list_length - 1 if isinstance(agent.selector, SAVO) else 0
 
 
 def learned(
-    agent: Agent, acting: Acting, obs: Float[Array, " S"], proposals: Float[Array, "L A"]
+    agent: Agent, acting: ActingState, obs: Float[Array, " S"], proposals: Float[Array, "L A"]
 ) -> list[Hill]:
     """Ψ̂_1 .. Ψ̂_{L-1} at one raw observation, each told of the proposals before its own; or nothing."""
-    rep, maximiser = agent.representation, agent.maximiser
-    nets = acting.own.get(maximiser.name, Own()).learned
-    if not isinstance(maximiser, SAVO) or nets is None:
+    rep, selector = agent.representation, agent.selector
+    nets = acting.part_states.get(selector.name, PartState()).params
+    if not isinstance(selector, SAVO) or nets is None:
         return []
-    seen = agent.normaliser.apply(acting.own.get(agent.normaliser.name, Own()), obs)[None]
-    view = rep.view(acting.own.get(rep.name, Own()), "fixed")
+    seen = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), obs)[None]
+    view = rep.view(acting.part_states.get(rep.name, PartState()), "fixed")
 
     def hill(i: int) -> Hill:
-        value, context = bind(rep, view, nets[i - 1].net), nets[i - 1].context(seen, proposals[:i, None])
-        return jax.vmap(lambda action: value(seen, action[None], context)[0])
+        value, conditioning = (
+            bind(rep, view, nets[i - 1].net),
+            nets[i - 1].conditioning(seen, proposals[:i, None]),
+        )
+        return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])
 
     return [hill(i) for i in range(1, len(nets) + 1)]

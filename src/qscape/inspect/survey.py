@@ -25,7 +25,7 @@ from qscape.inspect.surrogates import Hill
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import objective
-from qscape.offpolicy.state import Acting
+from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
 from qscape.run.probes import Look
@@ -135,7 +135,7 @@ class Surveyor:
         self._slopes = jax.jit(jax.grad(lambda a, acting, obs: self._q(acting, obs, a).sum()))
         self._learned = jax.jit(self._learned_values)
 
-    def __call__(self, acting: Acting, obs: Float[np.ndarray, "n S"]) -> Survey:
+    def __call__(self, acting: ActingState, obs: Float[np.ndarray, "n S"]) -> Survey:
         """Measure raw observations."""
         measured = self._survey(acting, np.asarray(obs, np.float32), self.points)
         found, (ground, *learned) = jax.tree.map(np.asarray, measured)
@@ -151,50 +151,52 @@ class Surveyor:
             learned_optima=fitted[..., 0].T, all_learned_optima=fitted[..., 1].T,
         )  # fmt: skip
 
-    def q(self, acting: Acting, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
+    def q(self, acting: ActingState, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
         """Q `[...]` of one raw observation at actions `[..., A]`."""
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
         return np.asarray(self._values(acting, obs, rows)).reshape(action.shape[:-1])
 
     def learned(
-        self, acting: Acting, obs: Float[np.ndarray, " S"], proposals: np.ndarray, action: np.ndarray
+        self, acting: ActingState, obs: Float[np.ndarray, " S"], proposals: np.ndarray, action: np.ndarray
     ) -> list[np.ndarray]:
         """SAVO's learned surrogates Ψ̂_1, Ψ̂_2, ... `[...]` there, after proposals `[L, A]`; or nothing."""
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
         found = self._learned(acting, obs, proposals, rows)
         return [np.asarray(heights).reshape(action.shape[:-1]) for heights in found]
 
-    def slope(self, acting: Acting, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
+    def slope(self, acting: ActingState, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
         """∇ₐQ `[..., A]` there."""
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
         return np.asarray(self._slopes(rows, acting, obs)).reshape(action.shape)
 
-    def _q(self, acting: Acting, obs: Array, action: Array) -> Array:
+    def _q(self, acting: ActingState, obs: Array, action: Array) -> Array:
         obs = jnp.broadcast_to(obs, (len(action), *obs.shape))
         return objective(self.base, values(self.agent, acting, obs, action))
 
-    def _values_of(self, acting: Acting, obs: Array, action: Array) -> Array:
+    def _values_of(self, acting: ActingState, obs: Array, action: Array) -> Array:
         return _in_chunks(partial(self._q, acting, obs), action)
 
-    def _learned_values(self, acting: Acting, obs: Array, proposals: Array, action: Array) -> list[Array]:
+    def _learned_values(
+        self, acting: ActingState, obs: Array, proposals: Array, action: Array
+    ) -> list[Array]:
         hills = surrogates.learned(self.agent, acting, obs, proposals)
         return [_in_chunks(hill, action) for hill in hills]
 
     def _measure(
-        self, acting: Acting, obs: Float[Array, "n S"], points: Float[Array, "N A"]
+        self, acting: ActingState, obs: Float[Array, "n S"], points: Float[Array, "N A"]
     ) -> tuple[dict[str, Array], list[Ground]]:
         agent, n = self.agent, len(obs)
         proposals = agent.proposals(acting, obs)
-        memory = agent.maximiser.memory(agent.task, n)
+        noise_state = agent.selector.init_noise(agent.task, n)
         first = jnp.ones(n, bool)
-        action = agent.act(acting, memory, obs, first, 0, evaluation_key())[0]
+        action = agent.act(acting, noise_state, obs, first, 0, evaluation_key())[0]
         own = jnp.concatenate([proposals, action[:, None]], 1)
         return jax.lax.map(lambda at: self._at(acting, points, *at), (obs, own))
 
     def _at(
-        self, acting: Acting, points: Array, obs: Float[Array, " S"], own: Float[Array, "L1 A"]
+        self, acting: ActingState, points: Array, obs: Float[Array, " S"], own: Float[Array, "L1 A"]
     ) -> tuple[dict[str, Array], list[Ground]]:
-        """One state, and its grounds: of Q, then of the learned surrogates. `own`: the proposals, and the
+        """One state, and its grounds: of Q, then of the learned surrogates. `parts`: the proposals, and the
         action last."""
         hills: list[Hill] = [partial(self._q, acting, obs)]
         if self.order:
@@ -311,7 +313,7 @@ def widest(
     base = _looking_at(agent, q)
 
     @jax.jit
-    def gain(acting: Acting, obs: Array, action: Array) -> Array:
+    def gain(acting: ActingState, obs: Array, action: Array) -> Array:
         proposals = agent.proposals(acting, obs)
         if proposals.shape[1] == 1:
             raise UsageError(

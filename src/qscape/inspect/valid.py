@@ -20,8 +20,8 @@ class Balls(NamedTuple):
 
 def valid_balls(subject: Subject) -> Balls | None:
     """The balls that an agent's environment accepts; None: it accepts all actions."""
-    edge = subject.make()
-    env = edge.env
+    adapter = subject.make()
+    env = adapter.env
     try:
         while isinstance(env, gym.Wrapper):
             if isinstance(env, Restricted):
@@ -29,7 +29,7 @@ def valid_balls(subject: Subject) -> Balls | None:
             env = env.env
         return None
     finally:
-        edge.close()
+        adapter.close()
 
 
 def valid_on(plane: ops.Plane, balls: Balls | None) -> Float[np.ndarray, "K 2"]:

@@ -7,7 +7,7 @@ copy foresees is what the policy is drawn to. GRAD's second difference comes on 
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,9 +19,16 @@ from qscape.errors import UsageError
 from qscape.nets import dense
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.smoothing import ThreeInARow
-from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.ops.smooth import half_mse, second_difference
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
+
+
+class SlowCopy(NamedTuple):
+    """Slow copies (moving averages) of the actor and of the head that predicts the next action."""
+
+    actor: PyTree
+    head: eqx.nn.Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,36 +51,37 @@ class ASAP(ThreeInARow):
         if not 0 <= self.rate <= 1:
             raise UsageError(f"asap.rate is {self.rate}; it must lie in [0, 1].")
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The head is tuned along with the actor; the slow copy of both starts equal."""
         super().init(key, nets, spec, base, actor)
         head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
-        return Own(tuned=head, rest=(actor, head))
+        return PartState(actor_params=head, extra=SlowCopy(actor, head))
 
     def actor(
-        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
         """λT · second difference + λS ½ mse(m(s'), sg p_slow(s)) + λP ½ mse(p(s), sg m(s'))."""
         stop, obs = jax.lax.stop_gradient, batch.observation
-        now, after = fns.policy(obs), fns.policy(batch.extra["successor"]).mode()
+        now, after = context.policy(obs), context.policy(batch.extra["successor"]).mode()
         total, said = jnp.zeros(()), {}
         if self.temporal:
-            before = fns.policy(batch.extra[self.previous]).mode()
+            before = context.policy(batch.extra[self.previous]).mode()
             said["asap_temporal"] = second_difference(before, now.mode(), after)
             total += self.temporal * said["asap_temporal"]
         if self.spatial:
-            slow_actor, slow_head = own.rest
-            foreseen = foresee(slow_head, fns.policy_of(slow_actor)(obs).features, fns.base)
+            slow_actor, slow_head = state.extra
+            foreseen = foresee(slow_head, context.policy_of(slow_actor)(obs).features, context.base)
             said["asap_spatial"] = half_mse(after, stop(foreseen))
             total += self.spatial * said["asap_spatial"]
         if self.prediction:  # it moves the actor's features as well
-            said["asap_prediction"] = half_mse(foresee(tuned, now.features, fns.base), stop(after))
+            said["asap_prediction"] = half_mse(foresee(actor_params, now.features, context.base), stop(after))
             total += self.prediction * said["asap_prediction"]
         return total, said
 
-    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
         """The slow copy follows at every update, also where the actor does not move."""
-        return own._replace(rest=optax.incremental_update((actor, own.tuned), own.rest, self.rate))
+        online: Any = SlowCopy(actor, state.actor_params)
+        return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))
 
 
 def foresee(head: eqx.nn.Linear, features: Array, base: Base) -> Array:

@@ -16,7 +16,7 @@ from qscape.errors import UsageError
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import density_unused
-from qscape.offpolicy.sockets import Fns, Improvement, Own, Regulariser, objective
+from qscape.offpolicy.sockets import Context, PartState, PolicyLoss, Regulariser, objective
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
@@ -27,7 +27,7 @@ def distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
 
 
 @dataclasses.dataclass(frozen=True)
-class BC(Improvement):
+class BC(PolicyLoss):
     """Climb Q scaled to α, and stay near the data: −α Q / mean|Q| + (π(s) − a)² (TD3+BC)."""
 
     name: ClassVar[str] = "bc"
@@ -41,20 +41,27 @@ class BC(Improvement):
         return density_unused("bc", "td3+bc", base)
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         """−λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and 6)."""
         action, clone = distance(policy, batch)
         if not self.alpha:
             return clone, {"clone_distance": clone}
-        value = objective(fns.base, q(batch.observation, action))
+        value = objective(context.base, q(batch.observation, action))
         scale = self.alpha / jax.lax.stop_gradient(jnp.abs(value).mean())
         return clone - scale * value.mean(), {"actor_value": value.mean(), "clone_distance": clone}
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
-        return fns.q_target(next_obs, policy(next_obs).mode()), None
+        return context.q_target(next_obs, policy(next_obs).mode()), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +75,12 @@ class Clone(Regulariser):
         if not 0 <= self.weight < math.inf:
             raise UsageError(f"clone.weight is {self.weight}; it must be a number, 0 or more.")
 
-    def actor(self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+    def actor(
+        self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
         """The scale is mean|Q(s, π(s))| over batch and the heads that the actor climbs, without gradient."""
-        action, clone = distance(fns.policy, batch)
-        heads = fns.q(batch.observation, action)
-        heads = heads[:1] if fns.base.actor_objective == "first" else heads
+        action, clone = distance(context.policy, batch)
+        heads = context.q(batch.observation, action)
+        heads = heads[:1] if context.base.actor_objective == "first" else heads
         scale = jax.lax.stop_gradient(jnp.abs(jnp.stack(heads)).mean())
         return self.weight * scale * clone, {"clone_distance": clone}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.sockets import ActorRegulariser, Fns, Own
+from qscape.offpolicy.sockets import ActorRegulariser, Context, PartState
 from qscape.ops.smooth import half_mse
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
@@ -37,14 +37,14 @@ class CAPS(ActorRegulariser):
             raise UsageError(f"caps.sigma is {self.sigma}; it must be a number above 0.")
 
     def actor(
-        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
         """λT ½ mse(m(s), m(s')) + λS ½ mse(m(s), m(s + N(0, σ²))), with m the deterministic action."""
         if not (self.temporal or self.spatial):
             return None
 
         def mode(obs: Array) -> Array:
-            return fns.policy(obs).mode()
+            return context.policy(obs).mode()
 
         obs, total, said = batch.observation, jnp.zeros(()), {}
         here = mode(obs)

@@ -16,7 +16,7 @@ from qscape.errors import UsageError
 from qscape.nets.heads import Point
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -64,18 +64,18 @@ class CEM(Proposals):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
         return None
 
-    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
-        return [Point(obs, self.search(fns, obs, key))]
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+        return [Point(obs, self.search(context, obs, key))]
 
-    def search(self, fns: Fns, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
+    def search(self, context: Context, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
         """The best action that was drawn in any round."""
-        size = (*obs.shape[:-1], fns.spec.action_size)
+        size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)
         found: list[tuple[Array, Array]] = []
         for k in jax.random.split(key, self.rounds):
             drawn = mean + std * jax.random.normal(k, (self.samples, *size))
-            drawn = fns.snap(jnp.clip(drawn, -1.0, 1.0))
-            value = jax.vmap(lambda action: fns.q(obs, action)[0])(drawn)
+            drawn = context.snap(jnp.clip(drawn, -1.0, 1.0))
+            value = jax.vmap(lambda action: context.q(obs, action)[0])(drawn)
             order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(value, 0, -1), self.elites)[1], -1, 0)
             elites = jnp.take_along_axis(drawn, order[..., None], 0)
             mean, std = elites.mean(0), jnp.maximum(elites.std(0), self.least_spread)
@@ -84,11 +84,19 @@ class CEM(Proposals):
         best = values.argmax(0)[None, ..., None]
         return jax.lax.stop_gradient(jnp.take_along_axis(actions, best, 0)[0])
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
         return []
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
         """The search at s' on the online Q_1; the target critics value what it finds."""
-        return lambda obs: self.propose(None, fns, obs, key)[0]
+        return lambda obs: self.propose(None, context, obs, key)[0]

@@ -54,34 +54,38 @@ class Checkpoints(Schedule):
         }
 
     def due(
-        self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
+        self, state: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, StepEnd):
-            return own | {"steps": own["steps"] + event.steps, "age": own["age"] + 1}, 0, False
-        if event.length > own["age"]:
-            return own, 0, False
-        returns = [*own["returns"], event.ret]
+            return (
+                state | {"steps": state["steps"] + event.steps, "age": state["age"] + 1},
+                0,
+                False,
+            )
+        if event.length > state["age"]:
+            return state, 0, False
+        returns = [*state["returns"], event.ret]
         worst = min(returns)
-        if self.criterion == "min" and worst < own["best"]:  # failed: no need to assess further
-            return (*self._burst(own, event, base), False)
-        if len(returns) < own["episodes"]:
-            return own | {"returns": returns}, 0, False
+        if self.criterion == "min" and worst < state["best"]:  # failed: no need to assess further
+            return (*self._burst(state, event, base), False)
+        if len(returns) < state["episodes"]:
+            return state | {"returns": returns}, 0, False
         score = worst if self.criterion == "min" else sum(returns) / len(returns)
-        passed = score >= own["best"]
-        return (*self._burst(own | {"best": score} if passed else own, event, base), passed)
+        passed = score >= state["best"]
+        return (*self._burst(state | {"best": score} if passed else state, event, base), passed)
 
-    def _burst(self, own: dict[str, Any], event: EpisodeEnd, base: Base) -> tuple[dict[str, Any], int]:
+    def _burst(self, state: dict[str, Any], event: EpisodeEnd, base: Base) -> tuple[dict[str, Any], int]:
         """Numbers after a burst, and its updates. The switch is tested before each update, true once.
 
         Steps that make no whole update wait for the next burst; 1e-9: ratios may be no binary fractions.
         """
-        updates = int(own["steps"] * base.updates_per_step + 1e-9)
-        steps = own["steps"] - updates / base.updates_per_step
+        updates = int(state["steps"] * base.updates_per_step + 1e-9)
+        steps = state["steps"] - updates / base.updates_per_step
         if event.update <= self.switch < event.update + updates:
-            best = own["best"]
+            best = state["best"]
             lowered = best - (1.0 - self.bar_factor) * abs(best)
-            own = own | {
+            state = state | {
                 "best": lowered if self.lower_negative_bars else best * self.bar_factor,
                 "episodes": self.late_episodes,
             }
-        return own | {"steps": steps, "age": 0, "returns": []}, updates
+        return state | {"steps": steps, "age": 0, "returns": []}, updates

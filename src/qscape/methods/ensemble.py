@@ -11,7 +11,7 @@ from qscape.errors import UsageError
 from qscape.nets import Actor
 from qscape.offpolicy.plain import smoothed
 from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -33,24 +33,34 @@ class Ensemble(Proposals):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> list[Actor]:
         return [nets.actor(k) for k in jax.random.split(key, self.members)]
 
-    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
-        return [fns.bind(member)(obs) for member in actor]
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+        return [context.bind(member)(obs) for member in actor]
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
-        return [(fns.bind(member), fns.q) for member in actor]
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
+        return [(context.bind(member), context.q) for member in actor]
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
         """Each target actor's action, smoothed; the online critics choose."""
-        slow = fns if actor_target is None else fns._replace(bind=partial(fns.bind, which="target"))
+        slow = (
+            context if actor_target is None else context._replace(bind=partial(context.bind, which="target"))
+        )
         members = actor if actor_target is None else actor_target
 
         def best(obs: Array) -> Dist:
             options = self.propose(members, slow, obs, key)
-            if fns.base.target_noise:
+            if context.base.target_noise:
                 keys = jax.random.split(key, self.members)
-                options = [smoothed(fns, one, k) for one, k in zip(options, keys, strict=True)]
-            return self.best(fns, obs, options)
+                options = [smoothed(context, one, k) for one, k in zip(options, keys, strict=True)]
+            return self.best(context, obs, options)
 
         return best

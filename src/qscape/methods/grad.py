@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.offpolicy.smoothing import ThreeInARow
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.smooth import second_difference
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
@@ -28,14 +28,14 @@ class GRAD(ThreeInARow):
             raise UsageError(f"grad.temporal is {self.temporal}; it must be a number, 0 or more.")
 
     def actor(
-        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
         """λT times the weighted second difference of m(s⁻), m(s), m(s'), with m the deterministic action."""
         if not self.temporal:
             return None
 
         def mode(obs: Array) -> Array:
-            return fns.policy(obs).mode()
+            return context.policy(obs).mode()
 
         extra = batch.extra
         bent = second_difference(

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.greedy import Greedy
-from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 
 
@@ -40,23 +40,30 @@ class GreedyAC(Greedy):
             )
         return super().objection(present, base)
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The proposal policy starts as a copy of the policy."""
-        return Own(tuned=actor)
+        return PartState(actor_params=actor)
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         """−mean log π(a*|s), plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
-        proposer = fns.bind(tuned)(obs)
-        best = self.best_draws(proposer, q, fns, obs, k_draw)
+        proposer = context.bind(actor_params)(obs)
+        best = self.best_draws(proposer, q, context, obs, k_draw)
         fit = -raw(policy(obs)).log_prob(best).mean()
         follow = self.following(proposer, best, k_entropy)
         return fit + follow, {"fit_loss": fit, "proposal_loss": follow}
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
         """At an action drawn from the policy."""
-        return fns.q_target(next_obs, policy(next_obs).sample(key)[0]), None
+        return context.q_target(next_obs, policy(next_obs).sample(key)[0]), None

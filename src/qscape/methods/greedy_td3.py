@@ -15,7 +15,7 @@ from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.greedy import Greedy
 from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Fns, Nets, Own, objective
+from qscape.offpolicy.sockets import Context, Nets, PartState, objective
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
@@ -32,28 +32,35 @@ class GreedyTD3(Greedy):
             return "greedy_td3 moves a deterministic actor; write td3+greedy_td3, or greedy_ac in its place."
         return super().objection(present, base)
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """A proposal policy of its own, with a Gaussian head."""
         k_net, k_head = jax.random.split(key)
         gaussian = head(k_head, dataclasses.replace(base, head="gaussian"), spec)
-        return Own(tuned=eqx.tree_at(lambda net: net.head, nets.actor(k_net), gaussian))
+        return PartState(actor_params=eqx.tree_at(lambda net: net.head, nets.actor(k_net), gaussian))
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         """mean |μ(s) − a*|², plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
-        proposer, action = fns.bind(tuned)(obs), raw(policy(obs)).mode()
-        best = self.best_draws(proposer, q, fns, obs, k_draw)
+        proposer, action = context.bind(actor_params)(obs), raw(policy(obs)).mode()
+        best = self.best_draws(proposer, q, context, obs, k_draw)
         fit = jnp.square(action - best).sum(-1).mean()
         follow = self.following(proposer, best, k_entropy)
         total, said = fit + follow, {"fit_loss": fit, "proposal_loss": follow}
         if self.add_dpg:
-            value = objective(fns.base, q(obs, fns.snap(action)))
+            value = objective(context.base, q(obs, context.snap(action)))
             total -= value.mean() / jax.lax.stop_gradient(jnp.abs(value).mean())
         return total, said
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
-        return fns.q_target(next_obs, policy(next_obs).mode()), None
+        return context.q_target(next_obs, policy(next_obs).mode()), None

@@ -15,7 +15,7 @@ from qscape.errors import UsageError
 from qscape.nets import MLP
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Improvement, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState, PolicyLoss
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
@@ -26,7 +26,7 @@ def expectile_loss(difference: Float[Array, "*b"], expectile: float) -> Float[Ar
 
 
 @dataclasses.dataclass(frozen=True)
-class IQL(Improvement):
+class IQL(PolicyLoss):
     """V(s) is an upper expectile of Q over the data's actions; the policy imitates those with an advantage.
 
     A Gaussian head imitates by its likelihood; a deterministic one by squared distance, which is the
@@ -48,30 +48,39 @@ class IQL(Improvement):
         if not 0 < self.max_weight < math.inf:
             raise UsageError(f"iql.max_weight is {self.max_weight}; it must be a number above 0.")
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """V, in the critics' widths, on the observation alone."""
         sizes = (spec.observation_size, *base.critic_hidden, 1)
-        return Own(learned=MLP(key, sizes, base.critic_activation))
+        return PartState(params=MLP(key, sizes, base.critic_activation))
 
-    def learn(self, learned: MLP, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+    def learn(
+        self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
         """L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
-        value = learned(batch.observation)[..., 0]
-        return expectile_loss(_least(fns, batch) - value, self.expectile).mean(), {"v": value.mean()}
+        value = params(batch.observation)[..., 0]
+        return expectile_loss(_least(context, batch) - value, self.expectile).mean(), {"v": value.mean()}
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
         """Q regresses to r + γ V(s') (Eq. 6)."""
-        return [own.learned(next_obs)[..., 0]], None
+        return [state.params(next_obs)[..., 0]], None
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         """−exp(β (min Q̄(s, a) − V(s))) log π(a | s), the weight bounded (Eq. 7)."""
-        advantage = _least(fns, batch) - own.learned(batch.observation)[..., 0]
+        advantage = _least(context, batch) - state.params(batch.observation)[..., 0]
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
         dist = raw(policy(batch.observation))
-        if fns.base.head == "gaussian":
+        if context.base.head == "gaussian":
             far = -dist.log_prob(batch.action)
         else:
             far = jnp.square(dist.mode() - batch.action).sum(-1)
@@ -79,6 +88,6 @@ class IQL(Improvement):
         return (jax.lax.stop_gradient(weight) * far).mean(), said
 
 
-def _least(fns: Fns, batch: Batch) -> Float[Array, " B"]:
+def _least(context: Context, batch: Batch) -> Float[Array, " B"]:
     """The least of the target critics at the data's actions."""
-    return jax.lax.stop_gradient(jnp.stack(fns.q_target(batch.observation, batch.action), -1).min(-1))
+    return jax.lax.stop_gradient(jnp.stack(context.q_target(batch.observation, batch.action), -1).min(-1))

@@ -14,7 +14,7 @@ from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -53,27 +53,35 @@ class Joint(Proposals):
         wide = eqx.nn.Linear(_last(actor).in_features, self.list_length * spec.action_size, key=k_out)
         return eqx.tree_at(_last, actor, wide)
 
-    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key | None = None) -> list[Dist]:
-        said = fns.bind(actor)(obs)
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
+        said = context.bind(actor)(obs)
         actions = jnp.split(raw(said).mode(), self.list_length, -1)
-        return [Point(said.features, fns.snap(action)) for action in actions]
+        return [Point(said.features, context.snap(action)) for action in actions]
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
         if self.climbs_by == "max":
-            return [(fns.policy, fns.q)]
+            return [(context.policy, context.q)]
 
         def share(obs: Array, action: Array) -> list[Array]:
-            return [head / self.list_length for head in fns.q(obs, action)]
+            return [head / self.list_length for head in context.q(obs, action)]
 
         def member(i: int) -> Policy:
-            return lambda obs: self.propose(actor, fns, obs)[i]
+            return lambda obs: self.propose(actor, context, obs)[i]
 
         return [(member(i), share) for i in range(self.list_length)]
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
-        return fns.policy_target
+        return context.policy_target
 
 
 def _last(actor: Actor) -> eqx.nn.Linear:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Own, Regulariser
+from qscape.offpolicy.sockets import Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 DRAWS = 4  # of actions, for the divergence of two policies
@@ -52,11 +52,13 @@ class L2C2(Regulariser):
             return "l2c2 compares the densities of a random policy: write sac+l2c2."
         return None
 
-    def actor(self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+    def actor(
+        self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
         """mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
         k_between, k_here, k_there = jax.random.split(key, 3)
         between, weight, _ = self._between(batch, k_between)
-        here, there = fns.policy(batch.observation), fns.policy(between)
+        here, there = context.policy(batch.observation), context.policy(between)
         log_here, log_there = (
             jnp.stack([dist.sample(k)[1] for k in jax.random.split(k_dist, DRAWS)])
             for dist, k_dist in ((here, k_here), (there, k_there))
@@ -66,12 +68,14 @@ class L2C2(Regulariser):
         loss = (weight * apart).mean()
         return loss, {"l2c2_policy": loss}
 
-    def critic(self, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics] | None:
+    def critic(
+        self, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
         """mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
         if not self.beta:
             return None
         between, weight, distance = self._between(batch, key)
-        here, there = (jnp.stack(fns.q(obs, batch.action)).min(0) for obs in (batch.observation, between))
+        here, there = (jnp.stack(context.q(obs, batch.action)).min(0) for obs in (batch.observation, between))
         loss = (self.beta * weight / distance * 0.5 * jnp.abs(here - there)).mean()
         return loss, {"l2c2_value": loss}
 

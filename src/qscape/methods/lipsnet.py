@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Context, Deterministic, Gaussian, Stage, Trunk, dense, make_head
+from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense, make_head
 from qscape.nets.heads import Point, SquashedNormal
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Plain
-from qscape.offpolicy.sockets import Fns, Own
+from qscape.offpolicy.sockets import Context, PartState
 from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
 
@@ -40,11 +40,11 @@ class LipsActor(Actor):
         assert isinstance(self.head, Deterministic | Gaussian)
         return self.head.out if isinstance(self.head, Deterministic) else self.head.mean
 
-    def __call__(self, obs: Array, embeddings: Any, context: Context | None = None) -> Dist:
-        extra = None if context is None else context.concat
+    def __call__(self, obs: Array, embeddings: Any, conditioning: Conditioning | None = None) -> Dist:
+        extra = None if conditioning is None else conditioning.concat
 
         def f(obs: Array) -> tuple[Array, Array]:
-            features = self.trunk(self.stage(obs, *embeddings, extra), context)
+            features = self.torso(self.stage(obs, *embeddings, extra), conditioning)
             return dense(self.last, features), features
 
         raw, back, features = jax.vjp(f, obs, has_aux=True)
@@ -89,27 +89,27 @@ class LipsNet(Plain):
             if is_moved
         ]
 
-    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> LipsActor:
+    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> LipsActor:
         """f with ReLU and K with tanh; weights normal, Kaiming's before ReLU and Xavier's elsewhere."""
-        k_trunk, k_head, k_bound, k_normal = jax.random.split(key, 4)
-        sizes = (spec.observation_size + context, *base.actor_hidden)
+        k_torso, k_head, k_bound, k_normal = jax.random.split(key, 4)
+        sizes = (spec.observation_size + conditioning, *base.actor_hidden)
         bounds = (base.log_std_bound, base.log_std_min, base.log_std_max)
-        trunk = Trunk(k_trunk, sizes, "relu")
+        torso = Torso(k_torso, sizes, "relu")
         head = make_head(k_head, base.head, sizes[-1], spec.action_size, *bounds)
         bound = MLP(k_bound, (spec.observation_size, self.width, 1), "tanh")
-        actor = LipsActor(Stage(), trunk, head, bound, self.epsilon)
+        actor = LipsActor(Stage(), torso, head, bound, self.epsilon)
 
         def layers(actor: LipsActor) -> list[eqx.nn.Linear]:
-            return [*actor.trunk.layers, actor.last, *actor.bound.trunk.layers, actor.bound.out]
+            return [*actor.torso.layers, actor.last, *actor.bound.torso.layers, actor.bound.out]
 
         keys = jax.random.split(k_normal, len(layers(actor)))
-        kaiming = [k < len(trunk.layers) for k in range(len(keys))]
+        kaiming = [k < len(torso.layers) for k in range(len(keys))]
         drawn = [normal(*which) for which in zip(keys, layers(actor), kaiming, strict=True)]
         actor = eqx.tree_at(layers, actor, drawn)
         return eqx.tree_at(lambda a: a.bound.out.bias, actor, replace_fn=lambda bias: bias + self.initial)
 
     def penalty(
-        self, actor: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
         """λ_K mean K(s)², summed over the actors that there are."""
         actors = jax.tree.leaves(actor, is_leaf=lambda x: isinstance(x, LipsActor))

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Nets, Normaliser, Own
+from qscape.offpolicy.sockets import Nets, Normaliser, PartState
 from qscape.ops.running import merge, moments, see, standardise
 from qscape.types import Key, Spec, setting
 
@@ -24,16 +24,16 @@ class Normalise(Normaliser):
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"normalise.clip is {self.clip}; it must be above 0.")
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
-        return Own(rest=moments(spec.observation_size))
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
+        return PartState(extra=moments(spec.observation_size))
 
-    def see(self, own: Own, obs: Array) -> Own:
-        return own._replace(rest=see(own.rest, obs))
+    def see(self, state: PartState, obs: Array) -> PartState:
+        return state._replace(extra=see(state.extra, obs))
 
-    def see_batch(self, own: Own, obs: Array, weight: Array | None) -> Own:
+    def see_batch(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
         """Fold in a whole rollout [B, S] at once; rows of weight 0 do not count."""
-        return own._replace(rest=merge(own.rest, obs, weight))
+        return state._replace(extra=merge(state.extra, obs, weight))
 
-    def apply(self, own: Own, obs: Array) -> Array:
-        x = standardise(own.rest, obs)
+    def apply(self, state: PartState, obs: Array) -> Array:
+        x = standardise(state.extra, obs)
         return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from qscape.offpolicy.exploration import OU_NOISE
-from qscape.types import Piece
+from qscape.types import Part
 
 
 @dataclasses.dataclass(frozen=True)
-class OU(Piece):
+class OU(Part):
     """Ornstein-Uhlenbeck noise, times ε that falls from 1 to 0.01, in place of Gaussian noise."""
 
     name: ClassVar[str] = "ou"

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Nets, Own, Regulariser
+from qscape.offpolicy.sockets import Context, Nets, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
 
 
@@ -78,15 +78,17 @@ class PAVE(Regulariser):
             said.append("pave.sigma is in units of the normalised observation")
         return said
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         if spec.table is not None:
             raise UsageError(
                 "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
                 "leave pave out."
             )
-        return Own()
+        return PartState()
 
-    def critic(self, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics] | None:
+    def critic(
+        self, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
         """λ1 MPR + λ2 VFC + λ3 Curv, added to the critics' loss; a term of weight 0 is left out.
 
         Each term is summed over the critics. MPR and VFC are means over batch and action dimensions, Curv is
@@ -95,7 +97,7 @@ class PAVE(Regulariser):
         rows = max(1, round(self.fraction * len(batch.action)))
         obs, action = batch.observation[:rows], batch.action[:rows]
         k_noise, k_direction = jax.random.split(key)
-        field = partial(slopes, fns.q)
+        field = partial(slopes, context.q)
         said: Metrics = {}
         if self.curvature:
             direction = jax.random.rademacher(k_direction, action.shape, action.dtype)

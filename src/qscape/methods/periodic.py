@@ -6,15 +6,15 @@ from typing import ClassVar
 import jax
 from jaxtyping import PyTree
 
-from qscape.offpolicy.sockets import Follow
+from qscape.offpolicy.sockets import TargetUpdate
 from qscape.types import Event
 
 
 @dataclasses.dataclass(frozen=True)
-class Periodic(Follow):
+class Periodic(TargetUpdate):
     """Targets are copied whole every `base.sync_every` updates."""
 
     name: ClassVar[str] = "periodic"
 
-    def follow(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
+    def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         return jax.lax.cond(event.synced, lambda: online, lambda: target)

@@ -15,13 +15,13 @@ import jax
 from qscape.errors import UsageError
 from qscape.nets import Actor, Critic
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Restart
+from qscape.offpolicy.sockets import Reset
 from qscape.offpolicy.state import State
 from qscape.types import Event, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Resets(Restart):
+class Resets(Reset):
     """Networks, or their last layers, are drawn anew every so many steps; the replay is kept.
 
     Targets become copies of the online networks, and every optimiser starts again. Counters, the replay with
@@ -43,7 +43,7 @@ class Resets(Restart):
         if self.every < 1:
             raise UsageError(f"resets.every is {self.every}; it must be at least 1.")
 
-    def restart(self, state: State, fresh: Callable[[], State], event: Event, base: Base) -> State:
+    def reset(self, state: State, fresh: Callable[[], State], event: Event, base: Base) -> State:
         # Told by the update's number: it is the same for all seeds of one program, so that `cond` stays one.
         period = max(1, round(self.every * base.updates_per_step))
         return jax.lax.cond(event.update % period == 0, lambda: self._anew(state, fresh()), lambda: state)

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, Trunk, joined, standardised
+from qscape.nets import MLP, Actor, Critic, Stage, Torso, joined, standardised
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Fns, Net, Nets, Own, Representation
+from qscape.offpolicy.sockets import Context, Net, Nets, PartState, Representation
 from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
@@ -46,6 +46,20 @@ class Encoder(eqx.Module):
     observation: eqx.nn.Linear | None
     reward: eqx.nn.Linear | None
     seen: Seen | None = None
+
+
+class Frozen(NamedTuple):
+    """The frozen copies of the encoder, and the running statistics of batch normalisation.
+
+    Attributes:
+        fixed: (f_t, g_t), which online critics and actor use.
+        fixed_target: (f_{t-1}, g_{t-1}), which target critics and the target actor use.
+        statistics: running means and variances; None without batch normalisation.
+    """
+
+    fixed: Encoder
+    fixed_target: Encoder
+    statistics: Seen | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +122,7 @@ class SALE(Representation):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, self.learning_rate
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         k_f, k_g, k_s, k_r = jax.random.split(key, 4)
         n, s = self.width, spec.observation_size
         encoder = Encoder(
@@ -122,15 +136,16 @@ class SALE(Representation):
             embedding, both = (jnp.zeros(n), jnp.ones(n)), s + spec.action_size
             seen = Seen(embedding, embedding, (jnp.zeros(both), jnp.eye(both)))
         copy = dataclasses.replace(encoder, seen=seen)
-        return Own(learned=encoder, rest=(copy, copy, seen))
+        return PartState(params=encoder, extra=Frozen(copy, copy, seen))
 
-    def view(self, own: Own, which: str) -> Encoder:
-        *copies, seen = own.rest
-        current = dataclasses.replace(own.learned, seen=seen)
+    def view(self, state: PartState, which: str) -> Encoder:
+        fixed, fixed_target, statistics = state.extra
+        current = dataclasses.replace(state.params, seen=statistics)
         if which == "online" or not self.frozen:
             return current
         # Critics that move the encoder see it as it is; their targets see it as it was when they were copied.
-        fixed, fixed_target = copies if self.joint is None else (current, copies[0])
+        if self.joint is not None:
+            fixed, fixed_target = current, fixed
         return fixed if which == "fixed" else fixed_target
 
     def embed_state(self, encoder: Encoder, obs: Array) -> Array:
@@ -159,60 +174,63 @@ class SALE(Representation):
         embeddings = {"zsa": self.embed_pair(view, z_s, action), "zs": z_s}
         return [z for name, z in embeddings.items() if name in self.critic_inputs]
 
-    def learn(self, learned: Encoder, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+    def learn(
+        self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
         """(g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
-        pair = self.embed_pair(learned, self.embed_state(learned, batch.observation), batch.action)
-        target = jax.lax.stop_gradient(self._goal(learned, own, fns, batch))
-        guess = pair if learned.observation is None else jax.vmap(learned.observation)(pair)
+        pair = self.embed_pair(params, self.embed_state(params, batch.observation), batch.action)
+        target = jax.lax.stop_gradient(self._goal(params, state, context, batch))
+        guess = pair if params.observation is None else jax.vmap(params.observation)(pair)
         if self.loss == "cosine":
             loss = 1.0 - (unit(guess) * unit(target)).sum(-1).mean()
         else:
             loss = jnp.square(guess - target).mean()
         said = {"encoder_loss": loss}
-        if learned.reward is not None:
-            loss += jnp.square(jax.vmap(learned.reward)(pair)[:, 0] - batch.reward).mean()
+        if params.reward is not None:
+            loss += jnp.square(jax.vmap(params.reward)(pair)[:, 0] - batch.reward).mean()
         return loss, said
 
-    def _goal(self, learned: Encoder, own: Own, fns: Fns, batch: Batch) -> Array:
+    def _goal(self, params: Encoder, state: PartState, context: Context, batch: Batch) -> Array:
         s2 = batch.extra["successor"]
         if self.target == "next_observation":
             return s2
         if self.target == "fixed_embedding":
-            return self.embed_state(own.rest[0], s2)
-        z_s2 = self.embed_state(learned, s2)
+            return self.embed_state(state.extra.fixed, s2)
+        z_s2 = self.embed_state(params, s2)
         if self.target == "next_pair":
-            return self.embed_pair(learned, z_s2, fns.policy_target(s2).mode())
+            return self.embed_pair(params, z_s2, context.policy_target(s2).mode())
         return z_s2
 
-    def after(self, own: Own, aux: Batch, actor: PyTree, event: Event) -> Own:
+    def post_update(self, state: PartState, aux: Batch, actor: PyTree, event: Event) -> PartState:
         """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
-        *copies, seen = own.rest
-        if seen is not None:
-            now = self._statistics(own.learned, aux)
-            seen = jax.tree.map(lambda old, new: old + MOVE * (new - old), seen, now)
-        moved = [dataclasses.replace(own.learned, seen=seen), copies[0]]
-        return own._replace(rest=(*jax.lax.cond(event.synced, lambda: moved, lambda: copies), seen))
+        fixed, fixed_target, statistics = state.extra
+        if statistics is not None:
+            now = self._statistics(state.params, aux)
+            statistics = jax.tree.map(lambda old, new: old + MOVE * (new - old), statistics, now)
+        moved = [dataclasses.replace(state.params, seen=statistics), fixed]
+        fixed, fixed_target = jax.lax.cond(event.synced, lambda: moved, lambda: [fixed, fixed_target])
+        return state._replace(extra=Frozen(fixed, fixed_target, statistics))
 
-    def _statistics(self, learned: Encoder, batch: Batch) -> Seen:
-        f, x = learned.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
-        g = learned.g(joined([_normalised(self.state_norm, f, None), batch.action]))
+    def _statistics(self, params: Encoder, batch: Batch) -> Seen:
+        f, x = params.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
+        g = params.g(joined([_normalised(self.state_norm, f, None), batch.action]))
         inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
         return Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 
-    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
-        k_stage, k_trunk, k_head = jax.random.split(key, 3)
+    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
+        k_stage, k_torso, k_head = jax.random.split(key, 3)
         phi = self.input_width or base.actor_hidden[0]
         stage, width = self._stage(k_stage, spec.observation_size, phi, "s" in self.actor_inputs)
-        width += self.width * ("zs" in self.actor_inputs) + context
-        trunk = Trunk(k_trunk, (width, *base.actor_hidden), base.actor_activation)
-        return Actor(stage, trunk, head(k_head, base, spec))
+        width += self.width * ("zs" in self.actor_inputs) + conditioning
+        torso = Torso(k_torso, (width, *base.actor_hidden), base.actor_activation)
+        return Actor(stage, torso, head(k_head, base, spec))
 
-    def critic(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Critic:
+    def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
         k_stage, k_body = jax.random.split(key)
         size = spec.observation_size + spec.action_size
         phi = self.input_width or base.critic_hidden[0]
         stage, width = self._stage(k_stage, size, phi, "sa" in self.critic_inputs)
-        width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + context
+        width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + conditioning
         return Critic(stage, MLP(k_body, (width, *base.critic_hidden, 1), base.critic_activation))
 
     def _stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:

@@ -23,7 +23,7 @@ from qscape.errors import UsageError
 from qscape.nets import MLP, joined
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Entropic
-from qscape.offpolicy.sockets import Fns, Nets, Own, objective
+from qscape.offpolicy.sockets import Context, Nets, PartState, objective
 from qscape.ops import geometry
 from qscape.ops.norm import unit
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
@@ -150,7 +150,7 @@ class SAVGO(Entropic):
             return []
         return ["savgo was published with normalised observations on every task but Ant: sac+savgo+normalise"]
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         if spec.table is not None:
             raise UsageError(
                 "savgo draws candidates from a continuous policy, and the actions of this environment are a "
@@ -158,9 +158,9 @@ class SAVGO(Entropic):
             )
         sizes = (spec.observation_size + spec.action_size, *self.hidden, self.embedding)
         encoder = MLP(key, sizes, "relu")
-        own = super().init(key, nets, spec, base, actor)
+        state = super().init(key, nets, spec, base, actor)
         slow = Slow(encoder, jnp.zeros((), jnp.float32))
-        return own._replace(learned=None if self.frozen else encoder, rest=slow)
+        return state._replace(params=None if self.frozen else encoder, extra=slow)
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.encoder_learning_rate, self.learning_rate
@@ -180,21 +180,23 @@ class SAVGO(Entropic):
             action = 0.5 * (action + 1.0) * (spec.high - spec.low) + spec.low
         return action
 
-    def worth(self, fns: Fns, batch: Batch) -> Float[Array, " B"]:
+    def worth(self, context: Context, batch: Batch) -> Float[Array, " B"]:
         """u, by which pairs are compared. v2 adds the reward to the value at (s, a) itself, not at s'."""
-        q = jnp.stack(fns.q_target(batch.observation, batch.action)).min(0)
+        q = jnp.stack(context.q_target(batch.observation, batch.action)).min(0)
         return q if self.variant == "v1" else batch.reward + batch.discount * (1.0 - batch.terminated) * q
 
-    def learn(self, learned: MLP, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+    def learn(
+        self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
         """Cosines z_i · z_j go to Y_ij: similarity of the values now, and of the pairs that come next."""
         next_obs = batch.next_observation
-        next_action = self.draw(fns.policy(next_obs), key, fns.spec)
-        z_next = self.embed(own.rest.encoder, next_obs, next_action)
-        gaps = geometry.value_gaps(self.worth(fns, batch))
-        scale = self.scale(own.rest.scale, gaps)
+        next_action = self.draw(context.policy(next_obs), key, context.spec)
+        z_next = self.embed(state.extra.encoder, next_obs, next_action)
+        gaps = geometry.value_gaps(self.worth(context, batch))
+        scale = self.scale(state.extra.scale, gaps)
         now = geometry.similarity(gaps, scale, self.exponent)
         wanted = geometry.bootstrapped_similarity(now, z_next, batch.terminated, batch.discount, self.mixing)
-        z = self.embed(learned, batch.observation, batch.action)
+        z = self.embed(params, batch.observation, batch.action)
         loss = geometry.encoder_loss(z, stop(wanted), self.threshold)
         few = min(RANKED, len(z))
         pairs = jnp.triu_indices(few, 1)
@@ -216,64 +218,73 @@ class SAVGO(Entropic):
     # --- the policy ---------------------------------------------------------------------------------
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         """mean(α log π) - mean Q̂, or with `policy_gradient` w: - (1 - w) mean Q̂ - w mean Q(s, π(s))."""
         obs, w = batch.observation, self.policy_gradient
         k_own, k_candidates = jax.random.split(key)
         dist = policy(obs)
         action, log_prob = dist.sample(k_own)
-        loss, said = self.tuning(tuned, log_prob, fns.spec)
-        loss += (self.alpha(tuned) * log_prob).mean()
+        loss, said = self.tuning(actor_params, log_prob, context.spec)
+        loss += (self.alpha(actor_params) * log_prob).mean()
         if w < 1.0:
-            climbed, found = self.kernel(dist, obs, action, own, fns, k_candidates)
+            climbed, found = self.kernel(dist, obs, action, state, context, k_candidates)
             loss, said = loss - (1.0 - w) * climbed, said | found
         if w > 0.0:
-            value = objective(fns.base, q(obs, action)).mean()
+            value = objective(context.base, q(obs, action)).mean()
             loss, said = loss - w * value, said | {"actor_value": value}
         return loss, said
 
     def kernel(
-        self, dist: Dist, obs: Array, action: Array, own: Own, fns: Fns, key: Key
+        self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
     ) -> tuple[Scalar, Metrics]:
         """Mean of Q̂ = Σ_k W_k q_k over states [B, S]; its gradient reaches the policy's own action [B, A]."""
         rows = self.kernel_batch or len(obs)
         dist, obs, action = jax.tree.map(lambda x: x[:rows], (dist, obs, action))
-        seen = self.weigh(dist, obs, action, own, fns, key)
+        seen = self.weigh(dist, obs, action, state, context, key)
         climbed = geometry.kernel_value(seen.weights, seen.value, self.center).mean()
         return climbed, {
             "savgo_value": (seen.weights * seen.value).sum(-1).mean(),
             "savgo_top_weight": self.candidates * seen.weights.max(-1).mean(),  # near 1 is usual: all alike
             "savgo_spread": geometry.spread(seen.near).mean(),
-            "savgo_tau": self.tau_at(fns),
+            "savgo_tau": self.tau_at(context),
         }
 
-    def weigh(self, dist: Dist, obs: Array, action: Array, own: Own, fns: Fns, key: Key) -> Weighed:
+    def weigh(
+        self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
+    ) -> Weighed:
         """Draws candidates for states [n, S] and weighs them by how near the action [n, A] they are."""
         rows, k = len(obs), self.candidates
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (rows, k, *x.shape[1:])), dist)
-        drawn = self.draw(many, key, fns.spec)
-        near_to, value = self.look(own, fns, obs, drawn)
-        encoder = own.rest.encoder if own.learned is None else own.learned
+        drawn = self.draw(many, key, context.spec)
+        near_to, value = self.look(state, context, obs, drawn)
+        encoder = state.extra.encoder if state.params is None else state.params
         near = jnp.einsum("nh,nkh->nk", self.embed(stop(encoder), obs, action), near_to)
         near = jnp.clip(near, -1.0, 1.0)
-        tau = self.tau_at(fns)
+        tau = self.tau_at(context)
         tau = tau + geometry.spread(near)[:, None] if self.adaptive else tau
         return Weighed(drawn, value, near, geometry.kernel_weights(near, tau, self.uniform))
 
-    def tau_at(self, fns: Fns) -> Array:
+    def tau_at(self, context: Context) -> Array:
         """τ of this environment step, without what `adaptive` adds."""
-        return geometry.annealed(fns.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
+        return geometry.annealed(context.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
 
     def look(
-        self, own: Own, fns: Fns, obs: Float[Array, "n S"], drawn: Float[Array, "n K A"]
+        self, state: PartState, context: Context, obs: Float[Array, "n S"], drawn: Float[Array, "n K A"]
     ) -> tuple[Float[Array, "n K H"], Float[Array, "n K"]]:
         """Embeddings and values of candidates by the slow networks, as constants; some `ROWS` at a time."""
 
-        def at(state: Array, actions: Array) -> tuple[Array, Array]:
-            states = state[..., None, :]  # not repeated: networks multiply it once for all its candidates
-            value = jnp.stack(fns.q_target(states, actions)).min(0)
-            return stop((self.embed(own.rest.encoder, states, actions), value))
+        def at(observation: Array, actions: Array) -> tuple[Array, Array]:
+            states = observation[..., None, :]  # not repeated: multiplied once for all its candidates
+            value = jnp.stack(context.q_target(states, actions)).min(0)
+            return stop((self.embed(state.extra.encoder, states, actions), value))
 
         states, k = drawn.shape[:2]
         at_a_time = max(1, ROWS["cpu" if jax.default_backend() == "cpu" else "elsewhere"] // k)
@@ -281,9 +292,9 @@ class SAVGO(Entropic):
             return at(obs, drawn)
         return jax.lax.map(lambda x: at(*x), (obs, drawn), batch_size=at_a_time)
 
-    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
         """ψ̄ <- ρ ψ + (1 - ρ) ψ̄; β as `learn` found it."""
-        if own.learned is None:
-            return own
-        encoder: Any = optax.incremental_update(own.learned, own.rest.encoder, self.encoder_rate)
-        return own._replace(rest=Slow(encoder, aux["savgo_gap_scale"]))
+        if state.params is None:
+            return state
+        encoder: Any = optax.incremental_update(state.params, state.extra.encoder, self.encoder_rate)
+        return state._replace(extra=Slow(encoder, aux["savgo_gap_scale"]))

@@ -24,7 +24,7 @@ from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smoothed_target
 from qscape.offpolicy.proposals import Proposals, keeps_proposals
-from qscape.offpolicy.sockets import Fns, Nets, Own, objective
+from qscape.offpolicy.sockets import Context, Nets, PartState, objective
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -98,33 +98,41 @@ class SAVO(Proposals):
         first, *later = jax.random.split(key, self.list_length)
         return [nets.actor(first), *self._conditioned(later, nets.actor, spec)]
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q."""
         if self.list_length == 1 or self.surrogate == "exact":
-            return Own()
-        return Own(learned=self._conditioned(jax.random.split(key, self.list_length - 1), nets.critic, spec))
+            return PartState()
+        return PartState(
+            params=self._conditioned(jax.random.split(key, self.list_length - 1), nets.critic, spec)
+        )
 
     # --- proposals --------------------------------------------------------------------------------
 
-    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key | None = None) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
         """ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), … ; successors see undisturbed modes, without gradient."""
-        options: list[Dist] = [fns.bind(actor[0])(obs)]
+        options: list[Dist] = [context.bind(actor[0])(obs)]
         seen = []
         for module in actor[1:]:
             seen.append(stop(options[-1].mode()))
-            options.append(fns.bind(module.net)(obs, module.context(obs, jnp.stack(seen))))
+            options.append(context.bind(module.net)(obs, module.conditioning(obs, jnp.stack(seen))))
         return options
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
         """The maximiser actor of the online actors and critics; smoothed after the choice, if at all."""
-        return smoothed_target(fns, key)
+        return smoothed_target(context, key)
 
     # --- learning ---------------------------------------------------------------------------------
 
     def learn(
-        self, learned: list[Conditioned], own: Own, fns: Fns, batch: Batch, key: Key
+        self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
         """Ψ̂_i(s, x; a_{<i}) regresses to max{q(s, x), τ_i} at x = a and x = a_i, with q = min(Q_1, Q_2).
 
@@ -132,63 +140,70 @@ class SAVO(Proposals):
         """
         obs, executed, proposals = batch.observation, batch.action, self._list(batch)
         if self.surrogate_points != "replay":
-            choice: Any = fns.policy(obs)
+            choice: Any = context.policy(obs)
             proposals = stop(choice.proposals)
             executed = stop(choice.mode()) if self.surrogate_points == "current" else executed
         points = jnp.concatenate([executed[None], proposals])
-        q = stop(jax.vmap(lambda action: jnp.stack(fns.q(obs, action)).min(0))(points))
+        q = stop(jax.vmap(lambda action: jnp.stack(context.q(obs, action)).min(0))(points))
         loss = jnp.zeros(())
-        for i, surrogate in enumerate(learned, 1):
+        for i, surrogate in enumerate(params, 1):
             floor = q[1 : i + 1].max(0)
             goal = jnp.maximum(jnp.stack([q[0], q[i + 1]]), floor)
-            value = self._value(surrogate, fns, obs, proposals[:i])
+            value = self._value(surrogate, context, obs, proposals[:i])
             guess = jax.vmap(lambda action, value=value: value(obs, action)[0])(points[jnp.array([0, i + 1])])
             loss += jnp.square(guess - goal).mean(1).sum()
         gain = (q[1:].max(0) - q[1]).mean()
         return loss, {"surrogate_loss": loss, "list_gain": gain}
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
         """ν_0 climbs Q, every later ν_i its surrogate; no gradient reaches the earlier proposals."""
         return [
-            (self._climber(actor, i, fns, batch), self._hill(actor, i, own, fns, batch))
+            (
+                self.policy_at(actor, i, context, batch),
+                self.objective_at(actor, i, state, context, batch),
+            )
             for i in range(len(actor))
         ]
 
-    def _climber(self, actor: PyTree, i: int, fns: Fns, batch: Batch) -> Policy:
+    def policy_at(self, actor: PyTree, i: int, context: Context, batch: Batch) -> Policy:
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
-                dist = fns.bind(actor[i].net)(obs, actor[i].context(obs, self._list(batch)[:i]))
+                dist = context.bind(actor[i].net)(obs, actor[i].conditioning(obs, self._list(batch)[:i]))
             else:
-                dist = self.propose(actor[: i + 1], fns, obs)[i]
+                dist = self.propose(actor[: i + 1], context, obs)[i]
             return dist if self.straight_through else raw(dist)
 
         return policy
 
-    def _hill(self, actor: PyTree, i: int, own: Own, fns: Fns, batch: Batch) -> QFn:
+    def objective_at(self, actor: PyTree, i: int, state: PartState, context: Context, batch: Batch) -> QFn:
         """What actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
         if i == 0:
-            return fns.q
+            return context.q
 
         def earlier(obs: Array) -> Float[Array, "i B A"]:
             if self.actor_list == "replay":
                 return self._list(batch)[:i]
-            return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], fns, obs)]))
+            return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], context, obs)]))
 
         def learned(obs: Array, action: Array) -> list[Array]:
-            return self._value(own.learned[i - 1], fns, obs, earlier(obs))(obs, action)
+            return self._value(state.params[i - 1], context, obs, earlier(obs))(obs, action)
 
         def exact(obs: Array, action: Array) -> list[Array]:
-            value = objective(fns.base, fns.q(obs, action))
-            floor = jax.vmap(lambda a: objective(fns.base, fns.q(obs, a)))(earlier(obs)).max(0)
+            value = objective(context.base, context.q(obs, action))
+            floor = jax.vmap(lambda a: objective(context.base, context.q(obs, a)))(earlier(obs)).max(0)
             # Not `maximum`, which halves the gradient where both are equal.
             return [jnp.where(value >= stop(floor), value, stop(floor))]
 
         return learned if self.surrogate == "learned" else exact
 
-    def _value(self, surrogate: Conditioned, fns: Fns, obs: Array, earlier: Float[Array, "i B A"]) -> QFn:
+    def _value(
+        self, surrogate: Conditioned, context: Context, obs: Array, earlier: Float[Array, "i B A"]
+    ) -> QFn:
         """Ψ̂_i(·, ·; a_{<i}); the summary is made once."""
-        context = surrogate.context(obs, earlier)
-        return lambda obs, action: [fns.bind(surrogate.net)(obs, action, context)]
+        conditioning = surrogate.conditioning(obs, earlier)
+        return lambda obs, action: [context.bind(surrogate.net)(obs, action, conditioning)]
 
     def _list(self, batch: Batch) -> Float[Array, "L B A"]:
         """The stored proposals."""

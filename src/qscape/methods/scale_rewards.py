@@ -33,13 +33,13 @@ class ScaleRewards(Scaling):
             return "scale_rewards.what = returns is the unit of a critic, and there is none; use rewards."
         return None
 
-    def memory(self, spec: Spec, envs: int) -> PyTree:
+    def init_state(self, spec: Spec, envs: int) -> PyTree:
         return moments(1)._replace(seen=jnp.zeros(())), jnp.zeros(envs)
 
-    def rewards(self, own: PyTree, base: Base, steps: Steps) -> tuple[Array, PyTree]:
+    def rewards(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, PyTree]:
         if self.what == "returns":
-            return steps.reward, own
-        seen, before = own
+            return steps.reward, state
+        seen, before = state
         reward = steps.reward if steps.weight is None else jnp.where(steps.weight > 0, steps.reward, 0.0)
         sums, before = running_returns(reward, steps.over, before, base.discount)
         weight = None if steps.weight is None else steps.weight.reshape(-1)
@@ -47,12 +47,12 @@ class ScaleRewards(Scaling):
         scaled = steps.reward / jnp.sqrt(seen.var[0] + 1e-8)
         return scaled if self.clip is None else jnp.clip(scaled, -self.clip, self.clip), (seen, before)
 
-    def values(self, own: PyTree) -> Array | None:
-        return None if self.what == "rewards" else jnp.sqrt(own[0].var[0] + 1e-8)
+    def values(self, state: PyTree) -> Array | None:
+        return None if self.what == "rewards" else jnp.sqrt(state[0].var[0] + 1e-8)
 
-    def see(self, own: PyTree, returns: Array, weight: Array | None) -> PyTree:
+    def see(self, state: PyTree, returns: Array, weight: Array | None) -> PyTree:
         if self.what == "rewards":
-            return own
-        seen, before = own
+            return state
+        seen, before = state
         rows = None if weight is None else weight.reshape(-1)
         return merge(seen, returns.reshape(-1, 1), rows), before

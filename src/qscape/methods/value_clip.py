@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import add_bonus
-from qscape.offpolicy.sockets import Nets, Own, TargetRule
+from qscape.offpolicy.sockets import BootstrapValue, Nets, PartState
 from qscape.types import Event, Key, Spec
 
 
@@ -22,23 +22,23 @@ class Bounds(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueClip(TargetRule):
+class ValueClip(BootstrapValue):
     """The next state's value is clipped to the range of targets seen up to the last sync."""
 
     name: ClassVar[str] = "value_clip"
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
-        return Own(rest=Bounds(*(jnp.array(x, float) for x in (1e8, -1e8, 0.0, 0.0))))
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
+        return PartState(extra=Bounds(*(jnp.array(x, float) for x in (1e8, -1e8, 0.0, 0.0))))
 
-    def bootstrap(self, own: Own, qs: list[Array], bonus: Array | None) -> Array:
+    def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
         value = jnp.stack(qs, -1).min(-1)
-        return add_bonus(jnp.clip(value, own.rest.low, own.rest.high), bonus)
+        return add_bonus(jnp.clip(value, state.extra.low, state.extra.high), bonus)
 
-    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
-        bounds = own.rest
+    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
+        bounds = state.extra
         low, high = jnp.minimum(bounds.run_min, aux.min()), jnp.maximum(bounds.run_max, aux.max())
-        return own._replace(
-            rest=Bounds(
+        return state._replace(
+            extra=Bounds(
                 low,
                 high,
                 jnp.where(event.synced, low, bounds.low),

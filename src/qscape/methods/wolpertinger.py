@@ -19,7 +19,7 @@ from qscape.nets.heads import Point, raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth
 from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Fns, Nets, Own
+from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -60,39 +60,49 @@ class Wolpertinger(Proposals):
             )
         return nets.actor(key)
 
-    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
-        said = fns.bind(actor)(obs)
-        return self.around(said.features, raw(said).mode(), fns, key)
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+        said = context.bind(actor)(obs)
+        return self.around(said.features, raw(said).mode(), context, key)
 
-    def around(self, features: Array, action: Array, fns: Fns, key: Key) -> list[Dist]:
+    def around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
         """The candidates at a proto-action [*b, A]: its nearest items, or itself and Gaussian draws."""
-        if fns.table is not None:
+        if context.table is not None:
             still = jax.lax.stop_gradient(action)
-            items = fns.table.at(fns.table.nearest(still, self.candidates))
+            items = context.table.at(context.table.nearest(still, self.candidates))
             near = jnp.moveaxis(items, -2, 0) + (action - still)  # straight through, as in `snap`
         else:
             drawn = self.spread * jax.random.normal(key, (self.candidates - 1, *action.shape))
             near = jnp.concatenate([action[None], jnp.clip(action + drawn, -1.0, 1.0)])
         return [Point(features, candidate) for candidate in near]
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
         """The actor climbs Q at its own action, as TD3's."""
-        policy = fns.bind(actor)
-        return [(policy if self.straight_through else lambda obs: raw(policy(obs)), fns.q)]
+        policy = context.bind(actor)
+        return [(policy if self.straight_through else lambda obs: raw(policy(obs)), context.q)]
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
         """Candidates around the target actor's smoothed action; the online critics choose."""
         k_smooth, k_draw = jax.random.split(key)
-        slow = fns if actor_target is None else fns._replace(bind=partial(fns.bind, which="target"))
+        slow = (
+            context if actor_target is None else context._replace(bind=partial(context.bind, which="target"))
+        )
         chosen = actor if actor_target is None else actor_target
 
         def best(obs: Array) -> Dist:
             said = slow.bind(chosen)(obs)
             action = raw(said).mode()
-            if fns.base.target_noise:
-                action = smooth(fns.base, action, k_smooth)
-            return self.best(fns, obs, self.around(said.features, action, fns, k_draw))
+            if context.base.target_noise:
+                action = smooth(context.base, action, k_smooth)
+            return self.best(context, obs, self.around(said.features, action, context, k_draw))
 
         return best

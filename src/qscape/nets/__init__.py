@@ -2,7 +2,7 @@
 
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected, make_head
 from qscape.nets.layers import dense, joined, standardised
-from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Context, Critic, Stage, Trunk
+from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Conditioning, Critic, Stage, Torso
 from qscape.nets.summary import SUMMARISERS, Conditioned
 
 __all__ = [
@@ -11,14 +11,14 @@ __all__ = [
     "SUMMARISERS",
     "Actor",
     "Conditioned",
-    "Context",
+    "Conditioning",
     "Critic",
     "Deterministic",
     "Gaussian",
     "Head",
     "Projected",
     "Stage",
-    "Trunk",
+    "Torso",
     "dense",
     "joined",
     "make_head",

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.layers import dense
-from qscape.nets.mlp import Trunk
-from qscape.nets.orthogonal import orthogonal_linear, orthogonal_trunk
+from qscape.nets.mlp import Torso
+from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.types import Key
 
 Layer: TypeAlias = tuple[int, int, int]  # channels, kernel, stride
@@ -26,7 +26,7 @@ class Convolutions(eqx.Module):
     """
 
     kernels: tuple[eqx.nn.Linear, ...]  # [out, kernel² · channels]
-    trunk: Trunk
+    torso: Torso
     frame: tuple[int, int, int] = eqx.field(static=True)  # height, width, channels
     first: bool = eqx.field(static=True)  # do the bytes of a channel lie together?
     layers: tuple[Layer, ...] = eqx.field(static=True)
@@ -48,7 +48,7 @@ class Convolutions(eqx.Module):
             kernels.append(orthogonal_linear(k, kernel * kernel * channels, out, 2.0**0.5))
             size, channels = tuple((n - kernel) // stride + 1 for n in size), out
         self.kernels, self.layers = tuple(kernels), tuple(layers)
-        self.trunk = orthogonal_trunk(keys[-1], (size[0] * size[1] * channels, *widths), "relu")
+        self.torso = orthogonal_torso(keys[-1], (size[0] * size[1] * channels, *widths), "relu")
 
     def __call__(self, x: Array) -> Float[Array, "*b h"]:
         height, width, channels = self.frame
@@ -58,7 +58,7 @@ class Convolutions(eqx.Module):
         h = (rows.transpose(0, 2, 3, 1) if self.first else rows).astype(jnp.float32) / 255.0
         for linear, (_, kernel, stride) in zip(self.kernels, self.layers, strict=True):
             h = jax.nn.relu(dense(linear, patches(h, kernel, stride)))
-        return self.trunk(h.reshape(*x.shape[:-1], -1))
+        return self.torso(h.reshape(*x.shape[:-1], -1))
 
 
 def patches(x: Float[Array, "b H W c"], kernel: int, stride: int) -> Float[Array, "b h w p"]:

@@ -17,7 +17,7 @@ from qscape.types import Dist, Key
 ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": silu, "tanh": jnp.tanh}
 
 
-class Context(NamedTuple):
+class Conditioning(NamedTuple):
     """What conditions a network beside its inputs: `concat` joins the trunk's input, `film` holds
     one (scale, shift) pair a hidden layer: activation((1 + scale) * h + shift)."""
 
@@ -25,7 +25,7 @@ class Context(NamedTuple):
     film: Sequence[tuple[Array, Array]] | None = None
 
 
-class Trunk(eqx.Module):
+class Torso(eqx.Module):
     """Linear layers, each followed by the activation, and by a FiLM modulation before it if given.
 
     Weights and biases start uniform in ±1/√fan_in, which is Equinox's and PyTorch's default.
@@ -41,9 +41,9 @@ class Trunk(eqx.Module):
         )
         self.activation = activation
 
-    def __call__(self, x: Inputs, context: Context | None = None) -> Float[Array, "*b h"]:
+    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
         act = ACTIVATIONS[self.activation]
-        film = None if context is None else context.film
+        film = None if conditioning is None else conditioning.film
         for j, layer in enumerate(self.layers):
             h = dense(layer, x)
             x = act(h if film is None else (1.0 + film[j][0]) * h + film[j][1])
@@ -54,16 +54,16 @@ class Trunk(eqx.Module):
 class MLP(eqx.Module):
     """A trunk and one linear layer on top."""
 
-    trunk: Trunk
+    torso: Torso
     out: eqx.nn.Linear
 
     def __init__(self, key: Key, sizes: Sequence[int], activation: str) -> None:
-        k_trunk, k_out = jax.random.split(key)
-        self.trunk = Trunk(k_trunk, sizes[:-1], activation)
+        k_torso, k_out = jax.random.split(key)
+        self.torso = Torso(k_torso, sizes[:-1], activation)
         self.out = eqx.nn.Linear(sizes[-2], sizes[-1], key=k_out)
 
-    def __call__(self, x: Inputs, context: Context | None = None) -> Float[Array, "*b o"]:
-        return dense(self.out, self.trunk(x, context))
+    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b o"]:
+        return dense(self.out, self.torso(x, conditioning))
 
 
 class Stage(eqx.Module):
@@ -91,12 +91,14 @@ class Actor(eqx.Module):
     """Observation and its embeddings to a distribution over actions."""
 
     stage: Stage
-    trunk: Trunk
+    torso: Torso
     head: Head
 
-    def __call__(self, obs: Array, embeddings: Sequence[Array], context: Context | None = None) -> Dist:
-        extra = None if context is None else context.concat
-        return self.head(self.trunk(self.stage(obs, *embeddings, extra), context))
+    def __call__(
+        self, obs: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
+    ) -> Dist:
+        extra = None if conditioning is None else conditioning.concat
+        return self.head(self.torso(self.stage(obs, *embeddings, extra), conditioning))
 
 
 class Critic(eqx.Module):
@@ -106,8 +108,8 @@ class Critic(eqx.Module):
     body: MLP
 
     def __call__(
-        self, obs: Array, action: Array, embeddings: Sequence[Array], context: Context | None = None
+        self, obs: Array, action: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
     ) -> Float[Array, "*b"]:
-        extra = None if context is None else context.concat
+        extra = None if conditioning is None else conditioning.concat
         x = self.stage(joined([obs, action]), *embeddings, extra)
-        return self.body(x, context)[..., 0]
+        return self.body(x, conditioning)[..., 0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from qscape.nets.mlp import Trunk
+from qscape.nets.mlp import Torso
 from qscape.types import Key
 
 
@@ -24,8 +24,8 @@ def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.n
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (draw(key), jnp.zeros(fan_out)))
 
 
-def orthogonal_trunk(key: Key, sizes: Sequence[int], activation: str, gain: float = 2.0**0.5) -> Trunk:
+def orthogonal_torso(key: Key, sizes: Sequence[int], activation: str, gain: float = 2.0**0.5) -> Torso:
     """A trunk with orthogonal weights, of gain √2."""
     keys = jax.random.split(key, len(sizes) - 1)
     layers = [orthogonal_linear(k, i, o, gain) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
-    return eqx.tree_at(lambda x: x.layers, Trunk(key, sizes, activation), tuple(layers))
+    return eqx.tree_at(lambda x: x.layers, Torso(key, sizes, activation), tuple(layers))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.layers import dense
-from qscape.nets.mlp import MLP, Actor, Context, Critic
+from qscape.nets.mlp import MLP, Actor, Conditioning, Critic
 from qscape.types import Key
 
 WIDTH = 64  # of a summary
@@ -130,23 +130,23 @@ class Conditioned(eqx.Module):
         """`build(key, context=width)` makes the network; `sizes` are those of observation and action."""
         k_net, k_summary, k_film = jax.random.split(key, 3)
         self.joins = conditioning in ("concat", "both")
-        self.net = build(k_net, context=WIDTH if self.joins else 0)
+        self.net = build(k_net, conditioning=WIDTH if self.joins else 0)
         self.summary = None if conditioning == "none" else SUMMARISERS[summariser](k_summary, sum(sizes))
         self.film = None
         if conditioning in ("film", "both"):
-            trunk = self.net.trunk if isinstance(self.net, Actor) else self.net.body.trunk
-            keys = jax.random.split(k_film, len(trunk.layers))
-            widths = [len(layer.weight) for layer in trunk.layers]
+            torso = self.net.torso if isinstance(self.net, Actor) else self.net.body.torso
+            keys = jax.random.split(k_film, len(torso.layers))
+            widths = [len(layer.weight) for layer in torso.layers]
             self.film = [_film(k, width) for k, width in zip(keys, widths, strict=True)]
 
-    def context(self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"]) -> Context | None:
+    def conditioning(self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"]) -> Conditioning | None:
         """What the network is told of the proposals made before it."""
         if self.summary is None:
             return None
         obs = jnp.broadcast_to(obs, (*earlier.shape[:-1], obs.shape[-1]))
         z = self.summary(jnp.moveaxis(jnp.concatenate([earlier, obs], -1), 0, -2))
         film = None if self.film is None else [_halves(dense(layer, z)) for layer in self.film]
-        return Context(z if self.joins else None, film)
+        return Conditioning(z if self.joins else None, film)
 
 
 def _halves(x: Float[Array, "*b n"]) -> tuple[Array, Array]:

@@ -12,33 +12,34 @@ from jaxtyping import Array, Int, PyTree
 
 from qscape.nets import Actor
 from qscape.nets.heads import Snapped
-from qscape.offpolicy import plain, trunk
+from qscape.offpolicy import plain
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import (
-    Fns,
-    Follow,
-    Improvement,
-    Maximiser,
+    ActionSelector,
+    BootstrapValue,
+    Context,
     Nets,
     Normaliser,
-    Own,
-    Part,
+    PartState,
+    PolicyLoss,
     Regulariser,
     Representation,
-    Restart,
+    Reset,
     Schedule,
-    TargetRule,
+    StatefulPart,
+    TargetUpdate,
     bind,
     bind_critics,
 )
-from qscape.offpolicy.state import Acting, State
+from qscape.offpolicy.state import ActingState, State
+from qscape.offpolicy.update import update
 from qscape.ops.nearest import ActionTable
 from qscape.replay.lap import LAP
-from qscape.replay.memory import Index, Layout
+from qscape.replay.storage import Layout, ReplayState
 from qscape.replay.uniform import Uniform
-from qscape.types import Bound, Event, Key, Metrics, Piece, Spec, stream
+from qscape.types import Bound, Event, Key, Metrics, Part, Spec, stream
 
-LEARNING_SOCKETS = ("representation", "improvement", "maximiser")
+LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,15 +57,15 @@ class Agent(Bound):
     base: Base = Base()
     representation: Representation = plain.Plain()
     replay: Uniform | LAP = Uniform()
-    target: TargetRule = plain.MinTarget()
-    follow: Follow = plain.Polyak()
-    improvement: Improvement = plain.DPG()
-    maximiser: Maximiser = plain.Single()
+    bootstrap: BootstrapValue = plain.MinTarget()
+    target_update: TargetUpdate = plain.Polyak()
+    policy_loss: PolicyLoss = plain.DPG()
+    selector: ActionSelector = plain.Single()
     regularisers: tuple[Regulariser, ...] = ()
     schedule: Schedule = plain.EveryStep()
-    restart: Restart = plain.Never()
+    reset: Reset = plain.NoReset()
     normaliser: Normaliser = plain.Raw()
-    modifiers: tuple[Piece, ...] = ()  # parts that only override fields of the base
+    modifiers: tuple[Part, ...] = ()  # parts that only override fields of the base
     spec: Spec | None = None
 
     # --- what the agent is made of ----------------------------------------------------------------
@@ -74,19 +75,19 @@ class Agent(Bound):
         return dataclasses.replace(self, spec=spec)
 
     @property
-    def parts(self) -> dict[str, Piece]:
+    def parts(self) -> dict[str, Part]:
         """All parts by name, in the order in which they are initialised."""
         filled = (
             self.representation,
             self.normaliser,
-            self.maximiser,
-            self.improvement,
-            self.target,
-            self.follow,
+            self.selector,
+            self.policy_loss,
+            self.bootstrap,
+            self.target_update,
             self.replay,
             *self.regularisers,
             self.schedule,
-            self.restart,
+            self.reset,
             *self.modifiers,
         )
         return {part.name: part for part in filled}
@@ -103,9 +104,9 @@ class Agent(Bound):
         return base.n_step, base.discount, self.derived, base.bootstrap_at_time_limits
 
     @property
-    def learners(self) -> dict[str, Part]:
+    def learners(self) -> dict[str, StatefulPart]:
         """The parts that may carry something in the state."""
-        return {name: part for name, part in self.parts.items() if isinstance(part, Part)}
+        return {name: part for name, part in self.parts.items() if isinstance(part, StatefulPart)}
 
     def layout(self, envs: int = 1) -> Layout:
         """How replay packs a transition, the columns that parts declare included."""
@@ -126,8 +127,8 @@ class Agent(Bound):
         """Builders of networks in this agent's architecture."""
         rep, base, spec = self.representation, self.base, self.task
         return Nets(
-            actor=lambda key, context=0: rep.actor(key, base, spec, context),
-            critic=lambda key, context=0: rep.critic(key, base, spec, context),
+            actor=lambda key, conditioning=0: rep.actor(key, base, spec, conditioning),
+            critic=lambda key, conditioning=0: rep.critic(key, base, spec, conditioning),
         )
 
     # --- the state --------------------------------------------------------------------------------
@@ -139,26 +140,26 @@ class Agent(Bound):
         """
         spec, nets = self.task, self.nets
         if actor is None:
-            actor = self.maximiser.actors(stream(key, f"{self.maximiser.name}.actors"), nets, spec)
+            actor = self.selector.actors(stream(key, f"{self.selector.name}.actors"), nets, spec)
         keys = jax.random.split(stream(key, "critics"), self.base.critics)
         critics = [nets.critic(k) for k in keys]
-        own: dict[str, Own] = {}
+        part_state: dict[str, PartState] = {}
         for name, part in self.learners.items():
-            seen = None if part in (self.representation, self.maximiser) else actor
+            seen = None if part in (self.representation, self.selector) else actor
             mine = part.init(stream(key, f"{name}.init"), nets, spec, self.base, seen)
-            if mine.learned is not None and part.socket not in LEARNING_SOCKETS:
+            if mine.params is not None and part.socket not in LEARNING_SOCKETS:
                 raise TypeError(f"{name}: only parts in {', '.join(LEARNING_SOCKETS)} have a `learn` step")
-            if mine != Own():
-                own[name] = mine
+            if mine != PartState():
+                part_state[name] = mine
         optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
-        for name, mine in own.items():
-            optimised |= {f"{name}.{kind}": getattr(mine, kind) for kind in ("learned", "tuned")}
+        for name, mine in part_state.items():
+            optimised |= {f"{name}.{kind}": getattr(mine, kind) for kind in ("params", "actor_params")}
         state = State(
             actor=actor,
             actor_target=actor if self.base.target_actor else None,
             critics=critics,
             critics_target=critics,
-            own=own,
+            part_states=part_state,
             optimisers={
                 name: self.optimiser(name).init(params)
                 for name, params in optimised.items()
@@ -173,23 +174,25 @@ class Agent(Bound):
     def anew(self, state: State, key: Key) -> State:
         """A fresh state that goes on counting. What the normaliser has seen is no network: it stays."""
         fresh, seen = self.init(key), self.normaliser.name
-        kept = {seen: state.own[seen]} if seen in state.own else {}
-        return fresh._replace(own=fresh.own | kept, updates=state.updates, env_steps=state.env_steps)
+        kept = {seen: state.part_states[seen]} if seen in state.part_states else {}
+        return fresh._replace(
+            part_states=fresh.part_states | kept, updates=state.updates, env_steps=state.env_steps
+        )
 
     def optimiser(self, name: str) -> optax.GradientTransformation:
-        """The optimiser of "actor", "critics", or a part's "NAME.learned" or "NAME.tuned"."""
+        """The optimiser of "actor", "critics", or a part's "NAME.params" or "NAME.actor_params"."""
         base = self.base
         if name == "actor":
             return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
         if name == "critics":
             return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
         part, kind = name.split(".")
-        learned, tuned = self.learners[part].learning_rates(base)
-        return base.optimiser(learned if kind == "learned" else tuned)
+        params, actor_params = self.learners[part].learning_rates(base)
+        return base.optimiser(params if kind == "params" else actor_params)
 
-    def functions(self, state: State, event: Event) -> Fns:
+    def functions(self, state: State, event: Event) -> Context:
         """The state's networks as functions of observation and action."""
-        rep, mine = self.representation, state.of(self.representation)
+        rep, mine = self.representation, state.part(self.representation)
 
         table = action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
@@ -197,7 +200,7 @@ class Agent(Bound):
             function = bind(rep, rep.view(mine, which), module)
             return snapped(function, table) if table and isinstance(module, Actor) else function
 
-        fns = Fns(
+        context = Context(
             policy=_missing,
             policy_target=_missing,
             policy_of=_missing,
@@ -210,29 +213,31 @@ class Agent(Bound):
             base=self.base,
             table=table,
         )
-        own = state.of(self.maximiser)
-        policy = self.maximiser.policy(state.actor, own, fns)
-        fns = fns._replace(
+        part_state = state.part(self.selector)
+        policy = self.selector.policy(state.actor, part_state, context)
+        context = context._replace(
             policy=policy,
             policy_target=policy,
-            policy_of=lambda actor: self.maximiser.policy(actor, own, fns),
+            policy_of=lambda actor: self.selector.policy(actor, part_state, context),
         )
         if not self.base.target_actor:
-            return fns
-        slow = fns._replace(bind=partial(bound, which="target"), q=fns.q_target)
-        return fns._replace(policy_target=self.maximiser.policy(state.actor_target, own, slow))
+            return context
+        slow = context._replace(bind=partial(bound, which="target"), q=context.q_target)
+        return context._replace(policy_target=self.selector.policy(state.actor_target, part_state, slow))
 
     # --- acting -----------------------------------------------------------------------------------
 
-    def acting(self, state: State) -> Acting:
+    def acting(self, state: State) -> ActingState:
         """All that acting needs of a state."""
-        needed = {p.name for p in (self.representation, self.maximiser, self.normaliser)}
-        return Acting(state.actor, state.critics, {k: v for k, v in state.own.items() if k in needed})
+        needed = {p.name for p in (self.representation, self.selector, self.normaliser)}
+        return ActingState(
+            state.actor, state.critics, {k: v for k, v in state.part_states.items() if k in needed}
+        )
 
     def act(
         self,
-        acting: Acting,
-        memory: PyTree,
+        acting: ActingState,
+        noise_state: PyTree,
         obs: Array,
         first: Array,
         env_steps: Int[Array, ""] | int,
@@ -247,24 +252,24 @@ class Agent(Bound):
             mode: "evaluate", "explore" or "warm_up"; static.
         """
         steps = jnp.asarray(env_steps, jnp.int32)
-        own, fns, obs = self._seen(acting, obs, steps)
-        key = stream(jax.random.fold_in(key, steps), f"{self.maximiser.name}.act.{mode}")
-        return self.maximiser.act(acting.actor, own, fns, memory, obs, first, key, mode)
+        part_state, context, obs = self._seen(acting, obs, steps)
+        key = stream(jax.random.fold_in(key, steps), f"{self.selector.name}.act.{mode}")
+        return self.selector.act(acting.actor, part_state, context, noise_state, obs, first, key, mode)
 
-    def proposals(self, acting: Acting, obs: Array) -> Array:
+    def proposals(self, acting: ActingState, obs: Array) -> Array:
         """The actions [B, L, A] that acting picks from at raw observations [B, S], without noise."""
-        own, fns, obs = self._seen(acting, obs, jnp.zeros((), jnp.int32))
-        return self.maximiser.proposals(acting.actor, own, fns, obs)
+        part_state, context, obs = self._seen(acting, obs, jnp.zeros((), jnp.int32))
+        return self.selector.proposals(acting.actor, part_state, context, obs)
 
-    def _seen(self, acting: Acting, obs: Array, steps: Array) -> tuple[Own, Fns, Array]:
+    def _seen(self, acting: ActingState, obs: Array, steps: Array) -> tuple[PartState, Context, Array]:
         """What the maximiser carries, the functions it is given, and observations as networks see them."""
-        obs = self.normaliser.apply(acting.own.get(self.normaliser.name, Own()), obs)
+        obs = self.normaliser.apply(acting.part_states.get(self.normaliser.name, PartState()), obs)
         no = jnp.array(False)
         stand_in = State(
-            acting.actor, acting.actor, acting.critics, acting.critics, acting.own, {}, steps, steps
+            acting.actor, acting.actor, acting.critics, acting.critics, acting.part_states, {}, steps, steps
         )
-        fns = self.functions(stand_in, Event(steps, steps, no, no))
-        return acting.own.get(self.maximiser.name, Own()), fns, obs
+        context = self.functions(stand_in, Event(steps, steps, no, no))
+        return acting.part_states.get(self.selector.name, PartState()), context, obs
 
     @property
     def normalises(self) -> bool:
@@ -276,20 +281,22 @@ class Agent(Bound):
         if not self.normalises:
             return state
         name = self.normaliser.name
-        return state._replace(own=state.own | {name: self.normaliser.see(state.own[name], obs)})
+        return state._replace(
+            part_states=state.part_states | {name: self.normaliser.see(state.part_states[name], obs)}
+        )
 
     # --- learning ---------------------------------------------------------------------------------
 
     def update(
-        self, layout: Layout, state: State, rows: Array, index: Index, key: Key
-    ) -> tuple[State, Index, Metrics]:
-        """One update from replay: see `trunk.update`."""
-        return trunk.update(self, layout, state, rows, index, key)
+        self, layout: Layout, state: State, rows: Array, index: ReplayState, key: Key
+    ) -> tuple[State, ReplayState, Metrics]:
+        """One update from replay: see `update.update`."""
+        return update(self, layout, state, rows, index, key)
 
 
 def snapped(policy: Callable, table: ActionTable) -> Callable:
     """The policy over the table's rows."""
-    return lambda obs, context=None: Snapped(policy(obs, context), table)
+    return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table)
 
 
 @lru_cache(maxsize=8)

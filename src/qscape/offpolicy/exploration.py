@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns
+from qscape.offpolicy.sockets import Context
 from qscape.types import Key, Scalar, Spec
 
 PAPER_STEPS = 3_000_000  # of the runs from which `base.epsilon_decay` is a share, where no run is known
@@ -36,8 +36,8 @@ def at_rest(base: Base | None, *shape: int) -> Float[Array, "..."] | None:
 
 
 def noise(
-    fns: Fns,
-    memory: Float[Array, "E *n A"] | None,
+    context: Context,
+    noise_state: Float[Array, "E *n A"] | None,
     first: Bool[Array, " E"],
     shape: tuple[int, ...],
     key: Key,
@@ -46,43 +46,47 @@ def noise(
 
     A process x ← (1 − θ) x + σ N(0, I) begins at 0 with its episode.
     """
-    base = fns.base
+    base = context.base
     if not base.exploration_noise:
-        return None, memory
+        return None, noise_state
     drawn = base.exploration_noise * jax.random.normal(key, shape)
     if base.exploration == "ou":
-        before = jnp.zeros(shape) if memory is None else memory
+        before = jnp.zeros(shape) if noise_state is None else noise_state
         before = jnp.where(first.reshape(-1, *[1] * (len(shape) - 1)), 0.0, before)
-        drawn = memory = (1.0 - base.ou_rate) * before + drawn
+        drawn = noise_state = (1.0 - base.ou_rate) * before + drawn
     if base.epsilon_mode == "noise" and base.epsilon_start == base.epsilon_end == 1.0:
-        return drawn, memory
-    size = 1.0 if base.epsilon_mode == "greedy" else epsilon(base, fns.event.env_steps)
-    return size * drawn, memory
+        return drawn, noise_state
+    size = 1.0 if base.epsilon_mode == "greedy" else epsilon(base, context.event.env_steps)
+    return size * drawn, noise_state
 
 
 def disturbed(
-    fns: Fns, action: Float[Array, "*b A"], drawn: Float[Array, "*b A"] | None
+    context: Context, action: Float[Array, "*b A"], drawn: Float[Array, "*b A"] | None
 ) -> Float[Array, "*b A"]:
     """The action with noise on it, back in the box and, where actions are discrete, at a real one."""
-    return action if drawn is None else fns.snap(jnp.clip(action + drawn, -1.0, 1.0))
+    return action if drawn is None else context.snap(jnp.clip(action + drawn, -1.0, 1.0))
 
 
 def explored(
-    fns: Fns, action: Float[Array, "E A"], memory: Float[Array, "E A"] | None, first: Array, key: Key
+    context: Context,
+    action: Float[Array, "E A"],
+    noise_state: Float[Array, "E A"] | None,
+    first: Array,
+    key: Key,
 ) -> tuple[Float[Array, "E A"], Float[Array, "E A"] | None]:
     """A chosen action as it is executed while the agent learns, and the state of the noise."""
-    greedy = fns.base.epsilon_mode == "greedy"
+    greedy = context.base.epsilon_mode == "greedy"
     key, k_uniform = jax.random.split(key) if greedy else (key, key)
-    drawn, memory = noise(fns, memory, first, action.shape, key)
-    action = disturbed(fns, action, drawn)
-    return (sometimes_uniform(fns, action, k_uniform) if greedy else action), memory
+    drawn, noise_state = noise(context, noise_state, first, action.shape, key)
+    action = disturbed(context, action, drawn)
+    return (sometimes_uniform(context, action, k_uniform) if greedy else action), noise_state
 
 
-def sometimes_uniform(fns: Fns, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:
+def sometimes_uniform(context: Context, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:
     """ε-greedy: with probability ε any action, each as likely."""
     k_when, k_what = jax.random.split(key)
-    now = jax.random.uniform(k_when, action.shape[:1]) < epsilon(fns.base, fns.event.env_steps)
-    return jnp.where(now[:, None], uniform_action(fns.spec, action, k_what), action)
+    now = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
+    return jnp.where(now[:, None], uniform_action(context.spec, action, k_what), action)
 
 
 def uniform_action(spec: Spec, like: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:

@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 from qscape.errors import UsageError
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Fns, Improvement
+from qscape.offpolicy.sockets import Context, PolicyLoss
 from qscape.types import Dist, Key, QFn, Scalar, setting
 
 CHOOSERS = ("savo", "ensemble", "joint", "wolpertinger", "cem")  # maximisers with more or less than one actor
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy(Improvement):
+class Greedy(PolicyLoss):
     """A policy is drawn to the best of many draws from a second, more random policy."""
 
     draws: int = setting(
@@ -55,13 +55,13 @@ class Greedy(Improvement):
         return None
 
     def best_draws(
-        self, proposer: Dist, q: QFn, fns: Fns, obs: Float[Array, "B S"], key: Key
+        self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
     ) -> Float[Array, "k B A"]:
         """The draws of greatest Q_1, best first; proto-actions where actions are discrete."""
         draw = raw(proposer)
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
-        value = jax.vmap(lambda action: q(obs, action)[0])(fns.snap(drawn))
+        value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn))
         order = jax.lax.top_k(value.T, self.kept)[1].T
         return jnp.take_along_axis(drawn, order[..., None], 0)
 

@@ -27,8 +27,8 @@ from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent, action_table
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd
-from qscape.offpolicy.state import SEED_AXES, Acting, State
-from qscape.replay.memory import Index, Layout, Memory, Rows
+from qscape.offpolicy.state import SEED_AXES, ActingState, State
+from qscape.replay.storage import Layout, ReplayState, Rows, Storage
 from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
@@ -36,8 +36,8 @@ class Run(NamedTuple):
     """A run between two steps."""
 
     state: State
-    replay: tuple[Memory, Index]
-    memory: PyTree  # what acting remembers: the state of the noise
+    replay: tuple[Storage, ReplayState]
+    noise_state: PyTree  # what acting remembers: the state of the noise
     world: World
     metrics: Metrics  # the newest of every metric, NaN before there is one
 
@@ -79,11 +79,11 @@ def timetable(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
             f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
             "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."
         )
-    own, due = agent.schedule.start(), []
+    part_state, due = agent.schedule.start(), []
     for made in range(0, steps, envs):
         updates = 0
         if made >= agent.base.warmup:
-            own, updates, _ = agent.schedule.due(own, StepEnd(envs), agent.base)
+            part_state, updates, _ = agent.schedule.due(part_state, StepEnd(envs), agent.base)
         due.append(updates)
     return np.array(due, np.int32)
 
@@ -97,8 +97,8 @@ def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
     replay = agent.replay.init(layout)
     said = jax.eval_shape(partial(agent.update, layout), state, *replay, key)[2]
     metrics = {name: jnp.full((), jnp.nan) for name in said}
-    memory = agent.maximiser.memory(agent.task, envs, agent.base)
-    return Run(state, replay, memory, begin(env, envs, stream(key, "world.begin")), metrics)
+    noise_state = agent.selector.init_noise(agent.task, envs, agent.base)
+    return Run(state, replay, noise_state, begin(env, envs, stream(key, "world.begin")), metrics)
 
 
 def further(agent: Agent, env: Native, run: Run, key: Key, due: Int[ArrayLike, " T"]) -> tuple[Run, History]:
@@ -135,7 +135,7 @@ def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tupl
     return further(agent, env, start(agent, env, key, envs=envs), key, due)
 
 
-def policy(agent: Agent, env: Native, acting: Acting) -> Partial:
+def policy(agent: Agent, env: Native, acting: ActingState) -> Partial:
     """The policy as `envs.native.play` wants it: without noise, for one environment."""
     return Partial(_choose, agent, env, acting)
 
@@ -149,10 +149,10 @@ def _step(
 
     def act(mode: str) -> tuple[Array, dict[str, Array], PyTree]:
         acting, first = agent.acting(state), world.length == 0
-        return agent.act(acting, run.memory, world.observation, first, steps, key, mode)
+        return agent.act(acting, run.noise_state, world.observation, first, steps, key, mode)
 
     random = steps < agent.base.warmup
-    action, columns, memory = jax.lax.cond(random, lambda: act("warm_up"), lambda: act("explore"))
+    action, columns, noise_state = jax.lax.cond(random, lambda: act("warm_up"), lambda: act("explore"))
     world, outcome, ended = advance(env, world, in_units(agent, env, action), steps, key)
     new = Rows(
         run.world.observation,
@@ -163,20 +163,20 @@ def _step(
         outcome.observation,
         columns,
     )
-    rows, index = agent.replay.insert(layout, *run.replay, new, jnp.ones(layout.envs, bool))
+    storage, replay_state = agent.replay.insert(layout, *run.replay, new, jnp.ones(layout.envs, bool))
 
-    def update(_: Array, carry: tuple[State, Index, Metrics]) -> tuple[State, Index, Metrics]:
-        state, index, before = carry
-        state, index, said = agent.update(layout, state, rows, index, key)
+    def update(_: Array, carry: tuple[State, ReplayState, Metrics]) -> tuple[State, ReplayState, Metrics]:
+        state, replay_state, before = carry
+        state, replay_state, said = agent.update(layout, state, storage, replay_state, key)
         # -inf marks what this update did not compute (the actor's, between its delayed steps).
         said = {name: jnp.where(jnp.isneginf(new), before[name], new) for name, new in said.items()}
-        return state, index, said
+        return state, replay_state, said
 
     # A loop even where one update is due: in a loop XLA reads the replay in place.
     state = state._replace(env_steps=steps + layout.envs)
-    state, index, metrics = jax.lax.fori_loop(0, due, update, (state, index, run.metrics))
+    state, replay_state, metrics = jax.lax.fori_loop(0, due, update, (state, replay_state, run.metrics))
     told = History(metrics, ended.mean(), ended.number(), state.env_steps, state.updates)
-    return Run(state, (rows, index), memory, world, metrics), told
+    return Run(state, (storage, replay_state), noise_state, world, metrics), told
 
 
 def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
@@ -193,8 +193,10 @@ def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
     return units.reshape(-1, *(space.shape or ()))
 
 
-def _choose(agent: Agent, env: Native, acting: Acting, state: PyTree, observation: Array, key: Key) -> Array:
-    memory, first = agent.maximiser.memory(agent.task, 1, agent.base), jnp.ones(1, bool)
+def _choose(
+    agent: Agent, env: Native, acting: ActingState, state: PyTree, observation: Array, key: Key
+) -> Array:
+    noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
     fixed = jax.random.key(0)  # as evaluations have it
-    action = agent.act(acting, memory, observation[None], first, 0, fixed, "evaluate")[0]
+    action = agent.act(acting, noise_state, observation[None], first, 0, fixed, "evaluate")[0]
     return in_units(agent, env, action)[0]

@@ -11,25 +11,25 @@ import optax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import Actor, Critic, Head, Projected, Stage, Trunk, make_head
+from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
 from qscape.nets.heads import Point, raw
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import at_rest, explored, uniform_action
 from qscape.offpolicy.sockets import (
+    ActionSelector,
+    BootstrapValue,
+    Context,
     EpisodeEnd,
-    Fns,
-    Follow,
-    Improvement,
-    Maximiser,
     Nets,
     Normaliser,
-    Own,
+    PartState,
+    PolicyLoss,
     Representation,
-    Restart,
+    Reset,
     Schedule,
     StepEnd,
-    TargetRule,
+    TargetUpdate,
     objective,
 )
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
@@ -41,7 +41,7 @@ class Plain(Representation):
 
     name: ClassVar[str] = "plain"
 
-    def view(self, own: Own, which: str) -> None:
+    def view(self, state: PartState, which: str) -> None:
         return None
 
     def actor_inputs_at(self, view: PyTree, obs: Array) -> list[Array]:
@@ -50,13 +50,13 @@ class Plain(Representation):
     def critic_inputs_at(self, view: PyTree, obs: Array, action: Array) -> list[Array]:
         return []
 
-    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
-        k_trunk, k_head = jax.random.split(key)
-        sizes = (spec.observation_size + context, *base.actor_hidden)
-        return Actor(Stage(), Trunk(k_trunk, sizes, base.actor_activation), head(k_head, base, spec))
+    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
+        k_torso, k_head = jax.random.split(key)
+        sizes = (spec.observation_size + conditioning, *base.actor_hidden)
+        return Actor(Stage(), Torso(k_torso, sizes, base.actor_activation), head(k_head, base, spec))
 
-    def critic(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Critic:
-        sizes = (spec.observation_size + spec.action_size + context, *base.critic_hidden, 1)
+    def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
+        sizes = (spec.observation_size + spec.action_size + conditioning, *base.critic_hidden, 1)
         return Critic(Stage(), MLP(key, sizes, base.critic_activation))
 
 
@@ -71,12 +71,12 @@ def head(key: Key, base: Base, spec: Spec) -> Head:
 
 
 @dataclasses.dataclass(frozen=True)
-class MinTarget(TargetRule):
+class MinTarget(BootstrapValue):
     """The least of the target critics (clipped double Q-learning; TD3, Eq. 10)."""
 
     name: ClassVar[str] = "min_target"
 
-    def bootstrap(self, own: Own, qs: list[Array], bonus: Array | None) -> Array:
+    def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
         return add_bonus(jnp.stack(qs, -1).min(-1), bonus)
 
 
@@ -86,7 +86,7 @@ def add_bonus(value: Array, bonus: Array | None) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Polyak(Follow):
+class Polyak(TargetUpdate):
     """Targets move a small step towards the online networks."""
 
     name: ClassVar[str] = "polyak"
@@ -97,7 +97,7 @@ class Polyak(Follow):
         if not 0 <= self.rate <= 1:
             raise UsageError(f"polyak.rate is {self.rate}; it must lie in [0, 1].")
 
-    def follow(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
+    def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         def move() -> PyTree:
             return optax.incremental_update(online, target, self.rate)
 
@@ -117,7 +117,7 @@ def density_unused(name: str, base_recipe: str, base: Base) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class DPG(Improvement):
+class DPG(PolicyLoss):
     """Climb ∂Q/∂a at the policy's own action (deterministic policy gradient)."""
 
     name: ClassVar[str] = "dpg"
@@ -126,20 +126,27 @@ class DPG(Improvement):
         return density_unused("DPG", "td3", base)
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        value = objective(fns.base, q(obs, policy(obs).mode())).mean()
+        value = objective(context.base, q(obs, policy(obs).mode())).mean()
         return -value, {"actor_value": value}
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
-        return fns.q_target(next_obs, policy(next_obs).mode()), None
+        return context.q_target(next_obs, policy(next_obs).mode()), None
 
 
 @dataclasses.dataclass(frozen=True)
-class Entropic(Improvement):
+class Entropic(PolicyLoss):
     """What all share that pay the policy for staying random: the entropy's weight α, fixed or learned."""
 
     temperature: float | None = setting(
@@ -167,32 +174,36 @@ class Entropic(Improvement):
             return "target smoothing takes the entropy out of the target: base.target_noise = 0 with sac."
         return None
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         if self.temperature is not None:
-            return Own()
-        return Own(tuned=jnp.array(math.log(self.initial_temperature), jnp.float32))
+            return PartState()
+        return PartState(actor_params=jnp.array(math.log(self.initial_temperature), jnp.float32))
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
 
-    def alpha(self, tuned: PyTree) -> Array:
+    def alpha(self, actor_params: PyTree) -> Array:
         """The entropy weight; no gradient flows into it."""
-        return jnp.asarray(self.temperature) if tuned is None else jax.lax.stop_gradient(jnp.exp(tuned))
+        return (
+            jnp.asarray(self.temperature)
+            if actor_params is None
+            else jax.lax.stop_gradient(jnp.exp(actor_params))
+        )
 
-    def tuning(self, tuned: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
+    def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
         """Loss of a learned α, which falls where the policy is more random than wanted; and what to log."""
         said: Metrics = {"entropy": -log_prob.mean()}
-        if tuned is None:
+        if actor_params is None:
             return 0.0, said
         wanted = -spec.action_size if self.target_entropy is None else self.target_entropy
-        loss = -(tuned * jax.lax.stop_gradient(log_prob + wanted)).mean()
-        return loss, said | {"temperature": self.alpha(tuned)}
+        loss = -(actor_params * jax.lax.stop_gradient(log_prob + wanted)).mean()
+        return loss, said | {"temperature": self.alpha(actor_params)}
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], Array]:
         action, log_prob = policy(next_obs).sample(key)
-        return fns.q_target(next_obs, action), -self.alpha(own.tuned) * log_prob
+        return context.q_target(next_obs, action), -self.alpha(state.actor_params) * log_prob
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,18 +213,25 @@ class Soft(Entropic):
     name: ClassVar[str] = "soft"
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
         action, log_prob = policy(obs).sample(key)
-        value = objective(fns.base, q(obs, action))
-        loss = (self.alpha(tuned) * log_prob - value).mean()
-        tuning, said = self.tuning(tuned, log_prob, fns.spec)
+        value = objective(context.base, q(obs, action))
+        loss = (self.alpha(actor_params) * log_prob - value).mean()
+        tuning, said = self.tuning(actor_params, log_prob, context.spec)
         return loss + tuning, {"actor_value": value.mean()} | said
 
 
 @dataclasses.dataclass(frozen=True)
-class Single(Maximiser):
+class Single(ActionSelector):
     """One actor; what it says is done."""
 
     name: ClassVar[str] = "single"
@@ -221,31 +239,47 @@ class Single(Maximiser):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
 
-    def policy(self, actor: PyTree, own: Own, fns: Fns) -> Policy:
-        return fns.bind(actor)
+    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+        return context.bind(actor)
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
-        return [(fns.policy, fns.q)]
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
+        return [(context.policy, context.q)]
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
-        return smoothed_target(fns, key)
+        return smoothed_target(context, key)
 
-    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+    def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         return at_rest(base, envs, spec.action_size)
 
     def act(
-        self, actor: PyTree, own: Own, fns: Fns, memory: PyTree, obs: Array, first: Array, key: Key, mode: str
+        self,
+        actor: PyTree,
+        state: PartState,
+        context: Context,
+        noise_state: PyTree,
+        obs: Array,
+        first: Array,
+        key: Key,
+        mode: str,
     ) -> tuple[Array, dict[str, Array], PyTree]:
         if mode == "warm_up":
-            return uniform_action(fns.spec, obs, key), {}, memory
-        dist = fns.policy(obs)
+            return uniform_action(context.spec, obs, key), {}, noise_state
+        dist = context.policy(obs)
         if mode == "evaluate":
-            return dist.mode(), {}, memory
+            return dist.mode(), {}, noise_state
         k_sample, k_noise = jax.random.split(key)
-        action, memory = explored(fns, dist.sample(k_sample)[0], memory, first, k_noise)
-        return action, {}, memory
+        action, noise_state = explored(context, dist.sample(k_sample)[0], noise_state, first, k_noise)
+        return action, {}, noise_state
 
 
 def smooth(base: Base, action: Array, key: Key) -> Array:
@@ -255,16 +289,16 @@ def smooth(base: Base, action: Array, key: Key) -> Array:
     return jnp.clip(action + noise, -1.0, 1.0)
 
 
-def smoothed(fns: Fns, dist: Dist, key: Key) -> Dist:
+def smoothed(context: Context, dist: Dist, key: Key) -> Dist:
     """The distribution's mode with smoothing noise; over a table the nearest row to that."""
-    return Point(dist.features, fns.snap(smooth(fns.base, raw(dist).mode(), key)))
+    return Point(dist.features, context.snap(smooth(context.base, raw(dist).mode(), key)))
 
 
-def smoothed_target(fns: Fns, key: Key) -> Policy:
+def smoothed_target(context: Context, key: Key) -> Policy:
     """The target policy, smoothed if the base asks for it."""
-    if not fns.base.target_noise:
-        return fns.policy_target
-    return lambda obs: smoothed(fns, fns.policy_target(obs), key)
+    if not context.base.target_noise:
+        return context.policy_target
+    return lambda obs: smoothed(context, context.policy_target(obs), key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,18 +316,18 @@ class EveryStep(Schedule):
         return {"steps": 0, "updates": 0}
 
     def due(
-        self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
+        self, state: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, EpisodeEnd):
-            return own, 0, False
-        steps = own["steps"] + event.steps
+            return state, 0, False
+        steps = state["steps"] + event.steps
         # From the whole, not by adding fractions up; the 1e-9 is for ratios that are no binary fractions.
         updates = int(steps // self.every * self.every * base.updates_per_step + 1e-9)
-        return {"steps": steps, "updates": updates}, updates - own["updates"], False
+        return {"steps": steps, "updates": updates}, updates - state["updates"], False
 
 
 @dataclasses.dataclass(frozen=True)
-class Never(Restart):
+class NoReset(Reset):
     """Networks are made once."""
 
     name: ClassVar[str] = "never"

@@ -21,7 +21,7 @@ from qscape.offpolicy.exploration import (
     sometimes_uniform,
     uniform_action,
 )
-from qscape.offpolicy.sockets import Fns, Maximiser, Own
+from qscape.offpolicy.sockets import ActionSelector, Context, PartState
 from qscape.types import Columns, Dist, Key, Policy, Spec
 
 FIXED = 0  # seed of the key with which a policy that draws its proposals is asked outside of a run
@@ -59,13 +59,13 @@ class Best(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Proposals(Maximiser):
+class Proposals(ActionSelector):
     """What maximisers share that propose a list of actions and let Q choose."""
 
     select_q: ClassVar[str] = "q1"  # which critics choose: "q1" or "min"
     disturbs_each: ClassVar[bool] = True  # noise on every proposal, or on the chosen action alone?
 
-    def propose(self, actor: PyTree, fns: Fns, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
         """L distributions at `obs` [*b, S]; their modes are the proposals."""
         raise NotImplementedError
 
@@ -77,57 +77,65 @@ class Proposals(Maximiser):
         """Ornstein-Uhlenbeck noise; a stochastic policy explores by itself."""
         return {} if "soft" in present else OU_NOISE
 
-    def pick(self, fns: Fns, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
+    def pick(self, context: Context, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
         """The proposal that the online critics like best; of equals the first."""
         proposals = jax.lax.stop_gradient(proposals)
 
         def liked(action: Array) -> Array:
-            heads = fns.q(obs, action)
+            heads = context.q(obs, action)
             return heads[0] if self.select_q == "q1" else jnp.stack(heads).min(0)
 
         # What depends on the observation alone is computed once for all of them.
         return jax.lax.stop_gradient(jax.vmap(liked)(proposals)).argmax(0)
 
-    def best(self, fns: Fns, obs: Array, options: list[Dist]) -> Best:
+    def best(self, context: Context, obs: Array, options: list[Dist]) -> Best:
         """The one of the options that Q likes best."""
         proposals = jnp.stack([option.mode() for option in options])
-        return Best(options, proposals, self.pick(fns, obs, proposals))
+        return Best(options, proposals, self.pick(context, obs, proposals))
 
-    def policy(self, actor: PyTree, own: Own, fns: Fns) -> Policy:
-        return lambda obs: self.best(fns, obs, self.propose(actor, fns, obs, jax.random.key(FIXED)))
+    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+        return lambda obs: self.best(context, obs, self.propose(actor, context, obs, jax.random.key(FIXED)))
 
-    def proposals(self, actor: PyTree, own: Own, fns: Fns, obs: Array) -> Array:
-        options = self.propose(actor, fns, obs, jax.random.key(FIXED))
+    def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
+        options = self.propose(actor, context, obs, jax.random.key(FIXED))
         return jnp.stack([option.mode() for option in options], -2)
 
-    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+    def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         processes = self.length() + 1 if self.disturbs_each else 1
         return at_rest(base, envs, processes, spec.action_size)
 
     def act(
-        self, actor: PyTree, own: Own, fns: Fns, memory: PyTree, obs: Array, first: Array, key: Key, mode: str
+        self,
+        actor: PyTree,
+        state: PartState,
+        context: Context,
+        noise_state: PyTree,
+        obs: Array,
+        first: Array,
+        key: Key,
+        mode: str,
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Every proposal is disturbed, Q_1 chooses, the choice is disturbed once more (Algorithm 1)."""
-        length, keeps = self.length(), self.columns(fns.spec)
+        length, keeps = self.length(), self.columns(context.spec)
         if mode == "warm_up":
-            drawn = uniform_action(fns.spec, jnp.stack([obs] * (length + 1), 1), key)
-            return drawn[:, 0], dict.fromkeys(keeps, drawn[:, 1:]), memory
+            drawn = uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), key)
+            return drawn[:, 0], dict.fromkeys(keeps, drawn[:, 1:]), noise_state
         k_propose, k_noise, k_uniform, *k_sample = jax.random.split(key, length + 3)
-        options = self.propose(actor, fns, obs, k_propose)
+        options = self.propose(actor, context, obs, k_propose)
         if mode == "evaluate":
-            chosen = self.best(fns, obs, options)
-            return chosen.mode(), dict.fromkeys(keeps, jnp.moveaxis(chosen.proposals, 0, 1)), memory
-        shape = (len(obs), length + 1 if self.disturbs_each else 1, fns.spec.action_size)
-        drawn, memory = noise(fns, memory, first, shape, k_noise)
+            chosen = self.best(context, obs, options)
+            return chosen.mode(), dict.fromkeys(keeps, jnp.moveaxis(chosen.proposals, 0, 1)), noise_state
+        shape = (len(obs), length + 1 if self.disturbs_each else 1, context.spec.action_size)
+        drawn, noise_state = noise(context, noise_state, first, shape, k_noise)
         each, last = (None, None) if drawn is None else (jnp.moveaxis(drawn, 1, 0)[:-1], drawn[:, -1])
         samples = jnp.stack([one.sample(k)[0] for one, k in zip(options, k_sample, strict=True)])
-        samples = disturbed(fns, samples, each if self.disturbs_each else None)
+        samples = disturbed(context, samples, each if self.disturbs_each else None)
         # A stochastic policy is judged by its mode, a deterministic one by what the noise made of it.
-        judged = jnp.stack([one.mode() for one in options]) if fns.base.head == "gaussian" else samples
-        action = disturbed(fns, among(samples, self.pick(fns, obs, judged)), last)
-        if fns.base.epsilon_mode == "greedy":
-            action = sometimes_uniform(fns, action, k_uniform)
-        return action, dict.fromkeys(keeps, jnp.moveaxis(samples, 0, 1)), memory
+        judged = jnp.stack([one.mode() for one in options]) if context.base.head == "gaussian" else samples
+        action = disturbed(context, among(samples, self.pick(context, obs, judged)), last)
+        if context.base.epsilon_mode == "greedy":
+            action = sometimes_uniform(context, action, k_uniform)
+        return action, dict.fromkeys(keeps, jnp.moveaxis(samples, 0, 1)), noise_state
 
 
 def keeps_proposals(length: int, spec: Spec) -> Columns:

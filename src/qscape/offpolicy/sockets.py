@@ -1,8 +1,8 @@
 """The interfaces: what a part of an off-policy agent may do, and what it is given to do it with.
 
 A part is a frozen dataclass; its fields are its hyperparameters, its documentation and its flags. What
-it learns lives in the state, as its `Own`, and is moved by nobody but the trunk. A part receives
-functions (`Fns`), never networks, so it works with every representation. Each method here has a default
+it learns lives in the state, as its `PartState`, and is moved by nobody but the trunk. A part receives
+functions (`Context`), never networks, so it works with every representation. Each method here has a default
 that does nothing and costs nothing.
 """
 
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import Actor, Context, Critic
+from qscape.nets import Actor, Conditioning, Critic
 from qscape.offpolicy.base import Base
 from qscape.ops.nearest import ActionTable
-from qscape.types import Batch, Event, Key, Metrics, Piece, Policy, QFn, Scalar, Spec
+from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec
 
 if TYPE_CHECKING:
     from qscape.offpolicy.state import State
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 Net = TypeVar("Net", Actor, Critic)
 
 
-class Own(NamedTuple):
+class PartState(NamedTuple):
     """What a part carries in the state.
 
     Attributes:
-        learned: moved by the gradient of the part's own `learn`, with its own optimiser.
-        tuned: moved by the gradient of the actor's loss, with its own optimiser.
-        rest: slow copies, moving averages, bounds: whatever `after` returns.
+        params: moved by the gradient of the part's own `learn`, with its own optimiser.
+        actor_params: moved by the gradient of the actor's loss, with its own optimiser.
+        extra: slow copies, moving averages, bounds: whatever `post_update` returns.
     """
 
-    learned: PyTree = None
-    tuned: PyTree = None
-    rest: PyTree = None
+    params: PyTree = None
+    actor_params: PyTree = None
+    extra: PyTree = None
 
 
 class Nets(NamedTuple):
@@ -45,7 +45,7 @@ class Nets(NamedTuple):
     critic: Callable[..., Critic]  # (key, context=0)
 
 
-class Fns(NamedTuple):
+class Context(NamedTuple):
     """All that a part receives. In TD7 the fixed view holds the frozen encoders."""
 
     policy: Policy  # online, on the fixed view
@@ -65,22 +65,24 @@ class Fns(NamedTuple):
         return action if self.table is None else self.table.snap(action)
 
 
-class Part(Piece):
+class StatefulPart(Part):
     """What every part with a place in the state has in common."""
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """What the part carries at the start; `actor` is None for representation and maximiser."""
-        return Own()
+        return PartState()
 
-    def learn(self, learned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+    def learn(
+        self, params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics]:
         """Loss of the part's own networks; called only if `init` gave it any."""
-        raise NotImplementedError(f"{self.name} carries `learned` but says no loss for it")
+        raise NotImplementedError(f"{self.name} carries `params` but says no loss for it")
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
-        """Adam's rates for `learned` and `tuned`."""
+        """Adam's rates for `params` and `actor_params`."""
         return base.critic_learning_rate, base.actor_learning_rate
 
-    def after(self, own: Own, aux: Any, actor: PyTree, event: Event) -> Own:
+    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
         """Last thing in an update: moving averages, slow copies, bounds.
 
         Args:
@@ -88,16 +90,16 @@ class Part(Piece):
                 for all others.
             actor: after its step.
         """
-        return own
+        return state
 
 
-class Representation(Part):
+class Representation(StatefulPart):
     """What the networks see of observation and action, and how they are built on it."""
 
     socket: ClassVar[str] = "representation"
-    joint: ClassVar[float | None] = None  # weight β where the critic loss also moves `learned`
+    joint: ClassVar[float | None] = None  # weight β where the critic loss also moves `params`
 
-    def view(self, own: Own, which: str) -> PyTree:
+    def view(self, state: PartState, which: str) -> PyTree:
         """The parameters to embed with: "online", "fixed" or "target"."""
         raise NotImplementedError
 
@@ -113,88 +115,111 @@ class Representation(Part):
         """The network as it is with this view, where one of its layers depends on it."""
         return net
 
-    def actor(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Actor:
-        """A fresh actor; `context` is the width of a conditioning vector joined to its trunk's input."""
+    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
+        """A fresh actor; `conditioning` is the width of a conditioning vector joined to its trunk's input."""
         raise NotImplementedError
 
-    def critic(self, key: Key, base: Base, spec: Spec, context: int = 0) -> Critic:
+    def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
         """A fresh critic."""
         raise NotImplementedError
 
     def penalty(
-        self, actor: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
         """Added to the actor's loss, where actors (one, or a list) are to keep something small."""
         return None
 
 
-class TargetRule(Part):
+class BootstrapValue(StatefulPart):
     """How the values at the next state become one bootstrap value."""
 
-    socket: ClassVar[str] = "target"
+    socket: ClassVar[str] = "bootstrap"
 
-    def bootstrap(self, own: Own, qs: list[Array], bonus: Array | None) -> Array:
+    def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
         """Value of the next state [B] from the target critics' heads and an entropy bonus."""
         raise NotImplementedError
 
 
-class Follow(Part):
+class TargetUpdate(StatefulPart):
     """When and how target networks follow."""
 
-    socket: ClassVar[str] = "follow"
+    socket: ClassVar[str] = "target_update"
 
-    def follow(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
+    def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         """The target networks after this update."""
         raise NotImplementedError
 
 
-class Improvement(Part):
+class PolicyLoss(StatefulPart):
     """How a policy gets better from values."""
 
-    socket: ClassVar[str] = "improvement"
+    socket: ClassVar[str] = "policy_loss"
 
     def loss(
-        self, policy: Policy, q: QFn, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self,
+        policy: Policy,
+        q: QFn,
+        actor_params: PyTree,
+        state: PartState,
+        context: Context,
+        batch: Batch,
+        key: Key,
     ) -> tuple[Scalar, Metrics]:
         """Loss of one climb; its gradient moves (actor, tuned)."""
         raise NotImplementedError
 
     def target_values(
-        self, policy: Policy, own: Own, fns: Fns, next_obs: Array, key: Key
+        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], Array | None]:
         """Target critics' heads at the next state and a bonus (soft agents: -α log π)."""
         raise NotImplementedError
 
 
-class Maximiser(Part):
+class ActionSelector(StatefulPart):
     """Which action is taken: one actor's, or the best of many proposals."""
 
-    socket: ClassVar[str] = "maximiser"
+    socket: ClassVar[str] = "selector"
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """What the actor step moves: one actor, a list of them, or None."""
         raise NotImplementedError
 
-    def policy(self, actor: PyTree, own: Own, fns: Fns) -> Policy:
+    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
         """The one policy that everybody else sees."""
         raise NotImplementedError
 
-    def proposals(self, actor: PyTree, own: Own, fns: Fns, obs: Array) -> Array:
+    def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
         """The L actions [B, L, A] it picks from at `obs` [B, S], without noise; for the landscape to show."""
-        return self.policy(actor, own, fns)(obs).mode()[..., None, :]
+        return self.policy(actor, state, context)(obs).mode()[..., None, :]
 
-    def climbs(self, actor: PyTree, own: Own, fns: Fns, batch: Batch) -> list[tuple[Policy, QFn]]:
+    def actor_objectives(
+        self, actor: PyTree, state: PartState, context: Context, batch: Batch
+    ) -> list[tuple[Policy, QFn]]:
         """What is improved on what: each pair goes to `Improvement.loss`."""
         raise NotImplementedError
 
-    def target(
-        self, actor: PyTree, actor_target: PyTree, own: Own, fns: Fns, next_obs: Array, key: Key
+    def target_policy(
+        self,
+        actor: PyTree,
+        actor_target: PyTree,
+        state: PartState,
+        context: Context,
+        next_obs: Array,
+        key: Key,
     ) -> Policy:
         """The policy at the next state, smoothed before it picks (SAVO: after)."""
         raise NotImplementedError
 
     def act(
-        self, actor: PyTree, own: Own, fns: Fns, memory: PyTree, obs: Array, first: Array, key: Key, mode: str
+        self,
+        actor: PyTree,
+        state: PartState,
+        context: Context,
+        noise_state: PyTree,
+        obs: Array,
+        first: Array,
+        key: Key,
+        mode: str,
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """Actions [E, A], emitted columns, and what acting remembers per environment (noise).
 
@@ -204,23 +229,25 @@ class Maximiser(Part):
         """
         raise NotImplementedError
 
-    def memory(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+    def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         """What acting remembers at the start; None where it remembers nothing. Without a base: what it takes
         to evaluate."""
         return None
 
 
-class Regulariser(Part):
+class Regulariser(StatefulPart):
     """Terms added to the losses of critics or actor. None means: no such term."""
 
     socket: ClassVar[str] = "regulariser"
 
-    def critic(self, own: Own, fns: Fns, batch: Batch, key: Key) -> tuple[Scalar, Metrics] | None:
+    def critic(
+        self, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[Scalar, Metrics] | None:
         """Added to the critics' loss; the gradient reaches only the critics."""
         return None
 
     def actor(
-        self, tuned: PyTree, own: Own, fns: Fns, batch: Batch, key: Key
+        self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
         """Added to the actor's loss; the gradient reaches (actor, tuned)."""
         return None
@@ -229,10 +256,10 @@ class Regulariser(Part):
 class ActorRegulariser(Regulariser):
     """One that is nothing without an actor."""
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> Own:
+    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         if actor is None:
             raise UsageError(f"{self.name} smooths an actor, and this agent has none; leave {self.name} out.")
-        return Own()
+        return PartState()
 
 
 class StepEnd(NamedTuple):
@@ -249,7 +276,7 @@ class EpisodeEnd(NamedTuple):
     update: int
 
 
-class Schedule(Part):
+class Schedule(StatefulPart):
     """Host side: when updates happen and when the acting state is kept. Plain numbers only."""
 
     socket: ClassVar[str] = "schedule"
@@ -260,32 +287,32 @@ class Schedule(Part):
         raise NotImplementedError
 
     def due(
-        self, own: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
+        self, state: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         """New numbers, updates to run now, and whether to keep the acting state before them."""
         raise NotImplementedError
 
 
-class Restart(Part):
+class Reset(StatefulPart):
     """When networks begin anew."""
 
-    socket: ClassVar[str] = "restart"
+    socket: ClassVar[str] = "reset"
 
-    def restart(self, state: "State", fresh: Callable[[], "State"], event: Event, base: Base) -> "State":
+    def reset(self, state: "State", fresh: Callable[[], "State"], event: Event, base: Base) -> "State":
         """The state after an update. `fresh` makes one as at the start of a run, which goes on counting."""
         return state
 
 
-class Normaliser(Part):
+class Normaliser(StatefulPart):
     """Observation normalisation. Replay stays raw; a batch is normalised before any part sees it."""
 
     socket: ClassVar[str] = "normaliser"
 
-    def see(self, own: Own, obs: Array) -> Own:
+    def see(self, state: PartState, obs: Array) -> PartState:
         """Fold in the observations `[E, S]` that are acted on."""
-        return own
+        return state
 
-    def apply(self, own: Own, obs: Array) -> Array:
+    def apply(self, state: PartState, obs: Array) -> Array:
         """The observation as networks see it."""
         return obs
 
@@ -294,25 +321,30 @@ def bind(representation: Representation, view: PyTree, module: Actor | Critic) -
     """A network as a function of raw (normalised) observation and action."""
     if isinstance(module, Actor):
 
-        def policy(obs: Array, context: Context | None = None):
-            return representation.fit(view, module)(obs, representation.actor_inputs_at(view, obs), context)
+        def policy(obs: Array, conditioning: Conditioning | None = None):
+            return representation.fit(view, module)(
+                obs, representation.actor_inputs_at(view, obs), conditioning
+            )
 
         return policy
 
-    def value(obs: Array, action: Array, context: Context | None = None) -> Array:
-        return bind_critics(representation, view, [module], context)(obs, action)[0]
+    def value(obs: Array, action: Array, conditioning: Conditioning | None = None) -> Array:
+        return bind_critics(representation, view, [module], conditioning)(obs, action)[0]
 
     return value
 
 
 def bind_critics(
-    representation: Representation, view: PyTree, critics: list[Critic], context: Context | None = None
+    representation: Representation,
+    view: PyTree,
+    critics: list[Critic],
+    conditioning: Conditioning | None = None,
 ) -> QFn:
     """Critics as one function; the embeddings are made once and shared by all heads."""
 
     def q(obs: Array, action: Array) -> list[Array]:
         embeddings = representation.critic_inputs_at(view, obs, action)
-        return [representation.fit(view, critic)(obs, action, embeddings, context) for critic in critics]
+        return [representation.fit(view, critic)(obs, action, embeddings, conditioning) for critic in critics]
 
     return q
 

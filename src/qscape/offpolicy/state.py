@@ -5,8 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Int, PyTree
 
 from qscape.nets import Critic
-from qscape.offpolicy.sockets import Own
-from qscape.types import Piece
+from qscape.offpolicy.sockets import PartState
+from qscape.types import Part
 
 
 class State(NamedTuple):
@@ -17,23 +17,23 @@ class State(NamedTuple):
     actor_target: PyTree  # None where the base keeps no target actor
     critics: list[Critic]
     critics_target: list[Critic]
-    own: dict[str, Own]
+    part_states: dict[str, PartState]
     optimisers: dict[str, PyTree]
     updates: Int[Array, ""]
     env_steps: Int[Array, ""]
 
-    def of(self, part: Piece) -> Own:
+    def part(self, part: Part) -> PartState:
         """What a part carries; empty for one that carries nothing."""
-        return self.own.get(part.name, Own())
+        return self.part_states.get(part.name, PartState())
 
 
 # in_axes and out_axes of `vmap` for a state whose leaves lead with a seed axis.
 SEED_AXES = State(0, 0, 0, 0, 0, 0, None, None)  # type: ignore[arg-type]
 
 
-class Acting(NamedTuple):
+class ActingState(NamedTuple):
     """All that acting needs: what is kept by checkpoints, evaluated, exported and saved."""
 
     actor: PyTree
     critics: list[Critic]
-    own: dict[str, Own]  # of representation, maximiser and normaliser
+    part_states: dict[str, PartState]  # of representation, maximiser and normaliser

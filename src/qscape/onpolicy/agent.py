@@ -10,27 +10,28 @@ from jaxtyping import Array, Int, PyTree
 from qscape.errors import RunError, UsageError
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
-from qscape.onpolicy import plain, trunk
+from qscape.onpolicy import plain
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import Clipped
 from qscape.onpolicy.heads import Learnable
 from qscape.onpolicy.sockets import (
+    ActionHead,
+    Context,
     Distribution,
     Estimator,
-    Fns,
-    Head,
-    Improvement,
+    FeatureExtractor,
     Normaliser,
-    Part,
+    PolicyUpdate,
     Rollout,
     Scaling,
-    Torso,
+    StatefulPart,
     Views,
 )
-from qscape.onpolicy.state import Acting, Networks, State
-from qscape.types import Bound, Key, Metrics, Piece, Scalar, Spec, stream
+from qscape.onpolicy.state import ActingState, Networks, State
+from qscape.onpolicy.update import update
+from qscape.types import Bound, Key, Metrics, Part, Scalar, Spec, stream
 
-Own = dict[str, PyTree]
+PartStates = dict[str, PyTree]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,10 +47,10 @@ class Agent(Bound):
 
     recipe: str = "ppo"
     base: Base = Base()
-    torso: Torso = plain.Plain()
-    head: Head = Learnable()
+    extractor: FeatureExtractor = plain.Plain()
+    head: ActionHead = Learnable()
     estimator: Estimator = plain.GAE()
-    improvement: Improvement = Clipped()
+    policy_update: PolicyUpdate = Clipped()
     scaling: Scaling = plain.AsTheyAre()
     normaliser: Normaliser | plain.Raw = plain.Raw()
     spec: Spec | None = None
@@ -63,7 +64,7 @@ class Agent(Bound):
             UsageError: a part is not defined for it.
         """
         for part in self.parts.values():
-            why = part.fits(spec, self.base) if isinstance(part, Part) else None
+            why = part.fits(spec, self.base) if isinstance(part, StatefulPart) else None
             if why:
                 raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
         if self.base.exploration and not spec.choices:
@@ -79,11 +80,11 @@ class Agent(Bound):
     @property
     def parts(self) -> dict[str, Any]:
         """All parts by name."""
-        filled: tuple[Piece | Normaliser, ...] = (
-            self.torso,
+        filled: tuple[Part | Normaliser, ...] = (
+            self.extractor,
             self.head,
             self.estimator,
-            self.improvement,
+            self.policy_update,
             self.scaling,
             self.normaliser,
         )
@@ -98,14 +99,14 @@ class Agent(Bound):
     def shared(self) -> bool:
         """Is the critic one layer on the actor's torso?"""
         if self.base.shared_torso is None:
-            return self.task.frame is not None and self.improvement.shares
+            return self.task.frame is not None and self.policy_update.shares
         return self.base.shared_torso
 
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, envs: int = 1) -> State:
         """A fresh state for E environments; every leaf in a buffer of its own."""
-        spec, base, torso = self.task, self.base, self.torso
+        spec, base, torso = self.task, self.base, self.extractor
         k_actor, k_head, k_critic, k_value = (
             stream(key, name) for name in ("actor", f"{self.head.name}.init", "critic", "critic.value")
         )
@@ -115,70 +116,73 @@ class Agent(Bound):
         if self.estimator.critic and self.shared:
             critic = (None, orthogonal_linear(k_value, width, 1, 1.0))
         elif self.estimator.critic:
-            own = torso.init(k_critic, spec, base, base.critic_hidden)
-            critic = (own, orthogonal_linear(k_value, torso.width(spec, base, base.critic_hidden), 1, 1.0))
+            critic_torso = torso.init(k_critic, spec, base, base.critic_hidden)
+            critic = (
+                critic_torso,
+                orthogonal_linear(k_value, torso.width(spec, base, base.critic_hidden), 1, 1.0),
+            )
         networks = Networks(torso.init(k_actor, spec, base, base.actor_hidden), learned, critic)
-        own = {self.head.name: fixed}
-        own |= {p.name: p.memory(spec, envs) for p in (self.estimator, self.scaling)}
+        part_states = {self.head.name: fixed}
+        part_states |= {p.name: p.init_state(spec, envs) for p in (self.estimator, self.scaling)}
         if not isinstance(self.normaliser, plain.Raw):
-            own[self.normaliser.name] = self.normaliser.init(key, None, spec, base, None)
+            part_states[self.normaliser.name] = self.normaliser.init(key, None, spec, base, None)
         descent = base.descent()
         state = State(
             networks=networks,
-            own={k: v for k, v in own.items() if v is not None},
-            optimisers={k: descent.init(v) for k, v in self.improvement.optimised(networks).items()},
+            part_states={k: v for k, v in part_states.items() if v is not None},
+            optimisers={k: descent.init(v) for k, v in self.policy_update.optimised(networks).items()},
             updates=jnp.zeros((), jnp.int32),
             env_steps=jnp.zeros((), jnp.int32),
         )
         # Donation needs every leaf in a buffer of its own: Adam's zeros share theirs.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-    def check(self, own: Own) -> None:
+    def check(self, part_states: PartStates) -> None:
         """Look at what came out of a save: an action layer that must not change has not changed.
 
         Raises:
             RunError: it has.
         """
-        if self.head.name in own and (why := self.head.damage(own[self.head.name])):
+        if self.head.name in part_states and (why := self.head.damage(part_states[self.head.name])):
             raise RunError(f"the save of '{self.recipe}' cannot be used: {why}.")
 
     # --- the networks as functions ------------------------------------------------------------------
 
-    def views(self, own: Own, networks: Networks, obs: Array) -> Views:
+    def views(self, part_states: PartStates, networks: Networks, obs: Array) -> Views:
         """Distribution and value at normalised observations [..., S]."""
         features = networks.torso(obs)
-        dist, penalty = self.head.dist(networks.head, own.get(self.head.name), features)
+        dist, penalty = self.head.dist(networks.head, part_states.get(self.head.name), features)
         value = None if networks.critic is None else _value(networks.critic, features, obs)
         return Views(dist, value, penalty)
 
-    def dist(self, own: Own, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
+    def dist(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
         """The distribution at normalised observations, by (torso, head) alone."""
         torso, head = actor
-        return self.head.dist(head, own.get(self.head.name), torso(obs))[0]
+        return self.head.dist(head, part_states.get(self.head.name), torso(obs))[0]
 
-    def value(self, own: Own, networks: Networks, obs: Array) -> Array:
+    def value(self, part_states: PartStates, networks: Networks, obs: Array) -> Array:
         """The critic at normalised observations [..., S]."""
         features = networks.torso(obs) if self.shared else None
         return _value(networks.critic, features, obs)
 
-    def functions(self, state: State, progress: Scalar | float, key: Key) -> Fns:
+    def functions(self, state: State, progress: Scalar | float, key: Key) -> Context:
         """What an improvement receives."""
-        own, base = state.own, self.base
+        part_states, base = state.part_states, self.base
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
-        return Fns(
-            views=lambda networks, obs: self.views(own, networks, obs),
-            dist=lambda actor, obs: self.dist(own, actor, obs),
+        return Context(
+            views=lambda networks, obs: self.views(part_states, networks, obs),
+            dist=lambda actor, obs: self.dist(part_states, actor, obs),
             value=lambda critic, obs: _value(critic, None, obs),
             base=base,
             rate=jnp.asarray(rate, jnp.float32),
             key=key,
         )
 
-    def normalised(self, own: Own, obs: Array) -> Array:
+    def normalised(self, part_states: PartStates, obs: Array) -> Array:
         """Observations as networks see them."""
         if isinstance(self.normaliser, plain.Raw):
             return obs
-        return self.normaliser.apply(own[self.normaliser.name], obs)
+        return self.normaliser.apply(part_states[self.normaliser.name], obs)
 
     def see(self, state: State, obs: Array, weight: Array | None) -> State:
         """Let the normaliser see the observations [T, E, S] of a rollout."""
@@ -186,26 +190,26 @@ class Agent(Bound):
             return state
         name = self.normaliser.name
         rows = None if weight is None else weight.reshape(-1)
-        seen = self.normaliser.see_batch(state.own[name], obs.reshape(-1, obs.shape[-1]), rows)
-        return state._replace(own=state.own | {name: seen})
+        seen = self.normaliser.see_batch(state.part_states[name], obs.reshape(-1, obs.shape[-1]), rows)
+        return state._replace(part_states=state.part_states | {name: seen})
 
     # --- acting -----------------------------------------------------------------------------------
 
-    def acting(self, state: State) -> Acting:
+    def acting(self, state: State) -> ActingState:
         """All that acting needs of a state."""
         needed = (self.head.name, self.normaliser.name)
-        return Acting(state.networks, {k: v for k, v in state.own.items() if k in needed})
+        return ActingState(state.networks, {k: v for k, v in state.part_states.items() if k in needed})
 
-    def look(self, acting: Acting, obs: Array) -> Distribution:
+    def look(self, acting: ActingState, obs: Array) -> Distribution:
         """The distribution at raw observations [B, S]; its `features` are what the action layer sees."""
         networks = acting.networks
-        obs = self.normalised(acting.own, obs)
-        return self.dist(acting.own, (networks.torso, networks.head), obs)
+        obs = self.normalised(acting.part_states, obs)
+        return self.dist(acting.part_states, (networks.torso, networks.head), obs)
 
     def act(
         self,
-        acting: Acting,
-        memory: None,
+        acting: ActingState,
+        noise_state: None,
         obs: Array,
         first: Array,
         env_steps: Int[Array, ""] | int,
@@ -235,8 +239,8 @@ class Agent(Bound):
     def update(
         self, state: State, rollout: Rollout, progress: Scalar | float, key: Key
     ) -> tuple[State, Metrics]:
-        """Learn from one rollout: see `trunk.update`."""
-        return trunk.update(self, state, rollout, progress, key)
+        """Learn from one rollout: see `update.update`."""
+        return update(self, state, rollout, progress, key)
 
 
 def _value(critic: Any, features: Array | None, obs: Array) -> Array:

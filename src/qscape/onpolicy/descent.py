@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from qscape.errors import UsageError
-from qscape.onpolicy.sockets import Fns, Improvement, Samples, Views
+from qscape.onpolicy.sockets import Context, PolicyUpdate, Samples, Views
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.surrogate import (
     clipped_surrogate,
@@ -23,7 +23,7 @@ from qscape.types import Key, Metrics, Scalar, setting
 Loss = Callable[[Networks, Samples], tuple[Scalar, Metrics]]
 
 
-class _Descent(Improvement):
+class _Descent(PolicyUpdate):
     """Passes over the samples in minibatches, one step each. Abstract: `terms` is missing."""
 
     @property
@@ -38,11 +38,11 @@ class _Descent(Improvement):
     def optimised(self, networks: Networks) -> dict[str, PyTree]:
         return {"networks": networks}
 
-    def improve(self, fns: Fns, state: State, samples: Samples) -> tuple[State, Metrics]:
-        base, optimiser = fns.base, fns.base.descent()
+    def improve(self, context: Context, state: State, samples: Samples) -> tuple[State, Metrics]:
+        base, optimiser = context.base, context.base.descent()
 
         def loss(networks: Networks, batch: Samples) -> tuple[Scalar, Metrics]:
-            views = fns.views(networks, batch.observation)
+            views = context.views(networks, batch.observation)
             policy, value, metrics = self.terms(views, batch)
             entropy = mean(views.dist.entropy(), batch.weight)
             total = mean(policy, batch.weight)
@@ -61,11 +61,11 @@ class _Descent(Improvement):
             squares = [jnp.square(g).sum() for g in jax.tree.leaves(gradient)]
             metrics["gradient_norm"] = jnp.sqrt(jnp.stack(squares).sum())
             direction, moments = optimiser.update(gradient, moments)
-            return descend(networks, direction, fns.rate), moments, metrics
+            return descend(networks, direction, context.rate), moments, metrics
 
         plan = Minibatches(len(samples.advantage), base.batch_size, base.passes, samples.weight)
         networks, moments, metrics = plan.run(
-            step, (state.networks, state.optimisers["networks"]), samples, fns.key, self.stop_above
+            step, (state.networks, state.optimisers["networks"]), samples, context.key, self.stop_above
         )
         return state._replace(networks=networks, optimisers={"networks": moments}), metrics
 

@@ -17,7 +17,7 @@ from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.base import Base
-from qscape.onpolicy.sockets import Distribution, Head
+from qscape.onpolicy.sockets import ActionHead, Distribution
 from qscape.ops.bounds import BOUNDS
 from qscape.types import Key, Spec, setting
 
@@ -32,7 +32,7 @@ class Branch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureHead(Head):
+class FeatureHead(ActionHead):
     """The feature branch that all heads share. Abstract: a head says how its action layer is made."""
 
     projector: Literal["none", "linear"] = setting("linear", "What stands between torso and action layer.")

@@ -16,7 +16,7 @@ from qscape.envs.world import Ended, World, advance, begin
 from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
-from qscape.onpolicy.state import Acting, State
+from qscape.onpolicy.state import ActingState, State
 from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
@@ -36,7 +36,7 @@ def spec_of(env: Native) -> Spec:
 
 
 def collect(
-    agent: Agent, env: Native, acting: Acting, world: World, env_steps: Int[Array, ""], key: Key
+    agent: Agent, env: Native, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
 ) -> tuple[World, Rollout, Ended]:
     """A rollout by the present policy. With `base.episodes` all environments begin anew and make their share.
 

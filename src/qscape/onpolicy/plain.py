@@ -8,16 +8,16 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets.conv import Convolutions, layout, least
-from qscape.nets.orthogonal import orthogonal_trunk
+from qscape.nets.orthogonal import orthogonal_torso
 from qscape.onpolicy.base import Base
-from qscape.onpolicy.sockets import Estimator, Scaling, Steps, Torso
+from qscape.onpolicy.sockets import Estimator, FeatureExtractor, Scaling, Steps
 from qscape.ops.returns import discounted_returns, gae
 from qscape.ops.running import merge, moments
-from qscape.types import Key, Piece, Spec, setting
+from qscape.types import Key, Part, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain(Torso):
+class Plain(FeatureExtractor):
     """Linear layers with an activation behind each; on images the Nature DQN's convolutions before them."""
 
     name: ClassVar[str] = "plain"
@@ -40,7 +40,7 @@ class Plain(Torso):
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
         if spec.frame is not None:
             return Convolutions(key, spec.frame, self.image_hidden)
-        return orthogonal_trunk(key, (spec.observation_size, *widths), base.activation)
+        return orthogonal_torso(key, (spec.observation_size, *widths), base.activation)
 
     def width(self, spec: Spec, base: Base, widths: tuple[int, ...]) -> int:
         return widths[-1] if spec.frame is None else self.image_hidden[-1]
@@ -57,12 +57,12 @@ class GAE(Estimator):
         if not 0 <= self.decay <= 1:
             raise UsageError(f"gae.decay is {self.decay}; it must lie in [0, 1].")
 
-    def estimate(self, own: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
+    def estimate(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
         assert steps.value is not None
         assert steps.next_value is not None
         ends = steps.terminated, steps.ended
         advantage = gae(steps.reward, steps.value, steps.next_value, *ends, base.discount, self.decay)
-        return advantage, advantage + steps.value, own
+        return advantage, advantage + steps.value, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +75,17 @@ class MonteCarlo(Estimator):
         True, "Subtract the running mean of earlier returns and divide by their standard deviation."
     )
 
-    def memory(self, spec: Spec, envs: int) -> PyTree:
+    def init_state(self, spec: Spec, envs: int) -> PyTree:
         return moments(1)._replace(seen=jnp.zeros(()))
 
-    def estimate(self, own: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
+    def estimate(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
         ends = steps.terminated, steps.ended
-        returns = discounted_returns(steps.reward, own.mean[0], *ends, base.discount)
+        returns = discounted_returns(steps.reward, state.mean[0], *ends, base.discount)
         advantage = returns
         if self.standardise:  # by what was seen before, then it is seen: the order matters
-            advantage = (returns - own.mean[0]) / jnp.sqrt(own.var[0] + 1e-8)
+            advantage = (returns - state.mean[0]) / jnp.sqrt(state.var[0] + 1e-8)
         weight = None if steps.weight is None else steps.weight.reshape(-1)
-        return advantage, returns, merge(own, returns.reshape(-1, 1), weight)
+        return advantage, returns, merge(state, returns.reshape(-1, 1), weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class AsTheyAre(Scaling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Raw(Piece):
+class Raw(Part):
     """Observations as they are."""
 
     name: ClassVar[str] = "raw"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.state import State
-from qscape.types import Key, Metrics, Piece, Scalar, Spec
+from qscape.types import Key, Metrics, Part, Scalar, Spec
 
 
 class Distribution(Protocol):
@@ -70,7 +70,7 @@ class Views(NamedTuple):
     penalty: Float[Array, " B"] | None  # that the head adds to the loss
 
 
-class Fns(NamedTuple):
+class Context(NamedTuple):
     """What an improvement receives."""
 
     views: Callable[..., Views]  # (networks, normalised observations) -> Views
@@ -81,10 +81,10 @@ class Fns(NamedTuple):
     key: Key  # of this update and improvement
 
 
-class Part(Piece):
+class StatefulPart(Part):
     """What every part with a place in the state has in common."""
 
-    def memory(self, spec: Spec, envs: int) -> PyTree:
+    def init_state(self, spec: Spec, envs: int) -> PyTree:
         """What the part remembers at the start, moved by no gradient; None: nothing."""
         return None
 
@@ -93,10 +93,10 @@ class Part(Piece):
         return None
 
 
-class Torso(Part):
+class FeatureExtractor(StatefulPart):
     """Features of an observation."""
 
-    socket: ClassVar[str] = "torso"
+    socket: ClassVar[str] = "extractor"
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
         """A fresh network; called on observations [B, S], it gives features [B, F]."""
@@ -107,7 +107,7 @@ class Torso(Part):
         raise NotImplementedError
 
 
-class Head(Part):
+class ActionHead(StatefulPart):
     """A distribution over actions from a torso's features."""
 
     socket: ClassVar[str] = "head"
@@ -129,48 +129,48 @@ class Head(Part):
         return None
 
 
-class Estimator(Part):
+class Estimator(StatefulPart):
     """Advantages and the critic's targets."""
 
     socket: ClassVar[str] = "estimator"
     critic: ClassVar[bool] = True  # does it ask for values?
 
-    def estimate(self, own: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
+    def estimate(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
         """Advantages [T, E], targets [T, E], and what the part remembers afterwards."""
         raise NotImplementedError
 
 
-class Improvement(Part):
+class PolicyUpdate(StatefulPart):
     """How actor and critic learn from a rollout."""
 
-    socket: ClassVar[str] = "improvement"
+    socket: ClassVar[str] = "policy_update"
     shares: ClassVar[bool] = True  # may actor and critic have one torso?
 
     def optimised(self, networks: PyTree) -> dict[str, PyTree]:
         """By name, the parameters that each optimiser moves."""
         raise NotImplementedError
 
-    def improve(self, fns: Fns, state: State, samples: Samples) -> tuple[State, Metrics]:
+    def improve(self, context: Context, state: State, samples: Samples) -> tuple[State, Metrics]:
         """The state after learning from the samples."""
         raise NotImplementedError
 
 
-class Scaling(Part):
+class Scaling(StatefulPart):
     """How rewards and returns are scaled."""
 
     socket: ClassVar[str] = "scaling"
 
-    def rewards(self, own: PyTree, base: Base, steps: Steps) -> tuple[Array, PyTree]:
+    def rewards(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, PyTree]:
         """The rewards [T, E] that the estimator sees, and what the part remembers afterwards."""
-        return steps.reward, own
+        return steps.reward, state
 
-    def values(self, own: PyTree) -> Array | None:
+    def values(self, state: PyTree) -> Array | None:
         """What the critic's unit is worth in returns; None: 1."""
         return None
 
-    def see(self, own: PyTree, returns: Array, weight: Array | None) -> PyTree:
+    def see(self, state: PyTree, returns: Array, weight: Array | None) -> PyTree:
         """Fold in the returns [T, E] of a rollout, after their use."""
-        return own
+        return state
 
 
 class Normaliser(Protocol):
@@ -179,5 +179,5 @@ class Normaliser(Protocol):
     @property
     def name(self) -> str: ...
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: Any) -> PyTree: ...
-    def see_batch(self, own: Any, obs: Array, weight: Array | None) -> PyTree: ...
-    def apply(self, own: Any, obs: Array) -> Array: ...
+    def see_batch(self, state: Any, obs: Array, weight: Array | None) -> PyTree: ...
+    def apply(self, state: Any, obs: Array) -> Array: ...

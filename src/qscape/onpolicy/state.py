@@ -14,18 +14,18 @@ class Networks(NamedTuple):
 
 
 class State(NamedTuple):
-    """Networks, optimisers, counters; `own` holds by part what no gradient moves: fixed action layers,
+    """Networks, optimisers, counters; `parts` holds by part what no gradient moves: fixed action layers,
     running moments."""
 
     networks: Networks
-    own: dict[str, PyTree]
+    part_states: dict[str, PyTree]
     optimisers: dict[str, PyTree]
     updates: Int[Array, ""]  # rollouts that were learned from
     env_steps: Int[Array, ""]
 
 
-class Acting(NamedTuple):
+class ActingState(NamedTuple):
     """All that acting needs: what is evaluated, exported and saved."""
 
     networks: Networks
-    own: dict[str, PyTree]  # of head and normaliser
+    part_states: dict[str, PyTree]  # of head and normaliser

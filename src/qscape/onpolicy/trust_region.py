@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from qscape.errors import UsageError
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import descend
-from qscape.onpolicy.sockets import Fns, Improvement, Samples
+from qscape.onpolicy.sockets import Context, PolicyUpdate, Samples
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.conjugate import conjugate_gradient
 from qscape.ops.surrogate import mean, standardised
@@ -31,7 +31,7 @@ class Search(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrustRegion(Improvement):
+class TrustRegion(PolicyUpdate):
     """A natural-gradient step within a bound on the mean KL, found by line search; then the critic learns."""
 
     name: ClassVar[str] = "trust_region"
@@ -68,26 +68,26 @@ class TrustRegion(Improvement):
     def optimised(self, networks: Networks) -> dict[str, PyTree]:
         return {"critic": networks.critic}
 
-    def improve(self, fns: Fns, state: State, samples: Samples) -> tuple[State, Metrics]:
-        networks, metrics = self._actor(fns, state.networks, samples)
-        critic, moments = self._critic(fns, networks.critic, state.optimisers["critic"], samples)
+    def improve(self, context: Context, state: State, samples: Samples) -> tuple[State, Metrics]:
+        networks, metrics = self._actor(context, state.networks, samples)
+        critic, moments = self._critic(context, networks.critic, state.optimisers["critic"], samples)
         networks = networks._replace(critic=critic)
         return state._replace(networks=networks, optimisers={"critic": moments}), metrics
 
-    def _actor(self, fns: Fns, networks: Networks, samples: Samples) -> tuple[Networks, Metrics]:
+    def _actor(self, context: Context, networks: Networks, samples: Samples) -> tuple[Networks, Metrics]:
         """Gradient, direction, line search. A fixed action layer has no part in it."""
         weight = samples.weight
         advantage = standardised(samples.advantage, weight, epsilon=1e-8)
         start, unravel = ravel_pytree((networks.torso, networks.head))
-        old = fns.dist((networks.torso, networks.head), samples.observation)
+        old = context.dist((networks.torso, networks.head), samples.observation)
 
         def loss(params: Array) -> Scalar:
-            dist = fns.dist(unravel(params), samples.observation)
+            dist = context.dist(unravel(params), samples.observation)
             ratio = jnp.exp(dist.log_prob(samples.action) - samples.log_prob)
             return -mean(ratio * advantage, weight)
 
         def kl(params: Array) -> Scalar:
-            return mean(old.kl(fns.dist(unravel(params), samples.observation)), weight)
+            return mean(old.kl(context.dist(unravel(params), samples.observation)), weight)
 
         before, gradient = jax.value_and_grad(loss)(start)
         step, found = self.step(loss, kl, start, before, gradient)
@@ -135,17 +135,19 @@ class TrustRegion(Improvement):
         nothing = Search(jnp.array(0), jnp.array(False), start, jnp.zeros(()), before)
         return full, jax.lax.while_loop(unfinished, attempt, nothing)
 
-    def _critic(self, fns: Fns, critic: PyTree, moments: PyTree, samples: Samples) -> tuple[PyTree, PyTree]:
+    def _critic(
+        self, context: Context, critic: PyTree, moments: PyTree, samples: Samples
+    ) -> tuple[PyTree, PyTree]:
         """The critic regresses to the targets."""
-        optimiser = fns.base.descent()
+        optimiser = context.base.descent()
 
         def loss(critic: PyTree) -> Scalar:
-            value = fns.value(critic, samples.observation)
+            value = context.value(critic, samples.observation)
             return mean(jnp.square(samples.target - value), samples.weight)
 
         def one(_: Array, carry: tuple[PyTree, optax.OptState]) -> tuple[PyTree, optax.OptState]:
             critic, moments = carry
             direction, moments = optimiser.update(jax.grad(loss)(critic), moments)
-            return descend(critic, direction, fns.rate), moments
+            return descend(critic, direction, context.rate), moments
 
         return jax.lax.fori_loop(0, self.critic_steps, one, (critic, moments))

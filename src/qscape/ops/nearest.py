@@ -134,12 +134,12 @@ def exact(
     around = rows - centre
     half = 0.5 * np.square(around).sum(1)
     if count == 1:
-        return _found(Part(*map(jnp.asarray, (rows, around, half))), centre, x, k)[1]
+        return _found(Shard(*map(jnp.asarray, (rows, around, half))), centre, x, k)[1]
     rest = count * chunk - n
     filled = (np.pad(part, ((0, rest), (0, 0)), mode="edge") for part in (rows, around))
     high = np.pad(half, (0, rest), constant_values=np.inf)  # these are never found
 
-    def look(best: tuple[Array, Array], one: tuple[Part, Array]) -> tuple[tuple[Array, Array], None]:
+    def look(best: tuple[Array, Array], one: tuple[Shard, Array]) -> tuple[tuple[Array, Array], None]:
         part, first = one
         value, index = _found(part, centre, x, min(k, chunk))
         value, index = jnp.concatenate([best[0], value], 1), jnp.concatenate([best[1], first + index], 1)
@@ -148,10 +148,10 @@ def exact(
 
     none = jnp.full((x.shape[0], k), -jnp.inf), jnp.zeros((x.shape[0], k), jnp.int32)
     parts = (jnp.asarray(part).reshape(count, chunk, *part.shape[1:]) for part in (*filled, high))
-    return jax.lax.scan(look, none, (Part(*parts), jnp.arange(count) * chunk))[0][1]
+    return jax.lax.scan(look, none, (Shard(*parts), jnp.arange(count) * chunk))[0][1]
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """Some rows, the same without the centre, and ½|R_n|² of these; infinite where a row only fills up."""
 
     rows: Float[Array, "n d"]
@@ -159,7 +159,7 @@ class Part(NamedTuple):
     half: Float[Array, " n"]
 
 
-def _found(part: Part, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
+def _found(part: Shard, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
     """−|R_n − x|² of the k nearest of these rows, and where they stand."""
     if not isinstance(x.shape[0], int):  # an exported policy leaves the number of queries open
         return _by_differences(part, x, k)  # a file would compute both ways, always
@@ -173,7 +173,7 @@ def _found(part: Part, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Arr
     return jax.tree.map(lambda part: part.reshape(-1, k)[: len(x)], found)
 
 
-def _found_at_once(part: Part, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
+def _found_at_once(part: Shard, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
     """The same of a few queries.
 
     The product cannot tell rows apart whose distances from x differ by less than its rounding. Where the k-th
@@ -205,7 +205,7 @@ def _found_at_once(part: Part, centre: np.ndarray, x: Array, k: int) -> tuple[Ar
     return jax.lax.cond(clear, by_products, lambda: _by_differences(part, x, k))
 
 
-def _by_differences(part: Part, x: Array, k: int) -> tuple[Array, Array]:
+def _by_differences(part: Shard, x: Array, k: int) -> tuple[Array, Array]:
     """The same, exact but for the rounding of each distance."""
 
     def further(distance: Array, column: tuple[Array, Array]) -> tuple[Array, None]:

@@ -11,13 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qscape.errors import UsageError
 from qscape.ops import sum_tree
-from qscape.replay import memory, uniform
-from qscape.replay.memory import Index, Layout, Memory, Priorities, Rows
-from qscape.types import Event, Key, Piece, setting
+from qscape.replay import storage, uniform
+from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
+from qscape.types import Event, Key, Part, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class LAP(Piece):
+class LAP(Part):
     """Draw row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
 
     There are no importance weights: the Huber form of the critic loss, which this part brings along,
@@ -44,25 +44,25 @@ class LAP(Piece):
         if not 0 < self.min_priority < math.inf:
             raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
 
-    def init(self, layout: Layout) -> tuple[Memory, Index]:
-        return memory.create(layout), self.index(layout)
+    def init(self, layout: Layout) -> tuple[Storage, ReplayState]:
+        return storage.create(layout), self.init_state(layout)
 
-    def index(self, layout: Layout) -> Index:
+    def init_state(self, layout: Layout) -> ReplayState:
         """That of an empty memory."""
-        index = memory.create_index(layout)
+        replay_state = storage.create_state(layout)
         if not self.prioritised:
-            return index
+            return replay_state
         tree = sum_tree.create(layout.envs * layout.ring)
-        return index._replace(priorities=Priorities(tree, jnp.ones((), jnp.float32)))
+        return replay_state._replace(priorities=Priorities(tree, jnp.ones((), jnp.float32)))
 
     def insert(
-        self, layout: Layout, rows: Memory, index: Index, new: Rows, mask: Bool[Array, " E"]
-    ) -> tuple[Memory, Index]:
-        rows, moved = memory.insert(layout, rows, index, new, mask)
-        if index.priorities is None:
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+    ) -> tuple[Storage, ReplayState]:
+        rows, moved = storage.insert(layout, rows, replay_state, new, mask)
+        if replay_state.priorities is None:
             return rows, moved
-        tree, highest = index.priorities
-        i, following = memory.write_rows(layout, index)
+        tree, highest = replay_state.priorities
+        i, following = storage.write_rows(layout, replay_state)
         p = jnp.full(layout.envs, highest)
         if not layout.stores_next:  # the row behind becomes head or pad: never drawn
             i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])
@@ -71,32 +71,34 @@ class LAP(Piece):
         return rows, moved._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
 
     def sample(
-        self, layout: Layout, rows: Memory, index: Index, key: Key, batch_size: int
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
     ) -> Int[Array, " B"]:
-        if index.priorities is None:
-            return uniform.draw(layout, rows, index, key, batch_size)
-        return sum_tree.sample(index.priorities.tree, key, batch_size)
+        if replay_state.priorities is None:
+            return uniform.draw(layout, rows, replay_state, key, batch_size)
+        return sum_tree.sample(replay_state.priorities.tree, key, batch_size)
 
-    def update(self, index: Index, i: Int[Array, " B"], td_error: Float[Array, "B critics"]) -> Index:
+    def update(
+        self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
+    ) -> ReplayState:
         """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""
-        if index.priorities is None:
-            return index
-        tree, highest = index.priorities
+        if replay_state.priorities is None:
+            return replay_state
+        tree, highest = replay_state.priorities
         error = jnp.max(jnp.abs(td_error), axis=-1)
         p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
         p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # what is no transition stays so
         highest = jnp.maximum(highest, jnp.max(p))
-        return index._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+        return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
 
-    def after(self, index: Index, event: Event) -> Index:
+    def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
         """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
-        if index.priorities is None or not self.reset_highest:
-            return index
-        tree, highest = index.priorities
+        if replay_state.priorities is None or not self.reset_highest:
+            return replay_state
+        tree, highest = replay_state.priorities
 
         def largest() -> Array:
             found = jnp.max(tree[tree.size // 2 :])
             return jnp.where(found > 0, found, highest)
 
         highest = jax.lax.cond(event.synced, largest, lambda: highest)
-        return index._replace(priorities=Priorities(tree, highest))
+        return replay_state._replace(priorities=Priorities(tree, highest))

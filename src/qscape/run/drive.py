@@ -15,9 +15,9 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from qscape.envs import Edge, Episode, Step
+from qscape.envs import EnvAdapter, Episode, Step
 from qscape.offpolicy.state import State
-from qscape.replay.memory import Index, Memory, Rows
+from qscape.replay.storage import ReplayState, Rows, Storage
 from qscape.run.programs import Programs
 from qscape.types import Key
 
@@ -28,8 +28,8 @@ class Cycle(NamedTuple):
     """A run between two steps of the environment; the action for `observation` is chosen."""
 
     state: State
-    replay: tuple[Memory, Index]
-    memory: PyTree
+    replay: tuple[Storage, ReplayState]
+    noise_state: PyTree
     metrics: Array
     observation: Float[ArrayLike, "E S"]
     action: Float[Array, "E A"]
@@ -47,13 +47,13 @@ class Due(NamedTuple):
 class Driver:
     """Takes steps, learns and chooses the next action, again and again, in one program."""
 
-    def __init__(self, programs: Programs, edge: Edge, count: Callable[[Step], Due]) -> None:
+    def __init__(self, programs: Programs, adapter: EnvAdapter, count: Callable[[Step], Due]) -> None:
         """
         Args:
             edge: the environments; they are called in a thread of XLA's.
             count: is told of every step, in that thread.
         """
-        self.edge, self.count = edge, count
+        self.adapter, self.count = adapter, count
         self.end = 0.0  # the time at which the program looks up
         self.episodes: list[Episode] = []  # those that ended in the last step
         self.error: Exception | None = None
@@ -81,10 +81,10 @@ class Driver:
     def _answer(self, out: "Answer", action: np.ndarray) -> None:
         """One step of the environments. An error must not pass through the program, so it is kept."""
         try:
-            step = self.edge.step(action)
+            step = self.adapter.step(action)
             due = self.count(step)
         except Exception as error:
-            self.error, seen = error, self.edge.observation
+            self.error, seen = error, self.adapter.observation
             out.fill(Answer(0.0, False, False, seen, seen, False, 0, 0, False))
             return
         self.episodes = step.finished
@@ -132,15 +132,19 @@ def _program(
         told: Any = ask(now.action)
         ended = told.terminated, told.truncated
         new = Rows(now.observation, now.action, told.reward, *ended, told.next_observation, now.columns)
-        rows, index = agent.replay.insert(layout, *now.replay, new, told.valid)
+        rows, replay_state = agent.replay.insert(layout, *now.replay, new, told.valid)
         # As without the program: a state knows of the steps before its last update.
         noted = jnp.where(told.updates > 0, told.env_steps, now.state.env_steps)
-        state, index, metrics = programs.burst(now.state, rows, index, now.metrics, noted, key, told.updates)
+        state, replay_state, metrics = programs.burst(
+            now.state, rows, replay_state, now.metrics, noted, key, told.updates
+        )
         obs, first = told.observation, told.terminated | told.truncated | ~told.valid
         state = agent.see(state, obs)
         acting = agent.acting(state)
-        action, columns, memory = agent.act(acting, now.memory, obs, first, told.env_steps, key, "explore")
-        return Cycle(state, (rows, index), memory, metrics, obs, action, columns), told.proceed
+        action, columns, noise_state = agent.act(
+            acting, now.noise_state, obs, first, told.env_steps, key, "explore"
+        )
+        return Cycle(state, (rows, replay_state), noise_state, metrics, obs, action, columns), told.proceed
 
     def go(cycle: Cycle, key: Key) -> Cycle:
         begin = cycle, jnp.array(True)

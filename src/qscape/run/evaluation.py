@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from qscape.envs import Edge, Episode, Step
+from qscape.envs import EnvAdapter, Episode, Step
 from qscape.errors import RunError
 from qscape.run.programs import Acts, act_evaluating
 
@@ -34,23 +34,25 @@ def successes_of(done: Sequence[Episode]) -> list[float]:
     return [float(episode.success or 0) for episode in done] if told else []
 
 
-def evaluate(programs: Acts, acting: Any, edge: Edge, episodes: int, seed: int = SEED) -> list[Episode]:
+def evaluate(
+    programs: Acts, acting: Any, adapter: EnvAdapter, episodes: int, seed: int = SEED
+) -> list[Episode]:
     """`episodes` whole episodes; the same ones at every call with the same seed.
 
     Sub-environment i of E runs episodes i, i + E, ...: a fixed share, so that short episodes are not
     counted more often than long ones. Sub-environment i is seeded with `seed + i`.
     """
-    done: list[list[Episode]] = [[] for _ in range(edge.envs)]
-    for _, _, _, ended in _walk(programs, acting, edge, episodes, seed):
+    done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
+    for _, _, _, ended in _walk(programs, acting, adapter, episodes, seed):
         for episode in ended:
             done[episode.env].append(episode)
-    return [done[k % edge.envs][k // edge.envs] for k in range(episodes)]
+    return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
 
 
 def rollouts(
     programs: Acts,
     acting: Any,
-    edge: Edge,
+    adapter: EnvAdapter,
     episodes: int,
     seed: int = SEED,
     sense: Sense | None = None,
@@ -60,9 +62,9 @@ def rollouts(
     `sense`: what the policy sees of the observations [E, S], e.g. with noise; the environment itself and
     what is recorded stay untouched.
     """
-    steps: list[list[tuple]] = [[] for _ in range(edge.envs)]
-    done: list[list[Rollout]] = [[] for _ in range(edge.envs)]
-    for obs, action, step, ended in _walk(programs, acting, edge, episodes, seed, sense):
+    steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
+    done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
+    for obs, action, step, ended in _walk(programs, acting, adapter, episodes, seed, sense):
         for i in np.flatnonzero(step.valid).tolist():
             steps[i].append((obs[i], action[i], step.reward[i]))
         for episode in ended:
@@ -70,29 +72,29 @@ def rollouts(
             done[episode.env].append(Rollout(seen, did, got, episode))
         for i in np.flatnonzero(step.terminated | step.truncated).tolist():
             steps[i].clear()
-    return [done[k % edge.envs][k // edge.envs] for k in range(episodes)]
+    return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
 
 
 def _walk(
     programs: Acts,
     acting: Any,
-    edge: Edge,
+    adapter: EnvAdapter,
     episodes: int,
     seed: int,
     sense: Sense | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
     """Observations, actions and step of all sub-environments, and the episodes that count and ended in it."""
-    share = [len(range(i, episodes, edge.envs)) for i in range(edge.envs)]
-    edge.reseed(seed)
-    obs = edge.reset()
-    choose = act_evaluating(programs, acting, edge.envs)
-    first = np.ones(edge.envs, bool)
+    share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]
+    adapter.reseed(seed)
+    obs = adapter.reset()
+    choose = act_evaluating(programs, acting, adapter.envs)
+    first = np.ones(adapter.envs, bool)
     t = 0
     while any(share):
         action = choose(obs if sense is None else sense(obs), first, t)
-        step = edge.step(action)
+        step = adapter.step(action)
         if t >= LONGEST:
-            refuse_endless(edge, edge.longest)
+            refuse_endless(adapter, adapter.longest)
         ended = [e for e in step.finished if share[e.env] > 0]
         for episode in ended:
             share[episode.env] -= 1
@@ -100,10 +102,10 @@ def _walk(
         obs, first, t = step.observation, step.begins, t + 1
 
 
-def refuse_endless(edge: Edge, steps: int) -> None:
+def refuse_endless(adapter: EnvAdapter, steps: int) -> None:
     """Raises a RunError where an episode has gone on for too many steps, and nothing will end it."""
-    if steps > LONGEST and edge.time_limit is None:
+    if steps > LONGEST and adapter.time_limit is None:
         raise RunError(
-            f"{edge.env_id}: an episode has not ended in {LONGEST:,} steps, and nothing limits it; "
+            f"{adapter.env_id}: an episode has not ended in {LONGEST:,} steps, and nothing limits it; "
             "set max_episode_steps in env_args, or wrap it in gymnasium.wrappers.TimeLimit."
         )

@@ -289,16 +289,16 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
     name, place = f"{trainer.env_steps:09d}", folder / "saves"
-    shot = snapshot.take(trainer.edge)
+    shot = snapshot.take(trainer.adapter)
     meta = {
         "qscape": importlib.metadata.version("qscape"),
         "milestone": milestone or _is_milestone(place / name),  # again, at the same step
-        "numbers": trainer.numbers(),
-        "edge": shot.meta,
-        "table": fingerprint(trainer.edge.spec.table),
+        "numbers": trainer.counters(),
+        "environment": shot.meta,
+        "table": fingerprint(trainer.adapter.spec.table),
         "threads": os.environ.get("NPROC"),
     }
-    path = saves.write(place, name, trainer.trees() | {"edge": shot.arrays}, meta)
+    path = saves.write(place, name, trainer.arrays() | {"environment": shot.arrays}, meta)
     for older in saves.names(place):
         with contextlib.suppress(RunError):  # a damaged one is no reason to end a healthy run
             if older != name and "replay" in saves.tree_names(place / older):
@@ -350,13 +350,15 @@ def load_into(trainer: Loop, path: Path) -> list[str]:
     """
     meta = saves.read_meta(path)
     numbers = meta["numbers"]
-    refuse_other_table(trainer.edge.env_id, meta.get("table"), trainer.edge.spec.table)
-    trees, _ = saves.read(path, trainer.likes(numbers))
-    trainer.put_back(trees, numbers)
-    why = snapshot.restore(trainer.edge, snapshot.Snapshot(saves.read_arrays(path, "edge"), meta["edge"]))
+    refuse_other_table(trainer.adapter.env_id, meta.get("table"), trainer.adapter.spec.table)
+    trees, _ = saves.read(path, trainer.templates(numbers))
+    trainer.restore(trees, numbers)
+    why = snapshot.restore(
+        trainer.adapter, snapshot.Snapshot(saves.read_arrays(path, "environment"), meta["environment"])
+    )
     notes = [why] if why else []
     if why:
-        trainer.begun_anew()
+        trainer.on_environment_restart()
     if meta["threads"] != os.environ.get("NPROC"):
         was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
         notes.append(f"saved with NPROC={was}, going on with NPROC={now}: the last digits may differ")

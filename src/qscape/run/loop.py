@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from qscape.agents import Agent
-from qscape.envs import Edge, Episode
-from qscape.envs import make as make_edge
+from qscape.envs import EnvAdapter, Episode
+from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.run import events as ev
@@ -47,16 +47,23 @@ class Loop:
     _shown: Any = None
     _acting: Any = None
 
-    def __init__(self, plan: Plan, agent: Any, edge: Edge, eval_edge: Edge | None, saver: Saver | None):
-        """`eval_edge` None: no evaluation while training; `saver` None: nothing is saved. The saver is
+    def __init__(
+        self,
+        plan: Plan,
+        agent: Any,
+        adapter: EnvAdapter,
+        eval_adapter: EnvAdapter | None,
+        saver: Saver | None,
+    ):
+        """`eval_adapter` None: no evaluation while training; `saver` None: nothing is saved. The saver is
         called with the trainer and whether this save is one to keep for good."""
-        self.plan, self.agent, self.edge = plan, agent.on(edge.spec), edge
-        if eval_edge is not None:
-            refuse_other_table(edge.env_id, fingerprint(edge.spec.table), eval_edge.spec.table)
-        self.eval_edge, self.saver = eval_edge, saver
+        self.plan, self.agent, self.adapter = plan, agent.on(adapter.spec), adapter
+        if eval_adapter is not None:
+            refuse_other_table(adapter.env_id, fingerprint(adapter.spec.table), eval_adapter.spec.table)
+        self.eval_adapter, self.saver = eval_adapter, saver
         self.probes = Probes(plan.probe, self.agent) if plan.probe else None
         self.key = jax.random.key(plan.seed)
-        self.first = np.ones(edge.envs, bool)
+        self.first = np.ones(adapter.envs, bool)
         self.env_steps = self.updates = 0
         self.returns: list[float] = []  # of the episodes since the last log line
         self.due = {
@@ -95,12 +102,12 @@ class Loop:
         """One step of every sub-environment."""
         raise NotImplementedError
 
-    def trees(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, Any]:
         """Everything on the device, by tree; "replay" is what only the newest save holds."""
         raise NotImplementedError
 
-    def likes(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        """The structure of the `trees` of a save with these numbers."""
+    def templates(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The structure of the `arrays` of a save with these numbers."""
         raise NotImplementedError
 
     # --- what all loops share -----------------------------------------------------------------------
@@ -125,10 +132,10 @@ class Loop:
         begun = time.perf_counter() - self.seconds
         self._rate = (self.env_steps, time.perf_counter())
         if self.fresh:
-            self.edge.reset()
+            self.adapter.reset()
             self.fresh = False
         yield ev.Started(
-            self.env_steps, until, self.plan.label, self.edge.env_id, self.plan.seed, self._notes()
+            self.env_steps, until, self.plan.label, self.adapter.env_id, self.plan.seed, self._notes()
         )
         self._take_memory()
         while not self._stop:
@@ -149,8 +156,12 @@ class Loop:
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
         """Evaluate, log and save, where one of these is due at this step."""
         plan = self.plan
-        if self.eval_edge is not None and plan.eval_every and self._is_due("evaluate", plan.eval_every, last):
-            yield from self.evaluations(self.eval_edge)
+        if (
+            self.eval_adapter is not None
+            and plan.eval_every
+            and self._is_due("evaluate", plan.eval_every, last)
+        ):
+            yield from self.evaluations(self.eval_adapter)
         if self._is_due("log", plan.log_every, last):
             yield self._log()
         milestone = self._is_due("milestone", plan.milestone_every, last)
@@ -169,15 +180,15 @@ class Loop:
         """The first step after this one at which something is due."""
         return min(self.until, *(step for step in self.due.values() if step > self.env_steps))
 
-    def evaluations(self, edge: Edge) -> Iterator[ev.Evaluated]:
+    def evaluations(self, adapter: EnvAdapter) -> Iterator[ev.Evaluated]:
         """Evaluate the current policy, and beside it the kept one where the schedule keeps one."""
         policies = {"current": self.acting} | ({} if self.kept is None else {"kept": self.kept})
         for name, acting in policies.items():
             start = time.perf_counter()
             if self.probes is None:
-                done, probed = evaluate(self.programs, acting, edge, self.plan.eval_episodes), {}
+                done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
             else:
-                walked = rollouts(self.programs, acting, edge, self.plan.eval_episodes)
+                walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
                 done, probed = [r.episode for r in walked], self.probes(Look(acting, walked))
             returns, lengths = [e.ret for e in done], [e.length for e in done]
             successes = successes_of(done)
@@ -202,34 +213,34 @@ class Loop:
 
     # --- saving and going on ------------------------------------------------------------------------
 
-    def numbers(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Any]:
         """Everything on the host, JSON-able."""
         names = ("env_steps", "updates", "returns", "due", "finished", "seconds")
         return {name: getattr(self, name) for name in names}
 
-    def put_back(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        """Take over what `trees` and `numbers` gave in another process."""
+    def restore(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
+        """Take over what `arrays` and `counters` gave in another process."""
         for name in ("env_steps", "updates", "returns", "due", "finished", "seconds"):
             setattr(self, name, numbers[name])
         self.fresh = False
 
-    def begun_anew(self) -> None:
+    def on_environment_restart(self) -> None:
         """Learn that the environment could not be put back: new episodes begin where the save was made."""
 
 
-def open_edges(plan: Plan, agent: Agent) -> tuple[Edge, Edge | None]:
+def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:
     """Training and evaluation environments of a plan. The latter has seeds of its own, `SEED` + i."""
-    edge = open_edge(plan, agent)
+    adapter = open_adapter(plan, agent)
     if not plan.eval_every:
-        return edge, None
+        return adapter, None
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
-    return edge, make_edge(plan.env, count, args, seed=SEED, by_index=agent.by_index)
+    return adapter, make_adapter(plan.env, count, args, seed=SEED, by_index=agent.by_index)
 
 
-def open_edge(plan: Plan, agent: Agent) -> Edge:
+def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
     """The training environment of a plan."""
     args = training_args(plan.env, dict(plan.env_args))
-    return make_edge(plan.env, plan.envs, args, seed=plan.seed, by_index=agent.by_index)
+    return make_adapter(plan.env, plan.envs, args, seed=plan.seed, by_index=agent.by_index)
 
 
 def owned(tree: PyTree) -> PyTree:

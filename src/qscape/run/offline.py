@@ -16,11 +16,11 @@ from jaxtyping import Array
 
 from qscape.agents import build
 from qscape.data import RECORDED, Dataset, normalised_score, read
-from qscape.envs import Edge
+from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
-from qscape.replay.memory import Index, Layout, Rows
+from qscape.replay.storage import Layout, ReplayState, Rows
 from qscape.run import events as ev
 from qscape.run import saves
 from qscape.run.folder import newest_save, one_run, read_plan
@@ -38,16 +38,16 @@ class OfflineTrainer(Trainer):
         self,
         plan: Plan,
         agent: Agent,
-        edge: Edge,
-        eval_edge: Edge | None = None,
+        adapter: EnvAdapter,
+        eval_adapter: EnvAdapter | None = None,
         saver: Saver | None = None,
     ):
         known = plan.env != RECORDED
         data = read(plan.dataset, plan.env if known else None, plan.env_args if known else None)
-        super().__init__(plan, _holding(agent, data, plan), edge, eval_edge, saver)
+        super().__init__(plan, _holding(agent, data, plan), adapter, eval_adapter, saver)
         refuse_columns(self.layout, self.agent.recipe)
         self.data, self.score = data, None
-        self.rows, self.index = fill(self.agent, self.layout, self.rows, self.index, data)
+        self.storage, self.replay_state = fill(self.agent, self.layout, self.storage, self.replay_state, data)
         if self.agent.normalises:
             self.state = self.programs.see(self.state, data.observation)
 
@@ -56,7 +56,7 @@ class OfflineTrainer(Trainer):
         return [
             f"dataset: {n:,} transitions, {episodes:,} episodes, mean return {self.data.returns.mean():,.1f}",
             "a step is an update; the environment only evaluates"
-            if self.eval_edge
+            if self.eval_adapter
             else "a step is an update; nothing is evaluated",
         ]
 
@@ -67,15 +67,15 @@ class OfflineTrainer(Trainer):
         """Updates up to the next thing that is due, but at most a chunk of them."""
         n = min(self._next_due() - self.env_steps, CHUNK)
         done = np.int32(self.env_steps)
-        self.state, self.index, self.metrics = self.programs.burst(
-            self.state, self.rows, self.index, self.metrics, done, self.key, np.int32(n), stride=1
+        self.state, self.replay_state, self.metrics = self.programs.burst(
+            self.state, self.storage, self.replay_state, self.metrics, done, self.key, np.int32(n), stride=1
         )
         jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
         self.updates, self.env_steps = self.updates + n, self.env_steps + n
         yield from ()
 
-    def evaluations(self, edge: Edge) -> Iterator[ev.Evaluated]:
-        for event in super().evaluations(edge):
+    def evaluations(self, adapter: EnvAdapter) -> Iterator[ev.Evaluated]:
+        for event in super().evaluations(adapter):
             self.score = score(self.plan, event.mean)
             yield event
 
@@ -118,7 +118,9 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
         )
 
 
-def fill(agent: Agent, layout: Layout, rows: Array, index: Index, data: Dataset) -> tuple[Array, Index]:
+def fill(
+    agent: Agent, layout: Layout, rows: Array, replay_state: ReplayState, data: Dataset
+) -> tuple[Array, ReplayState]:
     """The replay with a dataset in the ring of its first environment, as if it had been experienced."""
     insert = jax.jit(partial(_insert, agent, layout), donate_argnums=(0, 1))
     for start in range(0, len(data), FILL):
@@ -134,22 +136,24 @@ def fill(agent: Agent, layout: Layout, rows: Array, index: Index, data: Dataset)
         padded = [np.zeros((FILL, *c.shape[1:]), c.dtype) for c in columns]
         for whole, column in zip(padded, columns, strict=True):
             whole[: len(column[part])] = column[part]
-        rows, index = insert(rows, index, padded, np.arange(FILL) < len(data) - start)
-    return rows, index
+        rows, replay_state = insert(rows, replay_state, padded, np.arange(FILL) < len(data) - start)
+    return rows, replay_state
 
 
 def _insert(
-    agent: Agent, layout: Layout, rows: Array, index: Index, columns: list[Array], real: Array
-) -> tuple[Array, Index]:
+    agent: Agent, layout: Layout, rows: Array, replay_state: ReplayState, columns: list[Array], real: Array
+) -> tuple[Array, ReplayState]:
     """Insert transitions one after the other; those that are not real leave no trace."""
     first = jnp.arange(layout.envs) == 0
 
-    def one(carry: tuple[Array, Index], step: tuple[list[Array], Array]) -> tuple[tuple[Array, Index], None]:
+    def one(
+        carry: tuple[Array, ReplayState], step: tuple[list[Array], Array]
+    ) -> tuple[tuple[Array, ReplayState], None]:
         row, counts = step
         spread = Rows(*(jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row), columns={})
         return agent.replay.insert(layout, *carry, spread, first & counts), None
 
-    return jax.lax.scan(one, (rows, index), (columns, real))[0]
+    return jax.lax.scan(one, (rows, replay_state), (columns, real))[0]
 
 
 # --- a run from another -------------------------------------------------------------------------------
@@ -224,9 +228,9 @@ def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
 
 
 def _what(name: str) -> str:
-    """own/sale/learned/f/... is sale; optimisers/soft.tuned/... is soft.tuned; actor/... is actor."""
+    """Which part a leaf belongs to: `sale` of part_states/sale/params/f, `actor` of actor/x."""
     first, *rest = name.split("/")
-    return rest[0] if first in ("own", "optimisers") and rest else first
+    return rest[0] if first in ("part_states", "optimisers") and rest else first
 
 
 def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
@@ -236,7 +240,9 @@ def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
     refuse_columns(trainer.layout, trainer.agent.recipe)
     known = source.env != RECORDED
     data = read(source.dataset, source.env if known else None, source.env_args if known else None)
-    trainer.rows, trainer.index = fill(trainer.agent, trainer.layout, trainer.rows, trainer.index, data)
+    trainer.storage, trainer.replay_state = fill(
+        trainer.agent, trainer.layout, trainer.storage, trainer.replay_state, data
+    )
     if unseen:
         trainer.state = trainer.programs.see(trainer.state, data.observation)
     kept = min(len(data), trainer.layout.ring)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from qscape.agents import build
-from qscape.envs import Edge, Episode
-from qscape.envs import make as make_edge
+from qscape.envs import EnvAdapter, Episode
+from qscape.envs import make as make_adapter
 from qscape.envs.spaces import refuse_other_table
 from qscape.errors import RunError, UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
@@ -25,7 +25,7 @@ class Loaded:
 
     programs: Acts
     acting: Any
-    edge: Edge
+    adapter: EnvAdapter
     step: int
     policy: str  # "kept" or "current"
 
@@ -55,11 +55,11 @@ def load_policy(
     refuse_nameless(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
     args, by_index = dict(plan.env_args) | (env_args or {}), agent.by_index
-    edge = make_edge(plan.env, envs, args, seed=seed, by_index=by_index)
-    refuse_other_table(plan.env, saves.read_meta(path).get("table"), edge.spec.table)
-    agent = agent.on(edge.spec)
+    adapter = make_adapter(plan.env, envs, args, seed=seed, by_index=by_index)
+    refuse_other_table(plan.env, saves.read_meta(path).get("table"), adapter.spec.table)
+    agent = agent.on(adapter.spec)
     acting, step, policy = read_acting(path, agent, current)
-    return Loaded(programs_of(agent, envs), acting, edge, step, policy)
+    return Loaded(programs_of(agent, envs), acting, adapter, step, policy)
 
 
 def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int, str]:
@@ -72,7 +72,7 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
     name = "kept" if "kept" in saves.tree_names(path) and not current else "acting"
     trees, meta = saves.read(path, {name: like})
     if isinstance(agent, OnPolicyAgent):
-        agent.check(trees[name].own)
+        agent.check(trees[name].part_states)
     return trees[name], meta["numbers"]["env_steps"], "kept" if name == "kept" else "current"
 
 
@@ -85,6 +85,6 @@ def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = 
     if episodes < 1:
         raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
-    done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.edge, episodes, seed)
-    loaded.edge.close()
+    done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    loaded.adapter.close()
     return loaded.step, loaded.policy, done

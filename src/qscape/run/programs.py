@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
-from qscape.replay.memory import Index, Layout
+from qscape.replay.storage import Layout, ReplayState
 from qscape.types import Key
 
 
@@ -39,64 +39,66 @@ class Programs:
         self.act = Act(agent.act)
         self.keep = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
 
-    def memory(self, envs: int) -> PyTree:
+    def init_noise(self, envs: int) -> PyTree:
         """What acting remembers at the start, for E environments side by side."""
-        return self.agent.maximiser.memory(self.agent.task, envs, self.agent.base)
+        return self.agent.selector.init_noise(self.agent.task, envs, self.agent.base)
 
-    def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
+    def blank_metrics(self, state: State, storage: Array, replay_state: ReplayState, key: Key) -> Array:
         """The metrics vector before the first update; finds out the names as well."""
-        said = jax.eval_shape(self.update, state, rows, index, key)[2]
+        said = jax.eval_shape(self.update, state, storage, replay_state, key)[2]
         self.metrics = sorted(said)
         return jnp.full(len(self.metrics), jnp.nan)
 
     def _update(
-        self, state: State, rows: Array, index: Index, metrics: Array, key: Key
-    ) -> tuple[State, Index, Array]:
-        state, index, said = self.update(state, rows, index, key)
+        self, state: State, storage: Array, replay_state: ReplayState, metrics: Array, key: Key
+    ) -> tuple[State, ReplayState, Array]:
+        state, replay_state, said = self.update(state, storage, replay_state, key)
         new = jnp.stack([said[name] for name in self.metrics])
         # -inf marks what this update did not compute (the actor's, between its delayed steps).
-        return state, index, jnp.where(jnp.isneginf(new), metrics, new)
+        return state, replay_state, jnp.where(jnp.isneginf(new), metrics, new)
 
     def _step(
         self,
         state: State,
-        rows: Array,
-        index: Index,
-        memory: PyTree,
+        storage: Array,
+        replay_state: ReplayState,
+        noise_state: PyTree,
         metrics: Array,
         obs: Array,
         first: Array,
         env_steps: Array,
         key: Key,
-    ) -> tuple[State, Index, PyTree, Array, Array, dict[str, Array]]:
+    ) -> tuple[State, ReplayState, PyTree, Array, Array, dict[str, Array]]:
         """One update, then the next action: what an environment step costs in the usual schedule."""
         state = state._replace(env_steps=env_steps)
-        state, index, metrics = self._update(state, rows, index, metrics, key)
+        state, replay_state, metrics = self._update(state, storage, replay_state, metrics, key)
         state = self.agent.see(state, obs)
         acting = self.agent.acting(state)
-        action, columns, memory = self.agent.act(acting, memory, obs, first, env_steps, key, "explore")
-        return state, index, memory, metrics, action, columns
+        action, columns, noise_state = self.agent.act(
+            acting, noise_state, obs, first, env_steps, key, "explore"
+        )
+        return state, replay_state, noise_state, metrics, action, columns
 
     def _burst(
         self,
         state: State,
-        rows: Array,
-        index: Index,
+        storage: Array,
+        replay_state: ReplayState,
         metrics: Array,
         env_steps: Array,
         key: Key,
         n: Array,
         stride: int = 0,
-    ) -> tuple[State, Index, Array]:
+    ) -> tuple[State, ReplayState, Array]:
         """n updates in one call; n is not static, so that no burst's length is compiled anew. `stride`: steps
         from one of them to the next."""
 
-        def body(i: Array, carry: tuple[State, Index, Array]) -> tuple[State, Index, Array]:
-            state, index, metrics = carry
+        def body(i: Array, carry: tuple[State, ReplayState, Array]) -> tuple[State, ReplayState, Array]:
+            state, replay_state, metrics = carry
             state = state._replace(env_steps=env_steps + stride * i)
-            return self._update(state, rows, index, metrics, key)
+            return self._update(state, storage, replay_state, metrics, key)
 
-        return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), index, metrics))
+        return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), replay_state, metrics))
 
 
 class Act:
@@ -116,7 +118,7 @@ class Act:
     def __call__(
         self,
         acting: Any,
-        memory: PyTree,
+        noise_state: PyTree,
         obs: Any,
         first: Any,
         env_steps: Any,
@@ -129,7 +131,7 @@ class Act:
             if self._program is None or tree != self._tree:
                 self._tree, self._program = tree, self._compiled(tree)
             self._last = acting
-        return self._program(self._leaves, memory, obs, first, env_steps, key, mode=mode)
+        return self._program(self._leaves, noise_state, obs, first, env_steps, key, mode=mode)
 
     def _compiled(self, tree: Any) -> Any:
         def act(leaves: list[Any], *arguments: Any, mode: str) -> Any:
@@ -144,7 +146,7 @@ class Acts(Protocol):
     agent: Any
     act: Act
 
-    def memory(self, envs: int) -> PyTree: ...
+    def init_noise(self, envs: int) -> PyTree: ...
 
 
 def evaluation_key() -> Key:
@@ -153,15 +155,17 @@ def evaluation_key() -> Key:
 
 
 def act_evaluating(
-    programs: "Acts", acting: Any, edge_envs: int
+    programs: "Acts", acting: Any, envs: int
 ) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
     """The deterministic policy of an acting state, for E environments side by side."""
-    memory = programs.memory(edge_envs)
+    noise_state = programs.init_noise(envs)
     key = evaluation_key()
 
     def choose(obs: np.ndarray, first: np.ndarray, step: int) -> np.ndarray:
-        nonlocal memory
-        action, _, memory = programs.act(acting, memory, obs, first, np.int32(step), key, mode="evaluate")
+        nonlocal noise_state
+        action, _, noise_state = programs.act(
+            acting, noise_state, obs, first, np.int32(step), key, mode="evaluate"
+        )
         return np.asarray(action)
 
     return choose

@@ -50,7 +50,7 @@ def record(
         raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
     _free(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
-    if loaded.edge.spec.table is not None or loaded.edge.spec.choices is not None:
+    if loaded.adapter.spec.table is not None or loaded.adapter.spec.choices is not None:
         raise UsageError(f"{plan.env} has discrete actions; only boxes of actions are recorded.")
     env = minari.DataCollector(_storable(build_env(plan.env, dict(plan.env_args))))
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def record(
         raise RunError(f"the dataset {dataset} cannot be written ({problem.strerror}).") from problem
     finally:
         env.close()
-        loaded.edge.close()
+        loaded.adapter.close()
 
 
 def _free(minari: Any, dataset: str) -> None:
@@ -107,16 +107,16 @@ def _episode(
     env: gym.Env, loaded: Loaded, kind: Kind, noise: float, seed: int, rng: np.random.Generator
 ) -> None:
     """One episode, from reset to its end."""
-    edge, choose = loaded.edge, act_evaluating(loaded.programs, loaded.acting, 1)
+    adapter, choose = loaded.adapter, act_evaluating(loaded.programs, loaded.acting, 1)
     observation, _ = env.reset(seed=seed)
     step, over = 0, False
     while not over:
         if kind == "random":
-            action = rng.uniform(-1.0, 1.0, (1, edge.spec.action_size)).astype(np.float32)
+            action = rng.uniform(-1.0, 1.0, (1, adapter.spec.action_size)).astype(np.float32)
         else:
-            action = choose(edge.observations(observation)[0], np.array([step == 0]), step)
+            action = choose(adapter.observations(observation)[0], np.array([step == 0]), step)
         if kind == "noisy":
             action = np.clip(action + noise * rng.standard_normal(action.shape), -1.0, 1.0).astype(np.float32)
-        observation, _, terminated, truncated, _ = env.step(edge.actions(action)[0])
+        observation, _, terminated, truncated, _ = env.step(adapter.actions(action)[0])
         step, over = step + 1, terminated or truncated
-        refuse_endless(edge, step)
+        refuse_endless(adapter, step)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qscape.envs import Edge, Step
+from qscape.envs import EnvAdapter, Step
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import State
@@ -36,7 +36,7 @@ class RolloutPrograms:
         self.act = Act(agent.act)
         self.update = jax.jit(self._update, donate_argnums=0)
 
-    def memory(self, envs: int) -> None:
+    def init_noise(self, envs: int) -> None:
         """On-policy acting remembers nothing."""
         return None
 
@@ -58,8 +58,8 @@ class Buffer:
     often than long ones, and what it does beyond its share is not learned from.
     """
 
-    def __init__(self, agent: Agent, edge: Edge) -> None:
-        spec, envs = edge.spec, edge.envs
+    def __init__(self, agent: Agent, adapter: EnvAdapter) -> None:
+        spec, envs = adapter.spec, adapter.envs
         self.episodes = agent.base.episodes
         self.rows = -(-agent.base.rollout // envs)  # at most
         shapes = {
@@ -71,14 +71,14 @@ class Buffer:
             "next_observation": (spec.observation_size,),
             "valid": (),
         }
-        seen = edge.observation.dtype  # bytes of images stay bytes
+        seen = adapter.observation.dtype  # bytes of images stay bytes
         kinds = {"observation": seen, "next_observation": seen}
         kinds |= dict.fromkeys(("terminated", "truncated", "valid"), np.bool_)
         self.columns = {
             name: np.zeros((self.rows, envs, *shape), kinds.get(name, np.float32))
             for name, shape in shapes.items()
         }
-        self.masked = bool(self.episodes) or edge.resets_later
+        self.masked = bool(self.episodes) or adapter.resets_later
         self.used = 0
         self.left = self._share(envs)
 
@@ -141,7 +141,7 @@ class Buffer:
         """The rows there are, for a save."""
         return {name: column[: self.used] for name, column in self.columns.items()} | {"left": self.left}
 
-    def put_back(self, rows: dict[str, Any]) -> None:
+    def restore(self, rows: dict[str, Any]) -> None:
         """Take over what `so_far` gave."""
         self.left = np.array(rows["left"])
         self.used = len(rows["reward"])
@@ -163,22 +163,24 @@ class RolloutTrainer(Loop):
         self,
         plan: Plan,
         agent: Agent,
-        edge: Edge,
-        eval_edge: Edge | None = None,
+        adapter: EnvAdapter,
+        eval_adapter: EnvAdapter | None = None,
         saver: Saver | None = None,
     ):
-        super().__init__(plan, agent, edge, eval_edge, saver)
+        super().__init__(plan, agent, adapter, eval_adapter, saver)
         self.programs = RolloutPrograms(self.agent)
-        self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, edge.envs)
-        self.buffer = Buffer(self.agent, edge)
+        self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, adapter.envs)
+        self.buffer = Buffer(self.agent, adapter)
         self.metrics = self.programs.blank_metrics(self.state, self.buffer.rollout(), self.key)
 
     def _notes(self) -> list[str]:
         base = self.agent.base
         what = (
-            f"{base.episodes} episodes" if base.episodes else f"{self.buffer.rows * self.edge.envs:,} steps"
+            f"{base.episodes} episodes"
+            if base.episodes
+            else f"{self.buffer.rows * self.adapter.envs:,} steps"
         )
-        return [f"rollouts of {what} in {self.edge.envs} environments, {base.passes} passes over each"]
+        return [f"rollouts of {what} in {self.adapter.envs} environments, {base.passes} passes over each"]
 
     def _prepare(self) -> bool:
         if not self.buffer.full:
@@ -191,16 +193,16 @@ class RolloutTrainer(Loop):
         self.updates += 1
         self.buffer.clear()
         if self.buffer.episodes and not self.first.all():  # whole episodes only: all begin together
-            self.edge.reset()
-            self.first = np.ones(self.edge.envs, bool)
+            self.adapter.reset()
+            self.first = np.ones(self.adapter.envs, bool)
         return False
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """One step of every sub-environment, into the rollout."""
-        obs, steps = self.edge.observation, np.int32(self.env_steps)
+        obs, steps = self.adapter.observation, np.int32(self.env_steps)
         chosen = self.programs.act(self.acting, None, obs, self.first, steps, self.key, mode="explore")
         action = np.asarray(chosen[0])
-        step = self.edge.step(action)
+        step = self.adapter.step(action)
         self.buffer.add(obs, action, step)
         self.env_steps += int(np.count_nonzero(step.valid))
         self.first = step.begins
@@ -209,27 +211,27 @@ class RolloutTrainer(Loop):
 
     # --- saving and going on ------------------------------------------------------------------------
 
-    def trees(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, Any]:
         loop = {"metrics": self.metrics, "first": self.first, "key": self.key}
         return {"acting": self.acting, "state": self.state, "replay": self.buffer.so_far(), "loop": loop}
 
-    def numbers(self) -> dict[str, Any]:
-        return super().numbers() | {"used_rows": self.buffer.used}
+    def counters(self) -> dict[str, Any]:
+        return super().counters() | {"used_rows": self.buffer.used}
 
-    def likes(self, numbers: dict[str, Any]) -> dict[str, Any]:
+    def templates(self, numbers: dict[str, Any]) -> dict[str, Any]:
         def rows(x: np.ndarray) -> np.ndarray:
             return np.zeros((numbers["used_rows"], *x.shape[1:]), x.dtype)
 
         replay = {name: rows(x) for name, x in self.buffer.columns.items()} | {"left": self.buffer.left}
-        return self.trees() | {"replay": replay}
+        return self.arrays() | {"replay": replay}
 
-    def put_back(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        self.agent.check(trees["state"].own)
+    def restore(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
+        self.agent.check(trees["state"].part_states)
         self.state, self.metrics = owned(trees["state"]), owned(trees["loop"]["metrics"])
         self.first = np.asarray(trees["loop"]["first"])
-        self.buffer.put_back(trees["replay"])
-        super().put_back(trees, numbers)
+        self.buffer.restore(trees["replay"])
+        super().restore(trees, numbers)
 
-    def begun_anew(self) -> None:
-        self.first = np.ones(self.edge.envs, bool)
+    def on_environment_restart(self) -> None:
+        self.first = np.ones(self.adapter.envs, bool)
         self.buffer.cut()

@@ -33,9 +33,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from qscape.errors import RunError
+from qscape.run import old_names
 
 FORMAT = "qscape-save"
-VERSION = 1
+VERSION = 2  # 1 has the same layout and older names of leaves
 PIECE = 2**22  # bytes of a large leaf that are in memory at once
 _RECORD = "save.json"
 _Json: TypeAlias = dict[str, Any]
@@ -107,7 +108,7 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
 
 
 def read(path: Path, likes: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """Reads the trees named in `likes`, and only those, into the structures of `likes`.
+    """Reads the trees named in `templates`, and only those, into the structures of `templates`.
 
     A leaf comes back as a numpy array where its like is one, else as a jax array on the default device
     (64-bit leaves stay numpy arrays where jax would narrow them). Where its like is `Large`, so is the leaf:
@@ -318,7 +319,7 @@ def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
     try:
-        info = archive.getinfo(f"{leaf['name']}.npy")
+        info = archive.getinfo(f"{leaf.get('member', leaf['name'])}.npy")
         if leaf["crc32"] != info.CRC:
             raise ValueError("another checksum than in save.json")
         with archive.open(info) as member:  # compares what it reads with info.CRC at the member's end
@@ -356,7 +357,7 @@ def _read_record(path: Path) -> _Json:
         )
     if record.pop("crc32", None) != _checksum(record):
         raise RunError(f"{file} is damaged: its checksum does not match; use another save.")
-    return record
+    return old_names.upgrade(record) if version == 1 else record
 
 
 def _checksum(record: _Json) -> int:

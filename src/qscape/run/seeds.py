@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qscape.envs import Edge, Step
+from qscape.envs import EnvAdapter, Step
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.state import SEED_AXES, State
-from qscape.replay import memory
-from qscape.replay.memory import Index, Layout
+from qscape.replay import storage
+from qscape.replay.storage import Layout, ReplayState
 from qscape.run import events as ev
 from qscape.run.loop import Loop, Saver, owned
 from qscape.run.plan import Plan
@@ -59,48 +59,48 @@ class SeedPrograms(Programs):
             self.see = jax.jit(see, donate_argnums=0)
         self.act = Act(self._act)
 
-    def _act(self, acting: Any, memory: Any, obs: Any, first: Any, env_steps: Any, key: Key, mode: str):
+    def _act(self, acting: Any, noise_state: Any, obs: Any, first: Any, env_steps: Any, key: Key, mode: str):
         act = partial(self.agent.act, mode=mode)
-        return jax.vmap(act, in_axes=(0, 0, 0, 0, None, 0))(acting, memory, obs, first, env_steps, key)
+        return jax.vmap(act, in_axes=(0, 0, 0, 0, None, 0))(acting, noise_state, obs, first, env_steps, key)
 
-    def blank_metrics(self, state: State, rows: Array, index: Index, key: Key) -> Array:
-        one = super().blank_metrics(*jax.eval_shape(partial(_of_seed, 0), state, rows, index, key))
-        return jnp.tile(one, (len(rows), 1))
+    def blank_metrics(self, state: State, storage: Array, replay_state: ReplayState, key: Key) -> Array:
+        one = super().blank_metrics(*jax.eval_shape(partial(_of_seed, 0), state, storage, replay_state, key))
+        return jnp.tile(one, (len(storage), 1))
 
 
-class Edges:
+class SeedAdapters:
     """The edge of every seed, as one: arrays lead with an axis of seeds."""
 
     is_host_only = False  # as far as the loop has to know: there is no program that would call them
 
-    def __init__(self, edges: Sequence[Edge]) -> None:
-        self.each = edges
-        self.envs, self.spec, self.env_id = edges[0].envs, edges[0].spec, edges[0].env_id
+    def __init__(self, adapters: Sequence[EnvAdapter]) -> None:
+        self.each = adapters
+        self.envs, self.spec, self.env_id = adapters[0].envs, adapters[0].spec, adapters[0].env_id
         self.finished: list[list[Any]] = []  # of each seed, the episodes that ended in the last step
 
     @property
     def observation(self) -> np.ndarray:
         """[seeds, E, S]"""
-        return np.stack([edge.observation for edge in self.each])
+        return np.stack([adapter.observation for adapter in self.each])
 
     def reset(self) -> None:
-        for edge in self.each:
-            edge.reset()
+        for adapter in self.each:
+            adapter.reset()
 
     def step(self, action: np.ndarray) -> Step:
         """One step of every seed; `action` is [seeds, E, A]."""
         steps = []
-        for edge, chosen in zip(self.each, action, strict=True):
+        for adapter, chosen in zip(self.each, action, strict=True):
             try:
-                steps.append(edge.step(chosen))
+                steps.append(adapter.step(chosen))
             except RunError as problem:
-                raise RunError(f"seed {edge.seed}: {problem}") from problem
+                raise RunError(f"seed {adapter.seed}: {problem}") from problem
         self.finished = [step.finished for step in steps]
         return Step(*map(np.stack, zip(*(step[:-1] for step in steps), strict=True)), finished=[])
 
     def close(self) -> None:
-        for edge in self.each:
-            edge.close()
+        for adapter in self.each:
+            adapter.close()
 
 
 class Seeds(Trainer):
@@ -113,15 +113,15 @@ class Seeds(Trainer):
         UsageError: seeds of this agent cannot be one program.
     """
 
-    edge: Any
+    adapter: Any
     programs: Any
 
     def __init__(
         self,
         plans: Sequence[Plan],
         agent: Any,
-        edges: Sequence[Edge],
-        eval_edge: Edge | None = None,
+        adapters: Sequence[EnvAdapter],
+        eval_adapter: EnvAdapter | None = None,
         savers: Sequence[Saver] = (),
     ) -> None:
         if why := lacking(plans[0], agent):
@@ -131,24 +131,24 @@ class Seeds(Trainer):
         self.paths: list[Path] = []  # of the last save of each seed
         self.of: int | None = None
         self.next = 0  # the step at which something is due
-        together: Any = Edges(edges)
-        super().__init__(plans[0], agent, together, eval_edge, self._save if savers else None)
+        together: Any = SeedAdapters(adapters)
+        super().__init__(plans[0], agent, together, eval_adapter, self._save if savers else None)
         self.first = np.ones((len(plans), together.envs), bool)
 
     def _begin(self) -> None:
         count = len(self.plans)
-        memory.check_memory(self.layout, count)
+        storage.check_memory(self.layout, count)
         self.alone = Programs(self.agent, self.layout)  # of one seed, for its evaluations
         self.programs = SeedPrograms(self.agent, self.layout)
         self.key = jnp.stack([jax.random.key(plan.seed) for plan in self.plans])
-        self._rows = partial(memory.create, self.layout, count)
-        index = jax.vmap(lambda _: self.agent.replay.index(self.layout))
-        self.index = jax.jit(index)(jnp.arange(count))
+        self._rows = partial(storage.create, self.layout, count)
+        replay_state = jax.vmap(lambda _: self.agent.replay.init_state(self.layout))
+        self.replay_state = jax.jit(replay_state)(jnp.arange(count))
         self.state = owned(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key))
-        one = self.programs.memory(self.edge.envs)
-        self.memory = jax.tree.map(lambda x: jnp.tile(x, (count, *[1] * jnp.ndim(x))), one)
+        one = self.programs.init_noise(self.adapter.envs)
+        self.noise_state = jax.tree.map(lambda x: jnp.tile(x, (count, *[1] * jnp.ndim(x))), one)
         rows = jax.eval_shape(self._rows)
-        self.metrics = self.programs.blank_metrics(self.state, rows, self.index, self.key)
+        self.metrics = self.programs.blank_metrics(self.state, rows, self.replay_state, self.key)
         self.alone.metrics = self.programs.metrics
 
     def told(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -167,11 +167,11 @@ class Seeds(Trainer):
         """The run of seed k as it is now."""
         one = object.__new__(Trainer)
         vars(one).update(vars(self))
-        arrays = (self.index, self.memory, self.metrics, self.key, self.action, self.columns)
+        arrays = (self.replay_state, self.noise_state, self.metrics, self.key, self.action, self.columns)
         one.state, *rest = _of_seed(k, self.state, *arrays)
-        one.index, one.memory, one.metrics, one.key, one.action, one.columns = rest
-        one.first_ring = k * self.edge.envs  # its rows stay where they are, among those of all seeds
-        one.plan, one.edge, one.programs = self.plans[k], self.edge.each[k], self.alone
+        one.replay_state, one.noise_state, one.metrics, one.key, one.action, one.columns = rest
+        one.first_ring = k * self.adapter.envs  # its rows stay where they are, among those of all seeds
+        one.plan, one.adapter, one.programs = self.plans[k], self.adapter.each[k], self.alone
         one.first, one.returns, one.due = self.first[k], self.each_returns[k], dict(self.due)
         one.saver = self.savers[k] if self.savers else None
         return one
@@ -189,11 +189,11 @@ class Seeds(Trainer):
 
     def _count(self, step: Step) -> None:
         super()._count(step._replace(valid=step.valid[0]))  # the steps of each seed, not of all
-        for returns, finished in zip(self.each_returns, self.edge.finished, strict=True):
+        for returns, finished in zip(self.each_returns, self.adapter.finished, strict=True):
             returns += [episode.ret for episode in finished]
 
     def _told(self, finished: Any) -> Iterator[ev.EpisodeDone]:
-        for k, episodes in enumerate(self.edge.finished):
+        for k, episodes in enumerate(self.adapter.finished):
             self.of = k
             yield from super()._told(episodes)
         self.of = None

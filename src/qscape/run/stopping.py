@@ -16,7 +16,7 @@ class stopping:
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
-        self.numbers = numbers
+        self.counters = numbers
         self.trainer: Loop | None = None
         self.before: dict[int, Any] = {}
         self.asked = False
@@ -27,7 +27,7 @@ class stopping:
 
     def __enter__(self) -> "stopping":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in self.numbers}
+            self.before = {number: signal.signal(number, self._ask) for number in self.counters}
         return self
 
     def _ask(self, number: int, frame: Any) -> None:

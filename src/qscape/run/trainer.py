@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from qscape.envs import Edge, Step
+from qscape.envs import EnvAdapter, Step
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
-from qscape.replay import memory
-from qscape.replay.memory import GIB, Memory, Rows
+from qscape.replay import storage
+from qscape.replay.storage import GIB, Rows, Storage
 from qscape.run import events as ev
 from qscape.run.drive import Cycle, Driver, Due
 from qscape.run.loop import Loop, Saver, owned
@@ -33,7 +33,7 @@ class Trainer(Loop):
 
     Attributes:
         state, rows, index, kept: what was learned, the replay, and the kept acting state (or None).
-        first_ring: where its rings begin in `rows`; not at 0 where these hold the rings of several seeds.
+        first_ring: where its rings begin in `storage`; not at 0 where these hold the rings of several seeds.
     """
 
     first_ring = 0
@@ -42,12 +42,12 @@ class Trainer(Loop):
         self,
         plan: Plan,
         agent: Agent,
-        edge: Edge,
-        eval_edge: Edge | None = None,
+        adapter: EnvAdapter,
+        eval_adapter: EnvAdapter | None = None,
         saver: Saver | None = None,
     ):
-        super().__init__(plan, agent, edge, eval_edge, saver)
-        self.layout = self.agent.layout(edge.envs)
+        super().__init__(plan, agent, adapter, eval_adapter, saver)
+        self.layout = self.agent.layout(adapter.envs)
         self._begin()
         self.schedule = self.agent.schedule.start()
         self.kept = self.programs.keep(self.agent.acting(self.state)) if self.agent.schedule.keeps else None
@@ -60,24 +60,24 @@ class Trainer(Loop):
 
     def _begin(self) -> None:
         """Make the programs, and the arrays that they work on but for the rows of the replay."""
-        memory.check_memory(self.layout)
+        storage.check_memory(self.layout)
         self.programs = Programs(self.agent, self.layout)
-        self._rows: Memory | Callable[[], Memory] = partial(memory.create, self.layout)
-        self.index = self.agent.replay.index(self.layout)
+        self._rows: Storage | Callable[[], Storage] = partial(storage.create, self.layout)
+        self.replay_state = self.agent.replay.init_state(self.layout)
         self.state = self.agent.init(self.key)
-        self.memory = self.programs.memory(self.edge.envs)
+        self.noise_state = self.programs.init_noise(self.adapter.envs)
         rows = jax.eval_shape(self._rows)
-        self.metrics = self.programs.blank_metrics(self.state, rows, self.index, self.key)
+        self.metrics = self.programs.blank_metrics(self.state, rows, self.replay_state, self.key)
 
     @property
-    def rows(self) -> Memory:
+    def storage(self) -> Storage:
         """The rows of the replay. They take memory from their first use on: once it was told how much."""
         if callable(self._rows):
             self._rows = self._rows()
         return self._rows
 
-    @rows.setter
-    def rows(self, rows: Memory) -> None:
+    @storage.setter
+    def storage(self, rows: Storage) -> None:
         self._rows = rows
 
     def _prepare(self) -> bool:
@@ -91,7 +91,7 @@ class Trainer(Loop):
         return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB"]
 
     def _take_memory(self) -> None:
-        jax.block_until_ready(self.rows)
+        jax.block_until_ready(self.storage)
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """One step of every sub-environment, into replay; what the schedule asks for becomes pending. Or
@@ -99,13 +99,15 @@ class Trainer(Loop):
         if self._drives():
             yield from self._drive()
             return
-        before = self.edge.observation
+        before = self.adapter.observation
         action = np.asarray(self.action)  # the only wait for the device
-        step = self.edge.step(action)
+        step = self.adapter.step(action)
         rows = Rows(  # numpy: the insert moves it to the device
             before, action, step.reward, step.terminated, step.truncated, step.next_observation, self.columns
         )
-        self.rows, self.index = self.programs.insert(self.rows, self.index, rows, step.valid)
+        self.storage, self.replay_state = self.programs.insert(
+            self.storage, self.replay_state, rows, step.valid
+        )
         self._count(step)
         self.action, self.columns = None, {}
         yield from self._told(step.finished)
@@ -132,20 +134,20 @@ class Trainer(Loop):
     def _drives(self) -> bool:
         """Is the cycle one program? It becomes one where it is simple enough, and the run long enough."""
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
-            simple = isinstance(self.agent.schedule, EveryStep) and self.edge.is_host_only
+            simple = isinstance(self.agent.schedule, EveryStep) and self.adapter.is_host_only
             # On an accelerator every answer would have to cross over.
             if simple and jax.default_backend() == "cpu":
-                self.driver = Driver(self.programs, self.edge, self._due)
+                self.driver = Driver(self.programs, self.adapter, self._due)
         return self.driver is not None
 
     def _drive(self) -> Iterator[ev.RunEvent]:
         assert self.driver is not None
         self.halt = self._next_due()
-        replay, seen = (self.rows, self.index), self.edge.observation
-        cycle = Cycle(self.state, replay, self.memory, self.metrics, seen, self.action, self.columns)
+        replay, seen = (self.storage, self.replay_state), self.adapter.observation
+        cycle = Cycle(self.state, replay, self.noise_state, self.metrics, seen, self.action, self.columns)
         cycle = self.driver(cycle, self.key)
-        self.state, (self.rows, self.index) = cycle.state, cycle.replay
-        self.memory, self.metrics = cycle.memory, cycle.metrics
+        self.state, (self.storage, self.replay_state) = cycle.state, cycle.replay
+        self.noise_state, self.metrics = cycle.noise_state, cycle.metrics
         self.action, self.columns = cycle.action, cycle.columns
         yield from self._told(self.driver.finished())
 
@@ -164,18 +166,28 @@ class Trainer(Loop):
 
     def _advance(self) -> None:
         """Make the pending updates (at most a chunk of them), then choose the next action."""
-        obs, first, steps = self.edge.observation, self.first, np.int32(self.env_steps)
+        obs, first, steps = self.adapter.observation, self.first, np.int32(self.env_steps)
         warm_up = not (self.learning or self._explores_next())
         if self.pending == 1 and not warm_up:
-            self.state, self.index, self.memory, self.metrics, self.action, self.columns = self.programs.step(
-                self.state, self.rows, self.index, self.memory, self.metrics, obs, first, steps, self.key
+            self.state, self.replay_state, self.noise_state, self.metrics, self.action, self.columns = (
+                self.programs.step(
+                    self.state,
+                    self.storage,
+                    self.replay_state,
+                    self.noise_state,
+                    self.metrics,
+                    obs,
+                    first,
+                    steps,
+                    self.key,
+                )
             )
             self.updates, self.pending = self.updates + 1, 0
             return
         if self.pending:
             n = min(self.pending, CHUNK)
-            self.state, self.index, self.metrics = self.programs.burst(
-                self.state, self.rows, self.index, self.metrics, steps, self.key, np.int32(n)
+            self.state, self.replay_state, self.metrics = self.programs.burst(
+                self.state, self.storage, self.replay_state, self.metrics, steps, self.key, np.int32(n)
             )
             self.updates, self.pending = self.updates + n, self.pending - n
             jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
@@ -183,8 +195,8 @@ class Trainer(Loop):
                 return
         self.state = self.programs.see(self.state, obs)
         mode = "warm_up" if warm_up else "explore"
-        self.action, self.columns, self.memory = self.programs.act(
-            self.acting, self.memory, obs, first, steps, self.key, mode=mode
+        self.action, self.columns, self.noise_state = self.programs.act(
+            self.acting, self.noise_state, obs, first, steps, self.key, mode=mode
         )
 
     def _explores_next(self) -> bool:
@@ -194,14 +206,14 @@ class Trainer(Loop):
 
     # --- saving and going on ----------------------------------------------------------------------
 
-    def trees(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, Any]:
         """Of a replay that is not full only the rows in use."""
         trees: dict[str, Any] = {
             "acting": self.acting,
             "state": self.state,
-            "replay": {"rows": self._large(self._used_rows()), "index": self.index},
+            "replay": {"storage": self._large(self._used_rows()), "replay_state": self.replay_state},
             "loop": {
-                "memory": self.memory,
+                "noise_state": self.noise_state,
                 "columns": self.columns,
                 "metrics": self.metrics,
                 "first": self.first,
@@ -211,8 +223,8 @@ class Trainer(Loop):
         }
         return trees | ({} if self.kept is None else {"kept": self.kept})
 
-    def numbers(self) -> dict[str, Any]:
-        return super().numbers() | {
+    def counters(self) -> dict[str, Any]:
+        return super().counters() | {
             "pending": self.pending,
             "learning": self.learning,
             "schedule": self.schedule,
@@ -220,9 +232,9 @@ class Trainer(Loop):
             "used_rows": self._used_rows(),
         }
 
-    def likes(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        likes, layout = self.trees(), self.layout
-        likes["replay"]["rows"] = self._large(numbers["used_rows"])
+    def templates(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        likes, layout = self.arrays(), self.layout
+        likes["replay"]["storage"] = self._large(numbers["used_rows"])
         if numbers["chosen"]:
             action = np.zeros((layout.envs, layout.action_size), np.float32)
             likes["loop"]["action"] = action
@@ -231,30 +243,30 @@ class Trainer(Loop):
 
     def _used_rows(self) -> int:
         """Rows of each ring that a save holds: those in use, and the head and pad behind them."""
-        return int(min(self.layout.ring, np.max(np.asarray(self.index.size)) + 2))
+        return int(min(self.layout.ring, np.max(np.asarray(self.replay_state.size)) + 2))
 
     def _large(self, used: int) -> Large:
         """So many rows of each ring, as they are when they are asked for."""
 
         def pieces() -> Iterator[np.ndarray]:
-            return memory.pieces(self.layout, self.rows, used, PIECE, self.first_ring)
+            return storage.pieces(self.layout, self.storage, used, PIECE, self.first_ring)
 
         return Large((self.layout.envs, used, self.layout.width), np.dtype(np.float32), pieces)
 
-    def put_back(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        self.state, self.index = owned(trees["state"]), owned(trees["replay"]["index"])
-        saved, used = trees["replay"]["rows"], numbers["used_rows"]
+    def restore(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
+        self.state, self.replay_state = owned(trees["state"]), owned(trees["replay"]["replay_state"])
+        saved, used = trees["replay"]["storage"], numbers["used_rows"]
         if used:  # else they are in the dataset, and here already
-            self._rows = lambda: memory.restored(self.layout, used, saved.pieces())
+            self._rows = lambda: storage.restored(self.layout, used, saved.pieces())
         loop = owned(trees["loop"])
-        self.memory, self.columns, self.metrics = loop["memory"], loop["columns"], loop["metrics"]
+        self.noise_state, self.columns, self.metrics = loop["noise_state"], loop["columns"], loop["metrics"]
         self.first, self.action = np.asarray(loop["first"]), loop.get("action")
         self.kept = owned(trees["kept"]) if "kept" in trees else None
         for name in ("pending", "learning", "schedule"):
             setattr(self, name, numbers[name])
-        super().put_back(trees, numbers)
+        super().restore(trees, numbers)
 
-    def begun_anew(self) -> None:
-        cut = jax.jit(partial(memory.cut, self.layout), donate_argnums=0)
-        self.rows, self.index = cut(self.rows, self.index)
-        self.first, self.action, self.columns = np.ones(self.edge.envs, bool), None, {}
+    def on_environment_restart(self) -> None:
+        cut = jax.jit(partial(storage.cut, self.layout), donate_argnums=0)
+        self.storage, self.replay_state = cut(self.storage, self.replay_state)
+        self.first, self.action, self.columns = np.ones(self.adapter.envs, bool), None, {}

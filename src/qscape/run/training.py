@@ -13,13 +13,13 @@ from typing import Any
 import jax
 
 from qscape.agents import Agent, build
-from qscape.envs import Edge
+from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import probes
-from qscape.run.loop import Loop, Saver, open_edge, open_edges
+from qscape.run.loop import Loop, Saver, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, fitted
 from qscape.run.rollouts import RolloutTrainer
@@ -43,14 +43,18 @@ def set_up_jax() -> None:
 
 
 def trainer_of(
-    plan: Plan, agent: Agent, edge: Edge, eval_edge: Edge | None = None, saver: Saver | None = None
+    plan: Plan,
+    agent: Agent,
+    adapter: EnvAdapter,
+    eval_adapter: EnvAdapter | None = None,
+    saver: Saver | None = None,
 ) -> Loop:
     """The loop that fits an agent."""
     if isinstance(agent, OnPolicyAgent):
-        return RolloutTrainer(plan, agent, edge, eval_edge, saver)
+        return RolloutTrainer(plan, agent, adapter, eval_adapter, saver)
     if plan.dataset:
-        return OfflineTrainer(plan, agent, edge, eval_edge, saver)
-    return Trainer(plan, agent, edge, eval_edge, saver)
+        return OfflineTrainer(plan, agent, adapter, eval_adapter, saver)
+    return Trainer(plan, agent, adapter, eval_adapter, saver)
 
 
 def train(
@@ -76,8 +80,8 @@ def train(
     folder = Path(folder)
     plan, agent, notes = fitted(plan)
     folders.refuse_taken(folder, overwrite)  # before a lock is written into it
-    edge, eval_edge = open_edges(plan, agent)
-    trainer = trainer_of(plan, agent, edge, eval_edge, partial(folders.save, folder))
+    adapter, eval_adapter = open_adapters(plan, agent)
+    trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
     if plan.start:
         notes += take_over(trainer, plan)
     with folders.locked(folder):
@@ -110,10 +114,10 @@ def train_together(
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
         folders.refuse_taken(place, overwrite)
-    edge, eval_edge = open_edges(plans[0], agent)  # evaluations of all seeds are the same episodes
-    edges = [edge, *(open_edge(plan, agent) for plan in plans[1:])]
+    adapter, eval_adapter = open_adapters(plans[0], agent)  # evaluations of all seeds are the same episodes
+    adapters = [adapter, *(open_adapter(plan, agent) for plan in plans[1:])]
     savers = [partial(folders.save, place) for place in places]
-    trainer = Seeds(plans, agent, edges, eval_edge, savers)
+    trainer = Seeds(plans, agent, adapters, eval_adapter, savers)
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.enter_context(folders.locked(place))
@@ -129,7 +133,7 @@ def train_together(
                     sink(event)
                 yield k, _noted(event, notes)
         finally:
-            _close([sink for of in sinks for sink in of], trainer.edge, trainer.eval_edge)
+            _close([sink for of in sinks for sink in of], trainer.adapter, trainer.eval_adapter)
     _refuse_no_update(trainer)
 
 
@@ -163,8 +167,8 @@ def resume(
             more = f"qscape resume {shlex.quote(str(folder))} --steps {2 * made}"
             raise UsageError(f"{folder} has made its {made} steps; to go on, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
-        edge, eval_edge = open_edges(plan, agent)
-        trainer = trainer_of(plan, agent, edge, eval_edge, partial(folders.save, folder))
+        adapter, eval_adapter = open_adapters(plan, agent)
+        trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
         newest = folders.newest_save(folder, "replay")
         notes = [] if newest else ["there is no save yet: the run starts again"]
         if newest:
@@ -188,7 +192,7 @@ def _told(
                 sink(event)
             yield _noted(event, notes)
     finally:
-        _close(sinks, trainer.edge, trainer.eval_edge)
+        _close(sinks, trainer.adapter, trainer.eval_adapter)
     _refuse_no_update(trainer)
 
 
@@ -206,9 +210,9 @@ def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
     return event._replace(notes=[*notes, *event.notes]) if isinstance(event, ev.Started) else event
 
 
-def _close(sinks: Sequence[Sink], *edges: Edge | None) -> None:
+def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
     with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
-        for one in (*edges, *sinks):
+        for one in (*adapters, *sinks):
             if one is not None:
                 stack.callback(one.close)
 

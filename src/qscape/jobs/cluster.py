@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import RunError, UsageError
+from qscape.jobs.parcel import Packer, Parcel, unpack
+from qscape.jobs.pool import LocalWorker, cores
+from qscape.jobs.worker import Job
 from qscape.run.folder import locked
-from qscape.run.parcel import Packer, Parcel, unpack
-from qscape.run.pool import LocalWorker, cores
-from qscape.run.worker import Job
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 12.0  # seconds for a cluster to answer

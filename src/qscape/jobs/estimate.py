@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from qscape.agents import build
-from qscape.envs import make as make_edge
+from qscape.envs import make as make_adapter
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
@@ -42,21 +42,27 @@ def measure(plan: Plan) -> Measured:
     if isinstance(agent, OnPolicyAgent):
         return _measure_rollouts(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
-    edge = make_edge(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
-    trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), edge)
+    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
+    trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), adapter)
     programs, spent = trainer.programs, 0.0
 
     def update(n: int) -> None:
-        trainer.state, trainer.index, trainer.metrics = programs.burst(
-            trainer.state, trainer.rows, trainer.index, trainer.metrics, steps, trainer.key, np.int32(n)
+        trainer.state, trainer.replay_state, trainer.metrics = programs.burst(
+            trainer.state,
+            trainer.storage,
+            trainer.replay_state,
+            trainer.metrics,
+            steps,
+            trainer.key,
+            np.int32(n),
         )
         jax.block_until_ready(trainer.metrics)
 
     def act() -> None:
         chosen = programs.act(
             trainer.acting,
-            trainer.memory,
-            edge.observation,
+            trainer.noise_state,
+            adapter.observation,
             trainer.first,
             steps,
             trainer.key,
@@ -81,8 +87,8 @@ def measure(plan: Plan) -> Measured:
     once = seconds(lambda: update(more)) / more
     act()
     choice = seconds(lambda: [act() for _ in range(STEPS)]) / STEPS
-    edge.close()
-    episode = (edge.time_limit or EPISODE) * (step + choice)
+    adapter.close()
+    episode = (adapter.time_limit or EPISODE) * (step + choice)
     return Measured(time.perf_counter() - start - spent, step, once, episode)
 
 
@@ -90,8 +96,8 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
     """The same for an on-policy agent: a rollout and its update, once both are compiled. What an update costs
     is part of what a step costs, as rollouts of whole episodes have no fixed length."""
     start = time.perf_counter()
-    edge = make_edge(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, by_index=True)
-    trainer = RolloutTrainer(plan, agent, edge)
+    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, by_index=True)
+    trainer = RolloutTrainer(plan, agent, adapter)
 
     def rollout() -> list[float]:
         """Seconds of each step until the next update, and of that as well in the last."""
@@ -105,11 +111,11 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
     rollout()  # compiles
     first = trainer.env_steps
     spans = rollout()
-    edge.close()
+    adapter.close()
     step = sum(spans) / (trainer.env_steps - first)
     spent = step * trainer.env_steps
     begin = max(time.perf_counter() - start - spent, 0.0)
-    return Measured(begin, step, 0.0, (edge.time_limit or EPISODE) * min(spans))
+    return Measured(begin, step, 0.0, (adapter.time_limit or EPISODE) * min(spans))
 
 
 def drain(events: Iterator[object]) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from qscape.errors import RunError, UsageError
 from qscape.types import Batch
 
-Memory: TypeAlias = Float[Array, "rows W"]
+Storage: TypeAlias = Float[Array, "rows W"]
 
 # Further columns that are observations; they are normalised where the agent normalises.
 OBSERVATIONS = frozenset({"successor", "previous_observation", "last_observation"})
@@ -41,7 +41,7 @@ class Priorities(NamedTuple):
     max_priority: Float[Array, ""]  # what a new row gets
 
 
-class Index(NamedTuple):
+class ReplayState(NamedTuple):
     """Where the rings stand. Donate it: it is small, but the tree of the priorities is not."""
 
     position: Int[Array, " E"]  # the row, within the ring, that is written next
@@ -120,7 +120,7 @@ class Layout:
         return 4 * self.envs * self.ring * self.width
 
 
-def create(layout: Layout, *seeds: int) -> Memory:
+def create(layout: Layout, *seeds: int) -> Storage:
     """The rows of an empty memory, `[*seeds, E * C, W]`: one memory for each of a number of seeds, if given.
 
     Raises:
@@ -130,10 +130,10 @@ def create(layout: Layout, *seeds: int) -> Memory:
     return jnp.zeros((*seeds, layout.envs * layout.ring, layout.width), jnp.float32)
 
 
-def create_index(layout: Layout) -> Index:
+def create_state(layout: Layout) -> ReplayState:
     """The index of an empty memory."""
     position, size = jnp.zeros((2, layout.envs), jnp.int32)
-    return Index(position, size)
+    return ReplayState(position, size)
 
 
 def pieces(
@@ -154,7 +154,7 @@ def pieces(
             yield stretch[start - at : used - at]
 
 
-def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]]) -> Memory:
+def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]]) -> Storage:
     """A memory that begins with `saved`, the `pieces` of another. None of them may reach across two rings.
 
     Raises:
@@ -175,20 +175,20 @@ def _stretch(rows: Array, at: int, n: int) -> Float[Array, "n W"]:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(rows: Memory, piece: ArrayLike, at: int) -> Memory:
+def _put(rows: Storage, piece: ArrayLike, at: int) -> Storage:
     return jax.lax.dynamic_update_slice_in_dim(rows, piece, at, 0)
 
 
 def insert(
-    layout: Layout, rows: Memory, index: Index, new: Rows, mask: Bool[Array, " E"]
-) -> tuple[Memory, Index]:
+    layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+) -> tuple[Storage, ReplayState]:
     """Write the step of every environment e with mask[e]; the oldest rows make room.
 
-    Jit it by itself with `rows` and `index` donated: in one jit with sampling XLA may copy the memory.
+    Jit it by itself with `rows` and `replay_state` donated: in one jit with sampling XLA may copy the memory.
     Steps may be masked out only between two episodes (the idle step of an environment that resets
     itself); within one, the rows before and after the gap would pass for consecutive.
     """
-    written, following = write_rows(layout, index)
+    written, following = write_rows(layout, replay_state)
     packed = _pack(layout, new)
     advance = jnp.ones(layout.envs, jnp.int32)
     if not layout.stores_next:
@@ -200,37 +200,40 @@ def insert(
         advance += jnp.logical_or(new.terminated, new.truncated).astype(jnp.int32)
     rows = rows.at[jnp.where(mask, written, len(rows))].set(packed, mode="drop")
     advance = jnp.where(mask[: layout.envs], advance, 0)
-    position = (index.position + advance) % layout.ring
-    size = jnp.minimum(index.size + advance, layout.ring)
-    return rows, index._replace(position=position, size=size)
+    position = (replay_state.position + advance) % layout.ring
+    size = jnp.minimum(replay_state.size + advance, layout.ring)
+    return rows, replay_state._replace(position=position, size=size)
 
 
-def cut(layout: Layout, rows: Memory, index: Index) -> tuple[Memory, Index]:
+def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Storage, ReplayState]:
     """End the episodes that are under way, as a time limit does: what is inserted next begins new ones."""
-    newest = neighbour(layout, write_rows(layout, index)[0], -1)
+    newest = neighbour(layout, write_rows(layout, replay_state)[0], -1)
     outcome = slice(layout.slices["terminated"].start, layout.slices["truncated"].stop)
-    under_way = (index.size > 0) & (take(rows, newest, outcome).sum(-1) == 0)
+    under_way = (replay_state.size > 0) & (take(rows, newest, outcome).sum(-1) == 0)
     if not layout.stores_next:  # behind an episode that ended lies a pad
         under_way &= take(rows, newest, layout.slices["valid"])[:, 0] > 0
     where = jnp.where(under_way, newest, len(rows))
     rows = rows.at[where, layout.slices["truncated"].start].set(1.0, mode="drop")
     if layout.stores_next:
-        return rows, index
+        return rows, replay_state
     advance = under_way.astype(jnp.int32)  # the head becomes the pad
-    position, size = (index.position + advance) % layout.ring, jnp.minimum(index.size + advance, layout.ring)
-    return rows, index._replace(position=position, size=size)
+    position, size = (
+        (replay_state.position + advance) % layout.ring,
+        jnp.minimum(replay_state.size + advance, layout.ring),
+    )
+    return rows, replay_state._replace(position=position, size=size)
 
 
-def write_rows(layout: Layout, index: Index) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
+def write_rows(layout: Layout, replay_state: ReplayState) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
     """The row that the next insert writes in each ring, and the row after it."""
-    written = jnp.arange(layout.envs, dtype=jnp.int32) * layout.ring + index.position
+    written = jnp.arange(layout.envs, dtype=jnp.int32) * layout.ring + replay_state.position
     return written, neighbour(layout, written, 1)
 
 
 def rows_at(
     layout: Layout,
-    rows: Memory,
-    index: Index,
+    rows: Storage,
+    replay_state: ReplayState,
     i: Int[Array, " B"],
     n_step: int,
     discount: float,
@@ -263,16 +266,16 @@ def rows_at(
         reward, terminated = taken[:, columns["reward"].start], taken[:, columns["terminated"].start]
         last, power = i, discount
     else:
-        reward, terminated, last, power = _n_step(layout, rows, index, i, n_step, discount)
+        reward, terminated, last, power = _n_step(layout, rows, replay_state, i, n_step, discount)
     if n_step == 1 and layout.stores_next:
         next_observation = taken[:, columns["next_observation"]]
     else:
         next_observation = _next_observation(layout, rows, last)
     extra = {name: taken[:, columns[name]].reshape(-1, *shape) for name, shape in layout.columns}
     if "previous_observation" in derived_names:
-        extra["previous_observation"] = _previous_observation(layout, rows, index, i, observation)
+        extra["previous_observation"] = _previous_observation(layout, rows, replay_state, i, observation)
     if "last_observation" in derived_names:
-        extra["last_observation"] = _last_observation(layout, rows, index, i, observation)
+        extra["last_observation"] = _last_observation(layout, rows, replay_state, i, observation)
     if "successor" in derived_names:
         extra["successor"] = next_observation if n_step == 1 else _next_observation(layout, rows, i)
     if "truncated" in derived_names:
@@ -283,7 +286,7 @@ def rows_at(
     return Batch(observation, action, reward, terminated, next_observation, power, extra)
 
 
-def take(rows: Memory, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
+def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
     """Some neighbouring columns of the rows i, read without touching the others."""
     width = columns.stop - columns.start
     dimensions = jax.lax.GatherDimensionNumbers(
@@ -299,12 +302,12 @@ def neighbour(layout: Layout, i: Int[Array, "*n"], step: int | Array) -> Int[Arr
     return first + (i - first + step) % layout.ring
 
 
-def _n_step(layout: Layout, rows: Memory, index: Index, i: Array, n: int, discount: float):
+def _n_step(layout: Layout, rows: Storage, replay_state: ReplayState, i: Array, n: int, discount: float):
     steps = jnp.arange(n)[:, None]
     at = neighbour(layout, i, steps)  # [n, B]
     outcome = take(rows, at, slice(layout.slices["reward"].start, layout.slices["truncated"].stop))
     reward, terminated, truncated = jnp.moveaxis(outcome, -1, 0)
-    newest = neighbour(layout, at, 1) % layout.ring == index.position[i // layout.ring]
+    newest = neighbour(layout, at, 1) % layout.ring == replay_state.position[i // layout.ring]
     stop = (terminated + truncated > 0) | newest
     used = jnp.cumsum(stop, axis=0) - stop == 0  # nothing stopped before this row
     powers = jnp.asarray([discount**k for k in range(n + 1)], jnp.float32)
@@ -318,30 +321,34 @@ def _n_step(layout: Layout, rows: Memory, index: Index, i: Array, n: int, discou
     )
 
 
-def _next_observation(layout: Layout, rows: Memory, i: Array) -> Array:
+def _next_observation(layout: Layout, rows: Storage, i: Array) -> Array:
     if layout.stores_next:
         return take(rows, i, layout.slices["next_observation"])
     return take(rows, neighbour(layout, i, 1), layout.slices["observation"])
 
 
-def _previous_observation(layout: Layout, rows: Memory, index: Index, i: Array, observation: Array) -> Array:
+def _previous_observation(
+    layout: Layout, rows: Storage, replay_state: ReplayState, i: Array, observation: Array
+) -> Array:
     columns = layout.slices
     before = neighbour(layout, i, -1)
     previous = take(rows, before, slice(0, columns["truncated"].stop + (not layout.stores_next)))
     first = (previous[:, columns["terminated"].start] + previous[:, columns["truncated"].start]) > 0
     if layout.stores_next:
-        first |= _oldest(layout, index, i)
+        first |= _oldest(layout, replay_state, i)
     else:
         first |= previous[:, columns["valid"].start] == 0  # so is the row before the oldest: head or pad
     return jnp.where(first[:, None], observation, previous[:, columns["observation"]])
 
 
-def _last_observation(layout: Layout, rows: Memory, index: Index, i: Array, observation: Array) -> Array:
+def _last_observation(
+    layout: Layout, rows: Storage, replay_state: ReplayState, i: Array, observation: Array
+) -> Array:
     columns, before = layout.slices, neighbour(layout, i, -1)
     if layout.stores_next:
-        gone = _oldest(layout, index, i)
+        gone = _oldest(layout, replay_state, i)
     else:  # an invalid row is a pad between two episodes, or at the row written next: there history ends
-        written = index.position[i // layout.ring]
+        written = replay_state.position[i // layout.ring]
         pad = take(rows, before, columns["valid"])[:, 0] == 0
         gone = (i % layout.ring == written) | (pad & (before % layout.ring == written))
         before = jnp.where(pad, neighbour(layout, i, -2), before)
@@ -349,9 +356,9 @@ def _last_observation(layout: Layout, rows: Memory, index: Index, i: Array, obse
     return jnp.where(gone[:, None], observation, take(rows, before, columns["observation"]))
 
 
-def _oldest(layout: Layout, index: Index, i: Array) -> Array:
+def _oldest(layout: Layout, replay_state: ReplayState, i: Array) -> Array:
     """Are the rows i the oldest of their rings, where next observations are stored?"""
-    oldest = jnp.where(index.size == layout.ring, index.position, 0)
+    oldest = jnp.where(replay_state.size == layout.ring, replay_state.position, 0)
     return i % layout.ring == oldest[i // layout.ring]
 
 

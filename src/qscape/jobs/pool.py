@@ -16,9 +16,9 @@ from queue import Empty, Queue
 from typing import Any, NamedTuple, Protocol
 
 from qscape.errors import RunError
+from qscape.jobs.worker import INTERRUPTED, Job
 from qscape.run import events as ev
 from qscape.run.folder import COMMAND, command
-from qscape.run.worker import INTERRUPTED, Job
 
 ASK_AGAIN = 1.0  # seconds until a job that could not begin is asked for again
 
@@ -57,7 +57,7 @@ class LocalWorker:
     def __init__(self, job: Job, log: Path | None = None) -> None:
         with log.open("a") if log else contextlib.nullcontext() as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qscape.run.worker"],
+                [sys.executable, "-m", "qscape.jobs.worker"],
                 stdin=subprocess.PIPE,  # stays open for as long as somebody wants the job done
                 stdout=subprocess.PIPE,
                 stderr=errors,

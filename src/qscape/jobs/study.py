@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qscape.agents import PRESETS, Agent, build, nearest
-from qscape.envs import make as make_edge
+from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
+from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.plan import Plan, fitted, folder_name
-from qscape.run.toml import Source, Where
 
 BUDGETS = ("quick", "full")
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # of [[agents]]; every other key is a part with fields
@@ -201,7 +201,7 @@ def _environment(source: Source, path: Where, by_index: bool) -> Entry:
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
-        make_edge(env, env_args=args, by_index=by_index).close()
+        make_adapter(env, env_args=args, by_index=by_index).close()
     except UsageError as problem:
         where = "args" if "env_args" in str(problem) else "id"
         raise source.error((*path, where), str(problem)) from problem

@@ -10,13 +10,13 @@ from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from qscape.errors import QscapeError, RunError, UsageError
+from qscape.jobs.pool import Failure
+from qscape.jobs.study import Row, Study
+from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import saves
 from qscape.run.plan import fitted, to_json
-from qscape.run.pool import Failure
-from qscape.run.study import Row, Study
-from qscape.run.worker import Job
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # times in a row that a worker may vanish before there is another save

@@ -33,16 +33,16 @@ def update(
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
     state = state._replace(updates=number)
-    base, improvement = agent.base, agent.improvement
+    base, policy_update = agent.base, agent.policy_update
 
     # 1. what the networks say of the rollout, by the parameters that made it
-    obs = agent.normalised(state.own, rollout.observation)
-    views = agent.views(state.own, state.networks, obs)
+    obs = agent.normalised(state.part_states, rollout.observation)
+    views = agent.views(state.part_states, state.networks, obs)
     log_prob = views.dist.log_prob(rollout.action)
     next_value = None
     if views.value is not None:
-        next_obs = agent.normalised(state.own, rollout.next_observation)
-        next_value = agent.value(state.own, state.networks, next_obs)
+        next_obs = agent.normalised(state.part_states, rollout.next_observation)
+        next_value = agent.value(state.part_states, state.networks, next_obs)
 
     # 2. advantages and targets, once
     weight = None if rollout.valid is None else rollout.valid.astype(jnp.float32)
@@ -56,8 +56,8 @@ def update(
     # 3. actor and critic learn
     columns = Samples(obs, rollout.action, log_prob, advantage, target, views.value, weight)
     samples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), columns)
-    fns = agent.functions(state, progress, stream(key, f"{improvement.name}.improve"))
-    state, metrics = improvement.improve(fns, state, samples)
+    context = agent.functions(state, progress, stream(key, f"{policy_update.name}.improve"))
+    state, metrics = policy_update.improve(context, state, samples)
 
     # 4. observation statistics move
     state = agent.see(state, rollout.observation, weight)
@@ -69,7 +69,7 @@ def update(
     if samples.value is not None:
         metrics["explained_variance"] = explained_variance(samples.value, samples.target, samples.weight)
     if base.anneal:
-        metrics["learning_rate"] = fns.rate
+        metrics["learning_rate"] = context.rate
     return state, metrics
 
 
@@ -84,13 +84,19 @@ def _over(rollout: Rollout) -> Float[Array, "T E"]:
 def _estimate(agent: "Agent", state: State, steps: Steps) -> tuple[State, Array, Array]:
     """Advantages and the critic's targets; what estimator and scaling remember moves on."""
     estimator, scaling = agent.estimator, agent.scaling
-    own = dict(state.own)
-    reward, own[scaling.name] = scaling.rewards(own.get(scaling.name), agent.base, steps)
+    part_states = dict(state.part_states)
+    reward, part_states[scaling.name] = scaling.rewards(part_states.get(scaling.name), agent.base, steps)
     steps = steps._replace(reward=reward)
-    unit = scaling.values(own.get(scaling.name))
+    unit = scaling.values(part_states.get(scaling.name))
     if unit is not None and steps.value is not None and steps.next_value is not None:
         steps = steps._replace(value=steps.value * unit, next_value=steps.next_value * unit)
-    advantage, target, own[estimator.name] = estimator.estimate(own.get(estimator.name), agent.base, steps)
-    own[scaling.name] = scaling.see(own[scaling.name], target, steps.weight)
+    advantage, target, part_states[estimator.name] = estimator.estimate(
+        part_states.get(estimator.name), agent.base, steps
+    )
+    part_states[scaling.name] = scaling.see(part_states[scaling.name], target, steps.weight)
     target = target if unit is None else target / unit
-    return state._replace(own={k: v for k, v in own.items() if v is not None}), advantage, target
+    return (
+        state._replace(part_states={k: v for k, v in part_states.items() if v is not None}),
+        advantage,
+        target,
+    )

@@ -1,7 +1,7 @@
 """TD3 with SAVO in one file, to be read from top to bottom.
 
 Successive actors for value optimisation (Jain et al. 2024, arXiv 2410.11833), on the update of
-`flat/td3.py`. One actor that climbs Q stops at the nearest peak. Here three actors propose in turn. Each
+`reference/td3.py`. One actor that climbs Q stops at the nearest peak. Here three actors propose in turn. Each
 knows what was proposed before it and climbs a surrogate of Q in which everything lower than those proposals
 is flat; a flat floor has no slope, so the surrogate is a network too. The critic chooses among the proposals,
 both to act and at the next state. There are no target actors and no target noise.

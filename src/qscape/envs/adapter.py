@@ -59,7 +59,7 @@ class Step(NamedTuple):
 
 
 @dataclasses.dataclass
-class Tally:
+class EpisodeStatistics:
     """What the edge remembers between two steps, a row per environment; a snapshot holds it."""
 
     observation: np.ndarray  # [E, S], what the agent acts on next
@@ -89,7 +89,7 @@ def make(
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
     asynchronous: bool = False,
     by_index: bool = False,
-) -> "Edge":
+) -> "EnvAdapter":
     """The edge of an environment.
 
     Args:
@@ -114,7 +114,7 @@ def make(
                 "an environment that is made already takes no env_args and cannot be multiplied: "
                 "give its id or a function that makes it"
             )
-        return Edge(env_id, seed=seed, by_index=by_index)
+        return EnvAdapter(env_id, seed=seed, by_index=by_index)
 
     def build() -> gym.Env:
         return build_env(env_id, args)
@@ -122,23 +122,23 @@ def make(
     first = build()
     name = env_id if isinstance(env_id, str) else None
     if envs == 1:
-        return Edge(first, seed=seed, env_id=name, by_index=by_index)
+        return EnvAdapter(first, seed=seed, env_id=name, by_index=by_index)
     if asynchronous:
         first.close()
         # Not forked: jax runs threads, and a fork of those may hang.
         many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context="forkserver")
     else:
         many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
-    edge = Edge(many, seed=seed, env_id=name, one=first, by_index=by_index)
-    if not asynchronous and len(edge.environments) < envs:
+    adapter = EnvAdapter(many, seed=seed, env_id=name, one=first, by_index=by_index)
+    if not asynchronous and len(adapter.environments) < envs:
         raise UsageError(
-            f"{envs} environments are needed side by side, but the function gives one {edge.env_id} at every "
+            f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
             "call: let it make a new one"
         )
-    return edge
+    return adapter
 
 
-class Edge:
+class EnvAdapter:
     """E environments behind one border. Made by `make`.
 
     Attributes:
@@ -336,7 +336,7 @@ class Edge:
 
     def _start(self, observation: np.ndarray, episodes: np.ndarray) -> None:
         n = self.envs
-        self.tally = Tally(
+        self.tally = EpisodeStatistics(
             observation=observation,
             steps=0,
             began=np.zeros(n, np.int64),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import QscapeError
+from qscape.jobs.estimate import measure
 from qscape.run import events as ev
-from qscape.run.estimate import measure
 from qscape.run.plan import Plan, from_json
 from qscape.run.stopping import stopping
 from qscape.run.training import resume, train, train_together

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from qscape.agents import PARTS, Agent, nearest, onpolicy, settings_of
 from qscape.errors import UsageError
+from qscape.jobs.toml import Source, Where
 from qscape.run.plan import Plan, fitted
-from qscape.run.toml import Source, Where
 
 
 class Range(NamedTuple):

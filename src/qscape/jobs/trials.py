@@ -12,11 +12,11 @@ from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from qscape.errors import QscapeError
+from qscape.jobs.ranges import Range, with_fields
+from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
 from qscape.run.plan import Plan, fitted
-from qscape.run.ranges import Range, with_fields
-from qscape.run.worker import Job
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
 Metric: TypeAlias = Literal["final", "best"]

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from qscape.errors import RunError, UsageError
+from qscape.jobs.pool import Failure, LocalWorker, Pool
+from qscape.jobs.ranges import Range
+from qscape.jobs.trials import Search, State, Trial, evaluations, next_job
+from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.plan import fitted
-from qscape.run.pool import Failure, LocalWorker, Pool
-from qscape.run.ranges import Range
-from qscape.run.trials import Search, State, Trial, evaluations, next_job
-from qscape.run.worker import Job
 
 try:
     import optuna

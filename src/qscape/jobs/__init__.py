@@ -1,0 +1,1 @@
+"""Many runs: worker processes, studies, searches for hyperparameters, clusters."""
