@@ -386,7 +386,7 @@ def test_nothing_is_stepped_and_every_update_counts(name):
     trainer.adapter.step = None  # whoever steps it fails
     key, state, rows, index = (
         trainer.key,
-        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.replay_state)),
+        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.carry.replay_state)),
     )
     said = [*trainer.events(60)]
     assert [e.step for e in said if type(e).__name__ == "Evaluated"] == [0, 30, 60]
@@ -453,14 +453,14 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
 
 def stop_after(trainer, steps):
     """Stops a trainer at the first boundary past these updates."""
-    burst = trainer.programs.burst
+    burst = trainer.programs.learn
 
     def watched(*args, **given):
         if trainer.env_steps + int(args[-1]) >= steps:
             trainer.stop()
         return burst(*args, **given)
 
-    trainer.programs.burst = watched
+    trainer.programs.learn = watched
 
 
 def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, tmp_path):
@@ -507,7 +507,7 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     seen = {}
 
     def look(trainer):
-        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.replay_state))
+        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.carry.replay_state))
         seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.storage))
 
     events = [*train(plan, tmp_path / "on", on_trainer=look)]

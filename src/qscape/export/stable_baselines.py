@@ -22,7 +22,7 @@ from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
-from qscape.run.loop import open_adapters, owned
+from qscape.run.loop import copy_buffers, open_adapters
 from qscape.run.plan import Plan, label
 from qscape.run.programs import act_evaluating
 from qscape.run.training import trainer_of
@@ -71,7 +71,7 @@ def convert(
     trainer: Any = trainer_of(plan, agent, adapter)
     state = trainer.state
     soft = "soft" in state.part_states and "log_ent_coef" in arrays
-    trainer.state = owned(
+    trainer.state = copy_buffers(
         state._replace(
             actor=_actor(state.actor, arrays, "actor"),
             actor_target=None

@@ -45,25 +45,18 @@ def measure(plan: Plan) -> Measured:
     adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
     trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), adapter)
     programs, spent = trainer.programs, 0.0
+    jax.block_until_ready(trainer.storage)  # allocates it
 
     def update(n: int) -> None:
-        trainer.state, trainer.replay_state, trainer.metrics = programs.burst(
-            trainer.state,
-            trainer.storage,
-            trainer.replay_state,
-            trainer.metrics,
-            steps,
-            trainer.key,
-            np.int32(n),
-        )
+        trainer.carry = programs.learn(trainer.carry, np.int32(n), steps, trainer.key)
         jax.block_until_ready(trainer.metrics)
 
     def act() -> None:
         chosen = programs.act(
             trainer.acting,
-            trainer.noise_state,
+            trainer.carry.noise_state,
             adapter.observation,
-            trainer.first,
+            trainer.carry.first,
             steps,
             trainer.key,
             mode="explore",

@@ -288,10 +288,16 @@ class Agent(Bound):
     # --- learning ---------------------------------------------------------------------------------
 
     def update(
-        self, layout: Layout, state: State, rows: Array, index: ReplayState, key: Key
+        self,
+        layout: Layout,
+        state: State,
+        storage: Array,
+        replay_state: ReplayState,
+        key: Key,
+        previous: Metrics | None = None,
     ) -> tuple[State, ReplayState, Metrics]:
-        """One update from replay: see `update.update`."""
-        return update(self, layout, state, rows, index, key)
+        """Make one update from replay: see `qscape.offpolicy.update.update`."""
+        return update(self, layout, state, storage, replay_state, key, previous)
 
 
 def snapped(policy: Callable, table: ActionTable) -> Callable:

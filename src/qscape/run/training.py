@@ -128,7 +128,7 @@ def train_together(
         on_trainer(trainer)
         sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
         try:
-            for k, event in trainer.told(plans[0].steps):
+            for k, event in trainer.seed_events(plans[0].steps):
                 for sink in sinks[k]:
                     sink(event)
                 yield k, _noted(event, notes)
