@@ -162,7 +162,8 @@ def by_hand(name: str) -> Trainer:
     plan = Plan(agent.recipe, "beside", steps, envs=envs, eval_every=0)
     trainer = Trainer(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
     for name in ("insert", "step", "learn"):
-        setattr(trainer.programs, name, Quick(getattr(trainer.programs, name)))
+        program = getattr(trainer.programs, name)
+        program.compiled = Quick(program.compiled)
     for _ in trainer.events(steps):
         pass
     return trainer
