@@ -221,7 +221,7 @@ def test_without_priorities_it_is_uniform_with_the_loss():
     assert lap.update(index, jnp.arange(2), jnp.ones((2, 2))) is index
     i = lap.sample(layout, rows, index, jax.random.key(0), 300)
     assert set(np.asarray(i)) == {0, 1, 2}
-    assert LAP().overrides(("lap",)) == lap.overrides(("lap",)) == {"critic_loss": "lap_huber"}
+    assert LAP().overrides(None) == lap.overrides(None) == {"critic_loss": "lap_huber"}
 
 
 def one_update(lap: LAP, layout: Layout, rows, index: ReplayState, key) -> ReplayState:

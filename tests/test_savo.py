@@ -54,7 +54,7 @@ def functions(agent, state=None, q=None, env_steps: int = 0) -> Context:
     if q is None:
         return context
     context = context._replace(q=q, q_target=q)
-    return context._replace(policy=agent.selector.policy(state.actor, state.of(agent.selector), context))
+    return context._replace(policy=agent.selector.policy(state.actor, state.part(agent.selector), context))
 
 
 def batch_of(obs, action, proposals) -> Batch:

@@ -253,11 +253,8 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     )
     base, _ = overridden(agent)
     agent = dataclasses.replace(agent, base=replaced(base, "base", settings.get("base", {})))
-    present = frozenset(agent.parts)
-    for part in agent.parts.values():
-        why = part.objection(present, agent.base)
-        if why:
-            raise UsageError(f"'{recipe}' cannot be: {why}")
+    if why := agent.conflict():
+        raise UsageError(f"'{recipe}' cannot be: {why}")
     return agent
 
 
@@ -267,7 +264,7 @@ def overridden(agent: Agent) -> tuple[Base, list[Move]]:
     base: Any = (BASES | onpolicy.BASES)[base_name].base
     moves, parts = [], agent.parts
     for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
-        for field, value in part.overrides(frozenset(parts)).items():
+        for field, value in part.overrides(agent).items():
             before = getattr(base, field)
             if before != value:
                 moves.append(Move(field, before, value, part.name))

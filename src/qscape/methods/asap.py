@@ -53,7 +53,6 @@ class ASAP(ThreeInARow):
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The head is tuned along with the actor; the slow copy of both starts equal."""
-        super().init(key, nets, spec, base, actor)
         head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
         return PartState(actor_params=head, extra=SlowCopy(actor, head))
 

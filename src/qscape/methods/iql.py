@@ -34,6 +34,7 @@ class IQL(PolicyLoss):
     """
 
     name: ClassVar[str] = "iql"
+    climbs_q: ClassVar[bool] = False
     expectile: float = setting(0.7, "τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95))
     temperature: float = setting(
         3.0, "β: how sharply advantages weigh what is imitated.", tune=(0.5, 10.0, "log")

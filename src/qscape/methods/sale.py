@@ -19,7 +19,7 @@ from qscape.errors import UsageError
 from qscape.nets import MLP, Actor, Critic, Stage, Torso, joined, standardised
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Context, Net, Nets, PartState, Representation
+from qscape.offpolicy.sockets import Composition, Context, Net, Nets, PartState, Representation
 from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
@@ -67,6 +67,7 @@ class SALE(Representation):
     """State-action embeddings that predict the next state's embedding; frozen copies feed Q and π."""
 
     name: ClassVar[str] = "sale"
+    has_smooth_critics: ClassVar[bool] = True  # ELU
     derived: ClassVar[frozenset[str]] = frozenset({"successor"})  # one step on, whatever base.n_step is
 
     width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
@@ -104,14 +105,14 @@ class SALE(Representation):
                 "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa."
             )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {"critic_activation": "elu", "actor_objective": "mean"}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if self.predict_reward and base.n_step > 1:
+    def conflict(self, agent: Composition) -> str | None:
+        if self.predict_reward and agent.base.n_step > 1:
             return (
-                f"sale.predict_reward asks for the reward of one step, and base.n_step {base.n_step} sums "
-                "several; leave one of them out."
+                "sale.predict_reward asks for the reward of one step, and base.n_step "
+                f"{agent.base.n_step} sums several; leave one of them out."
             )
         return None
 

@@ -24,7 +24,7 @@ from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smoothed_target
 from qscape.offpolicy.proposals import Proposals, keeps_proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -35,6 +35,7 @@ class SAVO(Proposals):
     """Successive actors on truncated surrogates of Q; Q chooses among their proposals."""
 
     name: ClassVar[str] = "savo"
+    climbs_surrogates: ClassVar[bool] = True
 
     list_length: int = setting(3, "Actors, the first included.", tune=("choice", 2, 3, 5))
     summariser: Literal["deepset", "lstm", "transformer"] = setting(
@@ -69,19 +70,8 @@ class SAVO(Proposals):
     def length(self) -> int:
         return self.list_length
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
-
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        for other in ("savgo", "greedy_ac", "greedy_td3"):
-            if other in present:
-                return (
-                    f"{other} does not climb the slope of Q, and savo's actors climb that of surrogates; "
-                    "leave one of them out."
-                )
-        if "iql" in present:
-            return "iql imitates the data and climbs nothing, and savo's actors climb; leave one of them out."
-        return None
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
     def columns(self, spec: Spec) -> Columns:
         return keeps_proposals(self.list_length, spec)

@@ -7,12 +7,11 @@ that does nothing and costs nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets import Actor, Conditioning, Critic
 from qscape.offpolicy.base import Base
 from qscape.ops.nearest import ActionTable
@@ -65,8 +64,30 @@ class Context(NamedTuple):
         return action if self.table is None else self.table.snap(action)
 
 
+@runtime_checkable
+class Composition(Protocol):
+    """An off-policy agent as `overrides`, `conflict` and `notes` see it: its settings and its parts."""
+
+    @property
+    def base(self) -> Base: ...
+    @property
+    def representation(self) -> "Representation": ...
+    @property
+    def policy_loss(self) -> "PolicyLoss": ...
+    @property
+    def selector(self) -> "ActionSelector": ...
+    @property
+    def normaliser(self) -> "Normaliser": ...
+
+
 class StatefulPart(Part):
-    """What every part with a place in the state has in common."""
+    """What every part with a place in the state has in common.
+
+    Attributes:
+        needs_actor: the part acts on an actor network, so it is refused beside a selector without one.
+    """
+
+    needs_actor: ClassVar[bool] = False
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """What the part carries at the start; `actor` is None for representation and maximiser."""
@@ -94,9 +115,14 @@ class StatefulPart(Part):
 
 
 class Representation(StatefulPart):
-    """What the networks see of observation and action, and how they are built on it."""
+    """What the networks see of observation and action, and how they are built on it.
+
+    Attributes:
+        has_smooth_critics: the part itself chooses activations that have second derivatives.
+    """
 
     socket: ClassVar[str] = "representation"
+    has_smooth_critics: ClassVar[bool] = False
     joint: ClassVar[float | None] = None  # weight β where the critic loss also moves `params`
 
     def view(self, state: PartState, which: str) -> PyTree:
@@ -151,9 +177,18 @@ class TargetUpdate(StatefulPart):
 
 
 class PolicyLoss(StatefulPart):
-    """How a policy gets better from values."""
+    """How a policy gets better from values.
+
+    Attributes:
+        climbs_q: the loss follows ∂Q/∂a, so that it can be given another value function to climb.
+        needs_single_policy: the loss trains one policy, and refuses a selector that does not act by one.
+        maximises_entropy: the loss keeps the policy stochastic, so that it explores without added noise.
+    """
 
     socket: ClassVar[str] = "policy_loss"
+    climbs_q: ClassVar[bool] = True
+    needs_single_policy: ClassVar[bool] = False
+    maximises_entropy: ClassVar[bool] = False
 
     def loss(
         self,
@@ -176,9 +211,18 @@ class PolicyLoss(StatefulPart):
 
 
 class ActionSelector(StatefulPart):
-    """Which action is taken: one actor's, or the best of many proposals."""
+    """Which action is taken: one actor's, or the best of many proposals.
+
+    Attributes:
+        has_actor: the selector trains at least one actor network.
+        has_single_policy: the selector executes the action of one actor, and does not choose among several.
+        climbs_surrogates: actors climb other value functions than Q, which the policy loss must support.
+    """
 
     socket: ClassVar[str] = "selector"
+    has_actor: ClassVar[bool] = True
+    has_single_policy: ClassVar[bool] = True
+    climbs_surrogates: ClassVar[bool] = False
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """What the actor step moves: one actor, a list of them, or None."""
@@ -253,15 +297,6 @@ class Regulariser(StatefulPart):
         return None
 
 
-class ActorRegulariser(Regulariser):
-    """One that is nothing without an actor."""
-
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        if actor is None:
-            raise UsageError(f"{self.name} smooths an actor, and this agent has none; leave {self.name} out.")
-        return PartState()
-
-
 class StepEnd(NamedTuple):
     """One step of the (vector) environment is over; `steps` of its rows were real ones."""
 
@@ -304,9 +339,14 @@ class Reset(StatefulPart):
 
 
 class Normaliser(StatefulPart):
-    """Observation normalisation. Replay stays raw; a batch is normalised before any part sees it."""
+    """Observation normalisation. Replay stays raw; a batch is normalised before any part sees it.
+
+    Attributes:
+        changes_observations: False only for the default, which returns observations as they are.
+    """
 
     socket: ClassVar[str] = "normaliser"
+    changes_observations: ClassVar[bool] = True
 
     def see(self, state: PartState, obs: Array) -> PartState:
         """Fold in the observations `[E, S]` that are acted on."""

@@ -35,7 +35,7 @@ class LAP(Part):
         True, "New rows' priority may fall at synchronisations; off: LAP before TD7."
     )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
 
     def __post_init__(self) -> None:
