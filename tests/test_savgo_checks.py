@@ -239,8 +239,8 @@ def test_the_temperature_falls_where_the_policy_is_random_enough():
 
 
 def test_the_slow_encoder_follows():
-    own = PartState(params=jnp.array(2.0), extra=Slow(jnp.array(1.0), jnp.zeros(())))
-    after = SAVGO().post_update(own, {"savgo_gap_scale": jnp.array(3.0)}, None, None)
+    own = PartState(params=jnp.array(2.0), extra=Slow(jnp.array(1.0), jnp.array(3.0)))
+    after = SAVGO().post_update(own, None, None)
     close((after.extra.encoder, after.extra.scale), (1.005, 3.0))
 
 
@@ -628,16 +628,19 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
         context = stub(said(now.policy), value, spec, number)
         encoder, slow = now.encoder, now.slow
         if not part.frozen:
-            gradient, metrics = jax.grad(
-                lambda x: part.learn(x, own(x), context, batch, key_learn), has_aux=True
-            )(encoder)
+
+            def loss(x):
+                value, _, extra = part.learn(x, parts(x), context, batch, key_learn)
+                return value, extra
+
+            gradient, slow = jax.grad(loss, has_aux=True)(encoder)
             step, o_encoder = adams[1].update(gradient, o_encoder)
             encoder = optax.apply_updates(encoder, step)
-            slow = part.post_update(PartState(encoder, None, now.slow), metrics, None, None).extra
+            slow = part.post_update(PartState(encoder, None, slow), None, None).extra
 
         def climb(policy, log_alpha):
             context = stub(said(policy), value, spec, number)
-            return part.loss(context.policy, value, log_alpha, own(encoder), context, batch, key_loss)[0]
+            return part.loss(context.policy, value, log_alpha, parts(encoder), context, batch, key_loss)[0]
 
         g_policy, g_alpha = jax.grad(climb, (0, 1))(now.policy, now.log_alpha)
         step, o_policy = adams[0].update(g_policy, o_policy)

@@ -77,7 +77,7 @@ class ASAP(ThreeInARow):
             total += self.prediction * said["asap_prediction"]
         return total, said
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """The slow copy follows at every update, also where the actor does not move."""
         online: Any = SlowCopy(actor, state.actor_params)
         return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))

@@ -177,7 +177,7 @@ class SALE(Representation):
 
     def learn(
         self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, Frozen]:
         """(g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
         pair = self.embed_pair(params, self.embed_state(params, batch.observation), batch.action)
         target = jax.lax.stop_gradient(self._goal(params, state, context, batch))
@@ -186,10 +186,10 @@ class SALE(Representation):
             loss = 1.0 - (unit(guess) * unit(target)).sum(-1).mean()
         else:
             loss = jnp.square(guess - target).mean()
-        said = {"encoder_loss": loss}
+        metrics = {"encoder_loss": loss}
         if params.reward is not None:
             loss += jnp.square(jax.vmap(params.reward)(pair)[:, 0] - batch.reward).mean()
-        return loss, said
+        return loss, metrics, state.extra
 
     def _goal(self, params: Encoder, state: PartState, context: Context, batch: Batch) -> Array:
         s2 = batch.extra["successor"]
@@ -202,11 +202,11 @@ class SALE(Representation):
             return self.embed_pair(params, z_s2, context.policy_target(s2).mode())
         return z_s2
 
-    def post_update(self, state: PartState, aux: Batch, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
         """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
         fixed, fixed_target, statistics = state.extra
         if statistics is not None:
-            now = self._statistics(state.params, aux)
+            now = self._statistics(state.params, batch)
             statistics = jax.tree.map(lambda old, new: old + MOVE * (new - old), statistics, now)
         moved = [dataclasses.replace(state.params, seen=statistics), fixed]
         fixed, fixed_target = jax.lax.cond(event.synced, lambda: moved, lambda: [fixed, fixed_target])

@@ -188,7 +188,7 @@ class SAVGO(Entropic):
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, Slow]:
         """Cosines z_i · z_j go to Y_ij: similarity of the values now, and of the pairs that come next."""
         next_obs = batch.next_observation
         next_action = self.draw(context.policy(next_obs), key, context.spec)
@@ -201,7 +201,7 @@ class SAVGO(Entropic):
         loss = geometry.encoder_loss(z, stop(wanted), self.threshold)
         few = min(RANKED, len(z))
         pairs = jnp.triu_indices(few, 1)
-        return loss, {
+        metrics = {
             "savgo_encoder_loss": loss,
             "savgo_gap_scale": stop(scale),
             # Of cosine against value gap, over pairs of the batch: -1 where the geometry orders them all.
@@ -209,6 +209,7 @@ class SAVGO(Entropic):
                 geometry.rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
             ),
         }
+        return loss, metrics, state.extra._replace(scale=stop(scale))
 
     def scale(self, running: Array, gaps: Array) -> Array:
         """β, this batch already folded in."""
@@ -293,9 +294,9 @@ class SAVGO(Entropic):
             return at(obs, drawn)
         return jax.lax.map(lambda x: at(*x), (obs, drawn), batch_size=at_a_time)
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
-        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄; β as `learn` found it."""
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
         if state.params is None:
             return state
         encoder: Any = optax.incremental_update(state.params, state.extra.encoder, self.encoder_rate)
-        return state._replace(extra=Slow(encoder, aux["savgo_gap_scale"]))
+        return state._replace(extra=state.extra._replace(encoder=encoder))

@@ -123,7 +123,7 @@ class SAVO(Proposals):
 
     def learn(
         self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, None]:
         """Ψ̂_i(s, x; a_{<i}) regresses to max{q(s, x), τ_i} at x = a and x = a_i, with q = min(Q_1, Q_2).
 
         Summed over i and the two points, averaged over the batch (paper, Eq. 9).
@@ -143,7 +143,7 @@ class SAVO(Proposals):
             guess = jax.vmap(lambda action, value=value: value(obs, action)[0])(points[jnp.array([0, i + 1])])
             loss += jnp.square(guess - goal).mean(1).sum()
         gain = (q[1:].max(0) - q[1]).mean()
-        return loss, {"surrogate_loss": loss, "list_gain": gain}
+        return loss, {"surrogate_loss": loss, "list_gain": gain}, None
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch

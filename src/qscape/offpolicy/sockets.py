@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Conditioning, Critic
 from qscape.offpolicy.base import Base
@@ -95,23 +95,18 @@ class StatefulPart(Part):
 
     def learn(
         self, params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
-        """Loss of the part's own networks; called only if `init` gave it any."""
-        raise NotImplementedError(f"{self.name} carries `params` but says no loss for it")
+    ) -> tuple[Scalar, Metrics, PyTree]:
+        """Loss of the part's own networks. Called once per update, only if `init` returned `params`.
+
+        Returns:
+            The loss, which is differentiated with respect to `params`; metrics; and the new `extra` state,
+            which is `state.extra` where learning does not change it.
+        """
+        raise NotImplementedError(f"{self.name} has `params` but defines no loss for them")
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         """Adam's rates for `params` and `actor_params`."""
         return base.critic_learning_rate, base.actor_learning_rate
-
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
-        """Last thing in an update: moving averages, slow copies, bounds.
-
-        Args:
-            aux: the targets y [B] for the target rule, the batch for the representation, the update's metrics
-                for all others.
-            actor: after its step.
-        """
-        return state
 
 
 class Representation(StatefulPart):
@@ -155,6 +150,10 @@ class Representation(StatefulPart):
         """Added to the actor's loss, where actors (one, or a list) are to keep something small."""
         return None
 
+    def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
+        """The part's state after an update of all networks: copies, statistics of the update's batch."""
+        return state
+
 
 class BootstrapValue(StatefulPart):
     """How the values at the next state become one bootstrap value."""
@@ -164,6 +163,10 @@ class BootstrapValue(StatefulPart):
     def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
         """Value of the next state [B] from the target critics' heads and an entropy bonus."""
         raise NotImplementedError
+
+    def post_update(self, state: PartState, target_values: Float[Array, " B"], event: Event) -> PartState:
+        """The part's state after an update; `target_values` are the y [B] that the critics regressed to."""
+        return state
 
 
 class TargetUpdate(StatefulPart):
@@ -208,6 +211,10 @@ class PolicyLoss(StatefulPart):
     ) -> tuple[list[Array], Array | None]:
         """Target critics' heads at the next state and a bonus (soft agents: -α log π)."""
         raise NotImplementedError
+
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """The part's state after an update of all networks; `actor` is the actor after its step."""
+        return state
 
 
 class ActionSelector(StatefulPart):
@@ -278,6 +285,10 @@ class ActionSelector(StatefulPart):
         to evaluate."""
         return None
 
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """The part's state after an update of all networks; `actor` is the actors after their step."""
+        return state
+
 
 class Regulariser(StatefulPart):
     """Terms added to the losses of critics or actor. None means: no such term."""
@@ -295,6 +306,10 @@ class Regulariser(StatefulPart):
     ) -> tuple[Scalar, Metrics] | None:
         """Added to the actor's loss; the gradient reaches (actor, tuned)."""
         return None
+
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """The part's state after an update of all networks; `actor` is the actor after its step."""
+        return state
 
 
 class StepEnd(NamedTuple):
