@@ -18,16 +18,17 @@ from test_contract import QUICK
 from qscape import agents
 from qscape.agents import preset
 from qscape.errors import UsageError
+from qscape.methods import _value_geometry as geometry
 from qscape.methods import savgo
 from qscape.methods.savgo import SAVGO, Slow
 from qscape.nets import MLP
 from qscape.nets.heads import SquashedNormal
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
-from qscape.ops import geometry
 from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
+from qscape.ops.ranking import rank_correlation
 from qscape.ops.running import moments, see_one, standardise
 from qscape.ops.td import td_target
 from qscape.replay.storage import rows_at
@@ -166,8 +167,8 @@ def test_rank_correlation_is_scipys():
 
     x, y = np.random.default_rng(0).normal(size=(2, 300)).round(1)  # with ties
     y = (y - x).round(1)
-    close(geometry.rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
-    assert geometry.rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
+    close(rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
+    assert rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
 
 
 def test_normaliser():

@@ -14,7 +14,8 @@ from small import A, S, build, randomised, same, start
 import reference.savo
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.nets import SUMMARISERS, Conditioned, Conditioning
+from qscape.methods._list_encoder import SUMMARISERS, Conditioned
+from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, noise

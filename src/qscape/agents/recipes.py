@@ -24,6 +24,7 @@ from qscape.methods.greedy_td3 import GreedyTD3
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
+from qscape.methods.lap import LAP
 from qscape.methods.lipsnet import LipsNet
 from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
@@ -40,7 +41,6 @@ from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.onpolicy.base import Base as OnPolicyBase
-from qscape.replay.lap import LAP
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase

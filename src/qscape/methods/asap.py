@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._three_states import ThreeInARow
 from qscape.nets import dense
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.smoothing import ThreeInARow
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.ops.smooth import half_mse, second_difference
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting

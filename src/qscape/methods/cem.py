@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets.heads import Point
-from qscape.offpolicy.proposals import Proposals
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 

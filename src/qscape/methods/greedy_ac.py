@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, PyTree
 
+from qscape.methods._greedy import Greedy
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.greedy import Greedy
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from qscape.methods._greedy import Greedy
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.greedy import Greedy
 from qscape.offpolicy.plain import head
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, raw
-from qscape.offpolicy.proposals import Proposals
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 

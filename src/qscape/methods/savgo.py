@@ -6,7 +6,7 @@ actions, looks up their target values (constants), weighs them with a softmax of
 action and theirs, and climbs the weighted mean: all gradient reaches it through the weights, from action to
 encoder to cosine to weight.
 
-The equations are in `qscape.ops.geometry`.
+The equations are in `qscape.methods._value_geometry`.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods import _value_geometry as geometry
 from qscape.nets import MLP, joined
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Entropic
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
-from qscape.ops import geometry
 from qscape.ops.norm import unit
+from qscape.ops.ranking import rank_correlation
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -206,7 +207,7 @@ class SAVGO(Entropic):
             "savgo_gap_scale": stop(scale),
             # Of cosine against value gap, over pairs of the batch: -1 where the geometry orders them all.
             "savgo_rank_correlation": stop(
-                geometry.rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
+                rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
             ),
         }
         return loss, metrics, state.extra._replace(scale=stop(scale))

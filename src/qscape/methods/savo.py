@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import Actor, Conditioned, Critic
+from qscape.methods._list_encoder import Conditioned
+from qscape.methods._proposals import Proposals, keeps_proposals
+from qscape.nets import Actor, Critic
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smoothed_target
-from qscape.offpolicy.proposals import Proposals, keeps_proposals
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 

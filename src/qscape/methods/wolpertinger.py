@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets import Actor
 from qscape.nets.heads import Point, raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth
-from qscape.offpolicy.proposals import Proposals
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 

@@ -35,7 +35,7 @@ from qscape.offpolicy.sockets import (
 from qscape.offpolicy.state import ActingState, State
 from qscape.offpolicy.update import update
 from qscape.ops.nearest import ActionTable
-from qscape.replay.lap import LAP
+from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, ReplayState
 from qscape.replay.uniform import Uniform
 from qscape.types import Bound, Event, Key, Metrics, Part, Spec, stream
@@ -57,7 +57,7 @@ class Agent(Bound):
     recipe: str = "td3"
     base: Base = Base()
     representation: Representation = plain.Plain()
-    replay: Uniform | LAP = Uniform()
+    replay: Replay = Uniform()
     bootstrap: BootstrapValue = plain.MinTarget()
     target_update: TargetUpdate = plain.Polyak()
     policy_loss: PolicyLoss = plain.DPG()

@@ -7,34 +7,18 @@ that does nothing and costs nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Conditioning, Critic
 from qscape.offpolicy.base import Base
+from qscape.offpolicy.state import PartState, State
 from qscape.ops.nearest import ActionTable
 from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec
 
-if TYPE_CHECKING:
-    from qscape.offpolicy.state import State
-
 Net = TypeVar("Net", Actor, Critic)
-
-
-class PartState(NamedTuple):
-    """What a part carries in the state.
-
-    Attributes:
-        params: moved by the gradient of the part's own `learn`, with its own optimiser.
-        actor_params: moved by the gradient of the actor's loss, with its own optimiser.
-        extra: slow copies, moving averages, bounds: whatever `post_update` returns.
-    """
-
-    params: PyTree = None
-    actor_params: PyTree = None
-    extra: PyTree = None
 
 
 class Nets(NamedTuple):
@@ -348,7 +332,7 @@ class Reset(StatefulPart):
 
     socket: ClassVar[str] = "reset"
 
-    def reset(self, state: "State", fresh: Callable[[], "State"], event: Event, base: Base) -> "State":
+    def reset(self, state: State, fresh: Callable[[], State], event: Event, base: Base) -> State:
         """The state after an update. `fresh` makes one as at the start of a run, which goes on counting."""
         return state
 

@@ -58,7 +58,7 @@ def update(
     state, td_error = _critics(now, state, y, metrics)
 
     # 4. priorities
-    replay_state = replay.update(replay_state, picked, td_error)
+    replay_state = replay.update_priorities(replay_state, picked, td_error)
 
     # 5. the maximiser learns, on the stepped critics
     state = _learn(now, state, agent.selector, metrics)
