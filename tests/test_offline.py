@@ -316,7 +316,7 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
         params=lambda obs: jnp.array([[0.0], [-2.0]]) + obs[:, :1]
     )  # V(s) = 0 and -2, V(s') one more
     least = np.array([-2.0, 0.5])
-    loss, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
+    loss, _, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
     assert float(loss) == pytest.approx(np.mean([0.1 * 4.0, 0.9 * 6.25]))  # u = -2 and 2.5
     weight = np.minimum(np.exp(2.0 * (least - [0.0, -2.0])), 5.0)
     far = np.square(np.asarray(ACTION - DATA)).sum(-1)

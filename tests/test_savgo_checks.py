@@ -18,16 +18,17 @@ from test_contract import QUICK
 from qscape import agents
 from qscape.agents import preset
 from qscape.errors import UsageError
+from qscape.methods import _value_geometry as geometry
 from qscape.methods import savgo
 from qscape.methods.savgo import SAVGO, Slow
 from qscape.nets import MLP
 from qscape.nets.heads import SquashedNormal
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
-from qscape.ops import geometry
 from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
+from qscape.ops.ranking import rank_correlation
 from qscape.ops.running import moments, see_one, standardise
 from qscape.ops.td import td_target
 from qscape.replay.storage import rows_at
@@ -166,8 +167,8 @@ def test_rank_correlation_is_scipys():
 
     x, y = np.random.default_rng(0).normal(size=(2, 300)).round(1)  # with ties
     y = (y - x).round(1)
-    close(geometry.rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
-    assert geometry.rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
+    close(rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
+    assert rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
 
 
 def test_normaliser():
@@ -239,8 +240,8 @@ def test_the_temperature_falls_where_the_policy_is_random_enough():
 
 
 def test_the_slow_encoder_follows():
-    own = PartState(params=jnp.array(2.0), extra=Slow(jnp.array(1.0), jnp.zeros(())))
-    after = SAVGO().post_update(own, {"savgo_gap_scale": jnp.array(3.0)}, None, None)
+    own = PartState(params=jnp.array(2.0), extra=Slow(jnp.array(1.0), jnp.array(3.0)))
+    after = SAVGO().post_update(own, None, None)
     close((after.extra.encoder, after.extra.scale), (1.005, 3.0))
 
 
@@ -628,16 +629,19 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
         context = stub(said(now.policy), value, spec, number)
         encoder, slow = now.encoder, now.slow
         if not part.frozen:
-            gradient, metrics = jax.grad(
-                lambda x: part.learn(x, own(x), context, batch, key_learn), has_aux=True
-            )(encoder)
+
+            def loss(x):
+                value, _, extra = part.learn(x, parts(x), context, batch, key_learn)
+                return value, extra
+
+            gradient, slow = jax.grad(loss, has_aux=True)(encoder)
             step, o_encoder = adams[1].update(gradient, o_encoder)
             encoder = optax.apply_updates(encoder, step)
-            slow = part.post_update(PartState(encoder, None, now.slow), metrics, None, None).extra
+            slow = part.post_update(PartState(encoder, None, slow), None, None).extra
 
         def climb(policy, log_alpha):
             context = stub(said(policy), value, spec, number)
-            return part.loss(context.policy, value, log_alpha, own(encoder), context, batch, key_loss)[0]
+            return part.loss(context.policy, value, log_alpha, parts(encoder), context, batch, key_loss)[0]
 
         g_policy, g_alpha = jax.grad(climb, (0, 1))(now.policy, now.log_alpha)
         step, o_policy = adams[0].update(g_policy, o_policy)
@@ -734,6 +738,5 @@ def test_presets(env, variant, candidates, exponent, adaptive):
 
 
 def test_action_tables_are_refused():
-    agent = agents.build("sac+savgo").on(Spec(2, 2, table=np.eye(2, dtype=np.float32)))
     with pytest.raises(UsageError, match="are a table; leave savgo out"):
-        agent.init(jax.random.key(0))
+        agents.build("sac+savgo").on(Spec(2, 2, table=np.eye(2, dtype=np.float32)))

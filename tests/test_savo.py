@@ -14,7 +14,8 @@ from small import A, S, build, randomised, same, start
 import reference.savo
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.nets import SUMMARISERS, Conditioned, Conditioning
+from qscape.methods._list_encoder import SUMMARISERS, Conditioned
+from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, noise
@@ -54,7 +55,7 @@ def functions(agent, state=None, q=None, env_steps: int = 0) -> Context:
     if q is None:
         return context
     context = context._replace(q=q, q_target=q)
-    return context._replace(policy=agent.selector.policy(state.actor, state.of(agent.selector), context))
+    return context._replace(policy=agent.selector.policy(state.actor, state.part(agent.selector), context))
 
 
 def batch_of(obs, action, proposals) -> Batch:
@@ -100,7 +101,7 @@ def started():
     """A run and its memory as the oracle sees it."""
     run = start(build("td3+savo"))
     layout = run.agent.layout(1)
-    kept = run.rows[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
+    kept = run.storage[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
     return run, reference.savo.Transitions(*run.memory, kept)
 
 
@@ -209,7 +210,7 @@ def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
         constant = jax.tree.map(jnp.zeros_like, own.params)
         biases = lambda nets: [net.net.body.out.bias for net in nets]  # noqa: E731
         constant = eqx.tree_at(biases, constant, [jnp.array([says])] * 2)
-        loss, _ = agent.selector.learn(
+        loss, _, _ = agent.selector.learn(
             constant, own, functions(agent, state, table_q), batch, jax.random.key(0)
         )
         at_proposals = (says - 1.0) ** 2 + (says - 1.5) ** 2  # T_1(a_1) = max(.7, 1), T_2(a_2) = max(1.5, 1)
@@ -221,7 +222,7 @@ def test_surrogates_at_the_present_actors_proposals(points, executed):
     agent = make(surrogate_points=points)
     state, batch = state_of(agent, 1), flat_batch(0)
     context, own, obs = functions(agent, state), state.part_states["savo"], batch.observation
-    loss, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
+    loss, _, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
     fresh = [dist.mode() for dist in agent.selector.propose(state.actor, context, obs)]
     q = lambda action: np.min(context.q(obs, action), 0)  # noqa: E731
     done = batch.action if executed == "stored" else context.policy(obs).mode()

@@ -105,13 +105,13 @@ def test_the_next_value_is_clipped_and_the_target_is_not(low, high, y):
 def test_trackers_follow_the_target_and_bounds_move_at_a_sync():
     y = jnp.array([2.98, 0.01, 1.0])
     before = bounds(1e8, -1e8, -1, 2)
-    after = ValueClip().post_update(before, y, None, event(False)).extra
+    after = ValueClip().post_update(before, y, event(False)).extra
     np.testing.assert_allclose(after, [0.01, 2.98, -1, 2], rtol=1e-6)
     # The batch of the synchronising update itself counts.
-    after = ValueClip().post_update(PartState(extra=after), jnp.array([5.0, -3.0]), None, event(True)).extra
+    after = ValueClip().post_update(PartState(extra=after), jnp.array([5.0, -3.0]), event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
     # Nothing narrows.
-    after = ValueClip().post_update(PartState(extra=after), jnp.ones(3), None, event(True)).extra
+    after = ValueClip().post_update(PartState(extra=after), jnp.ones(3), event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
 
 
@@ -349,13 +349,13 @@ def sampled(run, number):
     """The rows that update `number` draws from the run's replay."""
     key = stream(jax.random.fold_in(run.key, number), "lap.sample")
     agent = run.agent
-    return agent.replay.sample(agent.layout(1), run.rows, run.index, key, agent.base.batch_size)
+    return agent.replay.sample(agent.layout(1), run.storage, run.replay_state, key, agent.base.batch_size)
 
 
 def test_before_the_first_sync_targets_are_rewards(history):
     """Bounds (0, 0): y = r, so that the trackers see the rewards sampled and nothing else."""
-    draw = jax.jit(lambda index, n: sampled(history[0]._replace(index=index), n))
-    seen = [history[0].memory.reward[draw(run.index, n)] for n, run in enumerate(history[:SYNC], 1)]
+    draw = jax.jit(lambda index, n: sampled(history[0]._replace(replay_state=index), n))
+    seen = [history[0].memory.reward[draw(run.replay_state, n)] for n, run in enumerate(history[:SYNC], 1)]
     for update in (1, 100, SYNC - 1, SYNC):
         low, high = np.min(seen[:update]), np.max(seen[:update])
         clip = (low, high) if update == SYNC else (0.0, 0.0)

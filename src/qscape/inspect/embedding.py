@@ -18,8 +18,8 @@ from qscape.inspect.subject import Subject, of_run
 from qscape.methods.savgo import SAVGO, Weighed
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
-from qscape.ops.geometry import rank_correlation
 from qscape.ops.landscape import principal
+from qscape.ops.ranking import rank_correlation
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout
 from qscape.run.folder import newest_save

@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._three_states import ThreeInARow
 from qscape.nets import dense
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.smoothing import ThreeInARow
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.ops.smooth import half_mse, second_difference
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
@@ -53,7 +53,6 @@ class ASAP(ThreeInARow):
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The head is tuned along with the actor; the slow copy of both starts equal."""
-        super().init(key, nets, spec, base, actor)
         head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
         return PartState(actor_params=head, extra=SlowCopy(actor, head))
 
@@ -78,7 +77,7 @@ class ASAP(ThreeInARow):
             total += self.prediction * said["asap_prediction"]
         return total, said
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """The slow copy follows at every update, also where the actor does not move."""
         online: Any = SlowCopy(actor, state.actor_params)
         return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))

@@ -14,9 +14,8 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets.heads import raw
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import density_unused
-from qscape.offpolicy.sockets import Context, PartState, PolicyLoss, Regulariser, objective
+from qscape.offpolicy.plain import spread_is_untrained
+from qscape.offpolicy.sockets import Composition, Context, PartState, PolicyLoss, Regulariser, objective
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
@@ -31,14 +30,15 @@ class BC(PolicyLoss):
     """Climb Q scaled to α, and stay near the data: −α Q / mean|Q| + (π(s) − a)² (TD3+BC)."""
 
     name: ClassVar[str] = "bc"
+    needs_actor: ClassVar[bool] = True
     alpha: float = setting(2.5, "Weight α of the scaled Q; 0: imitate the data only.", tune=(0.0, 10.0))
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
             raise UsageError(f"bc.alpha is {self.alpha}; it must be a number, 0 or more.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        return density_unused("bc", "td3+bc", base)
+    def conflict(self, agent: Composition) -> str | None:
+        return spread_is_untrained("bc", "td3+bc", agent.base)
 
     def loss(
         self,
@@ -69,6 +69,7 @@ class Clone(Regulariser):
     """Adds λ · mean|Q| · (π(s) − a)² to the actor's loss (TD7 on a dataset)."""
 
     name: ClassVar[str] = "clone"
+    needs_actor: ClassVar[bool] = True
     weight: float = setting(0.1, "Weight λ of the distance to the data's actions.", tune=(1e-3, 10.0, "log"))
 
     def __post_init__(self) -> None:

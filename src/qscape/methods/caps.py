@@ -11,16 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.sockets import ActorRegulariser, Context, PartState
+from qscape.offpolicy.sockets import Context, PartState, Regulariser
 from qscape.ops.smooth import half_mse
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CAPS(ActorRegulariser):
+class CAPS(Regulariser):
     """The policy's action is drawn to its action in the next state and in states nearby."""
 
     name: ClassVar[str] = "caps"
+    needs_actor: ClassVar[bool] = True
     derived: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     temporal: float = setting(0.1, "λT: likeness of the action in the next state.", tune=(1e-3, 10.0, "log"))

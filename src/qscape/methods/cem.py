@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets.heads import Point
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -25,6 +24,7 @@ class CEM(Proposals):
     """The cross-entropy method finds the action of greatest Q, in place of an actor."""
 
     name: ClassVar[str] = "cem"
+    has_actor: ClassVar[bool] = False
     disturbs_each: ClassVar[bool] = False
 
     samples: int = setting(64, "Actions drawn in each round.", tune=("choice", 32, 64, 128))
@@ -48,17 +48,14 @@ class CEM(Proposals):
     def length(self) -> int:
         return 1
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "cem has no policy whose entropy could be kept; write td3+cem."
-        if base.target_noise:
+        if agent.base.target_noise:
             return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
-        for other in ("bc", "clone", "lipsnet"):
-            if other in present:
-                return f"cem has no actor that {other} could act on; leave one of the two out."
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import EpisodeEnd, Schedule, StepEnd
+from qscape.offpolicy.sockets import Composition, EpisodeEnd, Schedule, StepEnd
 from qscape.types import setting
 
 
@@ -41,7 +41,7 @@ class Checkpoints(Schedule):
         if self.switch < 0:
             raise UsageError(f"checkpoints.switch is {self.switch}; it must be 0 or more updates.")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {"warmup_to_episode_end": True}
 
     def start(self) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import jax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets import Actor
 from qscape.offpolicy.plain import smoothed
-from qscape.offpolicy.proposals import Proposals
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 

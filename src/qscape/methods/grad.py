@@ -9,7 +9,7 @@ from typing import ClassVar
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.smoothing import ThreeInARow
+from qscape.methods._three_states import ThreeInARow
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.smooth import second_difference
 from qscape.types import Batch, Key, Metrics, Scalar, setting

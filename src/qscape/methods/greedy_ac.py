@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, PyTree
 
+from qscape.methods._greedy import Greedy
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.greedy import Greedy
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 
 
@@ -23,7 +23,7 @@ class GreedyAC(Greedy):
 
     name: ClassVar[str] = "greedy_ac"
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {
             "head": "gaussian",
             "critics": 1,
@@ -33,12 +33,12 @@ class GreedyAC(Greedy):
             "exploration_noise": 0.0,
         }
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "gaussian":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "gaussian":
             return (
                 "greedy_ac needs a policy with a density: base.head = gaussian, or greedy_td3 in its place."
             )
-        return super().objection(present, base)
+        return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The proposal policy starts as a copy of the policy."""

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from qscape.methods._greedy import Greedy
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.greedy import Greedy
 from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
@@ -27,10 +27,10 @@ class GreedyTD3(Greedy):
 
     add_dpg: bool = setting(False, "Climb Q as well, divided by its mean size.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "greedy_td3 moves a deterministic actor; write td3+greedy_td3, or greedy_ac in its place."
-        return super().objection(present, base)
+        return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """A proposal policy of its own, with a Gaussian head."""

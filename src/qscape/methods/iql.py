@@ -34,6 +34,7 @@ class IQL(PolicyLoss):
     """
 
     name: ClassVar[str] = "iql"
+    climbs_q: ClassVar[bool] = False
     expectile: float = setting(0.7, "τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95))
     temperature: float = setting(
         3.0, "β: how sharply advantages weigh what is imitated.", tune=(0.5, 10.0, "log")
@@ -55,10 +56,11 @@ class IQL(PolicyLoss):
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, None]:
         """L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
         value = params(batch.observation)[..., 0]
-        return expectile_loss(_least(context, batch) - value, self.expectile).mean(), {"v": value.mean()}
+        loss = expectile_loss(_least(context, batch) - value, self.expectile).mean()
+        return loss, {"v": value.mean()}, None
 
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, raw
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -36,13 +35,13 @@ class Joint(Proposals):
     def length(self) -> int:
         return self.list_length
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "joint splits a deterministic output into actions; write td3+joint."
-        if base.target_noise:
+        if agent.base.target_noise:
             return "joint does not smooth its target: base.target_noise = 0 with joint."
         return None
 

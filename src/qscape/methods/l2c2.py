@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, PartState, Regulariser
+from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 DRAWS = 4  # of actions, for the divergence of two policies
@@ -47,8 +46,8 @@ class L2C2(Regulariser):
         if not 0 <= self.beta < math.inf:
             raise UsageError(f"l2c2.beta is {self.beta}; it must be a number, 0 or more.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "gaussian":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "gaussian":
             return "l2c2 compares the densities of a random policy: write sac+l2c2."
         return None
 

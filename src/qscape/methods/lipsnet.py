@@ -19,8 +19,8 @@ from qscape.errors import UsageError
 from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense, make_head
 from qscape.nets.heads import Point, SquashedNormal
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import Plain
-from qscape.offpolicy.sockets import Context, PartState
+from qscape.offpolicy.plain import DPG, Plain
+from qscape.offpolicy.sockets import Composition, Context, PartState
 from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
 
@@ -63,6 +63,7 @@ class LipsNet(Plain):
     """An actor with a learned bound on how fast its action changes with the observation."""
 
     name: ClassVar[str] = "lipsnet"
+    needs_actor: ClassVar[bool] = True
 
     weight: float = setting(1e-5, "λ_K: weight of mean K(s)² in the actor's loss.", tune=(1e-7, 1e-2, "log"))
     epsilon: float = setting(1e-4, "Added to the norm that f is divided by.")
@@ -76,11 +77,12 @@ class LipsNet(Plain):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"lipsnet.{name} is {getattr(self, name)}; it must be above 0.")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)}
-        return small if "dpg" in present else {}
+        return small if isinstance(agent.policy_loss, DPG) else {}
 
-    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
+    def notes(self, agent: Composition) -> list[str]:
+        base = agent.base
         moved = {"actor_activation": base.actor_activation != "relu"}
         moved["actor_projection"] = base.actor_projection
         return [

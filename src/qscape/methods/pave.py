@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, Nets, PartState, Regulariser
+from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
 
 
@@ -59,32 +59,32 @@ class PAVE(Regulariser):
         if not 0 < self.fraction <= 1:
             raise UsageError(f"pave.fraction is {self.fraction}; it must lie in (0, 1].")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """SiLU, which has second derivatives, and on SAC the paper's ½ of the TD loss, to which the weights
         are relative. With SALE the networks stay as they are: ELU is smooth enough."""
-        if "sale" in present:
+        if agent.representation.has_smooth_critics:
             return {}
-        half = {"critic_loss_scale": 0.5} if {"soft", "savgo"} & present else {}
+        half = {"critic_loss_scale": 0.5} if agent.policy_loss.maximises_entropy else {}
         return {"actor_activation": "silu", "critic_activation": "silu"} | half
 
-    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
-        said = []
-        if base.critic_activation == "relu" and "sale" not in present and self.curvature:
-            said.append(
+    def notes(self, agent: Composition) -> list[str]:
+        notes, smooth = [], agent.representation.has_smooth_critics
+        if agent.base.critic_activation == "relu" and not smooth and self.curvature:
+            notes.append(
                 "critics of ReLU are piecewise linear: pave.curvature has no gradient; "
                 "base.critic_activation = silu gives it one"
             )
-        if "normalise" in present and self.mixed_partial:
-            said.append("pave.sigma is in units of the normalised observation")
-        return said
+        if agent.normaliser.changes_observations and self.mixed_partial:
+            notes.append("pave.sigma is in units of the normalised observation")
+        return notes
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        if spec.table is not None:
-            raise UsageError(
-                "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
-                "leave pave out."
-            )
-        return PartState()
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if spec.table is None:
+            return None
+        return (
+            "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
+            "leave pave out."
+        )
 
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key

@@ -19,7 +19,7 @@ from qscape.errors import UsageError
 from qscape.nets import MLP, Actor, Critic, Stage, Torso, joined, standardised
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Context, Net, Nets, PartState, Representation
+from qscape.offpolicy.sockets import Composition, Context, Net, Nets, PartState, Representation
 from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
@@ -67,6 +67,7 @@ class SALE(Representation):
     """State-action embeddings that predict the next state's embedding; frozen copies feed Q and π."""
 
     name: ClassVar[str] = "sale"
+    has_smooth_critics: ClassVar[bool] = True  # ELU
     derived: ClassVar[frozenset[str]] = frozenset({"successor"})  # one step on, whatever base.n_step is
 
     width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
@@ -104,14 +105,14 @@ class SALE(Representation):
                 "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa."
             )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {"critic_activation": "elu", "actor_objective": "mean"}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if self.predict_reward and base.n_step > 1:
+    def conflict(self, agent: Composition) -> str | None:
+        if self.predict_reward and agent.base.n_step > 1:
             return (
-                f"sale.predict_reward asks for the reward of one step, and base.n_step {base.n_step} sums "
-                "several; leave one of them out."
+                "sale.predict_reward asks for the reward of one step, and base.n_step "
+                f"{agent.base.n_step} sums several; leave one of them out."
             )
         return None
 
@@ -176,7 +177,7 @@ class SALE(Representation):
 
     def learn(
         self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, Frozen]:
         """(g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
         pair = self.embed_pair(params, self.embed_state(params, batch.observation), batch.action)
         target = jax.lax.stop_gradient(self._goal(params, state, context, batch))
@@ -185,10 +186,10 @@ class SALE(Representation):
             loss = 1.0 - (unit(guess) * unit(target)).sum(-1).mean()
         else:
             loss = jnp.square(guess - target).mean()
-        said = {"encoder_loss": loss}
+        metrics = {"encoder_loss": loss}
         if params.reward is not None:
             loss += jnp.square(jax.vmap(params.reward)(pair)[:, 0] - batch.reward).mean()
-        return loss, said
+        return loss, metrics, state.extra
 
     def _goal(self, params: Encoder, state: PartState, context: Context, batch: Batch) -> Array:
         s2 = batch.extra["successor"]
@@ -201,11 +202,11 @@ class SALE(Representation):
             return self.embed_pair(params, z_s2, context.policy_target(s2).mode())
         return z_s2
 
-    def post_update(self, state: PartState, aux: Batch, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
         """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
         fixed, fixed_target, statistics = state.extra
         if statistics is not None:
-            now = self._statistics(state.params, aux)
+            now = self._statistics(state.params, batch)
             statistics = jax.tree.map(lambda old, new: old + MOVE * (new - old), statistics, now)
         moved = [dataclasses.replace(state.params, seen=statistics), fixed]
         fixed, fixed_target = jax.lax.cond(event.synced, lambda: moved, lambda: [fixed, fixed_target])

@@ -6,7 +6,7 @@ actions, looks up their target values (constants), weighs them with a softmax of
 action and theirs, and climbs the weighted mean: all gradient reaches it through the weights, from action to
 encoder to cosine to weight.
 
-The equations are in `qscape.ops.geometry`.
+The equations are in `qscape.methods._value_geometry`.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods import _value_geometry as geometry
 from qscape.nets import MLP, joined
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Entropic
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
-from qscape.ops import geometry
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
 from qscape.ops.norm import unit
+from qscape.ops.ranking import rank_correlation
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -55,6 +56,8 @@ class SAVGO(Entropic):
     """A kernel over candidate actions, in a learned geometry of values, moves the policy."""
 
     name: ClassVar[str] = "savgo"
+    climbs_q: ClassVar[bool] = False
+    needs_single_policy: ClassVar[bool] = True
 
     learning_rate: float = setting(1e-3, "Adam's rate for log α.", tune=(1e-5, 1e-2, "log"))
     candidates: int = setting(128, "K: actions drawn for each state.", tune=("choice", 16, 32, 64, 128, 256))
@@ -116,7 +119,7 @@ class SAVGO(Entropic):
                 f"savgo.embedding is {self.embedding}, savgo.hidden {self.hidden}; widths are at least 1."
             )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """The released code's actor and optimisers."""
         return {
             "actor_projection": True,
@@ -127,35 +130,34 @@ class SAVGO(Entropic):
             "critic_weight_decay": 1e-4,
         }
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
+    def conflict(self, agent: Composition) -> str | None:
+        base = agent.base
         if base.head != "gaussian":
             return (
                 "savgo draws its candidates from the policy, and a deterministic one gives the same action "
                 "each time; a stochastic base fits: sac+savgo, or sac+sale+savgo with TD7's embeddings."
-            )
-        if "single" not in present:
-            return (
-                "savgo moves one policy by the candidates it draws, and there is another maximiser, "
-                "with actors of its own; leave one of the two out."
             )
         if self.kernel_batch is not None and self.kernel_batch > base.batch_size:
             return (
                 f"savgo.kernel_batch is {self.kernel_batch}, but a batch has {base.batch_size} transitions; "
                 "give it at most that, or raise base.batch_size."
             )
-        return super().objection(present, base)
+        return super().conflict(agent)
 
-    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
-        if "normalise" in present:
+    def notes(self, agent: Composition) -> list[str]:
+        if agent.normaliser.changes_observations:
             return []
         return ["savgo was published with normalised observations on every task but Ant: sac+savgo+normalise"]
 
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if spec.table is None:
+            return None
+        return (
+            "savgo draws candidates from a continuous policy, and the actions of this environment are a "
+            "table; leave savgo out."
+        )
+
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        if spec.table is not None:
-            raise UsageError(
-                "savgo draws candidates from a continuous policy, and the actions of this environment are a "
-                "table; leave savgo out."
-            )
         sizes = (spec.observation_size + spec.action_size, *self.hidden, self.embedding)
         encoder = MLP(key, sizes, "relu")
         state = super().init(key, nets, spec, base, actor)
@@ -187,7 +189,7 @@ class SAVGO(Entropic):
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, Slow]:
         """Cosines z_i · z_j go to Y_ij: similarity of the values now, and of the pairs that come next."""
         next_obs = batch.next_observation
         next_action = self.draw(context.policy(next_obs), key, context.spec)
@@ -200,14 +202,15 @@ class SAVGO(Entropic):
         loss = geometry.encoder_loss(z, stop(wanted), self.threshold)
         few = min(RANKED, len(z))
         pairs = jnp.triu_indices(few, 1)
-        return loss, {
+        metrics = {
             "savgo_encoder_loss": loss,
             "savgo_gap_scale": stop(scale),
             # Of cosine against value gap, over pairs of the batch: -1 where the geometry orders them all.
             "savgo_rank_correlation": stop(
-                geometry.rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
+                rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
             ),
         }
+        return loss, metrics, state.extra._replace(scale=stop(scale))
 
     def scale(self, running: Array, gaps: Array) -> Array:
         """β, this batch already folded in."""
@@ -292,9 +295,9 @@ class SAVGO(Entropic):
             return at(obs, drawn)
         return jax.lax.map(lambda x: at(*x), (obs, drawn), batch_size=at_a_time)
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
-        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄; β as `learn` found it."""
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
         if state.params is None:
             return state
         encoder: Any = optax.incremental_update(state.params, state.extra.encoder, self.encoder_rate)
-        return state._replace(extra=Slow(encoder, aux["savgo_gap_scale"]))
+        return state._replace(extra=state.extra._replace(encoder=encoder))

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import Actor, Conditioned, Critic
+from qscape.methods._list_encoder import Conditioned
+from qscape.methods._proposals import Proposals, keeps_proposals
+from qscape.nets import Actor, Critic
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smoothed_target
-from qscape.offpolicy.proposals import Proposals, keeps_proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, objective
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -35,6 +36,7 @@ class SAVO(Proposals):
     """Successive actors on truncated surrogates of Q; Q chooses among their proposals."""
 
     name: ClassVar[str] = "savo"
+    climbs_surrogates: ClassVar[bool] = True
 
     list_length: int = setting(3, "Actors, the first included.", tune=("choice", 2, 3, 5))
     summariser: Literal["deepset", "lstm", "transformer"] = setting(
@@ -69,19 +71,8 @@ class SAVO(Proposals):
     def length(self) -> int:
         return self.list_length
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
-
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        for other in ("savgo", "greedy_ac", "greedy_td3"):
-            if other in present:
-                return (
-                    f"{other} does not climb the slope of Q, and savo's actors climb that of surrogates; "
-                    "leave one of them out."
-                )
-        if "iql" in present:
-            return "iql imitates the data and climbs nothing, and savo's actors climb; leave one of them out."
-        return None
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
     def columns(self, spec: Spec) -> Columns:
         return keeps_proposals(self.list_length, spec)
@@ -133,7 +124,7 @@ class SAVO(Proposals):
 
     def learn(
         self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, None]:
         """Ψ̂_i(s, x; a_{<i}) regresses to max{q(s, x), τ_i} at x = a and x = a_i, with q = min(Q_1, Q_2).
 
         Summed over i and the two points, averaged over the batch (paper, Eq. 9).
@@ -153,7 +144,7 @@ class SAVO(Proposals):
             guess = jax.vmap(lambda action, value=value: value(obs, action)[0])(points[jnp.array([0, i + 1])])
             loss += jnp.square(guess - goal).mean(1).sum()
         gain = (q[1:].max(0) - q[1]).mean()
-        return loss, {"surrogate_loss": loss, "list_gain": gain}
+        return loss, {"surrogate_loss": loss, "list_gain": gain}, None
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import Proposals
 from qscape.nets import Actor
 from qscape.nets.heads import Point, raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth
-from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -47,17 +47,20 @@ class Wolpertinger(Proposals):
     def length(self) -> int:
         return self.candidates
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "wolpertinger draws around a deterministic action; write td3+wolpertinger."
         return None
 
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if spec.table is None or len(spec.table) >= self.candidates:
+            return None
+        return (
+            f"wolpertinger.candidates is {self.candidates}; there are only {len(spec.table)} actions, "
+            "and Q can choose among no more."
+        )
+
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
-        if spec.table is not None and len(spec.table) < self.candidates:
-            raise UsageError(
-                f"wolpertinger.candidates is {self.candidates}; there are only {len(spec.table)} actions, "
-                "and Q can choose among no more."
-            )
         return nets.actor(key)
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from qscape.errors import UsageError
 from qscape.nets import Actor
 from qscape.nets.heads import Snapped
 from qscape.offpolicy import plain
@@ -34,7 +35,7 @@ from qscape.offpolicy.sockets import (
 from qscape.offpolicy.state import ActingState, State
 from qscape.offpolicy.update import update
 from qscape.ops.nearest import ActionTable
-from qscape.replay.lap import LAP
+from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, ReplayState
 from qscape.replay.uniform import Uniform
 from qscape.types import Bound, Event, Key, Metrics, Part, Spec, stream
@@ -56,7 +57,7 @@ class Agent(Bound):
     recipe: str = "td3"
     base: Base = Base()
     representation: Representation = plain.Plain()
-    replay: Uniform | LAP = Uniform()
+    replay: Replay = Uniform()
     bootstrap: BootstrapValue = plain.MinTarget()
     target_update: TargetUpdate = plain.Polyak()
     policy_loss: PolicyLoss = plain.DPG()
@@ -71,8 +72,41 @@ class Agent(Bound):
     # --- what the agent is made of ----------------------------------------------------------------
 
     def on(self, spec: Spec) -> "Agent":
-        """The agent bound to a task."""
+        """Binds the agent to a task.
+
+        Raises:
+            UsageError: a part does not work on this task.
+        """
+        for part in self.parts.values():
+            if why := part.fits(spec, self.base):
+                raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
         return dataclasses.replace(self, spec=spec)
+
+    def conflict(self) -> str | None:
+        """Checks that the parts have the capabilities that other parts need, then asks every part itself.
+
+        Returns:
+            One sentence that says why the parts do not work together; None if they do.
+        """
+        selector, policy_loss = self.selector, self.policy_loss
+        if not selector.has_actor:
+            for part in self.learners.values():
+                if part.needs_actor:
+                    return (
+                        f"{selector.name} has no actor that {part.name} could act on; "
+                        "leave one of the two out."
+                    )
+        if policy_loss.needs_single_policy and not selector.has_single_policy:
+            return (
+                f"{policy_loss.name} improves one policy and {selector.name} does not act by one; "
+                "leave one of them out."
+            )
+        if selector.climbs_surrogates and not policy_loss.climbs_q:
+            return (
+                f"{policy_loss.name} does not climb the slope of Q, and {selector.name}'s actors climb "
+                "that of surrogates; leave one of them out."
+            )
+        return super().conflict()
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -273,8 +307,8 @@ class Agent(Bound):
 
     @property
     def normalises(self) -> bool:
-        """Does the normaliser do anything?"""
-        return not isinstance(self.normaliser, plain.Raw)
+        """Does the normaliser change observations?"""
+        return self.normaliser.changes_observations
 
     def see(self, state: State, obs: Array) -> State:
         """Let the normaliser see the observations [E, S] that are about to be acted on."""

@@ -19,6 +19,7 @@ from qscape.offpolicy.exploration import at_rest, explored, uniform_action
 from qscape.offpolicy.sockets import (
     ActionSelector,
     BootstrapValue,
+    Composition,
     Context,
     EpisodeEnd,
     Nets,
@@ -106,7 +107,7 @@ class Polyak(TargetUpdate):
         return jax.lax.cond(event.actor_moved, move, lambda: target)
 
 
-def density_unused(name: str, base_recipe: str, base: Base) -> str | None:
+def spread_is_untrained(name: str, base_recipe: str, base: Base) -> str | None:
     """The objection of an improvement that moves the mode alone to a policy that would be sampled from."""
     if base.head == "deterministic":
         return None
@@ -122,8 +123,8 @@ class DPG(PolicyLoss):
 
     name: ClassVar[str] = "dpg"
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        return density_unused("DPG", "td3", base)
+    def conflict(self, agent: Composition) -> str | None:
+        return spread_is_untrained("DPG", "td3", agent.base)
 
     def loss(
         self,
@@ -149,6 +150,8 @@ class DPG(PolicyLoss):
 class Entropic(PolicyLoss):
     """What all share that pay the policy for staying random: the entropy's weight α, fixed or learned."""
 
+    maximises_entropy: ClassVar[bool] = True
+
     temperature: float | None = setting(
         None, "Fixed entropy weight α; None: learned.", tune=(0.01, 1.0, "log")
     )
@@ -167,10 +170,10 @@ class Entropic(PolicyLoss):
         if not 0 <= self.learning_rate < math.inf:
             raise UsageError(f"{name}.learning_rate is {self.learning_rate}; it must be 0 or more.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "gaussian":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "gaussian":
             return "soft improvement needs a policy with a density: base.head = gaussian, or td3 as the base."
-        if base.target_noise:
+        if agent.base.target_noise:
             return "target smoothing takes the entropy out of the target: base.target_noise = 0 with sac."
         return None
 
@@ -338,3 +341,4 @@ class Raw(Normaliser):
     """Observations as they are."""
 
     name: ClassVar[str] = "raw"
+    changes_observations: ClassVar[bool] = False

@@ -7,35 +7,18 @@ that does nothing and costs nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets import Actor, Conditioning, Critic
 from qscape.offpolicy.base import Base
+from qscape.offpolicy.state import PartState, State
 from qscape.ops.nearest import ActionTable
 from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec
 
-if TYPE_CHECKING:
-    from qscape.offpolicy.state import State
-
 Net = TypeVar("Net", Actor, Critic)
-
-
-class PartState(NamedTuple):
-    """What a part carries in the state.
-
-    Attributes:
-        params: moved by the gradient of the part's own `learn`, with its own optimiser.
-        actor_params: moved by the gradient of the actor's loss, with its own optimiser.
-        extra: slow copies, moving averages, bounds: whatever `post_update` returns.
-    """
-
-    params: PyTree = None
-    actor_params: PyTree = None
-    extra: PyTree = None
 
 
 class Nets(NamedTuple):
@@ -65,8 +48,30 @@ class Context(NamedTuple):
         return action if self.table is None else self.table.snap(action)
 
 
+@runtime_checkable
+class Composition(Protocol):
+    """An off-policy agent as `overrides`, `conflict` and `notes` see it: its settings and its parts."""
+
+    @property
+    def base(self) -> Base: ...
+    @property
+    def representation(self) -> "Representation": ...
+    @property
+    def policy_loss(self) -> "PolicyLoss": ...
+    @property
+    def selector(self) -> "ActionSelector": ...
+    @property
+    def normaliser(self) -> "Normaliser": ...
+
+
 class StatefulPart(Part):
-    """What every part with a place in the state has in common."""
+    """What every part with a place in the state has in common.
+
+    Attributes:
+        needs_actor: the part acts on an actor network, so it is refused beside a selector without one.
+    """
+
+    needs_actor: ClassVar[bool] = False
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """What the part carries at the start; `actor` is None for representation and maximiser."""
@@ -74,29 +79,29 @@ class StatefulPart(Part):
 
     def learn(
         self, params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
-        """Loss of the part's own networks; called only if `init` gave it any."""
-        raise NotImplementedError(f"{self.name} carries `params` but says no loss for it")
+    ) -> tuple[Scalar, Metrics, PyTree]:
+        """Loss of the part's own networks. Called once per update, only if `init` returned `params`.
+
+        Returns:
+            The loss, which is differentiated with respect to `params`; metrics; and the new `extra` state,
+            which is `state.extra` where learning does not change it.
+        """
+        raise NotImplementedError(f"{self.name} has `params` but defines no loss for them")
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         """Adam's rates for `params` and `actor_params`."""
         return base.critic_learning_rate, base.actor_learning_rate
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
-        """Last thing in an update: moving averages, slow copies, bounds.
-
-        Args:
-            aux: the targets y [B] for the target rule, the batch for the representation, the update's metrics
-                for all others.
-            actor: after its step.
-        """
-        return state
-
 
 class Representation(StatefulPart):
-    """What the networks see of observation and action, and how they are built on it."""
+    """What the networks see of observation and action, and how they are built on it.
+
+    Attributes:
+        has_smooth_critics: the part itself chooses activations that have second derivatives.
+    """
 
     socket: ClassVar[str] = "representation"
+    has_smooth_critics: ClassVar[bool] = False
     joint: ClassVar[float | None] = None  # weight β where the critic loss also moves `params`
 
     def view(self, state: PartState, which: str) -> PyTree:
@@ -129,6 +134,10 @@ class Representation(StatefulPart):
         """Added to the actor's loss, where actors (one, or a list) are to keep something small."""
         return None
 
+    def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
+        """The part's state after an update of all networks: copies, statistics of the update's batch."""
+        return state
+
 
 class BootstrapValue(StatefulPart):
     """How the values at the next state become one bootstrap value."""
@@ -138,6 +147,10 @@ class BootstrapValue(StatefulPart):
     def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
         """Value of the next state [B] from the target critics' heads and an entropy bonus."""
         raise NotImplementedError
+
+    def post_update(self, state: PartState, target_values: Float[Array, " B"], event: Event) -> PartState:
+        """The part's state after an update; `target_values` are the y [B] that the critics regressed to."""
+        return state
 
 
 class TargetUpdate(StatefulPart):
@@ -151,9 +164,18 @@ class TargetUpdate(StatefulPart):
 
 
 class PolicyLoss(StatefulPart):
-    """How a policy gets better from values."""
+    """How a policy gets better from values.
+
+    Attributes:
+        climbs_q: the loss follows ∂Q/∂a, so that it can be given another value function to climb.
+        needs_single_policy: the loss trains one policy, and refuses a selector that does not act by one.
+        maximises_entropy: the loss keeps the policy stochastic, so that it explores without added noise.
+    """
 
     socket: ClassVar[str] = "policy_loss"
+    climbs_q: ClassVar[bool] = True
+    needs_single_policy: ClassVar[bool] = False
+    maximises_entropy: ClassVar[bool] = False
 
     def loss(
         self,
@@ -174,11 +196,24 @@ class PolicyLoss(StatefulPart):
         """Target critics' heads at the next state and a bonus (soft agents: -α log π)."""
         raise NotImplementedError
 
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """The part's state after an update of all networks; `actor` is the actor after its step."""
+        return state
+
 
 class ActionSelector(StatefulPart):
-    """Which action is taken: one actor's, or the best of many proposals."""
+    """Which action is taken: one actor's, or the best of many proposals.
+
+    Attributes:
+        has_actor: the selector trains at least one actor network.
+        has_single_policy: the selector executes the action of one actor, and does not choose among several.
+        climbs_surrogates: actors climb other value functions than Q, which the policy loss must support.
+    """
 
     socket: ClassVar[str] = "selector"
+    has_actor: ClassVar[bool] = True
+    has_single_policy: ClassVar[bool] = True
+    climbs_surrogates: ClassVar[bool] = False
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """What the actor step moves: one actor, a list of them, or None."""
@@ -234,6 +269,10 @@ class ActionSelector(StatefulPart):
         to evaluate."""
         return None
 
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """The part's state after an update of all networks; `actor` is the actors after their step."""
+        return state
+
 
 class Regulariser(StatefulPart):
     """Terms added to the losses of critics or actor. None means: no such term."""
@@ -252,14 +291,9 @@ class Regulariser(StatefulPart):
         """Added to the actor's loss; the gradient reaches (actor, tuned)."""
         return None
 
-
-class ActorRegulariser(Regulariser):
-    """One that is nothing without an actor."""
-
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        if actor is None:
-            raise UsageError(f"{self.name} smooths an actor, and this agent has none; leave {self.name} out.")
-        return PartState()
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """The part's state after an update of all networks; `actor` is the actor after its step."""
+        return state
 
 
 class StepEnd(NamedTuple):
@@ -298,15 +332,20 @@ class Reset(StatefulPart):
 
     socket: ClassVar[str] = "reset"
 
-    def reset(self, state: "State", fresh: Callable[[], "State"], event: Event, base: Base) -> "State":
+    def reset(self, state: State, fresh: Callable[[], State], event: Event, base: Base) -> State:
         """The state after an update. `fresh` makes one as at the start of a run, which goes on counting."""
         return state
 
 
 class Normaliser(StatefulPart):
-    """Observation normalisation. Replay stays raw; a batch is normalised before any part sees it."""
+    """Observation normalisation. Replay stays raw; a batch is normalised before any part sees it.
+
+    Attributes:
+        changes_observations: False only for the default, which returns observations as they are.
+    """
 
     socket: ClassVar[str] = "normaliser"
+    changes_observations: ClassVar[bool] = True
 
     def see(self, state: PartState, obs: Array) -> PartState:
         """Fold in the observations `[E, S]` that are acted on."""

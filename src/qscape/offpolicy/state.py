@@ -5,8 +5,21 @@ from typing import NamedTuple
 from jaxtyping import Array, Int, PyTree
 
 from qscape.nets import Critic
-from qscape.offpolicy.sockets import PartState
 from qscape.types import Part
+
+
+class PartState(NamedTuple):
+    """What a part carries in the state.
+
+    Attributes:
+        params: moved by the gradient of the part's own `learn`, with its own optimiser.
+        actor_params: moved by the gradient of the actor's loss, with its own optimiser.
+        extra: slow copies, moving averages, bounds: whatever `post_update` returns.
+    """
+
+    params: PyTree = None
+    actor_params: PyTree = None
+    extra: PyTree = None
 
 
 class State(NamedTuple):

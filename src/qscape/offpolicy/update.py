@@ -66,7 +66,7 @@ def update(
     state, td_error = _critics(now, state, y, metrics)
 
     # 4. priorities
-    replay_state = replay.update(replay_state, picked, td_error)
+    replay_state = replay.update_priorities(replay_state, picked, td_error)
 
     # 5. the maximiser learns, on the stepped critics
     state = _learn(now, state, agent.selector, metrics)
@@ -77,7 +77,7 @@ def update(
 
     # 7. targets follow
     state = _follow(now, state)
-    state = _after(now, state, y, metrics)
+    state = _after(now, state, y)
 
     # 8. some agents begin anew now and then
     state = _restart(now, state)
@@ -118,11 +118,21 @@ def _learn(now: Now, state: State, part: StatefulPart, metrics: Metrics) -> Stat
     if part_state.params is None:
         return state
     context, key = now.context(state), now.stream(part, "learn")
-    gradient, said = jax.grad(lambda x: part.learn(x, part_state, context, now.batch, key), has_aux=True)(
-        part_state.params
-    )
-    metrics |= said
+
+    def loss(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        value, learned, extra = part.learn(params, part_state, context, now.batch, key)
+        return value, (learned, extra)
+
+    gradient, (learned, extra) = jax.grad(loss, has_aux=True)(part_state.params)
+    metrics |= learned
+    state = _with_extra(state, part, extra)
     return _step(now, state, f"{part.name}.params", part_state.params, gradient)
+
+
+def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
+    """The state with another `extra` of one part."""
+    part_state = state.part(part)._replace(extra=extra)
+    return state._replace(part_states=state.part_states | {part.name: part_state})
 
 
 def _target(now: Now, state: State) -> Float[Array, " B"]:
@@ -147,7 +157,7 @@ def _critics(
     agent, batch, base, rep = now.agent, now.batch, now.agent.base, now.agent.representation
     context, mine, joint = now.context(state), state.part(rep), rep.joint
 
-    def loss(moved: tuple[PyTree, PyTree]) -> tuple[Array, tuple[Array, Metrics]]:
+    def loss(moved: tuple[PyTree, PyTree]) -> tuple[Array, tuple[Array, Metrics, PyTree]]:
         critics, params = moved
         view = rep.view(mine if joint is None else mine._replace(params=params), "fixed")
         q = bind_critics(rep, view, critics)
@@ -155,19 +165,21 @@ def _critics(
         td_error = jnp.stack(heads, -1) - y[:, None]
         total = base.critic_loss_scale * CRITIC_LOSSES[base.critic_loss](td_error)
         said: Metrics = {"critic_loss": total, "q": heads[0].mean()}
+        extra = mine.extra
         for part in agent.regularisers:
             term = part.critic(state.part(part), context._replace(q=q), batch, now.stream(part, "critic"))
             total, said = _add(total, said, term)
         if joint is not None:
-            term = rep.learn(params, mine, context, batch, now.stream(rep, "learn"))
-            total, said = total + joint * term[0], said | term[1]
-        return total, (td_error, said)
+            value, learned, extra = rep.learn(params, mine, context, batch, now.stream(rep, "learn"))
+            total, said = total + joint * value, said | learned
+        return total, (td_error, said, extra)
 
     moved = (state.critics, None if joint is None else mine.params)
-    gradient, (td_error, said) = jax.grad(loss, has_aux=True)(moved)
+    gradient, (td_error, said, extra) = jax.grad(loss, has_aux=True)(moved)
     metrics |= said
     state = _step(now, state, "critics", state.critics, gradient[0])
     if joint is not None:
+        state = _with_extra(state, rep, extra)
         state = _step(now, state, f"{rep.name}.params", mine.params, gradient[1])
     return state, td_error
 
@@ -237,19 +249,17 @@ def _follow(now: Now, state: State) -> State:
     return state._replace(actor_target=actor_target, critics_target=critics_target)
 
 
-def _after(now: Now, state: State, y: Float[Array, " B"], metrics: Metrics) -> State:
-    """Moving averages, slow copies and bounds of every part. The target rule is told y, the representation
-    the batch, the others the metrics: what their own losses found is among them."""
-    part_state, told = (
-        dict(state.part_states),
-        {now.agent.bootstrap.name: y, now.agent.representation.name: now.batch},
-    )
-    for name, part in now.agent.learners.items():
-        if name in part_state:
-            part_state[name] = part.post_update(
-                part_state[name], told.get(name, metrics), state.actor, now.event
-            )
-    return state._replace(part_states=part_state)
+def _after(now: Now, state: State, y: Float[Array, " B"]) -> State:
+    """Moving averages, slow copies and bounds of every part that has a state."""
+    agent, event, part_states = now.agent, now.event, dict(state.part_states)
+    if (name := agent.representation.name) in part_states:
+        part_states[name] = agent.representation.post_update(part_states[name], now.batch, event)
+    if (name := agent.bootstrap.name) in part_states:
+        part_states[name] = agent.bootstrap.post_update(part_states[name], y, event)
+    for part in (agent.selector, agent.policy_loss, *agent.regularisers):
+        if part.name in part_states:
+            part_states[part.name] = part.post_update(part_states[part.name], state.actor, event)
+    return state._replace(part_states=part_states)
 
 
 def _restart(now: Now, state: State) -> State:

@@ -88,10 +88,6 @@ class StatefulPart(Part):
         """What the part remembers at the start, moved by no gradient; None: nothing."""
         return None
 
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        """One sentence if the part cannot work on this task, else None."""
-        return None
-
 
 class FeatureExtractor(StatefulPart):
     """Features of an observation."""
@@ -145,6 +141,7 @@ class PolicyUpdate(StatefulPart):
 
     socket: ClassVar[str] = "policy_update"
     shares: ClassVar[bool] = True  # may actor and critic have one torso?
+    adds_head_penalty: ClassVar[bool] = True  # does the head's L2 term enter the loss?
 
     def optimised(self, networks: PyTree) -> dict[str, PyTree]:
         """By name, the parameters that each optimiser moves."""

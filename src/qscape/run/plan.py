@@ -161,8 +161,7 @@ def moved(agent: Agent) -> list[str]:
 
 def remarks(agent: Agent) -> list[str]:
     """What parts say of themselves in this agent, one sentence each."""
-    present = frozenset(agent.parts)
-    return [said for part in agent.parts.values() for said in part.remarks(present, agent.base)]
+    return [note for part in agent.parts.values() for note in part.notes(agent)]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:

@@ -21,7 +21,7 @@ from qscape.offpolicy.exploration import (
     sometimes_uniform,
     uniform_action,
 )
-from qscape.offpolicy.sockets import ActionSelector, Context, PartState
+from qscape.offpolicy.sockets import ActionSelector, Composition, Context, PartState
 from qscape.types import Columns, Dist, Key, Policy, Spec
 
 FIXED = 0  # seed of the key with which a policy that draws its proposals is asked outside of a run
@@ -62,6 +62,7 @@ class Best(eqx.Module):
 class Proposals(ActionSelector):
     """What maximisers share that propose a list of actions and let Q choose."""
 
+    has_single_policy: ClassVar[bool] = False
     select_q: ClassVar[str] = "q1"  # which critics choose: "q1" or "min"
     disturbs_each: ClassVar[bool] = True  # noise on every proposal, or on the chosen action alone?
 
@@ -73,9 +74,9 @@ class Proposals(ActionSelector):
         """L."""
         raise NotImplementedError
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """Ornstein-Uhlenbeck noise; a stochastic policy explores by itself."""
-        return {} if "soft" in present else OU_NOISE
+        return {} if agent.policy_loss.maximises_entropy else OU_NOISE
 
     def pick(self, context: Context, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
         """The proposal that the online critics like best; of equals the first."""

@@ -11,13 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qscape.errors import UsageError
 from qscape.ops import sum_tree
-from qscape.replay import storage, uniform
+from qscape.replay import storage
+from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
-from qscape.types import Event, Key, Part, setting
+from qscape.replay.uniform import sample_uniformly
+from qscape.types import Event, Key, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class LAP(Part):
+class LAP(Replay):
     """Draw row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
 
     There are no importance weights: the Huber form of the critic loss, which this part brings along,
@@ -26,7 +28,6 @@ class LAP(Part):
     """
 
     name: ClassVar[str] = "lap"
-    socket: ClassVar[str] = "replay"
 
     alpha: float = setting(0.4, "Exponent of the priorities; 0 is uniform.", tune=(0.0, 1.0))
     min_priority: float = setting(1.0, "Temporal-difference errors below this count as this.")
@@ -35,7 +36,7 @@ class LAP(Part):
         True, "New rows' priority may fall at synchronisations; off: LAP before TD7."
     )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
 
     def __post_init__(self) -> None:
@@ -44,12 +45,8 @@ class LAP(Part):
         if not 0 < self.min_priority < math.inf:
             raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
 
-    def init(self, layout: Layout) -> tuple[Storage, ReplayState]:
-        return storage.create(layout), self.init_state(layout)
-
     def init_state(self, layout: Layout) -> ReplayState:
-        """That of an empty memory."""
-        replay_state = storage.create_state(layout)
+        replay_state = super().init_state(layout)
         if not self.prioritised:
             return replay_state
         tree = sum_tree.create(layout.envs * layout.ring)
@@ -58,9 +55,9 @@ class LAP(Part):
     def insert(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
     ) -> tuple[Storage, ReplayState]:
-        rows, moved = storage.insert(layout, rows, replay_state, new, mask)
+        rows, inserted = super().insert(layout, rows, replay_state, new, mask)
         if replay_state.priorities is None:
-            return rows, moved
+            return rows, inserted
         tree, highest = replay_state.priorities
         i, following = storage.write_rows(layout, replay_state)
         p = jnp.full(layout.envs, highest)
@@ -68,16 +65,16 @@ class LAP(Part):
             i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])
             p = jnp.concatenate([p, jnp.zeros_like(p)])
         p = jnp.where(mask, p, sum_tree.leaves(tree, i))
-        return rows, moved._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+        return rows, inserted._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
 
     def sample(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
     ) -> Int[Array, " B"]:
         if replay_state.priorities is None:
-            return uniform.draw(layout, rows, replay_state, key, batch_size)
+            return sample_uniformly(layout, rows, replay_state, key, batch_size)
         return sum_tree.sample(replay_state.priorities.tree, key, batch_size)
 
-    def update(
+    def update_priorities(
         self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
     ) -> ReplayState:
         """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""

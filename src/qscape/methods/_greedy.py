@@ -6,6 +6,7 @@ its entropy, so that it narrows more slowly than the policy that acts.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,16 @@ from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
 from qscape.nets.heads import raw
-from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PolicyLoss
 from qscape.types import Dist, Key, QFn, Scalar, setting
-
-CHOOSERS = ("savo", "ensemble", "joint", "wolpertinger", "cem")  # maximisers with more or less than one actor
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(PolicyLoss):
     """A policy is drawn to the best of many draws from a second, more random policy."""
+
+    climbs_q: ClassVar[bool] = False
+    needs_single_policy: ClassVar[bool] = True
 
     draws: int = setting(
         30, "N, actions drawn from the proposal policy at every state.", tune=("choice", 10, 30)
@@ -45,14 +46,6 @@ class Greedy(PolicyLoss):
     def kept(self) -> int:
         """⌊ρN⌋ (the small number is for shares that are no binary fractions)."""
         return int(self.share * self.draws + 1e-9)
-
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        for other in CHOOSERS:
-            if other in present:
-                return (
-                    f"{self.name} improves one policy and {other} does not act by one; leave one of them out."
-                )
-        return None
 
     def best_draws(
         self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
