@@ -51,8 +51,8 @@ folder.mkdir(parents=True)
 with Cluster("auto", folder, 2) as cluster:
     cluster.marker.unlink()  # as on a machine that does not see this disk
     for k, told in Pool(progress.jobs(), cluster.workers, cluster.start).events():
-        progress.standings[k].take(told)
-print(*[s.state for s in progress.standings])
+        progress.runs[k].take(told)
+print(*[s.state for s in progress.runs])
 """
 
 

@@ -17,7 +17,7 @@ from qscape.envs import make
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
-from qscape.jobs.estimate import measure, seconds
+from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
 from qscape.run import Plan, resume, saves, scan_rollouts, train
@@ -231,12 +231,12 @@ def test_short_runs(recipe, steps, given, rollout, batch):
 
 
 def test_what_a_run_costs():
-    cost = measure(plan(eval_every=0))
+    cost = measure_costs(plan(eval_every=0))
     assert cost.begin > 0
     assert 1e-5 < cost.step < 0.1
-    assert seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
+    assert estimate_seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
     many = plan("reinforce", settings={"base": {**SMALL, "episodes": 2, "batch_size": 16}}, steps=9_000)
-    assert measure(many).step > 0
+    assert measure_costs(many).step > 0
 
 
 def test_the_paper_preset():
@@ -274,7 +274,7 @@ def test_the_command_line(tmp_path, capsys):
     assert sum(found["counts"]) == 100
     assert found["history"][-1]["max_angle_w"] < 1e-5
     assert (tmp_path / "a/0/inspect/collapse.png").stat().st_size > 10_000
-    angles, _, plane = (chart for _, chart in interactive.collapse(found))
+    angles, _, plane = (chart for _, chart in interactive.collapse_charts(found))
     assert list(angles.data[1].y) == [row["max_angle_w"] for row in found["history"]]
     assert sum(len(trace.x) for trace in plane.data if "action" in (trace.name or "")) == len(found["points"])
     capsys.readouterr()

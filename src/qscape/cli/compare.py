@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     )
     made = made._replace(notes=notes + made.notes)
     console = plain_console()
-    show(console, made, given)
+    print_comparison(console, made, given)
     for file, write in (
         (given.csv, tables.to_csv),
         (given.latex, tables.to_latex),
@@ -77,18 +77,18 @@ def main(argv: list[str]) -> int:
         if file:
             save_text(write(made), file)
     if given.png:
-        draw(made, names, given)
+        draw_comparison(made, names, given)
     if given.html:
         from qscape.report import html  # plotly takes its time, and is needed for nothing else
 
-        save_text(html.report(made, names, given.reps), given.html)
+        save_text(html.render_report(made, names, given.reps), given.html)
     for file in (given.csv, given.latex, given.json, given.png, given.html):
         if file:
             console.print(f"written: {file}", soft_wrap=True)
     return 0
 
 
-def show(console: Console, made: "Comparison", given: Any) -> None:
+def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     """Print a table per environment, those over environments, and what a reader has to know."""
     from qscape.report import statistics
 
@@ -108,7 +108,7 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
         columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
-        _print(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
+        _print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -118,7 +118,7 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
         ]
         columns = ["label", "seeds", "envs", "IQM [95%]", "mean", "median", "optimality gap"]
         title = f"Normalised {made.score} scores; 0: random policy, 1: {made.aggregate['one_is'].iloc[0]}"
-        _print(console, title, columns, rows)
+        _print_table(console, title, columns, rows)
     if len(made.improvement):
         rows = [
             [f"{row['x']} > {row['y']}", str(row["environments"]),
@@ -126,26 +126,26 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
             for row in made.improvement.to_dict("records")
         ]  # fmt: skip
         title = f"Probability that a run of the first scores higher; {made.score} scores"
-        _print(console, title, ["pair", "envs", "probability [95%]"], rows)
+        _print_table(console, title, ["pair", "envs", "probability [95%]"], rows)
     for note in made.notes:
         console.print(note, style="yellow", soft_wrap=True)
 
 
-def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table(title, columns, rows))
     console.print()
 
 
-def draw(made: "Comparison", names: list[str], given: Any) -> None:
+def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     """The picture of a comparison."""
     from qscape.report import figures, references, statistics
 
-    published = references.published(names) if names else None
-    figure = figures.overview(
+    published = references.load_published(names) if names else None
+    figure = figures.draw_overview(
         made.rows, published=published, scores=made.scores, reps=given.reps, metric=made.metric
     )
     if given.smooth:
-        figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
+        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
     save_figure(figure, given.png)
 
 

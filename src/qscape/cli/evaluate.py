@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
-from qscape.run.evaluation import successes_of
+from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, run_folders
 from qscape.run.offline import score
 from qscape.run.policy import evaluate_run
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
-        successes = successes_of(done)
+        successes = list_successes(done)
         scored = score(read_plan(folder), mean)
         success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
         length = sum(e.length for e in done) / len(done)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
     if not given.tolerance > 0:
         raise UsageError(f"--tolerance is {given.tolerance:g}; it must be above 0.")
-    onnx, npz = (_file(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
+    onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
     files = [file for file in (onnx, npz) if file is not None]
     if not files:
         raise UsageError("qscape export RUN writes nothing unless told to: add --onnx FILE, or --npz FILE.")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if npz is not None:
         policy.refuse_foreign(npz.with_suffix(".json"), f'"format": "{policy.FORMAT}"')
     set_up_jax()
-    made = policy.source(one_run(Path(path)), given.episodes, given.current)
+    made = policy.load_source(one_run(Path(path)), given.episodes, given.current)
     console, checked = plain_console(), None
 
     def say(line: str) -> None:
@@ -57,14 +57,14 @@ def main(argv: list[str]) -> int:
     if npz is not None:
         files.append(policy.write_arrays(made, npz))
         say(f"{npz}, {files[-1]}")
-    written = card.write(made, files, checked)
-    say(f"{written}: {card.evaluation(made).replace('**', '')}")
+    written = card.write_card(made, files, checked)
+    say(f"{written}: {card.describe_evaluation(made).replace('**', '')}")
     if given.hub is not None:
-        say(card.push(given.hub, written, files))
+        say(card.push_to_hub(given.hub, written, files))
     return 0
 
 
-def _file(name: str | None, flag: str) -> Path | None:
+def _path_with_suffix(name: str | None, flag: str) -> Path | None:
     """The file a flag names; one without a suffix gets its own."""
     if name is None:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from qscape.cli import options
 from qscape.cli.running import plain_console
 from qscape.errors import UsageError
-from qscape.export.stable_baselines import convert
+from qscape.export.stable_baselines import convert_file
 from qscape.run.training import set_up_jax
 from qscape.types import setting
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     name = Path("runs") / given.env.replace("/", "-") / Path(file).stem / "0"
     folder = Path(given.out) if given.out else name
     set_up_jax()
-    off = convert(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)
+    off = convert_file(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)
     plain_console().print(
         f"{folder}: acts like {file}, greatest difference {off:.1e} on 1,000 observations",
         soft_wrap=True,

@@ -42,7 +42,9 @@ class Options:
     png: str | None = setting(
         None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/landscape.png."
     )
-    html: str | None = setting(None, "A page of its own, to hover over: one file, which needs no network.")
+    render_page: str | None = setting(
+        None, "A page of its own, to hover over: one file, which needs no network."
+    )
     json: str | None = setting(None, "All that was found; none: RUN/inspect/landscape.json.")
 
 
@@ -52,11 +54,11 @@ def main(argv: list[str]) -> int:
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
 
     from qscape.inspect import store
-    from qscape.inspect.landscape import jsonable
-    from qscape.inspect.measure import measure
-    from qscape.inspect.subject import history_of, of_run
-    from qscape.report.landscapes import picture, surrogates
-    from qscape.report.marks import agents_of
+    from qscape.inspect.landscape import to_jsonable
+    from qscape.inspect.landscapes import measure_landscapes
+    from qscape.inspect.trained_agent import load_history, load_trained_agent
+    from qscape.report.landscapes import draw_findings, draw_surrogates
+    from qscape.report.marks import name_agents
     from qscape.report.runs import find_runs
 
     folders = find_runs(paths)
@@ -65,12 +67,12 @@ def main(argv: list[str]) -> int:
             f"qscape landscape takes one run or two to set side by side, not {len(folders)}, "
             f"e.g. {folders[0]} {folders[1]}."
         )
-    to_html = _page() if given.html else None  # what is missing is told before the long search
+    to_html = _load_page() if given.html else None  # what is missing is told before the long search
     if given.png:
         refuse_ending(given.png)
-    agents = [of_run(folder, given.current) for folder in folders]
-    saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
-    found = measure(
+    agents = [load_trained_agent(folder, given.current) for folder in folders]
+    saves = [load_history(agent, given.current) if given.over_training else [agent] for agent in agents]
+    findings = measure_landscapes(
         saves[0],
         given.states,
         given.state_from,
@@ -82,37 +84,37 @@ def main(argv: list[str]) -> int:
         other=saves[1] if len(saves) > 1 else (),
     )
     console = plain_console()
-    for one in (found, found.get("other")):
+    for one in (findings, findings.get("other")):
         if one:
-            show(console, one)
-    plain = jsonable(found)
+            print_findings(console, one)
+    plain = to_jsonable(findings)
     if given.json:
         save_text(store.to_json(plain), given.json)
-    written = [given.json or str(store.write(folders[0], "landscape", plain))]
+    written = [given.json or str(store.write_findings(folders[0], "landscape", plain))]
     written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
-    save_figure(picture(found), written[-1])
-    climbed = [x for agent in agents_of(found).values() for x in agent["landscapes"] if x["surrogates"]]
+    save_figure(draw_findings(findings), written[-1])
+    climbed = [x for agent in name_agents(findings).values() for x in agent["landscapes"] if x["surrogates"]]
     if climbed:
         file = Path(written[-1])
         written.append(str(file.with_stem(f"{file.stem}-surrogates")))
-        save_figure(surrogates(climbed), written[-1])
+        save_figure(draw_surrogates(climbed), written[-1])
     if to_html:
-        save_text(to_html(found), given.html)
+        save_text(to_html(findings), given.html)
         written.append(given.html)
     for file in written:
         console.print(f"written: {file}", soft_wrap=True)
     return 0
 
 
-def _page() -> Callable[[dict[str, Any]], str]:
-    from qscape.report.landscape_page import html
+def _load_page() -> Callable[[dict[str, Any]], str]:
+    from qscape.report.landscape_page import render_page
 
-    return html
+    return render_page
 
 
-def show(console: "Console", found: dict[str, Any]) -> None:
+def print_findings(console: "Console", findings: dict[str, Any]) -> None:
     """Print the gaps of the action and of each proposal, and the local optima, those of surrogates too."""
-    summary = found["summary"]
+    summary = findings["summary"]
     several = len(summary["proposals"]) > 1
     lines = {"action" if not several else "chosen action": summary["action"]}
     if several:
@@ -127,7 +129,7 @@ def show(console: "Console", found: dict[str, Any]) -> None:
         ]
         for name, said in lines.items()
     ]
-    console.print(f"{found['label']} on {found['env']}, step {found['step']:,}", soft_wrap=True)
+    console.print(f"{findings['label']} on {findings['env']}, step {findings['step']:,}", soft_wrap=True)
     console.print(table("gap: best Q found minus Q; share: of Q's range", columns, rows))
     if optima := summary["optima"]:
         console.print(

@@ -30,11 +30,15 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
     frame, skipped = runs.read_runs(paths)
-    frame = statistics.smoothed(statistics.measured(frame, given.metric), given.smooth)
-    rows = statistics.both(frame) if given.policy == "both" else statistics.of_policy(frame, given.policy)
-    figure = figures.overview(rows, each=True, metric=given.metric)
+    frame = statistics.smooth_returns(statistics.select_metric(frame, given.metric), given.smooth)
+    rows = (
+        statistics.label_policies(frame)
+        if given.policy == "both"
+        else statistics.select_policy(frame, given.policy)
+    )
+    figure = figures.draw_overview(rows, each=True, metric=given.metric)
     if given.smooth:
-        figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
+        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
     save_figure(figure, given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()

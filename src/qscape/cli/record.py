@@ -8,7 +8,7 @@ from qscape.cli import options
 from qscape.cli.running import plain_console
 from qscape.errors import UsageError
 from qscape.run.folder import one_run
-from qscape.run.record import record
+from qscape.run.record import record_dataset
 from qscape.run.training import set_up_jax
 from qscape.types import setting
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         raise UsageError("--noise is of --policy noisy: add that, or leave it out.")
     set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
-    made = record(one_run(Path(path)), given.dataset, *args)
+    made = record_dataset(one_run(Path(path)), given.dataset, *args)
     plain_console().print(
         f"{given.dataset}: {made.total_episodes:,} episodes, {made.total_steps:,} steps, {given.policy}; "
         f"look at it with 'qscape dataset {given.dataset}'",

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qscape.errors import RunError, UsageError
-from qscape.jobs.pool import Failure, Pool, cores
+from qscape.jobs.pool import Failure, Pool, count_cores
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
 
@@ -29,13 +29,13 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
             for event in run_job(jobs[0]):
                 screen.show(0, event)
         else:
-            pool = Pool(iter(enumerate(jobs)), workers=cores())
-            for k, told in pool.events():
-                if isinstance(told, Failure):
-                    failures[k] = told
-                    screen.failed(jobs[k], told.why)
-                elif told is not None:
-                    screen.show(k, told)
+            pool = Pool(iter(enumerate(jobs)), workers=count_cores())
+            for k, event in pool.events():
+                if isinstance(event, Failure):
+                    failures[k] = event
+                    screen.failed(jobs[k], event.why)
+                elif event is not None:
+                    screen.show(k, event)
             screen.interrupted |= pool.stopping
     screen.summary(jobs)
     if failures:
@@ -131,7 +131,7 @@ class Screen:
                 self.console.print(f"  to go on: qscape resume {folder}", soft_wrap=True)
 
 
-class Patient(Console):
+class PipeSafeConsole(Console):
     """A console whose reader may go: `qscape train … | head` trains on, and says nothing more."""
 
     def on_broken_pipe(self) -> None:
@@ -144,7 +144,7 @@ def plain_console() -> Console:
 
     Tables in a file or a pipe need not fold as on a narrow screen.
     """
-    console = Patient(markup=False, highlight=False)
+    console = PipeSafeConsole(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDE
     return console

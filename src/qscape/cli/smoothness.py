@@ -61,16 +61,16 @@ def main(argv: list[str]) -> int:
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(Options, name):
             raise UsageError(f"--{name.replace('_', '-')} is of --robustness: add that, or leave it out.")
-    records, notes = measured(paths, given)
-    of_runs, noisy = report.summary(records, given.reps), report.under_noise(records, given.reps)
-    notes += report.notes(records)
+    records, notes = measure_runs(paths, given)
+    of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
+    notes += report.list_notes(records)
     console = plain_console()
-    show(console, of_runs, noisy, notes)
+    print_findings(console, of_runs, noisy, notes)
     if given.json:
         tables = {"summary": of_runs.to_dict("records"), "under_noise": noisy.to_dict("records")}
         save_text(store.to_json({"runs": records, **tables, "notes": notes}), given.json)
     if given.png:
-        save_figure(report.figure(records), given.png)
+        save_figure(report.draw_smoothness(records), given.png)
     written = [f"{record['name']}/inspect/smoothness.json" for record in records]
     for file in (*written, given.json, given.png):
         if file:
@@ -78,41 +78,43 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measured(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """A record of every run at the paths, written into its folder as well; and what was left out.
 
     Raises:
         UsageError: there is no run, or none whose actions have a distance. RunError: none of them has a save.
     """
     from qscape.inspect import smoothness, store
-    from qscape.inspect.subject import of_run
-    from qscape.report import runs
+    from qscape.inspect.trained_agent import load_trained_agent
+    from qscape.report import environment_label, runs
 
     records, problems, scales = [], [], {}
     for folder in runs.find_runs(paths):
         try:
-            subject = of_run(folder, given.current)
-            found = smoothness.measure(subject, given.episodes, given.seed)
+            trained = load_trained_agent(folder, given.current)
+            findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
         except QscapeError as problem:
             problems.append(problem)
             continue
         if given.robustness:  # the scale is that of the first run in its environment: name the base first
-            env = runs.environment(found)
+            env = environment_label(findings)
             if env not in scales:
-                scale = smoothness.observation_scale(subject, given.noise_episodes, given.seed)
-                scales[env] = {"scale_from": subject.name, "scale": scale.tolist()}
-            sigma = smoothness.robustness(
-                subject, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
+                scale = smoothness.measure_observation_scale(trained, given.noise_episodes, given.seed)
+                scales[env] = {"scale_from": trained.name, "scale": scale.tolist()}
+            sigma = smoothness.measure_robustness(
+                trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
             )
-            found["robustness"] = {**scales[env], "sigma": sigma}
-        store.write(folder, "smoothness", found)
-        records.append(found)
+            findings["robustness"] = {**scales[env], "sigma": sigma}
+        store.write_findings(folder, "smoothness", findings)
+        records.append(findings)
     if not records:
         raise problems[0]
     return records, [f"left out: {problem}" for problem in problems]
 
 
-def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]) -> None:
+def print_findings(
+    console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]
+) -> None:
     """Print, for each environment, how smooth actions are, the geometry of Q and what noise does."""
     for env, rows in of_runs.groupby("env", sort=False):
         head = ["label", "policy", "seeds", "steps"]
@@ -124,7 +126,7 @@ def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes
             for row in rows.to_dict("records")
         ]  # fmt: skip
         titles = [f"{name.replace('_', ' ')} [95%]" for name in names]
-        _print(
+        _print_table(
             console, f"{env}: smoothness of actions", [*head, *titles, "sm, mean ± std of episodes"], lines
         )
         for form, said in FORMS.items():
@@ -134,7 +136,7 @@ def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes
                 [row["label"], f"{row['sigma']:g}", *(_estimate(row, name) for name in names)]
                 for row in noisy[noisy["env"] == env].to_dict("records")
             ]
-            _print(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
+            _print_table(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
 
@@ -146,10 +148,10 @@ def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame
         if row[f"{form}.gradient_flips"] == row[f"{form}.gradient_flips"]  # NaN: a run without a Q
     ]
     if lines:
-        _print(console, title, ["label", *GEOMETRY.values()], lines)
+        _print_table(console, title, ["label", *GEOMETRY.values()], lines)
 
 
-def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table(title, columns, rows))
     console.print()
 

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
             film: Any = imageio.get_writer(aside, fps=fps, macro_block_size=1)
             with film:
-                for picture in _pictures(adapter, choose, given.episodes, returns):
+                for picture in _render_frames(adapter, choose, given.episodes, returns):
                     film.append_data(picture)
                     frames += 1
         aside.replace(file)
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _pictures(
+def _render_frames(
     adapter: EnvAdapter, choose: Callable, episodes: int, returns: list[float]
 ) -> Iterator[np.ndarray]:
     """The pictures of whole episodes, one by one: a long film would not fit into memory."""

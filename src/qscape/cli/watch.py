@@ -31,7 +31,7 @@ class Options:
     every: float = setting(2.0, "Seconds between two looks.")
     show: str = setting("q", "The metric drawn below the returns, such as critic_loss or actor_loss.")
     dim: int = setting(0, "The dimension of the action along which Q is drawn.")
-    once: bool = setting(False, "Look once, print and end.")
+    once: bool = setting(False, "Print once and exit.")
 
 
 def main(argv: list[str]) -> int:
@@ -43,26 +43,26 @@ def main(argv: list[str]) -> int:
     from qscape.report import terminal  # noqa: F401  a missing extra is told before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()
-    slices = Slice(folders[0], given.dim)
+    slices = QSlice(folders[0], given.dim)
     if given.once or not console.is_terminal:
-        console.print(picture(folders, slices, given.show, console))
+        console.print(render(folders, slices, given.show, console))
         return 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             while True:
-                live.update(picture(folders, slices, given.show, console), refresh=True)
+                live.update(render(folders, slices, given.show, console), refresh=True)
                 if not any(in_use(folder) or unfinished(folder) for folder in folders):
                     break
                 time.sleep(given.every)
         except KeyboardInterrupt:
             pass
-    console.print(picture(folders, slices, given.show, console))  # it stays when the screen is given back
+    console.print(render(folders, slices, given.show, console))  # it stays when the screen is given back
     return 0
 
 
-def picture(folders: list[Path], slices: "Slice", metric: str, console: Console) -> Group:
+def render(folders: list[Path], slices: "QSlice", metric: str, console: Console) -> Group:
     """Everything there is to see of the runs now."""
-    looks = [Look(folder) for folder in folders]
+    looks = [RunView(folder) for folder in folders]
     columns = ["run", "agent", "step", "of", "steps/s", "left", "return", "state"]
     parts: list[Any] = [table("", columns, (look.row() for look in looks))]
     width, height = min(console.width, ACROSS), HIGH
@@ -78,13 +78,13 @@ def picture(folders: list[Path], slices: "Slice", metric: str, console: Console)
     return Group(*parts)
 
 
-class Look:
+class RunView:
     """What a run's files say at one moment; the last line of a file may be half written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.record = folder, read_record(folder)
-        self.logged = [*_json_lines(folder / "metrics.jsonl")]
-        self.returns = _returns(folder / "evaluations.csv")
+        self.logged = [*_read_json_lines(folder / "metrics.jsonl")]
+        self.returns = _read_returns(folder / "evaluations.csv")
 
     def policies(self) -> list[str]:
         """The policies that are evaluated: the current one, and the kept one of an agent that keeps one."""
@@ -120,7 +120,7 @@ class Look:
         ]  # fmt: skip
 
 
-class Slice:
+class QSlice:
     """Q along one dimension of the action, at the first state of an evaluation, by the newest save.
 
     The agent is built and compiled once; a newer save only brings newer networks.
@@ -129,7 +129,7 @@ class Slice:
     def __init__(self, folder: Path, dim: int) -> None:
         self.folder, self.dim = folder, dim
         self.seen: Path | None = None
-        self.subject: Any = None
+        self.trained: Any = None
         self.drawn: tuple[str, list[Any]] = ("Q: there is no save yet", [])
 
     def chart(self, width: int, height: int) -> Text:
@@ -140,12 +140,12 @@ class Slice:
         """
         try:
             newest = newest_save(self.folder)
-            if newest is not None and self.subject is None:
+            if newest is not None and self.trained is None:
                 self._begin()
         except QscapeError as problem:  # training goes on, and so does watching
             newest, self.drawn = None, (str(problem), [])
-        if self.subject is not None and not 0 <= self.dim < self.subject.agent.task.action_size:
-            last = self.subject.agent.task.action_size - 1
+        if self.trained is not None and not 0 <= self.dim < self.trained.agent.task.action_size:
+            last = self.trained.agent.task.action_size - 1
             raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {last}.")
         try:
             if newest is not None and newest != self.seen:
@@ -159,23 +159,23 @@ class Slice:
         return _chart(title, x, curves, width, height, (-1, 1))
 
     def _begin(self) -> None:
-        from qscape.inspect.subject import of_run
         from qscape.inspect.survey import Surveyor
+        from qscape.inspect.trained_agent import load_trained_agent
 
-        subject = of_run(self.folder, current=True)
-        subject.need_q("a slice of the landscape")
-        if subject.agent.task.table is not None:
+        trained = load_trained_agent(self.folder, current=True)
+        trained.require_q("a slice of the landscape")
+        if trained.agent.task.table is not None:
             raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
-        adapter = subject.make()
+        adapter = trained.make()
         self.obs = np.asarray(adapter.reset(), np.float32)[0]
         adapter.close()
-        self.subject, self.surveyor = subject, Surveyor(subject.agent)
+        self.trained, self.surveyor = trained, Surveyor(trained.agent)
 
     def _look(self, newest: Path) -> tuple[str, list[Any]]:
         from qscape.run.policy import read_acting
 
-        acting, step, _ = read_acting(newest, self.subject.agent, current=True)
-        proposals = np.asarray(self.subject.agent.proposals(acting, self.obs[None]))[0]
+        acting, step, _ = read_acting(newest, self.trained.agent, current=True)
+        proposals = np.asarray(self.trained.agent.proposals(acting, self.obs[None]))[0]
         x = np.linspace(-1, 1, SLICE)
         line = np.repeat(proposals[:1], SLICE, 0)
         line[:, self.dim] = x
@@ -193,16 +193,16 @@ def _chart(title: str, x: str, curves: list[Any], width: int, height: int, span:
     if not curves:
         return Text(f"{title}: nothing yet", style="dim")
     lines = [terminal.Curve(*curve) for curve in curves]
-    return Text.from_ansi(terminal.chart(title, x, lines, width, height, span))
+    return Text.from_ansi(terminal.render_chart(title, x, lines, width, height, span))
 
 
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
     text = file.read_text() if file.exists() else ""
     for line in text[: text.rfind("\n") + 1].splitlines():
         yield json.loads(line)
 
 
-def _returns(file: Path) -> dict[str, dict[int, list[float]]]:
+def _read_returns(file: Path) -> dict[str, dict[int, list[float]]]:
     """Returns of each evaluation's episodes: policy -> step -> returns."""
     text = file.read_text() if file.exists() else ""
     found: dict[str, dict[int, list[float]]] = {}

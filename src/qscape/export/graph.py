@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qscape.errors import UsageError
 from qscape.export.control import CONTROL
 from qscape.export.primitives import CALLS, TABLE
-from qscape.export.values import Value, element_type, same
+from qscape.export.values import Value, element_type, same_shape
 
 OPSET = 18
 IR = 8  # the format that opset 18 came with: the oldest readers can still read it
@@ -80,7 +80,7 @@ class Graph:
         jaxpr = closed.jaxpr
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         known |= dict(zip(jaxpr.invars, inputs, strict=True))
-        for equation in _needed(jaxpr):
+        for equation in _needed_equations(jaxpr):
             given = [v.val if isinstance(v, Literal) else known[v] for v in equation.invars]
             known |= dict(zip(equation.outvars, self._equation(equation, given), strict=True))
         return [v.val if isinstance(v, Literal) else known[v] for v in jaxpr.outvars]
@@ -133,7 +133,7 @@ class Graph:
     def whole(self, x: Any, aval: Any) -> str:
         """The name of x in the full shape of its aval."""
         value = self.loose(x)
-        if same(value.shape, aval.shape):
+        if same_shape(value.shape, aval.shape):
             return value.name
         return self.node("Expand", [value.name, self.shape(aval.shape)])
 
@@ -158,7 +158,7 @@ class Graph:
         return self.node("Reshape", [name, self.constant(np.array(dims, np.int64))])
 
 
-def _needed(jaxpr: Any) -> list[Any]:
+def _needed_equations(jaxpr: Any) -> list[Any]:
     """The equations that the outputs depend on."""
     wanted = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     kept = []

@@ -24,12 +24,12 @@ from jaxtyping import Array, Float
 from qscape.data import RECORDED, read
 from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
-from qscape.inspect.store import write_whole
+from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import read_record
-from qscape.run.policy import Loaded, load_policy
+from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating, evaluation_key
 
 CHECKED = 1_000  # observations on which file and library are compared
@@ -47,13 +47,13 @@ class Source:
 
     folder: Path
     record: Mapping[str, Any]
-    loaded: Loaded
+    loaded: LoadedPolicy
     episodes: list[Rollout]
     seen: Float[np.ndarray, "N S"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
+class OnnxCheck:
     """How an ONNX file compares with the library; milliseconds for one observation, on one core."""
 
     difference: float
@@ -62,7 +62,7 @@ class Checked:
     p99: float
 
 
-def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
+def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
     """The policy of a run's newest save, evaluated once more.
 
     Raises:
@@ -73,7 +73,7 @@ def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = 
             f"--episodes is {episodes}; it must be at least 1: the file is checked on what they show."
         )
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
-    refuse_memory(loaded)
+    refuse_recurrent(loaded)
     record = read_record(folder)
     if record["env"] == RECORDED:  # learnt from a dataset without an environment: nowhere to act
         return Source(folder, record, loaded, [], read(record["dataset"]).observation)
@@ -81,7 +81,7 @@ def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = 
     return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
-def refuse_memory(loaded: Loaded) -> None:
+def refuse_recurrent(loaded: LoadedPolicy) -> None:
     """Refuse a policy that remembers when it is evaluated; noise that only exploring remembers (OU) is none.
 
     Raises:
@@ -112,9 +112,9 @@ def refuse_memory(loaded: Loaded) -> None:
 # --- the function ------------------------------------------------------------------------------------
 
 
-def function(loaded: Loaded) -> Callable[[Float[Array, "B S"]], Array]:
+def make_policy_function(loaded: LoadedPolicy) -> Callable[[Float[Array, "B S"]], Array]:
     """Observations [B, S], raw, to actions in the environment's units: everything between is inside."""
-    agent, convert = loaded.programs.agent, in_units(loaded.adapter)
+    agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
 
     def policy(obs: Float[Array, "B S"]) -> Array:
         first = jnp.ones(obs.shape[0], bool)
@@ -129,7 +129,7 @@ def action_space(adapter: EnvAdapter) -> gym.Space:
     return getattr(adapter.env, "single_action_space", None) or adapter.env.action_space  # type: ignore[union-attr]
 
 
-def in_units(adapter: EnvAdapter) -> Callable[[Array], Array]:
+def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
     """The edge's map from [-1, 1]^A to the environment's actions, as a jax function; float32 and int32."""
     space, table = action_space(adapter), adapter.spec.table
     start = int(getattr(space, "start", 0))
@@ -152,13 +152,13 @@ def in_units(adapter: EnvAdapter) -> Callable[[Array], Array]:
     return scaled
 
 
-def reference(loaded: Loaded, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
+def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
     """What the library does at observations, each the first of an episode, in the environment's units."""
     choose = act_evaluating(loaded.programs, loaded.acting, len(obs))
     return loaded.adapter.actions(choose(obs, np.ones(len(obs), bool), 0))
 
 
-def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
+def sample_observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
     """n observations: half of them as they were seen, half beside those, by a tenth of their spread."""
     seen = made.seen
     rng = np.random.default_rng(seed)
@@ -170,7 +170,7 @@ def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndar
 # --- ONNX --------------------------------------------------------------------------------------------
 
 
-def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> Checked:
+def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], output "action" [batch, ...] in the environment's units.
@@ -188,14 +188,14 @@ def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> Checke
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(made))}
-    model = to_onnx(function(made.loaded), made.loaded.adapter.spec.observation_size, about)
+    model = to_onnx(make_policy_function(made.loaded), made.loaded.adapter.spec.observation_size, about)
     data = model.SerializeToString()
-    checked = check(data, made, tolerance)
-    write_whole(file, data)
+    checked = check_onnx(data, made, tolerance)
+    write_atomically(file, data)
     return checked
 
 
-def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
+def check_onnx(data: bytes, made: Source, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Compare an ONNX model with the library, in one batch and one observation at a time.
 
     Raises:
@@ -206,9 +206,9 @@ def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    obs = observations(made)
-    wanted = reference(made.loaded, obs).astype(np.float64)
-    alone = np.concatenate([reference(made.loaded, obs[k : k + 1]) for k in range(len(obs))])
+    obs = sample_observations(made)
+    wanted = act_as_library(made.loaded, obs).astype(np.float64)
+    alone = np.concatenate([act_as_library(made.loaded, obs[k : k + 1]) for k in range(len(obs))])
     batched = np.asarray(session.run(None, {"observation": obs})[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
@@ -225,7 +225,7 @@ def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
             f"against batched, by {rounding:.2g}); no file was written."
         )
     p50, p99 = np.percentile(seconds * 1e3, [50, 99])
-    return Checked(difference, rounding, float(p50), float(p99))
+    return OnnxCheck(difference, rounding, float(p50), float(p99))
 
 
 def refuse_foreign(file: Path, mark: str) -> None:
@@ -259,8 +259,8 @@ def write_arrays(made: Source, file: Path) -> Path:
     note = file.with_suffix(".json")
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
-    write_whole(file, packed.getvalue())
-    write_whole(note, (json.dumps(about, indent=1) + "\n").encode())
+    write_atomically(file, packed.getvalue())
+    write_atomically(note, (json.dumps(about, indent=1) + "\n").encode())
     return note
 
 

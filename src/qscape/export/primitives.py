@@ -8,7 +8,7 @@ from jax import lax
 
 from qscape.errors import UsageError
 from qscape.export import products
-from qscape.export.values import Value, broadcast, element_type
+from qscape.export.values import Value, broadcast_shape, element_type
 
 if TYPE_CHECKING:
     from qscape.export.graph import Graph
@@ -19,7 +19,7 @@ def _elementwise(op: str, **attributes: Any) -> Callable[..., Value]:
 
     def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
         values = [graph.loose(x) for x in given]
-        return Value(graph.node(op, [v.name for v in values], **attributes), broadcast(values))
+        return Value(graph.node(op, [v.name for v in values], **attributes), broadcast_shape(values))
 
     return build
 
@@ -81,13 +81,13 @@ def _select(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     which, no, yes = (graph.loose(x) for x in given)
     if equation.invars[0].aval.dtype != np.bool_:
         which = _cast(graph, which, np.bool_)
-    return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast([which, no, yes]))
+    return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast_shape([which, no, yes]))
 
 
 def _clamp(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     low, x, high = (graph.loose(v) for v in given)
-    raised = Value(graph.node("Max", [x.name, low.name]), broadcast([x, low]))
-    return Value(graph.node("Min", [raised.name, high.name]), broadcast([raised, high]))
+    raised = Value(graph.node("Max", [x.name, low.name]), broadcast_shape([x, low]))
+    return Value(graph.node("Min", [raised.name, high.name]), broadcast_shape([raised, high]))
 
 
 def _broadcast_in_dim(graph: "Graph", equation: Any, given: list[Any]) -> Value:
@@ -262,10 +262,10 @@ TABLE: dict[str, Callable[["Graph", Any, list[Any]], Any]] = {
     "reduce_or": _reduce_bool("ReduceMax"),
     "argmax": _arg("ArgMax"),
     "argmin": _arg("ArgMin"),
-    "dot_general": products.dot_general,
-    "gather": products.gather,
-    "top_k": products.top_k,
-    "sort": products.sort,
+    "dot_general": products.convert_dot_general,
+    "gather": products.convert_gather,
+    "top_k": products.convert_top_k,
+    "sort": products.convert_sort,
     "iota": _iota,
     "dim_as_value": _dim_as_value,
 }

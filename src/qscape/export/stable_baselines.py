@@ -47,7 +47,7 @@ SHARED = {  # fields of the base, and what they are called there
 Arrays = Mapping[str, np.ndarray]
 
 
-def convert(
+def convert_file(
     file: Path, env: str, folder: Path, env_args: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> float:
     """Write a run folder with the networks of a Stable-Baselines3 file; returns the greatest difference of
@@ -58,27 +58,27 @@ def convert(
         RunError: the file is damaged, or the policies differ.
     """
     arrays, about = _read(file)
-    recipe = _recipe(file, arrays, about)
-    agent = build(recipe, _settings(recipe, arrays, about))
+    recipe = _find_recipe(file, arrays, about)
+    agent = build(recipe, _read_settings(recipe, arrays, about))
     steps = max(int(about.get("num_timesteps") or 0), 1)
     args = dict(env_args or {})
     plan = Plan(
-        recipe, env, steps, env_args=args, settings=_settings(recipe, arrays, about), label=label(agent)
+        recipe, env, steps, env_args=args, settings=_read_settings(recipe, arrays, about), label=label(agent)
     )
     folders.refuse_taken(folder, overwrite)
     adapter, _ = open_adapters(plan, agent)
-    _fits(file, arrays, about, adapter)
+    _refuse_other_spaces(file, arrays, about, adapter)
     trainer: Any = trainer_of(plan, agent, adapter)
     state = trainer.state
     soft = "soft" in state.part_states and "log_ent_coef" in arrays
     trainer.state = copy_buffers(
         state._replace(
-            actor=_actor(state.actor, arrays, "actor"),
+            actor=_fill_actor(state.actor, arrays, "actor"),
             actor_target=None
             if state.actor_target is None
-            else _actor(state.actor_target, arrays, "actor_target"),
-            critics=_critics(state.critics, arrays, "critic"),
-            critics_target=_critics(state.critics_target, arrays, "critic_target"),
+            else _fill_actor(state.actor_target, arrays, "actor_target"),
+            critics=_fill_critics(state.critics, arrays, "critic"),
+            critics_target=_fill_critics(state.critics_target, arrays, "critic_target"),
             part_states=state.part_states
             | (
                 {"soft": state.part_states["soft"]._replace(actor_params=arrays["log_ent_coef"][0])}
@@ -89,7 +89,7 @@ def convert(
     )
     trainer.env_steps, trainer.finished = steps, True
     adapter.reset()
-    off = _difference(trainer, arrays, recipe, about)
+    off = _measure_difference(trainer, arrays, recipe, about)
     with folders.locked(folder):
         folders.create(folder, plan, trainer.agent, overwrite)
         folders.save(folder, trainer, milestone=False)
@@ -122,7 +122,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise RunError(f"{file} cannot be read as a Stable-Baselines3 file ({problem}).") from problem
 
 
-def _recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
+def _find_recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
     """td3 or sac, by the actor's layers."""
     actor = [name for name in arrays if name.startswith("actor.")]
     known = ("actor.mu.", "actor.latent_pi.", "actor.log_std.")
@@ -133,7 +133,7 @@ def _recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
     return "sac" if "actor.log_std.weight" in arrays else "td3"
 
 
-def _layers(arrays: Arrays, prefix: str) -> list[str]:
+def _layer_names(arrays: Arrays, prefix: str) -> list[str]:
     """Names of the linear layers below a prefix, in order; torch's Sequential counts activations too."""
     numbers = sorted(
         {int(name[len(prefix) :].split(".")[1]) for name in arrays if name.startswith(f"{prefix}.")}
@@ -141,7 +141,7 @@ def _layers(arrays: Arrays, prefix: str) -> list[str]:
     return [f"{prefix}.{k}" for k in numbers]
 
 
-def _hidden(arrays: Arrays, layers: list[str]) -> tuple[int, ...]:
+def _hidden_sizes(arrays: Arrays, layers: list[str]) -> tuple[int, ...]:
     return tuple(len(arrays[f"{name}.bias"]) for name in layers)
 
 
@@ -153,13 +153,13 @@ def _activation(about: Mapping[str, Any]) -> str:
     return ACTIVATIONS[name]
 
 
-def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _read_settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The file's sizes and hyperparameters as fields."""
-    actor = _layers(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
+    actor = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
     critics = sum(name.endswith(".0.weight") for name in arrays if name.startswith("critic.qf"))
     base: dict[str, Any] = {
-        "actor_hidden": _hidden(arrays, actor if recipe == "sac" else actor[:-1]),
-        "critic_hidden": _hidden(arrays, _layers(arrays, "critic.qf0")[:-1]),
+        "actor_hidden": _hidden_sizes(arrays, actor if recipe == "sac" else actor[:-1]),
+        "critic_hidden": _hidden_sizes(arrays, _layer_names(arrays, "critic.qf0")[:-1]),
         "critics": critics,
         "actor_activation": _activation(about),
         "critic_activation": _activation(about),
@@ -177,7 +177,7 @@ def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str
     return settings
 
 
-def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
+def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
     """Refuse an environment with other sizes, or another range of actions where the file tells its own."""
     spec = adapter.spec
     first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
@@ -201,7 +201,7 @@ def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdap
                 )
 
 
-def _linear(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
+def _fill_layers(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
     """A module with the numbers of the file's layers, by the names of its own."""
 
     def leaf(path: Any, mine: Array) -> Array:
@@ -211,30 +211,30 @@ def _linear(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
     return jax.tree_util.tree_map_with_path(leaf, module)
 
 
-def _actor(actor: PyTree, arrays: Arrays, prefix: str) -> PyTree:
+def _fill_actor(actor: PyTree, arrays: Arrays, prefix: str) -> PyTree:
     if f"{prefix}.log_std.weight" in arrays:
-        hidden = _layers(arrays, f"{prefix}.latent_pi")
+        hidden = _layer_names(arrays, f"{prefix}.latent_pi")
         top = {"head/mean": f"{prefix}.mu", "head/log_std": f"{prefix}.log_std"}
     else:
-        *hidden, last = _layers(arrays, f"{prefix}.mu")
+        *hidden, last = _layer_names(arrays, f"{prefix}.mu")
         top = {"head/out": last}
-    return _linear(actor, {f"torso/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
+    return _fill_layers(actor, {f"torso/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
 
 
-def _critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[PyTree]:
+def _fill_critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[PyTree]:
     made = []
     for i, critic in enumerate(critics):
-        *hidden, last = _layers(arrays, f"{prefix}.qf{i}")
+        *hidden, last = _layer_names(arrays, f"{prefix}.qf{i}")
         where = {f"body/torso/layers/{k}": name for k, name in enumerate(hidden)} | {"body/out": last}
-        made.append(_linear(critic, where, arrays))
+        made.append(_fill_layers(critic, where, arrays))
     return made
 
 
-def _difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
+def _measure_difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
     """Greatest difference of actions in [-1, 1] between the run's policy and the file's numbers."""
     size, rng = trainer.agent.task.observation_size, np.random.default_rng(0)
     obs = rng.normal(size=(CHECKED, size)).astype(np.float32)
-    layers = _layers(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
+    layers = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
     hidden, last = (layers, "actor.mu") if recipe == "sac" else (layers[:-1], layers[-1])
     act = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "silu": lambda x: x / (1 + np.exp(-x)),
            "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))}[_activation(about)]  # fmt: skip

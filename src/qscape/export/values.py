@@ -14,7 +14,7 @@ class Value(NamedTuple):
     shape: tuple[Any, ...]  # integers, and symbolic dimensions
 
 
-def same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
     """Are two shapes equal, symbolic dimensions included?"""
     return len(a) == len(b) and all(str(x) == str(y) for x, y in zip(a, b, strict=True))
 
@@ -24,7 +24,7 @@ def element_type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def broadcast(values: list[Value]) -> tuple[Any, ...]:
+def broadcast_shape(values: list[Value]) -> tuple[Any, ...]:
     """The shape that numpy's rules give; symbolic dimensions win over 1."""
     rank = max(len(v.shape) for v in values)
     padded = [(1,) * (rank - len(v.shape)) + tuple(v.shape) for v in values]

@@ -21,7 +21,7 @@ from typing import Any
 
 from qscape.errors import RunError, UsageError
 from qscape.jobs.parcel import Packer, Parcel, unpack
-from qscape.jobs.pool import LocalWorker, cores
+from qscape.jobs.pool import LocalWorker, count_cores
 from qscape.jobs.worker import Job
 from qscape.run.folder import locked
 
@@ -53,9 +53,9 @@ class Cluster:
         ray = self.ray
         if address == "auto":
             where: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
-            where["num_cpus"] = workers or cores()
+            where["num_cpus"] = workers or count_cores()
         else:
-            _reach(address)
+            _check_reachable(address)
             where = {"address": address}
         try:
             ray.init(**where, log_to_driver=False, logging_level="ERROR")
@@ -63,7 +63,7 @@ class Cluster:
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise RunError(f"--ray {address}: Ray does not start ({why}).") from problem
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Remote)
+        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RemoteJob)
         self.token = uuid.uuid4().hex
         self.marker = folder.resolve() / f".seen-{self.token}"
         self.marker.write_text(self.token)
@@ -80,7 +80,7 @@ class Cluster:
         return RayWorker(self, job)
 
 
-def _reach(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raises RunError if no Ray cluster lets us in at an address. Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -91,12 +91,12 @@ def _reach(address: str) -> None:
         subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
         lines = (problem.stderr or b"").decode(errors="replace").strip().splitlines()
-        raise _unreachable(address, lines[-1].split("] ")[-1] if lines else "no answer") from problem
+        raise _unreachable_error(address, lines[-1].split("] ")[-1] if lines else "no answer") from problem
     except (OSError, OverflowError) as problem:
-        raise _unreachable(address, str(problem)) from problem
+        raise _unreachable_error(address, str(problem)) from problem
 
 
-def _unreachable(address: str, why: str) -> RunError:
+def _unreachable_error(address: str, why: str) -> RunError:
     if "AuthToken" in why:
         return RunError(
             f"--ray {address} wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as there."
@@ -113,22 +113,22 @@ class RayWorker:
         self.seen = self.remote.sees.remote(str(cluster.marker), cluster.token)
         self.begun = False
 
-    def told(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
         """Its events; files that come back are written before the event that they belong to."""
         folder = self.job.folder
         try:
             shared = self.ray.get(self.seen)
             with contextlib.nullcontext() if shared else locked(folder):
                 files = None if shared else Packer(folder).pack()
-                told = self.remote.run.options(num_returns="streaming").remote(self.job.to_json(), files)
+                event = self.remote.run.options(num_returns="streaming").remote(self.job.to_json(), files)
                 self.begun = True
-                for reference in told:
+                for reference in event:
                     data = self.ray.get(reference)
                     if isinstance(data, Parcel):
                         unpack(data, folder)
                     else:
                         yield data
-        except self.ray.exceptions.RayTaskError as problem:  # an error in `Remote`
+        except self.ray.exceptions.RayTaskError as problem:  # an error in `RemoteJob`
             yield {"kind": "Failed", "why": str(problem.cause)}
         except self.ray.exceptions.RayError as problem:
             yield {"kind": "Failed", "why": f"lost its worker ({type(problem).__name__})", "lost": True}
@@ -147,7 +147,7 @@ class RayWorker:
         self.ray.kill(self.remote)
 
 
-class Remote:
+class RemoteJob:
     """A job on the cluster, seen from there."""
 
     def __init__(self) -> None:
@@ -173,11 +173,11 @@ class Remote:
             self.worker = LocalWorker(job)
             if self.stopping:
                 self.worker.stop()
-            for told in self.worker.told():
-                if files is not None and told["kind"] == "Saved":
+            for event in self.worker.events():
+                if files is not None and event["kind"] == "Saved":
                     yield packer.pack()
-                if told["kind"] != "EpisodeDone":  # many, and nobody asks for them
-                    yield told
+                if event["kind"] != "EpisodeDone":  # many, and nobody asks for them
+                    yield event
             if files is not None:
                 yield packer.pack()
 

@@ -30,7 +30,7 @@ SECONDS = 2.0  # for those updates
 EPISODE = 1_000  # steps of an episode where no time limit is known
 
 
-def measure(plan: Plan) -> Measured:
+def measure_costs(plan: Plan) -> Measured:
     """Makes a few hundred environment steps and updates, in memory.
 
     Raises:
@@ -40,7 +40,7 @@ def measure(plan: Plan) -> Measured:
     start = time.perf_counter()
     plan, agent, _ = fitted(plan)  # with the settings of its preset
     if isinstance(agent, OnPolicyAgent):
-        return _measure_rollouts(plan, agent)
+        return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
     adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
     trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), adapter)
@@ -71,8 +71,8 @@ def measure(plan: Plan) -> Measured:
         spent += took
         return took
 
-    drain(trainer.events(STEPS))
-    step = seconds(lambda: drain(trainer.events(2 * STEPS))) / STEPS
+    exhaust(trainer.events(STEPS))
+    step = seconds(lambda: exhaust(trainer.events(2 * STEPS))) / STEPS
     steps = np.int32(trainer.env_steps)
     update(1)
     first = seconds(lambda: update(FIRST)) / FIRST
@@ -85,7 +85,7 @@ def measure(plan: Plan) -> Measured:
     return Measured(time.perf_counter() - start - spent, step, once, episode)
 
 
-def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
+def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
     """The same for an on-policy agent: a rollout and its update, once both are compiled. What an update costs
     is part of what a step costs, as rollouts of whole episodes have no fixed length."""
     start = time.perf_counter()
@@ -97,7 +97,7 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
         seconds, until = [], trainer.updates + 1
         while trainer.updates < until:
             begun = time.perf_counter()
-            drain(trainer.events(trainer.env_steps + plan.envs))
+            exhaust(trainer.events(trainer.env_steps + plan.envs))
             seconds.append(time.perf_counter() - begun)
         return seconds
 
@@ -111,13 +111,13 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
     return Measured(begin, step, 0.0, (adapter.time_limit or EPISODE) * min(spans))
 
 
-def drain(events: Iterator[object]) -> None:
+def exhaust(events: Iterator[object]) -> None:
     """Let a run go on without listening."""
     for _ in events:
         pass
 
 
-def seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
+def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
     """What is left of a run of which `made` steps are there, on one core."""
     base = fitted(plan)[1].base
     left = plan.steps - made

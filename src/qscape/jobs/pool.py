@@ -34,7 +34,7 @@ class Failure(NamedTuple):
 class Worker(Protocol):
     """Something that does one job."""
 
-    def told(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
         """Its events as JSON until it has ended; a job that broke ends with kind "Failed"."""
         ...
 
@@ -72,11 +72,11 @@ class LocalWorker:
                 start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
             )
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # dead already: `told` says so
+        with contextlib.suppress(BrokenPipeError):  # dead already: `events` says so
             self.process.stdin.write(json.dumps(job.to_json()) + "\n")
             self.process.stdin.flush()
 
-    def told(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
         """Its events; where it vanished without a word, how it ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -102,7 +102,7 @@ class LocalWorker:
         self.process.kill()
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
 
@@ -124,7 +124,7 @@ class Pool:
         self.jobs, self.workers, self.start = jobs, workers, start
         self.running: dict[int, Worker] = {}
         self.stopping = False
-        self._told: Queue[tuple[int, dict[str, Any] | None]] = Queue()
+        self._queue: Queue[tuple[int, dict[str, Any] | None]] = Queue()
 
     def stop(self, *_: object) -> None:
         """Asked once, the workers save and end; asked twice, they end."""
@@ -138,14 +138,14 @@ class Pool:
         SIGINT and SIGTERM, where this is the main thread, stop the pool.
         """
         try:
-            with _signals(self.stop):
+            with _handle_signals(self.stop):
                 while self._fill() or self.running:
                     with contextlib.suppress(Empty):
-                        k, data = self._told.get(timeout=ASK_AGAIN)
+                        k, data = self._queue.get(timeout=ASK_AGAIN)
                         if data is None:
                             del self.running[k]
                         if not (self.stopping and data and data.get("lost")):  # killed while it started
-                            yield k, _event(data)
+                            yield k, _parse_event(data)
         finally:
             for worker in self.running.values():
                 worker.stop()
@@ -168,15 +168,15 @@ class Pool:
 
     def _listen(self, k: int, worker: Worker) -> None:
         try:
-            for data in worker.told():
-                self._told.put((k, data))
+            for data in worker.events():
+                self._queue.put((k, data))
         except Exception as problem:
-            self._told.put((k, {"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"}))
+            self._queue.put((k, {"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"}))
         finally:
-            self._told.put((k, None))
+            self._queue.put((k, None))
 
 
-def _event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
+def _parse_event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
     if data is None:
         return None
     if data["kind"] == "Failed":
@@ -185,7 +185,7 @@ def _event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
 
 
 @contextlib.contextmanager
-def _signals(handler: Callable[..., None]) -> Iterator[None]:
+def _handle_signals(handler: Callable[..., None]) -> Iterator[None]:
     """Let a handler take SIGINT and SIGTERM, where this thread may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield

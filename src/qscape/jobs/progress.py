@@ -24,7 +24,7 @@ COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "p
 
 
 @dataclasses.dataclass
-class Standing:
+class RunProgress:
     """Where one run of a study stands.
 
     Attributes:
@@ -56,7 +56,7 @@ class Standing:
                 self._look()
         except QscapeError as problem:  # a broken or half-written folder
             self.state, self.why = "failed", str(problem)
-        self.score = last_return(self.row.folder)
+        self.score = read_last_return(self.row.folder)
 
     def _look(self) -> None:
         plan, folder = self.row
@@ -70,7 +70,7 @@ class Standing:
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
         # The warm-up of a short run is fitted to its length.
-        differ = differences(self.row, record, record["steps"] if enough else plan.steps)
+        differ = list_differences(self.row, record, record["steps"] if enough else plan.steps)
         if differ:
             raise UsageError(
                 f"{folder} holds another run: {', '.join(differ)}; move it away, or choose another --runs."
@@ -85,19 +85,19 @@ class Standing:
         else:
             self.job = Job("resume", folder, steps=plan.steps)
 
-    def take(self, told: ev.RunEvent | Failure | None) -> None:
+    def take(self, event: ev.RunEvent | Failure | None) -> None:
         """Note what its worker tells; None: the worker is gone."""
-        if told is None:
+        if event is None:
             self._settle()
-        elif isinstance(told, Failure):
-            self.failure = told
-        elif isinstance(told, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
-            self.step = told.step
-            if isinstance(told, ev.Logged):
-                self.speed = told.metrics["steps_per_second"]
-            elif isinstance(told, ev.Evaluated):
-                self.score = told.mean
-            elif isinstance(told, ev.Saved):
+        elif isinstance(event, Failure):
+            self.failure = event
+        elif isinstance(event, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
+            self.step = event.step
+            if isinstance(event, ev.Logged):
+                self.speed = event.metrics["steps_per_second"]
+            elif isinstance(event, ev.Evaluated):
+                self.score = event.mean
+            elif isinstance(event, ev.Saved):
                 self.losses = 0
 
     def _settle(self) -> None:
@@ -111,55 +111,57 @@ class Standing:
                 self.state = "failed"
 
 
-class Progress:
+class StudyProgress:
     """Where every run of a study stands. `notice` gets what another process turns out to have."""
 
-    def __init__(self, study: Study, notice: Callable[[Standing], None] = lambda standing: None) -> None:
+    def __init__(self, study: Study, notice: Callable[[RunProgress], None] = lambda run: None) -> None:
         self.study, self.notice = study, notice
-        self.standings = [Standing(row) for row in study.rows]
-        for standing in self.standings:
-            standing.look()
+        self.runs = [RunProgress(row) for row in study.rows]
+        for run in self.runs:
+            run.look()
 
     def jobs(self) -> Iterator[tuple[int, Job] | None]:
         """The runs that are left, for a pool; None while only those are left that others have."""
-        while any(s.state in ("waiting", "elsewhere", "running") for s in self.standings):
+        while any(s.state in ("waiting", "elsewhere", "running") for s in self.runs):
             yield self._next()
 
     def _next(self) -> tuple[int, Job] | None:
-        for k, standing in enumerate(self.standings):
-            if standing.state in ("waiting", "elsewhere"):
-                before = standing.state
-                standing.look()  # another study may have been here since
-                if standing.state == "elsewhere" != before:
-                    self.notice(standing)
-                if standing.state == "waiting":
-                    assert standing.job is not None
-                    standing.state = "running"
-                    return k, standing.job
+        for k, run in enumerate(self.runs):
+            if run.state in ("waiting", "elsewhere"):
+                before = run.state
+                run.look()  # another study may have been here since
+                if run.state == "elsewhere" != before:
+                    self.notice(run)
+                if run.state == "waiting":
+                    assert run.job is not None
+                    run.state = "running"
+                    return k, run.job
         return None
 
-    def of(self, *states: State) -> list[Standing]:
+    def of(self, *states: State) -> list[RunProgress]:
         """The standings in one of these states."""
-        return [s for s in self.standings if s.state in states]
+        return [s for s in self.runs if s.state in states]
 
     def changed(self) -> list[str]:
         """For each agent without a run, in which field it differs from one that the study had before."""
-        labels = {s.row.plan.label for s in self.standings}
-        groups = {s.row.folder.parent: s.row for s in self.standings if s.step == 0}
+        labels = {s.row.plan.label for s in self.runs}
+        groups = {s.row.folder.parent: s.row for s in self.runs if s.step == 0}
         before: dict[Path, list[dict[str, Any]]] = {}
         said: dict[str, str] = {}
         for group, row in groups.items():
             if not group.exists() and row.plan.label not in said:
                 if group.parent not in before:
-                    before[group.parent] = _first_records(group.parent)
-                if line := _beside(row, [r for r in before[group.parent] if r["label"] not in labels]):
+                    before[group.parent] = _read_first_records(group.parent)
+                if line := _describe_difference(
+                    row, [r for r in before[group.parent] if r["label"] not in labels]
+                ):
                     said[row.plan.label] = line
         return [*said.values()]
 
 
-def differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
+def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
     """Fields in which a run that is there is another one than the plan, fitted to `steps`."""
-    wanted, there = _wanted(row, steps), _flat(record)
+    wanted, there = _planned_fields(row, steps), _flatten_record(record)
     return [
         f"{name} is {there.get(name)} there and {wanted.get(name)} here"
         for name in sorted(wanted.keys() | there.keys())
@@ -167,12 +169,12 @@ def differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
     ]
 
 
-def _wanted(row: Row, steps: int) -> dict[str, Any]:
+def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
     plan, agent, _ = fitted(dataclasses.replace(row.plan, steps=steps))
-    return _flat(to_json(plan, agent))
+    return _flatten_record(to_json(plan, agent))
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run what it is: fields of the plan, and `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
     fields = {
@@ -181,7 +183,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {name: record.get(name) for name in COMPARED}
 
 
-def _first_records(place: Path) -> list[dict[str, Any]]:
+def _read_first_records(place: Path) -> list[dict[str, Any]]:
     """run.json of the first readable run of every label in an environment's folder."""
     found: dict[Path, dict[str, Any]] = {}
     for file in sorted(place.glob(f"*/*/{folders.RECORD}")):
@@ -191,13 +193,13 @@ def _first_records(place: Path) -> list[dict[str, Any]]:
     return [*found.values()]
 
 
-def _beside(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
+def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
     """How a plan differs from the nearest of some other runs of its recipe; "" where there is none."""
-    new = {k: v for k, v in _wanted(row, row.plan.steps).items() if k not in COMPARED}
+    new = {k: v for k, v in _planned_fields(row, row.plan.steps).items() if k not in COMPARED}
     found = []
     for record in records:
         if record["recipe"] == row.plan.recipe:
-            old = _flat(record)
+            old = _flatten_record(record)
             differ = [f"{k} is {v}, not {old[k]}" for k, v in new.items() if k in old and old[k] != v]
             found.append(
                 (len(differ), f"{row.plan.label} is new beside {record['label']}: {', '.join(differ)}")
@@ -205,7 +207,7 @@ def _beside(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
     return min(found)[1] if found else ""
 
 
-def last_return(folder: Path) -> float | None:
+def read_last_return(folder: Path) -> float | None:
     """Mean return of the last evaluation that a run folder tells of: of the kept policy where one is kept."""
     try:
         with (folder / "evaluations.csv").open(newline="") as file:

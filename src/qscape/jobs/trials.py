@@ -148,7 +148,7 @@ def next_job(folder: Path, plan: Plan) -> Job | None:
     return Job("train", folder, plan, overwrite=True)
 
 
-def evaluations(folder: Path) -> list[tuple[int, str, float]]:
+def read_evaluations(folder: Path) -> list[tuple[int, str, float]]:
     """Step, policy and mean return of every evaluation in a run folder."""
     found: dict[tuple[int, str], list[float]] = {}
     with contextlib.suppress(OSError), (folder / "evaluations.csv").open(newline="") as file:

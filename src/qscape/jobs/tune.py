@@ -18,7 +18,7 @@ import numpy as np
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.ranges import Range
-from qscape.jobs.trials import Search, State, Trial, evaluations, next_job
+from qscape.jobs.trials import Search, State, Trial, next_job, read_evaluations
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -59,11 +59,11 @@ class Tuner:
         """A trial of an earlier process; one that was running then goes on under its number."""
         search, number = self.search, record.number
         if record.state == TrialState.RUNNING:
-            self.study.sampler = _sampler(search.seed, number)
+            self.study.sampler = _make_sampler(search.seed, number)
             self.handles[number] = handle = optuna.Trial(self.study, record._trial_id)
-            fields = {r.field: _suggested(handle, r) for r in search.ranges}
+            fields = {r.field: _suggest(handle, r) for r in search.ranges}
         else:
-            fields = {r.field: _value(r, record.params[r.field]) for r in search.ranges}
+            fields = {r.field: _decode_choice(r, record.params[r.field]) for r in search.ranges}
         why = record.user_attrs.get("why", "")
         return Trial(
             search, number, fields, STATES[record.state], record.intermediate_values, record.value, why
@@ -82,9 +82,9 @@ class Tuner:
         """Go on until so many trials came to an end. False: it was interrupted; what runs is saved."""
         log = self.search.folder / "workers.log"
         pool = Pool(self._jobs(trials), workers, partial(LocalWorker, log=log))
-        for k, told in pool.events():
+        for k, event in pool.events():
             trial, seed = self.trials[k // self.search.seeds], k % self.search.seeds
-            if self._take(trial, seed, told):
+            if self._take(trial, seed, event):
                 for other in trial.running:
                     pool.running[trial.number * self.search.seeds + other].stop()
         return not pool.stopping
@@ -103,9 +103,9 @@ class Tuner:
 
     def _ask(self) -> None:
         """Begin a trial. Its draws depend on nothing but the trials before it."""
-        self.study.sampler = _sampler(self.search.seed, len(self.trials))
+        self.study.sampler = _make_sampler(self.search.seed, len(self.trials))
         handle = self.study.ask()
-        fields = {r.field: _suggested(handle, r) for r in self.search.ranges}
+        fields = {r.field: _suggest(handle, r) for r in self.search.ranges}
         trial = Trial(self.search, handle.number, fields)
         self.handles[handle.number], self.trials[handle.number] = handle, trial
         self.show(trial)
@@ -119,7 +119,7 @@ class Tuner:
             trial.waiting.remove(seed)
             job = next_job(folder, trial.plan(seed))
             if job is None or job.kind == "resume":
-                for step, policy, ret in evaluations(folder):
+                for step, policy, ret in read_evaluations(folder):
                     trial.see(seed, step, policy, ret)
             if job is None:
                 trial.done.add(seed)
@@ -128,18 +128,18 @@ class Tuner:
                 trial.running.add(seed)
                 yield trial.number * self.search.seeds + seed, job
 
-    def _take(self, trial: Trial, seed: int, told: ev.RunEvent | Failure | None) -> bool:
+    def _take(self, trial: Trial, seed: int, event: ev.RunEvent | Failure | None) -> bool:
         """Take over what a worker tells. True: the trial's other workers should stop."""
         before = trial.ending
-        if isinstance(told, Failure) and trial.ending == "done":
-            trial.ending, trial.why = "failed", told.why
-        elif isinstance(told, ev.Evaluated):
-            trial.see(seed, told.step, told.policy, told.mean)
+        if isinstance(event, Failure) and trial.ending == "done":
+            trial.ending, trial.why = "failed", event.why
+        elif isinstance(event, ev.Evaluated):
+            trial.see(seed, event.step, event.policy, event.mean)
             if trial.ending == "done" and self._report(trial):
                 trial.ending = "pruned"
-        elif isinstance(told, ev.Ended) and not told.interrupted:
+        elif isinstance(event, ev.Ended) and not event.interrupted:
             trial.done.add(seed)
-        elif told is None:
+        elif event is None:
             trial.running.discard(seed)
             self._settle(trial)
         return trial.ending != before
@@ -182,7 +182,7 @@ class Tuner:
 
 
 @contextlib.contextmanager
-def opened(search: Search, show: Callable[[Trial], None] = lambda trial: None) -> Iterator[Tuner]:
+def open_search(search: Search, show: Callable[[Trial], None] = lambda trial: None) -> Iterator[Tuner]:
     """Open a search, new or begun before, and hold its folder alone.
 
     Raises:
@@ -199,7 +199,7 @@ def opened(search: Search, show: Callable[[Trial], None] = lambda trial: None) -
     with folders.locked(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            yield Tuner(search, _study(search), show)
+            yield Tuner(search, _open_study(search), show)
         except optuna.exceptions.StorageInternalError as problem:
             why = str(problem.__cause__ or problem).splitlines()[0]
             raise RunError(
@@ -208,7 +208,7 @@ def opened(search: Search, show: Callable[[Trial], None] = lambda trial: None) -
             ) from problem
 
 
-def _study(search: Search) -> "optuna.Study":
+def _open_study(search: Search) -> "optuna.Study":
     """Optuna's study of a search; the first trial of a new one is the recipe as it stands."""
     try:
         study = optuna.create_study(
@@ -224,7 +224,7 @@ def _study(search: Search) -> "optuna.Study":
     there, wanted = study.user_attrs.get("search"), search.identity()
     if there is None:
         if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(_defaults(search))
+            study.enqueue_trial(_default_fields(search))
         study.set_user_attr("search", wanted)
     elif there != wanted:
         differ = [
@@ -236,7 +236,7 @@ def _study(search: Search) -> "optuna.Study":
     return study
 
 
-def _defaults(search: Search) -> dict[str, Any]:
+def _default_fields(search: Search) -> dict[str, Any]:
     """The fields as the recipe has them, where they lie in their ranges."""
     agent = fitted(search.plan)[1]
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
@@ -245,20 +245,20 @@ def _defaults(search: Search) -> dict[str, Any]:
         part, _, field = r.field.partition(".")
         value = getattr(parts[part], field)
         if r.holds(value):
-            found[r.field] = _label(value)
+            found[r.field] = _encode_choice(value)
     return found
 
 
-def _sampler(seed: int, number: int) -> "optuna.samplers.TPESampler":
+def _make_sampler(seed: int, number: int) -> "optuna.samplers.TPESampler":
     """Optuna's sampler for one trial: a search that is gone on with draws what it would have drawn."""
     own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=own, constant_liar=True)
 
 
-def _suggested(handle: "optuna.Trial", r: Range) -> Any:
+def _suggest(handle: "optuna.Trial", r: Range) -> Any:
     """A field's value in a trial: the one it has, or a new one."""
     if r.choices:
-        return _value(r, handle.suggest_categorical(r.field, [_label(c) for c in r.choices]))
+        return _decode_choice(r, handle.suggest_categorical(r.field, [_encode_choice(c) for c in r.choices]))
     assert r.low is not None
     assert r.high is not None
     if r.whole:
@@ -266,11 +266,11 @@ def _suggested(handle: "optuna.Trial", r: Range) -> Any:
     return handle.suggest_float(r.field, r.low, r.high, log=r.log)
 
 
-def _label(value: Any) -> Any:
+def _encode_choice(value: Any) -> Any:
     """A value as Optuna stores it: lists, which it has not, as JSON."""
     return json.dumps(value) if isinstance(value, (list, tuple)) else value
 
 
-def _value(r: Range, stored: Any) -> Any:
+def _decode_choice(r: Range, stored: Any) -> Any:
     """The value that Optuna stored for a field."""
-    return next((c for c in r.choices if _label(c) == stored), stored)
+    return next((c for c in r.choices if _encode_choice(c) == stored), stored)

@@ -8,7 +8,7 @@ from qscape.errors import UsageError
 
 
 @contextlib.contextmanager
-def extra(what: str) -> Iterator[None]:
+def require_extra(what: str) -> Iterator[None]:
     """Turns a failing import inside into a sentence that names the extra.
 
     Raises:
@@ -20,7 +20,7 @@ def extra(what: str) -> Iterator[None]:
         raise UsageError(f'{what} need the extra: pip install "qscape[report]".') from problem
 
 
-def environment(record: Mapping[str, Any]) -> str:
+def environment_label(record: Mapping[str, Any]) -> str:
     """The environment's id with the arguments it was made with: other arguments are another task."""
     args = record.get("env_args") or {}
     said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from qscape.report import extra, interactive, page, records, references
+from qscape.report import interactive, page, records, references, require_extra
 from qscape.report.tables import Comparison
 
-with extra("Pages"):
+with require_extra("Pages"):
     import pandas as pd
     from plotly.graph_objects import Figure
 
@@ -22,11 +22,11 @@ class Draft:
         sections: name, title and HTML of each.
     """
 
-    made: Comparison
-    runs: list[records.Run]
+    comparison: Comparison
+    runs: list[records.RunRecord]
     published: pd.DataFrame | None
     reps: int
-    styles: dict[str, interactive.Look]
+    styles: dict[str, interactive.LineStyle]
     notes: list[str]
     figures: dict[str, Figure | dict[str, Any]] = dataclasses.field(default_factory=dict)
     sections: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
@@ -34,22 +34,22 @@ class Draft:
     @property
     def envs(self) -> list[str]:
         """The environments, in order."""
-        return sorted(self.made.rows["env"].unique())
+        return sorted(self.comparison.rows["env"].unique())
 
-    def section(self, name: str, title: str, *parts: str) -> None:
+    def add_section(self, name: str, title: str, *parts: str) -> None:
         """Add a section of HTML."""
         self.sections.append((name, title, page.section(name, title, *parts)))
 
-    def figure(self, made: Figure | dict[str, Any], caption: str, title: str = "") -> str:
+    def add_figure(self, chart: Figure | dict[str, Any], caption: str, title: str = "") -> str:
         """HTML of a chart's place; the chart itself is kept for the page."""
         name = str(len(self.figures) + 1)
-        self.figures[name] = made
+        self.figures[name] = chart
         return page.figure(name, caption, title)
 
 
-def begin(made: Comparison, reference: Sequence[str], reps: int) -> Draft:
+def begin_draft(comparison: Comparison, reference: Sequence[str], reps: int) -> Draft:
     """An empty report of a comparison."""
-    runs, broken = records.read(made.rows["run"].unique())
-    published = references.published(reference) if reference else None
-    styles = interactive.looks(made.rows["label"].tolist())
-    return Draft(made, runs, published, reps, styles, [*made.notes, *broken])
+    runs, broken = records.read_records(comparison.rows["run"].unique())
+    published = references.load_published(reference) if reference else None
+    styles = interactive.make_line_styles(comparison.rows["label"].tolist())
+    return Draft(comparison, runs, published, reps, styles, [*comparison.notes, *broken])

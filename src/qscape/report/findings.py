@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from qscape.report import extra, interactive, landscape_charts, page, records
+from qscape.report import interactive, landscape_charts, page, records, require_extra
 from qscape.report.draft import Draft
-from qscape.report.page import prose, text
-from qscape.report.records import Run
+from qscape.report.page import escape, escape_with_breaks
+from qscape.report.records import RunRecord
 
-with extra("Pages"):
+with require_extra("Pages"):
     import numpy as np
     import pandas as pd
 
@@ -17,15 +17,15 @@ MOST = 12  # pictures of one kind, with those of the run that reaches it: the pa
 Pictures = Iterable[tuple[str, Any]]  # a sentence and a chart
 
 
-def smoothness(draft: Draft) -> None:
+def add_smoothness(draft: Draft) -> None:
     """Smoothness against return, from `qscape smoothness` or `--probe smoothness`."""
-    if draft.made.metric != "return":
+    if draft.comparison.metric != "return":
         return
-    points = smoothness_of_runs(draft.made.rows, draft.runs)
+    points = collect_smoothness(draft.comparison.rows, draft.runs)
     if points.empty:
         return
     placed = [
-        draft.figure(interactive.pareto(group, draft.styles, draft.reps), "", str(env))
+        draft.add_figure(interactive.pareto_chart(group, draft.styles, draft.reps), "", str(env))
         for env, group in points.groupby("env")
     ]
     said = (
@@ -33,17 +33,17 @@ def smoothness(draft: Draft) -> None:
         "smoother</strong>, so the best agents stand at the top left. Large: interquartile mean over seeds "
         "with 95% intervals; small: the seeds.</p>"
     )
-    draft.section("smoothness", "Smoothness against return", said, page.charts(*placed))
+    draft.add_section("smoothness", "Smoothness against return", said, page.charts(*placed))
 
 
-def smoothness_of_runs(rows: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+def collect_smoothness(rows: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
     """env, label, seed, sm, return of each run: means over the episodes that `qscape smoothness` played, else
     over those of the last evaluation, where it was probed."""
     found = []
     probed = rows.dropna(subset="sm") if "sm" in rows else rows.iloc[:0]
     for run in runs:
         try:
-            episodes = run.found["smoothness"]["per_episode"]
+            episodes = run.findings["smoothness"]["per_episode"]
             sm, score = (float(np.mean(episodes[name])) for name in ("sm", "return"))
         except (KeyError, TypeError, ValueError):
             own = probed[probed["run"] == run.folder]
@@ -54,7 +54,7 @@ def smoothness_of_runs(rows: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def landscapes(draft: Draft) -> None:
+def add_landscapes(draft: Draft) -> None:
     """Q over actions, from `qscape landscape`."""
 
     def draw(found: Mapping[str, Any]) -> Pictures:
@@ -64,46 +64,46 @@ def landscapes(draft: Draft) -> None:
             episode, _, step = fields["place"].partition(":")
             state = f"Episode {episode}, step {step}: the" if step else "The"
             said = f"{state} action lies {survey['gap']:.3g} below the best Q found{share}."
-            yield said, landscape_charts.chart(fields)
+            yield said, landscape_charts.landscape_chart(fields)
 
     said = "Q over the actions at states that the agent visited: what it does, and what would be best."
-    _findings(draft, "landscape", "landscapes", "Landscapes of Q", said, draw)
+    _add_findings(draft, "landscape", "landscapes", "Landscapes of Q", said, draw)
 
 
-def embeddings(draft: Draft) -> None:
+def add_embeddings(draft: Draft) -> None:
     """The geometry of values that SAVGO learned, from `qscape embedding`."""
     said = "A learned geometry of pairs of state and action, where close pairs are to have close values."
-    _findings(draft, "embedding", "embeddings", "Embeddings", said, interactive.embedding)
+    _add_findings(draft, "embedding", "embeddings", "Embeddings", said, interactive.embedding_charts)
 
 
-def collapse(draft: Draft) -> None:
+def add_collapse(draft: Draft) -> None:
     """Action collapse over training, from `qscape collapse`."""
     said = "How near the features and the action layer of a discrete policy came to one simplex."
-    _findings(draft, "collapse", "collapse", "Action collapse", said, interactive.collapse)
+    _add_findings(draft, "collapse", "collapse", "Action collapse", said, interactive.collapse_charts)
 
 
-def _findings(
+def _add_findings(
     draft: Draft, kind: str, name: str, title: str, said: str, draw: Callable[[Mapping[str, Any]], Pictures]
 ) -> None:
     """The pictures of the first run of each agent and environment that holds a finding of a kind."""
     parts: list[str] = []
     shown = pictures = 0
-    for run in records.first_with(draft.runs, kind):
+    for run in records.first_runs_with(draft.runs, kind):
         if pictures >= MOST:
             break
         try:
-            drawn = list(draw(run.found[kind]))
+            drawn = list(draw(run.findings[kind]))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             draft.notes.append(f"skipped {run.folder}/inspect/{kind}.json: it is not of this qscape {kind}.")
             continue
         shown, pictures = shown + 1, pictures + len(drawn)
-        step = run.found[kind].get("step")
+        step = run.findings[kind].get("step")
         at = f", step {step:,}" if isinstance(step, int) else ""
-        parts.append(f"<h3>{prose(f'{run.label} on {run.env}, seed {run.seed}{at}')}</h3>")
-        parts.append(page.charts(*(draft.figure(chart, caption) for caption, chart in drawn)))
+        parts.append(f"<h3>{escape_with_breaks(f'{run.label} on {run.env}, seed {run.seed}{at}')}</h3>")
+        parts.append(page.charts(*(draft.add_figure(chart, caption) for caption, chart in drawn)))
     if not shown:
         return
-    holding = sum(kind in run.found for run in draft.runs)
+    holding = sum(kind in run.findings for run in draft.runs)
     if holding > shown:
         said += f" Shown: {shown} of the {holding} runs that qscape {kind} looked at."
-    draft.section(name, title, f"<p>{text(said)}</p>", *parts)
+    draft.add_section(name, title, f"<p>{escape(said)}</p>", *parts)

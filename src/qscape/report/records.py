@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.report.runs import heading
+from qscape.report.runs import identify_run
 
 FINDINGS = ("smoothness", "landscape", "embedding", "collapse")  # RUN/inspect/NAME.json
 # Numbers that are no setting of an agent, or that its recipe and seed say.
@@ -22,49 +22,49 @@ NO_SETTINGS = {
     "threads",
     "command",
 }
-NOTHING = "–"
+NO_VALUE = "–"
 
 
-class Run(NamedTuple):
-    """A run folder: `record` is its run.json, `found` what was found of it, by name."""
+class RunRecord(NamedTuple):
+    """A run folder: `record` is its run.json, `findings` what was found of it, by name."""
 
     folder: str
     env: str
     label: str
     seed: int
     record: Mapping[str, Any]
-    found: Mapping[str, Mapping[str, Any]]
+    findings: Mapping[str, Mapping[str, Any]]
 
 
-def read(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
+def read_records(folders: Iterable[str]) -> tuple[list[RunRecord], list[str]]:
     """The runs in folders that hold one each, and a sentence for every finding that is broken."""
     runs, skipped = [], []
     for folder in folders:
         record = json.loads((Path(folder) / "run.json").read_text())
-        found = {}
+        findings = {}
         for name in FINDINGS:
             file = Path(folder) / "inspect" / f"{name}.json"
             if not file.exists():
                 continue
             try:
-                found[name] = dict(json.loads(file.read_text()))
+                findings[name] = dict(json.loads(file.read_text()))
             except (OSError, ValueError, TypeError):
                 skipped.append(f"skipped {file}: it is broken.")
-        head = heading(folder, record)
-        runs.append(Run(folder, head["env"], head["label"], head["seed"], record, found))
+        head = identify_run(folder, record)
+        runs.append(RunRecord(folder, head["env"], head["label"], head["seed"], record, findings))
     return runs, skipped
 
 
-def first_with(runs: Sequence[Run], name: str) -> list[Run]:
+def first_runs_with(runs: Sequence[RunRecord], name: str) -> list[RunRecord]:
     """The first run of each environment and label that holds a finding."""
-    first: dict[tuple[str, str], Run] = {}
+    first: dict[tuple[str, str], RunRecord] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.label, run.seed)):
-        if name in run.found:
+        if name in run.findings:
             first.setdefault((run.env, run.label), run)
     return list(first.values())
 
 
-def settings(run: Run) -> dict[str, str]:
+def flatten_settings(run: RunRecord) -> dict[str, str]:
     """All that an agent was told, by name: `base.discount`, `eval_every`, `parts`."""
     parts = {
         part: fields
@@ -74,21 +74,21 @@ def settings(run: Run) -> dict[str, str]:
     told = {name: value for name, value in run.record.items() if name not in NO_SETTINGS}
     told |= {f"{part}.{field}": value for part, fields in parts.items() for field, value in fields.items()}
     said = {name: json.dumps(value, ensure_ascii=False).strip('"') for name, value in told.items()}
-    return {"parts": ", ".join(sorted({*parts} - {"base"})) or NOTHING} | said
+    return {"parts": ", ".join(sorted({*parts} - {"base"})) or NO_VALUE} | said
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A part of run.json, which may be anything where nobody wrote it."""
-    found = record.get(name)
-    return found if isinstance(found, Mapping) else {}
+    findings = record.get(name)
+    return findings if isinstance(findings, Mapping) else {}
 
 
-def differing_settings(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+def differing_settings(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table: settings in which agents of one environment differ, label by label.
 
     A field of a part is compared among the agents that have the part.
     """
-    told = [(run, settings(run)) for run in runs]
+    told = [(run, flatten_settings(run)) for run in runs]
     names = list(dict.fromkeys(name for _, said in told for name in said))
     labels = sorted({run.label for run in runs})
     rows = []
@@ -98,19 +98,19 @@ def differing_settings(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]
             if name in said:
                 values.setdefault(run.env, {}).setdefault(run.label, set()).add(said[name])
         if any(len(set().union(*of.values())) > 1 for of in values.values()):
-            rows.append([name, *(_said(values, label) for label in labels)])
+            rows.append([name, *(_describe_values(values, label) for label in labels)])
     return ["setting", *labels], rows
 
 
-def _said(values: Mapping[str, Mapping[str, set[str]]], label: str) -> str:
+def _describe_values(values: Mapping[str, Mapping[str, set[str]]], label: str) -> str:
     """The values of a label; with the environments where these differ."""
     by_env = {env: " or ".join(sorted(of[label])) for env, of in values.items() if label in of}
     if len(set(by_env.values())) > 1:
         return "; ".join(f"{value} in {env}" for env, value in by_env.items())
-    return next(iter(by_env.values()), NOTHING)
+    return next(iter(by_env.values()), NO_VALUE)
 
 
-def origins(runs: Sequence[Run]) -> list[list[str]]:
+def list_origins(runs: Sequence[RunRecord]) -> list[list[str]]:
     """Rows of name and value: versions, machine and threads; several values with the runs of each."""
     seen: dict[str, dict[str, int]] = {}
     for run in runs:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from qscape.errors import UsageError
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Published figures"):
+with require_extra("Published figures"):
     import pandas as pd
 
 PROTOCOLS = {
@@ -23,11 +23,11 @@ PROTOCOLS = {
 
 
 def published_names() -> list[str]:
-    """What `published` takes: td3, sac, simbav2-utd2, ..."""
-    return sorted(_curves()["name"].unique())
+    """What `load_published` takes: td3, sac, simbav2-utd2, ..."""
+    return sorted(_read_curves()["name"].unique())
 
 
-def published(names: Sequence[str]) -> pd.DataFrame:
+def load_published(names: Sequence[str]) -> pd.DataFrame:
     """Published learning curves to 1M steps.
 
     Columns: name, method, env, step, seeds; mean, sd (of the sample), iqm, min and max over seeds of the last
@@ -37,7 +37,7 @@ def published(names: Sequence[str]) -> pd.DataFrame:
     Raises:
         UsageError: an unknown name.
     """
-    curves = _curves()
+    curves = _read_curves()
     known = published_names()
     for name in names:
         if name not in known:
@@ -47,23 +47,23 @@ def published(names: Sequence[str]) -> pd.DataFrame:
     return curves[curves["name"].isin(names)].reset_index(drop=True)
 
 
-def _curves() -> pd.DataFrame:
-    frame = pd.concat([_table("mujoco_curves.csv"), _table("savgo_curves.csv")], ignore_index=True)
+def _read_curves() -> pd.DataFrame:
+    frame = pd.concat([_read_table("mujoco_curves.csv"), _read_table("savgo_curves.csv")], ignore_index=True)
     frame["curve"] = frame["iqm"].fillna(frame["mean"])
-    frame["name"] = frame["method"].map(_name)
+    frame["name"] = frame["method"].map(_short_name)
     frame["protocol"] = frame["source"].map(
         lambda source: next(said for place, said in PROTOCOLS.items() if source.startswith(place))
     )
     return frame
 
 
-def _name(method: str) -> str:
+def _short_name(method: str) -> str:
     """`SimbaV2 (UTD 2)` is asked for as simbav2-utd2, `DR.Q` as drq."""
     plain = method.lower().replace(".", "").replace("utd ", "utd")
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
-def task(env: str) -> str:
+def strip_version(env: str) -> str:
     """An environment without its version: published figures are of others. Ant-v5 is Ant."""
     return re.sub(r"-v\d+$", "", env)
 
@@ -73,7 +73,7 @@ def reference_scores() -> pd.DataFrame:
 
     Table "best" has no `high`: it is the best agent of a comparison.
     """
-    return _table("reference_scores.csv")
+    return _read_table("reference_scores.csv")
 
 
 def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
@@ -85,7 +85,7 @@ def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
     """
     every = reference_scores().set_index("task")
     known = every[every["table"] == table]
-    tasks = scores["env"].map(task)
+    tasks = scores["env"].map(strip_version)
     missing = sorted(scores["env"][~tasks.isin(known.index)].unique())
     if missing:
         hint = (
@@ -103,6 +103,6 @@ def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
     return scores.assign(score=(scores["score"] - low) / (high - low))
 
 
-def _table(name: str) -> pd.DataFrame:
+def _read_table(name: str) -> pd.DataFrame:
     with (files("qscape.report") / "data" / name).open() as file:
         return pd.read_csv(file)

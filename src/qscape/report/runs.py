@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import UsageError
-from qscape.report import environment, extra
+from qscape.report import environment_label, require_extra
 
-with extra("Tables of runs"):
+with require_extra("Tables of runs"):
     import numpy as np
     import pandas as pd
 
@@ -55,9 +55,9 @@ def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
     frames, skipped = [], []
     for folder in find_runs(runs):
         try:
-            frames.append(_read(folder))
+            frames.append(_read_run(folder))
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            why = f"it has no {problem}" if isinstance(problem, KeyError) else _reason(problem)
+            why = f"it has no {problem}" if isinstance(problem, KeyError) else _describe_problem(problem)
             skipped.append(f"skipped {folder}: {why}")
     if not frames:
         raise UsageError(f"There is no whole run among {len(skipped)} folder(s): {'; '.join(skipped)}.")
@@ -76,7 +76,7 @@ def find_runs(runs: Paths) -> list[Path]:
     for path in [runs] if isinstance(runs, str | Path) else runs:
         # Labels hold square brackets: a path that exists is no pattern.
         roots = [Path(path)] if Path(path).exists() else map(Path, glob.glob(str(path), recursive=True))
-        inside = [folder for root in roots for folder in _below(root)]
+        inside = [folder for root in roots for folder in _find_below(root)]
         if not inside:
             raise UsageError(
                 f"{path} is no run and holds none: there is no run.json in it or in a folder below it."
@@ -86,7 +86,7 @@ def find_runs(runs: Paths) -> list[Path]:
     return list(found.values())
 
 
-def _below(root: Path) -> Iterator[Path]:
+def _find_below(root: Path) -> Iterator[Path]:
     if root.name in MARKS and root.is_file():
         yield root.parent
     for place, folders, files in os.walk(root):
@@ -96,7 +96,7 @@ def _below(root: Path) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
 
 
-def episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """run.json and evaluations.csv of one run, a row for each episode, without what was broken off.
 
     Raises:
@@ -120,30 +120,30 @@ def episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     return record, rows
 
 
-def _read(folder: Path) -> pd.DataFrame:
-    """The evaluations of one run, a row for each; raises what `episodes` raises."""
-    record, rows = episodes(folder)
+def _read_run(folder: Path) -> pd.DataFrame:
+    """The evaluations of one run, a row for each; raises what `read_episodes` raises."""
+    record, rows = read_episodes(folder)
     probed = [name for name in rows.select_dtypes("number") if name not in (*MEANS, *COUNTS)]
     points = rows.groupby(["step", "policy"], as_index=False).agg(
         **{name: (name, "mean") for name in (*MEANS, *probed)},  # type: ignore[arg-type]
         episodes=("return", "size"),
     )
-    head = heading(folder, record)
+    head = identify_run(folder, record)
     return pd.DataFrame(head, index=points.index).join(points).assign(budget=int(record["steps"]))
 
 
-def heading(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
+def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
     """What says which run a row is of: run, recipe, label, env, seed."""
     return {
         "run": str(folder),
         "recipe": record["recipe"],
         "label": str(record.get("label") or record["recipe"]),
-        "env": environment(record),
+        "env": environment_label(record),
         "seed": int(record["seed"]),
     }
 
 
-def _reason(problem: Exception) -> str:
+def _describe_problem(problem: Exception) -> str:
     if isinstance(problem, FileNotFoundError):
         return f"it has no {Path(str(problem.filename)).name}"
     if isinstance(problem, json.JSONDecodeError):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qscape.errors import UsageError
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Statistics"):
+with require_extra("Statistics"):
     import numpy as np
     import pandas as pd
     from rliable import library as rly
@@ -48,7 +48,7 @@ class Estimate(NamedTuple):
 METRIC_NAMES = {"return": "evaluation return", "success": "success rate (%)"}
 
 
-def measured(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+def select_metric(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The runs with what `metric` names as their `return`: "return" itself, or "success" in percent.
 
     Raises:
@@ -64,7 +64,7 @@ def measured(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     return runs.assign(**{"return": 100 * runs["success"].fillna(0.0)})
 
 
-def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
+def select_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
     """One row per run and evaluation: of the kept policy where a run has one, or of the current one."""
     if policy == "current":
         return runs[runs["policy"] == "current"]
@@ -72,7 +72,7 @@ def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
     return runs[runs["policy"] == np.where(keeps, "kept", "current")]
 
 
-def both(runs: pd.DataFrame) -> pd.DataFrame:
+def label_policies(runs: pd.DataFrame) -> pd.DataFrame:
     """All evaluations; where a run keeps a policy, its label says which policy an evaluation is of."""
     keeps = (runs["policy"] == "kept").groupby(runs["run"]).transform("any")
     label = runs["label"].where(~keeps, runs["label"] + ", " + runs["policy"] + " policy")
@@ -80,7 +80,7 @@ def both(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(label=label, run=run)
 
 
-def smoothed(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
+def smooth_returns(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
     """Returns of each run and policy as x̃ <- w x̃ + (1 - w) x from one evaluation to the next, x̃ = x at first.
 
     Raises:
@@ -97,7 +97,7 @@ def smoothed(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
     return runs.assign(**{"return": mean})
 
 
-def smoothing(weight: float) -> str:
+def smoothing_note(weight: float) -> str:
     """What a reader of smoothed returns has to know."""
     return f"All returns are smoothed: {weight:g} of the past, the rest of each evaluation."
 
@@ -115,27 +115,27 @@ def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
             f"The mean of the last {last} evaluations was asked for, but {counts.idxmin()} "
             f"has {counts.min()}; use --final {counts.min()} or less."
         )
-    return _by_run(tail, "mean")
+    return _score_runs(tail, "mean")
 
 
 def best_scores(rows: pd.DataFrame) -> pd.DataFrame:
     """env, label, seed, score of each run: its best evaluation. Higher than the final one by construction."""
-    return _by_run(rows, "max")
+    return _score_runs(rows, "max")
 
 
-def _by_run(rows: pd.DataFrame, how: str) -> pd.DataFrame:
+def _score_runs(rows: pd.DataFrame, how: str) -> pd.DataFrame:
     keys = ["env", "label", "seed", "run"]
     return rows.groupby(keys)["return"].agg(how).rename("score").reset_index()
 
 
-def matrix(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> np.ndarray:
+def score_matrix(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> np.ndarray:
     """Scores [R, T] of a label. Where environments have unequal numbers of seeds, the first R of each."""
-    columns = each(scores, label, envs)
+    columns = scores_by_env(scores, label, envs)
     n = min(map(len, columns))
     return np.stack([c[:n] for c in columns], axis=1)
 
 
-def each(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarray]:
+def scores_by_env(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarray]:
     """Scores [R_t] of a label in each environment, in the order of seeds."""
     return [
         scores[(scores["label"] == label) & (scores["env"] == env)].sort_values("seed")["score"].to_numpy()
@@ -147,7 +147,7 @@ def each(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarr
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _fixed_numpy_seed(seed: int) -> Iterator[None]:
     """rliable draws from numpy's global generator: fix it, and give it back as it was."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
@@ -157,13 +157,13 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-def _interval(scores: Sequence[np.ndarray], function: Callable, reps: int, seed: int) -> Estimate:
+def _bootstrap(scores: Sequence[np.ndarray], function: Callable, reps: int, seed: int) -> Estimate:
     """An array-valued function of one score matrix, or of several that are resampled apart."""
     value = np.asarray(function(*scores))
     if reps == 0 or min(map(len, scores)) < 2:
         nothing = np.full(value.shape, np.nan)
         return Estimate(value, nothing, nothing)
-    with _seeded(seed):
+    with _fixed_numpy_seed(seed):
         _, intervals = rly.get_interval_estimates(
             {"": [*scores]}, function, reps=reps, confidence_interval_size=CONFIDENCE
         )
@@ -171,7 +171,7 @@ def _interval(scores: Sequence[np.ndarray], function: Callable, reps: int, seed:
     return Estimate(value, low, high)
 
 
-def aggregate(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+def estimate_aggregates(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
     """Interquartile mean, mean, median and optimality gap of scores [R, T], from the same resamples.
 
     The optimality gap (distance to 1 of scores cut at 1) means something for normalised scores only. With
@@ -181,8 +181,8 @@ def aggregate(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, 
     def all_metrics(x: np.ndarray) -> np.ndarray:
         return np.array([metric(x) for metric in METRICS.values()])
 
-    found = _interval([scores], all_metrics, reps, seed)
-    return {name: Estimate(*(part[k] for part in found)) for k, name in enumerate(METRICS)}
+    estimate = _bootstrap([scores], all_metrics, reps, seed)
+    return {name: Estimate(*(part[k] for part in estimate)) for k, name in enumerate(METRICS)}
 
 
 def probability_of_improvement(
@@ -198,10 +198,10 @@ def probability_of_improvement(
         return np.array([np.mean([np.mean((a > b.T) + 0.5 * (a == b.T)) for a, b in pairs])])
 
     columns = [scores[:, None] for scores in (*x, *y)]
-    return Estimate(*(float(part[0]) for part in _interval(columns, wins, reps, seed)))
+    return Estimate(*(float(part[0]) for part in _bootstrap(columns, wins, reps, seed)))
 
 
-def thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
+def profile_thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
     """Where to look at performance profiles: from 0 to 1, and as far as scores reach beyond."""
     values = np.concatenate([x.ravel() for x in scores])
     return np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, points)
@@ -213,7 +213,7 @@ def performance_profile(scores: np.ndarray, taus: np.ndarray, reps: int = 2000, 
     def above(x: np.ndarray) -> np.ndarray:
         return (x.reshape(-1, 1) > taus).mean(axis=0)
 
-    return _interval([scores], above, reps, seed)
+    return _bootstrap([scores], above, reps, seed)
 
 
 # --- learning curves ----------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def common_grid(rows: pd.DataFrame, points: int = 200) -> np.ndarray:
     return steps[np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).round().astype(int))]
 
 
-def on_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
+def align_to_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
     """Returns [R, G] of runs at the steps of a grid: the last evaluation at or before each.
 
     NaN before a run's first evaluation and after its last one: nothing is made up.
@@ -239,7 +239,7 @@ def on_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
     return np.stack(lines)
 
 
-def curve(
+def estimate_columns(
     values: np.ndarray, reps: int = 2000, seed: int = 0, of: Callable[[np.ndarray], Any] = interquartile_mean
 ) -> Estimate:
     """Interquartile mean [G] over runs of values [R, G], each column for itself, with its interval.
@@ -249,6 +249,6 @@ def curve(
     whole = ~np.isnan(values).any(axis=0)
     parts = np.full((3, values.shape[1]), np.nan)
     if whole.any():
-        found = _interval([values[:, whole]], of, reps, seed)
-        parts[:, whole] = found
+        estimate = _bootstrap([values[:, whole]], of, reps, seed)
+        parts[:, whole] = estimate
     return Estimate(*parts)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from qscape.errors import UsageError
-from qscape.report import extra, references, statistics
+from qscape.report import references, require_extra, statistics
 
-with extra("Tables of runs"):
+with require_extra("Tables of runs"):
     import numpy as np
     import pandas as pd
 
@@ -47,7 +47,7 @@ def compare(
     `policy`: "kept" (where checkpoints keep one, else the current one) or "current". `final`: the final score
     is the mean of so many last evaluations. `best`: rank by each run's best evaluation instead. `reps`:
     bootstrap resamples. `normalise`: table of reference scores. `metric`: "return", or "success": the share
-    of successful episodes in percent, never normalised. `smooth`: see `statistics.smoothed`. `reference`:
+    of successful episodes in percent, never normalised. `smooth`: see `statistics.smooth_returns`. `reference`:
     names of published curves of returns.
 
     Raises:
@@ -55,13 +55,13 @@ def compare(
     """
     if reference and metric != "return":
         raise UsageError("--reference with --metric success: published curves are of returns; leave one out.")
-    found = references.published(reference)
-    runs = statistics.smoothed(statistics.measured(runs, metric), smooth)
-    rows, notes = _fair(statistics.of_policy(runs, policy), unequal)
+    found = references.load_published(reference)
+    runs = statistics.smooth_returns(statistics.select_metric(runs, metric), smooth)
+    rows, notes = _select_comparable(statistics.select_policy(runs, policy), unequal)
     if smooth:
-        notes.insert(0, statistics.smoothing(smooth))
+        notes.insert(0, statistics.smoothing_note(smooth))
     scores = {"final": statistics.final_scores(rows, final), "best": statistics.best_scores(rows)}
-    notes += few_seeds(scores["final"])
+    notes += note_few_seeds(scores["final"])
     of = "best" if best else "final"
     if metric == "return":
         normalised = references.normalise(scores[of], normalise)
@@ -72,9 +72,9 @@ def compare(
     if isinstance(normalised, str):
         notes.append(normalised)
     else:
-        matrices, more = _matrices(normalised)
+        matrices, more = _score_matrices(normalised)
         notes += more
-    published, more = _published(found, rows, reference)
+    published, more = _published_at(found, rows, reference)
     return Comparison(
         rows,
         _per_env(rows, scores, reps),
@@ -88,7 +88,7 @@ def compare(
     )
 
 
-def _fair(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
+def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
     """The rows that may be compared: each run once, finished, of one budget per environment."""
     if rows.empty:
         raise UsageError("There is no evaluation of that policy in these runs.")
@@ -114,23 +114,23 @@ def _fair(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
     for env, group in runs.groupby("env"):
         reached = group.groupby("label")["step"].agg(lambda s: " and ".join(f"{x:,}" for x in sorted(set(s))))
         if group["step" if unequal else "budget"].nunique() > 1:
-            said = f"Budgets in {env} differ ({'; '.join(f'{k} {v} steps' for k, v in reached.items())})"
+            listed = f"Budgets in {env} differ ({'; '.join(f'{k} {v} steps' for k, v in reached.items())})"
             if not unequal:
-                raise UsageError(f"{said}: compare equal ones, or add --unequal.")
-            notes.append(f"{said}: longer runs have the advantage.")
+                raise UsageError(f"{listed}: compare equal ones, or add --unequal.")
+            notes.append(f"{listed}: longer runs have the advantage.")
     return rows[rows["run"].isin(runs["run"])], notes
 
 
-def few_seeds(scores: pd.DataFrame) -> list[str]:
+def note_few_seeds(scores: pd.DataFrame) -> list[str]:
     """A sentence for each environment with too few seeds; `scores` has a row (env, label) for each run."""
     counts = scores.groupby(["env", "label"], as_index=False).size()
     few = counts[counts["size"] < FEW_SEEDS]
     notes = []
     for env, group in few.groupby("env"):
-        said = ", ".join(
+        listed = ", ".join(
             f"{label} {_seeds(n)}" for label, n in zip(group["label"], group["size"], strict=True)
         )
-        notes.append(f"{env}: {said}: no ranking claim (fewer than {FEW_SEEDS}).")
+        notes.append(f"{env}: {listed}: no ranking claim (fewer than {FEW_SEEDS}).")
     return notes
 
 
@@ -149,21 +149,21 @@ def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> 
             "seeds": group["run"].nunique(),
             "steps": group["step"].max(),
         }
-        both = [statistics.matrix(frame, label, [env]) for frame in scores.values()]
-        found = statistics.curve(np.concatenate(both, axis=1), reps)
+        both = [statistics.score_matrix(frame, label, [env]) for frame in scores.values()]
+        found = statistics.estimate_columns(np.concatenate(both, axis=1), reps)
         for k, (name, x) in enumerate(zip(scores, both, strict=True)):
-            row |= _spread(f"{name}_iqm", statistics.Estimate(*(part[k] for part in found)))
+            row |= _estimate_columns(f"{name}_iqm", statistics.Estimate(*(part[k] for part in found)))
             row |= {f"{name}_mean": x.mean(), f"{name}_std": x.std(ddof=1) if len(x) > 1 else np.nan}
             row[f"{name}_median"] = np.median(x)
         made.append(row)
     return pd.DataFrame(made)
 
 
-def _spread(name: str, estimate: statistics.Estimate) -> dict[str, Any]:
+def _estimate_columns(name: str, estimate: statistics.Estimate) -> dict[str, Any]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
+def _score_matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
     """Normalised scores of the labels that ran in every environment."""
     envs = sorted(scores["env"].unique())
     made, notes = {}, []
@@ -173,7 +173,7 @@ def _matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
             absent = ", ".join(sorted({*envs} - {*counts.index}))
             notes.append(f"{label} is not in the aggregate: it has no run in {absent}.")
             continue
-        made[str(label)] = statistics.matrix(scores, str(label), envs)
+        made[str(label)] = statistics.score_matrix(scores, str(label), envs)
         if counts.nunique() > 1:
             notes.append(
                 f"{label}: the aggregate takes {counts.min()} seeds of each environment, the fewest of any."
@@ -188,8 +188,8 @@ def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) 
     for label, x in matrices.items():
         row: dict[str, Any] = {"label": label, "score": of, "one_is": one}
         row |= {"seeds": x.shape[0], "environments": x.shape[1]}
-        for name, estimate in statistics.aggregate(x, reps).items():
-            row |= _spread(name, estimate)
+        for name, estimate in statistics.estimate_aggregates(x, reps).items():
+            row |= _estimate_columns(name, estimate)
         made.append(row)
     return pd.DataFrame(made)
 
@@ -201,21 +201,21 @@ def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
     for x, y in itertools.combinations(sorted(where.index), 2):
         envs = sorted(where[x] & where[y])
         if envs:
-            a, b = (statistics.each(scores, label, envs) for label in (x, y))
+            a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
             found = statistics.probability_of_improvement(a, b, reps)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
-            made.append(row | _spread("probability", found))
+            made.append(row | _estimate_columns("probability", found))
     return pd.DataFrame(made)
 
 
-def _published(
+def _published_at(
     found: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """For each of our environments the published final figures at or before the steps that our runs made."""
     made, notes = [], []
     for env, ours in rows.groupby("env"):
         steps = ours["step"].max()
-        theirs = found[found["env"].map(references.task) == references.task(str(env))]
+        theirs = found[found["env"].map(references.strip_version) == references.strip_version(str(env))]
         for name in names:
             curve = theirs[theirs["name"] == name]
             if curve.empty:
@@ -267,7 +267,7 @@ def to_latex(made: Comparison) -> str:
         for row in made.per_env.to_dict("records")
     }
     labels = list(dict.fromkeys(made.per_env["label"]))
-    lines = [[latex(label), *(cells.get((label, env), "--") for env in envs)] for label in labels]
+    lines = [[escape_latex(label), *(cells.get((label, env), "--") for env in envs)] for label in labels]
     lines += _latex_published(made.published, envs)
     return "\n".join(
         [
@@ -275,7 +275,7 @@ def to_latex(made: Comparison) -> str:
             f"% {made.score.capitalize()} evaluation, interquartile mean over seeds, 95% bootstrap interval.",
             rf"\begin{{tabular}}{{l{'r' * len(envs)}}}",
             r"\toprule",
-            " & ".join(["", *map(latex, envs)]) + r" \\",
+            " & ".join(["", *map(escape_latex, envs)]) + r" \\",
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
@@ -294,9 +294,10 @@ def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[
     lines = []
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['curve']:.1f}$ ({latex(row['env'])})" for row in group.to_dict("records")
+            row["our_env"]: f"${row['curve']:.1f}$ ({escape_latex(row['env'])})"
+            for row in group.to_dict("records")
         }
-        lines.append([latex(f"{method}, published"), *(figures.get(env, "--") for env in envs)])
+        lines.append([escape_latex(f"{method}, published"), *(figures.get(env, "--") for env in envs)])
     return lines
 
 
@@ -311,6 +312,6 @@ _SPECIAL = {
 } | {c: f"\\{c}" for c in "&%$#_"}
 
 
-def latex(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Text with LaTeX's special characters escaped."""
     return "".join(_SPECIAL.get(c, c) for c in text)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Charts in the terminal"):
+with require_extra("Charts in the terminal"):
     import plotext
 
     from qscape.report.figures import COLOURS
@@ -20,7 +20,7 @@ class Curve(NamedTuple):
     mark: str | None = None
 
 
-def chart(
+def render_chart(
     title: str, x: str, curves: Sequence[Curve], width: int, height: int, span: tuple[float, float]
 ) -> str:
     """A chart of so many characters, with ANSI colours. `x`: what stands below its axis, of that `span`."""

@@ -13,7 +13,7 @@ from qscape.run.programs import Acts, act_evaluating
 LONGEST = 100_000  # steps of an evaluation's episode, where the environment has no time limit
 SEED = 1000
 
-Sense = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
+ObservationFilter = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
 
 
 class Rollout(NamedTuple):
@@ -25,7 +25,7 @@ class Rollout(NamedTuple):
     episode: Episode
 
 
-def successes_of(done: Sequence[Episode]) -> list[float]:
+def list_successes(done: Sequence[Episode]) -> list[float]:
     """The success of each episode; empty where none tells of it.
 
     Some environments tell of success only where there is one, so a silent episode among others had none.
@@ -43,7 +43,7 @@ def evaluate(
     counted more often than long ones. Sub-environment i is seeded with `seed + i`.
     """
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
-    for _, _, _, ended in _walk(programs, acting, adapter, episodes, seed):
+    for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed):
         for episode in ended:
             done[episode.env].append(episode)
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
@@ -55,7 +55,7 @@ def rollouts(
     adapter: EnvAdapter,
     episodes: int,
     seed: int = SEED,
-    sense: Sense | None = None,
+    sense: ObservationFilter | None = None,
 ) -> list[Rollout]:
     """The episodes of `evaluate`, step by step.
 
@@ -64,7 +64,7 @@ def rollouts(
     """
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
-    for obs, action, step, ended in _walk(programs, acting, adapter, episodes, seed, sense):
+    for obs, action, step, ended in _walk_episodes(programs, acting, adapter, episodes, seed, sense):
         for i in np.flatnonzero(step.valid).tolist():
             steps[i].append((obs[i], action[i], step.reward[i]))
         for episode in ended:
@@ -75,13 +75,13 @@ def rollouts(
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
 
 
-def _walk(
+def _walk_episodes(
     programs: Acts,
     acting: Any,
     adapter: EnvAdapter,
     episodes: int,
     seed: int,
-    sense: Sense | None = None,
+    sense: ObservationFilter | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
     """Observations, actions and step of all sub-environments, and the episodes that count and ended in it."""
     share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]

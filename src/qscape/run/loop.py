@@ -20,9 +20,9 @@ from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.run import events as ev
-from qscape.run.evaluation import SEED, evaluate, rollouts, successes_of
+from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
 from qscape.run.plan import Plan
-from qscape.run.probes import Look, Probes
+from qscape.run.probes import PolicyEvaluation, Probes
 
 Saver: TypeAlias = Callable[[Any, bool], Path]
 
@@ -193,9 +193,9 @@ class Loop:
                 done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
             else:
                 walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
-                done, probed = [r.episode for r in walked], self.probes(Look(acting, walked))
+                done, probed = [r.episode for r in walked], self.probes(PolicyEvaluation(acting, walked))
             returns, lengths = [e.ret for e in done], [e.length for e in done]
-            successes = successes_of(done)
+            successes = list_successes(done)
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
 

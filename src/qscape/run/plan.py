@@ -71,7 +71,7 @@ class Plan(Pace):
             raise UsageError(f"--save-every is {self.save_every}; it must be at least 1.")
         if not 0 < self.milestones <= 1:
             raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
-        probes.check(self.probe)
+        probes.check_names(self.probe)
         if self.probe and not self.eval_every:
             raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
 

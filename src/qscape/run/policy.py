@@ -20,7 +20,7 @@ from qscape.run.rollouts import RolloutPrograms
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedPolicy:
     """A policy with all that is needed to act: `programs.act(acting, ...)`."""
 
     programs: Acts
@@ -30,7 +30,7 @@ class Loaded:
     policy: str  # "kept" or "current"
 
 
-def programs_of(agent: Any, envs: int = 1) -> Acts:
+def make_programs(agent: Any, envs: int = 1) -> Acts:
     """The programs of an agent that is bound to its task."""
     return RolloutPrograms(agent) if isinstance(agent, OnPolicyAgent) else Programs(agent, agent.layout(envs))
 
@@ -42,7 +42,7 @@ def load_policy(
     seed: int = SEED,
     current: bool = False,
     env_args: dict[str, Any] | None = None,
-) -> Loaded:
+) -> LoadedPolicy:
     """The policy of a run's newest save: the kept one where the schedule keeps one, unless `current`.
 
     Raises:
@@ -59,7 +59,7 @@ def load_policy(
     refuse_other_table(plan.env, saves.read_meta(path).get("table"), adapter.spec.table)
     agent = agent.on(adapter.spec)
     acting, step, policy = read_acting(path, agent, current)
-    return Loaded(programs_of(agent, envs), acting, adapter, step, policy)
+    return LoadedPolicy(make_programs(agent, envs), acting, adapter, step, policy)
 
 
 def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int, str]:

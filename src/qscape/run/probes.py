@@ -13,14 +13,14 @@ from qscape.errors import UsageError
 from qscape.run.evaluation import Rollout
 
 PROBES = {
-    "smoothness": "qscape.inspect.smoothness:Smoothness",
-    "geometry": "qscape.inspect.geometry:Geometry",
-    "collapse": "qscape.inspect.collapse:Probe",
-    "landscape": "qscape.inspect.survey:Gaps",
+    "smoothness": "qscape.inspect.smoothness:SmoothnessProbe",
+    "geometry": "qscape.inspect.geometry:GeometryProbe",
+    "collapse": "qscape.inspect.collapse:CollapseProbe",
+    "landscape": "qscape.inspect.survey:LandscapeProbe",
 }
 
 
-class Look(NamedTuple):
+class PolicyEvaluation(NamedTuple):
     """What a probe is given: a policy and its evaluation, step by step."""
 
     acting: Any
@@ -32,7 +32,7 @@ class Probe(Protocol):
 
     columns: tuple[str, ...]  # of evaluations.csv
 
-    def __call__(self, look: Look) -> Mapping[str, float | Sequence[float]]:
+    def __call__(self, look: PolicyEvaluation) -> Mapping[str, float | Sequence[float]]:
         """For each column one number of the evaluation, or one for each of its episodes."""
         ...
 
@@ -42,9 +42,9 @@ class Probes:
 
     def __init__(self, names: Sequence[str], agent: Any) -> None:
         """Raises UsageError: one of the names leads to no probe."""
-        self.probes: list[Probe] = [load(name)(agent) for name in names]
+        self.probes: list[Probe] = [load_probe(name)(agent) for name in names]
 
-    def __call__(self, look: Look) -> dict[str, list[float]]:
+    def __call__(self, look: PolicyEvaluation) -> dict[str, list[float]]:
         """Of each column a number for every episode; one of the whole evaluation is repeated."""
         found: dict[str, list[float]] = {}
         for probe in self.probes:
@@ -56,12 +56,12 @@ class Probes:
         return found
 
 
-def columns(names: Sequence[str]) -> tuple[str, ...]:
+def probe_columns(names: Sequence[str]) -> tuple[str, ...]:
     """What the probes of these names add to evaluations.csv."""
-    return tuple(column for name in names for column in load(name).columns)
+    return tuple(column for name in names for column in load_probe(name).columns)
 
 
-def check(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Refuse names that can be no probe, without loading any.
 
     Raises:
@@ -76,7 +76,7 @@ def check(names: Sequence[str]) -> None:
         raise UsageError(f"--probe {' '.join(names)}: name each probe once.")
 
 
-def load(name: str) -> Any:
+def load_probe(name: str) -> Any:
     """The class of a probe.
 
     Raises:

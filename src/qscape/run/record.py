@@ -11,13 +11,13 @@ from qscape.envs.build import build_env
 from qscape.errors import RunError, UsageError
 from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
-from qscape.run.policy import Loaded, load_policy
+from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating
 
 Kind = Literal["trained", "noisy", "random"]
 
 
-def record(
+def record_dataset(
     folder: Path,
     dataset: str,
     episodes: int,
@@ -48,15 +48,15 @@ def record(
         raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
     if not 0 <= noise < np.inf:
         raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
-    _free(minari, dataset)
+    _refuse_taken_name(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.choices is not None:
         raise UsageError(f"{plan.env} has discrete actions; only boxes of actions are recorded.")
-    env = minari.DataCollector(_storable(build_env(plan.env, dict(plan.env_args))))
+    env = minari.DataCollector(_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args))))
     rng = np.random.default_rng(seed)
     try:
         for k in range(episodes):
-            _episode(env, loaded, kind, noise, seed + k, rng)
+            _record_episode(env, loaded, kind, noise, seed + k, rng)
         how = f"{kind} {noise:g}" if kind == "noisy" else kind
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that author and so on are not given
@@ -72,7 +72,7 @@ def record(
         loaded.adapter.close()
 
 
-def _free(minari: Any, dataset: str) -> None:
+def _refuse_taken_name(minari: Any, dataset: str) -> None:
     """Refuse a name that is taken or that Minari would not take."""
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset)
@@ -87,24 +87,24 @@ def _free(minari: Any, dataset: str) -> None:
         )
 
 
-class _Nameless(gym.Wrapper):
+class _WithoutSpec(gym.Wrapper):
     """An environment whose registration no file can hold: with a class, not with the path of one."""
 
     spec = None  # type: ignore[assignment]
 
 
-def _storable(env: gym.Env) -> gym.Env:
+def _drop_unwritable_spec(env: gym.Env) -> gym.Env:
     """The environment, without its registration where that cannot be written."""
     try:
         if env.spec is not None:
             env.spec.to_json()
     except ValueError:
-        return _Nameless(env)
+        return _WithoutSpec(env)
     return env
 
 
-def _episode(
-    env: gym.Env, loaded: Loaded, kind: Kind, noise: float, seed: int, rng: np.random.Generator
+def _record_episode(
+    env: gym.Env, loaded: LoadedPolicy, kind: Kind, noise: float, seed: int, rng: np.random.Generator
 ) -> None:
     """One episode, from reset to its end."""
     adapter, choose = loaded.adapter, act_evaluating(loaded.programs, loaded.acting, 1)

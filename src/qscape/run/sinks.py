@@ -35,7 +35,7 @@ class FolderSink:
         `probed`: the columns that probes add to evaluations.csv."""
         self.folder = folder
         try:
-            _keep_up_to(folder, step)
+            _truncate_after(folder, step)
             self.metrics = (folder / "metrics.jsonl").open("a")
             self.evaluations = (folder / "evaluations.csv").open("a", newline="")
             self.rows = csv.writer(self.evaluations)
@@ -70,7 +70,7 @@ class FolderSink:
                 row = (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
                 self.rows.writerow((*row, *(values[k] for values in event.probes.values())))
             self.evaluations.flush()
-            for name, value in _evaluated(event).items():
+            for name, value in _evaluation_means(event).items():
                 self._show(name, value, event.step)
             self.board.flush()
 
@@ -89,13 +89,13 @@ class FolderSink:
         return RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
 
 
-def _evaluated(event: ev.Evaluated) -> dict[str, float]:
+def _evaluation_means(event: ev.Evaluated) -> dict[str, float]:
     """The means over episodes, as loggers show them."""
     means = {name: sum(values) / len(values) for name, values in event.probes.items()}
     return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
 
 
-def _keep_up_to(folder: Path, step: int) -> None:
+def _truncate_after(folder: Path, step: int) -> None:
     """Cut off what was written after a save at `step`."""
     metrics, evaluations = folder / "metrics.jsonl", folder / "evaluations.csv"
     if metrics.exists():
@@ -123,7 +123,7 @@ class TrackerSink:
     """Weights & Biases or trackio, which share one interface. Extra `loggers`."""
 
     def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any]) -> None:
-        self.tracker: Any = _tracker(package)
+        self.tracker: Any = _import_tracker(package)
         try:
             self.tracker.init(project=project, name=name, config=dict(config))
         except Exception as problem:  # of its own kinds: no key, no network, a name it refuses
@@ -133,7 +133,7 @@ class TrackerSink:
         if isinstance(event, ev.Logged):
             self.tracker.log({f"train/{k}": v for k, v in event.metrics.items()} | {"step": event.step})
         elif isinstance(event, ev.Evaluated):
-            self.tracker.log(_evaluated(event) | {"step": event.step})
+            self.tracker.log(_evaluation_means(event) | {"step": event.step})
 
     def close(self) -> None:
         self.tracker.finish()
@@ -146,10 +146,10 @@ def refuse_missing(trackers: Sequence[str]) -> None:
         UsageError: the extra is missing.
     """
     for package in trackers:
-        _tracker(package)
+        _import_tracker(package)
 
 
-def _tracker(package: str) -> Any:
+def _import_tracker(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as problem:

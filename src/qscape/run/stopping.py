@@ -7,7 +7,7 @@ from typing import Any
 from qscape.run.loop import Loop
 
 
-class stopping:
+class StopOnSignal:
     """For as long as the context is open, the first signal of each kind asks the trainer to stop, the second
     does what it did before. Python hears signals in its main thread only; in another nothing is changed.
 
@@ -16,18 +16,18 @@ class stopping:
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
-        self.counters = numbers
+        self.signals = numbers
         self.trainer: Loop | None = None
         self.before: dict[int, Any] = {}
         self.asked = False
 
-    def started(self, trainer: Loop) -> None:
+    def attach(self, trainer: Loop) -> None:
         """Who is to be asked; until then a signal is a KeyboardInterrupt."""
         self.trainer = trainer
 
-    def __enter__(self) -> "stopping":
+    def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in self.counters}
+            self.before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def _ask(self, number: int, frame: Any) -> None:

@@ -203,7 +203,7 @@ def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> 
     name = f"{config['label']}/{plan.seed}"
     project = "qscape-" + re.sub(r"[/\\#?%:]", "-", plan.env)  # what Weights & Biases refuses in a name
     further = [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
-    return [FolderSink(folder, begun, probes.columns(plan.probe)), *further]
+    return [FolderSink(folder, begun, probes.probe_columns(plan.probe)), *further]
 
 
 def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
