@@ -85,8 +85,8 @@ def test_the_bases_are_what_their_papers_say():
     assert (sac.base.log_std_min, sac.base.log_std_max, sac.target_update.rate) == (-5.0, 2.0, 0.005)
 
 
-def test_agent_is_build():
-    assert qs.agent is build
+def test_agent_builds():
+    assert filling(qs.agent("td7")) == filling(build("td7"))
     assert qs.agent("td3+sale+lap", {"lap": {"alpha": 0.6}}).replay.alpha == 0.6
 
 

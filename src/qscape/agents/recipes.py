@@ -1,6 +1,7 @@
 """The recipe grammar `base+part+part` and the tables behind it.
 
-A new method is one file in `methods/` and one line in `PARTS`.
+A method of qscape is one file in `methods/` and one line in `PARTS`. Parts of other packages come in by
+`register` (see `plugins`).
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hi
 
 import numpy as np
 
-from qscape.agents import onpolicy
+from qscape.agents import onpolicy, plugins
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
@@ -140,13 +141,62 @@ class Move(NamedTuple):
         return f"{self.by} sets base.{self.field} = {self.after} (was {self.before})"
 
 
+def register(part: type | str) -> type:
+    """Make a part from outside qscape known to this process, so that recipes can name it.
+
+    Args:
+        part: a class (a frozen dataclass that subclasses the interface of its socket), or its place
+            `module:Class`, which is imported.
+
+    Returns:
+        The class.
+
+    Raises:
+        UsageError: the class cannot be imported, is no part, or its name is taken.
+    """
+    return plugins.register(part, (PARTS, onpolicy.PARTS))
+
+
+def register_named(recipe: str) -> None:
+    """Import the parts that a recipe names as `module:Class`.
+
+    Called with what the user wrote, never with a recipe that comes from the file of a run.
+
+    Raises:
+        UsageError: one of them cannot be imported, or is no part.
+    """
+    for name in split(recipe)[1:]:
+        if ":" in name and name not in plugins.PLACES:
+            register(name)
+
+
+def register_all_installed() -> list[str]:
+    """Register the parts that installed packages declare; returns the errors of those that cannot be used."""
+    problems = []
+    for name in plugins.entry_points():
+        try:
+            plugins.register_installed(name, (PARTS, onpolicy.PARTS))
+        except UsageError as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def split(recipe: str) -> list[str]:
+    """The names in a recipe, without blanks and in lower case, but for `module:Class`."""
+    names = [name.strip() for name in recipe.split("+")]
+    return [name if ":" in name else name.lower() for name in names]
+
+
 def parse(recipe: str) -> tuple[str, list[str]]:
-    """Base and parts of a recipe, with expansions such as td7 written out.
+    """Base and names of the parts of a recipe, with expansions such as td7 written out.
+
+    Parts of installed packages are imported here; `module:Class` must be registered already.
 
     Raises:
         UsageError: an unknown name (the nearest ones are offered) or a part named twice.
     """
-    names = [name.strip().lower() for name in recipe.split("+")]
+    names = split(recipe)
+    names[1:] = [_part_name(name) for name in names[1:]]
     head = EXPANSIONS.get(names[0], names[0]).split("+")
     if head[0] not in BASES | onpolicy.BASES:
         base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
@@ -160,22 +210,36 @@ def parse(recipe: str) -> tuple[str, list[str]]:
             if name in PARTS | onpolicy.PARTS:
                 other = "ppo" if name in onpolicy.PARTS else "td3"
                 raise UsageError(
-                    f"'{name}' does not fit '{names[0]}': it is a part of {_house(other)} agents, such as "
-                    f"{other}+{name}; {_house(head[0])} ones take {', '.join(fitting)}."
+                    f"'{name}' does not fit '{names[0]}': it is a part of {_family(other)} agents, such as "
+                    f"{other}+{name}; {_family(head[0])} ones take {', '.join(fitting)}.",
+                    part=name,
                 )
             known = name in known_agents()
             hint = f"'{name}' is an agent and comes first" if known else nearest(name, fitting)
-            raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.")
+            raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.", part=name)
         if name in head:
             why = (
                 f"{names[0]} already has it"
                 if name not in names[: names.index(name)]
                 else "it is there twice"
             )
-            raise UsageError(f"'{name}' cannot be added in '{recipe}': {why}; leave it out.")
+            raise UsageError(f"'{name}' cannot be added in '{recipe}': {why}; leave it out.", part=name)
         if names.count(name) > 1:
-            raise UsageError(f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.")
+            raise UsageError(
+                f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.", part=name
+            )
     return head[0], head[1:] + names[1:]
+
+
+def _part_name(name: str) -> str:
+    """The name of the part that a recipe calls by its name or its place; installed ones are registered."""
+    if name in plugins.PLACES:
+        return plugins.PLACES[name]
+    tables = (PARTS, onpolicy.PARTS)
+    installed = plugins.register_installed(name, tables)
+    if installed is None and ":" in name:
+        raise plugins.not_loaded(name)
+    return installed or name
 
 
 def known_agents() -> list[str]:
@@ -196,7 +260,7 @@ def on_dataset(recipe: str) -> tuple[str, list[str]]:
         raise UsageError(
             f"{base} learns from its own steps, not from a dataset; take td7, td3+bc, iql or bc."
         )
-    first, *rest = (name.strip().lower() for name in recipe.split("+"))
+    first, *rest = split(recipe)
     if first == "td7":
         cloned = "bc" in rest
         first = "td3+sale+lap+periodic+value_clip" if cloned else "td7_offline"
@@ -210,11 +274,11 @@ def on_dataset(recipe: str) -> tuple[str, list[str]]:
 
 
 def parts_of(base: str) -> dict[str, type]:
-    """The parts that fit a base."""
+    """The parts, by name, that agents of a base can have."""
     return onpolicy.PARTS if base in onpolicy.BASES else PARTS
 
 
-def _house(base: str) -> str:
+def _family(base: str) -> str:
     return "on-policy" if base in onpolicy.BASES else "off-policy"
 
 
@@ -223,6 +287,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"near to it: {', '.join(close)}" if close else f"there are {', '.join(known)}"
+
+
+def agent(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
+    """`build` for users: imports the parts that the recipe names as `module:Class` first.
+
+    Args:
+        recipe: base and parts joined by +, e.g. `td3+sale+lap` or `td3+mypackage.penalty:Penalty`.
+        settings: fields by part, e.g. `{"base": {"discount": 0.98}, "lap": {"alpha": 0.6}}`.
+
+    Raises:
+        UsageError: an unknown name or field, a part that cannot be imported, or an invalid combination.
+    """
+    register_named(recipe)
+    return build(recipe, settings)
 
 
 def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
@@ -243,9 +321,7 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     for name in names:
         part = parts_of(base_name)[name]()
         _place(sockets, part, recipe)
-    agent = dataclasses.replace(
-        agent, recipe="+".join(n.strip().lower() for n in recipe.split("+")), **sockets
-    )
+    agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
     _known_settings(agent, settings)
     agent = dataclasses.replace(
         agent,
@@ -268,6 +344,9 @@ def overridden(agent: Agent) -> tuple[Base, list[Move]]:
     moves, parts = [], agent.parts
     for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
         for field, value in part.overrides(frozenset(parts)).items():
+            if not hasattr(base, field):
+                known = [f.name for f in dataclasses.fields(base)]
+                raise UsageError(f"{part.name} overrides base.{field}; {nearest(field, known)}.", part.name)
             before = getattr(base, field)
             if before != value:
                 moves.append(Move(field, before, value, part.name))

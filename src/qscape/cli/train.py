@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from qscape.agents import Agent, on_dataset
+from qscape.agents import Agent, on_dataset, register_named
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
         argv, recipe, settings, defaults = _with_config(argv)
     else:
         recipe, argv = options.positional(argv, "RECIPE", "qscape train", flags_for="td3")
+        register_named(recipe)
     notes: list[str] = []
     if any(arg.split("=")[0] == "--dataset" for arg in argv):
         recipe, notes = on_dataset(recipe)  # before its flags are read: other parts have other flags

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import PRESETS, Agent, build, nearest
+from qscape.agents import PRESETS, Agent, build, nearest, register_named
 from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
@@ -147,6 +147,10 @@ def _agent(source: Source, path: Where) -> Entry:
     recipe = source.get((*path, "recipe"), str)
     if recipe is None:
         raise source.error(path, '[[agents]] needs a recipe, such as recipe = "td3+lap"')
+    try:
+        register_named(recipe)
+    except UsageError as problem:
+        raise source.error((*path, "recipe"), str(problem)) from problem
     parts = _built(source, (*path, "recipe"), recipe, {}).parts
     preset = source.get((*path, "preset"), str)
     if preset is not None and preset not in PRESETS:
