@@ -1,6 +1,7 @@
 """Recipes: which part sits in which socket, with the paper's settings."""
 
 from qscape.agents import onpolicy, plugins
+from qscape.agents.other_names import ours
 from qscape.agents.presets import PRESETS, Settings, merged, preset
 from qscape.agents.recipes import (
     BASES,
@@ -37,6 +38,7 @@ __all__ = [
     "nearest",
     "on_dataset",
     "onpolicy",
+    "ours",
     "overridden",
     "parse",
     "parts_of",

@@ -4,6 +4,7 @@ A method of qscape is one file in `methods/` and one line in `PARTS`. Parts of o
 `register` (see `plugins`).
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hi
 import numpy as np
 
 from qscape.agents import onpolicy, plugins
+from qscape.agents.other_names import ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
@@ -328,12 +330,12 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
         **{slot: _with_settings(part, settings) for slot, part in _filled(agent).items()},
     )
     base, _ = overridden(agent)
-    agent = dataclasses.replace(agent, base=replaced(base, "base", settings.get("base", {})))
+    agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
     present = frozenset(agent.parts)
     for part in agent.parts.values():
         why = part.objection(present, agent.base)
         if why:
-            raise UsageError(f"'{recipe}' cannot be: {why}")
+            raise UsageError(f"'{recipe}' cannot be: {why}", part.name)
     return agent
 
 
@@ -379,46 +381,102 @@ def _filled(agent: Agent) -> dict[str, Any]:
 def _with_settings(part: Any, settings: Mapping[str, Mapping[str, Any]]) -> Any:
     if isinstance(part, tuple):
         return tuple(_with_settings(p, settings) for p in part)
-    return replaced(part, part.name, settings.get(part.name, {}))
+    return set_fields(part, part.name, settings.get(part.name, {}))
 
 
 def _known_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of parts that the agent has not, and settings that are no fields with values."""
     for name, fields in settings.items():
-        if not isinstance(fields, Mapping):
-            raise UsageError(f"Settings of '{name}' are {fields!r}; they must be fields with values.")
-        if name != "base" and name not in agent.parts:
-            fits = (
-                f"write {agent.recipe}+{name}"
-                if name in parts_of(parse(agent.recipe)[0])
-                else nearest(name, ["base", *agent.parts])
-            )
-            raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.")
+        if name == "base" or name in agent.parts:
+            if not isinstance(fields, Mapping):
+                raise UsageError(
+                    f"Settings of '{name}' are {fields!r}; they must be fields with values.", name
+                )
+            continue
+        if names := ours(name, ["envs", "env", "steps", "eval_every", "eval_episodes", *_field_names(agent)]):
+            raise UsageError(f"What others call {name} is {_in_python(names)} here.", name)
+        fits = (
+            f"write {agent.recipe}+{name}"
+            if name in parts_of(parse(agent.recipe)[0])
+            else nearest(name, ["base", *agent.parts])
+        )
+        raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.", name)
 
 
-def replaced(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
-    """The dataclass with fields replaced; unknown ones and values of another type are refused."""
+def _field_names(agent: Agent) -> list[str]:
+    """Every field of an agent as `part.field`."""
+    return [f"{part}.{field}" for part, fields in settings_of(agent).items() for field in fields]
+
+
+def _in_python(names: Iterable[str]) -> str:
+    """Fields `part.field` as the keyword arguments that set them, e.g. `base={"discount": ...}`."""
+    by_part: dict[str, list[str]] = {}
+    for name in names:
+        part, _, field = name.rpartition(".")
+        by_part.setdefault(part, []).append(field)
+    return " and ".join(
+        f"{part}={{{', '.join(f'{field!r}: ...' for field in fields)}}}" if part else f"{fields[0]}=..."
+        for part, fields in by_part.items()
+    )
+
+
+def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
+    """A part (or base) with some of its fields set to other values.
+
+    Args:
+        part: a dataclass.
+        name: what it is called in settings, for messages.
+        fields: values by field, of Python, JSON, TOML or NumPy.
+
+    Raises:
+        UsageError: an unknown field, or a value that it cannot take; `part` and `field` name it.
+    """
     known = {f.name for f in dataclasses.fields(part)}
     hints = get_type_hints(type(part))
     values = {}
     for field, value in fields.items():
         if field not in known:
-            raise UsageError(f"{name} has no field '{field}'; {nearest(field, known)}.")
-        values[field] = coerced(f"{name}.{field}", hints[field], value)
-    return dataclasses.replace(part, **values) if values else part
+            if names := ours(field, (f"{name}.{other}" for other in known)):
+                hint = f"what others call {field} is {' and '.join(sorted(names))} here"
+            else:
+                hint = nearest(field, known)
+            raise UsageError(f"{name} has no field '{field}'; {hint}.", name, field)
+        try:
+            values[field] = convert(f"{name}.{field}", hints[field], value)
+        except UsageError as problem:
+            raise UsageError(str(problem), name, field) from problem
+    try:
+        return dataclasses.replace(part, **values) if values else part
+    except UsageError as problem:
+        raise UsageError(str(problem), name, _refused_field(part, values)) from problem
 
 
-def coerced(label: str, hint: Any, value: Any) -> Any:
-    """A value from JSON, TOML or a caller as the field's type.
+def _refused_field(part: Any, values: Mapping[str, Any]) -> str | None:
+    """The first field without which the part takes the other values, or None."""
+    for field in values:
+        with contextlib.suppress(UsageError):
+            dataclasses.replace(part, **{other: v for other, v in values.items() if other != field})
+            return field
+    return None
+
+
+def convert(label: str, hint: Any, value: Any) -> Any:
+    """A value from JSON, TOML or a caller as the type of a field.
+
+    Args:
+        label: the field, for the message.
+        hint: its annotation: float, int, bool, str, `T | None`, `Literal[...]` or `tuple[T, ...]`.
+        value: lists become tuples, whole floats integers, NumPy's numbers Python's.
 
     Raises:
-        UsageError: it cannot be that type.
+        UsageError: it cannot be of that type.
     """
     options = get_args(hint)
     origin = get_origin(hint)
     value = value.item() if isinstance(value, np.generic) else value
     if origin is tuple:
         if isinstance(value, (list, tuple)):
-            return tuple(coerced(label, options[0], v) for v in value)
+            return tuple(convert(label, options[0], v) for v in value)
     elif str(origin) == "typing.Literal":
         if value in options:
             return value
@@ -426,7 +484,7 @@ def coerced(label: str, hint: Any, value: Any) -> Any:
     elif options:  # float | None and the like
         if value is None and type(None) in options:
             return None
-        return coerced(label, next(o for o in options if o is not type(None)), value)
+        return convert(label, next(o for o in options if o is not type(None)), value)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():
