@@ -118,14 +118,24 @@ def test_usage_errors(refused, argv, why):
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
+        (["--steps", "many"], "qscape: --steps is 'many'; it is --steps INT.\n"),
+        (["--steps"], "qscape: --steps needs a value: --steps INT.\n"),
+        (["--seeds", 0, "a"], "--seeds is 'a'; it is --seeds INT.\n"),
+        (["--save-every", "x"], "--save-every is 'x'; it is --save-every INT.\n"),
         (
-            ["--steps", "many"],
-            "--steps: no whole number: 'many'; it is --steps INT.\n",
+            ["stray"],
+            "qscape train td3 does not take 'stray' after --eval-every; see qscape train td3 --help.",
         ),
-        (["--steps"], "Missing value for argument '--steps'. Expected 1 values; see qscape train"),
-        (["--seeds", 0, "a"], "Could not find valid parse for arguments: ['0', 'a']; it is --seeds [INT"),
-        (["stray"], "stray; see qscape train td3 --help."),
-        (["--base.critic-loss", "l1"], "invalid choice 'l1' for argument '--base.critic-loss'"),
+        (["--base.critic-loss", "l1"], "is 'l1'; it is --base.critic-loss mse|lap_huber|pal.\n"),
+        (["--overwrite", "yes"], "qscape train td3 does not take 'yes' after --overwrite"),
+        (["--no-steps"], "qscape train td3 has no flag --no-steps; did you mean"),
+        (["--gamma", 0.9], "has no flag --gamma; what others call gamma is --base.discount here.\n"),
+        (["--base.tau", 0.9], "what others call tau is --polyak.rate here.\n"),
+        (["--learning-starts", 9], "what others call learning-starts is --base.warmup here.\n"),
+        (["--net_arch", 9], "net-arch is --base.actor-hidden and --base.critic-hidden here.\n"),
+        (["--n-envs", 9], "what others call n-envs is --envs here.\n"),
+        (["--lr", 9], "lr is --base.actor-learning-rate and --base.critic-learning-rate here.\n"),
+        (["--batch-size", 9], "what others call batch-size is --base.batch-size here.\n"),
     ],
 )
 def test_values_that_do_not_fit_their_flag(refused, argv, why):
@@ -250,7 +260,7 @@ def foreign(save):
 def newer(save):
     record = json.loads((save / "save.json").read_text())
     record["meta"]["qscape"] = "9.9"
-    (save / "save.json").write_text(json.dumps(record | {"version": 2}))
+    (save / "save.json").write_text(json.dumps(record | {"version": saves.VERSION + 1}))
 
 
 def flipped(save):
@@ -267,7 +277,7 @@ def flipped(save):
         (truncate, ".npz is truncated"),
         (truncate_record, "save.json is truncated or damaged"),
         (foreign, "is not a qscape save"),
-        (newer, "was written by qscape 9.9 in save format 2"),
+        (newer, "was written by qscape 9.9 in save format "),
         (flipped, "does not match its checksum"),
     ],
 )

@@ -10,7 +10,7 @@ from small import fits
 
 import qscape as qs
 from qscape.agents import BASES, EXPANSIONS, PARTS, build, changed, overridden, parse, settings_of
-from qscape.agents.recipes import coerced
+from qscape.agents.recipes import convert
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
@@ -85,8 +85,8 @@ def test_the_bases_are_what_their_papers_say():
     assert (sac.base.log_std_min, sac.base.log_std_max, sac.target_update.rate) == (-5.0, 2.0, 0.005)
 
 
-def test_agent_is_build():
-    assert qs.agent is build
+def test_agent_builds():
+    assert filling(qs.agent("td7")) == filling(build("td7"))
     assert qs.agent("td3+sale+lap", {"lap": {"alpha": 0.6}}).replay.alpha == 0.6
 
 
@@ -193,6 +193,20 @@ def test_refused_recipes(toys, recipe, sentence):
     [
         ("td3", {"lap": {"alpha": 1}}, "Settings of 'lap' do not belong to 'td3'; write td3+lap."),
         ("td3", {"bass": {}}, "Settings of 'bass' do not belong to 'td3'; near to it: base."),
+        ("td3", {"gamma": 0.9}, "What others call gamma is base={'discount': ...} here."),
+        ("td3", {"tau": 0.9}, "What others call tau is polyak={'rate': ...} here."),
+        ("td3", {"learning_starts": 9}, "What others call learning_starts is base={'warmup': ...} here."),
+        ("td3", {"buffer_size": 9}, "What others call buffer_size is base={'replay_capacity': ...} here."),
+        ("td3", {"n_envs": 9}, "What others call n_envs is envs=... here."),
+        ("td3", {"net_arch": [9]}, "What others call net_arch is base={'actor_hidden': ..., 'critic_hidden'"),
+        ("td3", {"policy_kwargs": {}}, "What others call policy_kwargs is base={'actor_hidden': ..., "),
+        ("td3", {"batch_size": 9}, "What others call batch_size is base={'batch_size': ...} here."),
+        ("ppo", {"lr": 9}, "What others call lr is base={'learning_rate': ...} here."),
+        (
+            "td3",
+            {"base": {"gamma": 1}},
+            "base has no field 'gamma'; what others call gamma is base.disc",
+        ),
         ("td3", {"base": {"discnt": 1}}, "base has no field 'discnt'; near to it: discount."),
         ("td3", {"base": {"discount": "x"}}, "base.discount is 'x'; it must be of type float."),
         ("td3", {"base": {"discount": True}}, "base.discount is True; it must be of type float."),
@@ -276,10 +290,10 @@ def test_settings_from_json_take_the_type_of_their_field():
     assert agent.representation.end_to_end is None
 
 
-def test_coerced_is_idempotent():
+def test_convert_is_idempotent():
     for hint, value in ((float, 3), (int, 4.0), (tuple[int, ...], [1, 2]), (float | None, 2), (str, "x")):
-        once = coerced("x", hint, value)
-        assert coerced("x", hint, once) == once == (tuple(value) if isinstance(value, list) else value)
+        once = convert("x", hint, value)
+        assert convert("x", hint, once) == once == (tuple(value) if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import build, settings_of
+from qscape.agents import build, register_named, settings_of
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -70,7 +70,8 @@ class Model:
         eval_every = _whole("eval_every", eval_every, 0)
         eval_episodes = _whole("eval_episodes", eval_episodes, 1)
         self.recipe, self.seed, self.settings = recipe, seed, settings
-        # Refuses what cannot be, before an environment is made.
+        register_named(recipe)
+        # Invalid combinations are refused before an environment is made.
         by_index = build(recipe, settings).by_index
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
         args = training_args(env, env_args) if isinstance(env, str) else env_args
@@ -287,6 +288,7 @@ def load(
     newest = folders.newest_save(folder, "replay")
     if newest is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+    build(plan.recipe, plan.settings)  # refuses a part that is not loaded: `Model` would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
     model = Model(

@@ -1,6 +1,7 @@
 """Recipes: which part sits in which socket, with the paper's settings."""
 
-from qscape.agents import onpolicy
+from qscape.agents import onpolicy, plugins
+from qscape.agents.other_names import ours
 from qscape.agents.presets import PRESETS, Settings, merged, preset
 from qscape.agents.recipes import (
     BASES,
@@ -8,6 +9,7 @@ from qscape.agents.recipes import (
     PARTS,
     Agent,
     Move,
+    agent,
     build,
     changed,
     nearest,
@@ -15,6 +17,9 @@ from qscape.agents.recipes import (
     overridden,
     parse,
     parts_of,
+    register,
+    register_all_installed,
+    register_named,
     settings_of,
 )
 
@@ -26,15 +31,21 @@ __all__ = [
     "Agent",
     "Move",
     "Settings",
+    "agent",
     "build",
     "changed",
     "merged",
     "nearest",
     "on_dataset",
     "onpolicy",
+    "ours",
     "overridden",
     "parse",
     "parts_of",
+    "plugins",
     "preset",
+    "register",
+    "register_all_installed",
+    "register_named",
     "settings_of",
 ]

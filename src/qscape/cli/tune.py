@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from qscape.agents import build
+from qscape.agents import build, register_named
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.envs import make as make_adapter
@@ -51,6 +51,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Search the fields of one agent."""
     recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
+    register_named(recipe)
     own, agents = split(rest)
     given = options.parse(options.flags_of(Options()), own, f"qscape tune {recipe}")
     settings = options.train_command(recipe, agents)[1]

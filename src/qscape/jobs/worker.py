@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qscape.agents import plugins, register
 from qscape.errors import QscapeError
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
@@ -32,12 +33,19 @@ class Job:
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The job as JSON."""
-        return dataclasses.asdict(self) | {"folder": str(self.folder)}
+        """The job as JSON, with the parts that the user's process registered by their place."""
+        return dataclasses.asdict(self) | {"folder": str(self.folder), "parts": plugins.places()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Job":
-        """The job that `to_json` wrote."""
+        """The job that `to_json` wrote. Registers the same parts.
+
+        Raises:
+            UsageError: a part cannot be imported here.
+        """
+        data = dict(data)
+        for place in data.pop("parts"):
+            register(place)
         plan = data["plan"] and from_json(data["plan"])
         return Job(**data | {"folder": Path(data["folder"]), "plan": plan})
 
@@ -78,7 +86,7 @@ def main() -> None:
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else prints must not mix with the events
-    job = Job.from_json(json.loads(sys.stdin.readline()))
+    line = sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(data: dict[str, Any]) -> None:
@@ -88,7 +96,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
     try:
-        for event in run_job(job):
+        for event in run_job(Job.from_json(json.loads(line))):
             tell(ev.to_json(event))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -5,7 +5,18 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from qscape.agents import Agent, Settings, build, changed, merged, on_dataset, overridden, preset, settings_of
+from qscape.agents import (
+    Agent,
+    Settings,
+    build,
+    changed,
+    merged,
+    on_dataset,
+    overridden,
+    plugins,
+    preset,
+    settings_of,
+)
 from qscape.data import RECORDED, home
 from qscape.errors import UsageError
 from qscape.run import probes
@@ -190,8 +201,10 @@ def _short(value: Any) -> str:
 
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
-    """The plan as JSON, with every field of every part written out."""
-    return dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": moved(agent)}
+    """The plan as JSON, with every field of every part and the origin of parts of other packages."""
+    origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
+    record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": moved(agent)}
+    return record | ({"plugins": origins} if origins else {})
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
