@@ -199,7 +199,7 @@ def values(
     """Heads of the online critics at raw observations and actions in [-1, 1], on acting's own view."""
     rep = agent.representation
     obs = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), jnp.asarray(obs))
-    view = rep.view(acting.part_states.get(rep.name, PartState()), "fixed")
+    view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
     return bind_critics(rep, view, acting.critics)(obs, jnp.asarray(action))
 
 

@@ -24,7 +24,7 @@ from qscape.inspect.subject import Subject, has_q, values
 from qscape.inspect.surrogates import Hill
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import objective
+from qscape.offpolicy.sockets import combine_heads
 from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
@@ -171,7 +171,7 @@ class Surveyor:
 
     def _q(self, acting: ActingState, obs: Array, action: Array) -> Array:
         obs = jnp.broadcast_to(obs, (len(action), *obs.shape))
-        return objective(self.base, values(self.agent, acting, obs, action))
+        return combine_heads(self.base, values(self.agent, acting, obs, action))
 
     def _values_of(self, acting: ActingState, obs: Array, action: Array) -> Array:
         return _in_chunks(partial(self._q, acting, obs), action)
@@ -320,7 +320,9 @@ def widest(
                 f"--state-from widest: {subject.name} has one proposal and nothing to choose; "
                 "name states as EPISODE:STEP, or leave it out."
             )
-        before, after = (objective(base, values(agent, acting, obs, a)) for a in (proposals[:, 0], action))
+        before, after = (
+            combine_heads(base, values(agent, acting, obs, a)) for a in (proposals[:, 0], action)
+        )
         return after - before
 
     obs, action = (np.concatenate([getattr(r, name) for r in rollouts]) for name in ("observation", "action"))

@@ -24,7 +24,7 @@ from qscape.envs.native import Native
 from qscape.envs.spaces import action_map
 from qscape.envs.world import World, advance, begin
 from qscape.errors import UsageError
-from qscape.offpolicy.agent import Agent, action_table
+from qscape.offpolicy.agent import Agent, make_action_table
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd
 from qscape.offpolicy.state import SEED_AXES, ActingState, State
@@ -83,7 +83,7 @@ def timetable(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
     for made in range(0, steps, envs):
         updates = 0
         if made >= agent.base.warmup:
-            part_state, updates, _ = agent.schedule.due(part_state, StepEnd(envs), agent.base)
+            part_state, updates, _ = agent.schedule.updates_due(part_state, StepEnd(envs), agent.base)
         due.append(updates)
     return np.array(due, np.int32)
 
@@ -182,7 +182,7 @@ def _step(
 def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
     """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
     spec, base, space = agent.task, agent.base, env.action_space
-    table = action_table(spec, base.nearest, base.nearest_probes)
+    table = make_action_table(spec, base.nearest, base.nearest_probes)
     if table is not None and isinstance(space, Discrete):
         # No search: what is done is the row that replay holds, to the bit.
         return table.index(action) + int(space.start)

@@ -50,7 +50,11 @@ class Trainer(Loop):
         self.layout = self.agent.layout(adapter.envs)
         self._begin()
         self.schedule = self.agent.schedule.start()
-        self.kept = self.programs.keep(self.agent.acting(self.state)) if self.agent.schedule.keeps else None
+        self.kept = (
+            self.programs.keep(self.agent.acting(self.state))
+            if self.agent.schedule.keeps_best_policy
+            else None
+        )
         self.action: Any = None  # for the present observation; None: not chosen yet
         self.columns: dict[str, Any] = {}
         self.pending = 0
@@ -159,7 +163,7 @@ class Trainer(Loop):
         return due
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
-        self.schedule, updates, keep = self.agent.schedule.due(self.schedule, event, self.agent.base)
+        self.schedule, updates, keep = self.agent.schedule.updates_due(self.schedule, event, self.agent.base)
         if keep:
             self.kept = self.programs.keep(self.acting)
         self.pending += updates
