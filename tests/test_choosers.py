@@ -247,7 +247,7 @@ def test_the_entropy_of_the_proposal_policy_is_kept():
 
     def estimate(key):
         empty = jnp.zeros((1, 1, 1))
-        following = lambda x: part.following(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
+        following = lambda x: part.proposal_loss(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
         return jax.grad(following)(dist.log_std)
 
     grid = jnp.linspace(-0.9999, 0.9999, 20_001)[:, None, None]

@@ -459,10 +459,10 @@ def test_schedules_speak_json(name):
     own, asked = agent.schedule.start(), 0
     for t in range(1, 41):
         for event in (StepEnd(2), *([EpisodeEnd(10, -float(t), asked)] if t % 5 == 0 else [])):
-            own, updates, keep = agent.schedule.due(json.loads(json.dumps(own)), event, agent.base)
+            own, updates, keep = agent.schedule.updates_due(json.loads(json.dumps(own)), event, agent.base)
             assert type(updates) is int
             assert updates >= 0
-            assert not keep or agent.schedule.keeps
+            assert not keep or agent.schedule.keeps_best_policy
             asked += updates
     assert 40 <= asked <= 80
 

@@ -340,7 +340,7 @@ def test_recipes_on_a_dataset():
     assert on_dataset("td7+bc")[0] == "td3+sale+lap+periodic+value_clip+bc"
     assert on_dataset("td3+checkpoints+bc")[0] == "td3+bc"
     assert on_dataset("iql") == ("iql", [])
-    assert not build("td7_offline").schedule.keeps
+    assert not build("td7_offline").schedule.keeps_best_policy
     parts = set(build("td7").parts) - {"checkpoints"} | {"clone", "every_step"}
     assert set(build("td7_offline").parts) == parts
     with pytest.raises(UsageError, match="learns from its own steps"):

@@ -18,7 +18,7 @@ from qscape.methods._list_encoder import SUMMARISERS, Conditioned
 from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
-from qscape.offpolicy.exploration import epsilon, noise
+from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
 from qscape.run.plan import Plan, fitted
@@ -347,7 +347,7 @@ def test_which_list_actors_climb_after(actor_list):
 def test_ties_go_to_the_first():
     agent = make(spec=Spec(S, 1))
     context = functions(agent, q=lambda obs, action: [jnp.round(action[..., 0])])
-    pick = agent.selector.pick(
+    pick = agent.selector.choose(
         context, jnp.zeros((2, S)), jnp.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]])[..., None]
     )
     np.testing.assert_array_equal(pick, [1, 0])
@@ -593,7 +593,7 @@ def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
     context, memory, seen = functions(make(base={"epsilon_end": 1.0})), jnp.zeros((2, 4, A)), []
     for t in range(4):
         first = jnp.array([False, t == 3])
-        drawn, memory = noise(context, memory, first, memory.shape, jax.random.key(0))
+        drawn, memory = sample_noise(context, memory, first, memory.shape, jax.random.key(0))
         seen.append(drawn[:, 0, 0])
     expected = [[0.2, 0.2], [0.17, 0.17], [0.1445, 0.1445], [0.122825, 0.0]]  # the second episode begins anew
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
@@ -604,7 +604,7 @@ def test_how_far_the_noise_goes_in_the_long_run():
     context, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
 
     def step(memory, key):
-        return noise(context, memory, first, memory.shape, key)[1], None
+        return sample_noise(context, memory, first, memory.shape, key)[1], None
 
     memory, _ = jax.lax.scan(step, jnp.zeros((200_000, A)), jax.random.split(jax.random.key(0), 60))
     assert float(memory.std()) == pytest.approx(0.379663, abs=1e-3)

@@ -177,7 +177,7 @@ def climb(surrogate: str, noise: float = 0.0) -> np.ndarray:
         a, bumps = carry
         if surrogate == "learned":
             near = jnp.clip(a + noise * drawn.T[..., None], -1, 1)
-            chosen = part.pick(context, obs, near)[:, None]
+            chosen = part.choose(context, obs, near)[:, None]
             bumps = fitted(bumps, a, jnp.where(chosen == 0, near[0], near[1]))
             bumps = fitted(bumps, a, near[1])
         moved = jnp.stack([a[i] + PACE * slope(i, a, [bumps]) for i in (0, 1)])

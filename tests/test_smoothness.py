@@ -270,7 +270,9 @@ def test_derivatives_are_those_of_raw_observations_where_an_agent_normalises_the
     rng = np.random.default_rng(3)
     own = made.acting.part_states[name]
     for _ in range(20):
-        own = made.agent.normaliser.see(own, jnp.asarray(rng.normal(2.0, [1, 3, 9], (5, 3)), jnp.float32))
+        own = made.agent.normaliser.update_statistics(
+            own, jnp.asarray(rng.normal(2.0, [1, 3, 9], (5, 3)), jnp.float32)
+        )
     acting = made.acting._replace(part_states={name: own})
     found = geometry.GeometryProbe(made.agent).along(acting, episodes_of(0))
     # The slope of the normaliser, by differences of its own values.

@@ -142,9 +142,9 @@ KEEP, BURST, ASSESS = "keep and burst", "burst", "assess"
 def episode(schedule, own, length, ret, updates, base):
     """What is due after a whole episode of one environment."""
     for _ in range(length):
-        own, due, _ = schedule.due(own, StepEnd(1), base)
+        own, due, _ = schedule.updates_due(own, StepEnd(1), base)
         assert due == 0
-    return schedule.due(own, EpisodeEnd(length, ret, updates), base)
+    return schedule.updates_due(own, EpisodeEnd(length, ret, updates), base)
 
 
 @pytest.mark.parametrize(
@@ -254,11 +254,11 @@ def test_several_environments_are_judged_by_whole_episodes_of_one_policy():
     schedule, base = Checkpoints(), build("td7").base
     own, running, heard, total = schedule.start(), [0, 3], [], 0
     for step in range(1, 15):
-        own, _, _ = schedule.due(own, StepEnd(2), base)
+        own, _, _ = schedule.updates_due(own, StepEnd(2), base)
         running = [n + 1 for n in running]
         for env, length in enumerate((4, 6)):
             if running[env] == length:
-                own, updates, keep = schedule.due(own, EpisodeEnd(length, float(step), total), base)
+                own, updates, keep = schedule.updates_due(own, EpisodeEnd(length, float(step), total), base)
                 heard.append((step, env, updates, keep))
                 running[env], total = 0, total + updates
     assert heard == [
@@ -418,7 +418,7 @@ def test_the_encoder_predicts_one_step_on_whatever_the_critics_target_sums():
     agent = build("td7", n_step=3)
     memory, own = start(agent).memory, agent.init(jax.random.key(0)).part_states["sale"]
     obs, action, reward, terminated, successor = (x[:32] for x in memory)
-    assert "successor" in agent.derived
+    assert "successor" in agent.derived_columns
 
     def loss(successor, further):
         batch = Batch(obs, action, reward, terminated, further, 0.99, {"successor": successor})

@@ -130,7 +130,7 @@ class Part:
 
     name: ClassVar[str]
     socket: ClassVar[str]
-    derived: ClassVar[frozenset[str]] = frozenset()  # columns that replay computes from its indices
+    derived_columns: ClassVar[frozenset[str]] = frozenset()  # columns that replay computes from its indices
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         """Values of base fields that this part changes. Called when a recipe is built.

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from qscape.errors import RunError, UsageError
 from qscape.inspect.landscape import observation_at
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
-from qscape.methods.savgo import SAVGO, Weighed
+from qscape.methods.savgo import SAVGO, WeightedCandidates
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.ops.landscape import principal
@@ -39,7 +39,7 @@ class NetworkOutputs(NamedTuple):
     own: Float[Array, " A"]  # the policy's action at the one state
     own_embedding: Float[Array, " H"]
     own_value: Float[Array, ""]
-    weighed: Weighed  # the candidates of that state, [1, ...]
+    weighed: WeightedCandidates  # the candidates of that state, [1, ...]
     candidates: Float[Array, "K H"]  # their embeddings by the online encoder
 
 
@@ -124,7 +124,7 @@ def evaluate_networks(agent: Agent, state: State, obs: Array, action: Array, her
 
     dist = context.policy(here)
     mode = dist.mode()
-    weighed = part.weigh(dist, here, mode, own, context, stream(jax.random.key(0), "embedding"))
+    weighed = part.kernel_weights(dist, here, mode, own, context, stream(jax.random.key(0), "embedding"))
     there = jnp.broadcast_to(here, (part.candidates, here.shape[1]))
     return NetworkOutputs(
         part.embed(encoder, obs, action),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from qscape.methods.savo import SAVO
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.sockets import PartState, bind
+from qscape.offpolicy.sockets import PartState, bind_network
 from qscape.offpolicy.state import ActingState
 
 # Values of actions at one state.
@@ -56,11 +56,11 @@ def bind_learned_surrogates(
     if not isinstance(selector, SAVO) or nets is None:
         return []
     seen = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), obs)[None]
-    view = rep.view(acting.part_states.get(rep.name, PartState()), "fixed")
+    view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
 
     def hill(i: int) -> ActionValue:
         value, conditioning = (
-            bind(rep, view, nets[i - 1].net),
+            bind_network(rep, view, nets[i - 1].net),
             nets[i - 1].conditioning(seen, proposals[:i, None]),
         )
         return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])

@@ -24,7 +24,7 @@ from qscape.inspect.surrogates import ActionValue
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import objective
+from qscape.offpolicy.sockets import combine_heads
 from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
@@ -182,7 +182,7 @@ class Surveyor:
 
     def _q(self, acting: ActingState, obs: Array, action: Array) -> Array:
         obs = jnp.broadcast_to(obs, (len(action), *obs.shape))
-        return objective(self.base, critic_values(self.agent, acting, obs, action))
+        return combine_heads(self.base, critic_values(self.agent, acting, obs, action))
 
     def _values_of(self, acting: ActingState, obs: Array, action: Array) -> Array:
         return _in_chunks(partial(self._q, acting, obs), action)
@@ -348,7 +348,7 @@ def find_widest(
                 "give states as EPISODE:STEP, or leave the flag out."
             )
         before, after = (
-            objective(base, critic_values(agent, acting, obs, a)) for a in (proposals[:, 0], action)
+            combine_heads(base, critic_values(agent, acting, obs, a)) for a in (proposals[:, 0], action)
         )
         return after - before
 

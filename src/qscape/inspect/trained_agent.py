@@ -240,7 +240,7 @@ def critic_values(
     """
     rep = agent.representation
     obs = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), jnp.asarray(obs))
-    view = rep.view(acting.part_states.get(rep.name, PartState()), "fixed")
+    view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
     return bind_critics(rep, view, acting.critics)(obs, jnp.asarray(action))
 
 

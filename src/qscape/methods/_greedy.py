@@ -19,7 +19,7 @@ from qscape.types import Dist, Key, QFn, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy(PolicyLoss):
+class BestDraws(PolicyLoss):
     """A policy is drawn to the best of many draws from a second, more random policy."""
 
     climbs_q: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class Greedy(PolicyLoss):
     entropy: float = setting(0.01, "α, weight of the proposal policy's entropy.", tune=(1e-3, 1.0, "log"))
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.kept < 1:
+        if not 0 < self.share <= 1 or self.followed_draws < 1:
             raise UsageError(
                 f"{self.name}.share is {self.share} of {self.draws} draws; "
                 "it must leave at least one of them, and be at most 1."
@@ -43,7 +43,7 @@ class Greedy(PolicyLoss):
             raise UsageError(f"{self.name}.entropy is {self.entropy}; it must be a number, 0 or more.")
 
     @property
-    def kept(self) -> int:
+    def followed_draws(self) -> int:
         """⌊ρN⌋ (the small number is for shares that are no binary fractions)."""
         return int(self.share * self.draws + 1e-9)
 
@@ -55,10 +55,10 @@ class Greedy(PolicyLoss):
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
         value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn))
-        order = jax.lax.top_k(value.T, self.kept)[1].T
+        order = jax.lax.top_k(value.T, self.followed_draws)[1].T
         return jnp.take_along_axis(drawn, order[..., None], 0)
 
-    def following(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
+    def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
         """Loss of π̃: −mean log π̃(a*|s) − α H(π̃), the entropy's gradient by one draw's score function."""
         policy = raw(proposer)
         log_prob = policy.log_prob(jax.lax.stop_gradient(policy.sample(key)[0]))

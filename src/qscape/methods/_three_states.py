@@ -20,7 +20,7 @@ class ThreeInARow(Regulariser):
     )
 
     @property
-    def derived(self) -> frozenset[str]:  # type: ignore[override]
+    def derived_columns(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset({"successor", self.previous})
 
     @property

@@ -62,20 +62,24 @@ class ASAP(ThreeInARow):
         """λT · second difference + λS ½ mse(m(s'), sg p_slow(s)) + λP ½ mse(p(s), sg m(s'))."""
         stop, obs = jax.lax.stop_gradient, batch.observation
         now, after = context.policy(obs), context.policy(batch.extra["successor"]).mode()
-        total, said = jnp.zeros(()), {}
+        total, metrics = jnp.zeros(()), {}
         if self.temporal:
             before = context.policy(batch.extra[self.previous]).mode()
-            said["asap_temporal"] = second_difference(before, now.mode(), after)
-            total += self.temporal * said["asap_temporal"]
+            metrics["asap_temporal"] = second_difference(before, now.mode(), after)
+            total += self.temporal * metrics["asap_temporal"]
         if self.spatial:
             slow_actor, slow_head = state.extra
-            foreseen = foresee(slow_head, context.policy_of(slow_actor)(obs).features, context.base)
-            said["asap_spatial"] = half_mse(after, stop(foreseen))
-            total += self.spatial * said["asap_spatial"]
+            predicted = predict_next_action(
+                slow_head, context.policy_of(slow_actor)(obs).features, context.base
+            )
+            metrics["asap_spatial"] = half_mse(after, stop(predicted))
+            total += self.spatial * metrics["asap_spatial"]
         if self.prediction:  # it moves the actor's features as well
-            said["asap_prediction"] = half_mse(foresee(actor_params, now.features, context.base), stop(after))
-            total += self.prediction * said["asap_prediction"]
-        return total, said
+            metrics["asap_prediction"] = half_mse(
+                predict_next_action(actor_params, now.features, context.base), stop(after)
+            )
+            total += self.prediction * metrics["asap_prediction"]
+        return total, metrics
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """The slow copy follows at every update, also where the actor does not move."""
@@ -83,7 +87,7 @@ class ASAP(ThreeInARow):
         return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))
 
 
-def foresee(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
+def predict_next_action(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
     """p(s) [B, A]: through tanh on TD3; on SAC the head is linear, although it learns what a tanh made."""
     raw = dense(head, features)
     return jnp.tanh(raw) if base.head == "deterministic" else raw

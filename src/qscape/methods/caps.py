@@ -22,7 +22,7 @@ class CAPS(Regulariser):
 
     name: ClassVar[str] = "caps"
     needs_actor: ClassVar[bool] = True
-    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+    derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     temporal: float = setting(0.1, "λT: likeness of the action in the next state.", tune=(1e-3, 10.0, "log"))
     spatial: float = setting(0.5, "λS: likeness of the action in a state nearby.", tune=(1e-3, 10.0, "log"))
@@ -47,13 +47,13 @@ class CAPS(Regulariser):
         def mode(obs: Array) -> Array:
             return context.policy(obs).mode()
 
-        obs, total, said = batch.observation, jnp.zeros(()), {}
+        obs, total, metrics = batch.observation, jnp.zeros(()), {}
         here = mode(obs)
         if self.temporal:
-            said["caps_temporal"] = half_mse(here, mode(batch.extra["successor"]))
-            total += self.temporal * said["caps_temporal"]
+            metrics["caps_temporal"] = half_mse(here, mode(batch.extra["successor"]))
+            total += self.temporal * metrics["caps_temporal"]
         if self.spatial:
             near = obs + self.sigma * jax.random.normal(key, obs.shape, obs.dtype)
-            said["caps_spatial"] = half_mse(here, mode(near))
-            total += self.spatial * said["caps_spatial"]
-        return total, said
+            metrics["caps_spatial"] = half_mse(here, mode(near))
+            total += self.spatial * metrics["caps_spatial"]
+        return total, metrics

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.methods._proposals import Proposals
+from qscape.methods._proposals import ProposalSelector
 from qscape.nets.heads import Point
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM(Proposals):
+class CEM(ProposalSelector):
     """The cross-entropy method finds the action of greatest Q, in place of an actor."""
 
     name: ClassVar[str] = "cem"
     has_actor: ClassVar[bool] = False
-    disturbs_each: ClassVar[bool] = False
+    adds_noise_to_each: ClassVar[bool] = False
 
     samples: int = setting(64, "Actions drawn in each round.", tune=("choice", 32, 64, 128))
     elites: int = setting(6, "Best of them, to which the next round's normal is fitted.")
@@ -68,7 +68,7 @@ class CEM(Proposals):
         """The best action that was drawn in any round."""
         size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)
-        found: list[tuple[Array, Array]] = []
+        candidates: list[tuple[Array, Array]] = []
         for k in jax.random.split(key, self.rounds):
             drawn = mean + std * jax.random.normal(k, (self.samples, *size))
             drawn = context.snap(jnp.clip(drawn, -1.0, 1.0))
@@ -76,8 +76,8 @@ class CEM(Proposals):
             order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(value, 0, -1), self.elites)[1], -1, 0)
             elites = jnp.take_along_axis(drawn, order[..., None], 0)
             mean, std = elites.mean(0), jnp.maximum(elites.std(0), self.least_spread)
-            found.append((jnp.take_along_axis(value, order[:1], 0)[0], elites[0]))
-        values, actions = (jnp.stack(part) for part in zip(*found, strict=True))
+            candidates.append((jnp.take_along_axis(value, order[:1], 0)[0], elites[0]))
+        values, actions = (jnp.stack(part) for part in zip(*candidates, strict=True))
         best = values.argmax(0)[None, ..., None]
         return jax.lax.stop_gradient(jnp.take_along_axis(actions, best, 0)[0])
 

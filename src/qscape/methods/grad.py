@@ -38,7 +38,7 @@ class GRAD(ThreeInARow):
             return context.policy(obs).mode()
 
         extra = batch.extra
-        bent = second_difference(
+        second_difference_loss = second_difference(
             mode(extra[self.previous]), mode(batch.observation), mode(extra["successor"])
         )
-        return self.temporal * bent, {"grad_temporal": bent}
+        return self.temporal * second_difference_loss, {"grad_temporal": second_difference_loss}

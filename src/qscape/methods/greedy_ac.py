@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, PyTree
 
-from qscape.methods._greedy import Greedy
+from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import raw
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
@@ -18,7 +18,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class GreedyAC(Greedy):
+class GreedyAC(BestDraws):
     """A stochastic policy is fitted to the best of many draws from a second, more random one."""
 
     name: ClassVar[str] = "greedy_ac"
@@ -59,8 +59,8 @@ class GreedyAC(Greedy):
         proposer = context.bind(actor_params)(obs)
         best = self.best_draws(proposer, q, context, obs, k_draw)
         fit = -raw(policy(obs)).log_prob(best).mean()
-        follow = self.following(proposer, best, k_entropy)
-        return fit + follow, {"fit_loss": fit, "proposal_loss": follow}
+        proposal_loss = self.proposal_loss(proposer, best, k_entropy)
+        return fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
 
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key

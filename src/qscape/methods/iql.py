@@ -59,7 +59,7 @@ class IQL(PolicyLoss):
     ) -> tuple[Scalar, Metrics, None]:
         """L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
         value = params(batch.observation)[..., 0]
-        loss = expectile_loss(_least(context, batch) - value, self.expectile).mean()
+        loss = expectile_loss(_min_target_q(context, batch) - value, self.expectile).mean()
         return loss, {"v": value.mean()}, None
 
     def target_values(
@@ -79,17 +79,17 @@ class IQL(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         """−exp(β (min Q̄(s, a) − V(s))) log π(a | s), the weight bounded (Eq. 7)."""
-        advantage = _least(context, batch) - state.params(batch.observation)[..., 0]
+        advantage = _min_target_q(context, batch) - state.params(batch.observation)[..., 0]
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
         dist = raw(policy(batch.observation))
         if context.base.head == "gaussian":
-            far = -dist.log_prob(batch.action)
+            distance = -dist.log_prob(batch.action)
         else:
-            far = jnp.square(dist.mode() - batch.action).sum(-1)
-        said = {"advantage": advantage.mean(), "imitation_weight": weight.mean()}
-        return (jax.lax.stop_gradient(weight) * far).mean(), said
+            distance = jnp.square(dist.mode() - batch.action).sum(-1)
+        metrics = {"advantage": advantage.mean(), "imitation_weight": weight.mean()}
+        return (jax.lax.stop_gradient(weight) * distance).mean(), metrics
 
 
-def _least(context: Context, batch: Batch) -> Float[Array, " B"]:
+def _min_target_q(context: Context, batch: Batch) -> Float[Array, " B"]:
     """The least of the target critics at the data's actions."""
     return jax.lax.stop_gradient(jnp.stack(context.q_target(batch.observation, batch.action), -1).min(-1))

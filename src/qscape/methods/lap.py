@@ -58,14 +58,14 @@ class LAP(Replay):
         rows, inserted = super().insert(layout, rows, replay_state, new, mask)
         if replay_state.priorities is None:
             return rows, inserted
-        tree, highest = replay_state.priorities
+        tree, max_priority = replay_state.priorities
         i, following = storage.write_rows(layout, replay_state)
-        p = jnp.full(layout.envs, highest)
+        p = jnp.full(layout.envs, max_priority)
         if not layout.stores_next:  # the row behind becomes head or pad: never drawn
             i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])
             p = jnp.concatenate([p, jnp.zeros_like(p)])
         p = jnp.where(mask, p, sum_tree.leaves(tree, i))
-        return rows, inserted._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+        return rows, inserted._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
 
     def sample(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
@@ -80,22 +80,22 @@ class LAP(Replay):
         """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""
         if replay_state.priorities is None:
             return replay_state
-        tree, highest = replay_state.priorities
+        tree, max_priority = replay_state.priorities
         error = jnp.max(jnp.abs(td_error), axis=-1)
         p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
         p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # what is no transition stays so
-        highest = jnp.maximum(highest, jnp.max(p))
-        return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+        max_priority = jnp.maximum(max_priority, jnp.max(p))
+        return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
 
     def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
         """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
         if replay_state.priorities is None or not self.reset_highest:
             return replay_state
-        tree, highest = replay_state.priorities
+        tree, max_priority = replay_state.priorities
 
         def largest() -> Array:
-            found = jnp.max(tree[tree.size // 2 :])
-            return jnp.where(found > 0, found, highest)
+            largest_priority = jnp.max(tree[tree.size // 2 :])
+            return jnp.where(largest_priority > 0, largest_priority, max_priority)
 
-        highest = jax.lax.cond(event.synced, largest, lambda: highest)
-        return replay_state._replace(priorities=Priorities(tree, highest))
+        max_priority = jax.lax.cond(event.synced, largest, lambda: max_priority)
+        return replay_state._replace(priorities=Priorities(tree, max_priority))

@@ -53,11 +53,14 @@ def update(
         layout, storage, replay_state, stream(key, f"{replay.name}.sample"), base.batch_size
     )
     now = Now(
-        agent, _batch(agent, state, rows_at(layout, storage, replay_state, picked, *agent.reads)), event, key
+        agent,
+        _batch(agent, state, rows_at(layout, storage, replay_state, picked, *agent.sampling_options)),
+        event,
+        key,
     )
 
     # 2. representation and improvement learn
-    if agent.representation.joint is None:
+    if agent.representation.joint_loss_weight is None:
         state = _learn(now, state, agent.representation, metrics)
     state = _learn(now, state, agent.policy_loss, metrics)
 
@@ -155,11 +158,11 @@ def _critics(
 ) -> tuple[State, Float[Array, "B heads"]]:
     """The critics' step (and the encoder's, where they share a loss); TD errors from before it."""
     agent, batch, base, rep = now.agent, now.batch, now.agent.base, now.agent.representation
-    context, mine, joint = now.context(state), state.part(rep), rep.joint
+    context, mine, joint = now.context(state), state.part(rep), rep.joint_loss_weight
 
     def loss(moved: tuple[PyTree, PyTree]) -> tuple[Array, tuple[Array, Metrics, PyTree]]:
         critics, params = moved
-        view = rep.view(mine if joint is None else mine._replace(params=params), "fixed")
+        view = rep.encoder_params(mine if joint is None else mine._replace(params=params), "fixed")
         q = bind_critics(rep, view, critics)
         heads = q(batch.observation, batch.action)
         td_error = jnp.stack(heads, -1) - y[:, None]
@@ -266,7 +269,7 @@ def _restart(now: Now, state: State) -> State:
     """Networks begin anew where the agent's `reset` says so."""
     part = now.agent.reset
     return part.reset(
-        state, lambda: now.agent.anew(state, now.stream(part, "restart")), now.event, now.agent.base
+        state, lambda: now.agent.reinitialise(state, now.stream(part, "restart")), now.event, now.agent.base
     )
 
 

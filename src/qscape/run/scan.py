@@ -25,7 +25,7 @@ from qscape.envs.spaces import action_map
 from qscape.envs.world import World, advance, begin
 from qscape.errors import UsageError
 from qscape.offpolicy import cycle
-from qscape.offpolicy.agent import Agent, action_table
+from qscape.offpolicy.agent import Agent, make_action_table
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd
@@ -91,7 +91,7 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
     for made in range(0, steps, envs):
         updates = 0
         if made >= agent.base.warmup:
-            counters, updates, _ = agent.schedule.due(counters, StepEnd(envs), agent.base)
+            counters, updates, _ = agent.schedule.updates_due(counters, StepEnd(envs), agent.base)
         counts.append(updates)
     return np.array(counts, np.int32)
 
@@ -183,7 +183,7 @@ def policy(agent: Agent, env: Native, acting: ActingState) -> Partial:
 def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
     """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
     spec, base, space = agent.task, agent.base, env.action_space
-    table = action_table(spec, base.nearest, base.nearest_probes)
+    table = make_action_table(spec, base.nearest, base.nearest_probes)
     if table is not None and isinstance(space, Discrete):
         # No search: what is done is the row that replay holds, to the bit.
         return table.index(action) + int(space.start)

@@ -59,7 +59,7 @@ class Trainer(Loop):
         self.layout = self.agent.layout(adapter.envs)
         self.carry = self._start()
         self.schedule = self.agent.schedule.start()
-        self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps else None
+        self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps_best_policy else None
         self.pending = 0
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None  # compiled when it pays
@@ -175,7 +175,7 @@ class Trainer(Loop):
         return due
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
-        self.schedule, updates, keep = self.agent.schedule.due(self.schedule, event, self.agent.base)
+        self.schedule, updates, keep = self.agent.schedule.updates_due(self.schedule, event, self.agent.base)
         if keep:
             self.kept = self.programs.copy(self.acting)
         self.pending += updates
