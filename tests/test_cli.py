@@ -194,7 +194,7 @@ def test_commands_that_take_one_run_do_not_guess(refused, done):
     assert "runs holds 2 runs; name one, e.g. runs/0" in refused("video", "runs")
     assert "--fps is -5; it must be at least 1" in refused("video", "runs/0", "--fps", -5)
     noise = ("--dataset", "local/a-v0", "--noise", 0.5)
-    assert "--noise is of --policy noisy" in refused("record", "runs/0", *noise)
+    assert "--noise applies to --policy noisy only" in refused("record", "runs/0", *noise)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +561,7 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(EnvAdapter, "render_frame", fail)
     assert run("video", "runs", "--mp4", "odd.mp4") == 1
-    why = "Pendulum-v1 cannot draw on this machine (Cannot initialize a EGL device display); try MUJOCO_GL="
+    why = "Pendulum-v1 cannot render on this machine (Cannot initialize a EGL device display); try MUJOCO_GL="
     assert why in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -570,7 +570,7 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
         assert run(*argv, "file/out/it.png") == 1
         assert "file/out/it.png cannot be written (" in capsys.readouterr().err
     assert run("plot", "runs", "--png", "curve.txt") == 2
-    assert "--png curve.txt: .txt is no format of pictures; there are" in capsys.readouterr().err
+    assert "--png curve.txt: .txt is not an image format; choose" in capsys.readouterr().err
 
 
 def test_an_environment_without_pictures(refused, done):

@@ -180,7 +180,7 @@ def test_a_killed_worker_costs_nothing_where_files_are_sent(ray, calm, tmp_path)
 
 
 def test_addresses_that_do_not_answer(ray, tmp_path):
-    with pytest.raises(UsageError, match="--ray somewhere is no address; write HOST:PORT, or auto"):
+    with pytest.raises(UsageError, match="--ray somewhere is not an address; give HOST:PORT, or auto"):
         Cluster("somewhere", tmp_path)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

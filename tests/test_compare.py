@@ -290,8 +290,8 @@ def test_a_hostile_label_stays_text(tmp_path, monkeypatch, says):
         (["runs", "--final", 0], "--final is 0; it must be at least 1"),
         (["runs", "--final", 9], "use --final 3 or less"),
         (["runs", "--policy", "kept", "--pgn", "x"], "has no flag --pgn; did you mean --png?"),
-        (["runs", "--png", "c.txt"], "c.txt: .txt is no format of pictures"),
-        (["runs", "--png", "c"], "--png c has no ending, which chooses the format; such as c.png."),
+        (["runs", "--png", "c.txt"], "c.txt: .txt is not an image format"),
+        (["runs", "--png", "c"], "--png c has no suffix, which selects the format; write c.png."),
     ],
 )
 def test_bad_input(runs, refused, argv, why):

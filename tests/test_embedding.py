@@ -133,7 +133,7 @@ def test_the_picture_has_titles_units_and_legends(found):
     axes = embeddings.draw_embedding(found).axes
     panels, bars = axes[:3], axes[3:]
     assert all(ax.get_title() and ax.get_xlabel() and ax.get_ylabel() and ax.get_legend() for ax in panels)
-    assert [bar.get_ylabel() for bar in bars] == ["Q (the lesser slow critic)"] * 2
+    assert [bar.get_ylabel() for bar in bars] == ["Q (minimum of the target critics)"] * 2
 
 
 def test_the_pages_charts_show_what_was_found(found):

@@ -88,7 +88,7 @@ def test_every_recipe_of_the_contract_acts_like_the_library(row):
     policy.refuse_recurrent(made.loaded)  # none remembers anything when evaluated, OU noise included
     obs = policy.sample_observations(made, 200)
     if RANDOM & {*made.loaded.programs.agent.parts}:
-        with pytest.raises(UsageError, match="draws at random when it acts"):
+        with pytest.raises(UsageError, match="samples its actions"):
             answers(made, obs)
         return
     wanted = policy.act_as_library(made.loaded, obs)
@@ -192,7 +192,7 @@ def test_a_policy_that_remembers_is_refused():
             return action, {}, action
 
     made = source(dataclasses.replace(make("td3", {}), selector=Slow()), Boxed)
-    with pytest.raises(UsageError, match="td3 cannot be exported: its policy remembers from step to step"):
+    with pytest.raises(UsageError, match="td3 cannot be exported: its policy has memory from step to step"):
         policy.refuse_recurrent(made.loaded)
 
 
@@ -201,9 +201,9 @@ def test_what_has_no_node_is_refused_with_one_sentence():
 
     with pytest.raises(UsageError, match="computes 'cumsum', which qscape cannot write"):
         graph.to_onnx(lambda x: jnp.cumsum(x, 1), 3, {})
-    with pytest.raises(UsageError, match="draws at random when it acts"):
+    with pytest.raises(UsageError, match="samples its actions"):
         graph.to_onnx(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), 3, {})
-    with pytest.raises(UsageError, match="asks for the number of rows"):
+    with pytest.raises(UsageError, match="needs the batch size"):
         graph.to_onnx(lambda x: x * len(x), 3, {})
 
 
@@ -333,7 +333,7 @@ def test_a_slightly_wrong_model_is_found_out(run):
 def test_a_file_that_no_export_made_is_not_written_over(run, capsys):
     before = (run / "run.json").read_bytes()
     assert main(["export", str(run), "--npz", str(run / "run.npz"), "--episodes", "1"]) == 2
-    assert "run.json is there already and no export made it" in capsys.readouterr().err
+    assert "run.json exists and was not written by an export" in capsys.readouterr().err
     assert (run / "run.json").read_bytes() == before
     assert not (run / "run.npz").exists()
 
@@ -342,7 +342,7 @@ def test_a_file_that_no_export_made_is_not_written_over(run, capsys):
     ("argv", "says"),
     [
         ([], "add --onnx FILE"),
-        (["--onnx", "a.bin"], "such a file is called a.onnx"),
+        (["--onnx", "a.bin"], "must end in .onnx, like a.onnx"),
         (["--onnx", "a", "--episodes", "0"], "must be at least 1"),
         (["--onnx", "a", "--tolerance", "0"], "must be above 0"),
     ],

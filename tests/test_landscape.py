@@ -656,7 +656,7 @@ def test_a_state_can_be_chosen(run, tmp_path, capsys):
         (["--plane", "sideways"], "pca, proposals, random"),
         (["--states", "0"], "at least 1"),
         (["--grid", "1"], "--grid is 1"),
-        (["--png", "a.xyz"], "--png a.xyz: .xyz is no format of pictures; there are"),
+        (["--png", "a.xyz"], "--png a.xyz: .xyz is not an image format; choose"),
         (["--episodes", "0", "--state-from", "1:0"], "--episodes is 0"),
     ],
 )

@@ -230,7 +230,7 @@ def others(tmp_path_factory):
         (["ppo", "--over-training"], "has no Q(s, a)"),
         (["a", "line"], "acts in tiny:Rooms-v0 and"),
         (["a", "ppo"], "has no Q(s, a)"),
-        (["a", "b", "line"], "one run or two to set side by side, not 3"),
+        (["a", "b", "line"], "one run, or two to compare, not 3"),
     ],
 )
 def test_what_the_command_refuses(runs, others, argv, says, capsys):
@@ -417,7 +417,10 @@ def test_what_the_environment_accepts_is_shaded(bowls, tmp_path, visit):
     hill["landscapes"][0]["valid"] = [[-0.5, -0.25], [0.5, 1.0]]
     (tmp_path / "valid.html").write_text(render_page(hill))
     page = visit(tmp_path / "valid.html")
-    assert "Shaded are the actions that the environment accepts." in page.locator("details p").text_content()
+    assert (
+        "The shaded actions are those that the environment accepts."
+        in page.locator("details p").text_content()
+    )
     shaded = page.evaluate("charts['landscape-0']._fullLayout.shapes.map((s) => [s.x0, s.x1])")
     assert shaded == [[-0.5, -0.25], [0.5, 1.0]]
 

@@ -125,7 +125,7 @@ def test_the_same_seed_records_the_same(run):
     ("name", "options", "says"),
     [
         ("local/taken-v0", {}, "is there already"),
-        ("local/no-version", {}, "is no name for a dataset"),
+        ("local/no-version", {}, "is not a valid dataset name"),
         ("local/a-v0", {"episodes": 0}, "must be at least 1"),
         ("local/a-v0", {"noise": -1.0}, "0 or more"),
     ],
@@ -140,7 +140,7 @@ def test_bad_requests_are_usage_errors(run, name, options, says):
 def test_an_environment_that_no_file_can_name_is_left_out(tmp_path, capsys):
     run = qs.Model("td3", "Rooms-v0", **tiny.settings("td3")).save(tmp_path / "a")
     assert main(["record", str(run), "--episodes", "1", "--dataset", "local/nameless-v0"]) == 0
-    assert "say which with --env" in capsys.readouterr().out
+    assert "give --env" in capsys.readouterr().out
     assert read("local/nameless-v0").env is None
     assert read("local/nameless-v0", ROOMS).env == ROOMS
 

@@ -101,7 +101,7 @@ def put_nan(folder: Path) -> None:
         (lambda f: (f / "evaluations.csv").write_text("step,policy,return\n1,current,much\n"), "'much'"),
         (lambda f: (f / "evaluations.csv").write_text("step,policy\n1,current\n"), "it has no 'return'"),
         (lambda f: (f / "evaluations.csv").write_bytes(b"\xff\xfe\n"), "decode"),
-        (put_nan, "no finite number"),
+        (put_nan, "not finite"),
     ],
 )  # fmt: skip
 def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
@@ -114,7 +114,7 @@ def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
     assert why in sentence
     with pytest.warns(UserWarning, match="skipped .*bad/1"):
         qs.load_runs(tmp_path)
-    with pytest.raises(UsageError, match=r"no whole run among 1 folder\(s\): skipped .*bad/1"):
+    with pytest.raises(UsageError, match=r"no complete run in 1 folder\(s\): skipped .*bad/1"):
         qs.load_runs(tmp_path / "bad")
 
 

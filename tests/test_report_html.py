@@ -249,9 +249,9 @@ def test_words_say_who_leads_and_whether_it_means_anything(tmp_path):
         ant,
     )
     assert hopper.startswith("Hopper-v5: d has the highest score, 20.0")
-    assert hopper.endswith("Their intervals overlap: these runs do not tell the two apart.")
+    assert hopper.endswith("Their intervals overlap: these runs do not separate the two.")
     assert swimmer.endswith(
-        "with 6.00 (1 seed, no interval). One seed says nothing about the next: no claim."
+        "with 6.00 (1 seed, no interval). A single seed does not predict the next one: no claim."
     )
     assert walker == "Walker2d-v5: g reaches 0.250 (1 seed, no interval)."
 
@@ -266,7 +266,7 @@ def test_words_over_environments_and_of_few_seeds(tmp_path):
                 tmp_path / env / f"b{seed}", label="b", env=env, seed=seed, returns={10: [1000.0 + seed]}
             )
     said = words.summarise_comparison(compared(tmp_path))
-    assert said[0].endswith("do not overlap, but fewer than 5 seeds are no ground for a claim.")
+    assert said[0].endswith("do not overlap, but fewer than 5 seeds do not support a claim.")
     assert said[2].startswith("Over all 2 environments: a has the highest normalised interquartile mean, ")
 
 

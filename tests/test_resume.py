@@ -489,7 +489,7 @@ def test_ctrl_c_reaches_every_seed(tmp_path, begin):
     assert "Traceback" not in err
     for seed in seeds[:-1]:
         assert f"interrupted: {tmp_path / str(seed)}" in out
-        assert f"to go on: qscape resume {tmp_path / str(seed)}" in out
+        assert f"to continue: qscape resume {tmp_path / str(seed)}" in out
         assert not numbers(tmp_path / str(seed))["finished"]
-    assert f"not begun: {tmp_path / str(seeds[-1])}" in out
+    assert f"not started: {tmp_path / str(seeds[-1])}" in out
     assert not (tmp_path / str(seeds[-1])).exists()

@@ -1,4 +1,4 @@
-"""`qscape collapse RUN...`."""
+"""The command `qscape collapse RUN...`."""
 
 import dataclasses
 import math
@@ -25,14 +25,14 @@ COLUMNS = (
 class Options:
     """Flags of `qscape collapse`."""
 
-    states: int = setting(10_000, "States of evaluation rollouts to measure on.")
+    states: int = setting(10_000, "Number of states from evaluation rollouts.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    json: str | None = setting(None, "Write all that was found as JSON.")
-    png: str | None = setting(None, "The picture; None: inspect/collapse.png in the first run's folder.")
+    json: str | None = setting(None, "Write the results as JSON.")
+    png: str | None = setting(None, "Plot file; None: inspect/collapse.png in the first run's folder.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure action collapse over the saves of runs, and draw it."""
+    """Measure action collapse over the saves of runs, and plot it."""
     from qscape.cli.compare import save_figure, save_text
     from qscape.inspect import collapse, store
     from qscape.report import collapse as report

@@ -1,4 +1,4 @@
-"""`qscape embedding RUN`."""
+"""The command `qscape embedding RUN`."""
 
 import dataclasses
 from pathlib import Path
@@ -16,18 +16,18 @@ class Options:
     """Flags of `qscape embedding`."""
 
     state_from: str | None = setting(
-        None, "EPISODE:STEP of the state whose actions are shown; none: the middle of the first episode."
+        None, "EPISODE:STEP of the state whose actions are plotted; None: the middle of the first episode."
     )
-    states: int = setting(128, "Visited states whose pairs are compared.")
+    states: int = setting(128, "Number of visited states; their state-action pairs are compared.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     png: str | None = setting(
-        None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/embedding.png."
+        None, "Plot file; the suffix selects png, svg or pdf. None: RUN/inspect/embedding.png."
     )
-    json: str | None = setting(None, "All that was found once more; it is in RUN/inspect/embedding.json.")
+    json: str | None = setting(None, "Write the results as JSON, in addition to RUN/inspect/embedding.json.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure and draw the geometry of values that SAVGO has learned."""
+    """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape embedding RUN")
     if given.states < 2:

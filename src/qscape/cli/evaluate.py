@@ -1,4 +1,4 @@
-"""`qscape evaluate RUN`."""
+"""The command `qscape evaluate RUN`."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape evaluate`."""
 
-    episodes: int = setting(10, "Episodes for each run.")
+    episodes: int = setting(10, "Number of episodes for each run.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         means.append(mean)
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
-    if all(row[-1] == "-" for row in rows):  # normalised, of runs on datasets that define it
+    if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     console = plain_console()
     console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))

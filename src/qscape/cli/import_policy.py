@@ -1,4 +1,4 @@
-"""`qscape import FILE --env ID --out RUN`."""
+"""The command `qscape import FILE --env ID --out RUN`."""
 
 import dataclasses
 from pathlib import Path
@@ -15,14 +15,14 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape import`."""
 
-    env: str = setting("", "The environment it was trained in.")
+    env: str = setting("", "Id of the environment that the policy was trained in.")
     env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
-    out: str | None = setting(None, "The run folder to write; None: runs/ENV/NAME/0.")
-    overwrite: bool = setting(False, "Replace a run that is there.")
+    out: str | None = setting(None, "Run folder to write; None: runs/ENV/NAME/0.")
+    overwrite: bool = setting(False, "Replace an existing run.")
 
 
 def main(argv: list[str]) -> int:
-    """Make a run folder of a Stable-Baselines3 TD3 or SAC file."""
+    """Convert a Stable-Baselines3 TD3 or SAC file to a run folder."""
     file, rest = options.positional(argv, "FILE", "qscape import")
     given = options.parse(options.flags_of(Options()), rest, "qscape import FILE")
     if not given.env:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     set_up_jax()
     off = convert_file(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)
     plain_console().print(
-        f"{folder}: acts like {file}, greatest difference {off:.1e} on 1,000 observations",
+        f"{folder}: acts like {file}, largest difference {off:.1e} on 1,000 observations",
         soft_wrap=True,
     )
     return 0

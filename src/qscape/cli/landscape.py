@@ -1,4 +1,4 @@
-"""`qscape landscape RUN`."""
+"""The command `qscape landscape RUN`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,35 +21,34 @@ class Options:
 
     state_from: tuple[str, ...] = setting(
         (),
-        "EPISODE:STEP of the states to draw; widest: the 5 where later proposals gain most over the first; "
-        "none: those with the median, the 90% and the largest gap.",
+        "EPISODE:STEP of the states to plot. widest: the 5 states where later proposals gain most over the "
+        "first. Empty: those with the median, the 90% and the largest gap.",
     )
     plane: str | None = setting(
         None,
-        "pca (of the actions taken), proposals, random, or dimensions I,J or I; none: fitting the agent.",
+        "Plane through action space: pca (of the actions taken), proposals, random, or dimensions I,J or I. "
+        "None: chosen by the number of action dimensions.",
     )
-    states: int = setting(100, "Visited states that are summed up.")
+    states: int = setting(100, "Number of visited states in the summary.")
     q: Literal["objective", "first", "min", "mean"] = setting(
-        "objective", "Which of the critics: what the actor climbs, the first, the least or the mean."
+        "objective", "Value of the critics: the actor's objective, the first critic, the minimum or the mean."
     )
     grid: int | None = setting(
-        None, "Points along each axis of the picture; none: 2001 on a line, 101 on a plane."
+        None, "Grid points along each axis of the plot; None: 2001 on a line, 101 on a plane."
     )
-    episodes: int = setting(10, "Episodes whose states are visited.")
+    episodes: int = setting(10, "Number of evaluation episodes that visit the states.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    over_training: bool = setting(False, "The same states at every save of the run, too.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    over_training: bool = setting(False, "Also measure the same states at every save of the run.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
     png: str | None = setting(
-        None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/landscape.png."
+        None, "Plot file; the suffix selects png, svg or pdf. None: RUN/inspect/landscape.png."
     )
-    render_page: str | None = setting(
-        None, "A page of its own, to hover over: one file, which needs no network."
-    )
-    json: str | None = setting(None, "All that was found; none: RUN/inspect/landscape.json.")
+    html: str | None = setting(None, "Write a self-contained interactive HTML page.")
+    json: str | None = setting(None, "File for the results as JSON; None: RUN/inspect/landscape.json.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure how far a run's actions lie below the best ones its Q knows, and draw Q around them."""
+    """Measure how far a run's actions lie below the best ones under its Q, and plot Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
 
@@ -64,10 +63,10 @@ def main(argv: list[str]) -> int:
     folders = find_runs(paths)
     if len(folders) > 2:
         raise UsageError(
-            f"qscape landscape takes one run or two to set side by side, not {len(folders)}, "
+            f"qscape landscape takes one run, or two to compare, not {len(folders)}; "
             f"e.g. {folders[0]} {folders[1]}."
         )
-    to_html = _load_page() if given.html else None  # what is missing is told before the long search
+    to_html = _load_page() if given.html else None  # reports a missing package before the long search
     if given.png:
         refuse_ending(given.png)
     agents = [load_trained_agent(folder, given.current) for folder in folders]
@@ -113,7 +112,7 @@ def _load_page() -> Callable[[dict[str, Any]], str]:
 
 
 def print_findings(console: "Console", findings: dict[str, Any]) -> None:
-    """Print the gaps of the action and of each proposal, and the local optima, those of surrogates too."""
+    """Print the gaps of the action and of each proposal, and the local optima of Q and of the surrogates."""
     summary = findings["summary"]
     several = len(summary["proposals"]) > 1
     lines = {"action" if not several else "chosen action": summary["action"]}

@@ -1,4 +1,4 @@
-"""`qscape plot RUNS... --png FILE`."""
+"""The command `qscape plot RUNS... --png FILE`."""
 
 import dataclasses
 from typing import Literal
@@ -13,18 +13,18 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape plot`."""
 
-    png: str = setting("curves.png", "The picture; its ending chooses the format (png, svg, pdf).")
+    png: str = setting("curves.png", "Plot file; the suffix selects the format (png, svg, pdf).")
     policy: Literal["kept", "current", "both"] = setting(
-        "kept", "Of agents with checkpoints. both: the current policy beside the kept one."
+        "kept", "Evaluated policy of agents with checkpoints. both: the kept and the current one."
     )
     metric: Literal["return", "success"] = setting(
-        "return", "What is drawn. success: share of successful episodes, in percent."
+        "return", "Plotted quantity. success: share of successful episodes, in percent."
     )
-    smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
+    smooth: float = setting(0.0, "Weight of past evaluations in exponentially smoothed returns; 0: none.")
 
 
 def main(argv: list[str]) -> int:
-    """Draw the learning curves of runs as they are, each run a line; statistics are of `qscape compare`."""
+    """Plot the learning curve of each run as a line, without statistics; `qscape compare` has those."""
     from qscape.report import figures, runs, statistics
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")

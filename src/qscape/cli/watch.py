@@ -1,4 +1,4 @@
-"""`qscape watch RUN`."""
+"""The command `qscape watch RUN`."""
 
 import csv
 import dataclasses
@@ -20,22 +20,22 @@ from qscape.errors import QscapeError, UsageError
 from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
 from qscape.types import setting
 
-SLICE = 81  # points of the landscape's line
-ACROSS, HIGH = 110, 16  # characters of a chart, at most
+SLICE = 81  # points of the curve of Q
+ACROSS, HIGH = 110, 16  # width and height of a chart in characters, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Flags of `qscape watch`."""
 
-    every: float = setting(2.0, "Seconds between two looks.")
-    show: str = setting("q", "The metric drawn below the returns, such as critic_loss or actor_loss.")
-    dim: int = setting(0, "The dimension of the action along which Q is drawn.")
+    every: float = setting(2.0, "Seconds between two updates of the screen.")
+    show: str = setting("q", "Metric plotted below the returns, such as critic_loss or actor_loss.")
+    dim: int = setting(0, "Action dimension along which Q is plotted.")
     once: bool = setting(False, "Print once and exit.")
 
 
 def main(argv: list[str]) -> int:
-    """Watch a run, or the seeds of a group, while it trains: curves, Q at a state, rates."""
+    """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
     if not given.every > 0:
@@ -56,12 +56,12 @@ def main(argv: list[str]) -> int:
                 time.sleep(given.every)
         except KeyboardInterrupt:
             pass
-    console.print(render(folders, slices, given.show, console))  # it stays when the screen is given back
+    console.print(render(folders, slices, given.show, console))  # stays on the terminal after the live screen
     return 0
 
 
 def render(folders: list[Path], slices: "QSlice", metric: str, console: Console) -> Group:
-    """Everything there is to see of the runs now."""
+    """Render the present state of the runs: table, curves and Q."""
     looks = [RunView(folder) for folder in folders]
     columns = ["run", "agent", "step", "of", "steps/s", "left", "return", "state"]
     parts: list[Any] = [table("", columns, (look.row() for look in looks))]
@@ -79,7 +79,7 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
 
 
 class RunView:
-    """What a run's files say at one moment; the last line of a file may be half written."""
+    """The contents of a run's files at one moment; the last line of a file may be incomplete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.record = folder, read_record(folder)
@@ -87,7 +87,7 @@ class RunView:
         self.returns = _read_returns(folder / "evaluations.csv")
 
     def policies(self) -> list[str]:
-        """The policies that are evaluated: the current one, and the kept one of an agent that keeps one."""
+        """The evaluated policies: the current one, and the kept one if the agent keeps one."""
         return [*self.returns] or ["current"]
 
     def curve(self, policy: str) -> tuple[str, list[float], list[float]]:
@@ -97,13 +97,13 @@ class RunView:
         return name, [*found], [sum(x) / len(x) for x in found.values()]
 
     def metric(self, name: str) -> tuple[str, list[float], list[float]]:
-        """Name, steps and values of what was logged."""
+        """Name, steps and values of a logged metric; values that are not finite are left out."""
         rows = [(row["step"], row[name]) for row in self.logged if name in row]
         rows = [(step, x) for step, x in rows if x is not None and math.isfinite(x)]
         return f"seed {self.record['seed']}", [r[0] for r in rows], [r[1] for r in rows]
 
     def row(self) -> list[str]:
-        """Its line of the table."""
+        """The run's row of the table."""
         newest = self.logged[-1] if self.logged else {}
         step, steps = newest.get("step", 0), self.record["steps"]
         speed = newest.get("steps_per_second", math.nan)
@@ -121,9 +121,9 @@ class RunView:
 
 
 class QSlice:
-    """Q along one dimension of the action, at the first state of an evaluation, by the newest save.
+    """Q along one action dimension, at the first state of an evaluation, for the newest save.
 
-    The agent is built and compiled once; a newer save only brings newer networks.
+    The agent is built and compiled once; a newer save only replaces the networks.
     """
 
     def __init__(self, folder: Path, dim: int) -> None:
@@ -133,7 +133,7 @@ class QSlice:
         self.drawn: tuple[str, list[Any]] = ("Q: there is no save yet", [])
 
     def chart(self, width: int, height: int) -> Text:
-        """The chart, or why there is none.
+        """Render the chart, or the reason why there is none.
 
         Raises:
             UsageError: the action has no such dimension.
@@ -142,7 +142,7 @@ class QSlice:
             newest = newest_save(self.folder)
             if newest is not None and self.trained is None:
                 self._begin()
-        except QscapeError as problem:  # training goes on, and so does watching
+        except QscapeError as problem:  # training continues, so watching continues too
             newest, self.drawn = None, (str(problem), [])
         if self.trained is not None and not 0 <= self.dim < self.trained.agent.task.action_size:
             last = self.trained.agent.task.action_size - 1
@@ -165,7 +165,7 @@ class QSlice:
         trained = load_trained_agent(self.folder, current=True)
         trained.require_q("a slice of the landscape")
         if trained.agent.task.table is not None:
-            raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
+            raise UsageError("Q over an action table is plotted by: qscape landscape RUN.")
         adapter = trained.make()
         self.obs = np.asarray(adapter.reset(), np.float32)[0]
         adapter.close()
@@ -203,7 +203,7 @@ def _read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_returns(file: Path) -> dict[str, dict[int, list[float]]]:
-    """Returns of each evaluation's episodes: policy -> step -> returns."""
+    """Read the returns of each evaluation's episodes: policy -> step -> returns."""
     text = file.read_text() if file.exists() else ""
     found: dict[str, dict[int, list[float]]] = {}
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):

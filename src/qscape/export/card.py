@@ -1,4 +1,4 @@
-"""The model card beside an exported policy: what it is, how good it is, how to run it."""
+"""The model card of an exported policy: task, results, and how to run it."""
 
 import importlib
 import json
@@ -14,14 +14,14 @@ from qscape.export.policy import OnnxCheck, Source, describe
 from qscape.inspect.store import write_atomically
 from qscape.run.folder import origin
 
-REPS = 2_000  # resamples of the interval
+REPS = 2_000  # bootstrap resamples
 CONFIDENCE = 95
 
 
 def bootstrap_interval(
     values: Sequence[float], reps: int = REPS, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of values and its 95% percentile bootstrap interval; NaN for that of fewer than two values."""
+    """Compute the mean and its 95% percentile bootstrap interval; NaN bounds for fewer than two values."""
     x = np.asarray(values, float)
     if len(x) < 2:
         return float(x.mean()), float("nan"), float("nan")
@@ -31,10 +31,10 @@ def bootstrap_interval(
 
 
 def write_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
-    """Write FILE.md beside the first of the exported files.
+    """Write FILE.md beside the first of the exported files and return its path.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     card = files[0].with_suffix(".md")
     write_atomically(card, render_card(made, files, checked).encode())
@@ -48,7 +48,7 @@ def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
 
 
 def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) -> str:
-    """The card, in Markdown with the header that model hubs read."""
+    """Render the card in Markdown, with the header that model hubs read."""
     about, record = describe(made), made.record
     action, low_high = about["action"], "unbounded"
     if action["low"] is not None:
@@ -70,7 +70,7 @@ def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) 
         "## Task",
         "",
         f"- environment: `{about['env']}`" + (f" with {about['env_args']}" if about["env_args"] else ""),
-        f"- observation: {about['observation']['size']} numbers, float32, raw: normalisation is inside",
+        f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         "",
         "## Files",
@@ -96,10 +96,10 @@ def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) 
 
 
 def describe_evaluation(made: Source) -> str:
-    """The return over the episodes just made, with its interval."""
+    """Describe the return over the episodes just run, with its interval."""
     returns = [r.episode.ret for r in made.episodes]
     if not returns:
-        return "Not evaluated: it was trained on a dataset without an environment."
+        return "Not evaluated: the policy was trained on a dataset without an environment."
     mean, low, high = bootstrap_interval(returns)
     between = f" [{low:,.1f}, {high:,.1f}]" if len(returns) > 1 else ""
     what = (
@@ -128,7 +128,7 @@ def _hub_header(made: Source, about: dict[str, Any]) -> list[str]:
 
 
 def _describe_smoothness(folder: Path) -> list[str]:
-    """What `qscape smoothness` found of the run, if it was asked."""
+    """The result of `qscape smoothness`, if the run folder holds one."""
     file = folder / "inspect" / "smoothness.json"
     if not file.exists():
         return []
@@ -180,12 +180,13 @@ def _describe_versions(record: Any) -> list[str]:
 
 
 def push_to_hub(repository: str, card: Path, files: Sequence[Path]) -> str:
-    """Upload the files and the card, as README.md, to a model hub; returns the address.
+    """Upload the files, and the card as README.md, to a model hub; returns the address.
 
     Needs `pip install huggingface_hub` and a token (`hf auth login`, or HF_TOKEN).
 
     Raises:
-        UsageError: the package or the token is missing. RunError: the hub refused.
+        UsageError: the package or the token is missing.
+        RunError: the hub refused the upload.
     """
     try:
         hub: Any = importlib.import_module("huggingface_hub")

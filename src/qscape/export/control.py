@@ -1,4 +1,4 @@
-"""Primitives that run other jaxprs: choices, and loops of a known length."""
+"""Primitives that run other jaxprs: branches, and loops of a known length."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def convert_cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
-    """One branch where the choice is known now; else all of them, and the outputs of the chosen one."""
+    """Convert `cond`: one branch if the index is constant, else all branches and a selection."""
     which, operands = given[0], given[1:]
     branches = equation.params["branches"]
     if not isinstance(which, Value):
@@ -30,7 +30,7 @@ def convert_cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
 
 
 def unroll_scan(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
-    """A loop of known length, written out step by step."""
+    """Convert `scan` by unrolling its loop."""
     params = equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
     consts, carry, columns = given[:fixed], given[fixed : fixed + carried], given[fixed + carried :]

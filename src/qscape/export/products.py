@@ -1,4 +1,4 @@
-"""Primitives that ONNX has in another form: general products, picking entries by indices, ranking."""
+"""Primitives that ONNX has in another form: general products, indexing and sorting."""
 
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def convert_dot_general(graph: "Graph", equation: Any, given: list[Any]) -> Value:
-    """As a MatMul of [batch..., free..., contracted] and [batch..., contracted, free]; where either has more
-    dimensions of a kind than MatMul takes, they are made one first."""
+    """Convert to a MatMul of [batch..., free..., contracted] and [batch..., contracted, free].
+
+    Several dimensions of a kind are merged into one first if MatMul does not take them.
+    """
     ((left, right), (left_batch, right_batch)) = equation.params["dimension_numbers"]
     a, b = (v.aval for v in equation.invars)
     out = equation.outvars[0].aval
@@ -37,7 +39,7 @@ def _permute(graph: "Graph", name: str, order: list[int]) -> str:
 
 
 def convert_gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
-    """One entry of an axis by a constant index (Gather), or entries by computed indices (GatherND)."""
+    """Convert indexing: one entry of an axis by a constant index (Gather), or computed indices (GatherND)."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     operand, indices = (v.aval for v in equation.invars)
     out, picked, fixed = equation.outvars[0].aval, numbers.start_index_map, numbers.operand_batching_dims
@@ -64,7 +66,7 @@ def convert_gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
 
 
 def convert_top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
-    """The k greatest along an axis and their places; of equals the first, as in jax."""
+    """Convert `top_k`: the k largest along an axis and their indices; of equals the first, as in jax."""
     name = graph.whole(given[0], equation.invars[0].aval)
     values, at = _add_top_k(graph, name, equation.params["k"], equation.params.get("axis", -1), largest=1)
     places, where = equation.outvars[1].aval, graph.node("Cast", [at], to=TensorProto.INT32)
@@ -72,7 +74,7 @@ def convert_top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value
 
 
 def convert_sort(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
-    """Ascending by the first operand; the others are taken along."""
+    """Convert an ascending sort by the first operand; the other operands are permuted along."""
     avals, axis = [v.aval for v in equation.invars], equation.params["dimension"]
     size = avals[0].shape[axis]
     if equation.params["num_keys"] != 1 or not isinstance(size, int):
@@ -84,7 +86,7 @@ def convert_sort(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]
 
 
 def _add_top_k(graph: "Graph", name: str, k: int, axis: int, largest: int) -> tuple[str, str]:
-    """The k greatest or least along an axis, in order, and their places (int64)."""
+    """Add a node for the k largest or smallest along an axis, in order, and their indices (int64)."""
     graph.count += 1
     outs = [f"t{graph.count}", f"i{graph.count}"]
     size = graph.constant(np.array([k], np.int64))

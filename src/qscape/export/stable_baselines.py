@@ -1,6 +1,6 @@
-"""Policies of Stable-Baselines3: TD3 and SAC files as run folders.
+"""Import TD3 and SAC policies of Stable-Baselines3 as run folders.
 
-Only numbers and text are read from the file; nothing in it is unpickled, so loading it runs no code.
+Only numbers and text are read from the file. Nothing is unpickled, so loading runs no code from it.
 """
 
 import importlib
@@ -35,7 +35,7 @@ BOTH = {
     "warmup": "learning_starts",
     "replay_capacity": "buffer_size",
 }
-SHARED = {  # fields of the base, and what they are called there
+SHARED = {  # fields of the base -> names in Stable-Baselines3
     "sac": BOTH,
     "td3": BOTH
     | {
@@ -50,11 +50,22 @@ Arrays = Mapping[str, np.ndarray]
 def convert_file(
     file: Path, env: str, folder: Path, env_args: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> float:
-    """Write a run folder with the networks of a Stable-Baselines3 file; returns the greatest difference of
-    actions on 1,000 observations, against plain matrix products of the file's numbers.
+    """Write a run folder with the networks of a Stable-Baselines3 file.
+
+    Args:
+        file: the zip file.
+        env: id of the environment it was trained in.
+        folder: the run folder to write.
+        env_args: arguments of the environment.
+        overwrite: replace an existing run.
+
+    Returns:
+        The largest difference of actions on 1,000 observations, against matrix products of the file's
+        numbers.
 
     Raises:
-        UsageError: a package is missing, the file is no TD3 or SAC of vectors, or `env` has other spaces.
+        UsageError: a package is missing, the file is not TD3 or SAC with vector observations, or `env` has
+            other spaces.
         RunError: the file is damaged, or the policies differ.
     """
     arrays, about = _read(file)
@@ -98,7 +109,7 @@ def convert_file(
 
 
 def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a file by name, and what its JSON says."""
+    """Read the tensors of a file by name, and its JSON."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError as problem:
@@ -123,18 +134,18 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _find_recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
-    """td3 or sac, by the actor's layers."""
+    """Return td3 or sac, by the actor's layers."""
     actor = [name for name in arrays if name.startswith("actor.")]
     known = ("actor.mu.", "actor.latent_pi.", "actor.log_std.")
     if about.get("use_sde") or not actor or not all(name.startswith(known) for name in actor):
         raise UsageError(
-            f"{file} holds no TD3 or SAC with an MlpPolicy (and without gSDE); only those can be imported."
+            f"{file} holds no TD3 or SAC with an MlpPolicy and without gSDE; only those can be imported."
         )
     return "sac" if "actor.log_std.weight" in arrays else "td3"
 
 
 def _layer_names(arrays: Arrays, prefix: str) -> list[str]:
-    """Names of the linear layers below a prefix, in order; torch's Sequential counts activations too."""
+    """List the linear layers below a prefix, in order; torch's Sequential numbers activations too."""
     numbers = sorted(
         {int(name[len(prefix) :].split(".")[1]) for name in arrays if name.startswith(f"{prefix}.")}
     )
@@ -149,12 +160,12 @@ def _activation(about: Mapping[str, Any]) -> str:
     said = str((about.get("policy_kwargs") or {}).get("activation_fn", "ReLU"))
     name = said.rstrip("'>").rpartition(".")[2]
     if name not in ACTIVATIONS:
-        raise UsageError(f"the policy's activation is {name}; there are {', '.join(ACTIVATIONS)}.")
+        raise UsageError(f"the policy's activation {name} is not supported; only {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
 def _read_settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The file's sizes and hyperparameters as fields."""
+    """Return the file's sizes and hyperparameters as fields of parts."""
     actor = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
     critics = sum(name.endswith(".0.weight") for name in arrays if name.startswith("critic.qf"))
     base: dict[str, Any] = {
@@ -178,14 +189,14 @@ def _read_settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dic
 
 
 def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
-    """Refuse an environment with other sizes, or another range of actions where the file tells its own."""
+    """Refuse an environment with other sizes, or with another action range if the file records its own."""
     spec = adapter.spec
     first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
     seen, both = arrays[first].shape[1], arrays["critic.qf0.0.weight"].shape[1]
     if (seen, both - seen) != (spec.observation_size, spec.action_size):
         raise UsageError(
-            f"{file} sees {seen} numbers and takes {both - seen}; {adapter.env_id} shows "
-            f"{spec.observation_size} and takes {spec.action_size}: name the environment it was trained in."
+            f"{file} observes {seen} numbers and acts with {both - seen}; {adapter.env_id} has "
+            f"{spec.observation_size} and {spec.action_size}: name the environment it was trained in."
         )
     space, told = action_space(adapter), about.get("action_space") or {}
     for name in ("low", "high"):
@@ -202,7 +213,7 @@ def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], a
 
 
 def _fill_layers(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
-    """A module with the numbers of the file's layers, by the names of its own."""
+    """Return a module with the numbers of the file's layers; `where` maps layers to names in the file."""
 
     def leaf(path: Any, mine: Array) -> Array:
         layer, _, kind = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
@@ -231,7 +242,7 @@ def _fill_critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[Py
 
 
 def _measure_difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
-    """Greatest difference of actions in [-1, 1] between the run's policy and the file's numbers."""
+    """Measure the largest difference of actions in [-1, 1] between the run and the file's numbers."""
     size, rng = trainer.agent.task.observation_size, np.random.default_rng(0)
     obs = rng.normal(size=(CHECKED, size)).astype(np.float32)
     layers = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")

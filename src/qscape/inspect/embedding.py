@@ -146,7 +146,7 @@ def load_full_state(folder: Path, agent: Agent) -> State:
     path = newest_save(folder, "state")
     if path is None:
         raise RunError(
-            f"{folder} has no save that holds its encoder; let it train on: qscape resume {folder}."
+            f"{folder} has no save that holds its encoder; continue training: qscape resume {folder}."
         )
     like = jax.eval_shape(agent.init, jax.random.key(0))
     return saves.read(path, {"state": like})[0]["state"]

@@ -1,4 +1,4 @@
-"""What a run will cost, from a short measurement on one core."""
+"""The cost of a run, estimated from a short measurement on one core."""
 
 import contextlib
 import json
@@ -24,21 +24,23 @@ from qscape.run.trainer import Trainer
 from qscape.run.training import set_up_jax
 
 STEPS = 300
-FIRST = 20  # updates, to see how slow they are
-UPDATES = 300  # at most
-SECONDS = 2.0  # for those updates
-EPISODE = 1_000  # steps of an episode where no time limit is known
+FIRST = 20  # updates of the first, rough measurement
+UPDATES = 300  # updates of the second measurement, at most
+SECONDS = 2.0  # planned duration of the second measurement
+EPISODE = 1_000  # assumed steps of an episode without a time limit
 
 
 def measure_costs(plan: Plan) -> Measured:
-    """Makes a few hundred environment steps and updates, in memory.
+    """Measure a few hundred environment steps and updates, in memory.
+
+    Called by a worker for a job of kind "measure", before a study starts.
 
     Raises:
-        UsageError: a plan that cannot be.
+        UsageError: the plan is impossible.
     """
     set_up_jax()
     start = time.perf_counter()
-    plan, agent, _ = fitted(plan)  # with the settings of its preset
+    plan, agent, _ = fitted(plan)  # applies the preset
     if isinstance(agent, OnPolicyAgent):
         return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
@@ -86,8 +88,11 @@ def measure_costs(plan: Plan) -> Measured:
 
 
 def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
-    """The same for an on-policy agent: a rollout and its update, once both are compiled. What an update costs
-    is part of what a step costs, as rollouts of whole episodes have no fixed length."""
+    """Measure a rollout and its update, once both are compiled.
+
+    The cost of an update is part of the cost of a step, since rollouts of whole episodes have no fixed
+    length.
+    """
     start = time.perf_counter()
     adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, by_index=True)
     trainer = RolloutTrainer(plan, agent, adapter)
@@ -112,13 +117,13 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
 
 
 def exhaust(events: Iterator[object]) -> None:
-    """Let a run go on without listening."""
+    """Consume a run's events; a run proceeds only while its events are taken."""
     for _ in events:
         pass
 
 
 def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
-    """What is left of a run of which `made` steps are there, on one core."""
+    """Estimate the seconds that a run still needs on one core, after `made` steps."""
     base = fitted(plan)[1].base
     left = plan.steps - made
     updates = 0.0
@@ -129,7 +134,7 @@ def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
 
 
 class Costs:
-    """What was measured of the agents and environments of a study on this machine, kept in its folder."""
+    """The measured costs of a study's agents and environments on this machine, kept in its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "measured.json"
@@ -138,12 +143,12 @@ class Costs:
             self.known = json.loads(self.file.read_text())
 
     def of(self, group: Path) -> Measured | None:
-        """The costs of a group of seeds; None: they were not measured yet."""
+        """Return the costs of a group of seeds; None if they were not measured yet."""
         found = self.known.get(self._key(group))
         return Measured(*found) if found else None
 
     def add(self, group: Path, cost: Measured) -> None:
-        """Note the costs of a group; where they cannot be written, they are measured again next time."""
+        """Store the costs of a group. If the file cannot be written, they are measured again next time."""
         self.known[self._key(group)] = [*cost]
         with contextlib.suppress(OSError):
             aside = self.file.with_name(f".{self.file.name}.{os.getpid()}")

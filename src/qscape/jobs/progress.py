@@ -1,4 +1,4 @@
-"""How far a study is: what its run folders hold, what is left to do, and how that goes on."""
+"""The progress of a study: the contents of its run folders, the jobs left to run, and their state."""
 
 import contextlib
 import csv
@@ -19,21 +19,24 @@ from qscape.run import saves
 from qscape.run.plan import fitted, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
-LOSSES = 3  # times in a row that a worker may vanish before there is another save
+LOSSES = 3  # workers lost in a row without a new save after which a run counts as failed
 COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
 
 
 @dataclasses.dataclass
 class RunProgress:
-    """Where one run of a study stands.
+    """The state of one run of a study.
 
     Attributes:
-        state: "elsewhere": another process has its folder.
-        job: what is to be done, while it waits.
-        step, score, speed: environment steps made, return of the last evaluation, steps per second.
-        why: the reason of a failure, or of a loss.
-        failure: what its worker said; it counts once the worker is gone.
-        losses: how often its worker vanished since the last save.
+        row: the run's plan and folder.
+        state: "waiting", "running", "done", "failed", or "elsewhere" (another process uses its folder).
+        job: the job that is left, while the run waits; else None.
+        step: environment steps made.
+        score: return of the last evaluation; None before the first.
+        speed: steps per second; None before the first measurement.
+        why: the reason of a failure, or of a lost worker.
+        failure: the failure that its worker reported; it counts once the worker has ended.
+        losses: number of workers lost since the last save.
     """
 
     row: Row
@@ -47,14 +50,14 @@ class RunProgress:
     losses: int = 0
 
     def look(self) -> None:
-        """Read from the folder what there is and what is left to do."""
+        """Read from the run folder the steps made and the job that is left."""
         self.state, self.why, self.job = "waiting", "", None
         try:
             if folders.in_use(self.row.folder):
                 self.state = "elsewhere"
             else:
                 self._look()
-        except QscapeError as problem:  # a broken or half-written folder
+        except QscapeError as problem:  # a broken or incomplete folder
             self.state, self.why = "failed", str(problem)
         self.score = read_last_return(self.row.folder)
 
@@ -69,7 +72,7 @@ class RunProgress:
         made = saves.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
-        # The warm-up of a short run is fitted to its length.
+        # The warm-up of a short run depends on its length.
         differ = list_differences(self.row, record, record["steps"] if enough else plan.steps)
         if differ:
             raise UsageError(
@@ -86,7 +89,7 @@ class RunProgress:
             self.job = Job("resume", folder, steps=plan.steps)
 
     def take(self, event: ev.RunEvent | Failure | None) -> None:
-        """Note what its worker tells; None: the worker is gone."""
+        """Apply an event of the worker; None: the worker has ended."""
         if event is None:
             self._settle()
         elif isinstance(event, Failure):
@@ -101,7 +104,7 @@ class RunProgress:
                 self.losses = 0
 
     def _settle(self) -> None:
-        """What the worker left behind decides: another process may have been at it as well."""
+        """Decide the state after the worker ended, from the folder: another process may have used it too."""
         failure, self.failure = self.failure, None
         self.look()
         if failure and self.state == "waiting":
@@ -112,7 +115,12 @@ class RunProgress:
 
 
 class StudyProgress:
-    """Where every run of a study stands. `notice` gets what another process turns out to have."""
+    """The state of every run of a study.
+
+    Args:
+        study: the study.
+        notice: called with each run that another process turns out to use.
+    """
 
     def __init__(self, study: Study, notice: Callable[[RunProgress], None] = lambda run: None) -> None:
         self.study, self.notice = study, notice
@@ -121,7 +129,7 @@ class StudyProgress:
             run.look()
 
     def jobs(self) -> Iterator[tuple[int, Job] | None]:
-        """The runs that are left, for a pool; None while only those are left that others have."""
+        """Yield the runs that are left, for a pool; None while all of them are used by other processes."""
         while any(s.state in ("waiting", "elsewhere", "running") for s in self.runs):
             yield self._next()
 
@@ -129,7 +137,7 @@ class StudyProgress:
         for k, run in enumerate(self.runs):
             if run.state in ("waiting", "elsewhere"):
                 before = run.state
-                run.look()  # another study may have been here since
+                run.look()  # another process may have changed the folder
                 if run.state == "elsewhere" != before:
                     self.notice(run)
                 if run.state == "waiting":
@@ -139,11 +147,11 @@ class StudyProgress:
         return None
 
     def of(self, *states: State) -> list[RunProgress]:
-        """The standings in one of these states."""
+        """Select the runs in one of these states."""
         return [s for s in self.runs if s.state in states]
 
     def changed(self) -> list[str]:
-        """For each agent without a run, in which field it differs from one that the study had before."""
+        """Describe, for each agent without a run, its differences from an earlier agent of the study."""
         labels = {s.row.plan.label for s in self.runs}
         groups = {s.row.folder.parent: s.row for s in self.runs if s.step == 0}
         before: dict[Path, list[dict[str, Any]]] = {}
@@ -160,7 +168,7 @@ class StudyProgress:
 
 
 def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
-    """Fields in which a run that is there is another one than the plan, fitted to `steps`."""
+    """List the fields in which an existing run differs from the plan, fitted to `steps`."""
     wanted, there = _planned_fields(row, steps), _flatten_record(record)
     return [
         f"{name} is {there.get(name)} there and {wanted.get(name)} here"
@@ -175,7 +183,7 @@ def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
 
 
 def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run what it is: fields of the plan, and `part.field`."""
+    """Return the fields that identify a run: fields of the plan, and `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
     fields = {
         f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
@@ -184,7 +192,7 @@ def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_first_records(place: Path) -> list[dict[str, Any]]:
-    """run.json of the first readable run of every label in an environment's folder."""
+    """Read run.json of the first readable run of every label in an environment's folder."""
     found: dict[Path, dict[str, Any]] = {}
     for file in sorted(place.glob(f"*/*/{folders.RECORD}")):
         if file.parent.parent not in found:
@@ -194,7 +202,7 @@ def _read_first_records(place: Path) -> list[dict[str, Any]]:
 
 
 def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
-    """How a plan differs from the nearest of some other runs of its recipe; "" where there is none."""
+    """Describe how a plan differs from the most similar run of its recipe; "" without such a run."""
     new = {k: v for k, v in _planned_fields(row, row.plan.steps).items() if k not in COMPARED}
     found = []
     for record in records:
@@ -208,11 +216,14 @@ def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_last_return(folder: Path) -> float | None:
-    """Mean return of the last evaluation that a run folder tells of: of the kept policy where one is kept."""
+    """Read the mean return of the last evaluation in a run folder; of the kept policy if one is kept.
+
+    None before the first evaluation.
+    """
     try:
         with (folder / "evaluations.csv").open(newline="") as file:
             rows = [(int(r["step"]), r["policy"], float(r["return"])) for r in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or its last line is half written
+    except (OSError, ValueError, KeyError, TypeError):  # no file yet, or an incomplete last line
         return None
     last = [row for row in rows if row[0] == rows[-1][0]]
     return mean(ret for _, policy, ret in last if policy == last[-1][1]) if last else None

@@ -1,4 +1,4 @@
-"""Tables, statistics and pictures of run folders. Reads files only; never imports jax."""
+"""Tables, statistics and plots of run folders. Reads files only; never imports jax."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,10 @@ from qscape.errors import UsageError
 
 @contextlib.contextmanager
 def require_extra(what: str) -> Iterator[None]:
-    """Turns a failing import inside into a sentence that names the extra.
+    """Turn an import error inside the `with` block into a sentence that names the missing extra.
+
+    Args:
+        what: the feature that needs the packages, in the plural.
 
     Raises:
         UsageError: a package of the extra `report` is missing.
@@ -21,7 +24,7 @@ def require_extra(what: str) -> Iterator[None]:
 
 
 def environment_label(record: Mapping[str, Any]) -> str:
-    """The environment's id with the arguments it was made with: other arguments are another task."""
+    """Format the environment's id with its arguments; other arguments define another task."""
     args = record.get("env_args") or {}
     said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
     return f"{record['env']}({said})" if said else record["env"]

@@ -1,4 +1,4 @@
-"""What `qscape.inspect.collapse` found of runs, as a picture. Never imports jax."""
+"""Plots of the results of `qscape.inspect.collapse`. Never imports jax."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 METRICS = ("equinorm_h", "equiangularity_h", "max_angle_h", "within_variation", "self_duality")
-FLOOR = 1e-4  # of the metrics in a picture
+FLOOR = 1e-4  # lowest value of a metric on the logarithmic axis
 
 
 def draw_collapse(records: Sequence[Record]) -> "Figure":
-    """A row for each run: angles over training, metrics over training, features in the plane of a simplex."""
-    made = new_figure((14.0, 4.4 * len(records)))
-    for axes, record in zip(made.subplots(len(records), 3, squeeze=False), records, strict=True):
+    """Draw a row for each run: angles and metrics over training, features in the simplex's plane."""
+    figure = new_figure((14.0, 4.4 * len(records)))
+    for axes, record in zip(figure.subplots(len(records), 3, squeeze=False), records, strict=True):
         draw_angles(axes[0], record)
         draw_metrics(axes[1], record)
         draw_plane(axes[2], record)
-    return made
+    return figure
 
 
 def metric_over_saves(record: Record, name: str) -> "np.ndarray":
-    """A metric over the saves of a run; NaN where it is not defined."""
+    """Return a metric at each save of a run; NaN where it is undefined."""
     return np.array([math.nan if row[name] is None else row[name] for row in record["history"]], float)
 
 
 def draw_angles(axes: "Axes", record: Record) -> None:
-    """How far, on average, the cosines are from those of a simplex, and the alignment of features."""
+    """Draw the mean deviation of cosines from those of a simplex, and the alignment of features and W."""
     steps = metric_over_saves(record, "step")
     for k, (name, name) in enumerate((("max_angle_h", "class means"), ("max_angle_w", "rows of W"))):
         axes.plot(
@@ -56,12 +56,12 @@ def draw_angles(axes: "Axes", record: Record) -> None:
         axes,
         f"{record['label']}, {record['env']}, seed {record['seed']}",
         "environment steps",
-        "cosine, or distance from the ideal one",
+        "cosine, or distance from the ideal cosine",
     )
 
 
 def draw_metrics(axes: "Axes", record: Record) -> None:
-    """Metrics 1-5 on a logarithmic scale; 0 is a perfect collapse."""
+    """Draw metrics 1-5 on a logarithmic scale; 0 is a perfect collapse."""
     for k, name in enumerate(METRICS):
         values = np.maximum(metric_over_saves(record, name), FLOOR)
         axes.plot(
@@ -76,7 +76,7 @@ def draw_metrics(axes: "Axes", record: Record) -> None:
 
 
 def draw_plane(axes: "Axes", record: Record) -> None:
-    """Features of three actions, their means, and the directions of their rows of W."""
+    """Draw the features of three actions, their means, and the directions of their rows of W."""
     points, actions = np.array(record["points"]).reshape(-1, 2), np.array(record["actions"])
     for k, action in enumerate(record["shown"]):
         selected = points[actions == action]

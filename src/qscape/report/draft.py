@@ -1,4 +1,4 @@
-"""A report in the making: what is compared, and the charts and notes that its sections leave behind."""
+"""The state of a report while it is written: the comparison, its charts and its sections."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,12 +14,17 @@ with require_extra("Pages"):
 
 @dataclasses.dataclass
 class Draft:
-    """What sections are written from.
+    """A report that sections add to.
 
     Attributes:
-        made: the comparison. runs: the folders of its runs. published: curves of others. reps: resamples.
-        styles: colour and dash of each label. notes: what a reader has to know. figures: the page's charts.
-        sections: name, title and HTML of each.
+        comparison: the tables to present.
+        runs: the compared runs.
+        published: published learning curves; None if none were requested.
+        reps: number of bootstrap resamples.
+        styles: colour and dash of each label.
+        notes: sentences for the reader, shown at the top.
+        figures: the page's charts, by name.
+        sections: name, title and HTML of each section.
     """
 
     comparison: Comparison
@@ -33,22 +38,22 @@ class Draft:
 
     @property
     def envs(self) -> list[str]:
-        """The environments, in order."""
+        """The environments, sorted."""
         return sorted(self.comparison.rows["env"].unique())
 
     def add_section(self, name: str, title: str, *parts: str) -> None:
-        """Add a section of HTML."""
+        """Add a section made of parts of HTML."""
         self.sections.append((name, title, page.section(name, title, *parts)))
 
     def add_figure(self, chart: Figure | dict[str, Any], caption: str, title: str = "") -> str:
-        """HTML of a chart's place; the chart itself is kept for the page."""
+        """Keep a chart for the page and return the HTML of its place."""
         name = str(len(self.figures) + 1)
         self.figures[name] = chart
         return page.figure(name, caption, title)
 
 
 def begin_draft(comparison: Comparison, reference: Sequence[str], reps: int) -> Draft:
-    """An empty report of a comparison."""
+    """Read the runs of a comparison and return an empty report of them."""
     runs, broken = records.read_records(comparison.rows["run"].unique())
     published = references.load_published(reference) if reference else None
     styles = interactive.make_line_styles(comparison.rows["label"].tolist())

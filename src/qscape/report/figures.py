@@ -1,4 +1,4 @@
-"""Pictures of runs. Functions that draw take matplotlib axes and give them back, to be restyled at will."""
+"""Plots of runs with matplotlib. Drawing functions take axes and return them, to be restyled."""
 
 import re
 import textwrap
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by people with any kind of colour vision.
+# Okabe and Ito's palette: distinguishable with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Published curves are grey and broken: never mistaken for our own.
+# Published curves are grey and dashed, so that they are not mistaken for the compared runs.
 GREYS = ("#333333", "#6E6E6E", "#979797")
 DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))  # of published curves
-STROKES = ("-", "-.", "--", ":")  # of the labels beyond one turn through the colours
+STROKES = ("-", "-.", "--", ":")  # change once all colours are used
 
 Styles = Mapping[str, Mapping[str, Any]]
 
 
 def line_styles(labels: Sequence[str]) -> Styles:
-    """Colour and line of each label, the same in every panel."""
+    """Choose colour and line style of each label, the same in every panel."""
     return {
         label: {
             "color": COLOURS[k % len(COLOURS)],
@@ -47,11 +47,16 @@ def draw_learning_curves(
     styles: Styles | None = None,
     metric: str = "return",
 ) -> "Axes":
-    """Sample-efficiency curves of one environment: the interquartile mean over seeds in its 95% band.
+    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% bootstrap band.
 
-    `rows`: the evaluations of one policy (`statistics.select_policy`) in one environment. `published`: curves of
-    `references.load_published`, drawn apart up to our last step. `each`: thin lines for the runs instead of the
-    band. `styles`: line properties by label. `metric`: what `rows` were `statistics.select_metric` by.
+    Args:
+        rows: evaluations of one policy (`statistics.select_policy`) in one environment.
+        ax: axes to draw on; None: new ones.
+        published: curves of `references.load_published`, drawn in grey up to our last step.
+        each: draw a thin line for each run instead of the band.
+        reps: number of bootstrap resamples.
+        styles: line properties by label; None: `line_styles`.
+        metric: the metric that `statistics.select_metric` put into `rows`.
     """
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(rows["label"].tolist())
@@ -82,7 +87,7 @@ def draw_profile(
     reps: int = 2000,
     styles: Styles | None = None,
 ) -> "Axes":
-    """Performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
+    """Draw performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(list(scores))
     taus = statistics.profile_thresholds(scores.values())
@@ -106,7 +111,10 @@ def draw_overview(
     reps: int = 2000,
     metric: str = "return",
 ) -> "Figure":
-    """One panel of learning curves for each environment, and a profile where there are normalised scores."""
+    """Draw a panel of learning curves for each environment, and a profile if there are normalised scores.
+
+    Args: as `draw_learning_curves`; `scores`: normalised scores [R, T] by label, or None.
+    """
     envs = sorted(rows["env"].unique())
     panels = len(envs) + bool(scores)
     columns = min(panels, 3)
@@ -145,7 +153,7 @@ def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) 
 
 
 def new_figure(size: tuple[float, float] = (6.4, 5.0)) -> "Figure":
-    """A figure apart from pyplot's state: no window, no backend chosen for others.
+    """Create a figure outside pyplot's state: no window, and the caller's backend stays.
 
     Raises:
         UsageError: matplotlib is missing.
@@ -163,7 +171,7 @@ def _step_formatter() -> Any:
 
 
 def style_axes(ax: "Axes", title: str, x: str, y: str) -> None:
-    """Title, axes and a legend below, in the house's style."""
+    """Set title, axis labels, grid and a legend below the axes."""
     ax.set_title(wrap_label(title))
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -173,10 +181,10 @@ def style_axes(ax: "Axes", title: str, x: str, y: str) -> None:
 
 
 def add_break_points(label: str) -> str:
-    """A label whose fields a line may be broken between."""
+    """Insert spaces between the fields of a label, at which a line may break."""
     return re.sub(r",(?=[a-z_]+\.)", ", ", label)
 
 
 def wrap_label(label: str) -> str:
-    """Long labels in lines; a dollar is no formula."""
+    """Wrap a long label and escape its dollar signs, which matplotlib would read as formulas."""
     return textwrap.fill(add_break_points(label), 60, break_on_hyphens=False).replace("$", r"\$")

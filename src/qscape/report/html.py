@@ -1,4 +1,4 @@
-"""A comparison of runs as one page to put in front of one's group: `qscape compare RUNS --html FILE`."""
+"""A comparison of runs as one self-contained HTML page: `qscape compare RUNS --html FILE`."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -16,25 +16,27 @@ from qscape.report.words import digits_of, format_interval, format_number
 with require_extra("Pages"):
     import pandas as pd
 
-LARGEST = 100_000  # episodes in the page's evaluations.csv; beyond, a row is a whole evaluation
-NAMED = 4  # agents or environments in the title
+LARGEST = 100_000  # episodes in the page's evaluations.csv; with more, a row is a whole evaluation
+NAMED = 4  # agents or environments listed in the title; more are counted
 
 FOOTER = (
     "<footer>Made by qscape compare --html. Intervals are percentiles of a stratified bootstrap over seeds. "
-    "The page is whole in itself and needs no network.</footer>"
+    "The page is self-contained and needs no network.</footer>"
 )
 
 
-def render_report(made: Comparison, reference: Sequence[str] = (), reps: int = 2000) -> str:
-    """A comparison and all that its run folders hold, as the text of one HTML file.
+def render_report(comparison: Comparison, reference: Sequence[str] = (), reps: int = 2000) -> str:
+    """Render a comparison and the contents of its run folders as one HTML file.
 
-    `comparison`: what `tables.compare` found; the folders of its runs are read once more. `reference`: names of
-    published curves. `reps`: bootstrap resamples.
+    Args:
+        comparison: the result of `tables.compare`; the folders of its runs are read again.
+        reference: names of published curves.
+        reps: number of bootstrap resamples.
 
     Raises:
-        UsageError: an unknown published curve.
+        UsageError: a published curve is unknown.
     """
-    draft = drafts.begin_draft(made, reference, reps)
+    draft = drafts.begin_draft(comparison, reference, reps)
     add_leaders(draft)
     add_curves(draft)
     add_profile(draft)
@@ -45,7 +47,8 @@ def render_report(made: Comparison, reference: Sequence[str] = (), reps: int = 2
     add_settings(draft)
     files = add_downloads(draft)
     add_origin(draft)
-    title = f"{_join_names(sorted(made.rows['recipe'].unique()), 'agents')} on {_join_names(draft.envs, 'environments')}"
+    agents = _join_names(sorted(comparison.rows["recipe"].unique()), "agents")
+    title = f"{agents} on {_join_names(draft.envs, 'environments')}"
     body = "".join(html for *_, html in draft.sections)
     return page.render_document(
         title,
@@ -62,39 +65,39 @@ def _join_names(names: Sequence[str], what: str) -> str:
 
 
 def render_header(draft: Draft, title: str) -> str:
-    """Title, what was compared, and links to what follows."""
+    """Render the title, the number of runs, agents and environments, and links to the sections."""
     counts = {"run": len(draft.runs), "agent": len(draft.styles), "environment": len(draft.envs)}
-    said = " · ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    facts = " · ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     links = page.contents((name, title) for name, title, _ in draft.sections)
     return (
-        f'<header><h1>{escape_with_breaks(title)}</h1><p class="quiet">{said} · {made}</p>{links}</header>\n'
+        f'<header><h1>{escape_with_breaks(title)}</h1><p class="quiet">{facts} · {date}</p>{links}</header>\n'
     )
 
 
-# --- what the evaluations say -------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------
 
 
 def render_summary(draft: Draft) -> str:
-    """Who leads where, and what a reader has to know."""
-    said = "".join(
+    """Render the ranking in sentences and the notes for the reader."""
+    sentences = "".join(
         f"<li>{escape_with_breaks(sentence)}</li>"
         for sentence in words.summarise_comparison(draft.comparison)
     )
     notes = "".join(f"<li>{escape_with_breaks(note)}</li>" for note in draft.notes)
     box = f'<div class="notes"><strong>To know</strong><ul>{notes}</ul></div>' if notes else ""
-    return page.section("summary", "Summary", f'<ul class="lead">{said}</ul>', box)
+    return page.section("summary", "Summary", f'<ul class="lead">{sentences}</ul>', box)
 
 
 def add_leaders(draft: Draft) -> None:
-    """Tables with intervals: each environment, all of them together, pair by pair."""
-    made = draft.comparison
-    of = "each run's best evaluation" if made.score == "best" else "the last evaluations of each run"
-    said = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its 95% bootstrap interval.</p>"
-    parts = [_environment_table(made, env) for env in draft.envs]
-    if len(made.aggregate):
-        parts.append(_aggregate_table(made))
-    if len(made.improvement):
+    """Add tables with intervals: per environment, over environments, and pairwise."""
+    comparison = draft.comparison
+    of = "each run's best evaluation" if comparison.score == "best" else "the last evaluations of each run"
+    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its 95% bootstrap interval.</p>"
+    parts = [_environment_table(comparison, env) for env in draft.envs]
+    if len(comparison.aggregate):
+        parts.append(_aggregate_table(comparison))
+    if len(comparison.improvement):
         columns = ["pair", "probability", "95% interval", "environments"]
         rows = [
             [
@@ -103,41 +106,46 @@ def add_leaders(draft: Draft) -> None:
                 format_interval(row["probability_low"], row["probability_high"], 2),
                 row["environments"],
             ]
-            for row in made.improvement.to_dict("records")
+            for row in comparison.improvement.to_dict("records")
         ]
-        caption = f"That a run of the first scores higher than one of the second; {made.score} scores."
+        caption = "Probability that a run of the first agent scores higher than one of the second; "
+        caption += f"{comparison.score} scores."
         parts += [
             "<h3>Probability of improvement</h3>",
             page.table(columns, rows, numbers=range(1, 4), caption=caption),
         ]
-    draft.add_section("leaders", "Leaders", said, *parts)
+    draft.add_section("leaders", "Leaders", intro, *parts)
 
 
-def _environment_table(made: Comparison, env: str) -> str:
-    of = made.per_env[made.per_env["env"] == env].sort_values(f"{made.score}_iqm", ascending=False)
+def _environment_table(comparison: Comparison, env: str) -> str:
+    of = comparison.per_env[comparison.per_env["env"] == env].sort_values(
+        f"{comparison.score}_iqm", ascending=False
+    )
     rows = [
         [
-            row["label"], *_estimate_cells(row, made.score), format_number(row["best_iqm"]), row["seeds"],
-            f"{row['steps']:,}", row["policy"],
+            row["label"], *_estimate_cells(row, comparison.score), format_number(row["best_iqm"]),
+            row["seeds"], f"{row['steps']:,}", row["policy"],
         ]
         for row in of.to_dict("records")
     ]  # fmt: skip
-    if len(made.published):
+    if len(comparison.published):
         rows += [
             [
                 f"{row['method']} on {row['env']}", format_number(row["iqm"]), NO_VALUE,
-                _mean_and_std(row["mean"], row["sd"]), NO_VALUE, row["seeds"], f"{row['step']:,}", "published",
+                _mean_and_std(row["mean"], row["sd"]), NO_VALUE, row["seeds"], f"{row['step']:,}",
+                "published",
             ]
-            for row in made.published[made.published["our_env"] == env].to_dict("records")
+            for row in comparison.published[comparison.published["our_env"] == env].to_dict("records")
         ]  # fmt: skip
     columns = [
-        "agent", f"{made.score} IQM", "95% interval", "mean ± std", "best IQM", "seeds", "steps", "policy"
+        "agent", f"{comparison.score} IQM", "95% interval", "mean ± std", "best IQM", "seeds", "steps",
+        "policy",
     ]  # fmt: skip
     return f"<h3>{escape_with_breaks(env)}</h3>" + page.table(columns, rows, numbers=range(1, 7), best=[0])
 
 
 def _estimate_cells(row: Mapping[Any, Any], score: str) -> list[str]:
-    """Interquartile mean, its interval, mean with deviation, with as many decimals."""
+    """Format interquartile mean, interval, and mean ± std with the same number of decimals."""
     value = row[f"{score}_iqm"]
     between = format_interval(row[f"{score}_iqm_low"], row[f"{score}_iqm_high"], digits_of(value))
     return [format_number(value), between, _mean_and_std(row[f"{score}_mean"], row[f"{score}_std"])]
@@ -151,8 +159,8 @@ def _mean_and_std(mean: float, std: float) -> str:
     )
 
 
-def _aggregate_table(made: Comparison) -> str:
-    ranked: Sequence[Any] = made.aggregate.sort_values("iqm", ascending=False).to_dict("records")
+def _aggregate_table(comparison: Comparison) -> str:
+    ranked: Sequence[Any] = comparison.aggregate.sort_values("iqm", ascending=False).to_dict("records")
     rows = [
         [
             row["label"], format_number(row["iqm"], 3), format_interval(row["iqm_low"], row["iqm_high"], 3),
@@ -164,13 +172,13 @@ def _aggregate_table(made: Comparison) -> str:
     columns = [
         "agent", "IQM", "95% interval", "mean", "median", "optimality gap", "seeds", "environments"
     ]  # fmt: skip
-    caption = f"Normalised {made.score} scores; 0: a random policy, 1: {ranked[0]['one_is']}."
-    drawn = page.table(columns, rows, numbers=range(1, 8), best=[0], caption=caption)
-    return f"<h3>Over environments</h3>{drawn}"
+    caption = f"Normalised {comparison.score} scores; 0: a random policy, 1: {ranked[0]['one_is']}."
+    table = page.table(columns, rows, numbers=range(1, 8), best=[0], caption=caption)
+    return f"<h3>Over environments</h3>{table}"
 
 
 def add_curves(draft: Draft) -> None:
-    """Learning curves of every environment."""
+    """Add the learning curves of every environment."""
     rows = draft.comparison.rows
     placed = [
         draft.add_figure(
@@ -182,38 +190,37 @@ def add_curves(draft: Draft) -> None:
         )
         for env in draft.envs
     ]
-    said = (
-        "<p>Interquartile mean over seeds in its 95% bootstrap band. A click on a name hides its curve and "
-        "its band, a double click leaves it alone.</p>"
+    intro = (
+        "<p>Interquartile mean over seeds with a 95% bootstrap band. Click on a name to hide its curve and "
+        "its band, double-click to show it alone.</p>"
     )
-    draft.add_section("curves", "Learning curves", said, page.charts(*placed))
+    draft.add_section("curves", "Learning curves", intro, page.charts(*placed))
 
 
 def add_profile(draft: Draft) -> None:
-    """The performance profile, where there are normalised scores."""
+    """Add the performance profile if there are normalised scores."""
     if draft.comparison.scores:
-        made = interactive.profile_chart(draft.comparison.scores, draft.styles, draft.reps)
-        one = draft.comparison.aggregate["one_is"].iloc[0]
-        said = (
-            f"Normalised {draft.comparison.score} scores: 0 is a random policy, 1 is {one}. Higher is better."
-        )
-        draft.add_section("profile", "Performance profile", page.charts(draft.add_figure(made, said)))
+        chart = interactive.profile_chart(draft.comparison.scores, draft.styles, draft.reps)
+        scale = draft.comparison.aggregate["one_is"].iloc[0]
+        caption = f"Normalised {draft.comparison.score} scores: 0 is a random policy, 1 is {scale}. "
+        caption += "Higher is better."
+        draft.add_section("profile", "Performance profile", page.charts(draft.add_figure(chart, caption)))
 
 
-# --- where it comes from ------------------------------------------------------------------------------
+# --- settings, data and origin ------------------------------------------------------------------------
 
 
 def add_settings(draft: Draft) -> None:
-    """The settings in which agents differ."""
+    """Add the settings in which the agents differ."""
     columns, rows = records.differing_settings(draft.runs)
-    said = "In these the agents differ; a part's fields are compared among the agents that have the part."
+    intro = "The settings that differ; a part's fields are compared among the agents that have the part."
     if not rows:
-        said = "The agents were given the same settings."
-    draft.add_section("settings", "Settings", f"<p>{said}</p>", page.table(columns, rows) if rows else "")
+        intro = "All agents have the same settings."
+    draft.add_section("settings", "Settings", f"<p>{intro}</p>", page.table(columns, rows) if rows else "")
 
 
 def add_downloads(draft: Draft) -> dict[str, str]:
-    """Raw data; gives the files behind the buttons."""
+    """Add the section of raw data and return the files behind its buttons."""
     evaluations, row = evaluations_csv(draft)
     files = {
         "evaluations.csv": evaluations,
@@ -221,26 +228,31 @@ def add_downloads(draft: Draft) -> dict[str, str]:
         "comparison.json": tables.to_json(draft.comparison),
     }
     links = "".join(f"<li>{page.download_link(name)}</li>" for name in files)
-    said = f"<p>Every run's evaluations (a row is {row}), and the tables above.</p>"
-    draft.add_section("data", "Data", said, f'<ul class="downloads">{links}</ul>')
+    intro = f"<p>Every run's evaluations (a row is {row}), and the tables above.</p>"
+    draft.add_section("data", "Data", intro, f'<ul class="downloads">{links}</ul>')
     return files
 
 
 def evaluations_csv(draft: Draft) -> tuple[str, str]:
-    """The evaluations of the compared runs as CSV, and what a row of it is."""
+    """Format the evaluations of the compared runs as CSV.
+
+    Returns:
+        The CSV, and the meaning of a row: "an episode", or "an evaluation" if there are over 100,000
+            episodes.
+    """
     frames, heads = [], ["run", "label", "env", "seed"]
     for run in draft.runs:
         _, rows = runs.read_episodes(Path(run.folder))
         frames.append(rows.assign(run=run.folder, label=run.label, env=run.env, seed=run.seed))
-    found = pd.concat(frames, ignore_index=True)
-    if len(found) > LARGEST:
-        found = found.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)
-        return found.drop(columns="episode").reset_index().to_csv(index=False), "an evaluation"
-    return found[[*heads, *(name for name in found if name not in heads)]].to_csv(index=False), "an episode"
+    frame = pd.concat(frames, ignore_index=True)
+    if len(frame) > LARGEST:
+        frame = frame.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)
+        return frame.drop(columns="episode").reset_index().to_csv(index=False), "an evaluation"
+    return frame[[*heads, *(name for name in frame if name not in heads)]].to_csv(index=False), "an episode"
 
 
 def add_origin(draft: Draft) -> None:
-    """Versions, machine, and the runs with the commands that made them."""
+    """Add versions, machine, and the runs with the commands that started them."""
     commands = [
         [run.folder, run.label, run.env, run.seed, run.record.get("command", NO_VALUE)] for run in draft.runs
     ]

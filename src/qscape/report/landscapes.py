@@ -1,4 +1,4 @@
-"""Pictures of Q over actions, from what `Landscape.to_dict` gives or `RUN/inspect/landscape.json` holds."""
+"""Plots of Q over actions with matplotlib, from `Landscape.to_dict()` or RUN/inspect/landscape.json."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ with require_extra("Pictures"):
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # of the first actor, the second, ...
-SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # of the proposals, too
+PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # markers of proposal 0, 1, ...
+SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # colours of proposal 0, 1, ...
 GREEN, PINK = COLOURS[2], COLOURS[3]
 FLATTENED = {"color": "#979797", "lw": 1.2, "ls": ":", "zorder": 0.5, "label": "Q where it is flattened"}
 LEARNED = {"color": COLOURS[0], "lw": 1.4, "ls": "--", "zorder": 2, "label": "learned surrogate"}
@@ -27,7 +27,14 @@ LEARNED = {"color": COLOURS[0], "lw": 1.4, "ls": "--", "zorder": 2, "label": "le
 def draw_landscape(
     fields: Mapping[str, Any], ax: "Axes | None" = None, legend: bool = True, title: str | None = None
 ) -> "Axes":
-    """One landscape: a curve, contours with the gradient field, or the entries of a table as dots."""
+    """Draw one landscape: a curve, contours with the gradient field, or the entries of a table as dots.
+
+    Args:
+        fields: `Landscape.to_dict()`.
+        ax: axes to draw on; None: new ones.
+        legend: draw a legend.
+        title: None: the title of the landscape.
+    """
     ax = ax or new_panel_figure(1).subplots()
     _draw_values(fields, ax, list_marks(fields))
     title = add_break_points(fields["title"] if title is None else title)
@@ -40,7 +47,7 @@ def draw_landscape(
 
 
 def draw_panels(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for each landscape, side by side."""
+    """Draw a panel for each landscape, side by side."""
     figure = new_panel_figure(len(landscapes))
     columns = min(len(landscapes), 3)
     axes = figure.subplots(-(-len(landscapes) // columns), columns, squeeze=False).ravel()
@@ -53,10 +60,10 @@ def draw_panels(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_findings(findings: Mapping[str, Any]) -> Figure:
-    """All that `qscape landscape` measured.
+    """Draw all results of `qscape landscape`.
 
-    States in rows; in columns two agents, or the first, the middle and the last save, with gap and local
-    optima over training below.
+    Rows are states. Columns are two agents, or the first, the middle and the last save; then gap and local
+    optima over training follow below.
     """
     agents = name_agents(findings)
     if len(agents) == 1 and "over_training" not in findings:
@@ -74,7 +81,7 @@ def draw_findings(findings: Mapping[str, Any]) -> Figure:
 
 
 def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
-    """The first, the middle and the last."""
+    """The first, the middle and the last entry."""
     return [moments[k] for k in sorted({0, (len(moments) - 1) // 2, len(moments) - 1})]
 
 
@@ -83,7 +90,7 @@ def _draw_grid(
     rows: Sequence[Sequence[tuple[str, Mapping[str, Any], int]]],
     curves: bool = False,
 ) -> Figure:
-    """Panels of (agent, moment, state), and the curves over training below."""
+    """Draw panels of (agent, save, state), and the curves over training below."""
     wide = max(map(len, rows))
     heights = [4.2 * len(rows), *[3.2] * curves]
     figure = new_figure((5.0 * wide, sum(heights) + 0.5))
@@ -91,8 +98,8 @@ def _draw_grid(
     axes = above.subplots(len(rows), wide, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         for (name, moment, k), ax in zip(row, line, strict=False):
-            item = f"{name}, step {moment['step']:,}" if len(agents) > 1 else f"step {moment['step']:,}"
-            draw_landscape(moment["landscapes"][k], ax, legend=False, title=item)
+            title = f"{name}, step {moment['step']:,}" if len(agents) > 1 else f"step {moment['step']:,}"
+            draw_landscape(moment["landscapes"][k], ax, legend=False, title=title)
         for ax in line[len(row) :]:
             ax.remove()
     env = next(iter(agents.values()))["env"]
@@ -106,14 +113,14 @@ def _draw_grid(
 
 
 def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
-    """Mean gap as a share of Q's range, and mean number of local optima, at each save of each agent."""
+    """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent."""
     for (name, agent), colour in zip(agents.items(), COLOURS, strict=False):
         steps = [moment["step"] for moment in agent["over_training"]]
-        item = [moment["summary"] for moment in agent["over_training"]]
-        shares = [100 * s["action"]["share"]["mean"] for s in item]
+        summaries = [moment["summary"] for moment in agent["over_training"]]
+        shares = [100 * s["action"]["share"]["mean"] for s in summaries]
         gap.plot(steps, shares, "o-", color=colour, label=wrap_label(name))
-        if all(s["optima"] for s in item):
-            optima.plot(steps, [s["optima"]["mean"] for s in item], "o-", color=colour)
+        if all(s["optima"] for s in summaries):
+            optima.plot(steps, [s["optima"]["mean"] for s in summaries], "o-", color=colour)
     gap.set(ylabel="mean gap, % of Q's range", ylim=(0, None))
     optima.set(ylabel="local optima, mean")
     for ax in (gap, optima):
@@ -125,14 +132,17 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
 
 
 def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
-    """What SAVO's actors climb (figures 5, 9, 23 and 24 of Jain et al. 2024, arXiv 2410.11833).
+    """Draw the objectives of SAVO's actors (figures 5, 9, 23 and 24 of Jain et al. 2024, arXiv 2410.11833).
 
-    For each landscape a row: Q with the first proposal, Ψ_1 with the second, Ψ_2 with the third, …, and Q
-    with all of them, on one scale of Q. On a line the learned Ψ̂_i is a second curve; on a plane and over a
+    One row for each landscape, on one scale of Q: Q with the first proposal, Ψ_1 with the second, Ψ_2 with
+    the third, …, and Q with all of them. On a line the learned Ψ̂_i is a second curve. On a plane and over a
     table it has a panel of its own below Ψ_i, and Q with all proposals stands below Q with the first.
-    `landscapes`: of one kind, all with surrogates.
+
+    `landscapes`: `Landscape.to_dict()` of one kind, all with surrogates.
     """
-    learned = any(one["learned"] is not None for fields in landscapes for one in fields["surrogates"])
+    learned = any(
+        surrogate["learned"] is not None for fields in landscapes for surrogate in fields["surrogates"]
+    )
     deep = 2 if learned and landscapes[0]["kind"] != "line" else 1
     wide = 3 - deep + max(len(fields["surrogates"]) for fields in landscapes)
     figure = new_figure((3.8 * wide, 3.4 * deep * len(landscapes) + 0.9))
@@ -140,7 +150,7 @@ def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
     for fields, rows in zip(landscapes, axes.reshape(-1, deep, wide), strict=True):
         _draw_surrogate_row(figure, fields, rows)
     for ax in axes.ravel():
-        if not ax.has_data():  # of two agents this one makes fewer proposals
+        if not ax.has_data():  # one of two agents makes fewer proposals
             ax.set_axis_off()
         ax.set(xlabel=textwrap.fill(ax.get_xlabel(), 40), ylabel=textwrap.fill(ax.get_ylabel(), 40))
         ax.label_outer()
@@ -153,10 +163,10 @@ def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_surrogate_row(figure: Figure, fields: Mapping[str, Any], rows: "np.ndarray") -> None:
-    """One landscape with its surrogates, in one row of panels or two."""
-    shown, survey, made = list_marks(fields), fields["survey"], fields["surrogates"]
+    """Draw one landscape with its surrogates, in one row of panels or two."""
+    shown, survey, surrogates = list_marks(fields), fields["survey"], fields["surrogates"]
     proposals = [mark for mark in shown if mark.kind == "proposal"]
-    heights = [fields["q"], *(one[kind] for one in made for kind in ("exact", "learned"))]
+    heights = [fields["q"], *(surrogate[kind] for surrogate in surrogates for kind in ("exact", "learned"))]
     heights = [np.asarray(h, float) for h in heights if h is not None]
     scale = Normalize(min(map(np.nanmin, heights)), max(map(np.nanmax, heights)))
     place = f"state {fields['place']}: " if fields["place"] else ""
@@ -164,33 +174,35 @@ def _draw_surrogate_row(figure: Figure, fields: Mapping[str, Any], rows: "np.nda
 
     def panel(ax: "Axes", name: str, counts: Sequence[Any], what: Sequence[Mark], **q: Any) -> None:
         _draw_values({**fields, **q}, ax, what, scale)
-        item = [f"{count:.0f}" for count in counts if is_number(count)]
-        ax.set_title(f"{name}\nlocal optima: {', learned '.join(item)}" if item else name, fontsize=9)
+        counts_shown = [f"{count:.0f}" for count in counts if is_number(count)]
+        ax.set_title(
+            f"{name}\nlocal optima: {', learned '.join(counts_shown)}" if counts_shown else name, fontsize=9
+        )
 
     panel(rows[0][0], f"{place}Q and proposal 0", [survey["optima"]], proposals[:1])
-    for i, (one, mark) in enumerate(zip(made, proposals[1:], strict=True), 1):
-        at = [mark._replace(q=np.maximum(mark.q, one["floor"]))]
-        flattened = {"q": one["exact"], "arrows": np.zeros((0, 4))}
+    for i, (surrogate, mark) in enumerate(zip(surrogates, proposals[1:], strict=True), 1):
+        at = [mark._replace(q=np.maximum(mark.q, surrogate["floor"]))]
+        flattened = {"q": surrogate["exact"], "arrows": np.zeros((0, 4))}
         exact, known = survey["exact_optima"][i - 1 : i], survey["learned_optima"][i - 1 : i]
         name = rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}"
         panel(rows[0][i], name, [*exact, *known] if line else exact, at, **flattened)
         if line:
             rows[0][i].plot(*fields["grid"], fields["q"], **FLATTENED)
-        if one["learned"] is None:
+        if surrogate["learned"] is None:
             continue
         if line:
-            rows[0][i].plot(*fields["grid"], one["learned"], **LEARNED)
+            rows[0][i].plot(*fields["grid"], surrogate["learned"], **LEARNED)
         else:
             name = rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}"
-            panel(rows[1][i], name, known, at, **flattened | {"q": one["learned"]})
-    last = rows[0][len(made) + 1] if len(rows) == 1 else rows[1][0]
+            panel(rows[1][i], name, known, at, **flattened | {"q": surrogate["learned"]})
+    last = rows[0][len(surrogates) + 1] if len(rows) == 1 else rows[1][0]
     panel(last, f"{place}Q and all proposals", [survey["optima"]], shown)
     if not line:
         figure.colorbar(ScalarMappable(scale, "cividis"), ax=rows.ravel().tolist(), label="Q", aspect=40)
 
 
 def _add_legend(figure: Any, axes: Any, columns: int) -> None:
-    """One legend below for all panels."""
+    """Add one legend below for all panels."""
     names: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -201,14 +213,14 @@ def _add_legend(figure: Any, axes: Any, columns: int) -> None:
 
 
 def new_panel_figure(panels: int) -> Figure:
-    """An empty figure for so many panels."""
+    """Create an empty figure for a number of panels."""
     return new_figure((4.8 * min(panels, 3), 4.4 * -(-panels // 3)))
 
 
 def _draw_values(
     fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None = None
 ) -> None:
-    """q of one landscape with marks on it. `scale`: of colours, where panels share them."""
+    """Draw the values of one landscape with marks. `scale`: colour scale if panels share one, else None."""
     if fields["kind"] == "line":
         _draw_line(fields, ax, shown)
     else:
@@ -217,7 +229,7 @@ def _draw_values(
 
 def _draw_line(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark]) -> None:
     (x,), q = fields["grid"], np.asarray(fields["q"], float)
-    for k, ends in enumerate(fields.get("valid", ())):  # older files hold none
+    for k, ends in enumerate(fields.get("valid", ())):  # older files lack it
         ax.axvspan(*ends, color=GREEN, alpha=0.14, lw=0, zorder=0, label="" if k else "valid actions")
     ax.plot(x, q, color="#333333", lw=1.6, zorder=1)
     for mark in shown:
@@ -249,7 +261,7 @@ def _draw_plane(
             style |= {"facecolors": "none", "edgecolors": style.pop("color")}
         ax.scatter(*mark.at.T, label=mark.name, clip_on=False, **style)
     ax.set(xlabel=axis_name(fields, 0), ylabel=axis_name(fields, 1))
-    if 0.4 < np.ptp(x) / np.ptp(y) < 2.5:  # else one sees nothing
+    if 0.4 < np.ptp(x) / np.ptp(y) < 2.5:  # a narrower plot with equal scales would be unreadable
         ax.set_aspect("equal")
 
 
@@ -271,12 +283,12 @@ def _draw_table(
 
 
 def _add_colour_bar(drawn: Any, ax: "Axes") -> None:
-    """What the colours say, as high as the picture, whatever its shape."""
+    """Add a colour bar as high as the axes."""
     ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label="Q")
 
 
 def _mark_style(mark: Mark) -> dict[str, Any]:
-    """How a mark looks."""
+    """Marker properties of a mark."""
     edge = {"edgecolors": "black", "linewidths": 0.8}
     if mark.kind == "optima":
         return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 6}

@@ -1,4 +1,4 @@
-"""What is marked in a landscape, and what is said of it: the same in every kind of picture."""
+"""The marks in a landscape and its description in words, shared by all kinds of plots."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -8,20 +8,21 @@ from qscape.report import require_extra
 with require_extra("Pictures"):
     import numpy as np
 
-PROMINENT = 0.01  # share of Q's range on the picture from which a local optimum is marked
-ON_PLANE = 0.02  # how far from the plane a point may lie and count as on it
+PROMINENT = 0.01  # prominence above which a local optimum is marked, as a share of Q's range in the plot
+ON_PLANE = 0.02  # distance from the plane up to which a point counts as on it
 
 
 class Mark(NamedTuple):
     """n points of one kind.
 
     Attributes:
-        kind: "optima" of the line or plane, the "best" action found, a "proposal", the "chosen" one of them.
+        kind: "optima" of the line or plane, the "best" action found, a "proposal", or the "chosen" proposal.
         name: for the legend.
-        place: of a proposal in the agent's list.
-        at: `[n, d]` coordinates in the picture. `q`: `[n]` Q there.
+        place: index of a proposal in the agent's list; else 0.
+        at: `[n, d]` coordinates in the plot.
+        q: `[n]` Q there.
         action: `[n, A]` the actions.
-        off: does it lie off the plane? Then the picture beneath it is not its Q.
+        off: the point lies off the plane; the plot beneath it does not show its Q.
     """
 
     kind: Literal["optima", "best", "proposal", "chosen"]
@@ -34,7 +35,7 @@ class Mark(NamedTuple):
 
 
 def list_marks(fields: Mapping[str, Any]) -> list[Mark]:
-    """All that is marked in one landscape, in the order of drawing."""
+    """List all marks of one landscape, in drawing order."""
     survey, marks = fields["survey"], []
     if fields["kind"] != "table":
         marks.append(_optima(fields))
@@ -67,24 +68,24 @@ def _point(fields: Mapping[str, Any], kind: Any, name: str, place: int, action: 
 
 
 def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:
-    """What an axis shows. Inside an agent actions lie in [-1, 1], those of a table too."""
+    """Name an axis. Actions are scaled to [-1, 1], those of a table too."""
     name = fields["plane"]["names"][k]
-    mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # it may go beyond 1
+    mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # coordinates may exceed 1
     return f"{name}{between}{'actions ' if mixed else ''}scaled to [−1, 1]"
 
 
 def is_number(number: float | None) -> bool:
-    """Is it a number? In memory NaN says no, in JSON null."""
+    """Whether a value is a finite number: missing values are NaN in memory and null in JSON."""
     return number is not None and bool(np.isfinite(number))
 
 
 def format_gap_share(survey: Mapping[str, Any]) -> str:
-    """The gap of the action as a share of Q's range."""
+    """Format the action's gap as a share of Q's range."""
     return f"{survey['gap'] / survey['span']:.1%}" if survey["span"] > 0 else "0%"
 
 
 def describe_briefly(fields: Mapping[str, Any]) -> str:
-    """Gap, optima and rank of one landscape, for a title."""
+    """Describe gap, optima and rank of one landscape, for a title."""
     survey = fields["survey"]
     sentence = f"state {fields['place']}: " if fields["place"] else ""
     sentence += f"gap {survey['gap']:.3g} = {format_gap_share(survey)} of Q's range"
@@ -96,7 +97,7 @@ def describe_briefly(fields: Mapping[str, Any]) -> str:
 
 
 def describe(fields: Mapping[str, Any], step: int) -> str:
-    """What one landscape shows, as sentences."""
+    """Describe one landscape in sentences."""
     survey = fields["survey"]
     share = survey["gap"] / survey["span"] if survey["span"] > 0 else 0.0
     below = f"lies {share:.1%} of Q's range below the best found"
@@ -114,7 +115,7 @@ def describe(fields: Mapping[str, Any], step: int) -> str:
 
 
 def _describe_choice(survey: Mapping[str, Any]) -> str:
-    """Which of the proposals was chosen, and what that gained."""
+    """Describe which proposal was chosen and its gain over the first."""
     off = np.linalg.norm(np.asarray(survey["proposals"], float) - np.asarray(survey["action"], float), axis=1)
     gained = survey["action_q"] - survey["proposals_q"][0]
     share = abs(gained) / survey["span"] if survey["span"] > 0 else 0.0
@@ -125,14 +126,14 @@ def _describe_choice(survey: Mapping[str, Any]) -> str:
 
 
 def format_number(x: float) -> str:
-    """Four digits, with a real minus sign."""
+    """Format four significant digits, with a typographic minus sign."""
     return f"{x:.4g}".replace("-", "−")
 
 
 def name_agents(marks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The one or two agents of what was measured, each by its name.
+    """Return the one or two measured agents by name.
 
-    That is its label; where the labels are equal with its folder, and where these are too with its place.
+    The name is the label; equal labels get the folder added, equal folders their position too.
     """
     if "other" not in marks:
         return {marks["label"]: marks}

@@ -16,26 +16,28 @@ with require_extra("Tables of runs"):
     import numpy as np
     import pandas as pd
 
-MARKS = {"run.json", "evaluations.csv", "metrics.jsonl"}  # one of them makes a folder a run, or half of one
+MARKS = {"run.json", "evaluations.csv", "metrics.jsonl"}  # a folder with one of them is a run or part of one
 
-MEANS = ("return", "length", "success")  # of the episodes of an evaluation
-COUNTS = ("step", "episode", "seconds")  # what else is there of every run; further columns are a probe's
+MEANS = ("return", "length", "success")  # averaged over the episodes of an evaluation
+COUNTS = ("step", "episode", "seconds")  # the other columns of every run; further columns belong to probes
 TYPES: dict[Hashable, Any] = {"step": "int64", **dict.fromkeys(MEANS, "float64")}
 
 Paths = str | Path | Iterable[str | Path]
 
 
 def load_runs(runs: Paths) -> pd.DataFrame:
-    """The evaluations of runs: `qs.load_runs("runs/**")`.
+    """Load the evaluations of runs as a pandas DataFrame: `qs.load_runs("runs/**")`.
 
-    `runs`: one or more run folders, folders that hold some at any depth, or glob patterns.
+    Folders that are broken or incomplete are skipped, with a Python warning for each.
 
-    Columns: run (folder), recipe, label, env, seed, step, policy ("current", or "kept" where checkpoints keep
-    one), return, length and success (means over the episodes of one evaluation; success is NaN where the
-    environment reports none), the means of what probes measured, such as sm (NaN for runs without), episodes,
-    budget (the steps the run was asked for).
+    Args:
+        runs: one or more run folders, folders that hold some at any depth, or glob patterns.
 
-    Folders that are broken or half written are left out, with a Python warning that names each.
+    Returns:
+        Columns run (folder), recipe, label, env, seed, step, policy ("current", or "kept" if checkpoints keep
+        one); return, length and success (means over the episodes of one evaluation; success is NaN if the
+        environment reports none); the means of probe columns such as sm (NaN for runs without the probe);
+        episodes; budget (the steps that the run was started with).
 
     Raises:
         UsageError: no run is found.
@@ -47,10 +49,10 @@ def load_runs(runs: Paths) -> pd.DataFrame:
 
 
 def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
-    """What `load_runs` gives, and a sentence for each folder that was left out.
+    """Load what `load_runs` returns, and a sentence for each skipped folder.
 
     Raises:
-        UsageError: no run is found, or none that is whole.
+        UsageError: no run is found, or no complete one.
     """
     frames, skipped = [], []
     for folder in find_runs(runs):
@@ -60,21 +62,21 @@ def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
             why = f"it has no {problem}" if isinstance(problem, KeyError) else _describe_problem(problem)
             skipped.append(f"skipped {folder}: {why}")
     if not frames:
-        raise UsageError(f"There is no whole run among {len(skipped)} folder(s): {'; '.join(skipped)}.")
+        raise UsageError(f"There is no complete run in {len(skipped)} folder(s): {'; '.join(skipped)}.")
     frame = pd.concat(frames, ignore_index=True)
     order = ["env", "label", "seed", "run", "policy", "step"]
     return frame.sort_values(order, kind="stable", ignore_index=True), skipped
 
 
 def find_runs(runs: Paths) -> list[Path]:
-    """Folders that hold a run or a part of one, each once.
+    """Find the folders that hold a run or part of one, each once.
 
     Raises:
-        UsageError: there is none at one of the paths.
+        UsageError: one of the paths holds none.
     """
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for path in [runs] if isinstance(runs, str | Path) else runs:
-        # Labels hold square brackets: a path that exists is no pattern.
+        # Labels contain square brackets, so an existing path is not treated as a pattern.
         roots = [Path(path)] if Path(path).exists() else map(Path, glob.glob(str(path), recursive=True))
         inside = [folder for root in roots for folder in _find_below(root)]
         if not inside:
@@ -82,8 +84,8 @@ def find_runs(runs: Paths) -> list[Path]:
                 f"{path} is no run and holds none: there is no run.json in it or in a folder below it."
             )
         for folder in inside:
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def _find_below(root: Path) -> Iterator[Path]:
@@ -97,31 +99,31 @@ def _find_below(root: Path) -> Iterator[Path]:
 
 
 def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """run.json and evaluations.csv of one run, a row for each episode, without what was broken off.
+    """Read run.json and evaluations.csv of one run: a row for each episode of its complete evaluations.
 
     Raises:
-        ValueError, KeyError, TypeError or OSError where it is broken.
+        ValueError, KeyError, TypeError or OSError: the folder is broken.
     """
     record = json.loads((folder / "run.json").read_text())
     if not isinstance(record, dict):
         raise ValueError("run.json is broken")
     text = (folder / "evaluations.csv").read_text()
-    whole = text[: text.rfind("\n") + 1]  # a run that is being written, or was killed, may end in half a line
+    whole = text[: text.rfind("\n") + 1]  # the file of a running or killed run may end in half a line
     if not whole:
         raise ValueError("evaluations.csv is empty")
     rows = pd.read_csv(io.StringIO(whole), dtype=TYPES)
     if not np.isfinite(rows["return"]).all():
-        raise ValueError("evaluations.csv holds a return that is no finite number")
+        raise ValueError("evaluations.csv holds a return that is not finite")
     if rows.empty:
         raise ValueError("it holds no evaluation yet")
     sizes = rows.groupby(["step", "policy"])["return"].transform("size")
-    if sizes.iloc[-1] < sizes.max():  # broken off in the middle of its last evaluation
+    if sizes.iloc[-1] < sizes.max():  # the last evaluation is incomplete
         rows = rows.iloc[: -sizes.iloc[-1]]
     return record, rows
 
 
 def _read_run(folder: Path) -> pd.DataFrame:
-    """The evaluations of one run, a row for each; raises what `read_episodes` raises."""
+    """Read the evaluations of one run, a row for each; raises as `read_episodes`."""
     record, rows = read_episodes(folder)
     probed = [name for name in rows.select_dtypes("number") if name not in (*MEANS, *COUNTS)]
     points = rows.groupby(["step", "policy"], as_index=False).agg(
@@ -133,7 +135,7 @@ def _read_run(folder: Path) -> pd.DataFrame:
 
 
 def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
-    """What says which run a row is of: run, recipe, label, env, seed."""
+    """Return the columns that identify a run: run, recipe, label, env, seed."""
     return {
         "run": str(folder),
         "recipe": record["recipe"],

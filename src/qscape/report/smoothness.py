@@ -1,6 +1,6 @@
-"""What `qscape.inspect.smoothness` found of runs, over seeds: statistics and a picture. Never imports jax.
+"""Smoothness of several runs: statistics over seeds and a plot. Never imports jax.
 
-A record is one run, as `measure` gives it and as RUN/inspect/smoothness.json holds it.
+A record is one run: the result of `measure_smoothness`, as RUN/inspect/smoothness.json holds it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ GEOMETRY = (
     "gradient_flips",
 )
 FORMS = ("geometry", "geometry_environment_units")
-SHOWN = 3  # dimensions of the action in a picture
-FLOOR = 1e-3  # lowest amplitude in a picture, as a share of the highest
+SHOWN = 3  # action dimensions in a plot
+FLOOR = 1e-3  # lowest amplitude in a plot, as a share of the highest
 
 Record = Mapping[str, Any]
 
 
 def group_by_agent(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Records by environment and label: the seeds of one agent, in the order in which they were given."""
+    """Group records by environment and label: the seeds of one agent, in the given order."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((environment_label(dict(record)), record["label"]), []).append(record)
@@ -43,13 +43,16 @@ def group_by_agent(records: Sequence[Record]) -> dict[tuple[str, str], list[Reco
 
 
 def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
-    """One row for each environment and label.
+    """Summarise records in one row for each environment and label.
 
-    Of several runs each number is the interquartile mean over runs (of their means over episodes) with a 95%
-    bootstrap interval over runs; of one run it is the mean over its episodes, with an interval over episodes.
-    Columns: env, label, policy, seeds, episodes, steps; NAME, NAME_low and NAME_high for every name of
-    `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and, the
-    form of published tables, NAME_mean and NAME_std over all episodes of all runs (population).
+    Several runs: each number is the interquartile mean over runs (of their means over episodes) with a 95%
+    bootstrap interval over runs. One run: the mean over its episodes, with an interval over episodes.
+
+    Returns:
+        Columns env, label, policy, seeds, episodes, steps; NAME, NAME_low and NAME_high for every name of
+        `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
+        in the form of published tables, NAME_mean and NAME_std over all episodes of all runs (population
+        std).
     """
     rows = []
     for (env, label), runs in group_by_agent(records).items():
@@ -71,8 +74,12 @@ def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
 
 
 def summarise_noise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
-    """One row for each environment, label and sigma of the noise: env, label, seeds, sigma, and return, sm,
-    action_change and oscillation as in `summarise`. Empty where robustness was not measured."""
+    """Summarise robustness in one row for each environment, label and noise amplitude.
+
+    Returns:
+        Columns env, label, seeds, sigma, and return, sm, action_change and oscillation as in `summarise`.
+        Empty if robustness was not measured.
+    """
     rows = []
     for (env, label), runs in group_by_agent(records).items():
         tested = [r["robustness"] for r in runs if r.get("robustness")]
@@ -83,32 +90,32 @@ def summarise_noise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame
 
 
 def list_notes(records: Sequence[Record]) -> list[str]:
-    """What a reader has to know, one sentence each."""
-    said = []
+    """List sentences for the reader."""
+    notes = []
     for (env, label), runs in group_by_agent(records).items():
-        said += [f"{label} on {env}: {note}" for note in dict.fromkeys(n for r in runs for n in r["notes"])]
+        notes += [f"{label} on {env}: {note}" for note in dict.fromkeys(n for r in runs for n in r["notes"])]
     alone = pd.DataFrame(
         [{"env": env, "label": label} for (env, label), runs in group_by_agent(records).items() for _ in runs]
     )
-    return said + _note_unequal_steps(records) + tables.note_few_seeds(alone) + _note_single_seeds(records)
+    return notes + _note_unequal_steps(records) + tables.note_few_seeds(alone) + _note_single_seeds(records)
 
 
 def _note_unequal_steps(records: Sequence[Record]) -> list[str]:
-    said = []
+    notes = []
     for (env, label), runs in group_by_agent(records).items():
         steps = sorted({r["step"] for r in runs})
         if len(steps) > 1:
-            said.append(f"{label} on {env}: seeds of {steps[0]:,} to {steps[-1]:,} steps are mixed.")
-    return said
+            notes.append(f"{label} on {env}: seeds of {steps[0]:,} to {steps[-1]:,} steps are mixed.")
+    return notes
 
 
 def _note_single_seeds(records: Sequence[Record]) -> list[str]:
-    one = [f"{label} on {env}" for (env, label), runs in group_by_agent(records).items() if len(runs) == 1]
-    return [f"{', '.join(one)}: one seed, so intervals are over its episodes."] if one else []
+    single = [f"{label} on {env}" for (env, label), runs in group_by_agent(records).items() if len(runs) == 1]
+    return [f"{', '.join(single)}: one seed, so intervals are over its episodes."] if single else []
 
 
 def _estimate_episodes(runs: Sequence[Record], names: Sequence[str], reps: int) -> dict[str, Any]:
-    """`names` of runs, each a list over episodes: the estimate, and mean and spread of all episodes."""
+    """Estimate `names` from runs that each hold lists over episodes, with mean and std of all episodes."""
     values = [
         np.array([run[name] for name in names], dtype=float).T for run in runs
     ]  # [episodes, names] each
@@ -127,19 +134,19 @@ def _flatten_estimate(names: Sequence[str], estimate: Estimate) -> dict[str, flo
     return {f"{name}{end}": float(part[k]) for end, part in ends for k, name in enumerate(names)}
 
 
-# --- the picture --------------------------------------------------------------------------------------
+# --- the plot -----------------------------------------------------------------------------------------
 
 
 def draw_smoothness(records: Sequence[Record], steps: int = 200) -> "Figure":
-    """A line of panels for each environment and label: the first seed's actions over the first steps of its
-    first episode, and beside it the amplitude spectrum, the mean over episodes and seeds.
+    """Draw actions and spectra, a row of panels for each environment and label.
 
-    At most three dimensions are drawn, those that oscillate most in the first label of the environment.
-    Panels of one environment share their scales.
+    Left: the first seed's actions over the first `steps` steps of its first episode. Right: the amplitude
+    spectrum, the mean over episodes and seeds. At most three action dimensions are drawn, those that
+    oscillate most in the environment's first label. Panels of one environment share their scales.
     """
     groups = group_by_agent(records)
-    made = new_figure((12.0, 5.0 * len(groups)))
-    axes = made.subplots(len(groups), 2, squeeze=False)
+    figure = new_figure((12.0, 5.0 * len(groups)))
+    axes = figure.subplots(len(groups), 2, squeeze=False)
     shown: dict[str, list[int]] = {}
     peaks: dict[str, float] = {}
     for (env, _), runs in groups.items():
@@ -148,7 +155,7 @@ def draw_smoothness(records: Sequence[Record], steps: int = 200) -> "Figure":
     for ((env, label), runs), (left, right) in zip(groups.items(), axes, strict=True):
         _draw_traces(left, runs[0], shown[env], steps, f"{label} on {env}")
         _draw_spectra(right, runs, shown[env], peaks[env])
-    return made
+    return figure
 
 
 def _amplitude(record: Record) -> np.ndarray:
@@ -156,7 +163,7 @@ def _amplitude(record: Record) -> np.ndarray:
 
 
 def _most_oscillating(record: Record) -> list[int]:
-    """The dimensions of the action with the most high-frequency amplitude, at most `SHOWN`."""
+    """The action dimensions with the most high-frequency amplitude, at most `SHOWN`."""
     weighted = np.asarray(record["spectrum"]["frequency"])[:, None] * _amplitude(record)
     return sorted(np.argsort(-weighted.sum(0), kind="stable")[:SHOWN].tolist())
 
@@ -190,6 +197,6 @@ def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak:
 
 
 def _interpolate_spectrum(frequency: np.ndarray, record: Record) -> np.ndarray:
-    """A run's amplitudes [K, A] at the frequencies of another."""
+    """A run's amplitudes [K, A] at the given frequencies."""
     own = record["spectrum"]["frequency"]
     return np.stack([np.interp(frequency, own, column) for column in _amplitude(record).T], axis=1)

@@ -1,4 +1,4 @@
-"""Charts in a terminal's characters."""
+"""Charts in the terminal."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ with require_extra("Charts in the terminal"):
 
 
 class Curve(NamedTuple):
-    """A line of a chart; `mark` draws its points as that character instead."""
+    """A line of a chart. `mark`: a character that draws its points instead of a line; None: a line."""
 
     name: str
     x: Sequence[float]
@@ -23,7 +23,10 @@ class Curve(NamedTuple):
 def render_chart(
     title: str, x: str, curves: Sequence[Curve], width: int, height: int, span: tuple[float, float]
 ) -> str:
-    """A chart of so many characters, with ANSI colours. `x`: what stands below its axis, of that `span`."""
+    """Render a chart of `width` × `height` characters with ANSI colours.
+
+    `x`: label of the x axis, which covers `span`.
+    """
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.limit_size(False, False)

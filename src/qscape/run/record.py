@@ -1,4 +1,4 @@
-"""Recording episodes of a policy as a Minari dataset."""
+"""Record episodes of a policy as a Minari dataset."""
 
 import warnings
 from pathlib import Path
@@ -26,15 +26,20 @@ def record_dataset(
     seed: int = 0,
     current: bool = False,
 ) -> Any:
-    """Write a Minari dataset of whole episodes in a run's environment; returns it.
+    """Record whole episodes in a run's environment as a Minari dataset, and return it.
 
-    The dataset names the environment, unless that was registered with a class, which no file can hold.
+    The dataset stores the environment's registration, unless that refers to a class object, which no file can
+    hold.
 
     Args:
-        dataset: its new name, like local/pendulum-v0.
-        kind: "trained" acts like `evaluate`; "noisy" adds N(0, noise²) to that, in units of [-1, 1];
-            "random" is uniform in the box of actions.
+        folder: a run folder.
+        dataset: name of the new dataset, like local/pendulum-v0.
+        episodes: number of episodes.
+        kind: "trained" acts as `evaluate` does; "noisy" adds N(0, noise²) to that, in units of [-1, 1];
+            "random" is uniform in the action box.
+        noise: standard deviation for "noisy".
         seed: episode k resets its environment with seed + k.
+        current: take the current policy even if the checkpoint schedule keeps a better one.
 
     Raises:
         UsageError: a package is missing, the name is taken or malformed, or the environment does not fit.
@@ -51,7 +56,7 @@ def record_dataset(
     _refuse_taken_name(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.choices is not None:
-        raise UsageError(f"{plan.env} has discrete actions; only boxes of actions are recorded.")
+        raise UsageError(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     env = minari.DataCollector(_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args))))
     rng = np.random.default_rng(seed)
     try:
@@ -59,7 +64,7 @@ def record_dataset(
             _record_episode(env, loaded, kind, noise, seed + k, rng)
         how = f"{kind} {noise:g}" if kind == "noisy" else kind
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that author and so on are not given
+            warnings.simplefilter("ignore", UserWarning)  # author and similar fields are not given
             return env.create_dataset(
                 dataset,
                 algorithm_name=f"{plan.label or plan.recipe}, {how}",
@@ -73,28 +78,27 @@ def record_dataset(
 
 
 def _refuse_taken_name(minari: Any, dataset: str) -> None:
-    """Refuse a name that is taken or that Minari would not take."""
+    """Refuse a name that is taken or that Minari does not accept."""
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset)
-    except (ValueError, TypeError) as problem:  # the latter where the version is missing
+    except (ValueError, TypeError) as problem:  # TypeError: the version is missing
         raise UsageError(
-            f"--dataset {dataset} is no name for a dataset: write one like local/pendulum-v0."
+            f"--dataset {dataset} is not a valid dataset name: write one like local/pendulum-v0."
         ) from problem
     if dataset in minari.list_local_datasets():
         raise UsageError(
-            f"the dataset {dataset} is there already; choose another name, or delete it: "
-            f"minari delete {dataset}."
+            f"the dataset {dataset} exists; choose another name, or delete it: minari delete {dataset}."
         )
 
 
 class _WithoutSpec(gym.Wrapper):
-    """An environment whose registration no file can hold: with a class, not with the path of one."""
+    """An environment without its registration."""
 
     spec = None  # type: ignore[assignment]
 
 
 def _drop_unwritable_spec(env: gym.Env) -> gym.Env:
-    """The environment, without its registration where that cannot be written."""
+    """Return the environment, without its registration if that cannot be written as JSON."""
     try:
         if env.spec is not None:
             env.spec.to_json()
@@ -106,7 +110,7 @@ def _drop_unwritable_spec(env: gym.Env) -> gym.Env:
 def _record_episode(
     env: gym.Env, loaded: LoadedPolicy, kind: Kind, noise: float, seed: int, rng: np.random.Generator
 ) -> None:
-    """One episode, from reset to its end."""
+    """Record one episode, from reset to its end."""
     adapter, choose = loaded.adapter, act_evaluating(loaded.programs, loaded.acting, 1)
     observation, _ = env.reset(seed=seed)
     step, over = 0, False

@@ -1,4 +1,4 @@
-"""Signals as requests to stop: a run ends at its next step, with all that it has learned."""
+"""Signals as requests to stop: the run ends at its next step and keeps everything learned."""
 
 import signal
 import threading
@@ -8,11 +8,12 @@ from qscape.run.loop import Loop
 
 
 class StopOnSignal:
-    """For as long as the context is open, the first signal of each kind asks the trainer to stop, the second
-    does what it did before. Python hears signals in its main thread only; in another nothing is changed.
+    """Context manager: the first signal of each kind asks the trainer to stop, the second acts as before.
+
+    Python delivers signals in its main thread only; in another thread the context changes nothing.
 
     Attributes:
-        asked: did a signal come?
+        asked: whether a signal came.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -22,7 +23,7 @@ class StopOnSignal:
         self.asked = False
 
     def attach(self, trainer: Loop) -> None:
-        """Who is to be asked; until then a signal is a KeyboardInterrupt."""
+        """Set the trainer to stop; before that, a signal raises KeyboardInterrupt."""
         self.trainer = trainer
 
     def __enter__(self) -> "StopOnSignal":
