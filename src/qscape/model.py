@@ -1,17 +1,17 @@
 """The Python face that people know: `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
+import inspect
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import build, register_named, settings_of
+from qscape.agents import BASE_HELP, build, register_named, settings_of
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -28,6 +28,7 @@ from qscape.run.training import no_update, set_up_jax, trainer_of
 if TYPE_CHECKING:
     from qscape.inspect.trained_agent import TrainedAgent
 
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 FOREVER = 10**9  # steps of a plan that is there to be asked, not to be run
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
@@ -337,10 +338,74 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
     return whole
 
 
-TD3 = partial(Model, "td3")
-SAC = partial(Model, "sac")
-TD7 = partial(Model, "td7")
-REINFORCE = partial(Model, "reinforce")
-A2C = partial(Model, "a2c")
-PPO = partial(Model, "ppo")
-TRPO = partial(Model, "trpo")
+class NamedModel(Model):
+    """A model whose recipe is one agent without further parts: base class of `TD3`, `SAC` and the others.
+
+    The fields of the agent's base are keyword arguments: `TD3(env, discount=0.98)` is
+    `Model("td3", env, base={"discount": 0.98})`. The signature and the docstring of a subclass list them with
+    their types, defaults and meanings.
+    """
+
+    base_name: ClassVar[str]  # the recipe
+    base_fields: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls, agent: str) -> None:
+        super().__init_subclass__()
+        made = build(agent)
+        fields = dataclasses.fields(made.base)
+        cls.base_name, cls.base_fields = agent, frozenset(field.name for field in fields)
+        hints = get_type_hints(type(made.base))
+        arguments = [p for p in inspect.signature(Model).parameters.values() if p.name != "recipe"]
+        further = [
+            inspect.Parameter(f.name, KEYWORD, default=getattr(made.base, f.name), annotation=hints[f.name])
+            for f in fields
+        ]
+        further += [
+            inspect.Parameter(name, KEYWORD, default={}, annotation=Mapping[str, Any])
+            for name, part in made.parts.items()
+            if dataclasses.fields(cast(Any, part))
+        ]
+        cls.__signature__ = inspect.Signature([*arguments[:-1], *further])
+        lines = [f"    {f.name}: {f.metadata['help']}" for f in fields if "help" in f.metadata]
+        lines += [f"    {p.name}: fields of this part." for p in further[len(fields) :]]
+        about = f"{BASE_HELP[agent]}\n\nKeyword arguments, beside those of `Model`:"
+        cls.__doc__ = "\n".join([about, *lines])
+
+    def __init__(
+        self,
+        env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv,
+        seed: int = 0,
+        **keywords: Any,
+    ) -> None:
+        base = {name: keywords.pop(name) for name in [*keywords] if name in self.base_fields}
+        if base:
+            keywords["base"] = {**keywords.get("base", {}), **base}
+        super().__init__(self.base_name, env, seed, **keywords)
+
+
+class TD3(NamedModel, agent="td3"):
+    pass
+
+
+class SAC(NamedModel, agent="sac"):
+    pass
+
+
+class TD7(NamedModel, agent="td7"):
+    pass
+
+
+class REINFORCE(NamedModel, agent="reinforce"):
+    pass
+
+
+class A2C(NamedModel, agent="a2c"):
+    pass
+
+
+class PPO(NamedModel, agent="ppo"):
+    pass
+
+
+class TRPO(NamedModel, agent="trpo"):
+    pass

@@ -4,6 +4,7 @@ from qscape.agents import onpolicy, plugins
 from qscape.agents.other_names import ours
 from qscape.agents.presets import PRESETS, Settings, merged, preset
 from qscape.agents.recipes import (
+    BASE_HELP,
     BASES,
     EXPANSIONS,
     PARTS,
@@ -25,6 +26,7 @@ from qscape.agents.recipes import (
 
 __all__ = [
     "BASES",
+    "BASE_HELP",
     "EXPANSIONS",
     "PARTS",
     "PRESETS",

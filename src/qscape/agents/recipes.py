@@ -81,6 +81,7 @@ BASE_HELP = {
     "td7_offline": "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
     "bc": "Behaviour cloning: the actor imitates the data, the critics judge it.",
     "iql": "Implicit Q-learning (Kostrikov et al. 2021).",
+    **onpolicy.BASE_HELP,
 }
 EXPANSIONS: dict[str, str] = {
     "td7": "td3+sale+lap+periodic+value_clip+checkpoints",
@@ -129,6 +130,10 @@ SOCKET_MEANS = {
     "reset": "re-initialises networks",
     "normaliser": "normalises observations",
 }
+
+
+# Of `qs.Model` and `qs.Plan`; other libraries have other names for them.
+KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
 
 
 class Move(NamedTuple):
@@ -390,8 +395,10 @@ def _known_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
                     f"Settings of '{name}' are {fields!r}; they must be fields with values.", name
                 )
             continue
-        if names := ours(name, ["envs", "env", "steps", "eval_every", "eval_episodes", *_field_names(agent)]):
-            raise UsageError(f"What others call {name} is {_in_python(names)} here.", name)
+        known = _field_names(agent)
+        names = ours(name, [*KEYWORDS, *known]) or [n for n in known if n.endswith(f".{name}")]
+        if names:
+            raise UsageError(f"There is no keyword '{name}'; write {_in_python(names)}.", name)
         fits = (
             f"write {agent.recipe}+{name}"
             if name in parts_of(parse(agent.recipe)[0])

@@ -3,8 +3,8 @@
 import gymnasium as gym
 from rich.table import Table
 
-from qscape.agents import BASES, EXPANSIONS, PARTS, onpolicy, plugins, register_all_installed
-from qscape.agents.recipes import BASE_HELP, SOCKET_MEANS
+from qscape.agents import BASE_HELP, BASES, EXPANSIONS, PARTS, onpolicy, plugins, register_all_installed
+from qscape.agents.recipes import SOCKET_MEANS
 from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
 from qscape.errors import UsageError
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     if "agents" in wanted:
         rows = [[name, EXPANSIONS.get(name, ""), BASE_HELP[name]] for name in [*BASES, *EXPANSIONS]]
         console.print(_left(table("Agents, off-policy", ["name", "is", "what"], rows)))
-        rows = [[name, onpolicy.BASE_HELP[name]] for name in onpolicy.BASES]
+        rows = [[name, BASE_HELP[name]] for name in onpolicy.BASES]
         console.print(_left(table("\nAgents, on-policy", ["name", "what"], rows)))
     if "parts" in wanted:
         problems = register_all_installed()
