@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from zlib import crc32
 
 import jax
@@ -96,6 +96,7 @@ class Event(NamedTuple):
     synced: Array  # is this a synchronisation update (every 250th)?
 
 
+@runtime_checkable
 class Dist(Protocol):
     """What a policy says about one observation."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -89,6 +89,7 @@ class Landscape:
         }
 
 
+@runtime_checkable
 class HasSubject(Protocol):
     """What can be looked at, such as a `qs.Model`."""
 

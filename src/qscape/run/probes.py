@@ -7,7 +7,7 @@ the form `module:Class` is a probe of the user's own.
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from qscape.errors import UsageError
 from qscape.run.evaluation import Rollout
@@ -27,6 +27,7 @@ class Look(NamedTuple):
     rollouts: list[Rollout]
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Measures an evaluation. Made by `Class(agent)`, the agent bound to its task."""
 

@@ -6,7 +6,7 @@ make XLA copy the whole replay at every call. The others only read the replay's 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +140,7 @@ class Act:
         return jax.jit(act, static_argnames="mode")
 
 
+@runtime_checkable
 class Acts(Protocol):
     """The programs of a policy: all that evaluation needs."""
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -20,6 +20,7 @@ _proto: Any = event_pb2  # generated: its classes are not known before it runs
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Something that takes events."""
 
