@@ -173,7 +173,7 @@ def of_state(seen: Any, n: int) -> dict[str, Any]:
             "at": at(seen.candidates),
         },
         "own": {
-            "action": _numbers(seen.parts),
+            "action": _numbers(seen.own),
             "value": float(seen.own_value),
             "at": at(seen.own_embedding)[0],
         },
