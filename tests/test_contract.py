@@ -366,7 +366,7 @@ def test_only_what_may_move_moves(case):
 def pick(state: State, name: str) -> Any:
     """What stands in the state under a dotted name (of optimisers and parts: with dots of their own)."""
     field, _, rest = name.partition(".")
-    if field == "own":
+    if field == "part_states":
         part, _, kind = rest.rpartition(".")
         return getattr(state.part_states[part], kind)
     return getattr(state, field)[rest] if rest else getattr(state, field)

@@ -388,7 +388,7 @@ sizes["save"] = grown(lambda: folders.save(folder, one, False))
 sizes["train"] = grown(lambda: train(one, 10))
 sizes["save again"] = grown(lambda: folders.save(folder, one, False))
 sizes["resume"] = grown(lambda: go_on(other)) - one.layout.nbytes
-sizes["same"] = bool((np.asarray(one.rows)[:3_200] == np.asarray(other.rows)[:3_200]).all())
+sizes["same"] = bool((np.asarray(one.storage)[:3_200] == np.asarray(other.storage)[:3_200]).all())
 print(json.dumps(sizes))
 """
 

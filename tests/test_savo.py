@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import A, S, build, randomised, same, start
+from small import AS_USERS, A, S, build, randomised, same, start
 
 import reference.savo
 from qscape import agents
@@ -54,7 +54,7 @@ def functions(agent, state=None, q=None, env_steps: int = 0) -> Context:
     if q is None:
         return context
     context = context._replace(q=q, q_target=q)
-    return context._replace(policy=agent.selector.policy(state.actor, state.of(agent.selector), context))
+    return context._replace(policy=agent.selector.policy(state.actor, state.part(agent.selector), context))
 
 
 def batch_of(obs, action, proposals) -> Batch:
@@ -98,15 +98,16 @@ def oracle(run) -> reference.savo.State:
 @pytest.fixture(scope="module")
 def started():
     """A run and its memory as the oracle sees it."""
-    run = start(build("td3+savo"))
+    run = start(build("td3+savo"), options=AS_USERS)
     layout = run.agent.layout(1)
-    kept = run.rows[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
+    kept = run.storage[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
     return run, reference.savo.Transitions(*run.memory, kept)
 
 
 def test_agent_equals_its_oracle_to_the_bit(started):
     run, memory = started
-    update = jax.jit(partial(reference.savo.update, batch_size=run.agent.base.batch_size))
+    update = partial(reference.savo.update, batch_size=run.agent.base.batch_size)
+    update = jax.jit(update, compiler_options=AS_USERS)
     theirs = oracle(run)
     for number in range(1, 301):
         run, theirs = run.step(), update(theirs, memory, run.key)

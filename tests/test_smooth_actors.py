@@ -273,7 +273,9 @@ UNFUSED = QUICK | {"xla_disable_hlo_passes": "fusion"}
 def two_updates(recipe, settings=None):
     sizes = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "batch_size": 16, "replay_capacity": 1024}
     run, states = start(build(recipe, {"base": sizes, **(settings or {})}).on(Spec(S, A))), []
-    run = run._replace(program=run.program.lower(run.state, run.rows, run.index, run.key).compile(UNFUSED))
+    run = run._replace(
+        program=run.program.lower(run.state, run.storage, run.replay_state, run.key).compile(UNFUSED)
+    )
     for _ in range(2):
         run = run.step()
         states.append(run.state)
