@@ -1,7 +1,7 @@
 """Trace one update of each recipe with every annotated shape and type checked.
 
-`python tests/shapes.py` prints one JSON object: recipe to error message, of the recipes that failed. Nothing is
-compiled. It runs in a process of its own because the checks are put in while qscape is imported.
+`python tests/shapes.py` prints a JSON object: {"traced": number, "errors": {recipe: message}}. Nothing is
+compiled. This is a process of its own because the checks are put in while qscape is imported.
 """
 
 import dataclasses
@@ -54,24 +54,20 @@ def trace_onpolicy(recipe: str, spec: Any) -> None:
     jax.eval_shape(lambda state, key: agent.update(state, made, 0.0, key), state, jax.random.key(1))
 
 
+WRONG = "update with a target [B, 1]"
+
+
 class ColumnTarget(MinTarget):
-    """Returns [B, 1] where [B] is due: added to the reward [B], that would broadcast to [B, B]."""
+    """Returns [B, 1] instead of [B]; added to the reward [B], that would broadcast to [B, B]."""
 
     def value(self, state, qs, bonus):
         return super().value(state, qs, bonus)[:, None]
 
 
 def trace_column_target() -> None:
+    """Trace an update whose bootstrap value has a wrong shape."""
     agent = test_contract.make("td3", {})
     trace_update(dataclasses.replace(agent, bootstrap=ColumnTarget()))
-
-
-def trace_short_observation() -> None:
-    """Act on an observation that lacks its batch axis."""
-    agent = test_contract.make("td3", {})
-    state = agent.init(jax.random.key(0))
-    batch_of_one = jax.numpy.zeros((1, S, 1))
-    agent.representation.critic(jax.random.key(0), agent.base, agent.task)(batch_of_one, state, [])
 
 
 def main() -> None:
@@ -84,7 +80,7 @@ def main() -> None:
     for recipe in ("ppo", "a2c", "reinforce", "trpo+normalise", "ppo+etf+scale_rewards", "a2c+cosine"):
         traces[f"update {recipe}"] = partial(trace_onpolicy, recipe, rollouts.DISCRETE)
     traces["update ppo on a box"] = partial(trace_onpolicy, "ppo", rollouts.CONTINUOUS)
-    traces["wrong: a target [B, 1]"] = trace_column_target
+    traces[WRONG] = trace_column_target
     errors = {}
     for name, trace in traces.items():
         try:

@@ -18,8 +18,8 @@ from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
 
-# XLA's defaults, whatever XLA_FLAGS `make test` sets. Two programs of the same mathematics agree to the bit only
-# where XLA fuses them in the same way, and the oracles are compared as users' programs are compiled.
+# XLA's defaults, whatever XLA_FLAGS `make test` sets. Two programs of the same mathematics agree to the bit
+# only where XLA fuses them in the same way, so agents and oracles are compiled as users' programs are.
 AS_USERS = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_use_fusion_emitters": True,
@@ -91,8 +91,11 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
 
 
 def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) -> Run:
-    """A fresh run, compiled with XLA's `options`. Its update leaves out the metrics: XLA fuses them with what they are made of, which
-    rounds SAC's log-probabilities in another way than in the oracle, which makes none."""
+    """A fresh run whose update is compiled with XLA's `options`.
+
+    The update leaves out the metrics: XLA fuses them with their inputs, which rounds SAC's log-probabilities
+    in another way than in the oracle, which has no metrics.
+    """
     memory, truncated = transitions(seed)
 
     def program(state, rows, replay_state, key):
