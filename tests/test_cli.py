@@ -162,6 +162,7 @@ def test_a_folder_that_is_no_run(refused, command):
     assert list(Path("other").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "runs" / "0")
     before = arrays(done)
@@ -320,6 +321,7 @@ def test_a_run_folder_in_use(refused, done, tmp_path, argv):
     assert arrays(folder) == arrays(done)
 
 
+@pytest.mark.slow
 def test_one_failing_seed_leaves_the_other_alone(refused, done, tmp_path):
     """Two seeds run in two processes; the folder of one is in use."""
     with folders.locked(tmp_path / "runs" / "0"):
@@ -491,6 +493,7 @@ def test_help_version_and_list(capsys):
     assert "HalfCheetah" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["train", "td3+lap", "--env", "tiny:Clock-v0", *flags("td3+lap", warmup=20), "--steps", 60]
@@ -543,6 +546,7 @@ def test_resuming_a_group_takes_the_unfinished_runs(done, tmp_path, capsys):
     assert arrays(tmp_path / "1") == arrays(done)
 
 
+@pytest.mark.slow
 def test_plot_and_video(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["train", "td3", "--env", "Pendulum-v1", *flags("td3"), "--steps", 100, "--eval-episodes", 1]

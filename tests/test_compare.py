@@ -315,6 +315,7 @@ def test_missing_extras_are_named(runs):
     assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
 
 
+@pytest.mark.slow
 def test_pages_need_plotly_and_nothing_else_does(runs):
     code = (
         "import sys; sys.modules['plotly'] = None\n"
@@ -333,6 +334,7 @@ def test_load_runs_does_not_import_jax(runs):
     assert done.stdout.split() == ["60", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_notebook_runs(tmp_path):
     """Every cell, in order, with fewer steps; what it leaves behind is there."""
     book = nbformat.read(ROOT / "examples/compare.ipynb", as_version=4)

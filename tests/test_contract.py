@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rows import slow, slow_except
 from small import S, fill, fits, same, transitions
 
 from qscape import agents
@@ -204,6 +205,42 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# What `make test` compiles: a row of every part, the cheapest where several hold the same code.
+QUICK_ROWS = (
+    *("td3", "sac", "td7", "bc", "iql", "sac+savgo", "sac+lipsnet", "sac+ensemble"),
+    *(
+        f"td3+{part}"
+        for part in (
+            *(
+                "sale",
+                "lap",
+                "periodic",
+                "value_clip",
+                "checkpoints",
+                "normalise",
+                "pave",
+                "bc",
+                "clone",
+                "iql",
+            ),
+            *("caps", "grad", "asap", "ou", "cem", "greedy_ac", "greedy_td3"),
+        )
+    ),
+    "savo: no approximation, no earlier proposals",
+    "joint: mean",
+    "wolpertinger: at the proposal",
+    "resets: last layers",
+    "sale: batch normalisation",
+    "sale: end to end",
+    "everything, n-step, derived",
+    "pal",
+    "derived, clip and decay",
+    "no delay, one critic",
+    "three critics",
+    "smooth actors, as released",
+    "savgo: a random geometry on sale",
+    "delayed sac",
+)
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
 UPDATES, SYNC, A = 6, 4, 3
 WIDTH, CAPACITY = 8, 1024
@@ -306,7 +343,7 @@ def fresh(agent: Agent, seed: int = 0) -> tuple[Programs, Carry, jax.Array]:
     return programs, carry, key
 
 
-@pytest.fixture(scope="module", params=TABLE)
+@pytest.fixture(scope="module", params=slow_except(QUICK_ROWS, TABLE))
 def case(request) -> Case:
     agent = make(*TABLE[request.param])
     programs, carry, key = fresh(agent)
@@ -392,7 +429,7 @@ def test_only_what_may_move_moves(case):
 def pick(state: State, name: str) -> Any:
     """What stands in the state under a dotted name (of optimisers and parts: with dots of their own)."""
     field, _, rest = name.partition(".")
-    if field == "own":
+    if field == "part_states":
         part, _, kind = rest.rpartition(".")
         return getattr(state.part_states[part], kind)
     return getattr(state, field)[rest] if rest else getattr(state, field)
@@ -470,6 +507,7 @@ def test_schedules_speak_json(name):
 # --- checks that take seconds: for few rows ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["td3+lap"])
 def test_compiled_equals_uncompiled(name):
     agent = make(*TABLE[name])
@@ -492,6 +530,7 @@ def close(x: Any, y: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [THOROUGH])
 def test_two_seeds_in_one_program_equal_two_runs(name):
     agent = make(*TABLE[name])
@@ -511,7 +550,7 @@ def test_two_seeds_in_one_program_equal_two_runs(name):
         close(jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (state, index)), alone)
 
 
-@pytest.mark.parametrize("name", ["td3", "td7", THOROUGH])
+@pytest.mark.parametrize("name", ["td3", slow("td7"), slow(THOROUGH)])
 def test_no_program_copies_the_replay(name):
     agent = make(*TABLE[name])
     programs, carry, key = fresh(agent)
@@ -554,7 +593,10 @@ NEUTRAL = {
 }
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize(
+    "name",
+    slow_except(["periodic at every update is polyak with rate 1", "a normaliser that saw nothing"], NEUTRAL),
+)
 def test_neutral_settings_change_no_bit(name):
     ends = []
     for row in NEUTRAL[name]:
@@ -570,6 +612,11 @@ def test_neutral_settings_change_no_bit(name):
 
 
 # --- the table itself ------------------------------------------------------------------------------------
+
+
+def test_every_part_has_a_quick_row():
+    parts = {name for row in QUICK_ROWS for name in make(*TABLE[row]).parts}
+    assert parts >= {name for row in TABLE.values() for name in make(*row).parts}
 
 
 def test_the_table_holds_every_choice():

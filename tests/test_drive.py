@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.wrappers import TransformReward
+from rows import slow, slow_except
 from tiny import Clock, settings
 
 from qscape import agents
@@ -78,7 +79,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_except(["td3"], CASES))
 def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     recipe, how = CASES[case]
     apart = begun(recipe, **how)
@@ -123,7 +124,7 @@ def test_short_runs_are_not_driven():
     assert trainer.driver is None
 
 
-@pytest.mark.parametrize("recipe", ["td7", "td3+checkpoints"])
+@pytest.mark.parametrize("recipe", [slow("td7"), "td3+checkpoints"])
 def test_agents_that_learn_between_episodes_are_not_driven(recipe, driven):
     trainer = begun(recipe)
     told(trainer)
@@ -150,7 +151,7 @@ def test_most_steps_are_taken_inside_the_program(driven):
     np.testing.assert_array_equal(actions, copies)
 
 
-@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize("what", [slow("reward"), "observation"])
 def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     trainer = begun(env=partial(Clock, 30, fail_at=200, what=what))
     why = rf"Clock_: {what}.* is nan in environment 0, step 20 of its episode 7"
@@ -179,6 +180,7 @@ def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
     assert trainer.carry.action is not None
 
 
+@pytest.mark.slow
 def test_a_stop_from_outside_is_seen_within_moments(driven):
     """The thread that trains waits in the program and hears nothing: the program has to look up by itself."""
     trainer = begun(env=partial(Clock, 10**9), steps=10**6, evaluated=False)
@@ -199,6 +201,7 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
     assert len(calls) == 3
 
 
+@pytest.mark.slow
 def test_the_program_does_not_copy_the_replay(driven):
     trainer = begun("td3+lap", replay_capacity=65_536)
     told(trainer)

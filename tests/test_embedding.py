@@ -74,6 +74,7 @@ class Saved:
         return (obs - self.leaves[f"{rest}mean"]) / (np.sqrt(self.leaves[f"{rest}var"]) + 1e-8)
 
 
+@pytest.mark.slow
 def test_candidates_are_weighed_as_the_saved_networks_say(run, shown, found):
     saved = Saved(run)
     obs = saved.seen(shown)
@@ -144,6 +145,7 @@ def test_the_pages_charts_show_what_was_found(found):
     assert list(kernel.data[0].y) == [6 * weight for weight in found["candidates"]["weight"]]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_looked_at_is_refused(run, tmp_path, capsys):
     plan = Plan("sac", "tiny:Clock-v0", 30, settings=settings("sac", warmup=20), eval_every=0)
     assert list(train(plan, tmp_path / "0"))

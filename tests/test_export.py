@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from rows import slow_except
 from small import randomised
-from test_contract import TABLE, make
+from test_contract import QUICK_ROWS, TABLE, make
 
 from qscape import agents
 from qscape.cli import main
@@ -82,7 +83,7 @@ def answers(made: policy.Source, obs: np.ndarray) -> np.ndarray:
     return ort.InferenceSession(model.SerializeToString()).run(None, {"observation": obs})[0]
 
 
-@pytest.mark.parametrize("row", TABLE)
+@pytest.mark.parametrize("row", slow_except(QUICK_ROWS, TABLE))
 def test_every_recipe_of_the_contract_acts_like_the_library(row):
     made = source(make(*TABLE[row]), lambda: Boxed(low=(-0.4, -3.0), high=(0.4, 1.0)))
     policy.refuse_recurrent(made.loaded)  # none remembers anything when evaluated, OU noise included
@@ -237,6 +238,7 @@ def exported(run, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
     made = policy.load_source(run, 2)
     assert made.loaded.policy == "kept"

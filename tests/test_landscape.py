@@ -14,6 +14,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Array
+from rows import slow
 
 import qscape as qs
 from qscape import cli
@@ -155,6 +156,7 @@ def test_climbing_ends_on_the_peak_of_its_own_slope():
     np.testing.assert_allclose(value, [1] * 4 + [2] * 3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_climbing_stays_in_the_box_and_never_goes_down():
     peak = jnp.array([2.0, 0.3, -0.7])  # outside: the best of the box is on its face
     value_of = lambda a: -jnp.square(a - peak).sum(-1)  # noqa: E731
@@ -315,6 +317,7 @@ def test_each_proposal_has_its_own_gap_and_the_chosen_action_too():
     assert (said["several"], said["rank"], said["optima"]["max"]) == (1.0, None, 2.0)
 
 
+@pytest.mark.slow
 def test_the_heads_become_what_is_asked_for():
     low = (TOY[0], np.array([1.6, 0.8], np.float32), TOY[2])
     best = {}
@@ -327,6 +330,7 @@ def test_the_heads_become_what_is_asked_for():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_four_dimensions_are_searched_by_climbing():
     centres = np.array([[0.7, -0.7, 0.5, 0.0], [-0.6, 0.6, -0.4, 0.3], [0.0, 0.8, 0.8, -0.8]], np.float32)
     heights = np.array([3.0, 2.0, 1.0], np.float32)
@@ -409,6 +413,7 @@ def successive(spec, recipe="td3+savo", rough=1.0, **savo):
 ROWS = np.random.default_rng(5).uniform(-1, 1, (200, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "spec", "savo"),
     [
@@ -441,7 +446,9 @@ def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
             np.testing.assert_allclose(getattr(surrogate, kind).ravel(), climbed, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [Spec(2, 1), Spec(2, 2), Spec(2, 3), Spec(2, 3, table=ROWS)])
+@pytest.mark.parametrize(
+    "spec", [slow(Spec(2, 1)), slow(Spec(2, 2)), slow(Spec(2, 3)), Spec(2, 3, table=ROWS)]
+)
 def test_no_exact_surrogate_has_more_optima_than_the_one_before(spec):
     agent, acting = successive(spec, rough=4.0, list_length=4)
     found = survey.Surveyor(agent)(acting, np.random.default_rng(0).normal(size=(12, 2)))
@@ -458,6 +465,7 @@ def test_no_exact_surrogate_has_more_optima_than_the_one_before(spec):
     assert [s["learned_optima"]["max"] for s in said] == found.learned_optima.max(0).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [Spec(2, 2), Spec(2, 3, table=ROWS)])
 def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
     seen = []
@@ -478,6 +486,7 @@ def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
             np.testing.assert_allclose(sorted(colours[name].get_array()), sorted(first[kind]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_planes_of_three_dimensions():
     centres = np.array([[0.5, 0.5, -0.5], [-0.5, -0.5, 0.2]], np.float32)
     hills = (centres, np.array([2.0, 1.0], np.float32), np.float32(0.3))
@@ -523,6 +532,7 @@ def pendulum(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, capsys):
     argv = ["landscape", str(pendulum), "--state-from", "0:0", "widest", "--states", "4", "--episodes", "3"]
     assert cli.main([*argv, "--grid", "201"]) == 0
@@ -601,6 +611,7 @@ def searched_by_hand(subject, obs, steps=301):
     return float(q.max()), float(q.min()), float(own[0])
 
 
+@pytest.mark.slow
 def test_the_command_tells_gaps_and_draws(run, capsys):
     assert cli.main(["landscape", str(run), "--states", "6", "--episodes", "2", "--grid", "31"]) == 0
     out = capsys.readouterr().out
@@ -627,6 +638,7 @@ def test_the_command_tells_gaps_and_draws(run, capsys):
     assert not [*run.glob("inspect/*surrogates*")]
 
 
+@pytest.mark.slow
 def test_a_state_can_be_chosen(run, tmp_path, capsys):
     files = ["--json", str(tmp_path / "a" / "x.json"), "--png", str(tmp_path / "a" / "x.svg")]
     argv = ["landscape", str(run), "--state-from", "1:7", "0:0", "--states", "1", "--episodes", "1"]
@@ -665,6 +677,7 @@ def test_what_the_command_refuses(run, flags, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_dimension_has_no_plane_and_no_q_no_landscape():
     agent = qs.agent("td3", tiny.settings("td3"))
     subject = make_trained_agent(agent, agent.on(Spec(3, 1)).init(jax.random.key(0)), "tiny:Clock-v0")

@@ -129,6 +129,7 @@ def found(files):
     return json.loads(files["json"].read_text())
 
 
+@pytest.mark.slow
 def test_a_save_is_measured_as_if_it_were_all_there_is(runs, found):
     places = [saves.names(run / "saves") for run in runs]
     assert places == [["000000020", "000000040", "000000060"]] * 2
@@ -241,6 +242,7 @@ def test_what_the_command_refuses(runs, others, argv, says, capsys):
     assert len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_two_runs_shows_both(runs, tmp_path, capsys):
     file = tmp_path / "found.json"
     argv = ["landscape", str(runs[0].parents[1]), "--states", "4", "--episodes", "1", "--json", str(file)]
@@ -320,6 +322,7 @@ def test_the_page_is_small_and_alone(files):
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text)
 
 
+@pytest.mark.slow
 def test_the_slider_and_the_chooser_move_the_landscape(files, found, visit):
     page = visit(files["html"])
     both = [agent["over_training"] for agent in (found, found["other"])]
@@ -372,6 +375,7 @@ def test_marks_arrows_and_what_hovering_says(files, found, visit):
     assert "Q " in said
 
 
+@pytest.mark.slow
 def test_a_phone_shows_one_column_and_never_scrolls_sideways(files, visit):
     for width, columns in ((375, 1), (1200, 2)):
         page = visit(files["html"], width=width)
@@ -382,6 +386,7 @@ def test_a_phone_shows_one_column_and_never_scrolls_sideways(files, visit):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_lines_and_tables_have_pages_too(bowls, tmp_path, visit):
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     hill = measure_landscapes(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21)
@@ -425,6 +430,7 @@ def test_what_the_environment_accepts_is_shaded(bowls, tmp_path, visit):
     assert shaded == [[-0.5, -0.25], [0.5, 1.0]]
 
 
+@pytest.mark.slow
 def test_what_savos_actors_climb_is_a_click_away(bowls, tmp_path, visit):
     hill = to_jsonable(measure_landscapes(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
     assert "Ψ" not in render_page(hill)
@@ -448,6 +454,7 @@ def test_what_savos_actors_climb_is_a_click_away(bowls, tmp_path, visit):
     assert "A click on a Ψ" in page.locator("details p").text_content()
 
 
+@pytest.mark.slow
 def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(bowls, tmp_path, visit):
     saves = [bowls((0.0, 0.0), 10), bowls((0.2, 0.0), 30)]
     found = to_jsonable(measure_landscapes(saves, 2, ["0:1"], "0", episodes=1,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from jaxtyping import Array
+from rows import slow_except
 from test_contract import QUICK
 
 from qscape import agents
@@ -95,6 +96,7 @@ def alone(name: str):
     return program, [program(env, key) for key in KEYS]
 
 
+@pytest.mark.slow
 def test_a_share_is_one_of_the_run_that_is_made():
     """ε falls over a quarter of these 40 steps, given as a share or in steps."""
     runs = []
@@ -174,7 +176,7 @@ def close(x, y, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["line"], CASES))
 def test_a_program_equals_the_ordinary_loop(name):
     """Not to the bit: XLA fuses the updates in a loop in another way."""
     trainer, (run, history) = by_hand(name), alone(name)[1][0]
@@ -222,6 +224,7 @@ def together(name: str):
     return program, run, jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_seeds_in_one_program_equal_two_runs(name):
     (_, apart), (_, run, history) = alone(name), together(name)
@@ -242,7 +245,7 @@ def test_two_seeds_in_one_program_equal_two_runs(name):
     assert conditionals[0] == conditionals[1] > 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["line"], CASES))
 def test_no_step_copies_the_replay(name):
     for program in (alone(name)[0], together(name)[0]):
         body = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", inside_loops(program.as_text()))
@@ -303,6 +306,7 @@ def test_what_is_done_is_the_row_that_is_stored(search):
     np.testing.assert_array_equal(index, np.arange(2000))
 
 
+@pytest.mark.slow
 def test_a_policy_is_played_and_its_actions_are_rows():
     agent, env, *_ = case("items")
     run, _ = alone("items")[1][0]

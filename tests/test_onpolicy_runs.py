@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from tiny import Clock, assert_same_run, numbers, stop_at
 
 import qscape as qs
@@ -69,7 +70,7 @@ def test_networks_that_diverged_are_not_saved(tmp_path):
         assert all(np.isfinite(x).all() for x in saves.read_arrays(kept / name, "acting").values())
 
 
-@pytest.mark.parametrize("at", [80, 130])
+@pytest.mark.parametrize("at", [slow(80), 130])
 def test_a_resumed_run_is_the_same_to_the_bit(whole, tmp_path, at):
     """Stopped in the middle of a rollout, and of an episode."""
     folder = tmp_path / "0"
@@ -81,6 +82,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole, tmp_path, at):
     assert_same_run(whole[0], folder)
 
 
+@pytest.mark.slow
 def test_reinforce_resumes_to_the_bit(tmp_path):
     """In the middle of an episode, when one environment has made its share already."""
     settings = {"base": {**SMALL, "rollout": 400, "batch_size": 16, "episodes": 3}}
@@ -92,6 +94,7 @@ def test_reinforce_resumes_to_the_bit(tmp_path):
     assert numbers(tmp_path / "whole")["updates"] >= 2
 
 
+@pytest.mark.slow
 def test_the_fixed_layer_is_saved_and_checked(whole, tmp_path):
     first, *_, last = (arrays_of(whole[0], name) for name in saves.names(whole[0] / "saves"))
     assert first["part_states/etf"].tobytes() == last["part_states/etf"].tobytes()
@@ -132,6 +135,7 @@ def nest(leaves):
     return tree
 
 
+@pytest.mark.slow
 def test_a_rollout_begins_where_the_last_ended(whole):
     """No step of the environment is lost or seen twice, also across resets and time limits."""
     agent = agents.build("ppo", {"base": {**SMALL, "rollout": 32, "batch_size": 8, "passes": 1}})
@@ -163,6 +167,7 @@ def test_a_rollout_begins_where_the_last_ended(whole):
     np.testing.assert_array_equal(obs[1:][~going][:, 2], 0.0, "an episode begins behind each end")
 
 
+@pytest.mark.slow
 def test_episodes_are_shared_out():
     """Three episodes of two environments: two of the first, one of the second; more does not count."""
     agent = agents.build("reinforce", {"base": {**SMALL, "episodes": 3, "rollout": 200, "batch_size": 8}})
@@ -187,6 +192,7 @@ def test_episodes_are_shared_out():
         assert not np.isin(later.observation[0, :, 1], made.observation[..., 1]).any(), "with new episodes"
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_put_back_ends_its_episodes(tmp_path):
     """No advantage reaches from the steps before a save to those of the new episodes behind it."""
     settings = {"base": PPO["base"] | {"rollout": 96}}
@@ -230,6 +236,7 @@ def test_short_runs(recipe, steps, given, rollout, batch):
         fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps + 1}}))
 
 
+@pytest.mark.slow
 def test_what_a_run_costs():
     cost = measure_costs(plan(eval_every=0))
     assert cost.begin > 0
@@ -255,6 +262,7 @@ def test_the_paper_preset():
 # --- faces ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     small = [
         f"--base.{k.replace('_', '-')}={v}" for k, v in {"rollout": 64, "batch_size": 16, "passes": 1}.items()
@@ -304,6 +312,7 @@ def test_bad_input(argv, sentence, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_collapse_of_an_agent_without_a_layer(tmp_path, capsys):
     settings = {"base": {**PPO["base"]}}
     drain(train(plan("ppo", "Pendulum-v1", 128, settings=settings, eval_every=0), tmp_path / "0"))
@@ -344,7 +353,7 @@ def learn(recipe, updates, rollout):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "updates", "rollout", "good"), [("ppo", 20, 1024, 150), ("trpo", 20, 1024, 100)]
+    ("recipe", "updates", "rollout", "good"), [("ppo", 20, 1024, 150), slow("trpo", 20, 1024, 100)]
 )
 def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     state, (metrics, returned, episodes, steps) = learn(recipe, updates, rollout)
@@ -356,6 +365,7 @@ def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     assert jnp.isfinite(metrics["entropy"]).all()
 
 
+@pytest.mark.slow
 def test_steps_of_whole_episodes_are_counted_as_in_a_run():
     """All that environments walk until the last episode is over: no random number is drawn twice."""
     env, envs = IdealCliffWalking(), 3
@@ -371,6 +381,7 @@ def test_steps_of_whole_episodes_are_counted_as_in_a_run():
     assert int(run.state.env_steps) == walked * envs
 
 
+@pytest.mark.slow
 def test_ideal_cliff_walking_collapses():
     """REINFORCE with a fixed simplex: the greedy policy is optimal in all states and features lie along W.
 

@@ -223,6 +223,7 @@ def test_updates_every_so_many_steps():
 # --- the faces ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_line_and_config(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [*flags("sac+pave"), "--eval-every", "0", "--steps", "260", "--base.warmup", "100"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rows import slow
 from runs_on_disk import write_run
 
 from qscape.cli import main
@@ -96,6 +97,7 @@ def report(runs):
 # --- in a browser -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_quiet_and_whole(report, visit):
     seen = visit(report)
     titles = seen.locator("h2").all_inner_texts()
@@ -135,6 +137,7 @@ def test_a_click_in_the_legend_hides_a_curve_and_its_band(report, visit):
     assert bands.count() == 2  # what was hidden stays hidden in other colours
 
 
+@pytest.mark.slow
 def test_downloads_hold_the_numbers(report, runs, visit):
     seen = visit(report)
 
@@ -167,7 +170,7 @@ def test_what_comes_from_runs_is_text(report, visit):
                          "(s) => s.type === 'application/json')")  # fmt: skip
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [False, slow(True)])
 def test_a_phone_shows_it_without_sideways_scrolling(report, visit, dark):
     seen = visit(report, 375, dark)
     assert seen.evaluate("document.documentElement.scrollWidth") == 375
@@ -212,6 +215,7 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
+@pytest.mark.slow
 def test_paper_is_light(report, visit):
     seen = visit(report, dark=True)
     seen.evaluate("dispatchEvent(new Event('beforeprint'))")

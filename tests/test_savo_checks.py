@@ -62,6 +62,7 @@ def optima(grid, values) -> np.ndarray:
     return grid[found.above(ops.ripple(values.min(), values.max())).node]
 
 
+@pytest.mark.slow
 def test_the_two_peaks():
     with jax.enable_x64(True):
         q = psi()
@@ -204,6 +205,7 @@ def test_an_exact_surrogate_is_climbed_only_from_above_its_floor():
     assert (a[1] != begin).sum() == 19, "on the floor nothing moves"
 
 
+@pytest.mark.slow
 def test_a_smooth_surrogate_helps_and_guarantees_nothing():
     """With a surrogate that is fitted where actions are, 80 of these 100 seeds; fewer with more noise."""
     with jax.enable_x64(True):
@@ -242,6 +244,7 @@ def on_the_lower_peak(actor):
     return eqx.tree_at(out, actor, (0.01 * weight, jnp.full_like(bias, np.arctanh(-0.5))))
 
 
+@pytest.mark.slow
 def test_later_actors_stay_on_the_floor_of_an_exact_surrogate():
     """The critic learns from random steps; then actors as they began climb it for 300 updates, and the later
     ones, which began between the peaks, do not move. There is no slope, though Q_1 knows the higher peak."""

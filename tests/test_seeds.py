@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from rows import slow_except
 from tiny import Clock, flags, settings
 
 from qscape import agents
@@ -69,7 +70,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_except(["td3"], CASES))
 def test_each_seed_is_the_run_it_would_be_alone(case):
     recipe, how = CASES[case]
     runs = together(recipe, **how)
@@ -133,6 +134,7 @@ def test_memory_for_all_seeds_is_counted(monkeypatch):
         together(replay_capacity=3_000)
 
 
+@pytest.mark.slow
 def test_the_replay_is_not_copied():
     runs = together("td3+lap", replay_capacity=65_536)
     for _ in runs.seed_events(60):

@@ -444,6 +444,7 @@ def group(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_probes_measure_the_episodes_of_the_evaluation(group):
     rows = [r for r in evaluations(group / "0") if r["step"] == "90"]
     assert list(rows[0])[-6:] == COLUMNS
@@ -620,6 +621,7 @@ def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_actions_are_choices_is_left_out(group, tmp_path, capsys):
     small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 16, "batch_size": 8}}
     plan = Plan("ppo", "CartPole-v1", 40, settings=small, eval_every=0, save_every=1_000)

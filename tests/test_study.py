@@ -291,6 +291,7 @@ def assert_equal_to(calm, runs):
         assert len(evaluations(other)) == 6  # each of two episodes once
 
 
+@pytest.mark.slow
 def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
     folder, said = calm
     assert "tiny (quick): 4 waiting of 4 runs" in said
@@ -483,6 +484,7 @@ def saves(runs):
     return len([*runs.rglob("save.json")])
 
 
+@pytest.mark.slow
 def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(calm, place):
     runs = place / "runs"
     argv = ["run", "tiny.toml", "--budget", "quick", "--workers", 2]
@@ -512,6 +514,7 @@ def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(cal
     assert_equal_to(calm[0], runs)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_parent_is_gone_saves_and_ends(place):
     """Its pipes are closed then, by whatever ended the parent; the run itself would take an hour."""
     plan = Plan(

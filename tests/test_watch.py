@@ -51,6 +51,7 @@ def test_the_slice_is_the_critics_q(run):
     assert "400" in title
 
 
+@pytest.mark.slow
 def test_a_newer_save_is_drawn_without_building_the_agent_again(run, tmp_path):
     copy = tmp_path / "0"
     shutil.copytree(run, copy)
@@ -83,6 +84,7 @@ def test_a_run_that_is_being_written(run, tmp_path, capsys):
         assert said in out
 
 
+@pytest.mark.slow
 def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys):
     out = tmp_path / "ppo"
     flags = ["--steps", "64", "--base.rollout", "32", "--base.batch-size", "16", "--eval-episodes", "1"]

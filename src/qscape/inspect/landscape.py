@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -92,6 +92,7 @@ class Landscape:
         }
 
 
+@runtime_checkable
 class HasTrainedAgent(Protocol):
     """An object that holds a trained agent, such as a `qs.Model`."""
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from qscape.errors import RunError
 from qscape.jobs.worker import INTERRUPTED, Job
@@ -37,6 +37,7 @@ class Failure(NamedTuple):
     code: int = RunError.code
 
 
+@runtime_checkable
 class Worker(Protocol):
     """The interface of a worker, which runs one job."""
 

@@ -7,7 +7,7 @@ the form `module:Class` is a probe of the user's own.
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from qscape.errors import UsageError
 from qscape.run.evaluation import Rollout
@@ -32,6 +32,7 @@ class PolicyEvaluation(NamedTuple):
     rollouts: list[Rollout]
 
 
+@runtime_checkable
 class Probe(Protocol):
     """The interface of a probe. Made by `Class(agent)` with an agent bound to its task.
 

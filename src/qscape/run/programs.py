@@ -6,7 +6,7 @@ program that also samples from it. The other programs only read the storage.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +143,7 @@ class Act:
         return jax.jit(act, static_argnames="mode")
 
 
+@runtime_checkable
 class Acts(Protocol):
     """The programs of a policy: what evaluation needs of a run."""
 

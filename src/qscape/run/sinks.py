@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -20,6 +20,7 @@ _proto: Any = event_pb2  # generated code: its classes are created at run time
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 
 
+@runtime_checkable
 class Sink(Protocol):
     """The interface of a writer of events."""
 
