@@ -54,8 +54,8 @@ def batch_of(now=NOW):
     return Batch(row, jnp.zeros((1, 2)), jnp.zeros(1), jnp.zeros(1), row * jnp.nan, 0.99, extra)
 
 
-def term(part, policy=policy, actor_params=None, part_states=NOTHING, **more):
-    return part.actor(tuned, own, fns_of(policy, **more), batch_of(), jax.random.key(0))
+def term(part, policy=policy, actor_params=None, state=NOTHING, **more):
+    return part.actor(actor_params, state, fns_of(policy, **more), batch_of(), jax.random.key(0))
 
 
 # --- values -------------------------------------------------------------------------------------------
