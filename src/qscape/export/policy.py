@@ -35,7 +35,7 @@ from qscape.run.programs import act_evaluating, evaluation_key
 CHECKED = 1_000  # observations on which file and library are compared
 TOLERANCE = 1e-5  # largest accepted difference of an action, in the environment's units
 FORMAT = "qscape-policy"
-VERSION = 1
+VERSION = 2  # 1 had other names of arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
