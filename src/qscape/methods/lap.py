@@ -77,7 +77,8 @@ class LAP(Replay):
     def update_priorities(
         self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
     ) -> ReplayState:
-        """Sets the priorities of the rows i by their TD errors; of a row drawn twice the later entry counts."""
+        """Sets the priorities of the rows i by their TD errors; of a row drawn twice the later entry
+        counts."""
         if replay_state.priorities is None:
             return replay_state
         tree, max_priority = replay_state.priorities
