@@ -546,7 +546,7 @@ def transformer(net, h):
         score = np.exp(query[:, head] @ key[:, head].T / 4)
         told.append(score / score.sum(1, keepdims=True) @ value[:, head])
     h = h + linear(net.joined, np.concatenate(told, 1))
-    assert net.forward.trunk.layers[0].weight.shape == (128, 64)
+    assert net.forward.torso.layers[0].weight.shape == (128, 64)
     return (h + two(net.forward, normalised(net.norms[1], h))).mean(0)
 
 
@@ -555,7 +555,7 @@ def linear(layer, x):
 
 
 def two(net, x):
-    (hidden,) = net.trunk.layers
+    (hidden,) = net.torso.layers
     return linear(net.out, np.maximum(linear(hidden, x), 0))
 
 
