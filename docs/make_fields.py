@@ -73,13 +73,11 @@ def table_of_overrides() -> str:
     for name, cls in PARTS.items():
         for base in ("td3", "sac"):
             with contextlib.suppress(UsageError):
-                for field, value in cls().overrides(frozenset(build(f"{base}+{name}").parts)).items():
-                    found.setdefault((f"`+{name}`", f"`base.{field}`", format_value(value)), []).append(
-                        f"`{base}`"
-                    )
-    return format_table(
-        ["part", "field", "becomes", "on"], [[*moved, ", ".join(on)] for moved, on in found.items()]
-    )
+                for field, value in cls().overrides(build(f"{base}+{name}")).items():
+                    key = (f"`+{name}`", f"`base.{field}`", format_value(value))
+                    found.setdefault(key, []).append(f"`{base}`")
+    rows = [[*override, ", ".join(on)] for override, on in found.items()]
+    return format_table(["part", "field", "becomes", "on"], rows)
 
 
 def sections_of_parts(parts: dict[str, type], socket_means: dict[str, str], family: str = "") -> list[str]:

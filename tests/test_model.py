@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
+from rows import slow
 from tiny import Clock, Rooms, arrays, settings
 
 import qscape as qs
@@ -180,6 +181,7 @@ def test_save_and_load(trained, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_of_an_environment_without_an_id(tmp_path):
     class Bare(Clock):
         """Not registered."""
@@ -238,7 +240,7 @@ def test_a_model_saved_before_it_learned(tmp_path):
         qs.load(asked).learn(60)
 
 
-@pytest.mark.parametrize("how", ["argument", "limit", "wrapper", "function", "vector"])
+@pytest.mark.parametrize("how", ["argument", slow("limit"), "wrapper", "function", "vector"])
 def test_an_environment_that_its_id_does_not_make_is_asked_for_again(how, tmp_path):
     def made(**args):
         return gym.make("Pendulum-v1", **args)
@@ -329,6 +331,7 @@ class Shop(Clock):
         return super().step(np.float32([action / 20]))
 
 
+@pytest.mark.slow
 def test_tables_that_differ_between_copies_are_refused(tmp_path):
     says = "Shop: action_table differs between copies of the environment"
     with pytest.raises(qs.UsageError, match=says):
@@ -358,7 +361,7 @@ def test_an_evaluation_that_cannot_end_says_so(monkeypatch):
     assert len(qs.TD3(lambda: Endless(0), eval_env=limited, **settings("td3", warmup=20)).evaluate(2)) == 2
 
 
-@pytest.mark.parametrize("envs", [1, 2])
+@pytest.mark.parametrize("envs", [1, slow(2)])
 def test_what_an_environment_raises_is_one_sentence_with_its_cause(envs):
     model = qs.TD3(lambda: Endless(25), envs=envs, eval_every=0, **settings("td3", warmup=20))
     says = r"Endless broke in step 26 of an episode \(KeyError: 'door'\)"

@@ -341,7 +341,7 @@ def test_a_part_that_is_wrong_is_named(refused, old, new, why):
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "add-a-method.md"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_page_is_enough_to_write_a_method():
     """Its files are written into an empty folder and its commands run as they stand there; instead of
     `pip install -e .` the package is put on the path with the entry point of its pyproject.toml."""

@@ -72,7 +72,7 @@ def test_a_part_changes_its_socket_and_what_it_overrides_and_nothing_else(base, 
     for name in plain.keys() - {slot, "base"}:
         assert plain[name] == more[name]
     assert more[slot] == (plain[slot] | {kind()} if several else kind())
-    moved = dict(kind().overrides(frozenset(build(f"{base}+{part}").parts)))
+    moved = dict(kind().overrides(build(f"{base}+{part}")))
     assert more["base"] == dataclasses.replace(plain["base"], **moved)
 
 
@@ -100,7 +100,7 @@ class Calm(Regulariser):
     name: ClassVar[str] = "calm"
     weight: float = setting(0.5, "A weight.")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"policy_delay": 3, "discount": 0.9}
 
 
@@ -110,11 +110,11 @@ class Rough(BootstrapValue):
 
     name: ClassVar[str] = "rough"
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"policy_delay": 4}
 
-    def objection(self, present: frozenset[str], base: Any) -> str | None:
-        return "rough shakes the priorities; leave lap out." if "lap" in present else None
+    def conflict(self, agent: Any) -> str | None:
+        return "rough shakes the priorities; leave lap out." if "lap" in agent.parts else None
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_refused_recipes(toys, recipe, sentence):
         (
             "iql+savo",
             {},
-            "'iql+savo' cannot be: iql imitates the data and climbs nothing, and savo's actors climb",
+            "'iql+savo' cannot be: iql does not climb the slope of Q, and savo's actors climb that",
         ),
         ("td3", {"base": 3}, "Settings of 'base' are 3; they must be"),
     ],
@@ -264,6 +264,27 @@ def test_refused_settings(recipe, settings, sentence):
     with pytest.raises(UsageError) as error:
         build(recipe, settings)
     assert str(error.value).startswith(sentence)
+
+
+def outcome(recipe: str) -> dict[str, Any] | None:
+    """The base that a recipe builds; None where the recipe is refused."""
+    try:
+        return dataclasses.asdict(build(recipe).base)
+    except UsageError:
+        return None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_under_another_name_is_accepted_and_refused_like_the_original(part, monkeypatch):
+    """Parts ask for each other's capabilities, never for names. Settings of a name do not count here."""
+    twin = type(f"{PARTS[part].__name__}2", (PARTS[part],), {"name": f"{part}2", "__doc__": "A twin."})
+    monkeypatch.setitem(PARTS, f"{part}2", dataclasses.dataclass(frozen=True)(twin))
+    for base in ("td3", "sac"):
+        others = [other for other in PARTS if other not in (part, f"{part}2")]
+        for rest in ("", *(f"+{other}" for other in others)):
+            assert outcome(f"{base}+{part}2{rest}") == outcome(f"{base}+{part}{rest}"), (
+                f"{base}+{part}2{rest}"
+            )
 
 
 # --- settings in and out --------------------------------------------------------------------------------

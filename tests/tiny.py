@@ -157,7 +157,7 @@ def python(code: str) -> str:
 
 
 def stop_at(steps: int, where: str = "step") -> Callable[[Any], None]:
-    """Stops a trainer in its first environment `step` (or `burst` of updates) after `steps` steps."""
+    """Stops a trainer in its first environment `step` (or `learn` call) after `steps` steps."""
 
     def hold(trainer: Any) -> None:
         owner = trainer.adapter if where == "step" else trainer.programs

@@ -22,11 +22,11 @@ from qscape.run.evaluation import SEED
 from qscape.run.loop import Loop
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
-from qscape.run.stopping import stopping
+from qscape.run.stopping import StopOnSignal
 from qscape.run.training import no_update, set_up_jax, trainer_of
 
 if TYPE_CHECKING:
-    from qscape.inspect.subject import Subject
+    from qscape.inspect.trained_agent import TrainedAgent
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 FOREVER = 10**9  # steps of a plan that is there to be asked, not to be run
@@ -115,12 +115,12 @@ class Model:
         return self.trainer.env_steps if self.trainer else 0
 
     @property
-    def subject(self) -> "Subject":
+    def trained_agent(self) -> "TrainedAgent":
         """The model as `inspect` looks at it, until it learns on."""
-        from qscape.inspect.subject import Subject
+        from qscape.inspect.trained_agent import TrainedAgent
 
         trainer = self.trainer or self._untrained()
-        return Subject(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
+        return TrainedAgent(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
 
     def _plan(self, steps: int) -> Plan:
         return Plan(
@@ -162,8 +162,8 @@ class Model:
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
         # An interrupt in the middle of a compiled program would take the arrays it works on with it.
-        with stopping(signal.SIGINT) as interrupt:
-            interrupt.started(self.trainer)
+        with StopOnSignal(signal.SIGINT) as interrupt:
+            interrupt.attach(self.trainer)
             for event in self.trainer.events(self.trainer.env_steps + steps):
                 if progress and isinstance(event, ev.Evaluated):
                     print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")

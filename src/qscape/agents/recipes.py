@@ -27,6 +27,7 @@ from qscape.methods.greedy_td3 import GreedyTD3
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
+from qscape.methods.lap import LAP
 from qscape.methods.lipsnet import LipsNet
 from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
@@ -43,7 +44,6 @@ from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.onpolicy.base import Base as OnPolicyBase
-from qscape.replay.lap import LAP
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase
@@ -336,11 +336,8 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     )
     base, _ = overridden(agent)
     agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
-    present = frozenset(agent.parts)
-    for part in agent.parts.values():
-        why = part.objection(present, agent.base)
-        if why:
-            raise UsageError(f"'{recipe}' cannot be: {why}", part.name)
+    if why := agent.conflict():
+        raise UsageError(f"'{recipe}' cannot be: {why}")
     return agent
 
 
@@ -350,7 +347,7 @@ def overridden(agent: Agent) -> tuple[Base, list[Move]]:
     base: Any = (BASES | onpolicy.BASES)[base_name].base
     moves, parts = [], agent.parts
     for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
-        for field, value in part.overrides(frozenset(parts)).items():
+        for field, value in part.overrides(agent).items():
             if not hasattr(base, field):
                 known = [f.name for f in dataclasses.fields(base)]
                 raise UsageError(f"{part.name} overrides base.{field}; {nearest(field, known)}.", part.name)

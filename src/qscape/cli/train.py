@@ -17,7 +17,7 @@ from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import open_adapter
 from qscape.run.plan import Pace, Plan, fitted, folder_name
-from qscape.run.seeds import lacking
+from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
 
 
@@ -94,7 +94,7 @@ def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] 
     """Are the seeds trained in one vmapped program?"""
     if how == "processes" or (how == "auto" and (len(plans) == 1 or jax.default_backend() == "cpu")):
         return False
-    needs = lacking(plans[0], agent)
+    needs = why_not_together(plans[0], agent)
     if loggers:
         needs = f"seeds without --log {' '.join(loggers)}, which takes one run in a process"
     if needs and how == "vmap":

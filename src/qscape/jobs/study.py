@@ -104,7 +104,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
     if probe := source.get((*path, "probe"), list):
         numbers["probe"] = tuple(map(str, probe))
         try:
-            probes.check(numbers["probe"])
+            probes.check_names(numbers["probe"])
         except UsageError as problem:
             raise source.error((*path, "probe"), str(problem)) from problem
     seeds = source.at((*path, "seeds"))

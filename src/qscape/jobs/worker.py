@@ -13,10 +13,10 @@ from typing import Any
 
 from qscape.agents import plugins, register
 from qscape.errors import QscapeError
-from qscape.jobs.estimate import measure
+from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
-from qscape.run.stopping import stopping
+from qscape.run.stopping import StopOnSignal
 from qscape.run.training import resume, train, train_together
 
 
@@ -52,26 +52,26 @@ class Job:
 
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Do a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
-    with stopping(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
         if job.kind == "measure":
             assert job.plan is not None
-            yield measure(job.plan)
+            yield measure_costs(job.plan)
         elif job.kind == "train":
             assert job.plan is not None
             yield from train(
-                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.started
+                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
             )
         else:
-            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.started)
+            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach)
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     """Train plans that differ in their seed only, in one program; signals as in `run_job`."""
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with stopping(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
         yield from train_together(
-            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.started
+            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.attach
         )
 
 

@@ -5,7 +5,7 @@ learns or remembers lives in the state and is moved by nobody but the trunk.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -14,6 +14,7 @@ from qscape.onpolicy.state import State
 from qscape.types import Key, Metrics, Part, Scalar, Spec
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """What an actor says of observations [B, S]."""
 
@@ -88,10 +89,6 @@ class StatefulPart(Part):
         """What the part remembers at the start, moved by no gradient; None: nothing."""
         return None
 
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        """One sentence if the part cannot work on this task, else None."""
-        return None
-
 
 class FeatureExtractor(StatefulPart):
     """Features of an observation."""
@@ -145,6 +142,7 @@ class PolicyUpdate(StatefulPart):
 
     socket: ClassVar[str] = "policy_update"
     shares: ClassVar[bool] = True  # may actor and critic have one torso?
+    adds_head_penalty: ClassVar[bool] = True  # does the head's L2 term enter the loss?
 
     def optimised(self, networks: PyTree) -> dict[str, PyTree]:
         """By name, the parameters that each optimiser moves."""
@@ -173,11 +171,12 @@ class Scaling(StatefulPart):
         return state
 
 
+@runtime_checkable
 class Normaliser(Protocol):
     """Observation normalisation, as the off-policy agents have it. It stands still during a rollout."""
 
     @property
     def name(self) -> str: ...
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: Any) -> PyTree: ...
-    def see_batch(self, state: Any, obs: Array, weight: Array | None) -> PyTree: ...
+    def update_from_rollout(self, state: Any, obs: Array, weight: Array | None) -> PyTree: ...
     def apply(self, state: Any, obs: Array) -> Array: ...

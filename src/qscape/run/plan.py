@@ -82,7 +82,7 @@ class Plan(Pace):
             raise UsageError(f"--save-every is {self.save_every}; it must be at least 1.")
         if not 0 < self.milestones <= 1:
             raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
-        probes.check(self.probe)
+        probes.check_names(self.probe)
         if self.probe and not self.eval_every:
             raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
 
@@ -172,8 +172,7 @@ def moved(agent: Agent) -> list[str]:
 
 def remarks(agent: Agent) -> list[str]:
     """What parts say of themselves in this agent, one sentence each."""
-    present = frozenset(agent.parts)
-    return [said for part in agent.parts.values() for said in part.remarks(present, agent.base)]
+    return [note for part in agent.parts.values() for note in part.notes(agent)]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
