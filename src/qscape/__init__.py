@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qscape.agents import agent, register
     from qscape.errors import QscapeError, RunError, UsageError
-    from qscape.inspect import smoothness, subject
     from qscape.inspect.landscape import Landscape, landscape
-    from qscape.inspect.subject import Subject
+    from qscape.inspect.landscapes import measure_landscapes
+    from qscape.inspect.smoothness import measure_robustness, measure_smoothness
+    from qscape.inspect.trained_agent import TrainedAgent, load_history, load_trained_agent
     from qscape.model import A2C, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
     from qscape.offpolicy import sockets
     from qscape.onpolicy import sockets as onpolicy_sockets
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "events": "qscape.run.events",
     "onpolicy_sockets": "qscape.onpolicy.sockets",
-    "smoothness": "qscape.inspect.smoothness",
     "sockets": "qscape.offpolicy.sockets",
-    "subject": "qscape.inspect.subject",
 }
 _PLACES = {
     "agent": "qscape.agents",
@@ -47,7 +46,12 @@ _PLACES = {
     "load": "qscape.model",
     "Landscape": "qscape.inspect.landscape",
     "landscape": "qscape.inspect.landscape",
-    "Subject": "qscape.inspect.subject",
+    "measure_landscapes": "qscape.inspect.landscapes",
+    "measure_robustness": "qscape.inspect.smoothness",
+    "measure_smoothness": "qscape.inspect.smoothness",
+    "TrainedAgent": "qscape.inspect.trained_agent",
+    "load_history": "qscape.inspect.trained_agent",
+    "load_trained_agent": "qscape.inspect.trained_agent",
     "load_runs": "qscape.report.runs",
     "Plan": "qscape.run",
     "resume": "qscape.run",
@@ -82,20 +86,23 @@ __all__ = [
     "RunError",
     "Scalar",
     "Spec",
-    "Subject",
+    "TrainedAgent",
     "UsageError",
     "agent",
     "events",
     "landscape",
     "load",
+    "load_history",
     "load_runs",
+    "load_trained_agent",
+    "measure_landscapes",
+    "measure_robustness",
+    "measure_smoothness",
     "onpolicy_sockets",
     "register",
     "resume",
     "setting",
-    "smoothness",
     "sockets",
-    "subject",
     "train",
 ]
 
