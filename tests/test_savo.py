@@ -22,7 +22,7 @@ from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.types import Batch, Event, Spec
 
 KEY, NO = jax.random.key(0), jnp.array(False)
@@ -628,12 +628,12 @@ def test_epsilon_falls_in_a_line_from_the_end_of_the_warm_up():
 
 
 def test_a_run_knows_how_long_epsilon_falls():
-    _, agent, notes = fitted(Plan("td3+savo", "Pendulum-v1", 60_000))
+    _, agent, notes = prepare(Plan("td3+savo", "Pendulum-v1", 60_000))
     assert agent.base.epsilon_decay == 10_000
     assert any("base.epsilon_decay = 10000 steps" in note for note in notes)
     asked = {"base": {"epsilon_decay": 700.0}}
-    assert fitted(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
-    assert fitted(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
+    assert prepare(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
+    assert prepare(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import saves
-from qscape.run.plan import fitted, to_json
+from qscape.run.plan import prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # workers lost in a row without a new save after which a run counts as failed
@@ -178,7 +178,7 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
 
 
 def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
-    plan, agent, _ = fitted(dataclasses.replace(row.plan, steps=steps))
+    plan, agent, _ = prepare(dataclasses.replace(row.plan, steps=steps))
     return _flatten_record(to_json(plan, agent))
 
 

@@ -16,7 +16,7 @@ from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
 Metric: TypeAlias = Literal["final", "best"]
@@ -108,7 +108,7 @@ class Trial:
     @cached_property
     def judged(self) -> tuple[str, int]:
         """The policy whose evaluations count, and the first step that counts (after the warm-up)."""
-        _, agent, _ = fitted(self.plan(0))
+        _, agent, _ = prepare(self.plan(0))
         field, wait = agent.base.waits()
         keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps_best_policy
         # On-policy the first update precedes the evaluation at that step; off-policy it follows the warm-up.

@@ -22,7 +22,7 @@ from qscape.jobs.trials import Search, State, Trial, next_job, read_evaluations
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.plan import fitted
+from qscape.run.plan import prepare
 
 try:
     import optuna
@@ -247,7 +247,7 @@ def _open_study(search: Search) -> "optuna.Study":
 
 def _default_fields(search: Search) -> dict[str, Any]:
     """Return the recipe's own values of the fields, where they lie in their ranges."""
-    agent = fitted(search.plan)[1]
+    agent = prepare(search.plan)[1]
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
     found = {}
     for r in search.ranges:
