@@ -3,7 +3,7 @@
     python tests/mutants.py                        # all of them, against `-m "not slow"`
     python tests/mutants.py --select "" 3 17       # two of them, against every test of the files named
 
-Each is applied to a temporary copy of the tree, in which the files of tests named beside it run until the first
+Each is applied to a temporary copy of the tree, in which the test files named beside it run until the first
 failure. A mutant that no test notices is printed as SURVIVED.
 """
 
