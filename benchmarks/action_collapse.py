@@ -24,9 +24,9 @@ import numpy as np
 from qscape import agents
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
-from qscape.onpolicy import native
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import action_collapse
+from qscape.run import scan_rollouts
 from qscape.run.folder import origin
 
 PLACE = Path(__file__).parent / "results" / "action_collapse"
@@ -51,7 +51,7 @@ def build(recipe: str, head: str, env: Any, **settings: Any) -> Agent:
     added, of_head = HEADS[head]
     agent = agents.build(recipe + added, settings | of_head)
     assert isinstance(agent, Agent)
-    return agent.on(native.spec_of(env))
+    return agent.on(scan_rollouts.spec_of(env))
 
 
 def once(name: str, make: Callable[[], Rows]) -> Rows:
@@ -80,8 +80,8 @@ def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
     keys = jax.random.split(jax.random.key(0), seeds)
     agent = build("reinforce", head, env, base={"rollout": 100 * ENVS})
     each = updates // moments
-    run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
-    go = partial(native.further, agent, env, updates=each, total=updates)
+    run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
+    go = partial(scan_rollouts.further, agent, env, updates=each, total=updates)
     further = jax.jit(jax.vmap(go), donate_argnums=0)
     look = jax.jit(jax.vmap(lambda state: agent.look(agent.acting(state), cells)))
     for moment in range(1, moments + 1):
@@ -123,9 +123,9 @@ def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
     keys = jax.random.split(jax.random.key(0), seeds)
     agent = build(base, head, env)
     updates = 50 if base == "reinforce" else steps // agent.base.rollout // 4
-    run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
+    run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
     total = 10**9 if base == "reinforce" else steps // agent.base.rollout
-    go = partial(native.further, agent, env, updates=updates, total=total)
+    go = partial(scan_rollouts.further, agent, env, updates=updates, total=total)
     further, told = jax.jit(jax.vmap(go), donate_argnums=0), []
     while not told or min(told[-1].env_steps[:, -1]) < steps:
         run, history = further(run, keys)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.inspect.subject import Subject, of_run, values
+from qscape.inspect.trained_agent import TrainedAgent, critic_values, load_trained_agent
 from qscape.report.runs import find_runs
 from qscape.run.evaluation import SEED
 from qscape.run.folder import origin, unfinished
@@ -38,25 +38,25 @@ def searched(agent: Any) -> Any:
 
     def one(acting: Any, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
         at = jnp.broadcast_to(obs, (len(table), obs.size))
-        q = values(agent, acting, at, table)[0]
-        own = values(agent, acting, obs[None], action[None])[0][0]
+        q = critic_values(agent, acting, at, table)[0]
+        own = critic_values(agent, acting, obs[None], action[None])[0][0]
         return table[q.argmax()], (q.max() - own) / (q.max() - q.min())
 
     return jax.jit(lambda acting, obs, action: jax.lax.map(lambda x: one(acting, *x), (obs, action)))
 
 
-def returns(subject: Subject, program: Any, best: bool) -> tuple[list[float], float]:
+def returns(trained: TrainedAgent, program: Any, best: bool) -> tuple[list[float], float]:
     """Play `EPISODES` whole episodes side by side; return their returns and the mean gap to the best row.
 
     Args:
         program: the compiled search of `searched`.
-        best: act by the best row instead of the subject's own policy.
+        best: act by the best row instead of the own policy.
     """
-    adapter, done, shares = subject.make(envs=EPISODES, seed=SEED), {}, []
+    adapter, done, shares = trained.make(envs=EPISODES, seed=SEED), {}, []
     obs = adapter.reset()
     while len(done) < EPISODES:
-        own = subject.act(obs)
-        rows, share = program(subject.acting, obs, own)
+        own = trained.act(obs)
+        rows, share = program(trained.acting, obs, own)
         shares.append(np.mean(share))
         step = adapter.step(np.asarray(rows if best else own))
         obs = step.observation
@@ -75,10 +75,10 @@ def main() -> None:
     for folder in find_runs(runs):
         if unfinished(folder):
             continue
-        subject = of_run(folder, current=True)
+        trained = load_trained_agent(folder, current=True)
         which = str(folder.parent.relative_to(runs))
-        program = programs.setdefault(which, searched(subject.agent))
-        (own, share), (best, _) = (returns(subject, program, best) for best in (False, True))
+        program = programs.setdefault(which, searched(trained.agent))
+        (own, share), (best, _) = (returns(trained, program, best) for best in (False, True))
         found = {"which": which, "seed": int(folder.name), "own": own, "best": best, "share": share}
         measured.append(found)
         said = f"own {np.mean(own):.2f}, {share:.3f} of Q's range below; best row {np.mean(best):.2f}"

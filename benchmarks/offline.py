@@ -20,9 +20,9 @@ import minari
 import numpy as np
 
 import qscape as qs
-from qscape.export.card import interval
+from qscape.export.card import bootstrap_interval
 from qscape.run.folder import origin
-from qscape.run.record import record
+from qscape.run.record import record_dataset
 
 FILE = Path(__file__).parent / "results" / "offline" / "pendulum.json"
 
@@ -36,7 +36,7 @@ def dataset(folder: Path, episodes: int, steps: int) -> str:
     for _ in qs.train(qs.Plan("td3", "Pendulum-v1", steps, eval_every=0), run):
         pass
     parts = [
-        record(run, f"benchmark/{kind}-v0", episodes, kind, noise, seed=1_000 * k)
+        record_dataset(run, f"benchmark/{kind}-v0", episodes, kind, noise, seed=1_000 * k)
         for k, (kind, noise) in enumerate(MIXTURE.items())
     ]
     minari.combine_datasets(parts, "benchmark/mixed-v0")
@@ -66,7 +66,7 @@ def main() -> None:
             *_, last = (e for e in qs.train(plan, folder / recipe / str(seed)) if hasattr(e, "returns"))
             finals.append(float(np.mean(last.returns)))
             rows.append({"recipe": recipe, "seed": seed, "returns": [float(x) for x in last.returns]})
-        mean, low, high = interval(finals)
+        mean, low, high = bootstrap_interval(finals)
         said = " ".join(f"{x:.1f}" for x in finals)
         print(f"{recipe:8} {mean:9.1f} [{low:.1f}, {high:.1f}]   {said}", flush=True)
     settings = {"steps": given.steps, "expert": given.expert, "episodes": given.episodes, "mixture": MIXTURE}

@@ -17,8 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from qscape.inspect.subject import history_of, of_run
-from qscape.inspect.survey import Surveyor, picked, summary
+from qscape.inspect.survey import Surveyor, pick_states, summarise
+from qscape.inspect.trained_agent import load_history, load_trained_agent
 from qscape.report.runs import find_runs
 from qscape.run.folder import origin, unfinished
 
@@ -39,11 +39,11 @@ def main() -> None:
         if unfinished(folder):
             continue
         which = str(folder.parent.relative_to(runs))
-        saves = history_of(of_run(folder, current=True), current=True)
+        saves = load_history(load_trained_agent(folder, current=True), current=True)
         surveyor = surveyors.setdefault(which, Surveyor(saves[-1].agent, with_surrogates=False))
         for save in saves:
-            survey = surveyor(save.acting, picked(save.rollouts(EPISODES), STATES)[1])
-            one = {"seed": int(folder.name), "step": save.step, **summary(survey)}
+            survey = surveyor(save.acting, pick_states(save.rollouts(EPISODES), STATES)[1])
+            one = {"seed": int(folder.name), "step": save.step, **summarise(survey)}
             measured[which].append(one)
         print(f"{which}/{folder.name}: {one['action']['share']['mean']:.3f}", flush=True)
     for which, found in measured.items():

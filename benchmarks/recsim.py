@@ -29,8 +29,8 @@ import jax
 
 from qscape.envs import make
 from qscape.envs.native import Native, native_of
-from qscape.offpolicy import native
 from qscape.offpolicy.agent import Agent
+from qscape.run import scan
 from qscape.run.folder import origin
 from qscape.run.plan import Plan, fitted
 from qscape.run.trainer import Trainer
@@ -43,12 +43,12 @@ BLOCK = 400  # environment steps in which a whole number of updates is due: 8
 def scans(agent: Agent, env: Native, seeds: int, steps: int) -> dict[str, Callable[[], None]]:
     """Return `together` and `apart`; each call of them makes `steps` steps of every seed."""
     keys = jax.random.split(jax.random.key(0), seeds)
-    due = native.timetable(agent, envs=ENVS, steps=WARM_UP + steps)
+    due = scan.update_counts(agent, envs=ENVS, steps=WARM_UP + steps)
     warm, due = due[: WARM_UP // ENVS], due[WARM_UP // ENVS :]
-    begin, go = partial(native.start, agent, env, envs=ENVS), partial(native.further, agent, env)
-    axes = (native.RUN_AXES, 0, None), (native.RUN_AXES, 0)
+    begin, go = partial(scan.start, agent, env, envs=ENVS), partial(scan.run_steps, agent, env)
+    axes = (scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0)
     one, all_ = jax.jit(go, donate_argnums=0), jax.jit(jax.vmap(go, *axes), donate_argnums=0)
-    begin_all = jax.jit(jax.vmap(begin, out_axes=native.RUN_AXES))
+    begin_all = jax.jit(jax.vmap(begin, out_axes=scan.RUN_AXES))
     runs_together = all_(begin_all(keys), keys, warm)[0]
     runs = [one(jax.jit(begin)(key), key, warm)[0] for key in keys]
 
@@ -95,7 +95,7 @@ def main() -> None:
     env = native_of(gym.make(ENV))
     assert isinstance(agent, Agent)
     assert env is not None
-    made = scans(agent.on(native.spec_of(env)), env, given.seeds, given.steps)
+    made = scans(agent.on(scan.spec_of(env)), env, given.seeds, given.steps)
     made["loop"] = loop(plan, agent, given.steps)
     for turn in made.values():  # the first call compiles
         turn()

@@ -32,9 +32,9 @@ from jaxtyping import Array
 
 from qscape import agents
 from qscape.envs.native import Native, Outcome
-from qscape.offpolicy import native
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
+from qscape.run import scan
 from qscape.run.folder import origin
 from qscape.types import Event, Key
 
@@ -106,7 +106,7 @@ def agent_of(column: str, row: Row, **base: Any) -> Agent:
     }
     agent = agents.build(recipe, {"base": base, **settings})
     assert isinstance(agent, Agent)
-    return agent.on(native.spec_of(TwoPeaks()))
+    return agent.on(scan.spec_of(TwoPeaks()))
 
 
 def on_the_lower_peak(state: State) -> State:
@@ -142,17 +142,17 @@ def run(row: Row, column: str, seeds: int) -> dict[str, Any]:
     # This agent trains critics and surrogates only; it is used in the warm-up.
     still = agent_of(column, row, policy_delay=NEVER)
 
-    def begin(key: Key) -> native.Run:
-        run = native.start(agent, env, key, envs=1)
+    def begin(key: Key) -> scan.Run:
+        run = scan.start(agent, env, key, envs=1)
         return run._replace(state=on_the_lower_peak(run.state))
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def further(agent: Agent, run: native.Run, due: Array) -> tuple[native.Run, native.History]:
-        axes = (native.RUN_AXES, 0, None), (native.RUN_AXES, 0)
-        return jax.vmap(partial(native.further, agent, env), *axes)(run, keys, due)
+    def further(agent: Agent, run: scan.Run, due: Array) -> tuple[scan.Run, scan.History]:
+        axes = (scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0)
+        return jax.vmap(partial(scan.run_steps, agent, env), *axes)(run, keys, due)
 
     looked = jax.jit(jax.vmap(partial(measure, agent), in_axes=(SEED_AXES,)))
-    now = jax.jit(jax.vmap(begin, out_axes=native.RUN_AXES))(keys)
+    now = jax.jit(jax.vmap(begin, out_axes=scan.RUN_AXES))(keys)
     first, begun = looked(now.state), time.perf_counter()
     now, _ = further(still, now, jnp.full(row.warmup, int(row.learns_in_warmup)))
     now, _ = further(agent, now, jnp.ones(row.steps, jnp.int32))

@@ -9,7 +9,7 @@ import numpy as np
 
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.methods.sale import Seen
+from qscape.methods.sale import Statistics
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.replay.storage import ReplayState, Rows
@@ -116,12 +116,12 @@ def same(x: Any, y: Any) -> bool:
 def randomised(tree: Any, draw: Callable, rng: np.random.Generator) -> Any:
     """The tree with each leaf drawn; the statistics of batch normalisation are those of a sample."""
 
-    def sample(seen: Seen) -> Seen:
+    def sample(seen: Statistics) -> Statistics:
         drawn = [(rng.normal(1, 2, (20, *mean.shape)), spread.ndim) for mean, spread in seen]
         found = [(x.mean(0), np.cov(x.T, ddof=0) if axes == 2 else x.var(0)) for x, axes in drawn]
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Seen(*found))
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Statistics(*found))
 
     def is_seen(x: Any) -> bool:
-        return isinstance(x, Seen)
+        return isinstance(x, Statistics)
 
     return jax.tree.map(lambda x: sample(x) if is_seen(x) else draw(x), tree, is_leaf=is_seen)

@@ -74,7 +74,7 @@ def test_the_noise_falls_over_a_share_of_the_run_that_begins_with_a_policy_too()
 
 def test_wolpertinger_needs_as_many_items_as_candidates():
     with pytest.raises(UsageError, match=r"wolpertinger.candidates is 50; .* only 40 actions"):
-        jax.eval_shape(make("td3+wolpertinger", spec=TABLE, candidates=50).init, jax.random.key(0))
+        make("td3+wolpertinger", spec=TABLE, candidates=50)
 
 
 def test_only_the_chosen_action_is_disturbed():
@@ -249,7 +249,7 @@ def test_the_entropy_of_the_proposal_policy_is_kept():
 
     def estimate(key):
         empty = jnp.zeros((1, 1, 1))
-        following = lambda x: part.following(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
+        following = lambda x: part.proposal_loss(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
         return jax.grad(following)(dist.log_std)
 
     grid = jnp.linspace(-0.9999, 0.9999, 20_001)[:, None, None]

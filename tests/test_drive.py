@@ -20,7 +20,6 @@ from qscape.errors import RunError
 from qscape.run import Plan
 from qscape.run import events as ev
 from qscape.run import trainer as trainers
-from qscape.run.drive import Cycle
 from qscape.run.trainer import Trainer
 
 STEPS = 400
@@ -67,7 +66,7 @@ def told(trainer, until=STEPS):
 def leaves(trainer):
     return [
         (jax.tree_util.keystr(path), np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x))
-        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.trees()))
+        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.arrays()))
     ]
 
 
@@ -93,7 +92,7 @@ def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     assert driven.driver is not None
     for (name, one), (_, other) in zip(leaves(apart), leaves(driven), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
-    numbers = [{k: v for k, v in t.numbers().items() if k != "seconds"} for t in (apart, driven)]
+    numbers = [{k: v for k, v in t.counters().items() if k != "seconds"} for t in (apart, driven)]
     assert numbers[0] == numbers[1]
 
 
@@ -162,7 +161,7 @@ def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     assert trainer.driver is not None
     assert trainer.env_steps == 199
     assert int(trainer.state.updates) == trainer.updates  # what was learned can still be used
-    assert int(trainer.replay_state.size[0]) == 199
+    assert int(trainer.carry.replay_state.size[0]) == 199
 
 
 def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
@@ -179,7 +178,7 @@ def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
     assert isinstance(end, ev.Ended)
     assert end.interrupted
     assert trainer.env_steps == 201
-    assert trainer.action is not None
+    assert trainer.carry.action is not None
 
 
 @pytest.mark.slow
@@ -207,11 +206,7 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
 def test_the_program_does_not_copy_the_replay(driven):
     trainer = begun("td3+lap", replay_capacity=65_536)
     told(trainer)
-    replay, seen = (trainer.storage, trainer.replay_state), trainer.adapter.observation
-    cycle = Cycle(
-        trainer.state, replay, trainer.noise_state, trainer.metrics, seen, trainer.action, trainer.columns
-    )
-    text = trainer.driver.go.lower(cycle, trainer.key).compile().as_text()
+    text = trainer.driver.program.lower(trainer.carry, trainer.key).compile().as_text()
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", text)
     sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
     assert max(sizes, default=0) < 65_536

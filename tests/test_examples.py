@@ -27,7 +27,7 @@ def test_quickstart_trains_saves_and_goes_on(tmp_path):
     out = run(ROOT / "examples/quickstart.py", "--steps", 60, "--out", tmp_path / "run", cwd=tmp_path)
     assert "one episode by hand: -" in out
     assert "after 66 steps: mean return -" in out
-    numbers = qs.load(tmp_path / "run").trainer.numbers()
+    numbers = qs.load(tmp_path / "run").trainer.counters()
     assert (numbers["env_steps"], numbers["updates"]) == (60, 48)
 
 

@@ -1,5 +1,8 @@
 """The Python face: learn, predict, evaluate, save, load, callbacks."""
 
+import dataclasses
+import inspect
+import pydoc
 import resource
 import shutil
 import signal
@@ -42,6 +45,32 @@ def test_learning_makes_updates_and_goes_on_where_it_was(trained):
     assert (one.env_steps, one.trainer.updates) == (120, 70)
     seen = observations(50)
     assert np.array_equal(one.predict(seen)[0], trained.predict(seen)[0])
+
+
+@pytest.mark.parametrize("name", ["TD3", "SAC", "TD7", "PPO", "A2C", "REINFORCE", "TRPO"])
+def test_named_agents_explain_themselves(name):
+    """`help(qs.TD3)` shows the fields of the base with types, defaults and meanings."""
+    cls = getattr(qs, name)
+    agent = qs.agent(name)
+    text = pydoc.plain(pydoc.render_doc(cls))
+    shown = inspect.signature(cls).parameters
+    for field in dataclasses.fields(agent.base):
+        assert shown[field.name].default == getattr(agent.base, field.name)
+        assert shown[field.name].annotation is not inspect.Parameter.empty
+        assert f"{field.name}: {field.metadata['help']}" in text
+    assert {"env", "seed", "envs", "eval_every"} <= shown.keys()
+    assert issubclass(cls, qs.Model)
+
+
+def test_fields_of_the_base_are_keywords_of_named_agents():
+    model = qs.TD3("Pendulum-v1", discount=0.9, base={"batch_size": 8}, polyak={"rate": 0.1})
+    assert model.recipe == "td3"
+    assert model.settings == {"base": {"batch_size": 8, "discount": 0.9}, "polyak": {"rate": 0.1}}
+    with pytest.raises(qs.UsageError, match=r"no keyword 'gamma'; write base=\{'discount': ...\}"):
+        qs.TD3("Pendulum-v1", gamma=0.9)
+    with pytest.raises(qs.UsageError, match=r"base.discount is 2.0; it must lie in \[0, 1\]") as refused:
+        qs.PPO("Pendulum-v1", discount=2.0)
+    assert (refused.value.part, refused.value.field) == ("base", "discount")
 
 
 def test_one_observation_and_batches(trained):

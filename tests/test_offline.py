@@ -316,7 +316,7 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
         params=lambda obs: jnp.array([[0.0], [-2.0]]) + obs[:, :1]
     )  # V(s) = 0 and -2, V(s') one more
     least = np.array([-2.0, 0.5])
-    loss, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
+    loss, _, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
     assert float(loss) == pytest.approx(np.mean([0.1 * 4.0, 0.9 * 6.25]))  # u = -2 and 2.5
     weight = np.minimum(np.exp(2.0 * (least - [0.0, -2.0])), 5.0)
     far = np.square(np.asarray(ACTION - DATA)).sum(-1)
@@ -340,7 +340,7 @@ def test_recipes_on_a_dataset():
     assert on_dataset("td7+bc")[0] == "td3+sale+lap+periodic+value_clip+bc"
     assert on_dataset("td3+checkpoints+bc")[0] == "td3+bc"
     assert on_dataset("iql") == ("iql", [])
-    assert not build("td7_offline").schedule.keeps
+    assert not build("td7_offline").schedule.keeps_best_policy
     parts = set(build("td7").parts) - {"checkpoints"} | {"clone", "every_step"}
     assert set(build("td7_offline").parts) == parts
     with pytest.raises(UsageError, match="learns from its own steps"):
@@ -387,7 +387,7 @@ def test_nothing_is_stepped_and_every_update_counts(name):
     trainer.adapter.step = None  # whoever steps it fails
     key, state, rows, index = (
         trainer.key,
-        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.replay_state)),
+        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.carry.replay_state)),
     )
     said = [*trainer.events(60)]
     assert [e.step for e in said if type(e).__name__ == "Evaluated"] == [0, 30, 60]
@@ -457,14 +457,14 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
 
 def stop_after(trainer, steps):
     """Stops a trainer at the first boundary past these updates."""
-    burst = trainer.programs.burst
+    burst = trainer.programs.learn
 
     def watched(*args, **given):
         if trainer.env_steps + int(args[-1]) >= steps:
             trainer.stop()
         return burst(*args, **given)
 
-    trainer.programs.burst = watched
+    trainer.programs.learn = watched
 
 
 @pytest.mark.slow
@@ -512,7 +512,7 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     seen = {}
 
     def look(trainer):
-        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.replay_state))
+        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.carry.replay_state))
         seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.storage))
 
     events = [*train(plan, tmp_path / "on", on_trainer=look)]

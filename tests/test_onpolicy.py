@@ -18,7 +18,6 @@ from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.orthogonal import orthogonal_linear
-from qscape.onpolicy import native
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
 from qscape.onpolicy.sockets import Samples, Steps, Views
@@ -27,6 +26,7 @@ from qscape.ops import surrogate
 from qscape.ops.conjugate import conjugate_gradient
 from qscape.ops.returns import discounted_returns, gae, running_returns
 from qscape.ops.running import Moments, merge, moments
+from qscape.run import scan_rollouts
 from qscape.types import Spec
 
 column = lambda *x: jnp.array(x, jnp.float32)[:, None]  # noqa: E731
@@ -443,7 +443,7 @@ def test_compiled_runs_refuse_continuous_actions():
         action_space = gym.spaces.Box(-2, 2, (3,))
 
     with pytest.raises(UsageError, match="compiled on-policy runs take Discrete ones"):
-        native.spec_of(Continuous())
+        scan_rollouts.spec_of(Continuous())
 
 
 @pytest.mark.slow

@@ -18,11 +18,10 @@ from qscape.envs import make
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
-from qscape.jobs.estimate import measure, seconds
-from qscape.onpolicy import native
+from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
-from qscape.run import Plan, resume, saves, train
+from qscape.run import Plan, resume, saves, scan_rollouts, train
 from qscape.run.plan import fitted
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
@@ -239,12 +238,12 @@ def test_short_runs(recipe, steps, given, rollout, batch):
 
 @pytest.mark.slow
 def test_what_a_run_costs():
-    cost = measure(plan(eval_every=0))
+    cost = measure_costs(plan(eval_every=0))
     assert cost.begin > 0
     assert 1e-5 < cost.step < 0.1
-    assert seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
+    assert estimate_seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
     many = plan("reinforce", settings={"base": {**SMALL, "episodes": 2, "batch_size": 16}}, steps=9_000)
-    assert measure(many).step > 0
+    assert measure_costs(many).step > 0
 
 
 def test_the_paper_preset():
@@ -283,7 +282,7 @@ def test_the_command_line(tmp_path, capsys):
     assert sum(found["counts"]) == 100
     assert found["history"][-1]["max_angle_w"] < 1e-5
     assert (tmp_path / "a/0/inspect/collapse.png").stat().st_size > 10_000
-    angles, _, plane = (chart for _, chart in interactive.collapse(found))
+    angles, _, plane = (chart for _, chart in interactive.collapse_charts(found))
     assert list(angles.data[1].y) == [row["max_angle_w"] for row in found["history"]]
     assert sum(len(trace.x) for trace in plane.data if "action" in (trace.name or "")) == len(found["points"])
     capsys.readouterr()
@@ -348,8 +347,8 @@ def test_next_step_autoreset_learns_from_real_steps_only():
 
 @lru_cache
 def learn(recipe, updates, rollout):
-    agent = agents.build(recipe, {"base": {"rollout": rollout}}).on(native.spec_of(CartPole()))
-    run = jax.jit(partial(native.train, agent, envs=8, updates=updates))
+    agent = agents.build(recipe, {"base": {"rollout": rollout}}).on(scan_rollouts.spec_of(CartPole()))
+    run = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=updates))
     return run(CartPole(), jax.random.key(1))
 
 
@@ -370,11 +369,13 @@ def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
 def test_steps_of_whole_episodes_are_counted_as_in_a_run():
     """All that environments walk until the last episode is over: no random number is drawn twice."""
     env, envs = IdealCliffWalking(), 3
-    agent = agents.build("reinforce", {"base": {"rollout": 300, "episodes": 4}}).on(native.spec_of(env))
-    begun = native.start(agent, env, jax.random.key(0), envs=envs)
-    run, _ = native.further(agent, env, begun, jax.random.key(0), updates=1, total=1)
+    agent = agents.build("reinforce", {"base": {"rollout": 300, "episodes": 4}}).on(
+        scan_rollouts.spec_of(env)
+    )
+    begun = scan_rollouts.start(agent, env, jax.random.key(0), envs=envs)
+    run, _ = scan_rollouts.further(agent, env, begun, jax.random.key(0), updates=1, total=1)
     acting = agent.acting(begun.state)
-    rollout = native.collect(agent, env, acting, begun.world, jnp.int32(0), jax.random.key(0))[1]
+    rollout = scan_rollouts.collect(agent, env, acting, begun.world, jnp.int32(0), jax.random.key(0))[1]
     walked = np.flatnonzero(rollout.valid.any(1))[-1] + 1
     assert rollout.valid.sum() < walked * envs
     assert int(run.state.env_steps) == walked * envs
@@ -387,8 +388,8 @@ def test_ideal_cliff_walking_collapses():
     The specification asks 8 of 10 seeds within 4,000 updates; here 4 seeds make 1,200 of them.
     """
     env = IdealCliffWalking()
-    agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(native.spec_of(env))
-    run = jax.jit(jax.vmap(partial(native.train, agent, envs=8, updates=1_200), (None, 0)))
+    agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(scan_rollouts.spec_of(env))
+    run = jax.jit(jax.vmap(partial(scan_rollouts.train, agent, envs=8, updates=1_200), (None, 0)))
     state, history = run(env, jax.random.split(jax.random.key(0), 4))
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
     dist = jax.vmap(lambda s: agent.look(agent.acting(s), cells))(state)

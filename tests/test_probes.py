@@ -60,7 +60,7 @@ def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("probe", PROBES)
 def test_probe(recipe, probe):
     trainer, kind = learn(recipe, probe), PROBES[probe]
-    shown = np.unique(np.asarray(trainer.storage)[: int(trainer.replay_state.size[0]), 0])
+    shown = np.unique(np.asarray(trainer.storage)[: int(trainer.carry.replay_state.size[0]), 0])
     observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)

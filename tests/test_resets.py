@@ -51,7 +51,7 @@ def test_an_update_ends_with_the_reset():
         assert same(run.state, twin.state)
     before, run, twin = run.state, run.step(), twin.step()
     key = stream(jax.random.fold_in(run.key, 3), "resets.restart")
-    fresh = jax.jit(run.agent.anew)(before._replace(updates=jnp.array(3)), key)
+    fresh = jax.jit(run.agent.reinitialise)(before._replace(updates=jnp.array(3)), key)
     for mine, expected in zip(jax.tree.leaves(run.state), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-6)
     assert same(run.replay_state, twin.replay_state)
@@ -63,7 +63,7 @@ def test_an_update_ends_with_the_reset():
 def test_all_that_is_learned_begins_anew_and_the_rest_goes_on():
     agent = make("td3+normalise")
     state = state_of(agent)._replace(updates=jnp.array(7), env_steps=jnp.array(70))
-    anew = jax.jit(agent.anew)
+    anew = jax.jit(agent.reinitialise)
     fresh, other = anew(state, jax.random.key(1)), anew(state, jax.random.key(2))
     new = Resets(every=1).reset(state, lambda: fresh, at(5), agent.base)
     assert same(new, fresh)
@@ -104,7 +104,9 @@ def test_every_agent_keeps_its_shape(recipe, what):
     state = jax.eval_shape(agent.init, jax.random.key(0))
 
     def reset(state):
-        return agent.reset.reset(state, lambda: agent.anew(state, jax.random.key(1)), at(1), agent.base)
+        return agent.reset.reset(
+            state, lambda: agent.reinitialise(state, jax.random.key(1)), at(1), agent.base
+        )
 
     assert jax.eval_shape(reset, state) == state
 

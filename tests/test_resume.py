@@ -97,7 +97,7 @@ CLOCK = Plan(
 @pytest.mark.parametrize(
     ("plan", "stops"),
     [
-        slow(PENDULUM, [(333, "step"), (600, "burst")]),
+        slow(PENDULUM, [(333, "step"), (600, "learn")]),
         (CHEETAH, [(149, "step"), (299, "step")]),  # in an episode, and at the end of one
         slow(VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
     ],
@@ -111,7 +111,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):
     assert not end.interrupted
     for steps, where in stops:
         interrupted(plan, other, steps, where)
-        if where == "burst":
+        if where == "learn":
             assert (numbers(other)["pending"], numbers(other)["chosen"]) == (150, False)
     list(resume(other))
     assert_same_run(one, other)
@@ -126,7 +126,7 @@ def test_the_burst_that_ends_a_run_may_be_interrupted_too(tmp_path):
     plan = Plan("td3+checkpoints", "tiny:Clock-v0", steps, settings=small, eval_every=200, eval_episodes=2)
     whole(plan, one)
     assert numbers(one)["updates"] == 300
-    interrupted(plan, other, steps, "burst")
+    interrupted(plan, other, steps, "learn")
     assert (numbers(other)["updates"], numbers(other)["env_steps"]) == (250, steps)
     list(resume(other))
     assert_same_run(one, other)
@@ -211,7 +211,7 @@ def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_pat
     list(resume(folder, on_trainer=keep))
     trainer = seen["trainer"]
     layout, ends = trainer.layout, []
-    rows, size = np.asarray(trainer.storage), int(trainer.replay_state.size[0])
+    rows, size = np.asarray(trainer.storage), int(trainer.carry.replay_state.size[0])
     columns = layout.slices
     for at in range(size - 1):
         row = {name: rows[at, where] for name, where in columns.items()}
@@ -495,7 +495,7 @@ def test_ctrl_c_reaches_every_seed(tmp_path, begin):
     assert "Traceback" not in err
     for seed in seeds[:-1]:
         assert f"interrupted: {tmp_path / str(seed)}" in out
-        assert f"to go on: qscape resume {tmp_path / str(seed)}" in out
+        assert f"to continue: qscape resume {tmp_path / str(seed)}" in out
         assert not numbers(tmp_path / str(seed))["finished"]
-    assert f"not begun: {tmp_path / str(seeds[-1])}" in out
+    assert f"not started: {tmp_path / str(seeds[-1])}" in out
     assert not (tmp_path / str(seeds[-1])).exists()

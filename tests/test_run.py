@@ -170,7 +170,7 @@ def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
     over three steps: every row is one piece of one episode. (No update: none could write to a row.)"""
     base = {"replay_capacity": 300, "next_observation": next_observation}
     trainer, _ = run(recipe, 900, envs=3, warmup=900, **base)
-    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.storage, trainer.replay_state
+    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.storage, trainer.carry.replay_state
     i = agent.replay.sample(layout, rows, index, jax.random.key(3), 5_000)
     batch = rows_at(layout, rows, index, i, 3, 0.99, {"previous_observation"})
     at, after = np.asarray(batch.observation), np.asarray(batch.next_observation)

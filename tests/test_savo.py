@@ -15,10 +15,11 @@ from small import AS_USERS, A, S, build, randomised, same, start
 import reference.savo
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.nets import SUMMARISERS, Conditioned, Conditioning
+from qscape.methods._list_encoder import SUMMARISERS, Conditioned
+from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
-from qscape.offpolicy.exploration import epsilon, noise
+from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
 from qscape.run.plan import Plan, fitted
@@ -214,7 +215,7 @@ def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
         constant = jax.tree.map(jnp.zeros_like, own.params)
         biases = lambda nets: [net.net.body.out.bias for net in nets]  # noqa: E731
         constant = eqx.tree_at(biases, constant, [jnp.array([says])] * 2)
-        loss, _ = agent.selector.learn(
+        loss, _, _ = agent.selector.learn(
             constant, own, functions(agent, state, table_q), batch, jax.random.key(0)
         )
         at_proposals = (says - 1.0) ** 2 + (says - 1.5) ** 2  # T_1(a_1) = max(.7, 1), T_2(a_2) = max(1.5, 1)
@@ -226,7 +227,7 @@ def test_surrogates_at_the_present_actors_proposals(points, executed):
     agent = make(surrogate_points=points)
     state, batch = state_of(agent, 1), flat_batch(0)
     context, own, obs = functions(agent, state), state.part_states["savo"], batch.observation
-    loss, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
+    loss, _, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
     fresh = [dist.mode() for dist in agent.selector.propose(state.actor, context, obs)]
     q = lambda action: np.min(context.q(obs, action), 0)  # noqa: E731
     done = batch.action if executed == "stored" else context.policy(obs).mode()
@@ -354,7 +355,7 @@ def test_which_list_actors_climb_after(actor_list):
 def test_ties_go_to_the_first():
     agent = make(spec=Spec(S, 1))
     context = functions(agent, q=lambda obs, action: [jnp.round(action[..., 0])])
-    pick = agent.selector.pick(
+    pick = agent.selector.choose(
         context, jnp.zeros((2, S)), jnp.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]])[..., None]
     )
     np.testing.assert_array_equal(pick, [1, 0])
@@ -601,7 +602,7 @@ def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
     context, memory, seen = functions(make(base={"epsilon_end": 1.0})), jnp.zeros((2, 4, A)), []
     for t in range(4):
         first = jnp.array([False, t == 3])
-        drawn, memory = noise(context, memory, first, memory.shape, jax.random.key(0))
+        drawn, memory = sample_noise(context, memory, first, memory.shape, jax.random.key(0))
         seen.append(drawn[:, 0, 0])
     expected = [[0.2, 0.2], [0.17, 0.17], [0.1445, 0.1445], [0.122825, 0.0]]  # the second episode begins anew
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
@@ -613,7 +614,7 @@ def test_how_far_the_noise_goes_in_the_long_run():
     context, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
 
     def step(memory, key):
-        return noise(context, memory, first, memory.shape, key)[1], None
+        return sample_noise(context, memory, first, memory.shape, key)[1], None
 
     memory, _ = jax.lax.scan(step, jnp.zeros((200_000, A)), jax.random.split(jax.random.key(0), 60))
     assert float(memory.std()) == pytest.approx(0.379663, abs=1e-3)

@@ -228,8 +228,8 @@ def test_lipsnet_starts_as_its_paper_says():
 @pytest.mark.parametrize("part", [GRAD, ASAP])
 def test_the_previous_observation(part):
     kept, across = part(), part(across_resets=True)
-    assert kept.derived == {"successor", "previous_observation"}
-    assert across.derived == {"successor", "last_observation"}
+    assert kept.derived_columns == {"successor", "previous_observation"}
+    assert across.derived_columns == {"successor", "last_observation"}
     only = {"prediction": 0.0, "spatial": 0.0} if part is ASAP else {}
     kept, across = part(temporal=1.0, **only), part(temporal=1.0, across_resets=True, **only)
     now = np.array(ACTIONS[NOW])
@@ -249,7 +249,7 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
         obs, ends = np.full((1, 1), t + 1.0), np.array([t % 3 == 2])
         new = Rows(obs, obs, obs[0], ends, ~ends & False, obs + 0.5, {})
         rows, index = agent.replay.insert(layout, rows, index, new, np.array([True]))
-    batch = rows_at(layout, rows, index, jnp.arange(6), *agent.reads)
+    batch = rows_at(layout, rows, index, jnp.arange(6), *agent.sampling_options)
     previous = batch.extra[agent.regularisers[0].previous][:, 0]
     np.testing.assert_array_equal(previous, [1, 1, 2, 3 if across else 4, 4, 5])
     np.testing.assert_array_equal(batch.extra["successor"][:, 0], np.arange(6) + 1.5)
@@ -261,7 +261,7 @@ def test_all_that_is_observed_is_normalised():
     state = SimpleNamespace(of=lambda part: own)
     raw = batch_of()._replace(next_observation=jnp.ones((1, 1)))
     made = update._batch(agent, state, raw)
-    assert made.extra.keys() == agent.derived
+    assert made.extra.keys() == agent.derived_columns
     for name, value in made.extra.items():
         np.testing.assert_allclose(value, (raw.extra[name] - 5.0) / 2.0, rtol=1e-6)
 
@@ -313,7 +313,7 @@ def test_l2c2_against_its_definition():
     batch = Batch(*(x[:16] for x in run.memory), 0.99)
     batch = batch._replace(extra={"successor": batch.next_observation})
     part, key = run.agent.regularisers[0], jax.random.key(0)
-    between, weight, distance = part._between(batch, key)
+    between, weight, distance = part._interpolate(batch, key)
     share = np.asarray((between - batch.observation) / (batch.next_observation - batch.observation))
     assert np.abs(share).max() <= 1.0 + 1e-4  # the width is 1
     np.testing.assert_allclose(distance, np.abs(share).max(-1) + 1 / 99, rtol=1e-3)
@@ -324,9 +324,8 @@ def test_l2c2_against_its_definition():
 
 @pytest.mark.parametrize("part", ["caps", "grad", "asap"])
 def test_an_actor_is_needed(part):
-    agent = build(f"td3+cem+{part}").on(Spec(S, A))
-    with pytest.raises(UsageError, match=f"{part} smooths an actor, and this agent has none"):
-        jax.eval_shape(agent.init, jax.random.key(0))
+    with pytest.raises(UsageError, match=f"cem has no actor that {part} could act on"):
+        build(f"td3+cem+{part}")
 
 
 # --- recipes ------------------------------------------------------------------------------------------

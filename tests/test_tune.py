@@ -23,7 +23,7 @@ from qscape.cli.tune import train_command
 from qscape.errors import RunError, UsageError
 from qscape.jobs.ranges import Range, find_ranges
 from qscape.jobs.trials import Search, Trial, next_job
-from qscape.jobs.tune import NAME, opened
+from qscape.jobs.tune import NAME, open_search
 from qscape.jobs.worker import Job
 from qscape.run import folder as folders
 from qscape.run.plan import Plan
@@ -305,7 +305,7 @@ def test_a_failed_trial_is_stored_with_its_reason_and_the_rest_goes_on(here, ran
 @pytest.mark.slow
 def test_a_trial_below_the_median_of_earlier_ones_is_stopped(here, ranges, capsys):
     search = Search(small_plan(), find_ranges(small_plan(), (), ranges()), Path("out"))
-    with opened(search):  # makes the search's database
+    with open_search(search):  # makes the search's database
         pass
     for k in range(10):  # earlier trials, better than Pendulum can be
         distributions = {
@@ -415,7 +415,7 @@ def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path)
 def test_a_folder_of_something_else_is_refused(here, ranges, capsys):
     base = small_plan()
     search = Search(base, find_ranges(base, (), ranges()), Path("out"))
-    with opened(search):
+    with open_search(search):
         pass
     assert main(command("out", "--ranges", ranges(), "--steps", 300)) == 2
     assert (
@@ -444,7 +444,7 @@ def test_a_database_that_fails_during_a_search_is_told(here, ranges):
     search = Search(base, find_ranges(base, (), ranges()), Path("out"))
 
     def fail():
-        with opened(search) as tuner:
+        with open_search(search) as tuner:
             with contextlib.closing(sqlite3.connect(here / "out/study.db")) as db:
                 db.execute("DROP TABLE trials")
             tuner.study.ask()

@@ -26,10 +26,10 @@ class Normalise(Normaliser):
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=moments(spec.observation_size))
 
-    def see(self, state: PartState, obs: Array) -> PartState:
+    def update_statistics(self, state: PartState, obs: Array) -> PartState:
         return state._replace(extra=see(state.extra, obs))
 
-    def see_batch(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
+    def update_from_rollout(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
         """Fold in a whole rollout [B, S] at once; rows of weight 0 do not count."""
         return state._replace(extra=merge(state.extra, obs, weight))
 

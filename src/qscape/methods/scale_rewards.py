@@ -1,7 +1,7 @@
 """Running scales of rewards or returns, for critics that would see numbers of any size."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -28,8 +28,8 @@ class ScaleRewards(Scaling):
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"scale_rewards.clip is {self.clip}; it must be above 0, or None.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if self.what == "returns" and "monte_carlo" in present:
+    def conflict(self, agent: Any) -> str | None:
+        if self.what == "returns" and not agent.estimator.critic:
             return "scale_rewards.what = returns is the unit of a critic, and there is none; use rewards."
         return None
 

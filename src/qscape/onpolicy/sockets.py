@@ -89,10 +89,6 @@ class StatefulPart(Part):
         """What the part remembers at the start, moved by no gradient; None: nothing."""
         return None
 
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        """One sentence if the part cannot work on this task, else None."""
-        return None
-
 
 class FeatureExtractor(StatefulPart):
     """Features of an observation."""
@@ -146,6 +142,7 @@ class PolicyUpdate(StatefulPart):
 
     socket: ClassVar[str] = "policy_update"
     shares: ClassVar[bool] = True  # may actor and critic have one torso?
+    adds_head_penalty: ClassVar[bool] = True  # does the head's L2 term enter the loss?
 
     def optimised(self, networks: PyTree) -> dict[str, PyTree]:
         """By name, the parameters that each optimiser moves."""
@@ -181,5 +178,5 @@ class Normaliser(Protocol):
     @property
     def name(self) -> str: ...
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: Any) -> PyTree: ...
-    def see_batch(self, state: Any, obs: Array, weight: Array | None) -> PyTree: ...
+    def update_from_rollout(self, state: Any, obs: Array, weight: Array | None) -> PyTree: ...
     def apply(self, state: Any, obs: Array) -> Array: ...

@@ -57,20 +57,20 @@ class LSTM(eqx.Module):
         places = [flat[:, j] for j in range(flat.shape[1])]
         ahead, back = places, places
         for forwards, backwards in self.cells:
-            ahead, back = _run(forwards, places), _run(backwards, places[::-1])[::-1]
+            ahead, back = _run_lstm(forwards, places), _run_lstm(backwards, places[::-1])[::-1]
             places = [jnp.concatenate(both, -1) for both in zip(ahead, back, strict=True)]
         mean = jnp.stack(ahead + back).mean(0)
         return self.final(mean.reshape(*elements.shape[:-2], WIDTH))
 
 
-def _run(cell: eqx.nn.LSTMCell, places: list[Array]) -> list[Array]:
+def _run_lstm(cell: eqx.nn.LSTMCell, places: list[Array]) -> list[Array]:
     """The hidden states [n, WIDTH] of one direction, unrolled: lists are short."""
     blank = jnp.zeros((places[0].shape[0], WIDTH))
-    carry, said = (blank, blank), []
+    carry, hidden_states = (blank, blank), []
     for x in places:
         carry = jax.vmap(cell)(x, carry)
-        said.append(carry[0])
-    return said
+        hidden_states.append(carry[0])
+    return hidden_states
 
 
 class Transformer(eqx.Module):
@@ -97,8 +97,8 @@ class Transformer(eqx.Module):
         flat = h.reshape(-1, *h.shape[-2:])
         first, second = (jax.vmap(jax.vmap(norm)) for norm in self.norms)
         split = dense(self.attention, first(flat)).reshape(*flat.shape[:2], 3, HEADS, WIDTH // HEADS)
-        told = jax.nn.dot_product_attention(*(split[:, :, j] for j in range(3)))
-        flat = flat + dense(self.joined, told.reshape(flat.shape))
+        attended = jax.nn.dot_product_attention(*(split[:, :, j] for j in range(3)))
+        flat = flat + dense(self.joined, attended.reshape(flat.shape))
         flat = flat + self.forward(second(flat))
         return self.final(flat.mean(1).reshape(*h.shape[:-2], WIDTH))
 
@@ -137,7 +137,7 @@ class Conditioned(eqx.Module):
             torso = self.net.torso if isinstance(self.net, Actor) else self.net.body.torso
             keys = jax.random.split(k_film, len(torso.layers))
             widths = [len(layer.weight) for layer in torso.layers]
-            self.film = [_film(k, width) for k, width in zip(keys, widths, strict=True)]
+            self.film = [_make_film(k, width) for k, width in zip(keys, widths, strict=True)]
 
     def conditioning(self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"]) -> Conditioning | None:
         """What the network is told of the proposals made before it."""
@@ -145,17 +145,19 @@ class Conditioned(eqx.Module):
             return None
         obs = jnp.broadcast_to(obs, (*earlier.shape[:-1], obs.shape[-1]))
         z = self.summary(jnp.moveaxis(jnp.concatenate([earlier, obs], -1), 0, -2))
-        film = None if self.film is None else [_halves(dense(layer, z)) for layer in self.film]
+        film = (
+            None if self.film is None else [_split_scales_and_shifts(dense(layer, z)) for layer in self.film]
+        )
         return Conditioning(z if self.joins else None, film)
 
 
-def _halves(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
+def _split_scales_and_shifts(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
     """Scales and shifts."""
     scales, shifts = jnp.split(x, 2, -1)
     return scales, shifts
 
 
-def _film(key: Key, width: int) -> eqx.nn.Linear:
+def _make_film(key: Key, width: int) -> eqx.nn.Linear:
     """The layer to scales and shifts; it starts near the identity (weights × 0.1, no bias)."""
     layer = eqx.nn.Linear(WIDTH, 2 * width, key=key)
     start = 0.1 * layer.weight, jnp.zeros(2 * width)

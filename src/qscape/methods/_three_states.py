@@ -1,14 +1,17 @@
 """What regularisers share that look at three states in a row (GRAD, ASAP)."""
 
 import dataclasses
+from typing import ClassVar
 
-from qscape.offpolicy.sockets import ActorRegulariser
+from qscape.offpolicy.sockets import Regulariser
 from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ThreeInARow(ActorRegulariser):
+class ThreeInARow(Regulariser):
     """A regulariser of the actor that sees the state before and the state after each state of a batch."""
+
+    needs_actor: ClassVar[bool] = True
 
     across_resets: bool = setting(
         False,
@@ -17,7 +20,7 @@ class ThreeInARow(ActorRegulariser):
     )
 
     @property
-    def derived(self) -> frozenset[str]:  # type: ignore[override]
+    def derived_columns(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset({"successor", self.previous})
 
     @property

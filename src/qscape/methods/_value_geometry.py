@@ -27,7 +27,7 @@ def gap_scale(gaps: Float[Array, "B B"]) -> Float[Array, ""]:
     return quantile(gaps.ravel(), QUANTILE) + 1e-6
 
 
-def moved_scale(scale: Float[Array, ""], batch: Float[Array, ""], rate: float) -> Float[Array, ""]:
+def update_scale(scale: Float[Array, ""], batch: Float[Array, ""], rate: float) -> Float[Array, ""]:
     """The running β: the first batch's, then β <- (1 - rate) β + rate β_batch. A β of 0 was never set."""
     return jnp.where(scale > 0.0, (1.0 - rate) * scale + rate * batch, batch)
 
@@ -39,7 +39,7 @@ def similarity(
     return 1.0 - 2.0 * jnp.clip(gaps / scale, 0.0, 1.0) ** exponent
 
 
-def bootstrapped_similarity(
+def bootstrap_similarity(
     now: Float[Array, "B B"],
     next_embedding: Float[Array, "B H"],
     terminated: Float[Array, " B"],
@@ -62,37 +62,37 @@ def smooth_l1(error: Float[Array, "*n"], threshold: float) -> Float[Array, "*n"]
 
 
 def encoder_loss(
-    embedding: Float[Array, "B H"], wanted: Float[Array, "B B"], threshold: float
+    embedding: Float[Array, "B H"], target: Float[Array, "B B"], threshold: float
 ) -> Float[Array, ""]:
     """Mean of smoothL1(z_i · z_j - Y_ij) over the B (B - 1) ordered pairs i ≠ j of unit embeddings."""
     rows = len(embedding)
-    each = smooth_l1(embedding @ embedding.T - wanted, threshold)
+    each = smooth_l1(embedding @ embedding.T - target, threshold)
     return jnp.where(jnp.eye(rows, dtype=bool), 0.0, each).sum() / (rows * (rows - 1))
 
 
 # --- the kernel over candidates ---------------------------------------------------------------------
 
 
-def annealed(steps: Int[Array, ""], start: float, end: float, horizon: int) -> Float[Array, ""]:
+def anneal_temperature(steps: Int[Array, ""], start: float, end: float, horizon: int) -> Float[Array, ""]:
     """τ = end + ½ (start - end) (1 + cos π p) with p = min(1, steps / horizon)."""
     part = jnp.minimum(1.0, steps / horizon)
     return end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * part))
 
 
-def spread(near: Float[Array, "B K"], floor: float = 1e-4) -> Float[Array, " B"]:
+def spread(cosines: Float[Array, "B K"], floor: float = 1e-4) -> Float[Array, " B"]:
     """max(std_k S, floor), with K - 1 in the denominator.
 
     The gradient is 0, not NaN, where all candidates are equally near.
     """
-    variance = jnp.square(near - near.mean(-1, keepdims=True)).sum(-1) / (near.shape[-1] - 1)
+    variance = jnp.square(cosines - cosines.mean(-1, keepdims=True)).sum(-1) / (cosines.shape[-1] - 1)
     return jnp.sqrt(jnp.maximum(variance, floor**2))
 
 
 def kernel_weights(
-    near: Float[Array, "B K"], temperature: Float[Array, "*b"], uniform: float
+    cosines: Float[Array, "B K"], temperature: Float[Array, "*b"], uniform: float
 ) -> Float[Array, "B K"]:
     """W_k = (1 - ε) softmax_k(S_k / τ) + ε / K. `temperature` is one number, or `[B, 1]`."""
-    return (1.0 - uniform) * jax.nn.softmax(near / temperature, -1) + uniform / near.shape[-1]
+    return (1.0 - uniform) * jax.nn.softmax(cosines / temperature, -1) + uniform / cosines.shape[-1]
 
 
 def kernel_value(
@@ -103,20 +103,3 @@ def kernel_value(
     if center:
         value = value - jax.lax.stop_gradient((weights * value).sum(-1, keepdims=True))
     return (weights * value).sum(-1)
-
-
-# --- how well the geometry fits ---------------------------------------------------------------------
-
-
-def rank_correlation(x: Float[Array, " n"], y: Float[Array, " n"]) -> Float[Array, ""]:
-    """Spearman's rank correlation; ties take their mean rank, and a constant side gives 0."""
-    a, b = (ranks(v) - (len(v) + 1) / 2 for v in (x, y))
-    norm = jnp.sqrt(jnp.square(a).sum()) * jnp.sqrt(jnp.square(b).sum())  # one root of both overflows
-    return jnp.where(norm > 0.0, (a * b).sum() / jnp.maximum(norm, 1.0), 0.0)
-
-
-def ranks(x: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Ranks from 1; equal numbers share the mean of theirs."""
-    ordered = jnp.sort(x)
-    before, upto = (jnp.searchsorted(ordered, x, side=side) for side in ("left", "right"))
-    return 0.5 * (before + upto + 1)

@@ -11,13 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qscape.errors import UsageError
 from qscape.ops import sum_tree
-from qscape.replay import storage, uniform
+from qscape.replay import storage
+from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
-from qscape.types import Event, Key, Part, setting
+from qscape.replay.uniform import sample_uniformly
+from qscape.types import Event, Key, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class LAP(Part):
+class LAP(Replay):
     """Draw row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
 
     There are no importance weights: the Huber form of the critic loss, which this part brings along,
@@ -26,7 +28,6 @@ class LAP(Part):
     """
 
     name: ClassVar[str] = "lap"
-    socket: ClassVar[str] = "replay"
 
     alpha: float = setting(0.4, "Exponent of the priorities; 0 is uniform.", tune=(0.0, 1.0))
     min_priority: float = setting(1.0, "Temporal-difference errors below this count as this.")
@@ -35,7 +36,7 @@ class LAP(Part):
         True, "New rows' priority may fall at synchronisations; off: LAP before TD7."
     )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
 
     def __post_init__(self) -> None:
@@ -44,12 +45,8 @@ class LAP(Part):
         if not 0 < self.min_priority < math.inf:
             raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
 
-    def init(self, layout: Layout) -> tuple[Storage, ReplayState]:
-        return storage.create(layout), self.init_state(layout)
-
     def init_state(self, layout: Layout) -> ReplayState:
-        """That of an empty memory."""
-        replay_state = storage.create_state(layout)
+        replay_state = super().init_state(layout)
         if not self.prioritised:
             return replay_state
         tree = sum_tree.create(layout.envs * layout.ring)
@@ -58,47 +55,47 @@ class LAP(Part):
     def insert(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
     ) -> tuple[Storage, ReplayState]:
-        rows, moved = storage.insert(layout, rows, replay_state, new, mask)
+        rows, inserted = super().insert(layout, rows, replay_state, new, mask)
         if replay_state.priorities is None:
-            return rows, moved
-        tree, highest = replay_state.priorities
+            return rows, inserted
+        tree, max_priority = replay_state.priorities
         i, following = storage.write_rows(layout, replay_state)
-        p = jnp.full(layout.envs, highest)
+        p = jnp.full(layout.envs, max_priority)
         if not layout.stores_next:  # the row behind becomes head or pad: never drawn
             i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])
             p = jnp.concatenate([p, jnp.zeros_like(p)])
         p = jnp.where(mask, p, sum_tree.leaves(tree, i))
-        return rows, moved._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+        return rows, inserted._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
 
     def sample(
         self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
     ) -> Int[Array, " B"]:
         if replay_state.priorities is None:
-            return uniform.draw(layout, rows, replay_state, key, batch_size)
+            return sample_uniformly(layout, rows, replay_state, key, batch_size)
         return sum_tree.sample(replay_state.priorities.tree, key, batch_size)
 
-    def update(
+    def update_priorities(
         self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
     ) -> ReplayState:
         """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""
         if replay_state.priorities is None:
             return replay_state
-        tree, highest = replay_state.priorities
+        tree, max_priority = replay_state.priorities
         error = jnp.max(jnp.abs(td_error), axis=-1)
         p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
         p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # what is no transition stays so
-        highest = jnp.maximum(highest, jnp.max(p))
-        return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), highest))
+        max_priority = jnp.maximum(max_priority, jnp.max(p))
+        return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
 
     def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
         """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
         if replay_state.priorities is None or not self.reset_highest:
             return replay_state
-        tree, highest = replay_state.priorities
+        tree, max_priority = replay_state.priorities
 
         def largest() -> Array:
-            found = jnp.max(tree[tree.size // 2 :])
-            return jnp.where(found > 0, found, highest)
+            largest_priority = jnp.max(tree[tree.size // 2 :])
+            return jnp.where(largest_priority > 0, largest_priority, max_priority)
 
-        highest = jax.lax.cond(event.synced, largest, lambda: highest)
-        return replay_state._replace(priorities=Priorities(tree, highest))
+        max_priority = jax.lax.cond(event.synced, largest, lambda: max_priority)
+        return replay_state._replace(priorities=Priorities(tree, max_priority))

@@ -6,6 +6,7 @@ its entropy, so that it narrows more slowly than the policy that acts.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,16 @@ from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
 from qscape.nets.heads import raw
-from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PolicyLoss
 from qscape.types import Dist, Key, QFn, Scalar, setting
 
-CHOOSERS = ("savo", "ensemble", "joint", "wolpertinger", "cem")  # maximisers with more or less than one actor
-
 
 @dataclasses.dataclass(frozen=True)
-class Greedy(PolicyLoss):
+class BestDraws(PolicyLoss):
     """A policy is drawn to the best of many draws from a second, more random policy."""
+
+    climbs_q: ClassVar[bool] = False
+    needs_single_policy: ClassVar[bool] = True
 
     draws: int = setting(
         30, "N, actions drawn from the proposal policy at every state.", tune=("choice", 10, 30)
@@ -33,7 +34,7 @@ class Greedy(PolicyLoss):
     entropy: float = setting(0.01, "α, weight of the proposal policy's entropy.", tune=(1e-3, 1.0, "log"))
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.kept < 1:
+        if not 0 < self.share <= 1 or self.followed_draws < 1:
             raise UsageError(
                 f"{self.name}.share is {self.share} of {self.draws} draws; "
                 "it must leave at least one of them, and be at most 1."
@@ -42,17 +43,9 @@ class Greedy(PolicyLoss):
             raise UsageError(f"{self.name}.entropy is {self.entropy}; it must be a number, 0 or more.")
 
     @property
-    def kept(self) -> int:
+    def followed_draws(self) -> int:
         """⌊ρN⌋ (the small number is for shares that are no binary fractions)."""
         return int(self.share * self.draws + 1e-9)
-
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        for other in CHOOSERS:
-            if other in present:
-                return (
-                    f"{self.name} improves one policy and {other} does not act by one; leave one of them out."
-                )
-        return None
 
     def best_draws(
         self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
@@ -62,10 +55,10 @@ class Greedy(PolicyLoss):
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
         value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn))
-        order = jax.lax.top_k(value.T, self.kept)[1].T
+        order = jax.lax.top_k(value.T, self.followed_draws)[1].T
         return jnp.take_along_axis(drawn, order[..., None], 0)
 
-    def following(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
+    def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
         """Loss of π̃: −mean log π̃(a*|s) − α H(π̃), the entropy's gradient by one draw's score function."""
         policy = raw(proposer)
         log_prob = policy.log_prob(jax.lax.stop_gradient(policy.sample(key)[0]))
