@@ -148,7 +148,7 @@ def _describe_check(checked: OnnxCheck | None) -> list[str]:
         return []
     return [
         "",
-        f"The ONNX file acts like the library: greatest difference {checked.difference:.1e} on 1,000 "
+        f"The ONNX file acts like the library: largest difference {checked.difference:.1e} on 1,000 "
         f"observations (the library differs from itself, single against batched, by {checked.rounding:.1e}). "
         f"One action took {checked.p50:.3f} ms (p50), {checked.p99:.3f} ms (p99), on one core.",
     ]
