@@ -26,7 +26,7 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
         The exit code: 0, or 130 after an interrupt.
 
     Raises:
-        UsageError: every failed run was asked for something impossible.
+        UsageError: runs failed, all of them by a usage error.
         RunError: a run failed.
     """
     screen, failures = Screen(), {}

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
     if not given.every > 0:
         raise UsageError(f"--every is {given.every:g}; it must be above 0 seconds.")
-    from qscape.report import terminal  # noqa: F401  a missing extra is told before anything is drawn
+    from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()
     slices = QSlice(folders[0], given.dim)

@@ -23,8 +23,13 @@ EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success"
 class Sink(Protocol):
     """The interface of a writer of events."""
 
-    def __call__(self, event: ev.RunEvent) -> None: ...
-    def close(self) -> None: ...
+    def __call__(self, event: ev.RunEvent) -> None:
+        """Write an event."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing; called once, at the end of the run."""
+        ...
 
 
 class FolderSink:
