@@ -603,7 +603,7 @@ def test_one_run_has_its_interval_over_episodes(said):
         (["GROUP", "--episodes", "0"], 2, "--episodes is 0; it must be at least 1"),
         (["GROUP", "--noise-episodes", "0"], 2, "--noise-episodes is 0; it must be at least 1"),
         (["GROUP", "--robustness", "--sigmas", "0"], 2, "the noise's sigma is 0.0; it must be above 0"),
-        (["GROUP", "--sigmas", "0.3"], 2, "--sigmas is of --robustness"),
+        (["GROUP", "--sigmas", "0.3"], 2, "--sigmas needs --robustness"),
         (["GROUP", "--robust"], 2, "did you mean --robustness"),
         (["EMPTY"], 1, "has no save yet"),
     ],
