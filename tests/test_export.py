@@ -185,7 +185,7 @@ def test_a_policy_that_remembers_is_refused():
     class Slow(Single):
         """Acts on the mean of this action and the one before."""
 
-        def memory(self, spec, envs, base=None):
+        def init_noise(self, spec, envs, base=None):
             return np.zeros((envs, spec.action_size), np.float32)
 
         def act(self, actor, own, context, memory, obs, first, key, mode):
@@ -263,7 +263,7 @@ def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
 def test_the_command_prints_difference_and_latency_and_writes_a_card(run, exported, capsys):
     assert main(["export", str(run), "--onnx", str(exported / "q.onnx"), "--episodes", "3", "--current"]) == 0
     out = capsys.readouterr().out
-    assert "greatest difference" in out
+    assert "largest difference" in out
     assert "p50 0." in out
     assert "p99 " in out
     text = (exported / "q.md").read_text()

@@ -38,7 +38,7 @@ def home(request, tmp_path_factory):
 def test_actions_and_values_are_equal(home, tmp_path, capsys):
     model, file = home
     assert main(["import", str(file), "--env", "Pendulum-v1", "--out", str(tmp_path / "r")]) == 0
-    assert "greatest difference" in capsys.readouterr().out
+    assert "largest difference" in capsys.readouterr().out
     mine = qs.load(tmp_path / "r")
     obs = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
     np.testing.assert_allclose(mine.predict(obs)[0], model.predict(obs, deterministic=True)[0], atol=1e-5)

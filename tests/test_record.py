@@ -124,7 +124,7 @@ def test_the_same_seed_records_the_same(run):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("local/taken-v0", {}, "is there already"),
+        ("local/taken-v0", {}, "exists; choose another name"),
         ("local/no-version", {}, "is not a valid dataset name"),
         ("local/a-v0", {"episodes": 0}, "must be at least 1"),
         ("local/a-v0", {"noise": -1.0}, "0 or more"),

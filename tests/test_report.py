@@ -143,7 +143,7 @@ def test_final_best_and_the_mean_of_the_last_are_kept_apart(five):
     assert statistics.final_scores(current)["score"].tolist() == [10, 20, 30, 40, 100]
     assert statistics.final_scores(current, 2)["score"].tolist() == [30, 35, 40, 45, 75]
     assert statistics.best_scores(current)["score"].tolist() == [50, 50, 50, 50, 100]
-    with pytest.raises(UsageError, match=r"last 4 evaluations .* has 3; use --final 3 or less"):
+    with pytest.raises(UsageError, match=r"--final 4 needs 4 evaluations .* has 3; use --final 3 or less"):
         statistics.final_scores(current, 4)
 
 

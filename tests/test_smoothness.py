@@ -274,7 +274,7 @@ def test_derivatives_are_those_of_raw_observations_where_an_agent_normalises_the
             own, jnp.asarray(rng.normal(2.0, [1, 3, 9], (5, 3)), jnp.float32)
         )
     acting = made.acting._replace(part_states={name: own})
-    found = geometry.GeometryProbe(made.agent).along(acting, episodes_of(0))
+    found = geometry.GeometryProbe(made.agent).measure(acting, episodes_of(0))
     # The slope of the normaliser, by differences of its own values.
     near, far = (made.agent.normaliser.apply(own, jnp.full((1, 3), x)) for x in (0.0, 1.0))
     slope = np.asarray(far - near)[0]
@@ -606,7 +606,7 @@ def test_one_run_has_its_interval_over_episodes(said):
         (["GROUP", "--episodes", "0"], 2, "--episodes is 0; it must be at least 1"),
         (["GROUP", "--noise-episodes", "0"], 2, "--noise-episodes is 0; it must be at least 1"),
         (["GROUP", "--robustness", "--sigmas", "0"], 2, "the noise's sigma is 0.0; it must be above 0"),
-        (["GROUP", "--sigmas", "0.3"], 2, "--sigmas is of --robustness"),
+        (["GROUP", "--sigmas", "0.3"], 2, "--sigmas needs --robustness"),
         (["GROUP", "--robust"], 2, "did you mean --robustness"),
         (["EMPTY"], 1, "has no save yet"),
     ],

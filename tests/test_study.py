@@ -371,7 +371,7 @@ def test_a_changed_field_makes_a_new_run_and_says_which(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
     progress = StudyProgress(study(TEXT.replace("warmup = 60", "warmup = 70")))
     assert states(progress) == ["done", "waiting", "done", "waiting"]
-    (line,) = progress.changed()
+    (line,) = progress.describe_changes()
     assert line.startswith("sac[")
     assert line.endswith(": base.warmup is 70, not 60")
     progress = StudyProgress(study(TEXT.replace('id = "', 'args = { length = 20 }\nid = "')))

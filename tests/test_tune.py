@@ -283,8 +283,8 @@ def test_the_evaluation_after_the_first_rollout_counts(tmp_path):
     td3 = Plan("td3", "Pendulum-v1", 128, settings={"base": {"warmup": 64}})
     for plan_, counted in ((ppo, {64: 3.0}), (td3, {})):
         trial = Trial(Search(plan_, find_ranges(plan_), tmp_path), 0, {})
-        trial.see(0, 0, "current", 9.0)
-        trial.see(0, 64, "current", 3.0)
+        trial.add_evaluation(0, 0, "current", 9.0)
+        trial.add_evaluation(0, 64, "current", 3.0)
         assert trial.curve() == counted
         assert trial.worth() == pytest.approx(counted.get(64, math.nan), nan_ok=True)
 

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     made = record_dataset(one_run(Path(path)), given.dataset, *args)
     plain_console().print(
         f"{given.dataset}: {made.total_episodes:,} episodes, {made.total_steps:,} steps, {given.policy}; "
-        f"look at it with 'qscape dataset {given.dataset}'",
+        f"show it with 'qscape dataset {given.dataset}'",
         soft_wrap=True,
     )
     if made.env_spec is None:

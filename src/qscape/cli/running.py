@@ -26,7 +26,7 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
         The exit code: 0, or 130 after an interrupt.
 
     Raises:
-        UsageError: every failed run was asked for something impossible.
+        UsageError: runs failed, all of them by a usage error.
         RunError: a run failed.
     """
     screen, failures = Screen(), {}
@@ -42,11 +42,11 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
             for k, event in pool.events():
                 if isinstance(event, Failure):
                     failures[k] = event
-                    screen.failed(jobs[k], event.why)
+                    screen.print_failure(jobs[k], event.why)
                 elif event is not None:
                     screen.show(k, event)
             screen.interrupted |= pool.stopping
-    screen.summary(jobs)
+    screen.print_summary(jobs)
     if failures:
         first = min(failures)
         asked = all(failure.code == UsageError.code for failure in failures.values())
@@ -87,7 +87,7 @@ class Screen:
     def show(self, k: int, event: ev.RunEvent) -> None:
         """Show one event of run k."""
         if isinstance(event, ev.Started):
-            self._begin(k, event)
+            self._add_run(k, event)
         elif isinstance(event, ev.Logged):
             speed = f"{event.metrics['steps_per_second']:,.0f} steps/s"
             self.progress.update(self.tasks[k][0], completed=event.step, speed=speed)
@@ -107,7 +107,7 @@ class Screen:
             self.interrupted |= event.interrupted
             self.progress.update(self.tasks[k][0], completed=event.step)
 
-    def _begin(self, k: int, event: ev.Started) -> None:
+    def _add_run(self, k: int, event: ev.Started) -> None:
         self.names[k] = f"{event.label} {event.env} seed {event.seed}"
         task = self.progress.add_task(
             self.names[k], total=event.steps, completed=event.step, speed="compiling", score=""
@@ -118,11 +118,11 @@ class Screen:
             for note in event.notes:
                 self.console.print(f"  {note}", style="dim", soft_wrap=True)
 
-    def failed(self, job: Job, why: str) -> None:
+    def print_failure(self, job: Job, why: str) -> None:
         """Report that a run failed; the others continue."""
         self.console.print(f"failed {job.folder}: {why}", style="red", soft_wrap=True)
 
-    def summary(self, jobs: list[Job]) -> None:
+    def print_summary(self, jobs: list[Job]) -> None:
         """Print the state of each run, and the command that continues an interrupted one."""
         for k, job in enumerate(jobs):
             if self.interrupted and k not in self.ended:

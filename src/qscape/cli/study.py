@@ -159,7 +159,7 @@ class StudyBoard(LiveBoard):
     def beginning(self) -> Iterator[str]:
         """What is there already."""
         yield f"{self.title()}; in {self.progress.study.folder}"
-        yield from self.progress.changed()
+        yield from self.progress.describe_changes()
         for run in self.progress.of("elsewhere"):
             yield line(run)
 

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
     if not given.every > 0:
         raise UsageError(f"--every is {given.every:g}; it must be above 0 seconds.")
-    from qscape.report import terminal  # noqa: F401  a missing extra is told before anything is drawn
+    from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()
     slices = QSlice(folders[0], given.dim)
@@ -141,7 +141,7 @@ class QSlice:
         try:
             newest = newest_save(self.folder)
             if newest is not None and self.trained is None:
-                self._begin()
+                self._build_agent()
         except QscapeError as problem:  # training continues, so watching continues too
             newest, self.drawn = None, (str(problem), [])
         if self.trained is not None and not 0 <= self.dim < self.trained.agent.task.action_size:
@@ -149,7 +149,7 @@ class QSlice:
             raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {last}.")
         try:
             if newest is not None and newest != self.seen:
-                self.drawn, self.seen = self._look(newest), newest
+                self.drawn, self.seen = self._read_q(newest), newest
         except QscapeError as problem:
             self.drawn = (str(problem), [])
         title, curves = self.drawn
@@ -158,7 +158,7 @@ class QSlice:
         x = f"dimension {self.dim} of the action, in [-1, 1]"
         return _chart(title, x, curves, width, height, (-1, 1))
 
-    def _begin(self) -> None:
+    def _build_agent(self) -> None:
         from qscape.inspect.survey import Surveyor
         from qscape.inspect.trained_agent import load_trained_agent
 
@@ -171,7 +171,7 @@ class QSlice:
         adapter.close()
         self.trained, self.surveyor = trained, Surveyor(trained.agent)
 
-    def _look(self, newest: Path) -> tuple[str, list[Any]]:
+    def _read_q(self, newest: Path) -> tuple[str, list[Any]]:
         from qscape.run.policy import read_acting
 
         acting, step, _ = read_acting(newest, self.trained.agent, current=True)

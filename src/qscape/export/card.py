@@ -30,14 +30,14 @@ def bootstrap_interval(
     return float(x.mean()), float(low), float(high)
 
 
-def write_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
+def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
     """Write FILE.md beside the first of the exported files and return its path.
 
     Raises:
         RunError: the file cannot be written.
     """
     card = files[0].with_suffix(".md")
-    write_atomically(card, render_card(made, files, checked).encode())
+    write_atomically(card, render_card(source, files, checked).encode())
     return card
 
 
@@ -47,16 +47,16 @@ def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
     return f"for {steps:,} steps"
 
 
-def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) -> str:
+def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> str:
     """Render the card in Markdown, with the header that model hubs read."""
-    about, record = describe(made), made.record
+    about, record = describe(source), source.record
     action, low_high = about["action"], "unbounded"
     if action["low"] is not None:
         low_high = f"{action['low']} to {action['high']}"
     elif action["table"] is not None:
         low_high = f"{len(action['table'])} discrete actions"
     lines = [
-        *_hub_header(made, about),
+        *_hub_header(source, about),
         f"# {about['label']} on {about['env']}",
         "",
         f"A policy trained with qscape {_describe_training(about['step'], record)} "
@@ -64,9 +64,9 @@ def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) 
         "",
         "## Evaluation",
         "",
-        describe_evaluation(made),
+        describe_evaluation(source),
         "",
-        *_describe_smoothness(made.folder),
+        *_describe_smoothness(source.folder),
         "## Task",
         "",
         f"- environment: `{about['env']}`" + (f" with {about['env_args']}" if about["env_args"] else ""),
@@ -95,9 +95,9 @@ def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) 
     return "\n".join(lines)
 
 
-def describe_evaluation(made: Source) -> str:
+def describe_evaluation(source: Source) -> str:
     """Describe the return over the episodes just run, with its interval."""
-    returns = [r.episode.ret for r in made.episodes]
+    returns = [r.episode.ret for r in source.episodes]
     if not returns:
         return "Not evaluated: the policy was trained on a dataset without an environment."
     mean, low, high = bootstrap_interval(returns)
@@ -105,12 +105,12 @@ def describe_evaluation(made: Source) -> str:
     what = (
         f", 95% bootstrap interval of the mean over {len(returns)} episodes" if between else " in one episode"
     )
-    length = np.mean([r.episode.length for r in made.episodes])
+    length = np.mean([r.episode.length for r in source.episodes])
     return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
 
 
-def _hub_header(made: Source, about: dict[str, Any]) -> list[str]:
-    returns = [r.episode.ret for r in made.episodes]
+def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
+    returns = [r.episode.ret for r in source.episodes]
     metrics = [f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]"] if returns else []
     return [
         "---",
@@ -148,7 +148,7 @@ def _describe_check(checked: OnnxCheck | None) -> list[str]:
         return []
     return [
         "",
-        f"The ONNX file acts like the library: greatest difference {checked.difference:.1e} on 1,000 "
+        f"The ONNX file acts like the library: largest difference {checked.difference:.1e} on 1,000 "
         f"observations (the library differs from itself, single against batched, by {checked.rounding:.1e}). "
         f"One action took {checked.p50:.3f} ms (p50), {checked.p99:.3f} ms (p99), on one core.",
     ]

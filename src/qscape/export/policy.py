@@ -174,9 +174,9 @@ def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.nd
     return loaded.adapter.actions(choose(obs, np.ones(len(obs), bool), 0))
 
 
-def sample_observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
+def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
     """Sample n observations: half of them visited, half with noise of a tenth of their spread."""
-    seen = made.seen
+    seen = source.seen
     rng = np.random.default_rng(seed)
     picked = seen[rng.integers(len(seen), size=n)].astype(np.float32)
     picked[n // 2 :] += 0.1 * seen.std(axis=0) * rng.standard_normal(picked[n // 2 :].shape)
@@ -186,7 +186,7 @@ def sample_observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[
 # --- ONNX --------------------------------------------------------------------------------------------
 
 
-def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
+def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], output "action" [batch, ...] in the environment's units.
@@ -203,15 +203,15 @@ def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCh
         raise UsageError(
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
-    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(made))}
-    model = to_onnx(make_policy_function(made.loaded), made.loaded.adapter.spec.observation_size, about)
+    about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
+    model = to_onnx(make_policy_function(source.loaded), source.loaded.adapter.spec.observation_size, about)
     data = model.SerializeToString()
-    checked = check_onnx(data, made, tolerance)
+    checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)
     return checked
 
 
-def check_onnx(data: bytes, made: Source, tolerance: float = TOLERANCE) -> OnnxCheck:
+def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Compare an ONNX model with the library, in one batch and one observation at a time.
 
     Raises:
@@ -222,9 +222,9 @@ def check_onnx(data: bytes, made: Source, tolerance: float = TOLERANCE) -> OnnxC
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    obs = sample_observations(made)
-    wanted = act_as_library(made.loaded, obs).astype(np.float64)
-    alone = np.concatenate([act_as_library(made.loaded, obs[k : k + 1]) for k in range(len(obs))])
+    obs = sample_observations(source)
+    wanted = act_as_library(source.loaded, obs).astype(np.float64)
+    alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in range(len(obs))])
     batched = np.asarray(session.run(None, {"observation": obs})[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
@@ -236,7 +236,7 @@ def check_onnx(data: bytes, made: Source, tolerance: float = TOLERANCE) -> OnnxC
     difference = max(float(np.abs(actions - wanted).max()) for actions in (batched, single))
     if not difference <= tolerance:  # also where it is NaN
         raise RunError(
-            f"{made.folder}: the ONNX model differs from the library by {difference:.2g} on {len(obs):,} "
+            f"{source.folder}: the ONNX model differs from the library by {difference:.2g} on {len(obs):,} "
             f"observations, more than --tolerance {tolerance:.2g} (the library differs from itself, single "
             f"against batched, by {rounding:.2g}); no file was written."
         )
@@ -260,18 +260,18 @@ def refuse_foreign(file: Path, mark: str) -> None:
 # --- plain arrays ------------------------------------------------------------------------------------
 
 
-def write_arrays(made: Source, file: Path) -> Path:
+def write_arrays(source: Source, file: Path) -> Path:
     """Write the acting state as FILE.npz and its description as FILE.json; returns the latter.
 
     Raises:
         RunError: the files cannot be written.
     """
-    arrays = saves.arrays(made.loaded.acting)  # not read from disk: the run may have saved again since
+    arrays = saves.arrays(source.loaded.acting)  # not read from disk: the run may have saved again since
     about = {
         "format": FORMAT,
         "version": VERSION,
-        **describe(made),
-        "settings": made.record["settings"],
+        **describe(source),
+        "settings": source.record["settings"],
         "arrays": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
     }
     note = file.with_suffix(".json")
@@ -282,9 +282,9 @@ def write_arrays(made: Source, file: Path) -> Path:
     return note
 
 
-def describe(made: Source) -> dict[str, Any]:
+def describe(source: Source) -> dict[str, Any]:
     """Describe task, agent and units of a policy for JSON."""
-    record, loaded = made.record, made.loaded
+    record, loaded = source.record, source.loaded
     adapter, space = loaded.adapter, action_space(loaded.adapter)
     order = [
         {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}

@@ -65,10 +65,10 @@ class GeometryProbe:
         self.program = jax.jit(jax.vmap(partial(evaluate_point, agent), (None, 0, 0)))
 
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
-        metrics = self.along(evaluation.acting, evaluation.rollouts)
+        metrics = self.measure(evaluation.acting, evaluation.rollouts)
         return {name: metrics[name] for name in self.columns}
 
-    def along(
+    def measure(
         self, acting: ActingState, rollouts: Sequence[Rollout], environment_units: bool = False
     ) -> dict[str, float]:
         """Compute the diagnostics over all points of the rollouts.
@@ -130,13 +130,13 @@ class GeometryProbe:
 def measure_geometry(
     trained: TrainedAgent, rollouts: Sequence[Rollout], environment_units: bool = False
 ) -> dict[str, float]:
-    """Compute the diagnostics of a trained agent's Q along rollouts; see `GeometryProbe.along`.
+    """Compute the diagnostics of a trained agent's Q along rollouts; see `GeometryProbe.measure`.
 
     Raises:
         UsageError: the agent has no Q.
     """
     trained.require_q("the geometry along rollouts")
-    return GeometryProbe(trained.agent).along(trained.acting, rollouts, environment_units)
+    return GeometryProbe(trained.agent).measure(trained.acting, rollouts, environment_units)
 
 
 def is_piecewise_linear(values: dict[str, float]) -> bool:

@@ -71,8 +71,8 @@ def measure_smoothness(trained: TrainedAgent, episodes: int = 10, seed: int = SE
 
     Returns:
         Numbers ready for JSON: name, label, env, env_args, seed, step, policy, action_low, action_high,
-        eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see `geometry.GeometryProbe.along`, None
-        for an agent without Q; `geometry_environment_units`, None also if the action box is [-1, 1];
+        eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see `geometry.GeometryProbe.measure`,
+        None for an agent without Q; `geometry_environment_units`, None also if the action box is [-1, 1];
         `trace`, the first episode's actions [n, A] in the environment's units, at most 1,000 steps;
         `spectrum`, frequencies [K] and amplitudes [K, A], means over episodes; `notes`, sentences for the
         reader.
@@ -164,7 +164,7 @@ def _measure_geometry(trained: TrainedAgent, rollouts: Sequence[Rollout], notes:
         notes.append("no Q(s, a): the smoothness of its actions is measured, the geometry of Q is not.")
         return {"geometry": None, "geometry_environment_units": None}
     compiled = geometry.GeometryProbe(trained.agent)
-    metrics = compiled.along(trained.acting, rollouts)
+    metrics = compiled.measure(trained.acting, rollouts)
     if geometry.is_piecewise_linear(metrics):
         notes.append(
             "its critic is piecewise linear (ReLU), so every second derivative is 0 almost everywhere: "
@@ -172,7 +172,7 @@ def _measure_geometry(trained: TrainedAgent, rollouts: Sequence[Rollout], notes:
         )
     task = trained.agent.task
     unit = task.low is None or task.high is None or bool(np.all(task.low == -1) and np.all(task.high == 1))
-    in_box = None if unit else compiled.along(trained.acting, rollouts, environment_units=True)
+    in_box = None if unit else compiled.measure(trained.acting, rollouts, environment_units=True)
     return {"geometry": metrics, "geometry_environment_units": in_box}
 
 

@@ -58,11 +58,11 @@ def bind_learned_surrogates(
     seen = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), obs)[None]
     view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
 
-    def hill(i: int) -> ActionValue:
+    def bind_surrogate(i: int) -> ActionValue:
         value, conditioning = (
             bind_network(rep, view, nets[i - 1].net),
             nets[i - 1].conditioning(seen, proposals[:i, None]),
         )
         return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])
 
-    return [hill(i) for i in range(1, len(nets) + 1)]
+    return [bind_surrogate(i) for i in range(1, len(nets) + 1)]

@@ -117,8 +117,8 @@ class TrainedAgent:
             raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
         adapter = self.make(envs=min(episodes, SIDE_BY_SIDE), seed=seed, **env_args)
         try:
-            sense = None if noise is None else noise.make_filter(adapter, seed)
-            return rollouts(self.programs, self.acting, adapter, episodes, seed, sense)
+            observation_filter = None if noise is None else noise.make_filter(adapter, seed)
+            return rollouts(self.programs, self.acting, adapter, episodes, seed, observation_filter)
         finally:
             adapter.close()
 

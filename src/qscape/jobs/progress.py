@@ -49,19 +49,19 @@ class RunProgress:
     failure: Failure | None = None
     losses: int = 0
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read from the run folder the steps made and the job that is left."""
         self.state, self.why, self.job = "waiting", "", None
         try:
             if folders.in_use(self.row.folder):
                 self.state = "elsewhere"
             else:
-                self._look()
+                self._read_folder()
         except QscapeError as problem:  # a broken or incomplete folder
             self.state, self.why = "failed", str(problem)
         self.score = read_last_return(self.row.folder)
 
-    def _look(self) -> None:
+    def _read_folder(self) -> None:
         plan, folder = self.row
         if not (folder / folders.RECORD).exists():
             folders.refuse_taken(folder)
@@ -106,7 +106,7 @@ class RunProgress:
     def _settle(self) -> None:
         """Decide the state after the worker ended, from the folder: another process may have used it too."""
         failure, self.failure = self.failure, None
-        self.look()
+        self.refresh()
         if failure and self.state == "waiting":
             self.losses += failure.lost
             self.why = failure.why
@@ -126,7 +126,7 @@ class StudyProgress:
         self.study, self.notice = study, notice
         self.runs = [RunProgress(row) for row in study.rows]
         for run in self.runs:
-            run.look()
+            run.refresh()
 
     def jobs(self) -> Iterator[tuple[int, Job] | None]:
         """Yield the runs that are left, for a pool; None while all of them are used by other processes."""
@@ -137,7 +137,7 @@ class StudyProgress:
         for k, run in enumerate(self.runs):
             if run.state in ("waiting", "elsewhere"):
                 before = run.state
-                run.look()  # another process may have changed the folder
+                run.refresh()  # another process may have changed the folder
                 if run.state == "elsewhere" != before:
                     self.notice(run)
                 if run.state == "waiting":
@@ -150,7 +150,7 @@ class StudyProgress:
         """Select the runs in one of these states."""
         return [s for s in self.runs if s.state in states]
 
-    def changed(self) -> list[str]:
+    def describe_changes(self) -> list[str]:
         """Describe, for each agent without a run, its differences from an earlier agent of the study."""
         labels = {s.row.plan.label for s in self.runs}
         groups = {s.row.folder.parent: s.row for s in self.runs if s.step == 0}

@@ -106,7 +106,7 @@ class Trial:
         return self.search.folder / "trials" / str(self.number) / str(seed)
 
     @cached_property
-    def judged(self) -> tuple[str, int]:
+    def judged_by(self) -> tuple[str, int]:
         """The policy whose evaluations count, and the first step that counts (after the warm-up)."""
         _, agent, _ = prepare(self.plan(0))
         field, wait = agent.base.waits()
@@ -114,9 +114,9 @@ class Trial:
         # On-policy the first update precedes the evaluation at that step; off-policy it follows the warm-up.
         return "kept" if keeps else "current", wait if field == "rollout" else wait + 1
 
-    def see(self, seed: int, step: int, policy: str, ret: float) -> None:
+    def add_evaluation(self, seed: int, step: int, policy: str, ret: float) -> None:
         """Add the mean return of one evaluation of one run."""
-        counted, first = self.judged
+        counted, first = self.judged_by
         if policy == counted and step >= first:
             self.curves[seed][step] = ret
 
@@ -132,7 +132,7 @@ class Trial:
             return math.nan
         return curve[max(curve)] if self.search.metric == "final" else max(curve.values())
 
-    def news(self) -> dict[int, float]:
+    def take_new_points(self) -> dict[int, float]:
         """Return the points of the learning curve that were not reported yet, and mark them as reported."""
         new = {step: ret for step, ret in self.curve().items() if step not in self.reported}
         self.reported |= new
@@ -142,7 +142,7 @@ class Trial:
         return new
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether no run is left."""
         return not self.running and (self.ending != "done" or len(self.done) == self.search.seeds)
 

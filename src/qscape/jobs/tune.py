@@ -54,9 +54,9 @@ class Tuner:
         self.search, self.study, self.show = search, study, show
         records = [r for r in study.get_trials() if r.state != TrialState.WAITING]
         self.handles: dict[int, optuna.Trial] = {}
-        self.trials = {r.number: self._reopened(r) for r in records}
+        self.trials = {r.number: self._reopen(r) for r in records}
 
-    def _reopened(self, record: "optuna.trial.FrozenTrial") -> Trial:
+    def _reopen(self, record: "optuna.trial.FrozenTrial") -> Trial:
         """Restore a trial of an earlier process; one that was running continues under its number."""
         search, number = self.search, record.number
         if record.state == TrialState.RUNNING:
@@ -89,7 +89,7 @@ class Tuner:
         pool = Pool(self._jobs(trials), workers, partial(LocalWorker, log=log))
         for k, event in pool.events():
             trial, seed = self.trials[k // self.search.seeds], k % self.search.seeds
-            if self._take(trial, seed, event):
+            if self._apply(trial, seed, event):
                 for other in trial.running:
                     pool.running[trial.number * self.search.seeds + other].stop()
         return not pool.stopping
@@ -97,16 +97,18 @@ class Tuner:
     def _jobs(self, trials: int) -> Iterator[tuple[int, Job] | None]:
         """Yield runs for a pool; None while the rest is held by workers of an earlier process."""
         while True:
-            job = next((j for t in self.of("running") if t.ending == "done" for j in self._runs(t)), None)
+            job = next(
+                (j for t in self.of("running") if t.ending == "done" for j in self._list_jobs(t)), None
+            )
             waiting = any(t.waiting for t in self.of("running") if t.ending == "done")
             if job is None and not waiting:
                 if len(self.trials) >= trials:
                     return
-                self._ask()
+                self._begin_trial()
             else:
                 yield job
 
-    def _ask(self) -> None:
+    def _begin_trial(self) -> None:
         """Start a trial. Its draws depend only on the trials before it."""
         self.study.sampler = _make_sampler(self.search.seed, len(self.trials))
         handle = self.study.ask()
@@ -115,7 +117,7 @@ class Tuner:
         self.handles[handle.number], self.trials[handle.number] = handle, trial
         self.show(trial)
 
-    def _runs(self, trial: Trial) -> Iterator[tuple[int, Job]]:
+    def _list_jobs(self, trial: Trial) -> Iterator[tuple[int, Job]]:
         """Yield jobs for the unfinished runs of a trial that no worker of an earlier process holds."""
         for seed in [*trial.waiting]:
             folder = trial.folder(seed)
@@ -125,40 +127,40 @@ class Tuner:
             job = next_job(folder, trial.plan(seed))
             if job is None or job.kind == "resume":
                 for step, policy, ret in read_evaluations(folder):
-                    trial.see(seed, step, policy, ret)
+                    trial.add_evaluation(seed, step, policy, ret)
             if job is None:
                 trial.done.add(seed)
-                self._settle(trial)
+                self._finish(trial)
             else:
                 trial.running.add(seed)
                 yield trial.number * self.search.seeds + seed, job
 
-    def _take(self, trial: Trial, seed: int, event: ev.RunEvent | Failure | None) -> bool:
+    def _apply(self, trial: Trial, seed: int, event: ev.RunEvent | Failure | None) -> bool:
         """Apply an event of a worker. Returns whether the trial's other workers should stop."""
         before = trial.ending
         if isinstance(event, Failure) and trial.ending == "done":
             trial.ending, trial.why = "failed", event.why
         elif isinstance(event, ev.Evaluated):
-            trial.see(seed, event.step, event.policy, event.mean)
+            trial.add_evaluation(seed, event.step, event.policy, event.mean)
             if trial.ending == "done" and self._report(trial):
                 trial.ending = "pruned"
         elif isinstance(event, ev.Ended) and not event.interrupted:
             trial.done.add(seed)
         elif event is None:
             trial.running.discard(seed)
-            self._settle(trial)
+            self._finish(trial)
         return trial.ending != before
 
     def _report(self, trial: Trial) -> bool:
         """Report the new points of a trial's learning curve. Returns whether the trial should be pruned."""
-        handle, new = self.handles[trial.number], trial.news()
+        handle, new = self.handles[trial.number], trial.take_new_points()
         for step, ret in new.items():
             handle.report(ret, step)
         return bool(new) and max(new) < self.search.plan.steps and handle.should_prune()
 
-    def _settle(self, trial: Trial) -> None:
+    def _finish(self, trial: Trial) -> None:
         """Report the result of a trial to Optuna, once it has ended."""
-        if not trial.over:
+        if not trial.is_over:
             return
         self._report(trial)  # points that an earlier process did not report
         worth = trial.worth() if trial.ending == "done" else 0.0

@@ -114,7 +114,7 @@ def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
     counts = tail.groupby("run").size()
     if counts.min() < last:
         raise UsageError(
-            f"The mean of the last {last} evaluations was asked for, but {counts.idxmin()} "
+            f"--final {last} needs {last} evaluations of each run, but {counts.idxmin()} "
             f"has {counts.min()}; use --final {counts.min()} or less."
         )
     return _score_runs(tail, "mean")

@@ -56,16 +56,18 @@ def rollouts(
     adapter: EnvAdapter,
     episodes: int,
     seed: int = SEED,
-    sense: ObservationFilter | None = None,
+    observation_filter: ObservationFilter | None = None,
 ) -> list[Rollout]:
     """Run the episodes of `evaluate` and record every step.
 
-    `sense`: a function of the observations [E, S] whose result the policy sees, e.g. noise; None: unchanged.
-    The environment and the recorded observations are not affected.
+    `observation_filter`: a function of the observations [E, S] whose result the policy sees, e.g. noise;
+    None: unchanged. The environment and the recorded observations are not affected.
     """
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
-    for obs, action, step, ended in _walk_episodes(programs, acting, adapter, episodes, seed, sense):
+    for obs, action, step, ended in _walk_episodes(
+        programs, acting, adapter, episodes, seed, observation_filter
+    ):
         for i in np.flatnonzero(step.valid).tolist():
             steps[i].append((obs[i], action[i], step.reward[i]))
         for episode in ended:
@@ -82,7 +84,7 @@ def _walk_episodes(
     adapter: EnvAdapter,
     episodes: int,
     seed: int,
-    sense: ObservationFilter | None = None,
+    observation_filter: ObservationFilter | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
     """Yield observations, actions and step of all sub-environments, and the counted episodes that ended."""
     share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]
@@ -92,7 +94,7 @@ def _walk_episodes(
     first = np.ones(adapter.envs, bool)
     t = 0
     while any(share):
-        action = choose(obs if sense is None else sense(obs), first, t)
+        action = choose(obs if observation_filter is None else observation_filter(obs), first, t)
         step = adapter.step(action)
         if t >= LONGEST:
             refuse_endless(adapter, adapter.longest)

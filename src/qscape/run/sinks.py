@@ -24,8 +24,13 @@ EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success"
 class Sink(Protocol):
     """The interface of a writer of events."""
 
-    def __call__(self, event: ev.RunEvent) -> None: ...
-    def close(self) -> None: ...
+    def __call__(self, event: ev.RunEvent) -> None:
+        """Write an event."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing; called once, at the end of the run."""
+        ...
 
 
 class FolderSink:
@@ -63,7 +68,7 @@ class FolderSink:
         try:
             self._write(event)
         except OSError as problem:
-            raise self._full(problem) from problem
+            raise self._write_error(problem) from problem
 
     def _write(self, event: ev.RunEvent) -> None:
         if isinstance(event, ev.Logged):
@@ -71,7 +76,7 @@ class FolderSink:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
             for name, value in event.metrics.items():
-                self._show(f"train/{name}", value, event.step)
+                self._write_scalar(f"train/{name}", value, event.step)
             self.board.flush()
         elif isinstance(event, ev.Evaluated):
             for k, (ret, length) in enumerate(zip(event.returns, event.lengths, strict=True)):
@@ -80,10 +85,10 @@ class FolderSink:
                 self.rows.writerow((*row, *(values[k] for values in event.probes.values())))
             self.evaluations.flush()
             for name, value in _evaluation_means(event).items():
-                self._show(name, value, event.step)
+                self._write_scalar(name, value, event.step)
             self.board.flush()
 
-    def _show(self, name: str, value: float, step: int) -> None:
+    def _write_scalar(self, name: str, value: float, step: int) -> None:
         event = _proto.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
         self.board.write_event(event)
 
@@ -92,9 +97,9 @@ class FolderSink:
             for file in (self.metrics, self.evaluations, self.board):
                 file.close()
         except OSError as problem:
-            raise self._full(problem) from problem
+            raise self._write_error(problem) from problem
 
-    def _full(self, problem: OSError) -> RunError:
+    def _write_error(self, problem: OSError) -> RunError:
         return RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
 
 

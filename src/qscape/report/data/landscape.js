@@ -2,7 +2,7 @@
 const plan = JSON.parse(document.getElementById("plan").textContent);
 const state = document.getElementById("state");
 const save = document.getElementById("save"); // null where there is one save only
-let wanted = 0; // counts what was asked for; what came too late is not drawn
+let wanted = 0; // number of requests; an outdated request is not drawn
 
 /** A little higher than wide, within reason: Q over two actions is a square, between colour bar and axis. */
 function height(chart) {
