@@ -53,8 +53,8 @@ def batch_of(now=NOW):
     return Batch(row, jnp.zeros((1, 2)), jnp.zeros(1), jnp.zeros(1), row * jnp.nan, 0.99, extra)
 
 
-def term(part, policy=policy, actor_params=None, part_states=NOTHING, **more):
-    return part.actor(tuned, own, fns_of(policy, **more), batch_of(), jax.random.key(0))
+def term(part, policy=policy, actor_params=None, state=NOTHING, **more):
+    return part.actor(actor_params, state, fns_of(policy, **more), batch_of(), jax.random.key(0))
 
 
 # --- values -------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
 def test_all_that_is_observed_is_normalised():
     agent = build("td3+grad+asap+normalise", {"asap": {"across_resets": True}}).on(Spec(1, 2))
     own = PartState(extra=Moments(jnp.array([5.0]), jnp.array([4.0]), jnp.array(9.0)))
-    state = SimpleNamespace(of=lambda part: own)
+    state = SimpleNamespace(part=lambda part: own)
     raw = batch_of()._replace(next_observation=jnp.ones((1, 1)))
     made = update._batch(agent, state, raw)
     assert made.extra.keys() == agent.derived_columns
