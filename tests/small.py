@@ -18,6 +18,14 @@ from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
 
+# XLA's defaults, whatever XLA_FLAGS `make test` sets. Two programs of the same mathematics agree to the bit
+# only where XLA fuses them in the same way, so agents and oracles are compiled as users' programs are.
+AS_USERS = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_llvm_disable_expensive_passes": False,
+}
+
 
 class Run(NamedTuple):
     """One agent and all that its update needs."""
@@ -82,9 +90,12 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
     return jax.jit(lambda: jax.lax.scan(insert, agent.replay.init(layout), steps)[0])()
 
 
-def start(agent: Agent, seed: int = 0) -> Run:
-    """A fresh run. Its update leaves out the metrics: XLA fuses them with what they are made of, which
-    rounds SAC's log-probabilities in another way than in the oracle, which makes none."""
+def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) -> Run:
+    """A fresh run whose update is compiled with XLA's `options`.
+
+    The update leaves out the metrics: XLA fuses them with their inputs, which rounds SAC's log-probabilities
+    in another way than in the oracle, which has no metrics.
+    """
     memory, truncated = transitions(seed)
 
     def program(state, rows, replay_state, key):
@@ -92,7 +103,8 @@ def start(agent: Agent, seed: int = 0) -> Run:
 
     state = agent.init(jax.random.key(seed))
     key = jax.random.key(seed + 1)
-    return Run(agent, jax.jit(program), state, *fill(agent, memory, truncated), memory, key)
+    program = jax.jit(program, compiler_options=options)
+    return Run(agent, program, state, *fill(agent, memory, truncated), memory, key)
 
 
 def same(x: Any, y: Any) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_peaks
 
 from qscape import agents
@@ -15,7 +16,7 @@ from qscape.errors import UsageError
 from qscape.nets import heads
 from qscape.offpolicy import update
 from qscape.offpolicy.sockets import PartState
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.programs import evaluation_key
 from qscape.types import Batch, Event, Spec
 
@@ -63,7 +64,7 @@ def test_wolpertinger_takes_the_nearest_items_and_evaluates_without_chance():
 
 
 def test_the_noise_falls_over_a_share_of_the_run_that_begins_with_a_policy_too():
-    _, agent, notes = fitted(Plan("td3+ou", "Pendulum-v1", 60_000, start="runs/a"))
+    _, agent, notes = prepare(Plan("td3+ou", "Pendulum-v1", 60_000, start="runs/a"))
     assert (agent.base.epsilon_decay, agent.base.warmup) == (10_000, 0)
     assert notes[-2:] == [
         "a policy is there already: base.warmup = 0",
@@ -96,6 +97,7 @@ def loss_of_climb(agent, state, batch, q=None):
     return loss
 
 
+@pytest.mark.slow
 def test_members_climb_alone_and_target_members_are_smoothed_and_judged_by_the_online_critic():
     agent = make("td3+ensemble")
     state, batch = state_of(agent), flat_batch(0)
@@ -271,7 +273,7 @@ def test_greedy_ac_explores_by_a_draw_from_its_policy(monkeypatch):
         np.testing.assert_allclose(action, np.tanh(said.mean + draw * np.exp(said.log_std)), atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [Spec(S, A), TABLE])
+@pytest.mark.parametrize("spec", [Spec(S, A), slow(TABLE)])
 def test_greedy_td3_climbs_q_as_well_where_it_is_asked_to(spec):
     """−mean Q_1(s, μ(s)) / sg(mean |Q_1|) is added; Q_1 is below 0 at some states and above at others."""
     plain, climbing = (make("td3+greedy_td3", spec=spec, draws=10, add_dpg=add) for add in (False, True))
@@ -376,6 +378,7 @@ def test_smoothing_is_drawn_anew_for_every_row(recipe, settings):
     assert 0.49 < np.abs(off).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_cem_searches_the_online_first_critic_at_the_next_state():
     """And the lesser target critic says what that is worth."""
     agent = make("td3+cem", spec=ONE)
@@ -393,7 +396,7 @@ def test_cem_searches_the_online_first_critic_at_the_next_state():
 # --- action tables --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["td3", "td3+savo", "sac+savo", "td3+cem", "td3+greedy_ac"])
+@pytest.mark.parametrize("recipe", ["td3", slow("td3+savo"), "sac+savo", slow("td3+cem"), "td3+greedy_ac"])
 def test_actions_are_rows_of_the_table(recipe):
     agent = make(recipe, spec=TABLE) if "+" in recipe else make("td3+ou", spec=TABLE)
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (30, S))

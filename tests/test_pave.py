@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from small import A, S, same, start
 from small import build as small
 from test_contract import QUICK
 
 from qscape.agents import build
-from qscape.agents.recipes import overridden
+from qscape.agents.recipes import apply_overrides
 from qscape.errors import UsageError
 from qscape.methods.pave import PAVE, action_gradients
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
-from qscape.run.plan import Plan, fitted, remarks
+from qscape.run.plan import Plan, part_notes, prepare
 from qscape.types import Batch, Event, Spec
 
 # Two critics Q = ½ aᵀHa + aᵀKs + aᵀc; rows of states, successors, noise and directions.
@@ -209,7 +210,7 @@ def parts_of(run, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "terms"), [*(("td3+pave", [term]) for term in TERMS), ("td7+pave", TERMS)], ids=str
+    ("recipe", "terms"), [*(("td3+pave", [term]) for term in TERMS), slow("td7+pave", TERMS)], ids=str
 )
 def test_gradients_equal_finite_differences(double, recipe, terms):
     """Through second derivatives, and through SALE's frozen encoders. δ is far from every row's hinge."""
@@ -231,6 +232,7 @@ def test_gradients_equal_finite_differences(double, recipe, terms):
     np.testing.assert_allclose(gradient(flat) @ aside, by_hand, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_piecewise_linear_critics_have_no_curvature():
     run = start(small("td3+pave", 16, critic_activation="relu"))
     state, context, batch = parts_of(run)
@@ -266,12 +268,15 @@ def lived(recipe, updates, settings=None, **base):
     return states
 
 
-@pytest.mark.parametrize(("recipe", "base"), [("td3", SMOOTH), ("sac", SMOOTH | {"critic_loss_scale": 0.5})])
+@pytest.mark.parametrize(
+    ("recipe", "base"), [("td3", SMOOTH), slow("sac", SMOOTH | {"critic_loss_scale": 0.5})]
+)
 def test_no_weight_is_the_base_to_the_bit(recipe, base):
     plain, more = lived(recipe, 40, **base), lived(f"{recipe}+pave", 40, NONE)
     assert same(plain, more)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_critics_alone():
     plain, more = lived("td3", 2, **SMOOTH), lived("td3+pave", 2)
     one, other = plain[0], more[0]
@@ -290,7 +295,7 @@ def test_gradients_reach_the_critics_alone():
 
 def test_what_pave_moves():
     def moves(recipe):
-        return {m.field: m.after for m in overridden(build(recipe))[1] if m.by == "pave"}
+        return {m.field: m.after for m in apply_overrides(build(recipe))[1] if m.by == "pave"}
 
     assert moves("td3+pave") == SMOOTH
     assert moves("sac+pave") == SMOOTH | {"critic_loss_scale": 0.5}
@@ -300,12 +305,16 @@ def test_what_pave_moves():
 
 def test_what_pave_remarks():
     relu = {"base": {"critic_activation": "relu"}}
-    assert remarks(build("td3+pave")) == remarks(build("td3+pave", relu | {"pave": {"curvature": 0}})) == []
-    (said,) = remarks(build("td3+pave", relu))
+    assert (
+        part_notes(build("td3+pave"))
+        == part_notes(build("td3+pave", relu | {"pave": {"curvature": 0}}))
+        == []
+    )
+    (said,) = part_notes(build("td3+pave", relu))
     assert "piecewise linear: pave.curvature has no gradient" in said
-    assert said in fitted(Plan("td3+pave", "Pendulum-v1", 100, settings=relu))[2]
-    assert remarks(build("td7+pave", relu)) == []
-    assert remarks(build("sac+normalise+pave")) == ["pave.sigma is in units of the normalised observation"]
+    assert said in prepare(Plan("td3+pave", "Pendulum-v1", 100, settings=relu))[2]
+    assert part_notes(build("td7+pave", relu)) == []
+    assert part_notes(build("sac+normalise+pave")) == ["pave.sigma is in units of the normalised observation"]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_seeds_side_by_side_are_reset_together():
     assert " cond[" in str(jax.make_jaxpr(jax.vmap(one, (0, None)))(seeds, at(3)))
 
 
+@pytest.mark.slow
 def test_an_update_ends_with_the_reset():
     """Up to it nothing differs; then the state is a fresh one, and replay is what it was."""
     base = {"replay_capacity": 1024, "actor_hidden": (8, 8), "critic_hidden": (8, 8)}
@@ -110,6 +111,7 @@ def test_every_agent_keeps_its_shape(recipe, what):
     assert jax.eval_shape(reset, state) == state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "what"), [("sac+resets", "all"), ("td3+savo+resets", "last")])
 def test_a_resumed_run_equals_an_uninterrupted_one(recipe, what, tmp_path):
     """Resets after 40 and 80 steps of learning; the run stops before, between and after them."""

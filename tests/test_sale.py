@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rows import slow
 from test_savo import A, S, functions, make, state_of
 
 from qscape.methods.sale import SALE, Encoder, Statistics
@@ -118,18 +119,18 @@ def close(x, y):
     [
         {},
         {"target": "fixed_embedding"},
-        {"target": "next_observation"},
+        slow({"target": "next_observation"}),
         {"target": "next_pair"},
         {"predict_reward": True},
         {"loss": "cosine"},
         {"loss": "cosine", "state_norm": "none"},
-        {"loss": "cosine", "target": "next_observation", "predict_reward": True},
+        slow({"loss": "cosine", "target": "next_observation", "predict_reward": True}),
         {"state_norm": "layer"},
         {"pair_norm": "avg_l1"},
         {"pair_norm": "layer", "target": "next_pair"},
         {"state_norm": "batch", "pair_norm": "batch"},
-        {"state_norm": "batch", "target": "fixed_embedding"},
-        {"input_norm": "batch", "target": "next_pair", "pair_norm": "batch"},
+        slow({"state_norm": "batch", "target": "fixed_embedding"}),
+        slow({"input_norm": "batch", "target": "next_pair", "pair_norm": "batch"}),
     ],
     ids=str,
 )
@@ -253,7 +254,7 @@ def test_batch_normalised_inputs_have_mean_0_and_variance_1():
     np.testing.assert_allclose(found, (raw - raw.mean(0)) / raw.std(0), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("beta", [None, 3.0])
+@pytest.mark.parametrize("beta", [None, slow(3.0)])
 def test_end_to_end_the_critics_loss_moves_the_encoder_too(monkeypatch, beta):
     """By ∇(critics' loss + β · encoder's loss); None: not at all."""
     monkeypatch.setattr(Agent, "optimiser", lambda *_: optax.sgd(1.0))  # a step is the gradient

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rows import slow
 from small import build, same, start
 from test_contract import QUICK
 
@@ -165,6 +166,7 @@ def test_equal_values_and_equal_cosines(adaptive):
     assert (uniform == 0.0).all()
 
 
+@pytest.mark.slow
 def test_rank_correlation_is_scipys():
     from scipy.stats import spearmanr
 
@@ -274,7 +276,7 @@ def test_networks_have_the_published_sizes():
     assert sizes(Spec(348, 17)) == [229_666, 319_490, 291_072]
 
 
-@pytest.mark.parametrize("recipe", ["sac", "sac+sale"])
+@pytest.mark.parametrize("recipe", [slow("sac"), "sac+sale"])
 def test_a_state_is_embedded_once_for_all_its_actions(recipe):
     """Q at one state [B, 1, S] and K actions [B, K, A] is Q at the state repeated, with fewer products."""
     agent = build(recipe, 16)
@@ -291,7 +293,7 @@ def test_a_state_is_embedded_once_for_all_its_actions(recipe):
     assert costs[0] < costs[1]
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("unit", 0.5), ("released", 0.2)])
+@pytest.mark.parametrize(("scale", "expected"), [slow("unit", 0.5), ("released", 0.2)])
 def test_candidates_in_units_of_the_environment(scale, expected):
     bound = np.full(1, 0.4, np.float32)
     part, spec = SAVGO(jitter=0.0, action_scale=scale, candidates=2), Spec(1, 1, low=-bound, high=bound)
@@ -385,7 +387,7 @@ def zero(tree) -> bool:
     return all((np.asarray(x) == 0.0).all() for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("fields", [{}, {"adaptive": True, "center": True, "variant": "v1"}])
+@pytest.mark.parametrize("fields", [slow({}), {"adaptive": True, "center": True, "variant": "v1"}])
 def test_the_climb_moves_actor_and_temperature_alone(scene, fields):
     found = scene.gradients(dataclasses.replace(scene.agent.policy_loss, **fields))
     assert {name for name, g in found.items() if not zero(g)} == {"actor", "log_alpha"}
@@ -512,6 +514,7 @@ def test_a_kernel_batch_takes_the_first_states(scene):
     assert apart(pulls[2], pulls[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_candidates_in_blocks_are_the_same_candidates(scene, monkeypatch):
     part, entropy = scene.agent.policy_loss, entropy_gradient(scene)
     whole = actor_gradient(scene, part) - entropy
@@ -557,6 +560,7 @@ def differing(one, other) -> set[str]:
     return {name for name in leaves[0] if not all(map(close, leaves[0][name], leaves[1][name]))}
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_update_at_256_candidates():
     """77 MiB as XLA plans it; all candidates at once would take 322 MiB."""
     agent = agents.build("sac+savgo", {"savgo": {"candidates": 256}}).on(Spec(17, 6))
@@ -567,6 +571,7 @@ def test_the_memory_of_an_update_at_256_candidates():
     assert 2**20 < planned.temp_size_in_bytes < 150 * 2**20
 
 
+@pytest.mark.slow
 def test_order_of_one_update():
     """Encoder, then actor on the stepped encoder; the critics' step is felt in the next update only."""
     usual = first_update()
@@ -663,18 +668,21 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
 BANDIT = SAVGO(candidates=32, variant="v1", hidden=(64, 64, 64), embedding=32, tau_horizon=1_000)
 
 
+@pytest.mark.slow
 def test_the_bandit_is_solved():
     action, spread = play(BANDIT)
     assert 0.45 < action < 0.55
     assert spread < 0.25
 
 
+@pytest.mark.slow
 def test_the_bandit_is_not_solved_by_uniform_weights():
     action, spread = play(dataclasses.replace(BANDIT, uniform=1.0, frozen=True))
     assert abs(action) < 0.05
     assert spread > 0.7
 
 
+@pytest.mark.slow
 def test_a_random_geometry_is_worse():
     action, spread = play(dataclasses.replace(BANDIT, frozen=True))
     assert action > 0.6

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import A, S, build, randomised, same, start
+from rows import slow, slow_except
+from small import AS_USERS, A, S, build, randomised, same, start
 
 import reference.savo
 from qscape import agents
@@ -21,7 +22,7 @@ from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.types import Batch, Event, Spec
 
 KEY, NO = jax.random.key(0), jnp.array(False)
@@ -99,7 +100,7 @@ def oracle(run) -> reference.savo.State:
 @pytest.fixture(scope="module")
 def started():
     """A run and its memory as the oracle sees it."""
-    run = start(build("td3+savo"))
+    run = start(build("td3+savo"), options=AS_USERS)
     layout = run.agent.layout(1)
     kept = run.storage[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
     return run, reference.savo.Transitions(*run.memory, kept)
@@ -107,7 +108,8 @@ def started():
 
 def test_agent_equals_its_oracle_to_the_bit(started):
     run, memory = started
-    update = jax.jit(partial(reference.savo.update, batch_size=run.agent.base.batch_size))
+    update = partial(reference.savo.update, batch_size=run.agent.base.batch_size)
+    update = jax.jit(update, compiler_options=AS_USERS)
     theirs = oracle(run)
     for number in range(1, 301):
         run, theirs = run.step(), update(theirs, memory, run.key)
@@ -129,6 +131,7 @@ def test_acting_equals_its_oracle(started):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_actor_is_td3_without_target_actor_and_smoothing():
     """To the bit, given the same parameters; acting has two noises instead of one."""
     alone = start(dataclasses.replace(make(list_length=1, base={"replay_capacity": 1024})))
@@ -158,6 +161,7 @@ def two_peaks(obs, action):
     return [jnp.exp(-((a + 0.5) ** 2) / 0.045) + 2.0 * jnp.exp(-((a - 0.6) ** 2) / 0.045)]
 
 
+@pytest.mark.slow
 def test_the_exact_surrogate_is_flat_below_the_best_proposal():
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
     state, points = state_of(agent), jnp.array([-0.7, -0.5, -0.3, 0.0, 0.4, 0.45, 0.5, 0.7])
@@ -179,6 +183,7 @@ def test_the_exact_surrogate_is_flat_below_the_best_proposal():
     )
 
 
+@pytest.mark.slow
 def test_at_a_tie_the_whole_gradient_passes():
     """Where Q equals τ the slope is that of Q, not half of it."""
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
@@ -217,7 +222,7 @@ def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
         np.testing.assert_allclose(loss, 2 * (says - goal) ** 2 + at_proposals, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("points", "executed"), [("fresh", "stored"), ("current", "chosen")])
+@pytest.mark.parametrize(("points", "executed"), [slow("fresh", "stored"), ("current", "chosen")])
 def test_surrogates_at_the_present_actors_proposals(points, executed):
     agent = make(surrogate_points=points)
     state, batch = state_of(agent, 1), flat_batch(0)
@@ -240,7 +245,7 @@ def grown(tree) -> bool:
     return any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("settings", [{}, {"actor_list": "replay"}, {"conditioning": "concat"}])
+@pytest.mark.parametrize("settings", [slow({}), slow({"actor_list": "replay"}), {"conditioning": "concat"}])
 def test_each_actor_is_moved_by_its_own_climb_alone(settings):
     agent = make(**settings)
     state, batch = state_of(agent), flat_batch(0)
@@ -260,6 +265,7 @@ def test_each_actor_is_moved_by_its_own_climb_alone(settings):
             assert grown(gradient[i].summary), "the summariser belongs to its actor"
 
 
+@pytest.mark.slow
 def test_surrogates_move_nothing_but_themselves():
     agent = make()
     state, batch = state_of(agent), flat_batch(0)
@@ -275,6 +281,7 @@ def test_surrogates_move_nothing_but_themselves():
     assert [grown(part.summary) and grown(part.film) for part in learned] == [True, True]
 
 
+@pytest.mark.slow
 def test_on_the_floor_an_exact_surrogate_moves_nobody():
     """Q of every second proposal lies below that of the first: no gradient, to the last bit."""
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact")
@@ -301,6 +308,7 @@ def test_on_the_floor_an_exact_surrogate_moves_nobody():
     assert grown(jax.grad(slope)(state.actor)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actor_list", ["fresh", "replay"])
 def test_which_list_actors_climb_after(actor_list):
     """ν_i and Ψ̂_i both know the present actors' proposals, or those that are stored; the first i of them."""
@@ -356,7 +364,7 @@ def test_ties_go_to_the_first():
 @pytest.mark.parametrize(
     ("recipe", "settings"),
     [
-        ("td3+savo", {}),
+        slow("td3+savo", {}),
         ("td3+savo", {"select_q": "min"}),
         ("sac+savo", {}),
         ("td3+ensemble", {}),
@@ -378,6 +386,7 @@ def test_the_choice_is_the_best_of_the_proposals(recipe, settings):
     assert len(np.unique(each.argmax(0))) > 1, "the choice is none if one of them always wins"
 
 
+@pytest.mark.slow
 def test_next_actions_come_from_online_actors_and_the_online_first_critic():
     """On TD7 on the fixed view; only the values are the target's."""
     agent = make("td7+savo")
@@ -472,7 +481,7 @@ def knows(agent, state) -> bool:
     return all(gap > 1e-5 for gap in gaps)
 
 
-@pytest.mark.parametrize("summariser", SUMMARISERS)
+@pytest.mark.parametrize("summariser", slow_except(["deepset", "lstm"], SUMMARISERS))
 @pytest.mark.parametrize("conditioning", ["film", "concat", "both"])
 def test_later_networks_know_what_was_proposed(summariser, conditioning):
     agent = make(summariser=summariser, conditioning=conditioning)
@@ -501,7 +510,7 @@ def test_without_conditioning_the_check_fails():
 
 
 @pytest.mark.parametrize(
-    ("summariser", "sees_order"), [("deepset", False), ("transformer", False), ("lstm", True)]
+    ("summariser", "sees_order"), [("deepset", False), slow("transformer", False), ("lstm", True)]
 )
 def test_only_the_lstm_sees_the_order(summariser, sees_order):
     net = SUMMARISERS[summariser](jax.random.key(0), 4)
@@ -599,6 +608,7 @@ def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_how_far_the_noise_goes_in_the_long_run():
     """0.2 / √(1 − 0.85²) = 0.379663: 60 steps of 600,000 processes, and no episode ends."""
     context, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
@@ -618,12 +628,12 @@ def test_epsilon_falls_in_a_line_from_the_end_of_the_warm_up():
 
 
 def test_a_run_knows_how_long_epsilon_falls():
-    _, agent, notes = fitted(Plan("td3+savo", "Pendulum-v1", 60_000))
+    _, agent, notes = prepare(Plan("td3+savo", "Pendulum-v1", 60_000))
     assert agent.base.epsilon_decay == 10_000
     assert any("base.epsilon_decay = 10000 steps" in note for note in notes)
     asked = {"base": {"epsilon_decay": 700.0}}
-    assert fitted(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
-    assert fitted(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
+    assert prepare(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
+    assert prepare(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
 
 
 @pytest.mark.parametrize(
@@ -644,6 +654,7 @@ def test_every_method_has_the_papers_protocol(recipe, env, fields):
     assert "2410.11833" in source
 
 
+@pytest.mark.slow
 def test_epsilon_greedy_is_sometimes_anything():
     agent = make(
         base={"epsilon_mode": "greedy", "epsilon_start": 0.5, "epsilon_end": 0.5, "exploration_noise": 0.0}

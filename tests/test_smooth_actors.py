@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from small import A, S, same, start
 from small import build as small
 from test_contract import QUICK
@@ -175,7 +176,7 @@ def test_l2c2(monkeypatch):
     assert value == pytest.approx(0.25 * weight / (0.5 + kappa) * 0.5 * gap, rel=1e-5)
 
 
-@pytest.mark.parametrize(("recipe", "squashed"), [("td3+lipsnet", 1), ("sac+lipsnet", 2)])
+@pytest.mark.parametrize(("recipe", "squashed"), [slow("td3+lipsnet", 1), ("sac+lipsnet", 2)])
 def test_lipsnet(recipe, squashed):
     """Its action row by row, with the Jacobian by forward differentiation; and what its loss gains."""
     settings = {"base": {"actor_hidden": (8, 8)}, "lipsnet": {"initial": 2.0, "weight": 0.5, "epsilon": 0.1}}
@@ -297,10 +298,10 @@ def test_the_slow_copy_follows_at_every_update():
     starts = (first.actor, first.part_states["asap"].actor_params)
     for state, before in ((first, starts), (second, first.part_states["asap"].extra)):
         online = (state.actor, state.part_states["asap"].actor_params)
-        for slow, old, new in zip(
+        for copy, old, new in zip(
             *map(jax.tree.leaves, (state.part_states["asap"].extra, before, online)), strict=True
         ):
-            np.testing.assert_allclose(slow, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(copy, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-8)
     assert not same(starts, (second.actor, second.part_states["asap"].actor_params))
 
 

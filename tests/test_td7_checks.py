@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rows import slow
 from small import TRANSITIONS, A, S, build, fill, same, start
 
 from qscape import agents
@@ -289,7 +290,7 @@ class Clock(gym.Env):
 
 
 @pytest.mark.parametrize(
-    ("length", "policy_step", "burst_step"), [(10, 260, 269), (9, 252, 260), (3, 252, 254)]
+    ("length", "policy_step", "burst_step"), [slow(10, 260, 269), slow(9, 252, 260), (3, 252, 254)]
 )
 def test_the_random_phase_lasts_to_an_episodes_end(length, policy_step, burst_step):
     """The random phase ends with the first episode that finishes at step >= 250 (counted from 0); that
@@ -352,6 +353,7 @@ def sampled(run, number):
     return agent.replay.sample(agent.layout(1), run.storage, run.replay_state, key, agent.base.batch_size)
 
 
+@pytest.mark.slow
 def test_before_the_first_sync_targets_are_rewards(history):
     """Bounds (0, 0): y = r, so that the trackers see the rewards sampled and nothing else."""
     draw = jax.jit(lambda index, n: sampled(history[0]._replace(replay_state=index), n))
@@ -518,6 +520,7 @@ def test_initialisation_and_sizes():
 # --- learning ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_on_a_point_that_drifts(fresh):
     """s' = 0.9 s + 0.3 (a, 0), paid 1 - mean |s|. The encoder learns to predict, Q starts as the reward,
     and each sync lets it see about one reward further."""

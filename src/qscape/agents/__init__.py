@@ -1,40 +1,53 @@
 """Recipes: which part sits in which socket, with the paper's settings."""
 
-from qscape.agents import onpolicy
-from qscape.agents.presets import PRESETS, Settings, merged, preset
+from qscape.agents import onpolicy, plugins
+from qscape.agents.other_names import ours
+from qscape.agents.presets import PRESETS, Settings, merge_settings, preset
 from qscape.agents.recipes import (
+    BASE_HELP,
     BASES,
     EXPANSIONS,
     PARTS,
     Agent,
-    Move,
+    Override,
+    agent,
+    apply_overrides,
     build,
-    changed,
+    changed_fields,
     nearest,
-    on_dataset,
-    overridden,
     parse,
     parts_of,
+    recipe_for_dataset,
+    register,
+    register_all_installed,
+    register_named,
     settings_of,
 )
 
 __all__ = [
     "BASES",
+    "BASE_HELP",
     "EXPANSIONS",
     "PARTS",
     "PRESETS",
     "Agent",
-    "Move",
+    "Override",
     "Settings",
+    "agent",
+    "apply_overrides",
     "build",
-    "changed",
-    "merged",
+    "changed_fields",
+    "merge_settings",
     "nearest",
-    "on_dataset",
     "onpolicy",
-    "overridden",
+    "ours",
     "parse",
     "parts_of",
+    "plugins",
     "preset",
+    "recipe_for_dataset",
+    "register",
+    "register_all_installed",
+    "register_named",
     "settings_of",
 ]

@@ -1,14 +1,13 @@
 """Running normalisation of observations."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Nets, Normaliser, PartState
+from qscape.offpolicy.sockets import Normaliser, PartState
 from qscape.ops.running import merge, moments, see, standardise
 from qscape.types import Key, Spec, setting
 
@@ -24,7 +23,7 @@ class Normalise(Normaliser):
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"normalise.clip is {self.clip}; it must be above 0.")
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
+    def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=moments(spec.observation_size))
 
     def update_statistics(self, state: PartState, obs: Array) -> PartState:

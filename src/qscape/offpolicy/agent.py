@@ -342,10 +342,16 @@ class Agent(Bound):
     # --- learning ---------------------------------------------------------------------------------
 
     def update(
-        self, layout: Layout, state: State, rows: Array, index: ReplayState, key: Key
+        self,
+        layout: Layout,
+        state: State,
+        storage: Array,
+        replay_state: ReplayState,
+        key: Key,
+        previous: Metrics | None = None,
     ) -> tuple[State, ReplayState, Metrics]:
-        """Makes one update from replay: see `update.update`."""
-        return update(self, layout, state, rows, index, key)
+        """Make one update from replay: see `qscape.offpolicy.update.update`."""
+        return update(self, layout, state, storage, replay_state, key, previous)
 
 
 def snap_policy(policy: Callable, table: ActionTable) -> Callable:

@@ -19,19 +19,27 @@ if TYPE_CHECKING:
 
 
 def update(
-    agent: "Agent", layout: Layout, state: State, storage: Array, replay_state: ReplayState, key: Key
+    agent: "Agent",
+    layout: Layout,
+    state: State,
+    storage: Array,
+    replay_state: ReplayState,
+    key: Key,
+    previous: Metrics | None = None,
 ) -> tuple[State, ReplayState, Metrics]:
-    """One update from replay.
+    """Make one update from replay.
 
     Args:
-        layout: how the rows are packed; static.
-        state: networks, optimisers, counters.
-        rows: replay's packed transitions; only read.
-        index: replay's positions and priorities.
+        layout: how a transition is packed into a row of the storage; static.
+        state: networks, optimiser states, counters.
+        storage: packed transitions of the replay; only read.
+        replay_state: write positions, sizes and priorities of the replay.
         key: the run's key; it never advances, the update's number is folded in.
+        previous: metrics of the update before; None before the first.
 
     Returns:
-        The new state, the new index, and metrics (-inf for what this update did not compute).
+        The new state, the new replay state, and the metrics. A metric that this update does not compute
+        (those of the actor between its delayed steps) keeps its previous value, NaN at first.
     """
     base, replay = agent.base, agent.replay
     number = state.updates + 1
@@ -68,7 +76,7 @@ def update(
 
     # 6. every policy_delay-th time the actors climb
     if state.actor is not None:
-        state = _actors(now, state, metrics)
+        state = _actors(now, state, metrics, previous or {})
 
     # 7. targets follow
     state = _follow(now, state)
@@ -179,13 +187,15 @@ def _critics(
     return state, td_error
 
 
-def _actors(now: Now, state: State, metrics: Metrics) -> State:
-    """The actors' step and that of everything tuned along with them."""
+def _actors(now: Now, state: State, metrics: Metrics, previous: Metrics) -> State:
+    """Step the actors, and every parameter that follows the gradient of their loss."""
     actor_params = {
         name: part_state.actor_params
         for name, part_state in state.part_states.items()
         if part_state.actor_params is not None
     }
+
+    names: list[str] = []
 
     def move() -> tuple[State, Metrics]:
         gradient, said = jax.grad(lambda x: _actor_loss(now, state, *x), has_aux=True)(
@@ -194,13 +204,16 @@ def _actors(now: Now, state: State, metrics: Metrics) -> State:
         moved = _step(now, state, "actor", state.actor, gradient[0])
         for name, value in actor_params.items():
             moved = _step(now, moved, f"{name}.actor_params", value, gradient[1][name])
+        names[:] = said
         return moved, said
+
+    def wait() -> tuple[State, Metrics]:  # traced after `move`, which knows the names
+        return state, {name: previous.get(name, jnp.full((), jnp.nan)) for name in names}
 
     if now.agent.base.policy_delay == 1:
         state, said = move()
     else:
-        blank = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf), jax.eval_shape(move)[1])
-        state, said = jax.lax.cond(now.event.actor_moved, move, lambda: (state, blank))
+        state, said = jax.lax.cond(now.event.actor_moved, move, wait)
     metrics |= said
     return state
 

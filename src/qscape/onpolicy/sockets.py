@@ -5,7 +5,7 @@ learns or remembers lives in the state and is moved by nobody but the trunk.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -14,6 +14,7 @@ from qscape.onpolicy.state import State
 from qscape.types import Key, Metrics, Part, Scalar, Spec
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """What an actor says of observations [B, S]."""
 
@@ -170,6 +171,7 @@ class Scaling(StatefulPart):
         return state
 
 
+@runtime_checkable
 class Normaliser(Protocol):
     """Observation normalisation, as the off-policy agents have it. It stands still during a rollout."""
 

@@ -324,8 +324,8 @@ def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n
     return jax.lax.gather(rows, start, dimensions, (1, width), mode="promise_in_bounds")
 
 
-def neighbour(layout: Layout, i: Int[Array, "*n"], step: int | Array) -> Int[Array, "*n"]:
-    """Returns the row `step` rows after i in the ring of i."""
+def neighbour(layout: Layout, i: Int[Array, "..."], step: int | Int[Array, "..."]) -> Int[Array, "..."]:
+    """Return the row `step` rows after i in the ring of i; i and step broadcast."""
     first = i // layout.ring * layout.ring
     return first + (i - first + step) % layout.ring
 

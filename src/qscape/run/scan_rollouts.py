@@ -1,6 +1,6 @@
 """On-policy training wholly inside one compiled program, on environments that are pure JAX functions.
 
-train = jax.jit(partial(native.train, agent, envs=8, updates=200))
+train = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=200))
 state, history = train(env, key)                                   # one seed
 state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten of them side by side
 """
@@ -110,7 +110,7 @@ class History(NamedTuple):
 
 
 def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
-    """A run before its first step; `agent` is bound to its task, `agent.on(native.spec_of(env))`."""
+    """A run before its first step; `agent` is bound to its task, `agent.on(scan_rollouts.spec_of(env))`."""
     return Run(agent.init(key, envs), begin(env, envs, stream(key, "world.begin")))
 
 
