@@ -258,7 +258,7 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
 def test_all_that_is_observed_is_normalised():
     agent = build("td3+grad+asap+normalise", {"asap": {"across_resets": True}}).on(Spec(1, 2))
     own = PartState(extra=Moments(jnp.array([5.0]), jnp.array([4.0]), jnp.array(9.0)))
-    state = SimpleNamespace(of=lambda part: own)
+    state = SimpleNamespace(part=lambda part: own)
     raw = batch_of()._replace(next_observation=jnp.ones((1, 1)))
     made = update._batch(agent, state, raw)
     assert made.extra.keys() == agent.derived_columns

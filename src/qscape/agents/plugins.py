@@ -40,7 +40,7 @@ RESERVED = frozenset(
      "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
      "overwrite", "log", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
 )  # fmt: skip
-LOSSES = {  # by socket, the methods that return a loss and its metrics
+LOSSES = {  # by socket, the methods that return a loss and its metrics (`learn`: and the extra state)
     "regulariser": ("critic", "actor", "learn"),
     "policy_loss": ("loss", "learn"),
     "representation": ("penalty", "learn"),
@@ -271,8 +271,10 @@ def _wrong_shapes(part: Any, method: str, args: tuple[Any, ...], result: Any) ->
     if method in LOSSES.get(part.socket, ()):
         if result is None and method not in ("learn", "loss"):
             return
-        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            yield f"it must return (loss, metrics), a number and a dict, and returns {type(result).__name__}"
+        length = 3 if method == "learn" else 2
+        if not isinstance(result, tuple) or len(result) != length or not isinstance(result[1], dict):
+            wanted = "(loss, metrics, extra)" if method == "learn" else "(loss, metrics), a number and a dict"
+            yield f"it must return {wanted}, and returns {type(result).__name__}"
             return
         if jnp.shape(result[0]):
             yield f"its loss has the shape {jnp.shape(result[0])} and must be a scalar; take its mean"

@@ -168,13 +168,19 @@ def pieces(
     most = max(1, min(layout.ring, nbytes // (4 * layout.width)))
     for ring in range(first_ring, first_ring + layout.envs):
         for start in range(0, used, most):
-            at = min(start, layout.ring - most)  # all stretches are equally long: one program for all
+            at = min(
+                start, layout.ring - most
+            )  # all stretches have one length, so that one program serves all
             stretch = np.asarray(_stretch(rows, ring * layout.ring + at, most))
             yield stretch[start - at : used - at]
 
 
 def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]]) -> Storage:
-    """A memory that begins with `saved`, the `pieces` of another. None of them may reach across two rings.
+    """Allocates storage that begins with the saved rows of another one.
+
+    Args:
+        used: saved rows of every ring.
+        saved: arrays from `pieces`; each holds rows of one ring only.
 
     Raises:
         RunError: the machine has not enough memory left.
@@ -182,14 +188,16 @@ def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]
     rows, count = create(layout), 0
     for piece in saved:
         ring, at = divmod(count, used)
-        rows = jax.block_until_ready(_put(rows, piece, ring * layout.ring + at))  # else the pieces pile up
+        rows = jax.block_until_ready(
+            _put(rows, piece, ring * layout.ring + at)
+        )  # otherwise all pieces wait in memory
         count += len(piece)
     return rows
 
 
 @partial(jax.jit, static_argnums=2)
 def _stretch(rows: Array, at: int, n: int) -> Float[Array, "n W"]:
-    # Inside a program to change the shape is free; outside of one it copies.
+    # Reshaping is free inside a program; outside it copies.
     return jax.lax.dynamic_slice_in_dim(rows.reshape(-1, rows.shape[-1]), at, n)
 
 
