@@ -299,7 +299,7 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):
     folder = shutil.copytree(done, tmp_path / "runs" / "0")
     shutil.rmtree(folder / "saves")
-    assert "has no save yet; let it train on: qscape resume" in refused("evaluate", folder, code=1)
+    assert "has no save yet; continue training first: qscape resume" in refused("evaluate", folder, code=1)
 
 
 def test_a_run_that_ends_without_an_update(refused):
