@@ -72,7 +72,7 @@ def loop(plan: Plan, agent: Agent, steps: int) -> Callable[[], None]:
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready((trainer.state, trainer.replay_state))
+        jax.block_until_ready((trainer.state, trainer.carry.replay_state))
 
     advance(WARM_UP)
     return partial(advance, steps)

@@ -449,7 +449,7 @@ def test_successors_see_items():
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (6, S))
     context = functions(agent, state)
     first, second, _ = agent.selector.propose(state.actor, context, obs)
-    told = state.actor[1].context(obs, jnp.asarray(ITEMS[rows_of(first.mode())])[None])
+    told = state.actor[1].conditioning(obs, jnp.asarray(ITEMS[rows_of(first.mode())])[None])
     np.testing.assert_array_equal(second.raw.mode(), context.bind(state.actor[1].net)(obs, told).raw.mode())
 
 

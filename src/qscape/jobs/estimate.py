@@ -144,8 +144,8 @@ class Costs:
 
     def of(self, group: Path) -> Measured | None:
         """Return the costs of a group of seeds; None if they were not measured yet."""
-        found = self.known.get(self._key(group))
-        return Measured(*found) if found else None
+        cost = self.known.get(self._key(group))
+        return Measured(*cost) if cost else None
 
     def add(self, group: Path, cost: Measured) -> None:
         """Store the costs of a group. If the file cannot be written, they are measured again next time."""

@@ -249,13 +249,13 @@ def _default_fields(search: Search) -> dict[str, Any]:
     """Return the recipe's own values of the fields, where they lie in their ranges."""
     agent = prepare(search.plan)[1]
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
-    found = {}
+    fields = {}
     for r in search.ranges:
         part, _, field = r.field.partition(".")
         value = getattr(parts[part], field)
         if r.holds(value):
-            found[r.field] = _encode_choice(value)
-    return found
+            fields[r.field] = _encode_choice(value)
+    return fields
 
 
 def _make_sampler(seed: int, number: int) -> "optuna.samplers.TPESampler":
