@@ -1,4 +1,4 @@
-"""The Python face that people know: `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
+"""Models: agents with their environments, as in `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qscape.inspect.trained_agent import TrainedAgent
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
-FOREVER = 10**9  # steps of a plan that is there to be asked, not to be run
+FOREVER = 10**9  # steps of a plan that is prepared, but not run
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
 
@@ -38,17 +38,21 @@ class Model:
     """An agent with its environment.
 
     Args:
-        recipe: base and parts, e.g. `td7` or `td3+sale+lap`.
+        recipe: base and parts, e.g. `td7`, `td3+sale+lap` or `td3+mypackage.penalty:Penalty`.
         env: a Gymnasium id, a function that makes an environment, an environment, or a vector environment.
-        seed: of everything random.
-        envs: environments side by side (where `env` is an id or a function).
-        eval_env: for evaluations while learning; an id or a function gives one of its own by itself.
-        preset: "paper" takes the settings that a paper has for this environment; `settings` win over them.
-        probe: further measures of every evaluation, e.g. `["smoothness"]`: `Evaluated.probes` has them.
-        settings: fields by part, `base={"discount": 0.98}, sale={"width": 128}`.
+        seed: of all random numbers.
+        envs: sub-environments that are stepped in parallel (if `env` is an id or a function).
+        env_args: arguments of the environment (if `env` is an id or a function).
+        eval_env: environment of evaluations; None makes one of the id or the function.
+        eval_every: environment steps between evaluations; 0 switches them off.
+        eval_episodes: episodes in each evaluation.
+        probe: further measures of every evaluation, e.g. `["smoothness"]`, in `Evaluated.probes`.
+        preset: "paper" for the settings of a paper for this environment; `settings` win over them. None for
+            none.
+        settings: fields by part, e.g. `base={"discount": 0.98}, sale={"width": 128}`.
 
     Raises:
-        UsageError: an unknown name, a combination that cannot be, an environment that does not fit.
+        UsageError: an unknown name, an invalid combination, or an environment that does not fit.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class Model:
 
     @property
     def env_steps(self) -> int:
-        """Environment steps made so far."""
+        """Environment steps made so far, over all sub-environments."""
         return self.trainer.env_steps if self.trainer else 0
 
     @property
@@ -137,19 +141,24 @@ class Model:
     def learn(
         self, steps: int, callback: Callback | Iterable[Callback] = (), progress: bool = False
     ) -> "Model":
-        """Train for `steps` more environment steps; returns the model itself.
+        """Train for `steps` more environment steps.
 
         Args:
             steps: environment steps over all sub-environments. The first call decides whether the paper's
                 warm-up fits (see `run.plan.prepare`).
-            callback: one or several functions of (model, event); False from one of them ends learning.
+            callback: one or several functions of (model, event). If one returns False, learning ends after
+                the current step.
             progress: print evaluations.
 
-        Ctrl-C ends learning at the next step, and the model goes on from there if it is asked to. Where not
-        one update was made, a warning says why.
+        Returns:
+            The model itself.
+
+        Ctrl-C ends learning after the current step; `learn` can be called again. A warning says why, if no
+        update was made.
 
         Raises:
-            UsageError: no steps, or a warm-up that leaves no update. RunError: NaN from the environment.
+            UsageError: `steps` is below 1, or the warm-up leaves no update. RunError: NaN from the
+                environment.
         """
         steps = _whole_number("steps", steps)
         callbacks = [callback] if callable(callback) else list(callback)
@@ -186,11 +195,11 @@ class Model:
         """Actions in the environment's units for one observation or a batch of them.
 
         Args:
-            observation: as the environment gives it (a dict of arrays for Dict spaces), with or without a
+            observation: as the environment returns it (a dict of arrays for Dict spaces), with or without a
                 leading batch axis.
-            state: of a policy that remembers; what the last call returned. `episode_start` `[batch]`
-                resets it.
-            deterministic: False draws as in training, anew at every call without `state`.
+            state: the second result of the previous call; None in the first one.
+            episode_start: `[batch]`, True where an episode starts, which resets the state; None for no start.
+            deterministic: False samples an action as in training.
 
         Returns:
             (action, state).
@@ -226,10 +235,13 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write a run folder that `qs.load`, `qscape evaluate` and `qscape resume` read.
 
-        A run that is there already gives way, with its curves, once the new one is written.
+        A run in this folder, with its curves, is replaced once the new one is written.
+
+        Returns:
+            The folder.
 
         Raises:
-            UsageError: the folder holds something else. RunError: it cannot be written.
+            UsageError: the folder holds something that is no run. RunError: it cannot be written.
         """
         folder = Path(path)
         folders.replace(folder, self.trainer or self._untrained())
@@ -272,23 +284,25 @@ def load(
     env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv | None = None,
     eval_env: gym.Env | None = None,
 ) -> Model:
-    """The model in a run folder: to predict, evaluate, or learn on.
+    """The model in a run folder, to predict, evaluate or continue learning.
+
+    Parts of other packages are not imported: `qs.register` them first, unless an installed package declares
+    them (see `qscape.agents.plugins`). A warning says why, if the environment starts a new episode.
 
     Args:
-        env: in place of the run's environment, with the same spaces: another one, or one without an id.
+        path: a run folder, or a group with one seed.
+        env: replaces the run's environment; it must have the same spaces. None for the run's own.
         eval_env: as for `Model`.
 
     Raises:
-        UsageError: no run there, or its environment is made from no id and `env` is not given. RunError: no
-            readable save, or one that does not fit `env`.
-
-    Where the run's environment cannot go on exactly where it was, a warning says why.
+        UsageError: no run, a part that is not loaded, or an environment that was an object and is not given.
+        RunError: no readable save, or one that does not fit `env`.
     """
     folder = folders.one_run(Path(path))
     plan = folders.read_plan(folder)
     newest = folders.newest_save(folder, "replay")
     if newest is None:
-        raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded: `Model` would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
@@ -315,7 +329,7 @@ def load(
 
 
 def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:
-    """The settings of an untrained model that are its own: where they differ from those of a plain one."""
+    """The settings of an untrained model that differ from those of a model without settings."""
     plain = settings_of(prepare(dataclasses.replace(plan, steps=FOREVER, settings={}, label=""))[1])
     return {
         name: {field: value for field, value in fields.items() if plain.get(name, {}).get(field) != value}
@@ -324,10 +338,10 @@ def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:
 
 
 def _whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, of Python or NumPy.
+    """Check that an argument is a whole number, of Python or NumPy, and not below `least`.
 
     Raises:
-        UsageError: it is none, or less than `least`.
+        UsageError: it is not; the message calls it `name`.
     """
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not float(value).is_integer():

@@ -1,9 +1,10 @@
-"""Presets: what papers set, by agent, part and environment.
+"""Presets: settings of papers, by agent, part and environment.
 
-A row is of a base alone, or of a base with one part. A recipe gets the rows of its base and of its parts, in
-order, from one paper that knows some of them: the one of the part that moves the policy, before one of a
-regulariser; one that has the environment, before one that has not; the one that knows most. Parts of other
-papers get their own fields from there. What the user says wins.
+A row holds the settings of a base alone, or of a base with one part. A recipe takes the rows of its base and
+of its parts from one paper. Among the papers that have some of them, a paper of the part that improves or
+chooses the policy comes before one of a regulariser, then one with settings for the environment, then the one
+with the most rows. Parts that this paper does not have take their fields from other papers.
+A user's value wins over all of them.
 """
 
 from collections.abc import Mapping
@@ -22,16 +23,24 @@ class Paper(NamedTuple):
     rows: Mapping[tuple[str, str, str], Settings]
 
     def known(self, base: str, parts: list[str]) -> list[str]:
-        """Those of the parts that have rows on the base; "" comes first where the base has some."""
-        there = {key[:2] for key in self.rows}
-        return [part for part in ("", *parts) if (base, part) in there]
+        """The parts with rows for this base; "" comes first if the base alone has rows."""
+        pairs = {key[:2] for key in self.rows}
+        return [part for part in ("", *parts) if (base, part) in pairs]
 
 
 def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
-    """The settings that a preset has for a recipe in an environment, and the papers they are from.
+    """The settings of a preset for a recipe in an environment.
+
+    Args:
+        name: of the preset, such as "paper".
+        recipe: base and parts joined by +.
+        env: id of the environment.
+
+    Returns:
+        The settings by part, and the papers they are from.
 
     Raises:
-        UsageError: there is no such preset, or it has nothing for this recipe or this environment.
+        UsageError: the preset is unknown, or has no settings for this recipe or environment.
     """
     if name not in PRESETS:
         raise UsageError(f"There is no preset '{name}'; {nearest(name, PRESETS)}.")
@@ -69,7 +78,7 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
 
 
 def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
-    """Both settings; of one field the second's value."""
+    """Merge two settings; where both have a field, the second wins."""
     both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
     return {**{part: dict(fields) for part, fields in first.items()}, **both}
 

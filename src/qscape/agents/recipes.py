@@ -137,7 +137,14 @@ KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
 
 
 class Override(NamedTuple):
-    """A field of the base that a part moved, for the user to see."""
+    """A field of the base that a part changed; runs print these.
+
+    Attributes:
+        field: name of the field.
+        before: its value without the part.
+        after: the part's value.
+        by: name of the part.
+    """
 
     field: str
     before: Any
@@ -250,17 +257,20 @@ def _registered_name(name: str) -> str:
 
 
 def known_agents() -> list[str]:
-    """Names a recipe may begin with."""
+    """The names that a recipe can begin with."""
     return [*BASES, *EXPANSIONS, *onpolicy.BASES]
 
 
 def recipe_for_dataset(recipe: str) -> tuple[str, list[str]]:
-    """The recipe as it learns from a dataset, and sentences about what was changed.
+    """Adapt a recipe to learning from a dataset.
 
-    There are no episodes to assess policies by, so `checkpoints` goes; td7 gets its behaviour cloning.
+    A dataset has no episodes that assess a policy, so `checkpoints` is removed. td7 gets behaviour cloning.
+
+    Returns:
+        The recipe, and a sentence about each change.
 
     Raises:
-        UsageError: an unknown name, or an agent that learns from its own steps only.
+        UsageError: an unknown name, or an on-policy agent.
     """
     base, _ = parse(recipe)
     if base in onpolicy.BASES:
@@ -272,8 +282,8 @@ def recipe_for_dataset(recipe: str) -> tuple[str, list[str]]:
         cloned = "bc" in rest
         first = "td3+sale+lap+periodic+value_clip" if cloned else "td7_offline"
         rest = [name for name in rest if name != "clone"]
-        said = "td7 on a dataset: checkpoints out, behaviour cloning in (" + ("bc" if cloned else first) + ")"
-        return "+".join([first, *rest]), [said]
+        note = "td7 on a dataset: checkpoints out, behaviour cloning in (" + ("bc" if cloned else first) + ")"
+        return "+".join([first, *rest]), [note]
     if "checkpoints" in rest:
         rest.remove("checkpoints")
         return "+".join([first, *rest]), ["a dataset has no episodes to assess policies by: checkpoints out"]
@@ -290,7 +300,7 @@ def _family(base: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The nearest names, or all of them, for an error's end."""
+    """The end of an error about an unknown name: the nearest known names, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"near to it: {', '.join(close)}" if close else f"there are {', '.join(known)}"
@@ -311,7 +321,9 @@ def agent(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 
 
 def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
-    """The agent called `recipe`, e.g. `td3+sale+lap`, bound to no task yet.
+    """Build the agent of a recipe, e.g. `td3+sale+lap`. It is bound to no task; `Agent.on` binds it.
+
+    Imports parts of installed packages; a part `module:Class` must be registered already.
 
     Args:
         recipe: base and parts joined by +.
@@ -342,7 +354,11 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 
 
 def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
-    """The base after all parts' overrides, and every field they moved; the later part wins."""
+    """The base with the overrides of all parts, and a list of these; of two parts the later one wins.
+
+    Raises:
+        UsageError: a part overrides a field that the base has not.
+    """
     base_name, names = parse(agent.recipe)
     base: Any = (BASES | onpolicy.BASES)[base_name].base
     moves, parts = [], agent.parts
@@ -359,7 +375,7 @@ def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
 
 
 def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
-    """Put a part into its socket; two in one socket is refused."""
+    """Add a part to its socket in `sockets`; raises UsageError if another part fills it."""
     if part.socket == "regulariser":
         sockets["regularisers"] = (*sockets.get("regularisers", ()), part)
     elif part.socket == "modifier":
@@ -375,7 +391,7 @@ def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
 
 
 def _filled_sockets(agent: Agent) -> dict[str, Any]:
-    """Sockets of an agent with what sits in them."""
+    """The sockets of an agent with the parts that fill them."""
     skip = {"recipe", "base", "spec"}
     return {f.name: getattr(agent, f.name) for f in dataclasses.fields(agent) if f.name not in skip}
 
@@ -499,19 +515,23 @@ def convert(label: str, hint: Any, value: Any) -> Any:
 
 
 def settings_of(agent: Agent) -> dict[str, dict[str, Any]]:
-    """Every field of the base and of every part, as it is stored with a run."""
+    """All fields of the base and of the parts, by part: the `settings` of run.json."""
     named: dict[str, Any] = {"base": agent.base, **agent.parts}
     found = {name: dataclasses.asdict(part) for name, part in named.items()}
     return {name: fields for name, fields in found.items() if fields}
 
 
 def changed_fields(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Fields that differ from the recipe's defaults, or from `given` ones, as `part.field`: what enters a
-    run's label."""
-    plain_ = settings_of(build(agent.recipe, given))
+    """The fields of an agent that differ from its recipe's defaults, as `part.field`, for the run's label.
+
+    Args:
+        agent: with the settings of a run.
+        given: settings that count as defaults, such as those of a preset; None for the recipe's own.
+    """
+    defaults = settings_of(build(agent.recipe, given))
     return {
         f"{name}.{field}": value
         for name, fields in settings_of(agent).items()
         for field, value in fields.items()
-        if plain_[name][field] != value
+        if defaults[name][field] != value
     }

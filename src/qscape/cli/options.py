@@ -20,26 +20,26 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Run(Pace):
-    """What `qscape train` takes beside the agent's own flags."""
+    """Flags of `qscape train` beside those of the agent."""
 
     env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
-    config: str = setting("", "Recipe and settings of this run.json; what else is typed wins over them.")
-    dataset: str = setting("", "Learn from this dataset; then steps are updates, and --env only evaluates.")
-    steps: int = setting(1_000_000, "Environment steps, over all parallel environments.")
-    from_: str = setting("", "A run whose networks this one begins with.")
-    keep_data: bool = setting(False, "With --from: begin with that run's dataset in the replay.")
-    seeds: tuple[int, ...] = setting((0,), "One run for each; several run side by side.")
+    config: str = setting("", "Recipe, settings and options of this run.json; other flags win over them.")
+    dataset: str = setting("", "Learn from this dataset. Then --steps counts updates; --env only evaluates.")
+    steps: int = setting(1_000_000, "Environment steps of each run, over all its parallel environments.")
+    from_: str = setting("", "Start with the networks of this run.")
+    keep_data: bool = setting(False, "With --from: start with that run's dataset in the replay.")
+    seeds: tuple[int, ...] = setting((0,), "One run for each seed; several run in parallel.")
     seeds_as: Literal["auto", "processes", "vmap"] = setting(
-        "auto", "Several seeds: a process each, one to a core; or one vmapped program, as on an accelerator."
+        "auto", "Run several seeds in a process each, or in one vmapped program. auto: vmap on accelerators."
     )
-    out: str | None = setting(None, "Folder of the group of seeds; None: runs/ENV/RECIPE.")
-    envs: int = setting(1, "Environments side by side in one run.")
+    out: str | None = setting(None, "Folder for the folders of the seeds. None: runs/ENV/RECIPE.")
+    envs: int = setting(1, "Parallel environments in one run.")
     preset: str | None = setting(
-        None, "Settings of a paper for this environment, e.g. paper; flags win over it."
+        None, "Settings of a paper for this environment: paper. Flags win over them."
     )
     env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
-    overwrite: bool = setting(False, "Replace a run that is there.")
-    log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
+    overwrite: bool = setting(False, "Replace a run in the same folder.")
+    log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio.")
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
@@ -153,7 +153,12 @@ def _flags(cls: type, part: str = "") -> dict[str, tuple[str, str, Any]]:
 
 
 def flags_of(value: Any, only: set[str] | None = None) -> type:
-    """A dataclass type with a value's fields, its present values as defaults, and help from metadata."""
+    """Make a dataclass whose fields are flags: those of `value`, with its values as defaults.
+
+    Args:
+        value: a dataclass; the metadata `help` of its fields explains the flags.
+        only: names of the fields to take; None for all.
+    """
     hints = get_type_hints(type(value))
     fields = []
     for field in dataclasses.fields(value):
@@ -189,7 +194,7 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
 
 
 def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
-    """A flag of a part that is not in the recipe gets the recipe that has it.
+    """Raise an error for a flag of a part that is not in the recipe; it names the recipe that has it.
 
     Raises:
         UsageError: there is such a flag.
@@ -227,7 +232,7 @@ def train_command(
 
 
 def env_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs as Python values; what is no literal is a string.
+    """Read `name=value` pairs as Python values; a value that is no literal is a string.
 
     Raises:
         UsageError: a pair without =.
@@ -247,7 +252,13 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
 def positional(
     argv: Sequence[str], what: str, prog: str, flags_for: str | None = "RUN"
 ) -> tuple[str, list[str]]:
-    """The first argument, which is not a flag, and the rest. A bare --help is asked of `flags_for`.
+    """The first argument, which is not a flag, and the rest.
+
+    Args:
+        argv: the arguments after the command.
+        what: the argument in messages, such as RECIPE.
+        prog: what the user typed before.
+        flags_for: the argument to return for a bare --help, which then prints flags; None ends the program.
 
     Raises:
         UsageError: it is missing.

@@ -1,28 +1,33 @@
-"""The files of a run folder, to be sent where its disk is not visible."""
+"""Packs the files of a run folder, to send them to a machine that does not see its disk."""
 
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-RECORD = "save.json"  # makes a folder a save: it comes last
+RECORD = "save.json"  # marks a folder as a save, so it is written last
 
 
 class Parcel(NamedTuple):
-    """Files that are new or changed since the last parcel, and the names of all there are."""
+    """Changes of a run folder since the last parcel.
+
+    Attributes:
+        names: of all files in the folder, relative to it.
+        files: content of those that are new or changed, by name.
+    """
 
     names: list[str]
     files: dict[str, bytes]
 
 
 class Packer:
-    """Packs a run folder again and again while a run goes on in it; unchanged files are sent once."""
+    """Packs a run folder repeatedly while a run writes to it; unchanged files are sent once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sent: dict[str, tuple[int, int]] = {}
 
     def pack(self) -> Parcel:
-        """What changed. Files that are hidden (locks, half-written saves) stay here."""
+        """The files that changed since the last call, without hidden ones (locks, half-written saves)."""
         while True:
             try:
                 return self._pack()
@@ -45,9 +50,10 @@ class Packer:
 
 
 def unpack(parcel: Parcel, folder: Path) -> None:
-    """Put the files of a parcel into a run folder, so that it can be gone on with at any moment.
+    """Write the files of a parcel into a run folder, in an order that allows `resume` at any moment.
 
-    First what stands beside the saves, then new saves, each whole at once, then changes of older ones.
+    Files beside the saves come first, then new saves, each renamed into place when it is complete, then
+    changes of older saves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[Path, dict[str, bytes]] = {}

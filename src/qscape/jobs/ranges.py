@@ -17,7 +17,14 @@ from qscape.run.plan import Plan, prepare
 
 
 class Range(NamedTuple):
-    """Where one field, `part.field`, is looked for: among `choices`, or from `low` to `high`."""
+    """The values of one field that a search tries: `choices`, or numbers from `low` to `high`.
+
+    Attributes:
+        field: `part.field`.
+        low, high: bounds, both included; None with choices.
+        log: draw the logarithm uniformly.
+        choices: the values; empty for a range of numbers.
+    """
 
     field: str
     low: float | None = None
@@ -27,7 +34,7 @@ class Range(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whole numbers only?"""
+        """Is the field searched in whole numbers?"""
         return isinstance(self.low, int)
 
     def holds(self, value: Any) -> bool:
@@ -38,23 +45,24 @@ class Range(NamedTuple):
         return number and self.low <= value <= self.high  # type: ignore[operator]
 
     def to_json(self) -> dict[str, Any]:
-        """As the TOML would say it."""
+        """The range as the value of its field in a TOML file."""
         if self.choices:
             return {"choices": json.loads(json.dumps(self.choices))}
         return {"low": self.low, "high": self.high} | ({"log": True} if self.log else {})
 
 
 def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None) -> list[Range]:
-    """The ranges of a search.
+    """Find the ranges of a search.
 
     Args:
-        plan: what is run; the fields that its settings name are fixed.
-        fields: those to search, `part.field`. Without them and without a file: every field that has a range
-            of its own, is not fixed, and lies in its range (SAC's exploration noise, which is off, does not).
-        file: TOML with ranges of further fields, or other ranges of these.
+        plan: the run to tune; the fields in its settings are fixed.
+        fields: the fields to search, as `part.field`. Without them and without a file, every field with a
+            range of its own is searched, if it is not fixed and its value lies in the range (SAC's
+            exploration noise, which is off, does not).
+        file: TOML with ranges of further fields, or other ranges of these; None for none.
 
     Raises:
-        UsageError: an unknown field, one that is fixed or has no range, or a range that cannot be.
+        UsageError: an unknown field, a field that is fixed or has no range, or an invalid range.
     """
     agent = prepare(plan)[1]
     present, own = _values(agent), _own_ranges(agent)
@@ -85,7 +93,7 @@ def _values(agent: Agent) -> dict[str, Any]:
 
 
 def _own_ranges(agent: Agent) -> dict[str, Range]:
-    """What the fields' own metadata says."""
+    """The ranges in the metadata of the fields (`setting(..., tune=...)`)."""
     found = {}
     for part_name, part in {"base": agent.base, **agent.parts}.items():
         for field in dataclasses.fields(part):
@@ -98,7 +106,7 @@ def _own_ranges(agent: Agent) -> dict[str, Range]:
 
 
 def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str]) -> str | None:
-    """Why a field cannot be searched, or None."""
+    """The reason why a field cannot be searched, or None."""
     part = name.partition(".")[0]
     if part in PARTS | onpolicy.PARTS and part not in agent.parts:
         return f"it belongs to {part}; write {agent.recipe}+{part}"
@@ -113,7 +121,7 @@ def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str
 def _from_file(
     plan: Plan, file: Path, present: Mapping[str, Any], fixed: set[str]
 ) -> Iterator[tuple[str, Range]]:
-    """The ranges that a TOML file gives; `base.discount = ...` and `"base.discount" = ...` are the same."""
+    """Read the ranges in a TOML file; `base.discount = ...` and `"base.discount" = ...` are the same."""
     source, agent = Source.read(file), prepare(plan)[1]
     places: dict[str, Where] = {}
     for key, value in source.data.items():
@@ -133,7 +141,7 @@ def _from_file(
 
 
 def _read(source: Source, where: Where, name: str) -> Range:
-    """One line of the file."""
+    """Read the range of one field."""
     if not isinstance(source.at(where), dict):
         raise source.error(where, f"{name} is {source.at(where)!r}; write {{low = ..., high = ...}}")
     given = source.table(where, ("low", "high", "log", "choices"))
@@ -155,7 +163,7 @@ def _with(plan: Plan, name: str, value: Any) -> Plan:
 
 
 def with_fields(settings: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with further fields, given as `part.field`."""
+    """Settings with the values of further fields, given as `part.field`."""
     made = {part: dict(of) for part, of in settings.items()}
     for name, value in fields.items():
         part, _, field = name.partition(".")

@@ -31,14 +31,14 @@ NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "sav
 
 
 class Row(NamedTuple):
-    """One run of a study: what it is asked to do (with its label, not fitted to its steps yet), and where."""
+    """One run of a study: its plan, with the label but before `prepare`, and its folder."""
 
     plan: Plan
     folder: Path
 
 
 class Study(NamedTuple):
-    """What a study file says, for one budget. The rows go seed by seed: early results cover everything."""
+    """The runs of a study file for one budget, ordered by seed: early results cover all agents."""
 
     file: Path
     name: str
@@ -48,7 +48,13 @@ class Study(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An [[agents]] or [[environments]] entry: where it stands, fields of a plan, steps by budget."""
+    """An entry [[agents]] or [[environments]].
+
+    Attributes:
+        path: of the entry in the file.
+        fields: of the plan.
+        steps: of the entry itself, by budget; they win over those of the budget.
+    """
 
     path: Where
     fields: Mapping[str, Any]
@@ -56,10 +62,15 @@ class Entry(NamedTuple):
 
 
 def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
-    """The runs that a study file asks for.
+    """Read the runs of a study file. Imports the parts that its recipes name as `module:Class`.
+
+    Args:
+        file: TOML.
+        budget: "quick" or "full".
+        runs: the folder for the folders of studies.
 
     Raises:
-        UsageError: the file cannot be read, or names what there is not; with its line.
+        UsageError: the file cannot be read, or has an unknown name or value; the error names the line.
     """
     source = Source.read(file)
     source.check_keys((), ("name", "budgets", "agents", "environments"))
@@ -121,7 +132,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
 
 
 def _entries_of_budget(source: Source, kind: str, budget: str) -> list[Where]:
-    """The entries [[kind]] that a budget takes: those that name it, and those that name none."""
+    """The entries [[kind]] of a budget: those that name it, and those that name no budget."""
     taken: list[Where] = []
     for k in range(source.entries(kind)):
         path = (kind, k, "budgets")
@@ -136,7 +147,7 @@ def _entries_of_budget(source: Source, kind: str, budget: str) -> list[Where]:
 
 
 def _steps(source: Source, path: Where) -> dict[str, int]:
-    """An entry's own steps, by budget; one number holds for every budget."""
+    """The steps of an entry by budget; one number is for every budget."""
     if isinstance(source.at(path), dict):
         return {b: source.number((*path, b), 1) or 0 for b in source.table(path, BUDGETS)}
     steps = source.number(path, 1)
@@ -186,7 +197,7 @@ def _environment(source: Source, path: Where, by_index: bool) -> Entry:
 
 
 def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:
-    """What one agent does in one environment. The agent's own steps win over the environment's."""
+    """The plan of one agent in one environment. The agent's steps win over the environment's."""
     steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
     fields: dict[str, Any] = {**agent.fields, **numbers, **environment.fields, "steps": steps}
     try:
@@ -197,9 +208,9 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 
 
 def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
-    """An environment's folder. Other arguments are another environment."""
-    said = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
-    return (f"{env}({said})" if said else env).replace("/", "-")
+    """The name of the folder of an environment; its arguments are part of the name."""
+    listed = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
+    return (f"{env}({listed})" if listed else env).replace("/", "-")
 
 
 def _duplicate(

@@ -13,7 +13,13 @@ KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list"
 
 
 class Source(NamedTuple):
-    """A TOML file: its data, and where in the file each of them stands."""
+    """A TOML file, its data, and the line of each value.
+
+    Attributes:
+        file: its path, for messages.
+        text: its content.
+        data: the parsed content.
+    """
 
     file: Path
     text: str
@@ -21,7 +27,11 @@ class Source(NamedTuple):
 
     @staticmethod
     def read(file: Path) -> "Source":
-        """Raises UsageError if the file cannot be read, or is no TOML."""
+        """Read a file.
+
+        Raises:
+            UsageError: it cannot be read, or is no TOML.
+        """
         try:
             text = file.read_text()
             return Source(file, text, tomllib.loads(text))
@@ -31,14 +41,14 @@ class Source(NamedTuple):
             raise UsageError(f"{file} is no TOML: {problem}.") from problem
 
     def at(self, path: Where) -> Any:
-        """What is at a path; None: nothing."""
+        """The value at a path, or None."""
         return _at(self.data, path)
 
     def line(self, path: Where) -> int:
-        """The line on which what is at a path begins, 1 for the whole file.
+        """The line on which the value at a path begins; 1 for the empty path.
 
-        The shortest piece of the file that can be read and has the path ends with it; the longest one
-        before that ends where it begins.
+        tomllib tells no lines. So the file is parsed up to each of its lines: the first text that has the
+        path ends with its value, and the longest valid text before it ends where the value begins.
         """
         lines = self.text.splitlines(keepends=True)
         begin = 1
@@ -53,13 +63,13 @@ class Source(NamedTuple):
         return 1
 
     def error(self, path: Where, why: str) -> UsageError:
-        """An error that names file and line; a path that is not there counts as its parent."""
+        """An error that names file and line; for a path without a value, the line of its parent."""
         while path and self.at(path) is None:
             path = path[:-1]
         return UsageError(f"{self.file}, line {self.line(path)}: {why.rstrip('.')}.")
 
     def get(self, path: Where, kind: type, default: Any = None) -> Any:
-        """A value of a type. Raises UsageError if it is of another."""
+        """The value at a path, or `default`. Raises UsageError if it is not of the type `kind`."""
         value = self.at(path)
         if value is None:
             return default
@@ -68,31 +78,31 @@ class Source(NamedTuple):
         return value
 
     def number(self, path: Where, least: int) -> int | None:
-        """A whole number, or None if there is none. Raises UsageError if it is too small."""
+        """The whole number at a path, or None. Raises UsageError if it is less than `least`."""
         value = self.get(path, int)
         if value is not None and value < least:
             raise self.error(path, f"{path[-1]} is {value}; it must be at least {least}")
         return value
 
     def table(self, path: Where, known: Sequence[str]) -> dict[str, Any]:
-        """A table. Raises UsageError if it is none, or has another key than the known ones."""
-        found = self.get(path, dict, {})
+        """The table at a path, or an empty one. Raises UsageError at a key that is not `known`."""
+        table = self.get(path, dict, {})
         self.check_keys(path, known)
-        return found
+        return table
 
     def check_keys(self, path: Where, known: Sequence[str]) -> None:
-        """Raises UsageError at the first key that is unknown."""
+        """Raises UsageError at the first key below a path that is not `known`."""
         for key in self.at(path) or {}:
             if key not in known:
                 where = f" in {'.'.join(p for p in path if isinstance(p, str))}" if path else ""
                 raise self.error((*path, key), f"there is no key '{key}'{where}; {nearest(key, known)}")
 
     def entries(self, name: str) -> int:
-        """How many [[name]] there are. Raises UsageError if there is none."""
-        found = self.at((name,))
-        if not isinstance(found, list) or not found or not all(isinstance(x, dict) for x in found):
+        """The number of entries [[name]]. Raises UsageError if the file has none."""
+        entries = self.at((name,))
+        if not isinstance(entries, list) or not entries or not all(isinstance(x, dict) for x in entries):
             raise self.error((name,), f"a study needs [[{name}]], once or more often")
-        return len(found)
+        return len(entries)
 
 
 def _at(data: Any, path: Where) -> Any:

@@ -46,7 +46,7 @@ EXTRAS = ("gymnasium-robotics", "ale-py")  # where installed: their rewards and 
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The runs at a path: itself, or the seeds of the group that it is.
+    """The run folders at a path: the path itself, or the seeds of a group.
 
     Raises:
         UsageError: nothing there is a run.
@@ -67,7 +67,7 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def one_run(path: Path) -> Path:
-    """The run at a path; a group of one counts as its run.
+    """The run folder at a path; a group with one seed counts as that run.
 
     Raises:
         UsageError: there are several.
@@ -79,10 +79,10 @@ def one_run(path: Path) -> Path:
 
 
 def refuse_taken(folder: Path, overwrite: bool = False) -> None:
-    """Refuse a folder in which no new run may be made.
+    """Raise an error if no new run may be written into a folder.
 
     Raises:
-        UsageError: there is a run already and `overwrite` is off, or the folder is something else's.
+        UsageError: the folder holds a run and `overwrite` is False, or it holds something else.
     """
     if not folder.is_dir() or all(p.name in (LOCK, ASIDE, NEW, OLD) for p in folder.iterdir()):
         return
@@ -95,7 +95,13 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
 
 
 def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> None:
-    """Make the folder of a new run and write what it is.
+    """Make the folder of a new run, and write its run.json.
+
+    Args:
+        folder: where; it is made if it does not exist.
+        plan: the completed plan.
+        agent: its agent, whose fields are all written.
+        overwrite: delete a run that is in the folder.
 
     Raises:
         UsageError: the folder is taken. RunError: it cannot be written.
@@ -109,18 +115,19 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> N
 
 
 def _empty(folder: Path) -> None:
-    """Remove what is in a folder but its lock; run.json last, for without it the folder is no run's."""
+    """Delete everything in a folder except its lock; run.json last, since it marks the folder as a run."""
     paths = [p for p in folder.iterdir() if p.name != LOCK] if folder.is_dir() else []
     for path in sorted(paths, key=lambda p: p.name == RECORD):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def replace(folder: Path, trainer: Loop) -> None:
-    """Make a folder hold a trainer's run with one save, and nothing else. Until that is written whole, the
-    folder holds what it held.
+    """Replace the content of a folder by a trainer's run with one save.
+
+    The old content stays in place until the new run is written completely.
 
     Raises:
-        UsageError: the folder is something else's. RunError: it cannot be written.
+        UsageError: the folder holds something that is no run. RunError: it cannot be written.
     """
     refuse_taken(folder, overwrite=True)
     new, old = folder / NEW, folder / OLD
@@ -149,7 +156,7 @@ def replace(folder: Path, trainer: Loop) -> None:
 
 
 def origin() -> dict[str, Any]:
-    """Where numbers come from: versions, machine, threads, command."""
+    """Describe where the numbers of a run come from: versions, machine, threads and command."""
     versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in EXTRAS:
@@ -169,7 +176,7 @@ def origin() -> dict[str, Any]:
 
 
 def command() -> str:
-    """What the user typed, to be typed again."""
+    """The command line that the user typed, quoted for a shell."""
     return os.environ.get(COMMAND) or shlex.join(["qscape", *sys.argv[1:]])
 
 
@@ -182,7 +189,11 @@ def _processor() -> str:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json whole or not at all."""
+    """Write run.json atomically: a crash leaves the old file or the new one.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / ASIDE
@@ -193,10 +204,10 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What run.json says.
+    """The content of run.json. Imports none of the code that it names.
 
     Raises:
-        RunError: it is missing or broken.
+        RunError: the file is missing or broken.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -224,10 +235,10 @@ def read_plan(folder: Path) -> Plan:
 
 
 def refuse_nameless(folder: Path, plan: Plan) -> None:
-    """Refuse a run whose environment was given as an object: its name is that of a class, not an id.
+    """Raise an error for a run whose environment was an object: run.json has the name of its class, no id.
 
     Raises:
-        UsageError: only Python can give it again.
+        UsageError: the environment has to be given in Python.
     """
     named = {spec.name for spec in gym.registry.values()}
     if plan.env.isidentifier() and plan.env not in named:
@@ -237,15 +248,15 @@ def refuse_nameless(folder: Path, plan: Plan) -> None:
         )
 
 
-LOCK_PATIENCE = 1.0  # seconds; `in_use` elsewhere holds the lock for a moment
+LOCK_PATIENCE = 1.0  # seconds; `in_use` in another process holds the lock for a moment
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone; the system lets go of it however the process ends.
+    """Lock a run folder for this process. The system releases the lock however the process ends.
 
     Raises:
-        RunError: another process holds it, or it cannot be written.
+        RunError: another process holds the lock, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -286,10 +297,18 @@ def in_use(folder: Path) -> bool:
 
 
 def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
-    """Save everything; earlier saves give up their replay, and the oldest go, but for milestones.
+    """Write a save of a run, and delete the replay of earlier saves and the oldest saves.
+
+    Args:
+        folder: of the run.
+        trainer: the run, between two steps.
+        milestone: never delete this save.
+
+    Returns:
+        The folder of the save.
 
     Raises:
-        RunError: the networks hold NaN, so that nobody could go on; or the disk is full. Other saves stay.
+        RunError: the networks hold NaN, or the disk is full. Earlier saves stay.
     """
     if any(
         np.isnan(x).any() for x in jax.tree.leaves(trainer.acting) if jnp.issubdtype(x.dtype, jnp.floating)
@@ -325,10 +344,10 @@ def _is_milestone(path: Path) -> bool:
 
 
 def newest_save(folder: Path, tree: str = "acting") -> Path | None:
-    """The newest save that holds `tree`, or None.
+    """The newest save that holds the tree called `tree`, or None.
 
     Raises:
-        RunError: its JSON is damaged, foreign or of a newer version.
+        RunError: its JSON is damaged, of another program or of a newer version.
     """
     place = folder / "saves"
     for name in reversed(saves.names(place)) if place.exists() else []:
@@ -338,13 +357,13 @@ def newest_save(folder: Path, tree: str = "acting") -> Path | None:
 
 
 def steps_made(folder: Path) -> int:
-    """Environment steps of the newest save that a run can go on from."""
+    """Environment steps of the newest save with a replay, from which `resume` continues; 0 without one."""
     newest = newest_save(folder, "replay")
     return saves.read_meta(newest)["numbers"]["env_steps"] if newest else 0
 
 
 def unfinished(folder: Path, steps: int | None = None) -> bool:
-    """Was the run broken off, or has it steps left to make, of its own number or of `steps`?"""
+    """Was the run interrupted, or has it made fewer steps than `steps` (None: than it was started with)?"""
     newest = newest_save(folder, "replay")
     if newest is None:
         return True
@@ -353,10 +372,13 @@ def unfinished(folder: Path, steps: int | None = None) -> bool:
 
 
 def load_into(trainer: Loop, path: Path) -> list[str]:
-    """Put a save back into a fresh trainer; returns notes for the user.
+    """Restore a save into a trainer that has made no step.
+
+    Returns:
+        Notes for the user, such as why the environment starts a new episode.
 
     Raises:
-        RunError: the save is damaged, foreign, or of another agent.
+        RunError: the save is damaged, of another program, or of another agent.
     """
     meta = saves.read_meta(path)
     numbers = meta["numbers"]

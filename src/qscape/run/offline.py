@@ -183,7 +183,7 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     run = one_run(Path(plan.start))
     source, save = read_plan(run), newest_save(run, "state")
     if save is None:
-        raise RunError(f"{run} has no save yet; let it train on: qscape resume {run}.")
+        raise RunError(f"{run} has no save yet; continue training first: qscape resume {run}.")
     found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
 
     def leaf(path: Any, mine: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: everything that `run.json` needs to start it again."""
+"""The plan of a run: all that `run.json` needs to start the run again."""
 
 import dataclasses
 import hashlib
@@ -27,25 +27,44 @@ LONGEST = 250  # bytes of a folder's name; file systems take 255
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How often a run stops to look at itself."""
+    """How often a run is evaluated, logged and saved."""
 
-    eval_every: int = setting(5_000, "Environment steps between evaluations; 0: none.")
-    eval_episodes: int = setting(10, "Episodes of one evaluation.")
-    log_every: int = setting(1_000, "Environment steps between two lines of metrics.")
+    eval_every: int = setting(5_000, "Environment steps between evaluations; 0 switches them off.")
+    eval_episodes: int = setting(10, "Episodes in each evaluation.")
+    log_every: int = setting(1_000, "Environment steps between two lines of metrics.jsonl.")
     save_every: int | None = setting(
-        None, "Environment steps between saves; None: a tenth of the run, at most 25,000."
+        None, "Environment steps between saves. None: a tenth of the run, but at most 25,000."
     )
-    keep_saves: int = setting(2, "Saves kept; only the newest holds the replay.")
-    milestones: float = setting(0.1, "Share of the run after which a save is kept for good.")
+    keep_saves: int = setting(2, "Number of saves to keep. Only the newest holds the replay.")
+    milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
     probe: tuple[str, ...] = setting(
         (),
-        "Further measures of evaluations: smoothness, geometry, landscape, collapse, or a module:Class.",
+        "Further measures of every evaluation: smoothness, geometry, landscape, collapse, or module:Class.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Pace):
-    """Agent, environment, seed and budget of one run."""
+    """Agent, environment, seed and budget of one run.
+
+    Attributes:
+        recipe: base and parts of the agent, e.g. `td3+lap`.
+        env: a Gymnasium id; "" with a dataset that names its own.
+        steps: environment steps, over all sub-environments; updates where `dataset` is given.
+        seed: of all random numbers of the run.
+        envs: sub-environments that are stepped in parallel.
+        env_args: arguments of the environment.
+        settings: fields of the base and of parts that the user gave, by part.
+        label: the recipe with the fields that the user changed; "" until `prepare` writes it.
+        preset: name of a paper's settings, which hold where `settings` has no value; None for none.
+        dataset: the dataset to learn from; then `env` only evaluates. "" for none.
+        reference: (random, expert) returns that the dataset's score maps to 0 and 100; None for no score.
+        start: folder of the run whose networks this one starts with; "" for none.
+        keep_data: start with the dataset of that run in the replay.
+
+    Raises:
+        UsageError: a value is out of its range, or two values exclude each other.
+    """
 
     recipe: str
     env: str
@@ -54,12 +73,12 @@ class Plan(Pace):
     envs: int = 1
     env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    label: str = ""  # the recipe with the fields that the user changed
-    preset: str | None = None  # whose settings hold where `settings` say nothing
-    dataset: str = ""  # learn from this; then a step is an update, and `env` is where policies are evaluated
-    reference: tuple[float, float] | None = None  # returns that the dataset's score calls 0 and 100
-    start: str = ""  # the run whose networks this one begins with
-    keep_data: bool = False  # does the replay begin with the dataset of that run?
+    label: str = ""
+    preset: str | None = None
+    dataset: str = ""
+    reference: tuple[float, float] | None = None
+    start: str = ""
+    keep_data: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -88,23 +107,26 @@ class Plan(Pace):
 
     @property
     def saves_every(self) -> int:
-        """Steps between saves: as asked, or a tenth of the run, but at most 25,000."""
+        """Steps between saves: `save_every`, or a tenth of the run, but at most 25,000."""
         return self.save_every or max(1, min(self.steps // 10, 25_000))
 
     @property
     def milestone_every(self) -> int:
-        """Steps between the acting states that are kept for good."""
+        """Steps between saves that are never deleted."""
         return max(1, round(self.steps * self.milestones))
 
 
 def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
-    """The plan with a warm-up (or rollout) that leaves updates, its agent, and what the user has to be told.
+    """Complete a plan before its run begins: preset, dataset, and a warm-up that leaves time to learn.
 
-    The paper's warm-up stands unless the run is shorter than twice it; then it becomes a fifth of the run.
-    A number that the user gave stands in any case. The settings of a preset become the plan's own.
+    The paper's warm-up (or rollout) is kept unless the run is shorter than twice its length; then it becomes
+    a fifth of the run. A user's value is always kept. The settings of a preset are added to the plan's own.
+
+    Returns:
+        The completed plan, its agent (bound to no task), and notes that the user should read.
 
     Raises:
-        UsageError: the warm-up that was asked for leaves no update; the preset has nothing for the run.
+        UsageError: the user's warm-up leaves no update, or the preset has no settings for the run.
     """
     own, given, notes = plan.settings, {}, []
     if plan.dataset:
@@ -141,7 +163,7 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
 
 
 def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
-    """The plan with the recipe as it learns from data, and the dataset's environment where none is named."""
+    """The plan with the recipe for datasets and, unless the user named one, the dataset's environment."""
     recipe, notes = recipe_for_dataset(plan.recipe)
     plan = dataclasses.replace(plan, recipe=recipe)
     found = home(plan.dataset)
@@ -160,31 +182,39 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
 
 
 def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
-    """The plan with these fields of the base set."""
+    """The plan with other values of some fields of the base."""
     base = {**plan.settings.get("base", {}), **fields}
     return dataclasses.replace(plan, settings={**plan.settings, "base": base})
 
 
 def describe_overrides(agent: Agent) -> list[str]:
-    """Fields of the base that parts moved and the user left alone, one sentence each."""
+    """One sentence for each field of the base that a part overrides and the user does not set."""
     return [str(m) for m in apply_overrides(agent)[1] if getattr(agent.base, m.field) == m.after]
 
 
 def part_notes(agent: Agent) -> list[str]:
-    """What parts say of themselves in this agent, one sentence each."""
+    """The notes of all parts for users of this agent, one sentence each."""
     return [note for part in agent.parts.values() for note in part.notes(agent)]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
-    """The recipe, with the fields that differ from its defaults, e.g. `td3+lap[lap.alpha=0.6]`, or from what
-    a preset has given: `td3+pave[preset=paper,pave.sigma=0.1]`."""
+    """The name of an agent in tables and folders: its recipe and the fields that differ from the defaults.
+
+    Args:
+        agent: with the settings of the run.
+        preset: name of the preset, which the label then shows; None for none.
+        given: the settings that the preset gave; fields that differ from them are shown.
+
+    Returns:
+        E.g. `td3+lap[lap.alpha=0.6]` or `td3+pave[preset=paper,pave.sigma=0.1]`.
+    """
     fields = ({"preset": preset} if preset else {}) | changed_fields(agent, given)
     listed = ",".join(f"{name}={_format_value(value)}" for name, value in fields.items())
     return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 
 
 def folder_name(label: str) -> str:
-    """The label; where it is too long for a folder, its beginning and 8 digits that tell it from others."""
+    """The label as the name of a folder; a label that is too long is cut and gets 8 digits of its hash."""
     if len(label.encode()) <= LONGEST:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
@@ -208,6 +238,6 @@ def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
-    """The plan that `to_json` wrote; keys that are no field of a plan are left out."""
+    """The plan that `to_json` wrote. Keys that are no field of a plan are ignored."""
     known = {f.name for f in dataclasses.fields(Plan)}
     return Plan(**{k: v for k, v in data.items() if k in known})
