@@ -26,7 +26,7 @@ import gymnasium as gym
 import jax
 
 from qscape.envs import make
-from qscape.envs.native import Native, native_of
+from qscape.envs.native import JaxEnv, find_jax_env
 from qscape.offpolicy import native
 from qscape.offpolicy.agent import Agent
 from qscape.run.folder import origin
@@ -38,7 +38,7 @@ ENV, ENVS, WARM_UP = "recsim/10k-v0", 16, 1_008
 BLOCK = 400  # steps in which whole updates are due: 8 of them
 
 
-def scans(agent: Agent, env: Native, seeds: int, steps: int) -> dict[str, Callable[[], None]]:
+def scans(agent: Agent, env: JaxEnv, seeds: int, steps: int) -> dict[str, Callable[[], None]]:
     """`together` and `apart`: each call makes `steps` steps of every seed."""
     keys = jax.random.split(jax.random.key(0), seeds)
     due = native.timetable(agent, envs=ENVS, steps=WARM_UP + steps)
@@ -90,7 +90,7 @@ def main() -> None:
     base = {"warmup": WARM_UP, "replay_capacity": rows}
     plan = Plan(given.recipe, ENV, 10**6, envs=ENVS, settings={"base": base}, preset="paper", eval_every=0)
     plan, agent, notes = fitted(plan)
-    env = native_of(gym.make(ENV))
+    env = find_jax_env(gym.make(ENV))
     assert isinstance(agent, Agent)
     assert env is not None
     made = scans(agent.on(native.spec_of(env)), env, given.seeds, given.steps)

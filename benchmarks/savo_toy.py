@@ -28,7 +28,7 @@ from gymnasium import spaces
 from jaxtyping import Array
 
 from qscape import agents
-from qscape.envs.native import Native, Outcome
+from qscape.envs.native import JaxEnv, Outcome
 from qscape.offpolicy import native
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
@@ -62,7 +62,7 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class TwoPeaks(Native):
+class TwoPeaks(JaxEnv):
     """One step; the reward is a function of the action alone."""
 
     time_limit: int = eqx.field(static=True, kw_only=True, default=1)

@@ -28,7 +28,7 @@ from qscape.ops import geometry
 from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
-from qscape.ops.running import moments, see_one, standardise
+from qscape.ops.running import add_row, init_moments, standardise
 from qscape.ops.td import td_target
 from qscape.replay.storage import rows_at
 from qscape.types import Batch, Event, Spec
@@ -62,10 +62,10 @@ def test_smooth_l1_is_the_huber_function_over_b():
 def test_the_gap_scale_counts_the_diagonal_and_follows_slowly():
     first = geometry.gap_scale(geometry.value_gaps(U))
     close(first, 6.800001)  # 7.000001: without the diagonal
-    scale = geometry.moved_scale(jnp.zeros(()), first, 0.005)
+    scale = geometry.update_gap_scale(jnp.zeros(()), first, 0.005)
     assert scale == first
     second = geometry.gap_scale(geometry.value_gaps(2 * U))
-    close(geometry.moved_scale(scale, second, 0.005), 6.834001)
+    close(geometry.update_gap_scale(scale, second, 0.005), 6.834001)
 
 
 @pytest.mark.parametrize("n", [2, 5, 100, 1024])
@@ -116,14 +116,17 @@ def test_encoder_loss(exponent, expected):
 
 def test_temperature():
     steps = jnp.array([0, 5_000, 50_000, 100_000, 150_000, 200_000, 900_000])
-    close(geometry.annealed(steps, 1.0, 0.3, 200_000), [1, 0.998921, 0.897487, 0.65, 0.402513, 0.3, 0.3])
-    close(geometry.annealed(steps, 0.3, 0.3, 200_000), [0.3] * 7)  # no schedule
+    close(
+        geometry.anneal_temperature(steps, 1.0, 0.3, 200_000),
+        [1, 0.998921, 0.897487, 0.65, 0.402513, 0.3, 0.3],
+    )
+    close(geometry.anneal_temperature(steps, 0.3, 0.3, 200_000), [0.3] * 7)  # no schedule
     near = jnp.array([[0.2, 0.4, 0.9]])
-    close(0.3 + geometry.spread(near), [0.660555])  # 0.594392: divided by K
+    close(0.3 + geometry.candidate_spread(near), [0.660555])  # 0.594392: divided by K
 
 
 def climbed(near, adaptive=False, center=False, values=VALUES, uniform=0.05):
-    tau = 0.3 + geometry.spread(near)[:, None] if adaptive else 0.3
+    tau = 0.3 + geometry.candidate_spread(near)[:, None] if adaptive else 0.3
     return geometry.kernel_value(geometry.kernel_weights(near, tau, uniform), values, center).sum()
 
 
@@ -171,9 +174,9 @@ def test_rank_correlation_is_scipys():
 
 
 def test_normaliser():
-    seen, mean, var, now = moments(1), [], [], []
+    seen, mean, var, now = init_moments(1), [], [], []
     for x in (2.0, 4.0, 6.0):
-        seen = see_one(seen, jnp.array([x]))
+        seen = add_row(seen, jnp.array([x]))
         mean, var = [*mean, seen.mean[0]], [*var, seen.var[0]]
         now.append(standardise(seen, jnp.array([x]))[0])
     close(mean, [1.999800, 2.999850, 3.999867])
@@ -187,7 +190,7 @@ def test_normaliser():
 def test_a_constant_observation_stays_finite_and_small(constant):
     """The first change after that is a huge number; `normalise.clip` bounds it."""
     x = jnp.array([constant])
-    seen = jax.lax.fori_loop(0, 5_000, lambda _, m: see_one(m, x), moments(1))
+    seen = jax.lax.fori_loop(0, 5_000, lambda _, m: add_row(m, x), init_moments(1))
     assert np.abs(standardise(seen, x)) < 0.1
     changed = standardise(seen, x + 1.0 + abs(constant))
     assert np.isfinite(changed)
@@ -254,10 +257,10 @@ def test_optimisers():
     for name in ("critics", "actor", "savgo.params", "savgo.actor_params"):
         optimiser, zero = agent.optimiser(name), jnp.zeros(2)
         _, (*_, adam) = optimiser.update(jnp.array([30.0, 40.0]), optimiser.init(zero), zero)
-        moments = next(
+        init_moments = next(
             s for s in jax.tree.leaves(adam, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")
         )
-        close(jnp.linalg.norm(moments.mu), 0.5)  # a tenth of 5
+        close(jnp.linalg.norm(init_moments.mu), 0.5)  # a tenth of 5
 
 
 def test_networks_have_the_published_sizes():

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from qscape.envs.native import native_of
+from qscape.envs.native import find_jax_env
 from qscape.errors import RunError, UsageError
 from qscape.inspect.subject import Subject, of_run
 from qscape.onpolicy.agent import Agent
@@ -43,7 +43,7 @@ class Probe:
     def __init__(self, agent: Any) -> None:
         need_layer(agent)
         self.agent = agent
-        self.look = jax.jit(agent.look)
+        self.look = jax.jit(agent.get_distribution)
 
     def __call__(self, look: Look) -> dict[str, float]:
         seen = np.concatenate([r.observation for r in look.rollouts])[:STATES]
@@ -67,14 +67,14 @@ def of_policy(
     agent: Agent, acting: Any, states: States, look: Any = None
 ) -> tuple[Collapse, np.ndarray, np.ndarray, np.ndarray]:
     """The metrics, and what they are of: features [N, d], labels [N], action layer [K, d]."""
-    look, all_ = look or jax.jit(agent.look), states.observation
+    look, all_ = look or jax.jit(agent.get_distribution), states.observation
     parts = [look(acting, all_[i : i + AT_A_TIME]) for i in range(0, len(all_), AT_A_TIME)]
     dist = jax.tree.map(lambda *part: np.concatenate(part), *parts)
     labels = states.optimal
     if labels is None:  # the trained policy stands for the optimal one
         labels = np.asarray(dist.mode())[:, 0].astype(int)
     own = acting.part_states.get(agent.head.name)
-    features, w = np.asarray(dist.features), np.asarray(agent.head.layer(acting.networks.head, own))
+    features, w = np.asarray(dist.features), np.asarray(agent.head.action_layer(acting.networks.head, own))
     return action_collapse(features, labels, w), features, labels, w
 
 
@@ -82,7 +82,7 @@ def states_of(subject: Subject, count: int = STATES, seed: int = SEED) -> States
     """The states of evaluation rollouts, at least `count` of them where episodes are long enough; of a small
     grid with known values all its states, each with its optimal action."""
     adapter = subject.make(seed=seed)
-    native: Any = native_of(adapter.env) if isinstance(adapter.env, gym.Env) else None
+    native: Any = find_jax_env(adapter.env) if isinstance(adapter.env, gym.Env) else None
     adapter.close()
     if native is not None and hasattr(native, "optimal_q"):
         q = native.optimal_q(subject.agent.base.discount)
@@ -110,7 +110,7 @@ def measure(folder: Path | str, count: int = STATES, seed: int = SEED) -> dict[s
         raise UsageError(f"--states is {count}; it must be at least 1.")
     last = of_run(folder)
     need_layer(last.agent)
-    look, history = jax.jit(last.agent.look), []
+    look, history = jax.jit(last.agent.get_distribution), []
     features = labels = w = states = None
     for step, subject in _over_saves(last, Path(folder)):
         states = states_of(subject, count, seed)
@@ -137,7 +137,7 @@ def _over_saves(last: Subject, folder: Path):
     place = folder / "saves"
     for name in saves.names(place):
         trees, meta = saves.read(place / name, {"acting": last.acting})
-        last.agent.check(trees["acting"].part_states)
+        last.agent.check_part_states(trees["acting"].part_states)
         yield meta["numbers"]["env_steps"], dataclasses.replace(last, acting=trees["acting"])
 
 

@@ -19,7 +19,7 @@ from qscape.methods.savgo import SAVGO, Weighed
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.ops.geometry import rank_correlation
-from qscape.ops.landscape import principal
+from qscape.ops.landscape import principal_axes
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout
 from qscape.run.folder import newest_save
@@ -155,7 +155,7 @@ def of_state(seen: Any, n: int) -> dict[str, Any]:
     """One state's actions on the two main axes of their embeddings. `seen`: a `Sight` of numpy arrays, whose
     first n pairs are not of that state."""
     z = seen.embedding[n:].astype(float)
-    axes, centre = principal(z, 2), z.mean(0)
+    axes, centre = principal_axes(z, 2), z.mean(0)
     variance = np.square((z - centre) @ axes.T).mean(0) / np.square(z - centre).sum(1).mean()
 
     def at(points: np.ndarray) -> list[list[float]]:

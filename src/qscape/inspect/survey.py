@@ -140,8 +140,10 @@ class Surveyor:
         measured = self._survey(acting, np.asarray(obs, np.float32), self.points)
         found, (ground, *learned) = jax.tree.map(np.asarray, measured)
         ranges = list(zip(ground.low, found["best_q"], strict=True))
-        least = [[ops.ripple(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges]
-        floors = ops.floors(found["proposals_q"])[:, : self.order]
+        least = [
+            [ops.prominence_threshold(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges
+        ]
+        floors = ops.proposal_floors(found["proposals_q"])[:, : self.order]
         [optima] = self._counts([ground], least)
         exact = self._counts([ground.above(floor) for floor in floors.T], least)
         fitted = self._counts(learned, least)
@@ -221,7 +223,7 @@ class Surveyor:
         """Where climbs end that begin at the highest points and at one's own, and how high that is."""
         scattered = points[: SCATTERED if self.edges is None else 0]
         start = jnp.concatenate([own, points[jax.lax.top_k(seen, CLIMBERS)[1]], scattered])
-        return ops.ascend(hill, start)
+        return ops.ascend_gradient(hill, start)
 
     def _ground(self, hill: Hill, seen: Array, ends: tuple[Array, Array] | None) -> Ground:
         """What local optima are counted on, at one state."""
@@ -239,10 +241,10 @@ class Surveyor:
         for g, ground in enumerate(grounds):
             for n, (seen, heights, saddles, low) in enumerate(zip(*ground, strict=True)):
                 if self.edges is not None:
-                    prominence = ops.peaks(seen, self.edges).prominence
+                    prominence = ops.find_peaks(seen, self.edges).prominence
                 else:
                     pairs = np.stack(np.triu_indices(len(heights), 1), 1)
-                    prominence = ops.prominences(heights, np.full(len(heights), low), pairs, saddles)
+                    prominence = ops.find_prominences(heights, np.full(len(heights), low), pairs, saddles)
                 found[g, n] = [(prominence > x).sum() for x in least[n]]
         return found
 

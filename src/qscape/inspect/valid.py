@@ -36,4 +36,4 @@ def valid_on(plane: ops.Plane, balls: Balls | None) -> Float[np.ndarray, "K 2"]:
     """The intervals of a line that are accepted; none of a plane, and none where everything is accepted."""
     if balls is None or len(plane.axes) > 1:
         return np.zeros((0, 2))
-    return ops.inside_balls(plane, *balls)
+    return ops.intersect_balls(plane, *balls)

@@ -96,7 +96,7 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
     """The same for an on-policy agent: a rollout and its update, once both are compiled. What an update costs
     is part of what a step costs, as rollouts of whole episodes have no fixed length."""
     start = time.perf_counter()
-    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, by_index=True)
+    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, index_actions=True)
     trainer = RolloutTrainer(plan, agent, adapter)
 
     def rollout() -> list[float]:

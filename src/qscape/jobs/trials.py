@@ -101,7 +101,7 @@ class Trial:
     def judged(self) -> tuple[str, int]:
         """The policy whose evaluations count, and the step of the first: before it nothing is learned."""
         _, agent, _ = fitted(self.plan(0))
-        field, wait = agent.base.waits()
+        field, wait = agent.base.find_learning_start()
         keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps
         # A rollout is learned from before it is evaluated; after the random steps there is nothing new yet.
         return "kept" if keeps else "current", wait if field == "rollout" else wait + 1

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import density_unused
 from qscape.offpolicy.sockets import Context, PartState, PolicyLoss, Regulariser, objective
@@ -22,7 +22,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 def distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
     """π(s) and the mean of (π(s) − a)² over batch and dimensions."""
-    action = raw(policy(batch.observation)).mode()
+    action = unsnap(policy(batch.observation)).mode()
     return action, jnp.square(action - batch.action).mean()
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, PyTree
 
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.greedy import Greedy
 from qscape.offpolicy.sockets import Context, Nets, PartState
@@ -58,7 +58,7 @@ class GreedyAC(Greedy):
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
         proposer = context.bind(actor_params)(obs)
         best = self.best_draws(proposer, q, context, obs, k_draw)
-        fit = -raw(policy(obs)).log_prob(best).mean()
+        fit = -unsnap(policy(obs)).log_prob(best).mean()
         follow = self.following(proposer, best, k_entropy)
         return fit + follow, {"fit_loss": fit, "proposal_loss": follow}
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor, Deterministic, Projected
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.proposals import Proposals
 from qscape.offpolicy.sockets import Context, Nets, PartState
@@ -55,7 +55,7 @@ class Joint(Proposals):
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
         said = context.bind(actor)(obs)
-        actions = jnp.split(raw(said).mode(), self.list_length, -1)
+        actions = jnp.split(unsnap(said).mode(), self.list_length, -1)
         return [Point(said.features, context.snap(action)) for action in actions]
 
     def actor_objectives(

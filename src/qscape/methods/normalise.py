@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Nets, Normaliser, PartState
-from qscape.ops.running import merge, moments, see, standardise
+from qscape.ops.running import add_batch, add_rows, init_moments, standardise
 from qscape.types import Key, Spec, setting
 
 
@@ -25,14 +25,14 @@ class Normalise(Normaliser):
             raise UsageError(f"normalise.clip is {self.clip}; it must be above 0.")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        return PartState(extra=moments(spec.observation_size))
+        return PartState(extra=init_moments(spec.observation_size))
 
-    def see(self, state: PartState, obs: Array) -> PartState:
-        return state._replace(extra=see(state.extra, obs))
+    def add_rows(self, state: PartState, obs: Array) -> PartState:
+        return state._replace(extra=add_rows(state.extra, obs))
 
-    def see_batch(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
+    def update_batch(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
         """Fold in a whole rollout [B, S] at once; rows of weight 0 do not count."""
-        return state._replace(extra=merge(state.extra, obs, weight))
+        return state._replace(extra=add_batch(state.extra, obs, weight))
 
     def apply(self, state: PartState, obs: Array) -> Array:
         x = standardise(state.extra, obs)

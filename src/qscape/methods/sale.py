@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, Torso, joined, standardised
+from qscape.nets import MLP, Actor, Critic, Stage, Torso, concatenate_inputs, fold_batch_norm
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import head
 from qscape.offpolicy.sockets import Context, Net, Nets, PartState, Representation
@@ -154,7 +154,7 @@ class SALE(Representation):
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
         """z_sa = g(z_s, a); not normalised, because what it predicts is."""
-        z_sa = encoder.g(joined([z_s, action]))
+        z_sa = encoder.g(concatenate_inputs([z_s, action]))
         return _normalised(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
 
     def fit(self, view: Encoder, net: Net) -> Net:
@@ -163,7 +163,7 @@ class SALE(Representation):
             return net
         assert view.seen is not None
         n, (mean, covariance) = net.stage.linear.in_features, view.seen.inputs
-        layer = standardised(net.stage.linear, mean[:n], covariance[:n, :n])
+        layer = fold_batch_norm(net.stage.linear, mean[:n], covariance[:n, :n])
         return eqx.tree_at(lambda m: m.stage.linear, net, layer)
 
     def actor_inputs_at(self, view: Encoder, obs: Array) -> list[Array]:
@@ -213,7 +213,7 @@ class SALE(Representation):
 
     def _statistics(self, params: Encoder, batch: Batch) -> Seen:
         f, x = params.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
-        g = params.g(joined([_normalised(self.state_norm, f, None), batch.action]))
+        g = params.g(concatenate_inputs([_normalised(self.state_norm, f, None), batch.action]))
         inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
         return Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 

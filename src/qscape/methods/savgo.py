@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, joined
+from qscape.nets import MLP, concatenate_inputs
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Entropic
 from qscape.offpolicy.sockets import Context, Nets, PartState, objective
@@ -169,7 +169,7 @@ class SAVGO(Entropic):
 
     def embed(self, encoder: MLP, obs: Array, action: Array) -> Array:
         """z = f(s, a) / ‖f(s, a)‖."""
-        return unit(encoder(joined([obs, action])))
+        return unit(encoder(concatenate_inputs([obs, action])))
 
     def draw(self, dist: Dist, key: Key, spec: Spec) -> Array:
         """Jittered draws from a policy: clip(a + σ_c N(0, I), -1, 1)."""
@@ -213,7 +213,7 @@ class SAVGO(Entropic):
         """β, this batch already folded in."""
         if self.gap_scale is not None:
             return jnp.full((), self.gap_scale)
-        return geometry.moved_scale(running, geometry.gap_scale(gaps), self.gap_rate)
+        return geometry.update_gap_scale(running, geometry.gap_scale(gaps), self.gap_rate)
 
     # --- the policy ---------------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class SAVGO(Entropic):
         return climbed, {
             "savgo_value": (seen.weights * seen.value).sum(-1).mean(),
             "savgo_top_weight": self.candidates * seen.weights.max(-1).mean(),  # near 1 is usual: all alike
-            "savgo_spread": geometry.spread(seen.near).mean(),
+            "savgo_spread": geometry.candidate_spread(seen.near).mean(),
             "savgo_tau": self.tau_at(context),
         }
 
@@ -269,12 +269,12 @@ class SAVGO(Entropic):
         near = jnp.einsum("nh,nkh->nk", self.embed(stop(encoder), obs, action), near_to)
         near = jnp.clip(near, -1.0, 1.0)
         tau = self.tau_at(context)
-        tau = tau + geometry.spread(near)[:, None] if self.adaptive else tau
+        tau = tau + geometry.candidate_spread(near)[:, None] if self.adaptive else tau
         return Weighed(drawn, value, near, geometry.kernel_weights(near, tau, self.uniform))
 
     def tau_at(self, context: Context) -> Array:
         """τ of this environment step, without what `adaptive` adds."""
-        return geometry.annealed(context.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
+        return geometry.anneal_temperature(context.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
 
     def look(
         self, state: PartState, context: Context, obs: Float[Array, "n S"], drawn: Float[Array, "n K A"]

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor, Conditioned, Critic
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smoothed_target
 from qscape.offpolicy.proposals import Proposals, keeps_proposals
@@ -173,7 +173,7 @@ class SAVO(Proposals):
                 dist = context.bind(actor[i].net)(obs, actor[i].conditioning(obs, self._list(batch)[:i]))
             else:
                 dist = self.propose(actor[: i + 1], context, obs)[i]
-            return dist if self.straight_through else raw(dist)
+            return dist if self.straight_through else unsnap(dist)
 
         return policy
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth
 from qscape.offpolicy.proposals import Proposals
@@ -62,7 +62,7 @@ class Wolpertinger(Proposals):
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
         said = context.bind(actor)(obs)
-        return self.around(said.features, raw(said).mode(), context, key)
+        return self.around(said.features, unsnap(said).mode(), context, key)
 
     def around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
         """The candidates at a proto-action [*b, A]: its nearest items, or itself and Gaussian draws."""
@@ -80,7 +80,7 @@ class Wolpertinger(Proposals):
     ) -> list[tuple[Policy, QFn]]:
         """The actor climbs Q at its own action, as TD3's."""
         policy = context.bind(actor)
-        return [(policy if self.straight_through else lambda obs: raw(policy(obs)), context.q)]
+        return [(policy if self.straight_through else lambda obs: unsnap(policy(obs)), context.q)]
 
     def target_policy(
         self,
@@ -100,7 +100,7 @@ class Wolpertinger(Proposals):
 
         def best(obs: Array) -> Dist:
             said = slow.bind(chosen)(obs)
-            action = raw(said).mode()
+            action = unsnap(said).mode()
             if context.base.target_noise:
                 action = smooth(context.base, action, k_smooth)
             return self.best(context, obs, self.around(said.features, action, context, k_draw))

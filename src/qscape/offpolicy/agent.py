@@ -51,7 +51,7 @@ class Agent(Bound):
         spec: the task; None until `on` binds the agent to one.
     """
 
-    by_index: ClassVar[bool] = False  # a discrete action is a row of its table
+    index_actions: ClassVar[bool] = False  # a discrete action is a row of its table
 
     recipe: str = "td3"
     base: Base = Base()

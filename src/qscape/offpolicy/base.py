@@ -118,15 +118,15 @@ class Base:
             if not widths or min(widths) < 1:
                 raise UsageError(f"base.{name} is {widths}; it needs at least one width, each at least 1.")
 
-    def waits(self) -> tuple[str, int]:
+    def find_learning_start(self) -> tuple[str, int]:
         """The field that says how many steps are made before the first update, and its value."""
         return "warmup", self.warmup
 
-    def fitted(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
+    def shorten_for_run(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
         """Fields for a run that is too short for the usual warm-up: a fifth of it."""
         return {"warmup": steps // 5}
 
-    def shares(self, steps: int) -> Mapping[str, Any]:
+    def scale_to_run(self, steps: int) -> Mapping[str, Any]:
         """Fields that are a share of a run of that length, in steps."""
         if self.epsilon_start == self.epsilon_end or self.epsilon_decay > 1:
             return {}

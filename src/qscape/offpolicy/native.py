@@ -20,9 +20,9 @@ from gymnasium.spaces import Box, Discrete
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from qscape.envs.native import Native
-from qscape.envs.spaces import action_map
-from qscape.envs.world import World, advance, begin
+from qscape.envs.native import JaxEnv
+from qscape.envs.spaces import ActionBox, make_action_map
+from qscape.envs.world import World, reset_world, step_world
 from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent, action_table
 from qscape.offpolicy.plain import EveryStep
@@ -56,14 +56,14 @@ class History(NamedTuple):
     updates: Int[Array, ""]  # likewise
 
 
-def spec_of(env: Native) -> Spec:
+def spec_of(env: JaxEnv) -> Spec:
     """What an agent has to know of an environment. Ask outside of jit: it looks at the action table.
 
     Raises:
         UsageError: the actions are neither a bounded Box nor a Discrete set with a good table.
     """
     space = env.action_space
-    size, table, _ = action_map(space, 1, env, type(env).__name__)
+    size, table, _ = make_action_map(space, 1, env, type(env).__name__)
     bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
     return Spec(int(env.observation_space.shape[0]), size, table, *bounds)
 
@@ -88,7 +88,7 @@ def timetable(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
     return np.array(due, np.int32)
 
 
-def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
     """A run before its first step; `agent` is bound to its task, `agent.on(native.spec_of(env))`.
 
     Jit it, so that every array of the run has a buffer of its own, and `further` may be given it to keep.
@@ -98,10 +98,10 @@ def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
     said = jax.eval_shape(partial(agent.update, layout), state, *replay, key)[2]
     metrics = {name: jnp.full((), jnp.nan) for name in said}
     noise_state = agent.selector.init_noise(agent.task, envs, agent.base)
-    return Run(state, replay, noise_state, begin(env, envs, stream(key, "world.begin")), metrics)
+    return Run(state, replay, noise_state, reset_world(env, envs, stream(key, "world.begin")), metrics)
 
 
-def further(agent: Agent, env: Native, run: Run, key: Key, due: Int[ArrayLike, " T"]) -> tuple[Run, History]:
+def further(agent: Agent, env: JaxEnv, run: Run, key: Key, due: Int[ArrayLike, " T"]) -> tuple[Run, History]:
     """The next T steps of all environments, and the updates that are due after each.
 
     Under `vmap` use `RUN_AXES` for the run and None for `due`: counters that differ from seed to seed would
@@ -116,7 +116,7 @@ def further(agent: Agent, env: Native, run: Run, key: Key, due: Int[ArrayLike, "
     return jax.lax.scan(partial(_step, agent, layout, env, key), run, jnp.asarray(due))
 
 
-def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
     """A whole run of `steps` environment steps, those of all E environments counted.
 
     Args:
@@ -129,19 +129,19 @@ def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tupl
     Raises:
         UsageError: the agent learns when episodes end.
     """
-    base = dataclasses.replace(agent.base, **agent.base.shares(steps))
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_run(steps))
     agent = dataclasses.replace(agent, base=base)
     due = timetable(agent, envs=envs, steps=steps)
     return further(agent, env, start(agent, env, key, envs=envs), key, due)
 
 
-def policy(agent: Agent, env: Native, acting: ActingState) -> Partial:
+def policy(agent: Agent, env: JaxEnv, acting: ActingState) -> Partial:
     """The policy as `envs.native.play` wants it: without noise, for one environment."""
     return Partial(_choose, agent, env, acting)
 
 
 def _step(
-    agent: Agent, layout: Layout, env: Native, key: Key, run: Run, due: Int[Array, ""]
+    agent: Agent, layout: Layout, env: JaxEnv, key: Key, run: Run, due: Int[Array, ""]
 ) -> tuple[Run, History]:
     """One step of every environment into replay, then the updates that are due."""
     world, steps = run.world, run.state.env_steps
@@ -153,7 +153,7 @@ def _step(
 
     random = steps < agent.base.warmup
     action, columns, noise_state = jax.lax.cond(random, lambda: act("warm_up"), lambda: act("explore"))
-    world, outcome, ended = advance(env, world, in_units(agent, env, action), steps, key)
+    world, outcome, ended = step_world(env, world, in_units(agent, env, action), steps, key)
     new = Rows(
         run.world.observation,
         action,
@@ -175,26 +175,25 @@ def _step(
     # A loop even where one update is due: in a loop XLA reads the replay in place.
     state = state._replace(env_steps=steps + layout.envs)
     state, replay_state, metrics = jax.lax.fori_loop(0, due, update, (state, replay_state, run.metrics))
-    told = History(metrics, ended.mean(), ended.number(), state.env_steps, state.updates)
+    told = History(metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates)
     return Run(state, (storage, replay_state), noise_state, world, metrics), told
 
 
-def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
+def in_units(agent: Agent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
     """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
     spec, base, space = agent.task, agent.base, env.action_space
     table = action_table(spec, base.nearest, base.nearest_probes)
     if table is not None and isinstance(space, Discrete):
         # No search: what is done is the row that replay holds, to the bit.
         return table.index(action) + int(space.start)
-    low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
-    units = jnp.clip(action * (high / 2 - low / 2) + (low / 2 + high / 2), low, high)
-    if np.issubdtype(space.dtype, np.integer):
-        units = jnp.round(units).astype(jnp.int32)
-    return units.reshape(-1, *(space.shape or ()))
+    assert isinstance(space, Box)
+    box = ActionBox.from_space(space, np.float32)
+    units = box.to_env(action)
+    return (units.astype(jnp.int32) if box.is_integer else units).reshape(-1, *space.shape)
 
 
 def _choose(
-    agent: Agent, env: Native, acting: ActingState, state: PyTree, observation: Array, key: Key
+    agent: Agent, env: JaxEnv, acting: ActingState, state: PyTree, observation: Array, key: Key
 ) -> Array:
     noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
     fixed = jax.random.key(0)  # as evaluations have it

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import Point, unsnap
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import at_rest, explored, uniform_action
@@ -291,7 +291,7 @@ def smooth(base: Base, action: Array, key: Key) -> Array:
 
 def smoothed(context: Context, dist: Dist, key: Key) -> Dist:
     """The distribution's mode with smoothing noise; over a table the nearest row to that."""
-    return Point(dist.features, context.snap(smooth(context.base, raw(dist).mode(), key)))
+    return Point(dist.features, context.snap(smooth(context.base, unsnap(dist).mode(), key)))
 
 
 def smoothed_target(context: Context, key: Key) -> Policy:

@@ -78,7 +78,7 @@ class Buffer:
             name: np.zeros((self.rows, envs, *shape), kinds.get(name, np.float32))
             for name, shape in shapes.items()
         }
-        self.masked = bool(self.episodes) or adapter.resets_later
+        self.masked = bool(self.episodes) or adapter.has_reset_rows
         self.used = 0
         self.left = self._share(envs)
 
@@ -205,7 +205,7 @@ class RolloutTrainer(Loop):
         step = self.adapter.step(action)
         self.buffer.add(obs, action, step)
         self.env_steps += int(np.count_nonzero(step.valid))
-        self.first = step.begins
+        self.first = step.starts_episode
         self.returns += [episode.ret for episode in step.finished]
         yield from self._told(step.finished)
 
@@ -226,7 +226,7 @@ class RolloutTrainer(Loop):
         return self.arrays() | {"replay": replay}
 
     def restore(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        self.agent.check(trees["state"].part_states)
+        self.agent.check_part_states(trees["state"].part_states)
         self.state, self.metrics = owned(trees["state"]), owned(trees["loop"]["metrics"])
         self.first = np.asarray(trees["loop"]["first"])
         self.buffer.restore(trees["replay"])

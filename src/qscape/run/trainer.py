@@ -118,7 +118,7 @@ class Trainer(Loop):
         warm = self.env_steps >= base.warmup  # was this step one past the random phase?
         made = int(np.count_nonzero(step.valid))
         self.env_steps += made
-        self.first = step.begins
+        self.first = step.starts_episode
         was_learning = self.learning
         if warm and not base.warmup_to_episode_end:
             was_learning = self.learning = True
