@@ -1,10 +1,11 @@
-"""Action layers on JAX-native environments: raw data of many seeds, those of a head in one program.
+"""Compare action layers on JAX-native environments, with all seeds of a head in one compiled program.
 
     python benchmarks/action_collapse.py cliff     # Ideal Cliff Walking: metrics of collapse over training
-    python benchmarks/action_collapse.py cartpole  # steps to 475, or none by 200,000
+    python benchmarks/action_collapse.py cartpole  # CartPole: steps to a mean return of 475, up to 200,000
 
-Writes benchmarks/results/action_collapse/NAME.json: settings, and one row for each head, algorithm, seed and
-moment. Nothing is averaged here. What is done of it lies in runs/action_collapse: a broken run goes on there.
+Writes benchmarks/results/action_collapse/NAME.json: the settings, and one row for each head, algorithm,
+seed and measurement. The script averages nothing. It keeps finished parts in runs/action_collapse, so an
+interrupted run continues from there.
 """
 
 import argparse
@@ -23,16 +24,16 @@ import numpy as np
 from qscape import agents
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
-from qscape.onpolicy import native
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import action_collapse
+from qscape.run import scan_rollouts
 from qscape.run.folder import origin
 
 PLACE = Path(__file__).parent / "results" / "action_collapse"
 DONE = Path("runs/action_collapse")
 Rows = list[dict[str, Any]]
 BRANCH = {"projector": "linear", "bound": "ball"}
-HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is added to the base, and settings
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # parts added to the base, and their settings
     "learnable": ("", {}),
     "learnable, projector and ball": ("", {"learnable": BRANCH}),
     "etf": ("+etf", {}),
@@ -42,19 +43,19 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is added to the base, a
     "cosine": ("+cosine", {}),
 }
 ENVS = 8
-SOLVED, LAST = 475.0, 100  # mean return over so many episodes that counts as solved
+SOLVED, LAST = 475.0, 100  # a seed is solved at this mean return over this many episodes
 
 
 def build(recipe: str, head: str, env: Any, **settings: Any) -> Agent:
-    """The agent of a base and a head, bound to its task."""
+    """Build the agent of a base and a head, bound to its environment."""
     added, of_head = HEADS[head]
     agent = agents.build(recipe + added, settings | of_head)
     assert isinstance(agent, Agent)
-    return agent.on(native.spec_of(env))
+    return agent.on(scan_rollouts.spec_of(env))
 
 
 def once(name: str, make: Callable[[], Rows]) -> Rows:
-    """What `make` gives, or gave when it was asked before."""
+    """Return the rows of `make`, or the stored rows of an earlier call with the same name."""
     file = DONE / f"{name}.json"
     if not file.exists():
         begun, rows = time.perf_counter(), make()
@@ -65,7 +66,7 @@ def once(name: str, make: Callable[[], Rows]) -> Rows:
 
 
 def cliff(seeds: int, updates: int, moments: int) -> dict[str, Any]:
-    """REINFORCE on Ideal Cliff Walking, the specification's reference setup."""
+    """Run REINFORCE on Ideal Cliff Walking with every head."""
     asked, rows = f"cliff-{seeds}x{updates}/{moments}", []
     for head in HEADS:
         rows += once(f"{asked}/{head}", partial(cliff_of, head, seeds, updates, moments))
@@ -73,14 +74,14 @@ def cliff(seeds: int, updates: int, moments: int) -> dict[str, Any]:
 
 
 def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
-    """All seeds of one head, in one program."""
+    """Train all seeds of one head in one program, and measure collapse at `moments` points of training."""
     env, rows = IdealCliffWalking(), []
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
     keys = jax.random.split(jax.random.key(0), seeds)
     agent = build("reinforce", head, env, base={"rollout": 100 * ENVS})
     each = updates // moments
-    run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
-    go = partial(native.further, agent, env, updates=each, total=updates)
+    run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
+    go = partial(scan_rollouts.further, agent, env, updates=each, total=updates)
     further = jax.jit(jax.vmap(go), donate_argnums=0)
     look = jax.jit(jax.vmap(lambda state: agent.get_distribution(agent.acting(state), cells)))
     for moment in range(1, moments + 1):
@@ -110,7 +111,7 @@ def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
 
 
 def cartpole(seeds: int, steps: int) -> dict[str, Any]:
-    """Steps until the mean return of sampled episodes over the last 100 reaches 475; None: never."""
+    """Run REINFORCE and PPO on CartPole with every head."""
     asked, rows = f"cartpole-{seeds}x{steps}", []
     for base in ("reinforce", "ppo"):
         for head in HEADS:
@@ -119,14 +120,14 @@ def cartpole(seeds: int, steps: int) -> dict[str, Any]:
 
 
 def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
-    """All seeds of one algorithm and head, in one program."""
+    """Train all seeds of one algorithm and head in one program."""
     env, rows = CartPole(), []
     keys = jax.random.split(jax.random.key(0), seeds)
     agent = build(base, head, env)
     updates = 50 if base == "reinforce" else steps // agent.base.rollout // 4
-    run = jax.jit(jax.vmap(partial(native.start, agent, env, envs=ENVS)))(keys)
+    run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
     total = 10**9 if base == "reinforce" else steps // agent.base.rollout
-    go = partial(native.further, agent, env, updates=updates, total=total)
+    go = partial(scan_rollouts.further, agent, env, updates=updates, total=total)
     further, told = jax.jit(jax.vmap(go), donate_argnums=0), []
     while not told or min(told[-1].env_steps[:, -1]) < steps:
         run, history = further(run, keys)
@@ -141,13 +142,21 @@ def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
 
 
 def solved(steps: np.ndarray, returned: np.ndarray, episodes: np.ndarray, until: int) -> dict[str, Any]:
-    """When one seed was solved, and its curve: steps before each rollout, mean return and episodes in it."""
+    """Find the step at which one seed was solved, and return it with the seed's learning curve.
+
+    A seed is solved when the mean return of its last 100 sampled episodes reaches 475; None if it never does.
+
+    Args:
+        steps: environment steps before each rollout.
+        returned, episodes: mean return and number of the episodes in each rollout.
+        until: rollouts from this step on are ignored.
+    """
     within = (steps < until) & (episodes > 0)
     steps, returned, episodes = steps[within], returned[within], episodes[within]
     found = None
     for end in range(1, len(steps) + 1):
         counted = np.cumsum(episodes[:end][::-1])
-        window = int(np.searchsorted(counted, LAST)) + 1  # the fewest last rollouts with so many episodes
+        window = int(np.searchsorted(counted, LAST)) + 1  # fewest last rollouts with LAST episodes
         if counted[-1] < LAST:
             continue
         last = slice(end - window, end)

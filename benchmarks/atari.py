@@ -1,11 +1,11 @@
-"""Where the time of PPO on Atari goes: processor seconds of a step's parts, and frames a second by them.
+"""Measure the processor seconds of each part of a step of PPO on Atari, and frames per second.
 
     NPROC=1 python benchmarks/atari.py
 
-PPO with the settings of `--preset paper` on ALE/Pong-v5: rollouts of 1,000 steps, four passes in minibatches
-of 256. Parts are timed one by one, in turn, and each is stood for by its median. Seconds are those of the
-processor, which bear a busy machine better than the clock's. A step is four frames of the game.
-Writes benchmarks/results/on_policy/atari.json.
+The agent is PPO with the settings of `--preset paper` on ALE/Pong-v5: rollouts of 1,000 steps, four passes
+in minibatches of 256. The parts are timed in turn, and the median of each is reported. The seconds are
+processor seconds, which other work on the machine disturbs less than wall time. A step is four frames of
+the game. Writes benchmarks/results/on_policy/atari.json.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
     for turn in range(given.turns + 1):
         for name, (do, steps) in parts.items():
             took = seconds(do) / steps
-            if turn:  # the first one compiles
+            if turn:  # the first turn compiles
                 spent[name].append(took)
     medians = {name: float(np.median(took)) for name, took in spent.items()}
     whole = sum(medians.values())

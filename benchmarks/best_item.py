@@ -1,11 +1,12 @@
-"""What the critics of a study on an action table know: the return of taking the row of the largest Q, always.
+"""Measure what the critics of a study on an action table know, apart from the search.
 
     NPROC=1 python benchmarks/best_item.py runs/savo-recsim
 
-For every finished run, by its last save: the mean return over the same 100 episodes of its own policy, and of
-max_a Q_1(s, a) over the whole table. Where the second is low, too, a better search would not help much: the
-critic falls short. Also how far below that maximum its own actions are, as a share of Q_1's range. Prints a
-line for each run, and writes all to benchmarks/results/best_item.
+For the last save of every finished run, the script plays the same 100 episodes twice: with the run's own
+policy, and with argmax_a Q_1(s, a) over the whole table. If the second return is low too, a better search
+would not help much, because the critic falls short. The script also measures how far the policy's actions
+are below the maximum of Q_1, as a share of Q_1's range. It prints one line for each run and writes all
+numbers to benchmarks/results/best_item.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.inspect.subject import Subject, of_run, values
+from qscape.inspect.trained_agent import TrainedAgent, critic_values, load_trained_agent
 from qscape.report.runs import find_runs
 from qscape.run.evaluation import SEED
 from qscape.run.folder import origin, unfinished
@@ -28,26 +29,34 @@ EPISODES = 100
 
 
 def searched(agent: Any) -> Any:
-    """(acting, observations [N, S], actions [N, A]) -> the table's rows [N, A] of the largest Q_1, and how
-    far below it the actions are [N], as a share of Q_1's range over the table."""
+    """Compile the search for the best row of the action table.
+
+    The returned function takes (acting, observations [N, S], actions [N, A]). It returns the rows [N, A] of
+    the largest Q_1, and how far the actions are below that maximum [N], as a share of Q_1's range.
+    """
     table = jnp.asarray(agent.task.table)
 
     def one(acting: Any, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
         at = jnp.broadcast_to(obs, (len(table), obs.size))
-        q = values(agent, acting, at, table)[0]
-        own = values(agent, acting, obs[None], action[None])[0][0]
+        q = critic_values(agent, acting, at, table)[0]
+        own = critic_values(agent, acting, obs[None], action[None])[0][0]
         return table[q.argmax()], (q.max() - own) / (q.max() - q.min())
 
     return jax.jit(lambda acting, obs, action: jax.lax.map(lambda x: one(acting, *x), (obs, action)))
 
 
-def returns(subject: Subject, program: Any, best: bool) -> tuple[list[float], float]:
-    """Of `EPISODES` whole episodes, side by side, acting by itself or by the best row; and the mean share."""
-    adapter, done, shares = subject.make(envs=EPISODES, seed=SEED), {}, []
+def returns(trained: TrainedAgent, program: Any, best: bool) -> tuple[list[float], float]:
+    """Play `EPISODES` whole episodes side by side; return their returns and the mean gap to the best row.
+
+    Args:
+        program: the compiled search of `searched`.
+        best: act by the best row instead of the own policy.
+    """
+    adapter, done, shares = trained.make(envs=EPISODES, seed=SEED), {}, []
     obs = adapter.reset()
     while len(done) < EPISODES:
-        own = subject.act(obs)
-        rows, share = program(subject.acting, obs, own)
+        own = trained.act(obs)
+        rows, share = program(trained.acting, obs, own)
         shares.append(np.mean(share))
         step = adapter.step(np.asarray(rows if best else own))
         obs = step.observation
@@ -57,7 +66,7 @@ def returns(subject: Subject, program: Any, best: bool) -> tuple[list[float], fl
 
 
 def main() -> None:
-    """Measure all finished runs below a folder."""
+    """Measure all finished runs in a folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,10 +75,10 @@ def main() -> None:
     for folder in find_runs(runs):
         if unfinished(folder):
             continue
-        subject = of_run(folder, current=True)
+        trained = load_trained_agent(folder, current=True)
         which = str(folder.parent.relative_to(runs))
-        program = programs.setdefault(which, searched(subject.agent))
-        (own, share), (best, _) = (returns(subject, program, best) for best in (False, True))
+        program = programs.setdefault(which, searched(trained.agent))
+        (own, share), (best, _) = (returns(trained, program, best) for best in (False, True))
         found = {"which": which, "seed": int(folder.name), "own": own, "best": best, "share": share}
         measured.append(found)
         said = f"own {np.mean(own):.2f}, {share:.3f} of Q's range below; best row {np.mean(best):.2f}"

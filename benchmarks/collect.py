@@ -1,4 +1,4 @@
-"""Copy the raw data of a study's finished runs into benchmarks/results/learning, where they are recorded.
+"""Copy the raw data of a study's finished runs to benchmarks/results/learning.
 
 python benchmarks/collect.py runs/pendulum
 """
@@ -13,7 +13,7 @@ FILES = ("run.json", "evaluations.csv", "metrics.jsonl")
 
 
 def main() -> None:
-    """Copy run.json, evaluations.csv and metrics.jsonl of every run below a folder that made its steps."""
+    """Copy run.json, evaluations.csv and metrics.jsonl of every finished run; name the unfinished ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

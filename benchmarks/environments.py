@@ -1,9 +1,9 @@
-"""Reference scores of the project's own environments, and how fast the JAX-native ones are.
+"""Measure reference scores of the project's environments, and the speed of the JAX-native ones.
 
     python benchmarks/environments.py [scores] [speed]
 
-Prints the tables of docs/reference/environments.md: the mean return over episodes ± its standard error, their
-mean length, and the share of successes where the task reports one.
+Prints the tables of docs/reference/environments.md: the mean return over episodes ± its standard error, the
+mean length of an episode, and the share of successes if the task reports success.
 """
 
 import sys
@@ -35,7 +35,7 @@ ADROIT = [f"AdroitHand{task}-v1" for task in ("Door", "Hammer", "Pen")]
 
 
 def scripted(env_id: str, env: JaxEnv) -> dict:
-    """The scripted policies of a task, by name."""
+    """Return the scripted policies of a task, by name."""
     from qscape.envs import mineworld, recsim, recsim_data
 
     if env_id == "mineworld/MineWorld-v0":
@@ -55,13 +55,13 @@ def scripted(env_id: str, env: JaxEnv) -> dict:
 
 
 def scores() -> None:
-    """Random and scripted policies."""
+    """Print the scores of random and scripted policies."""
     for env_id, episodes in NATIVE.items():
         env = find_jax_env(gym.make(env_id))
         count = int(env.action_space.n)
         policies = {"random": lambda state, seen, key, n=count: jax.random.randint(key, (), 0, n)}
         for name, policy in (policies | scripted(env_id, env)).items():
-            # In blocks: a greedy choice among 500,000 items for many users at once fills the memory.
+            # In blocks: a greedy choice among 500,000 items for many users at once would fill the memory.
             blocks = [play(env, policy, key, 50) for key in jax.random.split(KEY, episodes // 50)]
             tell(
                 env_id,
@@ -90,7 +90,7 @@ def tell(env_id: str, name: str, ret: np.ndarray, length: np.ndarray, success: n
 
 
 def speed(batch: int = 1024, steps: int = 200) -> None:
-    """Environment steps a second of a vmapped batch inside one scan, random actions, resets included."""
+    """Print environment steps per second: a vmapped batch in one scan, random actions, resets included."""
 
     @jax.jit
     def run(env: JaxEnv, key: jax.Array) -> jax.Array:

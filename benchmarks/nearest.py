@@ -1,8 +1,9 @@
-"""How well and how fast the nearest row of an action table is found.
+"""Measure speed and recall of the search for the nearest row of an action table.
 
 python benchmarks/nearest.py [ROWS ...]
 
-RecSim's items, scaled to [-1, 1]; 256 queries, beside items or anywhere; recall against distances in float64.
+The table holds RecSim's items, scaled to [-1, 1]. The 256 queries lie beside items or anywhere. Recall is
+measured against distances in float64.
 """
 
 import sys
@@ -17,7 +18,7 @@ QUERIES, CHECKED, TURNS = 256, 64, 5
 
 
 def items(n: int) -> np.ndarray:
-    """[n, 30]: a Gaussian around each of 30 categories, each dimension scaled to [-1, 1]."""
+    """Draw items [n, 30] from a Gaussian around each of 30 categories; scale each dimension to [-1, 1]."""
     rows = np.random.default_rng(0).normal(0.0, 0.1**0.5, (n, 30))
     rows[np.arange(n), np.arange(n) % 30] += 1.0
     low, span = rows.min(0), np.ptp(rows, axis=0)
@@ -25,7 +26,7 @@ def items(n: int) -> np.ndarray:
 
 
 def measure(table: ActionTable, queries: np.ndarray) -> tuple[float, float, float]:
-    """Milliseconds (the best turn), recall, and how much farther the found row is than the nearest."""
+    """Return milliseconds (best turn), recall, and the mean relative excess distance of the found rows."""
     find, seconds = jax.jit(table.nearest), []
     found = np.asarray(find(queries))[:, 0]
     for _ in range(TURNS):

@@ -1,10 +1,11 @@
-"""Offline agents against behaviour cloning, on a Pendulum dataset of mixed quality recorded here.
+"""Compare offline agents with behaviour cloning on a Pendulum dataset of mixed quality.
 
 python benchmarks/offline.py --steps 10000 --seeds 5
 
-Trains TD3, records a third each of its own, noisy and random episodes, and trains every recipe on all of
-them. Prints the mean of the final evaluation over seeds with a 95% bootstrap interval, and writes
-benchmarks/results/offline/pendulum.json: settings, and every evaluation's returns. Extra: offline.
+The script trains TD3 and records a dataset: a third of the episodes each with the trained policy, the
+policy with noise, and random actions. It then trains every recipe on the whole dataset. It prints the mean
+of the final evaluation over seeds with a 95% bootstrap interval, and writes the settings and the returns of
+every final evaluation to benchmarks/results/offline/pendulum.json. Needs the extra `offline`.
 """
 
 import argparse
@@ -19,23 +20,23 @@ import minari
 import numpy as np
 
 import qscape as qs
-from qscape.export.card import interval
+from qscape.export.card import bootstrap_interval
 from qscape.run.folder import origin
-from qscape.run.record import record
+from qscape.run.record import record_dataset
 
 FILE = Path(__file__).parent / "results" / "offline" / "pendulum.json"
 
 RECIPES = ("bc", "td7", "td3+bc", "iql")
-MIXTURE = {"trained": 0.0, "noisy": 0.5, "random": 0.0}  # who acts, and with how much noise
+MIXTURE = {"trained": 0.0, "noisy": 0.5, "random": 0.0}  # policy: std of its noise
 
 
 def dataset(folder: Path, episodes: int, steps: int) -> str:
-    """The name of a new dataset of mixed quality."""
+    """Record a dataset of mixed quality and return its name."""
     run = folder / "td3"
     for _ in qs.train(qs.Plan("td3", "Pendulum-v1", steps, eval_every=0), run):
         pass
     parts = [
-        record(run, f"benchmark/{kind}-v0", episodes, kind, noise, seed=1_000 * k)
+        record_dataset(run, f"benchmark/{kind}-v0", episodes, kind, noise, seed=1_000 * k)
         for k, (kind, noise) in enumerate(MIXTURE.items())
     ]
     minari.combine_datasets(parts, "benchmark/mixed-v0")
@@ -43,7 +44,7 @@ def dataset(folder: Path, episodes: int, steps: int) -> str:
 
 
 def main() -> None:
-    """Record, train, and print one line for each recipe."""
+    """Record the dataset, train every recipe, and print one line for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +66,7 @@ def main() -> None:
             *_, last = (e for e in qs.train(plan, folder / recipe / str(seed)) if hasattr(e, "returns"))
             finals.append(float(np.mean(last.returns)))
             rows.append({"recipe": recipe, "seed": seed, "returns": [float(x) for x in last.returns]})
-        mean, low, high = interval(finals)
+        mean, low, high = bootstrap_interval(finals)
         said = " ".join(f"{x:.1f}" for x in finals)
         print(f"{recipe:8} {mean:9.1f} [{low:.1f}, {high:.1f}]   {said}", flush=True)
     settings = {"steps": given.steps, "expert": given.expert, "episodes": given.episodes, "mixture": MIXTURE}

@@ -1,11 +1,11 @@
-"""PPO here beside Stable-Baselines3's, settings equal: what is learned in short budgets, and in what time.
+"""Compare PPO with that of Stable-Baselines3 at equal settings: returns after short budgets, and time.
 
     python benchmarks/on_policy_returns.py --sb3 /other/venv/bin/python
     python benchmarks/on_policy_returns.py --tasks CartPole-v1 --seeds 2 --rollouts 3 --out trial.jsonl
 
-Every row is a process of its own: it trains one seed in 8 environments and then plays 20 episodes with the
-mode of the policy. A row is one line of benchmarks/results/on_policy/returns.jsonl; rows that are there are
-not made again, so the script may be stopped and started at will.
+Every row is made by a process of its own. It trains one seed in 8 environments and then plays 20 episodes
+with the policy's mode. A row is one line of benchmarks/results/on_policy/returns.jsonl. Existing rows are
+not made again, so the script can be stopped and started at any time.
 """
 
 import argparse
@@ -36,13 +36,13 @@ def clocks() -> tuple[float, float]:
 
 
 def since(begun: tuple[float, float]) -> dict[str, float]:
-    """Of building and training, compiling included; processor seconds bear a busy machine better."""
+    """Return wall and processor seconds since `begun`; other work disturbs processor seconds less."""
     wall, cpu = (now - then for now, then in zip(clocks(), begun, strict=True))
     return {"seconds": wall, "cpu_seconds": cpu}
 
 
 def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
-    """PPO's defaults here: batch 64, 10 passes, 3e-4, networks 64-64."""
+    """Train and evaluate `ppo` with its defaults: batch size 64, 10 passes, 3e-4, networks 64-64."""
     from qscape.agents import build
     from qscape.envs import make
     from qscape.run.evaluation import evaluate
@@ -66,7 +66,7 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
 
 
 def with_sb3(task: str, seed: int, rollouts: int) -> dict[str, Any]:
-    """PPO's defaults there, which are the same."""
+    """Train and evaluate Stable-Baselines3's PPO with its defaults, which are the same."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -88,7 +88,7 @@ def with_sb3(task: str, seed: int, rollouts: int) -> dict[str, Any]:
 
 
 def one(library: str, task: str, seed: int, rollouts: int) -> None:
-    """The process of a row; what a library prints goes elsewhere."""
+    """Make one row in this process. The row goes to stdout; everything a library prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     made = {"qscape": with_qscape, "sb3": with_sb3}[library](task, seed, rollouts)
@@ -96,10 +96,10 @@ def one(library: str, task: str, seed: int, rollouts: int) -> None:
 
 
 def row(key: dict[str, Any], python: str, threads: int) -> dict[str, Any]:
-    """Run the process of a row.
+    """Make one row in a process of its own.
 
     Raises:
-        SystemExit: it broke; the text is the last line it said.
+        SystemExit: the process failed; the message contains the last line of its stderr.
     """
     load = os.getloadavg()[0]
     done = subprocess.run(
@@ -122,7 +122,7 @@ def row(key: dict[str, Any], python: str, threads: int) -> dict[str, Any]:
 
 
 def show(rows: Iterable[dict[str, Any]]) -> None:
-    """One line for each task and library: returns of the seeds, and median seconds."""
+    """Print one line for each task and library: the returns of the seeds, and median seconds."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in rows:
         groups.setdefault((each["task"], each["library"]), []).append(each)

@@ -1,11 +1,12 @@
-"""How far a study's agents act below the best action their own Q knows, at each of their saves.
+"""Measure how far the agents of a study act below the best action of their own Q, at each of their saves.
 
     NPROC=1 python benchmarks/optimality_gap.py runs/savo-effect
 
-For every finished run and each of its saves: 100 states, evenly from 10 episodes of that save's policy, and
-the mean over them of max_a Q(s, a) - Q(s, action), as a share of Q's range at the state; the same of the
-first proposal; and the local optima that stand out by 1% of that range. Each agent is measured by its own Q
-and where it goes itself. Prints means over seeds, and writes all of it to benchmarks/results/optimality_gap.
+For each save of every finished run, the script takes 100 states, evenly from 10 episodes of that save's
+policy. It measures the mean of max_a Q(s, a) - Q(s, action) over these states, as a share of Q's range at
+the state. It does the same for the first proposal, and counts the local optima whose prominence is above 1%
+of that range. Each agent is measured by its own Q and on the states that it visits itself. The script
+prints means over seeds and writes all numbers to benchmarks/results/optimality_gap.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from qscape.inspect.subject import history_of, of_run
-from qscape.inspect.survey import Surveyor, picked, summary
+from qscape.inspect.survey import Surveyor, pick_states, summarise
+from qscape.inspect.trained_agent import load_history, load_trained_agent
 from qscape.report.runs import find_runs
 from qscape.run.folder import origin, unfinished
 
@@ -26,7 +27,7 @@ STATES, EPISODES = 100, 10
 
 
 def main() -> None:
-    """Measure, print a line for each agent in each environment, and write down all numbers."""
+    """Measure all runs, print a line for each agent in each environment, and write all numbers to a file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,11 +39,11 @@ def main() -> None:
         if unfinished(folder):
             continue
         which = str(folder.parent.relative_to(runs))
-        saves = history_of(of_run(folder, current=True), current=True)
+        saves = load_history(load_trained_agent(folder, current=True), current=True)
         surveyor = surveyors.setdefault(which, Surveyor(saves[-1].agent, with_surrogates=False))
         for save in saves:
-            survey = surveyor(save.acting, picked(save.rollouts(EPISODES), STATES)[1])
-            one = {"seed": int(folder.name), "step": save.step, **summary(survey)}
+            survey = surveyor(save.acting, pick_states(save.rollouts(EPISODES), STATES)[1])
+            one = {"seed": int(folder.name), "step": save.step, **summarise(survey)}
             measured[which].append(one)
         print(f"{which}/{folder.name}: {one['action']['share']['mean']:.3f}", flush=True)
     for which, found in measured.items():

@@ -1,14 +1,16 @@
-"""How much can be had of a task: a planner that tries plans in the simulator itself, for reference scores.
+"""Measure reference scores by a planner that tries plans in the simulator.
 
     NPROC=1 python benchmarks/planner.py                             # all tasks, 5 episodes each: hours
     NPROC=1 python benchmarks/planner.py restricted/Walker2d-v0 --episodes 1
 
-At every step the plan of the next actions is varied. The best variant, or the mean of the best ones where it
-is better still, is the new plan, and its first action is made (sampling-based predictive control, after
-arXiv 2212.00541). Where only some actions are valid, all of a plan are moved to the nearest valid ones.
-Returns are those of the environment; the planner looks at them too, but for what `Task` says.
+The method is sampling-based predictive control (after arXiv 2212.00541). A plan is a sequence of the next
+actions. At every step the planner samples variations of its plan and evaluates them in the simulator. The
+best variation becomes the new plan, or the weighted mean of the best ones if that is better still. The
+planner then takes the plan's first action. If only some actions are valid, all actions of a plan are moved
+to the nearest valid ones. The recorded returns are those of the environment. The planner maximises the same
+rewards, plus the terms of `Task`.
 
-Appends a line for each episode to benchmarks/results/planner/ID.jsonl, and goes on with what is missing.
+Appends one line for each episode to benchmarks/results/planner/ID.jsonl and makes only missing episodes.
 """
 
 import argparse
@@ -38,9 +40,10 @@ Plan = Float[np.ndarray, "H A"]  # normalised actions
 
 
 def upright(env: Any) -> float:
-    """Hopper runs into falls that lie beyond the plan: less by lean, bent knee and foot, and by its speed.
+    """Return a penalty for lean, bent knee, bent foot, and speed above 0.5, for Hopper.
 
-    So it stands, and what it earns is what can be had without hopping.
+    Without it, Hopper runs into falls that lie beyond the plan's horizon. With it, Hopper stands, so its
+    score is the return that is possible without hopping.
     """
     _, _, lean, _, knee, foot = env.data.qpos
     faster = max(0.0, float(env.data.qvel[0]) - 0.5)
@@ -48,31 +51,31 @@ def upright(env: Any) -> float:
 
 
 def to_the_handle(env: Any) -> float:
-    """Less by 0.2 per metre between palm and handle, which the dense reward of version 1 pays for."""
+    """Return a penalty of 0.2 per metre between palm and handle, as in the dense reward of version 1."""
     sites = env.data.site_xpos
     return -0.2 * float(np.linalg.norm(sites[env.grasp_site_id] - sites[env.handle_site_id]))
 
 
 def to_the_hammer(env: Any) -> float:
-    """The same between palm and hammer."""
+    """Return a penalty of 0.2 per metre between palm and hammer."""
     palm, hammer = env.data.site_xpos[env.S_grasp_site_id], env.data.xpos[env.obj_body_id]
     return -0.2 * float(np.linalg.norm(palm - hammer))
 
 
 def in_the_hand(env: Any) -> float:
-    """A dropped pen is not taken up again: less by 10 per metre between pen and its place in the hand."""
+    """Return a penalty of 10 per metre between pen and hand, because a dropped pen is not picked up again."""
     place = env.data.site_xpos[env.eps_ball_site_id]
     return -10.0 * float(np.linalg.norm(env.data.xpos[env.obj_body_id] - place))
 
 
 class Task(NamedTuple):
-    """How plans are made, and what the planner minds beside rewards."""
+    """How plans are sampled, and what the planner maximises besides rewards."""
 
-    horizon: int  # steps ahead
+    horizon: int  # length of a plan in steps
     samples: int
-    spread: float  # standard deviation of variations; a random half of them has 0.3 of it
-    hold: int  # steps from one knot of a variation to the next; straight lines between
-    fall: float = 0.0  # price of an end of the episode
+    spread: float  # standard deviation of variations; a random half of them uses 0.3 times this
+    hold: int  # steps between two knots of a variation, which is linear between knots
+    fall: float = 0.0  # penalty for terminating the episode
     more: Callable[[Any], float] = lambda env: 0.0
 
 
@@ -86,17 +89,17 @@ TASKS = {
 
 
 class Planner:
-    """Plans in the environment's own simulation, which is put back afterwards."""
+    """Plans in the environment's own simulation, and restores its state afterwards."""
 
     def __init__(self, env: gym.Env, task: Task, seed: int) -> None:
         self.task, self.random = task, np.random.default_rng(seed)
         while isinstance(env, TimeLimit | OrderEnforcing | PassiveEnvChecker):
             env = env.env
         self.balls = None
-        if isinstance(env, Restricted):  # a hair smaller, so that rounding to float32 leaves no ball
+        if isinstance(env, Restricted):  # slightly smaller, so that rounding to float32 stays valid
             self.balls, env = copy.copy(env), env.env
             self.balls.radii = self.balls.radii * (1.0 - 1e-5)
-        self.env: Any = env  # every action of a plan is valid: the restriction need not be asked
+        self.env: Any = env  # plans hold valid actions only, so the wrapper is not needed
         self.simulation = env.unwrapped.model, env.unwrapped.data
         space = env.action_space
         self.middle, self.half = (space.low + space.high) / 2, (space.high - space.low) / 2
@@ -110,7 +113,7 @@ class Planner:
         return (self.middle + self.half * action).astype(np.float32)
 
     def value(self, start: Float[np.ndarray, " state"], plan: Plan) -> float:
-        """What a plan earns from a state."""
+        """Return the value of a plan from a state: its rewards plus the terms of the task."""
         self.back_to(start)
         total = 0.0
         for action in plan:
@@ -125,7 +128,7 @@ class Planner:
         mujoco.mj_forward(*self.simulation)
 
     def variations(self) -> Float[np.ndarray, "n H A"]:
-        """Of the present plan: straight lines between knots that begin at a random place."""
+        """Sample variations of the plan: linear between random knots, whose grid has a random offset."""
         task, n = self.task, self.task.samples
         at = np.arange(task.horizon) / task.hold + self.random.uniform()
         before, share = at.astype(int), (at % 1.0)[:, None]
@@ -134,7 +137,7 @@ class Planner:
         return self.plan + knots[:, before] * (1.0 - share) + knots[:, before + 1] * share
 
     def action(self) -> Float[np.ndarray, " A"]:
-        """Improve the plan, and its first action in the environment's units; the plan moves on by a step."""
+        """Improve the plan, return its first action in the environment's units, and shift the plan."""
         start = np.empty(mujoco.mj_stateSize(self.simulation[0], STATE))
         mujoco.mj_getState(*self.simulation, start, STATE)
         plans = np.concatenate([self.plan[None], self.valid(self.variations())])
@@ -149,7 +152,7 @@ class Planner:
 
 
 def episode(env_id: str, seed: int) -> dict[str, Any]:
-    """One episode: its return, length, success where the task tells it, and what it took."""
+    """Play one episode; return its return, length, success (if the task reports it) and duration."""
     begun, env = time.perf_counter(), gym.make(env_id)
     env.reset(seed=seed)
     planner = Planner(env, TASKS[env_id], seed)

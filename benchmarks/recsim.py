@@ -1,15 +1,17 @@
-"""RecSim with 10,000 items: seeds side by side in one program, one after the other, and the ordinary loop.
+"""Compare three ways to train several seeds on RecSim with 10,000 items, in environment steps per second.
 
     NPROC=1 python benchmarks/recsim.py                      # td3+savo, the paper's settings, 5 seeds
     NPROC=1 python benchmarks/recsim.py --recipe td3+ou --seeds 10
-    NPROC=1 python benchmarks/recsim.py --seeds 2 --steps 400 --turns 1   # only to see that it works
+    NPROC=1 python benchmarks/recsim.py --seeds 2 --steps 400 --turns 1   # a quick test of the script
 
-Environments, agent, replay and updates are the same in all three: 16 environments to a seed, the preset
-`paper` (0.02 updates a step), and 1,000 random steps, which are not timed. `together` is one compiled program
-under `vmap`; `apart` is the same program for one seed, called for one seed after the other; `loop` is the
-ordinary loop of one seed, without evaluations and run folder. They take turns, so that a disturbance meets
-each of them. Prints medians of environment steps per second, those of all seeds counted, and writes the raw
-seconds to benchmarks/results/recsim.
+- `together` is one compiled program for all seeds under `vmap`.
+- `apart` is the same program for one seed, called for one seed after the other.
+- `loop` is the ordinary loop of one seed, without evaluations and run folder.
+
+Environments, agent, replay and updates are the same in all three: 16 environments per seed, the preset
+`paper` (0.02 updates per step), and about 1,000 random steps, which are not timed. The three take turns, so
+that a disturbance affects each of them. The script prints the median of environment steps per second,
+summed over seeds, and writes the raw seconds to benchmarks/results/recsim.
 """
 
 import argparse
@@ -27,26 +29,26 @@ import jax
 
 from qscape.envs import make
 from qscape.envs.native import JaxEnv, find_jax_env
-from qscape.offpolicy import native
 from qscape.offpolicy.agent import Agent
+from qscape.run import scan
 from qscape.run.folder import origin
 from qscape.run.plan import Plan, fitted
 from qscape.run.trainer import Trainer
 
 PLACE = Path(__file__).parent / "results" / "recsim"
 ENV, ENVS, WARM_UP = "recsim/10k-v0", 16, 1_008
-BLOCK = 400  # steps in which whole updates are due: 8 of them
+BLOCK = 400  # environment steps in which a whole number of updates is due: 8
 
 
 def scans(agent: Agent, env: JaxEnv, seeds: int, steps: int) -> dict[str, Callable[[], None]]:
-    """`together` and `apart`: each call makes `steps` steps of every seed."""
+    """Return `together` and `apart`; each call of them makes `steps` steps of every seed."""
     keys = jax.random.split(jax.random.key(0), seeds)
-    due = native.timetable(agent, envs=ENVS, steps=WARM_UP + steps)
+    due = scan.update_counts(agent, envs=ENVS, steps=WARM_UP + steps)
     warm, due = due[: WARM_UP // ENVS], due[WARM_UP // ENVS :]
-    begin, go = partial(native.start, agent, env, envs=ENVS), partial(native.further, agent, env)
-    axes = (native.RUN_AXES, 0, None), (native.RUN_AXES, 0)
+    begin, go = partial(scan.start, agent, env, envs=ENVS), partial(scan.run_steps, agent, env)
+    axes = (scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0)
     one, all_ = jax.jit(go, donate_argnums=0), jax.jit(jax.vmap(go, *axes), donate_argnums=0)
-    begin_all = jax.jit(jax.vmap(begin, out_axes=native.RUN_AXES))
+    begin_all = jax.jit(jax.vmap(begin, out_axes=scan.RUN_AXES))
     runs_together = all_(begin_all(keys), keys, warm)[0]
     runs = [one(jax.jit(begin)(key), key, warm)[0] for key in keys]
 
@@ -64,7 +66,7 @@ def scans(agent: Agent, env: JaxEnv, seeds: int, steps: int) -> dict[str, Callab
 
 
 def loop(plan: Plan, agent: Agent, steps: int) -> Callable[[], None]:
-    """The ordinary loop of one seed."""
+    """Return the ordinary loop of one seed; each call of it makes `steps` steps."""
     trainer = Trainer(plan, agent, make(ENV, ENVS))
 
     def advance(steps: int) -> None:
@@ -93,9 +95,9 @@ def main() -> None:
     env = find_jax_env(gym.make(ENV))
     assert isinstance(agent, Agent)
     assert env is not None
-    made = scans(agent.on(native.spec_of(env)), env, given.seeds, given.steps)
+    made = scans(agent.on(scan.spec_of(env)), env, given.seeds, given.steps)
     made["loop"] = loop(plan, agent, given.steps)
-    for turn in made.values():  # what is not compiled yet is now
+    for turn in made.values():  # the first call compiles
         turn()
     load = os.getloadavg()
     seconds: dict[str, list[float]] = {name: [] for name in made}

@@ -1,9 +1,10 @@
-"""How long a report takes and how large it is, for 100 runs of 200 evaluations of 10 episodes.
+"""Measure how long an HTML report takes and how large it is: 100 runs of 200 evaluations of 10 episodes.
 
     python benchmarks/report.py
 
-Makes run folders of five agents on four environments with five seeds, whose returns are random, and times
-`qscape compare RUNS --html FILE` in a process of its own. Asked for: less than 15 s and less than 6 MB.
+The script writes run folders of five agents on four environments with five seeds and random returns. It
+then times `qscape compare RUNS --html FILE` in a process of its own. It exits with code 1 if that takes
+more than 15 s, or if the page is larger than 6 MB.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from runs_on_disk import write_run  # the folders that the tests compare
+from runs_on_disk import write_run  # writes the run folders that the tests compare
 
 ENVS = ("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 AGENTS = ("td3", "sac", "td7", "td3+pave", "sac+savgo")
@@ -26,7 +27,7 @@ SECONDS, MEGABYTES = 15.0, 6.0
 
 
 def make(folder: Path) -> None:
-    """Run folders with learning curves that rise and scatter."""
+    """Write run folders with learning curves that rise with random scatter."""
     rng = np.random.default_rng(0)
     steps = EVERY * np.arange(1, EVALUATIONS + 1)
     for env in ENVS:
@@ -39,7 +40,7 @@ def make(folder: Path) -> None:
 
 
 def main() -> int:
-    """Make, time, print."""
+    """Write the run folders, time the report, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--html", type=Path, help="keep the report here")
     keep = parser.parse_args().html
@@ -50,7 +51,7 @@ def main() -> int:
         command = [sys.executable, "-m", "qscape.cli", "compare", str(runs), "--html", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds, megabytes = time.perf_counter() - began, file.stat().st_size / 1e6
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # what it takes where nothing else runs, more or less
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # roughly the time on an idle machine
     cpu = used.ru_utime + used.ru_stime
     print(f"{len(ENVS) * len(AGENTS) * SEEDS} runs of {EVALUATIONS} evaluations of {EPISODES} episodes:")
     print(f"{seconds:.1f} s (asked: {SECONDS:.0f}), {cpu:.1f} s of a core")

@@ -1,15 +1,18 @@
-"""Does learning find the higher of two peaks? SAVO on a task of one step, five seeds in one program.
+"""Test whether learning finds the higher of two peaks: SAVO on a task of one step, five seeds in one program.
 
     NPROC=1 python benchmarks/savo_toy.py                          # every row and column
     NPROC=1 python benchmarks/savo_toy.py --rows short --only savo
 
-The observation is 1, the reward Q(a) = exp(-(a + .5)²/.045) + 2 exp(-(a - .6)²/.045), and every step ends its
-episode. The first actor starts on the lower peak, at -0.5; later ones start near 0, between the peaks. A seed
-has solved it when the chosen action earns 1.9 at the end. Where the critic has learned before actors move,
-`td3` and SAVO without approximation cannot leave their places; with learned surrogates some seeds do: a
-record, not a test of how many. In the row `raw` it has not, and carries the first actor anywhere.
+The observation is 1, the reward Q(a) = exp(-(a + .5)²/.045) + 2 exp(-(a - .6)²/.045), and every step ends
+its episode. The first actor starts on the lower peak, at -0.5. Later actors start near 0, between the
+peaks. A seed has solved the task if the selected action earns 1.9 at the end.
 
-Writes benchmarks/results/savo_toy/ROW-COLUMN.json: settings, and what each seed came to.
+In the rows `long`, `noisy` and `short`, the critic learns before the actors move. There `td3` and SAVO
+without approximation cannot leave their places, and the script exits with an error if one of them solves a
+seed. With learned surrogates some seeds solve the task; their number is recorded, not tested. In the row
+`raw` the critic has not learned before, and may carry the first actor anywhere.
+
+Writes benchmarks/results/savo_toy/ROW-COLUMN.json: the settings, and the result of each seed.
 """
 
 import argparse
@@ -29,9 +32,9 @@ from jaxtyping import Array
 
 from qscape import agents
 from qscape.envs.native import JaxEnv, Outcome
-from qscape.offpolicy import native
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
+from qscape.run import scan
 from qscape.run.folder import origin
 from qscape.types import Event, Key
 
@@ -41,12 +44,12 @@ NEVER = 10**9
 
 
 class Row(NamedTuple):
-    """How long a run is."""
+    """The phases of a run."""
 
     warmup: int  # random steps
-    steps: int  # behind them
-    learns_in_warmup: bool  # do critics and surrogates learn? The actors never do
-    epsilon_end: float  # reached 10,000 steps behind the random ones
+    steps: int  # after the random steps
+    learns_in_warmup: bool  # whether critics and surrogates learn in the warm-up; the actors never do
+    epsilon_end: float  # reached 10,000 steps after the random steps
 
 
 ROWS = {
@@ -63,7 +66,7 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class TwoPeaks(JaxEnv):
-    """One step; the reward is a function of the action alone."""
+    """A task of one step whose reward depends on the action alone."""
 
     time_limit: int = eqx.field(static=True, kw_only=True, default=1)
 
@@ -84,12 +87,12 @@ class TwoPeaks(JaxEnv):
 
 
 def reward(a: Array) -> Array:
-    """Peaks at -0.5 (height 1) and 0.6 (height 2)."""
+    """Return the reward of an action: peaks at -0.5 (height 1) and 0.6 (height 2)."""
     return jnp.exp(-jnp.square(a + 0.5) / 0.045) + 2.0 * jnp.exp(-jnp.square(a - 0.6) / 0.045)
 
 
 def agent_of(column: str, row: Row, **base: Any) -> Agent:
-    """The agent of a column, bound to the task."""
+    """Build the agent of a column, bound to the task."""
     recipe, settings = COLUMNS[column]
     base = {
         "actor_hidden": (64, 64),
@@ -103,11 +106,11 @@ def agent_of(column: str, row: Row, **base: Any) -> Agent:
     }
     agent = agents.build(recipe, {"base": base, **settings})
     assert isinstance(agent, Agent)
-    return agent.on(native.spec_of(TwoPeaks()))
+    return agent.on(scan.spec_of(TwoPeaks()))
 
 
 def on_the_lower_peak(state: State) -> State:
-    """The state with a first actor whose head says -0.5 nearly everywhere."""
+    """Return the state with a first actor whose action is close to -0.5 for every observation."""
 
     def place(actor: Any) -> Any:
         out = actor.head.out
@@ -122,7 +125,7 @@ def on_the_lower_peak(state: State) -> State:
 
 
 def measure(agent: Agent, state: State) -> dict[str, Array]:
-    """The proposals, what the chosen one earns, and where Q_1 has its maximum."""
+    """Return the proposals, the selected action and its reward, and the maximiser of Q_1."""
     obs, acting = jnp.ones((1, 1)), agent.acting(state)
     action = agent.act(acting, None, obs, jnp.ones(1, bool), 0, jax.random.key(0))[0][0, 0]
     no = jnp.bool_(False)
@@ -133,23 +136,23 @@ def measure(agent: Agent, state: State) -> dict[str, Array]:
 
 
 def run(row: Row, column: str, seeds: int) -> dict[str, Any]:
-    """All seeds of one row and column."""
+    """Train all seeds of one row and column in one program; return what each seed reached."""
     env, keys = TwoPeaks(), jax.random.split(jax.random.key(0), seeds)
     agent = agent_of(column, row)
-    # Before the agent itself acts only critics and surrogates move.
+    # This agent trains critics and surrogates only; it is used in the warm-up.
     still = agent_of(column, row, policy_delay=NEVER)
 
-    def begin(key: Key) -> native.Run:
-        run = native.start(agent, env, key, envs=1)
+    def begin(key: Key) -> scan.Run:
+        run = scan.start(agent, env, key, envs=1)
         return run._replace(state=on_the_lower_peak(run.state))
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def further(agent: Agent, run: native.Run, due: Array) -> tuple[native.Run, native.History]:
-        axes = (native.RUN_AXES, 0, None), (native.RUN_AXES, 0)
-        return jax.vmap(partial(native.further, agent, env), *axes)(run, keys, due)
+    def further(agent: Agent, run: scan.Run, due: Array) -> tuple[scan.Run, scan.History]:
+        axes = (scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0)
+        return jax.vmap(partial(scan.run_steps, agent, env), *axes)(run, keys, due)
 
     looked = jax.jit(jax.vmap(partial(measure, agent), in_axes=(SEED_AXES,)))
-    now = jax.jit(jax.vmap(begin, out_axes=native.RUN_AXES))(keys)
+    now = jax.jit(jax.vmap(begin, out_axes=scan.RUN_AXES))(keys)
     first, begun = looked(now.state), time.perf_counter()
     now, _ = further(still, now, jnp.full(row.warmup, int(row.learns_in_warmup)))
     now, _ = further(agent, now, jnp.ones(row.steps, jnp.int32))

@@ -1,10 +1,11 @@
-"""Updates a second of several seeds in one vmapped program, all seeds together: what an accelerator is for.
+"""Measure updates per second of several seeds in one vmapped program, counted over all seeds.
 
     python benchmarks/seeds.py --seeds 1 8 32
 
-TD3 and TD7 (without checkpoints) of HalfCheetah-v5's sizes, batch 256, on a resident replay of random
-transitions, in bursts of one compiled call. Medians of turns in which all contenders follow each other; raw
-seconds go to benchmarks/results/seeds. On a CPU, where a process for each seed is the fast way, it shows why.
+The script is made for accelerators. On a CPU, one process per seed is faster than one vmapped program. The
+agents are TD3 and TD7 (without checkpoints) with the sizes of HalfCheetah-v5, batch size 256, on a resident
+replay of random transitions, in bursts of one compiled call. All contenders take turns, and the script
+prints medians over the turns. The raw seconds go to benchmarks/results/seeds.
 """
 
 import argparse
@@ -28,7 +29,7 @@ RECIPES, TURNS, SECONDS = ("td3", "td7"), 5, 2.0
 
 
 class Contender:
-    """One agent with `seeds` seeds."""
+    """One agent with `seeds` seeds in one vmapped program."""
 
     def __init__(self, name: str, seeds: int) -> None:
         agent: Any = build(*CONTENDERS[name]).on(SPEC)
@@ -46,7 +47,7 @@ class Contender:
         self.count = max(10, int(SECONDS / self.turn() * seeds))
 
     def turn(self) -> float:
-        """Seconds for one update of one seed."""
+        """Run one burst; return seconds per update and seed."""
         begun, now, count = (
             time.perf_counter(),
             (self.state, self.storage, self.replay_state, self.metrics),

@@ -1,12 +1,13 @@
-"""How many environment steps a second, with their updates, against other libraries: interleaved rounds.
+"""Compare training speed with other libraries: environment steps per second, updates included.
 
     python benchmarks/throughput.py --quick
     python benchmarks/throughput.py --seeds
     python benchmarks/throughput.py --on-policy
 
-Every contender is a process of its own (`peers/__main__.py`) that waits on a pipe until its turn; each round
-gives every contender one turn, in an order that rotates. What is reported are medians over rounds and their
-ratios; every turn, with what else the machine did meanwhile, goes to a JSON file. See `benchmarks/README.md`.
+Every contender is a process of its own (`peers/__main__.py`) that waits on a pipe until its turn. Each
+round gives every contender one turn, in an order that rotates. The script reports medians over rounds and
+their ratios. It writes every turn, with the load of other processes during it, to a JSON file. See
+`benchmarks/README.md`.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from peers import BATCH, CAPACITY, ENV, MODULES, OFF_POLICY, ON_POLICY, WARM_UP,
 from peers.process import ContenderError, Worker
 
 RESULTS = Path(__file__).resolve().parent / "results" / "throughput"
-FULL, QUICK = (15, 4.0), (5, 1.2)  # rounds, and seconds that a turn should take
+FULL, QUICK = (15, 4.0), (5, 1.2)  # number of rounds, target seconds per turn
 
-# Faster, slower, and what their ratio should reach (None: recorded only).
+# Numerator, denominator, and the target of their ratio (None: recorded only).
 RATIOS = (
     ("qscape-td3", "sb3-td3", 2.6),
     ("qscape-td3", "sbx-td3", 1.45),
@@ -46,11 +47,11 @@ RATIOS = (
     ("qscape-ppo-tuned-scan", "sb3-ppo-tuned", None),
 )
 SEEDS_RATIO = 1.2
-QUIET = 0.2  # a turn is disturbed when other processes use more of a core than this
+QUIET = 0.2  # a turn is disturbed if other processes use more of a core than this
 
 
 def start(name: str, *arguments: Any, report: dict[str, Any]) -> Worker | None:
-    """Start a contender, or say and record in one line why not."""
+    """Start a contender; if it fails, print and record the reason and return None."""
     try:
         worker = Worker(name, *arguments)
     except ContenderError as error:
@@ -67,7 +68,7 @@ def drop(name: str, error: ContenderError, report: dict[str, Any]) -> None:
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds that the whole machine has spent working since it started (Linux)."""
+    """Return the processor seconds that the whole machine has worked since it started (Linux)."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
@@ -77,7 +78,7 @@ def busy_seconds() -> float | None:
 
 
 def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
-    """Let the workers run at the same time; steps per second is all their steps over the longest of them."""
+    """Run the workers at the same time; steps per second are all their steps over the longest duration."""
     busy = busy_seconds()
     for worker in workers:
         worker.start_turn(seconds)
@@ -97,9 +98,9 @@ def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
 
 
 def play(entries: dict[str, list[Worker]], rounds: int, seconds: float, report: dict[str, Any]) -> None:
-    """Every round gives each entry one turn; round r starts with entry r. An entry that breaks drops out.
+    """Play all rounds. Each round gives every entry one turn; round r starts with entry r.
 
-    The opening round only finds out how many steps a turn takes.
+    The first, uncounted round finds out how many steps fit into a turn. An entry that fails drops out.
     """
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in entries}
     for number in range(-1, rounds):
@@ -127,7 +128,7 @@ def play(entries: dict[str, list[Worker]], rounds: int, seconds: float, report: 
 
 
 def ratio(report: dict[str, Any], above: str, below: str, goal: float | None) -> dict[str, Any] | None:
-    """The ratio of two contenders' medians, and how far the ratio of single rounds spreads."""
+    """Return the ratio of two contenders' medians, and the range of the ratio over single rounds."""
     pair = [report["contenders"].get(name) for name in (above, below)]
     if None in pair:
         return None
@@ -144,12 +145,12 @@ def ratio(report: dict[str, Any], above: str, below: str, goal: float | None) ->
 
 
 def cores() -> list[int]:
-    """The cores a process can be pinned to; none where the system cannot pin."""
+    """Return the cores a process can be pinned to; empty if the system cannot pin."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What a reader has to know of the place the numbers come from."""
+    """Describe the machine and its load, for the report."""
     try:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -166,7 +167,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The state of the source tree, if git knows it."""
+    """Return the commit of the source tree, or None if git does not know it."""
     command = ["git", "-C", str(RESULTS.parents[1]), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -175,7 +176,7 @@ def commit() -> str | None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print what was measured."""
+    """Print medians, ratios and load."""
     print(f"\n{'steps/s':28}{'median':>8}{'min':>8}{'max':>8}   disturbed turns")
     for name, entry in report["contenders"].items():
         others = [each["cores_used_by_others"] for each in entry["turns"]]
@@ -196,7 +197,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def measure_peers(options: argparse.Namespace, rounds: int, seconds: float, report: dict[str, Any]) -> None:
-    """One process for each contender, one at a time."""
+    """Measure one process for each contender, one at a time."""
     workers = {
         name: worker
         for name in options.only
@@ -207,7 +208,7 @@ def measure_peers(options: argparse.Namespace, rounds: int, seconds: float, repo
 
 
 def measure_seeds(options: argparse.Namespace, rounds: int, seconds: float, report: dict[str, Any]) -> None:
-    """Two pinned processes of one thread at once, against one process of two threads."""
+    """Measure two pinned processes of one thread at once against one process of two threads."""
     entries: dict[str, list[Worker]] = {}
     for name in options.only:
         python = options.python(name)
@@ -234,7 +235,10 @@ def run_and_close(
 
 
 def interpreter(given: Sequence[str]) -> Callable[[str], str]:
-    """From ["sbx=/venv/bin/python"] to the interpreter of a contender: its name's or its family's."""
+    """Parse ["sbx=/venv/bin/python"]; return a function from a contender to its interpreter.
+
+    An entry can name a contender or a library, such as `sbx` for `sbx-td3`.
+    """
     table = dict(item.split("=", 1) for item in given)
     return lambda name: table.get(name) or table.get(name.split("-")[0]) or sys.executable
 

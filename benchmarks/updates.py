@@ -1,11 +1,12 @@
-"""What one update of each method costs, beside that of its base: time, FLOPs and GFLOP/s.
+"""Measure the cost of one update of each method beside its base: time, FLOPs and GFLOP/s.
 
     NPROC=1 python benchmarks/updates.py [RECIPE ...]
 
-HalfCheetah-v5's sizes (17 observations, 6 actions), batch 256, networks 256-256, random transitions. All
-contenders take turns, block by block, so that a disturbance meets each of them; medians over the turns are
-printed and raw seconds written to benchmarks/results/updates. FLOPs are XLA's count of an update in which the
-actor moves; it counts the body of a loop once, so SAVGO's candidates, looked at in blocks, are not all in it.
+The sizes are those of HalfCheetah-v5 (17 observations, 6 actions): batch size 256, networks 256-256, random
+transitions. All contenders take turns, one block of updates each, so that a disturbance affects all of
+them. The script prints medians over the turns and writes the raw seconds to benchmarks/results/updates.
+FLOPs are XLA's count of an update with the actor's step. XLA counts the body of a loop once, so the count
+for SAVGO, which processes its candidates in blocks, does not contain all of them.
 """
 
 import json
@@ -28,7 +29,7 @@ from qscape.replay.storage import Rows
 from qscape.types import Spec
 
 SPEC = Spec(17, 6)
-ROWS, BLOCK, TURNS = 4096, 12, 7  # 12: as many steps of the actor in each block
+ROWS, BLOCK, TURNS = 4096, 12, 7  # 12 updates: the same number of actor steps in each block
 SILU = {"actor_activation": "silu", "critic_activation": "silu"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3": ("td3", {}),
@@ -55,7 +56,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Contender:
-    """Updates of one agent on a resident replay, in blocks of one compiled call."""
+    """Runs updates of one agent on a resident replay, in blocks of one compiled call."""
 
     def __init__(self, recipe: str, settings: dict[str, Any]) -> None:
         agent = build(recipe, settings).on(SPEC)
@@ -77,14 +78,14 @@ class Contender:
         self.turn()
 
     def turn(self) -> float:
-        """Seconds for one update."""
+        """Run one block; return seconds per update."""
         begun = time.perf_counter()
         self.moved = jax.block_until_ready(self.block(self.moved, self.storage, self.key))
         return (time.perf_counter() - begun) / BLOCK
 
 
 def filled(agent: Any, layout: Any) -> Any:
-    """A replay with `ROWS` random transitions."""
+    """Fill a replay with `ROWS` random transitions."""
     random = np.random.default_rng(0)
     shapes = {"observation": 17, "action": 6, "next_observation": 17}
     draws = {k: random.normal(size=(ROWS, 1, n)).clip(-1, 1).astype(np.float32) for k, n in shapes.items()}

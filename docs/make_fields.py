@@ -72,7 +72,7 @@ def moves_table() -> str:
     for name, cls in PARTS.items():
         for base in ("td3", "sac"):
             with contextlib.suppress(UsageError):
-                for field, value in cls().overrides(frozenset(build(f"{base}+{name}").parts)).items():
+                for field, value in cls().overrides(build(f"{base}+{name}")).items():
                     found.setdefault((f"`+{name}`", f"`base.{field}`", shown(value)), []).append(f"`{base}`")
     return table(["part", "field", "becomes", "on"], [[*moved, ", ".join(on)] for moved, on in found.items()])
 

@@ -1,7 +1,7 @@
-"""Compare recipes over several seeds, by the events of `qscape.train`.
+"""Compare recipes over several seeds, with the events that `qscape.train` yields.
 
-Each run goes into a folder of its own, as from the command line: `qscape plot`, `evaluate` and `resume`
-work on them. Runs follow one another here; `qscape train --seeds 0 1 2` runs them side by side.
+Each run gets its own run folder, as on the command line, so `qscape plot`, `evaluate` and `resume` work on
+it. This program trains one run after the other. `qscape train --seeds 0 1 2` trains seeds side by side.
 
     python examples/compare_seeds.py
     python examples/compare_seeds.py --recipes td3 td3+lap sac --steps 20000 --seeds 0 1 2
@@ -16,11 +16,19 @@ from qscape.run.events import Ended, Evaluated
 
 
 def final_return(recipe: str, env: str, steps: int, seed: int, out: Path) -> float:
-    """Train one run; the mean return of its last evaluation."""
+    """Train one run and return the mean return of its last evaluation.
+
+    Args:
+        recipe: base and parts, such as `td3+lap`.
+        env: Gymnasium id of the environment.
+        steps: environment steps of the run, with an evaluation after each quarter.
+        seed: of the run.
+        out: folder for all runs; this one goes to `out/recipe/seed` and replaces a run that is there.
+    """
     plan = qs.Plan(recipe, env, steps, seed=seed, eval_every=max(steps // 4, 1))
     last = float("nan")
     for event in qs.train(plan, out / recipe / str(seed), overwrite=True):
-        if isinstance(event, Evaluated):  # with checkpoints, the kept policy comes after the current one
+        if isinstance(event, Evaluated):  # with checkpoints, the event of the kept policy comes last
             last = event.mean
         elif isinstance(event, Ended):
             print(

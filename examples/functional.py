@@ -1,8 +1,8 @@
-"""The functional layer: states, replay and updates as plain values, without an environment.
+"""The functional layer: agent state, replay and update as plain values and pure functions.
 
-The task is a point in the plane: an action moves it, and the reward is minus its squared distance from the
-origin. Transitions are made by hand and put into replay; updates are pure functions; `vmap` over a state's
-seed axis trains two seeds in one program.
+The task is a point in the plane. An action moves the point, and the reward is minus its squared distance from
+the origin. There is no environment: the program inserts random transitions into the replay. It then trains
+two seeds, first one after the other, and then both in one program, with `vmap` over a seed axis.
 
     python examples/functional.py
 """
@@ -17,7 +17,7 @@ import qscape as qs
 from qscape.offpolicy.state import SEED_AXES
 from qscape.replay import Rows
 
-SIZE = 2  # of observation and action
+SIZE = 2  # dimensions of an observation, and of an action
 TRANSITIONS = 2_000
 SMALL = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "replay_capacity": 2_048}
 
@@ -27,13 +27,17 @@ layout = agent.layout(envs=1)
 
 @jax.jit
 def fill(key):
-    """Replay's packed rows and their index, filled with random transitions."""
+    """Fill a replay with random transitions.
+
+    Returns:
+        The storage (packed rows) and the index of the replay.
+    """
     k_place, k_action = jax.random.split(key)
     place = jax.random.uniform(k_place, (TRANSITIONS, 1, SIZE), minval=-1.0, maxval=1.0)
     action = jax.random.uniform(k_action, (TRANSITIONS, 1, SIZE), minval=-1.0, maxval=1.0)
     moved = place + 0.5 * action
     never = jnp.zeros((TRANSITIONS, 1), bool)
-    # Time is up after every transition: each is an episode of its own. A time limit cuts no bootstrap.
+    # A time limit ends the episode after every transition. It does not cut the bootstrap.
     rows = Rows(place, action, -jnp.square(moved).sum(-1), never, ~never, moved, {})
 
     def insert(carry, row):
@@ -43,7 +47,10 @@ def fill(key):
 
 
 def train(update, state, rows, index, key, updates):
-    """So many updates. The key never advances: an update folds its own number in."""
+    """Apply `updates` updates to `state`; returns the new state and the metrics of the last update.
+
+    The key stays the same, because every update folds its own number into it.
+    """
     metrics = {}
     for _ in range(updates):
         state, index, metrics = update(state, rows, index, key)
@@ -67,7 +74,7 @@ def main() -> None:
         loss = metrics["critic_loss"]
         print(f"{state.updates} updates, critic loss {loss:.4f}: at (0.4, -0.4) it goes ({x:+.2f}, {y:+.2f})")
 
-    # Both seeds in one program: every leaf of the state leads with a seed axis, but for the two counters.
+    # Both seeds in one program. Every leaf of the state has a leading seed axis, except the two counters.
     states = jax.vmap(agent.init, out_axes=SEED_AXES)(keys)
     together = jax.jit(
         jax.vmap(partial(agent.update, layout), in_axes=(SEED_AXES, 0, 0, 0), out_axes=(SEED_AXES, 0, 0))

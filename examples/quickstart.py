@@ -1,7 +1,9 @@
-"""Train, evaluate, save, load, go on: the Python face in one page.
+"""Train an agent, save it, load it, act with it, train it further and evaluate it.
 
-python examples/quickstart.py
-python examples/quickstart.py --recipe td7 --env HalfCheetah-v5 --steps 30000
+This is the Python interface that most programs need: `qs.Model` and `qs.load`.
+
+    python examples/quickstart.py
+    python examples/quickstart.py --recipe td7 --env HalfCheetah-v5 --steps 30000
 """
 
 import argparse
@@ -23,7 +25,7 @@ def main() -> None:
     model.learn(args.steps, progress=True)
     model.save(args.out)
 
-    # A saved model predicts, evaluates and learns on. Its actions are in the environment's own units.
+    # A loaded model can predict, evaluate and train further. Its actions are in the environment's units.
     model = qs.load(args.out)
     env = gym.make(args.env)
     observation, _ = env.reset(seed=7)

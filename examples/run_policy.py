@@ -1,10 +1,10 @@
-"""Run an exported policy with numpy and onnxruntime alone: on a robot, in a game, behind a web server.
+"""Run an exported policy with only numpy and onnxruntime, for example on a robot or behind a web server.
 
     python examples/run_policy.py policy.onnx
     python examples/run_policy.py policy.onnx --observations observations.npy
 
-Observations go in raw, one row each, and actions come out as the environment takes them: normalisation,
-squashing and scaling are inside the file.
+The policy takes raw observations, one per row, and returns actions in the environment's units. The file
+contains the normalisation, squashing and scaling.
 """
 
 import argparse
@@ -16,7 +16,11 @@ import onnxruntime as ort
 
 
 def load(file: str) -> tuple[ort.InferenceSession, dict]:
-    """A session on one thread, the fastest for a small policy, and what the file says of itself."""
+    """Load a policy.
+
+    Returns:
+        A session on one thread, which is the fastest for a small policy, and the metadata of the policy.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -24,7 +28,7 @@ def load(file: str) -> tuple[ort.InferenceSession, dict]:
 
 
 def act(session: ort.InferenceSession, observation: np.ndarray) -> np.ndarray:
-    """The action for one observation [S], or actions for a batch [B, S]."""
+    """Return the action for one observation `[S]`, or the actions for a batch `[B, S]`."""
     rows = np.atleast_2d(np.asarray(observation, np.float32))
     actions = session.run(None, {"observation": rows})[0]
     return actions if np.ndim(observation) == 2 else actions[0]

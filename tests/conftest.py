@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
 from browser import chromium, visit  # noqa: F401  fixtures: one browser for all files of tests
 from hypothesis import settings
 
@@ -18,15 +17,3 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # jax's own 1.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-# file.py::test[row] for one row, file.py::*[row] for the row of every test in the file
-LONG = set(Path(__file__).with_name("long.txt").read_text().splitlines())
-
-
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items):
-    """Mark the tests that take long, which `make test` leaves out and `make long` runs."""
-    for item in items:
-        file, row = item.path.name, item.name.partition("[")[2]
-        if {f"{file}::{item.name}", f"{file}::*[{row}"} & LONG:
-            item.add_marker(pytest.mark.long)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.methods.sale import Seen
+from qscape.methods.sale import Statistics
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.replay.storage import ReplayState, Rows
@@ -17,6 +17,14 @@ from qscape.types import Spec
 from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
+
+# XLA's defaults, whatever XLA_FLAGS `make test` sets. Two programs of the same mathematics agree to the bit
+# only where XLA fuses them in the same way, so agents and oracles are compiled as users' programs are.
+AS_USERS = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_llvm_disable_expensive_passes": False,
+}
 
 
 class Run(NamedTuple):
@@ -82,9 +90,12 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
     return jax.jit(lambda: jax.lax.scan(insert, agent.replay.init(layout), steps)[0])()
 
 
-def start(agent: Agent, seed: int = 0) -> Run:
-    """A fresh run. Its update leaves out the metrics: XLA fuses them with what they are made of, which
-    rounds SAC's log-probabilities in another way than in the oracle, which makes none."""
+def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) -> Run:
+    """A fresh run whose update is compiled with XLA's `options`.
+
+    The update leaves out the metrics: XLA fuses them with their inputs, which rounds SAC's log-probabilities
+    in another way than in the oracle, which has no metrics.
+    """
     memory, truncated = transitions(seed)
 
     def program(state, rows, replay_state, key):
@@ -92,7 +103,8 @@ def start(agent: Agent, seed: int = 0) -> Run:
 
     state = agent.init(jax.random.key(seed))
     key = jax.random.key(seed + 1)
-    return Run(agent, jax.jit(program), state, *fill(agent, memory, truncated), memory, key)
+    program = jax.jit(program, compiler_options=options)
+    return Run(agent, program, state, *fill(agent, memory, truncated), memory, key)
 
 
 def same(x: Any, y: Any) -> bool:
@@ -104,12 +116,12 @@ def same(x: Any, y: Any) -> bool:
 def randomised(tree: Any, draw: Callable, rng: np.random.Generator) -> Any:
     """The tree with each leaf drawn; the statistics of batch normalisation are those of a sample."""
 
-    def sample(seen: Seen) -> Seen:
+    def sample(seen: Statistics) -> Statistics:
         drawn = [(rng.normal(1, 2, (20, *mean.shape)), spread.ndim) for mean, spread in seen]
         found = [(x.mean(0), np.cov(x.T, ddof=0) if axes == 2 else x.var(0)) for x, axes in drawn]
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Seen(*found))
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Statistics(*found))
 
     def is_seen(x: Any) -> bool:
-        return isinstance(x, Seen)
+        return isinstance(x, Statistics)
 
     return jax.tree.map(lambda x: sample(x) if is_seen(x) else draw(x), tree, is_leaf=is_seen)

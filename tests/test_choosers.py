@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_peaks
 
 from qscape import agents
@@ -73,7 +74,7 @@ def test_the_noise_falls_over_a_share_of_the_run_that_begins_with_a_policy_too()
 
 def test_wolpertinger_needs_as_many_items_as_candidates():
     with pytest.raises(UsageError, match=r"wolpertinger.candidates is 50; .* only 40 actions"):
-        jax.eval_shape(make("td3+wolpertinger", spec=TABLE, candidates=50).init, jax.random.key(0))
+        make("td3+wolpertinger", spec=TABLE, candidates=50)
 
 
 def test_only_the_chosen_action_is_disturbed():
@@ -96,6 +97,7 @@ def loss_of_climb(agent, state, batch, q=None):
     return loss
 
 
+@pytest.mark.slow
 def test_members_climb_alone_and_target_members_are_smoothed_and_judged_by_the_online_critic():
     agent = make("td3+ensemble")
     state, batch = state_of(agent), flat_batch(0)
@@ -247,7 +249,7 @@ def test_the_entropy_of_the_proposal_policy_is_kept():
 
     def estimate(key):
         empty = jnp.zeros((1, 1, 1))
-        following = lambda x: part.following(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
+        following = lambda x: part.proposal_loss(of(x), empty, key) + of(x).log_prob(empty).mean()  # noqa: E731
         return jax.grad(following)(dist.log_std)
 
     grid = jnp.linspace(-0.9999, 0.9999, 20_001)[:, None, None]
@@ -271,7 +273,7 @@ def test_greedy_ac_explores_by_a_draw_from_its_policy(monkeypatch):
         np.testing.assert_allclose(action, np.tanh(said.mean + draw * np.exp(said.log_std)), atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [Spec(S, A), TABLE])
+@pytest.mark.parametrize("spec", [Spec(S, A), slow(TABLE)])
 def test_greedy_td3_climbs_q_as_well_where_it_is_asked_to(spec):
     """−mean Q_1(s, μ(s)) / sg(mean |Q_1|) is added; Q_1 is below 0 at some states and above at others."""
     plain, climbing = (make("td3+greedy_td3", spec=spec, draws=10, add_dpg=add) for add in (False, True))
@@ -376,6 +378,7 @@ def test_smoothing_is_drawn_anew_for_every_row(recipe, settings):
     assert 0.49 < np.abs(off).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_cem_searches_the_online_first_critic_at_the_next_state():
     """And the lesser target critic says what that is worth."""
     agent = make("td3+cem", spec=ONE)
@@ -393,7 +396,7 @@ def test_cem_searches_the_online_first_critic_at_the_next_state():
 # --- action tables --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["td3", "td3+savo", "sac+savo", "td3+cem", "td3+greedy_ac"])
+@pytest.mark.parametrize("recipe", ["td3", slow("td3+savo"), "sac+savo", slow("td3+cem"), "td3+greedy_ac"])
 def test_actions_are_rows_of_the_table(recipe):
     agent = make(recipe, spec=TABLE) if "+" in recipe else make("td3+ou", spec=TABLE)
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (30, S))

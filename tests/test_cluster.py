@@ -51,8 +51,8 @@ folder.mkdir(parents=True)
 with Cluster("auto", folder, 2) as cluster:
     cluster.marker.unlink()  # as on a machine that does not see this disk
     for k, told in Pool(progress.jobs(), cluster.workers, cluster.start).events():
-        progress.standings[k].take(told)
-print(*[s.state for s in progress.standings])
+        progress.runs[k].take(told)
+print(*[s.state for s in progress.runs])
 """
 
 
@@ -153,6 +153,7 @@ def listening(family):
     return [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_on_a_shared_disk(ray, calm, tmp_path):
     where = tmp_path / "shared"
     process = start(where, "-m", "qscape.cli", "study", "run", "tiny.toml", "--ray", "auto", "--workers", "2")
@@ -168,6 +169,7 @@ def test_a_killed_worker_costs_nothing_on_a_shared_disk(ray, calm, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid, name in family.items() if "raylet" in name)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_where_files_are_sent(ray, calm, tmp_path):
     where = tmp_path / "apart"
     process = start(where, "-c", APART)
@@ -179,8 +181,9 @@ def test_a_killed_worker_costs_nothing_where_files_are_sent(ray, calm, tmp_path)
 # --- what is refused -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_addresses_that_do_not_answer(ray, tmp_path):
-    with pytest.raises(UsageError, match="--ray somewhere is no address; write HOST:PORT, or auto"):
+    with pytest.raises(UsageError, match="--ray somewhere is not an address; give HOST:PORT, or auto"):
         Cluster("somewhere", tmp_path)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -290,8 +290,8 @@ def test_a_hostile_label_stays_text(tmp_path, monkeypatch, says):
         (["runs", "--final", 0], "--final is 0; it must be at least 1"),
         (["runs", "--final", 9], "use --final 3 or less"),
         (["runs", "--policy", "kept", "--pgn", "x"], "has no flag --pgn; did you mean --png?"),
-        (["runs", "--png", "c.txt"], "c.txt: .txt is no format of pictures"),
-        (["runs", "--png", "c"], "--png c has no ending, which chooses the format; such as c.png."),
+        (["runs", "--png", "c.txt"], "c.txt: .txt is not an image format"),
+        (["runs", "--png", "c"], "--png c has no suffix, which selects the format; write c.png."),
     ],
 )
 def test_bad_input(runs, refused, argv, why):
@@ -315,6 +315,7 @@ def test_missing_extras_are_named(runs):
     assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
 
 
+@pytest.mark.slow
 def test_pages_need_plotly_and_nothing_else_does(runs):
     code = (
         "import sys; sys.modules['plotly'] = None\n"
@@ -333,6 +334,7 @@ def test_load_runs_does_not_import_jax(runs):
     assert done.stdout.split() == ["60", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_notebook_runs(tmp_path):
     """Every cell, in order, with fewer steps; what it leaves behind is there."""
     book = nbformat.read(ROOT / "examples/compare.ipynb", as_version=4)
@@ -352,7 +354,7 @@ def test_the_example_notebook_runs(tmp_path):
 def test_a_kept_policy_beside_the_current_one(tmp_path):
     write_run(tmp_path / "a", label="td7", returns={0: [1.0], 10: [2.0]}, kept={0: [1.0], 10: [5.0]})
     write_run(tmp_path / "b", label="td3", returns={0: [0.0], 10: [3.0]})
-    rows = statistics.both(load_runs(tmp_path))
+    rows = statistics.label_policies(load_runs(tmp_path))
     last = rows[rows["step"] == 10].set_index("label")["return"].to_dict()
     assert last == {"td7, current policy": 2.0, "td7, kept policy": 5.0, "td3": 3.0}
     file = tmp_path / "p.png"

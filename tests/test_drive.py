@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.wrappers import TransformReward
+from rows import slow, slow_except
 from tiny import Clock, settings
 
 from qscape import agents
@@ -19,7 +20,6 @@ from qscape.errors import RunError
 from qscape.run import Plan
 from qscape.run import events as ev
 from qscape.run import trainer as trainers
-from qscape.run.drive import Cycle
 from qscape.run.trainer import Trainer
 
 STEPS = 400
@@ -66,7 +66,7 @@ def told(trainer, until=STEPS):
 def leaves(trainer):
     return [
         (jax.tree_util.keystr(path), np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x))
-        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.trees()))
+        for path, x in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.asarray, trainer.arrays()))
     ]
 
 
@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_except(["td3"], CASES))
 def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     recipe, how = CASES[case]
     apart = begun(recipe, **how)
@@ -91,7 +91,7 @@ def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     assert driven.driver is not None
     for (name, one), (_, other) in zip(leaves(apart), leaves(driven), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
-    numbers = [{k: v for k, v in t.numbers().items() if k != "seconds"} for t in (apart, driven)]
+    numbers = [{k: v for k, v in t.counters().items() if k != "seconds"} for t in (apart, driven)]
     assert numbers[0] == numbers[1]
 
 
@@ -124,7 +124,7 @@ def test_short_runs_are_not_driven():
     assert trainer.driver is None
 
 
-@pytest.mark.parametrize("recipe", ["td7", "td3+checkpoints"])
+@pytest.mark.parametrize("recipe", [slow("td7"), "td3+checkpoints"])
 def test_agents_that_learn_between_episodes_are_not_driven(recipe, driven):
     trainer = begun(recipe)
     told(trainer)
@@ -151,7 +151,7 @@ def test_most_steps_are_taken_inside_the_program(driven):
     np.testing.assert_array_equal(actions, copies)
 
 
-@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize("what", [slow("reward"), "observation"])
 def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     trainer = begun(env=partial(Clock, 30, fail_at=200, what=what))
     why = rf"Clock_: {what}.* is nan in environment 0, step 20 of its episode 7"
@@ -160,7 +160,7 @@ def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
     assert trainer.driver is not None
     assert trainer.env_steps == 199
     assert int(trainer.state.updates) == trainer.updates  # what was learned can still be used
-    assert int(trainer.replay_state.size[0]) == 199
+    assert int(trainer.carry.replay_state.size[0]) == 199
 
 
 def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
@@ -177,9 +177,10 @@ def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
     assert isinstance(end, ev.Ended)
     assert end.interrupted
     assert trainer.env_steps == 201
-    assert trainer.action is not None
+    assert trainer.carry.action is not None
 
 
+@pytest.mark.slow
 def test_a_stop_from_outside_is_seen_within_moments(driven):
     """The thread that trains waits in the program and hears nothing: the program has to look up by itself."""
     trainer = begun(env=partial(Clock, 10**9), steps=10**6, evaluated=False)
@@ -200,14 +201,11 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
     assert len(calls) == 3
 
 
+@pytest.mark.slow
 def test_the_program_does_not_copy_the_replay(driven):
     trainer = begun("td3+lap", replay_capacity=65_536)
     told(trainer)
-    replay, seen = (trainer.storage, trainer.replay_state), trainer.adapter.observation
-    cycle = Cycle(
-        trainer.state, replay, trainer.noise_state, trainer.metrics, seen, trainer.action, trainer.columns
-    )
-    text = trainer.driver.go.lower(cycle, trainer.key).compile().as_text()
+    text = trainer.driver.program.lower(trainer.carry, trainer.key).compile().as_text()
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", text)
     sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
     assert max(sizes, default=0) < 65_536

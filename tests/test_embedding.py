@@ -10,8 +10,8 @@ from tiny import settings
 
 from qscape.cli import main
 from qscape.errors import UsageError
-from qscape.inspect.embedding import measure
-from qscape.inspect.subject import of_run
+from qscape.inspect.embedding import measure_embedding
+from qscape.inspect.trained_agent import load_trained_agent
 from qscape.report import embeddings, interactive
 from qscape.run import saves
 from qscape.run.folder import newest_save
@@ -34,13 +34,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return measure(run, (0, 7), states=20)
+    return measure_embedding(run, (0, 7), states=20)
 
 
 @pytest.fixture(scope="module")
 def shown(run):
     """The observation [1, S] of step 7."""
-    return of_run(run).rollouts(1)[0].observation[7:8].astype(float)
+    return load_trained_agent(run).rollouts(1)[0].observation[7:8].astype(float)
 
 
 class Saved:
@@ -74,6 +74,7 @@ class Saved:
         return (obs - self.leaves[f"{rest}mean"]) / (np.sqrt(self.leaves[f"{rest}var"]) + 1e-8)
 
 
+@pytest.mark.slow
 def test_candidates_are_weighed_as_the_saved_networks_say(run, shown, found):
     saved = Saved(run)
     obs = saved.seen(shown)
@@ -130,28 +131,29 @@ def test_the_command_writes_numbers_and_a_picture(run, tmp_path, capsys):
 
 
 def test_the_picture_has_titles_units_and_legends(found):
-    axes = embeddings.page(found).axes
+    axes = embeddings.draw_embedding(found).axes
     panels, bars = axes[:3], axes[3:]
     assert all(ax.get_title() and ax.get_xlabel() and ax.get_ylabel() and ax.get_legend() for ax in panels)
-    assert [bar.get_ylabel() for bar in bars] == ["Q (the lesser slow critic)"] * 2
+    assert [bar.get_ylabel() for bar in bars] == ["Q (minimum of the target critics)"] * 2
 
 
 def test_the_pages_charts_show_what_was_found(found):
-    pairs, actions, kernel = (chart for _, chart in interactive.embedding(found))
+    pairs, actions, kernel = (chart for _, chart in interactive.embedding_charts(found))
     assert list(pairs.data[0].x) == found["pairs"]["difference"]
     assert list(pairs.data[0].y) == found["pairs"]["cosine"]
     assert [len(trace.x) for trace in actions.data] == [len(found["actions"]["value"]), 6, 1]
     assert list(kernel.data[0].y) == [6 * weight for weight in found["candidates"]["weight"]]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_looked_at_is_refused(run, tmp_path, capsys):
     plan = Plan("sac", "tiny:Clock-v0", 30, settings=settings("sac", warmup=20), eval_every=0)
     assert list(train(plan, tmp_path / "0"))
     with pytest.raises(UsageError, match="without savgo and has no embedding"):
-        measure(tmp_path / "0")
+        measure_embedding(tmp_path / "0")
     for flags, why in (
         (["--state-from", "0:900"], "episode 0 has"),
-        (["--state-from", "x"], "is no EPISODE:STEP"),
+        (["--state-from", "x"], "is not EPISODE:STEP"),
         (["--states", "1"], "it must be at least 2"),
     ):
         assert main(["embedding", str(run), *flags]) == 2

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import qscape as qs
 from qscape.cli import train
 from qscape.run.folder import read_record
@@ -20,14 +22,16 @@ def run(*argv, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_quickstart_trains_saves_and_goes_on(tmp_path):
     out = run(ROOT / "examples/quickstart.py", "--steps", 60, "--out", tmp_path / "run", cwd=tmp_path)
     assert "one episode by hand: -" in out
     assert "after 66 steps: mean return -" in out
-    numbers = qs.load(tmp_path / "run").trainer.numbers()
+    numbers = qs.load(tmp_path / "run").trainer.counters()
     assert (numbers["env_steps"], numbers["updates"]) == (60, 48)
 
 
+@pytest.mark.slow
 def test_functional_learns_and_two_seeds_in_one_program_equal_two_runs(tmp_path):
     out = run(ROOT / "examples/functional.py", "--updates", 300, cwd=tmp_path)
     actions = re.findall(r"300 updates, .* at \(0.4, -0.4\) it goes \((\S+), (\S+)\)", out)
@@ -38,6 +42,7 @@ def test_functional_learns_and_two_seeds_in_one_program_equal_two_runs(tmp_path)
     assert max(apart) < 1e-5
 
 
+@pytest.mark.slow
 def test_compare_seeds_leaves_run_folders(tmp_path):
     argv = ["--steps", 60, "--seeds", 3, "--recipes", "td3+lap", "--out", tmp_path]
     out = run(ROOT / "examples/compare_seeds.py", *argv, cwd=tmp_path)
@@ -70,12 +75,3 @@ def test_reference_of_fields_is_what_the_code_says():
     make_fields = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_fields)
     assert make_fields.PAGE.read_text() == make_fields.page(), "run python docs/make_fields.py"
-
-
-def test_long_tests_are_there():
-    """A test that is called otherwise now would be long and run by `make test`."""
-    listed = (ROOT / "tests/long.txt").read_text().splitlines()
-    assert listed == sorted(set(listed))
-    for line in listed:
-        file, name, _ = re.fullmatch(r"(\w+\.py)::(\w+|\*)(\[.*\])?", line).groups()
-        assert name == "*" or f"def {name}(" in (ROOT / "tests" / file).read_text(), line

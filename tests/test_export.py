@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from rows import slow_except
 from small import randomised
-from test_contract import TABLE, make
+from test_contract import QUICK_ROWS, TABLE, make
 
 from qscape import agents
 from qscape.cli import main
@@ -21,7 +22,7 @@ from qscape.errors import RunError, UsageError
 from qscape.export import card, graph, policy, primitives
 from qscape.offpolicy.plain import Single
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
-from qscape.run.policy import Loaded, programs_of
+from qscape.run.policy import LoadedPolicy, make_programs
 
 ort = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parent.parent
@@ -70,7 +71,7 @@ def source(agent, env) -> policy.Source:
         acting.part_states["normalise"] = mine._replace(
             extra=mine.extra._replace(var=mine.extra.var**2 + 0.5)
         )
-    loaded = Loaded(programs_of(agent), acting, adapter, 0, "current")
+    loaded = LoadedPolicy(make_programs(agent), acting, adapter, 0, "current")
     seen = np.random.default_rng(0).normal(size=(400, adapter.spec.observation_size)).astype(np.float32)
     record = {"recipe": agent.recipe, "label": agent.recipe, "env": "E", "env_args": {}, "seed": 0}
     return policy.Source(Path("run"), record | {"settings": {}}, loaded, [], 3 * seen)
@@ -78,20 +79,20 @@ def source(agent, env) -> policy.Source:
 
 def answers(made: policy.Source, obs: np.ndarray) -> np.ndarray:
     """What the file says, read by onnxruntime."""
-    model = graph.to_onnx(policy.function(made.loaded), obs.shape[1], {})
+    model = graph.to_onnx(policy.make_policy_function(made.loaded), obs.shape[1], {})
     return ort.InferenceSession(model.SerializeToString()).run(None, {"observation": obs})[0]
 
 
-@pytest.mark.parametrize("row", TABLE)
+@pytest.mark.parametrize("row", slow_except(QUICK_ROWS, TABLE))
 def test_every_recipe_of_the_contract_acts_like_the_library(row):
     made = source(make(*TABLE[row]), lambda: Boxed(low=(-0.4, -3.0), high=(0.4, 1.0)))
-    policy.refuse_memory(made.loaded)  # none remembers anything when evaluated, OU noise included
-    obs = policy.observations(made, 200)
+    policy.refuse_recurrent(made.loaded)  # none remembers anything when evaluated, OU noise included
+    obs = policy.sample_observations(made, 200)
     if RANDOM & {*made.loaded.programs.agent.parts}:
-        with pytest.raises(UsageError, match="draws at random when it acts"):
+        with pytest.raises(UsageError, match="samples its actions"):
             answers(made, obs)
         return
-    wanted = policy.reference(made.loaded, obs)
+    wanted = policy.act_as_library(made.loaded, obs)
     assert wanted.std() > 0.01
     assert np.abs(answers(made, obs) - wanted).max() <= 1e-5
     assert np.abs(answers(made, obs[:1]) - wanted[:1]).max() <= 1e-5
@@ -112,10 +113,10 @@ def test_every_recipe_of_the_contract_acts_like_the_library(row):
 def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
     made = source(make("td3", {"base": {"actor_hidden": (32, 32)}}), env)
     size = made.loaded.adapter.spec.observation_size
-    data = graph.to_onnx(policy.function(made.loaded), size, {}).SerializeToString()
-    policy.check(data, made, tolerance)
+    data = graph.to_onnx(policy.make_policy_function(made.loaded), size, {}).SerializeToString()
+    policy.check_onnx(data, made, tolerance)
     space = policy.action_space(made.loaded.adapter)
-    obs = policy.observations(made, 50)
+    obs = policy.sample_observations(made, 50)
     found = answers(made, obs)
     assert found.shape == (50, *space.shape)
     assert all(space.contains(a.astype(space.dtype)) for a in found)
@@ -126,15 +127,15 @@ def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
 def test_rows_of_a_table_become_their_indices(env):
     adapter = make_adapter(env)
     rows = adapter.spec.table
-    session = ort.InferenceSession(graph.to_onnx(policy.in_units(adapter), 2, {}).SerializeToString())
+    session = ort.InferenceSession(graph.to_onnx(policy.make_action_map(adapter), 2, {}).SerializeToString())
     np.testing.assert_array_equal(session.run(None, {"observation": rows})[0], np.arange(81) + 3)
     np.testing.assert_array_equal(adapter.actions(rows), np.arange(81) + 3)
 
 
 def test_on_policy_agents_give_the_index():
     made = source(agents.build("ppo", {"base": {"actor_hidden": (8,), "critic_hidden": (8,)}}), "CartPole-v1")
-    obs = policy.observations(made, 200)
-    np.testing.assert_array_equal(answers(made, obs), policy.reference(made.loaded, obs))
+    obs = policy.sample_observations(made, 200)
+    np.testing.assert_array_equal(answers(made, obs), policy.act_as_library(made.loaded, obs))
 
 
 def test_picking_rows_by_index_is_what_jax_does():
@@ -192,8 +193,8 @@ def test_a_policy_that_remembers_is_refused():
             return action, {}, action
 
     made = source(dataclasses.replace(make("td3", {}), selector=Slow()), Boxed)
-    with pytest.raises(UsageError, match="td3 cannot be exported: its policy remembers from step to step"):
-        policy.refuse_memory(made.loaded)
+    with pytest.raises(UsageError, match="td3 cannot be exported: its policy has memory from step to step"):
+        policy.refuse_recurrent(made.loaded)
 
 
 def test_what_has_no_node_is_refused_with_one_sentence():
@@ -201,9 +202,9 @@ def test_what_has_no_node_is_refused_with_one_sentence():
 
     with pytest.raises(UsageError, match="computes 'cumsum', which qscape cannot write"):
         graph.to_onnx(lambda x: jnp.cumsum(x, 1), 3, {})
-    with pytest.raises(UsageError, match="draws at random when it acts"):
+    with pytest.raises(UsageError, match="samples its actions"):
         graph.to_onnx(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), 3, {})
-    with pytest.raises(UsageError, match="asks for the number of rows"):
+    with pytest.raises(UsageError, match="needs the batch size"):
         graph.to_onnx(lambda x: x * len(x), 3, {})
 
 
@@ -237,10 +238,11 @@ def exported(run, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
-    made = policy.source(run, 2)
+    made = policy.load_source(run, 2)
     assert made.loaded.policy == "kept"
-    obs = policy.observations(made, 5)
+    obs = policy.sample_observations(made, 5)
     np.save(tmp_path / "obs.npy", obs)
     without = "import sys; sys.modules['qscape'] = sys.modules['jax'] = None; "
     code = (
@@ -255,7 +257,7 @@ def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
     printed = [
         line.split("-> [")[1].rstrip("]").split() for line in done.stdout.splitlines() if "-> [" in line
     ]
-    np.testing.assert_allclose(np.array(printed, float), policy.reference(made.loaded, obs), atol=1e-3)
+    np.testing.assert_allclose(np.array(printed, float), policy.act_as_library(made.loaded, obs), atol=1e-3)
 
 
 def test_the_command_prints_difference_and_latency_and_writes_a_card(run, exported, capsys):
@@ -292,8 +294,8 @@ def test_the_arrays_have_the_layout_of_the_documentation(run, exported):
     def elu(x):
         return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
-    made = policy.source(run, 2)
-    obs = policy.observations(made, 20)
+    made = policy.load_source(run, 2)
+    obs = policy.sample_observations(made, 20)
     s = (obs - arrays["part_states/normalise/extra/mean"]) / (
         np.sqrt(arrays["part_states/normalise/extra/var"]) + 1e-8
     )
@@ -307,7 +309,7 @@ def test_the_arrays_have_the_layout_of_the_documentation(run, exported):
     a = np.tanh(linear("actor/head/out", h))
     low, high = np.array(note["action"]["low"]), np.array(note["action"]["high"])
     np.testing.assert_allclose(
-        low + (a + 1) / 2 * (high - low), policy.reference(made.loaded, obs), atol=1e-4
+        low + (a + 1) / 2 * (high - low), policy.act_as_library(made.loaded, obs), atol=1e-4
     )
 
 
@@ -320,20 +322,20 @@ def test_a_model_that_differs_leaves_no_file(run, tmp_path, monkeypatch, capsys)
 
 def test_a_slightly_wrong_model_is_found_out(run):
     """A weight that is off by 1e-4 is no rounding."""
-    made = policy.source(run, 2)
+    made = policy.load_source(run, 2)
     size = made.loaded.adapter.spec.observation_size
-    data = graph.to_onnx(policy.function(made.loaded), size, {})
-    policy.check(data.SerializeToString(), made)
-    off = graph.to_onnx(lambda x: policy.function(made.loaded)(x) * 1.0001, size, {})
+    data = graph.to_onnx(policy.make_policy_function(made.loaded), size, {})
+    policy.check_onnx(data.SerializeToString(), made)
+    off = graph.to_onnx(lambda x: policy.make_policy_function(made.loaded)(x) * 1.0001, size, {})
     with pytest.raises(RunError, match="no file was written"):
-        policy.check(off.SerializeToString(), made)
-    policy.check(off.SerializeToString(), made, tolerance=1e-2)
+        policy.check_onnx(off.SerializeToString(), made)
+    policy.check_onnx(off.SerializeToString(), made, tolerance=1e-2)
 
 
 def test_a_file_that_no_export_made_is_not_written_over(run, capsys):
     before = (run / "run.json").read_bytes()
     assert main(["export", str(run), "--npz", str(run / "run.npz"), "--episodes", "1"]) == 2
-    assert "run.json is there already and no export made it" in capsys.readouterr().err
+    assert "run.json exists and was not written by an export" in capsys.readouterr().err
     assert (run / "run.json").read_bytes() == before
     assert not (run / "run.npz").exists()
 
@@ -342,7 +344,7 @@ def test_a_file_that_no_export_made_is_not_written_over(run, capsys):
     ("argv", "says"),
     [
         ([], "add --onnx FILE"),
-        (["--onnx", "a.bin"], "such a file is called a.onnx"),
+        (["--onnx", "a.bin"], "must end in .onnx, like a.onnx"),
         (["--onnx", "a", "--episodes", "0"], "must be at least 1"),
         (["--onnx", "a", "--tolerance", "0"], "must be above 0"),
     ],
@@ -355,16 +357,16 @@ def test_bad_flags_are_usage_errors(run, argv, says, capsys, tmp_path, monkeypat
 
 def test_interval_of_the_card_against_the_normal_approximation():
     values = np.random.default_rng(3).normal(10.0, 2.0, 400)
-    mean, low, high = card.interval(values)
+    mean, low, high = card.bootstrap_interval(values)
     half = 1.96 * values.std() / 20
     assert mean == pytest.approx(values.mean())
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.03)
-    assert np.isnan(card.interval([1.0])[1])
+    assert np.isnan(card.bootstrap_interval([1.0])[1])
 
 
 def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():
-    assert card._trained(20_000, {"dataset": ""}) == "for 20,000 steps"
-    said = card._trained(500, {"dataset": "local/a-v0"})
+    assert card._describe_training(20_000, {"dataset": ""}) == "for 20,000 steps"
+    said = card._describe_training(500, {"dataset": "local/a-v0"})
     assert said.startswith("by 500 updates on the dataset `local/a-v0`")
 
 
@@ -372,14 +374,14 @@ def test_the_card_takes_over_what_smoothness_found(tmp_path):
     (tmp_path / "inspect").mkdir()
     found = {"per_episode": {"sm": [1.0, 3.0], "action_change": [0.5], "oscillation": [4.0]}}
     (tmp_path / "inspect/smoothness.json").write_text(json.dumps(found))
-    assert card._smoothness(tmp_path)[0].startswith("Smoothness (lower is smoother): sm 2,")
+    assert card._describe_smoothness(tmp_path)[0].startswith("Smoothness (lower is smoother): sm 2,")
     (tmp_path / "inspect/smoothness.json").write_text("{")
     with pytest.raises(RunError, match="measure it again"):
-        card._smoothness(tmp_path)
+        card._describe_smoothness(tmp_path)
 
 
 def test_pushing_needs_a_package_or_a_token(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UsageError, match="--hub needs a"):
-        card.push("me/policy", tmp_path / "a.md", [])
+        card.push_to_hub("me/policy", tmp_path / "a.md", [])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rollouts import DISCRETE, K, begin, build, compiled, rollout
+from rows import slow, slow_except
 
 from qscape import agents
 from qscape.errors import RunError, UsageError
@@ -154,7 +155,7 @@ def test_no_length_gives_finite_gradients(bound):
 # --- in an agent ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["ppo", "a2c", "reinforce", "trpo"])
+@pytest.mark.parametrize("recipe", slow_except(["ppo"], ["ppo", "a2c", "reinforce", "trpo"]))
 @pytest.mark.parametrize("head", ["etf"])
 def test_the_fixed_layer_never_moves(recipe, head):
     agent = build(f"{recipe}+{head}")
@@ -171,7 +172,7 @@ def test_the_fixed_layer_never_moves(recipe, head):
     assert w.shape not in shapes, "no optimiser has a slot for it"
 
 
-@pytest.mark.parametrize("head", ["etf", "fixed_gaussian", "fixed_orthogonal"])
+@pytest.mark.parametrize("head", ["etf", slow("fixed_gaussian"), slow("fixed_orthogonal")])
 def test_fixed_layers_are_checked(head):
     agent = build(f"ppo+{head}", **{head: {"energy": 2.0}})
     own = begin(agent).part_states
@@ -183,6 +184,7 @@ def test_fixed_layers_are_checked(head):
     assert not np.allclose(own[head], other[head]), "each seed draws its own"
 
 
+@pytest.mark.slow
 def test_seeds_in_one_program_draw_what_they_draw_alone():
     agent = build("ppo+etf")
     keys = jax.random.split(jax.random.key(0), 3)
@@ -191,7 +193,7 @@ def test_seeds_in_one_program_draw_what_they_draw_alone():
     np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize("k", [2, 4, 18])
+@pytest.mark.parametrize("k", [slow(2), 4, slow(18)])
 @pytest.mark.parametrize("head", ["learnable", *HEADS])
 def test_the_first_policy_is_nearly_uniform(k, head):
     recipe = "ppo" if head == "learnable" else f"ppo+{head}"
@@ -222,6 +224,7 @@ def test_cosine_logits():
     assert np.isfinite(agent.head.distribution(learned, None, jnp.zeros((1, 16)))[0].logits).all()
 
 
+@pytest.mark.slow
 def test_the_l2_term():
     """λ ‖g‖² of each row, and the mean of it in the loss: the projector shrinks where nothing else pulls."""
     agent = build("a2c+etf", etf={"bound": "l2", "l2": 0.5}, base={"entropy_coefficient": 0.0})
@@ -264,6 +267,7 @@ def test_tasks_that_do_not_fit(recipe, settings, spec, sentence):
         agents.build(recipe, settings).on(spec)
 
 
+@pytest.mark.slow
 def test_the_learnable_head_takes_the_same_branch():
     """The control of every comparison: one more linear layer and a ball, but a layer that learns."""
     agent = build("ppo", learnable={"projector": "linear", "bound": "ball"})

@@ -40,6 +40,7 @@ def test_patches_make_a_convolution(kernel, stride):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_channels_first_or_last():
     net = Convolutions(jax.random.key(0), (4, 20, 16), (8,), SMALL)
     image = np.random.default_rng(0).integers(0, 256, (3, 4, 20, 16), np.uint8)
@@ -53,6 +54,7 @@ def test_channels_first_or_last():
     assert image_layout((96, 96, 3)) == (False, (96, 96, 3))
 
 
+@pytest.mark.slow
 def test_the_nature_network():
     net = Convolutions(jax.random.key(0), (4, 84, 84), (512,))
     assert net.torso.layers[0].weight.shape == (512, 3136)
@@ -91,6 +93,7 @@ def test_a_simplex_on_too_few_features_of_pictures_is_refused():
         agent.on(spec).init(jax.random.key(0), 1)
 
 
+@pytest.mark.slow
 def test_a_policy_learns_from_pictures():
     base = {"rollout": 64, "batch_size": 32, "passes": 4, "learning_rate": 3e-3}
     agent = agents.build("ppo+etf", {"base": base, "plain": {"image_hidden": (16,)}})

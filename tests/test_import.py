@@ -7,7 +7,7 @@ import tiny
 import qscape as qs
 from qscape.cli import main
 from qscape.errors import RunError, UsageError
-from qscape.export.stable_baselines import convert
+from qscape.export.stable_baselines import convert_file
 
 torch = pytest.importorskip("torch")
 sb3 = pytest.importorskip("stable_baselines3")
@@ -70,28 +70,28 @@ def test_actions_and_values_are_equal(home, tmp_path, capsys):
 def test_a_fixed_temperature_stays_fixed(tmp_path):
     model = sb3.SAC("MlpPolicy", "Pendulum-v1", device="cpu", ent_coef=0.2, buffer_size=300)
     model.save(tmp_path / "m.zip")
-    convert(tmp_path / "m.zip", "Pendulum-v1", tmp_path / "r")
+    convert_file(tmp_path / "m.zip", "Pendulum-v1", tmp_path / "r")
     assert qs.load(tmp_path / "r").trainer.agent.policy_loss.temperature == 0.2
 
 
 def test_what_does_not_fit_is_refused(home, tmp_path):
     _, file = home
     with pytest.raises(UsageError, match="name the environment it was trained in"):
-        convert(file, "MountainCarContinuous-v0", tmp_path / "a")
+        convert_file(file, "MountainCarContinuous-v0", tmp_path / "a")
     with pytest.raises(UsageError, match="takes actions whose low"):
-        convert(file, "NarrowPendulum-v0", tmp_path / "a")
+        convert_file(file, "NarrowPendulum-v0", tmp_path / "a")
     (tmp_path / "bad.zip").write_bytes(file.read_bytes()[:200])
     with pytest.raises(RunError, match="cannot be read as a Stable-Baselines3 file"):
-        convert(tmp_path / "bad.zip", "Pendulum-v1", tmp_path / "a")
+        convert_file(tmp_path / "bad.zip", "Pendulum-v1", tmp_path / "a")
     with pytest.raises(UsageError, match="does not exist"):
-        convert(tmp_path / "none.zip", "Pendulum-v1", tmp_path / "a")
+        convert_file(tmp_path / "none.zip", "Pendulum-v1", tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_another_algorithm_is_refused(tmp_path):
     sb3.PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "p.zip")
     with pytest.raises(UsageError, match="holds no TD3 or SAC"):
-        convert(tmp_path / "p.zip", "Pendulum-v1", tmp_path / "a")
+        convert_file(tmp_path / "p.zip", "Pendulum-v1", tmp_path / "a")
 
 
 class Narrow(tiny.gym.Wrapper):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from rows import slow
 
 from qscape.envs import make
 from qscape.envs.cartpole import Cart, CartPole
@@ -178,6 +179,7 @@ def test_autoreset_begins_anew_exactly_where_an_episode_ended():
     assert outcomes.terminated.any()
 
 
+@pytest.mark.slow
 def test_played_episodes_are_those_of_a_loop():
     env = dataclasses.replace(IdealCliffWalking("wall"), time_limit=6)
     policy = lambda state, seen, key: jax.random.randint(key, (), 0, 4)  # noqa: E731
@@ -244,7 +246,9 @@ def test_seeds_decide_everything():
     assert len({int(env.reset(seed=None if i else 0)[0].argmax()) for i in range(30)}) == 4
 
 
-@pytest.mark.parametrize("made", [CartPole(), IdealCliffWalking("wall"), MineWorld(), RecSim.of(50)])
+@pytest.mark.parametrize(
+    "made", [CartPole(), IdealCliffWalking("wall"), slow(MineWorld()), slow(RecSim.of(50))]
+)
 def test_the_limit_truncates_and_does_not_terminate(made):
     state, _ = made.reset(KEY)
     step = jax.jit(lambda steps: made.step(state._replace(steps=steps), 1, KEY)[1])
@@ -272,6 +276,7 @@ def test_pictures_show_what_changes(env_id):
         env.unwrapped.__class__(render_mode="human")
 
 
+@pytest.mark.slow
 def test_the_environments_of_the_documentation():
     """Its own environment in JAX is a proper one, and the example of the reference runs."""
     docs = Path(__file__).parent.parent / "docs"

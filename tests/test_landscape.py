@@ -14,14 +14,15 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Array
+from rows import slow
 
 import qscape as qs
 from qscape import cli
 from qscape.envs import Episode
 from qscape.envs.restricted import INTERVALS, draw_balls
 from qscape.inspect import landscape, survey
-from qscape.inspect.measure import measure
-from qscape.inspect.subject import of_run, of_state
+from qscape.inspect.landscapes import measure_landscapes
+from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
 from qscape.report import landscapes
@@ -159,6 +160,7 @@ def test_climbing_ends_on_the_peak_of_its_own_slope():
     np.testing.assert_allclose(value, [1] * 4 + [2] * 3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_climbing_stays_in_the_box_and_never_goes_down():
     peak = jnp.array([2.0, 0.3, -0.7])  # outside: the best of the box is on its face
     value_of = lambda a: -jnp.square(a - peak).sum(-1)  # noqa: E731
@@ -301,10 +303,10 @@ def test_states_are_picked_evenly_over_all_steps():
         return Rollout(obs, obs, obs[:, 0], Episode(0, n, 0.0, None))
 
     episodes = [walked(0.0, 3), walked(10.0, 6)]
-    places, obs = survey.picked(episodes, 3)
+    places, obs = survey.pick_states(episodes, 3)
     assert places == [(0, 0), (1, 1), (1, 5)]
     assert obs.tolist() == [[0.0], [11.0], [15.0]]
-    assert len(survey.picked(episodes, 50)[0]) == 9
+    assert len(survey.pick_states(episodes, 50)[0]) == 9
 
 
 def test_each_proposal_has_its_own_gap_and_the_chosen_action_too():
@@ -313,12 +315,13 @@ def test_each_proposal_has_its_own_gap_and_the_chosen_action_too():
     expected = [2 - two_peaks(a) for a in (-0.5, 0.6, 0.2)]
     np.testing.assert_allclose(found.gaps, [expected] * 2, atol=1e-5)
     np.testing.assert_allclose(found.gap, expected[2], atol=1e-5)
-    said = survey.summary(found)
+    said = survey.summarise(found)
     assert [p["gap"]["mean"] for p in said["proposals"]] == pytest.approx(expected, abs=1e-5)
     assert said["action"]["share"]["p90"] == pytest.approx(expected[2] / (2 - VALLEY), abs=1e-4)
     assert (said["several"], said["rank"], said["optima"]["max"]) == (1.0, None, 2.0)
 
 
+@pytest.mark.slow
 def test_the_heads_become_what_is_asked_for():
     low = (TOY[0], np.array([1.6, 0.8], np.float32), TOY[2])
     best = {}
@@ -331,6 +334,7 @@ def test_the_heads_become_what_is_asked_for():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_four_dimensions_are_searched_by_climbing():
     centres = np.array([[0.7, -0.7, 0.5, 0.0], [-0.6, 0.6, -0.4, 0.3], [0.0, 0.8, 0.8, -0.8]], np.float32)
     heights = np.array([3.0, 2.0, 1.0], np.float32)
@@ -368,7 +372,7 @@ def test_a_table_is_looked_at_entry_by_entry():
     joined[np.arange(300)[:, None], near] = True
     tops = [(q[(joined | joined.T)[k]] < q[k]).all() for k in range(300)]
     assert found.all_optima[0] == sum(tops)
-    subject = of_state(agent, acting, "tiny:Clock-v0")
+    subject = make_trained_agent(agent, acting, "tiny:Clock-v0")
     seen = landscape.landscape(subject, STATES[0], surveyor=surveyor)
     assert seen.kind == "table"
     assert seen.q == pytest.approx(q, abs=1e-5)
@@ -379,7 +383,7 @@ def test_a_table_is_looked_at_entry_by_entry():
 
 def test_a_landscape_shows_q_where_it_says(toy):
     surveyor, acting = toy
-    subject = of_state(surveyor.agent, acting, "tiny:Clock-v0")
+    subject = make_trained_agent(surveyor.agent, acting, "tiny:Clock-v0")
     seen = landscape.landscape(subject, STATES[0], surveyor=surveyor, points=401)
     (x,) = seen.grid
     assert (seen.kind, len(x), seen.gap) == ("line", 401, pytest.approx(1.0, abs=1e-5))
@@ -413,6 +417,7 @@ def successive(spec, recipe="td3+savo", rough=1.0, **savo):
 ROWS = np.random.default_rng(5).uniform(-1, 1, (200, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "spec", "savo"),
     [
@@ -425,7 +430,7 @@ ROWS = np.random.default_rng(5).uniform(-1, 1, (200, 3)).astype(np.float32)
 def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
     agent, acting = successive(spec, recipe, rough=2.0, **savo)
     obs = np.array([0.3, -0.7], np.float32)
-    seen = landscape.landscape(of_state(agent, acting, "tiny:Clock-v0"), obs, points=11)
+    seen = landscape.landscape(make_trained_agent(agent, acting, "tiny:Clock-v0"), obs, points=11)
     at = (
         ROWS
         if spec.table is not None
@@ -445,7 +450,9 @@ def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
             np.testing.assert_allclose(getattr(surrogate, kind).ravel(), climbed, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [Spec(2, 1), Spec(2, 2), Spec(2, 3), Spec(2, 3, table=ROWS)])
+@pytest.mark.parametrize(
+    "spec", [slow(Spec(2, 1)), slow(Spec(2, 2)), slow(Spec(2, 3)), Spec(2, 3, table=ROWS)]
+)
 def test_no_exact_surrogate_has_more_optima_than_the_one_before(spec):
     agent, acting = successive(spec, rough=4.0, list_length=4)
     found = survey.Surveyor(agent)(acting, np.random.default_rng(0).normal(size=(12, 2)))
@@ -457,18 +464,19 @@ def test_no_exact_surrogate_has_more_optima_than_the_one_before(spec):
         assert counts[:, -1].mean() < counts[:, 0].mean(), "some peaks are gone"
     assert found.learned_optima.shape == (12, 3)
     assert (found.learned_optima <= found.all_learned_optima).all()
-    said = survey.summary(found)["surrogates"]
+    said = survey.summarise(found)["surrogates"]
     assert [s["exact_optima"]["mean"] for s in said] == found.exact_optima.mean(0).tolist()
     assert [s["learned_optima"]["max"] for s in said] == found.learned_optima.max(0).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [Spec(2, 2), Spec(2, 3, table=ROWS)])
 def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
     seen = []
     for savo in ({}, {"list_length": 2, "surrogate": "exact"}):  # the second draws less
-        subject = of_state(*successive(spec, rough=2.0, **savo), "tiny:Clock-v0")
+        subject = make_trained_agent(*successive(spec, rough=2.0, **savo), "tiny:Clock-v0")
         seen.append(landscape.landscape(subject, STATES[0], points=21).to_dict())
-    shown = [ax for ax in landscapes.surrogates(seen).axes if ax.get_title()]
+    shown = [ax for ax in landscapes.draw_surrogates(seen).axes if ax.get_title()]
     names = [ax.get_title().split("\n")[0] for ax in shown]
     exact = [rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}" for i in (1, 2)]
     fitted = [rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}" for i in (1, 2)]
@@ -482,11 +490,12 @@ def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
             np.testing.assert_allclose(sorted(colours[name].get_array()), sorted(first[kind]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_planes_of_three_dimensions():
     centres = np.array([[0.5, 0.5, -0.5], [-0.5, -0.5, 0.2]], np.float32)
     hills = (centres, np.array([2.0, 1.0], np.float32), np.float32(0.3))
     agent, acting = standing(centres[1], [hills], selector=Listed())
-    surveyor, subject = survey.Surveyor(agent), of_state(agent, acting, "tiny:Clock-v0")
+    surveyor, subject = survey.Surveyor(agent), make_trained_agent(agent, acting, "tiny:Clock-v0")
     taken = np.random.default_rng(4).normal(size=(2000, 3)) * [1.0, 0.1, 0.5]
 
     def look(plane):
@@ -527,6 +536,7 @@ def pendulum(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, capsys):
     argv = ["landscape", str(pendulum), "--state-from", "0:0", "widest", "--states", "4", "--episodes", "3"]
     assert cli.main([*argv, "--grid", "201"]) == 0
@@ -535,7 +545,7 @@ def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, 
     assert rows == [["Ψ1", "exact"], ["Ψ1", "learned"], ["Ψ2", "exact"], ["Ψ2", "learned"]]
     found = json.loads((pendulum / "inspect" / "landscape.json").read_text())
     gained = {}
-    for e, episode in enumerate((subject := of_run(pendulum)).rollouts(3)):
+    for e, episode in enumerate((subject := load_trained_agent(pendulum)).rollouts(3)):
         proposals = subject.agent.proposals(subject.acting, episode.observation)
         q = [subject.q(episode.observation, proposals[:, i])[0] for i in range(3)]
         gained |= {f"{e}:{t}": gain for t, gain in enumerate(np.max(q, axis=0) - q[0])}
@@ -551,7 +561,7 @@ def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, 
             np.testing.assert_allclose(surrogate["exact"], np.maximum(seen["q"], surrogate["floor"]))
             assert count <= before
             before = count
-    figure = landscapes.surrogates(found["landscapes"][:2])
+    figure = landscapes.draw_surrogates(found["landscapes"][:2])
     panels = np.reshape(figure.axes, (2, 4))
     for seen, line in zip(found["landscapes"], panels, strict=False):
         drawn = [{str(x.get_label()): x.get_ydata() for x in ax.lines} for ax in line]
@@ -572,7 +582,7 @@ def test_the_command_shows_what_savo_climbs_where_choosing_gains_most(pendulum, 
 
 
 def test_the_first_actor_of_savo_can_act_alone(pendulum):
-    subject = of_run(pendulum)
+    subject = load_trained_agent(pendulum)
     alone = dataclasses.replace(subject, acting=subject.acting._replace(actor=subject.acting.actor[:1]))
     obs = subject.rollouts(1)[0].observation
     first = subject.agent.proposals(subject.acting, obs)[:, 0]
@@ -605,13 +615,14 @@ def searched_by_hand(subject, obs, steps=301):
     return float(q.max()), float(q.min()), float(own[0])
 
 
+@pytest.mark.slow
 def test_the_command_tells_gaps_and_draws(run, capsys):
     assert cli.main(["landscape", str(run), "--states", "6", "--episodes", "2", "--grid", "31"]) == 0
     out = capsys.readouterr().out
     assert "mean gap" in out
     assert "local optima" in out
     found = json.loads((run / "inspect" / "landscape.json").read_text())
-    subject = of_run(run)
+    subject = load_trained_agent(run)
     episodes = subject.rollouts(2)
     assert len(found["place"]) == 6
     for (episode, step), gap in zip(found["place"], found["gap"], strict=True):
@@ -631,13 +642,14 @@ def test_the_command_tells_gaps_and_draws(run, capsys):
     assert not [*run.glob("inspect/*surrogates*")]
 
 
+@pytest.mark.slow
 def test_a_state_can_be_chosen(run, tmp_path, capsys):
     files = ["--json", str(tmp_path / "a" / "x.json"), "--png", str(tmp_path / "a" / "x.svg")]
     argv = ["landscape", str(run), "--state-from", "1:7", "0:0", "--states", "1", "--episodes", "1"]
     assert cli.main([*argv, "--plane", "1", "--grid", "11", *files]) == 0
     found = json.loads((tmp_path / "a" / "x.json").read_text())
     assert [x["place"] for x in found["landscapes"]] == ["1:7", "0:0"]
-    subject = of_run(run)
+    subject = load_trained_agent(run)
     obs = subject.rollouts(2)[1].observation[7]
     shown = found["landscapes"][0]
     at = np.tile(np.float32(shown["survey"]["action"]), (11, 1))
@@ -653,14 +665,14 @@ def test_a_state_can_be_chosen(run, tmp_path, capsys):
     ("flags", "says"),
     [
         (["--state-from", "0:20"], "episode 0 has 20 steps, 0 to 19"),
-        (["--state-from", "seven"], "no EPISODE:STEP"),
+        (["--state-from", "seven"], "not EPISODE:STEP"),
         (["--state-from", "widest"], "has one proposal and nothing to choose"),
         (["--plane", "0,2"], "dimensions 0 to 1"),
         (["--plane", "1,1"], "each once"),
         (["--plane", "sideways"], "pca, proposals, random"),
         (["--states", "0"], "at least 1"),
         (["--grid", "1"], "--grid is 1"),
-        (["--png", "a.xyz"], "--png a.xyz: .xyz is no format of pictures; there are"),
+        (["--png", "a.xyz"], "--png a.xyz: .xyz is not an image format; choose"),
         (["--episodes", "0", "--state-from", "1:0"], "--episodes is 0"),
     ],
 )
@@ -669,14 +681,18 @@ def test_what_the_command_refuses(run, flags, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_dimension_has_no_plane_and_no_q_no_landscape():
     agent = qs.agent("td3", tiny.settings("td3"))
-    subject = of_state(agent, agent.on(Spec(3, 1)).init(jax.random.key(0)), "tiny:Clock-v0")
+    subject = make_trained_agent(agent, agent.on(Spec(3, 1)).init(jax.random.key(0)), "tiny:Clock-v0")
     for plane in ("pca", "0,1", "random"):
         with pytest.raises(qs.UsageError, match="one dimension"):
-            measure(subject, plane=plane)
+            measure_landscapes(subject, plane=plane)
     blind = qs.Model("a2c", "CartPole-v1", base={"actor_hidden": (4,)})
-    for refused in (lambda: measure(blind.subject), lambda: qs.landscape(blind, np.zeros(4))):
+    for refused in (
+        lambda: measure_landscapes(blind.trained_agent),
+        lambda: qs.landscape(blind, np.zeros(4)),
+    ):
         with pytest.raises(qs.UsageError, match="has no Q"):
             refused()
 
@@ -684,7 +700,7 @@ def test_one_dimension_has_no_plane_and_no_q_no_landscape():
 def test_a_model_in_memory_can_be_looked_at():
     model = qs.Model("td3", "Pendulum-v1", seed=3, **tiny.settings("td3"))
     seen = qs.landscape(model, np.array([1.0, 0.0, 0.5]), points=5)
-    q = model.subject.q(np.tile(np.float32([1.0, 0.0, 0.5]), (5, 1)), np.linspace(-1, 1, 5)[:, None])[0]
+    q = model.trained_agent.q(np.tile(np.float32([1.0, 0.0, 0.5]), (5, 1)), np.linspace(-1, 1, 5)[:, None])[0]
     np.testing.assert_allclose(seen.q, q, rtol=1e-4, atol=1e-6)
     assert qs.landscape(model, "0:3", points=5).place == "0:3"
 
@@ -693,7 +709,7 @@ def test_a_model_in_memory_can_be_looked_at():
     ("state", "why"),
     [
         (np.zeros(5), r"Pendulum-v1 has observations \(3,\), not \(5,\)"),
-        (np.zeros((2, 3)), "the state is a batch of 2; a landscape is that of one observation"),
+        (np.zeros((2, 3)), "the state is a batch of 2; a landscape needs one observation"),
         ([0.0, np.nan, 0.0], "the state's number 1 is nan"),
         ({"angle": 1.0}, "Pendulum-v1"),
         ([[0.0], [1.0, 2.0]], "the state is no observation of Pendulum-v1"),
@@ -707,7 +723,7 @@ def test_a_state_that_is_no_single_observation(state, why):
 
 def test_a_state_may_be_as_the_environment_gives_it():
     agent = qs.agent("td3", tiny.settings("td3"))
-    subject = of_state(agent, agent.on(Spec(7, 2)).init(jax.random.key(0)), "tiny:Rooms-v0")
+    subject = make_trained_agent(agent, agent.on(Spec(7, 2)).init(jax.random.key(0)), "tiny:Rooms-v0")
     adapter = subject.make()
     given = adapter.env.observation_space.sample()
     row = adapter.observations(given)[0][0]
@@ -718,7 +734,10 @@ def test_a_state_may_be_as_the_environment_gives_it():
 def test_which_critics_are_looked_at_is_one_of_four():
     model = qs.Model("td3", "Pendulum-v1", seed=3, **tiny.settings("td3"))
     says = "q is 'second'; it must be one of objective, first, min, mean"
-    for look in (lambda q: qs.landscape(model, np.zeros(3), q=q), lambda q: measure(model.subject, q=q)):
+    for look in (
+        lambda q: qs.landscape(model, np.zeros(3), q=q),
+        lambda q: measure_landscapes(model.trained_agent, q=q),
+    ):
         with pytest.raises(qs.UsageError, match=says):
             look("second")
 
@@ -726,8 +745,8 @@ def test_which_critics_are_looked_at_is_one_of_four():
 def test_evaluations_can_be_probed(run):
     with (run / "evaluations.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) == 60]
-    subject = of_run(run)
-    _, obs = survey.picked(subject.rollouts(3), survey.PROBED)
+    subject = load_trained_agent(run)
+    _, obs = survey.pick_states(subject.rollouts(3), survey.PROBED)
     by_hand = np.array([searched_by_hand(subject, one) for one in obs])
     gap, span = by_hand[:, 0] - by_hand[:, 2], by_hand[:, 0] - by_hand[:, 1]
     assert len(rows) == 3

@@ -19,12 +19,12 @@ from matplotlib import image
 
 import qscape as qs
 from qscape import cli
-from qscape.inspect.landscape import jsonable
-from qscape.inspect.measure import measure
-from qscape.inspect.subject import history_of, of_run, of_state
-from qscape.inspect.survey import Surveyor, picked
+from qscape.inspect.landscape import to_jsonable
+from qscape.inspect.landscapes import measure_landscapes
+from qscape.inspect.survey import Surveyor, pick_states
+from qscape.inspect.trained_agent import load_history, load_trained_agent, make_trained_agent
 from qscape.report import landscape_charts, landscapes
-from qscape.report.landscape_page import html, to_csv
+from qscape.report.landscape_page import render_page, to_csv
 from qscape.run import saves, train
 from qscape.run.plan import Plan
 from qscape.types import Spec
@@ -51,7 +51,9 @@ def bowls():
     acting = acting._replace(actor=eqx.tree_at(out, acting.actor, still))
 
     def at(centre, step):
-        subject = of_state(agent, acting._replace(critics=[Bowl(jnp.array(centre))]), "tiny:Rooms-v0", step)
+        subject = make_trained_agent(
+            agent, acting._replace(critics=[Bowl(jnp.array(centre))]), "tiny:Rooms-v0", step
+        )
         return dataclasses.replace(subject, name="bowl")
 
     return at
@@ -60,7 +62,7 @@ def bowls():
 def test_every_save_and_both_agents_have_their_own_numbers_at_the_same_states(bowls):
     centres = [(0.0, 0.0), (0.5, 0.5), (0.5, 0.0)]
     history = [bowls(c, step) for c, step in zip(centres, (10, 20, 30), strict=True)]
-    found = measure(history, 4, ["0:3"], episodes=1, other=bowls((-0.5, 0.0), 5))
+    found = measure_landscapes(history, 4, ["0:3"], episodes=1, other=bowls((-0.5, 0.0), 5))
     gaps = [0.25, 0.25, 0.0]  # the squared distance of (0.5, 0) to each centre
     assert [moment["step"] for moment in found["over_training"]] == [10, 20, 30]
     for moment, centre, gap in zip(found["over_training"], centres, gaps, strict=True):
@@ -83,7 +85,7 @@ def test_every_save_and_both_agents_have_their_own_numbers_at_the_same_states(bo
 def test_the_slope_of_a_line():
     agent = qs.agent("td3", tiny.settings("td3")).on(Spec(3, 1))
     acting = agent.acting(agent.init(jax.random.key(0)))._replace(critics=[Bowl(jnp.array([0.25]))])
-    found = measure(of_state(agent, acting, "tiny:Clock-v0"), 1, episodes=1, points=11)
+    found = measure_landscapes(make_trained_agent(agent, acting, "tiny:Clock-v0"), 1, episodes=1, points=11)
     at, slope = found["landscapes"][0]["arrows"].T
     np.testing.assert_allclose(slope, 2 * (0.25 - at), atol=1e-5)
     assert len(at) == 201
@@ -127,15 +129,16 @@ def found(files):
     return json.loads(files["json"].read_text())
 
 
+@pytest.mark.slow
 def test_a_save_is_measured_as_if_it_were_all_there_is(runs, found):
     places = [saves.names(run / "saves") for run in runs]
     assert places == [["000000020", "000000040", "000000060"]] * 2
-    newest = of_run(runs[0])
+    newest = load_trained_agent(runs[0])
     visited = newest.rollouts(2)
-    obs = picked(visited, 5)[1]
+    obs = pick_states(visited, 5)[1]
     looked = [visited[0].observation[3], visited[1].observation[7]]
     for run, agent in zip(runs, (found, found["other"]), strict=True):
-        subject = of_run(run)
+        subject = load_trained_agent(run)
         like = jax.eval_shape(lambda s=subject: s.acting)
         assert [moment["step"] for moment in agent["over_training"]] == [20, 40, 60]
         for moment, name in zip(agent["over_training"], saves.names(run / "saves"), strict=True):
@@ -166,14 +169,14 @@ def test_one_program_serves_all_saves(runs, monkeypatch):
     made = []
     begin = Surveyor.__init__
     monkeypatch.setattr(Surveyor, "__init__", lambda self, *args: (begin(self, *args), made.append(self))[0])
-    measure(history_of(of_run(runs[0])), 3, episodes=1, points=9)
+    measure_landscapes(load_history(load_trained_agent(runs[0])), 3, episodes=1, points=9)
     (surveyor,) = made
     counts = [p._cache_size() for p in (surveyor._survey, surveyor._values, surveyor._slopes)]
     assert counts == [1, 1, 1]
 
 
 def test_the_picture_shows_moments_and_curves(files, found):
-    figure = landscapes.picture(found)
+    figure = landscapes.draw_findings(found)
     panels = [ax for part in figure.subfigs[0].subfigs or [figure.subfigs[0]] for ax in part.axes]
     titles = [ax.get_title().replace("\n", " ") for ax in panels if ax.get_title()]
     assert len(titles) == 2 * 2 * 3, "states, agents, moments"
@@ -188,7 +191,7 @@ def test_the_picture_shows_moments_and_curves(files, found):
             line.get_ydata(), [np.mean(m["optima"]) for m in agent["over_training"]], rtol=1e-4
         )
     assert image.imread(files["png"]).std() > 0.05  # not blank
-    pair = landscapes.picture({k: v for k, v in found.items() if k != "over_training"} | {
+    pair = landscapes.draw_findings({k: v for k, v in found.items() if k != "over_training"} | {
         "other": {k: v for k, v in found["other"].items() if k != "over_training"}
     })  # fmt: skip
     assert sum(bool(ax.get_title()) for ax in pair.subfigs[0].axes) == 4
@@ -228,7 +231,7 @@ def others(tmp_path_factory):
         (["ppo", "--over-training"], "has no Q(s, a)"),
         (["a", "line"], "acts in tiny:Rooms-v0 and"),
         (["a", "ppo"], "has no Q(s, a)"),
-        (["a", "b", "line"], "one run or two to set side by side, not 3"),
+        (["a", "b", "line"], "one run, or two to compare, not 3"),
     ],
 )
 def test_what_the_command_refuses(runs, others, argv, says, capsys):
@@ -239,6 +242,7 @@ def test_what_the_command_refuses(runs, others, argv, says, capsys):
     assert len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_two_runs_shows_both(runs, tmp_path, capsys):
     file = tmp_path / "found.json"
     argv = ["landscape", str(runs[0].parents[1]), "--states", "4", "--episodes", "1", "--json", str(file)]
@@ -252,10 +256,10 @@ def test_runs_with_other_actions_do_not_stand_side_by_side(bowls):
     here = bowls((0.0, 0.0), 1)
     wide = here.agent.on(Spec(7, 2, low=np.float32([-9, -9]), high=np.float32([9, 9])))
     with pytest.raises(qs.UsageError, match="have different actions"):
-        measure(here, other=dataclasses.replace(here, agent=wide))
+        measure_landscapes(here, other=dataclasses.replace(here, agent=wide))
     more = here.agent.on(Spec(8, 2))
     with pytest.raises(qs.UsageError, match="sees 7 numbers and bowl 8"):
-        measure(here, other=dataclasses.replace(here, agent=more))
+        measure_landscapes(here, other=dataclasses.replace(here, agent=more))
 
 
 def test_runs_with_other_environment_arguments_do_not_stand_side_by_side(bowls):
@@ -265,8 +269,8 @@ def test_runs_with_other_environment_arguments_do_not_stand_side_by_side(bowls):
         dataclasses.replace(here, record={"env": "tiny:Rooms-v0", "env_args": {"rooms": n}}) for n in (2, 3)
     )
     with pytest.raises(qs.UsageError, match=r"acts in tiny:Rooms-v0\(rooms=2\) and bowl in .*rooms=3"):
-        measure(short, other=long)
-    told = measure(short, 2, episodes=1)
+        measure_landscapes(short, other=long)
+    told = measure_landscapes(short, 2, episodes=1)
     assert told["env"] == "tiny:Rooms-v0(rooms=2)"
 
 
@@ -318,6 +322,7 @@ def test_the_page_is_small_and_alone(files):
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text)
 
 
+@pytest.mark.slow
 def test_the_slider_and_the_chooser_move_the_landscape(files, found, visit):
     page = visit(files["html"])
     both = [agent["over_training"] for agent in (found, found["other"])]
@@ -370,6 +375,7 @@ def test_marks_arrows_and_what_hovering_says(files, found, visit):
     assert "Q " in said
 
 
+@pytest.mark.slow
 def test_a_phone_shows_one_column_and_never_scrolls_sideways(files, visit):
     for width, columns in ((375, 1), (1200, 2)):
         page = visit(files["html"], width=width)
@@ -380,10 +386,11 @@ def test_a_phone_shows_one_column_and_never_scrolls_sideways(files, visit):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_lines_and_tables_have_pages_too(bowls, tmp_path, visit):
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-    hill = measure(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21)
-    (tmp_path / "line.html").write_text(html(jsonable(hill) | {"label": evil, "env": evil}))
+    hill = measure_landscapes(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21)
+    (tmp_path / "line.html").write_text(render_page(to_jsonable(hill) | {"label": evil, "env": evil}))
     page = visit(tmp_path / "line.html", width=375, dark=True)
     traces = page.evaluate("charts['landscape-0']._fullData.slice(0, 2).map((t) => [[...t.x], [...t.y]])")
     np.testing.assert_allclose(traces[0][1], -((np.array(traces[0][0]) - 0.3) ** 2) - 0.09, atol=1e-5)
@@ -395,8 +402,8 @@ def test_lines_and_tables_have_pages_too(bowls, tmp_path, visit):
     table = np.random.default_rng(3).uniform(-1, 1, (5000, 2)).astype(np.float32)
     one = bowls((0.3, 0.3), 7)
     agent = dataclasses.replace(one.agent, spec=Spec(7, 2, table=table))
-    made = measure(dataclasses.replace(one, agent=agent), 2, ["0:1"], episodes=1)
-    (tmp_path / "table.html").write_text(html(jsonable(made)))
+    made = measure_landscapes(dataclasses.replace(one, agent=agent), 2, ["0:1"], episodes=1)
+    (tmp_path / "table.html").write_text(render_page(to_jsonable(made)))
     page = visit(tmp_path / "table.html")
     x, y, q = page.evaluate(
         "(([t]) => [t.x, t.y, t.marker.color].map((a) => [...a]))(charts['landscape-0']._fullData)"
@@ -410,25 +417,29 @@ def test_lines_and_tables_have_pages_too(bowls, tmp_path, visit):
 
 
 def test_what_the_environment_accepts_is_shaded(bowls, tmp_path, visit):
-    hill = jsonable(measure(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
-    assert "Shaded" not in html(hill)
+    hill = to_jsonable(measure_landscapes(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
+    assert "Shaded" not in render_page(hill)
     hill["landscapes"][0]["valid"] = [[-0.5, -0.25], [0.5, 1.0]]
-    (tmp_path / "valid.html").write_text(html(hill))
+    (tmp_path / "valid.html").write_text(render_page(hill))
     page = visit(tmp_path / "valid.html")
-    assert "Shaded are the actions that the environment accepts." in page.locator("details p").text_content()
+    assert (
+        "The shaded actions are those that the environment accepts."
+        in page.locator("details p").text_content()
+    )
     shaded = page.evaluate("charts['landscape-0']._fullLayout.shapes.map((s) => [s.x0, s.x1])")
     assert shaded == [[-0.5, -0.25], [0.5, 1.0]]
 
 
+@pytest.mark.slow
 def test_what_savos_actors_climb_is_a_click_away(bowls, tmp_path, visit):
-    hill = jsonable(measure(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
-    assert "Ψ" not in html(hill)
+    hill = to_jsonable(measure_landscapes(bowls((0.3, 0.3), 7), 2, ["0:1"], "0", episodes=1, points=21))
+    assert "Ψ" not in render_page(hill)
     q = np.array(hill["landscapes"][0]["q"])
     hill["landscapes"][0]["surrogates"] = [
         {"floor": -0.2, "exact": np.maximum(q, -0.2).tolist(), "learned": (q + 1).tolist()},
         {"floor": -0.1, "exact": np.maximum(q, -0.1).tolist(), "learned": None},
     ]
-    (tmp_path / "climbed.html").write_text(html(hill))
+    (tmp_path / "climbed.html").write_text(render_page(hill))
     page = visit(tmp_path / "climbed.html")
     named = "charts['landscape-0']._fullData.filter((t) => t.name.includes('Ψ'))"
     shown = page.evaluate(f"{named}.map((t) => [t.visible, [...t.y]])")
@@ -443,11 +454,13 @@ def test_what_savos_actors_climb_is_a_click_away(bowls, tmp_path, visit):
     assert "A click on a Ψ" in page.locator("details p").text_content()
 
 
+@pytest.mark.slow
 def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(bowls, tmp_path, visit):
-    found = jsonable(measure([bowls((0.0, 0.0), 10), bowls((0.2, 0.0), 30)], 2, ["0:1"], "0", episodes=1,
+    saves = [bowls((0.0, 0.0), 10), bowls((0.2, 0.0), 30)]
+    found = to_jsonable(measure_landscapes(saves, 2, ["0:1"], "0", episodes=1,
                              other=[bowls((0.5, 0.0), 20), bowls((0.7, 0.0), 40)], points=21))  # fmt: skip
     file = tmp_path / "x.html"
-    file.write_text(html(found))
+    file.write_text(render_page(found))
     page = visit(file)
     top = """([chart, x]) => {
         const [line] = charts[chart]._fullData;
@@ -465,8 +478,8 @@ def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(b
 
 
 def test_agents_of_other_steps_stand_side_by_side_without_their_past(bowls):
-    found = jsonable(measure(bowls((0.0, 0.0), 10), 2, ["0:1"], "0", episodes=1, points=21,
+    found = to_jsonable(measure_landscapes(bowls((0.0, 0.0), 10), 2, ["0:1"], "0", episodes=1, points=21,
                              other=bowls((0.5, 0.0), 20)))  # fmt: skip
-    text = html(found)
+    text = render_page(found)
     assert '<input id="save"' not in text
     assert text.count('<template id="said-') == 2

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_replay import Reference, Step, assert_copies_nothing_of, make_layout, pack, valid_rows
 
+from qscape.methods.lap import LAP
 from qscape.ops import sum_tree
-from qscape.replay import LAP, Layout, ReplayState, rows_at
+from qscape.replay import Layout, ReplayState, rows_at
 from qscape.types import Event
 
 LEAVES, BATCH = 16, 6
@@ -124,7 +125,7 @@ def test_a_bulk_write_whose_keys_need_more_than_32_bits():
 def test_priorities_c3():
     _, index = filled(LAP(), make_layout(1, 10, stores_next=True), 8)
     errors = [[0.2, 0.7], [1.0, 0.3], [2.0, -5.0], [-32, 1], [100, 3], [1.5, 0], [0, 2], [10, 10]]
-    index = LAP().update(index, jnp.arange(8), jnp.array(errors))
+    index = LAP().update_priorities(index, jnp.arange(8), jnp.array(errors))
     expected = [1, 1, 1.90365394, 4, 6.30957344, 1.17607902, 1.31950791, 2.51188643]
     np.testing.assert_allclose(priorities_of(index, 8), expected, rtol=1e-6)
     assert priorities_of(index, 8)[3] == 4
@@ -136,7 +137,7 @@ def test_draws_c4():
     layout = make_layout(1, 8, stores_next=True)
     rows, index = filled(lap, layout, 5)
     wanted = np.array([1, 2, 1, 5, 1])
-    index = lap.update(index, jnp.arange(5), jnp.stack([jnp.array(wanted), jnp.zeros(5)], 1))
+    index = lap.update_priorities(index, jnp.arange(5), jnp.stack([jnp.array(wanted), jnp.zeros(5)], 1))
     n = 400_000
     i = jax.jit(partial(lap.sample, layout, batch_size=n))(rows, index, jax.random.key(0))
     frequency, p = np.bincount(i, minlength=8) / n, np.array([*wanted / 10, 0, 0, 0])
@@ -148,7 +149,7 @@ def test_max_priority_c5():
     lap = LAP(alpha=1.0)
     layout = make_layout(1, 4, stores_next=True)
 
-    insert, update = jax.jit(partial(lap.insert, layout)), jax.jit(lap.update)
+    insert, update = jax.jit(partial(lap.insert, layout)), jax.jit(lap.update_priorities)
 
     def add(rows, index):
         return insert(rows, index, *pack([Step(0.0, 0.0, False, False)]))
@@ -186,7 +187,7 @@ def test_exactly_the_valid_rows_have_a_priority(envs, stores_next):
     layout = make_layout(envs, ring, stores_next=stores_next)
     references = [Reference(e, ring, stores_next, np.random.default_rng(e)) for e in range(envs)]
     rows, index = lap.init(layout)
-    insert, update = jax.jit(partial(lap.insert, layout)), jax.jit(lap.update)
+    insert, update = jax.jit(partial(lap.insert, layout)), jax.jit(lap.update_priorities)
     everything = jnp.arange(envs * ring)
     for _ in range(40):
         before = priorities_of(index, envs * ring)
@@ -208,7 +209,7 @@ def test_new_rows_get_the_running_maximum_when_they_overwrite():
     lap, layout = LAP(alpha=1.0), make_layout(1, 4, stores_next=False)
     rows, index = filled(lap, layout, 6)
     valid = np.flatnonzero(valid_rows(layout, rows, index))
-    index = jax.jit(lap.update)(index, jnp.array(valid), jnp.full((len(valid), 2), 9.0))
+    index = jax.jit(lap.update_priorities)(index, jnp.array(valid), jnp.full((len(valid), 2), 9.0))
     rows, index = jax.jit(partial(lap.insert, layout))(rows, index, *pack([Step(0.0, 0.0, False, False)]))
     assert sorted(priorities_of(index, 4)) == [0, 9, 9, 9]
 
@@ -218,16 +219,16 @@ def test_without_priorities_it_is_uniform_with_the_loss():
     rows, index = filled(lap, layout, 3)
     assert index.priorities is None
     assert lap.post_update(index, event(True)) is index
-    assert lap.update(index, jnp.arange(2), jnp.ones((2, 2))) is index
+    assert lap.update_priorities(index, jnp.arange(2), jnp.ones((2, 2))) is index
     i = lap.sample(layout, rows, index, jax.random.key(0), 300)
     assert set(np.asarray(i)) == {0, 1, 2}
-    assert LAP().overrides(("lap",)) == lap.overrides(("lap",)) == {"critic_loss": "lap_huber"}
+    assert LAP().overrides(None) == lap.overrides(None) == {"critic_loss": "lap_huber"}
 
 
 def one_update(lap: LAP, layout: Layout, rows, index: ReplayState, key) -> ReplayState:
     i = lap.sample(layout, rows, index, key, 64)
     batch = rows_at(layout, rows, index, i, 1, 0.99)
-    index = lap.update(index, i, batch.reward[:, None] - batch.next_observation)
+    index = lap.update_priorities(index, i, batch.reward[:, None] - batch.next_observation)
     return lap.post_update(index, event(synced=False)._replace(synced=index.position[0] == 0))
 
 

@@ -1,5 +1,8 @@
 """The Python face: learn, predict, evaluate, save, load, callbacks."""
 
+import dataclasses
+import inspect
+import pydoc
 import resource
 import shutil
 import signal
@@ -11,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
+from rows import slow
 from tiny import Clock, Rooms, arrays, settings
 
 import qscape as qs
@@ -41,6 +45,32 @@ def test_learning_makes_updates_and_goes_on_where_it_was(trained):
     assert (one.env_steps, one.trainer.updates) == (120, 70)
     seen = observations(50)
     assert np.array_equal(one.predict(seen)[0], trained.predict(seen)[0])
+
+
+@pytest.mark.parametrize("name", ["TD3", "SAC", "TD7", "PPO", "A2C", "REINFORCE", "TRPO"])
+def test_named_agents_explain_themselves(name):
+    """`help(qs.TD3)` shows the fields of the base with types, defaults and meanings."""
+    cls = getattr(qs, name)
+    agent = qs.agent(name)
+    text = pydoc.plain(pydoc.render_doc(cls))
+    shown = inspect.signature(cls).parameters
+    for field in dataclasses.fields(agent.base):
+        assert shown[field.name].default == getattr(agent.base, field.name)
+        assert shown[field.name].annotation is not inspect.Parameter.empty
+        assert f"{field.name}: {field.metadata['help']}" in text
+    assert {"env", "seed", "envs", "eval_every"} <= shown.keys()
+    assert issubclass(cls, qs.Model)
+
+
+def test_fields_of_the_base_are_keywords_of_named_agents():
+    model = qs.TD3("Pendulum-v1", discount=0.9, base={"batch_size": 8}, polyak={"rate": 0.1})
+    assert model.recipe == "td3"
+    assert model.settings == {"base": {"batch_size": 8, "discount": 0.9}, "polyak": {"rate": 0.1}}
+    with pytest.raises(qs.UsageError, match=r"no keyword 'gamma'; write base=\{'discount': ...\}"):
+        qs.TD3("Pendulum-v1", gamma=0.9)
+    with pytest.raises(qs.UsageError, match=r"base.discount is 2.0; it must lie in \[0, 1\]") as refused:
+        qs.PPO("Pendulum-v1", discount=2.0)
+    assert (refused.value.part, refused.value.field) == ("base", "discount")
 
 
 def test_one_observation_and_batches(trained):
@@ -151,6 +181,7 @@ def test_save_and_load(trained, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_of_an_environment_without_an_id(tmp_path):
     class Bare(Clock):
         """Not registered."""
@@ -209,7 +240,7 @@ def test_a_model_saved_before_it_learned(tmp_path):
         qs.load(asked).learn(60)
 
 
-@pytest.mark.parametrize("how", ["argument", "limit", "wrapper", "function", "vector"])
+@pytest.mark.parametrize("how", ["argument", slow("limit"), "wrapper", "function", "vector"])
 def test_an_environment_that_its_id_does_not_make_is_asked_for_again(how, tmp_path):
     def made(**args):
         return gym.make("Pendulum-v1", **args)
@@ -300,6 +331,7 @@ class Shop(Clock):
         return super().step(np.float32([action / 20]))
 
 
+@pytest.mark.slow
 def test_tables_that_differ_between_copies_are_refused(tmp_path):
     says = "Shop: action_table differs between copies of the environment"
     with pytest.raises(qs.UsageError, match=says):
@@ -329,7 +361,7 @@ def test_an_evaluation_that_cannot_end_says_so(monkeypatch):
     assert len(qs.TD3(lambda: Endless(0), eval_env=limited, **settings("td3", warmup=20)).evaluate(2)) == 2
 
 
-@pytest.mark.parametrize("envs", [1, 2])
+@pytest.mark.parametrize("envs", [1, slow(2)])
 def test_what_an_environment_raises_is_one_sentence_with_its_cause(envs):
     model = qs.TD3(lambda: Endless(25), envs=envs, eval_every=0, **settings("td3", warmup=20))
     says = r"Endless broke in step 26 of an episode \(KeyError: 'door'\)"

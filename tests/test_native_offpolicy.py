@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from jaxtyping import Array
+from rows import slow_except
 from test_contract import QUICK
 
 from qscape import agents
@@ -20,7 +21,7 @@ from qscape.envs.recsim import RecSim
 from qscape.envs.spaces import make_action_map
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import UsageError
-from qscape.offpolicy import native
+from qscape.run import scan
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
 from qscape.types import stream
@@ -84,24 +85,25 @@ def case(name: str) -> Case:
     recipe, env, envs, steps, base = CASES[name]
     settings = {"base": {**SMALL, **RATE, "epsilon_decay": 100.0, **base}}
     settings |= {"savo": {"list_length": 2}} if "savo" in recipe else {}
-    return Case(agents.build(recipe, settings).on(native.spec_of(env)), env, envs, steps)
+    return Case(agents.build(recipe, settings).on(scan.spec_of(env)), env, envs, steps)
 
 
 @lru_cache
 def alone(name: str):
     """Both seeds, each by itself, in one compiled program."""
     agent, env, envs, steps = case(name)
-    program = quick(jax.jit(partial(native.train, agent, envs=envs, steps=steps)), env, KEYS[0])
+    program = quick(jax.jit(partial(scan.train, agent, envs=envs, steps=steps)), env, KEYS[0])
     return program, [program(env, key) for key in KEYS]
 
 
+@pytest.mark.slow
 def test_a_share_is_one_of_the_run_that_is_made():
     """ε falls over a quarter of these 40 steps, given as a share or in steps."""
     runs = []
     for decay in (0.25, 10.0, 0.5):
         base = {**SMALL, "warmup": 5, "exploration": "ou", "epsilon_end": 0.0, "epsilon_decay": decay}
-        agent = agents.build("td3", {"base": base}).on(native.spec_of(Line()))
-        program = jax.jit(partial(native.train, agent, envs=1, steps=40))
+        agent = agents.build("td3", {"base": base}).on(scan.spec_of(Line()))
+        program = jax.jit(partial(scan.train, agent, envs=1, steps=40))
         runs.append(quick(program, Line(), KEYS[0])(Line(), KEYS[0])[0].replay[0])
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
@@ -131,7 +133,7 @@ class Beside:
 
     def __init__(self, env: JaxEnv, envs: int, key: Array):
         self.env, self.envs, self.key, self.made = env, envs, key, 0
-        self.spec = native.spec_of(env)
+        self.spec = scan.spec_of(env)
         self.in_units = make_action_map(env.action_space, envs, env, "beside")[2]
         self.step_world = jax.jit(step_world)
         self.world = jax.jit(reset_world, static_argnums=1)(env, envs, stream(key, "world.begin"))
@@ -161,8 +163,9 @@ def by_hand(name: str) -> Trainer:
     agent, env, envs, steps = case(name)
     plan = Plan(agent.recipe, "beside", steps, envs=envs, eval_every=0)
     trainer = Trainer(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
-    for name in ("insert", "step", "burst"):
-        setattr(trainer.programs, name, Quick(getattr(trainer.programs, name)))
+    for name in ("insert", "step", "learn"):
+        program = getattr(trainer.programs, name)
+        program.compiled = Quick(program.compiled)
     for _ in trainer.events(steps):
         pass
     return trainer
@@ -173,20 +176,20 @@ def close(x, y, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["line"], CASES))
 def test_a_program_equals_the_ordinary_loop(name):
     """Not to the bit: XLA fuses the updates in a loop in another way."""
     trainer, (run, history) = by_hand(name), alone(name)[1][0]
     assert (trainer.env_steps, trainer.updates) == (int(run.state.env_steps), int(run.state.updates))
     tolerance = {"rtol": 2e-3, "atol": 2e-4}
-    close(trainer.storage, run.replay[0], **tolerance)
-    close(trainer.replay_state, run.replay[1], **tolerance)
+    close(trainer.storage, run.carry.storage, **tolerance)
+    close(trainer.carry.replay_state, run.carry.replay_state, **tolerance)
     close(
         (trainer.state.actor, trainer.state.critics_target),
         (run.state.actor, run.state.critics_target),
         **tolerance,
     )
-    close([run.metrics[k] for k in trainer.programs.metrics], list(np.asarray(trainer.metrics)), **tolerance)
+    close(run.carry.metrics, trainer.metrics, **tolerance)
     ended = history.episodes > 0
     total = float((history.returned * history.episodes)[ended].sum())
     assert int(history.episodes.sum()) == len(trainer.adapter.ended) > 5
@@ -208,11 +211,11 @@ def test_updates_follow_steps_as_in_the_ordinary_loop():
 def together(name: str):
     """Both seeds side by side, in pieces, as one does who looks at a run on its way."""
     agent, env, envs, steps = case(name)
-    due = native.timetable(agent, envs=envs, steps=steps)
+    due = scan.update_counts(agent, envs=envs, steps=steps)
     due = np.split(due, len(due) // PIECE[name])
-    begun = jax.jit(jax.vmap(partial(native.start, agent, env, envs=envs), out_axes=native.RUN_AXES))
-    axes = (None, native.RUN_AXES, 0, None), (native.RUN_AXES, 0)
-    go = jax.jit(jax.vmap(partial(native.further, agent), *axes), donate_argnums=1)
+    begun = jax.jit(jax.vmap(partial(scan.start, agent, env, envs=envs), out_axes=scan.RUN_AXES))
+    axes = (None, scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0)
+    go = jax.jit(jax.vmap(partial(scan.run_steps, agent), *axes), donate_argnums=1)
     run = quick(begun, KEYS)(KEYS)
     program, told = quick(go, env, run, KEYS, due[0]), []
     for part in due:
@@ -221,6 +224,7 @@ def together(name: str):
     return program, run, jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_seeds_in_one_program_equal_two_runs(name):
     (_, apart), (_, run, history) = alone(name), together(name)
@@ -228,18 +232,20 @@ def test_two_seeds_in_one_program_equal_two_runs(name):
     for n, one in enumerate(apart):
         mine = jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (run, history))
         close(mine, one, rtol=2e-3, atol=2e-4)
-    assert np.abs(apart[0][0].replay[0] - apart[1][0].replay[0]).max() > 0.1, "other seeds, other runs"
+    assert np.abs(apart[0][0].carry.storage - apart[1][0].carry.storage).max() > 0.1, (
+        "other seeds, other runs"
+    )
     # What is computed now and then in one run is so in two: no `cond` became a `select`.
     agent, env, *_ = case(name)
     due, one_run = jnp.zeros(1, jnp.int32), apart[0][0]
-    further = partial(native.further, agent)
-    many = jax.vmap(further, (None, native.RUN_AXES, 0, None), (native.RUN_AXES, 0))
+    further = partial(scan.run_steps, agent)
+    many = jax.vmap(further, (None, scan.RUN_AXES, 0, None), (scan.RUN_AXES, 0))
     traced = jax.make_jaxpr(further)(env, one_run, KEYS[0], due), jax.make_jaxpr(many)(env, run, KEYS, due)
     conditionals = [str(jaxpr).count("cond[") for jaxpr in traced]
     assert conditionals[0] == conditionals[1] > 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["line"], CASES))
 def test_no_step_copies_the_replay(name):
     for program in (alone(name)[0], together(name)[0]):
         body = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", inside_loops(program.as_text()))
@@ -269,11 +275,11 @@ class Whole(Line):
 @pytest.mark.parametrize("boxed", [False, True])
 def test_whole_numbers_are_those_of_the_ordinary_loop(boxed):
     env = Whole(boxed=boxed)
-    agent = agents.build("td3").on(native.spec_of(env))
+    agent = agents.build("td3").on(scan.spec_of(env))
     between = np.float32(np.linspace(-1, 1, 12))[:, None].repeat(2, 1)
     said = between if boxed else agent.task.table
     wanted = make_action_map(env.action_space, len(said), env, "whole")[2](said)
-    found = native.in_units(agent, env, jnp.asarray(said))
+    found = scan.in_units(agent, env, jnp.asarray(said))
     np.testing.assert_array_equal(found, wanted)
     assert jnp.issubdtype(found.dtype, jnp.integer)
     assert [found.min(), found.max()] == ([-1, 4] if boxed else [10, 14])
@@ -295,26 +301,27 @@ def test_what_is_done_is_the_row_that_is_stored(search):
             return rows
 
     settings = {"base": {"nearest": search, "nearest_probes": 1}}
-    agent = agents.build("td3", settings).on(native.spec_of(Shelf()))
-    index = native.in_units(agent, Shelf(), jnp.asarray(agent.task.table))
+    agent = agents.build("td3", settings).on(scan.spec_of(Shelf()))
+    index = scan.in_units(agent, Shelf(), jnp.asarray(agent.task.table))
     np.testing.assert_array_equal(index, np.arange(2000))
 
 
+@pytest.mark.slow
 def test_a_policy_is_played_and_its_actions_are_rows():
     agent, env, *_ = case("items")
     run, _ = alone("items")[1][0]
-    chosen = native.policy(agent, env, agent.acting(run.state))
+    chosen = scan.policy(agent, env, agent.acting(run.state))
     played = play(env, chosen, jax.random.key(3), 16)
     assert played.length.tolist() == [20] * 16
     table = agent.task.table
-    index = native.in_units(agent, env, jnp.asarray(table))
+    index = scan.in_units(agent, env, jnp.asarray(table))
     assert index.tolist() == list(range(50))
-    line = native.in_units(case("line").agent, Line(), jnp.array([[-1.0], [0.0], [1.0], [3.0]]))
+    line = scan.in_units(case("line").agent, Line(), jnp.array([[-1.0], [0.0], [1.0], [3.0]]))
     np.testing.assert_allclose(line[:, 0], [0.5, 1.25, 2.0, 2.0])
 
 
 @pytest.mark.parametrize("recipe", ["td7", "td3+checkpoints"])
 def test_bursts_between_episodes_are_refused(recipe):
-    agent = agents.build(recipe).on(native.spec_of(Line()))
+    agent = agents.build(recipe).on(scan.spec_of(Line()))
     with pytest.raises(UsageError, match=r"learns when episodes end.*leave checkpoints out"):
-        native.timetable(agent, envs=1, steps=100)
+        scan.update_counts(agent, envs=1, steps=100)

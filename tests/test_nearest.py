@@ -27,6 +27,7 @@ def by_hand(rows: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(distances, axis=1, kind="stable")[:, :k]
 
 
+@pytest.mark.slow
 def test_mineworld_has_the_published_neighbours():
     rows = mineworld()
     np.testing.assert_allclose(

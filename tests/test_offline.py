@@ -316,7 +316,7 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
         params=lambda obs: jnp.array([[0.0], [-2.0]]) + obs[:, :1]
     )  # V(s) = 0 and -2, V(s') one more
     least = np.array([-2.0, 0.5])
-    loss, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
+    loss, _, _ = part.learn(own.params, own, context(), BATCH, jax.random.key(0))
     assert float(loss) == pytest.approx(np.mean([0.1 * 4.0, 0.9 * 6.25]))  # u = -2 and 2.5
     weight = np.minimum(np.exp(2.0 * (least - [0.0, -2.0])), 5.0)
     far = np.square(np.asarray(ACTION - DATA)).sum(-1)
@@ -340,7 +340,7 @@ def test_recipes_on_a_dataset():
     assert on_dataset("td7+bc")[0] == "td3+sale+lap+periodic+value_clip+bc"
     assert on_dataset("td3+checkpoints+bc")[0] == "td3+bc"
     assert on_dataset("iql") == ("iql", [])
-    assert not build("td7_offline").schedule.keeps
+    assert not build("td7_offline").schedule.keeps_best_policy
     parts = set(build("td7").parts) - {"checkpoints"} | {"clone", "every_step"}
     assert set(build("td7_offline").parts) == parts
     with pytest.raises(UsageError, match="learns from its own steps"):
@@ -377,6 +377,7 @@ def test_the_replay_holds_the_dataset(name, recipe):
         np.testing.assert_array_equal(priorities, np.arange(len(rows)) < 27)
 
 
+@pytest.mark.slow
 def test_nothing_is_stepped_and_every_update_counts(name):
     """The run equals the agent's own updates on the filled replay."""
     settings = tiny.settings("td3")
@@ -386,7 +387,7 @@ def test_nothing_is_stepped_and_every_update_counts(name):
     trainer.adapter.step = None  # whoever steps it fails
     key, state, rows, index = (
         trainer.key,
-        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.replay_state)),
+        *jax.tree.map(jnp.copy, (trainer.state, trainer.storage, trainer.carry.replay_state)),
     )
     said = [*trainer.events(60)]
     assert [e.step for e in said if type(e).__name__ == "Evaluated"] == [0, 30, 60]
@@ -418,6 +419,7 @@ def run(name, tmp_path_factory):
     return out / "0"
 
 
+@pytest.mark.slow
 def test_every_update_knows_its_step_however_many_are_made_in_one_call(name, tmp_path):
     """Schedules such as SAVGO's temperature go by it."""
     settings = tiny.settings("td3")
@@ -427,6 +429,7 @@ def test_every_update_knows_its_step_however_many_are_made_in_one_call(name, tmp
     assert trainers[0].state.env_steps == 59
 
 
+@pytest.mark.slow
 def test_td7_on_a_dataset(run, name, capsys):
     plan, record = read_plan(run), read_record(run)
     assert (plan.recipe, plan.env, plan.dataset) == ("td7_offline", CLOCK, name)
@@ -442,6 +445,7 @@ def test_td7_on_a_dataset(run, name, capsys):
     assert saves.read_arrays(newest, "replay")["rows"].size == 0, "the dataset is on the disk already"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
     plan = read_plan(run)
     *_, end = train(plan, tmp_path / "r", on_trainer=lambda t: stop_after(t, 40))
@@ -453,16 +457,17 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
 
 def stop_after(trainer, steps):
     """Stops a trainer at the first boundary past these updates."""
-    burst = trainer.programs.burst
+    burst = trainer.programs.learn
 
     def watched(*args, **given):
         if trainer.env_steps + int(args[-1]) >= steps:
             trainer.stop()
         return burst(*args, **given)
 
-    trainer.programs.burst = watched
+    trainer.programs.learn = watched
 
 
+@pytest.mark.slow
 def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, tmp_path):
     name = write("test/nowhere-v0", episodes(scale=2.0), low=-2.0, high=2.0, env=None)
     plan = Plan("bc+normalise", "", 300, dataset=name, settings=tiny.settings("td3"))
@@ -507,7 +512,7 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
     seen = {}
 
     def look(trainer):
-        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.replay_state))
+        seen["state"], seen["index"] = jax.tree.map(np.asarray, (trainer.state, trainer.carry.replay_state))
         seen["kept"], seen["rows"] = jax.tree.map(np.asarray, (trainer.kept, trainer.storage))
 
     events = [*train(plan, tmp_path / "on", on_trainer=look)]
@@ -534,6 +539,7 @@ def test_resets_count_the_updates_that_a_dataset_gives(name):
     assert agent.base.updates_per_step == 1.0
 
 
+@pytest.mark.slow
 def test_a_normaliser_that_the_other_run_lacked_sees_the_data_that_is_kept(run, tmp_path):
     settings, seen = tiny.settings("td7"), {}
     plan = Plan("td7+normalise", CLOCK, 40, start=str(run), keep_data=True, eval_every=0, settings=settings)
@@ -561,6 +567,7 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
     assert not (tmp_path / "a" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path):
     """IQL keeps no target actor, and knows nothing of ASAP's slow copy."""
     online = qs.Model("iql", CLOCK, **tiny.settings("iql")).save(tmp_path / "source")

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rollouts import CONTINUOUS, DISCRETE, E, K, T, begin, build, compiled, rollout
+from rows import slow, slow_except
 
 from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.orthogonal import orthogonal_linear
-from qscape.onpolicy import native
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
 from qscape.onpolicy.sockets import NetworkOutputs, RolloutSamples, Trajectory
@@ -25,6 +25,7 @@ from qscape.onpolicy.trust_region import TrustRegion
 from qscape.ops import surrogate
 from qscape.ops.returns import discounted_returns, gae, running_returns
 from qscape.ops.running import Moments, add_batch, init_moments
+from qscape.run import scan_rollouts
 from qscape.types import Spec
 
 column = lambda *x: jnp.array(x, jnp.float32)[:, None]  # noqa: E731
@@ -246,6 +247,7 @@ def test_the_first_ratio_is_one():
     assert abs(metrics["policy_loss"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_target_kl_stops():
     """With a bound that the second step breaks, more passes change nothing."""
     found = []
@@ -307,6 +309,7 @@ def test_a_search_that_finds_nothing_stays():
     np.testing.assert_array_equal(found.params, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS])
 def test_trpo_stays_within_its_bound(spec):
     agent = build("trpo", spec, trust_region={"max_kl": 0.02})
@@ -329,7 +332,7 @@ def test_trpo_stays_within_its_bound(spec):
 RECIPES = ("ppo", "a2c", "reinforce", "trpo")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", slow_except(["ppo"], RECIPES))
 def test_rows_that_are_no_steps_do_not_count(recipe):
     """What stands in them changes nothing, be it as wild as it likes."""
     agent = build(f"{recipe}+normalise+scale_rewards")
@@ -389,6 +392,7 @@ def test_scaled_rewards():
         np.testing.assert_allclose(x, y, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_sum_that_scales_rewards_goes_on_over_rollouts():
     """Unless its episode is over, or, with whole episodes, all begin anew."""
     agent = build("a2c+scale_rewards")
@@ -435,9 +439,10 @@ def test_compiled_runs_refuse_continuous_actions():
         action_space = gym.spaces.Box(-2, 2, (3,))
 
     with pytest.raises(UsageError, match="compiled on-policy runs take Discrete ones"):
-        native.spec_of(Continuous())
+        scan_rollouts.spec_of(Continuous())
 
 
+@pytest.mark.slow
 def test_scaled_returns():
     """The critic learns R / σ and says v = σ v̂ to the estimator; σ moves after its use."""
     agent = build("ppo+scale_rewards", scale_rewards={"what": "returns"})
@@ -472,7 +477,7 @@ def test_normalised_observations():
     np.testing.assert_allclose(dist.logits, expected.logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["ppo", "a2c"])
+@pytest.mark.parametrize("recipe", ["ppo", slow("a2c")])
 def test_a_shared_torso_learns_from_both(recipe):
     agent = build(recipe, base={"shared_torso": True})
     state = begin(agent)
@@ -500,6 +505,7 @@ def test_exploration():
         agent.on(CONTINUOUS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ppo", "trpo+normalise", "ppo+etf", "a2c+cosine"])
 def test_two_seeds_in_one_program_equal_two_runs(recipe):
     agent, made = build(recipe), [rollout(0), rollout(1)]
@@ -513,7 +519,7 @@ def test_two_seeds_in_one_program_equal_two_runs(recipe):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("recipe", "draws"), [("ppo", 10), ("reinforce+etf", 2)])
+@pytest.mark.parametrize(("recipe", "draws"), [("ppo", 10), slow("reinforce+etf", 2)])
 def test_no_random_key_is_used_twice(recipe, draws, monkeypatch):
     """Over two updates and two choices: each key is drawn from once, and none that is makes further keys."""
     agent, drawn, folded = dataclasses.replace(build(recipe)), Counter(), Counter()
@@ -579,6 +585,7 @@ def test_settings_and_labels():
 # --- how networks begin -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_orthogonal_layers_of_many_seeds_are_drawn_one_after_the_other():
     """A batch of decompositions can hang on a CPU, and a layer is the same alone and beside others."""
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rollouts import begin, build, rollout
+from rows import slow
 
 import reference.ppo
 import reference.reinforce
@@ -37,7 +38,7 @@ def program(agent):
     return jax.jit(lambda state, made: agent.update(state, made, 0.0, KEY)[0])
 
 
-@pytest.mark.parametrize("steps", [40, 12])
+@pytest.mark.parametrize("steps", [slow(40), 12])
 def test_reinforce(steps):
     """Of 40 rows a last minibatch with a remainder; of 12 rows fewer steps than a minibatch has."""
     agent = build("reinforce")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from tiny import Clock, assert_same_run, numbers, stop_at
 
 import qscape as qs
@@ -17,11 +18,10 @@ from qscape.envs import make
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
-from qscape.jobs.estimate import measure, seconds
-from qscape.onpolicy import native
+from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
-from qscape.run import Plan, resume, saves, train
+from qscape.run import Plan, resume, saves, scan_rollouts, train
 from qscape.run.plan import fitted
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
@@ -70,7 +70,7 @@ def test_networks_that_diverged_are_not_saved(tmp_path):
         assert all(np.isfinite(x).all() for x in saves.read_arrays(kept / name, "acting").values())
 
 
-@pytest.mark.parametrize("at", [80, 130])
+@pytest.mark.parametrize("at", [slow(80), 130])
 def test_a_resumed_run_is_the_same_to_the_bit(whole, tmp_path, at):
     """Stopped in the middle of a rollout, and of an episode."""
     folder = tmp_path / "0"
@@ -82,6 +82,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole, tmp_path, at):
     assert_same_run(whole[0], folder)
 
 
+@pytest.mark.slow
 def test_reinforce_resumes_to_the_bit(tmp_path):
     """In the middle of an episode, when one environment has made its share already."""
     settings = {"base": {**SMALL, "rollout": 400, "batch_size": 16, "episodes": 3}}
@@ -93,6 +94,7 @@ def test_reinforce_resumes_to_the_bit(tmp_path):
     assert numbers(tmp_path / "whole")["updates"] >= 2
 
 
+@pytest.mark.slow
 def test_the_fixed_layer_is_saved_and_checked(whole, tmp_path):
     first, *_, last = (arrays_of(whole[0], name) for name in saves.names(whole[0] / "saves"))
     assert first["part_states/etf"].tobytes() == last["part_states/etf"].tobytes()
@@ -133,6 +135,7 @@ def nest(leaves):
     return tree
 
 
+@pytest.mark.slow
 def test_a_rollout_begins_where_the_last_ended(whole):
     """No step of the environment is lost or seen twice, also across resets and time limits."""
     agent = agents.build("ppo", {"base": {**SMALL, "rollout": 32, "batch_size": 8, "passes": 1}})
@@ -164,6 +167,7 @@ def test_a_rollout_begins_where_the_last_ended(whole):
     np.testing.assert_array_equal(obs[1:][~going][:, 2], 0.0, "an episode begins behind each end")
 
 
+@pytest.mark.slow
 def test_episodes_are_shared_out():
     """Three episodes of two environments: two of the first, one of the second; more does not count."""
     agent = agents.build("reinforce", {"base": {**SMALL, "episodes": 3, "rollout": 200, "batch_size": 8}})
@@ -188,6 +192,7 @@ def test_episodes_are_shared_out():
         assert not np.isin(later.observation[0, :, 1], made.observation[..., 1]).any(), "with new episodes"
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_put_back_ends_its_episodes(tmp_path):
     """No advantage reaches from the steps before a save to those of the new episodes behind it."""
     settings = {"base": PPO["base"] | {"rollout": 96}}
@@ -231,13 +236,14 @@ def test_short_runs(recipe, steps, given, rollout, batch):
         fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps + 1}}))
 
 
+@pytest.mark.slow
 def test_what_a_run_costs():
-    cost = measure(plan(eval_every=0))
+    cost = measure_costs(plan(eval_every=0))
     assert cost.begin > 0
     assert 1e-5 < cost.step < 0.1
-    assert seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
+    assert estimate_seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
     many = plan("reinforce", settings={"base": {**SMALL, "episodes": 2, "batch_size": 16}}, steps=9_000)
-    assert measure(many).step > 0
+    assert measure_costs(many).step > 0
 
 
 def test_the_paper_preset():
@@ -256,6 +262,7 @@ def test_the_paper_preset():
 # --- faces ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     small = [
         f"--base.{k.replace('_', '-')}={v}" for k, v in {"rollout": 64, "batch_size": 16, "passes": 1}.items()
@@ -275,7 +282,7 @@ def test_the_command_line(tmp_path, capsys):
     assert sum(found["counts"]) == 100
     assert found["history"][-1]["max_angle_w"] < 1e-5
     assert (tmp_path / "a/0/inspect/collapse.png").stat().st_size > 10_000
-    angles, _, plane = (chart for _, chart in interactive.collapse(found))
+    angles, _, plane = (chart for _, chart in interactive.collapse_charts(found))
     assert list(angles.data[1].y) == [row["max_angle_w"] for row in found["history"]]
     assert sum(len(trace.x) for trace in plane.data if "action" in (trace.name or "")) == len(found["points"])
     capsys.readouterr()
@@ -305,6 +312,7 @@ def test_bad_input(argv, sentence, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_collapse_of_an_agent_without_a_layer(tmp_path, capsys):
     settings = {"base": {**PPO["base"]}}
     drain(train(plan("ppo", "Pendulum-v1", 128, settings=settings, eval_every=0), tmp_path / "0"))
@@ -339,13 +347,13 @@ def test_next_step_autoreset_learns_from_real_steps_only():
 
 @lru_cache
 def learn(recipe, updates, rollout):
-    agent = agents.build(recipe, {"base": {"rollout": rollout}}).on(native.spec_of(CartPole()))
-    run = jax.jit(partial(native.train, agent, envs=8, updates=updates))
+    agent = agents.build(recipe, {"base": {"rollout": rollout}}).on(scan_rollouts.spec_of(CartPole()))
+    run = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=updates))
     return run(CartPole(), jax.random.key(1))
 
 
 @pytest.mark.parametrize(
-    ("recipe", "updates", "rollout", "good"), [("ppo", 20, 1024, 150), ("trpo", 20, 1024, 100)]
+    ("recipe", "updates", "rollout", "good"), [("ppo", 20, 1024, 150), slow("trpo", 20, 1024, 100)]
 )
 def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     state, (metrics, returned, episodes, steps) = learn(recipe, updates, rollout)
@@ -357,27 +365,31 @@ def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     assert jnp.isfinite(metrics["entropy"]).all()
 
 
+@pytest.mark.slow
 def test_steps_of_whole_episodes_are_counted_as_in_a_run():
     """All that environments walk until the last episode is over: no random number is drawn twice."""
     env, envs = IdealCliffWalking(), 3
-    agent = agents.build("reinforce", {"base": {"rollout": 300, "episodes": 4}}).on(native.spec_of(env))
-    begun = native.start(agent, env, jax.random.key(0), envs=envs)
-    run, _ = native.further(agent, env, begun, jax.random.key(0), updates=1, total=1)
+    agent = agents.build("reinforce", {"base": {"rollout": 300, "episodes": 4}}).on(
+        scan_rollouts.spec_of(env)
+    )
+    begun = scan_rollouts.start(agent, env, jax.random.key(0), envs=envs)
+    run, _ = scan_rollouts.further(agent, env, begun, jax.random.key(0), updates=1, total=1)
     acting = agent.acting(begun.state)
-    rollout = native.collect(agent, env, acting, begun.world, jnp.int32(0), jax.random.key(0))[1]
+    rollout = scan_rollouts.collect(agent, env, acting, begun.world, jnp.int32(0), jax.random.key(0))[1]
     walked = np.flatnonzero(rollout.valid.any(1))[-1] + 1
     assert rollout.valid.sum() < walked * envs
     assert int(run.state.env_steps) == walked * envs
 
 
+@pytest.mark.slow
 def test_ideal_cliff_walking_collapses():
     """REINFORCE with a fixed simplex: the greedy policy is optimal in all states and features lie along W.
 
     The specification asks 8 of 10 seeds within 4,000 updates; here 4 seeds make 1,200 of them.
     """
     env = IdealCliffWalking()
-    agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(native.spec_of(env))
-    run = jax.jit(jax.vmap(partial(native.train, agent, envs=8, updates=1_200), (None, 0)))
+    agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(scan_rollouts.spec_of(env))
+    run = jax.jit(jax.vmap(partial(scan_rollouts.train, agent, envs=8, updates=1_200), (None, 0)))
     state, history = run(env, jax.random.split(jax.random.key(0), 4))
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
     dist = jax.vmap(lambda s: agent.get_distribution(agent.acting(s), cells))(state)

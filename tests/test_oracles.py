@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CAPACITY, TRANSITIONS, A, S, build, same, start
+from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
 import reference.pave
 import reference.sac
@@ -92,7 +92,7 @@ def oracle(run):
     if flat_file is reference.savgo:
         state = state._replace(env_steps=run.state.env_steps)
         sizes["candidates"] = run.agent.policy_loss.candidates
-    return jax.jit(partial(flat_file.update, **sizes)), state
+    return jax.jit(partial(flat_file.update, **sizes), compiler_options=AS_USERS), state
 
 
 # 520 updates of TD7 cross two hard synchronisations, so that every copy has moved.
@@ -113,7 +113,7 @@ def oracle(run):
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    run = start(build(recipe, size))
+    run = start(build(recipe, size), options=AS_USERS)
     run = run._replace(state=run.state._replace(env_steps=jnp.array(60_000)))  # in the middle of schedules
     flat_update, flat_state = oracle(run)
     for number in range(1, updates + 1):

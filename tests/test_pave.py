@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from small import A, S, same, start
 from small import build as small
 from test_contract import QUICK
@@ -14,7 +15,7 @@ from test_contract import QUICK
 from qscape.agents import build
 from qscape.agents.recipes import overridden
 from qscape.errors import UsageError
-from qscape.methods.pave import PAVE, slopes
+from qscape.methods.pave import PAVE, action_gradients
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.run.plan import Plan, fitted, remarks
@@ -119,7 +120,7 @@ def test_one_silu_unit(double, monkeypatch):
 
     monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.ones(shape, dtype))
     zero, one = np.zeros((1, 1)), np.ones((1, 1))
-    assert slopes(q, jnp.zeros((1, 1)), jnp.zeros((1, 1)))[0] == pytest.approx(1.0)
+    assert action_gradients(q, jnp.zeros((1, 1)), jnp.zeros((1, 1)))[0] == pytest.approx(1.0)
     said = terms(q, PAVE(), zero, zero, one)[1]
     assert said["curvature"] == pytest.approx(6.0)
     assert said["mixed_partial"] == pytest.approx(4.49966e-4, rel=1e-6)
@@ -209,7 +210,7 @@ def parts_of(run, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "terms"), [*(("td3+pave", [term]) for term in TERMS), ("td7+pave", TERMS)], ids=str
+    ("recipe", "terms"), [*(("td3+pave", [term]) for term in TERMS), slow("td7+pave", TERMS)], ids=str
 )
 def test_gradients_equal_finite_differences(double, recipe, terms):
     """Through second derivatives, and through SALE's frozen encoders. δ is far from every row's hinge."""
@@ -231,6 +232,7 @@ def test_gradients_equal_finite_differences(double, recipe, terms):
     np.testing.assert_allclose(gradient(flat) @ aside, by_hand, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_piecewise_linear_critics_have_no_curvature():
     run = start(small("td3+pave", 16, critic_activation="relu"))
     state, context, batch = parts_of(run)
@@ -266,12 +268,15 @@ def lived(recipe, updates, settings=None, **base):
     return states
 
 
-@pytest.mark.parametrize(("recipe", "base"), [("td3", SMOOTH), ("sac", SMOOTH | {"critic_loss_scale": 0.5})])
+@pytest.mark.parametrize(
+    ("recipe", "base"), [("td3", SMOOTH), slow("sac", SMOOTH | {"critic_loss_scale": 0.5})]
+)
 def test_no_weight_is_the_base_to_the_bit(recipe, base):
     plain, more = lived(recipe, 40, **base), lived(f"{recipe}+pave", 40, NONE)
     assert same(plain, more)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_critics_alone():
     plain, more = lived("td3", 2, **SMOOTH), lived("td3+pave", 2)
     one, other = plain[0], more[0]
@@ -329,6 +334,5 @@ def test_refused_fields(fields, sentence):
 
 
 def test_tables_of_actions_are_refused():
-    agent = build("td3+pave").on(Spec(4, 1, table=np.array([[-1.0], [1.0]])))
     with pytest.raises(UsageError, match="pave needs continuous actions"):
-        jax.eval_shape(agent.init, jax.random.key(0))
+        build("td3+pave").on(Spec(4, 1, table=np.array([[-1.0], [1.0]])))

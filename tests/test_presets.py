@@ -208,13 +208,13 @@ def test_updates_every_so_many_steps():
     schedule, base = EveryStep(every=50), build("sac").base
     own, made = schedule.start(), []
     for _ in range(120):
-        own, updates, keep = schedule.due(own, StepEnd(1), base)
+        own, updates, keep = schedule.updates_due(own, StepEnd(1), base)
         made.append(updates)
         assert not keep
     assert [step for step, n in enumerate(made, 1) if n] == [50, 100]
     assert set(made) == {0, 50}
-    assert schedule.due(own, EpisodeEnd(10, 1.0, 100), base)[1] == 0
-    own, updates, _ = schedule.due(own, StepEnd(45), base)  # 165 steps: those up to the 150th are due
+    assert schedule.updates_due(own, EpisodeEnd(10, 1.0, 100), base)[1] == 0
+    own, updates, _ = schedule.updates_due(own, StepEnd(45), base)  # 165 steps: those up to the 150th are due
     assert updates == 50
     with pytest.raises(UsageError, match=r"every_step.every is 0; it must be at least 1"):
         EveryStep(every=0)
@@ -223,6 +223,7 @@ def test_updates_every_so_many_steps():
 # --- the faces ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_line_and_config(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [*flags("sac+pave"), "--eval-every", "0", "--steps", "260", "--base.warmup", "100"]

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 
 from qscape import agents
 from qscape.envs import make
@@ -55,11 +56,11 @@ def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
     return np.asarray(trainer.programs.act(trainer.acting, None, obs, first, 0, trainer.key)[0])[:, 0]
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", "td7"])
+@pytest.mark.parametrize("recipe", ["td3", "sac", slow("td7")])
 @pytest.mark.parametrize("probe", PROBES)
 def test_probe(recipe, probe):
     trainer, kind = learn(recipe, probe), PROBES[probe]
-    shown = np.unique(np.asarray(trainer.storage)[: int(trainer.replay_state.size[0]), 0])
+    shown = np.unique(np.asarray(trainer.storage)[: int(trainer.carry.replay_state.size[0]), 0])
     observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)
@@ -81,6 +82,7 @@ def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():
     assert found.max() < 0.6 / (1 - DISCOUNT), "far from what the probe asks for"
 
 
+@pytest.mark.slow
 def test_pendulum_is_learned():
     base = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "batch_size": 64, "warmup": 500}
     base |= {"actor_learning_rate": 2e-3, "critic_learning_rate": 2e-3, "replay_capacity": 5_000}

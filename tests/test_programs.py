@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from tiny import settings
 
 import qscape as qs
@@ -38,6 +39,7 @@ def test_a_policy_is_taken_apart_once_and_never_taken_for_another():
     assert Policy.apart == 4
 
 
+@pytest.mark.slow
 def test_a_run_shows_one_acting_state_until_it_learns():
     model = qs.TD3("Pendulum-v1", eval_every=0, **settings("td3", warmup=20)).learn(30)
     before = model.trainer.acting

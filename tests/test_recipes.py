@@ -10,7 +10,7 @@ from small import fits
 
 import qscape as qs
 from qscape.agents import BASES, EXPANSIONS, PARTS, build, changed, overridden, parse, settings_of
-from qscape.agents.recipes import coerced
+from qscape.agents.recipes import convert
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
@@ -72,7 +72,7 @@ def test_a_part_changes_its_socket_and_what_it_overrides_and_nothing_else(base, 
     for name in plain.keys() - {slot, "base"}:
         assert plain[name] == more[name]
     assert more[slot] == (plain[slot] | {kind()} if several else kind())
-    moved = dict(kind().overrides(frozenset(build(f"{base}+{part}").parts)))
+    moved = dict(kind().overrides(build(f"{base}+{part}")))
     assert more["base"] == dataclasses.replace(plain["base"], **moved)
 
 
@@ -85,8 +85,8 @@ def test_the_bases_are_what_their_papers_say():
     assert (sac.base.log_std_min, sac.base.log_std_max, sac.target_update.rate) == (-5.0, 2.0, 0.005)
 
 
-def test_agent_is_build():
-    assert qs.agent is build
+def test_agent_builds():
+    assert filling(qs.agent("td7")) == filling(build("td7"))
     assert qs.agent("td3+sale+lap", {"lap": {"alpha": 0.6}}).replay.alpha == 0.6
 
 
@@ -100,7 +100,7 @@ class Calm(Regulariser):
     name: ClassVar[str] = "calm"
     weight: float = setting(0.5, "A weight.")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"policy_delay": 3, "discount": 0.9}
 
 
@@ -110,11 +110,11 @@ class Rough(BootstrapValue):
 
     name: ClassVar[str] = "rough"
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"policy_delay": 4}
 
-    def objection(self, present: frozenset[str], base: Any) -> str | None:
-        return "rough shakes the priorities; leave lap out." if "lap" in present else None
+    def conflict(self, agent: Any) -> str | None:
+        return "rough shakes the priorities; leave lap out." if "lap" in agent.parts else None
 
 
 @pytest.fixture
@@ -193,6 +193,33 @@ def test_refused_recipes(toys, recipe, sentence):
     [
         ("td3", {"lap": {"alpha": 1}}, "Settings of 'lap' do not belong to 'td3'; write td3+lap."),
         ("td3", {"bass": {}}, "Settings of 'bass' do not belong to 'td3'; near to it: base."),
+        ("td3", {"gamma": 0.9}, "There is no keyword 'gamma'; write base={'discount': ...}."),
+        ("td3", {"tau": 0.9}, "There is no keyword 'tau'; write polyak={'rate': ...}."),
+        ("td3", {"learning_starts": 9}, "There is no keyword 'learning_starts'; write base={'warmup': ..."),
+        (
+            "td3",
+            {"buffer_size": 9},
+            "There is no keyword 'buffer_size'; write base={'replay_capacity': ...}.",
+        ),
+        ("td3", {"n_envs": 9}, "There is no keyword 'n_envs'; write envs=...."),
+        (
+            "td3",
+            {"net_arch": [9]},
+            "There is no keyword 'net_arch'; write base={'actor_hidden': ..., 'critic_hidden'",
+        ),
+        (
+            "td3",
+            {"policy_kwargs": {}},
+            "There is no keyword 'policy_kwargs'; write base={'actor_hidden': ..., ",
+        ),
+        ("td3", {"batch_size": 9}, "There is no keyword 'batch_size'; write base={'batch_size': ...}."),
+        ("ppo", {"lr": 9}, "There is no keyword 'lr'; write base={'learning_rate': ...}."),
+        (
+            "td3",
+            {"base": {"gamma": 1}},
+            "base has no field 'gamma'; what others call gamma is base.disc",
+        ),
+        ("td3", {"discount": 0.9}, "There is no keyword 'discount'; write base={'discount': ...}."),
         ("td3", {"base": {"discnt": 1}}, "base has no field 'discnt'; near to it: discount."),
         ("td3", {"base": {"discount": "x"}}, "base.discount is 'x'; it must be of type float."),
         ("td3", {"base": {"discount": True}}, "base.discount is True; it must be of type float."),
@@ -228,7 +255,7 @@ def test_refused_recipes(toys, recipe, sentence):
         (
             "iql+savo",
             {},
-            "'iql+savo' cannot be: iql imitates the data and climbs nothing, and savo's actors climb",
+            "'iql+savo' cannot be: iql does not climb the slope of Q, and savo's actors climb that",
         ),
         ("td3", {"base": 3}, "Settings of 'base' are 3; they must be"),
     ],
@@ -237,6 +264,27 @@ def test_refused_settings(recipe, settings, sentence):
     with pytest.raises(UsageError) as error:
         build(recipe, settings)
     assert str(error.value).startswith(sentence)
+
+
+def outcome(recipe: str) -> dict[str, Any] | None:
+    """The base that a recipe builds; None where the recipe is refused."""
+    try:
+        return dataclasses.asdict(build(recipe).base)
+    except UsageError:
+        return None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_under_another_name_is_accepted_and_refused_like_the_original(part, monkeypatch):
+    """Parts ask for each other's capabilities, never for names. Settings of a name do not count here."""
+    twin = type(f"{PARTS[part].__name__}2", (PARTS[part],), {"name": f"{part}2", "__doc__": "A twin."})
+    monkeypatch.setitem(PARTS, f"{part}2", dataclasses.dataclass(frozen=True)(twin))
+    for base in ("td3", "sac"):
+        others = [other for other in PARTS if other not in (part, f"{part}2")]
+        for rest in ("", *(f"+{other}" for other in others)):
+            assert outcome(f"{base}+{part}2{rest}") == outcome(f"{base}+{part}{rest}"), (
+                f"{base}+{part}2{rest}"
+            )
 
 
 # --- settings in and out --------------------------------------------------------------------------------
@@ -255,10 +303,10 @@ def test_settings_from_json_take_the_type_of_their_field():
     assert agent.representation.end_to_end is None
 
 
-def test_coerced_is_idempotent():
+def test_convert_is_idempotent():
     for hint, value in ((float, 3), (int, 4.0), (tuple[int, ...], [1, 2]), (float | None, 2), (str, "x")):
-        once = coerced("x", hint, value)
-        assert coerced("x", hint, once) == once == (tuple(value) if isinstance(value, list) else value)
+        once = convert("x", hint, value)
+        assert convert("x", hint, once) == once == (tuple(value) if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import qscape as qs
 from qscape.cli import main
 from qscape.data import read
 from qscape.errors import RunError, UsageError
-from qscape.run.record import record
+from qscape.run.record import record_dataset
 
 minari = pytest.importorskip("minari")
 EPISODES = 3
@@ -115,9 +115,9 @@ def test_dataset_prints_what_is_there(recorded, capsys):
 
 
 def test_the_same_seed_records_the_same(run):
-    one, other = (record(run, f"local/again{k}-v0", 1, "noisy", 0.2, seed=5) for k in (0, 1))
+    one, other = (record_dataset(run, f"local/again{k}-v0", 1, "noisy", 0.2, seed=5) for k in (0, 1))
     np.testing.assert_array_equal(one[0].actions, other[0].actions)
-    third = record(run, "local/other-v0", 1, "noisy", 0.2, seed=6)
+    third = record_dataset(run, "local/other-v0", 1, "noisy", 0.2, seed=6)
     assert not np.array_equal(one[0].actions, third[0].actions)
 
 
@@ -125,22 +125,22 @@ def test_the_same_seed_records_the_same(run):
     ("name", "options", "says"),
     [
         ("local/taken-v0", {}, "is there already"),
-        ("local/no-version", {}, "is no name for a dataset"),
+        ("local/no-version", {}, "is not a valid dataset name"),
         ("local/a-v0", {"episodes": 0}, "must be at least 1"),
         ("local/a-v0", {"noise": -1.0}, "0 or more"),
     ],
 )
 def test_bad_requests_are_usage_errors(run, name, options, says):
     if "taken" in name:
-        record(run, name, 1, "random")
+        record_dataset(run, name, 1, "random")
     with pytest.raises(UsageError, match=says):
-        record(run, name, **({"episodes": 1} | options))
+        record_dataset(run, name, **({"episodes": 1} | options))
 
 
 def test_an_environment_that_no_file_can_name_is_left_out(tmp_path, capsys):
     run = qs.Model("td3", "Rooms-v0", **tiny.settings("td3")).save(tmp_path / "a")
     assert main(["record", str(run), "--episodes", "1", "--dataset", "local/nameless-v0"]) == 0
-    assert "say which with --env" in capsys.readouterr().out
+    assert "give --env" in capsys.readouterr().out
     assert read("local/nameless-v0").env is None
     assert read("local/nameless-v0", ROOMS).env == ROOMS
 
@@ -148,4 +148,4 @@ def test_an_environment_that_no_file_can_name_is_left_out(tmp_path, capsys):
 def test_a_run_without_a_save_is_refused(run, tmp_path):
     (tmp_path / "run.json").write_text((run / "run.json").read_text())
     with pytest.raises(RunError, match="has no save yet"):
-        record(tmp_path, "local/b-v0", 1)
+        record_dataset(tmp_path, "local/b-v0", 1)

@@ -212,7 +212,7 @@ def test_draws_are_uniform_over_valid_rows(envs, stores_next, steps):
 def test_update_and_after_change_nothing():
     _, index = Uniform().init(make_layout(1, 4, stores_next=True))
     one = jnp.ones((), jnp.int32)
-    assert Uniform().update(index, jnp.zeros(3, jnp.int32), jnp.ones((3, 2))) is index
+    assert Uniform().update_priorities(index, jnp.zeros(3, jnp.int32), jnp.ones((3, 2))) is index
     assert Uniform().post_update(index, Event(one, one, one > 0, one > 0)) is index
 
 

@@ -101,7 +101,7 @@ def put_nan(folder: Path) -> None:
         (lambda f: (f / "evaluations.csv").write_text("step,policy,return\n1,current,much\n"), "'much'"),
         (lambda f: (f / "evaluations.csv").write_text("step,policy\n1,current\n"), "it has no 'return'"),
         (lambda f: (f / "evaluations.csv").write_bytes(b"\xff\xfe\n"), "decode"),
-        (put_nan, "no finite number"),
+        (put_nan, "not finite"),
     ],
 )  # fmt: skip
 def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
@@ -114,7 +114,7 @@ def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
     assert why in sentence
     with pytest.warns(UserWarning, match="skipped .*bad/1"):
         qs.load_runs(tmp_path)
-    with pytest.raises(UsageError, match=r"no whole run among 1 folder\(s\): skipped .*bad/1"):
+    with pytest.raises(UsageError, match=r"no complete run in 1 folder\(s\): skipped .*bad/1"):
         qs.load_runs(tmp_path / "bad")
 
 
@@ -139,7 +139,7 @@ def five(tmp_path):
 
 
 def test_final_best_and_the_mean_of_the_last_are_kept_apart(five):
-    current = statistics.of_policy(five, "current")
+    current = statistics.select_policy(five, "current")
     assert statistics.final_scores(current)["score"].tolist() == [10, 20, 30, 40, 100]
     assert statistics.final_scores(current, 2)["score"].tolist() == [30, 35, 40, 45, 75]
     assert statistics.best_scores(current)["score"].tolist() == [50, 50, 50, 50, 100]
@@ -148,14 +148,14 @@ def test_final_best_and_the_mean_of_the_last_are_kept_apart(five):
 
 
 def test_the_kept_policy_counts_where_there_is_one(five):
-    rows = statistics.of_policy(five)
+    rows = statistics.select_policy(five)
     assert rows.groupby("seed")["policy"].agg(set).tolist() == [{"current"}] * 4 + [{"kept"}]
     assert statistics.final_scores(rows)["score"].tolist() == [10, 20, 30, 40, 200]
 
 
 def test_numbers_by_hand():
     scores = np.array([[10.0], [20.0], [30.0], [40.0], [100.0]])
-    found = statistics.aggregate(scores / 100, reps=50)
+    found = statistics.estimate_aggregates(scores / 100, reps=50)
     assert found["iqm"].value == pytest.approx(0.3)  # one of five is cut at each end
     assert found["mean"].value == pytest.approx(0.4)
     assert found["median"].value == pytest.approx(0.4)  # over tasks of the mean over runs: one task
@@ -177,7 +177,7 @@ def test_numbers_by_hand():
 def test_metrics_equal_rliable(runs):
     rng = np.random.default_rng(runs)
     x, y = rng.normal(size=(runs, 3)).round(1), rng.normal(size=(runs + 1, 3)).round(1)  # with ties
-    found = statistics.aggregate(x, reps=2)
+    found = statistics.estimate_aggregates(x, reps=2)
     assert found["iqm"].value == pytest.approx(metrics.aggregate_iqm(x))
     assert found["mean"].value == pytest.approx(metrics.aggregate_mean(x))
     assert found["median"].value == pytest.approx(metrics.aggregate_median(x))
@@ -192,9 +192,9 @@ def test_metrics_equal_rliable(runs):
 def test_intervals_equal_rliable_and_repeat():
     x = np.random.default_rng(0).normal(size=(5, 2))
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    found = statistics.aggregate(x, reps=200)["iqm"]
+    found = statistics.estimate_aggregates(x, reps=200)["iqm"]
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-    assert statistics.aggregate(x, reps=200)["iqm"] == found
+    assert statistics.estimate_aggregates(x, reps=200)["iqm"] == found
     np.random.seed(0)  # noqa: NPY002
     _, theirs = library.get_interval_estimates(
         {"x": [x]}, lambda s: np.array([metrics.aggregate_iqm(s)]), reps=200
@@ -206,13 +206,13 @@ def test_intervals_equal_rliable_and_repeat():
 def test_the_interval_covers_95_percent_of_resampled_means():
     """Of n equal halves at 0 and 1 the bootstrap mean is binomial: the bounds are its quantiles."""
     x = np.repeat([0.0, 1.0], 50)[:, None]
-    found = statistics.aggregate(x, reps=2000)["mean"]
+    found = statistics.estimate_aggregates(x, reps=2000)["mean"]
     assert found.low == pytest.approx(0.40, abs=0.015)
     assert found.high == pytest.approx(0.60, abs=0.015)
 
 
 def test_one_run_has_no_interval():
-    found = statistics.aggregate(np.array([[3.0]]), reps=50)["iqm"]
+    found = statistics.estimate_aggregates(np.array([[3.0]]), reps=50)["iqm"]
     assert found.value == 3.0
     assert np.isnan([found.low, found.high]).all()
 
@@ -234,10 +234,10 @@ def test_a_common_grid_makes_nothing_up():
     rows = rows_of({0: 1.0, 10: 2.0, 20: 3.0}, {5: 10.0, 15: 20.0})
     grid = statistics.common_grid(rows)
     assert grid.tolist() == [0, 5, 10, 15, 20]
-    values = statistics.on_grid(rows, grid)
+    values = statistics.align_to_grid(rows, grid)
     nan = np.nan
     np.testing.assert_array_equal(values, [[1, 1, 2, 2, 3], [nan, 10, 10, 20, nan]])
-    curve = statistics.curve(values, reps=20)
+    curve = statistics.estimate_columns(values, reps=20)
     np.testing.assert_array_equal(curve.value, [nan, 5.5, 6.0, 11.0, nan])
     thin = statistics.common_grid(rows_of(dict.fromkeys(range(1000), 0.0)), points=5)
     assert len(thin) == 5
@@ -246,7 +246,7 @@ def test_a_common_grid_makes_nothing_up():
 
 def test_curves_are_interquartile_means_point_by_point():
     values = np.random.default_rng(1).normal(size=(8, 4))
-    found = statistics.curve(values, reps=300)
+    found = statistics.estimate_columns(values, reps=300)
     np.testing.assert_allclose(found.value, [metrics.aggregate_iqm(values[:, [k]]) for k in range(4)])
     assert (found.low < found.value).all()
     assert (found.value < found.high).all()
@@ -265,21 +265,23 @@ def test_smoothed_returns():
             "return": [20.0, 10.0, 3.0, 0.0, 7.0],
         }
     )
-    assert statistics.smoothed(frame, 0.85)["return"].tolist() == pytest.approx([11.5, 10.0, 3.0, 9.775, 7.0])
-    assert statistics.smoothed(frame, 0.0) is frame
+    assert statistics.smooth_returns(frame, 0.85)["return"].tolist() == pytest.approx(
+        [11.5, 10.0, 3.0, 9.775, 7.0]
+    )
+    assert statistics.smooth_returns(frame, 0.0) is frame
     with pytest.raises(UsageError, match=r"--smooth is 1.0; it must lie in \[0, 1\)"):
-        statistics.smoothed(frame, 1.0)
+        statistics.smooth_returns(frame, 1.0)
 
 
 def test_published_curves_come_with_their_source():
-    frame = references.published(["td3", "simbav2-utd2"])
+    frame = references.load_published(["td3", "simbav2-utd2"])
     last = frame[(frame["env"] == "HalfCheetah-v1") & (frame["step"] == 1_000_000)].iloc[0]
     assert (last["method"], last["seeds"], last["mean"]) == ("TD3", 10, 9566.6)
     assert last["source"] == "sfujim/TD3 learning_curves"
     assert last["licence"] == "MIT"
     assert "10 episodes every 5k steps" in last["protocol"]
     assert set(frame[frame["name"] == "simbav2-utd2"]["protocol"]) == {"their authors' protocol"}
-    everything = references.published(references.published_names())
+    everything = references.load_published(references.published_names())
     assert len(everything) == 1040 + 99
     means_alone = ["sd", "iqm", "min", "max"]  # of SAVGO's figures
     assert everything.drop(columns=means_alone).notna().all(axis=None)
@@ -291,7 +293,7 @@ def test_published_curves_come_with_their_source():
     assert savgo["curve"].tolist()[:4] == [251, 874, 1907, 3021]
     assert {"sac", "crossq", "drq", "bro-utd10", "redq-utd20"} <= set(references.published_names())
     with pytest.raises(UsageError, match="no published curve 'simba'; did you mean simbav2-utd2"):
-        references.published(["simba"])
+        references.load_published(["simba"])
 
 
 def test_normalised_scores_of_the_td7_paper():
@@ -317,7 +319,7 @@ def test_normalised_scores_of_the_td7_paper():
 
 def test_labels_are_broken_between_fields():
     label = "td7[base.actor_hidden=32x32,base.critic_hidden=32x32,base.batch_size=128,sale.width=64]"
-    lines = figures.wrapped(label).split("\n")
+    lines = figures.wrap_label(label).split("\n")
     assert len(lines) == 2
     assert lines[0].endswith(",")
     assert "".join(lines).replace(" ", "") == label
@@ -370,7 +372,7 @@ def test_best_ranks_by_the_best_evaluation(tmp_path):
 
 
 def test_a_hostile_label_stays_text():
-    assert tables.latex("<script>_100%$&#{}~^\\") == (
+    assert tables.escape_latex("<script>_100%$&#{}~^\\") == (
         r"\textless{}script\textgreater{}\_100\%\$\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
 
@@ -384,9 +386,9 @@ def test_figures_give_back_the_axes_they_take(five, tmp_path):
 
     mine = Figure()
     ax = mine.subplots()
-    rows = statistics.of_policy(five)
-    assert figures.learning_curves(rows, ax, reps=20) is ax
-    assert isinstance(figures.learning_curves(rows, reps=20), Axes)
+    rows = statistics.select_policy(five)
+    assert figures.draw_learning_curves(rows, ax, reps=20) is ax
+    assert isinstance(figures.draw_learning_curves(rows, reps=20), Axes)
     ax.set_title("mine")
     mine.savefig(tmp_path / "mine.png")
     assert (tmp_path / "mine.png").stat().st_size > 5_000
@@ -397,8 +399,8 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
         returns = {0: [0.0], 50_000: [seed * 100.0], 100_000: [seed * 200.0]}
         write_run(tmp_path / str(seed), label="$td3$", env="Ant-v5", seed=seed, returns=returns)
     rows = qs.load_runs(tmp_path)
-    published = references.published(["td3", "sac"])
-    ax = figures.learning_curves(rows, published=published, reps=20)
+    published = references.load_published(["td3", "sac"])
+    ax = figures.draw_learning_curves(rows, published=published, reps=20)
     ours, sac, td3 = ax.get_lines()
     assert ours.get_xydata().tolist() == [[0, 0], [50_000, 200], [100_000, 400]]
     assert ours.get_color() in figures.COLOURS
@@ -414,7 +416,7 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
         assert "protocol" in label or "episodes" in label
         assert line.get_xdata().max() == 100_000  # no further than our own runs
     assert len(ax.collections) == 1  # the band
-    each = figures.learning_curves(rows, each=True)
+    each = figures.draw_learning_curves(rows, each=True)
     assert len(each.get_lines()) == 6
     assert not each.collections
     assert ax.get_title() == "Ant-v5"
@@ -432,6 +434,9 @@ def test_an_overview_has_a_panel_for_each_environment_and_a_profile(tmp_path):
         for seed in range(3):
             write_run(tmp_path / env / str(seed), env=env, seed=seed, returns={0: [0.0], 10: [100.0 * seed]})
     made = tables.compare(qs.load_runs(tmp_path), reps=20)
-    titles = [ax.get_title() for ax in figures.overview(made.rows, scores=made.scores, reps=20).axes]
+    titles = [ax.get_title() for ax in figures.draw_overview(made.rows, scores=made.scores, reps=20).axes]
     assert titles == ["Ant-v5", "Hopper-v5", "Performance profile"]
-    assert [ax.get_title() for ax in figures.overview(made.rows, reps=20).axes] == ["Ant-v5", "Hopper-v5"]
+    assert [ax.get_title() for ax in figures.draw_overview(made.rows, reps=20).axes] == [
+        "Ant-v5",
+        "Hopper-v5",
+    ]

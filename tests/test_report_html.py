@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rows import slow
 from runs_on_disk import write_run
 
 from qscape.cli import main
 from qscape.report import interactive, page, records, tables, words
-from qscape.report.findings import smoothness_of_runs
+from qscape.report.findings import collect_smoothness
 from qscape.report.runs import read_runs
 
 EVIL = "<script>alert(1)</script>"
@@ -96,6 +97,7 @@ def report(runs):
 # --- in a browser -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_quiet_and_whole(report, visit):
     seen = visit(report)
     titles = seen.locator("h2").all_inner_texts()
@@ -135,6 +137,7 @@ def test_a_click_in_the_legend_hides_a_curve_and_its_band(report, visit):
     assert bands.count() == 2  # what was hidden stays hidden in other colours
 
 
+@pytest.mark.slow
 def test_downloads_hold_the_numbers(report, runs, visit):
     seen = visit(report)
 
@@ -167,7 +170,7 @@ def test_what_comes_from_runs_is_text(report, visit):
                          "(s) => s.type === 'application/json')")  # fmt: skip
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [False, slow(True)])
 def test_a_phone_shows_it_without_sideways_scrolling(report, visit, dark):
     seen = visit(report, 375, dark)
     assert seen.evaluate("document.documentElement.scrollWidth") == 375
@@ -212,6 +215,7 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
+@pytest.mark.slow
 def test_paper_is_light(report, visit):
     seen = visit(report, dark=True)
     seen.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -241,7 +245,7 @@ def test_words_say_who_leads_and_whether_it_means_anything(tmp_path):
     write_run(tmp_path / "e", label="e", env="Swimmer-v5", returns={10: [7.0]})
     write_run(tmp_path / "f", label="f", env="Swimmer-v5", returns={10: [6.0]})
     write_run(tmp_path / "g", label="g", env="Walker2d-v5", returns={10: [0.25]})
-    ant, hopper, swimmer, walker = words.summary(compared(tmp_path))
+    ant, hopper, swimmer, walker = words.summarise_comparison(compared(tmp_path))
     # interquartile means of 100 ... 104 and of 50 ... 54: one is cut at each end
     assert re.fullmatch(
         r"Ant-v5: a has the highest score, 102\.0 \(5 seeds, 95% interval 10\d\.\d to 10\d\.\d\); "
@@ -249,9 +253,9 @@ def test_words_say_who_leads_and_whether_it_means_anything(tmp_path):
         ant,
     )
     assert hopper.startswith("Hopper-v5: d has the highest score, 20.0")
-    assert hopper.endswith("Their intervals overlap: these runs do not tell the two apart.")
+    assert hopper.endswith("Their intervals overlap: these runs do not separate the two.")
     assert swimmer.endswith(
-        "with 6.00 (1 seed, no interval). One seed says nothing about the next: no claim."
+        "with 6.00 (1 seed, no interval). A single seed does not predict the next one: no claim."
     )
     assert walker == "Walker2d-v5: g reaches 0.250 (1 seed, no interval)."
 
@@ -265,8 +269,8 @@ def test_words_over_environments_and_of_few_seeds(tmp_path):
             write_run(
                 tmp_path / env / f"b{seed}", label="b", env=env, seed=seed, returns={10: [1000.0 + seed]}
             )
-    said = words.summary(compared(tmp_path))
-    assert said[0].endswith("do not overlap, but fewer than 5 seeds are no ground for a claim.")
+    said = words.summarise_comparison(compared(tmp_path))
+    assert said[0].endswith("do not overlap, but fewer than 5 seeds do not support a claim.")
     assert said[2].startswith("Over all 2 environments: a has the highest normalised interquartile mean, ")
 
 
@@ -283,7 +287,7 @@ def test_settings_that_differ(tmp_path):
         write_run(
             tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, "eval_every": 5}
         )
-    found, _ = records.read(sorted(str(p) for p in tmp_path.iterdir()))
+    found, _ = records.read_records(sorted(str(p) for p in tmp_path.iterdir()))
     columns, rows = records.differing_settings(found)
     assert columns == ["setting", "a", "b", "c"]
     # warm-ups differ between environments, not between agents; lap.alpha is equal where there is lap
@@ -296,7 +300,7 @@ def test_smoothness_is_measured_or_else_probed(tmp_path):
     write_run(tmp_path / "1", seed=1, returns={0: [1.0], 10: [2.0, 4.0]}, sm={0: 9.0, 10: 8.0})
     write_run(tmp_path / "2", seed=2)
     made = compared(tmp_path)
-    points = smoothness_of_runs(made.rows, records.read(made.rows["run"].unique())[0])
+    points = collect_smoothness(made.rows, records.read_records(made.rows["run"].unique())[0])
     assert points[["seed", "sm", "return"]].to_numpy().tolist() == [[0, 1.0, 20.0], [1, 8.0, 3.0]]
 
 
@@ -308,7 +312,7 @@ def test_the_pareto_front_has_those_that_nobody_beats_in_both():
         "poor": [2.0, 0.5],
         "worst": [9.5, 0.0],
     }
-    assert interactive.not_dominated({k: np.array(v) for k, v in ends.items()}) == ["smooth", "best"]
+    assert interactive.find_pareto_front({k: np.array(v) for k, v in ends.items()}) == ["smooth", "best"]
 
 
 def test_findings_that_are_broken_are_named(runs, tmp_path, capsys):
@@ -331,7 +335,9 @@ def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
     from qscape.report import draft, html
 
     monkeypatch.setattr(html, "LARGEST", 3)
-    text, row = html.raw(draft.begin(compared(runs, smooth=0.9), (), 9))  # raw data are never smoothed
+    text, row = html.evaluations_csv(
+        draft.begin_draft(compared(runs, smooth=0.9), (), 9)
+    )  # raw data are never smoothed
     rows = list(csv.DictReader(io.StringIO(text)))
     assert (row, len(rows)) == ("an evaluation", len(ENVS) * len(LABELS) * 5 * 3)
     assert float(rows[-1]["return"]) == np.mean(returns("td7", 4)[100_000])
@@ -339,8 +345,8 @@ def test_large_comparisons_hold_a_row_for_each_evaluation(runs, monkeypatch):
 
 def test_labels_fit_a_phone_and_stay_text():
     name = "sac+savgo[base.warmup=500,base.actor_hidden=16x16,base.critic_hidden=16x16]"
-    lines = page.label(name).split("<br>")
+    lines = page.wrap_for_plotly(name).split("<br>")
     assert "".join(lines) == name
     assert max(map(len, lines)) <= 40
-    assert page.label(f"{EVIL} & so") == "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so"
-    assert page.label("x" * 90, 40) == f"{'x' * 40}<br>{'x' * 40}<br>{'x' * 10}"
+    assert page.wrap_for_plotly(f"{EVIL} & so") == "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so"
+    assert page.wrap_for_plotly("x" * 90, 40) == f"{'x' * 40}<br>{'x' * 40}<br>{'x' * 10}"

@@ -41,6 +41,7 @@ def test_seeds_side_by_side_are_reset_together():
     assert " cond[" in str(jax.make_jaxpr(jax.vmap(one, (0, None)))(seeds, at(3)))
 
 
+@pytest.mark.slow
 def test_an_update_ends_with_the_reset():
     """Up to it nothing differs; then the state is a fresh one, and replay is what it was."""
     base = {"replay_capacity": 1024, "actor_hidden": (8, 8), "critic_hidden": (8, 8)}
@@ -50,7 +51,7 @@ def test_an_update_ends_with_the_reset():
         assert same(run.state, twin.state)
     before, run, twin = run.state, run.step(), twin.step()
     key = stream(jax.random.fold_in(run.key, 3), "resets.restart")
-    fresh = jax.jit(run.agent.anew)(before._replace(updates=jnp.array(3)), key)
+    fresh = jax.jit(run.agent.reinitialise)(before._replace(updates=jnp.array(3)), key)
     for mine, expected in zip(jax.tree.leaves(run.state), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-6)
     assert same(run.replay_state, twin.replay_state)
@@ -62,7 +63,7 @@ def test_an_update_ends_with_the_reset():
 def test_all_that_is_learned_begins_anew_and_the_rest_goes_on():
     agent = make("td3+normalise")
     state = state_of(agent)._replace(updates=jnp.array(7), env_steps=jnp.array(70))
-    anew = jax.jit(agent.anew)
+    anew = jax.jit(agent.reinitialise)
     fresh, other = anew(state, jax.random.key(1)), anew(state, jax.random.key(2))
     new = Resets(every=1).reset(state, lambda: fresh, at(5), agent.base)
     assert same(new, fresh)
@@ -103,11 +104,14 @@ def test_every_agent_keeps_its_shape(recipe, what):
     state = jax.eval_shape(agent.init, jax.random.key(0))
 
     def reset(state):
-        return agent.reset.reset(state, lambda: agent.anew(state, jax.random.key(1)), at(1), agent.base)
+        return agent.reset.reset(
+            state, lambda: agent.reinitialise(state, jax.random.key(1)), at(1), agent.base
+        )
 
     assert jax.eval_shape(reset, state) == state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "what"), [("sac+resets", "all"), ("td3+savo+resets", "last")])
 def test_a_resumed_run_equals_an_uninterrupted_one(recipe, what, tmp_path):
     """Resets after 40 and 80 steps of learning; the run stops before, between and after them."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rows import slow
 from tiny import (
     arrays,
     assert_same_run,
@@ -96,9 +97,9 @@ CLOCK = Plan(
 @pytest.mark.parametrize(
     ("plan", "stops"),
     [
-        (PENDULUM, [(333, "step"), (600, "burst")]),
+        slow(PENDULUM, [(333, "step"), (600, "learn")]),
         (CHEETAH, [(149, "step"), (299, "step")]),  # in an episode, and at the end of one
-        (VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
+        slow(VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
     ],
     ids=["pendulum-td7", "cheetah-td3+sale+lap", "vector-sac+normalise"],
 )
@@ -110,12 +111,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):
     assert not end.interrupted
     for steps, where in stops:
         interrupted(plan, other, steps, where)
-        if where == "burst":
+        if where == "learn":
             assert (numbers(other)["pending"], numbers(other)["chosen"]) == (150, False)
     list(resume(other))
     assert_same_run(one, other)
 
 
+@pytest.mark.slow
 def test_the_burst_that_ends_a_run_may_be_interrupted_too(tmp_path):
     """No environment step is left then, but updates, an evaluation and a log line are."""
     one, other = tmp_path / "whole", tmp_path / "resumed"
@@ -124,7 +126,7 @@ def test_the_burst_that_ends_a_run_may_be_interrupted_too(tmp_path):
     plan = Plan("td3+checkpoints", "tiny:Clock-v0", steps, settings=small, eval_every=200, eval_episodes=2)
     whole(plan, one)
     assert numbers(one)["updates"] == 300
-    interrupted(plan, other, steps, "burst")
+    interrupted(plan, other, steps, "learn")
     assert (numbers(other)["updates"], numbers(other)["env_steps"]) == (250, steps)
     list(resume(other))
     assert_same_run(one, other)
@@ -188,7 +190,7 @@ def test_a_damaged_older_save_ends_no_healthy_run(broken_off, tmp_path, clock):
     assert arrays(folder) == arrays(clock)
 
 
-@pytest.mark.parametrize("derived", [False, True])
+@pytest.mark.parametrize("derived", [False, slow(True)])
 def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_path, monkeypatch):
     """As in environments of Box2D: what follows the newest row is no successor of it."""
     next_observation = "derived" if derived else "stored"
@@ -209,7 +211,7 @@ def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_pat
     list(resume(folder, on_trainer=keep))
     trainer = seen["trainer"]
     layout, ends = trainer.layout, []
-    rows, size = np.asarray(trainer.storage), int(trainer.replay_state.size[0])
+    rows, size = np.asarray(trainer.storage), int(trainer.carry.replay_state.size[0])
     columns = layout.slices
     for at in range(size - 1):
         row = {name: rows[at, where] for name, where in columns.items()}
@@ -224,6 +226,7 @@ def test_episodes_that_cannot_be_taken_on_are_cut_in_the_replay(derived, tmp_pat
     assert ends[70] == 1.0, "cut where the save was made"
 
 
+@pytest.mark.slow
 def test_a_run_from_another_one_that_has_no_save_yet_begins_from_it_again(clock, tmp_path):
     folder = tmp_path / "tuned"
     plan = dataclasses.replace(CLOCK, start=str(clock), steps=60)
@@ -247,6 +250,7 @@ def test_a_run_can_be_made_longer(clock, tmp_path):
     assert metrics(folder) == metrics(clock)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_save_starts_again(clock, tmp_path):
     folder = tmp_path / "run"
     events = train(CLOCK, folder)
@@ -287,6 +291,7 @@ def taken() -> bool:
     return any(CAPACITY in x.shape for x in jax.live_arrays())
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_replay_is_told_before_it_is_taken(tmp_path):
     for begin in partial(train, ODD, tmp_path / "run"), partial(resume, tmp_path / "run", 500):
         held = []
@@ -388,7 +393,7 @@ sizes["save"] = grown(lambda: folders.save(folder, one, False))
 sizes["train"] = grown(lambda: train(one, 10))
 sizes["save again"] = grown(lambda: folders.save(folder, one, False))
 sizes["resume"] = grown(lambda: go_on(other)) - one.layout.nbytes
-sizes["same"] = bool((np.asarray(one.rows)[:3_200] == np.asarray(other.rows)[:3_200]).all())
+sizes["same"] = bool((np.asarray(one.storage)[:3_200] == np.asarray(other.storage)[:3_200]).all())
 print(json.dumps(sizes))
 """
 
@@ -441,6 +446,7 @@ def wait_for_save(process, folder: Path, beyond: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_several_seeds_kill_and_ctrl_c(tmp_path, begin):
     """Two seeds side by side in processes of their own; seed 1 alone, killed, interrupted by Ctrl-C and
     resumed twice, equals the one of the two."""
@@ -489,7 +495,7 @@ def test_ctrl_c_reaches_every_seed(tmp_path, begin):
     assert "Traceback" not in err
     for seed in seeds[:-1]:
         assert f"interrupted: {tmp_path / str(seed)}" in out
-        assert f"to go on: qscape resume {tmp_path / str(seed)}" in out
+        assert f"to continue: qscape resume {tmp_path / str(seed)}" in out
         assert not numbers(tmp_path / str(seed))["finished"]
-    assert f"not begun: {tmp_path / str(seeds[-1])}" in out
+    assert f"not started: {tmp_path / str(seeds[-1])}" in out
     assert not (tmp_path / str(seeds[-1])).exists()

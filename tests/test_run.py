@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from tiny import Clock, arrays, evaluations, settings
 
 from qscape import agents
@@ -57,7 +58,7 @@ def run(recipe, steps, envs=1, length=30, extra=None, **base):
 # --- what is done when -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac"])
+@pytest.mark.parametrize("recipe", ["td3", slow("sac")])
 def test_one_update_a_step_from_the_step_after_the_warm_up(recipe):
     """No update in 50 random steps; the action of step t is chosen after the update of step t - 1."""
     trainer, seen = run(recipe, 200, warmup=50)
@@ -90,7 +91,7 @@ def test_td7_begins_at_an_episodes_end_and_trains_between_episodes():
     assert drawn == [True] * policy_step + [False] * 10
 
 
-@pytest.mark.parametrize(("envs", "updates_per_step"), [(1, 1.0), (1, 0.5), (3, 1.0)])
+@pytest.mark.parametrize(("envs", "updates_per_step"), [slow(1, 1.0), (1, 0.5), (3, 1.0)])
 def test_running_statistics_count_every_observation_acted_on_once(envs, updates_per_step):
     """The random phase included, and the action that waits for step 301; 0.0001 is there at the start."""
     how = {"warmup": 60, "updates_per_step": updates_per_step}
@@ -127,7 +128,7 @@ def by_hand(recipe, steps, warmup, lag=0):
     return np.array(actions), state
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac"])
+@pytest.mark.parametrize("recipe", ["td3", slow("sac")])
 def test_the_loop_equals_one_by_hand(recipe):
     """Every action and the last parameters; a policy one update older would be seen at once."""
     trainer, seen = run(recipe, 120, warmup=40)
@@ -140,6 +141,7 @@ def test_the_loop_equals_one_by_hand(recipe):
     assert np.abs(late[44:] - actions[44:]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_vector_environments_get_an_update_for_each_step_of_each():
     trainer, seen = run("td3", 300, envs=3, warmup=60)
     assert seen.steps == list(range(0, 300, 3))
@@ -161,14 +163,14 @@ def test_checkpoints_with_vector_environments_train_only_between_episodes():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "next_observation"), [("td3+checkpoints", "stored"), ("td3+lap+checkpoints", "derived")]
+    ("recipe", "next_observation"), [slow("td3+checkpoints", "stored"), ("td3+lap+checkpoints", "derived")]
 )
 def test_no_transition_in_replay_crosses_a_reset(recipe, next_observation):
     """Three environments with episodes of 30, 35 and 40 steps, a replay that was overwritten, and returns
     over three steps: every row is one piece of one episode. (No update: none could write to a row.)"""
     base = {"replay_capacity": 300, "next_observation": next_observation}
     trainer, _ = run(recipe, 900, envs=3, warmup=900, **base)
-    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.storage, trainer.replay_state
+    agent, layout, rows, index = trainer.agent, trainer.layout, trainer.storage, trainer.carry.replay_state
     i = agent.replay.sample(layout, rows, index, jax.random.key(3), 5_000)
     batch = rows_at(layout, rows, index, i, 3, 0.99, {"previous_observation"})
     at, after = np.asarray(batch.observation), np.asarray(batch.next_observation)

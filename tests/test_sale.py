@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rows import slow
 from test_savo import A, S, functions, make, state_of
 
-from qscape.methods.sale import SALE, Encoder, Seen
+from qscape.methods.sale import SALE, Encoder, Statistics
 from qscape.offpolicy import update
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import PartState
@@ -118,18 +119,18 @@ def close(x, y):
     [
         {},
         {"target": "fixed_embedding"},
-        {"target": "next_observation"},
+        slow({"target": "next_observation"}),
         {"target": "next_pair"},
         {"predict_reward": True},
         {"loss": "cosine"},
         {"loss": "cosine", "state_norm": "none"},
-        {"loss": "cosine", "target": "next_observation", "predict_reward": True},
+        slow({"loss": "cosine", "target": "next_observation", "predict_reward": True}),
         {"state_norm": "layer"},
         {"pair_norm": "avg_l1"},
         {"pair_norm": "layer", "target": "next_pair"},
         {"state_norm": "batch", "pair_norm": "batch"},
-        {"state_norm": "batch", "target": "fixed_embedding"},
-        {"input_norm": "batch", "target": "next_pair", "pair_norm": "batch"},
+        slow({"state_norm": "batch", "target": "fixed_embedding"}),
+        slow({"input_norm": "batch", "target": "next_pair", "pair_norm": "batch"}),
     ],
     ids=str,
 )
@@ -175,7 +176,10 @@ VIEWS = [
 def test_which_encoder_is_seen(settings, views):
     f, *copies = (Encoder(name, None, None, None) for name in ("f", "f_t", "f_t-1"))
     own = PartState(f, extra=(*copies, None))
-    assert tuple(SALE(**settings).view(own, which).f for which in ("online", "fixed", "target")) == views
+    assert (
+        tuple(SALE(**settings).encoder_params(own, which).f for which in ("online", "fixed", "target"))
+        == views
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_what_batch_normalisation_sees(synced):
     z_s = (f - f.mean(0)) / np.sqrt(f.var(0) + 1e-5)
     g = np.asarray(mlp(own.params.g, cat(z_s, batch.action)))
     x = np.concatenate([batch.observation, batch.action], 1)
-    found = Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
+    found = Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
     seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.extra[2], found)
     event = Event(jnp.asarray(1), jnp.asarray(0), NO, jnp.array(synced))
     after = update._after(update.Now(agent, batch, event, KEY), state, batch.reward, {}).part_states["sale"]
@@ -242,15 +246,15 @@ def test_batch_normalised_inputs_have_mean_0_and_variance_1():
     """φ by the statistics of a batch is that batch, normalised."""
     agent, state, batch = sale(input_norm="batch", critic_inputs=("sa",))
     x = np.concatenate([batch.observation, batch.action], 1)
-    seen = Seen(None, None, (jnp.asarray(x.mean(0)), jnp.asarray(np.cov(x.T, bias=True), jnp.float32)))
+    seen = Statistics(None, None, (jnp.asarray(x.mean(0)), jnp.asarray(np.cov(x.T, bias=True), jnp.float32)))
     view = Encoder(None, None, None, None, seen)
-    stage = agent.representation.fit(view, state.critics[0]).stage
+    stage = agent.representation.adapt_network(view, state.critics[0]).stage
     found = np.asarray(stage(jnp.asarray(x)))
     raw = np.asarray(linear(state.critics[0].stage.linear, x))
     np.testing.assert_allclose(found, (raw - raw.mean(0)) / raw.std(0), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("beta", [None, 3.0])
+@pytest.mark.parametrize("beta", [None, slow(3.0)])
 def test_end_to_end_the_critics_loss_moves_the_encoder_too(monkeypatch, beta):
     """By ∇(critics' loss + β · encoder's loss); None: not at all."""
     monkeypatch.setattr(Agent, "optimiser", lambda *_: optax.sgd(1.0))  # a step is the gradient

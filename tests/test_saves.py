@@ -495,6 +495,7 @@ def check(folder: Path, finished: int) -> None:
     assert len(list((folder / "7").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_killed_at_every_file_operation(tmp_path, writers):
     killed, crash = True, 0
     while killed:

@@ -12,22 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rows import slow
 from small import build, same, start
 from test_contract import QUICK
 
 from qscape import agents
 from qscape.agents import preset
 from qscape.errors import UsageError
+from qscape.methods import _value_geometry as geometry
 from qscape.methods import savgo
-from qscape.methods.savgo import SAVGO, Slow
+from qscape.methods.savgo import SAVGO, SlowEncoder
 from qscape.nets import MLP
 from qscape.nets.heads import SquashedNormal
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
-from qscape.ops import geometry
 from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
+from qscape.ops.ranking import rank_correlation
 from qscape.ops.running import add_row, init_moments, standardise
 from qscape.ops.td import td_target
 from qscape.replay.storage import rows_at
@@ -62,10 +64,10 @@ def test_smooth_l1_is_the_huber_function_over_b():
 def test_the_gap_scale_counts_the_diagonal_and_follows_slowly():
     first = geometry.gap_scale(geometry.value_gaps(U))
     close(first, 6.800001)  # 7.000001: without the diagonal
-    scale = geometry.update_gap_scale(jnp.zeros(()), first, 0.005)
+    scale = geometry.update_scale(jnp.zeros(()), first, 0.005)
     assert scale == first
     second = geometry.gap_scale(geometry.value_gaps(2 * U))
-    close(geometry.update_gap_scale(scale, second, 0.005), 6.834001)
+    close(geometry.update_scale(scale, second, 0.005), 6.834001)
 
 
 @pytest.mark.parametrize("n", [2, 5, 100, 1024])
@@ -89,7 +91,7 @@ def test_similarity_of_values():
 def test_bootstrapped_similarity_ends_with_the_row():
     now = geometry.similarity(geometry.value_gaps(U), 6.800001, 1.5)
     halves = jnp.array([[1.0, 0.0]] * 5) * np.sqrt(0.5)  # all z'_i · z'_j = 0.5
-    wanted = geometry.bootstrapped_similarity(now, halves, jnp.array([0.0, 0, 1, 0, 0]), 0.99, 0.5)
+    wanted = geometry.bootstrap_similarity(now, halves, jnp.array([0.0, 0, 1, 0, 0]), 0.99, 0.5)
     at = [(0, 1), (0, 2), (2, 0), (0, 4), (4, 2)]
     close([wanted[i] for i in at], [0.691106, 0.587992, 0.340492, -0.2525, 0.116991])
 
@@ -102,7 +104,7 @@ def test_encoder_loss(exponent, expected):
     scale = geometry.gap_scale(gaps)
     close(scale, 3.000001)
     now = geometry.similarity(gaps, scale, exponent)
-    wanted = geometry.bootstrapped_similarity(now, later, jnp.array([0.0, 1.0, 0.0]), 0.99, 0.5)
+    wanted = geometry.bootstrap_similarity(now, later, jnp.array([0.0, 1.0, 0.0]), 0.99, 0.5)
 
     def loss(raw):
         return geometry.encoder_loss(unit(raw), wanted, 0.2)
@@ -122,11 +124,11 @@ def test_temperature():
     )
     close(geometry.anneal_temperature(steps, 0.3, 0.3, 200_000), [0.3] * 7)  # no schedule
     near = jnp.array([[0.2, 0.4, 0.9]])
-    close(0.3 + geometry.candidate_spread(near), [0.660555])  # 0.594392: divided by K
+    close(0.3 + geometry.spread(near), [0.660555])  # 0.594392: divided by K
 
 
 def climbed(near, adaptive=False, center=False, values=VALUES, uniform=0.05):
-    tau = 0.3 + geometry.candidate_spread(near)[:, None] if adaptive else 0.3
+    tau = 0.3 + geometry.spread(near)[:, None] if adaptive else 0.3
     return geometry.kernel_value(geometry.kernel_weights(near, tau, uniform), values, center).sum()
 
 
@@ -164,13 +166,14 @@ def test_equal_values_and_equal_cosines(adaptive):
     assert (uniform == 0.0).all()
 
 
+@pytest.mark.slow
 def test_rank_correlation_is_scipys():
     from scipy.stats import spearmanr
 
     x, y = np.random.default_rng(0).normal(size=(2, 300)).round(1)  # with ties
     y = (y - x).round(1)
-    close(geometry.rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
-    assert geometry.rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
+    close(rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
+    assert rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
 
 
 def test_normaliser():
@@ -242,8 +245,8 @@ def test_the_temperature_falls_where_the_policy_is_random_enough():
 
 
 def test_the_slow_encoder_follows():
-    own = PartState(params=jnp.array(2.0), extra=Slow(jnp.array(1.0), jnp.zeros(())))
-    after = SAVGO().post_update(own, {"savgo_gap_scale": jnp.array(3.0)}, None, None)
+    own = PartState(params=jnp.array(2.0), extra=SlowEncoder(jnp.array(1.0), jnp.array(3.0)))
+    after = SAVGO().post_update(own, None, None)
     close((after.extra.encoder, after.extra.scale), (1.005, 3.0))
 
 
@@ -273,7 +276,7 @@ def test_networks_have_the_published_sizes():
     assert sizes(Spec(348, 17)) == [229_666, 319_490, 291_072]
 
 
-@pytest.mark.parametrize("recipe", ["sac", "sac+sale"])
+@pytest.mark.parametrize("recipe", [slow("sac"), "sac+sale"])
 def test_a_state_is_embedded_once_for_all_its_actions(recipe):
     """Q at one state [B, 1, S] and K actions [B, K, A] is Q at the state repeated, with fewer products."""
     agent = build(recipe, 16)
@@ -290,7 +293,7 @@ def test_a_state_is_embedded_once_for_all_its_actions(recipe):
     assert costs[0] < costs[1]
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("unit", 0.5), ("released", 0.2)])
+@pytest.mark.parametrize(("scale", "expected"), [slow("unit", 0.5), ("released", 0.2)])
 def test_candidates_in_units_of_the_environment(scale, expected):
     bound = np.full(1, 0.4, np.float32)
     part, spec = SAVGO(jitter=0.0, action_scale=scale, candidates=2), Spec(1, 1, low=-bound, high=bound)
@@ -308,7 +311,7 @@ def test_candidates_in_units_of_the_environment(scale, expected):
         seen.setdefault("critic", []).append(action)
         return [action.sum(-1)]
 
-    own = PartState(params="online", actor_params=jnp.zeros(()), extra=Slow("slow", jnp.zeros(())))
+    own = PartState(params="online", actor_params=jnp.zeros(()), extra=SlowEncoder("slow", jnp.zeros(())))
     batch = Batch(*(jnp.full(s, 0.5) for s in ((2, 1), (2, 1), (2,), (2,), (2, 1))), 0.99)
     context = stub(sharp, value, spec)
     part.learn("online", own, context, batch, jax.random.key(0))
@@ -348,7 +351,7 @@ class Scene(NamedTuple):
         return self.agent.functions(state, event)
 
     def climb(self, part, context, learned, slow, tuned):
-        own = PartState(learned, tuned, Slow(slow, jnp.ones(())))
+        own = PartState(learned, tuned, SlowEncoder(slow, jnp.ones(())))
         return part.loss(context.policy, context.q, tuned, own, context, self.batch, jax.random.key(5))[0]
 
     def gradients(self, part, which="climb"):
@@ -357,7 +360,7 @@ class Scene(NamedTuple):
             context = self.context(*nets)
             if which == "climb":
                 return self.climb(part, context, learned, slow, tuned)
-            own = PartState(learned, tuned, Slow(slow, jnp.ones(())))
+            own = PartState(learned, tuned, SlowEncoder(slow, jnp.ones(())))
             return part.learn(learned, own, context, self.batch, jax.random.key(5))[0]
 
         names = ("actor", "critics", "critics_target", "encoder", "slow_encoder", "log_alpha")
@@ -372,7 +375,7 @@ def scene() -> Scene:
     part = dataclasses.replace(run.agent.policy_loss, tau=0.003, tau_end=0.003, jitter=0.5)
     agent, state = dataclasses.replace(run.agent, policy_loss=part), run.state
     i = jnp.arange(16)
-    batch = rows_at(agent.layout(1), run.storage, run.replay_state, i, *agent.reads)
+    batch = rows_at(agent.layout(1), run.storage, run.replay_state, i, *agent.sampling_options)
     other = agent.init(jax.random.key(7))  # slow copies that differ from their originals
     mine = state.part_states["savgo"]
     slow = jax.tree.map(lambda x: 3.0 * x, other.critics), other.part_states["savgo"].params
@@ -384,7 +387,7 @@ def zero(tree) -> bool:
     return all((np.asarray(x) == 0.0).all() for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("fields", [{}, {"adaptive": True, "center": True, "variant": "v1"}])
+@pytest.mark.parametrize("fields", [slow({}), {"adaptive": True, "center": True, "variant": "v1"}])
 def test_the_climb_moves_actor_and_temperature_alone(scene, fields):
     found = scene.gradients(dataclasses.replace(scene.agent.policy_loss, **fields))
     assert {name for name, g in found.items() if not zero(g)} == {"actor", "log_alpha"}
@@ -402,8 +405,8 @@ def test_values_that_are_compared(scene):
     q = jnp.minimum(*context.q_target(batch.observation, batch.action))
     v2 = jnp.where(batch.terminated > 0, batch.reward, batch.reward + 0.99 * q)
     part = scene.agent.policy_loss
-    close(part.worth(context, batch), v2)
-    close(dataclasses.replace(part, variant="v1").worth(context, batch), q)
+    close(part.compared_values(context, batch), v2)
+    close(dataclasses.replace(part, variant="v1").compared_values(context, batch), q)
 
 
 def actor_gradient(scene, part, change=lambda context: context):
@@ -511,6 +514,7 @@ def test_a_kernel_batch_takes_the_first_states(scene):
     assert apart(pulls[2], pulls[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_candidates_in_blocks_are_the_same_candidates(scene, monkeypatch):
     part, entropy = scene.agent.policy_loss, entropy_gradient(scene)
     whole = actor_gradient(scene, part) - entropy
@@ -556,6 +560,7 @@ def differing(one, other) -> set[str]:
     return {name for name in leaves[0] if not all(map(close, leaves[0][name], leaves[1][name]))}
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_update_at_256_candidates():
     """77 MiB as XLA plans it; all candidates at once would take 322 MiB."""
     agent = agents.build("sac+savgo", {"savgo": {"candidates": 256}}).on(Spec(17, 6))
@@ -566,6 +571,7 @@ def test_the_memory_of_an_update_at_256_candidates():
     assert 2**20 < planned.temp_size_in_bytes < 150 * 2**20
 
 
+@pytest.mark.slow
 def test_order_of_one_update():
     """Encoder, then actor on the stepped encoder; the critics' step is felt in the next update only."""
     usual = first_update()
@@ -587,8 +593,8 @@ def test_a_time_limit_ends_the_return_if_asked():
     assert 0 < plain.extra["truncated"].sum() < 700
     assert same(plain.terminated, run.memory.terminated)
     assert same(asked.terminated, jnp.maximum(plain.terminated, plain.extra["truncated"]))
-    assert agents.build("sac").reads[-1]
-    assert not agents.build("sac", {"base": {"bootstrap_at_time_limits": False}}).reads[-1]
+    assert agents.build("sac").sampling_options[-1]
+    assert not agents.build("sac", {"base": {"bootstrap_at_time_limits": False}}).sampling_options[-1]
 
 
 # --- a bandit ---------------------------------------------------------------------------------------
@@ -597,7 +603,7 @@ def test_a_time_limit_ends_the_return_if_asked():
 class Bandit(NamedTuple):
     policy: Any  # μ and r, before the squash
     encoder: Any
-    slow: Slow
+    slow: SlowEncoder
     log_alpha: Any
     optimisers: Any
 
@@ -631,16 +637,19 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
         context = stub(said(now.policy), value, spec, number)
         encoder, slow = now.encoder, now.slow
         if not part.frozen:
-            gradient, metrics = jax.grad(
-                lambda x: part.learn(x, own(x), context, batch, key_learn), has_aux=True
-            )(encoder)
+
+            def loss(x):
+                value, _, extra = part.learn(x, parts(x), context, batch, key_learn)
+                return value, extra
+
+            gradient, slow = jax.grad(loss, has_aux=True)(encoder)
             step, o_encoder = adams[1].update(gradient, o_encoder)
             encoder = optax.apply_updates(encoder, step)
-            slow = part.post_update(PartState(encoder, None, now.slow), metrics, None, None).extra
+            slow = part.post_update(PartState(encoder, None, slow), None, None).extra
 
         def climb(policy, log_alpha):
             context = stub(said(policy), value, spec, number)
-            return part.loss(context.policy, value, log_alpha, own(encoder), context, batch, key_loss)[0]
+            return part.loss(context.policy, value, log_alpha, parts(encoder), context, batch, key_loss)[0]
 
         g_policy, g_alpha = jax.grad(climb, (0, 1))(now.policy, now.log_alpha)
         step, o_policy = adams[0].update(g_policy, o_policy)
@@ -650,7 +659,7 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
         return Bandit(policy, encoder, slow, log_alpha, (o_policy, o_encoder, o_alpha)), None
 
     opt = adams[0].init(policy), adams[1].init(encoder), adams[2].init(log_alpha)
-    begin = Bandit(policy, encoder, Slow(encoder, jnp.zeros(())), log_alpha, opt)
+    begin = Bandit(policy, encoder, SlowEncoder(encoder, jnp.zeros(())), log_alpha, opt)
     end = jax.jit(lambda s: jax.lax.scan(update, s, jnp.arange(updates))[0])(begin)
     mean, raw = end.policy
     return float(jnp.tanh(mean)), float(jnp.exp(log_std_tanh(raw, -5.0, 1.0)))
@@ -659,18 +668,21 @@ def play(part: SAVGO, updates: int = 3_000) -> tuple[float, float]:
 BANDIT = SAVGO(candidates=32, variant="v1", hidden=(64, 64, 64), embedding=32, tau_horizon=1_000)
 
 
+@pytest.mark.slow
 def test_the_bandit_is_solved():
     action, spread = play(BANDIT)
     assert 0.45 < action < 0.55
     assert spread < 0.25
 
 
+@pytest.mark.slow
 def test_the_bandit_is_not_solved_by_uniform_weights():
     action, spread = play(dataclasses.replace(BANDIT, uniform=1.0, frozen=True))
     assert abs(action) < 0.05
     assert spread > 0.7
 
 
+@pytest.mark.slow
 def test_a_random_geometry_is_worse():
     action, spread = play(dataclasses.replace(BANDIT, frozen=True))
     assert action > 0.6
@@ -737,6 +749,5 @@ def test_presets(env, variant, candidates, exponent, adaptive):
 
 
 def test_action_tables_are_refused():
-    agent = agents.build("sac+savgo").on(Spec(2, 2, table=np.eye(2, dtype=np.float32)))
     with pytest.raises(UsageError, match="are a table; leave savgo out"):
-        agent.init(jax.random.key(0))
+        agents.build("sac+savgo").on(Spec(2, 2, table=np.eye(2, dtype=np.float32)))

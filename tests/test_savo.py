@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import A, S, build, randomised, same, start
+from rows import slow, slow_except
+from small import AS_USERS, A, S, build, randomised, same, start
 
 import reference.savo
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.nets import SUMMARISERS, Conditioned, Conditioning
+from qscape.methods._list_encoder import SUMMARISERS, Conditioned
+from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
-from qscape.offpolicy.exploration import epsilon, noise
+from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
 from qscape.run.plan import Plan, fitted
@@ -54,7 +56,7 @@ def functions(agent, state=None, q=None, env_steps: int = 0) -> Context:
     if q is None:
         return context
     context = context._replace(q=q, q_target=q)
-    return context._replace(policy=agent.selector.policy(state.actor, state.of(agent.selector), context))
+    return context._replace(policy=agent.selector.policy(state.actor, state.part(agent.selector), context))
 
 
 def batch_of(obs, action, proposals) -> Batch:
@@ -98,15 +100,16 @@ def oracle(run) -> reference.savo.State:
 @pytest.fixture(scope="module")
 def started():
     """A run and its memory as the oracle sees it."""
-    run = start(build("td3+savo"))
+    run = start(build("td3+savo"), options=AS_USERS)
     layout = run.agent.layout(1)
-    kept = run.rows[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
+    kept = run.storage[: len(run.memory.obs), layout.slices["proposals"]].reshape(-1, 3, A)
     return run, reference.savo.Transitions(*run.memory, kept)
 
 
 def test_agent_equals_its_oracle_to_the_bit(started):
     run, memory = started
-    update = jax.jit(partial(reference.savo.update, batch_size=run.agent.base.batch_size))
+    update = partial(reference.savo.update, batch_size=run.agent.base.batch_size)
+    update = jax.jit(update, compiler_options=AS_USERS)
     theirs = oracle(run)
     for number in range(1, 301):
         run, theirs = run.step(), update(theirs, memory, run.key)
@@ -128,6 +131,7 @@ def test_acting_equals_its_oracle(started):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_actor_is_td3_without_target_actor_and_smoothing():
     """To the bit, given the same parameters; acting has two noises instead of one."""
     alone = start(dataclasses.replace(make(list_length=1, base={"replay_capacity": 1024})))
@@ -157,6 +161,7 @@ def two_peaks(obs, action):
     return [jnp.exp(-((a + 0.5) ** 2) / 0.045) + 2.0 * jnp.exp(-((a - 0.6) ** 2) / 0.045)]
 
 
+@pytest.mark.slow
 def test_the_exact_surrogate_is_flat_below_the_best_proposal():
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
     state, points = state_of(agent), jnp.array([-0.7, -0.5, -0.3, 0.0, 0.4, 0.45, 0.5, 0.7])
@@ -178,6 +183,7 @@ def test_the_exact_surrogate_is_flat_below_the_best_proposal():
     )
 
 
+@pytest.mark.slow
 def test_at_a_tie_the_whole_gradient_passes():
     """Where Q equals τ the slope is that of Q, not half of it."""
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
@@ -209,19 +215,19 @@ def test_surrogates_regress_to_the_truncated_least_critic(executed, goal):
         constant = jax.tree.map(jnp.zeros_like, own.params)
         biases = lambda nets: [net.net.body.out.bias for net in nets]  # noqa: E731
         constant = eqx.tree_at(biases, constant, [jnp.array([says])] * 2)
-        loss, _ = agent.selector.learn(
+        loss, _, _ = agent.selector.learn(
             constant, own, functions(agent, state, table_q), batch, jax.random.key(0)
         )
         at_proposals = (says - 1.0) ** 2 + (says - 1.5) ** 2  # T_1(a_1) = max(.7, 1), T_2(a_2) = max(1.5, 1)
         np.testing.assert_allclose(loss, 2 * (says - goal) ** 2 + at_proposals, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("points", "executed"), [("fresh", "stored"), ("current", "chosen")])
+@pytest.mark.parametrize(("points", "executed"), [slow("fresh", "stored"), ("current", "chosen")])
 def test_surrogates_at_the_present_actors_proposals(points, executed):
     agent = make(surrogate_points=points)
     state, batch = state_of(agent, 1), flat_batch(0)
     context, own, obs = functions(agent, state), state.part_states["savo"], batch.observation
-    loss, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
+    loss, _, _ = agent.selector.learn(own.params, own, context, batch, jax.random.key(0))
     fresh = [dist.mode() for dist in agent.selector.propose(state.actor, context, obs)]
     q = lambda action: np.min(context.q(obs, action), 0)  # noqa: E731
     done = batch.action if executed == "stored" else context.policy(obs).mode()
@@ -239,7 +245,7 @@ def grown(tree) -> bool:
     return any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("settings", [{}, {"actor_list": "replay"}, {"conditioning": "concat"}])
+@pytest.mark.parametrize("settings", [slow({}), slow({"actor_list": "replay"}), {"conditioning": "concat"}])
 def test_each_actor_is_moved_by_its_own_climb_alone(settings):
     agent = make(**settings)
     state, batch = state_of(agent), flat_batch(0)
@@ -259,6 +265,7 @@ def test_each_actor_is_moved_by_its_own_climb_alone(settings):
             assert grown(gradient[i].summary), "the summariser belongs to its actor"
 
 
+@pytest.mark.slow
 def test_surrogates_move_nothing_but_themselves():
     agent = make()
     state, batch = state_of(agent), flat_batch(0)
@@ -274,6 +281,7 @@ def test_surrogates_move_nothing_but_themselves():
     assert [grown(part.summary) and grown(part.film) for part in learned] == [True, True]
 
 
+@pytest.mark.slow
 def test_on_the_floor_an_exact_surrogate_moves_nobody():
     """Q of every second proposal lies below that of the first: no gradient, to the last bit."""
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact")
@@ -300,6 +308,7 @@ def test_on_the_floor_an_exact_surrogate_moves_nobody():
     assert grown(jax.grad(slope)(state.actor)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actor_list", ["fresh", "replay"])
 def test_which_list_actors_climb_after(actor_list):
     """ν_i and Ψ̂_i both know the present actors' proposals, or those that are stored; the first i of them."""
@@ -346,7 +355,7 @@ def test_which_list_actors_climb_after(actor_list):
 def test_ties_go_to_the_first():
     agent = make(spec=Spec(S, 1))
     context = functions(agent, q=lambda obs, action: [jnp.round(action[..., 0])])
-    pick = agent.selector.pick(
+    pick = agent.selector.choose(
         context, jnp.zeros((2, S)), jnp.array([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]])[..., None]
     )
     np.testing.assert_array_equal(pick, [1, 0])
@@ -355,7 +364,7 @@ def test_ties_go_to_the_first():
 @pytest.mark.parametrize(
     ("recipe", "settings"),
     [
-        ("td3+savo", {}),
+        slow("td3+savo", {}),
         ("td3+savo", {"select_q": "min"}),
         ("sac+savo", {}),
         ("td3+ensemble", {}),
@@ -377,6 +386,7 @@ def test_the_choice_is_the_best_of_the_proposals(recipe, settings):
     assert len(np.unique(each.argmax(0))) > 1, "the choice is none if one of them always wins"
 
 
+@pytest.mark.slow
 def test_next_actions_come_from_online_actors_and_the_online_first_critic():
     """On TD7 on the fixed view; only the values are the target's."""
     agent = make("td7+savo")
@@ -471,7 +481,7 @@ def knows(agent, state) -> bool:
     return all(gap > 1e-5 for gap in gaps)
 
 
-@pytest.mark.parametrize("summariser", SUMMARISERS)
+@pytest.mark.parametrize("summariser", slow_except(["deepset", "lstm"], SUMMARISERS))
 @pytest.mark.parametrize("conditioning", ["film", "concat", "both"])
 def test_later_networks_know_what_was_proposed(summariser, conditioning):
     agent = make(summariser=summariser, conditioning=conditioning)
@@ -500,7 +510,7 @@ def test_without_conditioning_the_check_fails():
 
 
 @pytest.mark.parametrize(
-    ("summariser", "sees_order"), [("deepset", False), ("transformer", False), ("lstm", True)]
+    ("summariser", "sees_order"), [("deepset", False), slow("transformer", False), ("lstm", True)]
 )
 def test_only_the_lstm_sees_the_order(summariser, sees_order):
     net = SUMMARISERS[summariser](jax.random.key(0), 4)
@@ -592,18 +602,19 @@ def test_noise_follows_ornstein_and_uhlenbeck(monkeypatch):
     context, memory, seen = functions(make(base={"epsilon_end": 1.0})), jnp.zeros((2, 4, A)), []
     for t in range(4):
         first = jnp.array([False, t == 3])
-        drawn, memory = noise(context, memory, first, memory.shape, jax.random.key(0))
+        drawn, memory = sample_noise(context, memory, first, memory.shape, jax.random.key(0))
         seen.append(drawn[:, 0, 0])
     expected = [[0.2, 0.2], [0.17, 0.17], [0.1445, 0.1445], [0.122825, 0.0]]  # the second episode begins anew
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_how_far_the_noise_goes_in_the_long_run():
     """0.2 / √(1 − 0.85²) = 0.379663: 60 steps of 600,000 processes, and no episode ends."""
     context, first = functions(make(base={"epsilon_end": 1.0})), jnp.zeros(200_000, bool)
 
     def step(memory, key):
-        return noise(context, memory, first, memory.shape, key)[1], None
+        return sample_noise(context, memory, first, memory.shape, key)[1], None
 
     memory, _ = jax.lax.scan(step, jnp.zeros((200_000, A)), jax.random.split(jax.random.key(0), 60))
     assert float(memory.std()) == pytest.approx(0.379663, abs=1e-3)
@@ -643,6 +654,7 @@ def test_every_method_has_the_papers_protocol(recipe, env, fields):
     assert "2410.11833" in source
 
 
+@pytest.mark.slow
 def test_epsilon_greedy_is_sometimes_anything():
     agent = make(
         base={"epsilon_mode": "greedy", "epsilon_start": 0.5, "epsilon_end": 0.5, "exploration_noise": 0.0}

@@ -16,9 +16,9 @@ from test_savo import batch_of, functions, make, state_of, two_peaks
 
 from qscape import agents
 from qscape.envs.native import JaxEnv, Outcome
-from qscape.offpolicy import native
 from qscape.offpolicy.sockets import PartState
 from qscape.ops import landscape as ops
+from qscape.run import scan
 from qscape.types import Spec
 
 SEEDS, STEPS, PACE = 100, 4000, 0.005
@@ -62,6 +62,7 @@ def optima(grid, values) -> np.ndarray:
     return grid[found.above(ops.prominence_threshold(values.min(), values.max())).node]
 
 
+@pytest.mark.slow
 def test_the_two_peaks():
     with jax.enable_x64(True):
         q = psi()
@@ -177,7 +178,7 @@ def climb(surrogate: str, noise: float = 0.0) -> np.ndarray:
         a, bumps = carry
         if surrogate == "learned":
             near = jnp.clip(a + noise * drawn.T[..., None], -1, 1)
-            chosen = part.pick(context, obs, near)[:, None]
+            chosen = part.choose(context, obs, near)[:, None]
             bumps = fitted(bumps, a, jnp.where(chosen == 0, near[0], near[1]))
             bumps = fitted(bumps, a, near[1])
         moved = jnp.stack([a[i] + PACE * slope(i, a, [bumps]) for i in (0, 1)])
@@ -204,6 +205,7 @@ def test_an_exact_surrogate_is_climbed_only_from_above_its_floor():
     assert (a[1] != begin).sum() == 19, "on the floor nothing moves"
 
 
+@pytest.mark.slow
 def test_a_smooth_surrogate_helps_and_guarantees_nothing():
     """With a surrogate that is fitted where actions are, 80 of these 100 seeds; fewer with more noise."""
     with jax.enable_x64(True):
@@ -242,16 +244,17 @@ def on_the_lower_peak(actor):
     return eqx.tree_at(out, actor, (0.01 * weight, jnp.full_like(bias, np.arctanh(-0.5))))
 
 
+@pytest.mark.slow
 def test_later_actors_stay_on_the_floor_of_an_exact_surrogate():
     """The critic learns from random steps; then actors as they began climb it for 300 updates, and the later
     ones, which began between the peaks, do not move. There is no slope, though Q_1 knows the higher peak."""
     base = {"actor_hidden": (32, 32), "critic_hidden": (32, 32), "batch_size": 64, "warmup": 2700}
     base |= {"replay_capacity": 2700, "critic_learning_rate": 3e-3}
     env, key, due = TwoPeaks(), jax.random.key(0), jnp.ones(300, jnp.int32)
-    agent = agents.build("td3+savo", {"base": base, "savo": {"surrogate": "exact"}}).on(native.spec_of(env))
+    agent = agents.build("td3+savo", {"base": base, "savo": {"surrogate": "exact"}}).on(scan.spec_of(env))
 
     def start(key):
-        run = native.start(agent, env, key, envs=1)
+        run = scan.start(agent, env, key, envs=1)
         first, *later = run.state.actor
         return run._replace(state=run.state._replace(actor=[on_the_lower_peak(first), *later]))
 
@@ -262,7 +265,7 @@ def test_later_actors_stay_on_the_floor_of_an_exact_surrogate():
 
     quick = lambda f, *args: jax.jit(f).lower(*args).compile(compiler_options=QUICK)  # noqa: E731
     begun = run = quick(start, key)(key)
-    further = quick(partial(native.further, agent, env), run, key, due)
+    further = quick(partial(scan.run_steps, agent, env), run, key, due)
     looked = quick(look, run.state)
     for _ in range(8):
         run, _ = further(run, key, due)

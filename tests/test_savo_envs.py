@@ -519,6 +519,7 @@ def test_the_rules_of_mineworld(mine_step):
     np.testing.assert_allclose(observe(beside), [1, 7 / 8, 1 / 3, 0, 1, 1, 1, *np.zeros(15), 1])
 
 
+@pytest.mark.slow
 def test_scores_in_mineworld():
     env = MineWorld()
     random = play(env, uniform(env), KEY, 100)
@@ -594,6 +595,7 @@ def test_the_odds_of_a_click_and_of_its_direction(recsim):
         assert not outcome.terminated.any()
 
 
+@pytest.mark.slow
 def test_scores_in_recsim(recsim):
     random = play(recsim, uniform(recsim), KEY, 4000)
     assert abs(random.ret.mean() - 1.61) < 0.1
@@ -602,6 +604,7 @@ def test_scores_in_recsim(recsim):
     assert (random.length == 20).all()
 
 
+@pytest.mark.slow
 def test_half_a_million_items():
     adapter = make("recsim/500k-v0")
     assert adapter.spec.table.shape == (500_000, 30)
@@ -612,6 +615,7 @@ def test_half_a_million_items():
 # RecSim-Data
 
 
+@pytest.mark.slow
 def test_the_stand_in_without_data():
     env = RecSimData.synthetic()
     assert abs(play(env, uniform(env), KEY, 4000).ret.mean() - 9.8) < 0.4
@@ -691,6 +695,7 @@ def test_a_model_fitted_to_ratings(archive):
     assert click.mean() == pytest.approx(0.1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path):
     folder, *_ = archive
     with zipfile.ZipFile(tmp_path / "ml.zip", "w") as zipped:

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from rows import slow_except
 from tiny import Clock, flags, settings
 
 from qscape import agents
@@ -13,11 +14,12 @@ from qscape.cli import main
 from qscape.cli import train as command
 from qscape.envs import make
 from qscape.errors import RunError, UsageError
+from qscape.offpolicy.cycle import Outcome
 from qscape.replay import storage
 from qscape.run import Plan, saves
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.seeds import Seeds, lacking
+from qscape.run.seeds import Seeds, why_not_together
 from qscape.run.trainer import Trainer
 
 STEPS = 150
@@ -68,11 +70,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_except(["td3"], CASES))
 def test_each_seed_is_the_run_it_would_be_alone(case):
     recipe, how = CASES[case]
     runs = together(recipe, **how)
-    said = [*runs.told(STEPS)]
+    said = [*runs.seed_events(STEPS)]
     for k, seed in enumerate(SEEDS):
         single = alone(recipe, seed, **how)
         expected = [*single.events(STEPS)]
@@ -90,12 +92,12 @@ def test_each_seed_is_the_run_it_would_be_alone(case):
                 assert one._replace(ret=0) == other._replace(ret=0)
             else:
                 assert without_clock(one) == without_clock(other)
-        view = runs.view(k)
-        mine, theirs = view.trees(), single.trees()
+        view = runs.run(k)
+        mine, theirs = view.arrays(), single.arrays()
         assert jax.tree.structure(mine) == jax.tree.structure(theirs)
         jax.tree.map(alike, *(jax.tree.map(jax.numpy.asarray, trees) for trees in (mine, theirs)))
         numbers = [
-            {k: v for k, v in t.numbers().items() if k not in ("seconds", "returns")} for t in (view, single)
+            {k: v for k, v in t.counters().items() if k not in ("seconds", "returns")} for t in (view, single)
         ]
         assert numbers[0] == numbers[1]
         assert view.updates > 0
@@ -103,15 +105,15 @@ def test_each_seed_is_the_run_it_would_be_alone(case):
 
 def test_seeds_differ():
     runs = together()
-    for _ in runs.told(STEPS):
+    for _ in runs.seed_events(STEPS):
         pass
-    one, other = (jax.tree.leaves(runs.view(k).acting) for k in (0, 1))
+    one, other = (jax.tree.leaves(runs.run(k).acting) for k in (0, 1))
     assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True) if np.ndim(a) > 1)
 
 
 def test_a_stop_is_seen_at_the_next_step():
     runs, heard = together(), []
-    for k, event in runs.told(STEPS):
+    for k, event in runs.seed_events(STEPS):
         heard.append((k, event))
         if isinstance(event, ev.EpisodeDone):
             runs.stop()
@@ -121,46 +123,27 @@ def test_a_stop_is_seen_at_the_next_step():
 
 def test_an_environments_nan_names_the_seed():
     with pytest.raises(RunError, match=r"seed 3: Clock_: reward.* is nan .*step 1 of its episode 3"):
-        for _ in together(env=lambda: Clock(30, fail_at=61)).told(STEPS):
+        for _ in together(env=lambda: Clock(30, fail_at=61)).seed_events(STEPS):
             pass
 
 
 def test_memory_for_all_seeds_is_counted(monkeypatch):
-    monkeypatch.setattr(memory, "_available_bytes", lambda: 3 * 2_000 * 4 * 9)
+    monkeypatch.setattr(storage, "_available_bytes", lambda: 3 * 2_000 * 4 * 9)
     assert alone("td3", 0)
     with pytest.raises(RunError, match="for each of 2 seeds"):
         together(replay_capacity=3_000)
 
 
+@pytest.mark.slow
 def test_the_replay_is_not_copied():
     runs = together("td3+lap", replay_capacity=65_536)
-    for _ in runs.told(60):
+    for _ in runs.seed_events(60):
         pass
-    assert all(runs.view(k).storage is runs.storage for k in (0, 1))
-    step = runs.adapter.step(np.asarray(runs.action))
-    rows = storage.Rows(
-        runs.adapter.observation,
-        runs.action,
-        step.reward,
-        step.terminated,
-        step.truncated,
-        step.next_observation,
-        {},
-    )
-    lowered = (
-        runs.programs.insert.lower(runs.storage, runs.replay_state, rows, step.valid),
-        runs.programs.step.lower(
-            runs.state,
-            runs.storage,
-            runs.replay_state,
-            runs.noise_state,
-            runs.metrics,
-            step.observation,
-            runs.first,
-            np.int32(60),
-            runs.key,
-        ),
-    )
+    assert all(runs.run(k).storage is runs.storage for k in (0, 1))
+    outcome = Outcome(*runs.adapter.step(np.asarray(runs.carry.action))[:-1])
+    _ = runs.storage
+    calls = (runs.programs.insert, outcome), (runs.programs.step, np.int32(1), np.int32(60), runs.key)
+    lowered = [program.compiled.lower(*program.arguments(runs.carry, *args)) for program, *args in calls]
     for program in lowered:
         shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", program.compile().as_text())
         sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
@@ -213,4 +196,4 @@ def test_it_is_chosen_on_an_accelerator(device, one_program, monkeypatch):
     assert chosen("td3", "auto", loggers=["trackio"]) is False
     with pytest.raises(UsageError, match="vmap needs seeds without --log wandb, which takes one run in a p"):
         chosen("td3", "vmap", loggers=["wandb"])
-    assert lacking(plan_of("td3", 0), agents.build("td3")) is None
+    assert why_not_together(plan_of("td3", 0), agents.build("td3")) is None

@@ -24,6 +24,7 @@ def derivatives(function, x):
     return np.stack(rows)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_x_times_sigmoid(double):
     x = jnp.linspace(-30.0, 30.0, 1201)
     np.testing.assert_allclose(derivatives(silu, x), derivatives(jax.nn.silu, x), rtol=1e-12, atol=1e-12)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from small import A, S, same, start
 from small import build as small
 from test_contract import QUICK
@@ -175,7 +176,7 @@ def test_l2c2(monkeypatch):
     assert value == pytest.approx(0.25 * weight / (0.5 + kappa) * 0.5 * gap, rel=1e-5)
 
 
-@pytest.mark.parametrize(("recipe", "squashed"), [("td3+lipsnet", 1), ("sac+lipsnet", 2)])
+@pytest.mark.parametrize(("recipe", "squashed"), [slow("td3+lipsnet", 1), ("sac+lipsnet", 2)])
 def test_lipsnet(recipe, squashed):
     """Its action row by row, with the Jacobian by forward differentiation; and what its loss gains."""
     settings = {"base": {"actor_hidden": (8, 8)}, "lipsnet": {"initial": 2.0, "weight": 0.5, "epsilon": 0.1}}
@@ -227,8 +228,8 @@ def test_lipsnet_starts_as_its_paper_says():
 @pytest.mark.parametrize("part", [GRAD, ASAP])
 def test_the_previous_observation(part):
     kept, across = part(), part(across_resets=True)
-    assert kept.derived == {"successor", "previous_observation"}
-    assert across.derived == {"successor", "last_observation"}
+    assert kept.derived_columns == {"successor", "previous_observation"}
+    assert across.derived_columns == {"successor", "last_observation"}
     only = {"prediction": 0.0, "spatial": 0.0} if part is ASAP else {}
     kept, across = part(temporal=1.0, **only), part(temporal=1.0, across_resets=True, **only)
     now = np.array(ACTIONS[NOW])
@@ -248,7 +249,7 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
         obs, ends = np.full((1, 1), t + 1.0), np.array([t % 3 == 2])
         new = Rows(obs, obs, obs[0], ends, ~ends & False, obs + 0.5, {})
         rows, index = agent.replay.insert(layout, rows, index, new, np.array([True]))
-    batch = rows_at(layout, rows, index, jnp.arange(6), *agent.reads)
+    batch = rows_at(layout, rows, index, jnp.arange(6), *agent.sampling_options)
     previous = batch.extra[agent.regularisers[0].previous][:, 0]
     np.testing.assert_array_equal(previous, [1, 1, 2, 3 if across else 4, 4, 5])
     np.testing.assert_array_equal(batch.extra["successor"][:, 0], np.arange(6) + 1.5)
@@ -260,7 +261,7 @@ def test_all_that_is_observed_is_normalised():
     state = SimpleNamespace(of=lambda part: own)
     raw = batch_of()._replace(next_observation=jnp.ones((1, 1)))
     made = update._batch(agent, state, raw)
-    assert made.extra.keys() == agent.derived
+    assert made.extra.keys() == agent.derived_columns
     for name, value in made.extra.items():
         np.testing.assert_allclose(value, (raw.extra[name] - 5.0) / 2.0, rtol=1e-6)
 
@@ -273,7 +274,9 @@ UNFUSED = QUICK | {"xla_disable_hlo_passes": "fusion"}
 def two_updates(recipe, settings=None):
     sizes = {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "batch_size": 16, "replay_capacity": 1024}
     run, states = start(build(recipe, {"base": sizes, **(settings or {})}).on(Spec(S, A))), []
-    run = run._replace(program=run.program.lower(run.state, run.rows, run.index, run.key).compile(UNFUSED))
+    run = run._replace(
+        program=run.program.lower(run.state, run.storage, run.replay_state, run.key).compile(UNFUSED)
+    )
     for _ in range(2):
         run = run.step()
         states.append(run.state)
@@ -295,10 +298,10 @@ def test_the_slow_copy_follows_at_every_update():
     starts = (first.actor, first.part_states["asap"].actor_params)
     for state, before in ((first, starts), (second, first.part_states["asap"].extra)):
         online = (state.actor, state.part_states["asap"].actor_params)
-        for slow, old, new in zip(
+        for copy, old, new in zip(
             *map(jax.tree.leaves, (state.part_states["asap"].extra, before, online)), strict=True
         ):
-            np.testing.assert_allclose(slow, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(copy, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-8)
     assert not same(starts, (second.actor, second.part_states["asap"].actor_params))
 
 
@@ -310,7 +313,7 @@ def test_l2c2_against_its_definition():
     batch = Batch(*(x[:16] for x in run.memory), 0.99)
     batch = batch._replace(extra={"successor": batch.next_observation})
     part, key = run.agent.regularisers[0], jax.random.key(0)
-    between, weight, distance = part._between(batch, key)
+    between, weight, distance = part._interpolate(batch, key)
     share = np.asarray((between - batch.observation) / (batch.next_observation - batch.observation))
     assert np.abs(share).max() <= 1.0 + 1e-4  # the width is 1
     np.testing.assert_allclose(distance, np.abs(share).max(-1) + 1 / 99, rtol=1e-3)
@@ -321,9 +324,8 @@ def test_l2c2_against_its_definition():
 
 @pytest.mark.parametrize("part", ["caps", "grad", "asap"])
 def test_an_actor_is_needed(part):
-    agent = build(f"td3+cem+{part}").on(Spec(S, A))
-    with pytest.raises(UsageError, match=f"{part} smooths an actor, and this agent has none"):
-        jax.eval_shape(agent.init, jax.random.key(0))
+    with pytest.raises(UsageError, match=f"cem has no actor that {part} could act on"):
+        build(f"td3+cem+{part}")
 
 
 # --- recipes ------------------------------------------------------------------------------------------

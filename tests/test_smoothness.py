@@ -165,7 +165,7 @@ def with_critics(critics, s=3, a=2, recipe="td3", low=-1.0, high=1.0):
     agent = agents.build(recipe, settings(recipe))
     agent = agent.on(Spec(s, a, None, np.full(a, low, np.float32), np.full(a, high, np.float32)))
     acting = agent.acting(agent.init(jax.random.key(0)))
-    return subject.of_state(agent, acting._replace(critics=critics), env)
+    return subject.make_trained_agent(agent, acting._replace(critics=critics), env)
 
 
 class Spaces(gym.Env):
@@ -209,7 +209,7 @@ def test_geometry_of_a_quadratic_critic():
     done = episodes_of(0)
     # The second critic is another one: only the first is looked at.
     other = jax.tree.map(lambda x: 7 * x, quadratic())
-    found = geometry.measure(with_critics([quadratic(), other]), done)
+    found = geometry.measure_geometry(with_critics([quadratic(), other]), done)
     assert found["mixed_norm_sup"] == pytest.approx(3.271324, abs=1e-5)
     assert found["mixed_norm_mean"] == pytest.approx(3.271324, abs=1e-5)
     assert found["lambda_max_mean"] == pytest.approx(-0.792893, abs=1e-5)
@@ -235,9 +235,11 @@ def test_geometry_of_a_quadratic_critic():
 
 def test_geometry_of_a_saddle_and_of_a_flat_critic():
     saddle = eqx.tree_at(lambda q: q.h, quadratic(), jnp.diag(jnp.array([2.0, -5.0])))
-    found = geometry.measure(with_critics([saddle]), episodes_of(1))
+    found = geometry.measure_geometry(with_critics([saddle]), episodes_of(1))
     assert (found["negative_definite"], found["trace_concave"]) == (0.0, 1.0)
-    flat = geometry.measure(with_critics([jax.tree.map(jnp.zeros_like, quadratic())]), episodes_of(1))
+    flat = geometry.measure_geometry(
+        with_critics([jax.tree.map(jnp.zeros_like, quadratic())]), episodes_of(1)
+    )
     assert flat["negative_definite"] == 0.0
     assert np.isnan(flat["gradient_flips"])  # a gradient of zero has no direction
 
@@ -245,17 +247,19 @@ def test_geometry_of_a_saddle_and_of_a_flat_critic():
 def test_geometry_of_one_unit_in_both_units():
     at_zero = [rollout([[0.0]], [[0.0]])]
     silu = with_critics([Unit(jax.nn.silu)], 1, 1)
-    found = geometry.measure(silu, at_zero)
+    found = geometry.measure_geometry(silu, at_zero)
     assert (found["mixed_norm_sup"], found["trace_abs_mean"]) == pytest.approx((1.5, 2.0))
-    relu = geometry.measure(with_critics([Unit(jax.nn.relu)], 1, 1), episodes_of(2, 1, 1))
-    assert geometry.piecewise_linear(relu)
-    assert not geometry.piecewise_linear(found)
+    relu = geometry.measure_geometry(with_critics([Unit(jax.nn.relu)], 1, 1), episodes_of(2, 1, 1))
+    assert geometry.is_piecewise_linear(relu)
+    assert not geometry.is_piecewise_linear(found)
     # A box of ±2: fed environment units, the critic is looked at where 2 · (2a) + 1.5 s is.
     wide = with_critics([Unit(jnp.square)], 1, 1, low=-2.0, high=2.0)
-    wide = subject.of_state(wide.agent, wide.acting._replace(critics=[Unit(lambda x: x**3)]), wide.make)
+    wide = subject.make_trained_agent(
+        wide.agent, wide.acting._replace(critics=[Unit(lambda x: x**3)]), wide.make
+    )
     done = [rollout([[0.2]], [[0.5]])]
     for environment_units, x in ((False, 2 * 0.5 + 0.3), (True, 2 * 1.0 + 0.3)):
-        found = geometry.measure(wide, done, environment_units)
+        found = geometry.measure_geometry(wide, done, environment_units)
         assert found["mixed_norm_sup"] == pytest.approx(6 * x * 2 * 1.5, rel=1e-5)
         assert found["trace_abs_mean"] == pytest.approx(6 * x * 4, rel=1e-5)
 
@@ -266,9 +270,11 @@ def test_derivatives_are_those_of_raw_observations_where_an_agent_normalises_the
     rng = np.random.default_rng(3)
     own = made.acting.part_states[name]
     for _ in range(20):
-        own = made.agent.normaliser.see(own, jnp.asarray(rng.normal(2.0, [1, 3, 9], (5, 3)), jnp.float32))
+        own = made.agent.normaliser.update_statistics(
+            own, jnp.asarray(rng.normal(2.0, [1, 3, 9], (5, 3)), jnp.float32)
+        )
     acting = made.acting._replace(part_states={name: own})
-    found = geometry.Geometry(made.agent).along(acting, episodes_of(0))
+    found = geometry.GeometryProbe(made.agent).along(acting, episodes_of(0))
     # The slope of the normaliser, by differences of its own values.
     near, far = (made.agent.normaliser.apply(own, jnp.full((1, 3), x)) for x in (0.0, 1.0))
     slope = np.asarray(far - near)[0]
@@ -278,7 +284,7 @@ def test_derivatives_are_those_of_raw_observations_where_an_agent_normalises_the
 
 def test_many_points_are_taken_in_chunks():
     made = with_critics([Unit(jax.nn.silu)], 1, 1)
-    diagnostics = geometry.Geometry(made.agent)
+    diagnostics = geometry.GeometryProbe(made.agent)
     n = geometry.CHUNK + 3
     obs, action = np.linspace(-3, 3, n)[:, None], np.linspace(1, -1, n)[:, None] ** 3
     at = diagnostics.points(made.acting, obs.astype(np.float32), action.astype(np.float32))
@@ -295,28 +301,28 @@ def test_an_agent_without_q_has_smooth_actions_and_no_geometry():
     made = with_critics([])
     assert made.q is None
     with pytest.raises(UsageError, match=r"td3 has no Q\(s, a\), which the geometry along rollouts needs"):
-        geometry.measure(made, episodes_of(0))
-    found = smoothness.measure(made, 2)
+        geometry.measure_geometry(made, episodes_of(0))
+    found = smoothness.measure_smoothness(made, 2)
     assert found["geometry"] is None
-    assert found["notes"][-1].startswith("it has no Q(s, a)")
+    assert found["notes"][-1].startswith("no Q(s, a)")
     assert len(found["per_episode"]["sm"]) == 2
-    assert np.isnan(report.summary([found])["geometry.gradient_flips"][0])
+    assert np.isnan(report.summarise([found])["geometry.gradient_flips"][0])
 
 
 def test_agents_of_another_kind():
     spec = Spec(3, 2, None, np.float32([-1, -1]), np.float32([1, 1]))
     agent = agents.build("ppo").on(spec)
-    made = subject.of_state(agent, agent.init(jax.random.key(0)), lambda: Spaces())
-    found = smoothness.measure(made, 2)  # a policy that has a value V(s) and no Q(s, a)
+    made = subject.make_trained_agent(agent, agent.init(jax.random.key(0)), lambda: Spaces())
+    found = smoothness.measure_smoothness(made, 2)  # a policy that has a value V(s) and no Q(s, a)
     assert made.q is None
     assert found["geometry"] is None
     done = made.rollouts(2)
     assert found["per_episode"]["sm"] == pytest.approx([direct_sm(np.clip(r.action, -1, 1)) for r in done])
     choices = agents.build("ppo").on(Spec(3, 1, choices=4))
     with pytest.raises(UsageError, match="the actions of ppo are choices among 4"):
-        smoothness.Smoothness(choices)
+        smoothness.SmoothnessProbe(choices)
     with pytest.raises(UsageError, match=r"ppo has no Q\(s, a\), which the geometry along rollouts needs"):
-        geometry.Geometry(agent)
+        geometry.GeometryProbe(agent)
 
 
 # --- rollouts, and noise on what the policy sees --------------------------------------------------------
@@ -327,7 +333,7 @@ def clock():
     """An untrained agent on the clock, whose observations do not depend on actions."""
     agent = agents.build("td3", settings("td3")).on(Spec(3, 1, None, np.float32([-1]), np.float32([1])))
     state = agent.init(jax.random.key(1))
-    return subject.of_state(agent, state, lambda: Clock(length=8))
+    return subject.make_trained_agent(agent, state, lambda: Clock(length=8))
 
 
 def test_rollouts_are_whole_episodes_each_from_its_own_environment(clock):
@@ -347,7 +353,7 @@ def test_rollouts_are_whole_episodes_each_from_its_own_environment(clock):
 
 def test_noise_falls_on_what_the_policy_sees_and_on_nothing_else(clock):
     scale = np.array([5.0, 0.1, 2.0])
-    noise = subject.Noise(0.1, scale)
+    noise = subject.ObservationNoise(0.1, scale)
     quiet, noisy, again = (clock.rollouts(3, seed=2, noise=n) for n in (None, noise, noise))
     for a, b, c in zip(quiet, noisy, again, strict=True):
         np.testing.assert_array_equal(a.observation, b.observation)
@@ -358,7 +364,7 @@ def test_noise_falls_on_what_the_policy_sees_and_on_nothing_else(clock):
 def test_noise_is_uniform_scaled_and_clipped_to_the_space():
     made = with_critics([], s=3)
     adapter = made.make(envs=4)
-    sense = subject.Noise(0.2, np.array([1.0, 0.1, 10.0])).sense(adapter, seed=5)
+    sense = subject.ObservationNoise(0.2, np.array([1.0, 0.1, 10.0])).make_filter(adapter, seed=5)
     obs = np.tile(np.float32([0.0, 0.45, 0.1]), (4, 1))
     seen = np.stack([sense(obs) for _ in range(500)])  # [500, 4, 3]
     assert seen.min() >= -0.5
@@ -374,28 +380,28 @@ def test_noise_is_uniform_scaled_and_clipped_to_the_space():
 
 
 def test_the_scale_of_the_noise(clock):
-    scale = smoothness.observation_scale(clock, episodes=4, seed=2)
+    scale = smoothness.measure_observation_scale(clock, episodes=4, seed=2)
     # Seeds 2 … 5: episodes of 18, 8, 13, 18 steps, all of them the first.
     born = np.repeat([2, 3, 4, 5], [18, 8, 13, 18])
     now = np.concatenate([np.arange(n) for n in (18, 8, 13, 18)])
     np.testing.assert_allclose(scale, [born.std(), 1e-6, now.std()], rtol=1e-6)
-    found = smoothness.robustness(clock, scale, (0.5, 1.0), episodes=2, seed=2)
+    found = smoothness.measure_robustness(clock, scale, (0.5, 1.0), episodes=2, seed=2)
     assert list(found) == ["0", "0.5", "1"]
     calm = [spectrum.sm(r.action) for r in clock.rollouts(2, seed=2)]
     assert found["0"]["sm"] == pytest.approx(calm)
-    noisy = clock.rollouts(2, seed=2, noise=subject.Noise(1.0, scale))
+    noisy = clock.rollouts(2, seed=2, noise=subject.ObservationNoise(1.0, scale))
     assert found["1"]["sm"] == pytest.approx([spectrum.sm(r.action) for r in noisy])
     assert np.all(np.array(found["1"]["sm"]) > calm)
     with pytest.raises(UsageError, match=r"sigma is -1; it must be above 0"):
-        smoothness.robustness(clock, scale, (-1,), episodes=2)
+        smoothness.measure_robustness(clock, scale, (-1,), episodes=2)
     with pytest.raises(UsageError, match="has observations of 3 numbers, the scale of the noise has 2"):
-        smoothness.robustness(clock, scale[:2], episodes=2)
+        smoothness.measure_robustness(clock, scale[:2], episodes=2)
 
 
 def test_measures_are_in_the_environments_units():
     made = with_critics([], a=2, low=-1.0, high=3.0)
     action = np.float32([[-1, 1], [1, 1], [-1, 0], [0, 0.5]])
-    found = smoothness.per_episode(made.agent, [rollout(np.zeros((4, 3)), action)])
+    found = smoothness.measure_episodes(made.agent, [rollout(np.zeros((4, 3)), action)])
     units = 1 + 2 * action
     assert found["sm"] == [pytest.approx(direct_sm(units))]
     assert found["oscillation"] == [pytest.approx(np.mean([4, np.sqrt(16 + 4), np.sqrt(4 + 1)]))]
@@ -405,8 +411,8 @@ def test_measures_are_in_the_environments_units():
 def test_an_episode_too_short_for_a_spectrum():
     made = with_critics([])
     with pytest.raises(UsageError, match=r"its longest episode has 2 step\(s\), too short for a spectrum: 4"):
-        smoothness.measure(made, 1)  # seed 1000: two steps
-    found = smoothness.measure(made, 3)
+        smoothness.measure_smoothness(made, 1)  # seed 1000: two steps
+    found = smoothness.measure_smoothness(made, 3)
     assert found["notes"][0] == "1 of 3 episodes are too short for a spectrum; they count as sm 0."
     assert found["per_episode"]["length"] == [2, 6, 6]
     assert found["per_episode"]["sm"][0] == 0.0
@@ -438,17 +444,18 @@ def group(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_probes_measure_the_episodes_of_the_evaluation(group):
     rows = [r for r in evaluations(group / "0") if r["step"] == "90"]
     assert list(rows[0])[-6:] == COLUMNS
-    seen = subject.of_run(group / "0")
+    seen = subject.load_trained_agent(group / "0")
     done = seen.rollouts(3)
     assert [float(r["return"]) for r in rows] == pytest.approx([x.reward.sum() for x in done], rel=1e-5)
     assert [float(r["sm"]) for r in rows] == pytest.approx([direct_sm(2 * x.action) for x in done], rel=1e-5)
     changes = [np.abs(np.diff(x.action, axis=0)).mean() / 2 for x in done]
     assert [float(r["action_change"]) for r in rows] == pytest.approx(changes)
     assert min(changes) > 0
-    found = geometry.measure(seen, done)
+    found = geometry.measure_geometry(seen, done)
     for name in COLUMNS[3:]:
         assert [float(r[name]) for r in rows] == pytest.approx([found[name]] * 3, rel=1e-5)
     assert found["mixed_norm_sup"] > 0
@@ -542,7 +549,7 @@ def test_the_command_over_seeds(group, said):
     assert [r["name"] for r in found["runs"]] == [str(group / "0"), str(group / "1")]
     for k, record in enumerate(found["runs"]):
         assert json.loads((group / str(k) / "inspect/smoothness.json").read_text()) == record
-        done = subject.of_run(group / str(k)).rollouts(3)
+        done = subject.load_trained_agent(group / str(k)).rollouts(3)
         assert record["per_episode"]["sm"] == pytest.approx([direct_sm(2 * r.action) for r in done])
         np.testing.assert_allclose(record["trace"], 2 * done[0].action, atol=1e-6)
         assert record["robustness"]["scale_from"] == str(group / "0")  # the first run's, for all
@@ -572,7 +579,7 @@ def test_the_picture_and_the_table(said):
         "Pendulum-v1: Q along the rollouts, fed actions in the environment's units as the paper's authors do",
         "Pendulum-v1: noise on the observations",
     ]
-    figure = report.figure(found["runs"])
+    figure = report.draw_smoothness(found["runs"])
     left, right = figure.axes
     np.testing.assert_allclose(left.lines[0].get_ydata(), np.array(found["runs"][0]["trace"])[:, 0])
     assert left.get_ylim() == pytest.approx((-2.16, 2.16))
@@ -583,12 +590,12 @@ def test_the_picture_and_the_table(said):
 def test_one_run_has_its_interval_over_episodes(said):
     _, found, _ = said
     one = found["runs"][0]
-    row = report.summary([one], reps=500).iloc[0]
+    row = report.summarise([one], reps=500).iloc[0]
     sm = one["per_episode"]["sm"]
     assert row["sm"] == pytest.approx(np.mean(sm))
     assert min(sm) <= row["sm_low"] < row["sm"] < row["sm_high"] <= max(sm)
-    assert report.notes([one])[-1].endswith("one seed, so intervals are over its episodes.")
-    assert report.under_noise([{**one, "robustness": None}]).empty
+    assert report.list_notes([one])[-1].endswith("one seed, so intervals are over its episodes.")
+    assert report.summarise_noise([{**one, "robustness": None}]).empty
 
 
 @pytest.mark.parametrize(
@@ -614,6 +621,7 @@ def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_actions_are_choices_is_left_out(group, tmp_path, capsys):
     small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 16, "batch_size": 8}}
     plan = Plan("ppo", "CartPole-v1", 40, settings=small, eval_every=0, save_every=1_000)

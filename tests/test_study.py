@@ -15,11 +15,11 @@ from rich.console import Console
 from tiny import SIZES, TESTS, assert_same_run, environment, evaluations
 
 from qscape.cli import main
-from qscape.cli.study import Board
+from qscape.cli.study import StudyBoard
 from qscape.errors import UsageError
-from qscape.jobs.estimate import Costs, seconds
+from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool
-from qscape.jobs.progress import LOSSES, Progress
+from qscape.jobs.progress import LOSSES, StudyProgress
 from qscape.jobs.study import read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, train
@@ -74,7 +74,7 @@ def study(text=TEXT, budget="quick", runs="runs"):
 
 
 def states(progress):
-    return [s.state for s in progress.standings]
+    return [s.state for s in progress.runs]
 
 
 # --- the file ------------------------------------------------------------------------------------------
@@ -291,6 +291,7 @@ def assert_equal_to(calm, runs):
         assert len(evaluations(other)) == 6  # each of two episodes once
 
 
+@pytest.mark.slow
 def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
     folder, said = calm
     assert "tiny (quick): 4 waiting of 4 runs" in said
@@ -313,10 +314,10 @@ def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
 def test_what_is_there_decides_what_is_left(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
     rows = study().rows
-    progress = Progress(study(budget="full"))
+    progress = StudyProgress(study(budget="full"))
     assert states(progress) == ["waiting"] * 4  # longer now
-    job = progress.standings[0].job
-    assert (job.kind, job.steps, progress.standings[0].step) == ("resume", 2_500, 2_000)
+    job = progress.runs[0].job
+    assert (job.kind, job.steps, progress.runs[0].step) == ("resume", 2_500, 2_000)
 
     shutil.rmtree(rows[0].folder / "saves")  # killed before its first save
     (rows[1].folder / "run.json").write_text('{"recipe": "td3"')
@@ -324,32 +325,34 @@ def test_what_is_there_decides_what_is_left(calm, place):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (rows[2].folder / "thesis.txt").write_text("the only copy")
     shutil.rmtree(rows[3].folder)
-    progress = Progress(study())
+    progress = StudyProgress(study())
     assert states(progress) == ["waiting", "failed", "failed", "waiting"]
-    kinds = [s.job and s.job.kind for s in progress.standings]
+    kinds = [s.job and s.job.kind for s in progress.runs]
     assert kinds == ["resume", None, None, "train"]
-    assert "run.json cannot be read" in progress.standings[1].why
-    assert "exists and is no run" in progress.standings[2].why
+    assert "run.json cannot be read" in progress.runs[1].why
+    assert "exists and is no run" in progress.runs[2].why
     for leftover in (folders.LOCK, folders.ASIDE):  # of a run that was killed as it began
         rows[3].folder.mkdir(exist_ok=True)
         (rows[3].folder / leftover).write_text("")
-    assert states(Progress(study()))[3] == "waiting"
+    assert states(StudyProgress(study()))[3] == "waiting"
 
 
 def test_another_run_in_the_place_is_never_touched(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
-    progress = Progress(study(TEXT.replace("eval_episodes = 2", "eval_episodes = 3")))
+    progress = StudyProgress(study(TEXT.replace("eval_episodes = 2", "eval_episodes = 3")))
     assert states(progress) == ["failed"] * 4
-    assert "holds another run: eval_episodes is 2 there and 3 here; move it" in progress.standings[0].why
-    progress = Progress(study(TEXT.replace("eval_episodes = 2", 'eval_episodes = 2\nprobe = ["smoothness"]')))
+    assert "holds another run: eval_episodes is 2 there and 3 here; move it" in progress.runs[0].why
+    progress = StudyProgress(
+        study(TEXT.replace("eval_episodes = 2", 'eval_episodes = 2\nprobe = ["smoothness"]'))
+    )
     assert states(progress) == ["failed"] * 4
-    assert "probe is [] there and ['smoothness'] here" in progress.standings[0].why
+    assert "probe is [] there and ['smoothness'] here" in progress.runs[0].why
     record = folders.read_record(study().rows[0].folder)
     record["settings"]["base"]["discount"] = 0.5  # e.g. the default of another version
     folders.write_record(study().rows[0].folder, record)
-    progress = Progress(study())
+    progress = StudyProgress(study())
     assert states(progress) == ["failed", "done", "done", "done"]
-    assert "base.discount is 0.5 there and 0.99 here" in progress.standings[0].why
+    assert "base.discount is 0.5 there and 0.99 here" in progress.runs[0].why
 
 
 def test_a_warm_up_that_was_fitted_to_a_short_run(place):
@@ -358,20 +361,20 @@ def test_a_warm_up_that_was_fitted_to_a_short_run(place):
     quick = study(text).rows[0]
     *_, _ = train(Plan(**{**vars(quick.plan), "steps": 100, "save_every": None}), quick.folder)
     short = text.replace("steps = 2_000", "steps = 100")
-    assert states(Progress(study(short)))[0] == "done"
-    there = Progress(study(text, "full")).standings[0]
+    assert states(StudyProgress(study(short)))[0] == "done"
+    there = StudyProgress(study(text, "full")).runs[0]
     assert there.state == "failed"
     assert "base.warmup is 20 there and 25000 here" in there.why
 
 
 def test_a_changed_field_makes_a_new_run_and_says_which(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
-    progress = Progress(study(TEXT.replace("warmup = 60", "warmup = 70")))
+    progress = StudyProgress(study(TEXT.replace("warmup = 60", "warmup = 70")))
     assert states(progress) == ["done", "waiting", "done", "waiting"]
     (line,) = progress.changed()
     assert line.startswith("sac[")
     assert line.endswith(": base.warmup is 70, not 60")
-    progress = Progress(study(TEXT.replace('id = "', 'args = { length = 20 }\nid = "')))
+    progress = StudyProgress(study(TEXT.replace('id = "', 'args = { length = 20 }\nid = "')))
     assert states(progress) == ["waiting"] * 4
 
 
@@ -384,14 +387,14 @@ def test_a_locked_run_waits(calm, place):
         shutil.rmtree(row.folder)
     told = []
     with folders.locked(study().rows[0].folder):
-        progress = Progress(study(), notice=told.append)
+        progress = StudyProgress(study(), notice=told.append)
         assert states(progress) == ["elsewhere", "waiting", "done", "done"]
         jobs = progress.jobs()
         k, job = next(jobs)
         assert (k, job.kind) == (1, "train")
         assert next(jobs) is None
         with folders.locked(study().rows[1].folder):
-            progress.standings[1].take(None)  # its worker gave up: another process came first
+            progress.runs[1].take(None)  # its worker gave up: another process came first
             assert states(progress)[1] == "elsewhere"
             assert next(jobs) is None
         assert told == []
@@ -400,13 +403,13 @@ def test_a_locked_run_waits(calm, place):
     assert states(progress) == ["running", "elsewhere", "done", "done"]
     shutil.copytree(calm[0] / "runs", "runs", dirs_exist_ok=True)  # the other one ended it
     assert next(jobs) is None
-    progress.standings[0].take(None)
+    progress.runs[0].take(None)
     assert states(progress) == ["done"] * 4
     assert next(jobs, "over") == "over"
 
 
 def test_a_lost_worker_is_replaced_until_nothing_comes_of_it(place):
-    standing = Progress(study()).standings[0]
+    standing = StudyProgress(study()).runs[0]
     for k in range(LOSSES + 1):
         standing.state = "running"
         if k == 1:
@@ -428,7 +431,7 @@ class Scripted:
     def __init__(self, job):
         self.job = job
 
-    def told(self):
+    def events(self):
         if self.job.steps == 13:
             raise OSError("broken")
         yield {"kind": "Logged", "step": self.job.steps, "updates": 0, "metrics": {}}
@@ -481,6 +484,7 @@ def saves(runs):
     return len([*runs.rglob("save.json")])
 
 
+@pytest.mark.slow
 def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(calm, place):
     runs = place / "runs"
     argv = ["run", "tiny.toml", "--budget", "quick", "--workers", 2]
@@ -502,7 +506,7 @@ def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(cal
     os.kill(workers[0], signal.SIGKILL)  # the other one saves and ends
     second.communicate()
     wait_for(lambda: not any(map(alive, workers)), 30)
-    assert "done" not in {s.state for s in Progress(study()).standings[2:]}  # in the middle
+    assert "done" not in {s.state for s in StudyProgress(study()).runs[2:]}  # in the middle
 
     both = [start(*argv), start(*argv)]
     for process in both:
@@ -510,13 +514,14 @@ def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(cal
     assert_equal_to(calm[0], runs)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_parent_is_gone_saves_and_ends(place):
     """Its pipes are closed then, by whatever ended the parent; the run itself would take an hour."""
     plan = Plan(
         "td3", "tiny:Clock-v0", 10_000_000, settings=study().rows[0].plan.settings, save_every=9_999_999
     )
     worker = LocalWorker(Job("train", Path("run"), plan), log=Path("log"))
-    assert next(d for d in worker.told() if d["kind"] == "Logged")["step"] > 0
+    assert next(d for d in worker.events() if d["kind"] == "Logged")["step"] > 0
     for pipe in (worker.process.stdin, worker.process.stdout):
         pipe.close()
     assert worker.process.wait(timeout=30) == 0
@@ -545,7 +550,7 @@ def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
     ]
     assert len(failed) == 2
     assert all("reward is nan in environment 0, step 30 of its episode 3" in line for line in failed)
-    assert states(Progress(study(text))) == ["done", "done", "waiting", "waiting"]
+    assert states(StudyProgress(study(text))) == ["done", "done", "waiting", "waiting"]
     assert_same_run(study().rows[0].folder, calm[0] / study().rows[0].folder)
 
 
@@ -555,21 +560,21 @@ def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
 def test_the_estimate():
     cost = Measured(begin=10.0, step=0.001, update=0.01, episode=0.5)
     plan = Plan("td3", "x", 10_000, settings={"base": {"warmup": 2_000}}, eval_every=1_000, eval_episodes=4)
-    assert seconds(plan, cost) == pytest.approx(10 + 10 + 80 + 20)
-    assert seconds(plan, cost, made=6_000) == pytest.approx(10 + 4 + 40 + 8)
+    assert estimate_seconds(plan, cost) == pytest.approx(10 + 10 + 80 + 20)
+    assert estimate_seconds(plan, cost, made=6_000) == pytest.approx(10 + 4 + 40 + 8)
     half = {"base": {"warmup": 2_000, "updates_per_step": 0.5}}
     plan = Plan("td3", "x", 10_000, settings=half, eval_every=0)
-    assert seconds(plan, cost, made=1_000) == pytest.approx(10 + 9 + 40)
+    assert estimate_seconds(plan, cost, made=1_000) == pytest.approx(10 + 9 + 40)
     fitted = Plan("td3", "x", 10_000, eval_every=0)  # a fifth of so short a run is warm-up
-    assert seconds(fitted, cost) == pytest.approx(10 + 10 + 80)
+    assert estimate_seconds(fitted, cost) == pytest.approx(10 + 10 + 80)
 
 
 def test_the_live_table_fits_on_the_screen(place):
     many = TEXT.replace("seeds = 2", "seeds = 30")
     with open(os.devnull, "w") as nowhere:
         console = Console(force_terminal=True, width=100, height=12, record=True, file=nowhere, markup=False)
-        board = Board(study(many), console)
-        standings = board.progress.standings
+        board = StudyBoard(study(many), console)
+        standings = board.progress.runs
         standings[41].state, standings[41].speed, standings[41].step = "running", 100.0, 1_000
         standings[17].state, standings[17].why = "failed", "NaN"
         for standing in standings[:2]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rows import slow
 from small import TRANSITIONS, A, S, build, fill, same, start
 
 from qscape import agents
@@ -105,13 +106,13 @@ def test_the_next_value_is_clipped_and_the_target_is_not(low, high, y):
 def test_trackers_follow_the_target_and_bounds_move_at_a_sync():
     y = jnp.array([2.98, 0.01, 1.0])
     before = bounds(1e8, -1e8, -1, 2)
-    after = ValueClip().post_update(before, y, None, event(False)).extra
+    after = ValueClip().post_update(before, y, event(False)).extra
     np.testing.assert_allclose(after, [0.01, 2.98, -1, 2], rtol=1e-6)
     # The batch of the synchronising update itself counts.
-    after = ValueClip().post_update(PartState(extra=after), jnp.array([5.0, -3.0]), None, event(True)).extra
+    after = ValueClip().post_update(PartState(extra=after), jnp.array([5.0, -3.0]), event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
     # Nothing narrows.
-    after = ValueClip().post_update(PartState(extra=after), jnp.ones(3), None, event(True)).extra
+    after = ValueClip().post_update(PartState(extra=after), jnp.ones(3), event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
 
 
@@ -142,9 +143,9 @@ KEEP, BURST, ASSESS = "keep and burst", "burst", "assess"
 def episode(schedule, own, length, ret, updates, base):
     """What is due after a whole episode of one environment."""
     for _ in range(length):
-        own, due, _ = schedule.due(own, StepEnd(1), base)
+        own, due, _ = schedule.updates_due(own, StepEnd(1), base)
         assert due == 0
-    return schedule.due(own, EpisodeEnd(length, ret, updates), base)
+    return schedule.updates_due(own, EpisodeEnd(length, ret, updates), base)
 
 
 @pytest.mark.parametrize(
@@ -254,11 +255,11 @@ def test_several_environments_are_judged_by_whole_episodes_of_one_policy():
     schedule, base = Checkpoints(), build("td7").base
     own, running, heard, total = schedule.start(), [0, 3], [], 0
     for step in range(1, 15):
-        own, _, _ = schedule.due(own, StepEnd(2), base)
+        own, _, _ = schedule.updates_due(own, StepEnd(2), base)
         running = [n + 1 for n in running]
         for env, length in enumerate((4, 6)):
             if running[env] == length:
-                own, updates, keep = schedule.due(own, EpisodeEnd(length, float(step), total), base)
+                own, updates, keep = schedule.updates_due(own, EpisodeEnd(length, float(step), total), base)
                 heard.append((step, env, updates, keep))
                 running[env], total = 0, total + updates
     assert heard == [
@@ -289,7 +290,7 @@ class Clock(gym.Env):
 
 
 @pytest.mark.parametrize(
-    ("length", "policy_step", "burst_step"), [(10, 260, 269), (9, 252, 260), (3, 252, 254)]
+    ("length", "policy_step", "burst_step"), [slow(10, 260, 269), slow(9, 252, 260), (3, 252, 254)]
 )
 def test_the_random_phase_lasts_to_an_episodes_end(length, policy_step, burst_step):
     """The random phase ends with the first episode that finishes at step >= 250 (counted from 0); that
@@ -349,13 +350,14 @@ def sampled(run, number):
     """The rows that update `number` draws from the run's replay."""
     key = stream(jax.random.fold_in(run.key, number), "lap.sample")
     agent = run.agent
-    return agent.replay.sample(agent.layout(1), run.rows, run.index, key, agent.base.batch_size)
+    return agent.replay.sample(agent.layout(1), run.storage, run.replay_state, key, agent.base.batch_size)
 
 
+@pytest.mark.slow
 def test_before_the_first_sync_targets_are_rewards(history):
     """Bounds (0, 0): y = r, so that the trackers see the rewards sampled and nothing else."""
-    draw = jax.jit(lambda index, n: sampled(history[0]._replace(index=index), n))
-    seen = [history[0].memory.reward[draw(run.index, n)] for n, run in enumerate(history[:SYNC], 1)]
+    draw = jax.jit(lambda index, n: sampled(history[0]._replace(replay_state=index), n))
+    seen = [history[0].memory.reward[draw(run.replay_state, n)] for n, run in enumerate(history[:SYNC], 1)]
     for update in (1, 100, SYNC - 1, SYNC):
         low, high = np.min(seen[:update]), np.max(seen[:update])
         clip = (low, high) if update == SYNC else (0.0, 0.0)
@@ -418,7 +420,7 @@ def test_the_encoder_predicts_one_step_on_whatever_the_critics_target_sums():
     agent = build("td7", n_step=3)
     memory, own = start(agent).memory, agent.init(jax.random.key(0)).part_states["sale"]
     obs, action, reward, terminated, successor = (x[:32] for x in memory)
-    assert "successor" in agent.derived
+    assert "successor" in agent.derived_columns
 
     def loss(successor, further):
         batch = Batch(obs, action, reward, terminated, further, 0.99, {"successor": successor})
@@ -518,6 +520,7 @@ def test_initialisation_and_sizes():
 # --- learning ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_on_a_point_that_drifts(fresh):
     """s' = 0.9 s + 0.3 (a, 0), paid 1 - mean |s|. The encoder learns to predict, Q starts as the reward,
     and each sync lets it see about one reward further."""

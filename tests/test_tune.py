@@ -23,7 +23,7 @@ from qscape.cli.tune import train_command
 from qscape.errors import RunError, UsageError
 from qscape.jobs.ranges import Range, find_ranges
 from qscape.jobs.trials import Search, Trial, next_job
-from qscape.jobs.tune import NAME, opened
+from qscape.jobs.tune import NAME, open_search
 from qscape.jobs.worker import Job
 from qscape.run import folder as folders
 from qscape.run.plan import Plan
@@ -232,6 +232,7 @@ def test_trials_are_runs_and_what_optuna_stores_is_what_they_say(searched):
     assert f"2 of 2 trials; best: trial {[t[-1] for t in trials].index(best)}, {best:,.1f}" in out
 
 
+@pytest.mark.slow
 def test_the_best_command_makes_the_best_trial_again(searched):
     folder, _, out = searched
     said = shlex.split(out.strip().splitlines()[-1])
@@ -264,6 +265,7 @@ def test_every_kind_of_value_survives_the_command(tmp_path):
     assert options.env_args(run.env_args) == {"g": 9.5}
 
 
+@pytest.mark.slow
 def test_the_mean_of_its_seeds_counts_for_a_trial(here, ranges):
     more = ["--seeds", 2, "--metric", "best", "--ranges", ranges(), "--workers", 2]
     assert main(command("out", *more, trials=1)) == 0
@@ -287,6 +289,7 @@ def test_the_evaluation_after_the_first_rollout_counts(tmp_path):
         assert trial.worth() == pytest.approx(counted.get(64, math.nan), nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_stored_with_its_reason_and_the_rest_goes_on(here, ranges, capsys):
     file = ranges('"base.replay_capacity" = {choices = [2_000, 1_000_000_000_000]}\n')
     given = command("out", "--ranges", file)
@@ -299,9 +302,10 @@ def test_a_failed_trial_is_stored_with_its_reason_and_the_rest_goes_on(here, ran
     assert f"trial   0  failed   {large.user_attrs['why']}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_trial_below_the_median_of_earlier_ones_is_stopped(here, ranges, capsys):
     search = Search(small_plan(), find_ranges(small_plan(), (), ranges()), Path("out"))
-    with opened(search):  # makes the search's database
+    with open_search(search):  # makes the search's database
         pass
     for k in range(10):  # earlier trials, better than Pendulum can be
         distributions = {
@@ -337,6 +341,7 @@ def small_plan():
 # --- going on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_and_killed_ends_like_one_that_was_not(searched, tmp_path):
     undisturbed, file, _ = searched
     folder = tmp_path / "search"
@@ -395,6 +400,7 @@ def until(path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path):
     run, asked = tmp_path / "0", small_plan()
     assert next_job(run, asked) == Job("train", run, asked, overwrite=True)
@@ -409,7 +415,7 @@ def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path)
 def test_a_folder_of_something_else_is_refused(here, ranges, capsys):
     base = small_plan()
     search = Search(base, find_ranges(base, (), ranges()), Path("out"))
-    with opened(search):
+    with open_search(search):
         pass
     assert main(command("out", "--ranges", ranges(), "--steps", 300)) == 2
     assert (
@@ -438,7 +444,7 @@ def test_a_database_that_fails_during_a_search_is_told(here, ranges):
     search = Search(base, find_ranges(base, (), ranges()), Path("out"))
 
     def fail():
-        with opened(search) as tuner:
+        with open_search(search) as tuner:
             with contextlib.closing(sqlite3.connect(here / "out/study.db")) as db:
                 db.execute("DROP TABLE trials")
             tuner.study.ask()

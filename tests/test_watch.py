@@ -9,7 +9,7 @@ import pytest
 
 from qscape import report
 from qscape.cli import main, watch
-from qscape.inspect.subject import of_run
+from qscape.inspect.trained_agent import load_trained_agent
 
 TINY = ["--base.actor-hidden", "8", "--base.critic-hidden", "8", "--base.batch-size", "8"]
 RUN = [
@@ -37,33 +37,34 @@ def test_what_is_shown_is_what_the_files_say(run, capsys):
 
 
 def test_the_slice_is_the_critics_q(run):
-    slices = watch.Slice(run, 0)
+    slices = watch.QSlice(run, 0)
     slices.chart(80, 12)
     title, ((_, x, q), (_, (at,), (value,), _)) = slices.drawn
-    subject = of_run(run)
+    subject = load_trained_agent(run)
     adapter = subject.make()
     obs = np.asarray(adapter.reset(), np.float32)
     adapter.close()
-    heads = subject.need_q("a test")(np.repeat(obs, len(x), 0), np.asarray(x, np.float32)[:, None])
+    heads = subject.require_q("a test")(np.repeat(obs, len(x), 0), np.asarray(x, np.float32)[:, None])
     np.testing.assert_allclose(q, heads[0], rtol=1e-5, atol=1e-6)  # TD3's actor climbs the first critic
     assert at == pytest.approx(float(subject.act(obs)[0, 0]), abs=1e-6)
     assert min(q) - 1e-6 <= value <= max(q) + 1e-6
     assert "400" in title
 
 
+@pytest.mark.slow
 def test_a_newer_save_is_drawn_without_building_the_agent_again(run, tmp_path):
     copy = tmp_path / "0"
     shutil.copytree(run, copy)
     (newest,) = (p for p in (copy / "saves").iterdir() if p.name == "000000400")
     newest.rename(tmp_path / "later")
-    slices = watch.Slice(copy, 0)
+    slices = watch.QSlice(copy, 0)
     slices.chart(80, 12)
-    first, subject = slices.drawn, slices.subject
+    first, subject = slices.drawn, slices.trained
     (tmp_path / "later").rename(newest)
     slices.chart(80, 12)
     assert slices.drawn[0] != first[0]
     assert slices.drawn[1] != first[1]
-    assert slices.subject is subject
+    assert slices.trained is subject
 
 
 def test_a_run_that_is_being_written(run, tmp_path, capsys):
@@ -83,6 +84,7 @@ def test_a_run_that_is_being_written(run, tmp_path, capsys):
         assert said in out
 
 
+@pytest.mark.slow
 def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys):
     out = tmp_path / "ppo"
     flags = ["--steps", "64", "--base.rollout", "32", "--base.batch-size", "16", "--eval-episodes", "1"]

@@ -142,11 +142,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "NPROC": "1", "PYTHONPATH": path}
 
 
-def start(*argv: Any) -> subprocess.Popen[str]:
-    """`qscape ARGV` as a process."""
+def start(*argv: Any, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """`qscape ARGV` as a process, in the folder `cwd`."""
     command = [sys.executable, "-m", "qscape.cli", *map(str, argv)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment())
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=cwd)
 
 
 def python(code: str) -> str:
@@ -157,7 +157,7 @@ def python(code: str) -> str:
 
 
 def stop_at(steps: int, where: str = "step") -> Callable[[Any], None]:
-    """Stops a trainer in its first environment `step` (or `burst` of updates) after `steps` steps."""
+    """Stops a trainer in its first environment `step` (or `learn` call) after `steps` steps."""
 
     def hold(trainer: Any) -> None:
         owner = trainer.adapter if where == "step" else trainer.programs

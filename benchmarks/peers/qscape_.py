@@ -20,8 +20,8 @@ from peers import ENV, WARM_UP, Contender, PPOTask
 from qscape.agents import build as build_agent
 from qscape.envs import EnvAdapter, make
 from qscape.envs.cartpole import CartPole
-from qscape.onpolicy import native
 from qscape.replay.storage import Rows
+from qscape.run import scan_rollouts
 from qscape.run.loop import open_adapters
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
@@ -99,9 +99,9 @@ def ppo(name: str) -> Contender:
 def native_ppo(agent: Any, task: PPOTask) -> Contender:
     """Environments and updates in one compiled program of `NATIVE` steps."""
     env, updates = CartPole(), NATIVE // task.rollout
-    agent = agent.on(native.spec_of(env))
-    start = partial(native.start, agent, env, envs=task.envs)
-    further = partial(native.further, agent, env, updates=updates, total=ENDLESS)
+    agent = agent.on(scan_rollouts.spec_of(env))
+    start = partial(scan_rollouts.start, agent, env, envs=task.envs)
+    further = partial(scan_rollouts.further, agent, env, updates=updates, total=ENDLESS)
     key, made = jax.random.key(0), 0
     run, go = jax.jit(start)(key), jax.jit(further, donate_argnums=0)
 

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qscape.agents import build as agent
+    from qscape.agents import agent, register
     from qscape.errors import QscapeError, RunError, UsageError
     from qscape.inspect.landscape import landscape
     from qscape.model import A2C, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qscape.types import Spec
 
 _PLACES = {
-    "agent": ("qscape.agents", "build"),
+    "agent": ("qscape.agents", "agent"),
     "QscapeError": ("qscape.errors", "QscapeError"),
     "RunError": ("qscape.errors", "RunError"),
     "UsageError": ("qscape.errors", "UsageError"),
@@ -36,6 +36,7 @@ _PLACES = {
     "load": ("qscape.model", "load"),
     "load_runs": ("qscape.report.runs", "load_runs"),
     "Plan": ("qscape.run", "Plan"),
+    "register": ("qscape.agents", "register"),
     "resume": ("qscape.run", "resume"),
     "train": ("qscape.run", "train"),
     "Spec": ("qscape.types", "Spec"),
@@ -59,6 +60,7 @@ __all__ = [
     "landscape",
     "load",
     "load_runs",
+    "register",
     "resume",
     "train",
 ]

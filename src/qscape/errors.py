@@ -8,9 +8,19 @@ class QscapeError(Exception):
 
 
 class UsageError(QscapeError):
-    """Something that was asked for cannot be: an unknown name, an impossible combination. Exit code 2."""
+    """Something that was asked for cannot be: an unknown name, an impossible combination. Exit code 2.
+
+    Args:
+        message: one sentence for the user.
+        part: name of the part (or "base") that the error is about; None where it is about none.
+        field: name of the field of that part, or of the argument, such as "env_args"; None as above.
+    """
 
     code = 2
+
+    def __init__(self, message: str, part: str | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.part, self.field = part, field
 
 
 class RunError(QscapeError):

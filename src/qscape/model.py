@@ -1,17 +1,17 @@
 """The Python face that people know: `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
+import inspect
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import build, settings_of
+from qscape.agents import BASE_HELP, build, register_named, settings_of
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -22,12 +22,13 @@ from qscape.run.evaluation import SEED
 from qscape.run.loop import Loop
 from qscape.run.plan import Plan, fitted
 from qscape.run.programs import evaluation_key
-from qscape.run.stopping import stopping
+from qscape.run.stopping import StopOnSignal
 from qscape.run.training import no_update, set_up_jax, trainer_of
 
 if TYPE_CHECKING:
-    from qscape.inspect.subject import Subject
+    from qscape.inspect.trained_agent import TrainedAgent
 
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 FOREVER = 10**9  # steps of a plan that is there to be asked, not to be run
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
@@ -70,7 +71,8 @@ class Model:
         eval_every = _whole("eval_every", eval_every, 0)
         eval_episodes = _whole("eval_episodes", eval_episodes, 1)
         self.recipe, self.seed, self.settings = recipe, seed, settings
-        # Refuses what cannot be, before an environment is made.
+        register_named(recipe)
+        # Invalid combinations are refused before an environment is made.
         index_actions = build(recipe, settings).index_actions
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
         args = training_args(env, env_args) if isinstance(env, str) else env_args
@@ -113,12 +115,12 @@ class Model:
         return self.trainer.env_steps if self.trainer else 0
 
     @property
-    def subject(self) -> "Subject":
+    def trained_agent(self) -> "TrainedAgent":
         """The model as `inspect` looks at it, until it learns on."""
-        from qscape.inspect.subject import Subject
+        from qscape.inspect.trained_agent import TrainedAgent
 
         trainer = self.trainer or self._untrained()
-        return Subject(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
+        return TrainedAgent(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
 
     def _plan(self, steps: int) -> Plan:
         return Plan(
@@ -160,8 +162,8 @@ class Model:
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
         # An interrupt in the middle of a compiled program would take the arrays it works on with it.
-        with stopping(signal.SIGINT) as interrupt:
-            interrupt.started(self.trainer)
+        with StopOnSignal(signal.SIGINT) as interrupt:
+            interrupt.attach(self.trainer)
             for event in self.trainer.events(self.trainer.env_steps + steps):
                 if progress and isinstance(event, ev.Evaluated):
                     print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
@@ -287,6 +289,7 @@ def load(
     newest = folders.newest_save(folder, "replay")
     if newest is None:
         raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+    build(plan.recipe, plan.settings)  # refuses a part that is not loaded: `Model` would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
     model = Model(
@@ -335,10 +338,74 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
     return whole
 
 
-TD3 = partial(Model, "td3")
-SAC = partial(Model, "sac")
-TD7 = partial(Model, "td7")
-REINFORCE = partial(Model, "reinforce")
-A2C = partial(Model, "a2c")
-PPO = partial(Model, "ppo")
-TRPO = partial(Model, "trpo")
+class NamedModel(Model):
+    """A model whose recipe is one agent without further parts: base class of `TD3`, `SAC` and the others.
+
+    The fields of the agent's base are keyword arguments: `TD3(env, discount=0.98)` is
+    `Model("td3", env, base={"discount": 0.98})`. The signature and the docstring of a subclass list them with
+    their types, defaults and meanings.
+    """
+
+    base_name: ClassVar[str]  # the recipe
+    base_fields: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls, agent: str) -> None:
+        super().__init_subclass__()
+        made = build(agent)
+        fields = dataclasses.fields(made.base)
+        cls.base_name, cls.base_fields = agent, frozenset(field.name for field in fields)
+        hints = get_type_hints(type(made.base))
+        arguments = [p for p in inspect.signature(Model).parameters.values() if p.name != "recipe"]
+        further = [
+            inspect.Parameter(f.name, KEYWORD, default=getattr(made.base, f.name), annotation=hints[f.name])
+            for f in fields
+        ]
+        further += [
+            inspect.Parameter(name, KEYWORD, default={}, annotation=Mapping[str, Any])
+            for name, part in made.parts.items()
+            if dataclasses.fields(cast(Any, part))
+        ]
+        cls.__signature__ = inspect.Signature([*arguments[:-1], *further])
+        lines = [f"    {f.name}: {f.metadata['help']}" for f in fields if "help" in f.metadata]
+        lines += [f"    {p.name}: fields of this part." for p in further[len(fields) :]]
+        about = f"{BASE_HELP[agent]}\n\nKeyword arguments, beside those of `Model`:"
+        cls.__doc__ = "\n".join([about, *lines])
+
+    def __init__(
+        self,
+        env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv,
+        seed: int = 0,
+        **keywords: Any,
+    ) -> None:
+        base = {name: keywords.pop(name) for name in [*keywords] if name in self.base_fields}
+        if base:
+            keywords["base"] = {**keywords.get("base", {}), **base}
+        super().__init__(self.base_name, env, seed, **keywords)
+
+
+class TD3(NamedModel, agent="td3"):
+    pass
+
+
+class SAC(NamedModel, agent="sac"):
+    pass
+
+
+class TD7(NamedModel, agent="td7"):
+    pass
+
+
+class REINFORCE(NamedModel, agent="reinforce"):
+    pass
+
+
+class A2C(NamedModel, agent="a2c"):
+    pass
+
+
+class PPO(NamedModel, agent="ppo"):
+    pass
+
+
+class TRPO(NamedModel, agent="trpo"):
+    pass

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from zlib import crc32
 
 import jax
@@ -64,6 +64,19 @@ class Bound:
     spec: Spec | None
 
     @property
+    def parts(self) -> Mapping[str, Any]:
+        """All parts of the agent by name."""
+        raise NotImplementedError
+
+    def conflict(self) -> str | None:
+        """Checks that all parts work together.
+
+        Returns:
+            One sentence that says why they do not; None if they do.
+        """
+        return next((why for part in self.parts.values() if (why := part.conflict(self))), None)
+
+    @property
     def task(self) -> Spec:
         """The task the agent is bound to.
 
@@ -96,6 +109,7 @@ class Event(NamedTuple):
     synced: Array  # is this a synchronisation update (every 250th)?
 
 
+@runtime_checkable
 class Dist(Protocol):
     """What a policy says about one observation."""
 
@@ -116,18 +130,41 @@ class Part:
 
     name: ClassVar[str]
     socket: ClassVar[str]
-    derived: ClassVar[frozenset[str]] = frozenset()  # columns that replay computes from its indices
+    derived_columns: ClassVar[frozenset[str]] = frozenset()  # columns that replay computes from its indices
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        """Fields of the base that this piece moves, given the names of all pieces of the recipe."""
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
+        """Values of base fields that this part changes. Called when a recipe is built.
+
+        Args:
+            agent: the agent with all its parts; its base does not hold any part's overrides yet.
+
+        Returns:
+            Field names of the base with their new values. A user's own setting wins over them.
+        """
         return {}
 
-    def objection(self, present: frozenset[str], base: Any) -> str | None:
-        """One sentence if this piece cannot work in this recipe, else None."""
+    def conflict(self, agent: Any) -> str | None:
+        """Checks the part against the rest of the agent. Called once, when a recipe is built.
+
+        Args:
+            agent: the agent with all its parts and its final base. Ask for capabilities of other parts
+                (`agent.policy_loss.climbs_q`), not for their names.
+
+        Returns:
+            One sentence that says why the recipe cannot work and what to do; None if it works.
+        """
         return None
 
-    def remarks(self, present: frozenset[str], base: Any) -> list[str]:
-        """What the user should know of this piece in this recipe before a run begins; a line each."""
+    def fits(self, spec: Spec, base: Any) -> str | None:
+        """Checks the part against a task. Called once, when the agent is bound to it (`Agent.on`).
+
+        Returns:
+            One sentence that says why the part cannot work on this task; None if it works.
+        """
+        return None
+
+    def notes(self, agent: Any) -> list[str]:
+        """Sentences that a user should read before a run with this agent begins; they stop nothing."""
         return []
 
     def columns(self, spec: Spec) -> Columns:

@@ -41,7 +41,7 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     def fit(paper: Paper) -> tuple[bool, bool, bool, int]:
         known = paper.known(base, parts)
         has_environment = bool(known) and all((base, part, env) in paper.rows for part in known)
-        moves = any(PARTS[part].socket in ("improvement", "maximiser") for part in known if part in PARTS)
+        moves = any(PARTS[part].socket in ("policy_loss", "selector") for part in known if part in PARTS)
         return any(known), moves, has_environment, len(known)
 
     paper = max(PRESETS[name], key=fit)

@@ -1,8 +1,10 @@
 """The recipe grammar `base+part+part` and the tables behind it.
 
-A new method is one file in `methods/` and one line in `PARTS`.
+A method of qscape is one file in `methods/` and one line in `PARTS`. Parts of other packages come in by
+`register` (see `plugins`).
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hi
 
 import numpy as np
 
-from qscape.agents import onpolicy
+from qscape.agents import onpolicy, plugins
+from qscape.agents.other_names import ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
@@ -24,6 +27,7 @@ from qscape.methods.greedy_td3 import GreedyTD3
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
+from qscape.methods.lap import LAP
 from qscape.methods.lipsnet import LipsNet
 from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
@@ -40,7 +44,6 @@ from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.onpolicy.base import Base as OnPolicyBase
-from qscape.replay.lap import LAP
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase
@@ -78,6 +81,7 @@ BASE_HELP = {
     "td7_offline": "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
     "bc": "Behaviour cloning: the actor imitates the data, the critics judge it.",
     "iql": "Implicit Q-learning (Kostrikov et al. 2021).",
+    **onpolicy.BASE_HELP,
 }
 EXPANSIONS: dict[str, str] = {
     "td7": "td3+sale+lap+periodic+value_clip+checkpoints",
@@ -128,6 +132,10 @@ SOCKET_MEANS = {
 }
 
 
+# Of `qs.Model` and `qs.Plan`; other libraries have other names for them.
+KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
+
+
 class Move(NamedTuple):
     """A field of the base that a part moved, for the user to see."""
 
@@ -140,13 +148,62 @@ class Move(NamedTuple):
         return f"{self.by} sets base.{self.field} = {self.after} (was {self.before})"
 
 
+def register(part: type | str) -> type:
+    """Make a part from outside qscape known to this process, so that recipes can name it.
+
+    Args:
+        part: a class (a frozen dataclass that subclasses the interface of its socket), or its place
+            `module:Class`, which is imported.
+
+    Returns:
+        The class.
+
+    Raises:
+        UsageError: the class cannot be imported, is no part, or its name is taken.
+    """
+    return plugins.register(part, (PARTS, onpolicy.PARTS))
+
+
+def register_named(recipe: str) -> None:
+    """Import the parts that a recipe names as `module:Class`.
+
+    Called with what the user wrote, never with a recipe that comes from the file of a run.
+
+    Raises:
+        UsageError: one of them cannot be imported, or is no part.
+    """
+    for name in split(recipe)[1:]:
+        if ":" in name and name not in plugins.PLACES:
+            register(name)
+
+
+def register_all_installed() -> list[str]:
+    """Register the parts that installed packages declare; returns the errors of those that cannot be used."""
+    problems = []
+    for name in plugins.entry_points():
+        try:
+            plugins.register_installed(name, (PARTS, onpolicy.PARTS))
+        except UsageError as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def split(recipe: str) -> list[str]:
+    """The names in a recipe, without blanks and in lower case, but for `module:Class`."""
+    names = [name.strip() for name in recipe.split("+")]
+    return [name if ":" in name else name.lower() for name in names]
+
+
 def parse(recipe: str) -> tuple[str, list[str]]:
-    """Base and parts of a recipe, with expansions such as td7 written out.
+    """Base and names of the parts of a recipe, with expansions such as td7 written out.
+
+    Parts of installed packages are imported here; `module:Class` must be registered already.
 
     Raises:
         UsageError: an unknown name (the nearest ones are offered) or a part named twice.
     """
-    names = [name.strip().lower() for name in recipe.split("+")]
+    names = split(recipe)
+    names[1:] = [_part_name(name) for name in names[1:]]
     head = EXPANSIONS.get(names[0], names[0]).split("+")
     if head[0] not in BASES | onpolicy.BASES:
         base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
@@ -160,22 +217,36 @@ def parse(recipe: str) -> tuple[str, list[str]]:
             if name in PARTS | onpolicy.PARTS:
                 other = "ppo" if name in onpolicy.PARTS else "td3"
                 raise UsageError(
-                    f"'{name}' does not fit '{names[0]}': it is a part of {_house(other)} agents, such as "
-                    f"{other}+{name}; {_house(head[0])} ones take {', '.join(fitting)}."
+                    f"'{name}' does not fit '{names[0]}': it is a part of {_family(other)} agents, such as "
+                    f"{other}+{name}; {_family(head[0])} ones take {', '.join(fitting)}.",
+                    part=name,
                 )
             known = name in known_agents()
             hint = f"'{name}' is an agent and comes first" if known else nearest(name, fitting)
-            raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.")
+            raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.", part=name)
         if name in head:
             why = (
                 f"{names[0]} already has it"
                 if name not in names[: names.index(name)]
                 else "it is there twice"
             )
-            raise UsageError(f"'{name}' cannot be added in '{recipe}': {why}; leave it out.")
+            raise UsageError(f"'{name}' cannot be added in '{recipe}': {why}; leave it out.", part=name)
         if names.count(name) > 1:
-            raise UsageError(f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.")
+            raise UsageError(
+                f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.", part=name
+            )
     return head[0], head[1:] + names[1:]
+
+
+def _part_name(name: str) -> str:
+    """The name of the part that a recipe calls by its name or its place; installed ones are registered."""
+    if name in plugins.PLACES:
+        return plugins.PLACES[name]
+    tables = (PARTS, onpolicy.PARTS)
+    installed = plugins.register_installed(name, tables)
+    if installed is None and ":" in name:
+        raise plugins.not_loaded(name)
+    return installed or name
 
 
 def known_agents() -> list[str]:
@@ -196,7 +267,7 @@ def on_dataset(recipe: str) -> tuple[str, list[str]]:
         raise UsageError(
             f"{base} learns from its own steps, not from a dataset; take td7, td3+bc, iql or bc."
         )
-    first, *rest = (name.strip().lower() for name in recipe.split("+"))
+    first, *rest = split(recipe)
     if first == "td7":
         cloned = "bc" in rest
         first = "td3+sale+lap+periodic+value_clip" if cloned else "td7_offline"
@@ -210,11 +281,11 @@ def on_dataset(recipe: str) -> tuple[str, list[str]]:
 
 
 def parts_of(base: str) -> dict[str, type]:
-    """The parts that fit a base."""
+    """The parts, by name, that agents of a base can have."""
     return onpolicy.PARTS if base in onpolicy.BASES else PARTS
 
 
-def _house(base: str) -> str:
+def _family(base: str) -> str:
     return "on-policy" if base in onpolicy.BASES else "off-policy"
 
 
@@ -223,6 +294,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"near to it: {', '.join(close)}" if close else f"there are {', '.join(known)}"
+
+
+def agent(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
+    """`build` for users: imports the parts that the recipe names as `module:Class` first.
+
+    Args:
+        recipe: base and parts joined by +, e.g. `td3+sale+lap` or `td3+mypackage.penalty:Penalty`.
+        settings: fields by part, e.g. `{"base": {"discount": 0.98}, "lap": {"alpha": 0.6}}`.
+
+    Raises:
+        UsageError: an unknown name or field, a part that cannot be imported, or an invalid combination.
+    """
+    register_named(recipe)
+    return build(recipe, settings)
 
 
 def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
@@ -243,21 +328,16 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     for name in names:
         part = parts_of(base_name)[name]()
         _place(sockets, part, recipe)
-    agent = dataclasses.replace(
-        agent, recipe="+".join(n.strip().lower() for n in recipe.split("+")), **sockets
-    )
+    agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
     _known_settings(agent, settings)
     agent = dataclasses.replace(
         agent,
         **{slot: _with_settings(part, settings) for slot, part in _filled(agent).items()},
     )
     base, _ = overridden(agent)
-    agent = dataclasses.replace(agent, base=replaced(base, "base", settings.get("base", {})))
-    present = frozenset(agent.parts)
-    for part in agent.parts.values():
-        why = part.objection(present, agent.base)
-        if why:
-            raise UsageError(f"'{recipe}' cannot be: {why}")
+    agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
+    if why := agent.conflict():
+        raise UsageError(f"'{recipe}' cannot be: {why}")
     return agent
 
 
@@ -267,7 +347,10 @@ def overridden(agent: Agent) -> tuple[Base, list[Move]]:
     base: Any = (BASES | onpolicy.BASES)[base_name].base
     moves, parts = [], agent.parts
     for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
-        for field, value in part.overrides(frozenset(parts)).items():
+        for field, value in part.overrides(agent).items():
+            if not hasattr(base, field):
+                known = [f.name for f in dataclasses.fields(base)]
+                raise UsageError(f"{part.name} overrides base.{field}; {nearest(field, known)}.", part.name)
             before = getattr(base, field)
             if before != value:
                 moves.append(Move(field, before, value, part.name))
@@ -300,46 +383,104 @@ def _filled(agent: Agent) -> dict[str, Any]:
 def _with_settings(part: Any, settings: Mapping[str, Mapping[str, Any]]) -> Any:
     if isinstance(part, tuple):
         return tuple(_with_settings(p, settings) for p in part)
-    return replaced(part, part.name, settings.get(part.name, {}))
+    return set_fields(part, part.name, settings.get(part.name, {}))
 
 
 def _known_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of parts that the agent has not, and settings that are no fields with values."""
     for name, fields in settings.items():
-        if not isinstance(fields, Mapping):
-            raise UsageError(f"Settings of '{name}' are {fields!r}; they must be fields with values.")
-        if name != "base" and name not in agent.parts:
-            fits = (
-                f"write {agent.recipe}+{name}"
-                if name in parts_of(parse(agent.recipe)[0])
-                else nearest(name, ["base", *agent.parts])
-            )
-            raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.")
+        if name == "base" or name in agent.parts:
+            if not isinstance(fields, Mapping):
+                raise UsageError(
+                    f"Settings of '{name}' are {fields!r}; they must be fields with values.", name
+                )
+            continue
+        known = _field_names(agent)
+        names = ours(name, [*KEYWORDS, *known]) or [n for n in known if n.endswith(f".{name}")]
+        if names:
+            raise UsageError(f"There is no keyword '{name}'; write {_in_python(names)}.", name)
+        fits = (
+            f"write {agent.recipe}+{name}"
+            if name in parts_of(parse(agent.recipe)[0])
+            else nearest(name, ["base", *agent.parts])
+        )
+        raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.", name)
 
 
-def replaced(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
-    """The dataclass with fields replaced; unknown ones and values of another type are refused."""
+def _field_names(agent: Agent) -> list[str]:
+    """Every field of an agent as `part.field`."""
+    return [f"{part}.{field}" for part, fields in settings_of(agent).items() for field in fields]
+
+
+def _in_python(names: Iterable[str]) -> str:
+    """Fields `part.field` as the keyword arguments that set them, e.g. `base={"discount": ...}`."""
+    by_part: dict[str, list[str]] = {}
+    for name in names:
+        part, _, field = name.rpartition(".")
+        by_part.setdefault(part, []).append(field)
+    return " and ".join(
+        f"{part}={{{', '.join(f'{field!r}: ...' for field in fields)}}}" if part else f"{fields[0]}=..."
+        for part, fields in by_part.items()
+    )
+
+
+def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
+    """A part (or base) with some of its fields set to other values.
+
+    Args:
+        part: a dataclass.
+        name: what it is called in settings, for messages.
+        fields: values by field, of Python, JSON, TOML or NumPy.
+
+    Raises:
+        UsageError: an unknown field, or a value that it cannot take; `part` and `field` name it.
+    """
     known = {f.name for f in dataclasses.fields(part)}
     hints = get_type_hints(type(part))
     values = {}
     for field, value in fields.items():
         if field not in known:
-            raise UsageError(f"{name} has no field '{field}'; {nearest(field, known)}.")
-        values[field] = coerced(f"{name}.{field}", hints[field], value)
-    return dataclasses.replace(part, **values) if values else part
+            if names := ours(field, (f"{name}.{other}" for other in known)):
+                hint = f"what others call {field} is {' and '.join(sorted(names))} here"
+            else:
+                hint = nearest(field, known)
+            raise UsageError(f"{name} has no field '{field}'; {hint}.", name, field)
+        try:
+            values[field] = convert(f"{name}.{field}", hints[field], value)
+        except UsageError as problem:
+            raise UsageError(str(problem), name, field) from problem
+    try:
+        return dataclasses.replace(part, **values) if values else part
+    except UsageError as problem:
+        raise UsageError(str(problem), name, _refused_field(part, values)) from problem
 
 
-def coerced(label: str, hint: Any, value: Any) -> Any:
-    """A value from JSON, TOML or a caller as the field's type.
+def _refused_field(part: Any, values: Mapping[str, Any]) -> str | None:
+    """The first field without which the part takes the other values, or None."""
+    for field in values:
+        with contextlib.suppress(UsageError):
+            dataclasses.replace(part, **{other: v for other, v in values.items() if other != field})
+            return field
+    return None
+
+
+def convert(label: str, hint: Any, value: Any) -> Any:
+    """A value from JSON, TOML or a caller as the type of a field.
+
+    Args:
+        label: the field, for the message.
+        hint: its annotation: float, int, bool, str, `T | None`, `Literal[...]` or `tuple[T, ...]`.
+        value: lists become tuples, whole floats integers, NumPy's numbers Python's.
 
     Raises:
-        UsageError: it cannot be that type.
+        UsageError: it cannot be of that type.
     """
     options = get_args(hint)
     origin = get_origin(hint)
     value = value.item() if isinstance(value, np.generic) else value
     if origin is tuple:
         if isinstance(value, (list, tuple)):
-            return tuple(coerced(label, options[0], v) for v in value)
+            return tuple(convert(label, options[0], v) for v in value)
     elif str(origin) == "typing.Literal":
         if value in options:
             return value
@@ -347,7 +488,7 @@ def coerced(label: str, hint: Any, value: Any) -> Any:
     elif options:  # float | None and the like
         if value is None and type(None) in options:
             return None
-        return coerced(label, next(o for o in options if o is not type(None)), value)
+        return convert(label, next(o for o in options if o is not type(None)), value)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():

@@ -45,7 +45,8 @@ def usage() -> str:
     lines += [
         "",
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
-        "qscape train td7 --help shows those of td7. --debug shows tracebacks.",
+        "qscape train td7 --help shows those of td7. --debug shows tracebacks. --parts module:Class imports",
+        "a part of your own, e.g. for a run that was trained with it.",
     ]
     return "\n".join(lines)
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     argv = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a command here
     debug = "--debug" in argv
-    argv = [a for a in argv if a != "--debug"]
+    argv, places = _without_parts([a for a in argv if a != "--debug"])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
@@ -67,6 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qscape: there is no command '{argv[0]}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
+        if places:
+            from qscape.agents import register
+
+            for place in places:
+                register(place)
         module = {"import": "import_policy", "list": "list_parts"}.get(argv[0], argv[0])
         return importlib.import_module(f"qscape.cli.{module}").main(argv[1:])
     except QscapeError as problem:
@@ -90,6 +96,20 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print("qscape: the machine ran out of memory; use a smaller --base.replay-capacity.", file=sys.stderr)
         return 1
+
+
+def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without every `--parts module:Class`, and the places that these name."""
+    rest: list[str] = []
+    places: list[str] = []
+    given = iter(argv)
+    for arg in given:
+        name, _, value = arg.partition("=")
+        if name == "--parts":
+            places += (value or next(given, "")).split(",")
+        else:
+            rest.append(arg)
+    return rest, places
 
 
 def entry() -> None:

@@ -1,4 +1,4 @@
-"""`qscape collapse RUN...`."""
+"""The command `qscape collapse RUN...`."""
 
 import dataclasses
 import math
@@ -25,14 +25,14 @@ COLUMNS = (
 class Options:
     """Flags of `qscape collapse`."""
 
-    states: int = setting(10_000, "States of evaluation rollouts to measure on.")
+    states: int = setting(10_000, "Number of states from evaluation rollouts.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    json: str | None = setting(None, "Write all that was found as JSON.")
-    png: str | None = setting(None, "The picture; None: inspect/collapse.png in the first run's folder.")
+    json: str | None = setting(None, "Write the results as JSON.")
+    png: str | None = setting(None, "Plot file; None: inspect/collapse.png in the first run's folder.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure action collapse over the saves of runs, and draw it."""
+    """Measure action collapse over the saves of runs, and plot it."""
     from qscape.cli.compare import save_figure, save_text
     from qscape.inspect import collapse, store
     from qscape.report import collapse as report
@@ -42,19 +42,23 @@ def main(argv: list[str]) -> int:
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
     console, records, files = plain_console(), [], []
     for folder in find_runs(paths):
-        found = collapse.measure(folder, given.states, given.seed)
-        files.append(store.write(folder, "collapse", found))
-        records.append(found)
-        rows = [[f"{row['step']:,}", *(_number(row[name]) for name in COLUMNS)] for row in found["history"]]
-        title = f"{found['label']} {found['env']} seed {found['seed']}: {found['states']:,} states, "
-        title += f"{found['labels']} {' '.join(map(str, found['counts']))}"
+        findings = collapse.measure_collapse(folder, given.states, given.seed)
+        files.append(store.write_findings(folder, "collapse", findings))
+        records.append(findings)
+        rows = [
+            [f"{row['step']:,}", *(_number(row[name]) for name in COLUMNS)] for row in findings["history"]
+        ]
+        title = (
+            f"{findings['label']} {findings['env']} seed {findings['seed']}: {findings['states']:,} states, "
+        )
+        title += f"{findings['labels']} {' '.join(map(str, findings['counts']))}"
         names = [name.replace("_", " ") for name in COLUMNS]
         console.print(table(title, ["step", *names], rows))
     if given.json:
         save_text(store.to_json({"runs": records}), given.json)
         files.append(Path(given.json))
     picture = Path(given.png) if given.png else files[0].parent / "collapse.png"
-    save_figure(report.figure(records), str(picture))
+    save_figure(report.draw_collapse(records), str(picture))
     for file in (*files, picture):
         console.print(f"written: {file}", soft_wrap=True)
     return 0

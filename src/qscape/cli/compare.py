@@ -1,4 +1,4 @@
-"""`qscape compare RUNS...`."""
+"""The command `qscape compare RUNS...`."""
 
 import dataclasses
 from pathlib import Path
@@ -20,27 +20,25 @@ class Options:
     """Flags of `qscape compare`."""
 
     csv: str | None = setting(None, "Write the table of environments as CSV.")
-    latex: str | None = setting(None, "Write it as a LaTeX table (booktabs).")
+    latex: str | None = setting(None, "Write the table of environments in LaTeX (booktabs).")
     json: str | None = setting(None, "Write all tables as JSON.")
-    png: str | None = setting(None, "Draw learning curves and profiles; the ending chooses png, svg or pdf.")
-    html: str | None = setting(
-        None, "Write a report: one page that opens from disk, with charts and raw data."
-    )
-    reference: str = setting("", "Published curves to set beside, by commas: sac,td3,simbav2-utd2.")
-    final: int = setting(1, "The final score is the mean of so many last evaluations.")
+    png: str | None = setting(None, "Plot learning curves and profiles; the suffix selects png, svg or pdf.")
+    html: str | None = setting(None, "Write a self-contained HTML report with charts and raw data.")
+    reference: str = setting("", "Published curves to compare with, comma-separated: sac,td3,simbav2-utd2.")
+    final: int = setting(1, "Number of last evaluations whose mean is the final score of a run.")
     best: bool = setting(False, "Rank by the best evaluation of each run instead of the final one.")
     policy: Literal["kept", "current"] = setting(
-        "kept", "kept: the current one where no checkpoints keep one."
+        "kept", "Evaluated policy. kept: the best one kept by checkpoints, else the current one."
     )
-    smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
+    smooth: float = setting(0.0, "Weight of past evaluations in exponentially smoothed returns; 0: none.")
     metric: Literal["return", "success"] = setting(
-        "return", "What is compared. success: share of successful episodes, in percent."
+        "return", "Compared quantity. success: share of successful episodes, in percent."
     )
-    unequal: bool = setting(False, "Compare runs of unequal budgets, and unfinished ones.")
+    unequal: bool = setting(False, "Also compare runs of unequal budgets, and unfinished ones.")
     normalise: Literal["td3", "d4rl", "best"] = setting(
-        "td3", "What scores 1: TD3 after 1M steps, D4RL's expert, or the best agent here."
+        "td3", "Agent with score 1: TD3 after 1M steps, D4RL's expert, or the best agent compared."
     )
-    reps: int = setting(2000, "Bootstrap resamples of the intervals.")
+    reps: int = setting(2000, "Number of bootstrap resamples.")
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +66,7 @@ def main(argv: list[str]) -> int:
     )
     made = made._replace(notes=notes + made.notes)
     console = plain_console()
-    show(console, made, given)
+    print_comparison(console, made, given)
     for file, write in (
         (given.csv, tables.to_csv),
         (given.latex, tables.to_latex),
@@ -77,19 +75,19 @@ def main(argv: list[str]) -> int:
         if file:
             save_text(write(made), file)
     if given.png:
-        draw(made, names, given)
+        draw_comparison(made, names, given)
     if given.html:
-        from qscape.report import html  # plotly takes its time, and is needed for nothing else
+        from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
-        save_text(html.report(made, names, given.reps), given.html)
+        save_text(html.render_report(made, names, given.reps), given.html)
     for file in (given.csv, given.latex, given.json, given.png, given.html):
         if file:
             console.print(f"written: {file}", soft_wrap=True)
     return 0
 
 
-def show(console: Console, made: "Comparison", given: Any) -> None:
-    """Print a table per environment, those over environments, and what a reader has to know."""
+def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
+    """Print a table per environment, those over environments, and the notes for the reader."""
     from qscape.report import statistics
 
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
@@ -108,7 +106,7 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
         columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
-        _print(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
+        _print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -118,7 +116,7 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
         ]
         columns = ["label", "seeds", "envs", "IQM [95%]", "mean", "median", "optimality gap"]
         title = f"Normalised {made.score} scores; 0: random policy, 1: {made.aggregate['one_is'].iloc[0]}"
-        _print(console, title, columns, rows)
+        _print_table(console, title, columns, rows)
     if len(made.improvement):
         rows = [
             [f"{row['x']} > {row['y']}", str(row["environments"]),
@@ -126,34 +124,35 @@ def show(console: Console, made: "Comparison", given: Any) -> None:
             for row in made.improvement.to_dict("records")
         ]  # fmt: skip
         title = f"Probability that a run of the first scores higher; {made.score} scores"
-        _print(console, title, ["pair", "envs", "probability [95%]"], rows)
+        _print_table(console, title, ["pair", "envs", "probability [95%]"], rows)
     for note in made.notes:
         console.print(note, style="yellow", soft_wrap=True)
 
 
-def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table(title, columns, rows))
     console.print()
 
 
-def draw(made: "Comparison", names: list[str], given: Any) -> None:
-    """The picture of a comparison."""
+def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
+    """Draw learning curves and profiles into the file of `--png`."""
     from qscape.report import figures, references, statistics
 
-    published = references.published(names) if names else None
-    figure = figures.overview(
+    published = references.load_published(names) if names else None
+    figure = figures.draw_overview(
         made.rows, published=published, scores=made.scores, reps=given.reps, metric=made.metric
     )
     if given.smooth:
-        figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
+        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
     save_figure(figure, given.png)
 
 
 def save_figure(figure: Any, file: str) -> None:
-    """Write a picture.
+    """Write a matplotlib figure.
 
     Raises:
-        UsageError: the ending is of no format. RunError: it cannot be written.
+        UsageError: the suffix names no image format.
+        RunError: the file cannot be written.
     """
     refuse_ending(file)
     try:
@@ -164,26 +163,26 @@ def save_figure(figure: Any, file: str) -> None:
 
 
 def refuse_ending(file: str) -> None:
-    """Refuse the name of a picture, before it is made.
+    """Refuse a file name before the figure is computed.
 
     Raises:
-        UsageError: the ending is of no format.
+        UsageError: the suffix names no image format.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
     ending = Path(file).suffix
     if not ending:
-        raise UsageError(f"--png {file} has no ending, which chooses the format; such as {file}.png.")
+        raise UsageError(f"--png {file} has no suffix, which selects the format; write {file}.png.")
     if ending[1:].lower() not in known:
-        raise UsageError(f"--png {file}: {ending} is no format of pictures; there are {', '.join(known)}.")
+        raise UsageError(f"--png {file}: {ending} is not an image format; choose {', '.join(known)}.")
 
 
 def save_text(text: str, file: str) -> None:
-    """Write a table.
+    """Write a text file, creating its folder.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +196,7 @@ def _number(x: float, digits: int = 1) -> str:
 
 
 def _estimate(value: float, low: float, high: float, digits: int = 1) -> str:
-    if low != low:  # of one run there is no interval
+    if low != low:  # a single run has no interval
         return _number(value, digits)
     return f"{_number(value, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
 

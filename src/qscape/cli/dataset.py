@@ -1,4 +1,4 @@
-"""`qscape dataset NAME`."""
+"""The command `qscape dataset NAME`."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape dataset`."""
 
-    env: str | None = setting(None, "The environment, where the dataset does not name it.")
-    env_args: tuple[str, ...] = setting((), "Arguments of that environment.")
+    env: str | None = setting(None, "Environment id, if the dataset does not store it.")
+    env_args: tuple[str, ...] = setting((), "Arguments of that environment, e.g. continuous=False.")
 
 
 def main(argv: list[str]) -> int:
-    """Print what a dataset holds."""
+    """Print a summary of a dataset."""
     name, rest = options.positional(argv, "NAME", "qscape dataset")
     given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
     found = read(name, given.env, options.env_args(given.env_args))

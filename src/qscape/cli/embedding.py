@@ -1,4 +1,4 @@
-"""`qscape embedding RUN`."""
+"""The command `qscape embedding RUN`."""
 
 import dataclasses
 from pathlib import Path
@@ -16,52 +16,52 @@ class Options:
     """Flags of `qscape embedding`."""
 
     state_from: str | None = setting(
-        None, "EPISODE:STEP of the state whose actions are shown; none: the middle of the first episode."
+        None, "EPISODE:STEP of the state whose actions are plotted; None: the middle of the first episode."
     )
-    states: int = setting(128, "Visited states whose pairs are compared.")
+    states: int = setting(128, "Number of visited states; their state-action pairs are compared.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     png: str | None = setting(
-        None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/embedding.png."
+        None, "Plot file; the suffix selects png, svg or pdf. None: RUN/inspect/embedding.png."
     )
-    json: str | None = setting(None, "All that was found once more; it is in RUN/inspect/embedding.json.")
+    json: str | None = setting(None, "Write the results as JSON, in addition to RUN/inspect/embedding.json.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure and draw the geometry of values that SAVGO has learned."""
+    """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape embedding RUN")
     if given.states < 2:
         raise UsageError(f"--states is {given.states}; it must be at least 2, for pairs to compare.")
 
     from qscape.inspect import store
-    from qscape.inspect.embedding import measure
+    from qscape.inspect.embedding import measure_embedding
     from qscape.inspect.landscape import parse_state
-    from qscape.report.embeddings import page
+    from qscape.report.embeddings import draw_embedding
     from qscape.run.folder import one_run
 
     folder = one_run(Path(path))
     at = None if given.state_from is None else parse_state(given.state_from)
-    found = measure(folder, at, given.states, given.seed)
-    figure = page(found)
-    written = [str(store.write(folder, "embedding", found))]
+    findings = measure_embedding(folder, at, given.states, given.seed)
+    figure = draw_embedding(findings)
+    written = [str(store.write_findings(folder, "embedding", findings))]
     if given.json:
-        save_text(store.to_json(found), given.json)
+        save_text(store.to_json(findings), given.json)
         written.append(given.json)
     written.append(given.png or str(folder / "inspect" / "embedding.png"))
     save_figure(figure, written[-1])
     console = plain_console()
-    episode, step = found["state"]
-    weights = found["candidates"]["weight"]
+    episode, step = findings["state"]
+    weights = findings["candidates"]["weight"]
     k = len(weights)
-    console.print(f"{found['label']} on {found['env']}, step {found['step']:,}", soft_wrap=True)
+    console.print(f"{findings['label']} on {findings['env']}, step {findings['step']:,}", soft_wrap=True)
     console.print(
-        f"rank correlation of cosine and value difference: {found['rank_correlation']:.3f} "
+        f"rank correlation of cosine and value difference: {findings['rank_correlation']:.3f} "
         "(-1: the closer two pairs, the closer their values)",
         soft_wrap=True,
     )
     console.print(
         f"episode {episode}, step {step}: the heaviest of {k} candidates has {k * max(weights):.3f} times a "
-        f"uniform share; two axes hold {sum(found['explained']):.0%} of the embeddings' variance",
+        f"uniform share; two axes hold {sum(findings['explained']):.0%} of the embeddings' variance",
         soft_wrap=True,
     )
     for file in written:

@@ -1,4 +1,4 @@
-"""`qscape evaluate RUN`."""
+"""The command `qscape evaluate RUN`."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
-from qscape.run.evaluation import successes_of
+from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, run_folders
 from qscape.run.offline import score
 from qscape.run.policy import evaluate_run
@@ -18,9 +18,9 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape evaluate`."""
 
-    episodes: int = setting(10, "Episodes for each run.")
+    episodes: int = setting(10, "Number of episodes for each run.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
-        successes = successes_of(done)
+        successes = list_successes(done)
         scored = score(read_plan(folder), mean)
         success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
         length = sum(e.length for e in done) / len(done)
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         means.append(mean)
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
-    if all(row[-1] == "-" for row in rows):  # normalised, of runs on datasets that define it
+    if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     console = plain_console()
     console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))

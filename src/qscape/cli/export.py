@@ -1,4 +1,4 @@
-"""`qscape export RUN --onnx FILE`."""
+"""The command `qscape export RUN --onnx FILE`."""
 
 import dataclasses
 from pathlib import Path
@@ -17,14 +17,15 @@ class Options:
     """Flags of `qscape export`."""
 
     onnx: str | None = setting(None, "Write an ONNX file that runs without qscape.")
-    npz: str | None = setting(None, "Write the arrays as .npz, and their meaning as .json beside it.")
+    npz: str | None = setting(None, "Write the arrays as .npz, with a description in .json beside it.")
     tolerance: float = setting(
         policy.TOLERANCE,
-        "Greatest difference from the library, in the environment's units; above it: no file.",
+        "Largest accepted difference from the library, in the environment's units; above it no file is "
+        "written.",
     )
-    episodes: int = setting(10, "Episodes of the evaluation in the model card.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
-    hub: str | None = setting(None, "Push files and card to OWNER/NAME on the Hugging Face hub.")
+    episodes: int = setting(10, "Number of evaluation episodes for the model card.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
+    hub: str | None = setting(None, "Push files and model card to OWNER/NAME on the Hugging Face hub.")
 
 
 def main(argv: list[str]) -> int:
@@ -33,15 +34,15 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape export RUN")
     if not given.tolerance > 0:
         raise UsageError(f"--tolerance is {given.tolerance:g}; it must be above 0.")
-    onnx, npz = (_file(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
+    onnx, npz = (_path_with_suffix(name, flag) for name, flag in ((given.onnx, "onnx"), (given.npz, "npz")))
     files = [file for file in (onnx, npz) if file is not None]
     if not files:
-        raise UsageError("qscape export RUN writes nothing unless told to: add --onnx FILE, or --npz FILE.")
+        raise UsageError("qscape export RUN needs a file to write: add --onnx FILE, or --npz FILE.")
     policy.refuse_foreign(files[0].with_suffix(".md"), "library_name: qscape")  # before any is written
     if npz is not None:
         policy.refuse_foreign(npz.with_suffix(".json"), f'"format": "{policy.FORMAT}"')
     set_up_jax()
-    made = policy.source(one_run(Path(path)), given.episodes, given.current)
+    made = policy.load_source(one_run(Path(path)), given.episodes, given.current)
     console, checked = plain_console(), None
 
     def say(line: str) -> None:
@@ -50,26 +51,32 @@ def main(argv: list[str]) -> int:
     if onnx is not None:
         checked = policy.write_onnx(made, onnx, given.tolerance)
         say(
-            f"{onnx}: greatest difference {checked.difference:.1e} on {policy.CHECKED:,} observations, "
+            f"{onnx}: largest difference {checked.difference:.1e} on {policy.CHECKED:,} observations, "
             f"single and batched (the library from itself: {checked.rounding:.1e}); "
             f"p50 {checked.p50:.3f} ms, p99 {checked.p99:.3f} ms on one core"
         )
     if npz is not None:
         files.append(policy.write_arrays(made, npz))
         say(f"{npz}, {files[-1]}")
-    written = card.write(made, files, checked)
-    say(f"{written}: {card.evaluation(made).replace('**', '')}")
+    written = card.write_card(made, files, checked)
+    say(f"{written}: {card.describe_evaluation(made).replace('**', '')}")
     if given.hub is not None:
-        say(card.push(given.hub, written, files))
+        say(card.push_to_hub(given.hub, written, files))
     return 0
 
 
-def _file(name: str | None, flag: str) -> Path | None:
-    """The file a flag names; one without a suffix gets its own."""
+def _path_with_suffix(name: str | None, flag: str) -> Path | None:
+    """Return the path that a flag gives; without a suffix it gets the flag's own.
+
+    Raises:
+        UsageError: it has another suffix.
+    """
     if name is None:
         return None
     path = Path(name)
     path = path if path.suffix else path.with_suffix(f".{flag}")
     if path.suffix != f".{flag}":
-        raise UsageError(f"--{flag} {name}: such a file is called {path.with_suffix(f'.{flag}')}.")
+        raise UsageError(
+            f"--{flag} {name}: the file name must end in .{flag}, like {path.with_suffix(f'.{flag}')}."
+        )
     return path

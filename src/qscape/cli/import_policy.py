@@ -1,4 +1,4 @@
-"""`qscape import FILE --env ID --out RUN`."""
+"""The command `qscape import FILE --env ID --out RUN`."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from qscape.cli import options
 from qscape.cli.running import plain_console
 from qscape.errors import UsageError
-from qscape.export.stable_baselines import convert
+from qscape.export.stable_baselines import convert_file
 from qscape.run.training import set_up_jax
 from qscape.types import setting
 
@@ -15,14 +15,14 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape import`."""
 
-    env: str = setting("", "The environment it was trained in.")
+    env: str = setting("", "Id of the environment that the policy was trained in.")
     env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
-    out: str | None = setting(None, "The run folder to write; None: runs/ENV/NAME/0.")
-    overwrite: bool = setting(False, "Replace a run that is there.")
+    out: str | None = setting(None, "Run folder to write; None: runs/ENV/NAME/0.")
+    overwrite: bool = setting(False, "Replace an existing run.")
 
 
 def main(argv: list[str]) -> int:
-    """Make a run folder of a Stable-Baselines3 TD3 or SAC file."""
+    """Convert a Stable-Baselines3 TD3 or SAC file to a run folder."""
     file, rest = options.positional(argv, "FILE", "qscape import")
     given = options.parse(options.flags_of(Options()), rest, "qscape import FILE")
     if not given.env:
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> int:
     name = Path("runs") / given.env.replace("/", "-") / Path(file).stem / "0"
     folder = Path(given.out) if given.out else name
     set_up_jax()
-    off = convert(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)
+    off = convert_file(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)
     plain_console().print(
-        f"{folder}: acts like {file}, greatest difference {off:.1e} on 1,000 observations",
+        f"{folder}: acts like {file}, largest difference {off:.1e} on 1,000 observations",
         soft_wrap=True,
     )
     return 0

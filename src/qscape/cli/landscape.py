@@ -1,4 +1,4 @@
-"""`qscape landscape RUN`."""
+"""The command `qscape landscape RUN`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,56 +21,57 @@ class Options:
 
     state_from: tuple[str, ...] = setting(
         (),
-        "EPISODE:STEP of the states to draw; widest: the 5 where later proposals gain most over the first; "
-        "none: those with the median, the 90% and the largest gap.",
+        "EPISODE:STEP of the states to plot. widest: the 5 states where later proposals gain most over the "
+        "first. Empty: those with the median, the 90% and the largest gap.",
     )
     plane: str | None = setting(
         None,
-        "pca (of the actions taken), proposals, random, or dimensions I,J or I; none: fitting the agent.",
+        "Plane through action space: pca (of the actions taken), proposals, random, or dimensions I,J or I. "
+        "None: chosen by the number of action dimensions.",
     )
-    states: int = setting(100, "Visited states that are summed up.")
+    states: int = setting(100, "Number of visited states in the summary.")
     q: Literal["objective", "first", "min", "mean"] = setting(
-        "objective", "Which of the critics: what the actor climbs, the first, the least or the mean."
+        "objective", "Value of the critics: the actor's objective, the first critic, the minimum or the mean."
     )
     grid: int | None = setting(
-        None, "Points along each axis of the picture; none: 2001 on a line, 101 on a plane."
+        None, "Grid points along each axis of the plot; None: 2001 on a line, 101 on a plane."
     )
-    episodes: int = setting(10, "Episodes whose states are visited.")
+    episodes: int = setting(10, "Number of evaluation episodes that visit the states.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    over_training: bool = setting(False, "The same states at every save of the run, too.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    over_training: bool = setting(False, "Also measure the same states at every save of the run.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
     png: str | None = setting(
-        None, "The picture; its ending chooses png, svg or pdf. None: RUN/inspect/landscape.png."
+        None, "Plot file; the suffix selects png, svg or pdf. None: RUN/inspect/landscape.png."
     )
-    html: str | None = setting(None, "A page of its own, to hover over: one file, which needs no network.")
-    json: str | None = setting(None, "All that was found; none: RUN/inspect/landscape.json.")
+    html: str | None = setting(None, "Write a self-contained interactive HTML page.")
+    json: str | None = setting(None, "File for the results as JSON; None: RUN/inspect/landscape.json.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure how far a run's actions lie below the best ones its Q knows, and draw Q around them."""
+    """Measure how far a run's actions lie below the best ones under its Q, and plot Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
 
     from qscape.inspect import store
-    from qscape.inspect.landscape import jsonable
-    from qscape.inspect.measure import measure
-    from qscape.inspect.subject import history_of, of_run
-    from qscape.report.landscapes import picture, surrogates
-    from qscape.report.marks import agents_of
+    from qscape.inspect.landscape import to_jsonable
+    from qscape.inspect.landscapes import measure_landscapes
+    from qscape.inspect.trained_agent import load_history, load_trained_agent
+    from qscape.report.landscapes import draw_findings, draw_surrogates
+    from qscape.report.marks import name_agents
     from qscape.report.runs import find_runs
 
     folders = find_runs(paths)
     if len(folders) > 2:
         raise UsageError(
-            f"qscape landscape takes one run or two to set side by side, not {len(folders)}, "
+            f"qscape landscape takes one run, or two to compare, not {len(folders)}; "
             f"e.g. {folders[0]} {folders[1]}."
         )
-    to_html = _page() if given.html else None  # what is missing is told before the long search
+    to_html = _load_page() if given.html else None  # reports a missing package before the long search
     if given.png:
         refuse_ending(given.png)
-    agents = [of_run(folder, given.current) for folder in folders]
-    saves = [history_of(agent, given.current) if given.over_training else [agent] for agent in agents]
-    found = measure(
+    agents = [load_trained_agent(folder, given.current) for folder in folders]
+    saves = [load_history(agent, given.current) if given.over_training else [agent] for agent in agents]
+    findings = measure_landscapes(
         saves[0],
         given.states,
         given.state_from,
@@ -82,37 +83,37 @@ def main(argv: list[str]) -> int:
         other=saves[1] if len(saves) > 1 else (),
     )
     console = plain_console()
-    for one in (found, found.get("other")):
+    for one in (findings, findings.get("other")):
         if one:
-            show(console, one)
-    plain = jsonable(found)
+            print_findings(console, one)
+    plain = to_jsonable(findings)
     if given.json:
         save_text(store.to_json(plain), given.json)
-    written = [given.json or str(store.write(folders[0], "landscape", plain))]
+    written = [given.json or str(store.write_findings(folders[0], "landscape", plain))]
     written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
-    save_figure(picture(found), written[-1])
-    climbed = [x for agent in agents_of(found).values() for x in agent["landscapes"] if x["surrogates"]]
+    save_figure(draw_findings(findings), written[-1])
+    climbed = [x for agent in name_agents(findings).values() for x in agent["landscapes"] if x["surrogates"]]
     if climbed:
         file = Path(written[-1])
         written.append(str(file.with_stem(f"{file.stem}-surrogates")))
-        save_figure(surrogates(climbed), written[-1])
+        save_figure(draw_surrogates(climbed), written[-1])
     if to_html:
-        save_text(to_html(found), given.html)
+        save_text(to_html(findings), given.html)
         written.append(given.html)
     for file in written:
         console.print(f"written: {file}", soft_wrap=True)
     return 0
 
 
-def _page() -> Callable[[dict[str, Any]], str]:
-    from qscape.report.landscape_page import html
+def _load_page() -> Callable[[dict[str, Any]], str]:
+    from qscape.report.landscape_page import render_page
 
-    return html
+    return render_page
 
 
-def show(console: "Console", found: dict[str, Any]) -> None:
-    """Print the gaps of the action and of each proposal, and the local optima, those of surrogates too."""
-    summary = found["summary"]
+def print_findings(console: "Console", findings: dict[str, Any]) -> None:
+    """Print the gaps of the action and of each proposal, and the local optima of Q and of the surrogates."""
+    summary = findings["summary"]
     several = len(summary["proposals"]) > 1
     lines = {"action" if not several else "chosen action": summary["action"]}
     if several:
@@ -127,7 +128,7 @@ def show(console: "Console", found: dict[str, Any]) -> None:
         ]
         for name, said in lines.items()
     ]
-    console.print(f"{found['label']} on {found['env']}, step {found['step']:,}", soft_wrap=True)
+    console.print(f"{findings['label']} on {findings['env']}, step {findings['step']:,}", soft_wrap=True)
     console.print(table("gap: best Q found minus Q; share: of Q's range", columns, rows))
     if optima := summary["optima"]:
         console.print(

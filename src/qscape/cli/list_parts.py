@@ -1,9 +1,10 @@
 """`qscape list`: agents, parts and environments."""
 
 import gymnasium as gym
+from rich.table import Table
 
-from qscape.agents import BASES, EXPANSIONS, PARTS, onpolicy
-from qscape.agents.recipes import BASE_HELP, SOCKET_MEANS
+from qscape.agents import BASE_HELP, BASES, EXPANSIONS, PARTS, onpolicy, plugins, register_all_installed
+from qscape.agents.recipes import SOCKET_MEANS
 from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
 from qscape.errors import UsageError
@@ -12,7 +13,7 @@ SECTIONS = ("agents", "parts", "envs")
 
 
 def main(argv: list[str]) -> int:
-    """Print the sections asked for, or all of them."""
+    """Print the sections that the user names, or all of them; see `COMMANDS` for the usage."""
     if argv[:1] in (["-h"], ["--help"]):
         print(f"usage: qscape list {COMMANDS['list'][1]}")
         return 0
@@ -24,19 +25,27 @@ def main(argv: list[str]) -> int:
     if "agents" in wanted:
         rows = [[name, EXPANSIONS.get(name, ""), BASE_HELP[name]] for name in [*BASES, *EXPANSIONS]]
         console.print(_left(table("Agents, off-policy", ["name", "is", "what"], rows)))
-        rows = [[name, onpolicy.BASE_HELP[name]] for name in onpolicy.BASES]
+        rows = [[name, BASE_HELP[name]] for name in onpolicy.BASES]
         console.print(_left(table("\nAgents, on-policy", ["name", "what"], rows)))
     if "parts" in wanted:
-        for house, parts, means in (
+        problems = register_all_installed()
+        for family, parts, means in (
             ("off-policy", PARTS, SOCKET_MEANS),
             ("on-policy", onpolicy.PARTS, onpolicy.SOCKET_MEANS),
         ):
             rows = [
-                [f"+{name}", means[cls.socket], (cls.__doc__ or "").split("\n")[0]]
+                [
+                    f"+{name}",
+                    means[cls.socket],
+                    (cls.__doc__ or "").split("\n")[0],
+                    plugins.ORIGINS.get(name, "qscape"),
+                ]
                 for name, cls in parts.items()
             ]
-            title = f"\nParts of {house} agents; what does not fit together is refused in a sentence"
-            console.print(_left(table(title, ["name", "where it fits", "what"], rows)))
+            title = f"\nParts of {family} agents; what does not fit together is refused in a sentence"
+            console.print(_left(table(title, ["name", "where it fits", "what", "from"], rows)))
+        for problem in problems:
+            console.print(f"not usable: {problem}", soft_wrap=True)
     if "envs" in wanted:
         groups: dict[str, list[str]] = {}
         for spec in gym.registry.values():
@@ -49,7 +58,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _left(made):
+def _left(made: Table) -> Table:
+    """The table with all columns aligned to the left."""
     for column in made.columns:
         column.justify, column.overflow = "left", "fold"
     return made

@@ -4,15 +4,13 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import io
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from qscape.agents import PARTS, Agent, build, onpolicy, settings_of
+from qscape.agents import PARTS, Agent, build, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace
 from qscape.types import setting
@@ -45,56 +43,112 @@ class Run(Pace):
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
-    """A dataclass from flags; unknown flags are refused with the nearest ones.
+    """A dataclass from the flags of a command line; `--help` prints the flags and ends the program.
+
+    Args:
+        cls: a dataclass of `flags_of` or `command_of`; each field is a flag, a nested one `--part.field`.
+        argv: the flags with their values, `--name value ...` or `--name=value`.
+        prog: what the user typed before them, for messages.
 
     Raises:
         UsageError: an unknown flag, or a value that does not fit. SystemExit: help was asked for.
     """
-    known = set(_flags(cls))
-    for arg in argv:
-        flag = arg.split("=", 1)[0].replace("_", "-")
-        if flag.startswith("--") and flag != "--help" and flag not in known:
-            negated = (
-                flag.replace("--no-", "--", 1) if flag.startswith("--no-") else flag.replace(".no-", ".", 1)
-            )
-            if negated in known:
-                continue
-            close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help."
-            raise UsageError(f"{prog} has no flag {flag}; {hint}")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            given = tyro.cli(cls, args=list(argv), prog=prog)
-    except SystemExit as end:
-        if end.code != 2:
-            raise
-        raise UsageError(_sentence(said.getvalue(), prog)) from None
-    if getattr(given, "seed", 0) < 0:
-        raise UsageError(f"--seed is {given.seed}; it must be 0 or more.")  # type: ignore[attr-defined]
-    return given
+    given = read_flags(cls, argv, prog)
+    values: dict[str, Any] = {name: value for (part, name), value in given.items() if not part}
+    if values.get("seed", 0) < 0:
+        raise UsageError(f"--seed is {values['seed']}; it must be 0 or more.", field="seed")
+    return cls(**values)
 
 
-def _sentence(box: str, prog: str) -> str:
-    """What tyro says in a box, between its title and its first rule, as one sentence."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    is_rule = [not line.strip("─-") for line in lines]
-    begin = is_rule.index(False)  # a box of ASCII has a rule beneath the title
-    words = " ".join(lines[begin : is_rule.index(True, begin)]).removeprefix("Error parsing ").rstrip(".")
-    form = re.search(r"helptext:\s*(--.*)", "\n".join(lines))
-    words = words.replace("invalid literal for int() with base 10: ", "no whole number: ")
-    return f"{words}; {f'it is {form[1]}' if form else f'see {prog} --help'}."
+def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str], Any]:
+    """The values that were typed, by (part, field); the part of a flag without a dot is "".
+
+    Arguments and errors are those of `parse`.
+    """
+    known, found, position = _flags(cls), {}, 0
+    if {"-h", "--help"} & {*argv}:
+        tyro.cli(cls, args=["--help"], prog=prog)
+    while position < len(argv):
+        flag, sign, first = argv[position].partition("=")
+        if not flag.startswith("--"):
+            raise UsageError(f"{prog} does not take '{argv[position]}'; see {prog} --help.")
+        words = [first] if sign else []
+        position += 1
+        while position < len(argv) and not argv[position].startswith("--"):
+            words.append(argv[position])
+            position += 1
+        flag = flag.replace("_", "-")
+        switch = flag if flag in known else flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
+        if switch not in known or (switch != flag and known[switch][2] is not bool):
+            raise UsageError(f"{prog} has no flag {flag}; {_nearest_flags(flag, known, prog)}", field=flag)
+        part, name, hint = known[switch]
+        value = _read_value(switch, hint, words, prog) if hint is not bool else switch == flag
+        if hint is bool and words:
+            raise UsageError(f"{prog} does not take '{words[0]}' after {flag}; see {prog} --help.")
+        found[part, name] = value
+    return found
 
 
-def _flags(cls: type, prefix: str = "--") -> list[str]:
-    """All flags of a dataclass, nested ones with their dots."""
-    found = []
+def _nearest_flags(flag: str, known: Mapping[str, Any], prog: str) -> str:
+    """The end of the error about an unknown flag: what it is called here, or the nearest ones."""
+    if names := ours(flag, (other[2:] for other in known)):
+        return f"what others call {flag[2:].split('.')[-1]} is {' and '.join(f'--{n}' for n in names)} here."
+    close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help."
+
+
+def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
+    """The value of a field's type from the words that follow its flag.
+
+    Raises:
+        UsageError: too many or too few of them, or one that is not of the type.
+    """
+    options = get_args(hint)
+    if get_origin(hint) is tuple:
+        return tuple(_read_word(flag, options[0], word) for word in words)
+    if not words:
+        raise UsageError(f"{flag} needs a value: {_form(flag, hint)}.", field=flag)
+    if len(words) > 1:
+        raise UsageError(f"{prog} does not take '{words[1]}' after {flag}; see {prog} --help.", field=flag)
+    return _read_word(flag, hint, words[0])
+
+
+def _read_word(flag: str, hint: Any, word: str) -> Any:
+    """One word as a value of a type."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        if word in map(str, options):
+            return next(option for option in options if str(option) == word)
+    elif options:  # float | None and the like
+        kind = next(option for option in options if option is not type(None))
+        return None if word == "None" else _read_word(flag, kind, word)
+    elif hint is bool:
+        if word in ("True", "False"):
+            return word == "True"
+    else:
+        with contextlib.suppress(ValueError):
+            return hint(word)
+    raise UsageError(f"{flag} is '{word}'; it is {_form(flag, hint)}.", field=flag)
+
+
+def _form(flag: str, hint: Any) -> str:
+    """A flag with its kind of value, such as `--steps INT`."""
+    if get_origin(hint) is Literal:
+        return f"{flag} {'|'.join(map(str, get_args(hint)))}"
+    kinds = get_args(hint) or (hint,)
+    return f"{flag} {'|'.join('None' if k is type(None) else k.__name__.upper() for k in kinds)}"
+
+
+def _flags(cls: type, part: str = "") -> dict[str, tuple[str, str, Any]]:
+    """All flags of a dataclass with their part, field and type; nested ones have a dot."""
+    found: dict[str, tuple[str, str, Any]] = {}
+    hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        name = prefix + field.name.rstrip("_").replace("_", "-")
-        if dataclasses.is_dataclass(field.type):
-            found += _flags(field.type, f"{name}.")  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[field.name]):
+            found |= _flags(hints[field.name], field.name)
         else:
-            found.append(name)
+            name = ".".join(filter(None, [part, field.name.rstrip("_")])).replace("_", "-")
+            found[f"--{name}"] = (part, field.name, hints[field.name])
     return found
 
 
@@ -113,16 +167,22 @@ def flags_of(value: Any, only: set[str] | None = None) -> type:
     return made
 
 
-def command_of(recipe: str, agent: Agent) -> type:
-    """The dataclass behind `qscape train RECIPE`: the run's flags, `base`, and each part with fields."""
-    run = flags_of(Run())
-    fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(run)]
-    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # what comes from Pace goes last
-    parts: dict[str, Any] = dict(agent.parts)
-    named = {"base": agent.base} | {n: p for n, p in parts.items() if dataclasses.fields(p)}
-    for name, part in named.items():
-        cls = flags_of(part)
-        fields.append((name, cls, dataclasses.field(default_factory=cls)))
+def command_of(recipe: str, agent: Agent, run: Run) -> type:
+    """The dataclass behind `qscape train RECIPE`: the run's flags, `base`, and each part with fields.
+
+    Args:
+        recipe: as the user typed it.
+        agent: the agent of this recipe; its fields are the defaults of the flags.
+        run: the defaults of the run's own flags.
+    """
+    own = flags_of(run)
+    fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(own)]
+    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # those of Pace come last
+    parts: dict[str, Any] = {"base": agent.base, **agent.parts}
+    for name, part in parts.items():
+        if dataclasses.fields(part):
+            cls = flags_of(part)
+            fields.append((name, cls, dataclasses.field(default_factory=cls)))
     made = dataclasses.make_dataclass("Train", fields, frozen=True)
     made.__doc__ = f"Train {recipe}."
     return made
@@ -141,26 +201,29 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
 
 
 def train_command(
-    recipe: str, argv: Sequence[str], settings: Mapping[str, Any] | None = None
+    recipe: str, argv: Sequence[str], settings: Mapping[str, Any] | None = None, run: Run | None = None
 ) -> tuple[Run, dict[str, dict[str, Any]]]:
     """The run's options and the settings that were given on the command line or in a config.
 
+    Args:
+        recipe: base and parts joined by +.
+        argv: the flags after it. What was typed counts, also where it repeats a default.
+        settings: fields by part of a config; flags win over them.
+        run: the options of a config; flags win over them. None: the defaults.
+
     Raises:
-        UsageError: an unknown recipe or flag.
+        UsageError: an unknown recipe or flag, or a value that does not fit.
     """
+    run = run or Run()
     agent = build(recipe, settings)
     refuse_absent_parts(argv, recipe, agent)
-    parsed = parse(command_of(recipe, agent), argv, f"qscape train {recipe}")
-    before = settings_of(agent)
+    typed = read_flags(command_of(recipe, agent, run), argv, f"qscape train {recipe}")
     given: dict[str, dict[str, Any]] = {k: dict(v) for k, v in (settings or {}).items()}
-    typed = {a.split("=", 1)[0].replace("_", "-").replace(".no-", ".") for a in argv if a.startswith("--")}
-    for name, fields in before.items():
-        for field in fields:
-            # What was typed counts, also where it repeats the default: an explicit number wins.
-            if f"--{name}.{field}".replace("_", "-") in typed:
-                given.setdefault(name, {})[field] = getattr(getattr(parsed, name), field)
-    run = Run(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Run)})
-    return run, given
+    for (part, field), value in typed.items():
+        if part:
+            given.setdefault(part, {})[field] = value
+    own = {name: value for (part, name), value in typed.items() if not part}
+    return dataclasses.replace(run, **own), given
 
 
 def env_args(pairs: Sequence[str]) -> dict[str, Any]:

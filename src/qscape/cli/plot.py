@@ -1,4 +1,4 @@
-"""`qscape plot RUNS... --png FILE`."""
+"""The command `qscape plot RUNS... --png FILE`."""
 
 import dataclasses
 from typing import Literal
@@ -13,28 +13,32 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape plot`."""
 
-    png: str = setting("curves.png", "The picture; its ending chooses the format (png, svg, pdf).")
+    png: str = setting("curves.png", "Plot file; the suffix selects the format (png, svg, pdf).")
     policy: Literal["kept", "current", "both"] = setting(
-        "kept", "Of agents with checkpoints. both: the current policy beside the kept one."
+        "kept", "Evaluated policy of agents with checkpoints. both: the kept and the current one."
     )
     metric: Literal["return", "success"] = setting(
-        "return", "What is drawn. success: share of successful episodes, in percent."
+        "return", "Plotted quantity. success: share of successful episodes, in percent."
     )
-    smooth: float = setting(0.0, "Weight of the past in smoothed returns; 0: as they are.")
+    smooth: float = setting(0.0, "Weight of past evaluations in exponentially smoothed returns; 0: none.")
 
 
 def main(argv: list[str]) -> int:
-    """Draw the learning curves of runs as they are, each run a line; statistics are of `qscape compare`."""
+    """Plot the learning curve of each run as a line, without statistics; `qscape compare` has those."""
     from qscape.report import figures, runs, statistics
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
     frame, skipped = runs.read_runs(paths)
-    frame = statistics.smoothed(statistics.measured(frame, given.metric), given.smooth)
-    rows = statistics.both(frame) if given.policy == "both" else statistics.of_policy(frame, given.policy)
-    figure = figures.overview(rows, each=True, metric=given.metric)
+    frame = statistics.smooth_returns(statistics.select_metric(frame, given.metric), given.smooth)
+    rows = (
+        statistics.label_policies(frame)
+        if given.policy == "both"
+        else statistics.select_policy(frame, given.policy)
+    )
+    figure = figures.draw_overview(rows, each=True, metric=given.metric)
     if given.smooth:
-        figure.suptitle(statistics.smoothing(given.smooth), fontsize=9)
+        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
     save_figure(figure, given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()

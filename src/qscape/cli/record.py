@@ -1,4 +1,4 @@
-"""`qscape record RUN --episodes N --dataset NAME`."""
+"""The command `qscape record RUN --episodes N --dataset NAME`."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from qscape.cli import options
 from qscape.cli.running import plain_console
 from qscape.errors import UsageError
 from qscape.run.folder import one_run
-from qscape.run.record import record
+from qscape.run.record import record_dataset
 from qscape.run.training import set_up_jax
 from qscape.types import setting
 
@@ -18,11 +18,13 @@ class Options:
     """Flags of `qscape record`."""
 
     dataset: str = setting("", "Name of the new Minari dataset, like local/pendulum-v0.")
-    episodes: int = setting(10, "Episodes to record.")
-    policy: Literal["trained", "noisy", "random"] = setting("trained", "Who acts.")
+    episodes: int = setting(10, "Number of episodes to record.")
+    policy: Literal["trained", "noisy", "random"] = setting(
+        "trained", "Behaviour policy: the trained one, the trained one with noise, or uniform actions."
+    )
     noise: float = setting(0.1, "Standard deviation of the noisy policy's noise, in units of [-1, 1].")
     seed: int = setting(0, "Episode k resets the environment with this plus k.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
 
 
 def main(argv: list[str]) -> int:
@@ -32,15 +34,15 @@ def main(argv: list[str]) -> int:
     if not given.dataset:
         raise UsageError("qscape record RUN needs a name to write to, e.g. --dataset local/pendulum-v0.")
     if given.policy != "noisy" and given.noise != Options.noise:
-        raise UsageError("--noise is of --policy noisy: add that, or leave it out.")
+        raise UsageError("--noise applies to --policy noisy only: add that flag, or leave --noise out.")
     set_up_jax()
     args = (given.episodes, given.policy, given.noise, given.seed, given.current)
-    made = record(one_run(Path(path)), given.dataset, *args)
+    made = record_dataset(one_run(Path(path)), given.dataset, *args)
     plain_console().print(
         f"{given.dataset}: {made.total_episodes:,} episodes, {made.total_steps:,} steps, {given.policy}; "
         f"look at it with 'qscape dataset {given.dataset}'",
         soft_wrap=True,
     )
     if made.env_spec is None:
-        plain_console().print("it does not name its environment: say which with --env when training on it")
+        plain_console().print("it does not store its environment: give --env when you train on it")
     return 0

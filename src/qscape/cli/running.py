@@ -1,4 +1,4 @@
-"""Run one job here, or several side by side, and show how they get on."""
+"""Run one job in this process or several in parallel, and show their progress."""
 
 import os
 import shlex
@@ -10,16 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qscape.errors import RunError, UsageError
-from qscape.jobs.pool import Failure, Pool, cores
+from qscape.jobs.pool import Failure, Pool, count_cores
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
 
-WIDE = 170  # columns of what is printed into a file or a pipe
+WIDE = 170  # columns of output into a file or a pipe
 
 
 def run_all(jobs: list[Job], together: bool = False) -> int:
-    """Run jobs: one in this process, several one to a core, or `together` in one program. Returns the exit
-    code."""
+    """Run jobs: one in this process, several one per core, or `together` in one program.
+
+    Returns:
+        The exit code: 0, or 130 after an interrupt.
+
+    Raises:
+        UsageError: every failed run was asked for something impossible.
+        RunError: a run failed.
+    """
     screen, failures = Screen(), {}
     with screen:
         if together:
@@ -29,13 +36,13 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
             for event in run_job(jobs[0]):
                 screen.show(0, event)
         else:
-            pool = Pool(iter(enumerate(jobs)), workers=cores())
-            for k, told in pool.events():
-                if isinstance(told, Failure):
-                    failures[k] = told
-                    screen.failed(jobs[k], told.why)
-                elif told is not None:
-                    screen.show(k, told)
+            pool = Pool(iter(enumerate(jobs)), workers=count_cores())
+            for k, event in pool.events():
+                if isinstance(event, Failure):
+                    failures[k] = event
+                    screen.failed(jobs[k], event.why)
+                elif event is not None:
+                    screen.show(k, event)
             screen.interrupted |= pool.stopping
     screen.summary(jobs)
     if failures:
@@ -110,14 +117,14 @@ class Screen:
                 self.console.print(f"  {note}", style="dim", soft_wrap=True)
 
     def failed(self, job: Job, why: str) -> None:
-        """Say that a run failed; the others go on."""
+        """Report that a run failed; the others continue."""
         self.console.print(f"failed {job.folder}: {why}", style="red", soft_wrap=True)
 
     def summary(self, jobs: list[Job]) -> None:
-        """What was done, and how to go on."""
+        """Print the state of each run, and the command that continues an interrupted one."""
         for k, job in enumerate(jobs):
             if self.interrupted and k not in self.ended:
-                self.console.print(f"not begun: {job.folder}", soft_wrap=True)
+                self.console.print(f"not started: {job.folder}", soft_wrap=True)
         for k, end in sorted(self.ended.items()):
             rate = end.step / end.seconds if end.seconds else 0.0
             state = "interrupted" if end.interrupted else "done"
@@ -128,11 +135,11 @@ class Screen:
             )
             if end.interrupted:
                 folder = shlex.quote(str(jobs[k].folder))
-                self.console.print(f"  to go on: qscape resume {folder}", soft_wrap=True)
+                self.console.print(f"  to continue: qscape resume {folder}", soft_wrap=True)
 
 
-class Patient(Console):
-    """A console whose reader may go: `qscape train … | head` trains on, and says nothing more."""
+class PipeSafeConsole(Console):
+    """A console that survives a closed pipe: `qscape train … | head` continues training silently."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -140,18 +147,18 @@ class Patient(Console):
 
 
 def plain_console() -> Console:
-    """A console that leaves square brackets alone: labels of runs, and so their folders, hold some.
+    """Create a console that prints square brackets as they are; labels and folders of runs contain some.
 
-    Tables in a file or a pipe need not fold as on a narrow screen.
+    In a file or a pipe the width is 170 columns, so that tables are not folded.
     """
-    console = Patient(markup=False, highlight=False)
+    console = PipeSafeConsole(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDE
     return console
 
 
 def table(title: str, columns: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Table:
-    """A plain table."""
+    """Build a plain table; the first column is aligned left, the others right."""
     made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for k, name in enumerate(columns):
         made.add_column(name, justify="left" if k == 0 else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""`qscape smoothness RUN...`."""
+"""The command `qscape smoothness RUN...`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,21 +34,21 @@ GEOMETRY = {
 class Options:
     """Flags of `qscape smoothness`."""
 
-    episodes: int = setting(10, "Episodes for each run, with the deterministic policy.")
+    episodes: int = setting(10, "Number of episodes for each run, with the deterministic policy.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
-    robustness: bool = setting(False, "Also add noise to the observations that the policy sees.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
+    robustness: bool = setting(False, "Also evaluate with noise on the policy's observations.")
     sigmas: tuple[float, ...] = setting(
-        (0.01, 0.05, 0.1), "Strengths of that noise, in standard deviations of the first run's observations."
+        (0.01, 0.05, 0.1), "Amplitudes of the noise, in standard deviations of the first run's observations."
     )
-    noise_episodes: int = setting(20, "Episodes for each strength of the noise.")
-    json: str | None = setting(None, "Write all that was found as JSON.")
-    png: str | None = setting(None, "Draw actions and their spectra; the ending chooses png, svg or pdf.")
-    reps: int = setting(2000, "Bootstrap resamples of the intervals.")
+    noise_episodes: int = setting(20, "Number of episodes for each noise amplitude.")
+    json: str | None = setting(None, "Write the results as JSON.")
+    png: str | None = setting(None, "Plot actions and their spectra; the suffix selects png, svg or pdf.")
+    reps: int = setting(2000, "Number of bootstrap resamples.")
 
 
 def main(argv: list[str]) -> int:
-    """Measure how smooth the actions of runs are, and what their Q looks like around these actions."""
+    """Measure how smooth the actions of runs are, and the geometry of Q at these actions."""
     from qscape.inspect import store
     from qscape.report import smoothness as report
 
@@ -60,17 +60,18 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--{flag} is {getattr(given, name)}; it must be at least 1.")
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(Options, name):
-            raise UsageError(f"--{name.replace('_', '-')} is of --robustness: add that, or leave it out.")
-    records, notes = measured(paths, given)
-    of_runs, noisy = report.summary(records, given.reps), report.under_noise(records, given.reps)
-    notes += report.notes(records)
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.")
+    records, notes = measure_runs(paths, given)
+    of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
+    notes += report.list_notes(records)
     console = plain_console()
-    show(console, of_runs, noisy, notes)
+    print_findings(console, of_runs, noisy, notes)
     if given.json:
         tables = {"summary": of_runs.to_dict("records"), "under_noise": noisy.to_dict("records")}
         save_text(store.to_json({"runs": records, **tables, "notes": notes}), given.json)
     if given.png:
-        save_figure(report.figure(records), given.png)
+        save_figure(report.draw_smoothness(records), given.png)
     written = [f"{record['name']}/inspect/smoothness.json" for record in records]
     for file in (*written, given.json, given.png):
         if file:
@@ -78,42 +79,48 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measured(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """A record of every run at the paths, written into its folder as well; and what was left out.
+def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure every run at the paths and write the result into its folder.
+
+    Returns:
+        A record for each run, and a sentence for each run that was left out.
 
     Raises:
-        UsageError: there is no run, or none whose actions have a distance. RunError: none of them has a save.
+        UsageError: there is no run, or no run whose actions have a distance.
+        RunError: no run has a save.
     """
     from qscape.inspect import smoothness, store
-    from qscape.inspect.subject import of_run
-    from qscape.report import runs
+    from qscape.inspect.trained_agent import load_trained_agent
+    from qscape.report import environment_label, runs
 
     records, problems, scales = [], [], {}
     for folder in runs.find_runs(paths):
         try:
-            subject = of_run(folder, given.current)
-            found = smoothness.measure(subject, given.episodes, given.seed)
+            trained = load_trained_agent(folder, given.current)
+            findings = smoothness.measure_smoothness(trained, given.episodes, given.seed)
         except QscapeError as problem:
             problems.append(problem)
             continue
-        if given.robustness:  # the scale is that of the first run in its environment: name the base first
-            env = runs.environment(found)
+        if given.robustness:  # the first run in an environment sets the scale: name the base agent first
+            env = environment_label(findings)
             if env not in scales:
-                scale = smoothness.observation_scale(subject, given.noise_episodes, given.seed)
-                scales[env] = {"scale_from": subject.name, "scale": scale.tolist()}
-            sigma = smoothness.robustness(
-                subject, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
+                scale = smoothness.measure_observation_scale(trained, given.noise_episodes, given.seed)
+                scales[env] = {"scale_from": trained.name, "scale": scale.tolist()}
+            sigma = smoothness.measure_robustness(
+                trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
             )
-            found["robustness"] = {**scales[env], "sigma": sigma}
-        store.write(folder, "smoothness", found)
-        records.append(found)
+            findings["robustness"] = {**scales[env], "sigma": sigma}
+        store.write_findings(folder, "smoothness", findings)
+        records.append(findings)
     if not records:
         raise problems[0]
     return records, [f"left out: {problem}" for problem in problems]
 
 
-def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]) -> None:
-    """Print, for each environment, how smooth actions are, the geometry of Q and what noise does."""
+def print_findings(
+    console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes: list[str]
+) -> None:
+    """Print, for each environment, the smoothness of actions, the geometry of Q and the effect of noise."""
     for env, rows in of_runs.groupby("env", sort=False):
         head = ["label", "policy", "seeds", "steps"]
         names = ["return", "sm", "action_change", "oscillation"]
@@ -124,7 +131,7 @@ def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes
             for row in rows.to_dict("records")
         ]  # fmt: skip
         titles = [f"{name.replace('_', ' ')} [95%]" for name in names]
-        _print(
+        _print_table(
             console, f"{env}: smoothness of actions", [*head, *titles, "sm, mean ± std of episodes"], lines
         )
         for form, said in FORMS.items():
@@ -134,7 +141,7 @@ def show(console: Console, of_runs: "pd.DataFrame", noisy: "pd.DataFrame", notes
                 [row["label"], f"{row['sigma']:g}", *(_estimate(row, name) for name in names)]
                 for row in noisy[noisy["env"] == env].to_dict("records")
             ]
-            _print(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
+            _print_table(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
 
@@ -143,13 +150,13 @@ def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame
     lines = [
         [row["label"], *(_estimate(row, f"{form}.{name}") for name in GEOMETRY)]
         for row in rows.to_dict("records")
-        if row[f"{form}.gradient_flips"] == row[f"{form}.gradient_flips"]  # NaN: a run without a Q
+        if row[f"{form}.gradient_flips"] == row[f"{form}.gradient_flips"]  # NaN: the agent has no Q
     ]
     if lines:
-        _print(console, title, ["label", *GEOMETRY.values()], lines)
+        _print_table(console, title, ["label", *GEOMETRY.values()], lines)
 
 
-def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table(title, columns, rows))
     console.print()
 
@@ -161,5 +168,5 @@ def _estimate(row: Mapping[Any, Any], name: str) -> str:
 
 
 def _number(x: float) -> str:
-    """Three digits that count, and no powers of ten."""
+    """Format three significant digits, without powers of ten where possible."""
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 1e-4 or x == 0 else f"{x:.1e}"

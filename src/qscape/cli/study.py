@@ -17,9 +17,9 @@ from rich.text import Text
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.errors import RunError, UsageError
-from qscape.jobs.estimate import Costs, seconds
-from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker, cores
-from qscape.jobs.progress import Progress, Standing
+from qscape.jobs.estimate import Costs, estimate_seconds
+from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker, count_cores
+from qscape.jobs.progress import RunProgress, StudyProgress
 from qscape.jobs.study import Study, read_study
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if not rest or rest[0].startswith("-"):
         raise UsageError(f"qscape study {what} needs FILE first, e.g. studies/demo.toml.")
     given = options.parse(cls, rest[1:], f"qscape study {what} FILE")
-    board = Board(read_study(Path(rest[0]), given.budget, Path(given.runs)), plain_console())
+    board = StudyBoard(read_study(Path(rest[0]), given.budget, Path(given.runs)), plain_console())
     if what == "status":
         board.console.print(board.table())
         return 0
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     return run(board, given, shlex.join(["qscape", "study", *argv]))
 
 
-def run(board: "Board", given: Run, command: str) -> int:
+def run(board: "StudyBoard", given: Run, command: str) -> int:
     """Run what is missing. Returns the exit code."""
     progress, say = board.progress, board.say
     for line in board.beginning():
@@ -74,22 +74,24 @@ def run(board: "Board", given: Run, command: str) -> int:
     if progress.of("waiting", "elsewhere"):
         make_folder(progress.study.folder)
         with engine(given, progress.study.folder) as (start, workers):
-            interrupted = not measured(board, min(workers, cores())) or not agreed(board, workers, given.yes)
+            interrupted = not measured(board, min(workers, count_cores())) or not agreed(
+                board, workers, given.yes
+            )
             if not interrupted:
                 pool = Pool(progress.jobs(), workers, start)
                 with board.live(workers):
-                    for k, told in pool.events():
-                        board.take(k, told)
+                    for k, event in pool.events():
+                        board.take(k, event)
                 interrupted = pool.stopping
         board.console.print(board.table())
     failed = progress.of("failed")
-    for standing in failed:
-        say(f"failed {standing.row.folder}: {standing.why}")
+    for run in failed:
+        say(f"failed {run.row.folder}: {run.why}")
     if interrupted and progress.of("waiting", "elsewhere"):
         say(f"to go on: {command}")
         return 130
     if failed:
-        raise RunError(f"{len(failed)} of {len(progress.standings)} runs failed; see above.")
+        raise RunError(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")
     return 0
 
 
@@ -107,7 +109,7 @@ def make_folder(folder: Path) -> None:
 def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
     """What starts workers, and how many it can have."""
     if given.ray is None:
-        yield partial(LocalWorker, log=folder / "workers.log"), given.workers or cores()
+        yield partial(LocalWorker, log=folder / "workers.log"), given.workers or count_cores()
         return
     from qscape.jobs.cluster import Cluster
 
@@ -115,7 +117,7 @@ def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], 
         yield cluster.start, cluster.workers
 
 
-def measured(board: "Board", workers: int) -> bool:
+def measured(board: "StudyBoard", workers: int) -> bool:
     """Measure what was not measured yet. False: it was interrupted."""
     groups = {s.row.folder.parent: s.row for s in board.progress.of("waiting")}
     new = [row for group, row in groups.items() if board.costs.of(group) is None]
@@ -124,15 +126,15 @@ def measured(board: "Board", workers: int) -> bool:
     board.say(f"measuring {len(new)} of agents × environments")
     jobs = ((k, Job("measure", row.folder, row.plan)) for k, row in enumerate(new))
     pool = Pool(jobs, workers, partial(LocalWorker, log=board.progress.study.folder / "workers.log"))
-    for k, told in pool.events():
-        if isinstance(told, ev.Measured):
-            board.costs.add(new[k].folder.parent, told)
-        elif isinstance(told, Failure):
-            board.say(f"not measured: {new[k].plan.label} {new[k].plan.env}: {told.why}")
+    for k, event in pool.events():
+        if isinstance(event, ev.Measured):
+            board.costs.add(new[k].folder.parent, event)
+        elif isinstance(event, Failure):
+            board.say(f"not measured: {new[k].plan.label} {new[k].plan.env}: {event.why}")
     return not pool.stopping
 
 
-def agreed(board: "Board", workers: int, yes: bool) -> bool:
+def agreed(board: "StudyBoard", workers: int, yes: bool) -> bool:
     """Say what the study will cost; where that is much, and somebody is there to ask, ask."""
     left = board.left()
     busy = min(workers, len(board.progress.of("waiting")) or 1)
@@ -145,12 +147,12 @@ def agreed(board: "Board", workers: int, yes: bool) -> bool:
         return False
 
 
-class Board:
+class StudyBoard:
     """A study's runs on the screen: one live table on a terminal, lines elsewhere."""
 
     def __init__(self, study: Study, console: Console) -> None:
         self.console = console
-        self.progress = Progress(study, notice=self.changed)
+        self.progress = StudyProgress(study, notice=self.changed)
         self.costs = Costs(study.folder)
         self.workers = 1
 
@@ -162,8 +164,8 @@ class Board:
         """What is there already."""
         yield f"{self.title()}; in {self.progress.study.folder}"
         yield from self.progress.changed()
-        for standing in self.progress.of("elsewhere"):
-            yield line(standing)
+        for run in self.progress.of("elsewhere"):
+            yield line(run)
 
     def live(self, workers: int) -> contextlib.AbstractContextManager[object]:
         """Shows the table while it is open, where there is a terminal."""
@@ -174,25 +176,25 @@ class Board:
             console=self.console, get_renderable=self.short_table, refresh_per_second=2, transient=True
         )
 
-    def take(self, k: int, told: ev.RunEvent | Failure | None) -> None:
+    def take(self, k: int, event: ev.RunEvent | Failure | None) -> None:
         """Take over what a worker tells."""
-        standing = self.progress.standings[k]
-        before = standing.state
-        standing.take(told)
-        if standing.state != before or isinstance(told, ev.Started):
-            self.changed(standing)
+        run = self.progress.runs[k]
+        before = run.state
+        run.take(event)
+        if run.state != before or isinstance(event, ev.Started):
+            self.changed(run)
 
-    def changed(self, standing: Standing) -> None:
+    def changed(self, run: RunProgress) -> None:
         """Say what became of a run; the table on a terminal shows it anyhow."""
         if not self.console.is_terminal:
-            self.say(line(standing))
+            self.say(line(run))
 
     def left(self) -> float:
         """Core-seconds that are left, of what was measured."""
         total = 0.0
-        for standing in self.progress.of("waiting", "elsewhere", "running"):
-            cost = self.costs.of(standing.row.folder.parent)
-            total += seconds(standing.row.plan, cost, standing.step) if cost else 0.0
+        for run in self.progress.of("waiting", "elsewhere", "running"):
+            cost = self.costs.of(run.row.folder.parent)
+            total += estimate_seconds(run.row.plan, cost, run.step) if cost else 0.0
         return total
 
     def counts(self) -> str:
@@ -204,12 +206,12 @@ class Board:
 
     def table(self) -> Group:
         """All runs."""
-        return Group(Text(self.title()), runs_table(self.progress.standings))
+        return Group(Text(self.title()), runs_table(self.progress.runs))
 
     def short_table(self) -> Group:
         """As many runs as fit on the screen, a line each: what goes on first."""
         room = max(self.console.height - 4, 3)
-        shown = self.progress.standings
+        shown = self.progress.runs
         if len(shown) > room:
             shown = sorted(shown, key=lambda s: STATES.index(s.state))[:room]
         busy = min(self.workers, len(self.progress.of("running", "waiting")) or 1)
@@ -230,47 +232,47 @@ class Board:
 STATES = ("running", "failed", "elsewhere", "waiting", "done")
 
 
-def runs_table(standings: list[Standing]) -> Table:
+def runs_table(runs: list[RunProgress]) -> Table:
     """A line for each run."""
     columns = ["environment", "agent", "seed", "state", "steps", "of", "steps/s", "return", "left"]
-    made = table("", columns, [cells(s) for s in standings])
+    made = table("", columns, [cells(s) for s in runs])
     made.columns[1].justify = "left"
     return made
 
 
-def cells(standing: Standing) -> list[str]:
+def cells(run: RunProgress) -> list[str]:
     """A run as a row of the table."""
-    plan = standing.row.plan
-    speed = standing.speed if standing.state == "running" else None
+    plan = run.row.plan
+    speed = run.speed if run.state == "running" else None
     return [
-        standing.row.folder.parents[1].name,
+        run.row.folder.parents[1].name,
         plan.label,
         str(plan.seed),
-        standing.state,
-        f"{standing.step:,}",
+        run.state,
+        f"{run.step:,}",
         f"{plan.steps:,}",
         f"{speed:,.0f}" if speed else "",
-        "" if standing.score is None else f"{standing.score:,.1f}",
-        clock((plan.steps - standing.step) / speed) if speed else "",
+        "" if run.score is None else f"{run.score:,.1f}",
+        clock((plan.steps - run.step) / speed) if speed else "",
     ]
 
 
-def line(standing: Standing) -> str:
+def line(run: RunProgress) -> str:
     """What became of a run."""
-    score = "" if standing.score is None else f", return {standing.score:,.1f}"
+    score = "" if run.score is None else f", return {run.score:,.1f}"
     says = {
-        "running": f"{standing.step:,} of {standing.row.plan.steps:,} steps{score}",
-        "done": f"{standing.step:,} steps{score}",
-        "elsewhere": f"another process has {standing.row.folder}; it is waited for",
-        "failed": standing.why,
-        "waiting": f"{standing.step:,} steps{score}; {standing.why or 'stopped'}; to be gone on with",
+        "running": f"{run.step:,} of {run.row.plan.steps:,} steps{score}",
+        "done": f"{run.step:,} steps{score}",
+        "elsewhere": f"another process has {run.row.folder}; it is waited for",
+        "failed": run.why,
+        "waiting": f"{run.step:,} steps{score}; {run.why or 'stopped'}; to be gone on with",
     }
-    return f"{standing.state:<9} {name(standing)}  {says[standing.state]}"
+    return f"{run.state:<9} {name(run)}  {says[run.state]}"
 
 
-def name(standing: Standing) -> str:
+def name(run: RunProgress) -> str:
     """A run in words."""
-    return f"{standing.row.folder.parents[1].name} {standing.row.plan.label} seed {standing.row.plan.seed}"
+    return f"{run.row.folder.parents[1].name} {run.row.plan.label} seed {run.row.plan.seed}"
 
 
 def clock(seconds: float) -> str:

@@ -5,33 +5,39 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from qscape.agents import Agent, on_dataset
+from qscape.agents import Agent, on_dataset, register_named
+from qscape.agents.recipes import set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import open_adapter
 from qscape.run.plan import Pace, Plan, fitted, folder_name
-from qscape.run.seeds import lacking
+from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
 
 
 def main(argv: list[str]) -> int:
     """Train one agent with one or several seeds."""
-    settings = None
-    defaults: list[str] = []
+    recipe, settings, config = "", None, None
     argv = [x for arg in argv for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in argv:
-        argv, recipe, settings, defaults = _with_config(argv)
-    else:
+        at = argv.index("--config")
+        if at + 1 >= len(argv):
+            raise UsageError("--config needs a file, e.g. runs/Hopper-v5/td7/0/run.json.", field="config")
+        recipe, settings, config = read_config(Path(argv[at + 1]))
+        argv = argv[:at] + argv[at + 2 :]
+    if config is None or (argv and not argv[0].startswith("-")):
         recipe, argv = options.positional(argv, "RECIPE", "qscape train", flags_for="td3")
+        register_named(recipe)
     notes: list[str] = []
-    if any(arg.split("=")[0] == "--dataset" for arg in argv):
+    if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
         recipe, notes = on_dataset(recipe)  # before its flags are read: other parts have other flags
-    run, given = options.train_command(recipe, [*defaults, *argv], settings)
+    run, given = options.train_command(recipe, argv, settings, config)
     if run.config:  # the first one is taken off before flags are read
         raise UsageError("--config is there twice; name one run.json.")
     if not (run.env or run.dataset):
@@ -88,7 +94,7 @@ def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] 
     """Are the seeds trained in one vmapped program?"""
     if how == "processes" or (how == "auto" and (len(plans) == 1 or jax.default_backend() == "cpu")):
         return False
-    needs = lacking(plans[0], agent)
+    needs = why_not_together(plans[0], agent)
     if loggers:
         needs = f"seeds without --log {' '.join(loggers)}, which takes one run in a process"
     if needs and how == "vmap":
@@ -96,37 +102,20 @@ def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] 
     return needs is None
 
 
-def _with_config(argv: list[str]) -> tuple[list[str], str, dict, list[str]]:
-    """Recipe, settings and flags of a run.json; what else is on the command line wins over them."""
-    at = argv.index("--config")
-    if at + 1 >= len(argv):
-        raise UsageError("--config needs a file, e.g. runs/Hopper-v5/td7/0/run.json.")
-    path = Path(argv[at + 1])
-    rest = argv[:at] + argv[at + 2 :]
+def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run]:
+    """Recipe, settings and options of a run.json. Imports none of the parts that it names.
+
+    Raises:
+        UsageError: the file cannot be read, or is no run.json.
+    """
     try:
         record = json.loads(path.read_text())
-        recipe, settings = record["recipe"], record["settings"]
-        names = (
-            "env",
-            "steps",
-            "envs",
-            "eval_every",
-            "eval_episodes",
-            "log_every",
-            "keep_saves",
-            "milestones",
-        )
-        flags = [x for n in names for x in (f"--{n.replace('_', '-')}", str(record[n]))]
-        args = [f"{k}={v!r}" for k, v in record["env_args"].items()]
-        probe, preset = record.get("probe", []), record.get("preset")
-        origin = (("--dataset", record.get("dataset")), ("--from", record.get("start")))
-        flags += [x for flag, value in origin if value for x in (flag, value)]
-        flags += ["--save-every", str(record["save_every"])] if record.get("save_every") else []
-        flags += ["--keep-data"] * bool(record.get("keep_data"))
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        recipe, settings = record["recipe"], {name: dict(of) for name, of in record["settings"].items()}
+        fields = {name: record[name] for name in ("env", "steps", "envs")}
+        names = ["dataset", "keep_data", "preset", *(f.name for f in dataclasses.fields(Pace))]
+        fields |= {name: record[name] for name in names if record.get(name) is not None}
+        fields |= {"from_": record.get("start", "")}
+        fields["env_args"] = [f"{k}={v!r}" for k, v in record["env_args"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem
-    if rest and not rest[0].startswith("-"):
-        recipe, rest = rest[0], rest[1:]
-    flags += ["--probe", *probe] if probe else []
-    flags += ["--preset", preset] if preset else []
-    return rest, recipe, settings, flags + (["--env-args", *args] if args else [])
+    return recipe, settings, set_fields(options.Run(), str(path), fields)

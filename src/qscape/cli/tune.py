@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from qscape.agents import build
+from qscape.agents import build, register_named
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
-from qscape.jobs.pool import cores
+from qscape.jobs.pool import count_cores
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
-from qscape.jobs.tune import Tuner, opened
+from qscape.jobs.tune import Tuner, open_search
 from qscape.run.plan import Plan
 from qscape.types import setting
 
@@ -51,6 +51,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Search the fields of one agent."""
     recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
+    register_named(recipe)
     own, agents = split(rest)
     given = options.parse(options.flags_of(Options()), own, f"qscape tune {recipe}")
     settings = options.train_command(recipe, agents)[1]
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
     adapter.close()  # one that does not fit is refused before a folder is made
     folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
     search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
-    return run(search, given.trials, given.workers or cores(), shlex.join(["qscape", "tune", *argv]))
+    return run(search, given.trials, given.workers or count_cores(), shlex.join(["qscape", "tune", *argv]))
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -94,8 +95,8 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def run(search: Search, trials: int, workers: int, command: str) -> int:
     """Go on with a search until it has its trials. Returns the exit code."""
-    board = Board(search, trials, plain_console())
-    with opened(search, board.changed) as tuner:
+    board = SearchBoard(search, trials, plain_console())
+    with open_search(search, board.changed) as tuner:
         board.tuner = tuner
         board.say(board.counts())
         with board.live():
@@ -109,7 +110,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
     return 0
 
 
-class Board:
+class SearchBoard:
     """A search on the screen: one live table on a terminal, lines elsewhere."""
 
     tuner: Tuner

@@ -1,4 +1,4 @@
-"""`qscape video RUN`."""
+"""The command `qscape video RUN`."""
 
 import contextlib
 import dataclasses
@@ -25,15 +25,15 @@ from qscape.types import setting
 class Options:
     """Flags of `qscape video`."""
 
-    mp4: str | None = setting(None, "The film; None: video.mp4 in the run's folder.")
-    episodes: int = setting(1, "Episodes filmed.")
+    mp4: str | None = setting(None, "Video file; None: video.mp4 in the run's folder.")
+    episodes: int = setting(1, "Number of episodes.")
     seed: int = setting(SEED, "Seed of the first episode.")
     fps: int | None = setting(None, "Frames per second; None: the environment's own.")
-    current: bool = setting(False, "The current policy, where checkpoints keep a better one.")
+    current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
 
 
 def main(argv: list[str]) -> int:
-    """Film whole episodes of a run's policy."""
+    """Record a video of whole episodes of a run's policy."""
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape video RUN")
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         raise UsageError('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
     if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
+        os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     loaded = load_policy(
         folder, seed=given.seed, current=given.current, env_args={"render_mode": "rgb_array"}
@@ -59,36 +59,36 @@ def main(argv: list[str]) -> int:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
-            # JAX warns of forks; what is forked here runs ffmpeg at once.
+            # JAX warns of forks; this fork only starts ffmpeg.
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
             film: Any = imageio.get_writer(aside, fps=fps, macro_block_size=1)
             with film:
-                for picture in _pictures(adapter, choose, given.episodes, returns):
+                for picture in _render_frames(adapter, choose, given.episodes, returns):
                     film.append_data(picture)
                     frames += 1
         aside.replace(file)
     except (OSError, ValueError) as problem:
         with contextlib.suppress(OSError):
             aside.unlink()
-        why, _, _ = str(problem).strip().partition("\n")  # ffmpeg's own words follow
+        why, _, _ = str(problem).strip().partition("\n")  # ffmpeg's output follows
         raise RunError(f"{file} cannot be written ({why}).") from problem
     print(f"{file}: {frames} frames, returns {', '.join(f'{r:,.1f}' for r in returns)}")
     return 0
 
 
-def _pictures(
+def _render_frames(
     adapter: EnvAdapter, choose: Callable, episodes: int, returns: list[float]
 ) -> Iterator[np.ndarray]:
-    """The pictures of whole episodes, one by one: a long film would not fit into memory."""
+    """Yield the frames of whole episodes one by one; a long video would not fit into memory."""
     obs, first, made = adapter.reset(), np.ones(1, bool), 0
     while len(returns) < episodes:
         try:
             picture = adapter.render_frame()
-        except (RuntimeError, ImportError, AttributeError) as problem:  # MuJoCo's and OpenGL's ways to say it
+        except (RuntimeError, ImportError, AttributeError) as problem:  # raised by MuJoCo and OpenGL
             raise RunError(
-                f"{adapter.env_id} cannot draw on this machine ({problem}); try MUJOCO_GL=osmesa."
+                f"{adapter.env_id} cannot render on this machine ({problem}); try MUJOCO_GL=osmesa."
             ) from problem
-        odd = [(0, n % 2) for n in picture.shape[:2]]  # H.264 films even sizes only
+        odd = [(0, n % 2) for n in picture.shape[:2]]  # H.264 needs even sizes
         yield np.pad(picture, [*odd, (0, 0)], mode="edge")
         step = adapter.step(choose(obs, first, made))
         obs, first, made = step.observation, step.terminated | step.truncated, made + 1

@@ -1,4 +1,4 @@
-"""`qscape watch RUN`."""
+"""The command `qscape watch RUN`."""
 
 import csv
 import dataclasses
@@ -20,22 +20,22 @@ from qscape.errors import QscapeError, UsageError
 from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
 from qscape.types import setting
 
-SLICE = 81  # points of the landscape's line
-ACROSS, HIGH = 110, 16  # characters of a chart, at most
+SLICE = 81  # points of the curve of Q
+ACROSS, HIGH = 110, 16  # width and height of a chart in characters, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Flags of `qscape watch`."""
 
-    every: float = setting(2.0, "Seconds between two looks.")
-    show: str = setting("q", "The metric drawn below the returns, such as critic_loss or actor_loss.")
-    dim: int = setting(0, "The dimension of the action along which Q is drawn.")
-    once: bool = setting(False, "Look once, print and end.")
+    every: float = setting(2.0, "Seconds between two updates of the screen.")
+    show: str = setting("q", "Metric plotted below the returns, such as critic_loss or actor_loss.")
+    dim: int = setting(0, "Action dimension along which Q is plotted.")
+    once: bool = setting(False, "Print once and exit.")
 
 
 def main(argv: list[str]) -> int:
-    """Watch a run, or the seeds of a group, while it trains: curves, Q at a state, rates."""
+    """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
     if not given.every > 0:
@@ -43,26 +43,26 @@ def main(argv: list[str]) -> int:
     from qscape.report import terminal  # noqa: F401  a missing extra is told before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()
-    slices = Slice(folders[0], given.dim)
+    slices = QSlice(folders[0], given.dim)
     if given.once or not console.is_terminal:
-        console.print(picture(folders, slices, given.show, console))
+        console.print(render(folders, slices, given.show, console))
         return 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             while True:
-                live.update(picture(folders, slices, given.show, console), refresh=True)
+                live.update(render(folders, slices, given.show, console), refresh=True)
                 if not any(in_use(folder) or unfinished(folder) for folder in folders):
                     break
                 time.sleep(given.every)
         except KeyboardInterrupt:
             pass
-    console.print(picture(folders, slices, given.show, console))  # it stays when the screen is given back
+    console.print(render(folders, slices, given.show, console))  # stays on the terminal after the live screen
     return 0
 
 
-def picture(folders: list[Path], slices: "Slice", metric: str, console: Console) -> Group:
-    """Everything there is to see of the runs now."""
-    looks = [Look(folder) for folder in folders]
+def render(folders: list[Path], slices: "QSlice", metric: str, console: Console) -> Group:
+    """Render the present state of the runs: table, curves and Q."""
+    looks = [RunView(folder) for folder in folders]
     columns = ["run", "agent", "step", "of", "steps/s", "left", "return", "state"]
     parts: list[Any] = [table("", columns, (look.row() for look in looks))]
     width, height = min(console.width, ACROSS), HIGH
@@ -78,16 +78,16 @@ def picture(folders: list[Path], slices: "Slice", metric: str, console: Console)
     return Group(*parts)
 
 
-class Look:
-    """What a run's files say at one moment; the last line of a file may be half written."""
+class RunView:
+    """The contents of a run's files at one moment; the last line of a file may be incomplete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.record = folder, read_record(folder)
-        self.logged = [*_json_lines(folder / "metrics.jsonl")]
-        self.returns = _returns(folder / "evaluations.csv")
+        self.logged = [*_read_json_lines(folder / "metrics.jsonl")]
+        self.returns = _read_returns(folder / "evaluations.csv")
 
     def policies(self) -> list[str]:
-        """The policies that are evaluated: the current one, and the kept one of an agent that keeps one."""
+        """The evaluated policies: the current one, and the kept one if the agent keeps one."""
         return [*self.returns] or ["current"]
 
     def curve(self, policy: str) -> tuple[str, list[float], list[float]]:
@@ -97,13 +97,13 @@ class Look:
         return name, [*found], [sum(x) / len(x) for x in found.values()]
 
     def metric(self, name: str) -> tuple[str, list[float], list[float]]:
-        """Name, steps and values of what was logged."""
+        """Name, steps and values of a logged metric; values that are not finite are left out."""
         rows = [(row["step"], row[name]) for row in self.logged if name in row]
         rows = [(step, x) for step, x in rows if x is not None and math.isfinite(x)]
         return f"seed {self.record['seed']}", [r[0] for r in rows], [r[1] for r in rows]
 
     def row(self) -> list[str]:
-        """Its line of the table."""
+        """The run's row of the table."""
         newest = self.logged[-1] if self.logged else {}
         step, steps = newest.get("step", 0), self.record["steps"]
         speed = newest.get("steps_per_second", math.nan)
@@ -120,32 +120,32 @@ class Look:
         ]  # fmt: skip
 
 
-class Slice:
-    """Q along one dimension of the action, at the first state of an evaluation, by the newest save.
+class QSlice:
+    """Q along one action dimension, at the first state of an evaluation, for the newest save.
 
-    The agent is built and compiled once; a newer save only brings newer networks.
+    The agent is built and compiled once; a newer save only replaces the networks.
     """
 
     def __init__(self, folder: Path, dim: int) -> None:
         self.folder, self.dim = folder, dim
         self.seen: Path | None = None
-        self.subject: Any = None
+        self.trained: Any = None
         self.drawn: tuple[str, list[Any]] = ("Q: there is no save yet", [])
 
     def chart(self, width: int, height: int) -> Text:
-        """The chart, or why there is none.
+        """Render the chart, or the reason why there is none.
 
         Raises:
             UsageError: the action has no such dimension.
         """
         try:
             newest = newest_save(self.folder)
-            if newest is not None and self.subject is None:
+            if newest is not None and self.trained is None:
                 self._begin()
-        except QscapeError as problem:  # training goes on, and so does watching
+        except QscapeError as problem:  # training continues, so watching continues too
             newest, self.drawn = None, (str(problem), [])
-        if self.subject is not None and not 0 <= self.dim < self.subject.agent.task.action_size:
-            last = self.subject.agent.task.action_size - 1
+        if self.trained is not None and not 0 <= self.dim < self.trained.agent.task.action_size:
+            last = self.trained.agent.task.action_size - 1
             raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {last}.")
         try:
             if newest is not None and newest != self.seen:
@@ -159,23 +159,23 @@ class Slice:
         return _chart(title, x, curves, width, height, (-1, 1))
 
     def _begin(self) -> None:
-        from qscape.inspect.subject import of_run
         from qscape.inspect.survey import Surveyor
+        from qscape.inspect.trained_agent import load_trained_agent
 
-        subject = of_run(self.folder, current=True)
-        subject.need_q("a slice of the landscape")
-        if subject.agent.task.table is not None:
-            raise UsageError("Q over an action table is drawn by: qscape landscape RUN.")
-        adapter = subject.make()
+        trained = load_trained_agent(self.folder, current=True)
+        trained.require_q("a slice of the landscape")
+        if trained.agent.task.table is not None:
+            raise UsageError("Q over an action table is plotted by: qscape landscape RUN.")
+        adapter = trained.make()
         self.obs = np.asarray(adapter.reset(), np.float32)[0]
         adapter.close()
-        self.subject, self.surveyor = subject, Surveyor(subject.agent)
+        self.trained, self.surveyor = trained, Surveyor(trained.agent)
 
     def _look(self, newest: Path) -> tuple[str, list[Any]]:
         from qscape.run.policy import read_acting
 
-        acting, step, _ = read_acting(newest, self.subject.agent, current=True)
-        proposals = np.asarray(self.subject.agent.proposals(acting, self.obs[None]))[0]
+        acting, step, _ = read_acting(newest, self.trained.agent, current=True)
+        proposals = np.asarray(self.trained.agent.proposals(acting, self.obs[None]))[0]
         x = np.linspace(-1, 1, SLICE)
         line = np.repeat(proposals[:1], SLICE, 0)
         line[:, self.dim] = x
@@ -193,17 +193,17 @@ def _chart(title: str, x: str, curves: list[Any], width: int, height: int, span:
     if not curves:
         return Text(f"{title}: nothing yet", style="dim")
     lines = [terminal.Curve(*curve) for curve in curves]
-    return Text.from_ansi(terminal.chart(title, x, lines, width, height, span))
+    return Text.from_ansi(terminal.render_chart(title, x, lines, width, height, span))
 
 
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
     text = file.read_text() if file.exists() else ""
     for line in text[: text.rfind("\n") + 1].splitlines():
         yield json.loads(line)
 
 
-def _returns(file: Path) -> dict[str, dict[int, list[float]]]:
-    """Returns of each evaluation's episodes: policy -> step -> returns."""
+def _read_returns(file: Path) -> dict[str, dict[int, list[float]]]:
+    """Read the returns of each evaluation's episodes: policy -> step -> returns."""
     text = file.read_text() if file.exists() else ""
     found: dict[str, dict[int, list[float]]] = {}
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):

@@ -52,7 +52,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         if not args and not isinstance(problem, TypeError):
             raise
         raise UsageError(
-            f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}"
+            f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}",
+            field="env_args",
         ) from problem
     if not isinstance(env, gym.Env):
         raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")

@@ -1,4 +1,4 @@
-"""The model card beside an exported policy: what it is, how good it is, how to run it."""
+"""The model card of an exported policy: task, results, and how to run it."""
 
 import importlib
 import json
@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from qscape.errors import RunError, UsageError
-from qscape.export.policy import Checked, Source, describe
-from qscape.inspect.store import write_whole
+from qscape.export.policy import OnnxCheck, Source, describe
+from qscape.inspect.store import write_atomically
 from qscape.run.folder import origin
 
-REPS = 2_000  # resamples of the interval
+REPS = 2_000  # bootstrap resamples
 CONFIDENCE = 95
 
 
-def interval(values: Sequence[float], reps: int = REPS, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of values and its 95% percentile bootstrap interval; NaN for that of fewer than two values."""
+def bootstrap_interval(
+    values: Sequence[float], reps: int = REPS, seed: int = 0
+) -> tuple[float, float, float]:
+    """Compute the mean and its 95% percentile bootstrap interval; NaN bounds for fewer than two values."""
     x = np.asarray(values, float)
     if len(x) < 2:
         return float(x.mean()), float("nan"), float("nan")
@@ -28,25 +30,25 @@ def interval(values: Sequence[float], reps: int = REPS, seed: int = 0) -> tuple[
     return float(x.mean()), float(low), float(high)
 
 
-def write(made: Source, files: Sequence[Path], checked: Checked | None) -> Path:
-    """Write FILE.md beside the first of the exported files.
+def write_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
+    """Write FILE.md beside the first of the exported files and return its path.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     card = files[0].with_suffix(".md")
-    write_whole(card, text(made, files, checked).encode())
+    write_atomically(card, render_card(made, files, checked).encode())
     return card
 
 
-def _trained(steps: int, record: Mapping[str, Any]) -> str:
+def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
     if dataset := record.get("dataset"):
         return f"by {steps:,} updates on the dataset `{dataset}`, without a step in an environment"
     return f"for {steps:,} steps"
 
 
-def text(made: Source, files: Sequence[Path], checked: Checked | None) -> str:
-    """The card, in Markdown with the header that model hubs read."""
+def render_card(made: Source, files: Sequence[Path], checked: OnnxCheck | None) -> str:
+    """Render the card in Markdown, with the header that model hubs read."""
     about, record = describe(made), made.record
     action, low_high = about["action"], "unbounded"
     if action["low"] is not None:
@@ -54,29 +56,29 @@ def text(made: Source, files: Sequence[Path], checked: Checked | None) -> str:
     elif action["table"] is not None:
         low_high = f"{len(action['table'])} discrete actions"
     lines = [
-        *_header(made, about),
+        *_hub_header(made, about),
         f"# {about['label']} on {about['env']}",
         "",
-        f"A policy trained with qscape {_trained(about['step'], record)} "
+        f"A policy trained with qscape {_describe_training(about['step'], record)} "
         f"(seed {about['seed']}, the {about['policy']} policy).",
         "",
         "## Evaluation",
         "",
-        evaluation(made),
+        describe_evaluation(made),
         "",
-        *_smoothness(made.folder),
+        *_describe_smoothness(made.folder),
         "## Task",
         "",
         f"- environment: `{about['env']}`" + (f" with {about['env_args']}" if about["env_args"] else ""),
-        f"- observation: {about['observation']['size']} numbers, float32, raw: normalisation is inside",
+        f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         "",
         "## Files",
         "",
         *(f"- `{file.name}`" for file in files),
-        *_measured(checked),
+        *_describe_check(checked),
         "",
-        *_usage(files, about),
+        *_usage_example(files, about),
         "## Agent",
         "",
         f"Recipe `{about['recipe']}`. " + ("; ".join(record["moved"]) + "." if record.get("moved") else ""),
@@ -87,18 +89,18 @@ def text(made: Source, files: Sequence[Path], checked: Checked | None) -> str:
         "",
         "## Versions",
         "",
-        *_versions(record),
+        *_describe_versions(record),
         "",
     ]
     return "\n".join(lines)
 
 
-def evaluation(made: Source) -> str:
-    """The return over the episodes just made, with its interval."""
+def describe_evaluation(made: Source) -> str:
+    """Describe the return over the episodes just run, with its interval."""
     returns = [r.episode.ret for r in made.episodes]
     if not returns:
-        return "Not evaluated: it was trained on a dataset without an environment."
-    mean, low, high = interval(returns)
+        return "Not evaluated: the policy was trained on a dataset without an environment."
+    mean, low, high = bootstrap_interval(returns)
     between = f" [{low:,.1f}, {high:,.1f}]" if len(returns) > 1 else ""
     what = (
         f", 95% bootstrap interval of the mean over {len(returns)} episodes" if between else " in one episode"
@@ -107,7 +109,7 @@ def evaluation(made: Source) -> str:
     return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
 
 
-def _header(made: Source, about: dict[str, Any]) -> list[str]:
+def _hub_header(made: Source, about: dict[str, Any]) -> list[str]:
     returns = [r.episode.ret for r in made.episodes]
     metrics = [f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]"] if returns else []
     return [
@@ -125,23 +127,23 @@ def _header(made: Source, about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _smoothness(folder: Path) -> list[str]:
-    """What `qscape smoothness` found of the run, if it was asked."""
+def _describe_smoothness(folder: Path) -> list[str]:
+    """The result of `qscape smoothness`, if the run folder holds one."""
     file = folder / "inspect" / "smoothness.json"
     if not file.exists():
         return []
     try:
-        found = json.loads(file.read_text())["per_episode"]
-        means = {name: float(np.mean(found[name])) for name in ("sm", "action_change", "oscillation")}
+        values = json.loads(file.read_text())["per_episode"]
+        means = {name: float(np.mean(values[name])) for name in ("sm", "action_change", "oscillation")}
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise RunError(
             f"{file} cannot be read ({problem}); measure it again: qscape smoothness {folder}."
         ) from problem
-    said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in means.items())
-    return [f"Smoothness (lower is smoother): {said}.", ""]
+    means = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in means.items())
+    return [f"Smoothness (lower is smoother): {means}.", ""]
 
 
-def _measured(checked: Checked | None) -> list[str]:
+def _describe_check(checked: OnnxCheck | None) -> list[str]:
     if checked is None:
         return []
     return [
@@ -152,7 +154,7 @@ def _measured(checked: Checked | None) -> list[str]:
     ]
 
 
-def _usage(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
+def _usage_example(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
     onnx = next((f.name for f in files if f.suffix == ".onnx"), None)
     if onnx is None:
         return []
@@ -169,7 +171,7 @@ def _usage(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _versions(record: Any) -> list[str]:
+def _describe_versions(record: Any) -> list[str]:
     trained, now = record.get("versions", {}), origin()["versions"]
     return [
         "Trained with " + ", ".join(f"{k} {v}" for k, v in trained.items()) + ".",
@@ -177,13 +179,14 @@ def _versions(record: Any) -> list[str]:
     ]
 
 
-def push(repository: str, card: Path, files: Sequence[Path]) -> str:
-    """Upload the files and the card, as README.md, to a model hub; returns the address.
+def push_to_hub(repository: str, card: Path, files: Sequence[Path]) -> str:
+    """Upload the files, and the card as README.md, to a model hub; returns the address.
 
     Needs `pip install huggingface_hub` and a token (`hf auth login`, or HF_TOKEN).
 
     Raises:
-        UsageError: the package or the token is missing. RunError: the hub refused.
+        UsageError: the package or the token is missing.
+        RunError: the hub refused the upload.
     """
     try:
         hub: Any = importlib.import_module("huggingface_hub")

@@ -1,18 +1,18 @@
-"""Primitives that run other jaxprs: choices, and loops of a known length."""
+"""Primitives that run other jaxprs: branches, and loops of a known length."""
 
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.export.values import Value, broadcast
+from qscape.export.values import Value, broadcast_shape
 
 if TYPE_CHECKING:
     from qscape.export.graph import Graph
 
 
-def cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
-    """One branch where the choice is known now; else all of them, and the outputs of the chosen one."""
+def convert_cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
+    """Convert `cond`: one branch if the index is constant, else all branches and a selection."""
     which, operands = given[0], given[1:]
     branches = equation.params["branches"]
     if not isinstance(which, Value):
@@ -23,40 +23,42 @@ def cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
         at = graph.constant(np.array(k, equation.invars[0].aval.dtype))
         later = graph.node("GreaterOrEqual", [which.name, at])
         pairs = zip(chosen, map(graph.loose, outputs), strict=True)
-        chosen = [Value(graph.node("Where", [later, y.name, x.name]), broadcast([x, y])) for x, y in pairs]
+        chosen = [
+            Value(graph.node("Where", [later, y.name, x.name]), broadcast_shape([x, y])) for x, y in pairs
+        ]
     return chosen
 
 
-def scan(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
-    """A loop of known length, written out step by step."""
+def unroll_scan(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
+    """Convert `scan` by unrolling its loop."""
     params = equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
     consts, carry, columns = given[:fixed], given[fixed : fixed + carried], given[fixed + carried :]
     avals = [v.aval for v in equation.invars[fixed + carried :]]
-    told: list[list[Any]] = []
+    collected: list[list[Any]] = []
     steps = range(params["length"])
     for k in reversed(steps) if params["reverse"] else steps:
-        rows = [_row(graph, x, aval, k) for x, aval in zip(columns, avals, strict=True)]
+        rows = [_take_row(graph, x, aval, k) for x, aval in zip(columns, avals, strict=True)]
         outputs = graph.run(params["jaxpr"], [*consts, *carry, *rows])
         carry = outputs[:carried]
-        told.append(outputs[carried:])
-    told = told[::-1] if params["reverse"] else told
+        collected.append(outputs[carried:])
+    collected = collected[::-1] if params["reverse"] else collected
     outs = equation.outvars[carried:]
-    return [*carry, *(_stacked(graph, [row[j] for row in told], v.aval) for j, v in enumerate(outs))]
+    return [*carry, *(_stack_rows(graph, [row[j] for row in collected], v.aval) for j, v in enumerate(outs))]
 
 
-def _row(graph: "Graph", x: Any, aval: Any, k: int) -> Any:
+def _take_row(graph: "Graph", x: Any, aval: Any, k: int) -> Any:
     if not isinstance(x, Value):
         return jnp.asarray(x)[k]
     at = graph.constant(np.array(k, np.int64))
     return Value(graph.node("Gather", [graph.whole(x, aval), at], axis=0), aval.shape[1:])
 
 
-def _stacked(graph: "Graph", rows: list[Any], aval: Any) -> Value:
+def _stack_rows(graph: "Graph", rows: list[Any], aval: Any) -> Value:
     axis = graph.constant(np.array([0], np.int64))
     inner = aval.update(shape=aval.shape[1:])
     names = [graph.node("Unsqueeze", [graph.whole(row, inner), axis]) for row in rows]
     return Value(graph.node("Concat", names, axis=0), aval.shape)
 
 
-CONTROL = {"cond": cond, "scan": scan}
+CONTROL = {"cond": convert_cond, "scan": unroll_scan}

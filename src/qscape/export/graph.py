@@ -1,8 +1,8 @@
-"""A jax function of one array as an ONNX graph.
+"""Convert a jax function of one array to an ONNX graph.
 
-The function is traced once with a symbolic number of rows; each equation of its jaxpr becomes ONNX nodes by
-the table in `primitives`. What depends on no input is computed here and now and stored as a constant, so that
-weights arrive transposed as the products need them. What no output needs is left out.
+The function is traced once with a symbolic batch size. Each equation of its jaxpr becomes ONNX nodes by the
+table in `primitives`. Values that depend on no input are computed here and stored as constants, so that
+weights are stored transposed as the matrix products need them. Unused values are dropped.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,30 +19,33 @@ from onnx import TensorProto, helper, numpy_helper
 from qscape.errors import UsageError
 from qscape.export.control import CONTROL
 from qscape.export.primitives import CALLS, TABLE
-from qscape.export.values import Value, element_type, same
+from qscape.export.values import Value, element_type, same_shape
 
 OPSET = 18
-IR = 8  # the format that opset 18 came with: the oldest readers can still read it
+IR = 8  # the IR version of opset 18's first release, for old runtimes
 RANDOM = ("random_bits", "threefry2x32", "random_wrap", "random_fold_in", "random_split", "random_seed")
 
 
 def to_onnx(
     function: Callable[[jax.Array], jax.Array], size: int, metadata: dict[str, str], name: str = "policy"
 ) -> onnx.ModelProto:
-    """The model of `function`, from "observation" float32 [batch, size] to "action" [batch, ...].
+    """Convert `function`, from "observation" float32 [batch, size] to "action" [batch, ...].
 
     Args:
-        metadata: notes that the file carries.
+        function: a jax function of a batch of observations.
+        size: length of an observation.
+        metadata: strings stored in the file.
+        name: name of the graph.
 
     Raises:
-        UsageError: the function does something this file has no ONNX nodes for.
+        UsageError: the function uses an operation without a conversion to ONNX.
     """
     (batch,) = symbolic_shape("batch")
     try:
         traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((batch, size), jnp.float32))
     except (TypeError, ValueError) as problem:
         raise UsageError(
-            f"this policy's code asks for the number of rows, which a file leaves open ({problem})."
+            f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
         ) from problem
     graph = Graph(batch)
     (result,) = graph.run(traced, [Value("observation", (batch, size))])
@@ -64,7 +67,14 @@ def to_onnx(
 
 
 class Graph:
-    """Nodes and constants while a jaxpr is walked."""
+    """Nodes and constants collected while a jaxpr is walked.
+
+    Attributes:
+        batch: the symbolic batch size.
+        nodes: the ONNX nodes.
+        constants: the ONNX initialisers.
+        count: counter for unique names.
+    """
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
@@ -76,11 +86,11 @@ class Graph:
     # --- walking the jaxpr ------------------------------------------------------------------------
 
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of a jaxpr; an input or output that is no `Value` is a constant array."""
+        """Convert a jaxpr and return its outputs. Inputs and outputs other than `Value` are constants."""
         jaxpr = closed.jaxpr
         known: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         known |= dict(zip(jaxpr.invars, inputs, strict=True))
-        for equation in _needed(jaxpr):
+        for equation in _needed_equations(jaxpr):
             given = [v.val if isinstance(v, Literal) else known[v] for v in equation.invars]
             known |= dict(zip(equation.outvars, self._equation(equation, given), strict=True))
         return [v.val if isinstance(v, Literal) else known[v] for v in jaxpr.outvars]
@@ -99,24 +109,24 @@ class Graph:
             return CONTROL[primitive](self, equation, given)
         if primitive in RANDOM:
             raise UsageError(
-                "this policy draws at random when it acts, which a file cannot; export one that does not."
+                "this policy samples its actions, which an ONNX file cannot do; export a deterministic one."
             )
         if primitive not in TABLE:
             raise UsageError(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
         found = TABLE[primitive](self, equation, given)
         return found if isinstance(found, list) else [found]
 
-    # --- what the table builds with ---------------------------------------------------------------
+    # --- used by the conversions ------------------------------------------------------------------
 
     def node(self, op: str, inputs: list[str], out: str | None = None, **attributes: Any) -> str:
-        """Add a node; the name of its output."""
+        """Add a node and return the name of its output."""
         self.count += 1
         out = out or f"x{self.count}"
         self.nodes.append(helper.make_node(op, inputs, [out], name=f"{op}_{self.count}", **attributes))
         return out
 
     def constant(self, array: Any) -> str:
-        """The name of a constant; equal ones are stored once."""
+        """Return the name of a constant; equal constants are stored once."""
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             raise UsageError("this policy needs a random key when it acts, which a file cannot hold.")
         array = np.asarray(array)
@@ -127,39 +137,39 @@ class Graph:
         return self._known[key]
 
     def loose(self, x: Any) -> Value:
-        """x as a value that may still lack a broadcast."""
+        """Return x as a `Value`, which may still lack a broadcast."""
         return x if isinstance(x, Value) else Value(self.constant(x), np.shape(x))
 
     def whole(self, x: Any, aval: Any) -> str:
-        """The name of x in the full shape of its aval."""
+        """Return the name of x, broadcast to the full shape of its aval."""
         value = self.loose(x)
-        if same(value.shape, aval.shape):
+        if same_shape(value.shape, aval.shape):
             return value.name
         return self.node("Expand", [value.name, self.shape(aval.shape)])
 
     def shape(self, dims: Sequence[Any]) -> str:
-        """The name of a shape as a tensor; at most the batch in it is symbolic."""
+        """Return the name of a shape as a tensor; the batch may be symbolic."""
         if all(isinstance(d, int) for d in dims):
             return self.constant(np.array(dims, np.int64))
         parts = [self.constant(np.array([d], np.int64)) if isinstance(d, int) else self.rows(d) for d in dims]
         return self.node("Concat", parts, axis=0)
 
     def rows(self, dim: Any) -> str:
-        """The batch size as a tensor [1]."""
+        """Return the name of the batch size as a tensor [1]."""
         if str(dim) != str(self.batch):
             raise UsageError(f"this policy makes an array of {dim} rows, which qscape cannot write as ONNX.")
         return self.node("Shape", ["observation"], start=0, end=1)
 
     def reshape(self, name: str, shape: Sequence[Any]) -> str:
-        """`name` in a shape of which at most one dimension is symbolic."""
+        """Reshape `name`; at most one dimension of `shape` may be symbolic."""
         dims = [d if isinstance(d, int) else -1 for d in shape]
         if dims.count(-1) > 1:
             raise UsageError(f"this policy makes an array of shape {shape}, which ONNX cannot write.")
         return self.node("Reshape", [name, self.constant(np.array(dims, np.int64))])
 
 
-def _needed(jaxpr: Any) -> list[Any]:
-    """The equations that the outputs depend on."""
+def _needed_equations(jaxpr: Any) -> list[Any]:
+    """Select the equations that the outputs depend on."""
     wanted = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     kept = []
     for equation in reversed(jaxpr.eqns):

@@ -1,8 +1,8 @@
-"""A trained policy as a function in the environment's own units, and as files that run without qscape.
+"""A trained policy as a function in the environment's units, and as files that run without qscape.
 
-Nothing is written that was not checked: the ONNX file acts like the library on 1,000 observations, or there
-is no file. A steep policy in float32 does not give the same digits for one observation and for a batch with
-that observation in it, in the library itself: that is measured and told, and `tolerance` is there for it.
+Every file is checked before it is written: the ONNX model must act like the library on 1,000 observations. A
+steep policy in float32 gives different digits for one observation alone and in a batch, even in the library
+itself. That difference is measured and reported, and `tolerance` allows for it.
 """
 
 import contextlib
@@ -25,68 +25,81 @@ from qscape.data import RECORDED, read
 from qscape.envs import EnvAdapter
 from qscape.envs.spaces import ActionBox
 from qscape.errors import RunError, UsageError
-from qscape.inspect.store import write_whole
+from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import read_record
-from qscape.run.policy import Loaded, load_policy
+from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating, evaluation_key
 
 CHECKED = 1_000  # observations on which file and library are compared
-TOLERANCE = 1e-5  # greatest difference of an action, in the environment's units
+TOLERANCE = 1e-5  # largest accepted difference of an action, in the environment's units
 FORMAT = "qscape-policy"
 VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """What is exported: a run's policy with its record, and the episodes it was just evaluated on.
+    """A policy to export.
 
-    `seen`: observations to check it on, of those episodes; of the dataset where there is no environment.
+    Attributes:
+        folder: its run folder.
+        record: run.json.
+        loaded: the policy.
+        episodes: the evaluation for the model card.
+        seen: observations for the check, of these episodes; of the dataset if there is no environment.
     """
 
     folder: Path
     record: Mapping[str, Any]
-    loaded: Loaded
+    loaded: LoadedPolicy
     episodes: list[Rollout]
     seen: Float[np.ndarray, "N S"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
-    """How an ONNX file compares with the library; milliseconds for one observation, on one core."""
+class OnnxCheck:
+    """Comparison of an ONNX model with the library.
+
+    Attributes:
+        difference: the largest absolute difference of an action, in the environment's units.
+        rounding: the library's largest difference from itself, one observation at a time against one batch.
+        p50: median time for one observation on one core, in milliseconds.
+        p99: 99% quantile of that time.
+    """
 
     difference: float
-    rounding: float  # how much the library differs from itself, one observation at a time and in one batch
+    rounding: float
     p50: float
     p99: float
 
 
-def source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
-    """The policy of a run's newest save, evaluated once more.
+def load_source(folder: Path, episodes: int = 10, current: bool = False, seed: int = SEED) -> Source:
+    """Load the policy of a run's newest save and evaluate it.
 
     Raises:
-        UsageError: no episode is asked for, or this agent cannot be exported. RunError: no readable save.
+        UsageError: `episodes` is below 1, or the agent cannot be exported.
+        RunError: the run has no readable save.
     """
     if episodes < 1:
         raise UsageError(
-            f"--episodes is {episodes}; it must be at least 1: the file is checked on what they show."
+            f"--episodes is {episodes}; it must be at least 1: the file is checked on their observations."
         )
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
-    refuse_memory(loaded)
+    refuse_recurrent(loaded)
     record = read_record(folder)
-    if record["env"] == RECORDED:  # learnt from a dataset without an environment: nowhere to act
+    if record["env"] == RECORDED:  # trained on a dataset without an environment to act in
         return Source(folder, record, loaded, [], read(record["dataset"]).observation)
     done = rollouts(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
     return Source(folder, record, loaded, done, np.concatenate([r.observation for r in done]))
 
 
-def refuse_memory(loaded: Loaded) -> None:
-    """Refuse a policy that remembers when it is evaluated; noise that only exploring remembers (OU) is none.
+def refuse_recurrent(loaded: LoadedPolicy) -> None:
+    """Refuse a policy with memory in evaluation. Noise with memory in exploration (OU) is accepted.
 
     Raises:
-        UsageError: it changes what it remembers.
+        UsageError: evaluation changes the policy's memory.
     """
     agent, changes = loaded.programs.agent, []
 
@@ -96,7 +109,7 @@ def refuse_memory(loaded: Loaded) -> None:
         )
         before = jax.tree.leaves(
             noise_state
-        )  # traced, so that what is handed on as it is stays the same object
+        )  # traced: memory that is handed on unchanged stays the same object
         changes.extend(a is not b for a, b in zip(jax.tree.leaves(after), before, strict=True))
         return action
 
@@ -106,16 +119,19 @@ def refuse_memory(loaded: Loaded) -> None:
         jax.eval_shape(step, loaded.acting, noise_state, obs)
     if any(changes):
         raise UsageError(
-            f"{loaded.programs.agent.recipe} cannot be exported: its policy remembers from step to step."
+            f"{loaded.programs.agent.recipe} cannot be exported: its policy has memory from step to step."
         )
 
 
 # --- the function ------------------------------------------------------------------------------------
 
 
-def function(loaded: Loaded) -> Callable[[Float[Array, "B S"]], Array]:
-    """Observations [B, S], raw, to actions in the environment's units: everything between is inside."""
-    agent, convert = loaded.programs.agent, in_units(loaded.adapter)
+def make_policy_function(loaded: LoadedPolicy) -> Callable[[Float[Array, "B S"]], Array]:
+    """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
+
+    Normalisation and action scaling are inside.
+    """
+    agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
 
     def policy(obs: Float[Array, "B S"]) -> Array:
         first = jnp.ones(obs.shape[0], bool)
@@ -126,12 +142,12 @@ def function(loaded: Loaded) -> Callable[[Float[Array, "B S"]], Array]:
 
 
 def action_space(adapter: EnvAdapter) -> gym.Space:
-    """The space of one environment's actions."""
+    """Return the action space of a single environment."""
     return getattr(adapter.env, "single_action_space", None) or adapter.env.action_space  # type: ignore[union-attr]
 
 
-def in_units(adapter: EnvAdapter) -> Callable[[Array], Array]:
-    """The edge's map from [-1, 1]^A to the environment's actions, as a jax function; float32 and int32."""
+def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
+    """Return the map from [-1, 1]^A to the environment's actions as a jax function; float32 or int32."""
     space, table = action_space(adapter), adapter.spec.table
     start = int(getattr(space, "start", 0))
     if table is not None:
@@ -148,14 +164,14 @@ def in_units(adapter: EnvAdapter) -> Callable[[Array], Array]:
     return to_env
 
 
-def reference(loaded: Loaded, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
-    """What the library does at observations, each the first of an episode, in the environment's units."""
+def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
+    """Choose the library's actions in the environment's units; each observation starts an episode."""
     choose = act_evaluating(loaded.programs, loaded.acting, len(obs))
     return loaded.adapter.actions(choose(obs, np.ones(len(obs), bool), 0))
 
 
-def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
-    """n observations: half of them as they were seen, half beside those, by a tenth of their spread."""
+def sample_observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
+    """Sample n observations: half of them visited, half with noise of a tenth of their spread."""
     seen = made.seen
     rng = np.random.default_rng(seed)
     picked = seen[rng.integers(len(seen), size=n)].astype(np.float32)
@@ -166,14 +182,14 @@ def observations(made: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndar
 # --- ONNX --------------------------------------------------------------------------------------------
 
 
-def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> Checked:
+def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
     Input "observation" float32 [batch, S], output "action" [batch, ...] in the environment's units.
 
     Raises:
-        UsageError: a package is missing, or the policy computes what cannot be written.
-        RunError: file and library differ by more than `tolerance`, or the file cannot be written.
+        UsageError: a package is missing, or the policy uses an operation without a conversion.
+        RunError: model and library differ by more than `tolerance`, or the file cannot be written.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -184,14 +200,14 @@ def write_onnx(made: Source, file: Path, tolerance: float = TOLERANCE) -> Checke
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(made))}
-    model = to_onnx(function(made.loaded), made.loaded.adapter.spec.observation_size, about)
+    model = to_onnx(make_policy_function(made.loaded), made.loaded.adapter.spec.observation_size, about)
     data = model.SerializeToString()
-    checked = check(data, made, tolerance)
-    write_whole(file, data)
+    checked = check_onnx(data, made, tolerance)
+    write_atomically(file, data)
     return checked
 
 
-def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
+def check_onnx(data: bytes, made: Source, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Compare an ONNX model with the library, in one batch and one observation at a time.
 
     Raises:
@@ -202,9 +218,9 @@ def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    obs = observations(made)
-    wanted = reference(made.loaded, obs).astype(np.float64)
-    alone = np.concatenate([reference(made.loaded, obs[k : k + 1]) for k in range(len(obs))])
+    obs = sample_observations(made)
+    wanted = act_as_library(made.loaded, obs).astype(np.float64)
+    alone = np.concatenate([act_as_library(made.loaded, obs[k : k + 1]) for k in range(len(obs))])
     batched = np.asarray(session.run(None, {"observation": obs})[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
@@ -221,30 +237,32 @@ def check(data: bytes, made: Source, tolerance: float = TOLERANCE) -> Checked:
             f"against batched, by {rounding:.2g}); no file was written."
         )
     p50, p99 = np.percentile(seconds * 1e3, [50, 99])
-    return Checked(difference, rounding, float(p50), float(p99))
+    return OnnxCheck(difference, rounding, float(p50), float(p99))
 
 
 def refuse_foreign(file: Path, mark: str) -> None:
-    """Refuse to write over a file that no export made, which its first lines would show.
+    """Refuse to overwrite a file that was not written by an export.
+
+    `mark`: text that an export writes within the first 200 bytes.
 
     Raises:
-        UsageError: there is one.
+        UsageError: there is such a file.
     """
     with contextlib.suppress(OSError):
         if mark.encode() not in file.read_bytes()[:200]:
-            raise UsageError(f"{file} is there already and no export made it; choose another name.")
+            raise UsageError(f"{file} exists and was not written by an export; choose another name.")
 
 
 # --- plain arrays ------------------------------------------------------------------------------------
 
 
 def write_arrays(made: Source, file: Path) -> Path:
-    """Write the acting state as FILE.npz and what it means as FILE.json; returns the latter.
+    """Write the acting state as FILE.npz and its description as FILE.json; returns the latter.
 
     Raises:
         RunError: the files cannot be written.
     """
-    arrays = saves.arrays(made.loaded.acting)  # of this policy: the run may have saved another one since
+    arrays = saves.arrays(made.loaded.acting)  # not read from disk: the run may have saved again since
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -255,13 +273,13 @@ def write_arrays(made: Source, file: Path) -> Path:
     note = file.with_suffix(".json")
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
-    write_whole(file, packed.getvalue())
-    write_whole(note, (json.dumps(about, indent=1) + "\n").encode())
+    write_atomically(file, packed.getvalue())
+    write_atomically(note, (json.dumps(about, indent=1) + "\n").encode())
     return note
 
 
 def describe(made: Source) -> dict[str, Any]:
-    """Task, agent and units of a policy, as JSON."""
+    """Describe task, agent and units of a policy for JSON."""
     record, loaded = made.record, made.loaded
     adapter, space = loaded.adapter, action_space(loaded.adapter)
     order = [

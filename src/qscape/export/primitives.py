@@ -1,4 +1,4 @@
-"""The table of jax primitives as ONNX nodes: (graph, equation, inputs) -> output."""
+"""The conversions of jax primitives to ONNX nodes: (graph, equation, inputs) -> output."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,18 +8,18 @@ from jax import lax
 
 from qscape.errors import UsageError
 from qscape.export import products
-from qscape.export.values import Value, broadcast, element_type
+from qscape.export.values import Value, broadcast_shape, element_type
 
 if TYPE_CHECKING:
     from qscape.export.graph import Graph
 
 
 def _elementwise(op: str, **attributes: Any) -> Callable[..., Value]:
-    """An ONNX node that broadcasts its inputs as numpy does."""
+    """Make the conversion to an ONNX node that broadcasts its inputs as numpy does."""
 
     def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
         values = [graph.loose(x) for x in given]
-        return Value(graph.node(op, [v.name for v in values], **attributes), broadcast(values))
+        return Value(graph.node(op, [v.name for v in values], **attributes), broadcast_shape(values))
 
     return build
 
@@ -33,8 +33,10 @@ def _convert(graph: "Graph", equation: Any, given: list[Any]) -> Value:
 
 
 def _with_one(op: str, before: str | None = None, after: str | None = None) -> Callable[..., Value]:
-    """expm1 and log1p: a function and a step of one. ONNX has no such nodes; in float32 the absolute error
-    stays below 1e-7."""
+    """Make the conversion of expm1 or log1p, which ONNX lacks: a function, and adding or subtracting one.
+
+    In float32 the absolute error stays below 1e-7.
+    """
 
     def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
         x = graph.loose(given[0])
@@ -81,17 +83,17 @@ def _select(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     which, no, yes = (graph.loose(x) for x in given)
     if equation.invars[0].aval.dtype != np.bool_:
         which = _cast(graph, which, np.bool_)
-    return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast([which, no, yes]))
+    return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast_shape([which, no, yes]))
 
 
 def _clamp(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     low, x, high = (graph.loose(v) for v in given)
-    raised = Value(graph.node("Max", [x.name, low.name]), broadcast([x, low]))
-    return Value(graph.node("Min", [raised.name, high.name]), broadcast([raised, high]))
+    raised = Value(graph.node("Max", [x.name, low.name]), broadcast_shape([x, low]))
+    return Value(graph.node("Min", [raised.name, high.name]), broadcast_shape([raised, high]))
 
 
 def _broadcast_in_dim(graph: "Graph", equation: Any, given: list[Any]) -> Value:
-    """Inserts dimensions of one; what they are to be repeated to is left to whoever needs it."""
+    """Insert dimensions of size one; the node that needs the full shape repeats them."""
     shape, at = equation.params["shape"], equation.params["broadcast_dimensions"]
     x = graph.loose(given[0])
     if len(x.shape) != len(at):  # a scalar, or a value that lacks leading dimensions
@@ -173,7 +175,7 @@ def _reduce(op: str) -> Callable[..., Value]:
 
 
 def _reduce_bool(op: str) -> Callable[..., Value]:
-    """Of booleans, as the least (all) or greatest (any) of zeros and ones."""
+    """Reduce booleans as the minimum (all) or maximum (any) of zeros and ones."""
 
     def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
         x = _cast(graph, Value(graph.whole(given[0], equation.invars[0].aval), ()), np.dtype(np.int32))
@@ -262,10 +264,10 @@ TABLE: dict[str, Callable[["Graph", Any, list[Any]], Any]] = {
     "reduce_or": _reduce_bool("ReduceMax"),
     "argmax": _arg("ArgMax"),
     "argmin": _arg("ArgMin"),
-    "dot_general": products.dot_general,
-    "gather": products.gather,
-    "top_k": products.top_k,
-    "sort": products.sort,
+    "dot_general": products.convert_dot_general,
+    "gather": products.convert_gather,
+    "top_k": products.convert_top_k,
+    "sort": products.convert_sort,
     "iota": _iota,
     "dim_as_value": _dim_as_value,
 }

@@ -1,4 +1,4 @@
-"""Primitives that ONNX has in another form: general products, picking entries by indices, ranking."""
+"""Primitives that ONNX has in another form: general products, indexing and sorting."""
 
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -7,22 +7,24 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from qscape.errors import UsageError
-from qscape.export.values import Value, same
+from qscape.export.values import Value, same_shape
 
 if TYPE_CHECKING:
     from qscape.export.graph import Graph
 
 
-def dot_general(graph: "Graph", equation: Any, given: list[Any]) -> Value:
-    """As a MatMul of [batch..., free..., contracted] and [batch..., contracted, free]; where either has more
-    dimensions of a kind than MatMul takes, they are made one first."""
+def convert_dot_general(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    """Convert to a MatMul of [batch..., free..., contracted] and [batch..., contracted, free].
+
+    Several dimensions of a kind are merged into one first if MatMul does not take them.
+    """
     ((left, right), (left_batch, right_batch)) = equation.params["dimension_numbers"]
     a, b = (v.aval for v in equation.invars)
     out = equation.outvars[0].aval
     free = [k for k in range(len(b.shape)) if k not in (*right, *right_batch)]
     outer = [k for k in range(len(a.shape)) if k not in (*left, *left_batch)]
-    x = _turned(graph, graph.whole(given[0], a), [*left_batch, *outer, *left])
-    y = _turned(graph, graph.whole(given[1], b), [*right_batch, *right, *free])
+    x = _permute(graph, graph.whole(given[0], a), [*left_batch, *outer, *left])
+    y = _permute(graph, graph.whole(given[1], b), [*right_batch, *right, *free])
     if len(left) == 1 and len(free) <= 1 and (not left_batch or len(outer) == 1):
         return Value(graph.node("MatMul", [x, y]), out.shape)
     batch = [a.shape[k] for k in left_batch]
@@ -32,17 +34,17 @@ def dot_general(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     return Value(graph.reshape(graph.node("MatMul", [x, y]), out.shape), out.shape)
 
 
-def _turned(graph: "Graph", name: str, order: list[int]) -> str:
+def _permute(graph: "Graph", name: str, order: list[int]) -> str:
     return name if order == sorted(order) else graph.node("Transpose", [name], perm=order)
 
 
-def gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
-    """One entry of an axis by a constant index (Gather), or entries by computed indices (GatherND)."""
+def convert_gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    """Convert indexing: one entry of an axis by a constant index (Gather), or computed indices (GatherND)."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     operand, indices = (v.aval for v in equation.invars)
     out, picked, fixed = equation.outvars[0].aval, numbers.start_index_map, numbers.operand_batching_dims
     whole = [k for k in range(len(operand.shape)) if k not in (*picked, *fixed)]
-    if numbers.collapsed_slice_dims != tuple(sorted(picked)) or not same(
+    if numbers.collapsed_slice_dims != tuple(sorted(picked)) or not same_shape(
         [sizes[k] for k in whole], [operand.shape[k] for k in whole]
     ):
         raise UsageError("this policy picks entries in a way that qscape cannot write as ONNX.")
@@ -54,37 +56,37 @@ def gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
         raise UsageError("this policy picks entries in a way that qscape cannot write as ONNX.")
     batch = list(numbers.start_indices_batching_dims)
     order = [*batch, *(k for k in range(len(indices.shape) - 1) if k not in batch)]  # batch first
-    name = _turned(graph, name, [*fixed, *picked, *whole])
-    rows = _turned(graph, graph.whole(at, indices), [*order, len(indices.shape) - 1])
+    name = _permute(graph, name, [*fixed, *picked, *whole])
+    rows = _permute(graph, graph.whole(at, indices), [*order, len(indices.shape) - 1])
     found = graph.node(
         "GatherND", [name, graph.node("Cast", [rows], to=TensorProto.INT64)], batch_dims=len(fixed)
     )
     back = [*np.argsort(order).tolist(), *range(len(order), len(out.shape))]
-    return Value(_turned(graph, found, back), out.shape)
+    return Value(_permute(graph, found, back), out.shape)
 
 
-def top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
-    """The k greatest along an axis and their places; of equals the first, as in jax."""
+def convert_top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
+    """Convert `top_k`: the k largest along an axis and their indices; of equals the first, as in jax."""
     name = graph.whole(given[0], equation.invars[0].aval)
-    values, at = _ranked(graph, name, equation.params["k"], equation.params.get("axis", -1), largest=1)
+    values, at = _add_top_k(graph, name, equation.params["k"], equation.params.get("axis", -1), largest=1)
     places, where = equation.outvars[1].aval, graph.node("Cast", [at], to=TensorProto.INT32)
     return [Value(values, equation.outvars[0].aval.shape), Value(where, places.shape)]
 
 
-def sort(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
-    """Ascending by the first operand; the others are taken along."""
+def convert_sort(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
+    """Convert an ascending sort by the first operand; the other operands are permuted along."""
     avals, axis = [v.aval for v in equation.invars], equation.params["dimension"]
     size = avals[0].shape[axis]
     if equation.params["num_keys"] != 1 or not isinstance(size, int):
         raise UsageError("this policy sorts in a way that qscape cannot write as ONNX.")
     key, *others = (graph.whole(x, aval) for x, aval in zip(given, avals, strict=True))
-    ranked, at = _ranked(graph, key, size, axis, largest=0)
+    ranked, at = _add_top_k(graph, key, size, axis, largest=0)
     moved = [graph.node("GatherElements", [other, at], axis=axis) for other in others]
     return [Value(name, v.aval.shape) for name, v in zip([ranked, *moved], equation.outvars, strict=True)]
 
 
-def _ranked(graph: "Graph", name: str, k: int, axis: int, largest: int) -> tuple[str, str]:
-    """The k greatest or least along an axis, in order, and their places (int64)."""
+def _add_top_k(graph: "Graph", name: str, k: int, axis: int, largest: int) -> tuple[str, str]:
+    """Add a node for the k largest or smallest along an axis, in order, and their indices (int64)."""
     graph.count += 1
     outs = [f"t{graph.count}", f"i{graph.count}"]
     size = graph.constant(np.array([k], np.int64))

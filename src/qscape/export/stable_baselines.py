@@ -1,6 +1,6 @@
-"""Policies of Stable-Baselines3: TD3 and SAC files as run folders.
+"""Import TD3 and SAC policies of Stable-Baselines3 as run folders.
 
-Only numbers and text are read from the file; nothing in it is unpickled, so loading it runs no code.
+Only numbers and text are read from the file. Nothing is unpickled, so loading runs no code from it.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.export.policy import TOLERANCE, action_space
 from qscape.run import folder as folders
-from qscape.run.loop import open_adapters, owned
+from qscape.run.loop import copy_buffers, open_adapters
 from qscape.run.plan import Plan, label
 from qscape.run.programs import act_evaluating
 from qscape.run.training import trainer_of
@@ -35,7 +35,7 @@ BOTH = {
     "warmup": "learning_starts",
     "replay_capacity": "buffer_size",
 }
-SHARED = {  # fields of the base, and what they are called there
+SHARED = {  # fields of the base -> names in Stable-Baselines3
     "sac": BOTH,
     "td3": BOTH
     | {
@@ -47,38 +47,49 @@ SHARED = {  # fields of the base, and what they are called there
 Arrays = Mapping[str, np.ndarray]
 
 
-def convert(
+def convert_file(
     file: Path, env: str, folder: Path, env_args: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> float:
-    """Write a run folder with the networks of a Stable-Baselines3 file; returns the greatest difference of
-    actions on 1,000 observations, against plain matrix products of the file's numbers.
+    """Write a run folder with the networks of a Stable-Baselines3 file.
+
+    Args:
+        file: the zip file.
+        env: id of the environment it was trained in.
+        folder: the run folder to write.
+        env_args: arguments of the environment.
+        overwrite: replace an existing run.
+
+    Returns:
+        The largest difference of actions on 1,000 observations, against matrix products of the file's
+        numbers.
 
     Raises:
-        UsageError: a package is missing, the file is no TD3 or SAC of vectors, or `env` has other spaces.
+        UsageError: a package is missing, the file is not TD3 or SAC with vector observations, or `env` has
+            other spaces.
         RunError: the file is damaged, or the policies differ.
     """
     arrays, about = _read(file)
-    recipe = _recipe(file, arrays, about)
-    agent = build(recipe, _settings(recipe, arrays, about))
+    recipe = _find_recipe(file, arrays, about)
+    agent = build(recipe, _read_settings(recipe, arrays, about))
     steps = max(int(about.get("num_timesteps") or 0), 1)
     args = dict(env_args or {})
     plan = Plan(
-        recipe, env, steps, env_args=args, settings=_settings(recipe, arrays, about), label=label(agent)
+        recipe, env, steps, env_args=args, settings=_read_settings(recipe, arrays, about), label=label(agent)
     )
     folders.refuse_taken(folder, overwrite)
     adapter, _ = open_adapters(plan, agent)
-    _fits(file, arrays, about, adapter)
+    _refuse_other_spaces(file, arrays, about, adapter)
     trainer: Any = trainer_of(plan, agent, adapter)
     state = trainer.state
     soft = "soft" in state.part_states and "log_ent_coef" in arrays
-    trainer.state = owned(
+    trainer.state = copy_buffers(
         state._replace(
-            actor=_actor(state.actor, arrays, "actor"),
+            actor=_fill_actor(state.actor, arrays, "actor"),
             actor_target=None
             if state.actor_target is None
-            else _actor(state.actor_target, arrays, "actor_target"),
-            critics=_critics(state.critics, arrays, "critic"),
-            critics_target=_critics(state.critics_target, arrays, "critic_target"),
+            else _fill_actor(state.actor_target, arrays, "actor_target"),
+            critics=_fill_critics(state.critics, arrays, "critic"),
+            critics_target=_fill_critics(state.critics_target, arrays, "critic_target"),
             part_states=state.part_states
             | (
                 {"soft": state.part_states["soft"]._replace(actor_params=arrays["log_ent_coef"][0])}
@@ -89,7 +100,7 @@ def convert(
     )
     trainer.env_steps, trainer.finished = steps, True
     adapter.reset()
-    off = _difference(trainer, arrays, recipe, about)
+    off = _measure_difference(trainer, arrays, recipe, about)
     with folders.locked(folder):
         folders.create(folder, plan, trainer.agent, overwrite)
         folders.save(folder, trainer, milestone=False)
@@ -98,7 +109,7 @@ def convert(
 
 
 def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a file by name, and what its JSON says."""
+    """Read the tensors of a file by name, and its JSON."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError as problem:
@@ -122,26 +133,26 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise RunError(f"{file} cannot be read as a Stable-Baselines3 file ({problem}).") from problem
 
 
-def _recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
-    """td3 or sac, by the actor's layers."""
+def _find_recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
+    """Return td3 or sac, by the actor's layers."""
     actor = [name for name in arrays if name.startswith("actor.")]
     known = ("actor.mu.", "actor.latent_pi.", "actor.log_std.")
     if about.get("use_sde") or not actor or not all(name.startswith(known) for name in actor):
         raise UsageError(
-            f"{file} holds no TD3 or SAC with an MlpPolicy (and without gSDE); only those can be imported."
+            f"{file} holds no TD3 or SAC with an MlpPolicy and without gSDE; only those can be imported."
         )
     return "sac" if "actor.log_std.weight" in arrays else "td3"
 
 
-def _layers(arrays: Arrays, prefix: str) -> list[str]:
-    """Names of the linear layers below a prefix, in order; torch's Sequential counts activations too."""
+def _layer_names(arrays: Arrays, prefix: str) -> list[str]:
+    """List the linear layers below a prefix, in order; torch's Sequential numbers activations too."""
     numbers = sorted(
         {int(name[len(prefix) :].split(".")[1]) for name in arrays if name.startswith(f"{prefix}.")}
     )
     return [f"{prefix}.{k}" for k in numbers]
 
 
-def _hidden(arrays: Arrays, layers: list[str]) -> tuple[int, ...]:
+def _hidden_sizes(arrays: Arrays, layers: list[str]) -> tuple[int, ...]:
     return tuple(len(arrays[f"{name}.bias"]) for name in layers)
 
 
@@ -149,17 +160,17 @@ def _activation(about: Mapping[str, Any]) -> str:
     said = str((about.get("policy_kwargs") or {}).get("activation_fn", "ReLU"))
     name = said.rstrip("'>").rpartition(".")[2]
     if name not in ACTIVATIONS:
-        raise UsageError(f"the policy's activation is {name}; there are {', '.join(ACTIVATIONS)}.")
+        raise UsageError(f"the policy's activation {name} is not supported; only {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
-def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The file's sizes and hyperparameters as fields."""
-    actor = _layers(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
+def _read_settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the file's sizes and hyperparameters as fields of parts."""
+    actor = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
     critics = sum(name.endswith(".0.weight") for name in arrays if name.startswith("critic.qf"))
     base: dict[str, Any] = {
-        "actor_hidden": _hidden(arrays, actor if recipe == "sac" else actor[:-1]),
-        "critic_hidden": _hidden(arrays, _layers(arrays, "critic.qf0")[:-1]),
+        "actor_hidden": _hidden_sizes(arrays, actor if recipe == "sac" else actor[:-1]),
+        "critic_hidden": _hidden_sizes(arrays, _layer_names(arrays, "critic.qf0")[:-1]),
         "critics": critics,
         "actor_activation": _activation(about),
         "critic_activation": _activation(about),
@@ -177,15 +188,15 @@ def _settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dict[str
     return settings
 
 
-def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
-    """Refuse an environment with other sizes, or another range of actions where the file tells its own."""
+def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
+    """Refuse an environment with other sizes, or with another action range if the file records its own."""
     spec = adapter.spec
     first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
     seen, both = arrays[first].shape[1], arrays["critic.qf0.0.weight"].shape[1]
     if (seen, both - seen) != (spec.observation_size, spec.action_size):
         raise UsageError(
-            f"{file} sees {seen} numbers and takes {both - seen}; {adapter.env_id} shows "
-            f"{spec.observation_size} and takes {spec.action_size}: name the environment it was trained in."
+            f"{file} observes {seen} numbers and acts with {both - seen}; {adapter.env_id} has "
+            f"{spec.observation_size} and {spec.action_size}: name the environment it was trained in."
         )
     space, told = action_space(adapter), about.get("action_space") or {}
     for name in ("low", "high"):
@@ -201,8 +212,8 @@ def _fits(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdap
                 )
 
 
-def _linear(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
-    """A module with the numbers of the file's layers, by the names of its own."""
+def _fill_layers(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
+    """Return a module with the numbers of the file's layers; `where` maps layers to names in the file."""
 
     def leaf(path: Any, mine: Array) -> Array:
         layer, _, kind = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
@@ -211,30 +222,30 @@ def _linear(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
     return jax.tree_util.tree_map_with_path(leaf, module)
 
 
-def _actor(actor: PyTree, arrays: Arrays, prefix: str) -> PyTree:
+def _fill_actor(actor: PyTree, arrays: Arrays, prefix: str) -> PyTree:
     if f"{prefix}.log_std.weight" in arrays:
-        hidden = _layers(arrays, f"{prefix}.latent_pi")
+        hidden = _layer_names(arrays, f"{prefix}.latent_pi")
         top = {"head/mean": f"{prefix}.mu", "head/log_std": f"{prefix}.log_std"}
     else:
-        *hidden, last = _layers(arrays, f"{prefix}.mu")
+        *hidden, last = _layer_names(arrays, f"{prefix}.mu")
         top = {"head/out": last}
-    return _linear(actor, {f"torso/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
+    return _fill_layers(actor, {f"torso/layers/{k}": name for k, name in enumerate(hidden)} | top, arrays)
 
 
-def _critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[PyTree]:
+def _fill_critics(critics: list[PyTree], arrays: Arrays, prefix: str) -> list[PyTree]:
     made = []
     for i, critic in enumerate(critics):
-        *hidden, last = _layers(arrays, f"{prefix}.qf{i}")
+        *hidden, last = _layer_names(arrays, f"{prefix}.qf{i}")
         where = {f"body/torso/layers/{k}": name for k, name in enumerate(hidden)} | {"body/out": last}
-        made.append(_linear(critic, where, arrays))
+        made.append(_fill_layers(critic, where, arrays))
     return made
 
 
-def _difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
-    """Greatest difference of actions in [-1, 1] between the run's policy and the file's numbers."""
+def _measure_difference(trainer: Any, arrays: Arrays, recipe: str, about: Mapping[str, Any]) -> float:
+    """Measure the largest difference of actions in [-1, 1] between the run and the file's numbers."""
     size, rng = trainer.agent.task.observation_size, np.random.default_rng(0)
     obs = rng.normal(size=(CHECKED, size)).astype(np.float32)
-    layers = _layers(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
+    layers = _layer_names(arrays, "actor.latent_pi" if recipe == "sac" else "actor.mu")
     hidden, last = (layers, "actor.mu") if recipe == "sac" else (layers[:-1], layers[-1])
     act = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "silu": lambda x: x / (1 + np.exp(-x)),
            "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))}[_activation(about)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""An array in an ONNX graph while it is built."""
+"""An array in an ONNX graph under construction."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,14 +8,20 @@ from onnx import helper
 
 
 class Value(NamedTuple):
-    """An array in the graph; its shape may lack a broadcast, which elementwise nodes make themselves."""
+    """An array in the graph.
+
+    Attributes:
+        name: its name in the graph.
+        shape: integers and symbolic dimensions. It may lack a broadcast, which elementwise nodes do
+            themselves.
+    """
 
     name: str
     shape: tuple[Any, ...]  # integers, and symbolic dimensions
 
 
-def same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Are two shapes equal, symbolic dimensions included?"""
+def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are equal, symbolic dimensions included."""
     return len(a) == len(b) and all(str(x) == str(y) for x, y in zip(a, b, strict=True))
 
 
@@ -24,8 +30,8 @@ def element_type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def broadcast(values: list[Value]) -> tuple[Any, ...]:
-    """The shape that numpy's rules give; symbolic dimensions win over 1."""
+def broadcast_shape(values: list[Value]) -> tuple[Any, ...]:
+    """Broadcast shapes by numpy's rules; a symbolic dimension wins over 1."""
     rank = max(len(v.shape) for v in values)
     padded = [(1,) * (rank - len(v.shape)) + tuple(v.shape) for v in values]
     return tuple(next((d for d in dims if str(d) != "1"), 1) for dims in zip(*padded, strict=True))

@@ -1,4 +1,4 @@
-"""Action collapse of a run: how near features and action layer come to one simplex, and how that went.
+"""Action collapse of a run: the distance of features and action layer from one simplex, over training.
 
 After "Imitate Optimal Policy: Prevail and Induce Action Collapse in Policy Gradient", arXiv 2509.02737. The
 equations are in `qscape.ops.collapse`.
@@ -15,109 +15,139 @@ from jaxtyping import Float, Int
 
 from qscape.envs.native import find_jax_env
 from qscape.errors import RunError, UsageError
-from qscape.inspect.subject import Subject, of_run
+from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import Collapse, action_collapse
 from qscape.run import saves
 from qscape.run.evaluation import SEED
-from qscape.run.probes import Look
+from qscape.run.probes import PolicyEvaluation
 
 STATES = 10_000
-AT_A_TIME = 500  # states in one pass: of images each needs a megabyte
-SHOWN = 1_000  # features that a picture shows
-ACTIONS = 3  # whose simplex has a plane to draw
+AT_A_TIME = 500  # states in one forward pass: an image state needs a megabyte
+SHOWN = 1_000  # features in a plot
+ACTIONS = 3  # a simplex of three vertices lies in a plane, which can be plotted
 
 
-class States(NamedTuple):
-    """Where collapse is measured: raw observations, and the optimal action of each (None: not known)."""
+class LabelledStates(NamedTuple):
+    """The states on which collapse is measured.
+
+    Attributes:
+        observation: raw observations.
+        optimal: the optimal action of each; None if it is unknown, then the policy's greedy action labels it.
+    """
 
     observation: Float[np.ndarray, "N S"]
     optimal: Int[np.ndarray, " N"] | None
 
 
-class Probe:
-    """The metrics of action collapse on the states of every evaluation, by the greedy action: a probe."""
+class CollapseProbe:
+    """Probe `collapse`: the metrics of action collapse on the states of every evaluation.
+
+    States are labelled by the greedy action; the first 10,000 states of the evaluation count.
+    """
 
     columns = Collapse._fields
 
     def __init__(self, agent: Any) -> None:
-        need_layer(agent)
+        """Raises UsageError: the agent has no action layer over discrete actions."""
+        require_action_layer(agent)
         self.agent = agent
         self.look = jax.jit(agent.get_distribution)
 
-    def __call__(self, look: Look) -> dict[str, float]:
+    def __call__(self, look: PolicyEvaluation) -> dict[str, float]:
         seen = np.concatenate([r.observation for r in look.rollouts])[:STATES]
-        return of_policy(self.agent, look.acting, States(seen, None), self.look)[0]._asdict()
+        return measure_policy(self.agent, look.acting, LabelledStates(seen, None), self.look)[0]._asdict()
 
 
-def need_layer(agent: Any) -> None:
+def require_action_layer(agent: Any) -> None:
     """Refuse an agent without an action layer over a few discrete actions.
 
     Raises:
-        UsageError: it has none.
+        UsageError: it has no such layer.
     """
     if not isinstance(agent, Agent) or agent.task.choices is None:
         raise UsageError(
             f"{agent.recipe} has no action layer here with a row for each action: action collapse is "
-            "measured of on-policy agents, such as ppo+etf on CartPole-v1."
+            "measured for on-policy agents with discrete actions, such as ppo+etf on CartPole-v1."
         )
 
 
-def of_policy(
-    agent: Agent, acting: Any, states: States, look: Any = None
+def measure_policy(
+    agent: Agent, acting: Any, states: LabelledStates, look: Any = None
 ) -> tuple[Collapse, np.ndarray, np.ndarray, np.ndarray]:
-    """The metrics, and what they are of: features [N, d], labels [N], action layer [K, d]."""
+    """Compute the collapse metrics of one policy, and the data they are computed from.
+
+    Args:
+        agent: an on-policy agent with discrete actions.
+        acting: its acting state.
+        states: where to measure.
+        look: `jax.jit(agent.get_distribution)`, to compile it once for several calls; None: compile it here.
+
+    Returns:
+        The metrics, the features [N, d], the labels [N] and the action layer [K, d].
+    """
     look, all_ = look or jax.jit(agent.get_distribution), states.observation
     parts = [look(acting, all_[i : i + AT_A_TIME]) for i in range(0, len(all_), AT_A_TIME)]
     dist = jax.tree.map(lambda *part: np.concatenate(part), *parts)
     labels = states.optimal
-    if labels is None:  # the trained policy stands for the optimal one
+    if labels is None:  # the trained policy stands in for the optimal one
         labels = np.asarray(dist.mode())[:, 0].astype(int)
     own = acting.part_states.get(agent.head.name)
     features, w = np.asarray(dist.features), np.asarray(agent.head.action_layer(acting.networks.head, own))
     return action_collapse(features, labels, w), features, labels, w
 
 
-def states_of(subject: Subject, count: int = STATES, seed: int = SEED) -> States:
-    """The states of evaluation rollouts, at least `count` of them where episodes are long enough; of a small
-    grid with known values all its states, each with its optimal action."""
-    adapter = subject.make(seed=seed)
+def collect_states(trained: TrainedAgent, count: int = STATES, seed: int = SEED) -> LabelledStates:
+    """Collect the states on which collapse is measured.
+
+    A small grid with known values gives all its states, each with its optimal action. Any other environment
+    gives the first `count` states of evaluation rollouts, or fewer if `count` episodes have fewer states.
+    """
+    adapter = trained.make(seed=seed)
     native: Any = find_jax_env(adapter.env) if isinstance(adapter.env, gym.Env) else None
     adapter.close()
     if native is not None and hasattr(native, "optimal_q"):
-        q = native.optimal_q(subject.agent.base.discount)
-        return States(np.eye(len(q), dtype=np.float32), q.argmax(1))
-    done, seen = [], 0
-    while seen < count and len(done) < count:
-        more = subject.rollouts(10, seed + len(done))
-        done += more
+        q = native.optimal_q(trained.agent.base.discount)
+        return LabelledStates(np.eye(len(q), dtype=np.float32), q.argmax(1))
+    rollouts, seen = [], 0
+    while seen < count and len(rollouts) < count:
+        more = trained.rollouts(10, seed + len(rollouts))
+        rollouts += more
         seen += sum(len(r.observation) for r in more)
-    return States(np.concatenate([r.observation for r in done])[:count], None)
+    return LabelledStates(np.concatenate([r.observation for r in rollouts])[:count], None)
 
 
-def measure(folder: Path | str, count: int = STATES, seed: int = SEED) -> dict[str, Any]:
-    """All about the collapse of a run, as JSON-able numbers, over its saves.
+def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) -> dict[str, Any]:
+    """Measure the collapse of a run at each of its saves.
 
-    Keys: what was measured (name, label, env, seed, states, labels); `history`: of each save the step and the
-    metrics, each on the states of its own policy; `counts`: states of each action at the last save; and
-    what `plane` gives: features of the three most frequent actions in the plane of their simplex.
+    Called by `qscape collapse`, which writes the result to RUN/inspect/collapse.json.
+
+    Args:
+        folder: a run folder.
+        count: number of states.
+        seed: seed of the rollouts.
+
+    Returns:
+        Numbers ready for JSON: name, label, env, seed, `states` (their number), `labels` (how states are
+        labelled); `history`, the step and the metrics of each save, each on the states of its own policy;
+        `counts`, states of each action at the last save; and the keys of `project_on_simplex`.
 
     Raises:
-        UsageError: the agent has no action layer over discrete actions, or no state is asked for.
-        RunError: no run, or no save.
+        UsageError: the agent has no action layer over discrete actions, or `count` is below 1.
+        RunError: the folder holds no run, or the run has no save.
     """
     if count < 1:
         raise UsageError(f"--states is {count}; it must be at least 1.")
-    last = of_run(folder)
-    need_layer(last.agent)
+    last = load_trained_agent(folder)
+    require_action_layer(last.agent)
     look, history = jax.jit(last.agent.get_distribution), []
     features = labels = w = states = None
-    for step, subject in _over_saves(last, Path(folder)):
-        states = states_of(subject, count, seed)
-        found, features, labels, w = of_policy(subject.agent, subject.acting, states, look)
-        history.append({"step": step, **found._asdict()})
+    for step, trained in _load_saves(last, Path(folder)):
+        states = collect_states(trained, count, seed)
+        metrics, features, labels, w = measure_policy(trained.agent, trained.acting, states, look)
+        history.append({"step": step, **metrics._asdict()})
     if features is None or labels is None or w is None or states is None:
-        raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     record = last.record
     return {
         "name": str(folder),
@@ -128,12 +158,12 @@ def measure(folder: Path | str, count: int = STATES, seed: int = SEED) -> dict[s
         "labels": "greedy actions" if states.optimal is None else "optimal actions",
         "history": history,
         "counts": np.bincount(labels, minlength=len(w)).tolist(),
-        **plane(features, labels, w),
+        **project_on_simplex(features, labels, w),
     }
 
 
-def _over_saves(last: Subject, folder: Path):
-    """The policy of each save of a run, oldest first."""
+def _load_saves(last: TrainedAgent, folder: Path):
+    """Yield the step and the policy of each save of a run, oldest first."""
     place = folder / "saves"
     for name in saves.names(place):
         trees, meta = saves.read(place / name, {"acting": last.acting})
@@ -141,14 +171,23 @@ def _over_saves(last: Subject, folder: Path):
         yield meta["numbers"]["env_steps"], dataclasses.replace(last, acting=trees["acting"])
 
 
-def plane(
+def project_on_simplex(
     features: Float[np.ndarray, "N d"], labels: Int[np.ndarray, " N"], w: Float[np.ndarray, "K d"]
 ) -> dict[str, Any]:
-    """The three most frequent actions (or two, where there are no more) in the plane of their simplex.
+    """Project features on the plane of the simplex of the three most frequent actions (or of two).
 
-    The plane is spanned by the class means of these actions less their mean (by the rows of W where only one
-    action occurs): `points` [n, 2] with `actions` [n], the `means` [3, 2] of those `occurring`, and the
-    directions `rows` [3, 2] of W, scaled to the mean length of the means; `shown` names the actions.
+    The plane is spanned by the class means of these actions minus their mean, or by the rows of W if only one
+    action occurs.
+
+    Args:
+        features: last-layer features.
+        labels: the action of each row.
+        w: the action layer.
+
+    Returns:
+        `shown`, the actions; `occurring`, those with at least one feature; `points` [n, 2] with their
+        `actions` [n], at most 1,000; the `means` [3, 2]; and `rows` [3, 2], the directions of the rows of W,
+        scaled to the mean length of the means.
     """
     counts = np.bincount(labels, minlength=len(w))
     shown = sorted(np.argsort(-counts, kind="stable")[:ACTIONS].tolist())

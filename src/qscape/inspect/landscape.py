@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from qscape.errors import UsageError
-from qscape.inspect.planes import check_plane, plane_of
-from qscape.inspect.subject import Subject, of_run
+from qscape.inspect.planes import check_plane, make_plane
 from qscape.inspect.surrogates import Surrogate
-from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, Survey, Surveyor, Which
-from qscape.inspect.valid import Balls, valid_balls, valid_on
+from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, QChoice, Survey, Surveyor
+from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
+from qscape.inspect.valid import Balls, find_valid_balls, valid_intervals
 from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
@@ -21,7 +21,7 @@ from qscape.run.evaluation import Rollout
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ARROWS, SLOPES = 17, 201  # of the gradient field along each axis of a plane, along a line
+ARROWS, SLOPES = 17, 201  # gradients along each axis of a plane, along a line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,17 +29,20 @@ class Landscape:
     """Q at one state, on a line or plane through action space or over an action table. Actions in [-1, 1].
 
     Attributes:
-        title: whose it is. `place`: "EPISODE:STEP" of the state, or "" for an observation of one's own.
+        title: name of the agent, for plots.
+        place: "EPISODE:STEP" of the state, or "" for an observation given by the caller.
         kind: "line", "plane" or "table".
-        plane: the line or plane; of a table that of its principal components.
-        grid: coordinates along each axis of the plane; of a table those of its N entries.
-        q: `[n]`, `[n, m]` (NaN outside the action box) or `[N]`.
-        arrows: `[K, 2d]` of a line or plane, coordinates and ∇ₐQ in it; of a table `[0, 4]`.
-        optima: `[P, d]` coordinates of local optima on the plane (of a table: in its graph), highest first,
-            `optima_q` and `prominence` `[P]`.
-        survey: the state's row of `Survey`: proposals, action, best, and Q there.
-        surrogates: with SAVO Ψ_i and Ψ̂_i, i = 1 .. L-1, where `q` is Q.
-        valid: `[K, 2]` of a line the intervals that the environment accepts; all of it: `[0, 2]`.
+        plane: the line or plane; for a table that of its principal components.
+        grid: coordinates along each axis of the plane; for a table those of its N entries.
+        q: Q in shape `[n]` (line), `[n, m]` (plane; NaN outside the action box) or `[N]` (table).
+        arrows: `[K, 2d]` of a line or plane: coordinates, then ∇ₐQ projected on it; `[0, 4]` of a table.
+        optima: `[P, d]` coordinates of local optima on the plane (of a table: in its neighbour graph),
+            highest first.
+        optima_q: `[P]` Q at the optima.
+        prominence: `[P]` by how much each optimum stands out, in units of Q.
+        survey: the state's row of `Survey`: proposals, action, best action found, and Q there.
+        surrogates: with SAVO Ψ_i and Ψ̂_i, i = 1 .. L-1, at the points of `q`; else empty.
+        valid: `[K, 2]` intervals of a line that the environment accepts; `[0, 2]` if it accepts every action.
     """
 
     title: str
@@ -62,16 +65,16 @@ class Landscape:
         return float(self.survey.gap[0])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw it; gives the axes back."""
-        from qscape.report.landscapes import draw
+        """Draw the landscape on matplotlib axes (None: new ones) and return them."""
+        from qscape.report.landscapes import draw_landscape
 
-        return draw(self.to_dict(), ax)
+        return draw_landscape(self.to_dict(), ax)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as arrays and words, as it is drawn and stored.
+        """Return all fields as arrays and strings, the form that plots and `landscape.json` use.
 
-        A table of more than 20,000 entries is thinned, evenly over its order by Q; `entries` says how many
-        there are.
+        A table of more than 20,000 entries is thinned, evenly over its order by Q; `entries` is the full
+        number.
         """
         survey = {k: v[0] for k, v in self.survey._asdict().items()}
         survey |= {"gaps": self.survey.gaps[0], "gap": self.survey.gap[0]}
@@ -89,67 +92,69 @@ class Landscape:
         }
 
 
-class HasSubject(Protocol):
-    """What can be looked at, such as a `qs.Model`."""
+@runtime_checkable
+class HasTrainedAgent(Protocol):
+    """An object that holds a trained agent, such as a `qs.Model`."""
 
     @property
-    def subject(self) -> Subject: ...
+    def trained_agent(self) -> TrainedAgent: ...
 
 
 def landscape(
-    subject: "Subject | HasSubject | str | Path",
+    trained: "TrainedAgent | HasTrainedAgent | str | Path",
     state: Float[np.ndarray, " S"] | str,
     plane: str | None = None,
     *,
-    q: Which = "objective",
+    q: QChoice = "objective",
     points: int | None = None,
     taken: Float[np.ndarray, "T A"] | None = None,
     surveyor: Surveyor | None = None,
 ) -> Landscape:
-    """Q at one state on a line or plane through the agent's action.
+    """Compute Q at one state on a line or plane through the agent's action.
 
     Args:
-        subject: a run folder, a `qs.Model`, or an agent in memory (`inspect.subject.of_state`).
+        trained: a run folder, a `qs.Model`, or a `TrainedAgent` (`inspect.trained_agent.make_trained_agent`).
         state: a raw observation, flat or as the environment gives it, or "EPISODE:STEP" of an evaluation.
-        plane: "I" or "I,J" dimensions of the action; "pca" of the actions taken; "proposals" through the
-            proposals and the best action found; "random". None: all of the action space where it has one or
-            two dimensions, else "proposals".
-        points: along each axis; None: 2001 on a line, 101 on a plane.
-        taken: actions for "pca"; None: those of one evaluation episode.
-        surveyor: one that was made before, to save compilation.
+        plane: "I" or "I,J", dimensions of the action; "pca", principal components of the actions taken;
+            "proposals", through the proposals and the best action found; "random". None: the whole action
+            space if it has one or two dimensions, else "proposals".
+        q: which value of the critics: "objective" (what the actor maximises), "first", "min" or "mean".
+        points: grid points along each axis; None: 2001 on a line, 101 on a plane.
+        taken: actions [T, A] for "pca"; None: those of one evaluation episode.
+        surveyor: a `Surveyor` of the same agent, to reuse its compiled programs; None: make one.
 
     Raises:
-        UsageError: an agent without Q, no such `q`, a plane that cannot be, a state the episode does not
-            have, or what is no single finite observation.
+        UsageError: the agent has no Q, `q` or `plane` is unknown or impossible, the episode does not have the
+            state, or the state is not a single finite observation.
     """
-    if not isinstance(subject, Subject):
-        subject = of_run(subject) if isinstance(subject, str | Path) else subject.subject
-    check(subject, plane, points)
+    if not isinstance(trained, TrainedAgent):
+        trained = load_trained_agent(trained) if isinstance(trained, str | Path) else trained.trained_agent
+    check_request(trained, plane, points)
     place = state if isinstance(state, str) else ""
     if isinstance(state, str):
         episode, step = parse_state(state)
-        state = visited(subject.rollouts(episode + 1), episode, step)
+        state = observation_at(trained.rollouts(episode + 1), episode, step)
     if plane == "pca" and taken is None:
-        taken = subject.rollouts(1)[0].action
-    surveyor = surveyor or Surveyor(subject.agent, q)
-    obs = _row(subject, state)
-    survey, title = surveyor(subject.acting, obs[None]), subject.agent.recipe
-    spot = Spot(surveyor, subject.acting, obs, survey, title, place, valid_balls(subject))
-    return spot.look(plane, taken, points)
+        taken = trained.rollouts(1)[0].action
+    surveyor = surveyor or Surveyor(trained.agent, q)
+    obs = _as_observation(trained, state)
+    survey, title = surveyor(trained.acting, obs[None]), trained.agent.recipe
+    spot = SurveyedState(surveyor, trained.acting, obs, survey, title, place, find_valid_balls(trained))
+    return spot.compute_landscape(plane, taken, points)
 
 
-def _row(subject: Subject, state: Any) -> Float[np.ndarray, " S"]:
-    """One raw observation, flat or of the environment's space, as a row.
+def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"]:
+    """Convert a state, flat or of the environment's space, to one raw observation.
 
     Raises:
         UsageError: it is something else, a batch, or not finite.
     """
     try:
         row = np.asarray(state, np.float32)
-    except (TypeError, ValueError):  # a Dict is for the edge
+    except (TypeError, ValueError):  # a Dict observation: the adapter flattens it
         row = np.zeros(())
-    if row.shape != (subject.agent.task.observation_size,):
-        adapter = subject.make()
+    if row.shape != (trained.agent.task.observation_size,):
+        adapter = trained.make()
         try:
             rows, batched = adapter.observations(state)
         except (KeyError, IndexError, TypeError, ValueError) as problem:
@@ -157,56 +162,68 @@ def _row(subject: Subject, state: Any) -> Float[np.ndarray, " S"]:
         finally:
             adapter.close()
         if batched:
-            raise UsageError(f"the state is a batch of {len(rows)}; a landscape is that of one observation")
+            raise UsageError(f"the state is a batch of {len(rows)}; a landscape needs one observation")
         row = rows[0].astype(np.float32)
     if not np.isfinite(row).all():
         k = np.flatnonzero(~np.isfinite(row))[0]
-        raise UsageError(f"the state's number {k} is {row[k]}; there is no landscape of that")
+        raise UsageError(f"the state's number {k} is {row[k]}; a landscape needs finite numbers")
     return row
 
 
-def check(subject: Subject, plane: str | None, points: int | None) -> None:
-    """Refuse what cannot be looked at, before anything is computed.
+def check_request(trained: TrainedAgent, plane: str | None, points: int | None) -> None:
+    """Refuse an impossible request before anything is computed.
 
     Raises:
-        UsageError: an agent without Q, a plane that cannot be, a grid of fewer than two points.
+        UsageError: the agent has no Q, the plane is impossible, or the grid has fewer than two points.
     """
-    subject.need_q("a landscape")
-    check_plane(plane, subject)
+    trained.require_q("a landscape")
+    check_plane(plane, trained)
     if points is not None and points < 2:
         raise UsageError(f"--grid is {points}; it must be at least 2.")
 
 
-def jsonable(found: Any) -> Any:
-    """Arrays as nested lists, numbers to six digits."""
+def to_jsonable(found: Any) -> Any:
+    """Convert arrays to nested lists and round numbers to six digits."""
     if isinstance(found, dict):
-        return {key: jsonable(value) for key, value in found.items()}
+        return {key: to_jsonable(value) for key, value in found.items()}
     if isinstance(found, list | tuple):
-        return [jsonable(value) for value in found]
+        return [to_jsonable(value) for value in found]
     if isinstance(found, np.ndarray | np.generic):
-        return jsonable(found.tolist())
+        return to_jsonable(found.tolist())
     return float(f"{found:.6g}") if isinstance(found, float) else found
 
 
-class Spot(NamedTuple):
-    """One state, surveyed, about to be looked at."""
+class SurveyedState(NamedTuple):
+    """One state with its survey, from which landscapes are computed.
+
+    Attributes:
+        surveyor: the compiled programs of the agent.
+        acting: the acting state.
+        obs: the raw observation.
+        survey: the survey of this one state.
+        title: see `Landscape`.
+        place: see `Landscape`.
+        balls: the valid actions; None if the environment accepts every action.
+    """
 
     surveyor: Surveyor
     acting: ActingState
     obs: Float[np.ndarray, " S"]
-    survey: Survey  # of this one state
+    survey: Survey
     title: str
     place: str
-    balls: Balls | None  # what the environment accepts
+    balls: Balls | None
 
-    def look(self, plane: str | None, taken: np.ndarray | None, points: int | None = None) -> Landscape:
-        """Q on the line or plane that is asked for, or over the table."""
+    def compute_landscape(
+        self, plane: str | None, taken: np.ndarray | None, points: int | None = None
+    ) -> Landscape:
+        """Compute Q on the requested line or plane, or over the agent's action table."""
         if self.surveyor.table is not None:
             return self.table()
-        return self.plane(plane_of(plane, self.survey, taken), points)
+        return self.plane(make_plane(plane, self.survey, taken), points)
 
     def plane(self, plane: ops.Plane, points: int | None = None) -> Landscape:
-        """Q on a line or plane."""
+        """Compute Q on a line or plane."""
         d = len(plane.axes)
         grid = plane.grid(points or (LINE if d == 1 else PLANE))
         at = plane.at(np.stack(np.meshgrid(*grid, indexing="ij"), -1))
@@ -219,21 +236,21 @@ class Spot(NamedTuple):
         return Landscape(
             self.title, self.place, "line" if d == 1 else "plane", plane, tuple(grid), q, self.arrows(plane),
             np.stack(where, -1), q.ravel()[found.node], found.prominence, self.survey,
-            self.surrogates(q, at.clip(-1, 1)), valid_on(plane, self.balls),
+            self.surrogates(q, at.clip(-1, 1)), valid_intervals(plane, self.balls),
         )  # fmt: skip
 
     def arrows(self, plane: ops.Plane) -> Float[np.ndarray, "K d2"]:
-        """The gradient field on a line or plane, at the middles of a coarse grid."""
+        """Compute the gradient field on a line or plane, at the cell centres of a coarse grid."""
         d = len(plane.axes)
         edges = plane.grid(1 + (SLOPES if d == 1 else ARROWS))
         at = np.stack(np.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges), indexing="ij"), -1).reshape(-1, d)
-        # Also what lies outside is computed: then every plane of a size is the same compiled program.
+        # Points outside the box are computed too, so that all planes of a size share one compiled program.
         slope = self.surveyor.slope(self.acting, self.obs, plane.at(at).clip(-1, 1))
         inside = (np.abs(plane.at(at)) <= 1).all(-1)
         return np.concatenate([at, slope @ plane.axes.T], 1)[inside]
 
     def table(self) -> Landscape:
-        """Q over an action table, laid out on its first two principal components."""
+        """Compute Q over an action table, laid out on its first two principal components."""
         rows = np.asarray(self.surveyor.table)
         d = min(2, rows.shape[1])
         names = tuple(f"principal component {k + 1} of the table" for k in range(d))
@@ -252,7 +269,7 @@ class Spot(NamedTuple):
         )  # fmt: skip
 
     def surrogates(self, q: np.ndarray, at: Float[np.ndarray, "... A"]) -> tuple[Surrogate, ...]:
-        """SAVO's surrogates at actions, where Q is `q`: NaN where that is."""
+        """Compute SAVO's surrogates at actions where Q is `q`; NaN where `q` is NaN."""
         floors = ops.proposal_floors(self.survey.proposals_q)[0, : self.surveyor.order].tolist()
         learned = self.surveyor.learned(self.acting, self.obs, self.survey.proposals[0], at)
         shown = [np.where(np.isnan(q), np.nan, psi) for psi in learned] or [None] * len(floors)
@@ -260,22 +277,22 @@ class Spot(NamedTuple):
 
 
 def parse_state(state: str) -> tuple[int, int]:
-    """Episode and step of "EPISODE:STEP", both from 0.
+    """Parse "EPISODE:STEP", both counted from 0.
 
     Raises:
-        UsageError: it is not of that form.
+        UsageError: the text has another form.
     """
     episode, sign, step = state.partition(":")
     if not (sign and episode.isdecimal() and step.isdecimal()):
-        raise UsageError(f"--state-from {state} is no EPISODE:STEP, like 0:50 (both from 0).")
+        raise UsageError(f"--state-from {state} is not EPISODE:STEP, like 0:50 (both from 0).")
     return int(episode), int(step)
 
 
-def visited(episodes: Sequence[Rollout], episode: int, step: int) -> Float[np.ndarray, " S"]:
-    """The observation at a step of an episode.
+def observation_at(episodes: Sequence[Rollout], episode: int, step: int) -> Float[np.ndarray, " S"]:
+    """Return the observation at a step of an episode.
 
     Raises:
-        UsageError: the episode does not have it.
+        UsageError: the episode is shorter.
     """
     rows = episodes[episode].observation
     if step >= len(rows):

@@ -1,45 +1,54 @@
-"""Which line or plane through action space is looked at."""
+"""The line or plane through action space on which Q is computed."""
 
 import numpy as np
 from jaxtyping import Float
 
 from qscape.errors import UsageError
-from qscape.inspect.subject import Subject
 from qscape.inspect.survey import Survey
+from qscape.inspect.trained_agent import TrainedAgent
 from qscape.ops import landscape as ops
 
 PLANES = ("pca", "proposals", "random")
 
 
-def check_plane(plane: str | None, subject: Subject) -> None:
-    """Refuse a plane that cannot be, before anything is computed.
+def check_plane(plane: str | None, trained: TrainedAgent) -> None:
+    """Refuse an impossible plane before anything is computed.
 
     Raises:
-        UsageError: it is none, or none in these dimensions, or the actions are a table's.
+        UsageError: the name is unknown, the action has no such dimension, or the actions are those of a
+            table.
     """
-    task, size = subject.agent.task, subject.agent.task.action_size
+    task, size = trained.agent.task, trained.agent.task.action_size
     if plane is None:
         return
     if task.table is not None:
         raise UsageError(
-            f"--plane {plane}: {subject.name} chooses one of {len(task.table):,} actions, and all of them "
-            "are looked at; leave --plane out."
+            f"--plane {plane}: {trained.name} chooses one of {len(task.table):,} actions, and Q is computed "
+            "at all of them; leave --plane out."
         )
     dims = plane.split(",")
     named = plane in PLANES
     if not named and not (len(dims) <= 2 and all(d.strip().isdecimal() for d in dims)):
-        raise UsageError(f"--plane {plane} is none; there are {', '.join(PLANES)}, and I,J or I: dimensions.")
+        raise UsageError(
+            f"--plane {plane} is unknown; choose {', '.join(PLANES)}, or the dimensions I,J or I."
+        )
     if size == 1 and (named or len(dims) == 2):
         raise UsageError(
-            f"--plane {plane}: the actions of {subject.name} have one dimension; "
+            f"--plane {plane}: the actions of {trained.name} have one dimension; "
             "leave --plane out to see Q along it."
         )
     if not named and (max(map(int, dims)) >= size or len(set(map(int, dims))) < len(dims)):
         raise UsageError(f"--plane {plane}: the action has dimensions 0 to {size - 1}; name each once.")
 
 
-def plane_of(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"] | None) -> ops.Plane:
-    """The line or plane called `plane`, through the action of a surveyed state; see `landscape.landscape`."""
+def make_plane(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"] | None) -> ops.Plane:
+    """Construct the line or plane called `plane` through the action of a surveyed state.
+
+    Args:
+        plane: see `landscape.landscape`.
+        survey: the survey of that one state.
+        taken: actions [T, A] for "pca"; else unused.
+    """
     action = survey.action[0]
     size = len(action)
     plane = plane or ("0" if size == 1 else "0,1" if size == 2 else "proposals")

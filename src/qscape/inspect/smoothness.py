@@ -1,7 +1,8 @@
-"""Does a policy chatter? Smoothness of actions along rollouts, and robustness to noise on the observations.
+"""Smoothness of a policy's actions along rollouts, and its robustness to observation noise.
 
 After Lee et al., "Stabilizing the Q-gradient field for policy smoothness in actor-critic methods", arXiv
-2601.22970. The equations are in `qscape.ops.spectrum`, those of the shape of Q in `qscape.inspect.geometry`.
+2601.22970. The equations are in `qscape.ops.spectrum`, those of the geometry of Q in
+`qscape.inspect.geometry`.
 """
 
 from collections.abc import Sequence
@@ -12,47 +13,48 @@ from jaxtyping import Float
 
 from qscape.errors import UsageError
 from qscape.inspect import geometry
-from qscape.inspect.subject import Noise, Subject, in_units
+from qscape.inspect.trained_agent import ObservationNoise, TrainedAgent, to_env_units
 from qscape.ops import spectrum
 from qscape.run.evaluation import SEED, Rollout
-from qscape.run.probes import Look
+from qscape.run.probes import PolicyEvaluation
 
-SIGMAS = (0.01, 0.05, 0.1)  # of the noise, in standard deviations of the observations
+SIGMAS = (0.01, 0.05, 0.1)  # noise amplitudes, in standard deviations of the observations
 NOISE_EPISODES = 20
 LEAST_SCALE = 1e-6
-TRACE = 1000  # steps of an action trace that is written
+TRACE = 1000  # steps of the action trace that is written to JSON, at most
 
 
-class Smoothness:
-    """The smoothness of every evaluation episode of a run: a probe."""
+class SmoothnessProbe:
+    """Probe `smoothness`: sm, action change and oscillation of every evaluation episode."""
 
     columns = ("sm", "action_change", "oscillation")
 
     def __init__(self, agent: Any) -> None:
-        need_distances(agent)
+        """Raises UsageError: the actions are indices of a discrete set."""
+        require_distances(agent)
         self.agent = agent
 
-    def __call__(self, look: Look) -> dict[str, list[float]]:
-        found = per_episode(self.agent, look.rollouts)
-        return {name: found[name] for name in self.columns}
+    def __call__(self, look: PolicyEvaluation) -> dict[str, list[float]]:
+        metrics = measure_episodes(self.agent, look.rollouts)
+        return {name: metrics[name] for name in self.columns}
 
 
-def need_distances(agent: Any) -> None:
-    """Refuse an agent whose actions are no points in a space.
+def require_distances(agent: Any) -> None:
+    """Refuse an agent whose actions have no distance.
 
     Raises:
-        UsageError: they are the indices of a discrete set.
+        UsageError: the actions are indices of a discrete set.
     """
     if agent.task.choices is not None:
         raise UsageError(
             f"the actions of {agent.recipe} are choices among {agent.task.choices}, which have no distance: "
-            "smoothness is measured of continuous actions and of action tables."
+            "smoothness is defined for continuous actions and for action tables."
         )
 
 
-def per_episode(agent: Any, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    """return, length, and sm, action_change and oscillation (`qscape.ops.spectrum`) of each episode."""
-    units = [in_units(agent, r.action) for r in rollouts]
+def measure_episodes(agent: Any, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """Compute return, length, sm, action_change and oscillation of each episode (`qscape.ops.spectrum`)."""
+    units = [to_env_units(agent, r.action) for r in rollouts]
     return {
         "return": [float(r.episode.ret) for r in rollouts],
         "length": [float(r.episode.length) for r in rollouts],
@@ -62,114 +64,120 @@ def per_episode(agent: Any, rollouts: Sequence[Rollout]) -> dict[str, list[float
     }
 
 
-def measure(subject: Subject, episodes: int = 10, seed: int = SEED) -> dict[str, Any]:
-    """All about the smoothness of a subject, as JSON-able numbers.
+def measure_smoothness(trained: TrainedAgent, episodes: int = 10, seed: int = SEED) -> dict[str, Any]:
+    """Measure the smoothness of a trained agent over evaluation episodes.
 
-    Keys: what was measured (name, label, env, env_args, seed, step, policy, action_low, action_high,
-    eval_seed); `per_episode`: see there; `geometry`: see `geometry.Geometry.along`, None for a run without Q;
-    `geometry_environment_units`: None also where the action box is [-1, 1]; `trace`: the first episode's
-    actions [n, A] in the environment's units; `spectrum`: frequencies [K] and amplitudes [K, A], means over
-    episodes; `notes`: sentences for the reader.
+    Called by `qscape smoothness`, which writes the result to RUN/inspect/smoothness.json.
+
+    Returns:
+        Numbers ready for JSON: name, label, env, env_args, seed, step, policy, action_low, action_high,
+        eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see `geometry.GeometryProbe.along`, None
+        for an agent without Q; `geometry_environment_units`, None also if the action box is [-1, 1];
+        `trace`, the first episode's actions [n, A] in the environment's units, at most 1,000 steps;
+        `spectrum`, frequencies [K] and amplitudes [K, A], means over episodes; `notes`, sentences for the
+        reader.
 
     Raises:
-        UsageError: no episode is asked for, all are too short for a spectrum, or actions are mere choices.
+        UsageError: `episodes` is below 1, all episodes are too short for a spectrum, or actions are indices.
     """
-    need_distances(subject.agent)
-    done = subject.rollouts(episodes, seed)
-    lengths = [len(r.action) for r in done]
+    require_distances(trained.agent)
+    rollouts = trained.rollouts(episodes, seed)
+    lengths = [len(r.action) for r in rollouts]
     if max(lengths) < spectrum.SHORTEST:
         raise UsageError(
-            f"{subject.name}: its longest episode has {max(lengths)} step(s), too short for a spectrum: "
+            f"{trained.name}: its longest episode has {max(lengths)} step(s), too short for a spectrum: "
             f"{spectrum.SHORTEST} are needed."
         )
     notes = []
     if short := sum(n < spectrum.SHORTEST for n in lengths):
         notes.append(f"{short} of {episodes} episodes are too short for a spectrum; they count as sm 0.")
-    found = {
-        **_about(subject),
+    metrics = {
+        **_describe_run(trained),
         "eval_seed": seed,
-        "per_episode": per_episode(subject.agent, done),
-        **_geometry(subject, done, notes),
-        "trace": in_units(subject.agent, done[0].action)[:TRACE].round(6).tolist(),
-        "spectrum": _mean_spectrum([in_units(subject.agent, r.action) for r in done]),
+        "per_episode": measure_episodes(trained.agent, rollouts),
+        **_measure_geometry(trained, rollouts, notes),
+        "trace": to_env_units(trained.agent, rollouts[0].action)[:TRACE].round(6).tolist(),
+        "spectrum": _mean_spectrum([to_env_units(trained.agent, r.action) for r in rollouts]),
     }
-    return found | {"notes": notes}
+    return metrics | {"notes": notes}
 
 
-def observation_scale(
-    subject: Subject, episodes: int = NOISE_EPISODES, seed: int = SEED
+def measure_observation_scale(
+    trained: TrainedAgent, episodes: int = NOISE_EPISODES, seed: int = SEED
 ) -> Float[np.ndarray, " S"]:
-    """Standard deviation of each observation dimension over noise-free deterministic episodes, at least 1e-6.
+    """Compute the standard deviation of each observation dimension over noise-free episodes, at least 1e-6.
 
-    The paper takes it of the first run of the unregularised base and uses it for every method.
+    The paper takes the scale from the first run of the unregularised base and uses it for every method.
     """
-    seen = np.concatenate([r.observation for r in subject.rollouts(episodes, seed)])
+    seen = np.concatenate([r.observation for r in trained.rollouts(episodes, seed)])
     return np.maximum(seen.std(axis=0, dtype=np.float64), LEAST_SCALE)
 
 
-def robustness(
-    subject: Subject,
+def measure_robustness(
+    trained: TrainedAgent,
     scale: Float[np.ndarray, " S"],
     sigmas: Sequence[float] = SIGMAS,
     episodes: int = NOISE_EPISODES,
     seed: int = SEED,
 ) -> dict[str, dict[str, list[float]]]:
-    """`per_episode` under noise on the observations, by sigma; "0" is without noise.
+    """Measure `measure_episodes` under observation noise, for each sigma; the key "0" is without noise.
 
-    The policy sees clip(s + u ⊙ scale, low, high), u ~ U(-sigma, sigma) fresh for each step and dimension;
-    the environment is untouched (the paper's protocol). Noise is drawn with `seed`, the same for every run.
+    The policy sees clip(s + u ⊙ scale, low, high), u ~ U(-sigma, sigma), drawn for each step and dimension;
+    the environment itself is unchanged (the paper's protocol). `seed` fixes episodes and noise.
 
     Raises:
-        UsageError: a sigma that is not above 0, or a scale of another size.
+        UsageError: a sigma is not above 0, or `scale` has another size than the observations.
     """
     if bad := [s for s in sigmas if not s > 0]:
         raise UsageError(f"the noise's sigma is {bad[0]}; it must be above 0, in standard deviations.")
-    if len(scale) != subject.agent.task.observation_size:
+    if len(scale) != trained.agent.task.observation_size:
         raise UsageError(
-            f"{subject.name} has observations of {subject.agent.task.observation_size} numbers, "
+            f"{trained.name} has observations of {trained.agent.task.observation_size} numbers, "
             f"the scale of the noise has {len(scale)}."
         )
-    noises = {"0": None} | {f"{sigma:g}": Noise(sigma, scale) for sigma in sigmas}
+    noises = {"0": None} | {f"{sigma:g}": ObservationNoise(sigma, scale) for sigma in sigmas}
     return {
-        name: per_episode(subject.agent, subject.rollouts(episodes, seed, noise))
+        name: measure_episodes(trained.agent, trained.rollouts(episodes, seed, noise))
         for name, noise in noises.items()
     }
 
 
-def _about(subject: Subject) -> dict[str, Any]:
-    record, task = subject.record, subject.agent.task
+def _describe_run(trained: TrainedAgent) -> dict[str, Any]:
+    """Which agent was measured."""
+    record, task = trained.record, trained.agent.task
     return {
-        "name": subject.name,
-        "label": record.get("label") or subject.agent.recipe,
+        "name": trained.name,
+        "label": record.get("label") or trained.agent.recipe,
         "env": record.get("env"),
         "env_args": record.get("env_args", {}),
         "seed": record.get("seed"),
-        "step": subject.step,
-        "policy": subject.policy,
+        "step": trained.step,
+        "policy": trained.policy,
         "action_low": None if task.low is None else task.low.tolist(),
         "action_high": None if task.high is None else task.high.tolist(),
     }
 
 
-def _geometry(subject: Subject, done: Sequence[Rollout], notes: list[str]) -> dict[str, Any]:
-    if subject.q is None:
-        notes.append("it has no Q(s, a): smoothness of its actions is measured, the geometry of Q is not.")
+def _measure_geometry(trained: TrainedAgent, rollouts: Sequence[Rollout], notes: list[str]) -> dict[str, Any]:
+    """Measure the geometry of Q if the agent has one; appends notes for the reader."""
+    if trained.q is None:
+        notes.append("no Q(s, a): the smoothness of its actions is measured, the geometry of Q is not.")
         return {"geometry": None, "geometry_environment_units": None}
-    compiled = geometry.Geometry(subject.agent)
-    found = compiled.along(subject.acting, done)
-    if geometry.piecewise_linear(found):
+    compiled = geometry.GeometryProbe(trained.agent)
+    metrics = compiled.along(trained.acting, rollouts)
+    if geometry.is_piecewise_linear(metrics):
         notes.append(
             "its critic is piecewise linear (ReLU), so every second derivative is 0 almost everywhere: "
-            "only the gradient's direction says something of its geometry."
+            "only the gradient's direction is informative about its geometry."
         )
-    task = subject.agent.task
+    task = trained.agent.task
     unit = task.low is None or task.high is None or bool(np.all(task.low == -1) and np.all(task.high == 1))
-    in_box = None if unit else compiled.along(subject.acting, done, environment_units=True)
-    return {"geometry": found, "geometry_environment_units": in_box}
+    in_box = None if unit else compiled.along(trained.acting, rollouts, environment_units=True)
+    return {"geometry": metrics, "geometry_environment_units": in_box}
 
 
 def _mean_spectrum(episodes: Sequence[Float[np.ndarray, "n A"]]) -> dict[str, list]:
-    """Mean amplitudes over episodes, at the frequencies of the longest one."""
+    """Average amplitudes over episodes, at the frequencies of the longest one."""
     longest = max(map(len, episodes))
     frequency = np.fft.rfftfreq(longest)
     whole = [spectrum.amplitudes(a) for a in episodes if len(a) >= spectrum.SHORTEST]

@@ -1,4 +1,4 @@
-"""What was found of a run, kept in its folder as RUN/inspect/NAME.json, for `report` and others to read."""
+"""Results of inspection commands, kept in the run folder as RUN/inspect/NAME.json for `qscape.report`."""
 
 import json
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ import numpy as np
 from qscape.errors import RunError
 
 
-def write(folder: Path | str, name: str, found: Mapping[str, Any]) -> Path:
-    """Write what was found of a run to RUN/inspect/NAME.json, whole or not at all; NaN becomes null.
+def write_findings(folder: Path | str, name: str, found: Mapping[str, Any]) -> Path:
+    """Write results to RUN/inspect/NAME.json and return the path. NaN becomes null.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     file = Path(folder) / "inspect" / f"{name}.json"
-    write_whole(file, to_json(found).encode())
+    write_atomically(file, to_json(found).encode())
     return file
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and the folder it lies in.
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a file completely or not at all, creating its folder.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     aside = file.with_name(f".{file.name}.tmp")
     try:
@@ -37,14 +37,16 @@ def write_whole(file: Path, data: bytes) -> None:
 
 
 def to_json(found: Mapping[str, Any]) -> str:
-    """JSON of nested dictionaries and lists, a line for each key; what is no finite number becomes null."""
-    lines = (f" {json.dumps(k)}: {json.dumps(_finite(v), allow_nan=False)}" for k, v in found.items())
+    """Format nested dictionaries and lists as JSON, one line for each key; NaN and infinity become null."""
+    lines = (
+        f" {json.dumps(k)}: {json.dumps(_replace_non_finite(v), allow_nan=False)}" for k, v in found.items()
+    )
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _finite(found: Any) -> Any:
+def _replace_non_finite(found: Any) -> Any:
     if isinstance(found, Mapping):
-        return {key: _finite(value) for key, value in found.items()}
+        return {key: _replace_non_finite(value) for key, value in found.items()}
     if isinstance(found, list | tuple):
-        return [_finite(value) for value in found]
+        return [_replace_non_finite(value) for value in found]
     return None if isinstance(found, float) and not np.isfinite(found) else found

@@ -1,4 +1,4 @@
-"""SAVO's surrogates of Q at one state, exact and learned: what its later actors climb.
+"""SAVO's surrogates of Q at one state, exact and learned: the objectives of its later actors.
 
 Jain et al. 2024, arXiv 2410.11833, Sections 4.2 and 4.3: Ψ_i(s, a; a_{<i}) = max{Q(s, a), τ_i} with
 τ_i = max_{j<i} Q(s, a_j), and the network Ψ̂_i that is fitted to it.
@@ -13,18 +13,20 @@ from jaxtyping import Array, Float, Int
 
 from qscape.methods.savo import SAVO
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.sockets import PartState, bind
+from qscape.offpolicy.sockets import PartState, bind_network
 from qscape.offpolicy.state import ActingState
 
-Hill: TypeAlias = Callable[[Float[Array, "N A"]], Float[Array, " N"]]  # heights of actions at one state
+# Values of actions at one state.
+ActionValue: TypeAlias = Callable[[Float[Array, "N A"]], Float[Array, " N"]]
 
 
 class Surrogate(NamedTuple):
-    """Ψ_i and Ψ̂_i where a landscape looks at Q, all in units of Q.
+    """Ψ_i and Ψ̂_i at the points of a landscape, in units of Q.
 
     Attributes:
-        floor: τ_i, of the Q that is looked at. `exact`: max{Q, τ_i}, in the shape of Q.
-        learned: Ψ̂_i in the same shape; None where the agent climbs the exact ones.
+        floor: τ_i, computed from the Q that the landscape shows.
+        exact: max{Q, τ_i}, in the shape of Q.
+        learned: Ψ̂_i in the same shape; None if the agent's actors maximise the exact surrogates.
     """
 
     floor: float
@@ -32,30 +34,33 @@ class Surrogate(NamedTuple):
     learned: Float[np.ndarray, "..."] | None
 
     def at(self, kept: Int[np.ndarray, " k"]) -> "Surrogate":
-        """Of some entries of a table."""
+        """Select some entries of a table."""
         learned = None if self.learned is None else self.learned[kept]
         return Surrogate(self.floor, self.exact[kept], learned)
 
 
-def order(agent: Agent) -> int:
-    """How many surrogates an agent has: L - 1 with SAVO, else none."""
+def count_surrogates(agent: Agent) -> int:
+    """The number of surrogates of an agent: L - 1 with SAVO, else 0."""
     return agent.selector.list_length - 1 if isinstance(agent.selector, SAVO) else 0
 
 
-def learned(
+def bind_learned_surrogates(
     agent: Agent, acting: ActingState, obs: Float[Array, " S"], proposals: Float[Array, "L A"]
-) -> list[Hill]:
-    """Ψ̂_1 .. Ψ̂_{L-1} at one raw observation, each told of the proposals before its own; or nothing."""
+) -> list[ActionValue]:
+    """Return Ψ̂_1 .. Ψ̂_{L-1} at one raw observation as functions of actions.
+
+    Each is conditioned on the proposals before its own. Empty without SAVO or without learned surrogates.
+    """
     rep, selector = agent.representation, agent.selector
     nets = acting.part_states.get(selector.name, PartState()).params
     if not isinstance(selector, SAVO) or nets is None:
         return []
     seen = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), obs)[None]
-    view = rep.view(acting.part_states.get(rep.name, PartState()), "fixed")
+    view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
 
-    def hill(i: int) -> Hill:
+    def hill(i: int) -> ActionValue:
         value, conditioning = (
-            bind(rep, view, nets[i - 1].net),
+            bind_network(rep, view, nets[i - 1].net),
             nets[i - 1].conditioning(seen, proposals[:i, None]),
         )
         return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])

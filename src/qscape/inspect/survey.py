@@ -1,11 +1,11 @@
-"""How well an agent's actions climb Q(s, ·): optimality gaps and local optima over the whole action space.
+"""Optimality gaps of an agent's actions and local optima of Q(s, ·), over the whole action space.
 
-For every agent with a Q, over an action table too. The quantities are those of Jain et al. 2024 (SAVO), arXiv
-2410.11833; their equations and the climbing are in `ops/landscape.py`.
+Works for every agent with a Q, also over an action table. The quantities are those of Jain et al. 2024
+(SAVO), arXiv 2410.11833; their equations and the gradient ascent are in `ops/landscape.py`.
 
-How the best action is searched: with one or two action dimensions on a dense grid; with more among 10,000
-uniform points; both then climb from the best points and from the agent's own proposals, so no gap is ever
-negative. Over a table every entry is looked at.
+Search for the best action: with one or two action dimensions on a dense grid, with more among 10,000 uniform
+points. Gradient ascent then starts at the best points and at the agent's own proposals, so no gap is
+negative. Over a table every entry is evaluated.
 """
 
 import dataclasses
@@ -20,44 +20,49 @@ from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
 from qscape.inspect import surrogates
-from qscape.inspect.subject import Subject, has_q, values
-from qscape.inspect.surrogates import Hill
+from qscape.inspect.surrogates import ActionValue
+from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import objective
+from qscape.offpolicy.sockets import combine_heads
 from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
-from qscape.run.probes import Look
+from qscape.run.probes import PolicyEvaluation
 from qscape.run.programs import evaluation_key
 
-Which = Literal["objective", "first", "min", "mean"]
+QChoice = Literal["objective", "first", "min", "mean"]
 LINE, PLANE = 2001, 101  # points along an axis of a dense grid
-POINTS = 10_000  # random actions that are searched where there are more than two dimensions
-CLIMBERS, SCATTERED = 10, 14  # climbs begin at the best points; with many dimensions also anywhere
-STEPS_BETWEEN = 11  # points on the way between two tops, in search of a valley
+POINTS = 10_000  # random search points with more than two action dimensions
+CLIMBERS, SCATTERED = 10, 14  # ascents start at the best points; with many dimensions also at random ones
+STEPS_BETWEEN = 11  # points between two end points, in search of a valley
 CHUNK = 4096  # actions whose Q is computed at a time
-LARGEST_GRAPH = 20_000  # entries of a table up to which its local optima are counted
+LARGEST_GRAPH = 20_000  # the largest table whose local optima are counted
 COUNTS = ("exact_optima", "all_exact_optima", "learned_optima", "all_learned_optima")  # of surrogates
-PROBED = 10  # states of an evaluation that the probe looks at
+PROBED = 10  # states of an evaluation that the probe measures
 
 
 class Survey(NamedTuple):
-    """n states, measured over the whole action space.
+    """Measurements at n states over the whole action space.
 
     Attributes:
-        proposals: `[n, L, A]` what the maximiser picks from, without noise; over a table the nearest rows.
-        action: `[n, A]` what the agent does. `best`: `[n, A]` the best action that was found.
-        proposals_q, action_q, best_q: `[n, L]`, `[n]`, `[n]` Q there.
-        span: `[n]` the range of Q over what was searched.
+        proposals: `[n, L, A]` the actions among which the agent selects, without noise; over a table the
+            nearest rows.
+        proposals_q: `[n, L]` Q of the proposals.
+        action: `[n, A]` the agent's action.
+        action_q: `[n]` Q of the action.
+        best: `[n, A]` the best action found.
+        best_q: `[n]` Q of the best action found.
+        span: `[n]` the range of Q over the searched actions.
         optima: `[n]` local optima that stand out by more than 1% of `span`: on the dense grid (A <= 2), on
-            the graph of nearest neighbours of a table (NaN where it is too large), else different ends of
-            climbs.
-        all_optima: `[n]` those that stand out by more than rounding, too.
-        exact_optima, all_exact_optima, learned_optima, all_learned_optima: `[n, L-1]` the same of SAVO's
-            surrogates Ψ_i and Ψ̂_i, on the same points and by the same 1% of `span`, Q's range: of the exact
-            ones there are never more than of Q or of the one before. `[n, 0]` of what the agent has not.
-        rank: `[n]` over a table the place of the action (1: the best), else NaN.
+            the nearest-neighbour graph of a table (NaN if the table is too large), else distinct end points
+            of gradient ascent.
+        all_optima: `[n]` local optima that stand out by more than rounding.
+        exact_optima, all_exact_optima: `[n, L-1]` the same counts of SAVO's surrogates Ψ_i, on the same
+            points and by the same 1% of Q's range; never more than of Q or of the previous surrogate.
+            `[n, 0]` without SAVO.
+        learned_optima, all_learned_optima: `[n, L-1]` of the learned surrogates Ψ̂_i; `[n, 0]` without them.
+        rank: `[n]` over a table the rank of the action (1: the best), else NaN.
     """
 
     proposals: Float[np.ndarray, "n L A"]
@@ -86,94 +91,100 @@ class Survey(NamedTuple):
         return ops.optimality_gap(self.best_q, self.action_q)
 
     def rows(self, first: int, end: int) -> "Survey":
-        """Some of the states."""
+        """Select the states `first` to `end - 1`."""
         return Survey(*(column[first:end] for column in self))
 
     def share(self, gap: Float[np.ndarray, "n *L"]) -> Float[np.ndarray, "n *L"]:
-        """A gap as a share of Q's range at its state; 0 where Q is flat."""
+        """Express gaps as a share of Q's range at their states; 0 where Q is flat."""
         span = self.span.reshape(-1, *[1] * (gap.ndim - 1))
         return np.where(span > 0, gap / np.where(span > 0, span, 1), 0.0)
 
 
-class Ground(NamedTuple):
-    """What the local optima of Q or of a surrogate are counted on, at each of n states.
+class OptimaCandidates(NamedTuple):
+    """The values in which the local optima of Q, or of a surrogate, are counted, at each of n states.
 
     Attributes:
-        seen: `[n, N]` at the points that are searched, where these are the nodes of a graph; else `[n, 0]`.
-        heights, saddles: `[n, K]` and `[n, K(K-1)/2]` where there is none: at the ends of climbs, and the
-            lowest on the straight line between every two.
-        low: `[n]` the lowest seen.
+        values: `[n, N]` the values at the search points, if these are nodes of a graph; else `[n, 0]`.
+        heights: `[n, K]` the values at the end points of gradient ascent, if there is no graph;
+            else `[n, 0]`.
+        saddles: `[n, K(K-1)/2]` the lowest value on the straight line between every two of these end points.
+        low: `[n]` the lowest value at the search points.
     """
 
-    seen: Float[Array | np.ndarray, "n N"]
+    values: Float[Array | np.ndarray, "n N"]
     heights: Float[Array | np.ndarray, "n K"]
     saddles: Float[Array | np.ndarray, "n P"]
     low: Float[Array | np.ndarray, " n"]
 
-    def above(self, floor: Float[np.ndarray, " n"]) -> "Ground":
-        """The same with all that lies below a floor flattened."""
-        return Ground(*(np.maximum(x, floor.reshape(-1, *[1] * (x.ndim - 1))) for x in self))
+    def flattened_below(self, floor: Float[np.ndarray, " n"]) -> "OptimaCandidates":
+        """Raise every value below a floor to that floor."""
+        return OptimaCandidates(*(np.maximum(x, floor.reshape(-1, *[1] * (x.ndim - 1))) for x in self))
 
 
 class Surveyor:
-    """Measures states of one agent. Compiled once, it serves later acting states of the same agent too.
+    """Measures states of one agent. Compiled once, it serves later acting states of the same agent.
 
     Args:
-        agent: bound to its task.
-        q: what of the critics' heads: "objective" is what the actor climbs.
-        with_surrogates: count the local optima of SAVO's surrogates, too; it takes as long again for each.
+        agent: an agent bound to its task.
+        q: which value of the critics; "objective" is what the actor maximises.
+        with_surrogates: also count the local optima of SAVO's surrogates; each takes as long as Q.
     """
 
-    def __init__(self, agent: Agent, q: Which = "objective", with_surrogates: bool = True) -> None:
+    def __init__(self, agent: Agent, q: QChoice = "objective", with_surrogates: bool = True) -> None:
         self.agent = agent
-        self.base = _looking_at(agent, q)
-        self.order = surrogates.order(agent) if with_surrogates else 0
+        self.base = _with_objective(agent, q)
+        self.order = surrogates.count_surrogates(agent) if with_surrogates else 0
         task = agent.task
         self.table, self.size = task.table, task.action_size
-        self.points, self.edges = _searched(self.table, self.size)
-        self._survey, self._values = jax.jit(self._measure), jax.jit(self._values_of)
+        self.points, self.edges = _search_points(self.table, self.size)
+        self._measure_jit, self._values = jax.jit(self._measure), jax.jit(self._values_of)
         self._slopes = jax.jit(jax.grad(lambda a, acting, obs: self._q(acting, obs, a).sum()))
         self._learned = jax.jit(self._learned_values)
 
     def __call__(self, acting: ActingState, obs: Float[np.ndarray, "n S"]) -> Survey:
         """Measure raw observations."""
-        measured = self._survey(acting, np.asarray(obs, np.float32), self.points)
-        found, (ground, *learned) = jax.tree.map(np.asarray, measured)
-        ranges = list(zip(ground.low, found["best_q"], strict=True))
+        measured = self._measure_jit(acting, np.asarray(obs, np.float32), self.points)
+        found, (candidates, *learned) = jax.tree.map(np.asarray, measured)
+        ranges = list(zip(candidates.low, found["best_q"], strict=True))
         least = [
             [ops.prominence_threshold(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges
         ]
         floors = ops.proposal_floors(found["proposals_q"])[:, : self.order]
-        [optima] = self._counts([ground], least)
-        exact = self._counts([ground.above(floor) for floor in floors.T], least)
-        fitted = self._counts(learned, least)
+        [optima] = self._count_optima([candidates], least)
+        exact = self._count_optima([candidates.flattened_below(floor) for floor in floors.T], least)
+        fitted = self._count_optima(learned, least)
         return Survey(
-            **found, span=found["best_q"] - ground.low, optima=optima[:, 0], all_optima=optima[:, 1],
+            **found, span=found["best_q"] - candidates.low, optima=optima[:, 0], all_optima=optima[:, 1],
             exact_optima=exact[..., 0].T, all_exact_optima=exact[..., 1].T,
             learned_optima=fitted[..., 0].T, all_learned_optima=fitted[..., 1].T,
         )  # fmt: skip
 
     def q(self, acting: ActingState, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
-        """Q `[...]` of one raw observation at actions `[..., A]`."""
+        """Evaluate Q `[...]` of one raw observation at actions `[..., A]`."""
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
         return np.asarray(self._values(acting, obs, rows)).reshape(action.shape[:-1])
 
     def learned(
         self, acting: ActingState, obs: Float[np.ndarray, " S"], proposals: np.ndarray, action: np.ndarray
     ) -> list[np.ndarray]:
-        """SAVO's learned surrogates Ψ̂_1, Ψ̂_2, ... `[...]` there, after proposals `[L, A]`; or nothing."""
+        """Evaluate SAVO's learned surrogates Ψ̂_1, Ψ̂_2, ... `[...]` at actions `[..., A]`.
+
+        `proposals`: `[L, A]`; surrogate i is conditioned on those before its own.
+
+        Empty without learned surrogates.
+        """
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
         found = self._learned(acting, obs, proposals, rows)
         return [np.asarray(heights).reshape(action.shape[:-1]) for heights in found]
 
     def slope(self, acting: ActingState, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
-        """∇ₐQ `[..., A]` there."""
+        """Evaluate ∇ₐQ `[..., A]` of one raw observation at actions `[..., A]`."""
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
         return np.asarray(self._slopes(rows, acting, obs)).reshape(action.shape)
 
     def _q(self, acting: ActingState, obs: Array, action: Array) -> Array:
         obs = jnp.broadcast_to(obs, (len(action), *obs.shape))
-        return objective(self.base, values(self.agent, acting, obs, action))
+        return combine_heads(self.base, critic_values(self.agent, acting, obs, action))
 
     def _values_of(self, acting: ActingState, obs: Array, action: Array) -> Array:
         return _in_chunks(partial(self._q, acting, obs), action)
@@ -181,67 +192,76 @@ class Surveyor:
     def _learned_values(
         self, acting: ActingState, obs: Array, proposals: Array, action: Array
     ) -> list[Array]:
-        hills = surrogates.learned(self.agent, acting, obs, proposals)
-        return [_in_chunks(hill, action) for hill in hills]
+        functions = surrogates.bind_learned_surrogates(self.agent, acting, obs, proposals)
+        return [_in_chunks(function, action) for function in functions]
 
     def _measure(
         self, acting: ActingState, obs: Float[Array, "n S"], points: Float[Array, "N A"]
-    ) -> tuple[dict[str, Array], list[Ground]]:
+    ) -> tuple[dict[str, Array], list[OptimaCandidates]]:
         agent, n = self.agent, len(obs)
         proposals = agent.proposals(acting, obs)
         noise_state = agent.selector.init_noise(agent.task, n)
         first = jnp.ones(n, bool)
         action = agent.act(acting, noise_state, obs, first, 0, evaluation_key())[0]
-        own = jnp.concatenate([proposals, action[:, None]], 1)
-        return jax.lax.map(lambda at: self._at(acting, points, *at), (obs, own))
+        agent_actions = jnp.concatenate([proposals, action[:, None]], 1)
+        return jax.lax.map(lambda at: self._measure_state(acting, points, *at), (obs, agent_actions))
 
-    def _at(
-        self, acting: ActingState, points: Array, obs: Float[Array, " S"], own: Float[Array, "L1 A"]
-    ) -> tuple[dict[str, Array], list[Ground]]:
-        """One state, and its grounds: of Q, then of the learned surrogates. `parts`: the proposals, and the
-        action last."""
-        hills: list[Hill] = [partial(self._q, acting, obs)]
+    def _measure_state(
+        self, acting: ActingState, points: Array, obs: Float[Array, " S"], agent_actions: Float[Array, "L1 A"]
+    ) -> tuple[dict[str, Array], list[OptimaCandidates]]:
+        """Measure one state: its fields of `Survey`, and the candidates of Q, then of the learned surrogates.
+
+        `agent_actions`: the proposals, then the action.
+        """
+        functions: list[ActionValue] = [partial(self._q, acting, obs)]
         if self.order:
-            hills += surrogates.learned(self.agent, acting, obs, own[:-1])
-        seen = [_in_chunks(hill, points) for hill in hills]
+            functions += surrogates.bind_learned_surrogates(self.agent, acting, obs, agent_actions[:-1])
+        values = [_in_chunks(function, points) for function in functions]
         if self.table is None:
-            ends = [self._climb(*pair, points, own) for pair in zip(hills, seen, strict=True)]
+            ends = [self._climb(*pair, points, agent_actions) for pair in zip(functions, values, strict=True)]
             tops, heights = ends[0]
-            own_q, best, rank = hills[0](own), tops[heights.argmax()], jnp.array(jnp.nan)
-            best_q = jnp.maximum(heights.max(), own_q.max())  # two batches may round differently
+            own_q, best, rank = functions[0](agent_actions), tops[heights.argmax()], jnp.array(jnp.nan)
+            best_q = jnp.maximum(heights.max(), own_q.max())  # the two batches may round differently
         else:
-            ends, q = [None] * len(hills), seen[0]
-            nearest = jax.lax.map(lambda x: jnp.square(points - x).sum(-1).argmin(), own)
-            own, own_q, best, best_q = points[nearest], q[nearest], points[q.argmax()], q.max()
+            ends, q = [None] * len(functions), values[0]
+            nearest = jax.lax.map(lambda x: jnp.square(points - x).sum(-1).argmin(), agent_actions)
+            agent_actions, own_q, best, best_q = points[nearest], q[nearest], points[q.argmax()], q.max()
             rank = 1 + (q > own_q[-1]).sum().astype(jnp.float32)
         return {
-            "proposals": own[:-1], "proposals_q": own_q[:-1], "action": own[-1], "action_q": own_q[-1],
+            "proposals": agent_actions[:-1], "proposals_q": own_q[:-1],
+            "action": agent_actions[-1], "action_q": own_q[-1],
             "best": best, "best_q": best_q, "rank": rank,
-        }, [self._ground(*known) for known in zip(hills, seen, ends, strict=True)]  # fmt: skip
+        }, [self._collect_candidates(*x) for x in zip(functions, values, ends, strict=True)]  # fmt: skip
 
-    def _climb(self, hill: Hill, seen: Array, points: Array, own: Array) -> tuple[Array, Array]:
-        """Where climbs end that begin at the highest points and at one's own, and how high that is."""
+    def _climb(
+        self, function: ActionValue, values: Array, points: Array, agent_actions: Array
+    ) -> tuple[Array, Array]:
+        """Run gradient ascent from the highest points and the agent's actions: end points and values."""
         scattered = points[: SCATTERED if self.edges is None else 0]
-        start = jnp.concatenate([own, points[jax.lax.top_k(seen, CLIMBERS)[1]], scattered])
-        return ops.ascend_gradient(hill, start)
+        start = jnp.concatenate([agent_actions, points[jax.lax.top_k(values, CLIMBERS)[1]], scattered])
+        return ops.ascend_gradient(function, start)
 
-    def _ground(self, hill: Hill, seen: Array, ends: tuple[Array, Array] | None) -> Ground:
-        """What local optima are counted on, at one state."""
+    def _collect_candidates(
+        self, function: ActionValue, values: Array, ends: tuple[Array, Array] | None
+    ) -> OptimaCandidates:
+        """Collect the values in which local optima are counted, at one state."""
         none = jnp.zeros(0)
         if self.edges is not None:
-            return Ground(seen, none, none, seen.min())
-        heights, saddles = (none, none) if ends is None else (ends[1], _saddles(hill, *ends))
-        return Ground(none, heights, saddles, seen.min())
+            return OptimaCandidates(values, none, none, values.min())
+        heights, saddles = (none, none) if ends is None else (ends[1], _find_saddles(function, *ends))
+        return OptimaCandidates(none, heights, saddles, values.min())
 
-    def _counts(self, grounds: Sequence[Ground], least: list[list[float]]) -> Float[np.ndarray, "g n k"]:
-        """How many local optima of each ground stand out by more than each of `least` at each state."""
-        found = np.full((len(grounds), *np.shape(least)), np.nan)
+    def _count_optima(
+        self, candidate_sets: Sequence[OptimaCandidates], least: list[list[float]]
+    ) -> Float[np.ndarray, "g n k"]:
+        """Count the local optima of each set that stand out by more than each of `least` at each state."""
+        found = np.full((len(candidate_sets), *np.shape(least)), np.nan)
         if self.edges is None and self.table is not None:
             return found
-        for g, ground in enumerate(grounds):
-            for n, (seen, heights, saddles, low) in enumerate(zip(*ground, strict=True)):
+        for g, candidates in enumerate(candidate_sets):
+            for n, (values, heights, saddles, low) in enumerate(zip(*candidates, strict=True)):
                 if self.edges is not None:
-                    prominence = ops.find_peaks(seen, self.edges).prominence
+                    prominence = ops.find_peaks(values, self.edges).prominence
                 else:
                     pairs = np.stack(np.triu_indices(len(heights), 1), 1)
                     prominence = ops.find_prominences(heights, np.full(len(heights), low), pairs, saddles)
@@ -249,37 +269,39 @@ class Surveyor:
         return found
 
 
-def _looking_at(agent: Agent, q: Which) -> Base:
-    """The base of an agent whose actor would climb this of the critics' heads.
+def _with_objective(agent: Agent, q: QChoice) -> Base:
+    """Return the agent's base with `q` as the actor's objective.
 
     Raises:
-        UsageError: there is no such choice.
+        UsageError: `q` is unknown.
     """
-    if q not in get_args(Which):
-        raise UsageError(f"q is {q!r}; it must be one of {', '.join(get_args(Which))}.")
+    if q not in get_args(QChoice):
+        raise UsageError(f"q is {q!r}; it must be one of {', '.join(get_args(QChoice))}.")
     return agent.base if q == "objective" else dataclasses.replace(agent.base, actor_objective=q)
 
 
-def _in_chunks(hill: Hill, action: Float[Array, "N A"]) -> Float[Array, " N"]:
-    """The heights of many actions."""
-    return jax.lax.map(lambda a: hill(a[None])[0], action, batch_size=CHUNK)
+def _in_chunks(function: ActionValue, action: Float[Array, "N A"]) -> Float[Array, " N"]:
+    """Evaluate a function at many actions, `CHUNK` at a time."""
+    return jax.lax.map(lambda a: function(a[None])[0], action, batch_size=CHUNK)
 
 
-def _saddles(hill: Hill, tops: Float[Array, "K A"], heights: Float[Array, " K"]) -> Float[Array, " P"]:
-    """The lowest height on the straight line between every two tops."""
+def _find_saddles(
+    function: ActionValue, tops: Float[Array, "K A"], heights: Float[Array, " K"]
+) -> Float[Array, " P"]:
+    """Compute the lowest value on the straight line between every two of the `tops`."""
     a, b = np.triu_indices(len(tops), 1)
     part = jnp.linspace(0, 1, STEPS_BETWEEN + 2)[1:-1, None]
 
     def lowest(pair: tuple[Array, Array]) -> Array:
         i, j = pair
-        between = hill((1 - part) * tops[i] + part * tops[j])
+        between = function((1 - part) * tops[i] + part * tops[j])
         return jnp.minimum(between.min(), jnp.minimum(heights[i], heights[j]))
 
     return jax.lax.map(lowest, (jnp.asarray(a), jnp.asarray(b)), batch_size=256)
 
 
-def _searched(table: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The actions whose Q is looked at in every state, and which of them are neighbours (None: no graph)."""
+def _search_points(table: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The actions at which Q is evaluated in every state, and their neighbour pairs (None: no graph)."""
     if table is not None:
         return table, ops.nearest_edges(table) if len(table) <= LARGEST_GRAPH else None
     if size > 2:
@@ -289,83 +311,91 @@ def _searched(table: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarr
     return np.stack(axes, -1).reshape(-1, size).astype(np.float32), ops.grid_edges(shape)
 
 
-def picked(rollouts: Sequence[Rollout], n: int) -> tuple[list[tuple[int, int]], Float[np.ndarray, "n S"]]:
-    """At most n visited states, evenly over all steps: (episode, step) of each, and the raw observations."""
-    places = _places(rollouts)
+def pick_states(
+    rollouts: Sequence[Rollout], n: int
+) -> tuple[list[tuple[int, int]], Float[np.ndarray, "n S"]]:
+    """Pick at most n visited states, evenly over all steps: (episode, step) and raw observations."""
+    places = _list_places(rollouts)
     places = [places[k] for k in np.unique(np.linspace(0, len(places) - 1, n).astype(int))]
     return places, np.stack([rollouts[e].observation[t] for e, t in places])
 
 
-def _places(rollouts: Sequence[Rollout]) -> list[tuple[int, int]]:
+def _list_places(rollouts: Sequence[Rollout]) -> list[tuple[int, int]]:
     return [(e, t) for e, rollout in enumerate(rollouts) for t in range(len(rollout.observation))]
 
 
-def widest(
-    subject: Subject, rollouts: Sequence[Rollout], q: Which = "objective", n: int = 5
+def find_widest(
+    trained: TrainedAgent, rollouts: Sequence[Rollout], q: QChoice = "objective", n: int = 5
 ) -> list[tuple[int, int]]:
-    """(episode, step) of the n visited states where the later proposals are worth most.
+    """Find the n visited states at which the later proposals gain most over the first.
 
-    That is where Q(s, μ_M(s)) - Q(s, a_0) is largest, of all steps of the episodes; μ_M(s) is what was done.
+    These maximise Q(s, μ_M(s)) - Q(s, a_0) over all steps of the episodes; μ_M(s) is the action taken.
+
+    Returns:
+        (episode, step) of each, the largest gain first.
 
     Raises:
-        UsageError: an agent without Q, or with a single proposal, which leaves nothing to choose.
+        UsageError: the agent has no Q, or a single proposal.
     """
-    subject.need_q("a landscape")
-    agent, acting = subject.agent, subject.acting
-    base = _looking_at(agent, q)
+    trained.require_q("a landscape")
+    agent, acting = trained.agent, trained.acting
+    base = _with_objective(agent, q)
 
     @jax.jit
     def gain(acting: ActingState, obs: Array, action: Array) -> Array:
         proposals = agent.proposals(acting, obs)
         if proposals.shape[1] == 1:
             raise UsageError(
-                f"--state-from widest: {subject.name} has one proposal and nothing to choose; "
-                "name states as EPISODE:STEP, or leave it out."
+                f"--state-from widest: {trained.name} has one proposal and nothing to choose; "
+                "give states as EPISODE:STEP, or leave the flag out."
             )
-        before, after = (objective(base, values(agent, acting, obs, a)) for a in (proposals[:, 0], action))
+        before, after = (
+            combine_heads(base, critic_values(agent, acting, obs, a)) for a in (proposals[:, 0], action)
+        )
         return after - before
 
     obs, action = (np.concatenate([getattr(r, name) for r in rollouts]) for name in ("observation", "action"))
     gained = np.asarray(gain(acting, obs, action))
-    places = _places(rollouts)
+    places = _list_places(rollouts)
     return [places[k] for k in np.argsort(-gained, kind="stable")[:n]]
 
 
-def summary(survey: Survey) -> dict[str, Any]:
-    """Means and percentiles over the states, JSON-able.
+def summarise(survey: Survey) -> dict[str, Any]:
+    """Summarise a survey by means and percentiles over its states, ready for JSON.
 
-    Keys: `states`; `action` and `proposals` (a list), each with `gap` in units of Q and `share` of Q's range;
-    `optima` and `all_optima` (see `Survey`) and `several`, the share of states with more than one of
-    `optima`; `rank` of the action; `surrogates`, a list of SAVO's: `exact_optima` to `all_learned_optima` of
-    each. What does not apply is None.
+    Returns:
+        `states`, their number; `action` and `proposals` (a list), each with `gap` in units of Q and `share`
+        of Q's range; `optima` and `all_optima` (see `Survey`) and `several`, the share of states with more
+        than one of `optima`; `rank` of the action; `surrogates`, a list of SAVO's surrogates with
+        `exact_optima` to `all_learned_optima` of each. None if a measure does not apply.
     """
 
     def of(gap: np.ndarray) -> dict[str, Any]:
-        return {"gap": _spread(gap), "share": _spread(survey.share(gap))}
+        return {"gap": _percentiles(gap), "share": _percentiles(survey.share(gap))}
 
     found = {"states": len(survey.gap), "action": of(survey.gap), "proposals": [of(g) for g in survey.gaps.T]}
     for name in ("optima", "all_optima", "rank"):
-        found[name] = _spread(getattr(survey, name))
+        found[name] = _percentiles(getattr(survey, name))
     counts = {name: getattr(survey, name) for name in COUNTS}
     found["surrogates"] = [
-        {name: _spread(column[:, i]) if i < column.shape[1] else None for name, column in counts.items()}
+        {name: _percentiles(column[:, i]) if i < column.shape[1] else None for name, column in counts.items()}
         for i in range(survey.exact_optima.shape[1])
     ]
     return found | {"several": float((survey.optima > 1).mean()) if found["optima"] else None}
 
 
-def _spread(x: Float[np.ndarray, " n"]) -> dict[str, float] | None:
+def _percentiles(x: Float[np.ndarray, " n"]) -> dict[str, float] | None:
     if not np.isfinite(x).all():
         return None
     p50, p90 = np.percentile(x, [50, 90])
     return {"mean": float(x.mean()), "p50": float(p50), "p90": float(p90), "max": float(x.max())}
 
 
-class Gaps:
-    """Means over a few states of every evaluation of a run: a probe.
+class LandscapeProbe:
+    """Probe `landscape`: means over a few states of every evaluation.
 
-    `optimality_gap` of the action in units of Q, `optimality_gap_share` of Q's range, `local_optima` that
-    stand out by 1% of it.
+    `optimality_gap` of the action in units of Q, `optimality_gap_share` of Q's range, and `local_optima` that
+    stand out by 1% of that range.
     """
 
     columns = ("optimality_gap", "optimality_gap_share", "local_optima")
@@ -373,10 +403,12 @@ class Gaps:
     def __init__(self, agent: Agent) -> None:
         self.surveyor = Surveyor(agent, with_surrogates=False)
 
-    def __call__(self, look: Look) -> Mapping[str, float]:
+    def __call__(self, look: PolicyEvaluation) -> Mapping[str, float]:
         """Raises UsageError: the agent has no Q."""
         if not has_q(look.acting):
-            raise UsageError("--probe landscape needs a Q(s, a), and this agent has none; leave it out.")
-        found = self.surveyor(look.acting, picked(look.rollouts, PROBED)[1])
+            raise UsageError(
+                "--probe landscape needs a Q(s, a), which this agent does not have; leave it out."
+            )
+        found = self.surveyor(look.acting, pick_states(look.rollouts, PROBED)[1])
         means = (found.gap.mean(), found.share(found.gap).mean(), found.optima.mean())
         return dict(zip(self.columns, map(float, means), strict=True))

@@ -1,4 +1,4 @@
-"""Which actions an environment accepts, where it restricts them (`envs/restricted.py`)."""
+"""The actions that an environment accepts, where it restricts them (`envs/restricted.py`)."""
 
 from typing import NamedTuple
 
@@ -7,20 +7,20 @@ import numpy as np
 from jaxtyping import Float
 
 from qscape.envs.restricted import Restricted
-from qscape.inspect.subject import Subject
+from qscape.inspect.trained_agent import TrainedAgent
 from qscape.ops import landscape as ops
 
 
 class Balls(NamedTuple):
-    """The valid part of [-1, 1]^A: what lies in any of the closed balls."""
+    """The valid part of [-1, 1]^A: the union of closed balls."""
 
     centres: Float[np.ndarray, "n A"]
     radii: Float[np.ndarray, " n"]
 
 
-def valid_balls(subject: Subject) -> Balls | None:
-    """The balls that an agent's environment accepts; None: it accepts all actions."""
-    adapter = subject.make()
+def find_valid_balls(trained: TrainedAgent) -> Balls | None:
+    """Return the balls of valid actions; None if the environment accepts every action."""
+    adapter = trained.make()
     env = adapter.env
     try:
         while isinstance(env, gym.Wrapper):
@@ -32,8 +32,8 @@ def valid_balls(subject: Subject) -> Balls | None:
         adapter.close()
 
 
-def valid_on(plane: ops.Plane, balls: Balls | None) -> Float[np.ndarray, "K 2"]:
-    """The intervals of a line that are accepted; none of a plane, and none where everything is accepted."""
+def valid_intervals(plane: ops.Plane, balls: Balls | None) -> Float[np.ndarray, "K 2"]:
+    """Compute the valid intervals of a line; empty for a plane and if every action is valid."""
     if balls is None or len(plane.axes) > 1:
         return np.zeros((0, 2))
     return ops.intersect_balls(plane, *balls)

@@ -1,9 +1,9 @@
-"""Workers on a Ray cluster. Extra `cluster`.
+"""Workers on a Ray cluster. Needs the extra `cluster`.
 
-A worker there is an actor with one core that does the job as a process of its own, like a local one, and
-passes its events on. Where the head's disk is visible to it, it writes straight into the run folder;
-elsewhere the files come back with every save. Either way the loss of a worker costs at most the work since
-the last save: the run waits again, and another worker goes on with it.
+A remote worker is a Ray actor with one core. It runs the job in a process of its own, like a local worker,
+and passes the events on. If it can see the head's disk it writes straight into the run folder, else it sends
+the files back with every save. The loss of a worker costs at most the work since the last save: the run waits
+again, and another worker continues it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from qscape.errors import RunError, UsageError
 from qscape.jobs.parcel import Packer, Parcel, unpack
-from qscape.jobs.pool import LocalWorker, cores
+from qscape.jobs.pool import LocalWorker, count_cores
 from qscape.jobs.worker import Job
 from qscape.run.folder import locked
 
@@ -30,21 +30,22 @@ PATIENCE = 12.0  # seconds for a cluster to answer
 
 
 class Cluster:
-    """A connection to a Ray cluster, and what starts workers there.
+    """A connection to a Ray cluster that starts workers on it.
 
     Args:
-        address: HOST:PORT, ray://HOST:PORT, or "auto" for a local one, bound to loopback.
-        folder: of the study; a marker file in it tells who sees it.
-        workers: at most so many; None: one to a core of the cluster.
+        address: HOST:PORT, ray://HOST:PORT, or "auto" for a local cluster bound to loopback.
+        folder: the study's folder; a marker file in it shows which nodes share the disk.
+        workers: maximal number of workers; None: one per core of the cluster.
 
     Raises:
-        UsageError: Ray is missing. RunError: nothing answers.
+        UsageError: Ray is missing, or the address is malformed.
+        RunError: no cluster answers.
     """
 
     def __init__(self, address: str, folder: Path, workers: int | None = None) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if address == "auto":
-            # Ray replaces loopback by the machine's address, unless it takes clusters for impossible here.
+            # Ray replaces loopback by the machine's address unless this variable forbids clusters.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         try:
             self.ray: Any = importlib.import_module("ray")
@@ -53,17 +54,17 @@ class Cluster:
         ray = self.ray
         if address == "auto":
             where: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
-            where["num_cpus"] = workers or cores()
+            where["num_cpus"] = workers or count_cores()
         else:
-            _reach(address)
+            _check_reachable(address)
             where = {"address": address}
         try:
             ray.init(**where, log_to_driver=False, logging_level="ERROR")
-        except Exception as problem:  # Ray has no one error for this
+        except Exception as problem:  # Ray raises errors of many classes here
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise RunError(f"--ray {address}: Ray does not start ({why}).") from problem
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Remote)
+        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RemoteJob)
         self.token = uuid.uuid4().hex
         self.marker = folder.resolve() / f".seen-{self.token}"
         self.marker.write_text(self.token)
@@ -76,36 +77,36 @@ class Cluster:
         self.ray.shutdown()
 
     def start(self, job: Job) -> "RayWorker":
-        """A worker for a job, as soon as the cluster has a core for it."""
+        """Start a worker for a job; it begins as soon as the cluster has a free core."""
         return RayWorker(self, job)
 
 
-def _reach(address: str) -> None:
-    """Raises RunError if no Ray cluster lets us in at an address. Ray itself would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise a RunError if no Ray cluster accepts us at an address; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise UsageError(f"--ray {address} is no address; write HOST:PORT, or auto for a local cluster.")
+        raise UsageError(f"--ray {address} is not an address; give HOST:PORT, or auto for a local cluster.")
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
         command = [sys.executable, "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
         subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
         lines = (problem.stderr or b"").decode(errors="replace").strip().splitlines()
-        raise _unreachable(address, lines[-1].split("] ")[-1] if lines else "no answer") from problem
+        raise _unreachable_error(address, lines[-1].split("] ")[-1] if lines else "no answer") from problem
     except (OSError, OverflowError) as problem:
-        raise _unreachable(address, str(problem)) from problem
+        raise _unreachable_error(address, str(problem)) from problem
 
 
-def _unreachable(address: str, why: str) -> RunError:
+def _unreachable_error(address: str, why: str) -> RunError:
     if "AuthToken" in why:
         return RunError(
-            f"--ray {address} wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as there."
+            f"--ray {address} requires a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster."
         )
     return RunError(f"--ray {address} does not answer as a Ray cluster ({why}); is one running there?")
 
 
 class RayWorker:
-    """A job on the cluster, seen from here."""
+    """A job on the cluster, seen from the head; implements `pool.Worker`."""
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.ray, self.job = cluster.ray, replace(job, folder=job.folder.resolve())
@@ -113,22 +114,22 @@ class RayWorker:
         self.seen = self.remote.sees.remote(str(cluster.marker), cluster.token)
         self.begun = False
 
-    def told(self) -> Iterator[dict[str, Any]]:
-        """Its events; files that come back are written before the event that they belong to."""
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the job's events; files that come back are written before the event that they belong to."""
         folder = self.job.folder
         try:
             shared = self.ray.get(self.seen)
             with contextlib.nullcontext() if shared else locked(folder):
                 files = None if shared else Packer(folder).pack()
-                told = self.remote.run.options(num_returns="streaming").remote(self.job.to_json(), files)
+                event = self.remote.run.options(num_returns="streaming").remote(self.job.to_json(), files)
                 self.begun = True
-                for reference in told:
+                for reference in event:
                     data = self.ray.get(reference)
                     if isinstance(data, Parcel):
                         unpack(data, folder)
                     else:
                         yield data
-        except self.ray.exceptions.RayTaskError as problem:  # an error in `Remote`
+        except self.ray.exceptions.RayTaskError as problem:  # an error in `RemoteJob`
             yield {"kind": "Failed", "why": str(problem.cause)}
         except self.ray.exceptions.RayError as problem:
             yield {"kind": "Failed", "why": f"lost its worker ({type(problem).__name__})", "lost": True}
@@ -136,33 +137,36 @@ class RayWorker:
             self.kill()
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask the job to save and end."""
         if self.begun:
             self.remote.stop.remote()
         else:
             self.kill()
 
     def kill(self) -> None:
-        """End it now."""
+        """End the job now."""
         self.ray.kill(self.remote)
 
 
-class Remote:
-    """A job on the cluster, seen from there."""
+class RemoteJob:
+    """A job on the cluster, seen from the node: the Ray actor."""
 
     def __init__(self) -> None:
         self.worker: LocalWorker | None = None
         self.stopping = False
 
     def sees(self, marker: str, token: str) -> bool:
-        """Is the head's disk ours as well?"""
+        """Whether this node shares the head's disk."""
         try:
             return Path(marker).read_text() == token
         except OSError:
             return False
 
     def run(self, data: dict[str, Any], files: Parcel | None) -> Iterator[dict[str, Any] | Parcel]:
-        """Do a job; `files` are those of its run folder where that is out of reach."""
+        """Run a job.
+
+        `files`: the files of its run folder if this node cannot see the head's disk; else None.
+        """
         job = Job.from_json(data)
         with contextlib.ExitStack() as stack:
             if files is not None:
@@ -173,16 +177,16 @@ class Remote:
             self.worker = LocalWorker(job)
             if self.stopping:
                 self.worker.stop()
-            for told in self.worker.told():
-                if files is not None and told["kind"] == "Saved":
+            for event in self.worker.events():
+                if files is not None and event["kind"] == "Saved":
                     yield packer.pack()
-                if told["kind"] != "EpisodeDone":  # many, and nobody asks for them
-                    yield told
+                if event["kind"] != "EpisodeDone":  # frequent, and no reader uses them
+                    yield event
             if files is not None:
                 yield packer.pack()
 
     def stop(self) -> None:
-        """Save and end."""
+        """Ask the job to save and end."""
         self.stopping = True
         if self.worker is not None:
             self.worker.stop()

@@ -1,4 +1,4 @@
-"""What a run will cost, from a short measurement on one core."""
+"""The cost of a run, estimated from a short measurement on one core."""
 
 import contextlib
 import json
@@ -24,46 +24,41 @@ from qscape.run.trainer import Trainer
 from qscape.run.training import set_up_jax
 
 STEPS = 300
-FIRST = 20  # updates, to see how slow they are
-UPDATES = 300  # at most
-SECONDS = 2.0  # for those updates
-EPISODE = 1_000  # steps of an episode where no time limit is known
+FIRST = 20  # updates of the first, rough measurement
+UPDATES = 300  # updates of the second measurement, at most
+SECONDS = 2.0  # planned duration of the second measurement
+EPISODE = 1_000  # assumed steps of an episode without a time limit
 
 
-def measure(plan: Plan) -> Measured:
-    """Makes a few hundred environment steps and updates, in memory.
+def measure_costs(plan: Plan) -> Measured:
+    """Measure a few hundred environment steps and updates, in memory.
+
+    Called by a worker for a job of kind "measure", before a study starts.
 
     Raises:
-        UsageError: a plan that cannot be.
+        UsageError: the plan is impossible.
     """
     set_up_jax()
     start = time.perf_counter()
-    plan, agent, _ = fitted(plan)  # with the settings of its preset
+    plan, agent, _ = fitted(plan)  # applies the preset
     if isinstance(agent, OnPolicyAgent):
-        return _measure_rollouts(plan, agent)
+        return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
     adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
     trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), adapter)
     programs, spent = trainer.programs, 0.0
+    jax.block_until_ready(trainer.storage)  # allocates it
 
     def update(n: int) -> None:
-        trainer.state, trainer.replay_state, trainer.metrics = programs.burst(
-            trainer.state,
-            trainer.storage,
-            trainer.replay_state,
-            trainer.metrics,
-            steps,
-            trainer.key,
-            np.int32(n),
-        )
+        trainer.carry = programs.learn(trainer.carry, np.int32(n), steps, trainer.key)
         jax.block_until_ready(trainer.metrics)
 
     def act() -> None:
         chosen = programs.act(
             trainer.acting,
-            trainer.noise_state,
+            trainer.carry.noise_state,
             adapter.observation,
-            trainer.first,
+            trainer.carry.first,
             steps,
             trainer.key,
             mode="explore",
@@ -78,8 +73,8 @@ def measure(plan: Plan) -> Measured:
         spent += took
         return took
 
-    drain(trainer.events(STEPS))
-    step = seconds(lambda: drain(trainer.events(2 * STEPS))) / STEPS
+    exhaust(trainer.events(STEPS))
+    step = seconds(lambda: exhaust(trainer.events(2 * STEPS))) / STEPS
     steps = np.int32(trainer.env_steps)
     update(1)
     first = seconds(lambda: update(FIRST)) / FIRST
@@ -92,9 +87,12 @@ def measure(plan: Plan) -> Measured:
     return Measured(time.perf_counter() - start - spent, step, once, episode)
 
 
-def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
-    """The same for an on-policy agent: a rollout and its update, once both are compiled. What an update costs
-    is part of what a step costs, as rollouts of whole episodes have no fixed length."""
+def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
+    """Measure a rollout and its update, once both are compiled.
+
+    The cost of an update is part of the cost of a step, since rollouts of whole episodes have no fixed
+    length.
+    """
     start = time.perf_counter()
     adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, index_actions=True)
     trainer = RolloutTrainer(plan, agent, adapter)
@@ -104,7 +102,7 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
         seconds, until = [], trainer.updates + 1
         while trainer.updates < until:
             begun = time.perf_counter()
-            drain(trainer.events(trainer.env_steps + plan.envs))
+            exhaust(trainer.events(trainer.env_steps + plan.envs))
             seconds.append(time.perf_counter() - begun)
         return seconds
 
@@ -118,14 +116,14 @@ def _measure_rollouts(plan: Plan, agent: OnPolicyAgent) -> Measured:
     return Measured(begin, step, 0.0, (adapter.time_limit or EPISODE) * min(spans))
 
 
-def drain(events: Iterator[object]) -> None:
-    """Let a run go on without listening."""
+def exhaust(events: Iterator[object]) -> None:
+    """Consume a run's events; a run proceeds only while its events are taken."""
     for _ in events:
         pass
 
 
-def seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
-    """What is left of a run of which `made` steps are there, on one core."""
+def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
+    """Estimate the seconds that a run still needs on one core, after `made` steps."""
     base = fitted(plan)[1].base
     left = plan.steps - made
     updates = 0.0
@@ -136,7 +134,7 @@ def seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
 
 
 class Costs:
-    """What was measured of the agents and environments of a study on this machine, kept in its folder."""
+    """The measured costs of a study's agents and environments on this machine, kept in its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "measured.json"
@@ -145,12 +143,12 @@ class Costs:
             self.known = json.loads(self.file.read_text())
 
     def of(self, group: Path) -> Measured | None:
-        """The costs of a group of seeds; None: they were not measured yet."""
+        """Return the costs of a group of seeds; None if they were not measured yet."""
         found = self.known.get(self._key(group))
         return Measured(*found) if found else None
 
     def add(self, group: Path, cost: Measured) -> None:
-        """Note the costs of a group; where they cannot be written, they are measured again next time."""
+        """Store the costs of a group. If the file cannot be written, they are measured again next time."""
         self.known[self._key(group)] = [*cost]
         with contextlib.suppress(OSError):
             aside = self.file.with_name(f".{self.file.name}.{os.getpid()}")

@@ -1,6 +1,6 @@
-"""Jobs side by side: workers that each do one job, and the pool that keeps them busy.
+"""Jobs in parallel: workers that run one job each, and the pool that keeps them busy.
 
-On CPU one process to a core, each with one XLA thread, is the fastest way to many seeds.
+On a CPU one process per core, each with one XLA thread, is the fastest way to run many seeds.
 """
 
 import contextlib
@@ -13,29 +13,36 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from qscape.errors import RunError
 from qscape.jobs.worker import INTERRUPTED, Job
 from qscape.run import events as ev
 from qscape.run.folder import COMMAND, command
 
-ASK_AGAIN = 1.0  # seconds until a job that could not begin is asked for again
+ASK_AGAIN = 1.0  # seconds between two requests for a job when none can start
 
 
 class Failure(NamedTuple):
-    """A job that broke. `lost`: its worker vanished, and another may go on from what it saved."""
+    """A failed job.
+
+    Attributes:
+        why: the reason, as a sentence.
+        lost: the worker vanished; another one may continue from the last save.
+        code: exit code of the error.
+    """
 
     why: str
     lost: bool = False
     code: int = RunError.code
 
 
+@runtime_checkable
 class Worker(Protocol):
-    """Something that does one job."""
+    """The interface of a worker, which runs one job."""
 
-    def told(self) -> Iterator[dict[str, Any]]:
-        """Its events as JSON until it has ended; a job that broke ends with kind "Failed"."""
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield its events as JSON until it ends; a failed job ends with kind "Failed"."""
         ...
 
     def stop(self) -> None:
@@ -48,41 +55,42 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """A process of its own, with one XLA thread. It saves and ends when this process is gone.
+    """A worker in a process of its own, with one XLA thread. It saves and ends when this process ends.
 
     Args:
-        log: file that takes what it writes to standard error; None: it is shown.
+        job: the job to run.
+        log: file for its standard error; None: it is shown.
     """
 
     def __init__(self, job: Job, log: Path | None = None) -> None:
         with log.open("a") if log else contextlib.nullcontext() as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "qscape.jobs.worker"],
-                stdin=subprocess.PIPE,  # stays open for as long as somebody wants the job done
+                stdin=subprocess.PIPE,  # the worker ends when this pipe closes
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                # On an accelerator several processes share the memory: none may take most of it at once.
+                # Several processes share an accelerator's memory: none may reserve most of it.
                 env={
                     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
                     **os.environ,
                     "NPROC": "1",
                     COMMAND: command(),
                 },
-                start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
+                start_new_session=True,  # the pool passes Ctrl-C on itself
             )
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # dead already: `told` says so
+        with contextlib.suppress(BrokenPipeError):  # the process has died; `events` reports it
             self.process.stdin.write(json.dumps(job.to_json()) + "\n")
             self.process.stdin.flush()
 
-    def told(self) -> Iterator[dict[str, Any]]:
-        """Its events; where it vanished without a word, how it ended."""
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield its events; if the process ends without a reason, the last event gives its exit status."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         kind = None
         for line in self.process.stdout:
-            if line.endswith("\n"):  # not so the last one of a worker that was killed
+            if line.endswith("\n"):  # the last line of a killed worker may be incomplete
                 data = json.loads(line)
                 kind = data["kind"]
                 yield data
@@ -102,16 +110,18 @@ class LocalWorker:
         self.process.kill()
 
 
-def cores() -> int:
-    """Cores this process may use."""
+def count_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 class Pool:
-    """Does jobs, up to `workers` at a time.
+    """Runs jobs, at most `workers` at a time.
 
     Args:
-        jobs: numbers and jobs, asked for whenever a worker is free; None: nothing can begin now, ask again.
+        jobs: numbers and jobs; the next one is requested whenever a worker is free. None: no job can start
+            now, ask again later.
+        workers: maximal number of running jobs.
         start: makes a worker for a job.
     """
 
@@ -124,34 +134,36 @@ class Pool:
         self.jobs, self.workers, self.start = jobs, workers, start
         self.running: dict[int, Worker] = {}
         self.stopping = False
-        self._told: Queue[tuple[int, dict[str, Any] | None]] = Queue()
+        self._queue: Queue[tuple[int, dict[str, Any] | None]] = Queue()
 
     def stop(self, *_: object) -> None:
-        """Asked once, the workers save and end; asked twice, they end."""
+        """Ask the workers to save and end; at the second call end them at once. Also a signal handler."""
         for worker in [*self.running.values()]:
             worker.kill() if self.stopping else worker.stop()
         self.stopping = True
 
     def events(self) -> Iterator[tuple[int, ev.RunEvent | Failure | None]]:
-        """What the jobs tell, with their numbers, until all are done. (number, None): its worker is gone.
+        """Yield the events of the jobs, with their numbers, until all are done.
 
-        SIGINT and SIGTERM, where this is the main thread, stop the pool.
+        (number, None): the job's worker has ended.
+
+        In the main thread, SIGINT and SIGTERM stop the pool.
         """
         try:
-            with _signals(self.stop):
+            with _handle_signals(self.stop):
                 while self._fill() or self.running:
                     with contextlib.suppress(Empty):
-                        k, data = self._told.get(timeout=ASK_AGAIN)
+                        k, data = self._queue.get(timeout=ASK_AGAIN)
                         if data is None:
                             del self.running[k]
-                        if not (self.stopping and data and data.get("lost")):  # killed while it started
-                            yield k, _event(data)
+                        if not (self.stopping and data and data.get("lost")):  # a worker killed at its start
+                            yield k, _parse_event(data)
         finally:
             for worker in self.running.values():
                 worker.stop()
 
     def _fill(self) -> bool:
-        """Begin what can begin. Is there more to come?"""
+        """Start jobs on free workers. Returns whether more jobs may come."""
         while len(self.running) < self.workers and not self.stopping:
             try:
                 given = next(self.jobs)
@@ -161,22 +173,22 @@ class Pool:
                 break
             k, job = given
             self.running[k] = self.start(job)
-            if self.stopping:  # since a moment ago
+            if self.stopping:  # a signal came while the worker started
                 self.running[k].stop()
             threading.Thread(target=self._listen, args=(k, self.running[k]), daemon=True).start()
         return not self.stopping
 
     def _listen(self, k: int, worker: Worker) -> None:
         try:
-            for data in worker.told():
-                self._told.put((k, data))
+            for data in worker.events():
+                self._queue.put((k, data))
         except Exception as problem:
-            self._told.put((k, {"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"}))
+            self._queue.put((k, {"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"}))
         finally:
-            self._told.put((k, None))
+            self._queue.put((k, None))
 
 
-def _event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
+def _parse_event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
     if data is None:
         return None
     if data["kind"] == "Failed":
@@ -185,8 +197,8 @@ def _event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
 
 
 @contextlib.contextmanager
-def _signals(handler: Callable[..., None]) -> Iterator[None]:
-    """Let a handler take SIGINT and SIGTERM, where this thread may say so."""
+def _handle_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM inside the `with` block, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

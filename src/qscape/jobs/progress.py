@@ -1,4 +1,4 @@
-"""How far a study is: what its run folders hold, what is left to do, and how that goes on."""
+"""The progress of a study: the contents of its run folders, the jobs left to run, and their state."""
 
 import contextlib
 import csv
@@ -19,21 +19,24 @@ from qscape.run import saves
 from qscape.run.plan import fitted, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
-LOSSES = 3  # times in a row that a worker may vanish before there is another save
+LOSSES = 3  # workers lost in a row without a new save after which a run counts as failed
 COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
 
 
 @dataclasses.dataclass
-class Standing:
-    """Where one run of a study stands.
+class RunProgress:
+    """The state of one run of a study.
 
     Attributes:
-        state: "elsewhere": another process has its folder.
-        job: what is to be done, while it waits.
-        step, score, speed: environment steps made, return of the last evaluation, steps per second.
-        why: the reason of a failure, or of a loss.
-        failure: what its worker said; it counts once the worker is gone.
-        losses: how often its worker vanished since the last save.
+        row: the run's plan and folder.
+        state: "waiting", "running", "done", "failed", or "elsewhere" (another process uses its folder).
+        job: the job that is left, while the run waits; else None.
+        step: environment steps made.
+        score: return of the last evaluation; None before the first.
+        speed: steps per second; None before the first measurement.
+        why: the reason of a failure, or of a lost worker.
+        failure: the failure that its worker reported; it counts once the worker has ended.
+        losses: number of workers lost since the last save.
     """
 
     row: Row
@@ -47,16 +50,16 @@ class Standing:
     losses: int = 0
 
     def look(self) -> None:
-        """Read from the folder what there is and what is left to do."""
+        """Read from the run folder the steps made and the job that is left."""
         self.state, self.why, self.job = "waiting", "", None
         try:
             if folders.in_use(self.row.folder):
                 self.state = "elsewhere"
             else:
                 self._look()
-        except QscapeError as problem:  # a broken or half-written folder
+        except QscapeError as problem:  # a broken or incomplete folder
             self.state, self.why = "failed", str(problem)
-        self.score = last_return(self.row.folder)
+        self.score = read_last_return(self.row.folder)
 
     def _look(self) -> None:
         plan, folder = self.row
@@ -69,8 +72,8 @@ class Standing:
         made = saves.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
-        # The warm-up of a short run is fitted to its length.
-        differ = differences(self.row, record, record["steps"] if enough else plan.steps)
+        # The warm-up of a short run depends on its length.
+        differ = list_differences(self.row, record, record["steps"] if enough else plan.steps)
         if differ:
             raise UsageError(
                 f"{folder} holds another run: {', '.join(differ)}; move it away, or choose another --runs."
@@ -85,23 +88,23 @@ class Standing:
         else:
             self.job = Job("resume", folder, steps=plan.steps)
 
-    def take(self, told: ev.RunEvent | Failure | None) -> None:
-        """Note what its worker tells; None: the worker is gone."""
-        if told is None:
+    def take(self, event: ev.RunEvent | Failure | None) -> None:
+        """Apply an event of the worker; None: the worker has ended."""
+        if event is None:
             self._settle()
-        elif isinstance(told, Failure):
-            self.failure = told
-        elif isinstance(told, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
-            self.step = told.step
-            if isinstance(told, ev.Logged):
-                self.speed = told.metrics["steps_per_second"]
-            elif isinstance(told, ev.Evaluated):
-                self.score = told.mean
-            elif isinstance(told, ev.Saved):
+        elif isinstance(event, Failure):
+            self.failure = event
+        elif isinstance(event, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
+            self.step = event.step
+            if isinstance(event, ev.Logged):
+                self.speed = event.metrics["steps_per_second"]
+            elif isinstance(event, ev.Evaluated):
+                self.score = event.mean
+            elif isinstance(event, ev.Saved):
                 self.losses = 0
 
     def _settle(self) -> None:
-        """What the worker left behind decides: another process may have been at it as well."""
+        """Decide the state after the worker ended, from the folder: another process may have used it too."""
         failure, self.failure = self.failure, None
         self.look()
         if failure and self.state == "waiting":
@@ -111,55 +114,62 @@ class Standing:
                 self.state = "failed"
 
 
-class Progress:
-    """Where every run of a study stands. `notice` gets what another process turns out to have."""
+class StudyProgress:
+    """The state of every run of a study.
 
-    def __init__(self, study: Study, notice: Callable[[Standing], None] = lambda standing: None) -> None:
+    Args:
+        study: the study.
+        notice: called with each run that another process turns out to use.
+    """
+
+    def __init__(self, study: Study, notice: Callable[[RunProgress], None] = lambda run: None) -> None:
         self.study, self.notice = study, notice
-        self.standings = [Standing(row) for row in study.rows]
-        for standing in self.standings:
-            standing.look()
+        self.runs = [RunProgress(row) for row in study.rows]
+        for run in self.runs:
+            run.look()
 
     def jobs(self) -> Iterator[tuple[int, Job] | None]:
-        """The runs that are left, for a pool; None while only those are left that others have."""
-        while any(s.state in ("waiting", "elsewhere", "running") for s in self.standings):
+        """Yield the runs that are left, for a pool; None while all of them are used by other processes."""
+        while any(s.state in ("waiting", "elsewhere", "running") for s in self.runs):
             yield self._next()
 
     def _next(self) -> tuple[int, Job] | None:
-        for k, standing in enumerate(self.standings):
-            if standing.state in ("waiting", "elsewhere"):
-                before = standing.state
-                standing.look()  # another study may have been here since
-                if standing.state == "elsewhere" != before:
-                    self.notice(standing)
-                if standing.state == "waiting":
-                    assert standing.job is not None
-                    standing.state = "running"
-                    return k, standing.job
+        for k, run in enumerate(self.runs):
+            if run.state in ("waiting", "elsewhere"):
+                before = run.state
+                run.look()  # another process may have changed the folder
+                if run.state == "elsewhere" != before:
+                    self.notice(run)
+                if run.state == "waiting":
+                    assert run.job is not None
+                    run.state = "running"
+                    return k, run.job
         return None
 
-    def of(self, *states: State) -> list[Standing]:
-        """The standings in one of these states."""
-        return [s for s in self.standings if s.state in states]
+    def of(self, *states: State) -> list[RunProgress]:
+        """Select the runs in one of these states."""
+        return [s for s in self.runs if s.state in states]
 
     def changed(self) -> list[str]:
-        """For each agent without a run, in which field it differs from one that the study had before."""
-        labels = {s.row.plan.label for s in self.standings}
-        groups = {s.row.folder.parent: s.row for s in self.standings if s.step == 0}
+        """Describe, for each agent without a run, its differences from an earlier agent of the study."""
+        labels = {s.row.plan.label for s in self.runs}
+        groups = {s.row.folder.parent: s.row for s in self.runs if s.step == 0}
         before: dict[Path, list[dict[str, Any]]] = {}
         said: dict[str, str] = {}
         for group, row in groups.items():
             if not group.exists() and row.plan.label not in said:
                 if group.parent not in before:
-                    before[group.parent] = _first_records(group.parent)
-                if line := _beside(row, [r for r in before[group.parent] if r["label"] not in labels]):
+                    before[group.parent] = _read_first_records(group.parent)
+                if line := _describe_difference(
+                    row, [r for r in before[group.parent] if r["label"] not in labels]
+                ):
                     said[row.plan.label] = line
         return [*said.values()]
 
 
-def differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
-    """Fields in which a run that is there is another one than the plan, fitted to `steps`."""
-    wanted, there = _wanted(row, steps), _flat(record)
+def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
+    """List the fields in which an existing run differs from the plan, fitted to `steps`."""
+    wanted, there = _planned_fields(row, steps), _flatten_record(record)
     return [
         f"{name} is {there.get(name)} there and {wanted.get(name)} here"
         for name in sorted(wanted.keys() | there.keys())
@@ -167,13 +177,13 @@ def differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
     ]
 
 
-def _wanted(row: Row, steps: int) -> dict[str, Any]:
+def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
     plan, agent, _ = fitted(dataclasses.replace(row.plan, steps=steps))
-    return _flat(to_json(plan, agent))
+    return _flatten_record(to_json(plan, agent))
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run what it is: fields of the plan, and `part.field`."""
+def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that identify a run: fields of the plan, and `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
     fields = {
         f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
@@ -181,8 +191,8 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {name: record.get(name) for name in COMPARED}
 
 
-def _first_records(place: Path) -> list[dict[str, Any]]:
-    """run.json of the first readable run of every label in an environment's folder."""
+def _read_first_records(place: Path) -> list[dict[str, Any]]:
+    """Read run.json of the first readable run of every label in an environment's folder."""
     found: dict[Path, dict[str, Any]] = {}
     for file in sorted(place.glob(f"*/*/{folders.RECORD}")):
         if file.parent.parent not in found:
@@ -191,13 +201,13 @@ def _first_records(place: Path) -> list[dict[str, Any]]:
     return [*found.values()]
 
 
-def _beside(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
-    """How a plan differs from the nearest of some other runs of its recipe; "" where there is none."""
-    new = {k: v for k, v in _wanted(row, row.plan.steps).items() if k not in COMPARED}
+def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
+    """Describe how a plan differs from the most similar run of its recipe; "" without such a run."""
+    new = {k: v for k, v in _planned_fields(row, row.plan.steps).items() if k not in COMPARED}
     found = []
     for record in records:
         if record["recipe"] == row.plan.recipe:
-            old = _flat(record)
+            old = _flatten_record(record)
             differ = [f"{k} is {v}, not {old[k]}" for k, v in new.items() if k in old and old[k] != v]
             found.append(
                 (len(differ), f"{row.plan.label} is new beside {record['label']}: {', '.join(differ)}")
@@ -205,12 +215,15 @@ def _beside(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
     return min(found)[1] if found else ""
 
 
-def last_return(folder: Path) -> float | None:
-    """Mean return of the last evaluation that a run folder tells of: of the kept policy where one is kept."""
+def read_last_return(folder: Path) -> float | None:
+    """Read the mean return of the last evaluation in a run folder; of the kept policy if one is kept.
+
+    None before the first evaluation.
+    """
     try:
         with (folder / "evaluations.csv").open(newline="") as file:
             rows = [(int(r["step"]), r["policy"], float(r["return"])) for r in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or its last line is half written
+    except (OSError, ValueError, KeyError, TypeError):  # no file yet, or an incomplete last line
         return None
     last = [row for row in rows if row[0] == rows[-1][0]]
     return mean(ret for _, policy, ret in last if policy == last[-1][1]) if last else None

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import PRESETS, Agent, build, nearest
+from qscape.agents import PRESETS, Agent, agent, nearest
 from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
@@ -72,19 +72,19 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
         raise UsageError(
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
-    agents = [_agent(source, path) for path in _taken(source, "agents", budget)]
-    index_actions = any(build(agent.fields["recipe"]).index_actions for agent in agents)
+    entries = [_agent(source, path) for path in _taken(source, "agents", budget)]
+    index_actions = any(agent(entry.fields["recipe"]).index_actions for entry in entries)
     paths = _taken(source, "environments", budget)
     environments = [_environment(source, path, index_actions) for path in paths]
     numbers, seeds = budgets[budget]
     groups: dict[Path, tuple[Plan, Entry, Entry]] = {}
     for environment in environments:
-        for agent in agents:
-            plan = _plan(source, agent, environment, budget, numbers)
+        for entry in entries:
+            plan = _plan(source, entry, environment, budget, numbers)
             place = runs / name / _place(plan.env, plan.env_args) / folder_name(plan.label)
             if place in groups:
-                raise _duplicate(source, plan, groups[place], agent, environment)
-            groups[place] = (plan, agent, environment)
+                raise _duplicate(source, plan, groups[place], entry, environment)
+            groups[place] = (plan, entry, environment)
     rows = [
         Row(dataclasses.replace(plan, seed=seed), place / str(seed))
         for seed in seeds
@@ -104,7 +104,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
     if probe := source.get((*path, "probe"), list):
         numbers["probe"] = tuple(map(str, probe))
         try:
-            probes.check(numbers["probe"])
+            probes.check_names(numbers["probe"])
         except UsageError as problem:
             raise source.error((*path, "probe"), str(problem)) from problem
     seeds = source.at((*path, "seeds"))
@@ -147,7 +147,7 @@ def _agent(source: Source, path: Where) -> Entry:
     recipe = source.get((*path, "recipe"), str)
     if recipe is None:
         raise source.error(path, '[[agents]] needs a recipe, such as recipe = "td3+lap"')
-    parts = _built(source, (*path, "recipe"), recipe, {}).parts
+    parts = _build(source, (*path, "recipe"), recipe, {}).parts
     preset = source.get((*path, "preset"), str)
     if preset is not None and preset not in PRESETS:
         raise source.error((*path, "preset"), f"there is no preset '{preset}'; {nearest(preset, PRESETS)}")
@@ -156,43 +156,18 @@ def _agent(source: Source, path: Where) -> Entry:
         if not isinstance(fields, dict):
             source.check_keys(path, (*AGENT_KEYS, "base", *parts))
             raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
-    _built(source, (*path, *_refused(recipe, settings)), recipe, settings)
+    _build(source, path, recipe, settings)
     fields = {"recipe": recipe, "settings": settings, "preset": preset}
     return Entry(path, fields, _steps(source, (*path, "steps")))
 
 
-def _refused(recipe: str, settings: Mapping[str, Mapping[str, Any]]) -> Where:
-    """The field, or table, without which the agent could be; else the first field that is refused alone."""
-    if _can_be(recipe, settings):
-        return ()
-    fields = [(part, field) for part, of in settings.items() for field in of]
-    for part, field in fields:
-        rest = {name: value for name, value in settings[part].items() if name != field}
-        if _can_be(recipe, {**settings, part: rest}):
-            return (part, field)
-    for part in settings:
-        if _can_be(recipe, {name: of for name, of in settings.items() if name != part}):
-            return (part,)
-    for part, field in fields:
-        if not _can_be(recipe, {part: {field: settings[part][field]}}):
-            return (part, field)
-    return ()
-
-
-def _can_be(recipe: str, settings: Mapping[str, Any]) -> bool:
+def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
+    """The agent of an entry; an error names the line of the field or part that it is about, below `path`."""
     try:
-        build(recipe, settings)
-    except UsageError:
-        return False
-    return True
-
-
-def _built(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
-    """The agent; where there can be none, the line of what was refused."""
-    try:
-        return build(recipe, settings)
+        return agent(recipe, settings)
     except UsageError as problem:
-        raise source.error(path, str(problem)) from problem
+        place = [name for name in (problem.part, problem.field) if name in settings or name == problem.field]
+        raise source.error((*path, *filter(None, place)), str(problem)) from problem
 
 
 def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
@@ -203,7 +178,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
     try:
         make_adapter(env, env_args=args, index_actions=index_actions).close()
     except UsageError as problem:
-        where = "args" if "env_args" in str(problem) else "id"
+        where = "args" if problem.field == "env_args" else "id"
         raise source.error((*path, where), str(problem)) from problem
     numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
     fields = {"env": env, "env_args": args} | {key: n for key, n in numbers.items() if n is not None}

@@ -1,4 +1,4 @@
-"""What a search is made of: trials, each a few runs that differ in nothing but their seeds."""
+"""The trials of a hyperparameter search; each trial is one run or several that differ in their seed only."""
 
 import contextlib
 import csv
@@ -24,13 +24,15 @@ Metric: TypeAlias = Literal["final", "best"]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What is searched, and where.
+    """The definition of a search.
 
     Attributes:
-        plan: what every trial runs, but for its seed and the fields that are searched.
-        seeds: runs of one trial, with the seeds 0, 1, ...
-        metric: a trial's worth: the last evaluation of its curve, or the highest one.
-        seed: of the sampler.
+        plan: the plan of every trial, except for its seed and the searched fields.
+        ranges: the searched fields with their ranges.
+        folder: the folder of the search.
+        seeds: runs per trial, with the seeds 0, 1, ...
+        metric: the objective of a trial: the last or the highest evaluation of its learning curve.
+        seed: seed of the sampler.
     """
 
     plan: Plan
@@ -41,7 +43,7 @@ class Search:
     seed: int = 0
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for trials to be comparable."""
+        """Return everything that must be equal for trials to be comparable."""
         plan = self.plan
         said: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
         said |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
@@ -52,14 +54,20 @@ class Search:
 
 
 class Trial:
-    """One trial: its fields, its runs, and what they told.
+    """One trial: its fields, its runs and their learning curves.
 
     Attributes:
-        fields: the values of those that are searched, as `part.field`.
-        state, why: how it stands, and the reason of a failure.
-        score: the return it was last seen with, at `step`; what it is worth once it is done.
-        reported: its curve as far as the sampler and the pruner know it.
-        ending: what it will be when its workers are gone.
+        search: the search it belongs to.
+        number: Optuna's number.
+        fields: values of the searched fields, as `part.field`.
+        state: "running", "done", "pruned" or "failed".
+        why: the reason of a failure.
+        ending: the state that it gets once its workers have ended.
+        reported: the part of its learning curve that sampler and pruner know, step -> return.
+        step: the last reported step.
+        score: the return at `step`; once it is done, its objective. None before the first evaluation.
+        waiting, running, done: seeds of its runs by state.
+        curves: the learning curve of each seed, step -> return.
     """
 
     def __init__(
@@ -86,46 +94,46 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Those that are fixed, and those of this trial."""
+        """The fixed settings with those of this trial."""
         return with_fields(self.search.plan.settings, self.fields)
 
     def plan(self, seed: int) -> Plan:
-        """What one of its runs is asked to do."""
+        """Return the plan of one of its runs."""
         return dataclasses.replace(self.search.plan, seed=seed, settings=self.settings, label="")
 
     def folder(self, seed: int) -> Path:
-        """Where one of its runs lies."""
+        """Return the folder of one of its runs."""
         return self.search.folder / "trials" / str(self.number) / str(seed)
 
     @cached_property
     def judged(self) -> tuple[str, int]:
-        """The policy whose evaluations count, and the step of the first: before it nothing is learned."""
+        """The policy whose evaluations count, and the first step that counts (after the warm-up)."""
         _, agent, _ = fitted(self.plan(0))
         field, wait = agent.base.find_learning_start()
-        keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps
-        # A rollout is learned from before it is evaluated; after the random steps there is nothing new yet.
+        keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps_best_policy
+        # On-policy the first update precedes the evaluation at that step; off-policy it follows the warm-up.
         return "kept" if keeps else "current", wait if field == "rollout" else wait + 1
 
     def see(self, seed: int, step: int, policy: str, ret: float) -> None:
-        """Take over the mean return of one evaluation of one run."""
+        """Add the mean return of one evaluation of one run."""
         counted, first = self.judged
         if policy == counted and step >= first:
             self.curves[seed][step] = ret
 
     def curve(self) -> dict[int, float]:
-        """Mean over the seeds, at the steps that all of them have reached."""
+        """Average over the seeds, at the steps that all of them have reached."""
         steps = sorted(set.intersection(*(set(curve) for curve in self.curves)))
         return {step: mean(curve[step] for curve in self.curves) for step in steps}
 
     def worth(self) -> float:
-        """The metric of a trial whose runs are all done; NaN where no evaluation counts."""
+        """Compute the objective of a trial whose runs are all done; NaN without an evaluation that counts."""
         curve = self.curve()
         if not curve:
             return math.nan
         return curve[max(curve)] if self.search.metric == "final" else max(curve.values())
 
     def news(self) -> dict[int, float]:
-        """What is new in the curve; it counts as reported."""
+        """Return the points of the learning curve that were not reported yet, and mark them as reported."""
         new = {step: ret for step, ret in self.curve().items() if step not in self.reported}
         self.reported |= new
         if new:
@@ -135,12 +143,12 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Is nothing left to do?"""
+        """Whether no run is left."""
         return not self.running and (self.ending != "done" or len(self.done) == self.search.seeds)
 
 
 def next_job(folder: Path, plan: Plan) -> Job | None:
-    """What is left to do for a run; None: nothing. A broken folder is replaced."""
+    """Return the job that is left for a run; None if it is finished. A broken folder is replaced."""
     if (folder / folders.RECORD).exists():
         with contextlib.suppress(QscapeError):
             folders.read_record(folder)
@@ -148,11 +156,11 @@ def next_job(folder: Path, plan: Plan) -> Job | None:
     return Job("train", folder, plan, overwrite=True)
 
 
-def evaluations(folder: Path) -> list[tuple[int, str, float]]:
-    """Step, policy and mean return of every evaluation in a run folder."""
+def read_evaluations(folder: Path) -> list[tuple[int, str, float]]:
+    """Read step, policy and mean return of every evaluation in a run folder."""
     found: dict[tuple[int, str], list[float]] = {}
     with contextlib.suppress(OSError), (folder / "evaluations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # its last line is half written
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # an incomplete last line
                 found.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
     return [(step, policy, mean(returns)) for (step, policy), returns in found.items()]

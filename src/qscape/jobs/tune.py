@@ -1,8 +1,8 @@
-"""Search of an agent's fields by Optuna: trials that are runs, made by workers, stored in SQLite.
+"""Hyperparameter search with Optuna: trials are runs made by workers, stored in SQLite.
 
-DIR/study.db                    every trial: its fields, its curve, what became of it
+DIR/study.db                    every trial: its fields, its learning curve, its state
 DIR/trials/<number>/<seed>      its run folders
-DIR/workers.log                 what the workers write to standard error
+DIR/workers.log                 standard error of the workers
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.ranges import Range
-from qscape.jobs.trials import Search, State, Trial, evaluations, next_job
+from qscape.jobs.trials import Search, State, Trial, next_job, read_evaluations
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
@@ -38,15 +38,16 @@ STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 DB, NAME = "study.db", "qscape"
-ENOUGH = 10  # trials from which importances of fields are worth saying
+ENOUGH = 10  # finished trials required for field importances
 
 
 class Tuner:
-    """A search that is open: asks Optuna for trials, has them run, and tells it how they went.
+    """An open search: asks Optuna for trials, runs them, and reports their results. Made by `open_search`.
 
     Args:
-        study: Optuna's.
-        show: gets every trial that begins, or comes to an end.
+        search: the definition of the search.
+        study: Optuna's study.
+        show: called with every trial that starts or ends.
     """
 
     def __init__(self, search: Search, study: "optuna.Study", show: Callable[[Trial], None]) -> None:
@@ -56,41 +57,45 @@ class Tuner:
         self.trials = {r.number: self._reopened(r) for r in records}
 
     def _reopened(self, record: "optuna.trial.FrozenTrial") -> Trial:
-        """A trial of an earlier process; one that was running then goes on under its number."""
+        """Restore a trial of an earlier process; one that was running continues under its number."""
         search, number = self.search, record.number
         if record.state == TrialState.RUNNING:
-            self.study.sampler = _sampler(search.seed, number)
+            self.study.sampler = _make_sampler(search.seed, number)
             self.handles[number] = handle = optuna.Trial(self.study, record._trial_id)
-            fields = {r.field: _suggested(handle, r) for r in search.ranges}
+            fields = {r.field: _suggest(handle, r) for r in search.ranges}
         else:
-            fields = {r.field: _value(r, record.params[r.field]) for r in search.ranges}
+            fields = {r.field: _decode_choice(r, record.params[r.field]) for r in search.ranges}
         why = record.user_attrs.get("why", "")
         return Trial(
             search, number, fields, STATES[record.state], record.intermediate_values, record.value, why
         )
 
     def of(self, *states: State) -> list[Trial]:
-        """The trials in one of these states."""
+        """Select the trials in one of these states."""
         return [t for t in self.trials.values() if t.state in states]
 
     @property
     def best(self) -> Trial | None:
-        """The best trial that is done."""
+        """The best finished trial; None without one."""
         return max(self.of("done"), key=lambda t: t.score or 0.0, default=None)
 
     def run(self, trials: int, workers: int) -> bool:
-        """Go on until so many trials came to an end. False: it was interrupted; what runs is saved."""
+        """Run until so many trials have ended.
+
+        Returns:
+            False if the search was interrupted; running trials are saved.
+        """
         log = self.search.folder / "workers.log"
         pool = Pool(self._jobs(trials), workers, partial(LocalWorker, log=log))
-        for k, told in pool.events():
+        for k, event in pool.events():
             trial, seed = self.trials[k // self.search.seeds], k % self.search.seeds
-            if self._take(trial, seed, told):
+            if self._take(trial, seed, event):
                 for other in trial.running:
                     pool.running[trial.number * self.search.seeds + other].stop()
         return not pool.stopping
 
     def _jobs(self, trials: int) -> Iterator[tuple[int, Job] | None]:
-        """Runs to make, for a pool; None while what is left is held by workers of an earlier process."""
+        """Yield runs for a pool; None while the rest is held by workers of an earlier process."""
         while True:
             job = next((j for t in self.of("running") if t.ending == "done" for j in self._runs(t)), None)
             waiting = any(t.waiting for t in self.of("running") if t.ending == "done")
@@ -102,16 +107,16 @@ class Tuner:
                 yield job
 
     def _ask(self) -> None:
-        """Begin a trial. Its draws depend on nothing but the trials before it."""
-        self.study.sampler = _sampler(self.search.seed, len(self.trials))
+        """Start a trial. Its draws depend only on the trials before it."""
+        self.study.sampler = _make_sampler(self.search.seed, len(self.trials))
         handle = self.study.ask()
-        fields = {r.field: _suggested(handle, r) for r in self.search.ranges}
+        fields = {r.field: _suggest(handle, r) for r in self.search.ranges}
         trial = Trial(self.search, handle.number, fields)
         self.handles[handle.number], self.trials[handle.number] = handle, trial
         self.show(trial)
 
     def _runs(self, trial: Trial) -> Iterator[tuple[int, Job]]:
-        """Jobs for what is not made yet of a trial, if no worker of an earlier process has it."""
+        """Yield jobs for the unfinished runs of a trial that no worker of an earlier process holds."""
         for seed in [*trial.waiting]:
             folder = trial.folder(seed)
             if folders.in_use(folder):
@@ -119,7 +124,7 @@ class Tuner:
             trial.waiting.remove(seed)
             job = next_job(folder, trial.plan(seed))
             if job is None or job.kind == "resume":
-                for step, policy, ret in evaluations(folder):
+                for step, policy, ret in read_evaluations(folder):
                     trial.see(seed, step, policy, ret)
             if job is None:
                 trial.done.add(seed)
@@ -128,34 +133,34 @@ class Tuner:
                 trial.running.add(seed)
                 yield trial.number * self.search.seeds + seed, job
 
-    def _take(self, trial: Trial, seed: int, told: ev.RunEvent | Failure | None) -> bool:
-        """Take over what a worker tells. True: the trial's other workers should stop."""
+    def _take(self, trial: Trial, seed: int, event: ev.RunEvent | Failure | None) -> bool:
+        """Apply an event of a worker. Returns whether the trial's other workers should stop."""
         before = trial.ending
-        if isinstance(told, Failure) and trial.ending == "done":
-            trial.ending, trial.why = "failed", told.why
-        elif isinstance(told, ev.Evaluated):
-            trial.see(seed, told.step, told.policy, told.mean)
+        if isinstance(event, Failure) and trial.ending == "done":
+            trial.ending, trial.why = "failed", event.why
+        elif isinstance(event, ev.Evaluated):
+            trial.see(seed, event.step, event.policy, event.mean)
             if trial.ending == "done" and self._report(trial):
                 trial.ending = "pruned"
-        elif isinstance(told, ev.Ended) and not told.interrupted:
+        elif isinstance(event, ev.Ended) and not event.interrupted:
             trial.done.add(seed)
-        elif told is None:
+        elif event is None:
             trial.running.discard(seed)
             self._settle(trial)
         return trial.ending != before
 
     def _report(self, trial: Trial) -> bool:
-        """Report what is new of a trial's curve. Should it be given up?"""
+        """Report the new points of a trial's learning curve. Returns whether the trial should be pruned."""
         handle, new = self.handles[trial.number], trial.news()
         for step, ret in new.items():
             handle.report(ret, step)
         return bool(new) and max(new) < self.search.plan.steps and handle.should_prune()
 
     def _settle(self, trial: Trial) -> None:
-        """Tell Optuna what became of a trial, once it is over."""
+        """Report the result of a trial to Optuna, once it has ended."""
         if not trial.over:
             return
-        self._report(trial)  # what an earlier process did not come to report
+        self._report(trial)  # points that an earlier process did not report
         worth = trial.worth() if trial.ending == "done" else 0.0
         if not math.isfinite(worth):
             trial.ending, trial.why = "failed", f"its return is {worth}"
@@ -172,7 +177,7 @@ class Tuner:
         self.show(trial)
 
     def importances(self) -> dict[str, float]:
-        """How much of what tells good trials apart each field explains; nothing below 10 done trials."""
+        """Compute how much of the variance each field explains; empty below 10 finished trials."""
         if len(self.of("done")) < ENOUGH:
             return {}
         importance = optuna.importance
@@ -182,12 +187,16 @@ class Tuner:
 
 
 @contextlib.contextmanager
-def opened(search: Search, show: Callable[[Trial], None] = lambda trial: None) -> Iterator[Tuner]:
-    """Open a search, new or begun before, and hold its folder alone.
+def open_search(search: Search, show: Callable[[Trial], None] = lambda trial: None) -> Iterator[Tuner]:
+    """Open a new or an existing search and lock its folder.
+
+    Args:
+        search: the definition of the search.
+        show: called with every trial that starts or ends.
 
     Raises:
-        UsageError: the folder holds something else, or a search for something else. RunError: another process
-            has it, or its database cannot be read.
+        UsageError: the folder holds something else, or another search.
+        RunError: another process uses it, or its database cannot be read.
     """
     folder = search.folder
     foreign = folder.exists() and (
@@ -199,17 +208,17 @@ def opened(search: Search, show: Callable[[Trial], None] = lambda trial: None) -
     with folders.locked(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            yield Tuner(search, _study(search), show)
+            yield Tuner(search, _open_study(search), show)
         except optuna.exceptions.StorageInternalError as problem:
             why = str(problem.__cause__ or problem).splitlines()[0]
             raise RunError(
-                f"{folder / DB} cannot be written ({why}); trials that are done stay: make room, and the "
-                "same command goes on."
+                f"{folder / DB} cannot be written ({why}); finished trials are kept: free some space, then "
+                "the same command continues."
             ) from problem
 
 
-def _study(search: Search) -> "optuna.Study":
-    """Optuna's study of a search; the first trial of a new one is the recipe as it stands."""
+def _open_study(search: Search) -> "optuna.Study":
+    """Open Optuna's study; the first trial of a new one is the recipe with its default fields."""
     try:
         study = optuna.create_study(
             storage=f"sqlite:///{search.folder / DB}",
@@ -218,13 +227,13 @@ def _study(search: Search) -> "optuna.Study":
             pruner=optuna.pruners.MedianPruner(),
             load_if_exists=True,
         )
-    except Exception as problem:  # Optuna's and SQLAlchemy's have no base in common
+    except Exception as problem:  # errors of Optuna and SQLAlchemy have no common base class
         why = str(problem).splitlines()[0]
         raise RunError(f"{search.folder / DB} cannot be used ({why}); choose another --out.") from problem
     there, wanted = study.user_attrs.get("search"), search.identity()
     if there is None:
         if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(_defaults(search))
+            study.enqueue_trial(_default_fields(search))
         study.set_user_attr("search", wanted)
     elif there != wanted:
         differ = [
@@ -236,8 +245,8 @@ def _study(search: Search) -> "optuna.Study":
     return study
 
 
-def _defaults(search: Search) -> dict[str, Any]:
-    """The fields as the recipe has them, where they lie in their ranges."""
+def _default_fields(search: Search) -> dict[str, Any]:
+    """Return the recipe's own values of the fields, where they lie in their ranges."""
     agent = fitted(search.plan)[1]
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
     found = {}
@@ -245,20 +254,20 @@ def _defaults(search: Search) -> dict[str, Any]:
         part, _, field = r.field.partition(".")
         value = getattr(parts[part], field)
         if r.holds(value):
-            found[r.field] = _label(value)
+            found[r.field] = _encode_choice(value)
     return found
 
 
-def _sampler(seed: int, number: int) -> "optuna.samplers.TPESampler":
-    """Optuna's sampler for one trial: a search that is gone on with draws what it would have drawn."""
+def _make_sampler(seed: int, number: int) -> "optuna.samplers.TPESampler":
+    """Make Optuna's sampler for one trial; a resumed search draws what an uninterrupted one would draw."""
     own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=own, constant_liar=True)
 
 
-def _suggested(handle: "optuna.Trial", r: Range) -> Any:
-    """A field's value in a trial: the one it has, or a new one."""
+def _suggest(handle: "optuna.Trial", r: Range) -> Any:
+    """Return a field's value in a trial: the stored one, or a new one."""
     if r.choices:
-        return _value(r, handle.suggest_categorical(r.field, [_label(c) for c in r.choices]))
+        return _decode_choice(r, handle.suggest_categorical(r.field, [_encode_choice(c) for c in r.choices]))
     assert r.low is not None
     assert r.high is not None
     if r.whole:
@@ -266,11 +275,11 @@ def _suggested(handle: "optuna.Trial", r: Range) -> Any:
     return handle.suggest_float(r.field, r.low, r.high, log=r.log)
 
 
-def _label(value: Any) -> Any:
-    """A value as Optuna stores it: lists, which it has not, as JSON."""
+def _encode_choice(value: Any) -> Any:
+    """Encode a value for Optuna, which cannot store lists, as JSON."""
     return json.dumps(value) if isinstance(value, (list, tuple)) else value
 
 
-def _value(r: Range, stored: Any) -> Any:
-    """The value that Optuna stored for a field."""
-    return next((c for c in r.choices if _label(c) == stored), stored)
+def _decode_choice(r: Range, stored: Any) -> Any:
+    """Return the value that Optuna stored for a field."""
+    return next((c for c in r.choices if _encode_choice(c) == stored), stored)

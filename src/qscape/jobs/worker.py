@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qscape.agents import plugins, register
 from qscape.errors import QscapeError
-from qscape.jobs.estimate import measure
+from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
-from qscape.run.stopping import stopping
+from qscape.run.stopping import StopOnSignal
 from qscape.run.training import resume, train, train_together
 
 
@@ -32,38 +33,45 @@ class Job:
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The job as JSON."""
-        return dataclasses.asdict(self) | {"folder": str(self.folder)}
+        """The job as JSON, with the parts that the user's process registered by their place."""
+        return dataclasses.asdict(self) | {"folder": str(self.folder), "parts": plugins.places()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Job":
-        """The job that `to_json` wrote."""
+        """The job that `to_json` wrote. Registers the same parts.
+
+        Raises:
+            UsageError: a part cannot be imported here.
+        """
+        data = dict(data)
+        for place in data.pop("parts"):
+            register(place)
         plan = data["plan"] and from_json(data["plan"])
         return Job(**data | {"folder": Path(data["folder"]), "plan": plan})
 
 
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Do a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
-    with stopping(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
         if job.kind == "measure":
             assert job.plan is not None
-            yield measure(job.plan)
+            yield measure_costs(job.plan)
         elif job.kind == "train":
             assert job.plan is not None
             yield from train(
-                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.started
+                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
             )
         else:
-            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.started)
+            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach)
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     """Train plans that differ in their seed only, in one program; signals as in `run_job`."""
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with stopping(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
         yield from train_together(
-            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.started
+            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.attach
         )
 
 
@@ -78,7 +86,7 @@ def main() -> None:
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else prints must not mix with the events
-    job = Job.from_json(json.loads(sys.stdin.readline()))
+    line = sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(data: dict[str, Any]) -> None:
@@ -88,7 +96,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
     try:
-        for event in run_job(job):
+        for event in run_job(Job.from_json(json.loads(line))):
             tell(ev.to_json(event))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -1,1 +1,1 @@
-"""One file a method. None of them imports another."""
+"""One file per method. Methods do not import each other; they share the files that begin with `_`."""

@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._three_states import ThreeInARow
 from qscape.nets import dense
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.smoothing import ThreeInARow
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.ops.smooth import half_mse, second_difference
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
@@ -53,7 +53,6 @@ class ASAP(ThreeInARow):
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The head is tuned along with the actor; the slow copy of both starts equal."""
-        super().init(key, nets, spec, base, actor)
         head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
         return PartState(actor_params=head, extra=SlowCopy(actor, head))
 
@@ -63,28 +62,32 @@ class ASAP(ThreeInARow):
         """λT · second difference + λS ½ mse(m(s'), sg p_slow(s)) + λP ½ mse(p(s), sg m(s'))."""
         stop, obs = jax.lax.stop_gradient, batch.observation
         now, after = context.policy(obs), context.policy(batch.extra["successor"]).mode()
-        total, said = jnp.zeros(()), {}
+        total, metrics = jnp.zeros(()), {}
         if self.temporal:
             before = context.policy(batch.extra[self.previous]).mode()
-            said["asap_temporal"] = second_difference(before, now.mode(), after)
-            total += self.temporal * said["asap_temporal"]
+            metrics["asap_temporal"] = second_difference(before, now.mode(), after)
+            total += self.temporal * metrics["asap_temporal"]
         if self.spatial:
             slow_actor, slow_head = state.extra
-            foreseen = foresee(slow_head, context.policy_of(slow_actor)(obs).features, context.base)
-            said["asap_spatial"] = half_mse(after, stop(foreseen))
-            total += self.spatial * said["asap_spatial"]
+            predicted = predict_next_action(
+                slow_head, context.policy_of(slow_actor)(obs).features, context.base
+            )
+            metrics["asap_spatial"] = half_mse(after, stop(predicted))
+            total += self.spatial * metrics["asap_spatial"]
         if self.prediction:  # it moves the actor's features as well
-            said["asap_prediction"] = half_mse(foresee(actor_params, now.features, context.base), stop(after))
-            total += self.prediction * said["asap_prediction"]
-        return total, said
+            metrics["asap_prediction"] = half_mse(
+                predict_next_action(actor_params, now.features, context.base), stop(after)
+            )
+            total += self.prediction * metrics["asap_prediction"]
+        return total, metrics
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """The slow copy follows at every update, also where the actor does not move."""
         online: Any = SlowCopy(actor, state.actor_params)
         return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))
 
 
-def foresee(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
+def predict_next_action(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
     """p(s) [B, A]: through tanh on TD3; on SAC the head is linear, although it learns what a tanh made."""
     raw = dense(head, features)
     return jnp.tanh(raw) if base.head == "deterministic" else raw

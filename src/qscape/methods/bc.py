@@ -14,13 +14,12 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets.heads import unsnap
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import density_unused
-from qscape.offpolicy.sockets import Context, PartState, PolicyLoss, Regulariser, objective
+from qscape.offpolicy.plain import explain_untrained_spread
+from qscape.offpolicy.sockets import Composition, Context, PartState, PolicyLoss, Regulariser, combine_heads
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
-def distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
+def clone_distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
     """π(s) and the mean of (π(s) − a)² over batch and dimensions."""
     action = unsnap(policy(batch.observation)).mode()
     return action, jnp.square(action - batch.action).mean()
@@ -31,14 +30,15 @@ class BC(PolicyLoss):
     """Climb Q scaled to α, and stay near the data: −α Q / mean|Q| + (π(s) − a)² (TD3+BC)."""
 
     name: ClassVar[str] = "bc"
+    needs_actor: ClassVar[bool] = True
     alpha: float = setting(2.5, "Weight α of the scaled Q; 0: imitate the data only.", tune=(0.0, 10.0))
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
             raise UsageError(f"bc.alpha is {self.alpha}; it must be a number, 0 or more.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        return density_unused("bc", "td3+bc", base)
+    def conflict(self, agent: Composition) -> str | None:
+        return explain_untrained_spread("bc", "td3+bc", agent.base)
 
     def loss(
         self,
@@ -51,10 +51,10 @@ class BC(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         """−λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and 6)."""
-        action, clone = distance(policy, batch)
+        action, clone = clone_distance(policy, batch)
         if not self.alpha:
             return clone, {"clone_distance": clone}
-        value = objective(context.base, q(batch.observation, action))
+        value = combine_heads(context.base, q(batch.observation, action))
         scale = self.alpha / jax.lax.stop_gradient(jnp.abs(value).mean())
         return clone - scale * value.mean(), {"actor_value": value.mean(), "clone_distance": clone}
 
@@ -69,6 +69,7 @@ class Clone(Regulariser):
     """Adds λ · mean|Q| · (π(s) − a)² to the actor's loss (TD7 on a dataset)."""
 
     name: ClassVar[str] = "clone"
+    needs_actor: ClassVar[bool] = True
     weight: float = setting(0.1, "Weight λ of the distance to the data's actions.", tune=(1e-3, 10.0, "log"))
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class Clone(Regulariser):
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
         """The scale is mean|Q(s, π(s))| over batch and the heads that the actor climbs, without gradient."""
-        action, clone = distance(context.policy, batch)
+        action, clone = clone_distance(context.policy, batch)
         heads = context.q(batch.observation, action)
         heads = heads[:1] if context.base.actor_objective == "first" else heads
         scale = jax.lax.stop_gradient(jnp.abs(jnp.stack(heads)).mean())

@@ -11,17 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.sockets import ActorRegulariser, Context, PartState
+from qscape.offpolicy.sockets import Context, PartState, Regulariser
 from qscape.ops.smooth import half_mse
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CAPS(ActorRegulariser):
+class CAPS(Regulariser):
     """The policy's action is drawn to its action in the next state and in states nearby."""
 
     name: ClassVar[str] = "caps"
-    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+    needs_actor: ClassVar[bool] = True
+    derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     temporal: float = setting(0.1, "λT: likeness of the action in the next state.", tune=(1e-3, 10.0, "log"))
     spatial: float = setting(0.5, "λS: likeness of the action in a state nearby.", tune=(1e-3, 10.0, "log"))
@@ -46,13 +47,13 @@ class CAPS(ActorRegulariser):
         def mode(obs: Array) -> Array:
             return context.policy(obs).mode()
 
-        obs, total, said = batch.observation, jnp.zeros(()), {}
+        obs, total, metrics = batch.observation, jnp.zeros(()), {}
         here = mode(obs)
         if self.temporal:
-            said["caps_temporal"] = half_mse(here, mode(batch.extra["successor"]))
-            total += self.temporal * said["caps_temporal"]
+            metrics["caps_temporal"] = half_mse(here, mode(batch.extra["successor"]))
+            total += self.temporal * metrics["caps_temporal"]
         if self.spatial:
             near = obs + self.sigma * jax.random.normal(key, obs.shape, obs.dtype)
-            said["caps_spatial"] = half_mse(here, mode(near))
-            total += self.spatial * said["caps_spatial"]
-        return total, said
+            metrics["caps_spatial"] = half_mse(here, mode(near))
+            total += self.spatial * metrics["caps_spatial"]
+        return total, metrics

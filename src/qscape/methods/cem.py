@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import ProposalSelector
 from qscape.nets.heads import Point
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM(Proposals):
+class CEM(ProposalSelector):
     """The cross-entropy method finds the action of greatest Q, in place of an actor."""
 
     name: ClassVar[str] = "cem"
-    disturbs_each: ClassVar[bool] = False
+    has_actor: ClassVar[bool] = False
+    adds_noise_to_each: ClassVar[bool] = False
 
     samples: int = setting(64, "Actions drawn in each round.", tune=("choice", 32, 64, 128))
     elites: int = setting(6, "Best of them, to which the next round's normal is fitted.")
@@ -48,17 +48,14 @@ class CEM(Proposals):
     def length(self) -> int:
         return 1
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "cem has no policy whose entropy could be kept; write td3+cem."
-        if base.target_noise:
+        if agent.base.target_noise:
             return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
-        for other in ("bc", "clone", "lipsnet"):
-            if other in present:
-                return f"cem has no actor that {other} could act on; leave one of the two out."
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
@@ -71,7 +68,7 @@ class CEM(Proposals):
         """The best action that was drawn in any round."""
         size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)
-        found: list[tuple[Array, Array]] = []
+        candidates: list[tuple[Array, Array]] = []
         for k in jax.random.split(key, self.rounds):
             drawn = mean + std * jax.random.normal(k, (self.samples, *size))
             drawn = context.snap(jnp.clip(drawn, -1.0, 1.0))
@@ -79,8 +76,8 @@ class CEM(Proposals):
             order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(value, 0, -1), self.elites)[1], -1, 0)
             elites = jnp.take_along_axis(drawn, order[..., None], 0)
             mean, std = elites.mean(0), jnp.maximum(elites.std(0), self.least_spread)
-            found.append((jnp.take_along_axis(value, order[:1], 0)[0], elites[0]))
-        values, actions = (jnp.stack(part) for part in zip(*found, strict=True))
+            candidates.append((jnp.take_along_axis(value, order[:1], 0)[0], elites[0]))
+        values, actions = (jnp.stack(part) for part in zip(*candidates, strict=True))
         best = values.argmax(0)[None, ..., None]
         return jax.lax.stop_gradient(jnp.take_along_axis(actions, best, 0)[0])
 

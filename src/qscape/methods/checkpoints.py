@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import EpisodeEnd, Schedule, StepEnd
+from qscape.offpolicy.sockets import Composition, EpisodeEnd, Schedule, StepEnd
 from qscape.types import setting
 
 
@@ -21,7 +21,7 @@ class Checkpoints(Schedule):
     """Assess the frozen policy by its worst episode, keep the best one, train in bursts between."""
 
     name: ClassVar[str] = "checkpoints"
-    keeps: ClassVar[bool] = True
+    keeps_best_policy: ClassVar[bool] = True
 
     early_episodes: int = setting(1, "Episodes in one assessment before the switch.")
     late_episodes: int = setting(20, "Episodes in one assessment after the switch.", tune=(1, 50))
@@ -41,7 +41,7 @@ class Checkpoints(Schedule):
         if self.switch < 0:
             raise UsageError(f"checkpoints.switch is {self.switch}; it must be 0 or more updates.")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {"warmup_to_episode_end": True}
 
     def start(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Checkpoints(Schedule):
             "episodes": self.early_episodes,
         }
 
-    def due(
+    def updates_due(
         self, state: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, StepEnd):
@@ -67,14 +67,16 @@ class Checkpoints(Schedule):
         returns = [*state["returns"], event.ret]
         worst = min(returns)
         if self.criterion == "min" and worst < state["best"]:  # failed: no need to assess further
-            return (*self._burst(state, event, base), False)
+            return (*self._start_burst(state, event, base), False)
         if len(returns) < state["episodes"]:
             return state | {"returns": returns}, 0, False
         score = worst if self.criterion == "min" else sum(returns) / len(returns)
         passed = score >= state["best"]
-        return (*self._burst(state | {"best": score} if passed else state, event, base), passed)
+        return (*self._start_burst(state | {"best": score} if passed else state, event, base), passed)
 
-    def _burst(self, state: dict[str, Any], event: EpisodeEnd, base: Base) -> tuple[dict[str, Any], int]:
+    def _start_burst(
+        self, state: dict[str, Any], event: EpisodeEnd, base: Base
+    ) -> tuple[dict[str, Any], int]:
         """Numbers after a burst, and its updates. The switch is tested before each update, true once.
 
         Steps that make no whole update wait for the next burst; 1e-9: ratios may be no binary fractions.

@@ -8,15 +8,15 @@ import jax
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor
-from qscape.offpolicy.plain import smoothed
-from qscape.offpolicy.proposals import Proposals
+from qscape.offpolicy.plain import smooth_dist
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Ensemble(Proposals):
+class Ensemble(ProposalSelector):
     """Several actors that start differently and each climb Q; Q chooses among their actions."""
 
     name: ClassVar[str] = "ensemble"
@@ -60,7 +60,7 @@ class Ensemble(Proposals):
             options = self.propose(members, slow, obs, key)
             if context.base.target_noise:
                 keys = jax.random.split(key, self.members)
-                options = [smoothed(context, one, k) for one, k in zip(options, keys, strict=True)]
-            return self.best(context, obs, options)
+                options = [smooth_dist(context, option, k) for option, k in zip(options, keys, strict=True)]
+            return self.best_proposal(context, obs, options)
 
         return best

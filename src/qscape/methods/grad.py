@@ -9,7 +9,7 @@ from typing import ClassVar
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.smoothing import ThreeInARow
+from qscape.methods._three_states import ThreeInARow
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.smooth import second_difference
 from qscape.types import Batch, Key, Metrics, Scalar, setting
@@ -38,7 +38,7 @@ class GRAD(ThreeInARow):
             return context.policy(obs).mode()
 
         extra = batch.extra
-        bent = second_difference(
+        second_difference_loss = second_difference(
             mode(extra[self.previous]), mode(batch.observation), mode(extra["successor"])
         )
-        return self.temporal * bent, {"grad_temporal": bent}
+        return self.temporal * second_difference_loss, {"grad_temporal": second_difference_loss}

@@ -10,20 +10,20 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, PyTree
 
+from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.greedy import Greedy
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class GreedyAC(Greedy):
+class GreedyAC(BestDraws):
     """A stochastic policy is fitted to the best of many draws from a second, more random one."""
 
     name: ClassVar[str] = "greedy_ac"
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {
             "head": "gaussian",
             "critics": 1,
@@ -33,12 +33,12 @@ class GreedyAC(Greedy):
             "exploration_noise": 0.0,
         }
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "gaussian":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "gaussian":
             return (
                 "greedy_ac needs a policy with a density: base.head = gaussian, or greedy_td3 in its place."
             )
-        return super().objection(present, base)
+        return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The proposal policy starts as a copy of the policy."""
@@ -59,8 +59,8 @@ class GreedyAC(Greedy):
         proposer = context.bind(actor_params)(obs)
         best = self.best_draws(proposer, q, context, obs, k_draw)
         fit = -unsnap(policy(obs)).log_prob(best).mean()
-        follow = self.following(proposer, best, k_entropy)
-        return fit + follow, {"fit_loss": fit, "proposal_loss": follow}
+        proposal_loss = self.proposal_loss(proposer, best, k_entropy)
+        return fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
 
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key

@@ -11,31 +11,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.greedy import Greedy
-from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
+from qscape.offpolicy.plain import make_action_head
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class GreedyTD3(Greedy):
+class GreedyTD3(BestDraws):
     """A deterministic actor goes to the best of many draws from a stochastic proposal policy."""
 
     name: ClassVar[str] = "greedy_td3"
 
     add_dpg: bool = setting(False, "Climb Q as well, divided by its mean size.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "greedy_td3 moves a deterministic actor; write td3+greedy_td3, or greedy_ac in its place."
-        return super().objection(present, base)
+        return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """A proposal policy of its own, with a Gaussian head."""
         k_net, k_head = jax.random.split(key)
-        gaussian = head(k_head, dataclasses.replace(base, head="gaussian"), spec)
+        gaussian = make_action_head(k_head, dataclasses.replace(base, head="gaussian"), spec)
         return PartState(actor_params=eqx.tree_at(lambda net: net.head, nets.actor(k_net), gaussian))
 
     def loss(
@@ -53,12 +53,12 @@ class GreedyTD3(Greedy):
         proposer, action = context.bind(actor_params)(obs), unsnap(policy(obs)).mode()
         best = self.best_draws(proposer, q, context, obs, k_draw)
         fit = jnp.square(action - best).sum(-1).mean()
-        follow = self.following(proposer, best, k_entropy)
-        total, said = fit + follow, {"fit_loss": fit, "proposal_loss": follow}
+        proposal_loss = self.proposal_loss(proposer, best, k_entropy)
+        total, metrics = fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
         if self.add_dpg:
-            value = objective(context.base, q(obs, context.snap(action)))
+            value = combine_heads(context.base, q(obs, context.snap(action)))
             total -= value.mean() / jax.lax.stop_gradient(jnp.abs(value).mean())
-        return total, said
+        return total, metrics
 
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key

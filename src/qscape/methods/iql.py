@@ -34,6 +34,7 @@ class IQL(PolicyLoss):
     """
 
     name: ClassVar[str] = "iql"
+    climbs_q: ClassVar[bool] = False
     expectile: float = setting(0.7, "τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95))
     temperature: float = setting(
         3.0, "β: how sharply advantages weigh what is imitated.", tune=(0.5, 10.0, "log")
@@ -55,10 +56,11 @@ class IQL(PolicyLoss):
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, None]:
         """L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
         value = params(batch.observation)[..., 0]
-        return expectile_loss(_least(context, batch) - value, self.expectile).mean(), {"v": value.mean()}
+        loss = expectile_loss(_min_target_q(context, batch) - value, self.expectile).mean()
+        return loss, {"v": value.mean()}, None
 
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
@@ -77,17 +79,17 @@ class IQL(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         """−exp(β (min Q̄(s, a) − V(s))) log π(a | s), the weight bounded (Eq. 7)."""
-        advantage = _least(context, batch) - state.params(batch.observation)[..., 0]
+        advantage = _min_target_q(context, batch) - state.params(batch.observation)[..., 0]
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
         dist = unsnap(policy(batch.observation))
         if context.base.head == "gaussian":
-            far = -dist.log_prob(batch.action)
+            distance = -dist.log_prob(batch.action)
         else:
-            far = jnp.square(dist.mode() - batch.action).sum(-1)
-        said = {"advantage": advantage.mean(), "imitation_weight": weight.mean()}
-        return (jax.lax.stop_gradient(weight) * far).mean(), said
+            distance = jnp.square(dist.mode() - batch.action).sum(-1)
+        metrics = {"advantage": advantage.mean(), "imitation_weight": weight.mean()}
+        return (jax.lax.stop_gradient(weight) * distance).mean(), metrics
 
 
-def _least(context: Context, batch: Batch) -> Float[Array, " B"]:
+def _min_target_q(context: Context, batch: Batch) -> Float[Array, " B"]:
     """The least of the target critics at the data's actions."""
     return jax.lax.stop_gradient(jnp.stack(context.q_target(batch.observation, batch.action), -1).min(-1))

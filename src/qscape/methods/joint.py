@@ -10,16 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, unsnap
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Joint(Proposals):
+class Joint(ProposalSelector):
     """One actor with L actions in its output; Q chooses, and the chosen one climbs Q."""
 
     name: ClassVar[str] = "joint"
@@ -36,13 +35,13 @@ class Joint(Proposals):
     def length(self) -> int:
         return self.list_length
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "joint splits a deterministic output into actions; write td3+joint."
-        if base.target_noise:
+        if agent.base.target_noise:
             return "joint does not smooth its target: base.target_noise = 0 with joint."
         return None
 
@@ -50,13 +49,13 @@ class Joint(Proposals):
         """An actor whose last layer says L actions."""
         k_actor, k_out = jax.random.split(key)
         actor = nets.actor(k_actor)
-        wide = eqx.nn.Linear(_last(actor).in_features, self.list_length * spec.action_size, key=k_out)
-        return eqx.tree_at(_last, actor, wide)
+        wide = eqx.nn.Linear(_output_layer(actor).in_features, self.list_length * spec.action_size, key=k_out)
+        return eqx.tree_at(_output_layer, actor, wide)
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
-        said = context.bind(actor)(obs)
-        actions = jnp.split(unsnap(said).mode(), self.list_length, -1)
-        return [Point(said.features, context.snap(action)) for action in actions]
+        dist = context.bind(actor)(obs)
+        actions = jnp.split(unsnap(dist).mode(), self.list_length, -1)
+        return [Point(dist.features, context.snap(action)) for action in actions]
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
@@ -84,7 +83,7 @@ class Joint(Proposals):
         return context.policy_target
 
 
-def _last(actor: Actor) -> eqx.nn.Linear:
+def _output_layer(actor: Actor) -> eqx.nn.Linear:
     """The linear layer under the tanh."""
     head = actor.head.head if isinstance(actor.head, Projected) else actor.head
     assert isinstance(head, Deterministic)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, PartState, Regulariser
+from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 DRAWS = 4  # of actions, for the divergence of two policies
@@ -27,7 +26,7 @@ class L2C2(Regulariser):
     """Policy and values between a state and its successor are drawn to those at the state."""
 
     name: ClassVar[str] = "l2c2"
-    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+    derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     sigma: float = setting(1.0, "σ: how far states in between are drawn, in steps to the successor.")
     lower: float = setting(0.1, "λD: with λU the least distance that is told apart.", tune=(0.01, 1.0, "log"))
@@ -47,8 +46,8 @@ class L2C2(Regulariser):
         if not 0 <= self.beta < math.inf:
             raise UsageError(f"l2c2.beta is {self.beta}; it must be a number, 0 or more.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "gaussian":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "gaussian":
             return "l2c2 compares the densities of a random policy: write sac+l2c2."
         return None
 
@@ -57,7 +56,7 @@ class L2C2(Regulariser):
     ) -> tuple[Scalar, Metrics]:
         """mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
         k_between, k_here, k_there = jax.random.split(key, 3)
-        between, weight, _ = self._between(batch, k_between)
+        between, weight, _ = self._interpolate(batch, k_between)
         here, there = context.policy(batch.observation), context.policy(between)
         log_here, log_there = (
             jnp.stack([dist.sample(k)[1] for k in jax.random.split(k_dist, DRAWS)])
@@ -74,12 +73,12 @@ class L2C2(Regulariser):
         """mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
         if not self.beta:
             return None
-        between, weight, distance = self._between(batch, key)
+        between, weight, distance = self._interpolate(batch, key)
         here, there = (jnp.stack(context.q(obs, batch.action)).min(0) for obs in (batch.observation, between))
         loss = (self.beta * weight / distance * 0.5 * jnp.abs(here - there)).mean()
         return loss, {"l2c2_value": loss}
 
-    def _between(
+    def _interpolate(
         self, batch: Batch, key: Key
     ) -> tuple[Float[Array, "B S"], Float[Array, " B"], Float[Array, " B"]]:
         """s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries gradient."""

@@ -19,8 +19,8 @@ from qscape.errors import UsageError
 from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense, make_head
 from qscape.nets.heads import Point, SquashedNormal
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import Plain
-from qscape.offpolicy.sockets import Context, PartState
+from qscape.offpolicy.plain import DPG, Plain
+from qscape.offpolicy.sockets import Composition, Context, PartState
 from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
 
@@ -30,12 +30,12 @@ class LipsActor(Actor):
     bound: MLP
     epsilon: float = eqx.field(static=True)
 
-    def gain(self, obs: Float[Array, "*b S"]) -> Float[Array, "*b 1"]:
+    def lipschitz_constant(self, obs: Float[Array, "*b S"]) -> Float[Array, "*b 1"]:
         """K(s), positive."""
         return jax.nn.softplus(self.bound(obs))
 
     @property
-    def last(self) -> eqx.nn.Linear:
+    def output_layer(self) -> eqx.nn.Linear:
         """The last layer of f."""
         assert isinstance(self.head, Deterministic | Gaussian)
         return self.head.out if isinstance(self.head, Deterministic) else self.head.mean
@@ -45,13 +45,13 @@ class LipsActor(Actor):
 
         def f(obs: Array) -> tuple[Array, Array]:
             features = self.torso(self.stage(obs, *embeddings, extra), conditioning)
-            return dense(self.last, features), features
+            return dense(self.output_layer, features), features
 
         raw, back, features = jax.vjp(f, obs, has_aux=True)
         jacobian = jax.vmap(lambda one: back(jnp.broadcast_to(one, raw.shape))[0])(jnp.eye(raw.shape[-1]))
         square = jnp.square(jacobian).sum((0, -1))[..., None]
         norm = jnp.sqrt(jnp.maximum(square, 1e-24))  # no NaN in the gradient where every unit is off
-        action = jnp.tanh(self.gain(obs) * raw / (norm + self.epsilon))
+        action = jnp.tanh(self.lipschitz_constant(obs) * raw / (norm + self.epsilon))
         if not isinstance(self.head, Gaussian):
             return Point(features, action)
         # The action is the mean and is squashed once more, as released.
@@ -63,6 +63,7 @@ class LipsNet(Plain):
     """An actor with a learned bound on how fast its action changes with the observation."""
 
     name: ClassVar[str] = "lipsnet"
+    needs_actor: ClassVar[bool] = True
 
     weight: float = setting(1e-5, "λ_K: weight of mean K(s)² in the actor's loss.", tune=(1e-7, 1e-2, "log"))
     epsilon: float = setting(1e-4, "Added to the norm that f is divided by.")
@@ -76,11 +77,12 @@ class LipsNet(Plain):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"lipsnet.{name} is {getattr(self, name)}; it must be above 0.")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)}
-        return small if "dpg" in present else {}
+        return small if isinstance(agent.policy_loss, DPG) else {}
 
-    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
+    def notes(self, agent: Composition) -> list[str]:
+        base = agent.base
         moved = {"actor_activation": base.actor_activation != "relu"}
         moved["actor_projection"] = base.actor_projection
         return [
@@ -100,11 +102,11 @@ class LipsNet(Plain):
         actor = LipsActor(Stage(), torso, head, bound, self.epsilon)
 
         def layers(actor: LipsActor) -> list[eqx.nn.Linear]:
-            return [*actor.torso.layers, actor.last, *actor.bound.torso.layers, actor.bound.out]
+            return [*actor.torso.layers, actor.output_layer, *actor.bound.torso.layers, actor.bound.out]
 
         keys = jax.random.split(k_normal, len(layers(actor)))
         kaiming = [k < len(torso.layers) for k in range(len(keys))]
-        drawn = [normal(*which) for which in zip(keys, layers(actor), kaiming, strict=True)]
+        drawn = [draw_normal_weights(*which) for which in zip(keys, layers(actor), kaiming, strict=True)]
         actor = eqx.tree_at(layers, actor, drawn)
         return eqx.tree_at(lambda a: a.bound.out.bias, actor, replace_fn=lambda bias: bias + self.initial)
 
@@ -113,12 +115,12 @@ class LipsNet(Plain):
     ) -> tuple[Scalar, Metrics] | None:
         """λ_K mean K(s)², summed over the actors that there are."""
         actors = jax.tree.leaves(actor, is_leaf=lambda x: isinstance(x, LipsActor))
-        gains = [a.gain(batch.observation) for a in actors if isinstance(a, LipsActor)]
+        gains = [a.lipschitz_constant(batch.observation) for a in actors if isinstance(a, LipsActor)]
         loss = self.weight * jnp.stack([jnp.square(gain).mean() for gain in gains]).sum()
         return loss, {"lipsnet_gain": gains[0].mean(), "lipsnet_loss": loss}
 
 
-def normal(key: Key, layer: eqx.nn.Linear, kaiming: bool) -> eqx.nn.Linear:
+def draw_normal_weights(key: Key, layer: eqx.nn.Linear, kaiming: bool) -> eqx.nn.Linear:
     """The layer with normal weights, of variance 2 / inputs (Kaiming) or 2 / (inputs + outputs) (Xavier)."""
     outputs, inputs = layer.weight.shape
     scale = math.sqrt(2.0 / (inputs if kaiming else inputs + outputs))

@@ -1,14 +1,13 @@
 """Running normalisation of observations."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Nets, Normaliser, PartState
+from qscape.offpolicy.sockets import Normaliser, PartState
 from qscape.ops.running import add_batch, add_rows, init_moments, standardise
 from qscape.types import Key, Spec, setting
 
@@ -24,13 +23,13 @@ class Normalise(Normaliser):
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"normalise.clip is {self.clip}; it must be above 0.")
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
+    def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=init_moments(spec.observation_size))
 
-    def add_rows(self, state: PartState, obs: Array) -> PartState:
+    def update_statistics(self, state: PartState, obs: Array) -> PartState:
         return state._replace(extra=add_rows(state.extra, obs))
 
-    def update_batch(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
+    def update_from_rollout(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
         """Fold in a whole rollout [B, S] at once; rows of weight 0 do not count."""
         return state._replace(extra=add_batch(state.extra, obs, weight))
 

@@ -15,5 +15,5 @@ class OU(Part):
     name: ClassVar[str] = "ou"
     socket: ClassVar[str] = "modifier"
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
         return OU_NOISE

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, Nets, PartState, Regulariser
+from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
 
 
@@ -31,7 +31,7 @@ class PAVE(Regulariser):
     """Critics with a calm action gradient: small mixed partials, negative curvature in the action."""
 
     name: ClassVar[str] = "pave"
-    derived: ClassVar[frozenset[str]] = frozenset({"successor"})
+    derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     mixed_partial: float = setting(
         0.1, "λ1 of MPR: the action gradient changes little near a state.", tune=(1e-3, 10.0, "log")
@@ -59,32 +59,32 @@ class PAVE(Regulariser):
         if not 0 < self.fraction <= 1:
             raise UsageError(f"pave.fraction is {self.fraction}; it must lie in (0, 1].")
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """SiLU, which has second derivatives, and on SAC the paper's ½ of the TD loss, to which the weights
         are relative. With SALE the networks stay as they are: ELU is smooth enough."""
-        if "sale" in present:
+        if agent.representation.has_smooth_critics:
             return {}
-        half = {"critic_loss_scale": 0.5} if {"soft", "savgo"} & present else {}
+        half = {"critic_loss_scale": 0.5} if agent.policy_loss.maximises_entropy else {}
         return {"actor_activation": "silu", "critic_activation": "silu"} | half
 
-    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
-        said = []
-        if base.critic_activation == "relu" and "sale" not in present and self.curvature:
-            said.append(
+    def notes(self, agent: Composition) -> list[str]:
+        notes, smooth = [], agent.representation.has_smooth_critics
+        if agent.base.critic_activation == "relu" and not smooth and self.curvature:
+            notes.append(
                 "critics of ReLU are piecewise linear: pave.curvature has no gradient; "
                 "base.critic_activation = silu gives it one"
             )
-        if "normalise" in present and self.mixed_partial:
-            said.append("pave.sigma is in units of the normalised observation")
-        return said
+        if agent.normaliser.changes_observations and self.mixed_partial:
+            notes.append("pave.sigma is in units of the normalised observation")
+        return notes
 
-    def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        if spec.table is not None:
-            raise UsageError(
-                "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
-                "leave pave out."
-            )
-        return PartState()
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if spec.table is None:
+            return None
+        return (
+            "pave needs continuous actions: between the actions of a table there is nothing to smooth; "
+            "leave pave out."
+        )
 
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key
@@ -97,37 +97,43 @@ class PAVE(Regulariser):
         rows = max(1, round(self.fraction * len(batch.action)))
         obs, action = batch.observation[:rows], batch.action[:rows]
         k_noise, k_direction = jax.random.split(key)
-        field = partial(slopes, context.q)
-        said: Metrics = {}
+        field = partial(action_gradients, context.q)
+        metrics: Metrics = {}
         if self.curvature:
             direction = jax.random.rademacher(k_direction, action.shape, action.dtype)
-            here, curved = bend(lambda a: field(obs, a), action, direction)
-            said["curvature"] = sum_of(lambda c: jax.nn.relu(c + self.delta).mean(), curved)
+            here, curvatures = gradients_and_curvature(lambda a: field(obs, a), action, direction)
+            metrics["curvature"] = sum_arrays([jax.nn.relu(c + self.delta).mean() for c in curvatures])
             # 0 or 1 for long: λ3 or δ has no effect.
-            said["curvature_active"] = sum_of(lambda c: (c > -self.delta).mean(), curved) / len(curved)
+            metrics["curvature_active"] = sum_arrays([(c > -self.delta).mean() for c in curvatures]) / len(
+                curvatures
+            )
         elif self.mixed_partial or self.vector_field:
             here = field(obs, action)
         else:
             return None
         if self.mixed_partial:
             near = obs + self.sigma * jax.random.normal(k_noise, obs.shape, obs.dtype)
-            said["mixed_partial"] = apart(here, field(near, action))
+            metrics["mixed_partial"] = mean_squared_difference(here, field(near, action))
         if self.vector_field:
-            said["vector_field"] = apart(here, field(batch.extra["successor"][:rows], action))
-        total = sum_of(lambda term: getattr(self, term) * said[term], [t for t in TERMS if t in said])
-        return total, {f"pave_{name}": value for name, value in said.items()} | {"pave_loss": total}
+            metrics["vector_field"] = mean_squared_difference(
+                here, field(batch.extra["successor"][:rows], action)
+            )
+        total = sum_arrays([getattr(self, term) * metrics[term] for term in TERMS if term in metrics])
+        return total, {f"pave_{name}": value for name, value in metrics.items()} | {"pave_loss": total}
 
 
 TERMS = ("mixed_partial", "vector_field", "curvature")
 
 
-def slopes(q: QFn, obs: Float[Array, "B S"], action: Float[Array, "B A"]) -> list[Float[Array, "B A"]]:
+def action_gradients(
+    q: QFn, obs: Float[Array, "B S"], action: Float[Array, "B A"]
+) -> list[Float[Array, "B A"]]:
     """g_j(s, a) = ∂Q_j/∂a of every critic j: the gradient of the sum over rows, which are independent."""
     heads = len(jax.eval_shape(q, obs, action))
     return [jax.grad(lambda a, j=j: q(obs, a)[j].sum())(action) for j in range(heads)]
 
 
-def bend(
+def gradients_and_curvature(
     field: Callable[[Array], list[Array]], action: Float[Array, "B A"], direction: Float[Array, "B A"]
 ) -> tuple[list[Float[Array, "B A"]], list[Float[Array, " B"]]]:
     """The field g_j at the action, and vᵀ H_aa,j v along the direction v: one Hessian-vector product each."""
@@ -135,12 +141,11 @@ def bend(
     return here, [(hv * direction).sum(-1) for hv in turned]
 
 
-def apart(here: list[Float[Array, "B A"]], there: list[Float[Array, "B A"]]) -> Scalar:
+def mean_squared_difference(here: list[Float[Array, "B A"]], there: list[Float[Array, "B A"]]) -> Scalar:
     """Σ_j of the mean squared difference of two fields; both sides carry gradient."""
-    return sum_of(lambda pair: jnp.square(pair[0] - pair[1]).mean(), list(zip(here, there, strict=True)))
+    return sum_arrays([jnp.square(x - y).mean() for x, y in zip(here, there, strict=True)])
 
 
-def sum_of(term: Callable[[Any], Array], those: list[Any]) -> Array:
-    """The sum of a term over critics, or over whatever there is at least one of."""
-    values = [term(one) for one in those]
+def sum_arrays(values: list[Array]) -> Array:
+    """The sum of at least one array."""
     return sum(values[1:], values[0])

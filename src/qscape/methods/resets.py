@@ -43,25 +43,32 @@ class Resets(Reset):
         if self.every < 1:
             raise UsageError(f"resets.every is {self.every}; it must be at least 1.")
 
-    def reset(self, state: State, fresh: Callable[[], State], event: Event, base: Base) -> State:
-        # Told by the update's number: it is the same for all seeds of one program, so that `cond` stays one.
+    def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
+        """Re-initialises networks at every update whose number is a multiple of the period."""
+        # The number of updates is the same for all seeds of one program, so that `cond` stays one branch.
         period = max(1, round(self.every * base.updates_per_step))
-        return jax.lax.cond(event.update % period == 0, lambda: self._anew(state, fresh()), lambda: state)
+        return jax.lax.cond(
+            event.update % period == 0,
+            lambda: self._reinitialise(state, make_initial_state()),
+            lambda: state,
+        )
 
-    def _anew(self, old: State, fresh: State) -> State:
+    def _reinitialise(self, old: State, initial: State) -> State:
         if self.what == "all":
-            return fresh
-        mixed = jax.tree.map(_with_last, old, fresh, is_leaf=lambda x: isinstance(x, Actor | Critic))
+            return initial
+        mixed = jax.tree.map(
+            _replace_last_layer, old, initial, is_leaf=lambda x: isinstance(x, Actor | Critic)
+        )
         return mixed._replace(
             actor_target=None if old.actor_target is None else mixed.actor,
             critics_target=mixed.critics,
-            optimisers=fresh.optimisers,
+            optimisers=initial.optimisers,
         )
 
 
-def _with_last(old: Any, fresh: Any) -> Any:
-    """An actor or critic with the last layer of a fresh one; all else as it was."""
+def _replace_last_layer(old: Any, initial: Any) -> Any:
+    """Returns an actor or critic with the last layer of `initial`; anything else unchanged."""
     if not isinstance(old, Actor | Critic):
         return old
     last = (lambda net: net.head) if isinstance(old, Actor) else (lambda net: net.body.out)
-    return eqx.tree_at(last, old, last(fresh))
+    return eqx.tree_at(last, old, last(initial))

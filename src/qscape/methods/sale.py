@@ -18,16 +18,16 @@ from jaxtyping import Array, PyTree
 from qscape.errors import UsageError
 from qscape.nets import MLP, Actor, Critic, Stage, Torso, concatenate_inputs, fold_batch_norm
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import head
-from qscape.offpolicy.sockets import Context, Net, Nets, PartState, Representation
+from qscape.offpolicy.plain import make_action_head
+from qscape.offpolicy.sockets import Composition, Context, Net, Nets, PartState, Representation, Version
 from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
 Norm = Literal["avg_l1", "layer", "batch", "none"]
-MOVE = 0.1  # of the way from moving averages to a batch's statistics, PyTorch's rate for batch normalisation
+STATISTICS_RATE = 0.1  # weight of a batch in the moving averages: PyTorch's for batch normalisation
 
 
-class Seen(NamedTuple):
+class Statistics(NamedTuple):
     """Moving averages of batches' statistics, for batch normalisation."""
 
     state: tuple[Array, Array]  # mean and variance of f(s)
@@ -45,7 +45,7 @@ class Encoder(eqx.Module):
     g: MLP
     observation: eqx.nn.Linear | None
     reward: eqx.nn.Linear | None
-    seen: Seen | None = None
+    seen: Statistics | None = None
 
 
 class Frozen(NamedTuple):
@@ -59,7 +59,7 @@ class Frozen(NamedTuple):
 
     fixed: Encoder
     fixed_target: Encoder
-    statistics: Seen | None
+    statistics: Statistics | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ class SALE(Representation):
     """State-action embeddings that predict the next state's embedding; frozen copies feed Q and π."""
 
     name: ClassVar[str] = "sale"
-    derived: ClassVar[frozenset[str]] = frozenset({"successor"})  # one step on, whatever base.n_step is
+    has_smooth_critics: ClassVar[bool] = True  # ELU
+    derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})  # of one step
 
     width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
     hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.")
@@ -104,19 +105,19 @@ class SALE(Representation):
                 "sale.critic_inputs is only zs: critics would not see the action; add sa or zsa."
             )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {"critic_activation": "elu", "actor_objective": "mean"}
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if self.predict_reward and base.n_step > 1:
+    def conflict(self, agent: Composition) -> str | None:
+        if self.predict_reward and agent.base.n_step > 1:
             return (
-                f"sale.predict_reward asks for the reward of one step, and base.n_step {base.n_step} sums "
-                "several; leave one of them out."
+                "sale.predict_reward asks for the reward of one step, and base.n_step "
+                f"{agent.base.n_step} sums several; leave one of them out."
             )
         return None
 
     @property
-    def joint(self) -> float | None:  # type: ignore[override]
+    def joint_loss_weight(self) -> float | None:  # type: ignore[override]
         return self.end_to_end
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
@@ -134,63 +135,63 @@ class SALE(Representation):
         seen = None
         if "batch" in (self.state_norm, self.pair_norm, self.input_norm):
             embedding, both = (jnp.zeros(n), jnp.ones(n)), s + spec.action_size
-            seen = Seen(embedding, embedding, (jnp.zeros(both), jnp.eye(both)))
+            seen = Statistics(embedding, embedding, (jnp.zeros(both), jnp.eye(both)))
         copy = dataclasses.replace(encoder, seen=seen)
         return PartState(params=encoder, extra=Frozen(copy, copy, seen))
 
-    def view(self, state: PartState, which: str) -> Encoder:
+    def encoder_params(self, state: PartState, which: Version) -> Encoder:
         fixed, fixed_target, statistics = state.extra
         current = dataclasses.replace(state.params, seen=statistics)
         if which == "online" or not self.frozen:
             return current
         # Critics that move the encoder see it as it is; their targets see it as it was when they were copied.
-        if self.joint is not None:
+        if self.joint_loss_weight is not None:
             fixed, fixed_target = current, fixed
         return fixed if which == "fixed" else fixed_target
 
     def embed_state(self, encoder: Encoder, obs: Array) -> Array:
         """z_s = AvgL1Norm(f(s))."""
-        return _normalised(self.state_norm, encoder.f(obs), encoder.seen and encoder.seen.state)
+        return _normalise(self.state_norm, encoder.f(obs), encoder.seen and encoder.seen.state)
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
         """z_sa = g(z_s, a); not normalised, because what it predicts is."""
         z_sa = encoder.g(concatenate_inputs([z_s, action]))
-        return _normalised(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
+        return _normalise(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
 
-    def fit(self, view: Encoder, net: Net) -> Net:
+    def adapt_network(self, encoder: Encoder, net: Net) -> Net:
         """Batch normalisation of φ, which is linear in (s, a), follows from their mean and covariance."""
         if self.input_norm != "batch" or net.stage.linear is None:
             return net
-        assert view.seen is not None
-        n, (mean, covariance) = net.stage.linear.in_features, view.seen.inputs
+        assert encoder.seen is not None
+        n, (mean, covariance) = net.stage.linear.in_features, encoder.seen.inputs
         layer = fold_batch_norm(net.stage.linear, mean[:n], covariance[:n, :n])
         return eqx.tree_at(lambda m: m.stage.linear, net, layer)
 
-    def actor_inputs_at(self, view: Encoder, obs: Array) -> list[Array]:
-        return [self.embed_state(view, obs)] if "zs" in self.actor_inputs else []
+    def actor_embeddings(self, encoder: Encoder, obs: Array) -> list[Array]:
+        return [self.embed_state(encoder, obs)] if "zs" in self.actor_inputs else []
 
-    def critic_inputs_at(self, view: Encoder, obs: Array, action: Array) -> list[Array]:
-        z_s = self.embed_state(view, obs)
-        embeddings = {"zsa": self.embed_pair(view, z_s, action), "zs": z_s}
+    def critic_embeddings(self, encoder: Encoder, obs: Array, action: Array) -> list[Array]:
+        z_s = self.embed_state(encoder, obs)
+        embeddings = {"zsa": self.embed_pair(encoder, z_s, action), "zs": z_s}
         return [z for name, z in embeddings.items() if name in self.critic_inputs]
 
     def learn(
         self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, Frozen]:
         """(g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
         pair = self.embed_pair(params, self.embed_state(params, batch.observation), batch.action)
-        target = jax.lax.stop_gradient(self._goal(params, state, context, batch))
-        guess = pair if params.observation is None else jax.vmap(params.observation)(pair)
+        target = jax.lax.stop_gradient(self._prediction_target(params, state, context, batch))
+        prediction = pair if params.observation is None else jax.vmap(params.observation)(pair)
         if self.loss == "cosine":
-            loss = 1.0 - (unit(guess) * unit(target)).sum(-1).mean()
+            loss = 1.0 - (unit(prediction) * unit(target)).sum(-1).mean()
         else:
-            loss = jnp.square(guess - target).mean()
-        said = {"encoder_loss": loss}
+            loss = jnp.square(prediction - target).mean()
+        metrics = {"encoder_loss": loss}
         if params.reward is not None:
             loss += jnp.square(jax.vmap(params.reward)(pair)[:, 0] - batch.reward).mean()
-        return loss, said
+        return loss, metrics, state.extra
 
-    def _goal(self, params: Encoder, state: PartState, context: Context, batch: Batch) -> Array:
+    def _prediction_target(self, params: Encoder, state: PartState, context: Context, batch: Batch) -> Array:
         s2 = batch.extra["successor"]
         if self.target == "next_observation":
             return s2
@@ -201,45 +202,46 @@ class SALE(Representation):
             return self.embed_pair(params, z_s2, context.policy_target(s2).mode())
         return z_s2
 
-    def post_update(self, state: PartState, aux: Batch, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
         """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
         fixed, fixed_target, statistics = state.extra
         if statistics is not None:
-            now = self._statistics(state.params, aux)
-            statistics = jax.tree.map(lambda old, new: old + MOVE * (new - old), statistics, now)
+            now = self._statistics(state.params, batch)
+            statistics = jax.tree.map(lambda old, new: old + STATISTICS_RATE * (new - old), statistics, now)
         moved = [dataclasses.replace(state.params, seen=statistics), fixed]
         fixed, fixed_target = jax.lax.cond(event.synced, lambda: moved, lambda: [fixed, fixed_target])
         return state._replace(extra=Frozen(fixed, fixed_target, statistics))
 
-    def _statistics(self, params: Encoder, batch: Batch) -> Seen:
+    def _statistics(self, params: Encoder, batch: Batch) -> Statistics:
         f, x = params.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
-        g = params.g(concatenate_inputs([_normalised(self.state_norm, f, None), batch.action]))
+        g = params.g(concatenate_inputs([_normalise(self.state_norm, f, None), batch.action]))
         inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
-        return Seen((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
+        return Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 
     def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
         k_stage, k_torso, k_head = jax.random.split(key, 3)
         phi = self.input_width or base.actor_hidden[0]
-        stage, width = self._stage(k_stage, spec.observation_size, phi, "s" in self.actor_inputs)
+        stage, width = self._make_stage(k_stage, spec.observation_size, phi, "s" in self.actor_inputs)
         width += self.width * ("zs" in self.actor_inputs) + conditioning
         torso = Torso(k_torso, (width, *base.actor_hidden), base.actor_activation)
-        return Actor(stage, torso, head(k_head, base, spec))
+        return Actor(stage, torso, make_action_head(k_head, base, spec))
 
     def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
         k_stage, k_body = jax.random.split(key)
         size = spec.observation_size + spec.action_size
         phi = self.input_width or base.critic_hidden[0]
-        stage, width = self._stage(k_stage, size, phi, "sa" in self.critic_inputs)
+        stage, width = self._make_stage(k_stage, size, phi, "sa" in self.critic_inputs)
         width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + conditioning
         return Critic(stage, MLP(k_body, (width, *base.critic_hidden, 1), base.critic_activation))
 
-    def _stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
+    def _make_stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
         """φ(x) = AvgL1Norm(Linear x), with its width; nothing where an ablation leaves x out."""
-        norm = "none" if self.input_norm == "batch" else self.input_norm  # `fit` has it in the linear layer
+        # `adapt_network` puts batch normalisation into the linear layer.
+        norm = "none" if self.input_norm == "batch" else self.input_norm
         return (Stage(key, size, width, norm), width) if keep else (Stage(keep=False), 0)
 
 
-def _normalised(norm: Norm, x: Array, seen: tuple[Array, Array] | None) -> Array:
+def _normalise(norm: Norm, x: Array, seen: tuple[Array, Array] | None) -> Array:
     """x normalised; by batch normalisation with the mean and variance seen or, without, those of x [B, n]."""
     if norm != "batch":
         return NORMS[norm](x)

@@ -6,7 +6,7 @@ actions, looks up their target values (constants), weighs them with a softmax of
 action and theirs, and climbs the weighted mean: all gradient reaches it through the weights, from action to
 encoder to cosine to weight.
 
-The equations are in `qscape.ops.geometry`.
+The equations are in `qscape.methods._value_geometry`.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods import _value_geometry as geometry
 from qscape.nets import MLP, concatenate_inputs
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Entropic
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
-from qscape.ops import geometry
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.ops.norm import unit
+from qscape.ops.ranking import rank_correlation
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -34,14 +35,14 @@ ROWS = {"cpu": 2_048, "elsewhere": 65_536}
 RANKED = 64  # transitions whose pairs the training metric ranks: sorting all would cost as much as an update
 
 
-class Slow(NamedTuple):
+class SlowEncoder(NamedTuple):
     """The encoder's slow copy (the only encoder where it is frozen), and the running β."""
 
     encoder: MLP
     scale: Float[Array, ""]  # 0 until the first update
 
 
-class Weighed(NamedTuple):
+class WeightedCandidates(NamedTuple):
     """The candidates of n states."""
 
     drawn: Float[Array, "n K A"]  # in the units in which the networks see them
@@ -55,6 +56,8 @@ class SAVGO(Entropic):
     """A kernel over candidate actions, in a learned geometry of values, moves the policy."""
 
     name: ClassVar[str] = "savgo"
+    climbs_q: ClassVar[bool] = False
+    needs_single_policy: ClassVar[bool] = True
 
     learning_rate: float = setting(1e-3, "Adam's rate for log α.", tune=(1e-5, 1e-2, "log"))
     candidates: int = setting(128, "K: actions drawn for each state.", tune=("choice", 16, 32, 64, 128, 256))
@@ -116,7 +119,7 @@ class SAVGO(Entropic):
                 f"savgo.embedding is {self.embedding}, savgo.hidden {self.hidden}; widths are at least 1."
             )
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """The released code's actor and optimisers."""
         return {
             "actor_projection": True,
@@ -127,39 +130,38 @@ class SAVGO(Entropic):
             "critic_weight_decay": 1e-4,
         }
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
+    def conflict(self, agent: Composition) -> str | None:
+        base = agent.base
         if base.head != "gaussian":
             return (
                 "savgo draws its candidates from the policy, and a deterministic one gives the same action "
                 "each time; a stochastic base fits: sac+savgo, or sac+sale+savgo with TD7's embeddings."
-            )
-        if "single" not in present:
-            return (
-                "savgo moves one policy by the candidates it draws, and there is another maximiser, "
-                "with actors of its own; leave one of the two out."
             )
         if self.kernel_batch is not None and self.kernel_batch > base.batch_size:
             return (
                 f"savgo.kernel_batch is {self.kernel_batch}, but a batch has {base.batch_size} transitions; "
                 "give it at most that, or raise base.batch_size."
             )
-        return super().objection(present, base)
+        return super().conflict(agent)
 
-    def remarks(self, present: frozenset[str], base: Base) -> list[str]:
-        if "normalise" in present:
+    def notes(self, agent: Composition) -> list[str]:
+        if agent.normaliser.changes_observations:
             return []
         return ["savgo was published with normalised observations on every task but Ant: sac+savgo+normalise"]
 
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if spec.table is None:
+            return None
+        return (
+            "savgo draws candidates from a continuous policy, and the actions of this environment are a "
+            "table; leave savgo out."
+        )
+
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        if spec.table is not None:
-            raise UsageError(
-                "savgo draws candidates from a continuous policy, and the actions of this environment are a "
-                "table; leave savgo out."
-            )
         sizes = (spec.observation_size + spec.action_size, *self.hidden, self.embedding)
         encoder = MLP(key, sizes, "relu")
         state = super().init(key, nets, spec, base, actor)
-        slow = Slow(encoder, jnp.zeros((), jnp.float32))
+        slow = SlowEncoder(encoder, jnp.zeros((), jnp.float32))
         return state._replace(params=None if self.frozen else encoder, extra=slow)
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
@@ -171,7 +173,7 @@ class SAVGO(Entropic):
         """z = f(s, a) / ‖f(s, a)‖."""
         return unit(encoder(concatenate_inputs([obs, action])))
 
-    def draw(self, dist: Dist, key: Key, spec: Spec) -> Array:
+    def sample_candidates(self, dist: Dist, key: Key, spec: Spec) -> Array:
         """Jittered draws from a policy: clip(a + σ_c N(0, I), -1, 1)."""
         k_policy, k_jitter = jax.random.split(key)
         action = dist.sample(k_policy)[0]
@@ -180,40 +182,41 @@ class SAVGO(Entropic):
             action = 0.5 * (action + 1.0) * (spec.high - spec.low) + spec.low
         return action
 
-    def worth(self, context: Context, batch: Batch) -> Float[Array, " B"]:
+    def compared_values(self, context: Context, batch: Batch) -> Float[Array, " B"]:
         """u, by which pairs are compared. v2 adds the reward to the value at (s, a) itself, not at s'."""
         q = jnp.stack(context.q_target(batch.observation, batch.action)).min(0)
         return q if self.variant == "v1" else batch.reward + batch.discount * (1.0 - batch.terminated) * q
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, SlowEncoder]:
         """Cosines z_i · z_j go to Y_ij: similarity of the values now, and of the pairs that come next."""
         next_obs = batch.next_observation
-        next_action = self.draw(context.policy(next_obs), key, context.spec)
+        next_action = self.sample_candidates(context.policy(next_obs), key, context.spec)
         z_next = self.embed(state.extra.encoder, next_obs, next_action)
-        gaps = geometry.value_gaps(self.worth(context, batch))
+        gaps = geometry.value_gaps(self.compared_values(context, batch))
         scale = self.scale(state.extra.scale, gaps)
         now = geometry.similarity(gaps, scale, self.exponent)
-        wanted = geometry.bootstrapped_similarity(now, z_next, batch.terminated, batch.discount, self.mixing)
+        target = geometry.bootstrap_similarity(now, z_next, batch.terminated, batch.discount, self.mixing)
         z = self.embed(params, batch.observation, batch.action)
-        loss = geometry.encoder_loss(z, stop(wanted), self.threshold)
+        loss = geometry.encoder_loss(z, stop(target), self.threshold)
         few = min(RANKED, len(z))
         pairs = jnp.triu_indices(few, 1)
-        return loss, {
+        metrics = {
             "savgo_encoder_loss": loss,
             "savgo_gap_scale": stop(scale),
             # Of cosine against value gap, over pairs of the batch: -1 where the geometry orders them all.
             "savgo_rank_correlation": stop(
-                geometry.rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
+                rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
             ),
         }
+        return loss, metrics, state.extra._replace(scale=stop(scale))
 
     def scale(self, running: Array, gaps: Array) -> Array:
         """β, this batch already folded in."""
         if self.gap_scale is not None:
             return jnp.full((), self.gap_scale)
-        return geometry.update_gap_scale(running, geometry.gap_scale(gaps), self.gap_rate)
+        return geometry.update_scale(running, geometry.gap_scale(gaps), self.gap_rate)
 
     # --- the policy ---------------------------------------------------------------------------------
 
@@ -232,15 +235,15 @@ class SAVGO(Entropic):
         k_own, k_candidates = jax.random.split(key)
         dist = policy(obs)
         action, log_prob = dist.sample(k_own)
-        loss, said = self.tuning(actor_params, log_prob, context.spec)
+        loss, metrics = self.tuning(actor_params, log_prob, context.spec)
         loss += (self.alpha(actor_params) * log_prob).mean()
         if w < 1.0:
-            climbed, found = self.kernel(dist, obs, action, state, context, k_candidates)
-            loss, said = loss - (1.0 - w) * climbed, said | found
+            kernel_value, kernel_metrics = self.kernel(dist, obs, action, state, context, k_candidates)
+            loss, metrics = loss - (1.0 - w) * kernel_value, metrics | kernel_metrics
         if w > 0.0:
-            value = objective(context.base, q(obs, action)).mean()
-            loss, said = loss - w * value, said | {"actor_value": value}
-        return loss, said
+            value = combine_heads(context.base, q(obs, action)).mean()
+            loss, metrics = loss - w * value, metrics | {"actor_value": value}
+        return loss, metrics
 
     def kernel(
         self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
@@ -248,35 +251,35 @@ class SAVGO(Entropic):
         """Mean of Q̂ = Σ_k W_k q_k over states [B, S]; its gradient reaches the policy's own action [B, A]."""
         rows = self.kernel_batch or len(obs)
         dist, obs, action = jax.tree.map(lambda x: x[:rows], (dist, obs, action))
-        seen = self.weigh(dist, obs, action, state, context, key)
-        climbed = geometry.kernel_value(seen.weights, seen.value, self.center).mean()
-        return climbed, {
+        seen = self.kernel_weights(dist, obs, action, state, context, key)
+        kernel_value = geometry.kernel_value(seen.weights, seen.value, self.center).mean()
+        return kernel_value, {
             "savgo_value": (seen.weights * seen.value).sum(-1).mean(),
             "savgo_top_weight": self.candidates * seen.weights.max(-1).mean(),  # near 1 is usual: all alike
-            "savgo_spread": geometry.candidate_spread(seen.near).mean(),
-            "savgo_tau": self.tau_at(context),
+            "savgo_spread": geometry.spread(seen.near).mean(),
+            "savgo_tau": self.kernel_temperature(context),
         }
 
-    def weigh(
+    def kernel_weights(
         self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
-    ) -> Weighed:
+    ) -> WeightedCandidates:
         """Draws candidates for states [n, S] and weighs them by how near the action [n, A] they are."""
         rows, k = len(obs), self.candidates
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (rows, k, *x.shape[1:])), dist)
-        drawn = self.draw(many, key, context.spec)
-        near_to, value = self.look(state, context, obs, drawn)
+        drawn = self.sample_candidates(many, key, context.spec)
+        near_to, value = self.embed_candidates(state, context, obs, drawn)
         encoder = state.extra.encoder if state.params is None else state.params
         near = jnp.einsum("nh,nkh->nk", self.embed(stop(encoder), obs, action), near_to)
         near = jnp.clip(near, -1.0, 1.0)
-        tau = self.tau_at(context)
-        tau = tau + geometry.candidate_spread(near)[:, None] if self.adaptive else tau
-        return Weighed(drawn, value, near, geometry.kernel_weights(near, tau, self.uniform))
+        tau = self.kernel_temperature(context)
+        tau = tau + geometry.spread(near)[:, None] if self.adaptive else tau
+        return WeightedCandidates(drawn, value, near, geometry.kernel_weights(near, tau, self.uniform))
 
-    def tau_at(self, context: Context) -> Array:
+    def kernel_temperature(self, context: Context) -> Array:
         """τ of this environment step, without what `adaptive` adds."""
         return geometry.anneal_temperature(context.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
 
-    def look(
+    def embed_candidates(
         self, state: PartState, context: Context, obs: Float[Array, "n S"], drawn: Float[Array, "n K A"]
     ) -> tuple[Float[Array, "n K H"], Float[Array, "n K"]]:
         """Embeddings and values of candidates by the slow networks, as constants; some `ROWS` at a time."""
@@ -292,9 +295,9 @@ class SAVGO(Entropic):
             return at(obs, drawn)
         return jax.lax.map(lambda x: at(*x), (obs, drawn), batch_size=at_a_time)
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
-        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄; β as `learn` found it."""
+    def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
+        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
         if state.params is None:
             return state
         encoder: Any = optax.incremental_update(state.params, state.extra.encoder, self.encoder_rate)
-        return state._replace(extra=Slow(encoder, aux["savgo_gap_scale"]))
+        return state._replace(extra=state.extra._replace(encoder=encoder))

@@ -19,22 +19,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import Actor, Conditioned, Critic
+from qscape.methods._list_encoder import Conditioned
+from qscape.methods._proposals import ProposalSelector, proposal_columns
+from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import smoothed_target
-from qscape.offpolicy.proposals import Proposals, keeps_proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState, objective
+from qscape.offpolicy.plain import smooth_target_policy
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
 
 
 @dataclasses.dataclass(frozen=True)
-class SAVO(Proposals):
+class SAVO(ProposalSelector):
     """Successive actors on truncated surrogates of Q; Q chooses among their proposals."""
 
     name: ClassVar[str] = "savo"
+    climbs_surrogates: ClassVar[bool] = True
 
     list_length: int = setting(3, "Actors, the first included.", tune=("choice", 2, 3, 5))
     summariser: Literal["deepset", "lstm", "transformer"] = setting(
@@ -69,26 +71,15 @@ class SAVO(Proposals):
     def length(self) -> int:
         return self.list_length
 
-    def overrides(self, present: frozenset[str]) -> Mapping[str, Any]:
-        return {**super().overrides(present), "target_actor": False, "target_noise": 0.0}
-
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        for other in ("savgo", "greedy_ac", "greedy_td3"):
-            if other in present:
-                return (
-                    f"{other} does not climb the slope of Q, and savo's actors climb that of surrogates; "
-                    "leave one of them out."
-                )
-        if "iql" in present:
-            return "iql imitates the data and climbs nothing, and savo's actors climb; leave one of them out."
-        return None
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
     def columns(self, spec: Spec) -> Columns:
-        return keeps_proposals(self.list_length, spec)
+        return proposal_columns(self.list_length, spec)
 
     # --- networks ---------------------------------------------------------------------------------
 
-    def _conditioned(
+    def _make_conditioned(
         self, keys: Iterable[Key], build: Callable[..., Actor | Critic], spec: Spec
     ) -> list[Conditioned]:
         sizes = (spec.observation_size, spec.action_size)
@@ -96,14 +87,14 @@ class SAVO(Proposals):
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> list[Actor | Conditioned]:
         first, *later = jax.random.split(key, self.list_length)
-        return [nets.actor(first), *self._conditioned(later, nets.actor, spec)]
+        return [nets.actor(first), *self._make_conditioned(later, nets.actor, spec)]
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """The surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q."""
         if self.list_length == 1 or self.surrogate == "exact":
             return PartState()
         return PartState(
-            params=self._conditioned(jax.random.split(key, self.list_length - 1), nets.critic, spec)
+            params=self._make_conditioned(jax.random.split(key, self.list_length - 1), nets.critic, spec)
         )
 
     # --- proposals --------------------------------------------------------------------------------
@@ -111,10 +102,10 @@ class SAVO(Proposals):
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
         """ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), … ; successors see undisturbed modes, without gradient."""
         options: list[Dist] = [context.bind(actor[0])(obs)]
-        seen = []
+        earlier = []
         for module in actor[1:]:
-            seen.append(stop(options[-1].mode()))
-            options.append(context.bind(module.net)(obs, module.conditioning(obs, jnp.stack(seen))))
+            earlier.append(stop(options[-1].mode()))
+            options.append(context.bind(module.net)(obs, module.conditioning(obs, jnp.stack(earlier))))
         return options
 
     def target_policy(
@@ -127,18 +118,18 @@ class SAVO(Proposals):
         key: Key,
     ) -> Policy:
         """The maximiser actor of the online actors and critics; smoothed after the choice, if at all."""
-        return smoothed_target(context, key)
+        return smooth_target_policy(context, key)
 
     # --- learning ---------------------------------------------------------------------------------
 
     def learn(
         self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, None]:
         """Ψ̂_i(s, x; a_{<i}) regresses to max{q(s, x), τ_i} at x = a and x = a_i, with q = min(Q_1, Q_2).
 
         Summed over i and the two points, averaged over the batch (paper, Eq. 9).
         """
-        obs, executed, proposals = batch.observation, batch.action, self._list(batch)
+        obs, executed, proposals = batch.observation, batch.action, self._stored_proposals(batch)
         if self.surrogate_points != "replay":
             choice: Any = context.policy(obs)
             proposals = stop(choice.proposals)
@@ -148,12 +139,14 @@ class SAVO(Proposals):
         loss = jnp.zeros(())
         for i, surrogate in enumerate(params, 1):
             floor = q[1 : i + 1].max(0)
-            goal = jnp.maximum(jnp.stack([q[0], q[i + 1]]), floor)
-            value = self._value(surrogate, context, obs, proposals[:i])
-            guess = jax.vmap(lambda action, value=value: value(obs, action)[0])(points[jnp.array([0, i + 1])])
-            loss += jnp.square(guess - goal).mean(1).sum()
+            target = jnp.maximum(jnp.stack([q[0], q[i + 1]]), floor)
+            value = self._surrogate_value(surrogate, context, obs, proposals[:i])
+            prediction = jax.vmap(lambda action, value=value: value(obs, action)[0])(
+                points[jnp.array([0, i + 1])]
+            )
+            loss += jnp.square(prediction - target).mean(1).sum()
         gain = (q[1:].max(0) - q[1]).mean()
-        return loss, {"surrogate_loss": loss, "list_gain": gain}
+        return loss, {"surrogate_loss": loss, "list_gain": gain}, None
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
@@ -170,7 +163,9 @@ class SAVO(Proposals):
     def policy_at(self, actor: PyTree, i: int, context: Context, batch: Batch) -> Policy:
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
-                dist = context.bind(actor[i].net)(obs, actor[i].conditioning(obs, self._list(batch)[:i]))
+                dist = context.bind(actor[i].net)(
+                    obs, actor[i].conditioning(obs, self._stored_proposals(batch)[:i])
+                )
             else:
                 dist = self.propose(actor[: i + 1], context, obs)[i]
             return dist if self.straight_through else unsnap(dist)
@@ -184,27 +179,27 @@ class SAVO(Proposals):
 
         def earlier(obs: Array) -> Float[Array, "i B A"]:
             if self.actor_list == "replay":
-                return self._list(batch)[:i]
+                return self._stored_proposals(batch)[:i]
             return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], context, obs)]))
 
         def learned(obs: Array, action: Array) -> list[Array]:
-            return self._value(state.params[i - 1], context, obs, earlier(obs))(obs, action)
+            return self._surrogate_value(state.params[i - 1], context, obs, earlier(obs))(obs, action)
 
         def exact(obs: Array, action: Array) -> list[Array]:
-            value = objective(context.base, context.q(obs, action))
-            floor = jax.vmap(lambda a: objective(context.base, context.q(obs, a)))(earlier(obs)).max(0)
+            value = combine_heads(context.base, context.q(obs, action))
+            floor = jax.vmap(lambda a: combine_heads(context.base, context.q(obs, a)))(earlier(obs)).max(0)
             # Not `maximum`, which halves the gradient where both are equal.
             return [jnp.where(value >= stop(floor), value, stop(floor))]
 
         return learned if self.surrogate == "learned" else exact
 
-    def _value(
+    def _surrogate_value(
         self, surrogate: Conditioned, context: Context, obs: Array, earlier: Float[Array, "i B A"]
     ) -> QFn:
         """Ψ̂_i(·, ·; a_{<i}); the summary is made once."""
         conditioning = surrogate.conditioning(obs, earlier)
         return lambda obs, action: [context.bind(surrogate.net)(obs, action, conditioning)]
 
-    def _list(self, batch: Batch) -> Float[Array, "L B A"]:
+    def _stored_proposals(self, batch: Batch) -> Float[Array, "L B A"]:
         """The stored proposals."""
         return jnp.moveaxis(batch.extra["proposals"], 1, 0)

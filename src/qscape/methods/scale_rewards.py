@@ -1,7 +1,7 @@
 """Scale rewards or returns by running statistics, so that the critic's targets are of order 1."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -35,8 +35,8 @@ class ScaleRewards(Scaling):
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"scale_rewards.clip is {self.clip}; it must be above 0, or None.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if self.what == "returns" and "monte_carlo" in present:
+    def conflict(self, agent: Any) -> str | None:
+        if self.what == "returns" and not agent.estimator.needs_critic:
             return (
                 "scale_rewards.what = returns scales a critic's targets, and there is no critic; use rewards."
             )

@@ -1,7 +1,7 @@
 """Clipping of the bootstrapped value to the range of targets seen (TD7, Section 4.1, "extrapolation")."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -34,9 +34,12 @@ class ValueClip(BootstrapValue):
         value = jnp.stack(qs, -1).min(-1)
         return add_bonus(jnp.clip(value, state.extra.low, state.extra.high), bonus)
 
-    def post_update(self, state: PartState, aux: Any, actor: PyTree, event: Event) -> PartState:
+    def post_update(self, state: PartState, target_values: Float[Array, " B"], event: Event) -> PartState:
         bounds = state.extra
-        low, high = jnp.minimum(bounds.run_min, aux.min()), jnp.maximum(bounds.run_max, aux.max())
+        low, high = (
+            jnp.minimum(bounds.run_min, target_values.min()),
+            jnp.maximum(bounds.run_max, target_values.max()),
+        )
         return state._replace(
             extra=Bounds(
                 low,

@@ -14,21 +14,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
+from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor
 from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import smooth
-from qscape.offpolicy.proposals import Proposals
-from qscape.offpolicy.sockets import Context, Nets, PartState
+from qscape.offpolicy.plain import smooth_action
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Wolpertinger(Proposals):
+class Wolpertinger(ProposalSelector):
     """Q chooses among the actor's action and draws around it, or among the nearest discrete actions."""
 
     name: ClassVar[str] = "wolpertinger"
-    disturbs_each: ClassVar[bool] = False
+    adds_noise_to_each: ClassVar[bool] = False
 
     candidates: int = setting(
         3, "Actions to choose from, the actor's own included.", tune=("choice", 3, 5, 10)
@@ -47,24 +47,27 @@ class Wolpertinger(Proposals):
     def length(self) -> int:
         return self.candidates
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "deterministic":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "deterministic":
             return "wolpertinger draws around a deterministic action; write td3+wolpertinger."
         return None
 
+    def fits(self, spec: Spec, base: Base) -> str | None:
+        if spec.table is None or len(spec.table) >= self.candidates:
+            return None
+        return (
+            f"wolpertinger.candidates is {self.candidates}; there are only {len(spec.table)} actions, "
+            "and Q can choose among no more."
+        )
+
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
-        if spec.table is not None and len(spec.table) < self.candidates:
-            raise UsageError(
-                f"wolpertinger.candidates is {self.candidates}; there are only {len(spec.table)} actions, "
-                "and Q can choose among no more."
-            )
         return nets.actor(key)
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
-        said = context.bind(actor)(obs)
-        return self.around(said.features, unsnap(said).mode(), context, key)
+        dist = context.bind(actor)(obs)
+        return self.candidates_around(dist.features, unsnap(dist).mode(), context, key)
 
-    def around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
+    def candidates_around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
         """The candidates at a proto-action [*b, A]: its nearest items, or itself and Gaussian draws."""
         if context.table is not None:
             still = jax.lax.stop_gradient(action)
@@ -99,10 +102,12 @@ class Wolpertinger(Proposals):
         chosen = actor if actor_target is None else actor_target
 
         def best(obs: Array) -> Dist:
-            said = slow.bind(chosen)(obs)
-            action = unsnap(said).mode()
+            dist = slow.bind(chosen)(obs)
+            action = unsnap(dist).mode()
             if context.base.target_noise:
-                action = smooth(context.base, action, k_smooth)
-            return self.best(context, obs, self.around(said.features, action, context, k_draw))
+                action = smooth_action(context.base, action, k_smooth)
+            return self.best_proposal(
+                context, obs, self.candidates_around(dist.features, action, context, k_draw)
+            )
 
         return best

@@ -3,14 +3,11 @@
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected, make_head
 from qscape.nets.layers import concatenate_inputs, dense, fold_batch_norm
 from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Conditioning, Critic, Stage, Torso
-from qscape.nets.summary import SUMMARISERS, Conditioned
 
 __all__ = [
     "ACTIVATIONS",
     "MLP",
-    "SUMMARISERS",
     "Actor",
-    "Conditioned",
     "Conditioning",
     "Critic",
     "Deterministic",

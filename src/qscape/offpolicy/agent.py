@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from qscape.errors import UsageError
 from qscape.nets import Actor
 from qscape.nets.heads import Snapped
 from qscape.offpolicy import plain
@@ -28,13 +29,14 @@ from qscape.offpolicy.sockets import (
     Schedule,
     StatefulPart,
     TargetUpdate,
-    bind,
+    Version,
     bind_critics,
+    bind_network,
 )
 from qscape.offpolicy.state import ActingState, State
 from qscape.offpolicy.update import update
 from qscape.ops.nearest import ActionTable
-from qscape.replay.lap import LAP
+from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, ReplayState
 from qscape.replay.uniform import Uniform
 from qscape.types import Bound, Event, Key, Metrics, Part, Spec, stream
@@ -48,15 +50,20 @@ class Agent(Bound):
 
     Attributes:
         recipe: the name it was made from, `base+part+part`.
+        base: settings that all off-policy agents have.
+        representation, replay, ..., normaliser: the part in each socket.
+        regularisers: parts that add terms to the losses, in the order of the recipe.
+        modifiers: parts that only override fields of the base.
         spec: the task; None until `on` binds the agent to one.
+        index_actions: False: a discrete action is a row of an action table, not its index.
     """
 
-    index_actions: ClassVar[bool] = False  # a discrete action is a row of its table
+    index_actions: ClassVar[bool] = False
 
     recipe: str = "td3"
     base: Base = Base()
     representation: Representation = plain.Plain()
-    replay: Uniform | LAP = Uniform()
+    replay: Replay = Uniform()
     bootstrap: BootstrapValue = plain.MinTarget()
     target_update: TargetUpdate = plain.Polyak()
     policy_loss: PolicyLoss = plain.DPG()
@@ -65,14 +72,47 @@ class Agent(Bound):
     schedule: Schedule = plain.EveryStep()
     reset: Reset = plain.NoReset()
     normaliser: Normaliser = plain.Raw()
-    modifiers: tuple[Part, ...] = ()  # parts that only override fields of the base
+    modifiers: tuple[Part, ...] = ()
     spec: Spec | None = None
 
     # --- what the agent is made of ----------------------------------------------------------------
 
     def on(self, spec: Spec) -> "Agent":
-        """The agent bound to a task."""
+        """Binds the agent to a task.
+
+        Raises:
+            UsageError: a part does not work on this task.
+        """
+        for part in self.parts.values():
+            if why := part.fits(spec, self.base):
+                raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
         return dataclasses.replace(self, spec=spec)
+
+    def conflict(self) -> str | None:
+        """Checks that the parts have the capabilities that other parts need, then asks every part itself.
+
+        Returns:
+            One sentence that says why the parts do not work together; None if they do.
+        """
+        selector, policy_loss = self.selector, self.policy_loss
+        if not selector.has_actor:
+            for part in self.stateful_parts.values():
+                if part.needs_actor:
+                    return (
+                        f"{selector.name} has no actor that {part.name} could act on; "
+                        "leave one of the two out."
+                    )
+        if policy_loss.needs_single_policy and not selector.has_single_policy:
+            return (
+                f"{policy_loss.name} improves one policy and {selector.name} does not act by one; "
+                "leave one of them out."
+            )
+        if selector.climbs_surrogates and not policy_loss.climbs_q:
+            return (
+                f"{policy_loss.name} does not climb the slope of Q, and {selector.name}'s actors climb "
+                "that of surrogates; leave one of them out."
+            )
+        return super().conflict()
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -93,23 +133,24 @@ class Agent(Bound):
         return {part.name: part for part in filled}
 
     @property
-    def derived(self) -> frozenset[str]:
-        """Columns that replay computes from its indices."""
-        return frozenset().union(*(part.derived for part in self.parts.values()))
+    def derived_columns(self) -> frozenset[str]:
+        """Batch columns that replay computes from neighbouring rows, for all parts together."""
+        return frozenset().union(*(part.derived_columns for part in self.parts.values()))
 
     @property
-    def reads(self) -> tuple[int, float, frozenset[str], bool]:
-        """How replay makes a batch: steps summed, discount, derived columns, is a time limit no end?"""
+    def sampling_options(self) -> tuple[int, float, frozenset[str], bool]:
+        """Arguments of `rows_at`: n of n-step returns, discount, derived columns, and whether the critics
+        bootstrap at time limits."""
         base = self.base
-        return base.n_step, base.discount, self.derived, base.bootstrap_at_time_limits
+        return base.n_step, base.discount, self.derived_columns, base.bootstrap_at_time_limits
 
     @property
-    def learners(self) -> dict[str, StatefulPart]:
-        """The parts that may carry something in the state."""
+    def stateful_parts(self) -> dict[str, StatefulPart]:
+        """The parts that may have arrays in the state, by name."""
         return {name: part for name, part in self.parts.items() if isinstance(part, StatefulPart)}
 
     def layout(self, envs: int = 1) -> Layout:
-        """How replay packs a transition, the columns that parts declare included."""
+        """Returns how replay packs a transition of E environments, with the columns that parts declare."""
         columns: dict[str, tuple[int, ...]] = {}
         for part in self.parts.values():
             columns |= part.columns(self.task)
@@ -134,32 +175,36 @@ class Agent(Bound):
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, actor: PyTree | None = None) -> State:
-        """A fresh state, around `actor` if one is there already.
+        """Makes the state of a new run.
 
-        Every slow copy starts equal to its original, in buffers of its own.
+        Args:
+            actor: actors to start from; None: new ones. Slow copies start equal to their originals.
+
+        Returns:
+            A state whose every leaf has a buffer of its own, so that it can be donated.
         """
         spec, nets = self.task, self.nets
         if actor is None:
             actor = self.selector.actors(stream(key, f"{self.selector.name}.actors"), nets, spec)
         keys = jax.random.split(stream(key, "critics"), self.base.critics)
         critics = [nets.critic(k) for k in keys]
-        part_state: dict[str, PartState] = {}
-        for name, part in self.learners.items():
-            seen = None if part in (self.representation, self.selector) else actor
-            mine = part.init(stream(key, f"{name}.init"), nets, spec, self.base, seen)
-            if mine.params is not None and part.socket not in LEARNING_SOCKETS:
+        part_states: dict[str, PartState] = {}
+        for name, part in self.stateful_parts.items():
+            known_actor = None if part in (self.representation, self.selector) else actor
+            part_state = part.init(stream(key, f"{name}.init"), nets, spec, self.base, known_actor)
+            if part_state.params is not None and part.socket not in LEARNING_SOCKETS:
                 raise TypeError(f"{name}: only parts in {', '.join(LEARNING_SOCKETS)} have a `learn` step")
-            if mine != PartState():
-                part_state[name] = mine
+            if part_state != PartState():
+                part_states[name] = part_state
         optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
-        for name, mine in part_state.items():
-            optimised |= {f"{name}.{kind}": getattr(mine, kind) for kind in ("params", "actor_params")}
+        for name, part_state in part_states.items():
+            optimised |= {f"{name}.{kind}": getattr(part_state, kind) for kind in ("params", "actor_params")}
         state = State(
             actor=actor,
             actor_target=actor if self.base.target_actor else None,
             critics=critics,
             critics_target=critics,
-            part_states=part_state,
+            part_states=part_states,
             optimisers={
                 name: self.optimiser(name).init(params)
                 for name, params in optimised.items()
@@ -171,64 +216,63 @@ class Agent(Bound):
         # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-    def anew(self, state: State, key: Key) -> State:
-        """A fresh state that goes on counting. What the normaliser has seen is no network: it stays."""
-        fresh, seen = self.init(key), self.normaliser.name
-        kept = {seen: state.part_states[seen]} if seen in state.part_states else {}
-        return fresh._replace(
-            part_states=fresh.part_states | kept, updates=state.updates, env_steps=state.env_steps
+    def reinitialise(self, state: State, key: Key) -> State:
+        """Makes new networks and optimisers, and keeps the counters and the normaliser's statistics."""
+        initial, name = self.init(key), self.normaliser.name
+        kept = {name: state.part_states[name]} if name in state.part_states else {}
+        return initial._replace(
+            part_states=initial.part_states | kept, updates=state.updates, env_steps=state.env_steps
         )
 
     def optimiser(self, name: str) -> optax.GradientTransformation:
-        """The optimiser of "actor", "critics", or a part's "NAME.params" or "NAME.actor_params"."""
+        """Returns the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
         base = self.base
         if name == "actor":
             return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
         if name == "critics":
             return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
         part, kind = name.split(".")
-        params, actor_params = self.learners[part].learning_rates(base)
+        params, actor_params = self.stateful_parts[part].learning_rates(base)
         return base.optimiser(params if kind == "params" else actor_params)
 
     def functions(self, state: State, event: Event) -> Context:
-        """The state's networks as functions of observation and action."""
-        rep, mine = self.representation, state.part(self.representation)
+        """Returns the state's networks as functions of normalised observations and actions."""
+        rep, rep_state = self.representation, state.part(self.representation)
+        table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
-        table = action_table(self.task, self.base.nearest, self.base.nearest_probes)
-
-        def bound(module: PyTree, which: str = "fixed") -> Callable:
-            function = bind(rep, rep.view(mine, which), module)
-            return snapped(function, table) if table and isinstance(module, Actor) else function
+        def bind(module: PyTree, which: Version = "fixed") -> Callable:
+            function = bind_network(rep, rep.encoder_params(rep_state, which), module)
+            return snap_policy(function, table) if table and isinstance(module, Actor) else function
 
         context = Context(
-            policy=_missing,
-            policy_target=_missing,
-            policy_of=_missing,
-            q=bind_critics(rep, rep.view(mine, "fixed"), state.critics),
-            q_target=bind_critics(rep, rep.view(mine, "target"), state.critics_target),
-            bind=bound,
+            policy=_unavailable,
+            policy_target=_unavailable,
+            policy_of=_unavailable,
+            q=bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics),
+            q_target=bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target),
+            bind=bind,
             nets=self.nets,
             event=event,
             spec=self.task,
             base=self.base,
             table=table,
         )
-        part_state = state.part(self.selector)
-        policy = self.selector.policy(state.actor, part_state, context)
+        selector_state = state.part(self.selector)
+        policy = self.selector.policy(state.actor, selector_state, context)
         context = context._replace(
             policy=policy,
             policy_target=policy,
-            policy_of=lambda actor: self.selector.policy(actor, part_state, context),
+            policy_of=lambda actor: self.selector.policy(actor, selector_state, context),
         )
         if not self.base.target_actor:
             return context
-        slow = context._replace(bind=partial(bound, which="target"), q=context.q_target)
-        return context._replace(policy_target=self.selector.policy(state.actor_target, part_state, slow))
+        slow = context._replace(bind=partial(bind, which="target"), q=context.q_target)
+        return context._replace(policy_target=self.selector.policy(state.actor_target, selector_state, slow))
 
     # --- acting -----------------------------------------------------------------------------------
 
     def acting(self, state: State) -> ActingState:
-        """All that acting needs of a state."""
+        """Returns what acting needs of a state."""
         needed = {p.name for p in (self.representation, self.selector, self.normaliser)}
         return ActingState(
             state.actor, state.critics, {k: v for k, v in state.part_states.items() if k in needed}
@@ -244,66 +288,82 @@ class Agent(Bound):
         key: Key,
         mode: str = "evaluate",
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Actions [E, A] in [-1, 1] for raw observations [E, S], columns for replay, new memory.
+        """Selects actions for the raw observations of E environments.
 
         Args:
-            memory: what acting remembers (`maximiser.memory`); `first` [E] says where it is reset.
-            env_steps: counts the draws: the same key and step give the same action.
-            mode: "evaluate", "explore" or "warm_up"; static.
+            noise_state: the state of the exploration noise (`selector.init_noise`), or None.
+            obs: raw observations [E, S].
+            first: [E], true where an episode starts; the noise of that environment starts again.
+            env_steps: environment steps made so far. They count the draws: the same key and the same number
+                of steps give the same action.
+            key: the run's key for acting.
+            mode: "evaluate" (the policy's mode), "explore" or "warm_up" (uniform actions); static.
+
+        Returns:
+            Actions [E, A] in [-1, 1], further columns for replay, and the next noise state.
         """
         steps = jnp.asarray(env_steps, jnp.int32)
-        part_state, context, obs = self._seen(acting, obs, steps)
+        part_state, context, obs = self._acting_context(acting, obs, steps)
         key = stream(jax.random.fold_in(key, steps), f"{self.selector.name}.act.{mode}")
         return self.selector.act(acting.actor, part_state, context, noise_state, obs, first, key, mode)
 
     def proposals(self, acting: ActingState, obs: Array) -> Array:
-        """The actions [B, L, A] that acting picks from at raw observations [B, S], without noise."""
-        part_state, context, obs = self._seen(acting, obs, jnp.zeros((), jnp.int32))
+        """Returns the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
+        part_state, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
         return self.selector.proposals(acting.actor, part_state, context, obs)
 
-    def _seen(self, acting: ActingState, obs: Array, steps: Array) -> tuple[PartState, Context, Array]:
-        """What the maximiser carries, the functions it is given, and observations as networks see them."""
+    def _acting_context(
+        self, acting: ActingState, obs: Array, steps: Array
+    ) -> tuple[PartState, Context, Array]:
+        """Returns the selector's state, the context while acting, and normalised observations."""
         obs = self.normaliser.apply(acting.part_states.get(self.normaliser.name, PartState()), obs)
         no = jnp.array(False)
-        stand_in = State(
+        state = State(
             acting.actor, acting.actor, acting.critics, acting.critics, acting.part_states, {}, steps, steps
         )
-        context = self.functions(stand_in, Event(steps, steps, no, no))
+        context = self.functions(state, Event(steps, steps, no, no))
         return acting.part_states.get(self.selector.name, PartState()), context, obs
 
     @property
     def normalises(self) -> bool:
-        """Does the normaliser do anything?"""
-        return not isinstance(self.normaliser, plain.Raw)
+        """Whether the normaliser changes observations."""
+        return self.normaliser.changes_observations
 
     def see(self, state: State, obs: Array) -> State:
-        """Let the normaliser see the observations [E, S] that are about to be acted on."""
+        """Updates the normaliser's statistics by the raw observations [E, S] that are acted on next."""
         if not self.normalises:
             return state
         name = self.normaliser.name
         return state._replace(
-            part_states=state.part_states | {name: self.normaliser.see(state.part_states[name], obs)}
+            part_states=state.part_states
+            | {name: self.normaliser.update_statistics(state.part_states[name], obs)}
         )
 
     # --- learning ---------------------------------------------------------------------------------
 
     def update(
-        self, layout: Layout, state: State, rows: Array, index: ReplayState, key: Key
+        self,
+        layout: Layout,
+        state: State,
+        storage: Array,
+        replay_state: ReplayState,
+        key: Key,
+        previous: Metrics | None = None,
     ) -> tuple[State, ReplayState, Metrics]:
-        """One update from replay: see `update.update`."""
-        return update(self, layout, state, rows, index, key)
+        """Make one update from replay: see `qscape.offpolicy.update.update`."""
+        return update(self, layout, state, storage, replay_state, key, previous)
 
 
-def snapped(policy: Callable, table: ActionTable) -> Callable:
-    """The policy over the table's rows."""
+def snap_policy(policy: Callable, table: ActionTable) -> Callable:
+    """Returns the policy with its actions at the nearest rows of the table."""
     return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table)
 
 
 @lru_cache(maxsize=8)
-def action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
-    """The search in the task's action table, made once; None where actions are continuous."""
+def make_action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
+    """Returns the search in the task's action table, made once per task; None for continuous actions."""
     return None if spec.table is None else ActionTable(spec.table, nearest, probes)
 
 
-def _missing(*args: Any) -> Any:
-    raise RuntimeError("a maximiser's policy asked for itself")
+def _unavailable(*args: Any) -> Any:
+    raise RuntimeError("a selector's `policy` used context.policy, which is made of it")

@@ -30,12 +30,12 @@ def epsilon(base: Base, env_steps: Int[Array, ""] | int) -> Scalar:
     return base.epsilon_start + (base.epsilon_end - base.epsilon_start) * passed
 
 
-def at_rest(base: Base | None, *shape: int) -> Float[Array, "..."] | None:
+def init_noise(base: Base | None, *shape: int) -> Float[Array, "..."] | None:
     """The state of processes that have not begun; None where the noise has no state."""
     return jnp.zeros(shape) if base is not None and base.exploration == "ou" else None
 
 
-def noise(
+def sample_noise(
     context: Context,
     noise_state: Float[Array, "E *n A"] | None,
     first: Bool[Array, " E"],
@@ -49,25 +49,25 @@ def noise(
     base = context.base
     if not base.exploration_noise:
         return None, noise_state
-    drawn = base.exploration_noise * jax.random.normal(key, shape)
+    noise = base.exploration_noise * jax.random.normal(key, shape)
     if base.exploration == "ou":
         before = jnp.zeros(shape) if noise_state is None else noise_state
         before = jnp.where(first.reshape(-1, *[1] * (len(shape) - 1)), 0.0, before)
-        drawn = noise_state = (1.0 - base.ou_rate) * before + drawn
+        noise = noise_state = (1.0 - base.ou_rate) * before + noise
     if base.epsilon_mode == "noise" and base.epsilon_start == base.epsilon_end == 1.0:
-        return drawn, noise_state
+        return noise, noise_state
     size = 1.0 if base.epsilon_mode == "greedy" else epsilon(base, context.event.env_steps)
-    return size * drawn, noise_state
+    return size * noise, noise_state
 
 
-def disturbed(
-    context: Context, action: Float[Array, "*b A"], drawn: Float[Array, "*b A"] | None
+def add_noise(
+    context: Context, action: Float[Array, "*b A"], noise: Float[Array, "*b A"] | None
 ) -> Float[Array, "*b A"]:
     """The action with noise on it, back in the box and, where actions are discrete, at a real one."""
-    return action if drawn is None else context.snap(jnp.clip(action + drawn, -1.0, 1.0))
+    return action if noise is None else context.snap(jnp.clip(action + noise, -1.0, 1.0))
 
 
-def explored(
+def explore(
     context: Context,
     action: Float[Array, "E A"],
     noise_state: Float[Array, "E A"] | None,
@@ -77,19 +77,19 @@ def explored(
     """A chosen action as it is executed while the agent learns, and the state of the noise."""
     greedy = context.base.epsilon_mode == "greedy"
     key, k_uniform = jax.random.split(key) if greedy else (key, key)
-    drawn, noise_state = noise(context, noise_state, first, action.shape, key)
-    action = disturbed(context, action, drawn)
-    return (sometimes_uniform(context, action, k_uniform) if greedy else action), noise_state
+    noise, noise_state = sample_noise(context, noise_state, first, action.shape, key)
+    action = add_noise(context, action, noise)
+    return (apply_epsilon_greedy(context, action, k_uniform) if greedy else action), noise_state
 
 
-def sometimes_uniform(context: Context, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:
+def apply_epsilon_greedy(context: Context, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:
     """ε-greedy: with probability ε any action, each as likely."""
     k_when, k_what = jax.random.split(key)
-    now = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
-    return jnp.where(now[:, None], uniform_action(context.spec, action, k_what), action)
+    is_uniform = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
+    return jnp.where(is_uniform[:, None], sample_uniform_action(context.spec, action, k_what), action)
 
 
-def uniform_action(spec: Spec, like: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
+def sample_uniform_action(spec: Spec, like: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
     """Uniform actions, one for each row of `like`: in [-1, 1]^A, or rows of the action table."""
     if spec.table is not None:
         return jnp.asarray(spec.table)[jax.random.randint(key, like.shape[:-1], 0, len(spec.table))]

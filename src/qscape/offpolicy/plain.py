@@ -15,10 +15,11 @@ from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
 from qscape.nets.heads import Point, unsnap
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import at_rest, explored, uniform_action
+from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActionSelector,
     BootstrapValue,
+    Composition,
     Context,
     EpisodeEnd,
     Nets,
@@ -30,7 +31,8 @@ from qscape.offpolicy.sockets import (
     Schedule,
     StepEnd,
     TargetUpdate,
-    objective,
+    Version,
+    combine_heads,
 )
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
@@ -41,26 +43,28 @@ class Plain(Representation):
 
     name: ClassVar[str] = "plain"
 
-    def view(self, state: PartState, which: str) -> None:
+    def encoder_params(self, state: PartState, which: Version) -> None:
         return None
 
-    def actor_inputs_at(self, view: PyTree, obs: Array) -> list[Array]:
+    def actor_embeddings(self, encoder: PyTree, obs: Array) -> list[Array]:
         return []
 
-    def critic_inputs_at(self, view: PyTree, obs: Array, action: Array) -> list[Array]:
+    def critic_embeddings(self, encoder: PyTree, obs: Array, action: Array) -> list[Array]:
         return []
 
     def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
         k_torso, k_head = jax.random.split(key)
         sizes = (spec.observation_size + conditioning, *base.actor_hidden)
-        return Actor(Stage(), Torso(k_torso, sizes, base.actor_activation), head(k_head, base, spec))
+        return Actor(
+            Stage(), Torso(k_torso, sizes, base.actor_activation), make_action_head(k_head, base, spec)
+        )
 
     def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
         sizes = (spec.observation_size + spec.action_size + conditioning, *base.critic_hidden, 1)
         return Critic(Stage(), MLP(key, sizes, base.critic_activation))
 
 
-def head(key: Key, base: Base, spec: Spec) -> Head:
+def make_action_head(key: Key, base: Base, spec: Spec) -> Head:
     """The action head that the base asks for."""
     width, bounds = base.actor_hidden[-1], (base.log_std_bound, base.log_std_min, base.log_std_max)
     if not base.actor_projection:
@@ -106,7 +110,7 @@ class Polyak(TargetUpdate):
         return jax.lax.cond(event.actor_moved, move, lambda: target)
 
 
-def density_unused(name: str, base_recipe: str, base: Base) -> str | None:
+def explain_untrained_spread(name: str, base_recipe: str, base: Base) -> str | None:
     """The objection of an improvement that moves the mode alone to a policy that would be sampled from."""
     if base.head == "deterministic":
         return None
@@ -122,8 +126,8 @@ class DPG(PolicyLoss):
 
     name: ClassVar[str] = "dpg"
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        return density_unused("DPG", "td3", base)
+    def conflict(self, agent: Composition) -> str | None:
+        return explain_untrained_spread("DPG", "td3", agent.base)
 
     def loss(
         self,
@@ -136,7 +140,7 @@ class DPG(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        value = objective(context.base, q(obs, policy(obs).mode())).mean()
+        value = combine_heads(context.base, q(obs, policy(obs).mode())).mean()
         return -value, {"actor_value": value}
 
     def target_values(
@@ -148,6 +152,8 @@ class DPG(PolicyLoss):
 @dataclasses.dataclass(frozen=True)
 class Entropic(PolicyLoss):
     """What all share that pay the policy for staying random: the entropy's weight α, fixed or learned."""
+
+    maximises_entropy: ClassVar[bool] = True
 
     temperature: float | None = setting(
         None, "Fixed entropy weight α; None: learned.", tune=(0.01, 1.0, "log")
@@ -167,10 +173,10 @@ class Entropic(PolicyLoss):
         if not 0 <= self.learning_rate < math.inf:
             raise UsageError(f"{name}.learning_rate is {self.learning_rate}; it must be 0 or more.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if base.head != "gaussian":
+    def conflict(self, agent: Composition) -> str | None:
+        if agent.base.head != "gaussian":
             return "soft improvement needs a policy with a density: base.head = gaussian, or td3 as the base."
-        if base.target_noise:
+        if agent.base.target_noise:
             return "target smoothing takes the entropy out of the target: base.target_noise = 0 with sac."
         return None
 
@@ -192,12 +198,12 @@ class Entropic(PolicyLoss):
 
     def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
         """Loss of a learned α, which falls where the policy is more random than wanted; and what to log."""
-        said: Metrics = {"entropy": -log_prob.mean()}
+        metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
-            return 0.0, said
-        wanted = -spec.action_size if self.target_entropy is None else self.target_entropy
-        loss = -(actor_params * jax.lax.stop_gradient(log_prob + wanted)).mean()
-        return loss, said | {"temperature": self.alpha(actor_params)}
+            return 0.0, metrics
+        target = -spec.action_size if self.target_entropy is None else self.target_entropy
+        loss = -(actor_params * jax.lax.stop_gradient(log_prob + target)).mean()
+        return loss, metrics | {"temperature": self.alpha(actor_params)}
 
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
@@ -224,10 +230,10 @@ class Soft(Entropic):
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
         action, log_prob = policy(obs).sample(key)
-        value = objective(context.base, q(obs, action))
+        value = combine_heads(context.base, q(obs, action))
         loss = (self.alpha(actor_params) * log_prob - value).mean()
-        tuning, said = self.tuning(actor_params, log_prob, context.spec)
-        return loss + tuning, {"actor_value": value.mean()} | said
+        tuning, metrics = self.tuning(actor_params, log_prob, context.spec)
+        return loss + tuning, {"actor_value": value.mean()} | metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,10 +262,10 @@ class Single(ActionSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        return smoothed_target(context, key)
+        return smooth_target_policy(context, key)
 
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
-        return at_rest(base, envs, spec.action_size)
+        return init_noise(base, envs, spec.action_size)
 
     def act(
         self,
@@ -273,32 +279,32 @@ class Single(ActionSelector):
         mode: str,
     ) -> tuple[Array, dict[str, Array], PyTree]:
         if mode == "warm_up":
-            return uniform_action(context.spec, obs, key), {}, noise_state
+            return sample_uniform_action(context.spec, obs, key), {}, noise_state
         dist = context.policy(obs)
         if mode == "evaluate":
             return dist.mode(), {}, noise_state
         k_sample, k_noise = jax.random.split(key)
-        action, noise_state = explored(context, dist.sample(k_sample)[0], noise_state, first, k_noise)
+        action, noise_state = explore(context, dist.sample(k_sample)[0], noise_state, first, k_noise)
         return action, {}, noise_state
 
 
-def smooth(base: Base, action: Array, key: Key) -> Array:
+def smooth_action(base: Base, action: Array, key: Key) -> Array:
     """Target-policy smoothing: clipped Gaussian noise, then the action box (TD3, Eq. 14)."""
     noise = base.target_noise * jax.random.normal(key, action.shape)
     noise = jnp.clip(noise, -base.target_noise_clip, base.target_noise_clip)
     return jnp.clip(action + noise, -1.0, 1.0)
 
 
-def smoothed(context: Context, dist: Dist, key: Key) -> Dist:
+def smooth_dist(context: Context, dist: Dist, key: Key) -> Dist:
     """The distribution's mode with smoothing noise; over a table the nearest row to that."""
-    return Point(dist.features, context.snap(smooth(context.base, unsnap(dist).mode(), key)))
+    return Point(dist.features, context.snap(smooth_action(context.base, unsnap(dist).mode(), key)))
 
 
-def smoothed_target(context: Context, key: Key) -> Policy:
+def smooth_target_policy(context: Context, key: Key) -> Policy:
     """The target policy, smoothed if the base asks for it."""
     if not context.base.target_noise:
         return context.policy_target
-    return lambda obs: smoothed(context, context.policy_target(obs), key)
+    return lambda obs: smooth_dist(context, context.policy_target(obs), key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +321,7 @@ class EveryStep(Schedule):
     def start(self) -> dict[str, Any]:
         return {"steps": 0, "updates": 0}
 
-    def due(
+    def updates_due(
         self, state: dict[str, Any], event: StepEnd | EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int, bool]:
         if isinstance(event, EpisodeEnd):
@@ -338,3 +344,4 @@ class Raw(Normaliser):
     """Observations as they are."""
 
     name: ClassVar[str] = "raw"
+    changes_observations: ClassVar[bool] = False

@@ -5,16 +5,43 @@ from typing import NamedTuple
 from jaxtyping import Array, Int, PyTree
 
 from qscape.nets import Critic
-from qscape.offpolicy.sockets import PartState
 from qscape.types import Part
 
 
+class PartState(NamedTuple):
+    """The arrays of one part. A part defines which of the three it has in its `init`.
+
+    Attributes:
+        params: parameters that the gradient of the part's own `learn` moves, with an optimiser of their own.
+        actor_params: parameters that the gradient of the actor's loss moves, with an optimiser of their own.
+        extra: everything that no gradient moves, such as slow copies, moving averages and bounds. A
+            NamedTuple of the part, an array or None; `learn` and `post_update` return the next one.
+    """
+
+    params: PyTree = None
+    actor_params: PyTree = None
+    extra: PyTree = None
+
+
 class State(NamedTuple):
-    """Networks, optimisers and counters. The counters stay unbatched under `vmap` over seeds: a batched
-    predicate would turn every `cond` into a `select` that computes both branches."""
+    """Networks, optimisers and counters of an agent.
+
+    The counters stay unbatched under `vmap` over seeds: a batched predicate would turn every `cond` into a
+    `select` that computes both branches.
+
+    Attributes:
+        actor: what the selector's `actors` made: one actor, a list of actors, or None.
+        actor_target: the target actor in the same form; None if `base.target_actor` is off.
+        critics: the online critics, `base.critics` of them.
+        critics_target: the target critics.
+        part_states: the state of every part that has one, by the part's name.
+        optimisers: optimiser states by name: "actor", "critics", "PART.params", "PART.actor_params".
+        updates: number of updates made.
+        env_steps: number of environment steps made.
+    """
 
     actor: PyTree
-    actor_target: PyTree  # None where the base keeps no target actor
+    actor_target: PyTree
     critics: list[Critic]
     critics_target: list[Critic]
     part_states: dict[str, PartState]
@@ -23,7 +50,7 @@ class State(NamedTuple):
     env_steps: Int[Array, ""]
 
     def part(self, part: Part) -> PartState:
-        """What a part carries; empty for one that carries nothing."""
+        """Returns the state of a part; an empty `PartState` if the part has none."""
         return self.part_states.get(part.name, PartState())
 
 
@@ -32,8 +59,14 @@ SEED_AXES = State(0, 0, 0, 0, 0, 0, None, None)  # type: ignore[arg-type]
 
 
 class ActingState(NamedTuple):
-    """All that acting needs: what is kept by checkpoints, evaluated, exported and saved."""
+    """The part of a `State` that acting needs. Checkpoints, evaluation and exports use it.
+
+    Attributes:
+        actor: as in `State`.
+        critics: the online critics; selectors that choose among proposals ask them.
+        part_states: states of the representation, the selector and the normaliser.
+    """
 
     actor: PyTree
     critics: list[Critic]
-    part_states: dict[str, PartState]  # of representation, maximiser and normaliser
+    part_states: dict[str, PartState]

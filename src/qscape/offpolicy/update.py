@@ -19,19 +19,27 @@ if TYPE_CHECKING:
 
 
 def update(
-    agent: "Agent", layout: Layout, state: State, storage: Array, replay_state: ReplayState, key: Key
+    agent: "Agent",
+    layout: Layout,
+    state: State,
+    storage: Array,
+    replay_state: ReplayState,
+    key: Key,
+    previous: Metrics | None = None,
 ) -> tuple[State, ReplayState, Metrics]:
-    """One update from replay.
+    """Make one update from replay.
 
     Args:
-        layout: how the rows are packed; static.
-        state: networks, optimisers, counters.
-        rows: replay's packed transitions; only read.
-        index: replay's positions and priorities.
+        layout: how a transition is packed into a row of the storage; static.
+        state: networks, optimiser states, counters.
+        storage: packed transitions of the replay; only read.
+        replay_state: write positions, sizes and priorities of the replay.
         key: the run's key; it never advances, the update's number is folded in.
+        previous: metrics of the update before; None before the first.
 
     Returns:
-        The new state, the new index, and metrics (-inf for what this update did not compute).
+        The new state, the new replay state, and the metrics. A metric that this update does not compute
+        (those of the actor between its delayed steps) keeps its previous value, NaN at first.
     """
     base, replay = agent.base, agent.replay
     number = state.updates + 1
@@ -45,11 +53,14 @@ def update(
         layout, storage, replay_state, stream(key, f"{replay.name}.sample"), base.batch_size
     )
     now = Now(
-        agent, _batch(agent, state, rows_at(layout, storage, replay_state, picked, *agent.reads)), event, key
+        agent,
+        _batch(agent, state, rows_at(layout, storage, replay_state, picked, *agent.sampling_options)),
+        event,
+        key,
     )
 
     # 2. representation and improvement learn
-    if agent.representation.joint is None:
+    if agent.representation.joint_loss_weight is None:
         state = _learn(now, state, agent.representation, metrics)
     state = _learn(now, state, agent.policy_loss, metrics)
 
@@ -58,18 +69,18 @@ def update(
     state, td_error = _critics(now, state, y, metrics)
 
     # 4. priorities
-    replay_state = replay.update(replay_state, picked, td_error)
+    replay_state = replay.update_priorities(replay_state, picked, td_error)
 
     # 5. the maximiser learns, on the stepped critics
     state = _learn(now, state, agent.selector, metrics)
 
     # 6. every policy_delay-th time the actors climb
     if state.actor is not None:
-        state = _actors(now, state, metrics)
+        state = _actors(now, state, metrics, previous or {})
 
     # 7. targets follow
     state = _follow(now, state)
-    state = _after(now, state, y, metrics)
+    state = _after(now, state, y)
 
     # 8. some agents begin anew now and then
     state = _restart(now, state)
@@ -110,11 +121,21 @@ def _learn(now: Now, state: State, part: StatefulPart, metrics: Metrics) -> Stat
     if part_state.params is None:
         return state
     context, key = now.context(state), now.stream(part, "learn")
-    gradient, said = jax.grad(lambda x: part.learn(x, part_state, context, now.batch, key), has_aux=True)(
-        part_state.params
-    )
-    metrics |= said
+
+    def loss(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        value, learned, extra = part.learn(params, part_state, context, now.batch, key)
+        return value, (learned, extra)
+
+    gradient, (learned, extra) = jax.grad(loss, has_aux=True)(part_state.params)
+    metrics |= learned
+    state = _with_extra(state, part, extra)
     return _step(now, state, f"{part.name}.params", part_state.params, gradient)
+
+
+def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
+    """The state with another `extra` of one part."""
+    part_state = state.part(part)._replace(extra=extra)
+    return state._replace(part_states=state.part_states | {part.name: part_state})
 
 
 def _target(now: Now, state: State) -> Float[Array, " B"]:
@@ -137,40 +158,44 @@ def _critics(
 ) -> tuple[State, Float[Array, "B heads"]]:
     """The critics' step (and the encoder's, where they share a loss); TD errors from before it."""
     agent, batch, base, rep = now.agent, now.batch, now.agent.base, now.agent.representation
-    context, mine, joint = now.context(state), state.part(rep), rep.joint
+    context, mine, joint = now.context(state), state.part(rep), rep.joint_loss_weight
 
-    def loss(moved: tuple[PyTree, PyTree]) -> tuple[Array, tuple[Array, Metrics]]:
+    def loss(moved: tuple[PyTree, PyTree]) -> tuple[Array, tuple[Array, Metrics, PyTree]]:
         critics, params = moved
-        view = rep.view(mine if joint is None else mine._replace(params=params), "fixed")
+        view = rep.encoder_params(mine if joint is None else mine._replace(params=params), "fixed")
         q = bind_critics(rep, view, critics)
         heads = q(batch.observation, batch.action)
         td_error = jnp.stack(heads, -1) - y[:, None]
         total = base.critic_loss_scale * CRITIC_LOSSES[base.critic_loss](td_error)
         said: Metrics = {"critic_loss": total, "q": heads[0].mean()}
+        extra = mine.extra
         for part in agent.regularisers:
             term = part.critic(state.part(part), context._replace(q=q), batch, now.stream(part, "critic"))
             total, said = _add(total, said, term)
         if joint is not None:
-            term = rep.learn(params, mine, context, batch, now.stream(rep, "learn"))
-            total, said = total + joint * term[0], said | term[1]
-        return total, (td_error, said)
+            value, learned, extra = rep.learn(params, mine, context, batch, now.stream(rep, "learn"))
+            total, said = total + joint * value, said | learned
+        return total, (td_error, said, extra)
 
     moved = (state.critics, None if joint is None else mine.params)
-    gradient, (td_error, said) = jax.grad(loss, has_aux=True)(moved)
+    gradient, (td_error, said, extra) = jax.grad(loss, has_aux=True)(moved)
     metrics |= said
     state = _step(now, state, "critics", state.critics, gradient[0])
     if joint is not None:
+        state = _with_extra(state, rep, extra)
         state = _step(now, state, f"{rep.name}.params", mine.params, gradient[1])
     return state, td_error
 
 
-def _actors(now: Now, state: State, metrics: Metrics) -> State:
-    """The actors' step and that of everything tuned along with them."""
+def _actors(now: Now, state: State, metrics: Metrics, previous: Metrics) -> State:
+    """Step the actors, and every parameter that follows the gradient of their loss."""
     actor_params = {
         name: part_state.actor_params
         for name, part_state in state.part_states.items()
         if part_state.actor_params is not None
     }
+
+    names: list[str] = []
 
     def move() -> tuple[State, Metrics]:
         gradient, said = jax.grad(lambda x: _actor_loss(now, state, *x), has_aux=True)(
@@ -179,13 +204,16 @@ def _actors(now: Now, state: State, metrics: Metrics) -> State:
         moved = _step(now, state, "actor", state.actor, gradient[0])
         for name, value in actor_params.items():
             moved = _step(now, moved, f"{name}.actor_params", value, gradient[1][name])
+        names[:] = said
         return moved, said
+
+    def wait() -> tuple[State, Metrics]:  # traced after `move`, which knows the names
+        return state, {name: previous.get(name, jnp.full((), jnp.nan)) for name in names}
 
     if now.agent.base.policy_delay == 1:
         state, said = move()
     else:
-        blank = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf), jax.eval_shape(move)[1])
-        state, said = jax.lax.cond(now.event.actor_moved, move, lambda: (state, blank))
+        state, said = jax.lax.cond(now.event.actor_moved, move, wait)
     metrics |= said
     return state
 
@@ -224,26 +252,24 @@ def _follow(now: Now, state: State) -> State:
     return state._replace(actor_target=actor_target, critics_target=critics_target)
 
 
-def _after(now: Now, state: State, y: Float[Array, " B"], metrics: Metrics) -> State:
-    """Moving averages, slow copies and bounds of every part. The target rule is told y, the representation
-    the batch, the others the metrics: what their own losses found is among them."""
-    part_state, told = (
-        dict(state.part_states),
-        {now.agent.bootstrap.name: y, now.agent.representation.name: now.batch},
-    )
-    for name, part in now.agent.learners.items():
-        if name in part_state:
-            part_state[name] = part.post_update(
-                part_state[name], told.get(name, metrics), state.actor, now.event
-            )
-    return state._replace(part_states=part_state)
+def _after(now: Now, state: State, y: Float[Array, " B"]) -> State:
+    """Moving averages, slow copies and bounds of every part that has a state."""
+    agent, event, part_states = now.agent, now.event, dict(state.part_states)
+    if (name := agent.representation.name) in part_states:
+        part_states[name] = agent.representation.post_update(part_states[name], now.batch, event)
+    if (name := agent.bootstrap.name) in part_states:
+        part_states[name] = agent.bootstrap.post_update(part_states[name], y, event)
+    for part in (agent.selector, agent.policy_loss, *agent.regularisers):
+        if part.name in part_states:
+            part_states[part.name] = part.post_update(part_states[part.name], state.actor, event)
+    return state._replace(part_states=part_states)
 
 
 def _restart(now: Now, state: State) -> State:
     """Networks begin anew where the agent's `reset` says so."""
     part = now.agent.reset
     return part.reset(
-        state, lambda: now.agent.anew(state, now.stream(part, "restart")), now.event, now.agent.base
+        state, lambda: now.agent.reinitialise(state, now.stream(part, "restart")), now.event, now.agent.base
     )
 
 

@@ -201,7 +201,7 @@ class Agent(Bound):
             return state
         name = self.normaliser.name
         rows = None if weight is None else weight.reshape(-1)
-        statistics = self.normaliser.update_batch(
+        statistics = self.normaliser.update_from_rollout(
             state.part_states[name], obs.reshape(-1, obs.shape[-1]), rows
         )
         return state._replace(part_states=state.part_states | {name: statistics})

@@ -7,7 +7,7 @@ g = x, or a linear layer of x [d]      h = bound(g)      z = h Wáµ€ (+ b)      Ï
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -60,8 +60,8 @@ class FeatureHead(ActionHead):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{self.name}.{name} is {getattr(self, name)}; it must be above 0.")
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
-        if self.bound == "l2" and "trust_region" in present:
+    def conflict(self, agent: Any) -> str | None:
+        if self.bound == "l2" and not agent.policy_update.adds_head_penalty:
             return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
         return None
 

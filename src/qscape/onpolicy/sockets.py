@@ -8,7 +8,7 @@ size, K discrete actions, F features of the torso, d features of the action laye
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -17,6 +17,7 @@ from qscape.onpolicy.state import State
 from qscape.types import Key, Metrics, Part, Scalar, Spec
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """A batch of distributions over actions, one for each observation."""
 
@@ -155,10 +156,6 @@ class StatefulPart(Part):
         """
         return None
 
-    def fits(self, spec: Spec, base: Base) -> str | None:
-        """One sentence if the part cannot work on this task, else None. Called by `Agent.on`."""
-        return None
-
 
 class FeatureExtractor(StatefulPart):
     """Builds the torso of actor and critic, which maps observations to features."""
@@ -224,7 +221,8 @@ class PolicyUpdate(StatefulPart):
     """Trains actor and critic on one rollout."""
 
     socket: ClassVar[str] = "policy_update"
-    allows_shared_torso: ClassVar[bool] = True
+    allows_shared_torso: ClassVar[bool] = True  # may the critic share the actor's torso?
+    adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
 
     def optimised_params(self, networks: PyTree) -> dict[str, PyTree]:
         """The parameters that each optimiser moves, by the optimiser's name in `State.optimisers`."""
@@ -253,6 +251,7 @@ class Scaling(StatefulPart):
         return state
 
 
+@runtime_checkable
 class Normaliser(Protocol):
     """Observation normalisation (`methods/normalise.py`). Its statistics do not move during a rollout."""
 
@@ -265,7 +264,7 @@ class Normaliser(Protocol):
         """The initial statistics; on-policy agents pass None for `nets` and `actor`."""
         ...
 
-    def update_batch(self, state: Any, obs: Array, weight: Array | None) -> PyTree:
+    def update_from_rollout(self, state: Any, obs: Array, weight: Array | None) -> PyTree:
         """The statistics after observations [N, S]; rows of weight 0 do not count."""
         ...
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class TrustRegion(PolicyUpdate):
 
     name: ClassVar[str] = "trust_region"
     allows_shared_torso: ClassVar[bool] = False
+    adds_head_penalty: ClassVar[bool] = False
     max_kl: float = setting(0.01, "Bound δ on the mean KL(old ‖ new), in nats.", tune=(1e-3, 0.1, "log"))
     damping: float = setting(
         0.1, "Constant added to the diagonal of the Fisher matrix.", tune=(1e-3, 1.0, "log")
@@ -70,7 +71,8 @@ class TrustRegion(PolicyUpdate):
                     f"trust_region.{name} is {getattr(self, name)}; it must be at least {least}."
                 )
 
-    def objection(self, present: frozenset[str], base: Base) -> str | None:
+    def conflict(self, agent: Any) -> str | None:
+        base: Base = agent.base
         if base.shared_torso:
             return "a trust region needs an actor of its own: base.shared_torso = False."
         if base.batch_size or base.passes != 1:

@@ -21,7 +21,7 @@ LOG_STD_BOUNDS = {"clip": log_std_clip, "tanh": log_std_tanh}
 
 
 def squashed_log_prob(
-    pre_tanh: Float[Array, "*b A"], mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]
+    pre_tanh: Float[Array, "*b A"], mean: Float[Array, "*#b A"], log_std: Float[Array, "*#b A"]
 ) -> Float[Array, "*b"]:
     """Log-density of a = tanh(u), u ~ N(mean, std²), summed over the action's dimensions (SAC, App. C).
 

@@ -296,8 +296,8 @@ def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n
     return jax.lax.gather(rows, start, dimensions, (1, width), mode="promise_in_bounds")
 
 
-def neighbour(layout: Layout, i: Int[Array, "*n"], step: int | Array) -> Int[Array, "*n"]:
-    """The row `step` rows after i in the ring of i."""
+def neighbour(layout: Layout, i: Int[Array, "..."], step: int | Int[Array, "..."]) -> Int[Array, "..."]:
+    """The row `step` rows after i in the ring of i; i and step broadcast."""
     first = i // layout.ring * layout.ring
     return first + (i - first + step) % layout.ring
 
@@ -397,10 +397,10 @@ def _available_bytes() -> int | None:
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     if "MemAvailable" not in fields:
         return None
-    return min([1024 * int(fields["MemAvailable"].split()[0]), *_left_in(CGROUP)])
+    return min([1024 * int(fields["MemAvailable"].split()[0]), *_container_bytes_left(CGROUP)])
 
 
-def _left_in(group: Path) -> list[int]:
+def _container_bytes_left(group: Path) -> list[int]:
     """Bytes that a container may still take; nothing where it has no limit."""
     try:
         limit, used, stat = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))

@@ -1,4 +1,4 @@
-"""Tables, statistics and pictures of run folders. Reads files only; never imports jax."""
+"""Tables, statistics and plots of run folders. Reads files only; never imports jax."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -8,8 +8,11 @@ from qscape.errors import UsageError
 
 
 @contextlib.contextmanager
-def extra(what: str) -> Iterator[None]:
-    """Turns a failing import inside into a sentence that names the extra.
+def require_extra(what: str) -> Iterator[None]:
+    """Turn an import error inside the `with` block into a sentence that names the missing extra.
+
+    Args:
+        what: the feature that needs the packages, in the plural.
 
     Raises:
         UsageError: a package of the extra `report` is missing.
@@ -20,8 +23,8 @@ def extra(what: str) -> Iterator[None]:
         raise UsageError(f'{what} need the extra: pip install "qscape[report]".') from problem
 
 
-def environment(record: Mapping[str, Any]) -> str:
-    """The environment's id with the arguments it was made with: other arguments are another task."""
+def environment_label(record: Mapping[str, Any]) -> str:
+    """Format the environment's id with its arguments; other arguments define another task."""
     args = record.get("env_args") or {}
     said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
     return f"{record['env']}({said})" if said else record["env"]

@@ -1,55 +1,60 @@
-"""A report in the making: what is compared, and the charts and notes that its sections leave behind."""
+"""The state of a report while it is written: the comparison, its charts and its sections."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from qscape.report import extra, interactive, page, records, references
+from qscape.report import interactive, page, records, references, require_extra
 from qscape.report.tables import Comparison
 
-with extra("Pages"):
+with require_extra("Pages"):
     import pandas as pd
     from plotly.graph_objects import Figure
 
 
 @dataclasses.dataclass
 class Draft:
-    """What sections are written from.
+    """A report that sections add to.
 
     Attributes:
-        made: the comparison. runs: the folders of its runs. published: curves of others. reps: resamples.
-        styles: colour and dash of each label. notes: what a reader has to know. figures: the page's charts.
-        sections: name, title and HTML of each.
+        comparison: the tables to present.
+        runs: the compared runs.
+        published: published learning curves; None if none were requested.
+        reps: number of bootstrap resamples.
+        styles: colour and dash of each label.
+        notes: sentences for the reader, shown at the top.
+        figures: the page's charts, by name.
+        sections: name, title and HTML of each section.
     """
 
-    made: Comparison
-    runs: list[records.Run]
+    comparison: Comparison
+    runs: list[records.RunRecord]
     published: pd.DataFrame | None
     reps: int
-    styles: dict[str, interactive.Look]
+    styles: dict[str, interactive.LineStyle]
     notes: list[str]
     figures: dict[str, Figure | dict[str, Any]] = dataclasses.field(default_factory=dict)
     sections: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
 
     @property
     def envs(self) -> list[str]:
-        """The environments, in order."""
-        return sorted(self.made.rows["env"].unique())
+        """The environments, sorted."""
+        return sorted(self.comparison.rows["env"].unique())
 
-    def section(self, name: str, title: str, *parts: str) -> None:
-        """Add a section of HTML."""
+    def add_section(self, name: str, title: str, *parts: str) -> None:
+        """Add a section made of parts of HTML."""
         self.sections.append((name, title, page.section(name, title, *parts)))
 
-    def figure(self, made: Figure | dict[str, Any], caption: str, title: str = "") -> str:
-        """HTML of a chart's place; the chart itself is kept for the page."""
+    def add_figure(self, chart: Figure | dict[str, Any], caption: str, title: str = "") -> str:
+        """Keep a chart for the page and return the HTML of its place."""
         name = str(len(self.figures) + 1)
-        self.figures[name] = made
+        self.figures[name] = chart
         return page.figure(name, caption, title)
 
 
-def begin(made: Comparison, reference: Sequence[str], reps: int) -> Draft:
-    """An empty report of a comparison."""
-    runs, broken = records.read(made.rows["run"].unique())
-    published = references.published(reference) if reference else None
-    styles = interactive.looks(made.rows["label"].tolist())
-    return Draft(made, runs, published, reps, styles, [*made.notes, *broken])
+def begin_draft(comparison: Comparison, reference: Sequence[str], reps: int) -> Draft:
+    """Read the runs of a comparison and return an empty report of them."""
+    runs, broken = records.read_records(comparison.rows["run"].unique())
+    published = references.load_published(reference) if reference else None
+    styles = interactive.make_line_styles(comparison.rows["label"].tolist())
+    return Draft(comparison, runs, published, reps, styles, [*comparison.notes, *broken])

@@ -1,13 +1,13 @@
-"""Pictures of runs. Functions that draw take matplotlib axes and give them back, to be restyled at will."""
+"""Plots of runs with matplotlib. Drawing functions take axes and return them, to be restyled."""
 
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import extra, references, statistics
+from qscape.report import references, require_extra, statistics
 
-with extra("Pictures"):
+with require_extra("Pictures"):
     import numpy as np
     import pandas as pd
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by people with any kind of colour vision.
+# Okabe and Ito's palette: distinguishable with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Published curves are grey and broken: never mistaken for our own.
+# Published curves are grey and dashed, so that they are not mistaken for the compared runs.
 GREYS = ("#333333", "#6E6E6E", "#979797")
 DASHES: tuple[Any, ...] = ("--", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))  # of published curves
-STROKES = ("-", "-.", "--", ":")  # of the labels beyond one turn through the colours
+STROKES = ("-", "-.", "--", ":")  # change once all colours are used
 
 Styles = Mapping[str, Mapping[str, Any]]
 
 
 def line_styles(labels: Sequence[str]) -> Styles:
-    """Colour and line of each label, the same in every panel."""
+    """Choose colour and line style of each label, the same in every panel."""
     return {
         label: {
             "color": COLOURS[k % len(COLOURS)],
@@ -37,7 +37,7 @@ def line_styles(labels: Sequence[str]) -> Styles:
     }
 
 
-def learning_curves(
+def draw_learning_curves(
     rows: pd.DataFrame,
     ax: "Axes | None" = None,
     *,
@@ -47,55 +47,62 @@ def learning_curves(
     styles: Styles | None = None,
     metric: str = "return",
 ) -> "Axes":
-    """Sample-efficiency curves of one environment: the interquartile mean over seeds in its 95% band.
+    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% bootstrap band.
 
-    `rows`: the evaluations of one policy (`statistics.of_policy`) in one environment. `published`: curves of
-    `references.published`, drawn apart up to our last step. `each`: thin lines for the runs instead of the
-    band. `styles`: line properties by label. `metric`: what `rows` were `statistics.measured` by.
+    Args:
+        rows: evaluations of one policy (`statistics.select_policy`) in one environment.
+        ax: axes to draw on; None: new ones.
+        published: curves of `references.load_published`, drawn in grey up to our last step.
+        each: draw a thin line for each run instead of the band.
+        reps: number of bootstrap resamples.
+        styles: line properties by label; None: `line_styles`.
+        metric: the metric that `statistics.select_metric` put into `rows`.
     """
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(rows["label"].tolist())
     (env,) = rows["env"].unique()
     grid = statistics.common_grid(rows)
     for label, group in rows.groupby("label"):
-        values, style = statistics.on_grid(group, grid), styles[str(label)]
-        found = statistics.curve(values, 0 if each else reps)
+        values, style = statistics.align_to_grid(group, grid), styles[str(label)]
+        estimate = statistics.estimate_columns(values, 0 if each else reps)
         n = len(values)
         if each and n > 1:
             ax.plot(grid, values.T, color=style["color"], lw=0.8, alpha=0.45)
         elif n > 1:
-            ax.fill_between(grid, found.low, found.high, color=style["color"], alpha=0.18, lw=0)
-        ax.plot(grid, found.value, label=wrapped(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
+            ax.fill_between(grid, estimate.low, estimate.high, color=style["color"], alpha=0.18, lw=0)
+        ax.plot(grid, estimate.value, label=wrap_label(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
     if published is not None:
         _draw_published(ax, published, env, grid[-1])
-    dress(
+    style_axes(
         ax, env, "environment steps", f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
     )
-    ax.xaxis.set_major_formatter(_thousands())
+    ax.xaxis.set_major_formatter(_step_formatter())
     return ax
 
 
-def profile(
+def draw_profile(
     scores: Mapping[str, np.ndarray],
     ax: "Axes | None" = None,
     *,
     reps: int = 2000,
     styles: Styles | None = None,
 ) -> "Axes":
-    """Performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
+    """Draw performance profiles of normalised scores [R, T] by label: the share of runs above each score."""
     ax = ax or new_figure().subplots()
     styles = styles or line_styles(list(scores))
-    taus = statistics.thresholds(scores.values())
+    taus = statistics.profile_thresholds(scores.values())
     for label, x in scores.items():
-        found = statistics.performance_profile(x, taus, reps)
-        ax.plot(taus, found.value, label=wrapped(label), **styles[label])
-        ax.fill_between(taus, found.low, found.high, color=styles[label]["color"], alpha=0.18, lw=0)
-    dress(ax, "Performance profile", "normalised score τ (0: random policy)", "share of runs with score > τ")
+        estimate = statistics.performance_profile(x, taus, reps)
+        ax.plot(taus, estimate.value, label=wrap_label(label), **styles[label])
+        ax.fill_between(taus, estimate.low, estimate.high, color=styles[label]["color"], alpha=0.18, lw=0)
+    style_axes(
+        ax, "Performance profile", "normalised score τ (0: random policy)", "share of runs with score > τ"
+    )
     ax.set_ylim(-0.02, 1.02)
     return ax
 
 
-def overview(
+def draw_overview(
     rows: pd.DataFrame,
     *,
     published: pd.DataFrame | None = None,
@@ -104,7 +111,10 @@ def overview(
     reps: int = 2000,
     metric: str = "return",
 ) -> "Figure":
-    """One panel of learning curves for each environment, and a profile where there are normalised scores."""
+    """Draw a panel of learning curves for each environment, and a profile if there are normalised scores.
+
+    Args: as `draw_learning_curves`; `scores`: normalised scores [R, T] by label, or None.
+    """
     envs = sorted(rows["env"].unique())
     panels = len(envs) + bool(scores)
     columns = min(panels, 3)
@@ -115,16 +125,20 @@ def overview(
     styles = line_styles(rows["label"].tolist())
     for env, ax in zip(envs, axes, strict=False):
         of_env = rows[rows["env"] == env]
-        learning_curves(of_env, ax, published=published, each=each, reps=reps, styles=styles, metric=metric)
+        draw_learning_curves(
+            of_env, ax, published=published, each=each, reps=reps, styles=styles, metric=metric
+        )
     if scores:
-        profile(scores, axes[len(envs)], reps=reps, styles=styles)
+        draw_profile(scores, axes[len(envs)], reps=reps, styles=styles)
     for ax in axes[panels:]:
         ax.remove()
     return figure
 
 
 def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) -> None:
-    same = (published["env"].map(references.task) == references.task(env)) & (published["step"] <= last)
+    same = (published["env"].map(references.strip_version) == references.strip_version(env)) & (
+        published["step"] <= last
+    )
     for k, method in enumerate(sorted(published["method"].unique())):  # the same line in every panel
         curve = published[same & (published["method"] == method)]
         if curve.empty:
@@ -134,31 +148,31 @@ def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) 
         ax.plot(
             curve["step"], curve["curve"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
             marker="o" if len(curve) == 1 else None, lw=1.4, zorder=1,
-            label=wrapped(f"{method}, published: {about['env']}, {how}"),
+            label=wrap_label(f"{method}, published: {about['env']}, {how}"),
         )  # fmt: skip
 
 
 def new_figure(size: tuple[float, float] = (6.4, 5.0)) -> "Figure":
-    """A figure apart from pyplot's state: no window, no backend chosen for others.
+    """Create a figure outside pyplot's state: no window, and the caller's backend stays.
 
     Raises:
         UsageError: matplotlib is missing.
     """
-    with extra("Pictures"):
+    with require_extra("Pictures"):
         from matplotlib.figure import Figure
     return Figure(size, layout="constrained")
 
 
-def _thousands() -> Any:
+def _step_formatter() -> Any:
     """Ticks as 50k and 1M."""
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")
 
 
-def dress(ax: "Axes", title: str, x: str, y: str) -> None:
-    """Title, axes and a legend below, in the house's style."""
-    ax.set_title(wrapped(title))
+def style_axes(ax: "Axes", title: str, x: str, y: str) -> None:
+    """Set title, axis labels, grid and a legend below the axes."""
+    ax.set_title(wrap_label(title))
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.3)
@@ -166,11 +180,11 @@ def dress(ax: "Axes", title: str, x: str, y: str) -> None:
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
-def spaced(label: str) -> str:
-    """A label whose fields a line may be broken between."""
+def add_break_points(label: str) -> str:
+    """Insert spaces between the fields of a label, at which a line may break."""
     return re.sub(r",(?=[a-z_]+\.)", ", ", label)
 
 
-def wrapped(label: str) -> str:
-    """Long labels in lines; a dollar is no formula."""
-    return textwrap.fill(spaced(label), 60, break_on_hyphens=False).replace("$", r"\$")
+def wrap_label(label: str) -> str:
+    """Wrap a long label and escape its dollar signs, which matplotlib would read as formulas."""
+    return textwrap.fill(add_break_points(label), 60, break_on_hyphens=False).replace("$", r"\$")

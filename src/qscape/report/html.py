@@ -1,4 +1,4 @@
-"""A comparison of runs as one page to put in front of one's group: `qscape compare RUNS --html FILE`."""
+"""A comparison of runs as one self-contained HTML page: `qscape compare RUNS --html FILE`."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -6,147 +6,165 @@ from pathlib import Path
 from typing import Any
 
 from qscape.report import draft as drafts
-from qscape.report import extra, findings, interactive, page, records, runs, tables, words
+from qscape.report import findings, interactive, page, records, require_extra, runs, tables, words
 from qscape.report.draft import Draft
-from qscape.report.page import prose
-from qscape.report.records import NOTHING
+from qscape.report.page import escape_with_breaks
+from qscape.report.records import NO_VALUE
 from qscape.report.tables import Comparison
-from qscape.report.words import digits_of, interval, number
+from qscape.report.words import digits_of, format_interval, format_number
 
-with extra("Pages"):
+with require_extra("Pages"):
     import pandas as pd
 
-LARGEST = 100_000  # episodes in the page's evaluations.csv; beyond, a row is a whole evaluation
-NAMED = 4  # agents or environments in the title
+LARGEST = 100_000  # episodes in the page's evaluations.csv; with more, a row is a whole evaluation
+NAMED = 4  # agents or environments listed in the title; more are counted
 
 FOOTER = (
     "<footer>Made by qscape compare --html. Intervals are percentiles of a stratified bootstrap over seeds. "
-    "The page is whole in itself and needs no network.</footer>"
+    "The page is self-contained and needs no network.</footer>"
 )
 
 
-def report(made: Comparison, reference: Sequence[str] = (), reps: int = 2000) -> str:
-    """A comparison and all that its run folders hold, as the text of one HTML file.
+def render_report(comparison: Comparison, reference: Sequence[str] = (), reps: int = 2000) -> str:
+    """Render a comparison and the contents of its run folders as one HTML file.
 
-    `made`: what `tables.compare` found; the folders of its runs are read once more. `reference`: names of
-    published curves. `reps`: bootstrap resamples.
+    Args:
+        comparison: the result of `tables.compare`; the folders of its runs are read again.
+        reference: names of published curves.
+        reps: number of bootstrap resamples.
 
     Raises:
-        UsageError: an unknown published curve.
+        UsageError: a published curve is unknown.
     """
-    draft = drafts.begin(made, reference, reps)
-    leaders(draft)
-    curves(draft)
-    profile(draft)
-    findings.smoothness(draft)
-    findings.landscapes(draft)
-    findings.embeddings(draft)
-    findings.collapse(draft)
-    settings(draft)
-    files = downloads(draft)
-    origin(draft)
-    title = (
-        f"{_listed(sorted(made.rows['recipe'].unique()), 'agents')} on {_listed(draft.envs, 'environments')}"
-    )
+    draft = drafts.begin_draft(comparison, reference, reps)
+    add_leaders(draft)
+    add_curves(draft)
+    add_profile(draft)
+    findings.add_smoothness(draft)
+    findings.add_landscapes(draft)
+    findings.add_embeddings(draft)
+    findings.add_collapse(draft)
+    add_settings(draft)
+    files = add_downloads(draft)
+    add_origin(draft)
+    agents = _join_names(sorted(comparison.rows["recipe"].unique()), "agents")
+    title = f"{agents} on {_join_names(draft.envs, 'environments')}"
     body = "".join(html for *_, html in draft.sections)
-    return page.document(
-        title, f"{header(draft, title)}<main>\n{summary(draft)}{body}</main>\n{FOOTER}", draft.figures, files
+    return page.render_document(
+        title,
+        f"{render_header(draft, title)}<main>\n{render_summary(draft)}{body}</main>\n{FOOTER}",
+        draft.figures,
+        files,
     )
 
 
-def _listed(names: Sequence[str], what: str) -> str:
+def _join_names(names: Sequence[str], what: str) -> str:
     if len(names) > NAMED:
         return f"{len(names)} {what}"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def header(draft: Draft, title: str) -> str:
-    """Title, what was compared, and links to what follows."""
+def render_header(draft: Draft, title: str) -> str:
+    """Render the title, the number of runs, agents and environments, and links to the sections."""
     counts = {"run": len(draft.runs), "agent": len(draft.styles), "environment": len(draft.envs)}
-    said = " · ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    facts = " · ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     links = page.contents((name, title) for name, title, _ in draft.sections)
-    return f'<header><h1>{prose(title)}</h1><p class="quiet">{said} · {made}</p>{links}</header>\n'
+    return (
+        f'<header><h1>{escape_with_breaks(title)}</h1><p class="quiet">{facts} · {date}</p>{links}</header>\n'
+    )
 
 
-# --- what the evaluations say -------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------
 
 
-def summary(draft: Draft) -> str:
-    """Who leads where, and what a reader has to know."""
-    said = "".join(f"<li>{prose(sentence)}</li>" for sentence in words.summary(draft.made))
-    notes = "".join(f"<li>{prose(note)}</li>" for note in draft.notes)
+def render_summary(draft: Draft) -> str:
+    """Render the ranking in sentences and the notes for the reader."""
+    sentences = "".join(
+        f"<li>{escape_with_breaks(sentence)}</li>"
+        for sentence in words.summarise_comparison(draft.comparison)
+    )
+    notes = "".join(f"<li>{escape_with_breaks(note)}</li>" for note in draft.notes)
     box = f'<div class="notes"><strong>To know</strong><ul>{notes}</ul></div>' if notes else ""
-    return page.section("summary", "Summary", f'<ul class="lead">{said}</ul>', box)
+    return page.section("summary", "Summary", f'<ul class="lead">{sentences}</ul>', box)
 
 
-def leaders(draft: Draft) -> None:
-    """Tables with intervals: each environment, all of them together, pair by pair."""
-    made = draft.made
-    of = "each run's best evaluation" if made.score == "best" else "the last evaluations of each run"
-    said = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its 95% bootstrap interval.</p>"
-    parts = [_environment(made, env) for env in draft.envs]
-    if len(made.aggregate):
-        parts.append(_over_environments(made))
-    if len(made.improvement):
+def add_leaders(draft: Draft) -> None:
+    """Add tables with intervals: per environment, over environments, and pairwise."""
+    comparison = draft.comparison
+    of = "each run's best evaluation" if comparison.score == "best" else "the last evaluations of each run"
+    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its 95% bootstrap interval.</p>"
+    parts = [_environment_table(comparison, env) for env in draft.envs]
+    if len(comparison.aggregate):
+        parts.append(_aggregate_table(comparison))
+    if len(comparison.improvement):
         columns = ["pair", "probability", "95% interval", "environments"]
         rows = [
             [
                 f"{row['x']} > {row['y']}",
-                number(row["probability"], 2),
-                interval(row["probability_low"], row["probability_high"], 2),
+                format_number(row["probability"], 2),
+                format_interval(row["probability_low"], row["probability_high"], 2),
                 row["environments"],
             ]
-            for row in made.improvement.to_dict("records")
+            for row in comparison.improvement.to_dict("records")
         ]
-        caption = f"That a run of the first scores higher than one of the second; {made.score} scores."
+        caption = "Probability that a run of the first agent scores higher than one of the second; "
+        caption += f"{comparison.score} scores."
         parts += [
             "<h3>Probability of improvement</h3>",
             page.table(columns, rows, numbers=range(1, 4), caption=caption),
         ]
-    draft.section("leaders", "Leaders", said, *parts)
+    draft.add_section("leaders", "Leaders", intro, *parts)
 
 
-def _environment(made: Comparison, env: str) -> str:
-    of = made.per_env[made.per_env["env"] == env].sort_values(f"{made.score}_iqm", ascending=False)
+def _environment_table(comparison: Comparison, env: str) -> str:
+    of = comparison.per_env[comparison.per_env["env"] == env].sort_values(
+        f"{comparison.score}_iqm", ascending=False
+    )
     rows = [
         [
-            row["label"], *_estimate(row, made.score), number(row["best_iqm"]), row["seeds"],
-            f"{row['steps']:,}", row["policy"],
+            row["label"], *_estimate_cells(row, comparison.score), format_number(row["best_iqm"]),
+            row["seeds"], f"{row['steps']:,}", row["policy"],
         ]
         for row in of.to_dict("records")
     ]  # fmt: skip
-    if len(made.published):
+    if len(comparison.published):
         rows += [
             [
-                f"{row['method']} on {row['env']}", number(row["iqm"]), NOTHING,
-                _spread(row["mean"], row["sd"]), NOTHING, row["seeds"], f"{row['step']:,}", "published",
+                f"{row['method']} on {row['env']}", format_number(row["iqm"]), NO_VALUE,
+                _mean_and_std(row["mean"], row["sd"]), NO_VALUE, row["seeds"], f"{row['step']:,}",
+                "published",
             ]
-            for row in made.published[made.published["our_env"] == env].to_dict("records")
+            for row in comparison.published[comparison.published["our_env"] == env].to_dict("records")
         ]  # fmt: skip
     columns = [
-        "agent", f"{made.score} IQM", "95% interval", "mean ± std", "best IQM", "seeds", "steps", "policy"
+        "agent", f"{comparison.score} IQM", "95% interval", "mean ± std", "best IQM", "seeds", "steps",
+        "policy",
     ]  # fmt: skip
-    return f"<h3>{prose(env)}</h3>" + page.table(columns, rows, numbers=range(1, 7), best=[0])
+    return f"<h3>{escape_with_breaks(env)}</h3>" + page.table(columns, rows, numbers=range(1, 7), best=[0])
 
 
-def _estimate(row: Mapping[Any, Any], score: str) -> list[str]:
-    """Interquartile mean, its interval, mean with deviation, with as many decimals."""
+def _estimate_cells(row: Mapping[Any, Any], score: str) -> list[str]:
+    """Format interquartile mean, interval, and mean ± std with the same number of decimals."""
     value = row[f"{score}_iqm"]
-    between = interval(row[f"{score}_iqm_low"], row[f"{score}_iqm_high"], digits_of(value))
-    return [number(value), between, _spread(row[f"{score}_mean"], row[f"{score}_std"])]
+    between = format_interval(row[f"{score}_iqm_low"], row[f"{score}_iqm_high"], digits_of(value))
+    return [format_number(value), between, _mean_and_std(row[f"{score}_mean"], row[f"{score}_std"])]
 
 
-def _spread(mean: float, std: float) -> str:
-    return number(mean) if std != std else f"{number(mean)} ± {number(std, digits_of(mean))}"
+def _mean_and_std(mean: float, std: float) -> str:
+    return (
+        format_number(mean)
+        if std != std
+        else f"{format_number(mean)} ± {format_number(std, digits_of(mean))}"
+    )
 
 
-def _over_environments(made: Comparison) -> str:
-    ranked: Sequence[Any] = made.aggregate.sort_values("iqm", ascending=False).to_dict("records")
+def _aggregate_table(comparison: Comparison) -> str:
+    ranked: Sequence[Any] = comparison.aggregate.sort_values("iqm", ascending=False).to_dict("records")
     rows = [
         [
-            row["label"], number(row["iqm"], 3), interval(row["iqm_low"], row["iqm_high"], 3),
-            *(number(row[name], 3) for name in ("mean", "median", "optimality_gap")),
+            row["label"], format_number(row["iqm"], 3), format_interval(row["iqm_low"], row["iqm_high"], 3),
+            *(format_number(row[name], 3) for name in ("mean", "median", "optimality_gap")),
             row["seeds"], row["environments"],
         ]
         for row in ranked
@@ -154,88 +172,94 @@ def _over_environments(made: Comparison) -> str:
     columns = [
         "agent", "IQM", "95% interval", "mean", "median", "optimality gap", "seeds", "environments"
     ]  # fmt: skip
-    caption = f"Normalised {made.score} scores; 0: a random policy, 1: {ranked[0]['one_is']}."
-    drawn = page.table(columns, rows, numbers=range(1, 8), best=[0], caption=caption)
-    return f"<h3>Over environments</h3>{drawn}"
+    caption = f"Normalised {comparison.score} scores; 0: a random policy, 1: {ranked[0]['one_is']}."
+    table = page.table(columns, rows, numbers=range(1, 8), best=[0], caption=caption)
+    return f"<h3>Over environments</h3>{table}"
 
 
-def curves(draft: Draft) -> None:
-    """Learning curves of every environment."""
-    rows = draft.made.rows
+def add_curves(draft: Draft) -> None:
+    """Add the learning curves of every environment."""
+    rows = draft.comparison.rows
     placed = [
-        draft.figure(
-            interactive.learning_curves(
-                rows[rows["env"] == env], draft.published, draft.styles, draft.reps, draft.made.metric
+        draft.add_figure(
+            interactive.learning_curves_chart(
+                rows[rows["env"] == env], draft.published, draft.styles, draft.reps, draft.comparison.metric
             ),
             "",
             env,
         )
         for env in draft.envs
     ]
-    said = (
-        "<p>Interquartile mean over seeds in its 95% bootstrap band. A click on a name hides its curve and "
-        "its band, a double click leaves it alone.</p>"
+    intro = (
+        "<p>Interquartile mean over seeds with a 95% bootstrap band. Click on a name to hide its curve and "
+        "its band, double-click to show it alone.</p>"
     )
-    draft.section("curves", "Learning curves", said, page.charts(*placed))
+    draft.add_section("curves", "Learning curves", intro, page.charts(*placed))
 
 
-def profile(draft: Draft) -> None:
-    """The performance profile, where there are normalised scores."""
-    if draft.made.scores:
-        made = interactive.profile(draft.made.scores, draft.styles, draft.reps)
-        one = draft.made.aggregate["one_is"].iloc[0]
-        said = f"Normalised {draft.made.score} scores: 0 is a random policy, 1 is {one}. Higher is better."
-        draft.section("profile", "Performance profile", page.charts(draft.figure(made, said)))
+def add_profile(draft: Draft) -> None:
+    """Add the performance profile if there are normalised scores."""
+    if draft.comparison.scores:
+        chart = interactive.profile_chart(draft.comparison.scores, draft.styles, draft.reps)
+        scale = draft.comparison.aggregate["one_is"].iloc[0]
+        caption = f"Normalised {draft.comparison.score} scores: 0 is a random policy, 1 is {scale}. "
+        caption += "Higher is better."
+        draft.add_section("profile", "Performance profile", page.charts(draft.add_figure(chart, caption)))
 
 
-# --- where it comes from ------------------------------------------------------------------------------
+# --- settings, data and origin ------------------------------------------------------------------------
 
 
-def settings(draft: Draft) -> None:
-    """The settings in which agents differ."""
+def add_settings(draft: Draft) -> None:
+    """Add the settings in which the agents differ."""
     columns, rows = records.differing_settings(draft.runs)
-    said = "In these the agents differ; a part's fields are compared among the agents that have the part."
+    intro = "The settings that differ; a part's fields are compared among the agents that have the part."
     if not rows:
-        said = "The agents were given the same settings."
-    draft.section("settings", "Settings", f"<p>{said}</p>", page.table(columns, rows) if rows else "")
+        intro = "All agents have the same settings."
+    draft.add_section("settings", "Settings", f"<p>{intro}</p>", page.table(columns, rows) if rows else "")
 
 
-def downloads(draft: Draft) -> dict[str, str]:
-    """Raw data; gives the files behind the buttons."""
-    evaluations, row = raw(draft)
+def add_downloads(draft: Draft) -> dict[str, str]:
+    """Add the section of raw data and return the files behind its buttons."""
+    evaluations, row = evaluations_csv(draft)
     files = {
         "evaluations.csv": evaluations,
-        "comparison.csv": tables.to_csv(draft.made),
-        "comparison.json": tables.to_json(draft.made),
+        "comparison.csv": tables.to_csv(draft.comparison),
+        "comparison.json": tables.to_json(draft.comparison),
     }
     links = "".join(f"<li>{page.download_link(name)}</li>" for name in files)
-    said = f"<p>Every run's evaluations (a row is {row}), and the tables above.</p>"
-    draft.section("data", "Data", said, f'<ul class="downloads">{links}</ul>')
+    intro = f"<p>Every run's evaluations (a row is {row}), and the tables above.</p>"
+    draft.add_section("data", "Data", intro, f'<ul class="downloads">{links}</ul>')
     return files
 
 
-def raw(draft: Draft) -> tuple[str, str]:
-    """The evaluations of the compared runs as CSV, and what a row of it is."""
+def evaluations_csv(draft: Draft) -> tuple[str, str]:
+    """Format the evaluations of the compared runs as CSV.
+
+    Returns:
+        The CSV, and the meaning of a row: "an episode", or "an evaluation" if there are over 100,000
+            episodes.
+    """
     frames, heads = [], ["run", "label", "env", "seed"]
     for run in draft.runs:
-        _, rows = runs.episodes(Path(run.folder))
+        _, rows = runs.read_episodes(Path(run.folder))
         frames.append(rows.assign(run=run.folder, label=run.label, env=run.env, seed=run.seed))
-    found = pd.concat(frames, ignore_index=True)
-    if len(found) > LARGEST:
-        found = found.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)
-        return found.drop(columns="episode").reset_index().to_csv(index=False), "an evaluation"
-    return found[[*heads, *(name for name in found if name not in heads)]].to_csv(index=False), "an episode"
+    frame = pd.concat(frames, ignore_index=True)
+    if len(frame) > LARGEST:
+        frame = frame.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)
+        return frame.drop(columns="episode").reset_index().to_csv(index=False), "an evaluation"
+    return frame[[*heads, *(name for name in frame if name not in heads)]].to_csv(index=False), "an episode"
 
 
-def origin(draft: Draft) -> None:
-    """Versions, machine, and the runs with the commands that made them."""
+def add_origin(draft: Draft) -> None:
+    """Add versions, machine, and the runs with the commands that started them."""
     commands = [
-        [run.folder, run.label, run.env, run.seed, run.record.get("command", NOTHING)] for run in draft.runs
+        [run.folder, run.label, run.env, run.seed, run.record.get("command", NO_VALUE)] for run in draft.runs
     ]
-    draft.section(
+    draft.add_section(
         "origin",
         "Versions and machine",
-        page.table(["what", "value"], records.origins(draft.runs)),
+        page.table(["what", "value"], records.list_origins(draft.runs)),
         f"<details><summary>The {len(commands)} runs and their commands</summary>",
         page.table(["folder", "agent", "environment", "seed", "command"], commands, numbers=[3]),
         "</details>",

@@ -1,167 +1,178 @@
-"""Pictures of runs for a page: what `figures` draws with matplotlib, in plotly, to be hovered and clicked.
+"""Plots of runs for a web page: the plots of `figures` as interactive plotly charts.
 
-Text and background are the page's own (see `page.document`): a figure sets the colours of its data alone.
+The page sets the colours of text and background (see `page.render_document`); a chart sets those of its data.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qscape.report import extra, references, statistics
-from qscape.report.collapse import FLOOR, METRICS, column
-from qscape.report.embeddings import asked
+from qscape.report import references, require_extra, statistics
+from qscape.report.collapse import FLOOR, METRICS, metric_over_saves
+from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
-from qscape.report.page import faint, label
+from qscape.report.page import make_translucent, wrap_for_plotly
 
-with extra("Pages"):
+with require_extra("Pages"):
     import numpy as np
     import pandas as pd
     from plotly.graph_objects import Figure
 
-DASHES = ("solid", "dashdot", "dash", "dot")  # of the labels beyond one turn through the colours
-SHADES = "Viridis"  # in order also for colour-blind eyes, and in grey
+DASHES = ("solid", "dashdot", "dash", "dot")  # change once all colours are used
+SHADES = "Viridis"  # monotonic for colour-blind readers and in grey
 STEPS = {"title": "environment steps", "tickformat": "~s"}
 BAR = {"thickness": 12, "outlinewidth": 0, "title": {"side": "right", "font": {"size": 12}}}
 
-Look = Mapping[str, Any]  # of a line: colour and dash
+LineStyle = Mapping[str, Any]  # colour and dash
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """Colour and dash of each label, the same in every chart of a page."""
+def make_line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
+    """Choose colour and dash of each label, the same in every chart of a page."""
     return {
         name: {"color": COLOURS[k % len(COLOURS)], "dash": DASHES[k // len(COLOURS) % len(DASHES)]}
         for k, name in enumerate(sorted(set(labels)))
     }
 
 
-def chart(x: Mapping[str, Any], y: Mapping[str, Any], **layout: Any) -> Figure:
-    """An empty chart with these axes."""
+def empty_chart(x: Mapping[str, Any], y: Mapping[str, Any], **layout: Any) -> Figure:
+    """Create a chart with the given axes and no data."""
     return Figure(layout={"template": "none", "showlegend": True, "xaxis": x, "yaxis": y, **layout})
 
 
-def learning_curves(
+def learning_curves_chart(
     rows: pd.DataFrame,
     published: pd.DataFrame | None,
-    styles: Mapping[str, Look],
+    styles: Mapping[str, LineStyle],
     reps: int,
     metric: str = "return",
 ) -> Figure:
-    """One environment: for each label the interquartile mean over seeds, and its 95% band, toggled together.
+    """Draw the learning curves of one environment: interquartile mean over seeds with a 95% bootstrap band.
 
-    `rows`, `published`, `metric`: as `figures.learning_curves` takes them.
+    A click in the legend toggles a curve with its band. `rows`, `published` and `metric` as in
+    `figures.draw_learning_curves`.
     """
     (env,) = rows["env"].unique()
-    made = chart(STEPS, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}, hovermode="x unified")
+    chart = empty_chart(STEPS, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}, hovermode="x unified")
     grid = statistics.common_grid(rows)
     for name, group in rows.groupby("label"):
-        values = statistics.on_grid(group, grid)
+        values = statistics.align_to_grid(group, grid)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-        estimate = statistics.curve(values, reps)
-        _banded(made, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.1f")
+        estimate = statistics.estimate_columns(values, reps)
+        _add_curve_with_band(chart, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.1f")
     if published is not None:
-        _published(made, published, str(env), float(grid[-1]))
-    return made
+        _add_published(chart, published, str(env), float(grid[-1]))
+    return chart
 
 
-def _banded(
-    made: Figure, x: np.ndarray, found: statistics.Estimate, name: str, look: Look, form: str
+def _add_curve_with_band(
+    chart: Figure, x: np.ndarray, estimate: statistics.Estimate, name: str, style: LineStyle, form: str
 ) -> None:
-    """A line in its band; one click in the legend hides both."""
-    there = np.isfinite(found.value)
-    x, value, low, high = (np.asarray(part, float)[there] for part in (x, *found))
+    """Add a line and its band; one click in the legend hides both."""
+    finite = np.isfinite(estimate.value)
+    x, value, low, high = (np.asarray(part, float)[finite] for part in (x, *estimate))
     with_band = bool(np.isfinite(low).any())
     if with_band:
-        made.add_scatter(
+        chart.add_scatter(
             x=np.concatenate([x, x[::-1]]), y=np.concatenate([low, high[::-1]]), fill="toself", mode="lines",
-            line={"width": 0}, fillcolor=faint(look["color"]), hoverinfo="skip", showlegend=False,
+            line={"width": 0}, fillcolor=make_translucent(style["color"]), hoverinfo="skip", showlegend=False,
             legendgroup=name,
         )  # fmt: skip
     interval = f" [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]" if with_band else ""
-    made.add_scatter(
-        x=x, y=value, mode="lines" if len(x) > 1 else "markers", line={"width": 2, **look}, name=label(name),
-        legendgroup=name, customdata=np.stack([low, high], 1) if with_band else None,
-        hovertemplate=f"%{{y:{form}}}{interval}",
+    chart.add_scatter(
+        x=x, y=value, mode="lines" if len(x) > 1 else "markers", line={"width": 2, **style},
+        name=wrap_for_plotly(name), legendgroup=name,
+        customdata=np.stack([low, high], 1) if with_band else None, hovertemplate=f"%{{y:{form}}}{interval}",
     )  # fmt: skip
 
 
-def _published(made: Figure, published: pd.DataFrame, env: str, last: float) -> None:
-    """Curves of others, grey and broken, as far as ours go."""
-    same = (published["env"].map(references.task) == references.task(env)) & (published["step"] <= last)
+def _add_published(chart: Figure, published: pd.DataFrame, env: str, last: float) -> None:
+    """Add published curves in grey, up to our last step."""
+    same = (published["env"].map(references.strip_version) == references.strip_version(env)) & (
+        published["step"] <= last
+    )
     for k, method in enumerate(sorted(published["method"].unique())):  # the same line in every chart
-        theirs = published[same & (published["method"] == method)]
-        if theirs.empty:
+        curve = published[same & (published["method"] == method)]
+        if curve.empty:
             continue
-        name = f"{method}, published: {theirs['env'].iloc[0]}, {theirs['seeds'].iloc[0]} seeds"
-        made.add_scatter(
-            x=theirs["step"].to_numpy(), y=theirs["curve"].to_numpy(), name=label(name),
-            hovertemplate="%{y:,.1f}", mode="lines" if len(theirs) > 1 else "markers",
+        name = f"{method}, published: {curve['env'].iloc[0]}, {curve['seeds'].iloc[0]} seeds"
+        chart.add_scatter(
+            x=curve["step"].to_numpy(), y=curve["curve"].to_numpy(), name=wrap_for_plotly(name),
+            hovertemplate="%{y:,.1f}", mode="lines" if len(curve) > 1 else "markers",
             line={"color": GREYS[k % len(GREYS)], "dash": ("dash", "dot", "dashdot")[k % 3], "width": 1.5},
         )  # fmt: skip
 
 
-def profile(scores: Mapping[str, np.ndarray], styles: Mapping[str, Look], reps: int) -> Figure:
-    """Performance profiles of normalised scores [R, T] by label."""
+def profile_chart(scores: Mapping[str, np.ndarray], styles: Mapping[str, LineStyle], reps: int) -> Figure:
+    """Draw performance profiles of normalised scores [R, T] by label."""
     y = {"title": "share of runs with score > τ", "range": [-0.02, 1.02], "tickformat": ".0%"}
-    made = chart({"title": "normalised score τ"}, y, hovermode="x unified")
-    taus = statistics.thresholds(scores.values())
+    chart = empty_chart({"title": "normalised score τ"}, y, hovermode="x unified")
+    taus = statistics.profile_thresholds(scores.values())
     for name, x in scores.items():
-        found = statistics.performance_profile(x, taus, reps)
-        _banded(made, taus, found, name, styles[name], ".0%")
-    return made
+        estimate = statistics.performance_profile(x, taus, reps)
+        _add_curve_with_band(chart, taus, estimate, name, styles[name], ".0%")
+    return chart
 
 
-def pareto(runs: pd.DataFrame, styles: Mapping[str, Look], reps: int) -> Figure:
-    """Smoothness against return in one environment, from label, seed, sm and return of each run.
+def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int) -> Figure:
+    """Draw smoothness against return in one environment.
 
-    Large: the interquartile mean over seeds with 95% intervals; small: the seeds. The line joins the agents
-    that no other beats in both.
+    Large markers: interquartile mean over seeds with 95% intervals; small ones: the seeds. A line joins the
+    agents that no other agent beats in both.
+
+    Args:
+        runs: label, seed, sm and return of each run.
+        styles: colour of each label.
+        reps: number of bootstrap resamples.
     """
-    made = chart({"title": "sm (lower is smoother)", "rangemode": "tozero"}, {"title": "return"})
-    ends = {}
+    chart = empty_chart({"title": "sm (lower is smoother)", "rangemode": "tozero"}, {"title": "return"})
+    centres = {}
     for name, group in runs.groupby("label"):
-        look, numbers = styles[str(name)]["color"], "<br>sm %{x:.4g}<br>return %{y:,.1f}<extra></extra>"
-        found = statistics.curve(group[["sm", "return"]].to_numpy(float), reps)
-        ends[str(name)] = found.value
-        made.add_scatter(
+        colour, hover = styles[str(name)]["color"], "<br>sm %{x:.4g}<br>return %{y:,.1f}<extra></extra>"
+        estimate = statistics.estimate_columns(group[["sm", "return"]].to_numpy(float), reps)
+        centres[str(name)] = estimate.value
+        chart.add_scatter(
             x=group["sm"].to_numpy(), y=group["return"].to_numpy(), mode="markers", opacity=0.45,
-            marker={"size": 6, "color": look}, legendgroup=name, showlegend=False,
+            marker={"size": 6, "color": colour}, legendgroup=name, showlegend=False,
             customdata=group["seed"].to_numpy(),
-            hovertemplate=f"{label(name)}, seed %{{customdata}}{numbers}",
+            hovertemplate=f"{wrap_for_plotly(name)}, seed %{{customdata}}{hover}",
         )  # fmt: skip
         bars = [
-            {"type": "data", "symmetric": False, "array": [h - v], "arrayminus": [v - low], "color": look}
-            for v, low, h in zip(*found, strict=True)
+            {"type": "data", "symmetric": False, "array": [h - v], "arrayminus": [v - low], "color": colour}
+            for v, low, h in zip(*estimate, strict=True)
         ]
-        made.add_scatter(
-            x=found.value[:1], y=found.value[1:], mode="markers", marker={"size": 13, "color": look},
+        chart.add_scatter(
+            x=estimate.value[:1], y=estimate.value[1:], mode="markers", marker={"size": 13, "color": colour},
             error_x=bars[0] if len(group) > 1 else None, error_y=bars[1] if len(group) > 1 else None,
-            name=label(f"{name} ({len(group)} seed{'s' if len(group) > 1 else ''})"), legendgroup=name,
-            hovertemplate=label(name) + numbers,
+            name=wrap_for_plotly(f"{name} ({len(group)} seed{'s' if len(group) > 1 else ''})"),
+            legendgroup=name, hovertemplate=wrap_for_plotly(name) + hover,
         )  # fmt: skip
-    front = np.array([ends[name] for name in not_dominated(ends)])
+    front = np.array([centres[name] for name in find_pareto_front(centres)])
     if len(front) > 1:
         line = {"color": GREYS[1], "dash": "dot", "width": 1.5}
-        made.add_scatter(
+        chart.add_scatter(
             x=front[:, 0], y=front[:, 1], mode="lines", line=line, name="Pareto front", hoverinfo="skip"
         )
-    return made
+    return chart
 
 
-def not_dominated(ends: Mapping[str, np.ndarray]) -> list[str]:
-    """Labels that no other beats in both sm (lower) and return (higher), by sm."""
+def find_pareto_front(centres: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the labels that no other label beats in both sm (lower) and return (higher), sorted by sm.
+
+    `centres`: (sm, return) by label.
+    """
     front: list[str] = []
-    for name in sorted(ends, key=lambda name: (ends[name][0], -ends[name][1])):
-        if not front or ends[name][1] > ends[front[-1]][1]:
+    for name in sorted(centres, key=lambda name: (centres[name][0], -centres[name][1])):
+        if not front or centres[name][1] > centres[front[-1]][1]:
             front.append(name)
     return front
 
 
-# --- what inspecting commands found ---------------------------------------------------------------------
+# --- results of inspection commands -------------------------------------------------------------------
 
 
-def embedding(found: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """The three pictures of `embeddings`, with a sentence for each."""
-    gap, cosine = (np.asarray(found["pairs"][k], float) for k in ("difference", "cosine"))
-    pairs = chart(
+def embedding_charts(findings: Mapping[str, Any]) -> list[tuple[str, Figure]]:
+    """Draw the three charts of `embeddings`, each with a caption."""
+    gap, cosine = (np.asarray(findings["pairs"][k], float) for k in ("difference", "cosine"))
+    pairs = empty_chart(
         {"title": "difference of value |q − q′|"},
         {"title": "cosine of the embeddings", "range": [-1.05, 1.05]},
     )
@@ -169,26 +180,29 @@ def embedding(found: Mapping[str, Any]) -> list[tuple[str, Figure]]:
         x=gap, y=cosine, mode="markers", marker={"size": 4, "color": COLOURS[0], "opacity": 0.35},
         name="pairs of state and action", hovertemplate="|q − q′| %{x:.3g}<br>cosine %{y:.3f}<extra></extra>",
     )  # fmt: skip
-    if found["gap_scale"]:
-        x, wanted, name = asked(found)
+    if findings["gap_scale"]:
+        x, wanted, name = target_cosines(findings)
         line = {"color": COLOURS[1], "width": 2}
         pairs.add_scatter(x=x, y=wanted, mode="lines", line=line, name=name)
     return [
         (
-            f"Close values, close pairs? Rank correlation {found['rank_correlation']:.2f} (−1: perfect).",
+            f"Close values, close pairs? Rank correlation {findings['rank_correlation']:.2f} (−1: perfect).",
             pairs,
         ),
-        ("The actions of one state on the two main axes of their embeddings.", _map_of_actions(found)),
-        ("What the kernel weighs: the candidates of that state; 1 is a uniform weight.", _kernel(found)),
+        ("The actions of one state on the two main axes of their embeddings.", _action_map_chart(findings)),
+        (
+            "What the kernel weighs: the candidates of that state; 1 is a uniform weight.",
+            _kernel_chart(findings),
+        ),
     ]
 
 
-def _map_of_actions(found: Mapping[str, Any]) -> Figure:
-    actions, candidates, own = found["actions"], found["candidates"], found["own"]
+def _action_map_chart(findings: Mapping[str, Any]) -> Figure:
+    actions, candidates, own = findings["actions"], findings["candidates"], findings["own"]
     values = np.concatenate([actions["value"], candidates["value"], [own["value"]]])
     shade = {"colorscale": SHADES, "cmin": values.min(), "cmax": values.max()}
-    shares = [f"{share:.0%} of the variance" for share in found["explained"]]
-    made = chart({"title": f"first component ({shares[0]})"}, {"title": f"second ({shares[1]})"})
+    shares = [f"{share:.0%} of the variance" for share in findings["explained"]]
+    chart = empty_chart({"title": f"first component ({shares[0]})"}, {"title": f"second ({shares[1]})"})
     ring = {"width": 1, "color": "#000000"}
     drawn = (
         (actions["at"], actions["value"], "actions, uniform over the box",
@@ -199,74 +213,84 @@ def _map_of_actions(found: Mapping[str, Any]) -> Figure:
     )  # fmt: skip
     for at, value, name, marker in drawn:
         x, y = np.transpose(at)
-        made.add_scatter(
+        chart.add_scatter(
             x=x, y=y, mode="markers", name=name, marker={"color": value, **shade, **marker},
             hovertemplate="Q %{marker.color:.4g}<extra></extra>",
         )  # fmt: skip
-    return made
+    return chart
 
 
-def _kernel(found: Mapping[str, Any]) -> Figure:
-    candidates = found["candidates"]
+def _kernel_chart(findings: Mapping[str, Any]) -> Figure:
+    candidates = findings["candidates"]
     weight = len(candidates["weight"]) * np.asarray(candidates["weight"], float)
-    made = chart({"title": "cosine to the policy's action"}, {"title": "weight × number of candidates"})
+    chart = empty_chart(
+        {"title": "cosine to the policy's action"}, {"title": "weight × number of candidates"}
+    )
     bar = {**BAR, "title": {**BAR["title"], "text": "Q"}}
     marker = {"size": 8, "color": candidates["value"], "colorscale": SHADES, "colorbar": bar}
-    made.add_scatter(
+    chart.add_scatter(
         x=candidates["cosine"], y=weight, mode="markers", marker=marker, name="candidates",
         hovertemplate="cosine %{x:.3f}<br>weight %{y:.3f}<br>Q %{marker.color:.4g}<extra></extra>",
     )  # fmt: skip
-    made.add_hline(1.0, line={"color": GREYS[1], "dash": "dash", "width": 1})
-    return made
+    chart.add_hline(1.0, line={"color": GREYS[1], "dash": "dash", "width": 1})
+    return chart
 
 
-def collapse(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """The three pictures of `collapse`, with a sentence for each."""
-    steps = column(record, "step")
-    angles = chart(STEPS, {"title": "cosine, or distance"}, hovermode="x unified")
+def collapse_charts(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
+    """Draw the three charts of `collapse`, each with a caption."""
+    steps = metric_over_saves(record, "step")
+    angles = empty_chart(STEPS, {"title": "cosine, or distance"}, hovermode="x unified")
     lines = {"max_angle_h": "|cos − ideal|, class means", "max_angle_w": "|cos − ideal|, rows of W"}
-    for k, (name, said) in enumerate({**lines, "alignment": "alignment cos(h, w)"}.items()):
-        _line(angles, steps, column(record, name), said, COLOURS[k])
-    metrics = chart(
+    for k, (name, title) in enumerate({**lines, "alignment": "alignment cos(h, w)"}.items()):
+        _add_line(angles, steps, metric_over_saves(record, name), title, COLOURS[k])
+    metrics = empty_chart(
         STEPS,
         {"title": "metric", "type": "log", "exponentformat": "power", "dtick": 1},
         hovermode="x unified",
     )
     for k, name in enumerate(METRICS):
-        _line(metrics, steps, np.maximum(column(record, name), FLOOR), name.replace("_", " "), COLOURS[k])
+        _add_line(
+            metrics,
+            steps,
+            np.maximum(metric_over_saves(record, name), FLOOR),
+            name.replace("_", " "),
+            COLOURS[k],
+        )
     return [
         ("How far the angles are from those of a simplex, and how well features and rows align.", angles),
         ("Distance from a perfect collapse; 0 is perfect.", metrics),
         (
             "Features of the most frequent actions in the plane of their simplex; lines: rows of W.",
-            _plane(record),
+            _simplex_chart(record),
         ),
     ]
 
 
-def _line(made: Figure, x: np.ndarray, y: np.ndarray, name: str, colour: str) -> None:
-    look = {"color": colour, "width": 2}
-    made.add_scatter(x=x, y=y, mode="lines+markers", name=name, line=look, hovertemplate="%{y:.4g}")
+def _add_line(chart: Figure, x: np.ndarray, y: np.ndarray, name: str, colour: str) -> None:
+    style = {"color": colour, "width": 2}
+    chart.add_scatter(x=x, y=y, mode="lines+markers", name=name, line=style, hovertemplate="%{y:.4g}")
 
 
-def _plane(record: Mapping[str, Any]) -> Figure:
+def _simplex_chart(record: Mapping[str, Any]) -> Figure:
     points, actions = np.asarray(record["points"], float).reshape(-1, 2), np.asarray(record["actions"])
     even = {"scaleanchor": "x", "constrain": "domain"}
-    made = chart({"title": "first axis of the plane", "constrain": "domain"}, {"title": "second", **even})
+    chart = empty_chart(
+        {"title": "first axis of the plane", "constrain": "domain"}, {"title": "second", **even}
+    )
     for k, action in enumerate(record["shown"]):
-        name, mine, (x, y) = f"action {int(action)}", points[actions == action], record["rows"][k]
+        name, selected, (x, y) = f"action {int(action)}", points[actions == action], record["rows"][k]
         marker = {"size": 5, "opacity": 0.4, "color": COLOURS[k]}
-        made.add_scatter(
-            x=mine[:, 0], y=mine[:, 1], mode="markers", marker=marker, name=name, legendgroup=name,
+        chart.add_scatter(
+            x=selected[:, 0], y=selected[:, 1], mode="markers", marker=marker, name=name, legendgroup=name,
             hovertemplate="(%{x:.3g}, %{y:.3g})",
         )  # fmt: skip
         row = {"color": COLOURS[k], "width": 2}
-        made.add_scatter(
+        chart.add_scatter(
             x=[0, x], y=[0, y], mode="lines", line=row, legendgroup=name, showlegend=False, hoverinfo="skip"
         )
     x, y = np.asarray(record["means"], float).reshape(-1, 2).T
     marker = {"symbol": "x", "size": 9, "color": "#000000"}
-    made.add_scatter(
+    chart.add_scatter(
         x=x, y=y, mode="markers", marker=marker, name="means", hovertemplate="(%{x:.3g}, %{y:.3g})"
     )
-    return made
+    return chart

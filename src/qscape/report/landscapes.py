@@ -1,14 +1,14 @@
-"""Pictures of Q over actions, from what `Landscape.to_dict` gives or `RUN/inspect/landscape.json` holds."""
+"""Plots of Q over actions with matplotlib, from `Landscape.to_dict()` or RUN/inspect/landscape.json."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import extra
-from qscape.report.figures import COLOURS, new_figure, spaced, wrapped
-from qscape.report.marks import Mark, agents_of, axis_name, in_short, marks, there
+from qscape.report import require_extra
+from qscape.report.figures import COLOURS, add_break_points, new_figure, wrap_label
+from qscape.report.marks import Mark, axis_name, describe_briefly, is_number, list_marks, name_agents
 
-with extra("Pictures"):
+with require_extra("Pictures"):
     import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -17,71 +17,80 @@ with extra("Pictures"):
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # of the first actor, the second, ...
-SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # of the proposals, too
+PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # markers of proposal 0, 1, ...
+SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # colours of proposal 0, 1, ...
 GREEN, PINK = COLOURS[2], COLOURS[3]
 FLATTENED = {"color": "#979797", "lw": 1.2, "ls": ":", "zorder": 0.5, "label": "Q where it is flattened"}
 LEARNED = {"color": COLOURS[0], "lw": 1.4, "ls": "--", "zorder": 2, "label": "learned surrogate"}
 
 
-def draw(
+def draw_landscape(
     fields: Mapping[str, Any], ax: "Axes | None" = None, legend: bool = True, title: str | None = None
 ) -> "Axes":
-    """One landscape: a curve, contours with the gradient field, or the entries of a table as dots."""
-    ax = ax or figure_of(1).subplots()
-    _surface(fields, ax, marks(fields))
-    title = spaced(fields["title"] if title is None else title)
-    ax.set_title("\n".join(textwrap.wrap(title, 56) + textwrap.wrap(in_short(fields), 66)), fontsize=9)
+    """Draw one landscape: a curve, contours with the gradient field, or the entries of a table as dots.
+
+    Args:
+        fields: `Landscape.to_dict()`.
+        ax: axes to draw on; None: new ones.
+        legend: draw a legend.
+        title: None: the title of the landscape.
+    """
+    ax = ax or new_panel_figure(1).subplots()
+    _draw_values(fields, ax, list_marks(fields))
+    title = add_break_points(fields["title"] if title is None else title)
+    ax.set_title(
+        "\n".join(textwrap.wrap(title, 56) + textwrap.wrap(describe_briefly(fields), 66)), fontsize=9
+    )
     if legend:
         ax.legend(fontsize=8, framealpha=0.85, loc="best")
     return ax
 
 
-def page(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for each landscape, side by side."""
-    figure = figure_of(len(landscapes))
+def draw_panels(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw a panel for each landscape, side by side."""
+    figure = new_panel_figure(len(landscapes))
     columns = min(len(landscapes), 3)
     axes = figure.subplots(-(-len(landscapes) // columns), columns, squeeze=False).ravel()
     for fields, ax in zip(landscapes, axes, strict=False):
-        draw(fields, ax, legend=False)
+        draw_landscape(fields, ax, legend=False)
     for ax in axes[len(landscapes) :]:
         ax.remove()
-    _legend(figure, axes[: len(landscapes)], 3 * min(len(landscapes), 2))
+    _add_legend(figure, axes[: len(landscapes)], 3 * min(len(landscapes), 2))
     return figure
 
 
-def picture(found: Mapping[str, Any]) -> Figure:
-    """All that `qscape landscape` measured.
+def draw_findings(findings: Mapping[str, Any]) -> Figure:
+    """Draw all results of `qscape landscape`.
 
-    States in rows; in columns two agents, or the first, the middle and the last save, with gap and local
-    optima over training below.
+    Rows are states. Columns are two agents, or the first, the middle and the last save; then gap and local
+    optima over training follow below.
     """
-    agents = agents_of(found)
-    if len(agents) == 1 and "over_training" not in found:
-        return page(found["landscapes"])
-    states = range(len(found["landscapes"]))
-    if "over_training" not in found:
+    agents = name_agents(findings)
+    if len(agents) == 1 and "over_training" not in findings:
+        return draw_panels(findings["landscapes"])
+    states = range(len(findings["landscapes"]))
+    if "over_training" not in findings:
         rows = [[(name, agent, k) for name, agent in agents.items()] for k in states]
-        return _grid(agents, rows)
+        return _draw_grid(agents, rows)
     rows = [
-        [(name, moment, k) for moment in _few(agent["over_training"])]
+        [(name, moment, k) for moment in _first_middle_last(agent["over_training"])]
         for k in states
         for name, agent in agents.items()
     ]
-    return _grid(agents, rows, curves=True)
+    return _draw_grid(agents, rows, curves=True)
 
 
-def _few(moments: Sequence[Any]) -> list[Any]:
-    """The first, the middle and the last."""
+def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
+    """The first, the middle and the last entry."""
     return [moments[k] for k in sorted({0, (len(moments) - 1) // 2, len(moments) - 1})]
 
 
-def _grid(
+def _draw_grid(
     agents: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Sequence[tuple[str, Mapping[str, Any], int]]],
     curves: bool = False,
 ) -> Figure:
-    """Panels of (agent, moment, state), and the curves over training below."""
+    """Draw panels of (agent, save, state), and the curves over training below."""
     wide = max(map(len, rows))
     heights = [4.2 * len(rows), *[3.2] * curves]
     figure = new_figure((5.0 * wide, sum(heights) + 0.5))
@@ -89,27 +98,29 @@ def _grid(
     axes = above.subplots(len(rows), wide, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         for (name, moment, k), ax in zip(row, line, strict=False):
-            said = f"{name}, step {moment['step']:,}" if len(agents) > 1 else f"step {moment['step']:,}"
-            draw(moment["landscapes"][k], ax, legend=False, title=said)
+            title = f"{name}, step {moment['step']:,}" if len(agents) > 1 else f"step {moment['step']:,}"
+            draw_landscape(moment["landscapes"][k], ax, legend=False, title=title)
         for ax in line[len(row) :]:
             ax.remove()
     env = next(iter(agents.values()))["env"]
-    figure.suptitle(env if len(agents) > 1 else spaced(f"{next(iter(agents))} on {env}"), fontsize=11)
-    _legend(above, axes.ravel(), 7)
+    figure.suptitle(
+        env if len(agents) > 1 else add_break_points(f"{next(iter(agents))} on {env}"), fontsize=11
+    )
+    _add_legend(above, axes.ravel(), 7)
     if below:
         draw_training(agents, *below[0].subplots(1, 2))
     return figure
 
 
 def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
-    """Mean gap as a share of Q's range, and mean number of local optima, at each save of each agent."""
+    """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent."""
     for (name, agent), colour in zip(agents.items(), COLOURS, strict=False):
         steps = [moment["step"] for moment in agent["over_training"]]
-        said = [moment["summary"] for moment in agent["over_training"]]
-        shares = [100 * s["action"]["share"]["mean"] for s in said]
-        gap.plot(steps, shares, "o-", color=colour, label=wrapped(name))
-        if all(s["optima"] for s in said):
-            optima.plot(steps, [s["optima"]["mean"] for s in said], "o-", color=colour)
+        summaries = [moment["summary"] for moment in agent["over_training"]]
+        shares = [100 * s["action"]["share"]["mean"] for s in summaries]
+        gap.plot(steps, shares, "o-", color=colour, label=wrap_label(name))
+        if all(s["optima"] for s in summaries):
+            optima.plot(steps, [s["optima"]["mean"] for s in summaries], "o-", color=colour)
     gap.set(ylabel="mean gap, % of Q's range", ylim=(0, None))
     optima.set(ylabel="local optima, mean")
     for ax in (gap, optima):
@@ -120,71 +131,78 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
         gap.legend(fontsize=8, frameon=False)
 
 
-def surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
-    """What SAVO's actors climb (figures 5, 9, 23 and 24 of Jain et al. 2024, arXiv 2410.11833).
+def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the objectives of SAVO's actors (figures 5, 9, 23 and 24 of Jain et al. 2024, arXiv 2410.11833).
 
-    For each landscape a row: Q with the first proposal, Ψ_1 with the second, Ψ_2 with the third, …, and Q
-    with all of them, on one scale of Q. On a line the learned Ψ̂_i is a second curve; on a plane and over a
+    One row for each landscape, on one scale of Q: Q with the first proposal, Ψ_1 with the second, Ψ_2 with
+    the third, …, and Q with all of them. On a line the learned Ψ̂_i is a second curve. On a plane and over a
     table it has a panel of its own below Ψ_i, and Q with all proposals stands below Q with the first.
-    `landscapes`: of one kind, all with surrogates.
+
+    `landscapes`: `Landscape.to_dict()` of one kind, all with surrogates.
     """
-    learned = any(one["learned"] is not None for fields in landscapes for one in fields["surrogates"])
+    learned = any(
+        surrogate["learned"] is not None for fields in landscapes for surrogate in fields["surrogates"]
+    )
     deep = 2 if learned and landscapes[0]["kind"] != "line" else 1
     wide = 3 - deep + max(len(fields["surrogates"]) for fields in landscapes)
     figure = new_figure((3.8 * wide, 3.4 * deep * len(landscapes) + 0.9))
     axes = figure.subplots(deep * len(landscapes), wide, sharey="row", squeeze=False)
     for fields, rows in zip(landscapes, axes.reshape(-1, deep, wide), strict=True):
-        _climbed(figure, fields, rows)
+        _draw_surrogate_row(figure, fields, rows)
     for ax in axes.ravel():
-        if not ax.has_data():  # of two agents this one makes fewer proposals
+        if not ax.has_data():  # one of two agents makes fewer proposals
             ax.set_axis_off()
         ax.set(xlabel=textwrap.fill(ax.get_xlabel(), 40), ylabel=textwrap.fill(ax.get_ylabel(), 40))
         ax.label_outer()
-    titles = dict.fromkeys(textwrap.fill(spaced(fields["title"]), 36 * wide) for fields in landscapes)
+    titles = dict.fromkeys(
+        textwrap.fill(add_break_points(fields["title"]), 36 * wide) for fields in landscapes
+    )
     figure.suptitle("\n".join(titles), fontsize=11)
-    _legend(figure, axes.ravel(), 5)
+    _add_legend(figure, axes.ravel(), 5)
     return figure
 
 
-def _climbed(figure: Figure, fields: Mapping[str, Any], rows: "np.ndarray") -> None:
-    """One landscape with its surrogates, in one row of panels or two."""
-    shown, survey, made = marks(fields), fields["survey"], fields["surrogates"]
+def _draw_surrogate_row(figure: Figure, fields: Mapping[str, Any], rows: "np.ndarray") -> None:
+    """Draw one landscape with its surrogates, in one row of panels or two."""
+    shown, survey, surrogates = list_marks(fields), fields["survey"], fields["surrogates"]
     proposals = [mark for mark in shown if mark.kind == "proposal"]
-    heights = [fields["q"], *(one[kind] for one in made for kind in ("exact", "learned"))]
+    heights = [fields["q"], *(surrogate[kind] for surrogate in surrogates for kind in ("exact", "learned"))]
     heights = [np.asarray(h, float) for h in heights if h is not None]
     scale = Normalize(min(map(np.nanmin, heights)), max(map(np.nanmax, heights)))
     place = f"state {fields['place']}: " if fields["place"] else ""
     line = fields["kind"] == "line"
 
     def panel(ax: "Axes", name: str, counts: Sequence[Any], what: Sequence[Mark], **q: Any) -> None:
-        _surface({**fields, **q}, ax, what, scale)
-        said = [f"{count:.0f}" for count in counts if there(count)]
-        ax.set_title(f"{name}\nlocal optima: {', learned '.join(said)}" if said else name, fontsize=9)
+        _draw_values({**fields, **q}, ax, what, scale)
+        counts_shown = [f"{count:.0f}" for count in counts if is_number(count)]
+        ax.set_title(
+            f"{name}\nlocal optima: {', learned '.join(counts_shown)}" if counts_shown else name, fontsize=9
+        )
 
     panel(rows[0][0], f"{place}Q and proposal 0", [survey["optima"]], proposals[:1])
-    for i, (one, mark) in enumerate(zip(made, proposals[1:], strict=True), 1):
-        at = [mark._replace(q=np.maximum(mark.q, one["floor"]))]
-        flattened = {"q": one["exact"], "arrows": np.zeros((0, 4))}
+    for i, (surrogate, mark) in enumerate(zip(surrogates, proposals[1:], strict=True), 1):
+        at = [mark._replace(q=np.maximum(mark.q, surrogate["floor"]))]
+        flattened = {"q": surrogate["exact"], "arrows": np.zeros((0, 4))}
         exact, known = survey["exact_optima"][i - 1 : i], survey["learned_optima"][i - 1 : i]
         name = rf"$\Psi_{{{i}}} = \max(Q, \tau_{{{i}}})$ and proposal {i}"
         panel(rows[0][i], name, [*exact, *known] if line else exact, at, **flattened)
         if line:
             rows[0][i].plot(*fields["grid"], fields["q"], **FLATTENED)
-        if one["learned"] is None:
+        if surrogate["learned"] is None:
             continue
         if line:
-            rows[0][i].plot(*fields["grid"], one["learned"], **LEARNED)
+            rows[0][i].plot(*fields["grid"], surrogate["learned"], **LEARNED)
         else:
             name = rf"learned $\hat{{\Psi}}_{{{i}}}$ and proposal {i}"
-            panel(rows[1][i], name, known, at, **flattened | {"q": one["learned"]})
-    last = rows[0][len(made) + 1] if len(rows) == 1 else rows[1][0]
+            panel(rows[1][i], name, known, at, **flattened | {"q": surrogate["learned"]})
+    last = rows[0][len(surrogates) + 1] if len(rows) == 1 else rows[1][0]
     panel(last, f"{place}Q and all proposals", [survey["optima"]], shown)
     if not line:
         figure.colorbar(ScalarMappable(scale, "cividis"), ax=rows.ravel().tolist(), label="Q", aspect=40)
 
 
-def _legend(figure: Any, axes: Any, columns: int) -> None:
-    """One legend below for all panels."""
+def _add_legend(figure: Any, axes: Any, columns: int) -> None:
+    """Add one legend below for all panels."""
     names: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -194,40 +212,42 @@ def _legend(figure: Any, axes: Any, columns: int) -> None:
     )
 
 
-def figure_of(panels: int) -> Figure:
-    """An empty figure for so many panels."""
+def new_panel_figure(panels: int) -> Figure:
+    """Create an empty figure for a number of panels."""
     return new_figure((4.8 * min(panels, 3), 4.4 * -(-panels // 3)))
 
 
-def _surface(
+def _draw_values(
     fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None = None
 ) -> None:
-    """q of one landscape with marks on it. `scale`: of colours, where panels share them."""
+    """Draw the values of one landscape with marks. `scale`: colour scale if panels share one, else None."""
     if fields["kind"] == "line":
-        _line(fields, ax, shown)
+        _draw_line(fields, ax, shown)
     else:
-        (_plane if fields["kind"] == "plane" else _table)(fields, ax, shown, scale)
+        (_draw_plane if fields["kind"] == "plane" else _draw_table)(fields, ax, shown, scale)
 
 
-def _line(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark]) -> None:
+def _draw_line(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark]) -> None:
     (x,), q = fields["grid"], np.asarray(fields["q"], float)
-    for k, ends in enumerate(fields.get("valid", ())):  # older files hold none
+    for k, ends in enumerate(fields.get("valid", ())):  # older files lack it
         ax.axvspan(*ends, color=GREEN, alpha=0.14, lw=0, zorder=0, label="" if k else "valid actions")
     ax.plot(x, q, color="#333333", lw=1.6, zorder=1)
     for mark in shown:
-        ax.scatter(mark.at[:, 0], mark.q, label=mark.name, clip_on=False, **_style(mark))
+        ax.scatter(mark.at[:, 0], mark.q, label=mark.name, clip_on=False, **_mark_style(mark))
     ax.set(xlabel=axis_name(fields, 0), ylabel="Q")
     ax.grid(alpha=0.25)
     ax.margins(x=0.02)
 
 
-def _plane(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None) -> None:
+def _draw_plane(
+    fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None
+) -> None:
     (x, y), q = fields["grid"], np.asarray(fields["q"], float)
     filled = ax.contourf(x, y, q.T, levels=24, cmap="cividis", norm=scale, zorder=0)
     if np.nanmin(q) < np.nanmax(q):
         ax.contour(x, y, q.T, levels=12, colors="white", linewidths=0.4, alpha=0.5, zorder=1)
     if scale is None:
-        _colours(filled, ax)
+        _add_colour_bar(filled, ax)
     arrows = np.asarray(fields["arrows"], float)
     length = np.linalg.norm(arrows[:, 2:], axis=1)
     arrows = arrows[length > 0]
@@ -236,37 +256,39 @@ def _plane(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: 
         step = arrows[:, 2:] / np.sqrt(np.linalg.norm(arrows[:, 2:], axis=1, keepdims=True))
         ax.quiver(*arrows[:, :2].T, *step.T, angles="xy", color="white", alpha=0.75, width=0.0028, zorder=2)
     for mark in shown:
-        style = _style(mark)
+        style = _mark_style(mark)
         if mark.off and "color" in style:
             style |= {"facecolors": "none", "edgecolors": style.pop("color")}
         ax.scatter(*mark.at.T, label=mark.name, clip_on=False, **style)
     ax.set(xlabel=axis_name(fields, 0), ylabel=axis_name(fields, 1))
-    if 0.4 < np.ptp(x) / np.ptp(y) < 2.5:  # else one sees nothing
+    if 0.4 < np.ptp(x) / np.ptp(y) < 2.5:  # a narrower plot with equal scales would be unreadable
         ax.set_aspect("equal")
 
 
-def _table(fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None) -> None:
+def _draw_table(
+    fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None
+) -> None:
     q, grid = np.asarray(fields["q"], float), np.asarray(fields["grid"], float)
     order = np.argsort(q)  # high entries are drawn over low ones
     y = q if len(grid) == 1 else grid[1]
     size = float(np.clip(6_000 / len(q), 2, 40))
     dots = ax.scatter(grid[0][order], y[order], c=q[order], s=size, cmap="cividis", norm=scale, zorder=0)
     if scale is None:
-        _colours(dots, ax)
+        _add_colour_bar(dots, ax)
     for mark in shown:
         ax.scatter(
-            mark.at[:, 0], mark.q if len(grid) == 1 else mark.at[:, 1], label=mark.name, **_style(mark)
+            mark.at[:, 0], mark.q if len(grid) == 1 else mark.at[:, 1], label=mark.name, **_mark_style(mark)
         )
     ax.set(xlabel=axis_name(fields, 0), ylabel="Q" if len(grid) == 1 else axis_name(fields, 1))
 
 
-def _colours(drawn: Any, ax: "Axes") -> None:
-    """What the colours say, as high as the picture, whatever its shape."""
+def _add_colour_bar(drawn: Any, ax: "Axes") -> None:
+    """Add a colour bar as high as the axes."""
     ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label="Q")
 
 
-def _style(mark: Mark) -> dict[str, Any]:
-    """How a mark looks."""
+def _mark_style(mark: Mark) -> dict[str, Any]:
+    """Marker properties of a mark."""
     edge = {"edgecolors": "black", "linewidths": 0.8}
     if mark.kind == "optima":
         return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 6}

@@ -1,27 +1,28 @@
-"""What is marked in a landscape, and what is said of it: the same in every kind of picture."""
+"""The marks in a landscape and its description in words, shared by all kinds of plots."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Pictures"):
+with require_extra("Pictures"):
     import numpy as np
 
-PROMINENT = 0.01  # share of Q's range on the picture from which a local optimum is marked
-ON_PLANE = 0.02  # how far from the plane a point may lie and count as on it
+PROMINENT = 0.01  # prominence above which a local optimum is marked, as a share of Q's range in the plot
+ON_PLANE = 0.02  # distance from the plane up to which a point counts as on it
 
 
 class Mark(NamedTuple):
     """n points of one kind.
 
     Attributes:
-        kind: "optima" of the line or plane, the "best" action found, a "proposal", the "chosen" one of them.
+        kind: "optima" of the line or plane, the "best" action found, a "proposal", or the "chosen" proposal.
         name: for the legend.
-        place: of a proposal in the agent's list.
-        at: `[n, d]` coordinates in the picture. `q`: `[n]` Q there.
+        place: index of a proposal in the agent's list; else 0.
+        at: `[n, d]` coordinates in the plot.
+        q: `[n]` Q there.
         action: `[n, A]` the actions.
-        off: does it lie off the plane? Then the picture beneath it is not its Q.
+        off: the point lies off the plane; the plot beneath it does not show its Q.
     """
 
     kind: Literal["optima", "best", "proposal", "chosen"]
@@ -33,20 +34,20 @@ class Mark(NamedTuple):
     off: bool = False
 
 
-def marks(fields: Mapping[str, Any]) -> list[Mark]:
-    """All that is marked in one landscape, in the order of drawing."""
-    survey, found = fields["survey"], []
+def list_marks(fields: Mapping[str, Any]) -> list[Mark]:
+    """List all marks of one landscape, in drawing order."""
+    survey, marks = fields["survey"], []
     if fields["kind"] != "table":
-        found.append(_optima(fields))
-    found.append(_point(fields, "best", "best found", 0, survey["best"], survey["best_q"]))
+        marks.append(_optima(fields))
+    marks.append(_point(fields, "best", "best found", 0, survey["best"], survey["best_q"]))
     alone = len(survey["proposals"]) == 1
     for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
         name = "the agent's action" if alone else f"proposal {k}"
-        found.append(_point(fields, "proposal", name, k, action, value))
+        marks.append(_point(fields, "proposal", name, k, action, value))
     if not alone:
         chosen = _point(fields, "chosen", "chosen", 0, survey["action"], survey["action_q"])
-        found.append(chosen._replace(name="chosen"))
-    return found
+        marks.append(chosen._replace(name="chosen"))
+    return marks
 
 
 def _optima(fields: Mapping[str, Any]) -> Mark:
@@ -67,52 +68,54 @@ def _point(fields: Mapping[str, Any], kind: Any, name: str, place: int, action: 
 
 
 def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:
-    """What an axis shows. Inside an agent actions lie in [-1, 1], those of a table too."""
+    """Name an axis. Actions are scaled to [-1, 1], those of a table too."""
     name = fields["plane"]["names"][k]
-    mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # it may go beyond 1
+    mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # coordinates may exceed 1
     return f"{name}{between}{'actions ' if mixed else ''}scaled to [−1, 1]"
 
 
-def there(number: float | None) -> bool:
-    """Is it a number? In memory NaN says no, in JSON null."""
+def is_number(number: float | None) -> bool:
+    """Whether a value is a finite number: missing values are NaN in memory and null in JSON."""
     return number is not None and bool(np.isfinite(number))
 
 
-def percent(survey: Mapping[str, Any]) -> str:
-    """The gap of the action as a share of Q's range."""
+def format_gap_share(survey: Mapping[str, Any]) -> str:
+    """Format the action's gap as a share of Q's range."""
     return f"{survey['gap'] / survey['span']:.1%}" if survey["span"] > 0 else "0%"
 
 
-def in_short(fields: Mapping[str, Any]) -> str:
-    """Gap, optima and rank of one landscape, for a title."""
+def describe_briefly(fields: Mapping[str, Any]) -> str:
+    """Describe gap, optima and rank of one landscape, for a title."""
     survey = fields["survey"]
-    said = f"state {fields['place']}: " if fields["place"] else ""
-    said += f"gap {survey['gap']:.3g} = {percent(survey)} of Q's range"
-    if there(survey["optima"]):
-        said += f"; local optima: {survey['optima']:.0f}"
-    if there(survey["rank"]):
-        said += f"; rank {survey['rank']:,.0f} of {fields['entries']:,}"
-    return said
+    sentence = f"state {fields['place']}: " if fields["place"] else ""
+    sentence += f"gap {survey['gap']:.3g} = {format_gap_share(survey)} of Q's range"
+    if is_number(survey["optima"]):
+        sentence += f"; local optima: {survey['optima']:.0f}"
+    if is_number(survey["rank"]):
+        sentence += f"; rank {survey['rank']:,.0f} of {fields['entries']:,}"
+    return sentence
 
 
-def in_words(fields: Mapping[str, Any], step: int) -> str:
-    """What one landscape shows, as sentences."""
+def describe(fields: Mapping[str, Any], step: int) -> str:
+    """Describe one landscape in sentences."""
     survey = fields["survey"]
     share = survey["gap"] / survey["span"] if survey["span"] > 0 else 0.0
     below = f"lies {share:.1%} of Q's range below the best found"
-    values = f"Q {number(survey['action_q'])}, best {number(survey['best_q'])}"
-    said = f"At step {step:,} the action {below if share > 0.0005 else 'is the best one found'} ({values})"
-    if there(survey["optima"]):
+    values = f"Q {format_number(survey['action_q'])}, best {format_number(survey['best_q'])}"
+    sentence = (
+        f"At step {step:,} the action {below if share > 0.0005 else 'is the best one marks'} ({values})"
+    )
+    if is_number(survey["optima"]):
         count = int(survey["optima"])
-        said += f"; Q has {count} local optim{'um' if count == 1 else 'a'}"
-    if there(survey["rank"]):
-        said += f"; the action ranks {survey['rank']:,.0f} of {fields['entries']:,}"
-    said += "."
-    return said if len(survey["proposals"]) == 1 else f"{said} {_choice(survey)}"
+        sentence += f"; Q has {count} local optim{'um' if count == 1 else 'a'}"
+    if is_number(survey["rank"]):
+        sentence += f"; the action ranks {survey['rank']:,.0f} of {fields['entries']:,}"
+    sentence += "."
+    return sentence if len(survey["proposals"]) == 1 else f"{sentence} {_describe_choice(survey)}"
 
 
-def _choice(survey: Mapping[str, Any]) -> str:
-    """Which of the proposals was chosen, and what that gained."""
+def _describe_choice(survey: Mapping[str, Any]) -> str:
+    """Describe which proposal was chosen and its gain over the first."""
     off = np.linalg.norm(np.asarray(survey["proposals"], float) - np.asarray(survey["action"], float), axis=1)
     gained = survey["action_q"] - survey["proposals_q"][0]
     share = abs(gained) / survey["span"] if survey["span"] > 0 else 0.0
@@ -122,19 +125,19 @@ def _choice(survey: Mapping[str, Any]) -> str:
     return f"{which}, {share:.1%} of Q's range {'above' if gained > 0 else 'below'} proposal 0."
 
 
-def number(x: float) -> str:
-    """Four digits, with a real minus sign."""
+def format_number(x: float) -> str:
+    """Format four significant digits, with a typographic minus sign."""
     return f"{x:.4g}".replace("-", "−")
 
 
-def agents_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The one or two agents of what was measured, each by its name.
+def name_agents(marks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the one or two measured agents by name.
 
-    That is its label; where the labels are equal with its folder, and where these are too with its place.
+    The name is the label; equal labels get the folder added, equal folders their position too.
     """
-    if "other" not in found:
-        return {found["label"]: found}
-    both = (found, found["other"])
+    if "other" not in marks:
+        return {marks["label"]: marks}
+    both = (marks, marks["other"])
     for name in ("{label}", "{label} ({name})", "{label} ({name}, {place})"):
         named = {name.format_map({**agent, "place": k + 1}): agent for k, agent in enumerate(both)}
         if len(named) == len(both):

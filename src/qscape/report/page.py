@@ -1,10 +1,10 @@
-"""The shell of a page that stands alone: one HTML file with plotly charts, tables and files to download.
+"""A self-contained HTML page with plotly charts, tables and downloads.
 
-The file needs nothing but a browser: plotly.js, the data and the style are in it, and a content security
-policy forbids it the network, and every script but its own. It follows the reader's light or dark scheme.
+The file needs nothing but a browser: plotly.js, the data and the style are embedded, and a content security
+policy forbids network access and every script but its own. It follows the reader's light or dark scheme.
 
-What comes from outside (a label, an id, a file's name) is put into `body` through `text`, and into strings of
-a chart through `label`.
+Text from outside (a label, an id, a file name) enters `body` through `escape`, and the strings of a chart
+through `wrap_for_plotly`.
 """
 
 import base64
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Pages"):
+with require_extra("Pages"):
     import plotly.io
     from plotly.offline import get_plotlyjs
 
@@ -47,62 +47,69 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-def document(
+def render_document(
     title: str,
     body: str,
     figures: "Mapping[str, Figure | dict[str, Any]]",
     downloads: Mapping[str, str] = {},
     script: str = "",
 ) -> str:
-    """A whole page as text.
+    """Render a whole page as text.
 
-    `title`: plain text. `body`: HTML. `figures`: what `figure(name, ...)` in the body shows; colours of text,
-    axes and backgrounds are the page's own. Further keys of a dict: `frames`, `config`. `downloads`: the text
-    behind each `download_link(name)`. `script`: JavaScript of this page alone, run when all charts stand,
-    with `charts` (name -> element) and `Plotly`; the event "drawn" on `document` says that all were redrawn.
+    Args:
+        title: plain text.
+        body: HTML.
+        figures: the charts at the places that `figure(name, ...)` made in the body. The page sets the colours
+            of text, axes and backgrounds. Further keys of a dict: `frames`, `config`.
+        downloads: the text behind each `download_link(name)`.
+        script: JavaScript of this page, run once all charts exist, with `charts` (name -> element) and
+            `Plotly`. The event "drawn" on `document` signals that all charts were redrawn.
     """
     code = "\n".join(
         [
-            _file("page.js"),
+            _read_data_file("page.js"),
             "start().then(async () => {",
             script,
             'root.dataset.ready = "yes";',
             "}).catch(failed);",
         ]
     )
-    data = [f'<script type="text/plain" id="plotly">{_packed(get_plotlyjs())}</script>'] if figures else []
+    data = [f'<script type="text/plain" id="plotly">{_compress(get_plotlyjs())}</script>'] if figures else []
     data += [
-        f'<script type="application/json" data-figure="{text(name)}" id="figure-{text(name)}">'
+        f'<script type="application/json" data-figure="{escape(name)}" id="figure-{escape(name)}">'
         f"{_figure_json(chart)}</script>"
         for name, chart in figures.items()
     ]
     data += [
-        f'<script type="text/plain" data-file="{text(name)}">{_packed(content)}</script>'
+        f'<script type="text/plain" data-file="{escape(name)}">{_compress(content)}</script>'
         for name, content in downloads.items()
     ]
     return _PAGE.format(
-        policy=_policy(code),
-        title=text(title),
-        style=_file("page.css"),
+        policy=_content_policy(code),
+        title=escape(title),
+        style=_read_data_file("page.css"),
         body=body,
         data="\n".join(data),
         script=code,
     )
 
 
-def text(said: Any) -> str:
-    """Anything as text in HTML, in an attribute too."""
+def escape(said: Any) -> str:
+    """Escape any value as HTML text; also safe in an attribute."""
     return html.escape(str(said))
 
 
-def prose(said: Any) -> str:
-    """Text in HTML, where the long label of an agent may break between its fields."""
-    return re.sub(r"([\[,+])(?=[a-z_]+[.=+\[])", r"\1<wbr>", text(said))
+def escape_with_breaks(said: Any) -> str:
+    """Escape text for HTML and allow line breaks between the fields of an agent's label."""
+    return re.sub(r"([\[,+])(?=[a-z_]+[.=+\[])", r"\1<wbr>", escape(said))
 
 
-def label(said: Any, width: int = 40) -> str:
-    """Anything as text in a string of plotly, which reads some tags; in lines that fit a phone."""
-    lines, words = [""], re.split(r"(?<=[\s,+\[])", " ".join(str(said).split()))  # an agent's fields, too
+def wrap_for_plotly(said: Any, width: int = 40) -> str:
+    """Escape any value for plotly, which interprets some tags, in lines of at most `width` characters."""
+    lines, words = (
+        [""],
+        re.split(r"(?<=[\s,+\[])", " ".join(str(said).split())),
+    )  # also between an agent's fields
     for word in words:
         for piece in re.findall(rf".{{1,{width}}}", word):
             if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
@@ -111,34 +118,34 @@ def label(said: Any, width: int = 40) -> str:
     return "<br>".join(html.escape(line.rstrip(" "), quote=False) for line in lines)
 
 
-def faint(colour: str, alpha: float = 0.18) -> str:
-    """A colour "#RRGGBB" that lets shine through, for bands."""
+def make_translucent(colour: str, alpha: float = 0.18) -> str:
+    """Convert a colour "#RRGGBB" to a translucent one, for bands."""
     red, green, blue = bytes.fromhex(colour.removeprefix("#"))
     return f"rgba({red}, {green}, {blue}, {alpha})"
 
 
 def figure(name: str, caption: str, title: str = "") -> str:
-    """The place of a chart; `title` and `caption` are plain text. `name`: letters, digits, "-"."""
-    head = f"<strong>{text(title)}</strong>" if title else ""
+    """Render the place of a chart. `title`, `caption`: plain text. `name`: letters, digits, "-"."""
+    head = f"<strong>{escape(title)}</strong>" if title else ""
     return (
-        f"<figure><figcaption>{head}{text(caption)}</figcaption>"
-        f'<div class="plot" id="chart-{text(name)}"></div></figure>'
+        f"<figure><figcaption>{head}{escape(caption)}</figcaption>"
+        f'<div class="plot" id="chart-{escape(name)}"></div></figure>'
     )
 
 
 def charts(*placed: str) -> str:
-    """Figures side by side where there is room."""
+    """Place figures side by side where the screen is wide enough."""
     return f'<div class="charts">{"".join(placed)}</div>'
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """A part of the page that `contents` can point to."""
-    return f'<section id="{text(name)}"><h2>{text(title)}</h2>\n' + "\n".join(parts) + "</section>\n"
+    """Render a section that `contents` can link to."""
+    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "</section>\n"
 
 
 def contents(sections: Iterable[tuple[str, str]]) -> str:
-    """Links to sections: name and title of each."""
-    links = "".join(f'<a href="#{text(name)}">{text(title)}</a>' for name, title in sections)
+    """Render links to sections, from the name and title of each."""
+    links = "".join(f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in sections)
     return f'<nav aria-label="Contents">{links}</nav>'
 
 
@@ -150,44 +157,44 @@ def table(
     best: Iterable[int] = (),
     caption: str = "",
 ) -> str:
-    """A table of plain text. `numbers`: columns to set right; `best`: rows to mark."""
+    """Render a table of plain text. `numbers`: columns to align right; `best`: rows to highlight."""
     right, marked = set(numbers), set(best)
 
     def cells(tag: str, row: Sequence[Any]) -> str:
         css = [" class=number" if k in right else "" for k in range(len(row))]
-        return "".join(f"<{tag}{c}>{prose(x)}</{tag}>" for c, x in zip(css, row, strict=True))
+        return "".join(f"<{tag}{c}>{escape_with_breaks(x)}</{tag}>" for c, x in zip(css, row, strict=True))
 
     lines = "\n".join(
         f"<tr{' class=best' if k in marked else ''}>{cells('td', row)}</tr>" for k, row in enumerate(rows)
     )
-    said = f"<caption>{text(caption)}</caption>" if caption else ""
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
     return f'<div class="scroll" tabindex="0"><table>{said}{head}<tbody>\n{lines}</tbody></table></div>'
 
 
 def download_link(name: str) -> str:
-    """A button that saves the file `name` of the page's downloads."""
-    return f'<button type="button" class="download" data-download="{text(name)}">{text(name)}</button>'
+    """Render a button that saves the file `name` of the page's downloads."""
+    return f'<button type="button" class="download" data-download="{escape(name)}">{escape(name)}</button>'
 
 
 def _figure_json(chart: "Figure | dict[str, Any]") -> str:
-    """Without plotly's template, since the page has its own look; unable to end the script it stands in."""
+    """JSON of a chart without plotly's template; `<` is escaped, so that the data cannot end its element."""
     fields = json.loads(str(plotly.io.to_json(chart, validate=False)))
     fields.get("layout", {}).pop("template", None)
     return json.dumps(fields, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
 
 
-def _packed(content: str) -> str:
-    """gzip, then base64; the same bytes every time."""
+def _compress(content: str) -> str:
+    """gzip, then base64; the same bytes for the same content."""
     return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
 
 
-def _policy(code: str) -> str:
-    """No network, and no script but this one (by its hash) and the plotly.js that it unpacks."""
+def _content_policy(code: str) -> str:
+    """Allow no network, and no script but this one (by its hash) and the plotly.js that it unpacks."""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     allowed = f"script-src 'sha256-{digest}' blob:; style-src 'unsafe-inline'; img-src data: blob:"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
-def _file(name: str) -> str:
+def _read_data_file(name: str) -> str:
     return (files("qscape.report") / "data" / name).read_text(encoding="utf-8")

@@ -1,14 +1,14 @@
-"""What a run folder holds beside its evaluations: run.json, and what inspecting commands found of the run."""
+"""The contents of a run folder beside its evaluations: run.json and inspection results."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.report.runs import heading
+from qscape.report.runs import identify_run
 
 FINDINGS = ("smoothness", "landscape", "embedding", "collapse")  # RUN/inspect/NAME.json
-# Numbers that are no setting of an agent, or that its recipe and seed say.
+# Fields of run.json that are not settings of an agent, or that recipe and seed imply.
 NO_SETTINGS = {
     "recipe",
     "label",
@@ -16,108 +16,124 @@ NO_SETTINGS = {
     "env_args",
     "seed",
     "settings",
-    "moved",  # what parts set is among the settings
+    "moved",  # fields that parts set are among the settings
     "versions",
     "machine",
     "threads",
     "command",
 }
-NOTHING = "–"
+NO_VALUE = "–"
 
 
-class Run(NamedTuple):
-    """A run folder: `record` is its run.json, `found` what was found of it, by name."""
+class RunRecord(NamedTuple):
+    """A run folder.
+
+    Attributes:
+        folder: its path.
+        env: environment id with arguments.
+        label: name of the agent in tables.
+        seed: the run's seed.
+        record: run.json.
+        findings: contents of RUN/inspect/NAME.json, by name.
+    """
 
     folder: str
     env: str
     label: str
     seed: int
     record: Mapping[str, Any]
-    found: Mapping[str, Mapping[str, Any]]
+    findings: Mapping[str, Mapping[str, Any]]
 
 
-def read(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
-    """The runs in folders that hold one each, and a sentence for every finding that is broken."""
+def read_records(folders: Iterable[str]) -> tuple[list[RunRecord], list[str]]:
+    """Read run folders.
+
+    Returns:
+        The runs, and a sentence for every result file that is broken.
+    """
     runs, skipped = [], []
     for folder in folders:
         record = json.loads((Path(folder) / "run.json").read_text())
-        found = {}
+        findings = {}
         for name in FINDINGS:
             file = Path(folder) / "inspect" / f"{name}.json"
             if not file.exists():
                 continue
             try:
-                found[name] = dict(json.loads(file.read_text()))
+                findings[name] = dict(json.loads(file.read_text()))
             except (OSError, ValueError, TypeError):
                 skipped.append(f"skipped {file}: it is broken.")
-        head = heading(folder, record)
-        runs.append(Run(folder, head["env"], head["label"], head["seed"], record, found))
+        head = identify_run(folder, record)
+        runs.append(RunRecord(folder, head["env"], head["label"], head["seed"], record, findings))
     return runs, skipped
 
 
-def first_with(runs: Sequence[Run], name: str) -> list[Run]:
-    """The first run of each environment and label that holds a finding."""
-    first: dict[tuple[str, str], Run] = {}
+def first_runs_with(runs: Sequence[RunRecord], name: str) -> list[RunRecord]:
+    """Return the first run of each environment and label that holds the result `name`."""
+    first: dict[tuple[str, str], RunRecord] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.label, run.seed)):
-        if name in run.found:
+        if name in run.findings:
             first.setdefault((run.env, run.label), run)
     return list(first.values())
 
 
-def settings(run: Run) -> dict[str, str]:
-    """All that an agent was told, by name: `base.discount`, `eval_every`, `parts`."""
+def flatten_settings(run: RunRecord) -> dict[str, str]:
+    """Return all settings of a run by name: `base.discount`, `eval_every`, `parts`."""
     parts = {
         part: fields
         for part, fields in _mapping(run.record, "settings").items()
         if isinstance(fields, Mapping)
     }
-    told = {name: value for name, value in run.record.items() if name not in NO_SETTINGS}
-    told |= {f"{part}.{field}": value for part, fields in parts.items() for field, value in fields.items()}
-    said = {name: json.dumps(value, ensure_ascii=False).strip('"') for name, value in told.items()}
-    return {"parts": ", ".join(sorted({*parts} - {"base"})) or NOTHING} | said
+    values = {name: value for name, value in run.record.items() if name not in NO_SETTINGS}
+    values |= {f"{part}.{field}": value for part, fields in parts.items() for field, value in fields.items()}
+    texts = {name: json.dumps(value, ensure_ascii=False).strip('"') for name, value in values.items()}
+    return {"parts": ", ".join(sorted({*parts} - {"base"})) or NO_VALUE} | texts
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of run.json, which may be anything where nobody wrote it."""
-    found = record.get(name)
-    return found if isinstance(found, Mapping) else {}
+    """Read a mapping of run.json; empty if the field is missing or something else."""
+    value = record.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
-def differing_settings(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table: settings in which agents of one environment differ, label by label.
+def differing_settings(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
+    """Tabulate the settings in which agents of one environment differ, one column per label.
 
     A field of a part is compared among the agents that have the part.
+
+    Returns:
+        Column names and rows.
     """
-    told = [(run, settings(run)) for run in runs]
-    names = list(dict.fromkeys(name for _, said in told for name in said))
+    settings = [(run, flatten_settings(run)) for run in runs]
+    names = list(dict.fromkeys(name for _, fields in settings for name in fields))
     labels = sorted({run.label for run in runs})
     rows = []
     for name in names:
         values: dict[str, dict[str, set[str]]] = {}  # environment -> label -> values
-        for run, said in told:
-            if name in said:
-                values.setdefault(run.env, {}).setdefault(run.label, set()).add(said[name])
+        for run, fields in settings:
+            if name in fields:
+                values.setdefault(run.env, {}).setdefault(run.label, set()).add(fields[name])
         if any(len(set().union(*of.values())) > 1 for of in values.values()):
-            rows.append([name, *(_said(values, label) for label in labels)])
+            rows.append([name, *(_describe_values(values, label) for label in labels)])
     return ["setting", *labels], rows
 
 
-def _said(values: Mapping[str, Mapping[str, set[str]]], label: str) -> str:
-    """The values of a label; with the environments where these differ."""
+def _describe_values(values: Mapping[str, Mapping[str, set[str]]], label: str) -> str:
+    """Join the values of a label, with the environments if these differ."""
     by_env = {env: " or ".join(sorted(of[label])) for env, of in values.items() if label in of}
     if len(set(by_env.values())) > 1:
         return "; ".join(f"{value} in {env}" for env, value in by_env.items())
-    return next(iter(by_env.values()), NOTHING)
+    return next(iter(by_env.values()), NO_VALUE)
 
 
-def origins(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of name and value: versions, machine and threads; several values with the runs of each."""
+def list_origins(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """List versions, machine and threads: rows of name and value; unequal values get their number of runs."""
     seen: dict[str, dict[str, int]] = {}
     for run in runs:
         record = run.record
-        said = {**_mapping(record, "versions"), **_mapping(record, "machine")}
-        said["threads"] = record.get("threads") or "not limited"
-        for name, value in said.items():
+        facts = {**_mapping(record, "versions"), **_mapping(record, "machine")}
+        facts["threads"] = record.get("threads") or "not limited"
+        for name, value in facts.items():
             of = seen.setdefault(name, {})
             of[str(value)] = of.get(str(value), 0) + 1
     return [

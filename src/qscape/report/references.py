@@ -1,7 +1,7 @@
-"""Published figures: learning curves to compare with, and the scores that normalise returns.
+"""Published results: learning curves to compare with, and the scores that normalise returns.
 
-Both are tables in `data/`, each row with its source. They are of other versions of the environments and of
-other protocols than our runs, so they are shown apart and say so.
+Both are tables in `data/`, each row with its source. They come from other environment versions and other
+protocols than our runs, so they are shown separately and labelled so.
 """
 
 import difflib
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from qscape.errors import UsageError
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Published figures"):
+with require_extra("Published figures"):
     import pandas as pd
 
 PROTOCOLS = {
@@ -23,69 +23,75 @@ PROTOCOLS = {
 
 
 def published_names() -> list[str]:
-    """What `published` takes: td3, sac, simbav2-utd2, ..."""
-    return sorted(_curves()["name"].unique())
+    """List the names that `load_published` accepts: td3, sac, simbav2-utd2, ..."""
+    return sorted(_read_curves()["name"].unique())
 
 
-def published(names: Sequence[str]) -> pd.DataFrame:
-    """Published learning curves to 1M steps.
+def load_published(names: Sequence[str]) -> pd.DataFrame:
+    """Load published learning curves to 1M steps.
 
     Columns: name, method, env, step, seeds; mean, sd (of the sample), iqm, min and max over seeds of the last
-    evaluation at or before the step (NaN where only a mean is published); `curve`, the iqm where it is known
-    and else the mean; source, licence, protocol.
+    evaluation at or before the step (NaN where only a mean is published); `curve`, the iqm if known, else the
+    mean; source, licence, protocol.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: a name is unknown.
     """
-    curves = _curves()
+    curves = _read_curves()
     known = published_names()
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}."
+            hint = f"did you mean {' or '.join(close)}?" if close else f"choose {', '.join(known)}."
             raise UsageError(f"There is no published curve '{name}'; {hint}")
     return curves[curves["name"].isin(names)].reset_index(drop=True)
 
 
-def _curves() -> pd.DataFrame:
-    frame = pd.concat([_table("mujoco_curves.csv"), _table("savgo_curves.csv")], ignore_index=True)
+def _read_curves() -> pd.DataFrame:
+    frame = pd.concat([_read_table("mujoco_curves.csv"), _read_table("savgo_curves.csv")], ignore_index=True)
     frame["curve"] = frame["iqm"].fillna(frame["mean"])
-    frame["name"] = frame["method"].map(_name)
+    frame["name"] = frame["method"].map(_short_name)
     frame["protocol"] = frame["source"].map(
         lambda source: next(said for place, said in PROTOCOLS.items() if source.startswith(place))
     )
     return frame
 
 
-def _name(method: str) -> str:
-    """`SimbaV2 (UTD 2)` is asked for as simbav2-utd2, `DR.Q` as drq."""
+def _short_name(method: str) -> str:
+    """The name on the command line: `SimbaV2 (UTD 2)` is simbav2-utd2, `DR.Q` is drq."""
     plain = method.lower().replace(".", "").replace("utd ", "utd")
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
-def task(env: str) -> str:
-    """An environment without its version: published figures are of others. Ant-v5 is Ant."""
+def strip_version(env: str) -> str:
+    """Remove the version of an environment id (Ant-v5 is Ant): published results use other versions."""
     return re.sub(r"-v\d+$", "", env)
 
 
 def reference_scores() -> pd.DataFrame:
-    """table, task, low, high, high_is, source: a normalised score is (return - low) / (high - low).
+    """Load the scores that normalise returns: columns table, task, low, high, high_is, source.
 
-    Table "best" has no `high`: it is the best agent of a comparison.
+    Normalised score = (return - low) / (high - low). Table "best" has no `high`: there it is the best agent
+    of the comparison.
     """
-    return _table("reference_scores.csv")
+    return _read_table("reference_scores.csv")
 
 
 def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
-    """Scores with every `score` normalised, 0 a random policy and 1 what the table calls high; or why not.
+    """Normalise scores: 0 is a random policy, 1 the table's `high`.
 
-    `scores`: env, label, score, a row for each run. Table "best": 1 is the highest mean score of a label in
-    the environment (SAVO's performance profiles, arXiv 2410.11833, Figure 7). An environment with arguments
-    of its own is another task, without reference scores.
+    Args:
+        scores: env, label and score, a row for each run.
+        table: table of reference scores. "best": 1 is the highest mean score of a label in the environment
+            (SAVO's performance profiles, arXiv 2410.11833, Figure 7).
+
+    Returns:
+        The scores with `score` normalised, or a sentence that says why they cannot be. An environment with
+        arguments of its own is another task, without reference scores.
     """
     every = reference_scores().set_index("task")
     known = every[every["table"] == table]
-    tasks = scores["env"].map(task)
+    tasks = scores["env"].map(strip_version)
     missing = sorted(scores["env"][~tasks.isin(known.index)].unique())
     if missing:
         hint = (
@@ -103,6 +109,6 @@ def normalise(scores: pd.DataFrame, table: str = "td3") -> pd.DataFrame | str:
     return scores.assign(score=(scores["score"] - low) / (high - low))
 
 
-def _table(name: str) -> pd.DataFrame:
+def _read_table(name: str) -> pd.DataFrame:
     with (files("qscape.report") / "data" / name).open() as file:
         return pd.read_csv(file)

@@ -1,16 +1,16 @@
-"""What `qscape.inspect.smoothness` found of runs, over seeds: statistics and a picture. Never imports jax.
+"""Smoothness of several runs: statistics over seeds and a plot. Never imports jax.
 
-A record is one run, as `measure` gives it and as RUN/inspect/smoothness.json holds it.
+A record is one run: the result of `measure_smoothness`, as RUN/inspect/smoothness.json holds it.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import environment, extra, statistics, tables
-from qscape.report.figures import COLOURS, GREYS, dress, new_figure
+from qscape.report import environment_label, require_extra, statistics, tables
+from qscape.report.figures import COLOURS, GREYS, new_figure, style_axes
 from qscape.report.statistics import Estimate
 
-with extra("Smoothness over seeds"):
+with require_extra("Smoothness over seeds"):
     import numpy as np
     import pandas as pd
 
@@ -28,31 +28,34 @@ GEOMETRY = (
     "gradient_flips",
 )
 FORMS = ("geometry", "geometry_environment_units")
-SHOWN = 3  # dimensions of the action in a picture
-FLOOR = 1e-3  # lowest amplitude in a picture, as a share of the highest
+SHOWN = 3  # action dimensions in a plot
+FLOOR = 1e-3  # lowest amplitude in a plot, as a share of the highest
 
 Record = Mapping[str, Any]
 
 
-def groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Records by environment and label: the seeds of one agent, in the order in which they were given."""
-    found: dict[tuple[str, str], list[Record]] = {}
+def group_by_agent(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Group records by environment and label: the seeds of one agent, in the given order."""
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        found.setdefault((environment(dict(record)), record["label"]), []).append(record)
-    return found
+        groups.setdefault((environment_label(dict(record)), record["label"]), []).append(record)
+    return groups
 
 
-def summary(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
-    """One row for each environment and label.
+def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
+    """Summarise records in one row for each environment and label.
 
-    Of several runs each number is the interquartile mean over runs (of their means over episodes) with a 95%
-    bootstrap interval over runs; of one run it is the mean over its episodes, with an interval over episodes.
-    Columns: env, label, policy, seeds, episodes, steps; NAME, NAME_low and NAME_high for every name of
-    `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and, the
-    form of published tables, NAME_mean and NAME_std over all episodes of all runs (population).
+    Several runs: each number is the interquartile mean over runs (of their means over episodes) with a 95%
+    bootstrap interval over runs. One run: the mean over its episodes, with an interval over episodes.
+
+    Returns:
+        Columns env, label, policy, seeds, episodes, steps; NAME, NAME_low and NAME_high for every name of
+        `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
+        in the form of published tables, NAME_mean and NAME_std over all episodes of all runs (population
+        std).
     """
     rows = []
-    for (env, label), runs in groups(records).items():
+    for (env, label), runs in group_by_agent(records).items():
         row: dict[str, Any] = {
             "env": env,
             "label": label,
@@ -61,107 +64,111 @@ def summary(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
             "episodes": sum(len(r["per_episode"]["sm"]) for r in runs),
             "steps": max(r["step"] for r in runs),
         }
-        row |= _of_episodes([r["per_episode"] for r in runs], EPISODE, reps)
+        row |= _estimate_episodes([r["per_episode"] for r in runs], EPISODE, reps)
         for form in FORMS:
             names = [f"{form}.{name}" for name in GEOMETRY]
             values = np.array([[(r[form] or {}).get(name) for name in GEOMETRY] for r in runs], dtype=float)
-            row |= _flat(names, statistics.curve(values, reps))
+            row |= _flatten_estimate(names, statistics.estimate_columns(values, reps))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def under_noise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
-    """One row for each environment, label and sigma of the noise: env, label, seeds, sigma, and return, sm,
-    action_change and oscillation as in `summary`. Empty where robustness was not measured."""
+def summarise_noise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
+    """Summarise robustness in one row for each environment, label and noise amplitude.
+
+    Returns:
+        Columns env, label, seeds, sigma, and return, sm, action_change and oscillation as in `summarise`.
+        Empty if robustness was not measured.
+    """
     rows = []
-    for (env, label), runs in groups(records).items():
+    for (env, label), runs in group_by_agent(records).items():
         tested = [r["robustness"] for r in runs if r.get("robustness")]
         for sigma in tested[0]["sigma"] if tested else ():
-            found = _of_episodes([t["sigma"][sigma] for t in tested], EPISODE, reps)
-            rows.append({"env": env, "label": label, "seeds": len(tested), "sigma": float(sigma), **found})
+            estimate = _estimate_episodes([t["sigma"][sigma] for t in tested], EPISODE, reps)
+            rows.append({"env": env, "label": label, "seeds": len(tested), "sigma": float(sigma), **estimate})
     return pd.DataFrame(rows)
 
 
-def notes(records: Sequence[Record]) -> list[str]:
-    """What a reader has to know, one sentence each."""
-    said = []
-    for (env, label), runs in groups(records).items():
-        said += [f"{label} on {env}: {note}" for note in dict.fromkeys(n for r in runs for n in r["notes"])]
+def list_notes(records: Sequence[Record]) -> list[str]:
+    """List sentences for the reader."""
+    notes = []
+    for (env, label), runs in group_by_agent(records).items():
+        notes += [f"{label} on {env}: {note}" for note in dict.fromkeys(n for r in runs for n in r["notes"])]
     alone = pd.DataFrame(
-        [{"env": env, "label": label} for (env, label), runs in groups(records).items() for _ in runs]
+        [{"env": env, "label": label} for (env, label), runs in group_by_agent(records).items() for _ in runs]
     )
-    return said + _unequal(records) + tables.few_seeds(alone) + _of_one(records)
+    return notes + _note_unequal_steps(records) + tables.note_few_seeds(alone) + _note_single_seeds(records)
 
 
-def _unequal(records: Sequence[Record]) -> list[str]:
-    said = []
-    for (env, label), runs in groups(records).items():
+def _note_unequal_steps(records: Sequence[Record]) -> list[str]:
+    notes = []
+    for (env, label), runs in group_by_agent(records).items():
         steps = sorted({r["step"] for r in runs})
         if len(steps) > 1:
-            said.append(f"{label} on {env}: seeds of {steps[0]:,} to {steps[-1]:,} steps are mixed.")
-    return said
+            notes.append(f"{label} on {env}: seeds of {steps[0]:,} to {steps[-1]:,} steps are mixed.")
+    return notes
 
 
-def _of_one(records: Sequence[Record]) -> list[str]:
-    one = [f"{label} on {env}" for (env, label), runs in groups(records).items() if len(runs) == 1]
-    return [f"{', '.join(one)}: one seed, so intervals are over its episodes."] if one else []
+def _note_single_seeds(records: Sequence[Record]) -> list[str]:
+    single = [f"{label} on {env}" for (env, label), runs in group_by_agent(records).items() if len(runs) == 1]
+    return [f"{', '.join(single)}: one seed, so intervals are over its episodes."] if single else []
 
 
-def _of_episodes(runs: Sequence[Record], names: Sequence[str], reps: int) -> dict[str, Any]:
-    """`names` of runs, each a list over episodes: the estimate, and mean and spread of all episodes."""
+def _estimate_episodes(runs: Sequence[Record], names: Sequence[str], reps: int) -> dict[str, Any]:
+    """Estimate `names` from runs that each hold lists over episodes, with mean and std of all episodes."""
     values = [
         np.array([run[name] for name in names], dtype=float).T for run in runs
     ]  # [episodes, names] each
     if len(runs) == 1:
-        estimate = statistics.curve(values[0], reps, of=lambda x: x.mean(axis=0))
+        estimate = statistics.estimate_columns(values[0], reps, of=lambda x: x.mean(axis=0))
     else:
-        estimate = statistics.curve(np.stack([x.mean(axis=0) for x in values]), reps)
+        estimate = statistics.estimate_columns(np.stack([x.mean(axis=0) for x in values]), reps)
     pooled = np.concatenate(values)
     published = {f"{n}_mean": m for n, m in zip(names, pooled.mean(axis=0), strict=True)}
     published |= {f"{n}_std": s for n, s in zip(names, pooled.std(axis=0), strict=True)}
-    return _flat(names, estimate) | published
+    return _flatten_estimate(names, estimate) | published
 
 
-def _flat(names: Sequence[str], found: Estimate) -> dict[str, float]:
-    ends = zip(("", "_low", "_high"), found, strict=True)
+def _flatten_estimate(names: Sequence[str], estimate: Estimate) -> dict[str, float]:
+    ends = zip(("", "_low", "_high"), estimate, strict=True)
     return {f"{name}{end}": float(part[k]) for end, part in ends for k, name in enumerate(names)}
 
 
-# --- the picture --------------------------------------------------------------------------------------
+# --- the plot -----------------------------------------------------------------------------------------
 
 
-def figure(records: Sequence[Record], steps: int = 200) -> "Figure":
-    """A line of panels for each environment and label: the first seed's actions over the first steps of its
-    first episode, and beside it the amplitude spectrum, the mean over episodes and seeds.
+def draw_smoothness(records: Sequence[Record], steps: int = 200) -> "Figure":
+    """Draw actions and spectra, a row of panels for each environment and label.
 
-    At most three dimensions are drawn, those that oscillate most in the first label of the environment.
-    Panels of one environment share their scales.
+    Left: the first seed's actions over the first `steps` steps of its first episode. Right: the amplitude
+    spectrum, the mean over episodes and seeds. At most three action dimensions are drawn, those that
+    oscillate most in the environment's first label. Panels of one environment share their scales.
     """
-    found = groups(records)
-    made = new_figure((12.0, 5.0 * len(found)))
-    axes = made.subplots(len(found), 2, squeeze=False)
+    groups = group_by_agent(records)
+    figure = new_figure((12.0, 5.0 * len(groups)))
+    axes = figure.subplots(len(groups), 2, squeeze=False)
     shown: dict[str, list[int]] = {}
     peaks: dict[str, float] = {}
-    for (env, _), runs in found.items():
-        shown.setdefault(env, _liveliest(runs[0]))
+    for (env, _), runs in groups.items():
+        shown.setdefault(env, _most_oscillating(runs[0]))
         peaks[env] = max(peaks.get(env, 0.0), *(np.max(_amplitude(run)[1:]) for run in runs))
-    for ((env, label), runs), (left, right) in zip(found.items(), axes, strict=True):
-        _traces(left, runs[0], shown[env], steps, f"{label} on {env}")
-        _spectra(right, runs, shown[env], peaks[env])
-    return made
+    for ((env, label), runs), (left, right) in zip(groups.items(), axes, strict=True):
+        _draw_traces(left, runs[0], shown[env], steps, f"{label} on {env}")
+        _draw_spectra(right, runs, shown[env], peaks[env])
+    return figure
 
 
 def _amplitude(record: Record) -> np.ndarray:
     return np.asarray(record["spectrum"]["amplitude"])  # [K, A]
 
 
-def _liveliest(record: Record) -> list[int]:
-    """The dimensions of the action with the most high-frequency amplitude, at most `SHOWN`."""
+def _most_oscillating(record: Record) -> list[int]:
+    """The action dimensions with the most high-frequency amplitude, at most `SHOWN`."""
     weighted = np.asarray(record["spectrum"]["frequency"])[:, None] * _amplitude(record)
     return sorted(np.argsort(-weighted.sum(0), kind="stable")[:SHOWN].tolist())
 
 
-def _traces(ax: "Axes", record: Record, dims: Sequence[int], steps: int, title: str) -> None:
+def _draw_traces(ax: "Axes", record: Record, dims: Sequence[int], steps: int, title: str) -> None:
     actions = np.asarray(record["trace"])[:steps]
     for k, dim in enumerate(dims):
         ax.plot(actions[:, dim], color=COLOURS[k], lw=1.1, label=f"action {dim}")
@@ -169,12 +176,14 @@ def _traces(ax: "Axes", record: Record, dims: Sequence[int], steps: int, title: 
     if low is not None:
         least, most = min(low[d] for d in dims), max(high[d] for d in dims)
         ax.set_ylim(least - 0.04 * (most - least), most + 0.04 * (most - least))
-    dress(ax, f"{title}, seed {record['seed']}", "step of the first episode", "action (environment's units)")
+    style_axes(
+        ax, f"{title}, seed {record['seed']}", "step of the first episode", "action (environment's units)"
+    )
 
 
-def _spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak: float) -> None:
+def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak: float) -> None:
     frequency = np.asarray(runs[0]["spectrum"]["frequency"])
-    amplitude = np.mean([_at(frequency, run) for run in runs], axis=0)
+    amplitude = np.mean([_interpolate_spectrum(frequency, run) for run in runs], axis=0)
     for k, dim in enumerate(dims):
         ax.plot(frequency[1:], amplitude[1:, dim], color=COLOURS[k], lw=1.2, label=f"action {dim}")
     ax.axvline(0.5, color=GREYS[1], ls="--", lw=1.4, label="0.5: a flip at every step, which sm leaves out")
@@ -184,10 +193,10 @@ def _spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak: floa
     sm, change = ([x for run in runs for x in run["per_episode"][name]] for name in ("sm", "action_change"))
     over = f"{len(sm)} episodes" + (f" of {len(runs)} seeds" if len(runs) > 1 else "")
     title = f"sm {np.mean(sm):.3g}, change {np.mean(change):.1%} of the range a step; mean over {over}"
-    dress(ax, title, "cycles per step", "amplitude (environment's units)")
+    style_axes(ax, title, "cycles per step", "amplitude (environment's units)")
 
 
-def _at(frequency: np.ndarray, record: Record) -> np.ndarray:
-    """A run's amplitudes [K, A] at the frequencies of another."""
+def _interpolate_spectrum(frequency: np.ndarray, record: Record) -> np.ndarray:
+    """A run's amplitudes [K, A] at the given frequencies."""
     own = record["spectrum"]["frequency"]
     return np.stack([np.interp(frequency, own, column) for column in _amplitude(record).T], axis=1)

@@ -1,8 +1,8 @@
-"""Sound statistics of few runs, after Agarwal et al., "Deep RL at the edge of the statistical precipice",
-arXiv 2108.13264, through their package rliable.
+"""Statistics for few runs, after Agarwal et al., "Deep RL at the edge of the statistical precipice".
 
-A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are percentiles of a bootstrap over
-runs, drawn for each task apart (stratified), with a fixed seed: the same runs give the same interval.
+arXiv 2108.13264, through their package rliable. A score matrix is [R, T]: runs (seeds) × tasks
+(environments). Intervals are percentiles of a bootstrap over runs, stratified by task, with a fixed seed: the
+same runs give the same interval.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qscape.errors import UsageError
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Statistics"):
+with require_extra("Statistics"):
     import numpy as np
     import pandas as pd
     from rliable import library as rly
@@ -22,13 +22,15 @@ CONFIDENCE = 0.95
 
 
 def interquartile_mean(x: np.ndarray) -> np.ndarray:
-    """Mean over the first axis without the lowest and the highest quarter (rounded down) of the values."""
+    """Average over the first axis without the lowest and the highest quarter (rounded down) of the values."""
     cut = len(x) // 4
     return np.sort(x, axis=0)[cut : len(x) - cut].mean(axis=0)
 
 
 METRICS: dict[str, Callable[[np.ndarray], Any]] = {  # of scores [R, T]
-    "iqm": lambda x: interquartile_mean(x.ravel()),  # rliable's, without scipy's checks: ten times as fast
+    "iqm": lambda x: interquartile_mean(
+        x.ravel()
+    ),  # as rliable's, but ten times as fast without scipy's checks
     "mean": metrics.aggregate_mean,
     "median": metrics.aggregate_median,
     "optimality_gap": metrics.aggregate_optimality_gap,
@@ -36,7 +38,7 @@ METRICS: dict[str, Callable[[np.ndarray], Any]] = {  # of scores [R, T]
 
 
 class Estimate(NamedTuple):
-    """A number, or an array of them, with its 95% interval; NaN bounds where there is none: of one run."""
+    """A number or an array with its 95% interval; the bounds of a single run are NaN."""
 
     value: Any
     low: Any
@@ -48,8 +50,8 @@ class Estimate(NamedTuple):
 METRIC_NAMES = {"return": "evaluation return", "success": "success rate (%)"}
 
 
-def measured(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The runs with what `metric` names as their `return`: "return" itself, or "success" in percent.
+def select_metric(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the runs with the chosen metric in the column `return`: "return", or "success" in percent.
 
     Raises:
         UsageError: an environment reports no success in any evaluation.
@@ -60,28 +62,28 @@ def measured(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     if not told.all():
         silent = ", ".join(sorted(told.index[~told]))
         raise UsageError(f"--metric success: {silent} reports no success; compare by return.")
-    # An environment may tell of success only where there is one: an evaluation without any is silent.
+    # Some environments report success only in successful episodes: an evaluation without a report has none.
     return runs.assign(**{"return": 100 * runs["success"].fillna(0.0)})
 
 
-def of_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
-    """One row per run and evaluation: of the kept policy where a run has one, or of the current one."""
+def select_policy(runs: pd.DataFrame, policy: str = "kept") -> pd.DataFrame:
+    """Select one policy per run: "kept" (the current one where a run keeps none) or "current"."""
     if policy == "current":
         return runs[runs["policy"] == "current"]
     keeps = (runs["policy"] == "kept").groupby(runs["run"]).transform("any")
     return runs[runs["policy"] == np.where(keeps, "kept", "current")]
 
 
-def both(runs: pd.DataFrame) -> pd.DataFrame:
-    """All evaluations; where a run keeps a policy, its label says which policy an evaluation is of."""
+def label_policies(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return all evaluations; runs that keep a policy get the policy's name in their label."""
     keeps = (runs["policy"] == "kept").groupby(runs["run"]).transform("any")
     label = runs["label"].where(~keeps, runs["label"] + ", " + runs["policy"] + " policy")
     run = runs["run"].where(~keeps, runs["run"] + ", " + runs["policy"])
     return runs.assign(label=label, run=run)
 
 
-def smoothed(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
-    """Returns of each run and policy as x̃ <- w x̃ + (1 - w) x from one evaluation to the next, x̃ = x at first.
+def smooth_returns(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
+    """Smooth the returns of each run and policy: x̃ <- w x̃ + (1 - w) x per evaluation, starting with x̃ = x.
 
     Raises:
         UsageError: w lies outside [0, 1).
@@ -97,13 +99,13 @@ def smoothed(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
     return runs.assign(**{"return": mean})
 
 
-def smoothing(weight: float) -> str:
-    """What a reader of smoothed returns has to know."""
-    return f"All returns are smoothed: {weight:g} of the past, the rest of each evaluation."
+def smoothing_note(weight: float) -> str:
+    """The note for readers of smoothed returns."""
+    return f"All returns are smoothed: {weight:g} of the past plus {1 - weight:g} of each evaluation."
 
 
 def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
-    """env, label, seed, score of each run: the mean of its last `last` evaluations.
+    """Compute env, label, seed and score of each run: the mean of its last `last` evaluations.
 
     Raises:
         UsageError: a run has fewer evaluations.
@@ -115,28 +117,28 @@ def final_scores(rows: pd.DataFrame, last: int = 1) -> pd.DataFrame:
             f"The mean of the last {last} evaluations was asked for, but {counts.idxmin()} "
             f"has {counts.min()}; use --final {counts.min()} or less."
         )
-    return _by_run(tail, "mean")
+    return _score_runs(tail, "mean")
 
 
 def best_scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """env, label, seed, score of each run: its best evaluation. Higher than the final one by construction."""
-    return _by_run(rows, "max")
+    """Compute env, label, seed and score of each run: its best evaluation, never below its final one."""
+    return _score_runs(rows, "max")
 
 
-def _by_run(rows: pd.DataFrame, how: str) -> pd.DataFrame:
+def _score_runs(rows: pd.DataFrame, how: str) -> pd.DataFrame:
     keys = ["env", "label", "seed", "run"]
     return rows.groupby(keys)["return"].agg(how).rename("score").reset_index()
 
 
-def matrix(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> np.ndarray:
-    """Scores [R, T] of a label. Where environments have unequal numbers of seeds, the first R of each."""
-    columns = each(scores, label, envs)
+def score_matrix(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> np.ndarray:
+    """Return the scores [R, T] of a label; with unequal numbers of seeds the first R of each environment."""
+    columns = scores_by_env(scores, label, envs)
     n = min(map(len, columns))
     return np.stack([c[:n] for c in columns], axis=1)
 
 
-def each(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarray]:
-    """Scores [R_t] of a label in each environment, in the order of seeds."""
+def scores_by_env(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarray]:
+    """Return the scores [R_t] of a label in each environment, in the order of seeds."""
     return [
         scores[(scores["label"] == label) & (scores["env"] == env)].sort_values("seed")["score"].to_numpy()
         for env in envs
@@ -147,8 +149,8 @@ def each(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list[np.ndarr
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """rliable draws from numpy's global generator: fix it, and give it back as it was."""
+def _fixed_numpy_seed(seed: int) -> Iterator[None]:
+    """Fix numpy's global generator, from which rliable draws, and restore it afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -157,13 +159,13 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-def _interval(scores: Sequence[np.ndarray], function: Callable, reps: int, seed: int) -> Estimate:
-    """An array-valued function of one score matrix, or of several that are resampled apart."""
+def _bootstrap(scores: Sequence[np.ndarray], function: Callable, reps: int, seed: int) -> Estimate:
+    """Estimate a function of one score matrix, or of several that are resampled independently."""
     value = np.asarray(function(*scores))
     if reps == 0 or min(map(len, scores)) < 2:
         nothing = np.full(value.shape, np.nan)
         return Estimate(value, nothing, nothing)
-    with _seeded(seed):
+    with _fixed_numpy_seed(seed):
         _, intervals = rly.get_interval_estimates(
             {"": [*scores]}, function, reps=reps, confidence_interval_size=CONFIDENCE
         )
@@ -171,64 +173,64 @@ def _interval(scores: Sequence[np.ndarray], function: Callable, reps: int, seed:
     return Estimate(value, low, high)
 
 
-def aggregate(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    """Interquartile mean, mean, median and optimality gap of scores [R, T], from the same resamples.
+def estimate_aggregates(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    """Estimate interquartile mean, mean, median and optimality gap of scores [R, T], from the same resamples.
 
-    The optimality gap (distance to 1 of scores cut at 1) means something for normalised scores only. With
-    fewer than four scores the interquartile mean is the mean.
+    The optimality gap (mean distance to 1 of scores clipped at 1) is meaningful for normalised scores only.
+    With fewer than four scores the interquartile mean is the mean.
     """
 
     def all_metrics(x: np.ndarray) -> np.ndarray:
         return np.array([metric(x) for metric in METRICS.values()])
 
-    found = _interval([scores], all_metrics, reps, seed)
-    return {name: Estimate(*(part[k] for part in found)) for k, name in enumerate(METRICS)}
+    estimate = _bootstrap([scores], all_metrics, reps, seed)
+    return {name: Estimate(*(part[k] for part in estimate)) for k, name in enumerate(METRICS)}
 
 
 def probability_of_improvement(
     x: Sequence[np.ndarray], y: Sequence[np.ndarray], reps: int = 2000, seed: int = 0
 ) -> Estimate:
-    """P(X > Y) + P(X = Y) / 2 for a run of each, averaged over tasks (Mann-Whitney U).
+    """Estimate P(X > Y) + P(X = Y) / 2 for a run of each, averaged over tasks (Mann-Whitney U).
 
-    For every task the scores [R_t] and [S_t]; tasks need not have equally many.
+    `x`, `y`: for every task the scores [R_t] and [S_t]; numbers of runs may differ between tasks.
     """
 
-    def wins(*scores: np.ndarray) -> np.ndarray:  # rliable's own, without the p-value it throws away
+    def wins(*scores: np.ndarray) -> np.ndarray:  # as rliable's, without the p-value that it discards
         pairs = zip(scores[: len(x)], scores[len(x) :], strict=True)
         return np.array([np.mean([np.mean((a > b.T) + 0.5 * (a == b.T)) for a, b in pairs])])
 
     columns = [scores[:, None] for scores in (*x, *y)]
-    return Estimate(*(float(part[0]) for part in _interval(columns, wins, reps, seed)))
+    return Estimate(*(float(part[0]) for part in _bootstrap(columns, wins, reps, seed)))
 
 
-def thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
-    """Where to look at performance profiles: from 0 to 1, and as far as scores reach beyond."""
+def profile_thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
+    """Choose the thresholds of performance profiles: from 0 to 1, and as far as scores reach beyond."""
     values = np.concatenate([x.ravel() for x in scores])
     return np.linspace(min(0.0, values.min()), max(1.0, values.max()) * 1.02, points)
 
 
 def performance_profile(scores: np.ndarray, taus: np.ndarray, reps: int = 2000, seed: int = 0) -> Estimate:
-    """The share of runs × tasks with a normalised score above each of `taus`, from scores [R, T]."""
+    """Estimate the share of runs × tasks with a normalised score above each of `taus`, from scores [R, T]."""
 
     def above(x: np.ndarray) -> np.ndarray:
         return (x.reshape(-1, 1) > taus).mean(axis=0)
 
-    return _interval([scores], above, reps, seed)
+    return _bootstrap([scores], above, reps, seed)
 
 
 # --- learning curves ----------------------------------------------------------------------------------
 
 
 def common_grid(rows: pd.DataFrame, points: int = 200) -> np.ndarray:
-    """The steps of all evaluations, thinned to at most `points` with the first and last kept."""
+    """Return the steps of all evaluations, thinned to at most `points`, with the first and the last."""
     steps = np.unique(rows["step"].to_numpy())
     return steps[np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).round().astype(int))]
 
 
-def on_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
-    """Returns [R, G] of runs at the steps of a grid: the last evaluation at or before each.
+def align_to_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
+    """Return the returns [R, G] of runs at the steps of a grid: the last evaluation at or before each.
 
-    NaN before a run's first evaluation and after its last one: nothing is made up.
+    NaN before a run's first evaluation and after its last one; nothing is extrapolated.
     """
     lines = []
     for _, run in rows.groupby(["seed", "run"]):
@@ -239,16 +241,22 @@ def on_grid(rows: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
     return np.stack(lines)
 
 
-def curve(
+def estimate_columns(
     values: np.ndarray, reps: int = 2000, seed: int = 0, of: Callable[[np.ndarray], Any] = interquartile_mean
 ) -> Estimate:
-    """Interquartile mean [G] over runs of values [R, G], each column for itself, with its interval.
+    """Estimate the interquartile mean [G] over runs of values [R, G], each column separately.
 
-    NaN where a run has no value. `reps` 0: no interval. `of`: another statistic over the first axis.
+    NaN where a run has no value.
+
+    Args:
+        values: one row per run.
+        reps: number of bootstrap resamples; 0: no interval.
+        seed: of the bootstrap.
+        of: another statistic over the first axis.
     """
     whole = ~np.isnan(values).any(axis=0)
     parts = np.full((3, values.shape[1]), np.nan)
     if whole.any():
-        found = _interval([values[:, whole]], of, reps, seed)
-        parts[:, whole] = found
+        estimate = _bootstrap([values[:, whole]], of, reps, seed)
+        parts[:, whole] = estimate
     return Estimate(*parts)

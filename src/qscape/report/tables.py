@@ -1,4 +1,4 @@
-"""A comparison of runs as tables: per environment, over environments, and pair by pair."""
+"""A comparison of runs as tables: per environment, over environments, and pairwise."""
 
 import itertools
 import json
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from qscape.errors import UsageError
-from qscape.report import extra, references, statistics
+from qscape.report import references, require_extra, statistics
 
-with extra("Tables of runs"):
+with require_extra("Tables of runs"):
     import numpy as np
     import pandas as pd
 
@@ -16,17 +16,17 @@ FEW_SEEDS = 5
 
 
 class Comparison(NamedTuple):
-    """What `compare` finds. Tables are pandas; `scores` are normalised, [R, T] for each label."""
+    """The result of `compare`. Tables are pandas DataFrames."""
 
-    rows: pd.DataFrame  # the evaluations that count
+    rows: pd.DataFrame  # the evaluations that are compared
     per_env: pd.DataFrame  # raw returns: one row for each environment and label
-    aggregate: pd.DataFrame  # normalised scores over all environments; empty where one has no reference score
+    aggregate: pd.DataFrame  # normalised scores over all environments; empty if one has no reference score
     improvement: pd.DataFrame  # probability of improvement for each pair of labels
-    published: pd.DataFrame  # of others, at the same number of steps
-    score: str  # what is ranked: "final" or "best" evaluations
-    scores: dict[str, np.ndarray]
-    notes: list[str]  # what a reader has to know
-    metric: str = "return"  # what returns are: "return", or "success" in percent
+    published: pd.DataFrame  # published results, at the same number of steps
+    score: str  # the scores that rank agents: "final" or "best" evaluations
+    scores: dict[str, np.ndarray]  # normalised scores [R, T] by label
+    notes: list[str]  # sentences for the reader
+    metric: str = "return"  # the meaning of the column return: "return", or "success" in percent
 
 
 def compare(
@@ -44,24 +44,31 @@ def compare(
 ) -> Comparison:
     """Compare the labels in a table of runs (from `load_runs`).
 
-    `policy`: "kept" (where checkpoints keep one, else the current one) or "current". `final`: the final score
-    is the mean of so many last evaluations. `best`: rank by each run's best evaluation instead. `reps`:
-    bootstrap resamples. `normalise`: table of reference scores. `metric`: "return", or "success": the share
-    of successful episodes in percent, never normalised. `smooth`: see `statistics.smoothed`. `reference`:
-    names of published curves of returns.
+    Args:
+        runs: evaluations.
+        policy: "kept" (the current policy where a run keeps none) or "current".
+        final: the final score of a run is the mean of its last `final` evaluations.
+        best: rank by each run's best evaluation instead of its final score.
+        unequal: also compare runs of unequal budgets and unfinished runs.
+        reps: number of bootstrap resamples.
+        normalise: table of reference scores ("td3", "d4rl" or "best").
+        metric: "return", or "success": the share of successful episodes in percent, never normalised.
+        smooth: weight of the past, see `statistics.smooth_returns`.
+        reference: names of published curves of returns.
 
     Raises:
-        UsageError: the same run twice, unequal budgets without `unequal`, no run to compare, or no success.
+        UsageError: a run appears twice, budgets differ without `unequal`, no run can be compared, or an
+            environment reports no success.
     """
     if reference and metric != "return":
         raise UsageError("--reference with --metric success: published curves are of returns; leave one out.")
-    found = references.published(reference)
-    runs = statistics.smoothed(statistics.measured(runs, metric), smooth)
-    rows, notes = _fair(statistics.of_policy(runs, policy), unequal)
+    curves = references.load_published(reference)
+    runs = statistics.smooth_returns(statistics.select_metric(runs, metric), smooth)
+    rows, notes = _select_comparable(statistics.select_policy(runs, policy), unequal)
     if smooth:
-        notes.insert(0, statistics.smoothing(smooth))
+        notes.insert(0, statistics.smoothing_note(smooth))
     scores = {"final": statistics.final_scores(rows, final), "best": statistics.best_scores(rows)}
-    notes += few_seeds(scores["final"])
+    notes += note_few_seeds(scores["final"])
     of = "best" if best else "final"
     if metric == "return":
         normalised = references.normalise(scores[of], normalise)
@@ -72,9 +79,9 @@ def compare(
     if isinstance(normalised, str):
         notes.append(normalised)
     else:
-        matrices, more = _matrices(normalised)
+        matrices, more = _score_matrices(normalised)
         notes += more
-    published, more = _published(found, rows, reference)
+    published, more = _published_at(curves, rows, reference)
     return Comparison(
         rows,
         _per_env(rows, scores, reps),
@@ -88,8 +95,8 @@ def compare(
     )
 
 
-def _fair(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
-    """The rows that may be compared: each run once, finished, of one budget per environment."""
+def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
+    """Select the rows that may be compared: each run once, finished, of one budget per environment."""
     if rows.empty:
         raise UsageError("There is no evaluation of that policy in these runs.")
     runs = rows.groupby("run", as_index=False).agg(
@@ -114,23 +121,25 @@ def _fair(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
     for env, group in runs.groupby("env"):
         reached = group.groupby("label")["step"].agg(lambda s: " and ".join(f"{x:,}" for x in sorted(set(s))))
         if group["step" if unequal else "budget"].nunique() > 1:
-            said = f"Budgets in {env} differ ({'; '.join(f'{k} {v} steps' for k, v in reached.items())})"
+            difference = (
+                f"Budgets in {env} differ ({'; '.join(f'{k} {v} steps' for k, v in reached.items())})"
+            )
             if not unequal:
-                raise UsageError(f"{said}: compare equal ones, or add --unequal.")
-            notes.append(f"{said}: longer runs have the advantage.")
+                raise UsageError(f"{difference}: compare equal ones, or add --unequal.")
+            notes.append(f"{difference}: longer runs have the advantage.")
     return rows[rows["run"].isin(runs["run"])], notes
 
 
-def few_seeds(scores: pd.DataFrame) -> list[str]:
-    """A sentence for each environment with too few seeds; `scores` has a row (env, label) for each run."""
+def note_few_seeds(scores: pd.DataFrame) -> list[str]:
+    """Write a sentence for each environment with too few seeds; `scores`: a row (env, label) for each run."""
     counts = scores.groupby(["env", "label"], as_index=False).size()
     few = counts[counts["size"] < FEW_SEEDS]
     notes = []
     for env, group in few.groupby("env"):
-        said = ", ".join(
+        listed = ", ".join(
             f"{label} {_seeds(n)}" for label, n in zip(group["label"], group["size"], strict=True)
         )
-        notes.append(f"{env}: {said}: no ranking claim (fewer than {FEW_SEEDS}).")
+        notes.append(f"{env}: {listed}: no ranking claim (fewer than {FEW_SEEDS}).")
     return notes
 
 
@@ -139,7 +148,7 @@ def _seeds(n: int) -> str:
 
 
 def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> pd.DataFrame:
-    made = []
+    rows_ = []
     for key, group in rows.groupby(["env", "label"]):
         env, label = map(str, cast(tuple, key))
         row: dict[str, Any] = {
@@ -149,73 +158,73 @@ def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> 
             "seeds": group["run"].nunique(),
             "steps": group["step"].max(),
         }
-        both = [statistics.matrix(frame, label, [env]) for frame in scores.values()]
-        found = statistics.curve(np.concatenate(both, axis=1), reps)
+        both = [statistics.score_matrix(frame, label, [env]) for frame in scores.values()]
+        estimate = statistics.estimate_columns(np.concatenate(both, axis=1), reps)
         for k, (name, x) in enumerate(zip(scores, both, strict=True)):
-            row |= _spread(f"{name}_iqm", statistics.Estimate(*(part[k] for part in found)))
+            row |= _estimate_columns(f"{name}_iqm", statistics.Estimate(*(part[k] for part in estimate)))
             row |= {f"{name}_mean": x.mean(), f"{name}_std": x.std(ddof=1) if len(x) > 1 else np.nan}
             row[f"{name}_median"] = np.median(x)
-        made.append(row)
-    return pd.DataFrame(made)
+        rows_.append(row)
+    return pd.DataFrame(rows_)
 
 
-def _spread(name: str, estimate: statistics.Estimate) -> dict[str, Any]:
+def _estimate_columns(name: str, estimate: statistics.Estimate) -> dict[str, Any]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Normalised scores of the labels that ran in every environment."""
+def _score_matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Collect the normalised scores of the labels that ran in every environment."""
     envs = sorted(scores["env"].unique())
-    made, notes = {}, []
+    matrices, notes = {}, []
     for label, group in scores.groupby("label"):
         counts = group.groupby("env").size()
         if len(counts) < len(envs):
             absent = ", ".join(sorted({*envs} - {*counts.index}))
             notes.append(f"{label} is not in the aggregate: it has no run in {absent}.")
             continue
-        made[str(label)] = statistics.matrix(scores, str(label), envs)
+        matrices[str(label)] = statistics.score_matrix(scores, str(label), envs)
         if counts.nunique() > 1:
             notes.append(
                 f"{label}: the aggregate takes {counts.min()} seeds of each environment, the fewest of any."
             )
-    return made, notes
+    return matrices, notes
 
 
 def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) -> pd.DataFrame:
     scores = references.reference_scores()
-    one = scores[scores["table"] == table]["high_is"].iloc[0]
-    made = []
+    scale = scores[scores["table"] == table]["high_is"].iloc[0]
+    rows_ = []
     for label, x in matrices.items():
-        row: dict[str, Any] = {"label": label, "score": of, "one_is": one}
+        row: dict[str, Any] = {"label": label, "score": of, "one_is": scale}
         row |= {"seeds": x.shape[0], "environments": x.shape[1]}
-        for name, estimate in statistics.aggregate(x, reps).items():
-            row |= _spread(name, estimate)
-        made.append(row)
-    return pd.DataFrame(made)
+        for name, estimate in statistics.estimate_aggregates(x, reps).items():
+            row |= _estimate_columns(name, estimate)
+        rows_.append(row)
+    return pd.DataFrame(rows_)
 
 
 def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
-    """Pairs of labels over the environments that both ran in. It counts order only: raw returns will do."""
-    made = []
+    """Compare pairs of labels over their common environments. Only the order counts: raw returns suffice."""
+    rows_ = []
     where = scores.groupby("label")["env"].agg(set)
     for x, y in itertools.combinations(sorted(where.index), 2):
         envs = sorted(where[x] & where[y])
         if envs:
-            a, b = (statistics.each(scores, label, envs) for label in (x, y))
-            found = statistics.probability_of_improvement(a, b, reps)
+            a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
+            estimate = statistics.probability_of_improvement(a, b, reps)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
-            made.append(row | _spread("probability", found))
-    return pd.DataFrame(made)
+            rows_.append(row | _estimate_columns("probability", estimate))
+    return pd.DataFrame(rows_)
 
 
-def _published(
-    found: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]
+def _published_at(
+    curves: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """For each of our environments the published final figures at or before the steps that our runs made."""
-    made, notes = [], []
+    """For each of our environments select the published results at or before the last step of our runs."""
+    rows_, notes = [], []
     for env, ours in rows.groupby("env"):
         steps = ours["step"].max()
-        theirs = found[found["env"].map(references.task) == references.task(str(env))]
+        theirs = curves[curves["env"].map(references.strip_version) == references.strip_version(str(env))]
         for name in names:
             curve = theirs[theirs["name"] == name]
             if curve.empty:
@@ -227,9 +236,9 @@ def _published(
                 )
             else:
                 row = curve[curve["step"] <= steps].sort_values("step").iloc[-1].to_dict()
-                made.append({"our_env": env} | row)
-    frame = pd.DataFrame(made)
-    if made:
+                rows_.append({"our_env": env} | row)
+    frame = pd.DataFrame(rows_)
+    if rows_:
         notes.append("Published figures are of other environment versions and protocols: not like for like.")
         notes += [
             f"{row['method']}, published: {row['protocol']}; source {row['source']} ({row['licence']})."
@@ -241,41 +250,48 @@ def _published(
 # --- files --------------------------------------------------------------------------------------------
 
 
-def to_csv(made: Comparison) -> str:
-    """The table per environment; published rows follow with the policy "published" and their source."""
-    frame = made.per_env.assign(source="")
-    if not made.published.empty:
-        theirs = made.published.rename(columns={"iqm": "final_iqm", "mean": "final_mean", "sd": "final_std"})
+def to_csv(comparison: Comparison) -> str:
+    """Format the table per environment as CSV; published rows follow with the policy "published"."""
+    frame = comparison.per_env.assign(source="")
+    if not comparison.published.empty:
+        theirs = comparison.published.rename(
+            columns={"iqm": "final_iqm", "mean": "final_mean", "sd": "final_std"}
+        )
         theirs = theirs.rename(columns={"method": "label", "step": "steps"}).assign(policy="published")
         frame = pd.concat([frame, theirs[[c for c in theirs if c in frame]]], ignore_index=True)
     return frame.to_csv(index=False)
 
 
-def to_json(made: Comparison) -> str:
-    """All tables and notes; what does not exist is null."""
-    tables = {name: getattr(made, name) for name in ("per_env", "aggregate", "improvement", "published")}
-    found: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
-    return json.dumps(found | {"notes": made.notes}, indent=1) + "\n"
+def to_json(comparison: Comparison) -> str:
+    """Format all tables and notes as JSON; missing values are null."""
+    tables = {
+        name: getattr(comparison, name) for name in ("per_env", "aggregate", "improvement", "published")
+    }
+    tables_: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
+    return json.dumps(tables_ | {"notes": comparison.notes}, indent=1) + "\n"
 
 
-def to_latex(made: Comparison) -> str:
-    """A booktabs table: labels × environments, the interquartile mean of the score with its interval."""
-    envs = sorted(made.per_env["env"].unique())
-    columns = [f"{made.score}_iqm{end}" for end in ("", "_low", "_high")]
+def to_latex(comparison: Comparison) -> str:
+    """Format a booktabs table: labels × environments, interquartile mean of the score with its interval."""
+    envs = sorted(comparison.per_env["env"].unique())
+    columns = [f"{comparison.score}_iqm{end}" for end in ("", "_low", "_high")]
     cells = {
         (row["label"], row["env"]): _latex_estimate(*(row[c] for c in columns))
-        for row in made.per_env.to_dict("records")
+        for row in comparison.per_env.to_dict("records")
     }
-    labels = list(dict.fromkeys(made.per_env["label"]))
-    lines = [[latex(label), *(cells.get((label, env), "--") for env in envs)] for label in labels]
-    lines += _latex_published(made.published, envs)
+    labels = list(dict.fromkeys(comparison.per_env["label"]))
+    lines = [[escape_latex(label), *(cells.get((label, env), "--") for env in envs)] for label in labels]
+    lines += _latex_published(comparison.published, envs)
     return "\n".join(
         [
-            *(f"% {' '.join(note.split())}" for note in made.notes),  # a label's line break ends no comment
-            f"% {made.score.capitalize()} evaluation, interquartile mean over seeds, 95% bootstrap interval.",
+            *(
+                f"% {' '.join(note.split())}" for note in comparison.notes
+            ),  # a line break in a label must not end the comment
+            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, "
+            "95% bootstrap interval.",
             rf"\begin{{tabular}}{{l{'r' * len(envs)}}}",
             r"\toprule",
-            " & ".join(["", *map(latex, envs)]) + r" \\",
+            " & ".join(["", *map(escape_latex, envs)]) + r" \\",
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
@@ -290,13 +306,14 @@ def _latex_estimate(value: float, low: float, high: float) -> str:
 
 
 def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[str]]:
-    """One line a method, with the versions of its environments."""
+    """One line for each published method, with its environment versions."""
     lines = []
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['curve']:.1f}$ ({latex(row['env'])})" for row in group.to_dict("records")
+            row["our_env"]: f"${row['curve']:.1f}$ ({escape_latex(row['env'])})"
+            for row in group.to_dict("records")
         }
-        lines.append([latex(f"{method}, published"), *(figures.get(env, "--") for env in envs)])
+        lines.append([escape_latex(f"{method}, published"), *(figures.get(env, "--") for env in envs)])
     return lines
 
 
@@ -311,6 +328,6 @@ _SPECIAL = {
 } | {c: f"\\{c}" for c in "&%$#_"}
 
 
-def latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
+def escape_latex(text: str) -> str:
+    """Escape LaTeX's special characters."""
     return "".join(_SPECIAL.get(c, c) for c in text)

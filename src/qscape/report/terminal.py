@@ -1,18 +1,18 @@
-"""Charts in a terminal's characters."""
+"""Charts in the terminal."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qscape.report import extra
+from qscape.report import require_extra
 
-with extra("Charts in the terminal"):
+with require_extra("Charts in the terminal"):
     import plotext
 
     from qscape.report.figures import COLOURS
 
 
 class Curve(NamedTuple):
-    """A line of a chart; `mark` draws its points as that character instead."""
+    """A line of a chart. `mark`: a character that draws its points instead of a line; None: a line."""
 
     name: str
     x: Sequence[float]
@@ -20,10 +20,13 @@ class Curve(NamedTuple):
     mark: str | None = None
 
 
-def chart(
+def render_chart(
     title: str, x: str, curves: Sequence[Curve], width: int, height: int, span: tuple[float, float]
 ) -> str:
-    """A chart of so many characters, with ANSI colours. `x`: what stands below its axis, of that `span`."""
+    """Render a chart of `width` × `height` characters with ANSI colours.
+
+    `x`: label of the x axis, which covers `span`.
+    """
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.limit_size(False, False)

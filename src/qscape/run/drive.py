@@ -1,8 +1,8 @@
-"""The whole cycle of a run in one compiled program, which calls the environment from within.
+"""The whole cycle of a run in one compiled program, which calls the environments from within.
 
-On the way from one program to the next a step loses time: leaves are handed over, threads wake up, caches are
-cold. Here nothing is handed over but what the environment answers: on 2 cores that saves 0.4 of 2.5 ms a step
-with TD3, and 1.3 of 13 ms with TD7. The numbers are those of `insert`, `burst` and `act` in turn.
+A step loses time between two programs: leaves are handed over, threads wake up, caches are cold. Here only
+the environments' answers are handed over. That saves 0.4 of 2.5 ms a step with TD3, and 1.3 of
+13 ms with TD7, on 2 cores. The numbers are those of `insert`, `learn` and `choose` in turn.
 """
 
 import time
@@ -13,27 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array
 
 from qscape.envs import EnvAdapter, Episode, Step
-from qscape.offpolicy.state import State
-from qscape.replay.storage import ReplayState, Rows, Storage
-from qscape.run.programs import Programs
+from qscape.offpolicy import cycle
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.cycle import Carry, Outcome
+from qscape.replay.storage import Layout
 from qscape.types import Key
 
-SLICE = 0.25  # seconds after which the program looks up: as long as a request to stop may wait
-
-
-class Cycle(NamedTuple):
-    """A run between two steps of the environment; the action for `observation` is chosen."""
-
-    state: State
-    replay: tuple[Storage, ReplayState]
-    noise_state: PyTree
-    metrics: Array
-    observation: Float[ArrayLike, "E S"]
-    action: Float[Array, "E A"]
-    columns: dict[str, Array]
+SLICE = 0.25  # seconds after which the program returns: as long as a request to stop may wait
 
 
 class Due(NamedTuple):
@@ -45,33 +34,37 @@ class Due(NamedTuple):
 
 
 class Driver:
-    """Takes steps, learns and chooses the next action, again and again, in one program."""
+    """Runs cycle after cycle in one program."""
 
-    def __init__(self, programs: Programs, adapter: EnvAdapter, count: Callable[[Step], Due]) -> None:
+    def __init__(
+        self, agent: Agent, layout: Layout, adapter: EnvAdapter, count: Callable[[Step], Due]
+    ) -> None:
         """
         Args:
-            edge: the environments; they are called in a thread of XLA's.
-            count: is told of every step, in that thread.
+            adapter: the environments; XLA calls them in a thread of its own.
+            count: called with every step, in that thread; returns what is due.
         """
         self.adapter, self.count = adapter, count
-        self.end = 0.0  # the time at which the program looks up
+        self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # those that ended in the last step
         self.error: Exception | None = None
-        self.go = jax.jit(_program(programs, self._answer), donate_argnums=0)
+        self.program = jax.jit(_program(agent, layout, self._answer), donate_argnums=0)
 
-    def __call__(self, cycle: Cycle, key: Key) -> Cycle:
-        """At least one step. The last one is that in which episodes ended, or after which the program was to
-        be left, or which failed. Takes over the buffers of the cycle."""
+    def __call__(self, carry: Carry, key: Key) -> Carry:
+        """Run one or more cycles; return when an episode ends, a stop is due or the environment raises.
+
+        The buffers of the carry are donated. Its action is chosen, before and after.
+        """
         self.end = time.perf_counter() + SLICE
-        cycle = self.go(cycle, key)
-        jax.block_until_ready(cycle.metrics)
-        return cycle
+        carry = self.program(carry, key)
+        jax.block_until_ready(carry.metrics)
+        return carry
 
     def finished(self) -> list[Episode]:
-        """The episodes that ended in the last step.
+        """Return the episodes that ended in the last step.
 
         Raises:
-            RunError: the environment failed in it; as it was raised there.
+            RunError: the environment raised it in that step.
         """
         if self.error is not None:
             error, self.error = self.error, None
@@ -79,75 +72,56 @@ class Driver:
         return self.episodes
 
     def _answer(self, out: "Answer", action: np.ndarray) -> None:
-        """One step of the environments. An error must not pass through the program, so it is kept."""
+        """Step the environments. An error must not pass through the program, so it is kept."""
         try:
             step = self.adapter.step(action)
             due = self.count(step)
         except Exception as error:
             self.error, seen = error, self.adapter.observation
-            out.fill(Answer(0.0, False, False, seen, seen, False, 0, 0, False))
+            out.fill(Answer(Outcome(seen, 0.0, False, False, seen, False), 0, 0, False))  # type: ignore[arg-type]
             return
         self.episodes = step.finished
         proceed = not (due.stop or step.finished or time.perf_counter() > self.end)
-        ended = step.terminated, step.truncated
-        seen = step.next_observation, step.observation
-        out.fill(Answer(step.reward, *ended, *seen, step.valid, due.env_steps, due.updates, proceed))
+        out.fill(Answer(Outcome(*step[:-1]), due.env_steps, due.updates, proceed))
 
 
 class Answer(NamedTuple):
-    """What the program is told of a step (see `envs.edge.Step`), and of what is due."""
+    """What the environments and the host tell the program after a step."""
 
-    reward: Any  # [E]
-    terminated: Any  # [E], bool
-    truncated: Any  # [E], bool
-    next_observation: Any  # [E, S]
-    observation: Any  # [E, S]
-    valid: Any  # [E], bool
-    env_steps: Any
-    updates: Any
+    outcome: Outcome
+    env_steps: Any  # made so far
+    updates: Any  # to make now
     proceed: Any  # may the program take the next step by itself?
 
     def fill(self, values: "Answer") -> None:
-        """Write into arrays that are XLA's."""
-        for place, value in zip(self, values, strict=True):
-            np.copyto(place, value)
+        """Write values into these arrays, which are XLA's."""
+        for place, value in zip((*self.outcome, *self[1:]), (*values.outcome, *values[1:]), strict=True):
+            np.copyto(place, value)  # type: ignore[arg-type]
 
 
 def _program(
-    programs: Programs, environments: Callable[[Answer, np.ndarray], None]
-) -> Callable[[Cycle, Key], Cycle]:
-    agent, layout = programs.agent, programs.layout
-
+    agent: Agent, layout: Layout, environments: Callable[[Answer, np.ndarray], None]
+) -> Callable[[Carry, Key], Carry]:
     def call(_: object, out: Answer, action: object) -> None:
-        # The arrays are XLA's own memory, which it uses again: what the environment may keep is a copy.
-        environments(Answer(*map(np.asarray, out)), np.asarray(action).copy())
+        # The arrays are XLA's own memory, which it uses again: the environment gets a copy to keep.
+        environments(jax.tree.map(np.asarray, out), np.asarray(action).copy())
 
     flag, count = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), np.int32)
     flags, numbers = (jax.ShapeDtypeStruct((layout.envs,), kind) for kind in (bool, np.float32))
     seen = jax.ShapeDtypeStruct((layout.envs, layout.observation_size), np.float32)
-    answers = Answer(numbers, flags, flags, seen, seen, flags, count, count, flag)
-    ask = buffer_callback(call, answers, has_side_effect=True)
+    answer: Any = Answer(Outcome(seen, numbers, flags, flags, seen, flags), count, count, flag)  # type: ignore[arg-type]
+    ask = buffer_callback(call, answer, has_side_effect=True)
 
-    def step(now: Cycle, key: Key) -> tuple[Cycle, Array]:
-        told: Any = ask(now.action)
-        ended = told.terminated, told.truncated
-        new = Rows(now.observation, now.action, told.reward, *ended, told.next_observation, now.columns)
-        rows, replay_state = agent.replay.insert(layout, *now.replay, new, told.valid)
-        # As without the program: a state knows of the steps before its last update.
-        noted = jnp.where(told.updates > 0, told.env_steps, now.state.env_steps)
-        state, replay_state, metrics = programs.burst(
-            now.state, rows, replay_state, now.metrics, noted, key, told.updates
-        )
-        obs, first = told.observation, told.terminated | told.truncated | ~told.valid
-        state = agent.see(state, obs)
-        acting = agent.acting(state)
-        action, columns, noise_state = agent.act(
-            acting, now.noise_state, obs, first, told.env_steps, key, "explore"
-        )
-        return Cycle(state, (rows, replay_state), noise_state, metrics, obs, action, columns), told.proceed
+    def step(carry: Carry, key: Key) -> tuple[Carry, Array]:
+        answer: Any = ask(carry.action)
+        carry = cycle.insert(agent, layout, carry, answer.outcome)
+        # As in the host loop: a state counts the steps before its last update.
+        counted = jnp.where(answer.updates > 0, answer.env_steps, carry.state.env_steps)
+        carry = cycle.learn(agent, layout, carry, answer.updates, counted, key)
+        return cycle.choose(agent, carry, answer.env_steps, key), answer.proceed
 
-    def go(cycle: Cycle, key: Key) -> Cycle:
-        begin = cycle, jnp.array(True)
-        return jax.lax.while_loop(lambda carry: carry[1], lambda carry: step(carry[0], key), begin)[0]
+    def program(carry: Carry, key: Key) -> Carry:
+        begin = carry, jnp.array(True)
+        return jax.lax.while_loop(lambda now: now[1], lambda now: step(now[0], key), begin)[0]
 
-    return go
+    return program

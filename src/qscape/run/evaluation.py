@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes with the deterministic policy, in an environment of its own."""
+"""Evaluation: whole episodes with the deterministic policy, in an environment of their own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,25 +10,26 @@ from qscape.envs import EnvAdapter, Episode, Step
 from qscape.errors import RunError
 from qscape.run.programs import Acts, act_evaluating
 
-LONGEST = 100_000  # steps of an evaluation's episode, where the environment has no time limit
+LONGEST = 100_000  # steps of an evaluation episode after which an environment without a time limit is refused
 SEED = 1000
 
-Sense = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
+ObservationFilter = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
 
 
 class Rollout(NamedTuple):
-    """A whole episode of n steps. `episode` tells its return, length and success."""
+    """A whole episode of n steps; `episode` holds its return, length and success."""
 
-    observation: Float[np.ndarray, "n S"]  # what the environment showed, raw, before each step
-    action: Float[np.ndarray, "n A"]  # what the policy did, in [-1, 1]
+    observation: Float[np.ndarray, "n S"]  # raw, before each step
+    action: Float[np.ndarray, "n A"]  # in [-1, 1]
     reward: Float[np.ndarray, " n"]
     episode: Episode
 
 
-def successes_of(done: Sequence[Episode]) -> list[float]:
-    """The success of each episode; empty where none tells of it.
+def list_successes(done: Sequence[Episode]) -> list[float]:
+    """Return the success of each episode; empty if no episode reports it.
 
-    Some environments tell of success only where there is one, so a silent episode among others had none.
+    Some environments report success only in successful episodes: among others, an episode without a report
+    counts as a failure.
     """
     told = any(episode.success is not None for episode in done)
     return [float(episode.success or 0) for episode in done] if told else []
@@ -37,13 +38,13 @@ def successes_of(done: Sequence[Episode]) -> list[float]:
 def evaluate(
     programs: Acts, acting: Any, adapter: EnvAdapter, episodes: int, seed: int = SEED
 ) -> list[Episode]:
-    """`episodes` whole episodes; the same ones at every call with the same seed.
+    """Run whole episodes with the deterministic policy; the same episodes at every call with the same seed.
 
-    Sub-environment i of E runs episodes i, i + E, ...: a fixed share, so that short episodes are not
-    counted more often than long ones. Sub-environment i is seeded with `seed + i`.
+    Sub-environment i of E runs episodes i, i + E, ...: a fixed share, so that short episodes are not counted
+    more often than long ones. Sub-environment i is seeded with `seed + i`.
     """
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
-    for _, _, _, ended in _walk(programs, acting, adapter, episodes, seed):
+    for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed):
         for episode in ended:
             done[episode.env].append(episode)
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
@@ -55,16 +56,16 @@ def rollouts(
     adapter: EnvAdapter,
     episodes: int,
     seed: int = SEED,
-    sense: Sense | None = None,
+    sense: ObservationFilter | None = None,
 ) -> list[Rollout]:
-    """The episodes of `evaluate`, step by step.
+    """Run the episodes of `evaluate` and record every step.
 
-    `sense`: what the policy sees of the observations [E, S], e.g. with noise; the environment itself and
-    what is recorded stay untouched.
+    `sense`: a function of the observations [E, S] whose result the policy sees, e.g. noise; None: unchanged.
+    The environment and the recorded observations are not affected.
     """
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
-    for obs, action, step, ended in _walk(programs, acting, adapter, episodes, seed, sense):
+    for obs, action, step, ended in _walk_episodes(programs, acting, adapter, episodes, seed, sense):
         for i in np.flatnonzero(step.valid).tolist():
             steps[i].append((obs[i], action[i], step.reward[i]))
         for episode in ended:
@@ -75,15 +76,15 @@ def rollouts(
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
 
 
-def _walk(
+def _walk_episodes(
     programs: Acts,
     acting: Any,
     adapter: EnvAdapter,
     episodes: int,
     seed: int,
-    sense: Sense | None = None,
+    sense: ObservationFilter | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
-    """Observations, actions and step of all sub-environments, and the episodes that count and ended in it."""
+    """Yield observations, actions and step of all sub-environments, and the counted episodes that ended."""
     share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]
     adapter.reseed(seed)
     obs = adapter.reset()
@@ -103,9 +104,9 @@ def _walk(
 
 
 def refuse_endless(adapter: EnvAdapter, steps: int) -> None:
-    """Raises a RunError where an episode has gone on for too many steps, and nothing will end it."""
+    """Raise a RunError if an episode has lasted too many steps and no time limit will end it."""
     if steps > LONGEST and adapter.time_limit is None:
         raise RunError(
-            f"{adapter.env_id}: an episode has not ended in {LONGEST:,} steps, and nothing limits it; "
+            f"{adapter.env_id}: an episode has not ended in {LONGEST:,} steps and has no time limit; "
             "set max_episode_steps in env_args, or wrap it in gymnasium.wrappers.TimeLimit."
         )

@@ -1,11 +1,20 @@
-"""What a run tells while it goes on. The command line, loggers, tuners and notebooks consume these."""
+"""The events of a run. The command line, loggers, tuners and callbacks consume them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 
 class Started(NamedTuple):
-    """The run begins (or goes on, from `step`); `notes` are sentences for the user."""
+    """The run begins, or continues from `step`.
+
+    Attributes:
+        step: environment steps made before.
+        steps: total of environment steps to make.
+        label: name of the agent in tables.
+        env: environment id.
+        seed: the run's seed.
+        notes: sentences for the user.
+    """
 
     step: int
     steps: int
@@ -16,7 +25,15 @@ class Started(NamedTuple):
 
 
 class EpisodeDone(NamedTuple):
-    """A training episode is over."""
+    """A training episode has ended.
+
+    Attributes:
+        step: environment steps so far.
+        env: index of the sub-environment.
+        length: steps of the episode.
+        ret: undiscounted return.
+        success: 1 or 0; None if the environment reports no success.
+    """
 
     step: int
     env: int
@@ -26,7 +43,13 @@ class EpisodeDone(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """A logging interval is over."""
+    """A logging interval has ended.
+
+    Attributes:
+        step: environment steps so far.
+        updates: gradient updates so far.
+        metrics: means over the interval by name, and `steps_per_second`.
+    """
 
     step: int
     updates: int
@@ -34,14 +57,24 @@ class Logged(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """An evaluation is over. `policy` is "current", or "kept" for a schedule that keeps the best one."""
+    """An evaluation has ended.
+
+    Attributes:
+        step: environment steps so far.
+        policy: "current", or "kept" for the best policy that the checkpoint schedule keeps.
+        returns: undiscounted return of each episode.
+        lengths: steps of each episode.
+        successes: success of each episode; empty if the environment reports none.
+        probes: measurements of probes by column, one number for each episode.
+        seconds: duration.
+    """
 
     step: int
     policy: str
     returns: list[float]
     lengths: list[int]
     successes: list[float]
-    probes: dict[str, list[float]]  # what probes measured, for each episode
+    probes: dict[str, list[float]]
     seconds: float
 
     @property
@@ -51,14 +84,21 @@ class Evaluated(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A save is complete."""
+    """A save has been written to `path`."""
 
     step: int
     path: Path
 
 
 class Ended(NamedTuple):
-    """The run is over, or was `interrupted` after saving what there is to go on from."""
+    """The run has ended.
+
+    Attributes:
+        step: environment steps so far.
+        updates: gradient updates so far.
+        seconds: duration.
+        interrupted: the run was stopped; it saved its state and can be resumed.
+    """
 
     step: int
     updates: int
@@ -67,7 +107,14 @@ class Ended(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a run costs, in seconds: to begin, per environment step, update and episode of an evaluation."""
+    """The cost of a run in seconds.
+
+    Attributes:
+        begin: start and compilation.
+        step: one environment step with its action.
+        update: one gradient update.
+        episode: one episode of an evaluation.
+    """
 
     begin: float
     step: float
@@ -79,13 +126,13 @@ RunEvent: TypeAlias = Started | EpisodeDone | Logged | Evaluated | Saved | Ended
 
 
 def to_json(event: RunEvent) -> dict[str, Any]:
-    """The event as a flat JSON object with its `kind`."""
+    """Convert an event to a flat JSON object with its `kind`."""
     fields = {k: str(v) if isinstance(v, Path) else v for k, v in event._asdict().items()}
     return {"kind": type(event).__name__} | fields
 
 
 def from_json(data: dict[str, Any]) -> RunEvent:
-    """The event that `to_json` wrote."""
+    """Restore the event that `to_json` wrote."""
     kinds = {cls.__name__: cls for cls in get_args(RunEvent)}
     fields = dict(data)
     cls = kinds[fields.pop("kind")]

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.agents import Agent
+from qscape.agents import Agent, plugins
 from qscape.envs import snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import RunError, UsageError
@@ -201,6 +201,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text())
         from_json(record)
+        dict(record.get("plugins", {}))
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise RunError(
             f"{folder / RECORD} cannot be read ({problem}): this is no run, or a broken one."
@@ -209,8 +210,17 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of the run in a folder."""
-    return from_json(read_record(folder))
+    """The plan of the run in a folder. Imports no code: not that of its parts either.
+
+    Raises:
+        UsageError: the run has a part of another package, and that is neither registered in this process nor
+            installed. RunError: run.json is missing or broken.
+    """
+    record = read_record(folder)
+    for name, origin in record.get("plugins", {}).items():
+        if name not in plugins.ORIGINS and name not in plugins.entry_points():
+            raise UsageError(f"{folder} was trained with {plugins.missing(name, origin)}", part=name)
+    return from_json(record)
 
 
 def refuse_nameless(folder: Path, plan: Plan) -> None:
@@ -339,7 +349,7 @@ def unfinished(folder: Path, steps: int | None = None) -> bool:
     if newest is None:
         return True
     made = saves.read_meta(newest)["numbers"]
-    return not made["finished"] or made["env_steps"] < (steps or read_plan(folder).steps)
+    return not made["finished"] or made["env_steps"] < (steps or read_record(folder)["steps"])
 
 
 def load_into(trainer: Loop, path: Path) -> list[str]:

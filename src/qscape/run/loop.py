@@ -1,7 +1,7 @@
-"""The training loop: one object that holds everything a run is, and tells what happens as it goes on.
+"""The training loop: one object holds a whole run and yields the events of its training.
 
-Here is what every agent's loop shares: when it evaluates, logs, saves and stops. How it steps and
-learns is in `trainer` (off-policy) and `rollouts` (on-policy).
+All agents share this part: when a run evaluates, logs, saves and stops. `trainer` (off-policy) and `rollouts`
+(on-policy) say how it steps and learns.
 """
 
 import time
@@ -20,23 +20,24 @@ from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.run import events as ev
-from qscape.run.evaluation import SEED, evaluate, rollouts, successes_of
+from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
 from qscape.run.plan import Plan
-from qscape.run.probes import Look, Probes
+from qscape.run.probes import PolicyEvaluation, Probes
 
 Saver: TypeAlias = Callable[[Any, bool], Path]
 
 
 class Loop:
-    """A run in memory. `events(until)` takes it on; it may be taken on again after that. Abstract.
+    """A run in memory; abstract. `events(until)` trains it up to a step, and may be called again.
 
     Attributes:
-        plan, agent: what is run; the agent is bound to the environment's task.
-        edge: the training environment.
-        env_steps, updates: made so far.
-        programs: what is compiled: `act`, `memory`, and the names of the `metrics`.
-        state: networks, optimisers and counters.
-        metrics: the newest of every metric, NaN before there is one.
+        plan, agent: the plan of the run, and its agent, bound to the environment's task.
+        adapter: the training environments.
+        eval_adapter: the evaluation environments, or None.
+        env_steps, updates: environment steps and updates made so far.
+        programs: the compiled functions: `act`, `init_noise`, and the names of the `metrics`.
+        state: networks, optimiser states and counters.
+        metrics: the newest value of every metric; NaN before the first.
         kept: the acting state that the schedule keeps, or None.
     """
 
@@ -55,15 +56,18 @@ class Loop:
         eval_adapter: EnvAdapter | None,
         saver: Saver | None,
     ):
-        """`eval_adapter` None: no evaluation while training; `saver` None: nothing is saved. The saver is
-        called with the trainer and whether this save is one to keep for good."""
+        """
+        Args:
+            eval_adapter: None: the run does not evaluate.
+            saver: called with the trainer, and with whether this save is a milestone that stays; None: the
+                run saves nothing.
+        """
         self.plan, self.agent, self.adapter = plan, agent.on(adapter.spec), adapter
         if eval_adapter is not None:
             refuse_other_table(adapter.env_id, fingerprint(adapter.spec.table), eval_adapter.spec.table)
         self.eval_adapter, self.saver = eval_adapter, saver
         self.probes = Probes(plan.probe, self.agent) if plan.probe else None
         self.key = jax.random.key(plan.seed)
-        self.first = np.ones(adapter.envs, bool)
         self.env_steps = self.updates = 0
         self.returns: list[float] = []  # of the episodes since the last log line
         self.due = {
@@ -78,43 +82,43 @@ class Loop:
         self.fresh = True
         self._stop = False
 
-    # --- what a loop says of itself -----------------------------------------------------------------
+    # --- to implement ---------------------------------------------------------------------------------
 
     @property
     def acting(self) -> Any:
-        """The current acting state. It is one object, and its arrays live, until the state is another."""
+        """The current acting state: one object, as long as the state is the same."""
         if self._shown is not self.state:
             self._shown, self._acting = self.state, self.agent.acting(self.state)
         return self._acting
 
     def _notes(self) -> list[str]:
-        """What the user should know when the run starts."""
+        """Sentences for the user when training starts."""
         raise NotImplementedError
 
     def _take_memory(self) -> None:
-        """Take what memory the user was told of in the notes."""
+        """Allocate the memory that the notes announced."""
 
     def _prepare(self) -> bool:
-        """Learn what is due and choose an action; False: there is more to do before the next step."""
+        """Learn what is due and choose an action; return False while more is due before the next step."""
         raise NotImplementedError
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """One step of every sub-environment."""
+        """Take one step of every environment."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, Any]:
-        """Everything on the device, by tree; "replay" is what only the newest save holds."""
+        """All arrays of the run, by tree; only the newest save holds the tree "replay"."""
         raise NotImplementedError
 
-    def templates(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        """The structure of the `arrays` of a save with these numbers."""
+    def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
+        """The structure of the `arrays` of a save with these counters."""
         raise NotImplementedError
 
     # --- what all loops share -----------------------------------------------------------------------
 
     @property
     def best(self) -> Any:
-        """What evaluation and export use: the kept acting state where the schedule keeps one."""
+        """The acting state for evaluation and export: the kept one if the schedule keeps one."""
         return self.acting if self.kept is None else self.kept
 
     def stop(self) -> None:
@@ -122,11 +126,11 @@ class Loop:
         self._stop = True
 
     def events(self, until: int) -> Iterator[ev.RunEvent]:
-        """Train until `until` environment steps were made; yields what happens.
+        """Train until `until` environment steps were made; yield the events.
 
         Raises:
-            RunError: the environment gave NaN, the disk is full, the replay does not fit into memory or is
-                damaged; the last save stays.
+            RunError: the environment returned NaN, the disk is full, the replay does not fit into memory or
+                is damaged. The last save stays.
         """
         self.finished, self.until = False, until
         begun = time.perf_counter() - self.seconds
@@ -151,10 +155,10 @@ class Loop:
         if self.saver is not None:
             yield ev.Saved(self.env_steps, self.saver(self, self.finished))
         yield ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished)
-        self._stop = False  # not before: what is asked before the first step counts
+        self._stop = False  # not earlier: a request before the first step counts
 
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
-        """Evaluate, log and save, where one of these is due at this step."""
+        """Evaluate, log and save, if due at this step."""
         plan = self.plan
         if (
             self.eval_adapter is not None
@@ -170,7 +174,7 @@ class Loop:
             yield ev.Saved(self.env_steps, self.saver(self, milestone))
 
     def _is_due(self, what: str, every: int, last: bool) -> bool:
-        """Whether `what` is due at this step (each at most once), and when it is due again."""
+        """Return whether `what` is due at this step, and set the step at which it is due again."""
         if self.env_steps < self.due[what] and not last:
             return False
         self.due[what] = (self.env_steps // every + 1) * every
@@ -181,7 +185,7 @@ class Loop:
         return min(self.until, *(step for step in self.due.values() if step > self.env_steps))
 
     def evaluations(self, adapter: EnvAdapter) -> Iterator[ev.Evaluated]:
-        """Evaluate the current policy, and beside it the kept one where the schedule keeps one."""
+        """Evaluate the current policy, and the kept one if the schedule keeps one."""
         policies = {"current": self.acting} | ({} if self.kept is None else {"kept": self.kept})
         for name, acting in policies.items():
             start = time.perf_counter()
@@ -189,9 +193,9 @@ class Loop:
                 done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
             else:
                 walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
-                done, probed = [r.episode for r in walked], self.probes(Look(acting, walked))
+                done, probed = [r.episode for r in walked], self.probes(PolicyEvaluation(acting, walked))
             returns, lengths = [e.ret for e in done], [e.length for e in done]
-            successes = successes_of(done)
+            successes = list_successes(done)
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
 
@@ -199,37 +203,37 @@ class Loop:
         now = time.perf_counter()
         steps, then = self._rate
         values = np.asarray(self.metrics)
-        said = {k: float(v) for k, v in zip(self.programs.metrics, values, strict=True) if not np.isnan(v)}
-        said["steps_per_second"] = (self.env_steps - steps) / max(now - then, 1e-9)
+        metrics = {k: float(v) for k, v in zip(self.programs.metrics, values, strict=True) if not np.isnan(v)}
+        metrics["steps_per_second"] = (self.env_steps - steps) / max(now - then, 1e-9)
         if self.returns:
-            said["return"] = float(np.mean(self.returns))
+            metrics["return"] = float(np.mean(self.returns))
         self.returns, self._rate = [], (self.env_steps, now)
-        return ev.Logged(self.env_steps, self.updates, said)
+        return ev.Logged(self.env_steps, self.updates, metrics)
 
-    def _told(self, finished: list[Episode]) -> Iterator[ev.EpisodeDone]:
-        """The end of episodes; told last, so that who is told finds, and may save, a whole step."""
+    def _episode_events(self, finished: list[Episode]) -> Iterator[ev.EpisodeDone]:
+        """Yield the ends of episodes; last, so that a listener that saves finds a whole step."""
         for episode in finished:
             yield ev.EpisodeDone(self.env_steps, *episode)
 
-    # --- saving and going on ------------------------------------------------------------------------
+    # --- saving and resuming ------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        """Everything on the host, JSON-able."""
+        """All counters on the host, JSON-able."""
         names = ("env_steps", "updates", "returns", "due", "finished", "seconds")
         return {name: getattr(self, name) for name in names}
 
-    def restore(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        """Take over what `arrays` and `counters` gave in another process."""
+    def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
+        """Continue from the `arrays` and `counters` of a save."""
         for name in ("env_steps", "updates", "returns", "due", "finished", "seconds"):
-            setattr(self, name, numbers[name])
+            setattr(self, name, counters[name])
         self.fresh = False
 
     def on_environment_restart(self) -> None:
-        """Learn that the environment could not be put back: new episodes begin where the save was made."""
+        """Called when the environment's state could not be restored: a new episode begins at the save."""
 
 
 def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:
-    """Training and evaluation environments of a plan. The latter has seeds of its own, `SEED` + i."""
+    """Open the training and evaluation environments of a plan; the latter have the seeds `SEED` + i."""
     adapter = open_adapter(plan, agent)
     if not plan.eval_every:
         return adapter, None
@@ -238,11 +242,11 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
 
 
 def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
-    """The training environment of a plan."""
+    """Open the training environments of a plan."""
     args = training_args(plan.env, dict(plan.env_args))
     return make_adapter(plan.env, plan.envs, args, seed=plan.seed, index_actions=agent.index_actions)
 
 
-def owned(tree: PyTree) -> PyTree:
-    """A copy in buffers of its own, which may be donated."""
+def copy_buffers(tree: PyTree) -> PyTree:
+    """Copy a tree into buffers of its own, which may be donated."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -18,14 +18,16 @@ from qscape.agents import build
 from qscape.data import RECORDED, Dataset, normalised_score, read
 from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
+from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base
 from qscape.replay.storage import Layout, ReplayState, Rows
 from qscape.run import events as ev
 from qscape.run import saves
 from qscape.run.folder import newest_save, one_run, read_plan
-from qscape.run.loop import Saver, owned
+from qscape.run.loop import Saver, copy_buffers
 from qscape.run.plan import Plan
+from qscape.run.programs import LEARNED, Program
 from qscape.run.trainer import CHUNK, Trainer
 
 FILL = 4_096  # transitions inserted in one call
@@ -47,7 +49,9 @@ class OfflineTrainer(Trainer):
         super().__init__(plan, _holding(agent, data, plan), adapter, eval_adapter, saver)
         refuse_columns(self.layout, self.agent.recipe)
         self.data, self.score = data, None
-        self.storage, self.replay_state = fill(self.agent, self.layout, self.storage, self.replay_state, data)
+        learn = partial(cycle.learn, self.agent, self.layout, stride=1)
+        self.learn = Program(learn, LEARNED, ("storage",))
+        fill(self, data)
         if self.agent.normalises:
             self.state = self.programs.see(self.state, data.observation)
 
@@ -66,10 +70,7 @@ class OfflineTrainer(Trainer):
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """Updates up to the next thing that is due, but at most a chunk of them."""
         n = min(self._next_due() - self.env_steps, CHUNK)
-        done = np.int32(self.env_steps)
-        self.state, self.replay_state, self.metrics = self.programs.burst(
-            self.state, self.storage, self.replay_state, self.metrics, done, self.key, np.int32(n), stride=1
-        )
+        self.carry = self.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
         jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
         self.updates, self.env_steps = self.updates + n, self.env_steps + n
         yield from ()
@@ -118,11 +119,10 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
         )
 
 
-def fill(
-    agent: Agent, layout: Layout, rows: Array, replay_state: ReplayState, data: Dataset
-) -> tuple[Array, ReplayState]:
-    """The replay with a dataset in the ring of its first environment, as if it had been experienced."""
-    insert = jax.jit(partial(_insert, agent, layout), donate_argnums=(0, 1))
+def fill(trainer: Trainer, data: Dataset) -> None:
+    """Write a dataset into the ring of the replay's first environment, as if it had been experienced."""
+    insert = jax.jit(partial(_insert, trainer.agent, trainer.layout), donate_argnums=(0, 1))
+    storage, replay_state = trainer.storage, trainer.carry.replay_state
     for start in range(0, len(data), FILL):
         part = slice(start, start + FILL)
         columns = (
@@ -136,8 +136,9 @@ def fill(
         padded = [np.zeros((FILL, *c.shape[1:]), c.dtype) for c in columns]
         for whole, column in zip(padded, columns, strict=True):
             whole[: len(column[part])] = column[part]
-        rows, replay_state = insert(rows, replay_state, padded, np.arange(FILL) < len(data) - start)
-    return rows, replay_state
+        real = np.arange(FILL) < len(data) - start
+        storage, replay_state = insert(storage, replay_state, padded, real)
+    trainer.carry = trainer.carry._replace(storage=storage, replay_state=replay_state)
 
 
 def _insert(
@@ -200,9 +201,9 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     actor = jax.tree_util.tree_map_with_path(leaf, trainer.state).actor
     _refuse_other_functions(run, source, trainer.agent.base)
     around = trainer.agent.init(trainer.key, actor)
-    trainer.state = owned(jax.tree_util.tree_map_with_path(leaf, around))
+    trainer.state = copy_buffers(jax.tree_util.tree_map_with_path(leaf, around))
     if trainer.kept is not None:
-        trainer.kept = trainer.programs.keep(trainer.acting)
+        trainer.kept = trainer.programs.copy(trainer.acting)
     notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
     if fresh - taken:
         notes.append(f"not in that run, so they begin afresh: {', '.join(sorted(fresh - taken))}")
@@ -240,9 +241,7 @@ def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
     refuse_columns(trainer.layout, trainer.agent.recipe)
     known = source.env != RECORDED
     data = read(source.dataset, source.env if known else None, source.env_args if known else None)
-    trainer.storage, trainer.replay_state = fill(
-        trainer.agent, trainer.layout, trainer.storage, trainer.replay_state, data
-    )
+    fill(trainer, data)
     if unseen:
         trainer.state = trainer.programs.see(trainer.state, data.observation)
     kept = min(len(data), trainer.layout.ring)

@@ -5,7 +5,18 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from qscape.agents import Agent, Settings, build, changed, merged, on_dataset, overridden, preset, settings_of
+from qscape.agents import (
+    Agent,
+    Settings,
+    build,
+    changed,
+    merged,
+    on_dataset,
+    overridden,
+    plugins,
+    preset,
+    settings_of,
+)
 from qscape.data import RECORDED, read_origin
 from qscape.errors import UsageError
 from qscape.run import probes
@@ -71,7 +82,7 @@ class Plan(Pace):
             raise UsageError(f"--save-every is {self.save_every}; it must be at least 1.")
         if not 0 < self.milestones <= 1:
             raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
-        probes.check(self.probe)
+        probes.check_names(self.probe)
         if self.probe and not self.eval_every:
             raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
 
@@ -161,8 +172,7 @@ def moved(agent: Agent) -> list[str]:
 
 def remarks(agent: Agent) -> list[str]:
     """What parts say of themselves in this agent, one sentence each."""
-    present = frozenset(agent.parts)
-    return [said for part in agent.parts.values() for said in part.remarks(present, agent.base)]
+    return [note for part in agent.parts.values() for note in part.notes(agent)]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
@@ -191,8 +201,10 @@ def _short(value: Any) -> str:
 
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
-    """The plan as JSON, with every field of every part written out."""
-    return dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": moved(agent)}
+    """The plan as JSON, with every field of every part and the origin of parts of other packages."""
+    origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
+    record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": moved(agent)}
+    return record | ({"plugins": origins} if origins else {})
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:

@@ -1,4 +1,4 @@
-"""A trained policy out of a run folder."""
+"""Load a trained policy from a run folder."""
 
 import dataclasses
 from pathlib import Path
@@ -20,18 +20,26 @@ from qscape.run.rollouts import RolloutPrograms
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A policy with all that is needed to act: `programs.act(acting, ...)`."""
+class LoadedPolicy:
+    """A policy with everything needed to act: `programs.act(acting, ...)`.
+
+    Attributes:
+        programs: compiled programs that choose actions.
+        acting: the acting state.
+        adapter: an environment; the caller closes it.
+        step: environment steps of training.
+        policy: "kept" or "current".
+    """
 
     programs: Acts
     acting: Any
     adapter: EnvAdapter
     step: int
-    policy: str  # "kept" or "current"
+    policy: str
 
 
-def programs_of(agent: Any, envs: int = 1) -> Acts:
-    """The programs of an agent that is bound to its task."""
+def make_programs(agent: Any, envs: int = 1) -> Acts:
+    """Make the compiled programs of an agent that is bound to its task."""
     return RolloutPrograms(agent) if isinstance(agent, OnPolicyAgent) else Programs(agent, agent.layout(envs))
 
 
@@ -42,16 +50,23 @@ def load_policy(
     seed: int = SEED,
     current: bool = False,
     env_args: dict[str, Any] | None = None,
-) -> Loaded:
-    """The policy of a run's newest save: the kept one where the schedule keeps one, unless `current`.
+) -> LoadedPolicy:
+    """Load the policy of a run's newest save.
+
+    Args:
+        folder: a run folder.
+        envs: sub-environments of the adapter.
+        seed: seed of the adapter.
+        current: take the current policy even if the checkpoint schedule keeps a better one.
+        env_args: arguments of the environment that replace the recorded ones.
 
     Raises:
-        RunError: no save, or an unreadable one.
+        RunError: the run has no save, or an unreadable one.
     """
     plan = read_plan(folder)
     path = newest_save(folder)
     if path is None:
-        raise RunError(f"{folder} has no save yet; let it train on: qscape resume {folder}.")
+        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     refuse_nameless(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
     args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
@@ -59,11 +74,14 @@ def load_policy(
     refuse_other_table(plan.env, saves.read_meta(path).get("table"), adapter.spec.table)
     agent = agent.on(adapter.spec)
     acting, step, policy = read_acting(path, agent, current)
-    return Loaded(programs_of(agent, envs), acting, adapter, step, policy)
+    return LoadedPolicy(make_programs(agent, envs), acting, adapter, step, policy)
 
 
 def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int, str]:
-    """(acting state, environment steps, "kept" or "current") of one save of an agent bound to its task.
+    """Read one save of an agent bound to its task.
+
+    Returns:
+        The acting state, environment steps, and "kept" or "current".
 
     Raises:
         RunError: the save is unreadable.
@@ -77,10 +95,14 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
 
 
 def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False):
-    """(step, which policy, episodes) of an evaluation of a run's newest save.
+    """Evaluate a run's newest save.
+
+    Returns:
+        Environment steps, "kept" or "current", and the episodes.
 
     Raises:
-        UsageError: no episode is asked for. RunError: no save.
+        UsageError: `episodes` is below 1.
+        RunError: the run has no readable save.
     """
     if episodes < 1:
         raise UsageError(f"--episodes is {episodes}; it must be at least 1.")

@@ -1,51 +1,61 @@
-"""Probes: further measures of every evaluation of a run, taken on the episodes that it runs anyway.
+"""Probes: further measurements of every evaluation of a run, on the episodes that it runs anyway.
 
-A probe is a class with `columns`, made once for an agent and called after each evaluation. Those of `inspect`
-are named in `PROBES`, not imported: this room stands below it, and a run without probes loads none. A name of
+A probe is a class with `columns`, made once for an agent and called after each evaluation. Those of
+`qscape.inspect` are named in `PROBES` and imported on use, since `inspect` is a layer above `run`. A name of
 the form `module:Class` is a probe of the user's own.
 """
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from qscape.errors import UsageError
 from qscape.run.evaluation import Rollout
 
 PROBES = {
-    "smoothness": "qscape.inspect.smoothness:Smoothness",
-    "geometry": "qscape.inspect.geometry:Geometry",
-    "collapse": "qscape.inspect.collapse:Probe",
-    "landscape": "qscape.inspect.survey:Gaps",
+    "smoothness": "qscape.inspect.smoothness:SmoothnessProbe",
+    "geometry": "qscape.inspect.geometry:GeometryProbe",
+    "collapse": "qscape.inspect.collapse:CollapseProbe",
+    "landscape": "qscape.inspect.survey:LandscapeProbe",
 }
 
 
-class Look(NamedTuple):
-    """What a probe is given: a policy and its evaluation, step by step."""
+class PolicyEvaluation(NamedTuple):
+    """The input of a probe: a policy and its evaluation, step by step.
+
+    Attributes:
+        acting: the acting state of the evaluated policy.
+        rollouts: the episodes of the evaluation.
+    """
 
     acting: Any
     rollouts: list[Rollout]
 
 
+@runtime_checkable
 class Probe(Protocol):
-    """Measures an evaluation. Made by `Class(agent)`, the agent bound to its task."""
+    """The interface of a probe. Made by `Class(agent)` with an agent bound to its task.
 
-    columns: tuple[str, ...]  # of evaluations.csv
+    Attributes:
+        columns: the columns that it adds to evaluations.csv.
+    """
 
-    def __call__(self, look: Look) -> Mapping[str, float | Sequence[float]]:
-        """For each column one number of the evaluation, or one for each of its episodes."""
+    columns: tuple[str, ...]
+
+    def __call__(self, look: PolicyEvaluation) -> Mapping[str, float | Sequence[float]]:
+        """Measure an evaluation: for each column one number, or one for each episode."""
         ...
 
 
 class Probes:
-    """The probes of one run as one."""
+    """All probes of one run, called as one."""
 
     def __init__(self, names: Sequence[str], agent: Any) -> None:
-        """Raises UsageError: one of the names leads to no probe."""
-        self.probes: list[Probe] = [load(name)(agent) for name in names]
+        """Raises UsageError: a name leads to no probe."""
+        self.probes: list[Probe] = [load_probe(name)(agent) for name in names]
 
-    def __call__(self, look: Look) -> dict[str, list[float]]:
-        """Of each column a number for every episode; one of the whole evaluation is repeated."""
+    def __call__(self, look: PolicyEvaluation) -> dict[str, list[float]]:
+        """Return for each column a number for every episode; a number of the whole evaluation is repeated."""
         found: dict[str, list[float]] = {}
         for probe in self.probes:
             said, n = probe(look), len(look.rollouts)
@@ -56,31 +66,31 @@ class Probes:
         return found
 
 
-def columns(names: Sequence[str]) -> tuple[str, ...]:
-    """What the probes of these names add to evaluations.csv."""
-    return tuple(column for name in names for column in load(name).columns)
+def probe_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that the named probes add to evaluations.csv."""
+    return tuple(column for name in names for column in load_probe(name).columns)
 
 
-def check(names: Sequence[str]) -> None:
-    """Refuse names that can be no probe, without loading any.
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that cannot be probes, without loading any.
 
     Raises:
-        UsageError: an unknown name, or one that stands there twice.
+        UsageError: a name is unknown or given twice.
     """
     for name in names:
         if name not in PROBES and ":" not in name:
             raise UsageError(
-                f"--probe {name} is unknown; there are {', '.join(PROBES)}, or your own module:Class."
+                f"--probe {name} is unknown; choose {', '.join(PROBES)}, or your own module:Class."
             )
     if len(set(names)) < len(names):
         raise UsageError(f"--probe {' '.join(names)}: name each probe once.")
 
 
-def load(name: str) -> Any:
-    """The class of a probe.
+def load_probe(name: str) -> Any:
+    """Import the class of a probe.
 
     Raises:
-        UsageError: there is no such module or class in it.
+        UsageError: there is no such module or class.
     """
     module, _, attribute = PROBES.get(name, name).partition(":")
     try:

@@ -1,111 +1,114 @@
-"""The compiled programs of a run. Everything that takes time happens in these.
+"""The compiled programs of a run. All computation of a run happens in these.
 
-Insertion is a program of its own, with the replay donated: sample and update in the same program would
-make XLA copy the whole replay at every call. The others only read the replay's rows.
+`insert` is a program of its own, with the replay donated: XLA would copy the whole replay at every call of a
+program that also samples from it. The other programs only read the storage.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.cycle import Carry
 from qscape.offpolicy.state import State
-from qscape.replay.storage import Layout, ReplayState
+from qscape.replay.storage import Layout
 from qscape.types import Key
+
+EMPTY = Carry(*[None] * len(Carry._fields))  # type: ignore[arg-type]
+LEARNED = ("state", "replay_state", "metrics")  # the fields of a carry that an update changes
+CHOSEN = ("noise_state", "action", "columns")  # the fields that choosing actions changes
+
+
+class Program:
+    """A function from carry to carry, compiled for the fields that it needs.
+
+    Args:
+        function: takes a carry and further positional arguments.
+        changes: the fields that it changes. Their buffers are donated.
+        reads: the fields that it only reads.
+        fresh: fields of `changes` that are no inputs.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Carry],
+        changes: tuple[str, ...],
+        reads: tuple[str, ...],
+        fresh: tuple[str, ...] = (),
+    ) -> None:
+        self.changes, self.reads = changes, reads
+        self.donated = tuple(name for name in changes if name not in fresh)
+
+        def run(donated: list[Any], read: list[Any], *args: Any) -> list[Any]:
+            fields = dict(zip((*self.donated, *reads), (*donated, *read), strict=True))
+            carry = function(EMPTY._replace(**fields), *args)
+            return [getattr(carry, name) for name in changes]
+
+        self.compiled = jax.jit(run, donate_argnums=0)
+
+    def arguments(self, carry: Carry, *args: Any) -> tuple[Any, ...]:
+        """What the compiled program is called with."""
+        donated, read = ([getattr(carry, name) for name in names] for names in (self.donated, self.reads))
+        return donated, read, *args
+
+    def __call__(self, carry: Carry, *args: Any) -> Carry:
+        """The carry with the changed fields; the buffers of the old ones are gone."""
+        changed = self.compiled(*self.arguments(carry, *args))
+        return carry._replace(**dict(zip(self.changes, changed, strict=True)))
 
 
 class Programs:
-    """insert, act, update once and act, update many times: jitted for one agent and replay layout.
+    """The cycle of training, compiled for one agent and replay layout.
 
     Attributes:
-        metrics: names of the entries of the metrics vector, known once an update was traced.
+        metrics: names of the entries of the metrics vector.
+        insert: `cycle.insert`; its outcome may be numpy.
+        learn: `cycle.learn`.
+        step: `cycle.learn` and then `cycle.choose` by the exploring policy: the usual environment step.
+        see: takes observations into the normaliser's statistics.
+        act: `agent.act`.
+        copy: a copy of an acting state in buffers of its own.
     """
 
     def __init__(self, agent: Agent, layout: Layout) -> None:
         self.agent, self.layout = agent, layout
-        self.metrics: list[str] = []
-        self.update = jax.jit(partial(agent.update, layout))  # jitted to be traced once for all programs
-        self.insert = jax.jit(partial(agent.replay.insert, layout), donate_argnums=(0, 1))
-        self.step = jax.jit(self._step, donate_argnums=(0, 2, 3, 4))
-        self.burst = jax.jit(self._burst, donate_argnums=(0, 2, 3), static_argnames="stride")
+        self.metrics = list(cycle.metric_names(agent, layout))
+        insert, learn = partial(cycle.insert, agent, layout), partial(cycle.learn, agent, layout)
+
+        def step(carry: Carry, updates: Array, env_steps: Array, key: Key) -> Carry:
+            return cycle.choose(agent, learn(carry, updates, env_steps, key), env_steps, key)
+
+        written, acted_on = ("storage", "replay_state"), ("observation", "action", "columns")
+        self.insert = Program(self.map(insert, 0), written, acted_on)
+        self.learn = Program(self.map(learn, None, None, 0), LEARNED, ("storage",))
+        seen = ("storage", "observation", "first")
+        self.step = Program(self.map(step, None, None, 0), LEARNED + CHOSEN, seen, ("action", "columns"))
         self.see: Callable[[State, Any], State] = lambda state, obs: state
         if agent.normalises:
             self.see = jax.jit(agent.see, donate_argnums=0)
         self.act = Act(agent.act)
-        self.keep = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
+        self.copy = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
 
     def init_noise(self, envs: int) -> PyTree:
-        """What acting remembers at the start, for E environments side by side."""
+        """Initial state of the exploration noise for E environments, or None."""
         return self.agent.selector.init_noise(self.agent.task, envs, self.agent.base)
 
-    def blank_metrics(self, state: State, storage: Array, replay_state: ReplayState, key: Key) -> Array:
-        """The metrics vector before the first update; finds out the names as well."""
-        said = jax.eval_shape(self.update, state, storage, replay_state, key)[2]
-        self.metrics = sorted(said)
-        return jnp.full(len(self.metrics), jnp.nan)
-
-    def _update(
-        self, state: State, storage: Array, replay_state: ReplayState, metrics: Array, key: Key
-    ) -> tuple[State, ReplayState, Array]:
-        state, replay_state, said = self.update(state, storage, replay_state, key)
-        new = jnp.stack([said[name] for name in self.metrics])
-        # -inf marks what this update did not compute (the actor's, between its delayed steps).
-        return state, replay_state, jnp.where(jnp.isneginf(new), metrics, new)
-
-    def _step(
-        self,
-        state: State,
-        storage: Array,
-        replay_state: ReplayState,
-        noise_state: PyTree,
-        metrics: Array,
-        obs: Array,
-        first: Array,
-        env_steps: Array,
-        key: Key,
-    ) -> tuple[State, ReplayState, PyTree, Array, Array, dict[str, Array]]:
-        """One update, then the next action: what an environment step costs in the usual schedule."""
-        state = state._replace(env_steps=env_steps)
-        state, replay_state, metrics = self._update(state, storage, replay_state, metrics, key)
-        state = self.agent.see(state, obs)
-        acting = self.agent.acting(state)
-        action, columns, noise_state = self.agent.act(
-            acting, noise_state, obs, first, env_steps, key, "explore"
-        )
-        return state, replay_state, noise_state, metrics, action, columns
-
-    def _burst(
-        self,
-        state: State,
-        storage: Array,
-        replay_state: ReplayState,
-        metrics: Array,
-        env_steps: Array,
-        key: Key,
-        n: Array,
-        stride: int = 0,
-    ) -> tuple[State, ReplayState, Array]:
-        """n updates in one call; n is not static, so that no burst's length is compiled anew. `stride`: steps
-        from one of them to the next."""
-
-        def body(i: Array, carry: tuple[State, ReplayState, Array]) -> tuple[State, ReplayState, Array]:
-            state, replay_state, metrics = carry
-            state = state._replace(env_steps=env_steps + stride * i)
-            return self._update(state, storage, replay_state, metrics, key)
-
-        return jax.lax.fori_loop(0, n, body, (state._replace(env_steps=env_steps), replay_state, metrics))
+    def map(self, function: Callable[..., Carry], *axes: int | None) -> Callable[..., Carry]:
+        """Make a function on one run one on several; here there is one. `axes`: of its further arguments."""
+        return function
 
 
 class Act:
-    """`agent.act`, compiled. It keeps the arrays of the policy that acted last.
+    """`agent.act`, compiled; it keeps the flattened arrays of the policy that acted last.
 
-    At every call JAX takes its arguments apart, and Equinox's modules in Python: for SAVO's 90 arrays that
-    takes longer than choosing an action does. So a policy is taken apart once, not at every step.
+    JAX flattens its arguments at every call, and Equinox's modules in Python: for SAVO's 90 arrays that takes
+    longer than choosing an action. So a policy is flattened once, not at every step.
     """
 
     def __init__(self, act: Callable[..., Any]) -> None:
@@ -125,7 +128,7 @@ class Act:
         key: Key,
         mode: str = "evaluate",
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Action, columns for replay and memory; see `agent.act`."""
+        """Actions, columns for replay and noise state; see `agent.act`."""
         if acting is not self._last:
             self._leaves, tree = jax.tree.flatten(acting)
             if self._program is None or tree != self._tree:
@@ -140,8 +143,9 @@ class Act:
         return jax.jit(act, static_argnames="mode")
 
 
+@runtime_checkable
 class Acts(Protocol):
-    """The programs of a policy: all that evaluation needs."""
+    """The programs of a policy: what evaluation needs of a run."""
 
     agent: Any
     act: Act

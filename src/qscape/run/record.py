@@ -1,4 +1,4 @@
-"""Recording episodes of a policy as a Minari dataset."""
+"""Record episodes of a policy as a Minari dataset."""
 
 import warnings
 from pathlib import Path
@@ -11,13 +11,13 @@ from qscape.envs.build import build_env
 from qscape.errors import RunError, UsageError
 from qscape.run.evaluation import refuse_endless
 from qscape.run.folder import read_plan
-from qscape.run.policy import Loaded, load_policy
+from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating
 
 Kind = Literal["trained", "noisy", "random"]
 
 
-def record(
+def record_dataset(
     folder: Path,
     dataset: str,
     episodes: int,
@@ -26,15 +26,20 @@ def record(
     seed: int = 0,
     current: bool = False,
 ) -> Any:
-    """Write a Minari dataset of whole episodes in a run's environment; returns it.
+    """Record whole episodes in a run's environment as a Minari dataset, and return it.
 
-    The dataset names the environment, unless that was registered with a class, which no file can hold.
+    The dataset stores the environment's registration, unless that refers to a class object, which no file can
+    hold.
 
     Args:
-        dataset: its new name, like local/pendulum-v0.
-        kind: "trained" acts like `evaluate`; "noisy" adds N(0, noise²) to that, in units of [-1, 1];
-            "random" is uniform in the box of actions.
+        folder: a run folder.
+        dataset: name of the new dataset, like local/pendulum-v0.
+        episodes: number of episodes.
+        kind: "trained" acts as `evaluate` does; "noisy" adds N(0, noise²) to that, in units of [-1, 1];
+            "random" is uniform in the action box.
+        noise: standard deviation for "noisy".
         seed: episode k resets its environment with seed + k.
+        current: take the current policy even if the checkpoint schedule keeps a better one.
 
     Raises:
         UsageError: a package is missing, the name is taken or malformed, or the environment does not fit.
@@ -48,18 +53,18 @@ def record(
         raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
     if not 0 <= noise < np.inf:
         raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
-    _free(minari, dataset)
+    _refuse_taken_name(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.choices is not None:
-        raise UsageError(f"{plan.env} has discrete actions; only boxes of actions are recorded.")
-    env = minari.DataCollector(_storable(build_env(plan.env, dict(plan.env_args))))
+        raise UsageError(f"{plan.env} has discrete actions; only continuous actions are recorded.")
+    env = minari.DataCollector(_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args))))
     rng = np.random.default_rng(seed)
     try:
         for k in range(episodes):
-            _episode(env, loaded, kind, noise, seed + k, rng)
+            _record_episode(env, loaded, kind, noise, seed + k, rng)
         how = f"{kind} {noise:g}" if kind == "noisy" else kind
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that author and so on are not given
+            warnings.simplefilter("ignore", UserWarning)  # author and similar fields are not given
             return env.create_dataset(
                 dataset,
                 algorithm_name=f"{plan.label or plan.recipe}, {how}",
@@ -72,41 +77,40 @@ def record(
         loaded.adapter.close()
 
 
-def _free(minari: Any, dataset: str) -> None:
-    """Refuse a name that is taken or that Minari would not take."""
+def _refuse_taken_name(minari: Any, dataset: str) -> None:
+    """Refuse a name that is taken or that Minari does not accept."""
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset)
-    except (ValueError, TypeError) as problem:  # the latter where the version is missing
+    except (ValueError, TypeError) as problem:  # TypeError: the version is missing
         raise UsageError(
-            f"--dataset {dataset} is no name for a dataset: write one like local/pendulum-v0."
+            f"--dataset {dataset} is not a valid dataset name: write one like local/pendulum-v0."
         ) from problem
     if dataset in minari.list_local_datasets():
         raise UsageError(
-            f"the dataset {dataset} is there already; choose another name, or delete it: "
-            f"minari delete {dataset}."
+            f"the dataset {dataset} exists; choose another name, or delete it: minari delete {dataset}."
         )
 
 
-class _Nameless(gym.Wrapper):
-    """An environment whose registration no file can hold: with a class, not with the path of one."""
+class _WithoutSpec(gym.Wrapper):
+    """An environment without its registration."""
 
     spec = None  # type: ignore[assignment]
 
 
-def _storable(env: gym.Env) -> gym.Env:
-    """The environment, without its registration where that cannot be written."""
+def _drop_unwritable_spec(env: gym.Env) -> gym.Env:
+    """Return the environment, without its registration if that cannot be written as JSON."""
     try:
         if env.spec is not None:
             env.spec.to_json()
     except ValueError:
-        return _Nameless(env)
+        return _WithoutSpec(env)
     return env
 
 
-def _episode(
-    env: gym.Env, loaded: Loaded, kind: Kind, noise: float, seed: int, rng: np.random.Generator
+def _record_episode(
+    env: gym.Env, loaded: LoadedPolicy, kind: Kind, noise: float, seed: int, rng: np.random.Generator
 ) -> None:
-    """One episode, from reset to its end."""
+    """Record one episode, from reset to its end."""
     adapter, choose = loaded.adapter, act_evaluating(loaded.programs, loaded.acting, 1)
     observation, _ = env.reset(seed=seed)
     step, over = 0, False

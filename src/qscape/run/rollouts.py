@@ -17,7 +17,7 @@ from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import State
 from qscape.run import events as ev
-from qscape.run.loop import Loop, Saver, owned
+from qscape.run.loop import Loop, Saver, copy_buffers
 from qscape.run.plan import Plan
 from qscape.run.programs import Act
 from qscape.types import Key
@@ -169,6 +169,7 @@ class RolloutTrainer(Loop):
     ):
         super().__init__(plan, agent, adapter, eval_adapter, saver)
         self.programs = RolloutPrograms(self.agent)
+        self.first = np.ones(adapter.envs, bool)
         self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, adapter.envs)
         self.buffer = Buffer(self.agent, adapter)
         self.metrics = self.programs.blank_metrics(self.state, self.buffer.rollout(), self.key)
@@ -207,7 +208,7 @@ class RolloutTrainer(Loop):
         self.env_steps += int(np.count_nonzero(step.valid))
         self.first = step.starts_episode
         self.returns += [episode.ret for episode in step.finished]
-        yield from self._told(step.finished)
+        yield from self._episode_events(step.finished)
 
     # --- saving and going on ------------------------------------------------------------------------
 
@@ -218,19 +219,19 @@ class RolloutTrainer(Loop):
     def counters(self) -> dict[str, Any]:
         return super().counters() | {"used_rows": self.buffer.used}
 
-    def templates(self, numbers: dict[str, Any]) -> dict[str, Any]:
+    def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
         def rows(x: np.ndarray) -> np.ndarray:
-            return np.zeros((numbers["used_rows"], *x.shape[1:]), x.dtype)
+            return np.zeros((counters["used_rows"], *x.shape[1:]), x.dtype)
 
         replay = {name: rows(x) for name, x in self.buffer.columns.items()} | {"left": self.buffer.left}
         return self.arrays() | {"replay": replay}
 
-    def restore(self, trees: dict[str, Any], numbers: dict[str, Any]) -> None:
-        self.agent.check_part_states(trees["state"].part_states)
-        self.state, self.metrics = owned(trees["state"]), owned(trees["loop"]["metrics"])
-        self.first = np.asarray(trees["loop"]["first"])
-        self.buffer.restore(trees["replay"])
-        super().restore(trees, numbers)
+    def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
+        self.agent.check_part_states(arrays["state"].part_states)
+        self.state, self.metrics = copy_buffers(arrays["state"]), copy_buffers(arrays["loop"]["metrics"])
+        self.first = np.asarray(arrays["loop"]["first"])
+        self.buffer.restore(arrays["replay"])
+        super().restore(arrays, counters)
 
     def on_environment_restart(self) -> None:
         self.first = np.ones(self.adapter.envs, bool)

@@ -1,4 +1,4 @@
-"""Where events are written: metrics.jsonl, evaluations.csv, TensorBoard; W&B and trackio if asked for."""
+"""Writers of events: metrics.jsonl, evaluations.csv, TensorBoard; W&B and trackio on request."""
 
 import csv
 import importlib
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -15,34 +15,43 @@ from tensorboardX.summary import scalar
 from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
 
-_proto: Any = event_pb2  # generated: its classes are not known before it runs
+_proto: Any = event_pb2  # generated code: its classes are created at run time
 
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 
 
+@runtime_checkable
 class Sink(Protocol):
-    """Something that takes events."""
+    """The interface of a writer of events."""
 
     def __call__(self, event: ev.RunEvent) -> None: ...
     def close(self) -> None: ...
 
 
 class FolderSink:
-    """metrics.jsonl, evaluations.csv and TensorBoard events in a run folder."""
+    """Writes metrics.jsonl, evaluations.csv and TensorBoard events into a run folder."""
 
     def __init__(self, folder: Path, step: int = -1, probed: Sequence[str] = ()) -> None:
-        """Lines of steps beyond `step`, which a resumed run makes again, are dropped; -1: all of them.
-        `probed`: the columns that probes add to evaluations.csv."""
+        """Open the files of a run folder.
+
+        Args:
+            folder: the run folder.
+            step: a resumed run repeats the steps beyond this one, so their lines are dropped; -1: all lines.
+            probed: columns that probes add to evaluations.csv.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
         self.folder = folder
         try:
-            _keep_up_to(folder, step)
+            _truncate_after(folder, step)
             self.metrics = (folder / "metrics.jsonl").open("a")
             self.evaluations = (folder / "evaluations.csv").open("a", newline="")
             self.rows = csv.writer(self.evaluations)
             if self.evaluations.tell() == 0:
                 self.rows.writerow((*EVALUATION_COLUMNS, *probed))
-            # Written here and now: tensorboardX's SummaryWriter has a thread for it, and where the disk is
-            # full that dies, and whoever writes waits for ever.
+            # Written in this thread: if the disk is full, the thread of tensorboardX's SummaryWriter dies and
+            # the next write blocks forever.
             self.board = EventsWriter(str(folder / "events"))
             begun = _proto.SessionLog(status=_proto.SessionLog.START)
             self.board.write_event(_proto.Event(step=step + 1, file_version="brain.Event:2"))
@@ -70,7 +79,7 @@ class FolderSink:
                 row = (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
                 self.rows.writerow((*row, *(values[k] for values in event.probes.values())))
             self.evaluations.flush()
-            for name, value in _evaluated(event).items():
+            for name, value in _evaluation_means(event).items():
                 self._show(name, value, event.step)
             self.board.flush()
 
@@ -89,14 +98,14 @@ class FolderSink:
         return RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
 
 
-def _evaluated(event: ev.Evaluated) -> dict[str, float]:
-    """The means over episodes, as loggers show them."""
+def _evaluation_means(event: ev.Evaluated) -> dict[str, float]:
+    """Return the means over episodes by the names that loggers show."""
     means = {name: sum(values) / len(values) for name, values in event.probes.items()}
     return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
 
 
-def _keep_up_to(folder: Path, step: int) -> None:
-    """Cut off what was written after a save at `step`."""
+def _truncate_after(folder: Path, step: int) -> None:
+    """Drop the lines that were written after a save at `step`."""
     metrics, evaluations = folder / "metrics.jsonl", folder / "evaluations.csv"
     if metrics.exists():
         kept = []
@@ -120,20 +129,20 @@ def _rewrite(path: Path, lines: list[str]) -> None:
 
 
 class TrackerSink:
-    """Weights & Biases or trackio, which share one interface. Extra `loggers`."""
+    """Sends events to Weights & Biases or trackio, which share one interface. Needs the extra `loggers`."""
 
     def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any]) -> None:
-        self.tracker: Any = _tracker(package)
+        self.tracker: Any = _import_tracker(package)
         try:
             self.tracker.init(project=project, name=name, config=dict(config))
-        except Exception as problem:  # of its own kinds: no key, no network, a name it refuses
+        except Exception as problem:  # the package's own errors: no key, no network, an invalid name
             raise RunError(f"--log {package} cannot begin: {problem}") from problem
 
     def __call__(self, event: ev.RunEvent) -> None:
         if isinstance(event, ev.Logged):
             self.tracker.log({f"train/{k}": v for k, v in event.metrics.items()} | {"step": event.step})
         elif isinstance(event, ev.Evaluated):
-            self.tracker.log(_evaluated(event) | {"step": event.step})
+            self.tracker.log(_evaluation_means(event) | {"step": event.step})
 
     def close(self) -> None:
         self.tracker.finish()
@@ -146,10 +155,10 @@ def refuse_missing(trackers: Sequence[str]) -> None:
         UsageError: the extra is missing.
     """
     for package in trackers:
-        _tracker(package)
+        _import_tracker(package)
 
 
-def _tracker(package: str) -> Any:
+def _import_tracker(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as problem:

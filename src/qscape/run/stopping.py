@@ -1,4 +1,4 @@
-"""Signals as requests to stop: a run ends at its next step, with all that it has learned."""
+"""Signals as requests to stop: the run ends at its next step and keeps everything learned."""
 
 import signal
 import threading
@@ -7,27 +7,28 @@ from typing import Any
 from qscape.run.loop import Loop
 
 
-class stopping:
-    """For as long as the context is open, the first signal of each kind asks the trainer to stop, the second
-    does what it did before. Python hears signals in its main thread only; in another nothing is changed.
+class StopOnSignal:
+    """Context manager: the first signal of each kind asks the trainer to stop, the second acts as before.
+
+    Python delivers signals in its main thread only; in another thread the context changes nothing.
 
     Attributes:
-        asked: did a signal come?
+        asked: whether a signal came.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
-        self.counters = numbers
+        self.signals = numbers
         self.trainer: Loop | None = None
         self.before: dict[int, Any] = {}
         self.asked = False
 
-    def started(self, trainer: Loop) -> None:
-        """Who is to be asked; until then a signal is a KeyboardInterrupt."""
+    def attach(self, trainer: Loop) -> None:
+        """Set the trainer to stop; before that, a signal raises KeyboardInterrupt."""
         self.trainer = trainer
 
-    def __enter__(self) -> "stopping":
+    def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in self.counters}
+            self.before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def _ask(self, number: int, frame: Any) -> None:

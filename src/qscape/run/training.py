@@ -128,7 +128,7 @@ def train_together(
         on_trainer(trainer)
         sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
         try:
-            for k, event in trainer.told(plans[0].steps):
+            for k, event in trainer.seed_events(plans[0].steps):
                 for sink in sinks[k]:
                     sink(event)
                 yield k, _noted(event, notes)
@@ -203,7 +203,7 @@ def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> 
     name = f"{config['label']}/{plan.seed}"
     project = "qscape-" + re.sub(r"[/\\#?%:]", "-", plan.env)  # what Weights & Biases refuses in a name
     further = [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
-    return [FolderSink(folder, begun, probes.columns(plan.probe)), *further]
+    return [FolderSink(folder, begun, probes.probe_columns(plan.probe)), *further]
 
 
 def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:

@@ -1,0 +1,278 @@
+"""Parts of other packages: how they are found, imported and checked.
+
+A part from outside qscape is named in a recipe in one of two ways:
+
+- by its name, where an installed package declares it as an entry point of the group `qscape.parts`
+  (`td3+action_change`);
+- by its place, `module:Class` (`td3+mypackage.penalty:ActionChange`).
+
+A recipe that comes from a run folder never imports a module. `module:Class` is imported by `register` alone,
+which is called for what the user names: the recipe of a command, of `qs.Model`, `qs.agent` or a study, with
+`--parts` and with `qs.register`. Installing a package that declares an entry point allows its parts as well.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+
+from qscape.errors import QscapeError, UsageError
+from qscape.offpolicy import sockets as off_policy
+from qscape.onpolicy import sockets as on_policy
+from qscape.types import Part
+
+GROUP = "qscape.parts"
+PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:Class
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Keys of settings, of `qs.Model` and of studies, and flags of the commands: no part can be called so.
+RESERVED = frozenset(
+    ("base", "recipe", "env", "id", "seed", "seeds", "seeds_as", "steps", "envs", "env_args",
+     "eval_env", "eval_every", "eval_episodes", "log_every", "save_every", "keep_saves",
+     "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
+     "overwrite", "log", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
+)  # fmt: skip
+LOSSES = {  # by socket, the methods that return a loss and its metrics
+    "regulariser": ("critic", "actor", "learn"),
+    "policy_loss": ("loss", "learn"),
+    "representation": ("penalty", "learn"),
+    "selector": ("learn",),
+}
+
+ORIGINS: dict[str, str] = {}  # by name of a registered part: "mypackage 0.1", or module:Class
+PLACES: dict[str, str] = {}  # by module:Class, the name of the part that was registered from there
+
+
+def register(
+    part: type | str, tables: tuple[dict[str, type], dict[str, type]], origin: str = "", name: str = ""
+) -> type:
+    """Check a part and add it to the tables of parts, so that recipes can name it.
+
+    Args:
+        part: the class, or its place `module:Class`, which is imported.
+        tables: the off-policy and the on-policy parts, by name. The class is added to the one whose agents
+            have its socket.
+        origin: the package it comes from, such as "mypackage 0.1"; "" for its place.
+        name: the name that an entry point gives it, "" for any.
+
+    Raises:
+        UsageError: the class cannot be imported, is no part, or its name is taken.
+    """
+    cls = import_class(part, origin) if isinstance(part, str) else part
+    place = part if isinstance(part, str) else f"{cls.__module__}:{cls.__qualname__}"
+    label = f"The part '{name or place}'" + (f" of {origin}" if origin else "")
+    if problem := _objection(cls, name):
+        raise UsageError(f"{label} cannot be used: {problem}.", part=place)
+    own: Any = cls
+    homes = [table for table, fits in zip(tables, _fitting(own), strict=True) if fits]
+    for table in tables:
+        other = table.get(own.name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            owner = ORIGINS.get(own.name, "qscape")
+            raise UsageError(
+                f"{label} cannot be used: its name '{own.name}' is taken by a part of {owner}; "
+                "give it another name.",
+                part=own.name,
+            )
+    _guard(cls)
+    for table in homes:
+        table[own.name] = cls
+    ORIGINS[own.name] = origin or place
+    PLACES[place] = own.name
+    return cls
+
+
+def import_class(place: str, origin: str = "") -> type:
+    """Import the class at `module:Class`; modules of the current directory are found as well.
+
+    Raises:
+        UsageError: the text has another form, or the module or class cannot be imported.
+    """
+    if not PLACE.fullmatch(place):
+        raise UsageError(
+            f"'{place}' is not the place of a part; write module:Class, e.g. mypackage.penalty:Penalty.",
+            part=place,
+        )
+    module, _, attribute = place.partition(":")
+    label = f"The part '{place}'" + (f" of {origin}" if origin else "")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)  # behind everything else: a file there hides no installed module
+    try:
+        importlib.invalidate_caches()  # the file may have been written a moment ago
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        raise UsageError(f"{label} cannot be imported ({why}).", part=place) from problem
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+@functools.cache
+def entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of the group `qscape.parts` of all installed packages, by name. Imports none."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def register_installed(name: str, tables: tuple[dict[str, type], dict[str, type]]) -> str | None:
+    """Register the part that an installed package declares under a name (or at a place `module:Class`).
+
+    Returns:
+        The part's name; None where no package declares it.
+
+    Raises:
+        UsageError: two packages declare the name, or qscape and a package; or the part cannot be used.
+    """
+    if ":" in name:
+        declared = [point for of in entry_points().values() for point in of if point.value == name]
+    else:
+        declared = entry_points().get(name, [])
+    if not declared:
+        return None
+    owners = [package_of(point) for point in declared]
+    if ORIGINS.get(declared[0].name) == owners[0]:
+        return declared[0].name
+    if len(declared) > 1:
+        raise UsageError(
+            f"The part '{name}' is declared by {' and by '.join(owners)}; uninstall one of them.", part=name
+        )
+    part: Any = register(declared[0].value, tables, owners[0], declared[0].name)
+    return part.name
+
+
+def package_of(point: importlib.metadata.EntryPoint) -> str:
+    """The package of an entry point with its version, such as "mypackage 0.1"."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def places() -> list[str]:
+    """The parts that this process registered by their place, for worker processes to register as well."""
+    known = [place for place, name in PLACES.items() if ORIGINS.get(name) == place]
+    return [place for place in known if PLACE.fullmatch(place) and not place.startswith("__main__:")]
+
+
+def not_loaded(place: str) -> UsageError:
+    """The error for `module:Class` in a recipe that nobody named in this process."""
+    return UsageError(f"The part '{place}' is not loaded: {_how_to_allow(place)}", part=place)
+
+
+def missing(name: str, origin: str) -> str:
+    """What a run folder's part is and how to load it, for the end of an error."""
+    if ":" in origin:
+        return f"the part '{name}' ({origin}), which is not loaded: {_how_to_allow(origin)}"
+    return f"the part '{name}' of {origin}, which is not installed here; install that package."
+
+
+def _how_to_allow(place: str) -> str:
+    return (
+        "a file that names code does not run it; if you trust this code, "
+        f"add --parts {place} to the command, or call qs.register('{place}') in Python."
+    )
+
+
+def _objection(cls: Any, name: str) -> str | None:
+    """Why a class is no part, or None."""
+    if not inspect.isclass(cls) or not issubclass(cls, Part):
+        return "it is no subclass of a socket's interface, such as qscape.offpolicy.sockets.Regulariser"
+    own: Any = cls
+    for field in ("name", "socket"):
+        if not isinstance(getattr(own, field, None), str):
+            return f"{cls.__name__} lacks `{field}`; write {field}: ClassVar[str] = ..."
+    if not NAME.fullmatch(own.name) or own.name in RESERVED:
+        kind = "reserved" if own.name in RESERVED else "no lower-case word"
+        return f"its name '{own.name}' is {kind}; choose another one, such as my_{own.name.lower()}"
+    if name and own.name != name:
+        return f"its class has the name '{own.name}'; the entry point must have the same"
+    known = _interfaces(off_policy) | _interfaces(on_policy)
+    if own.socket not in {"modifier", "replay", *known}:
+        return f"there is no socket '{own.socket}'; there are modifier, replay, {', '.join(known)}"
+    if not any(_fitting(own)):
+        kind = known[own.socket]
+        return f"what fills the socket '{own.socket}' must be a subclass of {kind.__module__}.{kind.__name__}"
+    if "__dataclass_fields__" not in vars(cls) or not own.__dataclass_params__.frozen:
+        return f"{cls.__name__} is no frozen dataclass; write @dataclasses.dataclass(frozen=True) above it"
+    for field in dataclasses.fields(own):
+        if field.default is field.default_factory is dataclasses.MISSING:
+            return f"its field '{field.name}' has no default; give it one with qscape.types.setting"
+    return None
+
+
+def _interfaces(module: Any) -> dict[str, type]:
+    """The interface of each socket that a module of sockets defines."""
+    return {cls.socket: cls for cls in vars(module).values() if "socket" in getattr(cls, "__dict__", ())}
+
+
+def _fitting(cls: Any) -> tuple[bool, bool]:
+    """Do off-policy agents have a socket for this class, and do on-policy ones?"""
+    off, on = (_interfaces(module).get(cls.socket) for module in (off_policy, on_policy))
+    fits_off = issubclass(cls, off) if off else cls.socket in ("modifier", "replay")
+    fits_on = (
+        issubclass(cls, on) if on else cls.socket == "normaliser" and hasattr(cls, "update_from_rollout")
+    )
+    return fits_off, fits_on
+
+
+# --- checks while a part works ----------------------------------------------------------------------
+
+
+def _guard(cls: type) -> None:
+    """Make the methods of a part name it in their errors, and refuse results of a wrong shape.
+
+    The methods are replaced in the class, once; those inherited from qscape stay. Checks happen while JAX
+    traces a method, so that compiled programs do not change.
+    """
+    for owner in cls.__mro__:
+        if issubclass(owner, Part) and not owner.__module__.startswith("qscape."):
+            for name, method in [*vars(owner).items()]:
+                if inspect.isfunction(method) and not hasattr(method, "__wrapped__") and name[0] != "_":
+                    setattr(owner, name, _guarded(name, method))
+
+
+def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            result = method(self, *args, **options)
+            problem = next(_wrong_shapes(self, name, args, result), None)
+        except QscapeError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UsageError(f"The part '{self.name}' fails in {name}: {why}.", part=self.name) from error
+        if problem:
+            raise UsageError(f"The part '{self.name}' is wrong in {name}: {problem}.", part=self.name)
+        return result
+
+    return checked
+
+
+def _wrong_shapes(part: Any, method: str, args: tuple[Any, ...], result: Any) -> Iterator[str]:
+    """What is wrong with the result of a part's method."""
+    if method in LOSSES.get(part.socket, ()):
+        if result is None and method not in ("learn", "loss"):
+            return
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            yield f"it must return (loss, metrics), a number and a dict, and returns {type(result).__name__}"
+            return
+        if jnp.shape(result[0]):
+            yield f"its loss has the shape {jnp.shape(result[0])} and must be a scalar; take its mean"
+        for name, value in result[1].items():
+            if jnp.shape(value):
+                yield f"its metric '{name}' has the shape {jnp.shape(value)} and must be a scalar"
+    elif (part.socket, method) == ("bootstrap", "value") and len(args) > 1:
+        if jnp.shape(result) != jnp.shape(args[1][0]):
+            yield f"the value has the shape {jnp.shape(result)} and must have {jnp.shape(args[1][0])}"
+    elif method == "overrides" and not isinstance(result, dict):
+        yield f"it must return a dict of fields of the base, and returns {type(result).__name__}"

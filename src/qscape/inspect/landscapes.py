@@ -1,0 +1,206 @@
+"""The measurements of `qscape landscape`: a summary of many states and the landscapes of a few."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from qscape.errors import UsageError
+from qscape.inspect.landscape import SurveyedState, check_request, observation_at, parse_state
+from qscape.inspect.survey import QChoice, Survey, Surveyor, find_widest, pick_states, summarise
+from qscape.inspect.trained_agent import TrainedAgent
+from qscape.inspect.valid import find_valid_balls
+from qscape.report import environment_label
+from qscape.run.evaluation import SEED
+
+WIDEST = "widest"  # a value of --state-from that selects several states
+LINES, PLANES = 501, 61  # grid points along each axis if every save gets a landscape
+
+
+def measure_landscapes(
+    trained: TrainedAgent | Sequence[TrainedAgent],
+    states: int = 100,
+    at: Sequence[str] = (),
+    plane: str | None = None,
+    *,
+    q: QChoice = "objective",
+    points: int | None = None,
+    episodes: int = 10,
+    seed: int = SEED,
+    other: TrainedAgent | Sequence[TrainedAgent] = (),
+) -> dict[str, Any]:
+    """Summarise many visited states and compute the landscapes of a few.
+
+    All agents and all saves are measured at the same states.
+
+    Args:
+        trained: an agent, or one agent at its saves, oldest first (`load_history`). The newest save visits
+            the states.
+        states: number of visited states in the summary, evenly spaced over the episodes.
+        at: "EPISODE:STEP" of the states that get a landscape; "widest": see `survey.find_widest`; empty: the
+            summarised states with the median, the 90% and the largest gap, as a share of Q's range.
+        plane: see `landscape.landscape`.
+        q: see `landscape.landscape`.
+        points: grid points along each axis of a landscape; None: 2001 on a line and 101 on a plane, or 501
+            and 61 with several saves.
+        episodes: number of evaluation episodes.
+        seed: seed of these episodes.
+        other: a second agent (or its saves) to compare with; empty for none.
+
+    Returns:
+        name, label, env, step, policy, eval_seed, q; `summary` (see `survey.summarise`); for each summarised
+        state its `place` [episode, step], the `gaps` of its proposals, the `gap` and `gap_share` of its
+        action and its `optima`; `landscapes` (see `Landscape.to_dict`). With several saves `over_training`,
+        for each
+        save, oldest first: step, policy, summary, gaps, gap, gap_share, optima and landscapes. With a second
+        agent `other`: all these keys of that agent.
+
+    Raises:
+        UsageError: the agent has no Q, the plane is impossible, an episode does not have the state, `states`
+            is below 1, or the second agent has another environment or other actions.
+    """
+    agents = [[given] if isinstance(given, TrainedAgent) else list(given) for given in (trained, other)]
+    agents = [saves for saves in agents if saves]
+    for saves in agents:
+        check_request(saves[-1], plane, points)
+    first = agents[0][-1]
+    require_same_task(first, agents[-1][-1])
+    visits = _visit_states(first, states, at, q, episodes, seed)
+    if points is None and len(agents[0]) > 1:
+        line = first.agent.task.action_size == 1 or (plane or "").isdecimal()
+        points = LINES if line else PLANES
+    surveyors = [Surveyor(saves[0].agent, q) for saves in agents]
+    newest = surveyors[0](first.acting, visits.obs)  # all states in one call compile one program
+    rows = visits.rows(newest)
+    found = [
+        _measure_agent(saves, surveyor, visits, rows, plane, points, newest if saves is agents[0] else None)
+        for saves, surveyor in zip(agents, surveyors, strict=True)
+    ]
+    return found[0] | ({"other": found[1]} if len(found) > 1 else {})
+
+
+def require_same_task(first: TrainedAgent, other: TrainedAgent) -> None:
+    """Refuse two agents that cannot be measured at the same states and actions.
+
+    Raises:
+        UsageError: their environments or their actions differ.
+    """
+    envs = [_environment_label(trained) for trained in (first, other)]
+    here, there = first.agent.task, other.agent.task
+    if envs[0] != envs[1]:
+        what = f"{first.name} acts in {envs[0]} and {other.name} in {envs[1]}"
+    elif here.observation_size != there.observation_size:
+        what = f"{first.name} sees {here.observation_size} numbers and {other.name} {there.observation_size}"
+    elif not all(
+        np.array_equal(getattr(here, name), getattr(there, name))
+        for name in ("action_size", "low", "high", "table")
+    ):
+        what = f"{first.name} and {other.name} have different actions"
+    else:
+        return
+    raise UsageError(f"{what}; compare runs of one environment.")
+
+
+def _environment_label(trained: TrainedAgent) -> str:
+    """The environment's id with its arguments; "" if the record has none."""
+    return environment_label(trained.record) if "env" in trained.record else ""
+
+
+class VisitedStates(NamedTuple):
+    """The states that are measured.
+
+    Attributes:
+        places: (episode, step) of the summarised states.
+        wanted: (episode, step) of the states that get a landscape, if the user named them; else empty.
+        obs: the observations of `places`, then of `wanted`.
+        taken: all actions of the episodes.
+        seed: the seed of the episodes.
+    """
+
+    places: list[tuple[int, int]]
+    wanted: list[tuple[int, int]]
+    obs: Float[np.ndarray, "n S"]
+    taken: Float[np.ndarray, "T A"]
+    seed: int
+
+    def rows(self, survey: Survey) -> list[tuple[int, str]]:
+        """Choose the rows of `obs` that get a landscape, each with its "EPISODE:STEP".
+
+        These are the named states, or those with the median, the 90% and the largest gap of `survey`.
+        """
+        n, wanted = len(self.places), self.wanted
+        if wanted:
+            chosen, places = range(n, n + len(wanted)), self.wanted
+        else:
+            share = survey.share(survey.gap)
+            middle_to_worst = np.argsort(share, kind="stable")[[(n - 1) // 2, int(0.9 * (n - 1)), n - 1]]
+            chosen = dict.fromkeys(middle_to_worst.tolist())
+            places = [self.places[k] for k in chosen]
+        return [(k, f"{episode}:{step}") for k, (episode, step) in zip(chosen, places, strict=True)]
+
+
+def _visit_states(
+    trained: TrainedAgent, states: int, at: Sequence[str], q: QChoice, episodes: int, seed: int
+) -> VisitedStates:
+    """Run evaluation episodes and pick the states to measure."""
+    for flag, number in (("states", states), ("episodes", episodes)):
+        if number < 1:
+            raise UsageError(f"--{flag} is {number}; it must be at least 1.")
+    named = {state: [parse_state(state)] for state in at if state != WIDEST}
+    done = trained.rollouts(max([episodes, *(place[0] + 1 for (place,) in named.values())]), seed)
+    if WIDEST in at:
+        named[WIDEST] = find_widest(trained, done[:episodes], q)
+    wanted = [place for state in at for place in named[state]]
+    looked = [observation_at(done, *place) for place in wanted]
+    places, obs = pick_states(done[:episodes], states)
+    taken = np.concatenate([rollout.action for rollout in done])
+    return VisitedStates(places, wanted, np.stack([*obs, *looked]), taken, seed)
+
+
+def _measure_agent(
+    saves: Sequence[TrainedAgent],
+    surveyor: Surveyor,
+    visits: VisitedStates,
+    rows: list[tuple[int, str]],
+    plane: str | None,
+    points: int | None,
+    newest: Survey | None,
+) -> dict[str, Any]:
+    """Measure one agent at its newest save and, if there are several, at all saves.
+
+    `newest`: the survey of the last save, if it was already computed.
+    """
+    label, env = saves[-1].record.get("label", saves[-1].agent.recipe), _environment_label(saves[-1])
+    balls = find_valid_balls(saves[-1])
+
+    def moment(trained: TrainedAgent) -> dict[str, Any]:
+        known = newest if trained is saves[-1] else None
+        whole = surveyor(trained.acting, visits.obs) if known is None else known
+        survey = whole.rows(0, len(visits.places))
+        title = f"{label} on {env}, step {trained.step:,}"
+        spots = (
+            SurveyedState(surveyor, trained.acting, visits.obs[k], whole.rows(k, k + 1), title, place, balls)
+            for k, place in rows
+        )
+        return {
+            "step": trained.step,
+            "policy": trained.policy,
+            "summary": summarise(survey),
+            "gaps": survey.gaps,
+            "gap": survey.gap,
+            "gap_share": survey.share(survey.gap),
+            "optima": survey.optima,
+            "landscapes": [spot.compute_landscape(plane, visits.taken, points).to_dict() for spot in spots],
+        }
+
+    moments = [moment(trained) for trained in saves]
+    found = {
+        "name": saves[-1].name,
+        "label": label,
+        "env": env,
+        "eval_seed": visits.seed,
+        "q": surveyor.base.actor_objective,
+        "place": visits.places,
+    } | moments[-1]
+    return found | ({"over_training": moments} if len(moments) > 1 else {})

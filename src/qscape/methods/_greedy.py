@@ -1,0 +1,66 @@
+"""What improvements share that follow the best of many draws (Greedy-AC; Neumann et al. 2023, 1810.09103).
+
+A proposal policy π̃ draws N actions; the ⌊ρN⌋ of greatest Q are what both policies are drawn to. π̃ also keeps
+its entropy, so that it narrows more slowly than the policy that acts.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qscape.errors import UsageError
+from qscape.nets.heads import unsnap
+from qscape.offpolicy.sockets import Context, PolicyLoss
+from qscape.types import Dist, Key, QFn, Scalar, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class BestDraws(PolicyLoss):
+    """A policy is drawn to the best of many draws from a second, more random policy."""
+
+    climbs_q: ClassVar[bool] = False
+    needs_single_policy: ClassVar[bool] = True
+
+    draws: int = setting(
+        30, "N, actions drawn from the proposal policy at every state.", tune=("choice", 10, 30)
+    )
+    share: float = setting(
+        0.1, "ρ, share of the draws that is followed: those of greatest Q.", tune=(0.05, 0.5)
+    )
+    entropy: float = setting(0.01, "α, weight of the proposal policy's entropy.", tune=(1e-3, 1.0, "log"))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.followed_draws < 1:
+            raise UsageError(
+                f"{self.name}.share is {self.share} of {self.draws} draws; "
+                "it must leave at least one of them, and be at most 1."
+            )
+        if not 0 <= self.entropy < math.inf:
+            raise UsageError(f"{self.name}.entropy is {self.entropy}; it must be a number, 0 or more.")
+
+    @property
+    def followed_draws(self) -> int:
+        """⌊ρN⌋ (the small number is for shares that are no binary fractions)."""
+        return int(self.share * self.draws + 1e-9)
+
+    def best_draws(
+        self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
+    ) -> Float[Array, "k B A"]:
+        """The draws of greatest Q_1, best first; proto-actions where actions are discrete."""
+        draw = unsnap(proposer)
+        drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
+        drawn = jax.lax.stop_gradient(drawn)
+        value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn))
+        order = jax.lax.top_k(value.T, self.followed_draws)[1].T
+        return jnp.take_along_axis(drawn, order[..., None], 0)
+
+    def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
+        """Loss of π̃: −mean log π̃(a*|s) − α H(π̃), the entropy's gradient by one draw's score function."""
+        policy = unsnap(proposer)
+        log_prob = policy.log_prob(jax.lax.stop_gradient(policy.sample(key)[0]))
+        entropy = -(log_prob * jax.lax.stop_gradient(log_prob)).mean()
+        return -policy.log_prob(best).mean() - self.entropy * entropy

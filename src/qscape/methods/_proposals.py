@@ -1,0 +1,150 @@
+"""Maximisers that choose among a list of proposals by the critics (SAVO, arXiv 2410.11833, Section 4.1).
+
+μ_M(s) = argmax over {a_0 .. a_{L-1}} of Q(s, a), so that Q(s, μ_M(s)) ≥ Q(s, a_i) for every i.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.exploration import (
+    OU_NOISE,
+    add_noise,
+    apply_epsilon_greedy,
+    init_noise,
+    sample_noise,
+    sample_uniform_action,
+)
+from qscape.offpolicy.sockets import ActionSelector, Composition, Context, PartState
+from qscape.types import Columns, Dist, Key, Policy, Spec
+
+FIXED = 0  # seed of the key with which a policy that draws its proposals is asked outside of a run
+
+
+def take_candidate(many: Float[Array, "L *b A"], index: Int[Array, "*b"]) -> Float[Array, "*b A"]:
+    """The entry of every row that `index` names."""
+    index = index.reshape(1, *index.shape, *[1] * (many.ndim - 1 - index.ndim))
+    return jnp.take_along_axis(many, index, 0)[0]
+
+
+class BestProposal(eqx.Module):
+    """The chosen one of L distributions, with the interface of a distribution."""
+
+    options: list[Dist]
+    proposals: Float[Array, "L *b A"]  # their modes
+    index: Int[Array, "*b"]
+
+    @property
+    def chosen(self) -> Dist:
+        return jax.tree.map(lambda *leaves: take_candidate(jnp.stack(leaves), self.index), *self.options)
+
+    @property
+    def features(self) -> Float[Array, "*b h"]:
+        return self.chosen.features
+
+    def mode(self) -> Float[Array, "*b A"]:
+        return take_candidate(self.proposals, self.index)
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
+        return self.chosen.sample(key)
+
+    def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+        return self.chosen.log_prob(action)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposalSelector(ActionSelector):
+    """What maximisers share that propose a list of actions and let Q choose."""
+
+    has_single_policy: ClassVar[bool] = False
+    select_q: ClassVar[str] = "q1"  # which critics choose: "q1" or "min"
+    adds_noise_to_each: ClassVar[bool] = True  # noise on every proposal, or on the chosen action alone?
+
+    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+        """L distributions at `obs` [*b, S]; their modes are the proposals."""
+        raise NotImplementedError
+
+    def length(self) -> int:
+        """L."""
+        raise NotImplementedError
+
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        """Ornstein-Uhlenbeck noise; a stochastic policy explores by itself."""
+        return {} if agent.policy_loss.maximises_entropy else OU_NOISE
+
+    def choose(self, context: Context, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
+        """The proposal that the online critics like best; of equals the first."""
+        proposals = jax.lax.stop_gradient(proposals)
+
+        def liked(action: Array) -> Array:
+            heads = context.q(obs, action)
+            return heads[0] if self.select_q == "q1" else jnp.stack(heads).min(0)
+
+        # What depends on the observation alone is computed once for all of them.
+        return jax.lax.stop_gradient(jax.vmap(liked)(proposals)).argmax(0)
+
+    def best_proposal(self, context: Context, obs: Array, options: list[Dist]) -> BestProposal:
+        """The one of the options that Q likes best."""
+        proposals = jnp.stack([option.mode() for option in options])
+        return BestProposal(options, proposals, self.choose(context, obs, proposals))
+
+    def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
+        return lambda obs: self.best_proposal(
+            context, obs, self.propose(actor, context, obs, jax.random.key(FIXED))
+        )
+
+    def proposals(self, actor: PyTree, state: PartState, context: Context, obs: Array) -> Array:
+        options = self.propose(actor, context, obs, jax.random.key(FIXED))
+        return jnp.stack([option.mode() for option in options], -2)
+
+    def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
+        processes = self.length() + 1 if self.adds_noise_to_each else 1
+        return init_noise(base, envs, processes, spec.action_size)
+
+    def act(
+        self,
+        actor: PyTree,
+        state: PartState,
+        context: Context,
+        noise_state: PyTree,
+        obs: Array,
+        first: Array,
+        key: Key,
+        mode: str,
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Every proposal is disturbed, Q_1 chooses, the choice is disturbed once more (Algorithm 1)."""
+        length, columns = self.length(), self.columns(context.spec)
+        if mode == "warm_up":
+            drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), key)
+            return drawn[:, 0], dict.fromkeys(columns, drawn[:, 1:]), noise_state
+        k_propose, k_noise, k_uniform, *k_sample = jax.random.split(key, length + 3)
+        options = self.propose(actor, context, obs, k_propose)
+        if mode == "evaluate":
+            chosen = self.best_proposal(context, obs, options)
+            return chosen.mode(), dict.fromkeys(columns, jnp.moveaxis(chosen.proposals, 0, 1)), noise_state
+        shape = (len(obs), length + 1 if self.adds_noise_to_each else 1, context.spec.action_size)
+        drawn, noise_state = sample_noise(context, noise_state, first, shape, k_noise)
+        each_noise, last_noise = (
+            (None, None) if drawn is None else (jnp.moveaxis(drawn, 1, 0)[:-1], drawn[:, -1])
+        )
+        samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, k_sample, strict=True)])
+        samples = add_noise(context, samples, each_noise if self.adds_noise_to_each else None)
+        # A stochastic policy is judged by its mode, a deterministic one by what the noise made of it.
+        judged = (
+            jnp.stack([option.mode() for option in options]) if context.base.head == "gaussian" else samples
+        )
+        action = add_noise(context, take_candidate(samples, self.choose(context, obs, judged)), last_noise)
+        if context.base.epsilon_mode == "greedy":
+            action = apply_epsilon_greedy(context, action, k_uniform)
+        return action, dict.fromkeys(columns, jnp.moveaxis(samples, 0, 1)), noise_state
+
+
+def proposal_columns(length: int, spec: Spec) -> Columns:
+    """The list as a column of replay."""
+    return {"proposals": (length, spec.action_size)}

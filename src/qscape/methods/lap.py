@@ -1,0 +1,101 @@
+"""Loss-adjusted prioritized replay (Fujimoto, Meger, Precup 2020, arXiv 2007.06049), as TD7 uses it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qscape.errors import UsageError
+from qscape.ops import sum_tree
+from qscape.replay import storage
+from qscape.replay.base import Replay
+from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
+from qscape.replay.uniform import sample_uniformly
+from qscape.types import Event, Key, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class LAP(Replay):
+    """Draw row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
+
+    There are no importance weights: the Huber form of the critic loss, which this part brings along,
+    makes the expected gradient that of a uniformly sampled loss. New rows get the largest priority seen
+    since the last synchronisation, at which it falls back to the largest in memory.
+    """
+
+    name: ClassVar[str] = "lap"
+
+    alpha: float = setting(0.4, "Exponent of the priorities; 0 is uniform.", tune=(0.0, 1.0))
+    min_priority: float = setting(1.0, "Temporal-difference errors below this count as this.")
+    prioritised: bool = setting(True, "Off: draw uniformly, and keep the critic loss (an ablation).")
+    reset_highest: bool = setting(
+        True, "New rows' priority may fall at synchronisations; off: LAP before TD7."
+    )
+
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
+        return {"critic_loss": "lap_huber"}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < math.inf:
+            raise UsageError(f"lap.alpha is {self.alpha}; it must be a number, 0 or more.")
+        if not 0 < self.min_priority < math.inf:
+            raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
+
+    def init_state(self, layout: Layout) -> ReplayState:
+        replay_state = super().init_state(layout)
+        if not self.prioritised:
+            return replay_state
+        tree = sum_tree.create(layout.envs * layout.ring)
+        return replay_state._replace(priorities=Priorities(tree, jnp.ones((), jnp.float32)))
+
+    def insert(
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+    ) -> tuple[Storage, ReplayState]:
+        rows, inserted = super().insert(layout, rows, replay_state, new, mask)
+        if replay_state.priorities is None:
+            return rows, inserted
+        tree, max_priority = replay_state.priorities
+        i, following = storage.write_rows(layout, replay_state)
+        p = jnp.full(layout.envs, max_priority)
+        if not layout.stores_next:  # the row behind becomes head or pad: never drawn
+            i, mask = jnp.concatenate([i, following]), jnp.concatenate([mask, mask])
+            p = jnp.concatenate([p, jnp.zeros_like(p)])
+        p = jnp.where(mask, p, sum_tree.leaves(tree, i))
+        return rows, inserted._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
+
+    def sample(
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
+    ) -> Int[Array, " B"]:
+        if replay_state.priorities is None:
+            return sample_uniformly(layout, rows, replay_state, key, batch_size)
+        return sum_tree.sample(replay_state.priorities.tree, key, batch_size)
+
+    def update_priorities(
+        self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
+    ) -> ReplayState:
+        """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""
+        if replay_state.priorities is None:
+            return replay_state
+        tree, max_priority = replay_state.priorities
+        error = jnp.max(jnp.abs(td_error), axis=-1)
+        p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
+        p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # what is no transition stays so
+        max_priority = jnp.maximum(max_priority, jnp.max(p))
+        return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
+
+    def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
+        """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
+        if replay_state.priorities is None or not self.reset_highest:
+            return replay_state
+        tree, max_priority = replay_state.priorities
+
+        def largest() -> Array:
+            largest_priority = jnp.max(tree[tree.size // 2 :])
+            return jnp.where(largest_priority > 0, largest_priority, max_priority)
+
+        max_priority = jax.lax.cond(event.synced, largest, lambda: max_priority)
+        return replay_state._replace(priorities=Priorities(tree, max_priority))

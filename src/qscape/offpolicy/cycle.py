@@ -1,0 +1,158 @@
+"""One cycle of off-policy training, as three pure functions on one value.
+
+    carry = insert(agent, layout, carry, outcome)                    # the transition enters replay
+    carry = learn(agent, layout, carry, updates, env_steps, key)     # gradient updates from replay
+    carry = choose(agent, carry, env_steps, key)                     # the next action
+
+Between `choose` and `insert` the environments execute `carry.action`. Every loop of the library runs these
+three: the host loop compiles each by itself (`run.trainer`), the driven program puts them into a while_loop
+that calls the environments (`run.drive`), JAX-native environments join them in a scan (`run.scan`), and seeds
+train side by side by vmap (`run.seeds`).
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.state import SEED_AXES, State
+from qscape.replay.storage import Layout, ReplayState, Rows, Storage
+from qscape.types import Key, Metrics
+
+HostOrDevice: TypeAlias = Array | np.ndarray
+
+
+class Carry(NamedTuple):
+    """Everything that one cycle of training hands to the next.
+
+    A compiled program that needs some fields only gets None for the others.
+
+    Attributes:
+        state: networks, optimiser states and counters.
+        storage: packed transitions of the replay.
+        replay_state: write positions, sizes and priorities of the replay.
+        noise_state: state of the exploration noise; None for noise without memory.
+        metrics: newest value of each metric, in the order of `metric_names`; NaN before its first value.
+        observation: the present observations, in the environment's units.
+        first: True where an episode begins with this observation.
+        action: the chosen actions in [-1, 1]; None on the host until they are chosen.
+        columns: further replay columns that the action selector emitted with these actions.
+    """
+
+    state: State
+    storage: Storage
+    replay_state: ReplayState
+    noise_state: PyTree
+    metrics: Float[Array, " M"]
+    observation: Float[HostOrDevice, "E S"]
+    first: Bool[HostOrDevice, " E"]
+    action: Float[Array, "E A"]
+    columns: dict[str, Array]
+
+
+# in_axes and out_axes of `vmap` for a carry whose leaves lead with an axis of seeds.
+CARRY_AXES = Carry(SEED_AXES, *[0] * (len(Carry._fields) - 1))  # type: ignore[arg-type]
+
+
+class Outcome(NamedTuple):
+    """What the environments answer to one action; the fields of `envs.Step` but for the finished episodes.
+
+    Attributes:
+        next_observation: the true successor of each transition, also where an episode ends.
+        observation: the observation to act on next; of a new episode where one begins.
+        valid: False where an environment only reset itself, which is no transition.
+    """
+
+    next_observation: Float[HostOrDevice, "E S"]
+    reward: Float[HostOrDevice, " E"]
+    terminated: Bool[HostOrDevice, " E"]
+    truncated: Bool[HostOrDevice, " E"]
+    observation: Float[HostOrDevice, "E S"]
+    valid: Bool[HostOrDevice, " E"]
+
+
+def insert(agent: Agent, layout: Layout, carry: Carry, outcome: Outcome) -> Carry:
+    """Write the transition of every environment into replay and move on to the next observation."""
+    next_observation, reward, terminated, truncated, observation, valid = map(jnp.asarray, outcome)
+    ends = terminated, truncated
+    new = Rows(carry.observation, carry.action, reward, *ends, next_observation, carry.columns)
+    storage, replay_state = agent.replay.insert(layout, carry.storage, carry.replay_state, new, valid)
+    first = terminated | truncated | ~valid
+    return carry._replace(storage=storage, replay_state=replay_state, observation=observation, first=first)
+
+
+def learn(
+    agent: Agent,
+    layout: Layout,
+    carry: Carry,
+    updates: Int[ArrayLike, ""],
+    env_steps: Int[ArrayLike, ""],
+    key: Key,
+    stride: int = 0,
+) -> Carry:
+    """Make a number of updates from replay; the storage is only read.
+
+    Args:
+        updates: how many. A traced number, so that every number runs in the same compiled program.
+        env_steps: environment steps made so far; schedules of hyperparameters follow them.
+        key: the run's key; it never advances, each update folds in its own number.
+        stride: environment steps between two of these updates (1 when learning from a dataset; static).
+    """
+    names, update = metric_names(agent, layout), _compiled_update(agent, layout)
+
+    def one(i: Array, changing: tuple[State, ReplayState, Array]) -> tuple[State, ReplayState, Array]:
+        state, replay_state, values = changing
+        state = state._replace(env_steps=env_steps + stride * i)
+        before: Metrics = {name: values[k] for k, name in enumerate(names)}
+        state, replay_state, metrics = update(state, carry.storage, replay_state, key, before)
+        return state, replay_state, jnp.stack([metrics[name] for name in names])
+
+    state = carry.state._replace(env_steps=jnp.asarray(env_steps, jnp.int32))
+    changing = state, carry.replay_state, carry.metrics
+    # A loop even for one update: inside a loop XLA reads the storage in place.
+    state, replay_state, metrics = jax.lax.fori_loop(0, updates, one, changing)
+    return carry._replace(state=state, replay_state=replay_state, metrics=metrics)
+
+
+def choose(
+    agent: Agent, carry: Carry, env_steps: Int[Array, ""], key: Key, warm_up: bool | Array = False
+) -> Carry:
+    """Choose the next actions by the exploring policy, or uniformly in the warm-up.
+
+    The normaliser's statistics take in the observations first.
+
+    Args:
+        env_steps: numbers the draw: the same key and step give the same actions.
+        warm_up: a traced value compiles both ways of choosing.
+    """
+    observation, first = jnp.asarray(carry.observation), jnp.asarray(carry.first)
+    state = agent.see(carry.state, observation)
+
+    def act(mode: str) -> tuple[Array, dict[str, Array], PyTree]:
+        return agent.act(agent.acting(state), carry.noise_state, observation, first, env_steps, key, mode)
+
+    if isinstance(warm_up, bool):
+        action, columns, noise_state = act("warm_up" if warm_up else "explore")
+    else:
+        action, columns, noise_state = jax.lax.cond(warm_up, lambda: act("warm_up"), lambda: act("explore"))
+    return carry._replace(state=state, noise_state=noise_state, action=action, columns=columns)
+
+
+@lru_cache(maxsize=32)
+def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
+    """Names of the metrics of an update, sorted: the order of `Carry.metrics`."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(agent.init, key)
+    storage, replay_state = jax.eval_shape(partial(agent.replay.init, layout))
+    return tuple(sorted(jax.eval_shape(partial(agent.update, layout), state, storage, replay_state, key)[2]))
+
+
+@lru_cache(maxsize=32)
+def _compiled_update(agent: Agent, layout: Layout) -> Callable[..., Any]:
+    """Return `agent.update`, jitted so that it is traced once for all programs that contain it."""
+    return jax.jit(partial(agent.update, layout))

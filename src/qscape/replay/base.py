@@ -1,0 +1,52 @@
+"""The interface of every replay: which transitions an update learns from."""
+
+from typing import ClassVar
+
+from jaxtyping import Array, Bool, Float, Int
+
+from qscape.replay import storage
+from qscape.replay.storage import Layout, ReplayState, Rows, Storage
+from qscape.types import Event, Key, Part
+
+
+class Replay(Part):
+    """A part that stores transitions and chooses those of a batch. Its methods run under jit.
+
+    The defaults store every step in rings of rows and keep no priorities; a replay must define `sample`.
+    """
+
+    socket: ClassVar[str] = "replay"
+
+    def init(self, layout: Layout) -> tuple[Storage, ReplayState]:
+        """Allocates an empty replay.
+
+        Raises:
+            RunError: the machine has not enough memory left.
+        """
+        return storage.create(layout), self.init_state(layout)
+
+    def init_state(self, layout: Layout) -> ReplayState:
+        """The positions, sizes and priorities of an empty replay, without its storage."""
+        return storage.create_state(layout)
+
+    def insert(
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+    ) -> tuple[Storage, ReplayState]:
+        """Writes one step of each environment e with mask[e], over the oldest rows once a ring is full."""
+        return storage.insert(layout, rows, replay_state, new, mask)
+
+    def sample(
+        self, layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, batch_size: int
+    ) -> Int[Array, " B"]:
+        """Draws the rows of one batch; called at the beginning of every update."""
+        raise NotImplementedError
+
+    def update_priorities(
+        self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
+    ) -> ReplayState:
+        """Records the TD errors of the rows i of a batch, as they were before the critics' step."""
+        return replay_state
+
+    def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
+        """The replay's state after an update of all networks."""
+        return replay_state

@@ -1,0 +1,202 @@
+"""Off-policy training inside one compiled program, on environments that are pure JAX functions.
+
+agent = qs.agent("td3+savo").on(scan.spec_of(env))
+train = jax.jit(partial(scan.train, agent, envs=16, steps=100_000))
+run, history = train(env, key)                                             # one seed
+run, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 5))   # five of them side by side
+
+A scan over the cycle of `qscape.offpolicy.cycle`, in the order of the host loop (`run.trainer`): act, step,
+insert, update. All seeds make the same number of updates after each step; the numbers are known before the
+program runs (`update_counts`).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+
+from qscape.envs.native import JaxEnv
+from qscape.envs.spaces import ActionBox, make_action_map
+from qscape.envs.world import World, reset_world, step_world
+from qscape.errors import UsageError
+from qscape.offpolicy import cycle
+from qscape.offpolicy.agent import Agent, make_action_table
+from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
+from qscape.offpolicy.plain import EveryStep
+from qscape.offpolicy.sockets import StepEnd
+from qscape.offpolicy.state import ActingState, State
+from qscape.types import Key, Metrics, Scalar, Spec, stream
+
+
+class Run(NamedTuple):
+    """A run between two steps.
+
+    Attributes:
+        carry: the state of training; its action is that of the last step.
+        world: the environments.
+    """
+
+    carry: Carry
+    world: World
+
+    @property
+    def state(self) -> State:
+        """Networks, optimiser states and counters."""
+        return self.carry.state
+
+
+# in_axes and out_axes of `vmap` for a run whose leaves lead with an axis of seeds.
+RUN_AXES = Run(CARRY_AXES, 0)  # type: ignore[arg-type]
+
+
+class History(NamedTuple):
+    """Numbers of each step of the E environments, at its end."""
+
+    metrics: Metrics  # the newest of every metric, NaN before its first value
+    returned: Scalar  # mean return of the episodes that ended in it; NaN if none did
+    episodes: Int[Array, ""]  # how many episodes ended in it
+    env_steps: Int[Array, ""]  # made by its end, all environments together
+    updates: Int[Array, ""]  # made by its end
+
+
+def spec_of(env: JaxEnv) -> Spec:
+    """Return what an agent has to know of an environment. Call it outside of jit: it reads the action table.
+
+    Raises:
+        UsageError: the actions are neither a bounded Box nor a Discrete set with a valid table.
+    """
+    space = env.action_space
+    size, table, _ = make_action_map(space, 1, env, type(env).__name__)
+    bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
+    return Spec(int(env.observation_space.shape[0]), size, table, *bounds)
+
+
+def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
+    """Return how many updates follow each step of E environments, until `steps` environment steps were made.
+
+    Raises:
+        UsageError: the agent learns when episodes end, which is not known before the program runs.
+    """
+    if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
+        raise UsageError(
+            f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
+            "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."
+        )
+    counters, counts = agent.schedule.start(), []
+    for made in range(0, steps, envs):
+        updates = 0
+        if made >= agent.base.warmup:
+            counters, updates, _ = agent.schedule.updates_due(counters, StepEnd(envs), agent.base)
+        counts.append(updates)
+    return np.array(counts, np.int32)
+
+
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
+    """Return a run before its first step; `agent` is bound to its task, `agent.on(spec_of(env))`.
+
+    Jit it, so that every array of the run has a buffer of its own and may be donated to `run_steps`.
+    """
+    layout, task = agent.layout(envs), agent.task
+    storage, replay_state = agent.replay.init(layout)
+    world = reset_world(env, envs, stream(key, "world.begin"))
+    carry = Carry(
+        state=agent.init(key),
+        storage=storage,
+        replay_state=replay_state,
+        noise_state=agent.selector.init_noise(task, envs, agent.base),
+        metrics=jnp.full(len(cycle.metric_names(agent, layout)), jnp.nan),
+        observation=world.observation,
+        first=jnp.ones(envs, bool),
+        action=jnp.zeros((envs, task.action_size)),
+        columns={name: jnp.zeros((envs, *shape)) for name, shape in layout.columns},
+    )
+    return Run(carry, world)
+
+
+def run_steps(
+    agent: Agent, env: JaxEnv, run: Run, key: Key, counts: Int[ArrayLike, " T"]
+) -> tuple[Run, History]:
+    """Make T steps of all environments, and the updates that follow each.
+
+    Under `vmap` use `RUN_AXES` for the run and None for `counts`: counters that differ between seeds would
+    make XLA compute both branches of every `cond`, and as many updates after each step as after any.
+
+    Args:
+        agent: bound to its task; static.
+        key: the run's key, always the same; it never advances.
+        counts: the next rows of `update_counts`.
+    """
+    layout = agent.layout(len(run.world.length))
+    names = cycle.metric_names(agent, layout)
+
+    def step(run: Run, updates: Array) -> tuple[Run, History]:
+        carry, world = run
+        steps = carry.state.env_steps
+        carry = cycle.choose(agent, carry, steps, key, steps < agent.base.warmup)
+        world, outcome, ended = step_world(env, world, in_units(agent, env, carry.action), steps, key)
+        answer = Outcome(
+            outcome.observation,
+            outcome.reward,
+            outcome.terminated,
+            outcome.truncated,
+            world.observation,
+            jnp.ones(layout.envs, bool),
+        )
+        carry = cycle.insert(agent, layout, carry, answer)
+        carry = cycle.learn(agent, layout, carry, updates, steps + layout.envs, key)
+        state, metrics = carry.state, {name: carry.metrics[k] for k, name in enumerate(names)}
+        history = History(metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates)
+        return Run(carry, world), history
+
+    return jax.lax.scan(step, run, jnp.asarray(counts))
+
+
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
+    """Train for `steps` environment steps, those of all E environments counted.
+
+    Args:
+        agent: bound to its task; static. Fields that are a share of a run are shares of this one.
+        key: of this run; with `vmap` one for each seed.
+
+    Returns:
+        The run at its end, and the history with a row for each step of the E environments.
+
+    Raises:
+        UsageError: the agent learns when episodes end.
+    """
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_run(steps))
+    agent = dataclasses.replace(agent, base=base)
+    counts = update_counts(agent, envs=envs, steps=steps)
+    return run_steps(agent, env, start(agent, env, key, envs=envs), key, counts)
+
+
+def policy(agent: Agent, env: JaxEnv, acting: ActingState) -> Partial:
+    """Return the policy in the form that `envs.native.play` takes: without noise, for one environment."""
+    return Partial(_evaluate, agent, env, acting)
+
+
+def in_units(agent: Agent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
+    """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
+    spec, base, space = agent.task, agent.base, env.action_space
+    table = make_action_table(spec, base.nearest, base.nearest_probes)
+    if table is not None and isinstance(space, Discrete):
+        # No search: what is done is the row that replay holds, to the bit.
+        return table.index(action) + int(space.start)
+    assert isinstance(space, Box)
+    box = ActionBox.from_space(space, np.float32)
+    units = box.to_env(action)
+    return (units.astype(jnp.int32) if box.is_integer else units).reshape(-1, *space.shape)
+
+
+def _evaluate(
+    agent: Agent, env: JaxEnv, acting: ActingState, state: PyTree, observation: Array, key: Key
+) -> Array:
+    noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
+    fixed = jax.random.key(0)  # as evaluations have it
+    action = agent.act(acting, noise_state, observation[None], first, 0, fixed, "evaluate")[0]
+    return in_units(agent, env, action)[0]

@@ -1,0 +1,147 @@
+"""On-policy training wholly inside one compiled program, on environments that are pure JAX functions.
+
+train = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=200))
+state, history = train(env, key)                                   # one seed
+state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten of them side by side
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from qscape.envs.native import JaxEnv
+from qscape.envs.world import EpisodeEnds, World, reset_world, step_world
+from qscape.errors import UsageError
+from qscape.onpolicy.agent import Agent
+from qscape.onpolicy.sockets import Rollout
+from qscape.onpolicy.state import ActingState, State
+from qscape.types import Key, Metrics, Scalar, Spec, stream
+
+
+def spec_of(env: JaxEnv) -> Spec:
+    """What an agent has to know of an environment of discrete actions.
+
+    Raises:
+        UsageError: its actions are others.
+    """
+    choices = getattr(env.action_space, "n", None)
+    if choices is None:
+        raise UsageError(
+            f"{type(env).__name__} has actions {env.action_space}: compiled on-policy runs take Discrete "
+            "ones; use its Gymnasium face with run.train."
+        )
+    return Spec(int(env.observation_space.shape[0]), 1, choices=int(choices))
+
+
+def collect(
+    agent: Agent, env: JaxEnv, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
+) -> tuple[World, Rollout, EpisodeEnds]:
+    """A rollout by the present policy. With `base.episodes` all environments begin anew and make their share.
+
+    Args:
+        env_steps: made so far; the random numbers of step t are made of `env_steps` + t E.
+        key: the run's key.
+    """
+    base, envs = agent.base, len(world.length)
+    rows = -(-base.rollout // envs)
+    left = None
+    if base.episodes:
+        share = [len(range(i, base.episodes, envs)) for i in range(envs)]
+        rows = min(rows, max(share) * env.time_limit)
+        left = jnp.array(share)
+        world = reset_world(env, envs, stream(jax.random.fold_in(key, env_steps), "world.begin"))
+
+    def step(carry: tuple, t: Array) -> tuple[tuple, tuple]:
+        world, left = carry
+        at = env_steps + t * envs
+        action = agent.act(acting, None, world.observation, jnp.zeros(envs, bool), at, key, "explore")[0]
+        chosen = action[:, 0].astype(jnp.int32) if agent.task.choices else action
+        after, outcome, ended = step_world(env, world, chosen, at, key)
+        valid = None if left is None else left > 0
+        row = Rollout(
+            world.observation,
+            action,
+            outcome.reward,
+            outcome.terminated,
+            outcome.truncated & ~outcome.terminated,
+            outcome.observation,
+            valid,
+        )
+        if valid is not None:
+            ended = ended._replace(done=ended.done & valid)
+        return (after, None if left is None else left - ended.done), (row, ended)
+
+    if left is None:
+        (world, _), (rollout, ended) = jax.lax.scan(step, (world, None), jnp.arange(rows))
+        return world, rollout, ended
+
+    # Until the last environment has made its share: rows behind that stay as they are, and are not valid.
+    shapes = jax.eval_shape(step, (world, left), jnp.int32(0))[1]
+    blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), shapes)
+
+    def further(carry: tuple) -> tuple:
+        t, inner, made = carry
+        inner, row = step(inner, t)
+        return t + 1, inner, jax.tree.map(lambda all_, one: all_.at[t].set(one), made, row)
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < rows) & (carry[1][1] > 0).any()
+
+    _, (world, _), (rollout, ended) = jax.lax.while_loop(unfinished, further, (0, (world, left), blank))
+    return world, rollout, ended
+
+
+class Run(NamedTuple):
+    """A run between two updates."""
+
+    state: State
+    world: World
+
+
+class History(NamedTuple):
+    """Numbers of each update."""
+
+    metrics: Metrics
+    returned: Scalar  # mean return of the episodes that ended in its rollout; NaN where none did
+    episodes: Int[Array, ""]  # how many these were
+    env_steps: Int[Array, ""]  # made before its rollout
+
+
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
+    """A run before its first step; `agent` is bound to its task, `agent.on(scan_rollouts.spec_of(env))`."""
+    return Run(agent.init(key, envs), reset_world(env, envs, stream(key, "world.begin")))
+
+
+def further(
+    agent: Agent, env: JaxEnv, run: Run, key: Key, *, updates: int, total: int
+) -> tuple[Run, History]:
+    """`updates` more rollouts, and what is learned from each, of a run that makes `total` of them."""
+
+    def one(run: Run, _: None) -> tuple[Run, History]:
+        state, world = run
+        acting, steps = agent.acting(state), state.env_steps
+        world, rollout, ended = collect(agent, env, acting, world, steps, key)
+        valid = rollout.valid
+        made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
+        state, metrics = agent.update(state, rollout, state.updates / total, key)
+        told = History(metrics, ended.mean_return(), ended.num_episodes(), steps)
+        return Run(state._replace(env_steps=steps + made), world), told
+
+    return jax.lax.scan(one, run, None, updates)
+
+
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
+    """A whole run: `updates` rollouts of E environments, and what is learned from each.
+
+    Args:
+        agent: bound to its task; static.
+        key: of this run; with `vmap` one for each seed.
+
+    Returns:
+        The last state, and the history with a row for each update.
+    """
+    run = start(agent, env, key, envs=envs)
+    run, history = further(agent, env, run, key, updates=updates, total=updates)
+    return run.state, history

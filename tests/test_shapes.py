@@ -1,0 +1,27 @@
+"""Annotated shapes and types are a contract: they hold in an update of every recipe."""
+
+import json
+
+import pytest
+from tiny import TESTS, python
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Errors by recipe, from tests/shapes.py in a process that checks annotations."""
+    path = str(TESTS / "shapes.py")
+    return json.loads(python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')"))
+
+
+def test_shapes_hold_in_an_update_of_every_recipe(traced):
+    from test_contract import TABLE
+
+    assert traced["traced"] > 2 * len(TABLE)
+    assert {name: error for name, error in traced["errors"].items() if "target [B, 1]" not in name} == {}
+
+
+def test_a_wrong_shape_is_caught(traced):
+    error = traced["errors"]["update with a target [B, 1]"]
+    assert "qscape.ops.td.td_target" in error
+    assert "'next_value'" in error
+    assert "f32[8,1]" in error
