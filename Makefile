@@ -17,20 +17,19 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (minutes)
+demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (three minutes)
 	$(BIN)/qscape study run studies/make-demo.toml --workers 2
+	for run in $(DEMO)/*/*/0; do $(BIN)/qscape landscape $$run || exit 1; done
 	$(BIN)/qscape plot $(DEMO) --png $(DEMO)/curve.png
 	$(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png
-	for run in $(DEMO)/*/*/0; do $(BIN)/qscape landscape $$run || exit 1; done
 	$(BIN)/qscape compare $(DEMO) --html $(DEMO)/report.html
 	@echo
-	@echo "Two trained agents, side by side: open $(DEMO)/report.html in a browser."
-	@echo "Their learning curves alone: $(DEMO)/curve.png"
+	@echo "The effect of PAVE on policy and critics is in the tables above and, with learning curves and Q"
+	@echo "over actions, in $(DEMO)/report.html, which opens in a browser."
 	@echo "Next:"
-	@echo "  . $(BIN)/activate"
-	@echo "  qscape evaluate $(DEMO)/Pendulum-v1/td3+pave --episodes 10"
-	@echo "  qscape train td7 --env HalfCheetah-v5 --steps 30000"
-	@echo "  qscape list"
+	@echo "  $(BIN)/qscape evaluate $(DEMO)/Pendulum-v1/td3+pave --episodes 10"
+	@echo "  $(BIN)/qscape train td7 --env HalfCheetah-v5 --steps 30000"
+	@echo "  $(BIN)/qscape list"
 
 test: lint browser ## check style and types and run the quick tests (minutes)
 	@$(QUICK) $(PYTEST) -m "not slow"

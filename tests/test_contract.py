@@ -455,7 +455,7 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
         assert (now.low, now.high) == ((now.run_min, now.run_max) if syncs else (was.low, was.high))
     if "asap" in rests:
         was, now = rests.pop("asap")
-        slow = optax.incremental_update((new.actor, new.part_states["asap"].actor_params), was, 0.01)
+        slow = optax.incremental_update(type(was)(new.actor, new.part_states["asap"].actor_params), was, 0.01)
         for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(slow), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     if "savgo" in rests:

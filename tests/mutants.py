@@ -1,0 +1,189 @@
+"""Mutants of the core: one wrong line each, which the quick tests have to notice.
+
+    python tests/mutants.py                        # all of them, against `-m "not slow"`
+    python tests/mutants.py --select "" 3 17       # two of them, against every test of the files named
+
+Each is applied to a temporary copy of the tree, in which the test files named beside it run until the first
+failure. A mutant that no test notices is printed as SURVIVED.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """`old`, found once in src/qscape/FILE, becomes `new`; `tests` are files of tests/ that are asked."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant("ops/td.py", "(1.0 - terminated) * discount", "discount", "oracles probes"),
+    Mutant("ops/td.py", "jnp.abs(td_error).max(-1)", "jnp.abs(td_error).min(-1)", "lap oracles"),
+    Mutant("ops/td.py", "0.5 * jnp.square(x), x)", "0.5 * jnp.square(x), x - 0.5)", "lap td7_checks"),
+    Mutant("offpolicy/update.py", "total = base.critic_loss_scale *", "total = 1.0 *", "pave contract"),
+    Mutant(
+        "offpolicy/update.py",
+        "td_error = jnp.stack(heads, -1) - y[:, None]",
+        "td_error = 2 * (jnp.stack(heads, -1) - y[:, None])",
+        "lap oracles",
+    ),
+    Mutant(
+        "offpolicy/update.py",
+        "if number == 0 else jax.lax.stop_gradient(",
+        "if number != 0 else jax.lax.stop_gradient(",
+        "savo contract",
+    ),
+    Mutant("offpolicy/update.py", "policy_delay == 1:", "policy_delay > 0:", "contract oracles"),
+    Mutant(
+        "offpolicy/update.py",
+        "_replace(actor_target=actor_target,",
+        "_replace(actor_target=state.actor,",
+        "oracles contract",
+    ),
+    Mutant("replay/storage.py", "% layout.ring\n    size =", "% (layout.ring + 1)\n    size =", "replay"),
+    Mutant(
+        "replay/storage.py", "jnp.cumsum(stop, axis=0) - stop == 0", "jnp.cumsum(stop, axis=0) == 0", "replay"
+    ),
+    Mutant(
+        "replay/storage.py",
+        "stop = (terminated + truncated > 0) | newest",
+        "stop = (terminated > 0) | newest",
+        "replay",
+    ),
+    Mutant("replay/uniform.py", 'side="right"', 'side="left"', "replay"),
+    Mutant(
+        "methods/sale.py",
+        "moved = [dataclasses.replace(state.params, seen=statistics), fixed]",
+        "moved = [dataclasses.replace(state.params, seen=statistics), fixed_target]",
+        "oracles td7_checks",
+    ),
+    Mutant(
+        "methods/sale.py",
+        'return fixed if which == "fixed" else fixed_target',
+        "return fixed",
+        "sale oracles",
+    ),
+    Mutant(
+        "methods/value_clip.py",
+        "jnp.maximum(bounds.run_max, aux.max())",
+        "aux.max()",
+        "td7_checks contract oracles",
+    ),
+    Mutant("methods/checkpoints.py", 'score >= state["best"]', 'score > state["best"]', "td7_checks"),
+    Mutant(
+        "methods/checkpoints.py",
+        "event.update <= self.switch < event.update + updates",
+        "event.update < self.switch <= event.update + updates",
+        "td7_checks",
+    ),
+    Mutant("methods/pave.py", "jax.nn.relu(c + self.delta)", "jax.nn.relu(c - self.delta)", "pave oracles"),
+    Mutant("methods/pave.py", "jax.random.rademacher(", "jax.random.normal(", "pave oracles"),
+    Mutant("methods/savo.py", "floor = q[1 : i + 1].max(0)", "floor = q[1 : i + 2].max(0)", "savo"),
+    Mutant(
+        "methods/savo.py",
+        "jnp.where(value >= stop(floor), value, stop(floor))",
+        "jnp.maximum(value, floor)",
+        "savo savo_checks landscape",
+    ),
+    Mutant("methods/savgo.py", "loss - (1.0 - w) * climbed", "loss - climbed", "savgo_checks"),
+    Mutant(
+        "methods/savgo.py", "discount * (1.0 - batch.terminated) * q", "discount * q", "savgo_checks oracles"
+    ),
+    Mutant("onpolicy/update.py", "ended = over.at[-1].set(1.0)", "ended = over", "onpolicy onpolicy_oracles"),
+    Mutant("onpolicy/update.py", "target if unit is None else target / unit", "target", "onpolicy"),
+    Mutant(
+        "ops/returns.py",
+        "(1.0 - ended) * discount * decay * after",
+        "(1.0 - ended) * decay * after",
+        "onpolicy",
+    ),
+    Mutant("ops/returns.py", "sum_ * (1.0 - ended), sum_", "sum_, sum_", "onpolicy"),
+    Mutant(
+        "run/trainer.py",
+        "self.env_steps >= base.warmup  #",
+        "self.env_steps > base.warmup  #",
+        "run td7_checks",
+    ),
+    Mutant(
+        "run/trainer.py",
+        "if keep:\n            self.kept",
+        "if not keep:\n            self.kept",
+        "td7_checks run",
+    ),
+    Mutant("run/trainer.py", "self.updates + self.pending))", "self.updates))", "td7_checks run"),
+    Mutant(
+        "run/saves.py",
+        "for name in names(folder)[: -keep or None]",
+        "for name in names(folder)[:-keep]",
+        "saves",
+    ),
+    Mutant(
+        "run/saves.py",
+        'if record.pop("crc32", None) != _checksum(record)',
+        'if record.pop("crc32", None) is None',
+        "saves",
+    ),
+]
+
+
+def judge(mutant: Mutant, copy: Path, select: str) -> str:
+    """ "killed by TEST", "SURVIVED" or why the mutant cannot be made."""
+    source = copy / "src/qscape" / mutant.file
+    text = source.read_text()
+    if text.count(mutant.old) != 1:
+        return f"NOT APPLICABLE: {text.count(mutant.old)} places"
+    source.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        files = [f"tests/test_{name}.py" for name in mutant.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-m", select, *files]
+        path = os.pathsep.join([str(copy / "src"), str(copy)])
+        done = subprocess.run(
+            command, cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
+    finally:
+        source.write_text(text)
+    if done.returncode == 0:
+        return "SURVIVED"
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return f"killed by {failed[0]}" if done.returncode == 1 and failed else f"NOT RUN: {done.stdout[-400:]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("numbers", nargs="*", type=int, help="only these, counted from 0")
+    parser.add_argument("--select", default="not slow", help="pytest's -m")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the tree to copy")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place)
+        for name in ("src", "tests", "reference", "docs", "studies", "examples"):
+            if (asked.tree / name).exists():
+                shutil.copytree(asked.tree / name, copy / name)
+        shutil.copy(asked.tree / "pyproject.toml", copy)
+        for number in asked.numbers or range(len(MUTANTS)):
+            mutant, start = MUTANTS[number], time.monotonic()
+            verdict = judge(mutant, copy, asked.select)
+            line = " ".join(mutant.new.split())
+            print(
+                f"{number:3d} {time.monotonic() - start:4.0f} s  {verdict}  ({mutant.file}: {line})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
