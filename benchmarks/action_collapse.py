@@ -83,13 +83,15 @@ def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
     run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
     go = partial(scan_rollouts.further, agent, env, updates=each, total=updates)
     further = jax.jit(jax.vmap(go), donate_argnums=0)
-    look = jax.jit(jax.vmap(lambda state: agent.look(agent.acting(state), cells)))
+    look = jax.jit(jax.vmap(lambda state: agent.get_distribution(agent.acting(state), cells)))
     for moment in range(1, moments + 1):
         run, history = further(run, keys)
         dist = look(run.state)
         for seed in range(seeds):
             state = jax.tree.map(lambda x, seed=seed: x[seed], run.state)
-            w = np.asarray(agent.head.layer(state.networks.head, state.part_states.get(agent.head.name)))
+            w = np.asarray(
+                agent.head.action_layer(state.networks.head, state.part_states.get(agent.head.name))
+            )
             h = np.asarray(dist.features[seed])
             found = {
                 centre: action_collapse(h, best, w, centre)._asdict() for centre in ("classes", "samples")

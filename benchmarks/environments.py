@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from qscape.envs import make
-from qscape.envs.native import Native, native_of, play, step_autoreset
+from qscape.envs.native import JaxEnv, find_jax_env, play, step_autoreset
 
 KEY, HOST_EPISODES = jax.random.key(0), 100
 NATIVE = {  # id: (episodes, arguments)
@@ -34,7 +34,7 @@ RESTRICTED = [
 ADROIT = [f"AdroitHand{task}-v1" for task in ("Door", "Hammer", "Pen")]
 
 
-def scripted(env_id: str, env: Native) -> dict:
+def scripted(env_id: str, env: JaxEnv) -> dict:
     """Return the scripted policies of a task, by name."""
     from qscape.envs import mineworld, recsim, recsim_data
 
@@ -57,7 +57,7 @@ def scripted(env_id: str, env: Native) -> dict:
 def scores() -> None:
     """Print the scores of random and scripted policies."""
     for env_id, episodes in NATIVE.items():
-        env = native_of(gym.make(env_id))
+        env = find_jax_env(gym.make(env_id))
         count = int(env.action_space.n)
         policies = {"random": lambda state, seen, key, n=count: jax.random.randint(key, (), 0, n)}
         for name, policy in (policies | scripted(env_id, env)).items():
@@ -93,7 +93,7 @@ def speed(batch: int = 1024, steps: int = 200) -> None:
     """Print environment steps per second: a vmapped batch in one scan, random actions, resets included."""
 
     @jax.jit
-    def run(env: Native, key: jax.Array) -> jax.Array:
+    def run(env: JaxEnv, key: jax.Array) -> jax.Array:
         state, _ = jax.vmap(env.reset)(jax.random.split(key, batch))
 
         def step(state, key):
@@ -105,7 +105,7 @@ def speed(batch: int = 1024, steps: int = 200) -> None:
         return jax.lax.scan(step, state, jax.random.split(key, steps))[1].sum()
 
     for env_id in NATIVE:
-        env = native_of(gym.make(env_id))
+        env = find_jax_env(gym.make(env_id))
         run(env, KEY).block_until_ready()
         best = float("inf")
         for _ in range(5):

@@ -60,7 +60,7 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
     for _ in trainer.events(plan.steps):
         pass
     spent = since(begun)
-    adapter = make(task, EPISODES, seed=EVALUATION_SEED, by_index=True)
+    adapter = make(task, EPISODES, seed=EVALUATION_SEED, index_actions=True)
     played = evaluate(trainer.programs, trainer.acting, adapter, EPISODES, EVALUATION_SEED)
     return {"steps": trainer.env_steps, "returns": [float(e.ret) for e in played], **spent}
 

@@ -28,7 +28,7 @@ import gymnasium as gym
 import jax
 
 from qscape.envs import make
-from qscape.envs.native import Native, native_of
+from qscape.envs.native import JaxEnv, find_jax_env
 from qscape.offpolicy.agent import Agent
 from qscape.run import scan
 from qscape.run.folder import origin
@@ -40,7 +40,7 @@ ENV, ENVS, WARM_UP = "recsim/10k-v0", 16, 1_008
 BLOCK = 400  # environment steps in which a whole number of updates is due: 8
 
 
-def scans(agent: Agent, env: Native, seeds: int, steps: int) -> dict[str, Callable[[], None]]:
+def scans(agent: Agent, env: JaxEnv, seeds: int, steps: int) -> dict[str, Callable[[], None]]:
     """Return `together` and `apart`; each call of them makes `steps` steps of every seed."""
     keys = jax.random.split(jax.random.key(0), seeds)
     due = scan.update_counts(agent, envs=ENVS, steps=WARM_UP + steps)
@@ -92,7 +92,7 @@ def main() -> None:
     base = {"warmup": WARM_UP, "replay_capacity": rows}
     plan = Plan(given.recipe, ENV, 10**6, envs=ENVS, settings={"base": base}, preset="paper", eval_every=0)
     plan, agent, notes = prepare(plan)
-    env = native_of(gym.make(ENV))
+    env = find_jax_env(gym.make(ENV))
     assert isinstance(agent, Agent)
     assert env is not None
     made = scans(agent.on(scan.spec_of(env)), env, given.seeds, given.steps)

@@ -31,7 +31,7 @@ from gymnasium import spaces
 from jaxtyping import Array
 
 from qscape import agents
-from qscape.envs.native import Native, Outcome
+from qscape.envs.native import JaxEnv, Outcome
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.run import scan
@@ -65,7 +65,7 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class TwoPeaks(Native):
+class TwoPeaks(JaxEnv):
     """A task of one step whose reward depends on the action alone."""
 
     time_limit: int = eqx.field(static=True, kw_only=True, default=1)

@@ -1,2 +1,1 @@
-"""Each algorithm once more, straight through: the oracle that the assembled agent must match to the bit,
-and the tutorial. Read `td3.py` first; `sac.py` and `td7.py` repeat what they share with it on purpose."""
+"""The algorithms as straight-line code. The assembled agents equal them to the bit; see README.md."""

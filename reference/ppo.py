@@ -1,11 +1,11 @@
 """PPO in one file, to be read from top to bottom.
 
-Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with the details that good
-implementations share: generalised advantage estimation, advantages standardised in each minibatch, a clipped
-gradient norm. A time limit does not cut the bootstrap: the value of the true last observation goes into the
-return.
+Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with the usual details: generalised
+advantage estimation, advantages standardised in each minibatch, and gradient clipping. A time limit does not
+cut the bootstrap: the return includes the value of the true last observation.
 
-The policy is a softmax over K actions. A network is a list of layers, a layer a pair (W [out, in], b [out]).
+The policy is a softmax over K actions. A network is a list of layers; a layer is a pair (W [out, in], b
+[out]).
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from qscape.types import stream
 
 DISCOUNT, DECAY = 0.99, 0.95
 BATCH_SIZE, PASSES = 64, 10
-BOUND = 0.2  # how far the probability ratio may move
+BOUND = 0.2  # clipping range ε of the probability ratio
 VALUE_COEFFICIENT = 0.5
 LEARNING_RATE = 3e-4
 adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(eps=1e-5))
@@ -29,18 +29,20 @@ adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(eps=1e-5)
 
 
 def linear(layer, x):
+    """x Wᵀ + b."""
     weight, bias = layer
     return product(x, weight) + bias
 
 
 def forward(layers, x):
+    """Linear layers with tanh between them."""
     for layer in layers[:-1]:
         x = jnp.tanh(linear(layer, x))
     return linear(layers[-1], x)
 
 
 def log_prob(actor, obs, action):
-    """log π of the action taken [...]."""
+    """log π(a | s) of the actions [...]."""
     every = jax.nn.log_softmax(forward(actor, obs), -1)
     return jnp.take_along_axis(every, action[..., None], -1)[..., 0]
 
@@ -50,13 +52,15 @@ def value(critic, obs):
     return forward(critic, obs)[..., 0]
 
 
-# --- what an agent is ------------------------------------------------------------------------------
+# --- the state of an agent ------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
+    """Networks, optimiser state and the number of updates."""
+
     actor: list
     critic: list
-    adam: tuple  # of both together
+    adam: tuple  # state of the optimiser of actor and critic
     updates: jax.Array
 
 
@@ -75,33 +79,35 @@ class Rollout(NamedTuple):
 
 
 def update(state, rollout, key):
-    """One update. `key` is the same every time; the update's number makes its random numbers."""
+    """The state after one update. `key` is the run's and never changes; the update's number is folded in."""
     number = state.updates + 1
     key = stream(jax.random.fold_in(key, number), "clipped.improve")
 
-    # What the networks say that made the rollout.
+    # Log-probabilities and values under the networks that collected the rollout.
     old_log_prob = log_prob(state.actor, rollout.obs, rollout.action)
     v, next_v = value(state.critic, rollout.obs), value(state.critic, rollout.next_obs)
 
-    # Advantages from the last step to the first. Only a real end cuts the bootstrap.
+    # Advantages, from the last step to the first. Only a terminal state cuts the bootstrap.
     terminated = rollout.terminated.astype(jnp.float32)
-    ended = (rollout.terminated | rollout.truncated).at[-1].set(True).astype(jnp.float32)
+    segment_end = (rollout.terminated | rollout.truncated).at[-1].set(True).astype(jnp.float32)
     delta = rollout.reward + DISCOUNT * (1.0 - terminated) * next_v - v
 
-    def back(after, row):
-        delta, ended = row
-        advantage = delta + (1.0 - ended) * DISCOUNT * DECAY * after
+    def accumulate_backwards(after, row):
+        delta, segment_end = row
+        advantage = delta + (1.0 - segment_end) * DISCOUNT * DECAY * after
         return advantage, advantage
 
-    _, advantage = jax.lax.scan(back, jnp.zeros_like(v[0]), (delta, ended), reverse=True)
+    _, advantage = jax.lax.scan(
+        accumulate_backwards, jnp.zeros_like(v[0]), (delta, segment_end), reverse=True
+    )
     target = advantage + v
 
-    # Passes over all steps, each in a new random order, a minibatch at a time.
+    # Passes over all steps in minibatches, each pass in a new random order.
     columns = (rollout.obs, rollout.action, old_log_prob, advantage, target)
     columns = [x.reshape(-1, *x.shape[2:]) for x in columns]
     n = advantage.size
 
-    def learn(carry, i):
+    def learn_minibatch(carry, i):
         networks, moments = carry
         obs, action, old, advantage, target = (x[i] for x in columns)
 
@@ -119,7 +125,7 @@ def update(state, rollout, key):
 
     def one_pass(number, carry):
         order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, number), (n,)))
-        return jax.lax.scan(learn, carry, order.reshape(-1, BATCH_SIZE))[0]
+        return jax.lax.scan(learn_minibatch, carry, order.reshape(-1, BATCH_SIZE))[0]
 
     networks, moments = jax.lax.fori_loop(0, PASSES, one_pass, ((state.actor, state.critic), state.adam))
     return State(*networks, moments, number)

@@ -1,11 +1,11 @@
 """REINFORCE in one file, to be read from top to bottom.
 
-The policy gradient with Monte Carlo returns (Williams 1992), in the form that Tianshou made common: whole
-episodes are collected, their returns are standardised by the running moments of earlier returns, and a
-softmax policy learns from them in two passes of minibatches. There is no critic.
+The policy gradient with Monte Carlo returns (Williams 1992), as in Tianshou: whole episodes are collected,
+their returns are standardised by the running moments of earlier returns, and a softmax policy is trained on
+them in two passes of minibatches. There is no critic.
 
-An episode that is cut short, by a time limit or because the rollout is full, goes on with the mean of the
-returns seen so far. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
+A return that is cut short, by a time limit or because the rollout is full, is bootstrapped with the mean of
+the returns seen so far. A network is a list of layers; a layer is a pair (W [out, in], b [out]).
 """
 
 from typing import NamedTuple
@@ -27,36 +27,39 @@ adam = optax.scale_by_adam(eps=1e-8)
 
 
 def linear(layer, x):
+    """x Wᵀ + b."""
     weight, bias = layer
     return product(x, weight) + bias
 
 
 def log_probs(actor, obs):
-    """log π of every action [..., K]."""
+    """log π(a | s) of all actions [..., K]."""
     for layer in actor[:-1]:
         obs = jax.nn.relu(linear(layer, obs))
     return jax.nn.log_softmax(linear(actor[-1], obs), -1)
 
 
 def log_prob(actor, obs, action):
-    """log π of the action taken [...]."""
+    """log π(a | s) of the actions [...]."""
     return jnp.take_along_axis(log_probs(actor, obs), action[..., None], -1)[..., 0]
 
 
-# --- what an agent is ------------------------------------------------------------------------------
+# --- the state of an agent ------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
+    """The policy, the optimiser state, the running moments of returns and the number of updates."""
+
     actor: list
     adam: tuple
-    mean: jax.Array  # of the returns seen so far, 0 at first
-    var: jax.Array  # 1 at first
-    seen: jax.Array  # how many
+    mean: jax.Array  # of the returns so far; initially 0
+    var: jax.Array  # initially 1
+    seen: jax.Array  # number of returns
     updates: jax.Array
 
 
 class Rollout(NamedTuple):
-    """T rows of E environments. `valid` is False for rows that are no steps."""
+    """T rows of E environments. `valid` is False for rows that are no environment steps."""
 
     obs: jax.Array  # [T, E, S]
     action: jax.Array  # [T, E]
@@ -70,28 +73,34 @@ class Rollout(NamedTuple):
 
 
 def update(state, rollout, key):
-    """One update. `key` is the same every time; the update's number makes its random numbers."""
+    """The state after one update. `key` is the run's and never changes; the update's number is folded in."""
     number = state.updates + 1
     key = stream(jax.random.fold_in(key, number), "policy_gradient.improve")
     valid = rollout.valid.astype(jnp.float32)
 
-    # An episode ends where it ended, and where nothing follows.
-    ended = rollout.terminated | rollout.truncated
-    ended = ended.at[:-1].set(ended[:-1] | ~rollout.valid[1:]).at[-1].set(True).astype(jnp.float32)
+    # A segment ends where the episode ends, where the next row is no step, and at the last row.
+    segment_end = rollout.terminated | rollout.truncated
+    segment_end = (
+        segment_end.at[:-1].set(segment_end[:-1] | ~rollout.valid[1:]).at[-1].set(True).astype(jnp.float32)
+    )
     terminated = rollout.terminated.astype(jnp.float32)
 
-    # The return of every step, from the last to the first.
-    def back(after, row):
-        reward, terminated, ended = row
-        return_ = reward + DISCOUNT * (1 - terminated) * (ended * state.mean) + (1 - ended) * DISCOUNT * after
+    # The returns, from the last step to the first.
+    def accumulate_backwards(after, row):
+        reward, terminated, segment_end = row
+        return_ = (
+            reward
+            + DISCOUNT * (1 - terminated) * (segment_end * state.mean)
+            + (1 - segment_end) * DISCOUNT * after
+        )
         return return_, return_
 
-    rows = (rollout.reward, terminated, ended)
-    _, returns = jax.lax.scan(back, jnp.zeros_like(rollout.reward[0]), rows, reverse=True)
+    rows = (rollout.reward, terminated, segment_end)
+    _, returns = jax.lax.scan(accumulate_backwards, jnp.zeros_like(rollout.reward[0]), rows, reverse=True)
 
-    # They are standardised by what was seen before, and only then seen.
+    # Standardise by the moments of earlier returns; these returns are added afterwards.
     advantage = (returns - state.mean) / jnp.sqrt(state.var + 1e-8)
-    mean, var, seen = see(state, returns.reshape(-1), valid.reshape(-1))
+    mean, var, seen = add_batch(state, returns.reshape(-1), valid.reshape(-1))
 
     # Two passes, each in a new random order; rows that are no steps come last.
     def flat(x):
@@ -99,9 +108,9 @@ def update(state, rollout, key):
 
     obs, action, advantage, valid = flat(rollout.obs), flat(rollout.action), flat(advantage), flat(valid)
     steps = valid.sum().astype(jnp.int32)
-    minibatches = jnp.maximum(steps // BATCH_SIZE, 1)  # the last one takes the remainder in
+    minibatches = jnp.maximum(steps // BATCH_SIZE, 1)  # the last one includes the remainder
 
-    def learn(carry, i, weight):
+    def learn_minibatch(carry, i, weight):
         actor, moments = carry
 
         def loss(actor):
@@ -116,21 +125,21 @@ def update(state, rollout, key):
         order = jnp.argsort(jnp.where(valid > 0, draws, 2.0))
         order = jnp.concatenate([order, jnp.zeros(2 * BATCH_SIZE, order.dtype)])
 
-        def one(j, carry):
+        def learn_full_minibatch(j, carry):
             i = jax.lax.dynamic_slice(order, (j * BATCH_SIZE,), (BATCH_SIZE,))
-            return learn(carry, i, valid[i])
+            return learn_minibatch(carry, i, valid[i])
 
-        carry = jax.lax.fori_loop(0, minibatches - 1, one, carry)
+        carry = jax.lax.fori_loop(0, minibatches - 1, learn_full_minibatch, carry)
         start = (minibatches - 1) * BATCH_SIZE
         i = jax.lax.dynamic_slice(order, (start,), (2 * BATCH_SIZE - 1,))
-        return learn(carry, i, (jnp.arange(len(i)) < steps - start).astype(jnp.float32))
+        return learn_minibatch(carry, i, (jnp.arange(len(i)) < steps - start).astype(jnp.float32))
 
     actor, moments = jax.lax.fori_loop(0, PASSES, one_pass, (state.actor, state.adam))
     return State(actor, moments, mean, var, seen, number)
 
 
-def see(state, x, weight):
-    """Running mean and variance after a further batch (Chan et al. 1979)."""
+def add_batch(state, x, weight):
+    """Running mean, variance and count after a further batch (Chan et al. 1979)."""
     count = weight.sum()
     mean = weight @ x[:, None] / jnp.maximum(count, 1.0)
     var = weight @ (x[:, None] - mean) ** 2 / jnp.maximum(count, 1.0)

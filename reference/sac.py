@@ -1,10 +1,10 @@
 """SAC in one file, to be read from top to bottom; read `td3.py` first.
 
 Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) with a learned temperature. The policy is random,
-a = tanh(u) with u ~ N(mean, std²), and is paid for staying random: it maximises Q - α log π. The
-temperature α is tuned until the policy's entropy is about -A. No target actor, no delay, no noise added.
+a = tanh(u) with u ~ N(mean, std²), and is rewarded for its entropy: it maximises Q - α log π. The
+temperature α is trained such that the entropy is about -A. There is no target actor, no delay and no noise.
 
-Actions live in [-1, 1]. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
+Actions are in [-1, 1]. A network is a list of layers; a layer is a pair (W [out, in], b [out]).
 """
 
 import math
@@ -28,7 +28,7 @@ adam = optax.adam(3e-4)
 
 
 def make_network(key, *sizes):
-    """Linear layers; every weight and bias is uniform in ±1/√fan_in."""
+    """Make linear layers of these sizes; weights and biases are uniform in ±1/√fan_in."""
     layers = []
     for fan_in, fan_out in pairwise(sizes):
         key, k_weight, k_bias = jax.random.split(key, 3)
@@ -39,12 +39,13 @@ def make_network(key, *sizes):
 
 
 def linear(layer, x):
+    """x Wᵀ + b."""
     weight, bias = layer
     return product(x, weight) + bias
 
 
 def policy(actor, obs):
-    """Mean and log standard deviation [B, A] of u; the last two layers stand side by side."""
+    """Mean and log standard deviation [B, A] of u; the last two layers are the two heads."""
     *hidden, mean, log_std = actor
     h = obs
     for layer in hidden:
@@ -59,7 +60,7 @@ def sample(actor, obs, key):
     action = jnp.tanh(u)
     z = (u - mean) * jnp.exp(-log_std)
     log_normal = -0.5 * z**2 - log_std - 0.5 * math.log(2.0 * math.pi)
-    # tanh squeezes: subtract log |da/du| = log(1 - tanh²u), in a form that never overflows.
+    # Change of variables: subtract log |da/du| = log(1 - tanh²u), in a form that never overflows.
     log_slope = 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
     return action, (log_normal - log_slope).sum(-1)
 
@@ -75,10 +76,12 @@ def values(critics, obs, action):
     return jnp.concatenate(heads, -1)
 
 
-# --- what an agent is ------------------------------------------------------------------------------
+# --- the state of an agent ------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
+    """Networks, optimiser states and counters."""
+
     actor: list
     critics: list  # of two
     critics_target: list
@@ -90,7 +93,7 @@ class State(NamedTuple):
 
 
 def init(key, observation_size, action_size, hidden=(256, 256)):
-    """Target critics start equal to their originals, the temperature at 1."""
+    """The initial state. Target critics start equal to the online critics, the temperature α at 1."""
     k_actor, k_std, k_1, k_2 = jax.random.split(key, 4)
     actor = make_network(k_actor, observation_size, *hidden, action_size)
     actor += make_network(k_std, hidden[-1], action_size)
@@ -104,12 +107,12 @@ def init(key, observation_size, action_size, hidden=(256, 256)):
 
 
 def act(state, obs):
-    """What the policy does when it is evaluated."""
+    """The action in evaluations."""
     return jnp.tanh(policy(state.actor, obs)[0])
 
 
 def explore(state, obs, step, key):
-    """What it does while it learns, at environment step `step`: it draws from itself."""
+    """The action in training, at environment step `step`: a sample of the policy."""
     key, _ = jax.random.split(stream(jax.random.fold_in(key, step), "single.act.explore"))
     return sample(state.actor, obs, key)[0]
 
@@ -118,7 +121,7 @@ def explore(state, obs, step, key):
 
 
 class Transitions(NamedTuple):
-    """Everything in memory, one row a transition. `terminated` is 0 where only the time was up."""
+    """All transitions in replay, a row each. `terminated` is 0 where only a time limit ended the episode."""
 
     obs: jax.Array  # [N, S]
     action: jax.Array  # [N, A]
@@ -127,29 +130,29 @@ class Transitions(NamedTuple):
     next_obs: jax.Array  # [N, S]
 
 
-def update(state, memory, key, batch_size=256):
-    """One update. `key` is the same every time; the update's number makes its random numbers."""
+def update(state, transitions, key, batch_size=256):
+    """The state after one update. `key` is the run's and never changes; the update's number is folded in."""
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
     alpha = jnp.exp(state.log_alpha)
 
-    # A batch, uniformly with replacement.
-    i = jax.random.randint(stream(key, "uniform.sample"), (batch_size,), 0, len(memory.reward))
-    obs, action, reward, terminated, next_obs = (column[i] for column in memory)
+    # Sample a batch uniformly, with replacement.
+    i = jax.random.randint(stream(key, "uniform.sample"), (batch_size,), 0, len(transitions.reward))
+    obs, action, reward, terminated, next_obs = (column[i] for column in transitions)
 
-    # The target: reward, the lesser of the target critics' values, and the pay for randomness.
+    # The target: the reward plus the minimum of the target critics plus the entropy bonus.
     next_action, next_log_prob = sample(state.actor, next_obs, stream(key, "soft.target_values"))
     next_value = values(state.critics_target, next_obs, next_action).min(-1)
     y = reward + (1.0 - terminated) * DISCOUNT * (next_value - alpha * next_log_prob)
 
-    # Both critics regress to it: squared errors, summed over the critics, averaged over the batch.
+    # Both critics regress to y: squared errors, summed over the critics, averaged over the batch.
     def critic_loss(critics):
         return ((values(critics, obs, action) - y[:, None]) ** 2).sum(-1).mean()
 
     step, critics_adam = adam.update(jax.grad(critic_loss)(state.critics), state.critics_adam)
     critics = optax.apply_updates(state.critics, step)
 
-    # The actor climbs the lesser critic plus its entropy, through its own sample.
+    # The actor maximises the minimum of the critics plus its entropy, through its own sample.
     def actor_loss(actor):
         drawn, log_prob = sample(actor, obs, jax.random.fold_in(stream(key, "soft.loss"), 0))
         return (alpha * log_prob - values(critics, obs, drawn).min(-1)).mean(), log_prob
@@ -158,14 +161,14 @@ def update(state, memory, key, batch_size=256):
     step, actor_adam = adam.update(gradient, state.actor_adam)
     actor = optax.apply_updates(state.actor, step)
 
-    # The temperature rises where the policy is less random than wanted: log π above A.
+    # The temperature rises if the entropy is below its target -A.
     def alpha_loss(log_alpha):
         return -(log_alpha * (log_prob - action.shape[-1])).mean()
 
     step, alpha_adam = adam.update(jax.grad(alpha_loss)(state.log_alpha), state.alpha_adam)
     log_alpha = optax.apply_updates(state.log_alpha, step)
 
-    # The targets follow a little (Polyak averaging).
+    # The target critics move by Polyak averaging.
     critics_target = jax.tree.map(
         lambda old, new: TARGET_RATE * new + (1.0 - TARGET_RATE) * old, state.critics_target, critics
     )

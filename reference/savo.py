@@ -1,12 +1,13 @@
 """TD3 with SAVO in one file, to be read from top to bottom.
 
 Successive actors for value optimisation (Jain et al. 2024, arXiv 2410.11833), on the update of
-`reference/td3.py`. One actor that climbs Q stops at the nearest peak. Here three actors propose in turn. Each
-knows what was proposed before it and climbs a surrogate of Q in which everything lower than those proposals
-is flat; a flat floor has no slope, so the surrogate is a network too. The critic chooses among the proposals,
-both to act and at the next state. There are no target actors and no target noise.
+`reference/td3.py`. A single actor that follows the gradient of Q stops at the nearest peak. Here three actors
+propose in turn. Each is conditioned on the earlier proposals and maximises a surrogate max(Q, τ), where τ is
+the best value of the earlier proposals. A flat region has no gradient, so each surrogate is approximated by a
+network. The critic selects among the proposals, both to act and in the target. There are no target actors and
+no target noise.
 
-Actions live in [-1, 1]. A network is a list of layers, a layer is a pair (W [out, in], b [out]).
+Actions are in [-1, 1]. A network is a list of layers; a layer is a pair (W [out, in], b [out]).
 """
 
 from itertools import pairwise
@@ -21,24 +22,24 @@ from qscape.types import stream
 
 DISCOUNT = 0.99
 POLICY_DELAY = 2  # critic updates per actor update
-TARGET_RATE = 0.005  # share of the online networks that the targets take over
+TARGET_RATE = 0.005  # Polyak averaging of the target critics
 ACTORS = 3
-SUMMARY = 64  # width of what an actor knows of earlier proposals
+SUMMARY = 64  # width of the summary of earlier proposals
 OU_RATE, OU_SIZE = 0.15, 0.2  # the exploration noise: x ← 0.85 x + 0.2 N(0, I)
 EPSILON_END, EPSILON_DECAY, WARMUP = (
     0.01,
     500_000,
     25_000,
-)  # its factor falls from 1 in a line, after the warm-up
+)  # the noise's factor falls linearly from 1, after the warm-up
 adam = optax.adam(3e-4)
-still = jax.lax.stop_gradient
+stop_gradient = jax.lax.stop_gradient
 
 
 # --- networks --------------------------------------------------------------------------------------
 
 
 def make_network(key, *sizes):
-    """Linear layers; every weight and bias is uniform in ±1/√fan_in."""
+    """Make linear layers of these sizes; weights and biases are uniform in ±1/√fan_in."""
     layers = []
     for fan_in, fan_out in pairwise(sizes):
         key, k_weight, k_bias = jax.random.split(key, 3)
@@ -49,12 +50,13 @@ def make_network(key, *sizes):
 
 
 def linear(layer, x):
+    """x Wᵀ + b."""
     weight, bias = layer
     return product(x, weight) + bias
 
 
 def network(layers, x, modulation=None):
-    """ReLU layers and a linear one. `modulation`: a pair (scale, shift) for each hidden layer."""
+    """ReLU layers and a linear layer. `modulation` is a pair (scale, shift) for each hidden layer (FiLM)."""
     for number, layer in enumerate(layers[:-1]):
         h = linear(layer, x)
         if modulation is not None:
@@ -65,15 +67,16 @@ def network(layers, x, modulation=None):
 
 
 class Conditioned(NamedTuple):
-    """A network that knows earlier proposals: a DeepSet sums them up, which modulates its layers (FiLM)."""
+    """A network conditioned on earlier proposals: a DeepSet summary modulates its layers (FiLM)."""
 
     layers: list
-    element: list  # of the DeepSet: for each proposal
-    final: list  # of the DeepSet: for the mean
-    film: list  # a layer to scale and shift, for each hidden layer
+    element: list  # the DeepSet's network on each proposal
+    final: list  # the DeepSet's network on their mean
+    film: list  # for each hidden layer, a layer from summary to scale and shift
 
 
 def make_conditioned(key, action_size, observation_size, *sizes):
+    """A conditioned network whose main layers have these sizes."""
     k_net, k_element, k_final, k_film = jax.random.split(key, 4)
     layers, film = make_network(k_net, *sizes), []
     for width in sizes[1:-1]:
@@ -85,7 +88,7 @@ def make_conditioned(key, action_size, observation_size, *sizes):
 
 
 def modulation(net, obs, earlier):
-    """What `net` is told of the earlier proposals [i, B, A] at `obs`: scales and shifts."""
+    """Scales and shifts of `net`'s layers, given earlier proposals [i, B, A] at `obs`."""
     obs = jnp.broadcast_to(obs, (*earlier.shape[:-1], obs.shape[-1]))
     x = jnp.moveaxis(jnp.concatenate([earlier, obs], -1), 0, -2)
     summary = network(net.final, network(net.element, x).mean(-2))
@@ -93,11 +96,11 @@ def modulation(net, obs, earlier):
 
 
 def propose(actors, obs):
-    """The proposals [3, B, A]. No gradient passes from one to those after it."""
+    """The proposals [3, B, A]. No gradient passes from later proposals to earlier ones."""
     first, *later = actors
     proposals = [jnp.tanh(network(first, obs))]
     for actor in later:
-        earlier = still(jnp.stack(proposals))
+        earlier = stop_gradient(jnp.stack(proposals))
         proposals.append(jnp.tanh(network(actor.layers, obs, modulation(actor, obs, earlier))))
     return jnp.stack(proposals)
 
@@ -110,24 +113,27 @@ def value(critic, obs, action):
 
 def surrogate_value(surrogate, obs, action, earlier):
     """Ψ̂(s, a) [B] after these earlier proposals; of a list of actions [n, B, A]: [n, B]."""
-    told = modulation(surrogate, obs, earlier)
+    film = modulation(surrogate, obs, earlier)
     obs = jnp.broadcast_to(obs, (*action.shape[:-1], obs.shape[-1]))
-    return network(surrogate.layers, jnp.concatenate([obs, action], -1), told)[..., 0]
+    return network(surrogate.layers, jnp.concatenate([obs, action], -1), film)[..., 0]
 
 
 def choose(critics, obs, proposals):
-    """Which proposal the first critic likes best [B]."""
-    return value(critics[0], obs, still(proposals)).argmax(0)
+    """Index of the proposal with the greatest value of the first critic [B]."""
+    return value(critics[0], obs, stop_gradient(proposals)).argmax(0)
 
 
-def chosen(proposals, index):
+def select(proposals, index):
+    """The proposals [B, A] at indices [B]."""
     return jnp.take_along_axis(proposals, index[None, :, None], 0)[0]
 
 
-# --- what an agent is ------------------------------------------------------------------------------
+# --- the state of an agent ------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
+    """Networks, optimiser states and counters."""
+
     actors: list
     critics: list  # of two
     critics_target: list
@@ -139,7 +145,7 @@ class State(NamedTuple):
 
 
 def init(key, observation_size, action_size, hidden=(256, 256)):
-    """Targets start equal to their originals."""
+    """The initial state. Target networks start equal to the online networks."""
     k_first, k_1, k_2, *keys = jax.random.split(key, 3 + 2 * (ACTORS - 1))
     sizes = action_size, observation_size
     actors = [make_network(k_first, observation_size, *hidden, action_size)]
@@ -157,9 +163,9 @@ def init(key, observation_size, action_size, hidden=(256, 256)):
 
 
 def act(state, obs):
-    """What the policy does when it is evaluated."""
+    """The action in evaluations."""
     proposals = propose(state.actors, obs)
-    return chosen(proposals, choose(state.critics, obs, proposals))
+    return select(proposals, choose(state.critics, obs, proposals))
 
 
 def explore(state, noise, obs, first, step, key):
@@ -171,7 +177,7 @@ def explore(state, noise, obs, first, step, key):
     epsilon = 1.0 + (EPSILON_END - 1.0) * jnp.clip((step - WARMUP) / EPSILON_DECAY, 0.0, 1.0)
     each = jnp.moveaxis(epsilon * noise, 1, 0)
     proposals = jnp.clip(propose(state.actors, obs) + each[:-1], -1.0, 1.0)
-    action = chosen(proposals, choose(state.critics, obs, proposals))
+    action = select(proposals, choose(state.critics, obs, proposals))
     return jnp.clip(action + each[-1], -1.0, 1.0), jnp.moveaxis(proposals, 0, 1), noise
 
 
@@ -189,23 +195,24 @@ class Transitions(NamedTuple):
     proposals: jax.Array  # [N, 3, A], what it was chosen from, noise included
 
 
-def update(state, memory, key, batch_size=256):
-    """One update. `key` is the same every time; the update's number makes its random numbers."""
+def update(state, transitions, key, batch_size=256):
+    """The state after one update. `key` is the run's and never changes; the update's number is folded in."""
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
 
-    # A batch, uniformly with replacement.
-    i = jax.random.randint(stream(key, "uniform.sample"), (batch_size,), 0, len(memory.reward))
-    obs, action, reward, terminated, next_obs, proposals = (column[i] for column in memory)
+    # Sample a batch uniformly, with replacement.
+    i = jax.random.randint(stream(key, "uniform.sample"), (batch_size,), 0, len(transitions.reward))
+    obs, action, reward, terminated, next_obs, proposals = (column[i] for column in transitions)
     proposals = jnp.moveaxis(proposals, 1, 0)
 
-    # The target: reward, and the lesser of the target critics' values of what the first critic chooses.
+    # The target: the reward plus the minimum of the target critics, at the proposal that the first critic
+    # selects.
     next_proposals = propose(state.actors, next_obs)
-    next_action = chosen(next_proposals, choose(state.critics, next_obs, next_proposals))
+    next_action = select(next_proposals, choose(state.critics, next_obs, next_proposals))
     next_values = [value(critic, next_obs, next_action) for critic in state.critics_target]
     y = reward + (1.0 - terminated) * DISCOUNT * jnp.stack(next_values, -1).min(-1)
 
-    # Both critics regress to it: squared errors, summed over the critics, averaged over the batch.
+    # Both critics regress to y: squared errors, summed over the critics, averaged over the batch.
     def critic_loss(critics):
         heads = jnp.stack([value(critic, obs, action) for critic in critics], -1)
         return ((heads - y[:, None]) ** 2).sum(-1).mean()
@@ -213,8 +220,8 @@ def update(state, memory, key, batch_size=256):
     step, critics_adam = adam.update(jax.grad(critic_loss)(state.critics), state.critics_adam)
     critics = optax.apply_updates(state.critics, step)
 
-    # Each surrogate regresses to max(q, τ), where q is the lesser of the new critics and τ the best of the
-    # earlier proposals; at two points, the action that was executed and the proposal that comes next.
+    # Each surrogate regresses to max(q, τ): q is the minimum of the updated critics, τ the greatest q of the
+    # earlier proposals. It does so at two points, the executed action and the next proposal.
     points = jnp.concatenate([action[None], proposals])
     q = jnp.stack([value(critic, obs, points) for critic in critics]).min(0)
 
@@ -230,26 +237,31 @@ def update(state, memory, key, batch_size=256):
     step, surrogates_adam = adam.update(jax.grad(surrogate_loss)(state.surrogates), state.surrogates_adam)
     surrogates = optax.apply_updates(state.surrogates, step)
 
-    # Every second time the first actor climbs the first critic, the others their surrogates; targets follow.
+    # At every second update, the first actor maximises the first critic and the others their surrogates.
+    # Then the target critics move.
     def actor_loss(actors):
         fresh = propose(actors, obs)
         loss = -value(critics[0], obs, fresh[0]).mean()
         for j, surrogate in enumerate(surrogates, 1):
-            loss -= surrogate_value(surrogate, obs, fresh[j], still(fresh[:j])).mean()
+            loss -= surrogate_value(surrogate, obs, fresh[j], stop_gradient(fresh[:j])).mean()
         return loss
 
-    def climb():
+    def update_actor():
         step, actors_adam = adam.update(jax.grad(actor_loss)(state.actors), state.actors_adam)
-        return optax.apply_updates(state.actors, step), actors_adam, follow(state.critics_target, critics)
+        return (
+            optax.apply_updates(state.actors, step),
+            actors_adam,
+            update_target(state.critics_target, critics),
+        )
 
-    def rest():
+    def keep_actor():
         return state.actors, state.actors_adam, state.critics_target
 
-    actors, actors_adam, critics_target = jax.lax.cond(number % POLICY_DELAY == 0, climb, rest)
+    actors, actors_adam, critics_target = jax.lax.cond(number % POLICY_DELAY == 0, update_actor, keep_actor)
     moments = actors_adam, critics_adam, surrogates_adam
     return State(actors, critics, critics_target, surrogates, *moments, number)
 
 
-def follow(target, online):
-    """Polyak averaging."""
+def update_target(target, online):
+    """Polyak averaging: target ← (1 - τ) target + τ online."""
     return jax.tree.map(lambda old, new: TARGET_RATE * new + (1.0 - TARGET_RATE) * old, target, online)

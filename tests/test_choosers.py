@@ -320,7 +320,7 @@ def nearest(action, count=1):
 
 
 def smoothed(said, normal):
-    return np.clip(heads.raw(said).mode() + np.clip(0.2 * normal, -0.5, 0.5), -1, 1)
+    return np.clip(heads.unsnap(said).mode() + np.clip(0.2 * normal, -0.5, 0.5), -1, 1)
 
 
 def ensemble(context, state, obs, normal):
@@ -337,12 +337,12 @@ def greedy_td3(context, state, obs, normal):
 
 
 def greedy_ac(context, state, obs, normal):
-    said = heads.raw(context.bind(state.actor)(obs))
+    said = heads.unsnap(context.bind(state.actor)(obs))
     return [np.tanh(said.mean + normal * np.exp(said.log_std))]
 
 
 def joint(context, state, obs, normal):
-    return np.split(heads.raw(context.bind(state.actor)(obs)).mode(), 3, -1)
+    return np.split(heads.unsnap(context.bind(state.actor)(obs)).mode(), 3, -1)
 
 
 @pytest.mark.parametrize("normal", [1.0, -4.0])

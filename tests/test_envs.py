@@ -100,7 +100,7 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
         observation = step.observation
         np.testing.assert_array_equal(observation, adapter.observation)
         opens = observation[:, 1] == 0  # no step of the episode is made yet
-        np.testing.assert_array_equal(step.begins, opens | step.terminated | step.truncated)
+        np.testing.assert_array_equal(step.starts_episode, opens | step.terminated | step.truncated)
     assert [array.dtype for array in step[:-1]] == [np.float32, np.float32, bool, bool, np.float32, bool]
     for i in range(envs):
         expected, ended = by_hand(5 + i, actions[i])
@@ -155,7 +155,7 @@ def test_asynchronous_environments_do_what_synchronous_ones_do():
     snapshot = take(both[1])
     assert "other processes" in snapshot.meta["why"]
     assert restore(both[1], snapshot) == snapshot.meta["why"]
-    assert both[1].tally.episodes.tolist() == [2, 2]
+    assert both[1].statistics.episodes.tolist() == [2, 2]
     both[1].close()
 
 
@@ -415,7 +415,7 @@ def test_the_values_of_the_probes_fulfil_the_bellman_equation(env_id):
         target = step.reward[0] + discount * later * (not step.terminated[0])
         np.testing.assert_allclose(probe.q(observation[0], action[0], discount), target, rtol=1e-5, atol=1e-6)
         climbed = best[probe.q(np.full(401, observation[0, 0]), best, discount).argmax()]
-        if (known := probe.best(observation[0])) is not None:
+        if (known := probe.best_action(observation[0])) is not None:
             np.testing.assert_allclose(known, climbed, atol=1e-6)
         seen.add((float(observation[0, 0]), bool(step.terminated[0]), bool(step.truncated[0])))
         observation = step.observation

@@ -62,7 +62,7 @@ def weights(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
 
 def source(agent, env) -> policy.Source:
     """An agent with random weights on an environment, with observations as if it had walked there."""
-    adapter, rng = make_adapter(env, by_index=isinstance(agent, OnPolicyAgent)), np.random.default_rng(1)
+    adapter, rng = make_adapter(env, index_actions=isinstance(agent, OnPolicyAgent)), np.random.default_rng(1)
     agent = agent.on(adapter.spec)
     acting = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))  # compiles nothing
     acting = randomised(acting, lambda leaf: weights(leaf, rng), rng)

@@ -176,10 +176,10 @@ def test_the_fixed_layer_never_moves(recipe, head):
 def test_fixed_layers_are_checked(head):
     agent = build(f"ppo+{head}", **{head: {"energy": 2.0}})
     own = begin(agent).part_states
-    agent.check(own)
+    agent.check_part_states(own)
     np.testing.assert_allclose(np.square(own[head]).sum(-1), 2.0, rtol=1e-5)
     with pytest.raises(RunError, match="fixed action layer"):
-        agent.check({head: own[head].at[0].multiply(1.1)})
+        agent.check_part_states({head: own[head].at[0].multiply(1.1)})
     other = begin(agent, 1).part_states
     assert not np.allclose(own[head], other[head]), "each seed draws its own"
 
@@ -201,7 +201,7 @@ def test_the_first_policy_is_nearly_uniform(k, head):
     agent = agents.build(recipe, settings).on(Spec(6, 1, choices=k))
     state = begin(agent)
     obs = jnp.asarray(rng().normal(size=(64, 6)), jnp.float32)
-    entropy = agent.look(agent.acting(state), obs).entropy() / np.log(k)
+    entropy = agent.get_distribution(agent.acting(state), obs).entropy() / np.log(k)
     assert (entropy > 0.999).all()
 
 
@@ -215,13 +215,13 @@ def test_cosine_logits():
     agent = build("ppo+cosine", cosine={"scale": 3.0, "projector": "none"})
     learned = begin(agent).networks.head
     x = jnp.asarray(rng().normal(size=(7, 16)), jnp.float32)
-    dist, _ = agent.head.dist(learned, None, x)
+    dist, _ = agent.head.distribution(learned, None, x)
     v, h = np.asarray(learned.layer.rows), np.asarray(x)
     lengths = np.linalg.norm(h, axis=1)[:, None] * np.linalg.norm(v, axis=1)
     np.testing.assert_allclose(dist.logits, 3.0 * (h @ v.T) / lengths, rtol=1e-5)
-    longer, _ = agent.head.dist(learned, None, 10.0 * x)
+    longer, _ = agent.head.distribution(learned, None, 10.0 * x)
     np.testing.assert_allclose(longer.logits, dist.logits, rtol=1e-5)
-    assert np.isfinite(agent.head.dist(learned, None, jnp.zeros((1, 16)))[0].logits).all()
+    assert np.isfinite(agent.head.distribution(learned, None, jnp.zeros((1, 16)))[0].logits).all()
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_the_l2_term():
     """λ ‖g‖² of each row, and the mean of it in the loss: the projector shrinks where nothing else pulls."""
     agent = build("a2c+etf", etf={"bound": "l2", "l2": 0.5}, base={"entropy_coefficient": 0.0})
     state, made = begin(agent), rollout()
-    views = agent.views(state.part_states, state.networks, made.observation)
+    views = agent.apply_networks(state.part_states, state.networks, made.observation)
     np.testing.assert_allclose(views.penalty, 0.5 * np.square(views.dist.features).sum(-1), rtol=1e-5)
     still = made._replace(reward=0.0 * made.reward, terminated=made.terminated | True)
     where = lambda n: (n.critic[1].weight, n.head.projector.weight)  # noqa: E731
@@ -275,5 +275,5 @@ def test_the_learnable_head_takes_the_same_branch():
     assert head.projector.weight.shape == (16, 16)
     assert head.layer.weight.shape == (K, 16)
     far = dataclasses.replace(agent, head=dataclasses.replace(agent.head, feature_energy=1e-4))
-    dist, _ = far.head.dist(head, None, jnp.ones((1, 16)))
+    dist, _ = far.head.distribution(head, None, jnp.ones((1, 16)))
     np.testing.assert_allclose(jnp.linalg.norm(dist.features), 0.01, rtol=1e-4)

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from qscape import agents
 from qscape.envs import make
 from qscape.errors import UsageError
-from qscape.nets.conv import Convolutions, layout, least, patches
+from qscape.nets.conv import Convolutions, image_layout, min_image_size, patches
 from qscape.run.plan import Plan
 from qscape.run.rollouts import RolloutTrainer
 from qscape.types import Spec
@@ -51,7 +51,7 @@ def test_channels_first_or_last():
     assert net(image.reshape(3, 1, -1)).shape == (3, 1, 8)
     white = Convolutions(jax.random.key(0), (20, 16), (8,), SMALL)
     assert white.frame == (20, 16, 1)
-    assert layout((96, 96, 3)) == (False, (96, 96, 3))
+    assert image_layout((96, 96, 3)) == (False, (96, 96, 3))
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_the_nature_network():
     net = Convolutions(jax.random.key(0), (4, 84, 84), (512,))
     assert net.torso.layers[0].weight.shape == (512, 3136)
     assert [x.weight.shape for x in net.kernels] == [(32, 256), (64, 512), (64, 576)]
-    assert least() == 36
+    assert min_image_size() == 36
     np.testing.assert_allclose(net.kernels[0].weight @ net.kernels[0].weight.T, 2 * np.eye(32), atol=1e-4)
     with pytest.raises(ValueError, match="smaller than 36"):
         Convolutions(jax.random.key(0), (4, 35, 84), (512,))
@@ -97,7 +97,9 @@ def test_a_simplex_on_too_few_features_of_pictures_is_refused():
 def test_a_policy_learns_from_pictures():
     base = {"rollout": 64, "batch_size": 32, "passes": 4, "learning_rate": 3e-3}
     agent = agents.build("ppo+etf", {"base": base, "plain": {"image_hidden": (16,)}})
-    trainer = RolloutTrainer(Plan("ppo+etf", "Bars", 512, eval_every=0), agent, make(Bars, 4, by_index=True))
+    trainer = RolloutTrainer(
+        Plan("ppo+etf", "Bars", 512, eval_every=0), agent, make(Bars, 4, index_actions=True)
+    )
     assert trainer.adapter.observation.dtype == np.uint8
     for _ in trainer.events(512):
         pass
@@ -112,7 +114,7 @@ def test_a_policy_learns_from_pictures():
         rows, several = trainer.adapter.observations(env.shown())
         assert not several
         np.testing.assert_array_equal(rows[0], pictures[-1])
-    dist = trainer.agent.look(trainer.acting, np.stack(pictures))
+    dist = trainer.agent.get_distribution(trainer.acting, np.stack(pictures))
     assert dist.mode()[:, 0].tolist() == [0.0, 1.0]
 
 
@@ -130,10 +132,10 @@ def test_refused(recipe, spec, sentence):
 
 def test_trpo_keeps_actor_and_critic_apart():
     spec = Spec(2 * 36 * 36, 1, choices=2, frame=(2, 36, 36))
-    assert not agents.build("trpo").on(spec).shared
-    assert agents.build("a2c").on(spec).shared
-    assert not agents.build("a2c", {"base": {"shared_torso": False}}).on(spec).shared
-    assert not agents.build("a2c").on(Spec(3, 1, choices=2)).shared
+    assert not agents.build("trpo").on(spec).has_shared_torso
+    assert agents.build("a2c").on(spec).has_shared_torso
+    assert not agents.build("a2c", {"base": {"shared_torso": False}}).on(spec).has_shared_torso
+    assert not agents.build("a2c").on(Spec(3, 1, choices=2)).has_shared_torso
 
 
 def test_off_policy_agents_take_no_images():

@@ -18,7 +18,7 @@ from qscape.envs import make
 from qscape.envs.cartpole import Cart, CartPole
 from qscape.envs.cliff import NEXT, IdealCliffWalking, IdealCliffWalkingEnv, Walker
 from qscape.envs.mineworld import MineWorld, MineWorldEnv
-from qscape.envs.native import native_of, play, step_autoreset
+from qscape.envs.native import find_jax_env, play, step_autoreset
 from qscape.envs.recsim import RecSim, RecSimEnv
 from qscape.envs.snapshot import Snapshot, restore, take
 from qscape.errors import UsageError
@@ -257,12 +257,12 @@ def test_the_limit_truncates_and_does_not_terminate(made):
 
 
 def test_the_pure_functions_behind_an_environment():
-    assert native_of(gym.make("Pendulum-v1")) is None
-    assert native_of(make("recsim/10k-v0").env).time_limit == 20
-    shorter = native_of(gym.make("cliff/IdealCliffWalking-v0", cliff_mode="wall", max_episode_steps=9))
+    assert find_jax_env(gym.make("Pendulum-v1")) is None
+    assert find_jax_env(make("recsim/10k-v0").env).time_limit == 20
+    shorter = find_jax_env(gym.make("cliff/IdealCliffWalking-v0", cliff_mode="wall", max_episode_steps=9))
     assert (shorter.cliff_mode, shorter.time_limit) == ("wall", 9)
     assert jax.tree.leaves(MineWorld()) != [] == jax.tree.leaves(CartPole())
-    assert isinstance(native_of(RecSimEnv(100)), RecSim)
+    assert isinstance(find_jax_env(RecSimEnv(100)), RecSim)
 
 
 @pytest.mark.parametrize("env_id", NATIVE[:3])
@@ -296,4 +296,4 @@ def test_the_environments_of_the_documentation():
     exec(told[1], names)
     assert abs(names["played"].ret.mean() - 5.36) < 0.2
     env = gym.make("Line-v0", max_episode_steps=3)
-    assert native_of(env).time_limit == 3
+    assert find_jax_env(env).time_limit == 3

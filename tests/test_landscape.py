@@ -19,7 +19,7 @@ from rows import slow
 import qscape as qs
 from qscape import cli
 from qscape.envs import Episode
-from qscape.envs.restricted import INTERVALS, spheres
+from qscape.envs.restricted import INTERVALS, draw_balls
 from qscape.inspect import landscape, survey
 from qscape.inspect.landscapes import measure_landscapes
 from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
@@ -40,8 +40,8 @@ def two_peaks(a):
 
 
 def counted(values, adapters, share=0.0):
-    least = ops.ripple(np.nanmin(values), np.nanmax(values), share)
-    return ops.peaks(values, adapters).above(least)
+    least = ops.prominence_threshold(np.nanmin(values), np.nanmax(values), share)
+    return ops.find_peaks(values, adapters).above(least)
 
 
 VALLEY = two_peaks(0.0346824)  # the lowest of all
@@ -74,7 +74,7 @@ def test_peaks_of_the_toy_and_of_its_truncations():
     ],
 )
 def test_peaks_by_hand(heights, where):
-    found = ops.peaks(np.array(heights, float), ops.grid_edges((len(heights),))).node
+    found = ops.find_peaks(np.array(heights, float), ops.grid_edges((len(heights),))).node
     assert len(found) == len(where)
     for node, allowed in zip(found, where, strict=True):
         assert node in np.atleast_1d(allowed)
@@ -106,7 +106,9 @@ def strict_maxima(grid):
 @given(st.lists(st.integers(0, 5), min_size=30, max_size=30))
 def test_peaks_on_any_plane_are_its_strict_maxima(heights):
     grid = np.array(heights, float).reshape(5, 6)
-    assert grid.ravel()[ops.peaks(grid.ravel(), ops.grid_edges((5, 6))).node].tolist() == strict_maxima(grid)
+    assert grid.ravel()[ops.find_peaks(grid.ravel(), ops.grid_edges((5, 6))).node].tolist() == strict_maxima(
+        grid
+    )
 
 
 def test_a_grid_has_each_pair_of_neighbours_once():
@@ -119,7 +121,9 @@ def test_a_grid_has_each_pair_of_neighbours_once():
 def test_prominence_is_the_way_down_to_the_pass():
     # Tops of 5, 4 and 3; passes of 1 (5-4), 2 (4-3), 0 (5-3); the lowest ground is at -1.
     pairs = np.array([[0, 1], [1, 2], [0, 2]])
-    found = ops.prominences(np.array([5.0, 4, 3]), np.array([0.0, -1, 0.5]), pairs, np.array([1.0, 2.0, 0.0]))
+    found = ops.find_prominences(
+        np.array([5.0, 4, 3]), np.array([0.0, -1, 0.5]), pairs, np.array([1.0, 2.0, 0.0])
+    )
     assert found.tolist() == [6, 3, 1]
 
 
@@ -151,7 +155,7 @@ def test_climbing_ends_on_the_peak_of_its_own_slope():
         return jnp.exp(-((a + 0.5) ** 2) / 0.045) + 2 * jnp.exp(-((a - 0.6) ** 2) / 0.045)
 
     start = jnp.array([-0.9, -0.4, -0.2, 0.0, 0.05, 0.1, 0.3])[:, None]
-    end, value = ops.ascend(q, start)
+    end, value = ops.ascend_gradient(q, start)
     np.testing.assert_allclose(end[:, 0], [-0.5] * 4 + [0.6] * 3, atol=2e-3)
     np.testing.assert_allclose(value, [1] * 4 + [2] * 3, atol=1e-4)
 
@@ -161,21 +165,21 @@ def test_climbing_stays_in_the_box_and_never_goes_down():
     peak = jnp.array([2.0, 0.3, -0.7])  # outside: the best of the box is on its face
     value_of = lambda a: -jnp.square(a - peak).sum(-1)  # noqa: E731
     start = jax.random.uniform(jax.random.key(0), (20, 3), minval=-1.0, maxval=1.0)
-    end, value = ops.ascend(value_of, start)
+    end, value = ops.ascend_gradient(value_of, start)
     np.testing.assert_allclose(end, jnp.broadcast_to(jnp.array([1.0, 0.3, -0.7]), end.shape), atol=1e-3)
     np.testing.assert_allclose(value, -1.0, atol=1e-5)
-    assert (ops.ascend(value_of, start, steps=1)[1] >= value_of(start)).all()
+    assert (ops.ascend_gradient(value_of, start, steps=1)[1] >= value_of(start)).all()
     steep = lambda a: 100 * a[:, 0] - jnp.square(a[:, 1:] - peak[1:]).sum(-1)  # noqa: E731
-    end, _ = ops.ascend(steep, start)  # the way along a face that Q would climb on through
+    end, _ = ops.ascend_gradient(steep, start)  # the way along a face that Q would climb on through
     np.testing.assert_allclose(end, jnp.broadcast_to(jnp.array([1.0, 0.3, -0.7]), end.shape), atol=0.01)
 
 
 def test_the_plane_through_three_proposals():
     points = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0]])
-    plane = ops.Plane(points[0], ops.spanned(points, 2), ("", ""))
+    plane = ops.Plane(points[0], ops.span_axes(points, 2), ("", ""))
     np.testing.assert_allclose(plane.axes, [[1, 0, 0], [0, 1, 0]])
     np.testing.assert_allclose(plane.coordinates(points), [[0, 0], [1, 0], [1, 1]])
-    same = ops.spanned(np.array([[0.2, 0, 0.5]] * 2 + [[0.2, 0, 1.0]]), 2)  # two are one point
+    same = ops.span_axes(np.array([[0.2, 0, 0.5]] * 2 + [[0.2, 0, 1.0]]), 2)  # two are one point
     np.testing.assert_allclose(same, [[0, 0, 1], [1, 0, 0]])
 
 
@@ -192,16 +196,16 @@ def test_a_plane_reaches_to_the_faces_of_the_box():
 
 def test_the_part_of_a_line_that_lies_in_balls():
     line = ops.Plane(np.zeros(1), np.eye(1), ("",))
-    found = ops.inside_balls(line, INTERVALS[::-1, :1], INTERVALS[::-1, 1])
+    found = ops.intersect_balls(line, INTERVALS[::-1, :1], INTERVALS[::-1, 1])
     ends = [[-0.88, -0.72], [-0.51, -0.39], [-0.19, -0.11], [0.15, 0.25], [0.43, 0.57], [0.77, 0.93]]
     np.testing.assert_allclose(found, ends)
-    centres, radii = spheres(3, 10, (0.35, 0.55), seed=1)  # those of Hopper
+    centres, radii = draw_balls(3, 10, (0.35, 0.55), seed=1)  # those of Hopper
     for k in range(5):
         rng = np.random.default_rng(k)
-        line = ops.Plane(rng.uniform(-0.5, 0.5, 3), ops.spanned(rng.normal(size=(2, 3)), 1), ("",))
+        line = ops.Plane(rng.uniform(-0.5, 0.5, 3), ops.span_axes(rng.normal(size=(2, 3)), 1), ("",))
         x = np.linspace(*line.grid(2)[0], 999)
         far = np.linalg.norm(line.at(x[:, None])[:, None] - centres, axis=-1)
-        found = ops.inside_balls(line, centres, radii)
+        found = ops.intersect_balls(line, centres, radii)
         inside = ((found[:, 0] <= x[:, None]) & (x[:, None] <= found[:, 1])).any(1)
         np.testing.assert_array_equal(inside, (far <= radii).any(1))
         assert (found[1:, 0] > found[:-1, 1]).all()
@@ -212,7 +216,7 @@ def test_principal_directions():
     points = rng.normal(size=(4000, 1)) * [[0.8, 0.0, -0.6]] + 0.1 * rng.normal(size=(4000, 1)) * [
         [0, 1.0, 0]
     ]
-    axes = ops.principal(points + 7.0, 2)
+    axes = ops.principal_axes(points + 7.0, 2)
     np.testing.assert_allclose(axes, [[0.8, 0, -0.6], [0, 1, 0]], atol=0.01)
 
 
@@ -274,7 +278,7 @@ def moved_to(acting, action):
 
 def test_the_search_finds_the_peak_that_climbing_from_the_actor_misses(toy):
     surveyor, acting = toy
-    climbed = ops.ascend(lambda a: acting.critics[0](None, a, ()), jnp.array([[-0.5]]))[1]
+    climbed = ops.ascend_gradient(lambda a: acting.critics[0](None, a, ()), jnp.array([[-0.5]]))[1]
     assert climbed[0] == pytest.approx(1.0)
     found = surveyor(acting, STATES)
     np.testing.assert_allclose(found.best, [[0.6]] * 2, atol=1e-3)
@@ -398,7 +402,7 @@ def test_a_landscape_shows_q_where_it_says(toy):
 
 def test_floors_are_the_best_of_what_was_proposed_before():
     np.testing.assert_array_equal(
-        ops.floors(np.array([[1.0, 0.5, 2.0, 3.0], [0.0, -1.0, 4.0, 1.0]])), [[1, 1, 2], [0, 0, 4]]
+        ops.proposal_floors(np.array([[1.0, 0.5, 2.0, 3.0], [0.0, -1.0, 4.0, 1.0]])), [[1, 1, 2], [0, 0, 4]]
     )
 
 

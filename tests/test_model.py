@@ -468,7 +468,7 @@ def test_an_environment_that_is_made_already_is_evaluated_in_another(tmp_path):
     told = []
     model.learn(100, callback=lambda _, event: told.append(event))
     assert [e.step for e in told if isinstance(e, ev.Evaluated)] == [0, 50, 100]
-    assert model.adapter.tally.steps == 100
+    assert model.adapter.statistics.steps == 100
 
 
 def test_a_folder_that_is_no_run_is_not_written_to(trained, tmp_path):

@@ -16,10 +16,10 @@ from test_contract import QUICK
 
 from qscape import agents
 from qscape.envs.adapter import Episode, Step
-from qscape.envs.native import Native, Outcome, play
+from qscape.envs.native import JaxEnv, Outcome, play
 from qscape.envs.recsim import RecSim
-from qscape.envs.spaces import action_map
-from qscape.envs.world import advance, begin
+from qscape.envs.spaces import make_action_map
+from qscape.envs.world import reset_world, step_world
 from qscape.errors import UsageError
 from qscape.run import scan
 from qscape.run.plan import Plan
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     steps: Array
 
 
-class Line(Native):
+class Line(JaxEnv):
     """Move a point by an action in [0.5, 2]; beyond 4 the episode is terminated, after 9 steps truncated."""
 
     time_limit: int = eqx.field(static=True, kw_only=True, default=9)
@@ -75,7 +75,7 @@ KEYS = jax.vmap(jax.random.key)(jnp.arange(2))
 
 class Case(NamedTuple):
     agent: agents.Agent
-    env: Native
+    env: JaxEnv
     envs: int
     steps: int
 
@@ -131,12 +131,12 @@ class Beside:
 
     env_id = "beside"
 
-    def __init__(self, env: Native, envs: int, key: Array):
+    def __init__(self, env: JaxEnv, envs: int, key: Array):
         self.env, self.envs, self.key, self.made = env, envs, key, 0
         self.spec = scan.spec_of(env)
-        self.in_units = action_map(env.action_space, envs, env, "beside")[2]
-        self.advance = jax.jit(advance)
-        self.world = jax.jit(begin, static_argnums=1)(env, envs, stream(key, "world.begin"))
+        self.in_units = make_action_map(env.action_space, envs, env, "beside")[2]
+        self.step_world = jax.jit(step_world)
+        self.world = jax.jit(reset_world, static_argnums=1)(env, envs, stream(key, "world.begin"))
         self.ended: list[float] = []
 
     def reset(self):
@@ -148,10 +148,10 @@ class Beside:
 
     def step(self, action):
         chosen = jnp.asarray(self.in_units(action))
-        self.world, outcome, ended = self.advance(self.env, self.world, chosen, self.made, self.key)
+        self.world, outcome, ended = self.step_world(self.env, self.world, chosen, self.made, self.key)
         self.made += self.envs
         after, reward, terminated, truncated, _ = map(np.asarray, outcome)
-        done = [Episode(int(e), 0, float(ended.ret[e]), None) for e in np.flatnonzero(ended.over)]
+        done = [Episode(int(e), 0, float(ended.ret[e]), None) for e in np.flatnonzero(ended.done)]
         self.ended += [episode.ret for episode in done]
         valid = np.ones(self.envs, bool)
         return Step(after, reward, terminated, truncated, self.observation, valid, done)
@@ -278,7 +278,7 @@ def test_whole_numbers_are_those_of_the_ordinary_loop(boxed):
     agent = agents.build("td3").on(scan.spec_of(env))
     between = np.float32(np.linspace(-1, 1, 12))[:, None].repeat(2, 1)
     said = between if boxed else agent.task.table
-    wanted = action_map(env.action_space, len(said), env, "whole")[2](said)
+    wanted = make_action_map(env.action_space, len(said), env, "whole")[2](said)
     found = scan.in_units(agent, env, jnp.asarray(said))
     np.testing.assert_array_equal(found, wanted)
     assert jnp.issubdtype(found.dtype, jnp.integer)

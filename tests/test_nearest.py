@@ -17,8 +17,8 @@ def mineworld() -> np.ndarray:
     """MineWorld's 54 actions: (kind, direction, mine before, mine after), in [0, 1]."""
     moves = [(1, d, 0, 0) for d in range(4)]
     basic = [(0, 0, before, 15) for before in range(7, 15)]
-    tools = [(0, 0, index // 9, 7 + index % 9) for index in CHOSEN]
-    return np.array(moves + basic + tools, np.float32) / np.array([1, 3, 15, 15], np.float32)
+    list_tools = [(0, 0, index // 9, 7 + index % 9) for index in CHOSEN]
+    return np.array(moves + basic + list_tools, np.float32) / np.array([1, 3, 15, 15], np.float32)
 
 
 def by_hand(rows: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:

@@ -20,12 +20,11 @@ from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
-from qscape.onpolicy.sockets import Samples, Steps, Views
+from qscape.onpolicy.sockets import NetworkOutputs, RolloutSamples, Trajectory
 from qscape.onpolicy.trust_region import TrustRegion
 from qscape.ops import surrogate
-from qscape.ops.conjugate import conjugate_gradient
 from qscape.ops.returns import discounted_returns, gae, running_returns
-from qscape.ops.running import Moments, merge, moments
+from qscape.ops.running import Moments, add_batch, init_moments
 from qscape.run import scan_rollouts
 from qscape.types import Spec
 
@@ -53,7 +52,7 @@ def test_gae_by_hand(terminated, advantage):
     np.testing.assert_allclose(found[:, 0], advantage, atol=1e-6)
     if terminated:
         np.testing.assert_allclose((found + v)[:, 0], [2.858807, 1.955350, 1.0], atol=1e-6)
-        normal = surrogate.standardised(found[:, 0])
+        normal = surrogate.standardise_advantages(found[:, 0])
         np.testing.assert_allclose(normal, [0.989411, 0.020852, -1.010263], atol=1e-5)
 
 
@@ -88,7 +87,7 @@ def test_a_return_cut_short_goes_on_with_the_mean_so_far():
     weight = jnp.array([[1, 1], [1, 1], [1, 0], [1, 0]], jnp.float32)
     own = Moments(jnp.array([10.0]), jnp.array([4.0]), jnp.array(7.0))
     base = dataclasses.replace(build("reinforce").base, discount=0.5)
-    steps = Steps(reward, None, None, terminated, ended, weight, ended)
+    steps = Trajectory(reward, None, None, terminated, ended, weight, ended)
     advantage, returns, after = MonteCarlo().estimate(own, base, steps)
     np.testing.assert_allclose(returns[:, 0], [4.0, 6.0, 4.0, 6.0])
     np.testing.assert_allclose(returns[:2, 1], [1.5, 1.0])
@@ -103,13 +102,13 @@ def test_a_return_cut_short_goes_on_with_the_mean_so_far():
 def test_running_moments_of_batches():
     rng = np.random.default_rng(1)
     x, weight = rng.normal(3.0, 2.0, (50, 4)), (rng.random(50) < 0.7).astype(np.float32)
-    m = moments(4)._replace(seen=jnp.zeros(()))
+    m = init_moments(4)._replace(seen=jnp.zeros(()))
     for part in np.split(np.arange(50), (13, 20)):
-        m = merge(m, jnp.asarray(x[part], jnp.float32), jnp.asarray(weight[part]))
+        m = add_batch(m, jnp.asarray(x[part], jnp.float32), jnp.asarray(weight[part]))
     kept = x[weight > 0]
     np.testing.assert_allclose(m.mean, kept.mean(0), rtol=1e-5)
     np.testing.assert_allclose(m.var, kept.var(0), rtol=1e-5)
-    untouched = merge(m, jnp.ones((3, 4)), jnp.zeros(3))
+    untouched = add_batch(m, jnp.ones((3, 4)), jnp.zeros(3))
     np.testing.assert_allclose(untouched.var, m.var, rtol=1e-6)
 
 
@@ -160,15 +159,17 @@ def test_terms_of_ppo():
     value, old, target = jnp.array([0.9, 0.55]), jnp.array([0.5, 0.5]), jnp.array([1.0, 1.0])
     dist = Categorical(jnp.zeros((2, 1)), jnp.log(jnp.array([[0.65, 0.35], [0.4, 0.6]])))
     half = jnp.log(jnp.full(2, 0.5))
-    batch = Samples(jnp.zeros((2, 1)), jnp.zeros((2, 1)), half, jnp.array([1.0, -1.0]), target, old, None)
+    batch = RolloutSamples(
+        jnp.zeros((2, 1)), jnp.zeros((2, 1)), half, jnp.array([1.0, -1.0]), target, old, None
+    )
     part = Clipped(bound=0.1, value_bound=0.1, normalise_advantages=False)
-    policy, critic, metrics = part.terms(Views(dist, value, None), batch)
+    policy, critic, metrics = part.losses(NetworkOutputs(dist, value, None), batch)
     np.testing.assert_allclose(policy, [-1.1, 0.9], rtol=1e-6)
     np.testing.assert_allclose(critic, [0.16, 0.2025], rtol=1e-5)
     assert metrics["clip_fraction"] == 1.0
     ratios = np.array([1.3, 0.8])
     np.testing.assert_allclose(metrics["approx_kl"], (ratios - 1 - np.log(ratios)).mean(), rtol=1e-5)
-    normal, free, _ = Clipped(bound=10.0).terms(Views(dist, value, None), batch)
+    normal, free, _ = Clipped(bound=10.0).losses(NetworkOutputs(dist, value, None), batch)
     np.testing.assert_allclose(normal, -ratios * np.array([1, -1]) / np.sqrt(2), rtol=1e-5)
     np.testing.assert_allclose(free, np.square([0.1, 0.45]), rtol=1e-5)
 
@@ -176,9 +177,9 @@ def test_terms_of_ppo():
 def test_standardised_with_weights():
     x, weight = jnp.array([1.0, 2.0, 4.0, 99.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
     expected = (np.array([1, 2, 4]) - 7 / 3) / np.std([1, 2, 4], ddof=1)
-    np.testing.assert_allclose(surrogate.standardised(x, weight)[:3], expected, rtol=1e-5)
-    assert surrogate.standardised(x[:1])[0] == 0.0
-    np.testing.assert_allclose(surrogate.mean(x, weight), 7 / 3, rtol=1e-6)
+    np.testing.assert_allclose(surrogate.standardise_advantages(x, weight)[:3], expected, rtol=1e-5)
+    assert surrogate.standardise_advantages(x[:1])[0] == 0.0
+    np.testing.assert_allclose(surrogate.weighted_mean(x, weight), 7 / 3, rtol=1e-6)
 
 
 def test_distributions():
@@ -203,7 +204,7 @@ def test_distributions():
 def walked(n, size, passes, weight=None):
     """The indices of every step, with their weights, as lists."""
     zeros = jnp.zeros(n)
-    samples = Samples(jnp.arange(n)[:, None], zeros, zeros, zeros, zeros, None, weight)
+    samples = RolloutSamples(jnp.arange(n)[:, None], zeros, zeros, zeros, zeros, None, weight)
     seen = []
 
     def step(params, moments_, batch):
@@ -214,7 +215,7 @@ def walked(n, size, passes, weight=None):
         return params + 1, moments_, {"count": w.sum()}
 
     plan = Minibatches(n, size, passes, weight)
-    run = jax.jit(lambda: plan.run(step, (0, 0), samples, jax.random.key(0), None))
+    run = jax.jit(lambda: plan.run_passes(step, (0, 0), samples, jax.random.key(0), None))
     steps, _, metrics = run()
     jax.effects_barrier()
     assert steps == len(seen)
@@ -262,15 +263,6 @@ def test_target_kl_stops():
 # --- trust region -----------------------------------------------------------------------------------
 
 
-def test_conjugate_gradient():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(6, 6))
-    a, b = jnp.asarray(a @ a.T + np.eye(6), jnp.float32), jnp.asarray(rng.normal(size=6), jnp.float32)
-    np.testing.assert_allclose(conjugate_gradient(lambda v: a @ v, b, 20), np.linalg.solve(a, b), rtol=1e-3)
-    one = conjugate_gradient(lambda v: a @ v, b, 1)
-    np.testing.assert_allclose(one, (b @ b) / (b @ a @ b) * b, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("damping", "direction", "length", "kl", "gain"),
     [(0.0, 1.0, 0.173205, 0.009975, None), (0.1, 0.769231, 0.197484, 0.007678, 0.100886)],
@@ -283,10 +275,10 @@ def test_one_trust_region_step(damping, direction, length, kl, gain):
     far = lambda z: Categorical(None, start).kl(Categorical(None, z))  # noqa: E731
     part = TrustRegion(damping=damping)
     before, gradient = jax.value_and_grad(loss)(start)
-    step, found = part.step(loss, far, start, before, gradient)
+    step, found = part.find_step(loss, far, start, before, gradient)
     np.testing.assert_allclose(step, length * direction * np.array([1, 0, -1]), atol=1e-6)
     np.testing.assert_allclose(found.kl, kl, atol=1e-6)
-    assert found.found
+    assert found.accepted
     assert found.tries == 1
     np.testing.assert_allclose(found.params, step, atol=1e-7)
     if gain is not None:
@@ -297,7 +289,7 @@ def test_a_search_comes_back_within_the_bound():
     """KL = x²/2 + 50 x⁴ is three times δ at the full step √(2δ): the first 0.8^i of it below δ is taken."""
     far = lambda x: (0.5 * x**2 + 50 * x**4).sum()  # noqa: E731
     down = lambda x: -x.sum()  # noqa: E731
-    _, found = TrustRegion(damping=0.0).step(down, far, jnp.zeros(1), jnp.zeros(()), jnp.array([-1.0]))
+    _, found = TrustRegion(damping=0.0).find_step(down, far, jnp.zeros(1), jnp.zeros(()), jnp.array([-1.0]))
     steps = np.sqrt(0.02) * 0.8 ** np.arange(10)
     first = int(np.argmax(0.5 * steps**2 + 50 * steps**4 < 0.01))
     assert first > 1
@@ -311,8 +303,8 @@ def test_a_search_that_finds_nothing_stays():
     start = jnp.array([1.0, 2.0])
     part = TrustRegion()
     rising = lambda x: jnp.square(x - start).sum()  # noqa: E731
-    _, found = part.step(rising, rising, start, jnp.zeros(()), jnp.array([1.0, 0.0]))
-    assert not found.found
+    _, found = part.find_step(rising, rising, start, jnp.zeros(()), jnp.array([1.0, 0.0]))
+    assert not found.accepted
     assert found.tries == 10
     np.testing.assert_array_equal(found.params, start)
 
@@ -325,7 +317,7 @@ def test_trpo_stays_within_its_bound(spec):
     for number in range(3):
         made = rollout(number, spec)
         after, metrics = update(state, made, 0.0, jax.random.key(1))
-        old, new = (agent.look(agent.acting(s), made.observation) for s in (state, after))
+        old, new = (agent.get_distribution(agent.acting(s), made.observation) for s in (state, after))
         assert 0 < old.kl(new).mean() < 0.02
         np.testing.assert_allclose(old.kl(new).mean(), metrics["kl"], rtol=1e-3)
         assert metrics["step_taken"] == 1.0
@@ -369,7 +361,7 @@ def test_a_time_limit_does_not_cut_the_bootstrap():
         v = agent.value(state.part_states, state.networks, cut.observation)
         after = agent.value(state.part_states, state.networks, cut.next_observation)
         f = lambda x: x.astype(jnp.float32)  # noqa: E731
-        steps = Steps(cut.reward, v, after, f(cut.terminated), f(ends.at[-1].set(True)), None, f(ends))
+        steps = Trajectory(cut.reward, v, after, f(cut.terminated), f(ends.at[-1].set(True)), None, f(ends))
         target[name] = GAE().estimate(None, agent.base, steps)[1]
         expected = made.reward[5, 0] + (0.0 if name == "terminated" else 0.99 * after[5, 0])
         np.testing.assert_allclose(target[name][5, 0], expected, rtol=1e-5)
@@ -424,7 +416,11 @@ def test_the_sum_that_scales_rewards_goes_on_over_rollouts():
     [
         ("trpo+etf", {"etf": {"bound": "l2"}}, "a trust region has no L2 term in its loss; use etf.bound"),
         ("trpo", {"learnable": {"bound": "l2"}}, "use learnable.bound = ball or sphere"),
-        ("reinforce+scale_rewards", {"scale_rewards": {"what": "returns"}}, "there is none; use rewards"),
+        (
+            "reinforce+scale_rewards",
+            {"scale_rewards": {"what": "returns"}},
+            "there is no critic; use rewards",
+        ),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):
@@ -462,7 +458,7 @@ def test_scaled_returns():
     returns = gae(made.reward, 5 * v, 5 * v_next, f(made.terminated), ended, 0.99, 0.95) + 5 * v
     np.testing.assert_allclose(metrics["return_target"], returns.mean() / 5, rtol=1e-4)
     moved = after.part_states["scale_rewards"][0]
-    expected = merge(seen, returns.reshape(-1, 1))
+    expected = add_batch(seen, returns.reshape(-1, 1))
     np.testing.assert_allclose(moved.var, expected.var, rtol=1e-4)
 
 
@@ -474,10 +470,10 @@ def test_normalised_observations():
     m = after.part_states["normalise"].extra
     np.testing.assert_allclose(m.mean, made.observation.reshape(-1, 5).mean(0), atol=1e-5)
     np.testing.assert_allclose(m.var, made.observation.reshape(-1, 5).var(0), atol=1e-4)
-    dist = agent.look(agent.acting(after), made.observation)
+    dist = agent.get_distribution(agent.acting(after), made.observation)
     plain = build("ppo")
     z = (made.observation - m.mean) / (jnp.sqrt(m.var) + 1e-8)
-    expected = plain.look(plain.acting(after)._replace(part_states={}), z)
+    expected = plain.get_distribution(plain.acting(after)._replace(part_states={}), z)
     np.testing.assert_allclose(dist.logits, expected.logits, atol=1e-6)
 
 
@@ -487,7 +483,7 @@ def test_a_shared_torso_learns_from_both(recipe):
     state = begin(agent)
     assert state.networks.critic[0] is None
     made = rollout()
-    views = agent.views(state.part_states, state.networks, made.observation)
+    views = agent.apply_networks(state.part_states, state.networks, made.observation)
     x = state.networks.torso(made.observation)
     out = state.networks.critic[1]
     np.testing.assert_allclose(views.value, (x @ out.weight.T + out.bias)[..., 0], rtol=1e-5)

@@ -392,7 +392,7 @@ def test_ideal_cliff_walking_collapses():
     run = jax.jit(jax.vmap(partial(scan_rollouts.train, agent, envs=8, updates=1_200), (None, 0)))
     state, history = run(env, jax.random.split(jax.random.key(0), 4))
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
-    dist = jax.vmap(lambda s: agent.look(agent.acting(s), cells))(state)
+    dist = jax.vmap(lambda s: agent.get_distribution(agent.acting(s), cells))(state)
     solved = (dist.mode()[..., 0] == best).all(1)
     assert solved.sum() >= 3
     assert (history.env_steps[:, -1] < 1_200 * 800 / 4).all(), "rollouts are as long as their episodes"

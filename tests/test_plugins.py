@@ -31,7 +31,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from qscape.offpolicy.sockets import Regulariser
-from qscape.onpolicy.plain import AsTheyAre
+from qscape.onpolicy.plain import NoScaling
 from qscape.types import setting
 
 
@@ -48,7 +48,7 @@ class Penalty(Regulariser):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unscaled(AsTheyAre):
+class Unscaled(NoScaling):
     """Scales nothing."""
 
     name: ClassVar[str] = "unscaled"

@@ -65,8 +65,8 @@ def test_probe(recipe, probe):
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)
     np.testing.assert_allclose(found, np.stack([known, known], -1), rtol=0.03, atol=0.08)
-    if kind.best(shown) is not None:
-        np.testing.assert_allclose(choices(trainer, shown), kind.best(shown), atol=0.1)
+    if kind.best_action(shown) is not None:
+        np.testing.assert_allclose(choices(trainer, shown), kind.best_action(shown), atol=0.1)
 
 
 class Cut(ProbeTimeLimit):

@@ -30,7 +30,7 @@ from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
 from qscape.ops.ranking import rank_correlation
-from qscape.ops.running import moments, see_one, standardise
+from qscape.ops.running import add_row, init_moments, standardise
 from qscape.ops.td import td_target
 from qscape.replay.storage import rows_at
 from qscape.types import Batch, Event, Spec
@@ -177,9 +177,9 @@ def test_rank_correlation_is_scipys():
 
 
 def test_normaliser():
-    seen, mean, var, now = moments(1), [], [], []
+    seen, mean, var, now = init_moments(1), [], [], []
     for x in (2.0, 4.0, 6.0):
-        seen = see_one(seen, jnp.array([x]))
+        seen = add_row(seen, jnp.array([x]))
         mean, var = [*mean, seen.mean[0]], [*var, seen.var[0]]
         now.append(standardise(seen, jnp.array([x]))[0])
     close(mean, [1.999800, 2.999850, 3.999867])
@@ -193,7 +193,7 @@ def test_normaliser():
 def test_a_constant_observation_stays_finite_and_small(constant):
     """The first change after that is a huge number; `normalise.clip` bounds it."""
     x = jnp.array([constant])
-    seen = jax.lax.fori_loop(0, 5_000, lambda _, m: see_one(m, x), moments(1))
+    seen = jax.lax.fori_loop(0, 5_000, lambda _, m: add_row(m, x), init_moments(1))
     assert np.abs(standardise(seen, x)) < 0.1
     changed = standardise(seen, x + 1.0 + abs(constant))
     assert np.isfinite(changed)
@@ -260,10 +260,10 @@ def test_optimisers():
     for name in ("critics", "actor", "savgo.params", "savgo.actor_params"):
         optimiser, zero = agent.optimiser(name), jnp.zeros(2)
         _, (*_, adam) = optimiser.update(jnp.array([30.0, 40.0]), optimiser.init(zero), zero)
-        moments = next(
+        init_moments = next(
             s for s in jax.tree.leaves(adam, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")
         )
-        close(jnp.linalg.norm(moments.mu), 0.5)  # a tenth of 5
+        close(jnp.linalg.norm(init_moments.mu), 0.5)  # a tenth of 5
 
 
 def test_networks_have_the_published_sizes():

@@ -15,7 +15,7 @@ from test_contract import QUICK
 from test_savo import batch_of, functions, make, state_of, two_peaks
 
 from qscape import agents
-from qscape.envs.native import Native, Outcome
+from qscape.envs.native import JaxEnv, Outcome
 from qscape.offpolicy.sockets import PartState
 from qscape.ops import landscape as ops
 from qscape.run import scan
@@ -58,8 +58,8 @@ def ascended(value, start) -> Float[Array, " N"]:
 
 def optima(grid, values) -> np.ndarray:
     """The places of the strict local optima, the highest first."""
-    found = ops.peaks(values, ops.grid_edges(values.shape))
-    return grid[found.above(ops.ripple(values.min(), values.max())).node]
+    found = ops.find_peaks(values, ops.grid_edges(values.shape))
+    return grid[found.above(ops.prominence_threshold(values.min(), values.max())).node]
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_smooth_surrogate_helps_and_guarantees_nothing():
 # --- networks, in one program -----------------------------------------------------------------------------
 
 
-class TwoPeaks(Native):
+class TwoPeaks(JaxEnv):
     """One step; the reward is the height of the toy."""
 
     time_limit: int = eqx.field(static=True, kw_only=True, default=1)

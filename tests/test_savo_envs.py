@@ -17,9 +17,18 @@ from scipy.linalg import solve_discrete_are
 from scipy.sparse.csgraph import connected_components
 
 from qscape.envs import make, movielens
-from qscape.envs.mineworld import BARRIERS, Miner, MineWorld, guide, layout, observe, representation, tools
+from qscape.envs.mineworld import (
+    BARRIERS,
+    Miner,
+    MineWorld,
+    draw_map,
+    guide,
+    list_tools,
+    make_action_table,
+    observe,
+)
 from qscape.envs.native import play
-from qscape.envs.recsim import RecSim, User, drifted, greedy
+from qscape.envs.recsim import RecSim, User, drift_taste, greedy
 from qscape.envs.recsim_data import RecSimData, RecSimDataEnv, oracle, popular
 from qscape.envs.restricted import INTERVALS, Restricted, restrict
 from qscape.envs.snapshot import restore, take
@@ -89,8 +98,8 @@ def test_the_balls_of_every_seed(env_id, seed):
     # |p - c|² ≤ r² as one matrix product.
     valid = (points @ (2 * c.T) >= np.square(points).sum(1)[:, None] + (np.square(c).sum(1) - r**2)).any(1)
     pieces, _ = connected_components(np.linalg.norm(c[:, None] - c, axis=-1) < r[:, None] + r)
-    assert (valid.sum(), pieces, env.valid(np.zeros(c.shape[1]))) == BALLS[env_id][seed]
-    assert [env.valid(point) for point in points[:200]] == valid[:200].tolist()
+    assert (valid.sum(), pieces, env.is_valid(np.zeros(c.shape[1]))) == BALLS[env_id][seed]
+    assert [env.is_valid(point) for point in points[:200]] == valid[:200].tolist()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,7 @@ def test_the_balls_of_the_registered_seed(env_id, radii, centres, pattern):
     np.testing.assert_allclose(env.radii[list(radii)], list(radii.values()), atol=1e-6)
     np.testing.assert_allclose(env.centres[list(centres)], list(centres.values()), atol=1e-6)
     points = million(env.centres.shape[1])
-    assert "".join("01"[env.valid(point)] for point in points[:20]) == pattern
+    assert "".join("01"[env.is_valid(point)] for point in points[:20]) == pattern
     for point in points[:200]:
         moved = env.project(point)
         outside = (np.linalg.norm(env.centres - point, axis=1) - env.radii).min()
@@ -134,9 +143,9 @@ def test_the_intervals_of_the_pendulums():
     ends = np.sort(np.concatenate([INTERVALS[:, 0] - INTERVALS[:, 1], INTERVALS[:, 0] + INTERVALS[:, 1]]))
     assert (np.diff(ends) > 0).all()
     for action in (-0.875, -0.8, -0.191 + 0.002, 0.2, 0.5, 0.9):
-        assert env.valid([action]), action
+        assert env.is_valid([action]), action
     for action in (-0.7, 0, 0.26, 1):
-        assert not env.valid([action]), action
+        assert not env.is_valid([action]), action
 
 
 def test_an_invalid_action_does_the_null_action_and_costs_what_was_asked_for():
@@ -219,7 +228,7 @@ def test_any_environment_can_be_restricted():
     inside = (env.centres[0] * 2).astype(np.float32)  # of ±2
     np.testing.assert_array_equal(env.step(inside)[0], plain.step(inside)[0])
     outside = np.array([2.0], np.float32)
-    assert not env.valid(outside / 2)
+    assert not env.is_valid(outside / 2)
     assert env.step(outside)[1] == plain.step(np.zeros(1, np.float32))[1]
     with pytest.raises(UsageError, match=r"bounded Box of actions.*CartPole-v1 has Discrete"):
         make("restricted/Any-v0", env_args={"env": "CartPole-v1"})
@@ -352,12 +361,12 @@ def test_adroit_reports_success_and_is_restored_to_the_bit(name, observation, ac
 def test_the_tools_and_their_representation():
     pool = "0 1 2 4 5 6 8 9 11 12 14 17 18 20 21 22 24 25 26 28 29 30 34 35 37 38 40 44 45 46 47 48 49 51 54"
     pool = [int(i) for i in (pool + " 55 56 57 58 60 61 62").split()]
-    np.testing.assert_array_equal(tools()[8:], [(i // 9, 7 + i % 9) for i in pool])
-    np.testing.assert_array_equal(tools()[:8], [(b, 15) for b in range(7, 15)])
-    assert np.bincount(tools()[8:, 0]).tolist() == [7, 5, 7, 5, 4, 6, 8]
-    removable = {before for before, after in tools() if after == 15}
+    np.testing.assert_array_equal(list_tools()[8:], [(i // 9, 7 + i % 9) for i in pool])
+    np.testing.assert_array_equal(list_tools()[:8], [(b, 15) for b in range(7, 15)])
+    assert np.bincount(list_tools()[8:, 0]).tolist() == [7, 5, 7, 5, 4, 6, 8]
+    removable = {before for before, after in list_tools() if after == 15}
     assert removable == set(range(15)) - {5}
-    table = representation()
+    table = make_action_table()
     assert (table.shape, table.dtype) == ((54, 4), np.float32)
     rows = {
         0: (1, 0, 0, 0),
@@ -370,7 +379,7 @@ def test_the_tools_and_their_representation():
         np.testing.assert_allclose(table[row], values, rtol=1e-6)
     apart = np.linalg.norm(table[:, None] - table, axis=-1) + 9 * np.eye(54)
     assert apart.min() == pytest.approx(1 / 15)
-    extra = representation(5)
+    extra = make_action_table(5)
     np.testing.assert_array_equal(extra[:, :4], table)
     np.testing.assert_allclose(extra[0, 4], np.random.default_rng(1234).uniform(), rtol=1e-6)
 
@@ -385,13 +394,13 @@ def test_the_tools_and_their_representation():
     ],
 )
 def test_nearest_actions(point, nearest, distance):
-    away = np.linalg.norm(representation() - point, axis=1)
+    away = np.linalg.norm(make_action_table() - point, axis=1)
     assert (away.argmin(), round(away.min(), 4)) == (nearest, distance)
 
 
 def test_layouts():
     for seed, xs, ys, row in [(0, {5, 7}, {3, 7}, {5: 10, 7: 5}), (1, {3, 5}, {3, 5}, {3: 12, 5: 12})]:
-        mines = layout(np.random.default_rng(seed))
+        mines = draw_map(np.random.default_rng(seed))
         assert (mines < 15).sum() == 32
         inside = mines[1:-1, 1:-1] < 15
         assert set(np.flatnonzero(inside.all(0)) + 1) == xs
@@ -409,9 +418,9 @@ def test_layouts():
 @lru_cache
 def removers():
     """The actions that remove a mine, by its type; type 5 needs two."""
-    remove = {b: [4 + int(np.flatnonzero((tools() == (b, 15)).all(1))[0])] for b in range(15) if b != 5}
-    first = int(np.flatnonzero((tools()[:, 0] == 5) & np.isin(tools()[:, 1], list(remove)))[0])
-    return remove | {5: [4 + first, *remove[int(tools()[first, 1])]]}
+    remove = {b: [4 + int(np.flatnonzero((list_tools() == (b, 15)).all(1))[0])] for b in range(15) if b != 5}
+    first = int(np.flatnonzero((list_tools()[:, 0] == 5) & np.isin(list_tools()[:, 1], list(remove)))[0])
+    return remove | {5: [4 + first, *remove[int(list_tools()[first, 1])]]}
 
 
 def plan(mines):
@@ -447,23 +456,23 @@ def mine_step():
 def test_the_shortest_ways_through_mineworld(mine_step):
     """20 steps on layouts 0 to 4, found apart from the environment and then walked in it."""
     for seed in range(5):
-        mines = layout(np.random.default_rng(seed))
+        mines = draw_map(np.random.default_rng(seed))
         steps, actions = plan(mines)
         assert steps == len(actions) == 20
-        state, _ = MineWorld().at_start(mines)
+        state, _ = MineWorld().reset_to_map(mines)
         total = 0.0
         for i, action in enumerate(actions):
             state, outcome = mine_step(state, action)
             total += float(outcome.reward)
             assert bool(outcome.terminated) == bool(outcome.success) == (i == 19)
-        removed = sum(action >= 4 and tools()[action - 4, 1] == 15 for action in actions)
+        removed = sum(action >= 4 and list_tools()[action - 4, 1] == 15 for action in actions)
         matched = sum(action >= 4 for action in actions)
         assert total == pytest.approx(8.2 + 1.6 + 0.1 * matched + 0.1 * removed, abs=1e-4)
         assert seed != 0 or total == pytest.approx(10.6, abs=1e-4)
 
 
 def test_how_long_the_shortest_ways_are():
-    lengths = [plan(layout(np.random.default_rng(seed)))[0] for seed in range(1000)]
+    lengths = [plan(draw_map(np.random.default_rng(seed)))[0] for seed in range(1000)]
     assert (np.mean(lengths), min(lengths), max(lengths)) == (20.004, 20, 21)
 
 
@@ -480,14 +489,14 @@ def test_what_the_goal_pays(used, reward, mine_step):
 def test_the_rules_of_mineworld(mine_step):
     mines = np.full((11, 11), 15)
     mines[1, 2], mines[2, 1] = 5, 9  # right and below the start
-    state, seen = MineWorld().at_start(mines)
+    state, seen = MineWorld().reset_to_map(mines)
     assert seen.shape == (23,)
     np.testing.assert_allclose(seen, [0, 0, 0, 0, 0, 0, 0, *np.eye(15)[5], 0])
     done = [
         # action, place, direction, mine in front, reward
         (0, (1, 1), 0, 5, 0.0),  # blocked
         (4, (1, 1), 0, 5, 0.0),  # a tool that does not fit
-        (4 + int(np.flatnonzero((tools() == (5, 9)).all(1))[0]), (1, 1), 0, 9, 0.1),  # turned into 9
+        (4 + int(np.flatnonzero((list_tools() == (5, 9)).all(1))[0]), (1, 1), 0, 9, 0.1),  # turned into 9
         (4 + 2, (1, 1), 0, 15, 0.2),  # removed
         (4 + 2, (1, 1), 0, 15, 0.0),  # nothing left to work on
         (3, (1, 1), 3, 15, 0.0),  # the border: turns only
@@ -527,9 +536,9 @@ def test_mineworld_reports_success_and_takes_layouts():
     env = gym.make("mineworld/MineWorld-v0", extra_dims=5)
     assert env.unwrapped.action_table.shape == (54, 9)
     shown, _ = env.reset(options={"layout": 3})
-    np.testing.assert_array_equal(env.unwrapped.state.mines, layout(np.random.default_rng(3)))
+    np.testing.assert_array_equal(env.unwrapped.state.mines, draw_map(np.random.default_rng(3)))
     assert env.observation_space.contains(shown)
-    for action in plan(layout(np.random.default_rng(3)))[1]:
+    for action in plan(draw_map(np.random.default_rng(3)))[1]:
         *_, terminated, truncated, info = env.step(action)
     assert (terminated, truncated, info) == (True, False, {"success": True})
 
@@ -558,12 +567,12 @@ def test_the_items_of_recsim(recsim):
 def test_how_a_click_moves_the_taste():
     for taste, item, delta in ((0.5, 1.0, 0.075), (-0.5, 0.8, 0.156)):
         for towards in (True, False):
-            moved = drifted(jnp.array([taste]), jnp.array([item]), jnp.bool_(towards))
+            moved = drift_taste(jnp.array([taste]), jnp.array([item]), jnp.bool_(towards))
             assert float(moved[0]) == pytest.approx(taste + delta * (1 if towards else -1))
     # Never past ±1; a taste of 1 stays.
-    ends = drifted(jnp.array([1.0, 0.5, 0.5]), jnp.array([9.0, 9.0, -9.0]), jnp.bool_(True))
+    ends = drift_taste(jnp.array([1.0, 0.5, 0.5]), jnp.array([9.0, 9.0, -9.0]), jnp.bool_(True))
     np.testing.assert_array_equal(ends, [1, 1, 1])
-    assert drifted(jnp.array([0.5]), jnp.array([9.0]), jnp.bool_(False)) == -1
+    assert drift_taste(jnp.array([0.5]), jnp.array([9.0]), jnp.bool_(False)) == -1
 
 
 def test_the_odds_of_a_click_and_of_its_direction(recsim):
@@ -581,7 +590,7 @@ def test_the_odds_of_a_click_and_of_its_direction(recsim):
         np.testing.assert_array_equal(
             np.asarray(after.taste)[~clicks], np.broadcast_to(taste, (sum(~clicks), 30))
         )
-        along = (np.abs(moved - drifted(taste, item, jnp.bool_(True))).max(1) < 1e-6).mean()
+        along = (np.abs(moved - drift_taste(taste, item, jnp.bool_(True))).max(1) < 1e-6).mean()
         assert abs(along - towards) < 0.05
         assert not outcome.terminated.any()
 
@@ -706,7 +715,7 @@ def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path):
     env = gym.make("recsim/Data-v0", path=str(tmp_path / "fitted.npz"))
     assert env.unwrapped.action_table.shape == (MOVIES, 30)
     check_env(env.unwrapped)
-    native = RecSimData.fitted(models[0])
+    native = RecSimData.from_model(models[0])
     assert abs(play(native, uniform(native), KEY, 4000).ret.mean() - 10) < 1.5
     assert play(native, Partial(oracle, native), KEY, 500).ret.mean() > 15
     firsts = {env.reset(seed=i)[0].tobytes() for i in range(30)}

@@ -210,7 +210,7 @@ def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
     for seed in (1, 2):
         other = make(lambda: Odd(extra), seed=seed)
         assert restore(other, snapshot) == snapshot.meta["why"]
-        assert other.tally.episodes == 2
+        assert other.statistics.episodes == 2
         restored.append(run(other, actions_of(adapter, 50)))
     assert_same(*restored)  # the new episode follows from the snapshot alone
     begun = make(lambda: Odd(extra), seed=1)

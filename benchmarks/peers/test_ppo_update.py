@@ -58,7 +58,7 @@ def test_one_update_equals_theirs(env):
     theirs.train()
 
     ours = build("ppo", {"base": {"rollout": size, "batch_size": size, "passes": PASSES}})
-    ours = ours.on(make(env, ENVS, by_index=True).spec)
+    ours = ours.on(make(env, ENVS, index_actions=True).spec)
     state = ours.init(jax.random.key(0), ENVS)
     leaves, tree = jax.tree.flatten(state.networks)
     state = state._replace(networks=tree.unflatten(fit(before, leaves)))

@@ -77,16 +77,16 @@ class Model:
         self.recipe, self.seed, self.settings = recipe, seed, settings
         register_named(recipe)
         # Invalid combinations are refused before an environment is made.
-        by_index = build(recipe, settings).by_index
+        index_actions = build(recipe, settings).index_actions
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
         args = training_args(env, env_args) if isinstance(env, str) else env_args
-        self.adapter = make_adapter(env, envs, args, seed=seed, by_index=by_index)
+        self.adapter = make_adapter(env, envs, args, seed=seed, index_actions=index_actions)
         self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
-            self.eval_adapter = make_adapter(eval_env, seed=SEED, by_index=by_index)
+            self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions)
         elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
             n = min(eval_episodes, 10)
-            self.eval_adapter = make_adapter(env, n, env_args, seed=SEED, by_index=by_index)
+            self.eval_adapter = make_adapter(env, n, env_args, seed=SEED, index_actions=index_actions)
         if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
             self.eval_adapter.environments
         ):
@@ -105,7 +105,7 @@ class Model:
         self._env_args = env_args
 
         def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
-            return make_adapter(env, envs, self._env_args | more, seed=seed, by_index=by_index)
+            return make_adapter(env, envs, self._env_args | more, seed=seed, index_actions=index_actions)
 
         self._make = make
         if preset is not None:

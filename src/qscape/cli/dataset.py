@@ -5,7 +5,7 @@ import dataclasses
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.data import read
-from qscape.data.dataset import summary
+from qscape.data.dataset import summarise
 from qscape.types import setting
 
 
@@ -22,7 +22,10 @@ def main(argv: list[str]) -> int:
     name, rest = options.positional(argv, "NAME", "qscape dataset")
     given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
     dataset = read(name, given.env, options.env_args(given.env_args))
-    console, summary_table = plain_console(), table(name, ["", ""], [list(line) for line in summary(dataset)])
+    console, summary_table = (
+        plain_console(),
+        table(name, ["", ""], [list(line) for line in summarise(dataset)]),
+    )
     summary_table.columns[1].justify = "left"
     console.print(summary_table)
     for note in dataset.notes:

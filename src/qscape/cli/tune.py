@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
         eval_episodes=given.eval_episodes,
     )
     ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
-    by_index = build(recipe, settings).by_index
-    adapter = make_adapter(plan.env, env_args=dict(plan.env_args), by_index=by_index)
+    index_actions = build(recipe, settings).index_actions
+    adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=index_actions)
     adapter.close()  # one that does not fit is refused before a folder is made
     folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
     search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)

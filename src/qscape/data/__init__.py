@@ -1,14 +1,14 @@
-"""Logged experience: Minari datasets and D4RL-style HDF5 files, checked, as arrays.
+"""Offline datasets: Minari and D4RL-style HDF5 files, checked, as arrays of transitions.
 
-Importing this package registers `qscape/Recorded-v0`, the environment of a dataset that has none.
+Importing this package registers `qscape/Recorded-v0`, a stand-in for datasets that name no environment.
 """
 
 import gymnasium as gym
 
 from qscape.data.dataset import Dataset, normalised_score
-from qscape.data.sources import Home, home, read
+from qscape.data.sources import Origin, read, read_origin
 
-__all__ = ["RECORDED", "Dataset", "Home", "home", "normalised_score", "read"]
+__all__ = ["RECORDED", "Dataset", "Origin", "normalised_score", "read", "read_origin"]
 
 RECORDED = "qscape/Recorded-v0"
 

@@ -1,4 +1,4 @@
-"""A dataset as one table of transitions, whatever file it came from, and what there is to say about it."""
+"""A dataset as one table of transitions, its checks, and the summary that `qscape dataset` prints."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,10 +9,11 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float
 
+from qscape.envs.spaces import ActionBox
 from qscape.errors import UsageError
 
-BINS = 20  # of each action dimension, for the coverage
-EDGE = 0.99  # beyond this an action in [-1, 1] counts as one at its bound
+BINS = 20  # equal bins of each action dimension, for `coverage`
+EDGE = 0.99  # an action in [-1, 1] beyond this counts as one at its bound
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,12 +21,16 @@ class Dataset:
     """N transitions, episode after episode; the last one of each is terminated or truncated.
 
     Attributes:
-        name: as it was asked for.
-        observation: raw. `next_observation` is the true successor, at an episode's end as well.
+        name: as the user gave it.
+        observation: raw, flattened.
         action: in [-1, 1].
+        reward: undiscounted, of one step.
+        terminated: True where the episode ended in a terminal state.
+        truncated: True where it was cut, by a time limit or because the record stops.
+        next_observation: the true successor, also in the last transition of an episode.
         observation_space, action_space: of the environment it was recorded in.
-        env, env_args: what `gymnasium.make` takes to make that environment, or None where it is not known.
-        reference: returns that normalise to 0 and to 100, where the dataset defines them.
+        env, env_args: id and arguments for `gymnasium.make`, or None if the dataset does not name them.
+        reference: returns of a random and an expert policy, which score 0 and 100; None if not defined.
         notes: sentences for the user.
     """
 
@@ -48,7 +53,7 @@ class Dataset:
 
     @property
     def ends(self) -> Bool[np.ndarray, " N"]:
-        """The last transition of each episode."""
+        """True in the last transition of each episode."""
         return self.terminated | self.truncated
 
     @property
@@ -59,75 +64,76 @@ class Dataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Steps of each episode."""
+        """Number of steps of each episode, `[episodes]`."""
         return np.diff(np.concatenate([[-1], np.flatnonzero(self.ends)]))
 
     def score(self, ret: float) -> float | None:
-        """The normalised score of a return; None where the dataset defines no reference."""
+        """The normalised score of a return; None if the dataset defines no reference returns."""
         return None if self.reference is None else normalised_score(ret, self.reference)
 
 
 def normalised_score(ret: float, reference: tuple[float, float]) -> float:
-    """100 · (return − low) / (high − low)."""
+    """100 (return − low) / (high − low), for reference returns (low, high), as D4RL defines it."""
     low, high = reference
     return 100.0 * (ret - low) / (high - low)
 
 
-def checked(found: Dataset) -> Dataset:
-    """The dataset, if something can be learnt from it.
+def check_dataset(dataset: Dataset) -> Dataset:
+    """The dataset with actions clipped to [-1, 1] (only rounding exceeds it).
 
     Raises:
-        UsageError: no transition, NaN, or actions outside their space.
+        UsageError: it has no transition, holds NaN or infinity, or actions outside their space.
     """
-    if not len(found):
-        raise UsageError(f"{found.name} holds no transition: there is nothing to learn from.")
+    if not len(dataset):
+        raise UsageError(f"{dataset.name} holds no transition: there is nothing to learn from.")
     for column in ("observation", "action", "reward", "next_observation"):
-        rows = getattr(found, column)
+        rows = getattr(dataset, column)
         if not np.isfinite(rows).all():
             row = int(np.argwhere(~np.isfinite(rows))[0][0])
             raise UsageError(
-                f"{found.name}: {column} holds NaN or infinity in episode {int(found.ends[:row].sum())}, "
+                f"{dataset.name}: {column} holds NaN or infinity in episode {int(dataset.ends[:row].sum())}, "
                 f"transition {row}; leave that episode out."
             )
-    far = np.abs(found.action).max(axis=0)
+    far = np.abs(dataset.action).max(axis=0)
     if (far > 1.0 + 1e-4).any():
         k = int(far.argmax())
-        low, high = found.action_space.low.ravel()[k], found.action_space.high.ravel()[k]
-        centre, scale = (low + high) / 2, (high - low) / 2
-        worst = found.action[np.abs(found.action[:, k]).argmax(), k] * scale + centre
+        box = ActionBox.from_space(dataset.action_space, np.float64)
+        worst = dataset.action[np.abs(dataset.action[:, k]).argmax(), k] * box.half_width[k] + box.centre[k]
         raise UsageError(
-            f"{found.name}: action[{k}] reaches {worst:.4g}, outside its range [{low:.4g}, {high:.4g}]; "
-            "name the environment it was recorded in with --env."
+            f"{dataset.name}: action[{k}] reaches {worst:.4g}, outside its range "
+            f"[{box.low[k]:.4g}, {box.high[k]:.4g}]; name the environment it was recorded in with --env."
         )
-    return dataclasses.replace(found, action=np.clip(found.action, -1.0, 1.0))
+    return dataclasses.replace(dataset, action=np.clip(dataset.action, -1.0, 1.0))
 
 
-def inward(space: gym.Space, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half width [A] of a box of actions: (a − centre) / half lies in [−1, 1].
+def require_action_box(space: gym.Space, name: str) -> ActionBox:
+    """The bounded box of a dataset's or environment's actions, in float64.
 
     Raises:
-        UsageError: it is no box, or an unbounded one.
+        UsageError: the space is no Box, or an unbounded one.
     """
     if not isinstance(space, spaces.Box):
         raise UsageError(
             f"{name} has {type(space).__name__} actions: offline agents take a bounded Box of actions."
         )
-    low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    if not space.is_bounded():
         raise UsageError(f"{name} has unbounded actions: offline agents take a bounded Box of actions.")
-    return low / 2 + high / 2, high / 2 - low / 2
+    return ActionBox.from_bounds(space.low, space.high)
 
 
-def summary(found: Dataset) -> list[tuple[str, str]]:
-    """What `qscape dataset` prints: (what, how much)."""
-    returns, lengths = found.returns, found.lengths
+def summarise(data: Dataset) -> list[tuple[str, str]]:
+    """The lines that `qscape dataset` prints: pairs (what, how much)."""
+    returns, lengths = data.returns, data.lengths
     quantiles = np.percentile(returns, [0, 25, 50, 75, 100])
-    terminated, truncated = (int(x.sum()) for x in (found.terminated, found.truncated & ~found.terminated))
+    terminated, truncated = (int(x.sum()) for x in (data.terminated, data.truncated & ~data.terminated))
     lines = [
-        ("environment", f"{found.env} {dict(found.env_args) or ''}".strip() if found.env else "not known"),
+        (
+            "environment",
+            f"{data.env} {dict(data.env_args) or ''}".strip() if data.env else "not known",
+        ),
         (
             "size",
-            f"{len(found):,} transitions in {len(returns):,} episodes, {_nbytes(found) / 2**20:,.2f} MiB",
+            f"{len(data):,} transitions in {len(returns):,} episodes, {_nbytes(data) / 2**20:,.2f} MiB",
         ),
         ("length", f"mean {lengths.mean():,.1f}, from {lengths.min():,} to {lengths.max():,}"),
         ("ends", f"{terminated:,} terminated, {truncated:,} truncated"),
@@ -135,21 +141,21 @@ def summary(found: Dataset) -> list[tuple[str, str]]:
         ("", "least {:,.2f}, quartiles {:,.2f} {:,.2f} {:,.2f}, greatest {:,.2f}".format(*quantiles)),
         (
             "reward",
-            f"mean {found.reward.mean():.4g}, from {found.reward.min():.4g} to {found.reward.max():.4g}",
+            f"mean {data.reward.mean():.4g}, from {data.reward.min():.4g} to {data.reward.max():.4g}",
         ),
     ]
-    if found.reference is not None:
-        scores = [found.score(float(x)) for x in (returns.mean(), returns.max())]
-        low, high = found.reference
+    if data.reference is not None:
+        scores = [data.score(float(x)) for x in (returns.mean(), returns.max())]
+        low, high = data.reference
         lines.append(
             ("score", f"mean {scores[0]:.1f}, greatest {scores[1]:.1f} (0 is {low:g}, 100 is {high:g})")
         )
-    cover, bound = coverage(found)
+    cover, bound = coverage(data)
     lines += [
         (f"action[{k}]", f"{100 * c:.0f}% of {BINS} equal bins hold some, {100 * b:.1f}% lie at the bounds")
         for k, (c, b) in enumerate(zip(cover, bound, strict=True))
     ]
-    rows = zip(found.observation.min(0), found.observation.mean(0), found.observation.max(0), strict=True)
+    rows = zip(data.observation.min(0), data.observation.mean(0), data.observation.max(0), strict=True)
     lines += [
         (f"observation[{k}]", f"from {low:.4g} to {high:.4g}, mean {mean:.4g}")
         for k, (low, mean, high) in enumerate(rows)
@@ -157,14 +163,14 @@ def summary(found: Dataset) -> list[tuple[str, str]]:
     return lines
 
 
-def coverage(found: Dataset) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:
-    """By action dimension: the share of 20 equal bins of its range that hold an action, and of actions at a
-    bound."""
-    bins = np.minimum(((found.action + 1.0) / 2.0 * BINS).astype(int), BINS - 1)
+def coverage(data: Dataset) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:
+    """By action dimension: share of 20 equal bins that hold an action, and share of actions at a bound."""
+    bins = np.minimum(((data.action + 1.0) / 2.0 * BINS).astype(int), BINS - 1)
     filled = np.array([len(np.unique(column)) / BINS for column in bins.T])
-    return filled, (np.abs(found.action) > EDGE).mean(axis=0)
+    return filled, (np.abs(data.action) > EDGE).mean(axis=0)
 
 
-def _nbytes(found: Dataset) -> int:
-    columns = (found.observation, found.action, found.reward, found.next_observation)
-    return sum(x.nbytes for x in columns) + 2 * len(found)
+def _nbytes(data: Dataset) -> int:
+    """Bytes of the columns."""
+    columns = (data.observation, data.action, data.reward, data.next_observation)
+    return sum(x.nbytes for x in columns) + 2 * len(data)

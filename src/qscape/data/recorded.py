@@ -1,4 +1,4 @@
-"""The environment of a dataset that has none: its spaces are known, and nothing else."""
+"""A stand-in environment for a dataset that names none: it has the dataset's spaces and cannot be stepped."""
 
 from typing import Any
 
@@ -11,10 +11,13 @@ from qscape.errors import RunError
 
 
 class Recorded(gym.Env):
-    """Has the spaces of a dataset; cannot be stepped."""
+    """`qscape/Recorded-v0`: the observation and action space of a dataset.
+
+    `reset` returns an observation of zeros; `step` raises a RunError.
+    """
 
     def __init__(self, dataset: str) -> None:
-        """`dataset`: as `qscape.data.read` takes it."""
+        """`dataset` is a name or path, as for `qscape.data.read`."""
         self.dataset = dataset
         self.observation_space, self.action_space = spaces_of(dataset)
 

@@ -1,4 +1,4 @@
-"""Where datasets come from: Minari by name or path, D4RL-style HDF5 files."""
+"""Read datasets: Minari by name or folder, and HDF5 files in the layout of D4RL."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from qscape.data.dataset import Dataset, checked, inward
+from qscape.data.dataset import Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
-from qscape.envs.spaces import flattening
+from qscape.envs.spaces import ActionBox, make_flatten
 from qscape.errors import RunError, UsageError
 
 HDF5 = (".hdf5", ".h5")
@@ -26,24 +26,25 @@ D4RL = {
 
 
 def read(name: str, env: str | None = None, env_args: Mapping[str, Any] | None = None) -> Dataset:
-    """The dataset called `name`.
+    """Read and check the dataset called `name`.
 
     Args:
-        name: of a Minari dataset (downloaded where it is not on this machine), the folder of one, or an
+        name: name of a Minari dataset (downloaded if it is not on this machine), the folder of one, or an
             HDF5 file in the layout of D4RL.
-        env: the environment to evaluate in, where the dataset does not name it, or another one.
+        env: id of the environment to evaluate in; None: the one that the dataset names, if it does.
+        env_args: arguments of that environment.
 
     Raises:
-        UsageError: there is none, a package is missing, it does not fit `env`, or nothing can be learnt
-            from it. RunError: it is damaged, or could not be downloaded.
+        UsageError: no such dataset, a missing package, other spaces than those of `env`, or invalid data.
+        RunError: the dataset is damaged or could not be downloaded.
     """
     if name.endswith(HDF5):
-        return checked(_hdf5(Path(name), env, dict(env_args or {})))
-    return checked(_minari(name, env, dict(env_args or {})))
+        return check_dataset(_read_hdf5(Path(name), env, dict(env_args or {})))
+    return check_dataset(_read_minari(name, env, dict(env_args or {})))
 
 
-class Home(NamedTuple):
-    """Where a dataset was recorded, as far as it says so."""
+class Origin(NamedTuple):
+    """The environment a dataset was recorded in; fields as in `Dataset`."""
 
     env: str | None
     env_args: dict[str, Any]
@@ -51,36 +52,36 @@ class Home(NamedTuple):
     notes: list[str]
 
 
-def home(name: str) -> Home:
-    """The environment of a dataset and its reference returns, without reading its transitions.
-
-    Raises like `read`.
-    """
+def read_origin(name: str) -> Origin:
+    """Read a dataset's environment and reference returns, without its transitions. Raises as `read`."""
     if name.endswith(HDF5):
         note = f"{name} names no environment, so nothing is evaluated; add one with --env."
-        return Home(None, {}, _published(Path(name)), [note])
-    metadata = _open(_package("minari"), name).storage.metadata
-    env, env_args, notes = _recover(metadata, name)
-    return Home(env, env_args, _reference(metadata), notes)
+        return Origin(None, {}, _d4rl_reference(Path(name)), [note])
+    metadata = _open_minari(_import_package("minari"), name).storage.metadata
+    env, env_args, notes = _recover_env(metadata, name)
+    return Origin(env, env_args, _minari_reference(metadata), notes)
 
 
 def spaces_of(name: str) -> tuple[gym.Space, gym.Space]:
-    """Spaces of observations and actions. Raises like `read`."""
-    found = read(name) if name.endswith(HDF5) else _open(_package("minari"), name)
+    """The observation and action space of the dataset called `name`. Raises as `read`."""
+    found = read(name) if name.endswith(HDF5) else _open_minari(_import_package("minari"), name)
     return found.observation_space, found.action_space
 
 
-def _published(file: Path) -> tuple[float, float] | None:
+def _d4rl_reference(file: Path) -> tuple[float, float] | None:
+    """Reference returns of a D4RL task that the file name mentions, or None."""
     task = next((task for task in D4RL if task in file.name.lower()), None)
     return None if task is None else D4RL[task]
 
 
-def _reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+def _minari_reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Reference returns in a Minari dataset's metadata, or None."""
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     return None if low is None or high is None else (float(low), float(high))
 
 
-def _package(name: str) -> Any:
+def _import_package(name: str) -> Any:
+    """The package, or a UsageError that says how to install it."""
     try:
         return __import__(name)
     except ImportError as problem:
@@ -90,22 +91,23 @@ def _package(name: str) -> Any:
 # --- Minari -------------------------------------------------------------------------------------------
 
 
-def _minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
-    minari = _package("minari")
-    _package("h5py")
-    source = _open(minari, name)
+def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
+    """A Minari dataset, not checked yet."""
+    minari = _import_package("minari")
+    _import_package("h5py")
+    source = _open_minari(minari, name)
     observations, actions = source.observation_space, source.action_space
     metadata, notes = source.storage.metadata, []
     if env is None:
-        env, env_args, notes = _recover(metadata, name)
+        env, env_args, notes = _recover_env(metadata, name)
     else:
-        _fits(name, observations, actions, env, env_args)
-    centre, half = inward(actions, name)
-    flatten = flattening(observations, name)[1]
+        _check_spaces(name, observations, actions, env, env_args)
+    box = require_action_box(actions, name)
+    flatten = make_flatten(observations, name)[1]
     try:
-        columns = [_episode(e, flatten, centre, half) for e in source.iterate_episodes()]
-    except (OSError, KeyError) as problem:  # metadata is whole, the file of the arrays is not
-        raise RunError(f"{name} cannot be read as a Minari dataset: {_said(problem)}.") from problem
+        columns = [_episode_columns(e, flatten, box) for e in source.iterate_episodes()]
+    except (OSError, KeyError) as problem:  # the metadata is intact, the file of the arrays is damaged
+        raise RunError(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
     if not columns:
         raise UsageError(f"{name} holds no episode: there is nothing to learn from.")
     return Dataset(
@@ -115,13 +117,13 @@ def _minari(name: str, env: str | None, env_args: dict[str, Any]) -> Dataset:
         action_space=actions,
         env=env,
         env_args=env_args,
-        reference=_reference(metadata),
+        reference=_minari_reference(metadata),
         notes=tuple(notes),
     )
 
 
-def _open(minari: Any, name: str) -> Any:
-    """The Minari dataset of a name or a folder."""
+def _open_minari(minari: Any, name: str) -> Any:
+    """Open a Minari dataset by name or folder; download it if it is not on this machine."""
     folder = Path(name)
     try:
         if folder.is_dir() and (folder.is_absolute() or name.startswith(".") or not _is_local(minari, name)):
@@ -138,7 +140,7 @@ def _open(minari: Any, name: str) -> Any:
             near = ", ".join(minari.list_local_datasets()) or "none yet"
             raise UsageError(f"there is no dataset {name} on this machine; there are: {near}.")
     except (ValueError, KeyError, AssertionError, OSError) as problem:
-        raise RunError(f"{name} cannot be read as a Minari dataset: {_said(problem)}.") from problem
+        raise RunError(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
     return _download(minari, name)
 
 
@@ -147,24 +149,24 @@ def _is_local(minari: Any, name: str) -> bool:
 
 
 def _download(minari: Any, name: str) -> Any:
-    """By Minari's own client, which shows its progress."""
+    """Download a dataset with Minari's own client, which shows its progress."""
     try:
         return minari.load_dataset(name, download=True)
-    except Exception as problem:  # of the network, the hub or the client: all mean the same to the user
+    except Exception as problem:  # of the network, the hub or the client
         raise RunError(
-            f"the dataset {name} is not on this machine and could not be downloaded ({_said(problem)}); "
-            "record one with 'qscape record', or name the folder of one."
+            f"the dataset {name} is not on this machine and could not be downloaded "
+            f"({_first_line(problem)}); record one with 'qscape record', or name the folder of one."
         ) from problem
 
 
-def _said(problem: BaseException) -> str:
-    """The first line of an error."""
+def _first_line(problem: BaseException) -> str:
+    """The type and the first line of an error."""
     text = str(problem).strip().splitlines()
     return f"{type(problem).__name__}: {text[0]}" if text else type(problem).__name__
 
 
-def _recover(metadata: Mapping[str, Any], name: str) -> tuple[str | None, dict[str, Any], list[str]]:
-    """The environment to evaluate in, as an id and its arguments; or None and why not."""
+def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, dict[str, Any], list[str]]:
+    """Id and arguments of the environment to evaluate in, and notes; id None if it cannot be made."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if text is None:
         return None, {}, [f"{name} names no environment, so nothing is evaluated; add one with --env."]
@@ -183,21 +185,21 @@ def _recover(metadata: Mapping[str, Any], name: str) -> tuple[str | None, dict[s
     return spec.id, args, []
 
 
-def _episode(episode: Any, flatten: Any, centre: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One Minari episode (T + 1 observations, T steps) as the columns of a `Dataset`."""
+def _episode_columns(episode: Any, flatten: Any, box: ActionBox) -> tuple[np.ndarray, ...]:
+    """The columns of a `Dataset` from one Minari episode of T steps and T + 1 observations."""
     n = len(episode.rewards)
-    seen = flatten(episode.observations, n + 1)
-    action = (np.asarray(episode.actions, np.float64).reshape(n, -1) - centre) / half
+    observation = flatten(episode.observations, n + 1)
+    action = box.to_unit(np.asarray(episode.actions, np.float64).reshape(n, -1))
     terminated = np.asarray(episode.terminations, bool).copy()
     truncated = np.asarray(episode.truncations, bool).copy()
     if n and not terminated[-1]:
-        truncated[-1] = True  # an episode that just stops was cut short
+        truncated[-1] = True  # an episode without an end was cut off
     reward = np.asarray(episode.rewards, np.float32).reshape(n)
-    return seen[:-1], action.astype(np.float32), reward, terminated, truncated, seen[1:]
+    return observation[:-1], action.astype(np.float32), reward, terminated, truncated, observation[1:]
 
 
-def _fits(name: str, observations: Any, actions: Any, env: str, env_args: dict[str, Any]) -> None:
-    """Refuse an environment with other spaces than the dataset's."""
+def _check_spaces(name: str, observations: Any, actions: Any, env: str, env_args: dict[str, Any]) -> None:
+    """Raise a UsageError if the environment's spaces differ from the dataset's."""
     made = build_env(env, env_args)
     for what, here, there in (
         ("observations", observations, made.observation_space),
@@ -214,21 +216,21 @@ def _fits(name: str, observations: Any, actions: Any, env: str, env_args: dict[s
 # --- HDF5 ---------------------------------------------------------------------------------------------
 
 
-def _hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset:
-    """D4RL's layout: flat arrays; `terminals` are real ends, `timeouts` time limits.
+def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset:
+    """Read an HDF5 file in D4RL's layout: `terminals` are terminal states, `timeouts` time limits.
 
-    Without `next_observations` the successor is the following row; the last row of an episode that a time
-    limit ended then has none, and is left out. With them but without `timeouts`, an episode also ends where
-    the next row does not begin at the successor.
+    Without `next_observations`, the successor is the following row. The last row of an episode that a time
+    limit ended then has no successor and is left out. With `next_observations` but without `timeouts`, an
+    episode also ends where the next row does not start at the successor.
     """
-    h5py = _package("h5py")
+    h5py = _import_package("h5py")
     try:
         with h5py.File(file) as data:
             arrays = {k: np.asarray(data[k]) for k in (*NEEDED, "timeouts", "next_observations") if k in data}
     except FileNotFoundError as problem:
         raise UsageError(f"{file} does not exist.") from problem
     except (OSError, TypeError, ValueError) as problem:
-        raise RunError(f"{file} cannot be read as HDF5: {_said(problem)}.") from problem
+        raise RunError(f"{file} cannot be read as HDF5: {_first_line(problem)}.") from problem
     if missing := [key for key in NEEDED if key not in arrays]:
         raise UsageError(f"{file} lacks {', '.join(missing)}: a D4RL file holds {', '.join(NEEDED)}.")
     lengths = {key: len(x) for key, x in arrays.items() if x.ndim}
@@ -237,36 +239,34 @@ def _hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset:
     if not len(arrays["rewards"]):
         raise UsageError(f"{file} holds no transition: there is nothing to learn from.")
     rows = {key: np.asarray(x, np.float64).reshape(len(x), -1) for key, x in arrays.items()}
-    seen, acted = rows["observations"].shape[1], rows["actions"].shape[1]
+    sizes = rows["observations"].shape[1], rows["actions"].shape[1]
     if env is not None:
         made = build_env(env, env_args)
         observations, actions = made.observation_space, made.action_space
         made.close()
-        if flattening(observations, env)[0] != seen or int(np.prod(actions.shape or ())) != acted:
+        if (make_flatten(observations, env)[0], int(np.prod(actions.shape or ()))) != sizes:
             raise UsageError(
-                f"{file} has {seen} numbers a observation and {acted} an action, {env} has "
+                f"{file} has {sizes[0]} numbers an observation and {sizes[1]} an action, {env} has "
                 f"{observations} and {actions}; name the one it was recorded in."
             )
     else:
-        observations = spaces.Box(-np.inf, np.inf, (seen,), np.float32)
-        actions = spaces.Box(-1.0, 1.0, (acted,), np.float32)
-    centre, half = inward(actions, env or str(file))
+        observations = spaces.Box(-np.inf, np.inf, (sizes[0],), np.float32)
+        actions = spaces.Box(-1.0, 1.0, (sizes[1],), np.float32)
+    box = require_action_box(actions, env or str(file))
     return Dataset(
         str(file),
-        *_transitions(rows, centre, half),
+        *_transition_columns(rows, box),
         observation_space=observations,
         action_space=actions,  # type: ignore[arg-type]
         env=env,
         env_args=env_args,
-        reference=_published(file),
+        reference=_d4rl_reference(file),
         notes=() if env else (f"{file} names no environment, so nothing is evaluated; add one with --env.",),
     )
 
 
-def _transitions(
-    rows: Mapping[str, np.ndarray], centre: np.ndarray, half: np.ndarray
-) -> Iterator[np.ndarray]:
-    """The columns of a `Dataset`, in its order."""
+def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Iterator[np.ndarray]:
+    """The columns of a `Dataset`, in the order of its fields."""
     n = len(rows["rewards"])
     terminated = rows["terminals"][:, 0] > 0
     truncated = rows["timeouts"][:, 0] > 0 if "timeouts" in rows else np.zeros(n, bool)
@@ -275,14 +275,14 @@ def _transitions(
     if "next_observations" in rows:
         following = rows["next_observations"]
         if "timeouts" not in rows:
-            goes_on = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
-            truncated[:-1] |= ~goes_on & ~terminated[:-1]
+            continues = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
+            truncated[:-1] |= ~continues & ~terminated[:-1]
     else:
         following = np.concatenate([rows["observations"][1:], rows["observations"][-1:]])
-        following = np.where(terminated[:, None], rows["observations"], following)  # only encoders look at it
+        following = np.where(terminated[:, None], rows["observations"], following)  # unused by targets
         keep = terminated | ~truncated
-        truncated[:-1] |= ~keep[1:] & ~terminated[:-1]  # the row before ends the episode now
-    action = (rows["actions"] - centre) / half
+        truncated[:-1] |= ~keep[1:] & ~terminated[:-1]  # the episode now ends one row earlier
+    action = box.to_unit(rows["actions"])
     columns = (rows["observations"], action, rows["rewards"][:, 0], terminated, truncated, following)
     for column in columns:
         yield column[keep] if column.dtype == bool else column[keep].astype(np.float32)

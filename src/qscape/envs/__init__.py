@@ -1,7 +1,7 @@
-"""Environments, as the rest of the house sees them: through one edge.
+"""Gymnasium environments behind one adapter, and the project's own environments.
 
-`make` gives an `EnvAdapter` for any Gymnasium environment. Importing this package also registers the
-project's own environments (`registered.py`) and the probes (`qscape/Probe...-v0`).
+`make` returns an `EnvAdapter` for any Gymnasium environment. Importing this package also registers the
+project's own environments (`registered.py`) and the probe environments (`qscape/Probe...-v0`).
 """
 
 from qscape.envs import probes, registered

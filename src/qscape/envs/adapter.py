@@ -1,7 +1,20 @@
-"""The edge between agents and Gymnasium: units, shapes, resets and the checks at the border.
+"""The adapter between agents and Gymnasium environments: units, shapes, resets and checks.
 
-Inside qscape an observation is a float32 vector and an action a vector in [-1, 1]^A. What an environment
-makes of that, how it resets itself and how many of it run side by side is known here and nowhere else.
+Inside qscape an observation is a float32 vector [S] and an action a vector in [-1, 1]^A. Only this module
+knows the environment's units, how it resets itself, and how many copies run side by side.
+
+How an episode ends:
+    Terminated: the task is over (the robot fell, the goal is reached). No reward follows, so the target is r
+    alone: the bootstrap is cut.
+    Truncated: a time limit or the like stopped an episode that could have continued. The target is
+    r + γ V(s'), so the bootstrap is not cut, and s' must be the true last observation.
+
+How an environment resets itself:
+    Gymnasium's vector environments reset finished sub-environments by themselves (autoreset), in three modes.
+    Same step: `step` resets at once and returns the first observation of the new episode; the last one is in
+    `info["final_obs"]`. Next step: `step` returns the last observation, and the following `step` ignores its
+    action and only resets. Disabled: the caller resets. `EnvAdapter.step` hides this: `Step.next_observation`
+    is always the true successor, and `Step.observation` is what the agent acts on next.
 """
 
 import dataclasses
@@ -13,16 +26,23 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from qscape.envs.build import build_env
-from qscape.envs.spaces import action_map, flattening, is_image, leaves, other_table
+from qscape.envs.spaces import box_leaves, describe_other_table, is_image, make_action_map, make_flatten
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.types import Spec
 
 
 class Episode(NamedTuple):
-    """A finished episode; `ret` is the undiscounted return, `success` None where nothing reports it."""
+    """A finished episode.
+
+    Attributes:
+        env: index of the environment, from 0.
+        length: number of steps.
+        ret: undiscounted return.
+        success: the best success that the environment reported during it (0 to 1); None if it reports none.
+    """
 
     env: int
     length: int
@@ -31,16 +51,17 @@ class Episode(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What E environments answered. The arrays are new in every step: nobody writes to them later.
+    """The result of one step of E environments. The arrays are new in every step and never written to later.
 
     Attributes:
-        next_observation: the true successor: where an episode ended, its last observation.
-        terminated: a real end; the bootstrap is cut.
-        truncated: a time limit or the like; the bootstrap is not cut.
-        observation: what the agent acts on next: where an episode ended, the first observation of the new
-            one (under next-step autoreset that comes one step later, in a row that is not `valid`).
-        valid: False for a row that only reset (next-step autoreset): it is no transition and no
-            environment step.
+        next_observation: the true successor s', also at an episode's end; goes into replay.
+        reward: in the environment's units.
+        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
+        truncated: True where a time limit or the like ended it; does not cut the bootstrap.
+        observation: what the agent acts on next. Where an episode ended, the first observation of the new
+            one. Under next-step autoreset it is still the last one, and the following row, not `valid`,
+            resets.
+        valid: False for rows that only reset (next-step autoreset). They are no transitions and no steps.
         finished: the episodes that ended in this step.
     """
 
@@ -53,25 +74,35 @@ class Step(NamedTuple):
     finished: list[Episode]
 
     @property
-    def begins(self) -> Bool[np.ndarray, " E"]:
-        """Does the next action open an episode? Under next-step autoreset also the one that only resets."""
+    def starts_episode(self) -> Bool[np.ndarray, " E"]:
+        """True where the next action starts an episode, or (next-step autoreset) only resets."""
         return self.terminated | self.truncated | ~self.valid
 
 
 @dataclasses.dataclass
 class EpisodeStatistics:
-    """What the edge remembers between two steps, a row per environment; a snapshot holds it."""
+    """State of an `EnvAdapter` between two steps. Snapshots store it under these names.
 
-    observation: np.ndarray  # [E, S], what the agent acts on next
-    steps: int  # taken so far
-    began: np.ndarray  # the number of steps when the episode began
-    ret: np.ndarray  # of the episode so far
-    success: np.ndarray  # the best the episode reported so far, NaN where it reported none
-    episodes: np.ndarray  # finished so far
-    resetting: np.ndarray  # will the next step only reset?
+    Attributes:
+        observation: what the agent acts on next.
+        steps: calls of `step` since the last reset.
+        began: the number of steps when the current episode began.
+        ret: undiscounted return of the current episode so far.
+        success: the best success that the current episode reported so far; NaN if none.
+        episodes: number of finished episodes.
+        resetting: will the next step only reset (next-step autoreset)?
+    """
+
+    observation: Float[np.ndarray, "E S"]
+    steps: int
+    began: Int[np.ndarray, " E"]
+    ret: Float[np.ndarray, " E"]
+    success: Float[np.ndarray, " E"]
+    episodes: Int[np.ndarray, " E"]
+    resetting: Bool[np.ndarray, " E"]
 
 
-# Where nothing calls JAX: environments, and wrappers that run nobody else's code.
+# Modules whose environments and wrappers never call JAX.
 HOST_ONLY = (
     *(f"gymnasium.envs.{kind}." for kind in ("classic_control", "box2d", "mujoco", "toy_text")),
     "gymnasium.core",
@@ -88,22 +119,22 @@ def make(
     seed: int = 0,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
     asynchronous: bool = False,
-    by_index: bool = False,
+    index_actions: bool = False,
 ) -> "EnvAdapter":
-    """The edge of an environment.
+    """Make an environment, or E of them, and the adapter around it.
 
     Args:
         env_id: an id (`HalfCheetah-v5`, `module:Env-v0`), a function that makes an environment, an
             environment, or a vector environment of any autoreset mode.
-        envs: E, how many run side by side.
+        envs: E, the number of environments side by side.
         env_args: arguments of the environment, and of `gymnasium.make` (`render_mode`, `max_episode_steps`).
-        seed: sub-environment i is seeded with `seed + i`, once.
-        autoreset: mode of the vector environment that is built for E > 1.
-        by_index: discrete actions are taken by their index, as on-policy agents do.
-        asynchronous: one process per sub-environment (pays only where a step takes milliseconds).
+        seed: environment i is seeded with `seed + i` at the first reset.
+        autoreset: mode of the vector environment that is built if E > 1.
+        asynchronous: one process per environment; pays only if a step takes milliseconds.
+        index_actions: pass discrete actions by index, as on-policy agents do.
 
     Raises:
-        UsageError: for an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
+        UsageError: an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
     """
     args = dict(env_args or {})
     if envs < 1:
@@ -114,7 +145,7 @@ def make(
                 "an environment that is made already takes no env_args and cannot be multiplied: "
                 "give its id or a function that makes it"
             )
-        return EnvAdapter(env_id, seed=seed, by_index=by_index)
+        return EnvAdapter(env_id, seed=seed, index_actions=index_actions)
 
     def build() -> gym.Env:
         return build_env(env_id, args)
@@ -122,14 +153,14 @@ def make(
     first = build()
     name = env_id if isinstance(env_id, str) else None
     if envs == 1:
-        return EnvAdapter(first, seed=seed, env_id=name, by_index=by_index)
+        return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     if asynchronous:
         first.close()
-        # Not forked: jax runs threads, and a fork of those may hang.
+        # Not forked: JAX runs threads, and a forked child may hang.
         many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context="forkserver")
     else:
         many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
-    adapter = EnvAdapter(many, seed=seed, env_id=name, one=first, by_index=by_index)
+    adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
     if not asynchronous and len(adapter.environments) < envs:
         raise UsageError(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
@@ -139,17 +170,20 @@ def make(
 
 
 class EnvAdapter:
-    """E environments behind one border. Made by `make`.
+    """E Gymnasium environments with one interface: float32 observations [E, S], actions [E, A] in [-1, 1].
+
+    Made by `make`. `reset` once, then `step`: finished episodes restart by themselves. The module's docstring
+    explains autoreset, termination and truncation.
 
     Attributes:
         env: the Gymnasium environment, plain or vector.
-        env_id: the id that makes it, or the name of its class where none does.
+        env_id: the id that makes it, or the name of its class if no id does.
         envs: E.
-        spec: what an agent has to know of the task.
+        spec: sizes and bounds that an agent is bound to.
         seed: of the first reset.
-        time_limit: steps after which an episode is truncated, or None.
-        reward_threshold: the return at which the task counts as solved, or None.
-        tally: what it remembers between two steps.
+        time_limit: steps after which an episode is truncated; None: no limit is known.
+        reward_threshold: the return at which the task counts as solved; None: not defined.
+        statistics: the state between two steps.
     """
 
     def __init__(
@@ -158,85 +192,97 @@ class EnvAdapter:
         *,
         seed: int = 0,
         env_id: str | None = None,
-        one: gym.Env | None = None,
-        by_index: bool = False,
+        example: gym.Env | None = None,
+        index_actions: bool = False,
     ):
-        """Wraps `env`; `one` of its sub-environments tells what a vector environment does not."""
+        """Wrap an environment; call `make` instead.
+
+        Args:
+            env: a plain or a vector environment.
+            seed: of the first reset.
+            env_id: the id that makes it; None: found from its spec.
+            example: one of its sub-environments, for the spec and the time limit; None: found if possible.
+            index_actions: pass discrete actions by index.
+        """
         self.env, self.seed = env, seed
         if isinstance(env, VectorEnv):
-            if one is None and isinstance(env.unwrapped, SyncVectorEnv):
-                one = env.unwrapped.envs[0]
+            if example is None and isinstance(env.unwrapped, SyncVectorEnv):
+                example = env.unwrapped.envs[0]
             self.envs, space, actions = env.num_envs, env.single_observation_space, env.single_action_space
         else:
-            one = env
+            example = env
             self.envs, space, actions = 1, env.observation_space, env.action_space
-        about: Any = one or env
+        about: Any = example or env
         registered = about.spec
         self.env_id = env_id or _id_of(about, env) or _class_name(about)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
-        size, flatten = flattening(space, self.env_id, images=by_index)
+        size, flatten = make_flatten(space, self.env_id, images=index_actions)
         convert = functools.partial(
-            action_map, actions, unwrapped=about.unwrapped, env_id=self.env_id, by_index=by_index
+            make_action_map,
+            actions,
+            unwrapped=about.unwrapped,
+            env_id=self.env_id,
+            index_actions=index_actions,
         )
         action_size, table, self._to_env = convert(envs=self.envs)
         if table is not None and isinstance(env.unwrapped, SyncVectorEnv):
-            bare: list[Any] = [one.unwrapped for one in env.unwrapped.envs]
-            first, *others = (one.action_table for one in bare)
+            copies: list[Any] = [copy.unwrapped for copy in env.unwrapped.envs]
+            first, *others = (copy.action_table for copy in copies)
             if not all(np.array_equal(first, other) for other in others):
-                raise UsageError(other_table(self.env_id))
+                raise UsageError(describe_other_table(self.env_id))
         self._space, self._flatten = space, flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
-        choices = int(actions.n) if by_index and isinstance(actions, Discrete) else None
+        choices = int(actions.n) if index_actions and isinstance(actions, Discrete) else None
         frame = space.shape if is_image(space) else None
         self.spec = Spec(size, action_size, table, *bounds, choices=choices, frame=frame)
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
         kind = np.uint8 if frame else np.float32
-        self._start(np.zeros((self.envs, size), kind), np.zeros(self.envs, np.int64))
+        self._reset_statistics(np.zeros((self.envs, size), kind), np.zeros(self.envs, np.int64))
 
     @property
     def is_host_only(self) -> bool:
-        """Is it known that no step calls JAX? A step that does hangs when JAX itself waits for it."""
+        """Is it known that no step calls JAX? A step that does would deadlock inside a compiled program."""
         many: Any = self.env.envs if isinstance(self.env, SyncVectorEnv) else [self.env]
         return self.spec.table is None and all(map(_is_host_only, many))
 
     @property
     def environments(self) -> set[int]:
-        """The `id` of each environment itself, without wrappers."""
+        """The Python `id` of each environment without its wrappers, to find out if two adapters share one."""
         bare = self.env.unwrapped
-        return {id(one.unwrapped) for one in (bare.envs if isinstance(bare, SyncVectorEnv) else [bare])}
+        return {id(env.unwrapped) for env in (bare.envs if isinstance(bare, SyncVectorEnv) else [bare])}
 
     @property
     def autoreset(self) -> str:
-        """How a vector environment resets itself; "" of a plain one, which the edge resets."""
+        """Autoreset mode of a vector environment; "" for a plain one, which the adapter resets."""
         return "" if isinstance(self._source, _Plain) else self._source.mode.value
 
     @property
     def longest(self) -> int:
-        """Steps of the longest episode that is under way."""
-        return int(self.tally.steps - self.tally.began.min())
+        """Number of steps of the longest unfinished episode."""
+        return int(self.statistics.steps - self.statistics.began.min())
 
     @property
-    def resets_later(self) -> bool:
-        """Are there rows that only reset (next-step autoreset)?"""
-        return self._source.resets_later
+    def has_reset_rows(self) -> bool:
+        """Does the environment return rows that only reset (next-step autoreset)?"""
+        return self._source.has_reset_rows
 
     @property
     def observation(self) -> Float[np.ndarray, "E S"]:
-        """What the agent acts on next."""
-        return self.tally.observation
+        """The observation that the agent acts on next."""
+        return self.statistics.observation
 
     @property
     def leaves(self) -> list[tuple[tuple[str, ...], Box]]:
-        """The boxes of the observation and the keys to them, in the order of a row."""
-        return leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
+        """The Boxes of the observation space and the keys that lead to them, in the order of a flat row."""
+        return box_leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
 
     @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-        """Lowest and highest observation of the environment's space, infinite where it has no bound."""
+        """Lower and upper bounds of the observation space; ±inf where it is unbounded."""
         boxes = [box for _, box in self.leaves]
         low, high = (
             np.concatenate([getattr(box, bound).ravel() for box in boxes]).astype(np.float32)
@@ -245,56 +291,65 @@ class EnvAdapter:
         return low, high
 
     def reset(self) -> Float[np.ndarray, "E S"]:
-        """Begins new episodes everywhere (unfinished ones are forgotten); seeds at the first call.
+        """Start new episodes in all environments and return their first observations.
+
+        Unfinished episodes are dropped. The first call seeds the environments.
 
         Raises:
-            RunError: the environment raises something, or an observation is NaN or infinite.
+            RunError: the environment raised an error, or an observation is NaN or infinite.
         """
         seed = None if self._seeded else self.seed
         self._seeded = True
-        self._start(self._asked(self._source.reset, seed), self.tally.episodes)
-        self._check(self.tally.observation, "reset observation")
-        return self.tally.observation
+        self._reset_statistics(self._call_env(self._source.reset, seed), self.statistics.episodes)
+        self._check_finite(self.statistics.observation, "reset observation")
+        return self.statistics.observation
 
     def reseed(self, seed: int) -> None:
-        """Makes the next `reset` seed the sub-environments again, with `seed + i`."""
+        """Make the next `reset` seed the environments again, environment i with `seed + i`."""
         self.seed, self._seeded = seed, False
 
     def step(self, action: Float[np.ndarray, "E A"]) -> Step:
-        """One step everywhere, and the resets that follow from it. `action` lies in [-1, 1].
+        """Step all environments, and reset those whose episode ended.
+
+        Args:
+            action: in [-1, 1], or rows of the action table, or indices of discrete actions (`index_actions`).
 
         Raises:
-            RunError: the environment raises something, or an action, an observation or a reward is NaN or
-                infinite.
+            UsageError: the action has the wrong shape.
+            RunError: the environment raised an error, or an action, observation or reward is NaN or infinite.
         """
         action = np.asarray(action)
         if action.shape != self._action_shape:
             raise UsageError(f"{self.env_id} takes actions {self._action_shape}, not {action.shape}")
-        tally = self.tally
-        valid = ~tally.resetting
-        tally.steps += 1
-        self._check(action, "the agent's action")
-        after, reward, terminated, truncated, now, success = self._asked(
+        statistics = self.statistics
+        valid = ~statistics.resetting
+        statistics.steps += 1
+        self._check_finite(action, "the agent's action")
+        after, reward, terminated, truncated, now, success = self._call_env(
             self._source.step, self._to_env(action), valid
         )
-        tally.ret = tally.ret + reward
-        self._check(after, "observation")
-        self._check(reward, "reward")
+        statistics.ret = statistics.ret + reward
+        self._check_finite(after, "observation")
+        self._check_finite(reward, "reward")
         if success is not None:
-            tally.success = np.fmax(tally.success, success)
+            statistics.success = np.fmax(statistics.success, success)
         finished: list[Episode] = []
         ended = terminated | truncated
         if np.count_nonzero(ended):
-            finished = self._finish(ended)
+            finished = self._finish_episodes(ended)
             if now is not after:
-                self._check(now, "reset observation")
-        tally.observation = now
-        if self._source.resets_later:
-            tally.resetting = ended
+                self._check_finite(now, "reset observation")
+        statistics.observation = now
+        if self._source.has_reset_rows:
+            statistics.resetting = ended
         return Step(after, reward.astype(np.float32), terminated, truncated, now, valid, finished)
 
     def render_frame(self) -> np.ndarray:
-        """The picture `[H, W, 3]` of the first environment, made with `render_mode="rgb_array"`."""
+        """Render the first environment as an image `[H, W, 3]`, uint8.
+
+        Raises:
+            UsageError: it was not made with `render_mode="rgb_array"`, or a package for rendering is missing.
+        """
         if self.env.render_mode != "rgb_array":
             raise UsageError(f'{self.env_id} has no pictures: make it with render_mode="rgb_array"')
         try:
@@ -306,7 +361,7 @@ class EnvAdapter:
         return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
 
     def observations(self, observation: Any) -> tuple[Float[np.ndarray, "n S"], bool]:
-        """Observations of the environment's space as rows, and whether there was a batch axis.
+        """Observations of the environment's space as flat rows, and whether there was a batch axis.
 
         Raises:
             UsageError: the shape is neither that of one observation nor that of a batch, or a number is NaN
@@ -323,20 +378,21 @@ class EnvAdapter:
         rows = self._flatten(observation, shape[0] if batched else 1)
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
-            raise UsageError(f"observation[{number}] is {rows[row, number]}: no action follows from that")
+            raise UsageError(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
         return rows, batched
 
     def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
-        """Actions in [-1, 1] as the environment takes them, a row each."""
+        """Actions in the environment's units and shape, one for each row of `action` in [-1, 1]."""
         return self._convert(len(action))(action)
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Close the environments."""
         self.env.close()
 
-    def _start(self, observation: np.ndarray, episodes: np.ndarray) -> None:
+    def _reset_statistics(self, observation: np.ndarray, episodes: np.ndarray) -> None:
+        """Start the statistics of new episodes in all environments."""
         n = self.envs
-        self.tally = EpisodeStatistics(
+        self.statistics = EpisodeStatistics(
             observation=observation,
             steps=0,
             began=np.zeros(n, np.int64),
@@ -346,52 +402,58 @@ class EnvAdapter:
             resetting=np.zeros(n, bool),
         )
 
-    def _finish(self, ended: np.ndarray) -> list[Episode]:
-        tally, finished = self.tally, []
+    def _finish_episodes(self, ended: np.ndarray) -> list[Episode]:
+        """The episodes that ended, and new statistics for these environments."""
+        statistics, finished = self.statistics, []
         for i in np.flatnonzero(ended).tolist():
-            success = float(tally.success[i])
-            length = int(tally.steps - tally.began[i])
-            finished.append(Episode(i, length, float(tally.ret[i]), None if np.isnan(success) else success))
-        tally.began[ended] = tally.steps + self._source.resets_later
-        tally.ret[ended], tally.success[ended] = 0.0, np.nan
-        tally.episodes[ended] += 1
+            success = float(statistics.success[i])
+            length = int(statistics.steps - statistics.began[i])
+            finished.append(
+                Episode(i, length, float(statistics.ret[i]), None if np.isnan(success) else success)
+            )
+        statistics.began[ended] = statistics.steps + self._source.has_reset_rows
+        statistics.ret[ended], statistics.success[ended] = 0.0, np.nan
+        statistics.episodes[ended] += 1
         return finished
 
-    def _asked(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What the environment answers; its errors become one sentence, with the cause behind it."""
+    def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the environment; an error becomes a RunError of one sentence, with the cause attached."""
         try:
             return call(*arguments)
         except QscapeError:
             raise
         except Exception as problem:
-            step = self.tally.steps - self.tally.began.max()
+            step = self.statistics.steps - self.statistics.began.max()
             what = f"{type(problem).__name__}: {problem}".rstrip(".: ")
             raise RunError(f"{self.env_id} broke in step {step} of an episode ({what}).") from problem
 
-    def _check(self, rows: np.ndarray, field: str) -> None:
+    def _check_finite(self, rows: np.ndarray, field: str) -> None:
+        """Raise a RunError if a number is NaN or infinite."""
         if np.count_nonzero(np.isfinite(rows)) == rows.size:  # ndarray.all costs a microsecond more
             return
         row, *index = np.argwhere(~np.isfinite(rows))[0].tolist()
         where = f"{field}[{index[0]}]" if index else field
+        step, episode = self.statistics.steps - self.statistics.began[row], self.statistics.episodes[row] + 1
         raise RunError(
-            f"{self.env_id}: {where} is {rows[(row, *index)]} in environment {row}, step "
-            f"{self.tally.steps - self.tally.began[row]} of its episode {self.tally.episodes[row] + 1}: "
-            "nothing can be learnt from it"
+            f"{self.env_id}: {where} is {rows[(row, *index)]} in environment {row}, step {step} of "
+            f"its episode {episode}: nothing can be learnt from it"
         )
 
 
 class _Plain:
-    """One environment, reset by hand: no vector environment, so nothing to pay for one."""
+    """A single environment, which this class resets; cheaper than a vector environment of one."""
 
-    resets_later = False
+    has_reset_rows = False
 
     def __init__(self, env: gym.Env, flatten: Callable[[Any, int], np.ndarray]):
         self.env, self.flatten = env, flatten
 
     def reset(self, seed: int | None) -> np.ndarray:
+        """The first observation `[1, S]`."""
         return self.flatten(self.env.reset(seed=seed)[0], 1)
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
+        """(next observation, reward, terminated, truncated, observation, success or None), as in `Step`."""
         observation, reward, terminated, truncated, info = self.env.step(action[0])
         after = now = self.flatten(observation, 1)
         if terminated or truncated:
@@ -407,28 +469,32 @@ class _Plain:
         )
 
     def _reward(self, reward: Any) -> np.ndarray:
-        """[1]"""
+        """The reward as an array `[1]`."""
         if np.ndim(reward):
             raise RunError(f"{self.env}: the reward is {reward!r}; it must be a number")
         return np.array([float(reward)])
 
 
 class _Vector:
-    """A vector environment of any autoreset mode."""
+    """A vector environment; the three autoreset modes look the same from outside."""
 
     def __init__(self, env: VectorEnv, flatten: Callable[[Any, int], np.ndarray]):
         self.env, self.flatten = env, flatten
         if "autoreset_mode" not in env.metadata:
             raise UsageError(f'{env} does not say how it resets: set metadata["autoreset_mode"]')
         self.mode = AutoresetMode(env.metadata["autoreset_mode"])
-        self.resets_later = self.mode is AutoresetMode.NEXT_STEP
+        self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | None) -> np.ndarray:
+        """The first observations `[E, S]`."""
         return self.flatten(self.env.reset(seed=seed)[0], self.env.num_envs)
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
+        """(next observation, reward, terminated, truncated, observation, success), as in `Step`.
+
+        `valid` is False for rows that only reset in this step; their reward and flags do not count.
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
-        # Whatever a row says that only resets, it is not part of an episode.
         reward = np.where(valid, reward, 0.0)
         terminated, truncated = np.asarray(terminated) & valid, np.asarray(truncated) & valid
         ended = terminated | truncated
@@ -440,30 +506,30 @@ class _Vector:
                 after[i] = self.flatten(info["final_obs"][i], 1)[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
-            begun = self.flatten(self.env.reset(options={"reset_mask": ended})[0], self.env.num_envs)
-            now = np.where(ended[:, None], begun, after)
+            first = self.flatten(self.env.reset(options={"reset_mask": ended})[0], self.env.num_envs)
+            now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
 
     def _success(self, info: dict[str, Any]) -> np.ndarray:
-        """[E], NaN where an environment reports none."""
+        """The success that each environment reports `[E]`; NaN if it reports none."""
         reported = np.full(self.env.num_envs, np.nan)
         for key in ("is_success", "success"):
             if key in info:
-                told, values = np.asarray(info.get(f"_{key}", True)), np.asarray(info[key])
-                if values.dtype == object:  # arrays of one number, None where an environment told none
+                is_reported, values = np.asarray(info.get(f"_{key}", True)), np.asarray(info[key])
+                if values.dtype == object:  # arrays of one number, or None
                     values = np.array([np.nan if v is None else np.ravel(v)[0] for v in values], float)
                 values = values.astype(float).reshape(len(reported), -1)[:, 0]
-                reported = np.where(told, values, reported)
+                reported = np.where(is_reported, values, reported)
         return reported
 
 
 def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
-    """The id that makes this very environment: with no arguments, time limit or wrappers of its own."""
+    """The id that makes exactly this environment; "" if arguments, time limit or wrappers differ from it."""
     spec = about.spec
     known = gym.registry.get(spec.id) if spec else None
     if spec is None or known is None or isinstance(env, VectorWrapper):
         return ""
-    made = {"render_mode", "num_envs", "vectorization_mode"}  # what `make` and `make_vec` note besides
+    made = {"render_mode", "num_envs", "vectorization_mode"}  # entries that `make` and `make_vec` add
     own, usual = ({k: v for k, v in s.kwargs.items() if k not in made} for s in (spec, known))
     same = own.keys() == usual.keys() and all(np.array_equal(own[k], usual[k]) for k in own)
     same = same and spec.max_episode_steps == known.max_episode_steps and not spec.additional_wrappers
@@ -471,12 +537,13 @@ def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
 
 
 def _class_name(about: Any) -> str:
-    """The name of an environment that no id makes; not one for which Gymnasium would make its own."""
+    """A name for an environment that no id makes; it is never a registered name."""
     name = type(about.unwrapped).__name__
     return f"{name}_" if name in {spec.name for spec in gym.registry.values()} else name
 
 
 def _time_limit(about: Any) -> int | None:
+    """Steps after which an episode is truncated, or None."""
     if about.spec is not None and about.spec.max_episode_steps is not None:
         return about.spec.max_episode_steps
     name = "_max_episode_steps"  # of a TimeLimit around an environment that is not registered
@@ -486,6 +553,6 @@ def _time_limit(about: Any) -> int | None:
 
 
 def _is_host_only(env: Any) -> bool:
-    """Is that known of an environment and of all its wrappers?"""
+    """Are the environment and all its wrappers from modules that never call JAX?"""
     known = type(env).__module__.startswith(HOST_ONLY)
     return known and (env.unwrapped is env or _is_host_only(env.env))

@@ -1,4 +1,4 @@
-"""One Gymnasium environment of an id, and a clear sentence where there is none."""
+"""Make one Gymnasium environment from an id or a function, with errors in one sentence."""
 
 import difflib
 import functools
@@ -15,7 +15,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from qscape.errors import QscapeError, UsageError
 
-# package: (extra of qscape that brings it, ids that need it, does importing it register them?)
+# package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
     "Box2D": ("box2d", r"LunarLander|BipedalWalker|CarRacing", False),
     "gymnasium_robotics": (
@@ -28,23 +28,32 @@ _PACKAGES = {
 
 
 def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
-    """One environment, or a UsageError that says what is wrong with the id or the arguments."""
-    _bring(env_id)
-    _hear_mujoco(env_id)
+    """Make one environment.
+
+    Args:
+        env_id: a registered id, or a function that returns an environment.
+        args: arguments of the environment and of `gymnasium.make`.
+
+    Raises:
+        UsageError: the id is unknown, a package is missing, or the arguments are wrong.
+    """
+    _import_registering_package(env_id)
+    _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
-        env = _maker(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
+        env = _env_creator(env_id, args)(**args) if isinstance(env_id, str) else env_id(**args)
     except QscapeError:
         raise
     except (gym.error.Error, ImportError) as problem:
-        raise UsageError(_why_not(name, problem)) from problem
+        raise UsageError(_explain_failure(name, problem)) from problem
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UsageError(f"'{name}' names no environment") from problem
         if not args and not isinstance(problem, TypeError):
             raise
         raise UsageError(
-            f"{name} cannot be made with env_args {args}: {problem}{_accepted(env_id)}", field="env_args"
+            f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}",
+            field="env_args",
         ) from problem
     if not isinstance(env, gym.Env):
         raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
@@ -52,33 +61,35 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
 
 
 def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:
-    """`args` with what an environment is trained with by custom, and not evaluated: a lost life in Atari ends
-    the episode, and rewards are their signs."""
+    """`args` and those for training only.
+
+    In Atari with pictures, a lost life then ends the episode, and rewards are replaced by their signs.
+    """
     pictured = re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args
     return {"training": True} | args if pictured else args
 
 
-def _maker(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
-    """`gymnasium.make`, with the usual preprocessing where an id shows pictures to a discrete agent."""
+def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
+    """A function that makes the environment: `gymnasium.make`, or the usual preprocessing of pictures."""
     if re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args:
         return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
     if re.match("CarRacing", env_id) and args.get("continuous") is False:
         return functools.partial(importlib.import_module("qscape.envs.pixels").car_racing, env_id)
-    if env_id == "restricted/Any-v0" and "max_episode_steps" in args:  # in place of the inner limit
+    if env_id == "restricted/Any-v0" and "max_episode_steps" in args:  # not the inner limit
         return functools.partial(gym.make, env_id, limited=False)
     return functools.partial(gym.make, env_id)
 
 
-def _bring(env_id: str | Callable[..., gym.Env]) -> None:
-    """Imports the package that registers an id, where it is installed."""
+def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
+    """Import the package that registers an id, if it is installed."""
     for package, (_, ids, registers) in _PACKAGES.items():
         needed = registers and isinstance(env_id, str) and re.match(ids, env_id)
         if needed and importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
 
 
-def _hear_mujoco(env_id: str | Callable[..., gym.Env]) -> None:
-    """Let MuJoCo's warnings be Python's; by itself it prints them and leaves a MUJOCO_LOG.TXT behind."""
+def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
+    """Make MuJoCo's warnings Python warnings. By default MuJoCo prints them and writes MUJOCO_LOG.TXT."""
     spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
     if spec is None or not importlib.util.find_spec("mujoco"):
         return
@@ -86,15 +97,15 @@ def _hear_mujoco(env_id: str | Callable[..., gym.Env]) -> None:
         mujoco: Any = importlib.import_module("mujoco")
 
         def warn(message: str) -> None:
-            if "settotalmass" not in message:  # deprecated, in Gymnasium's own models: nobody's fault here
+            if "settotalmass" not in message:  # a deprecation in Gymnasium's own models
                 warnings.warn(f"MuJoCo: {message}", stacklevel=2)
 
         mujoco.set_mju_user_warning(warn)
 
 
-def _accepted(env_id: str | Callable[..., gym.Env]) -> str:
-    """The arguments an environment names, for the end of a sentence."""
-    # Without the module: making the environment has imported it.
+def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
+    """The names of an environment's arguments, as the end of an error sentence."""
+    # Without "module:", which was imported when the environment was made.
     entry: Any = gym.spec(env_id.rpartition(":")[2]).entry_point if isinstance(env_id, str) else env_id
     creator = load_env_creator(entry) if isinstance(entry, str) else entry
     named = [
@@ -105,14 +116,14 @@ def _accepted(env_id: str | Callable[..., gym.Env]) -> str:
     return f"; it takes {', '.join(named)}" if named else ""
 
 
-def _why_not(env_id: str, problem: Exception) -> str:
-    """The sentence for an id that Gymnasium could not make."""
+def _explain_failure(env_id: str, problem: Exception) -> str:
+    """The error sentence for an id that Gymnasium could not make."""
     for package, (extra, ids, _) in _PACKAGES.items():
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         return f"{env_id} cannot be made: {problem}"
-    newest: dict[str, Any] = {}  # one id a name: the highest version
+    newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():
         key = f"{spec.namespace or ''}/{spec.name}".lower()
         if key not in newest or (spec.version or 0) > (newest[key].version or 0):

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
-from qscape.envs.native import Face, Native, Outcome
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.types import Key
 
 GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
@@ -21,14 +21,19 @@ X_LIMIT, ANGLE_LIMIT = 2.4, 12 * 2 * np.pi / 360
 
 
 class Cart(NamedTuple):
-    """State of CartPole: position, velocity, angle, angular velocity; steps taken."""
+    """State of CartPole. Snapshots store it under this name.
+
+    Attributes:
+        physics: position (m), velocity (m/s), angle (rad), angular velocity (rad/s).
+        steps: steps of the episode so far.
+    """
 
     physics: Float[Array, "4"]
     steps: Int[Array, ""]
 
 
-class CartPole(Native):
-    """Balance a pole on a cart that is pushed left (0) or right (1); 1 per step until it falls."""
+class CartPole(JaxEnv):
+    """Balance a pole on a cart that is pushed left (0) or right (1). The reward is 1 per step."""
 
     time_limit: int = eqx.field(static=True, kw_only=True, default=500)
 
@@ -42,12 +47,12 @@ class CartPole(Native):
         return spaces.Discrete(2)
 
     def reset(self, key: Key) -> tuple[Cart, Float[Array, "4"]]:
-        """All four numbers uniform in ±0.05."""
+        """A state with all four numbers uniform in ±0.05."""
         physics = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
         return Cart(physics, jnp.int32(0)), physics
 
     def step(self, state: Cart, action: Int[Array, ""], key: Key) -> tuple[Cart, Outcome]:
-        """One Euler step of 0.02 s; fallen beyond 12 degrees or 2.4 units."""
+        """One Euler step of 0.02 s. Terminates beyond 12 degrees or 2.4 m."""
         _, speed, angle, spin = state.physics
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         push = jnp.where(action == 1, FORCE, -FORCE)
@@ -76,10 +81,10 @@ class CartPole(Native):
         return picture
 
 
-class CartPoleEnv(Face):
-    """`jax/CartPole-v1`."""
+class CartPoleEnv(GymnasiumEnv):
+    """`jax/CartPole-v1`: `CartPole` as a Gymnasium environment."""
 
-    metadata: dict[str, Any] = Face.metadata | {"render_fps": 50}
+    metadata: dict[str, Any] = GymnasiumEnv.metadata | {"render_fps": 50}
 
     def __init__(self, render_mode: str | None = None):
         super().__init__(CartPole(), render_mode)

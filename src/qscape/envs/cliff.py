@@ -1,9 +1,9 @@
 """Ideal Cliff Walking: eight cells, four actions, each optimal in two of them.
 
-A grid on which the geometry of a perfect policy can be seen: a unique optimal action in each cell, and all
-cells visited equally often by the optimal policy. After the cliff grid of Zhou et al., "Imitate Optimal
-Policy: Prevail and Induce Action Collapse in Policy Gradient" (arXiv 2509.02737), which does not print it;
-this layout has all the properties it names.
+A grid that shows the geometry of an optimal policy: each cell has a unique optimal action, and the optimal
+policy visits all cells equally often. After the cliff grid of Zhou et al., "Imitate Optimal Policy: Prevail
+and Induce Action Collapse in Policy Gradient" (arXiv 2509.02737). The paper does not print its grid; this one
+has all the properties that it names.
 
              E8   E9
       X  [0] [1] [2] [3]  X        E: exits, X: cliff (also above and below the outer cells)
@@ -20,12 +20,12 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
-from qscape.envs.native import Face, Native, Outcome
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.errors import UsageError
 from qscape.types import Key
 
 CLIFF = 12
-# Where up, right, down, left lead from each cell: 0-7 a cell, 8-11 an exit, CLIFF.
+# Successors of each cell under up, right, down, left: 0-7 are cells, 8-11 exits, 12 the cliff.
 NEXT = np.array(
     [
         [CLIFF, 1, 4, CLIFF],
@@ -38,23 +38,26 @@ NEXT = np.array(
         [3, CLIFF, CLIFF, 6],
     ]
 )
-START = np.array([0, 3, 4, 7])  # the outer cells: the best policy then visits all eight equally often
+START = np.array([0, 3, 4, 7])  # from these outer cells, the optimal policy visits all eight equally often
 MODES = ("terminate", "restart", "wall")
 
 
 class Walker(NamedTuple):
-    """State of the walk: the cell, steps taken."""
+    """State of the environment: the current cell, and the steps of the episode. Snapshots store this name."""
 
     cell: Int[Array, ""]
     steps: Int[Array, ""]
 
 
-class IdealCliffWalking(Native):
-    """Walk to an exit; observation: the cell, one-hot [8]; actions up, right, down, left.
+class IdealCliffWalking(JaxEnv):
+    """Walk to an exit. The observation is the cell, one-hot [8]; the actions are up, right, down, left.
+
+    Each move has reward -1.
 
     Attributes:
-        cliff_mode: what the cliff does. "terminate": -10, the episode ends. "restart": -100, back to a start
-            cell. "wall": -1, one stays. The optimal actions are the same.
+        cliff_mode: what stepping on the cliff does. "terminate": reward -10, the episode ends. "restart":
+            reward -100, back to a start cell. "wall": reward -1, the position does not change. The optimal
+            actions are the same in all modes.
     """
 
     cliff_mode: str = eqx.field(static=True, default="terminate")
@@ -73,12 +76,12 @@ class IdealCliffWalking(Native):
         return spaces.Discrete(4)
 
     def reset(self, key: Key) -> tuple[Walker, Float[Array, "8"]]:
-        """Uniform over the four outer cells."""
-        cell = _start(key)
+        """A start cell, uniform over the four outer cells."""
+        cell = _draw_start_cell(key)
         return Walker(cell, jnp.int32(0)), jax.nn.one_hot(cell, 8)
 
     def step(self, state: Walker, action: Int[Array, ""], key: Key) -> tuple[Walker, Outcome]:
-        """One move; -1, or what the cliff costs."""
+        """One move."""
         cell = jnp.asarray(NEXT)[state.cell, action]
         fell, steps = cell == CLIFF, state.steps + 1
         terminated = (cell >= 8) & ~fell
@@ -86,7 +89,7 @@ class IdealCliffWalking(Native):
         if self.cliff_mode == "terminate":
             terminated, reward = terminated | fell, jnp.where(fell, -10.0, reward)
         elif self.cliff_mode == "restart":
-            cell = jnp.where(fell, _start(key), cell)
+            cell = jnp.where(fell, _draw_start_cell(key), cell)
             reward = jnp.where(fell, -100.0, reward)
         else:
             cell = jnp.where(fell, state.cell, cell)
@@ -97,7 +100,11 @@ class IdealCliffWalking(Native):
         return Walker(cell, steps), outcome
 
     def optimal_q(self, discount: float = 0.95) -> Float[np.ndarray, "8 4"]:
-        """Q of the best policy by dynamic programming, float64, without the time limit."""
+        """Optimal action values Q*(s, a) by dynamic programming, in float64 and without the time limit.
+
+        Raises:
+            UsageError: they do not converge at this discount.
+        """
         fell, exits = NEXT == CLIFF, (NEXT >= 8) & (NEXT < CLIFF)
         inside = np.where(NEXT < 8, NEXT, 0)
         cost = {"terminate": -10.0, "restart": -100.0, "wall": -1.0}[self.cliff_mode]
@@ -113,7 +120,7 @@ class IdealCliffWalking(Native):
         raise UsageError(f"the values of Ideal Cliff Walking do not converge at discount {discount}")
 
     def draw(self, state: Walker) -> np.ndarray:
-        """Cells white, exits green, the cliff brown, the walker blue; 32 pixels a cell."""
+        """An image: cells white, exits green, the cliff brown, the agent blue; 32 pixels per cell."""
         picture = np.full((4, 6, 3), (120, 90, 60), np.uint8)
         picture[1:3, 1:5] = 255
         picture[0, 2:4] = picture[3, 2:4] = (60, 160, 80)
@@ -126,14 +133,15 @@ class IdealCliffWalking(Native):
         return picture
 
 
-def _start(key: Key) -> Int[Array, ""]:
+def _draw_start_cell(key: Key) -> Int[Array, ""]:
+    """A uniformly random outer cell."""
     return jnp.asarray(START)[(len(START) * jax.random.uniform(key)).astype(jnp.int32)]
 
 
-class IdealCliffWalkingEnv(Face):
+class IdealCliffWalkingEnv(GymnasiumEnv):
     """`cliff/IdealCliffWalking-v0`."""
 
-    metadata: dict[str, Any] = Face.metadata | {"render_fps": 4}
+    metadata: dict[str, Any] = GymnasiumEnv.metadata | {"render_fps": 4}
 
     def __init__(
         self,

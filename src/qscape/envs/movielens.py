@@ -1,8 +1,8 @@
 """MovieLens ratings, and a click model fitted to them.
 
-The format of GroupLens' MovieLens-25M (Harper and Konstan 2015, "The MovieLens Datasets"): `ratings.csv` and
-`genome-scores.csv`, in the zip as it is published or in a folder. A fit reads 25 million ratings and takes
-minutes; keep its result and give that as the path instead:
+Reads GroupLens' MovieLens-25M (Harper and Konstan 2015, "The MovieLens Datasets"): `ratings.csv` and
+`genome-scores.csv`, in the published zip archive or in a folder. A fit reads 25 million ratings and takes
+minutes. Save its result once, and pass that file as the path:
 
     python -m qscape.envs.movielens ml-25m.zip movielens.npz
 """
@@ -29,10 +29,10 @@ from qscape.errors import QscapeError, UsageError
 
 RATINGS = "ratings.csv", ["userId", "movieId", "rating", "timestamp"]
 GENOME = "genome-scores.csv", ["movieId", "tagId", "relevance"]
-LIKED, BUSY = 4.0, 20  # a rating from which a movie counts as liked; ratings that a fitted user has at least
+LIKED, BUSY = 4.0, 20  # least rating of a liked movie; least number of ratings of a fitted user
 RANDOM_SCORE = 0.1  # click rate of uniform recommendations
 BLOCK = 1_000_000  # lines read at once
-MOST = 10_000  # movies that are fitted where no number is given
+MOST = 10_000  # movies that are fitted by default
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,14 +57,15 @@ class Model:
 
 
 def load(path: str | Path, items: int | None = None) -> Model:
-    """The model of an archive, a folder or a fitted file.
+    """Load a fitted model, or fit one. Results are cached.
 
     Args:
-        items: how many, the most rated ones; None: all of a fitted file, up to 10,000 of an archive.
+        path: a fitted `.npz`, the zip archive, or a folder with its files.
+        items: number of items, the most rated ones; None: all of a fitted file, up to 10,000 of an archive.
 
     Raises:
-        UsageError: the path is missing, or a file in it is malformed (names file and line); or it does not
-            hold so many items.
+        UsageError: the path does not exist, a file is malformed (the message names file and line), or there
+            are fewer items.
     """
     if items is not None and (not isinstance(items, int | np.integer) or items < 2):
         raise UsageError(f"items is {items}: a whole number of two at least is needed to choose from")
@@ -76,14 +77,15 @@ def load(path: str | Path, items: int | None = None) -> Model:
 
 @lru_cache(maxsize=2)
 def _load(path: str, changed: int, items: int | None) -> Model:
+    """`load` for an existing path; `changed` is the file's modification time, for the cache."""
     place = Path(path)
     if place.suffix == ".npz":
-        return _fitted(place, items)
+        return _load_fitted(place, items)
     return fit(place, items)
 
 
-def _fitted(place: Path, items: int | None) -> Model:
-    """A model that was fitted before, of its most rated `items`."""
+def _load_fitted(place: Path, items: int | None) -> Model:
+    """Load a fitted model with its most rated `items`."""
     names = [field.name for field in dataclasses.fields(Model)]
     try:
         with np.load(place, allow_pickle=False) as file:
@@ -92,7 +94,7 @@ def _fitted(place: Path, items: int | None) -> Model:
         raise UsageError(
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
         ) from problem
-    if wrong := _misfit(arrays):
+    if wrong := _explain_misfit(arrays):
         raise UsageError(f"{place} is no fitted model: {wrong}")
     movies, scalars = arrays["movies"].astype(np.int64), ("offset", "strength")
     parts: dict[str, Any] = arrays | {"movies": movies} | {name: float(arrays[name]) for name in scalars}
@@ -101,12 +103,12 @@ def _fitted(place: Path, items: int | None) -> Model:
         return model
     _refuse_more(items, len(movies), place)
     bias, vectors = model.bias[:items], model.items[:items]
-    offset = _offset(bias, model.strength * vectors, model.users)
+    offset = _solve_offset(bias, model.strength * vectors, model.users)
     return Model(model.movies[:items], vectors, bias, model.users, offset, model.strength)
 
 
-def _misfit(arrays: dict[str, np.ndarray]) -> str:
-    """What is wrong with the arrays of a model; "" where nothing is."""
+def _explain_misfit(arrays: dict[str, np.ndarray]) -> str:
+    """What is wrong with the arrays of a model; "" if nothing is."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             return f"{name} holds NaN or infinity"
@@ -124,6 +126,7 @@ def _misfit(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _refuse_more(items: int, known: int, place: Path) -> None:
+    """Raise a UsageError if more items are wanted than there are."""
     if items > known:
         raise UsageError(f"items is {items}, and {place} knows {known} movies")
 
@@ -131,27 +134,31 @@ def _refuse_more(items: int, known: int, place: Path) -> None:
 def fit(
     path: str | Path, items: int | None = None, dims: int = 30, users: int = 20_000, passes: int = 20
 ) -> Model:
-    """Fits the click model: item vectors from the tag genome, users and popularity from the ratings.
+    """Fit the click model: item vectors from the tag genome, users and popularity from the ratings.
 
-    Items are the most rated movies that have genome scores (ties: lower id). Their vectors are the first
-    `dims` principal components of the centred genome matrix, scaled to mean norm 1 and kept fixed. Users with
-    at least 20 ratings are drawn at random; logistic factorisation of "rated 4 or better" with Adam (1e-2)
-    and L2 (1e-4).
+    Items are the most rated movies that have genome scores (ties by lower id). Their vectors are the first
+    `dims` principal components of the centred genome matrix, scaled to mean norm 1 and then fixed. Users and
+    popularity are a logistic factorisation of "rated 4 or better", with Adam (1e-2) and L2 (1e-4).
 
     Args:
-        items: how many; None: 10,000, or all where there are fewer.
+        path: the zip archive, or a folder with its files.
+        items: number of items; None: 10,000, or all if there are fewer.
+        dims: d, size of the vectors.
+        users: number of users, drawn at random from those with at least 20 ratings.
+        passes: passes over the ratings.
 
     Raises:
-        UsageError: a file is missing or malformed (names file and line), or holds too little.
+        UsageError: a file is missing or malformed (the message names file and line), or holds too little
+            data.
     """
-    user, movie, rating = _rows(Path(path), *RATINGS, wrong=_wrong_rating).T
-    known, genome = _genome(Path(path))
+    user, movie, rating = _read_rows(Path(path), *RATINGS, wrong=_wrong_rating).T
+    known, genome = _read_genome(Path(path))
     ids, times = np.unique(movie[np.isin(movie, known)], return_counts=True)
     _refuse_more(items or 0, len(ids), Path(path))
     movies = ids[np.lexsort((ids, -times))][: items or MOST]
     if len(movies) <= dims:
         raise UsageError(f"{path} rates {len(movies)} movies with genome scores: more than {dims} are needed")
-    vectors = _principal(genome[np.searchsorted(known, movies)], dims)
+    vectors = _principal_coordinates(genome[np.searchsorted(known, movies)], dims)
     busy = np.flatnonzero(np.bincount(user.astype(np.int64)) >= BUSY)
     if not len(busy):
         raise UsageError(f"{path} has no user with {BUSY} ratings: nobody's taste can be fitted")
@@ -167,16 +174,16 @@ def fit(
         np.searchsorted(chosen, user[kept]), item, rating[kept] >= LIKED, vectors, len(chosen), passes
     )
     norms = np.linalg.norm(taste, axis=1)
-    taste, norms = taste[norms > 0], norms[norms > 0]  # who rated none of these movies has no taste
+    taste, norms = taste[norms > 0], norms[norms > 0]  # a user who rated none of these movies has taste 0
     strength = float(norms.mean())
     directions = taste / norms[:, None]
-    offset = _offset(bias + base, strength * vectors, directions)
-    # What shifts all items alike is in the offset.
+    offset = _solve_offset(bias + base, strength * vectors, directions)
+    # The common term of all items is in the offset.
     return Model(movies.astype(np.int64), vectors, bias, directions, offset + base, strength)
 
 
-def _principal(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray, "N d"]:
-    """Coordinates on the first principal axes, scaled to mean norm 1; signs fixed by the largest loading."""
+def _principal_coordinates(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray, "N d"]:
+    """Coordinates on the first principal axes, scaled to mean norm 1. The largest loading is positive."""
     centred = matrix - matrix.mean(0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1][:, :dims]
@@ -188,7 +195,7 @@ def _principal(matrix: Float[np.ndarray, "N T"], dims: int) -> Float[np.ndarray,
 def _factorise(
     user: np.ndarray, item: np.ndarray, liked: np.ndarray, vectors: np.ndarray, users: int, passes: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Users `[M, d]`, popularity `[N]`, the common term: Adam on the log-loss, in blocks of ratings."""
+    """Users `[M, d]`, popularity `[N]` and the common term: Adam on the log-loss, in blocks of ratings."""
     block = int(np.clip(len(user) // 200, 1, 8192))
     optimiser, fixed = optax.adam(1e-2), jnp.asarray(vectors, jnp.float32)
     parameters = {
@@ -216,12 +223,12 @@ def _factorise(
     for _ in range(passes):
         order = random.permutation(len(user))[: len(user) // block * block].reshape(-1, block)
         carry = one_pass(carry, (user[order], item[order], liked[order].astype(np.float32)))
-    found = jax.tree.map(lambda a: np.asarray(a, np.float64), carry[0])
-    return found["taste"], found["bias"], float(found["base"])
+    fitted = jax.tree.map(lambda a: np.asarray(a, np.float64), carry[0])
+    return fitted["taste"], fitted["bias"], float(fitted["base"])
 
 
-def _offset(bias: np.ndarray, vectors: np.ndarray, users: np.ndarray) -> float:
-    """b_0 with which uniform recommendations have the click rate `RANDOM_SCORE`, over at most 1000 users."""
+def _solve_offset(bias: np.ndarray, vectors: np.ndarray, users: np.ndarray) -> float:
+    """b_0 for which uniform recommendations have the click rate `RANDOM_SCORE`, over at most 1000 users."""
     logits = users[:1000] @ vectors.T + bias
     low, high = -50.0, 50.0
     for _ in range(60):
@@ -231,9 +238,9 @@ def _offset(bias: np.ndarray, vectors: np.ndarray, users: np.ndarray) -> float:
     return (low + high) / 2
 
 
-def _genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T"]]:
-    """Ids of the movies with a tag genome, ascending, and their relevance per tag."""
-    rows = _rows(place, *GENOME, wrong=_wrong_score)
+def _read_genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T"]]:
+    """Ids of the movies with a tag genome, ascending, and the relevance of each tag."""
+    rows = _read_rows(place, *GENOME, wrong=_wrong_score)
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     movies, tags = np.unique(rows[:, 0]), np.unique(rows[:, 1])
     pairs = np.stack([np.repeat(movies, len(tags)), np.tile(tags, len(movies))], 1)
@@ -246,24 +253,27 @@ def _genome(place: Path) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T"
 
 
 def _wrong_ids(rows: np.ndarray) -> np.ndarray:
+    """Which rows have an id that is no positive whole number?"""
     ids = rows[:, :2]
     return ~((ids >= 1) & (ids < 2**24) & (ids == np.floor(ids))).all(1)  # float32 holds them; NaN is none
 
 
 def _wrong_rating(rows: np.ndarray) -> np.ndarray:
+    """Which rows of ratings are invalid?"""
     return _wrong_ids(rows) | ~((rows[:, 2] >= 0.5) & (rows[:, 2] <= 5))
 
 
 def _wrong_score(rows: np.ndarray) -> np.ndarray:
+    """Which rows of genome scores are invalid?"""
     return _wrong_ids(rows) | ~((rows[:, 2] >= 0) & (rows[:, 2] <= 1))
 
 
-def _rows(
+def _read_rows(
     place: Path, name: str, header: list[str], wrong: Callable[[np.ndarray], np.ndarray]
 ) -> Float[np.ndarray, "n 3"]:
-    """The first three columns of a CSV file of numbers; `wrong` tells the rows that cannot be."""
+    """The first three columns of a CSV file of numbers; `wrong` marks invalid rows, which are refused."""
     blocks = []
-    with _open(place, name) as file, _readable(place, name):
+    with _open_member(place, name) as file, _report_damage(place, name):
         first = file.readline().strip()
         if first != ",".join(header):
             raise UsageError(f"{place}: {name}, line 1 is {first[:80]!r}, not {','.join(header)!r}")
@@ -271,9 +281,11 @@ def _rows(
             lines = list(itertools.islice(file, BLOCK))
             if not lines:
                 break
-            rows = _numbers(lines, len(header), wrong)
+            rows = _parse_numbers(lines, len(header), wrong)
             if rows is None:
-                bad = next(i for i, line in enumerate(lines) if _numbers([line], len(header), wrong) is None)
+                bad = next(
+                    i for i, line in enumerate(lines) if _parse_numbers([line], len(header), wrong) is None
+                )
                 what = f"{lines[bad].strip()[:80]!r}, which is no {','.join(header)}"
                 raise UsageError(f"{place}: {name}, line {begin + bad} is {what}")
             blocks.append(rows[:, :3].astype(np.float32))
@@ -283,17 +295,18 @@ def _rows(
 
 
 @contextlib.contextmanager
-def _readable(place: Path, name: str) -> Iterator[None]:
+def _report_damage(place: Path, name: str) -> Iterator[None]:
+    """Turn errors of a damaged file into a UsageError."""
     try:
         yield
     except (UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as problem:
         raise UsageError(f"{place}: {name} is damaged: {problem}") from problem
 
 
-def _numbers(
+def _parse_numbers(
     lines: list[str], width: int, wrong: Callable[[np.ndarray], np.ndarray]
 ) -> Float[np.ndarray, "n w"] | None:
-    """The rows that lines stand for (empty ones for none), or None where one cannot be."""
+    """The numbers in CSV lines, without empty lines; None if a line is invalid."""
     lines = [line for line in lines if line.strip()]
     if not lines:
         return np.zeros((0, width))
@@ -304,8 +317,8 @@ def _numbers(
     return rows if rows.shape[1] == width and not wrong(rows).any() else None
 
 
-def _open(place: Path, name: str) -> IO[str]:
-    """A file of the archive, wherever in it it lies."""
+def _open_member(place: Path, name: str) -> IO[str]:
+    """Open a file of the archive or folder, in whatever subfolder it lies."""
     if place.is_dir():
         found = next(iter(sorted(place.rglob(name))), None)
         if found is not None:
@@ -328,7 +341,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2 or not argv[1].endswith(".npz"):
         print("usage: python -m qscape.envs.movielens ml-25m.zip movielens.npz", file=sys.stderr)
         return 2
-    if not Path(argv[1]).absolute().parent.is_dir():  # known before the minutes that a fit takes
+    if not Path(argv[1]).absolute().parent.is_dir():  # before a fit, which takes minutes
         print(f"{argv[1]} cannot be written: there is no such folder", file=sys.stderr)
         return 2
     try:

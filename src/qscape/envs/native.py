@@ -1,19 +1,19 @@
-"""Environments as pure JAX functions, and the Gymnasium face of one.
+"""Environments as pure JAX functions, and a wrapper that makes Gymnasium environments of them.
 
-The protocol, for one environment; `vmap` makes many of it:
+The interface of one environment; `vmap` makes many of it:
 
     state, observation = env.reset(key)
     state, outcome = env.step(state, action, key)
 
-`env` is a `Native`: a pytree whose leaves are its tables, so pass it to a compiled function as an argument
-(closed over, a table of 500,000 items would become a constant of the program). `state` is a NamedTuple of
-arrays. `outcome` is an `Outcome`; its observation is the true successor. `action` is an index where
-`env.action_space` is Discrete. An ended episode is not begun again by `step`; two helpers do what loops want:
+`env` is a `JaxEnv`, a pytree whose leaves are its tables. Pass it to a compiled function as an argument:
+closed over, a table of 500,000 items would become a constant of the program. `state` is a NamedTuple of
+arrays. `outcome` is an `Outcome`; its observation is the true successor. `action` is an index if
+`env.action_space` is Discrete. `step` does not reset a finished episode. Two helpers do:
 
     state, observation, outcome = step_autoreset(env, state, action, key)  # inside scan
-    played = play(env, policy, key, episodes)  # whole episodes, to evaluate
+    results = play(env, policy, key, episodes=10)  # whole episodes, to evaluate
 
-`native_of(gym_env)` finds the pure functions behind a Gymnasium environment.
+`find_jax_env(gym_env)` returns the `JaxEnv` behind a Gymnasium environment.
 """
 
 import dataclasses
@@ -34,13 +34,14 @@ from qscape.types import Key
 
 
 class Outcome(NamedTuple):
-    """What one step answered.
+    """The result of one step.
 
     Attributes:
-        observation: the true successor, also where the episode ended.
-        terminated: a real end; the bootstrap is cut.
-        truncated: the time limit; the bootstrap is not cut. Both may be true, as in Gymnasium.
-        success: did this step reach the goal? Always False where `reports_success` is.
+        observation: the true successor s', also in the last step of an episode.
+        reward: in the environment's units.
+        terminated: the episode reached a terminal state; cuts the bootstrap.
+        truncated: the time limit was reached; does not cut the bootstrap. Both may be true, as in Gymnasium.
+        success: did this step reach the goal? Always False if `reports_success` is False.
     """
 
     observation: Float[Array, " S"]
@@ -50,84 +51,100 @@ class Outcome(NamedTuple):
     success: Bool[Array, ""]
 
 
-class Native(eqx.Module):
-    """A JAX-native environment: what subclasses fill in."""
+class JaxEnv(eqx.Module):
+    """An environment as pure functions of its state. Subclasses define the spaces, `reset` and `step`.
+
+    Attributes:
+        reports_success: does `Outcome.success` mean anything?
+        time_limit: steps after which an episode is truncated.
+    """
 
     reports_success: ClassVar[bool] = False
-    time_limit: int = eqx.field(static=True, kw_only=True)  # steps after which an episode is truncated
+    time_limit: int = eqx.field(static=True, kw_only=True)
 
     @property
     def observation_space(self) -> spaces.Box:
+        """The space of one observation [S]."""
         raise NotImplementedError
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.Box:
+        """The space of one action."""
         raise NotImplementedError
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"] | None:
-        """The representation of every action of a large discrete set."""
+        """A vector for each action of a large discrete set; None if the set is small or continuous."""
         return None
 
     def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
-        """A new episode."""
+        """The state and the first observation [S] of a new episode."""
         raise NotImplementedError
 
     def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, Outcome]:
-        """One step of an episode."""
+        """One step: the new state and its `Outcome`. It does not reset a finished episode."""
         raise NotImplementedError
 
     def draw(self, state: PyTree) -> np.ndarray | None:
-        """The picture `[H, W, 3]` (uint8) of a state, on the host; None where there is nothing to see."""
+        """An image `[H, W, 3]` (uint8) of a state, made on the host; None if there is none."""
         return None
 
-    def begin(self, options: dict[str, Any]) -> tuple[PyTree, Array] | None:
-        """An episode that `reset(options=...)` of the face asks for; None: a random one."""
+    def reset_from_options(self, options: dict[str, Any]) -> tuple[PyTree, Array] | None:
+        """The start of an episode that Gymnasium's `reset(options=...)` asks for; None: a random one."""
         return None
 
 
 def step_autoreset(
-    env: Native, state: PyTree, action: Array, key: Key
+    env: JaxEnv, state: PyTree, action: Array, key: Key
 ) -> tuple[PyTree, Float[Array, " S"], Outcome]:
-    """One step, and a new episode where it ended the old one (Gymnasium's same-step autoreset).
+    """One step, and a reset if it ended the episode (Gymnasium's same-step autoreset).
 
     Returns:
-        The state and the observation to act on next, and the outcome of the step (with the true successor).
+        The new state, the observation to act on next, and the step's outcome with the true successor.
     """
     key_step, key_reset = jax.random.split(key)
     after, outcome = env.step(state, action, key_step)
-    over = outcome.terminated | outcome.truncated
+    done = outcome.terminated | outcome.truncated
     new = env.reset(key_reset)
-    state, observation = jax.tree.map(partial(jnp.where, over), new, (after, outcome.observation))
+    state, observation = jax.tree.map(partial(jnp.where, done), new, (after, outcome.observation))
     return state, observation, outcome
 
 
-class Played(NamedTuple):
-    """Episodes that `play` played, a row each."""
+class Episodes(NamedTuple):
+    """Results of n episodes.
 
-    ret: Float[Array, " n"]  # undiscounted
+    Attributes:
+        ret: undiscounted return.
+        length: number of steps.
+        success: did any step report success?
+    """
+
+    ret: Float[Array, " n"]
     length: Int[Array, " n"]
-    success: Bool[Array, " n"]  # did one step report it?
+    success: Bool[Array, " n"]
 
 
 @eqx.filter_jit
-def play(env: Native, policy: Callable[[PyTree, Array, Key], Array], key: Key, episodes: int) -> Played:
-    """Plays `episodes` whole episodes side by side.
+def play(env: JaxEnv, policy: Callable[[PyTree, Array, Key], Array], key: Key, episodes: int) -> Episodes:
+    """Play whole episodes side by side, to evaluate a policy.
 
     Args:
-        policy: (state, observation [S], key) -> action, for one environment. A policy that learns ignores the
-            state; a scripted one may look at it.
+        env: the environment.
+        policy: (state, observation [S], key) -> action, for one environment. A learned policy ignores the
+            state; a scripted one may use it.
+        key: makes all random numbers.
+        episodes: how many; static.
     """
 
-    def one(key: Key) -> Played:
+    def play_one(key: Key) -> Episodes:
         state, observation = env.reset(jax.random.fold_in(key, 0))
-        begun = Played(jnp.float32(0), jnp.int32(0), jnp.bool_(False))
+        start = Episodes(jnp.float32(0), jnp.int32(0), jnp.bool_(False))
 
         def step(carry: tuple, t: Array) -> tuple[tuple, None]:
             state, observation, alive, played = carry
             key_act, key_step = jax.random.split(jax.random.fold_in(key, t))
             state, outcome = env.step(state, policy(state, observation, key_act), key_step)
-            played = Played(
+            played = Episodes(
                 played.ret + jnp.where(alive, outcome.reward, 0),
                 played.length + alive,
                 played.success | (alive & outcome.success),
@@ -135,44 +152,49 @@ def play(env: Native, policy: Callable[[PyTree, Array, Key], Array], key: Key, e
             alive &= ~(outcome.terminated | outcome.truncated)
             return (state, outcome.observation, alive, played), None
 
-        carry = (state, observation, jnp.bool_(True), begun)
+        carry = (state, observation, jnp.bool_(True), start)
         (*_, played), _ = jax.lax.scan(step, carry, jnp.arange(1, env.time_limit + 1))
         return played
 
-    return jax.vmap(one)(jax.random.split(key, episodes))
+    return jax.vmap(play_one)(jax.random.split(key, episodes))
 
 
-def native_of(env: gym.Env) -> Native | None:
-    """The pure functions behind a Gymnasium environment, with its time limit; None where there are none."""
-    face = env.unwrapped
-    if not isinstance(face, Face):
+def find_jax_env(env: gym.Env) -> JaxEnv | None:
+    """The `JaxEnv` behind a Gymnasium environment, with the latter's time limit; None if there is none."""
+    bare = env.unwrapped
+    if not isinstance(bare, GymnasiumEnv):
         return None
     limit = env.spec.max_episode_steps if env.spec is not None else None
-    return face.native if limit is None else dataclasses.replace(face.native, time_limit=limit)
+    return bare.native if limit is None else dataclasses.replace(bare.native, time_limit=limit)
 
 
 @jax.jit
-def _begin(native: Native, seed: Array) -> tuple[PyTree, Array]:
+def _reset(native: JaxEnv, seed: Array) -> tuple[PyTree, Array]:
+    """`native.reset` with a key made of the episode's seed."""
     return native.reset(jax.random.key(seed))
 
 
 @jax.jit
-def _advance(
-    native: Native, state: PyTree, action: Array, seed: Array, step: Array
-) -> tuple[PyTree, Outcome]:
+def _step(native: JaxEnv, state: PyTree, action: Array, seed: Array, step: Array) -> tuple[PyTree, Outcome]:
     return native.step(state, action, jax.random.fold_in(jax.random.key(seed), step))
 
 
-class Face(gym.Env):
-    """A `Native` as a Gymnasium environment.
+class GymnasiumEnv(gym.Env):
+    """A Gymnasium environment made of a `JaxEnv`.
 
-    Time limits are left to Gymnasium's `TimeLimit`, as everywhere (`max_episode_steps`). All it remembers is
-    numpy and plain numbers, so a snapshot is exact: what the episode's key is made of, the steps, the state.
+    Gymnasium's `TimeLimit` truncates episodes (`max_episode_steps`). All state is numpy arrays and plain
+    numbers, so snapshots are exact. Snapshots store the attributes under these names.
+
+    Attributes:
+        native: the `JaxEnv`.
+        state: its state, as numpy arrays; None before the first reset.
+        episode_seed: seed of the current episode's random numbers.
+        steps: steps of the current episode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, native: Native, render_mode: str | None = None):
+    def __init__(self, native: JaxEnv, render_mode: str | None = None):
         if render_mode not in (None, *self.metadata["render_modes"]):
             known = ", ".join(self.metadata["render_modes"]) or "none"
             raise UsageError(f"{type(self).__name__} has no render_mode {render_mode!r}: it has {known}")
@@ -184,20 +206,20 @@ class Face(gym.Env):
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"] | None:
-        """The representation of every action of a large discrete set; None where the set is small."""
+        """A vector for each action of a large discrete set; None if the set is small or continuous."""
         return self.native.action_table
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         self.episode_seed, self.steps = self.np_random.integers(2**32, dtype=np.uint32), 0
-        begun = self.native.begin(options or {}) or _begin(self.native, self.episode_seed)
-        self.state, observation = jax.tree.map(np.asarray, begun)
+        start = self.native.reset_from_options(options or {}) or _reset(self.native, self.episode_seed)
+        self.state, observation = jax.tree.map(np.asarray, start)
         return observation, {}
 
     def step(self, action: Any):
         self.steps += 1
-        done = _advance(self.native, self.state, np.asarray(action), self.episode_seed, np.uint32(self.steps))
-        self.state, outcome = jax.tree.map(np.asarray, done)
+        result = _step(self.native, self.state, np.asarray(action), self.episode_seed, np.uint32(self.steps))
+        self.state, outcome = jax.tree.map(np.asarray, result)
         info = {"success": bool(outcome.success)} if self.native.reports_success else {}
         return outcome.observation, float(outcome.reward), bool(outcome.terminated), False, info
 

@@ -1,7 +1,6 @@
-"""Environments that show pictures, with the usual preprocessing: four grey frames of 84 × 84, uint8.
+"""Environments with image observations, preprocessed as usual: four grey frames of 84 × 84, uint8.
 
-Atari as in Mnih et al. (2015), with Gymnasium's own wrappers where it has them. Bytes stay bytes: dividing by
-255 is the network's business.
+Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist. The network divides bytes by 255.
 """
 
 import importlib.util
@@ -21,12 +20,14 @@ from qscape.errors import UsageError
 
 
 def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any) -> gym.Env:
-    """A game of `ALE/...`: up to 30 no-ops, each action for 4 frames, FIRE where the game waits for it.
+    """An Atari game: up to 30 no-ops after a reset, each action for 4 frames, FIRE if the game waits for it.
 
     Args:
-        training: a lost life ends the episode, and rewards are their signs. An evaluation counts whole games
-            and true scores.
-        sticky: probability that the machine repeats the last action (0.25 by default in ids v5).
+        env_id: `ALE/...`.
+        training: a lost life ends the episode, and rewards are replaced by their signs. Evaluations play
+            whole games with true scores.
+        sticky: probability that the emulator repeats the last action (0.25 by default in ids v5).
+        args: arguments of `gymnasium.make`.
 
     Raises:
         UsageError: OpenCV is missing.
@@ -44,7 +45,7 @@ def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any)
 
 
 def car_racing(env_id: str, continuous: bool = False, **args: Any) -> gym.Env:
-    """CarRacing, each action for 4 frames, rewards summed.
+    """CarRacing, each action for 4 frames, with rewards summed.
 
     Raises:
         UsageError: OpenCV is missing.
@@ -55,12 +56,13 @@ def car_racing(env_id: str, continuous: bool = False, **args: Any) -> gym.Env:
 
 
 def _need_opencv(env_id: str, extra: str) -> None:
+    """Raise a UsageError if OpenCV is missing; `extra` is the extra of qscape that installs it."""
     if importlib.util.find_spec("cv2") is None:
         raise UsageError(f'the pictures of {env_id} need OpenCV: pip install "qscape[{extra}]"')
 
 
 class LifeEnds(gym.Wrapper):
-    """A lost life ends the episode; only a lost game begins a new one, else the game goes on."""
+    """End the episode when a life is lost. `reset` then continues the same game, unless it is over."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -84,7 +86,7 @@ class LifeEnds(gym.Wrapper):
 
 
 class FireFirst(gym.Wrapper):
-    """Presses FIRE after a reset, without which some games stand still."""
+    """Press FIRE after a reset; some games do not start without it."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         self.env.reset(seed=seed, options=options)
@@ -96,7 +98,7 @@ class FireFirst(gym.Wrapper):
 
 
 class Repeat(gym.Wrapper):
-    """Each action for `times` steps; rewards are summed, the last picture is shown."""
+    """Repeat each action for `times` steps; rewards are summed, and the last observation is returned."""
 
     def __init__(self, env: gym.Env, times: int):
         super().__init__(env)

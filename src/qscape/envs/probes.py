@@ -1,8 +1,8 @@
-"""Probes: environments so small that the right Q and the best action are known.
+"""Probe environments: so small that the correct Q and the best action are known.
 
-Each isolates one thing an agent has to do. A broken loss, a wrong discount or a bootstrap that is cut at a
-time limit shows as a wrong number within seconds. All have one observation and one action in [-1, 1]. The
-idea of a ladder of such environments: Jones, "Debugging Reinforcement Learning Systems" (2021).
+Each tests one thing an agent has to do. A broken loss, a wrong discount or a bootstrap that is cut at a time
+limit shows as a wrong number within seconds. Observations and actions are one number in [-1, 1]. The idea is
+from Jones, "Debugging Reinforcement Learning Systems" (2021).
 """
 
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 from gymnasium import spaces
 
 
-class Probe(gym.Env):
-    """What the probes share: spaces, and an episode of one step that ends for real.
+class ProbeEnv(gym.Env):
+    """Base class of the probes: the spaces, and an episode of one step that terminates.
 
-    A probe says what it shows (`draw`), what it pays (`reward`), which value is right (`q`) and which
-    action is best (`best`, None where all are equal). `q` and `best` take arrays.
+    A subclass defines the first observation (`draw_observation`), the reward, the correct value `q` and the
+    best action. `q` and `best_action` take arrays. Snapshots store the attribute `shown`, the current
+    observation.
     """
 
     def __init__(self):
@@ -24,40 +25,41 @@ class Probe(gym.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.shown = 0.0
 
-    def draw(self) -> float:
+    def draw_observation(self) -> float:
         """The first observation of an episode."""
         return 0.0
 
     def reward(self, action: float) -> float:
+        """The reward of an action at the current observation."""
         raise NotImplementedError
 
-    def advance(self) -> tuple[bool, bool]:
-        """Moves to the next observation; says whether the episode is terminated, truncated."""
+    def move(self) -> tuple[bool, bool]:
+        """Move to the next observation; returns (terminated, truncated)."""
         return True, False
 
     @staticmethod
     def q(observation: np.ndarray, action: np.ndarray, discount: float) -> np.ndarray:
-        """The value of the best policy, `[B]`, for observations and actions `[B]`."""
+        """Q*(s, a) `[B]` for observations and actions `[B]`."""
         raise NotImplementedError
 
     @staticmethod
-    def best(observation: np.ndarray) -> np.ndarray | None:
-        """The best action, `[B]`."""
+    def best_action(observation: np.ndarray) -> np.ndarray | None:
+        """The best action `[B]` at observations `[B]`; None if all actions are equal."""
         return None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
-        self.shown = self.draw()
+        self.shown = self.draw_observation()
         return np.array([self.shown], np.float32), {}
 
     def step(self, action: np.ndarray):
         reward = self.reward(float(action[0]))
-        terminated, truncated = self.advance()
+        terminated, truncated = self.move()
         return np.array([self.shown], np.float32), reward, terminated, truncated, {}
 
 
-class ProbeValue(Probe):
-    """One step, reward 1: Q = 1 everywhere. Wrong: the critic's loss or its optimiser."""
+class ProbeValue(ProbeEnv):
+    """One step with reward 1: Q = 1 everywhere. If wrong, suspect the critic's loss or its optimiser."""
 
     def reward(self, action):
         return 1.0
@@ -67,10 +69,10 @@ class ProbeValue(Probe):
         return np.ones_like(observation)
 
 
-class ProbeObservation(Probe):
-    """One step, shows -1 or 1 and pays it: Q(s, a) = s. Wrong: the path of the observation."""
+class ProbeObservation(ProbeEnv):
+    """One step with observation and reward s = -1 or 1: Q(s, a) = s. If wrong: the observation's path."""
 
-    def draw(self):
+    def draw_observation(self):
         return float(self.np_random.choice([-1.0, 1.0]))
 
     def reward(self, action):
@@ -81,13 +83,13 @@ class ProbeObservation(Probe):
         return np.array(observation)
 
 
-class ProbeDiscount(Probe):
-    """Two steps, shows 0 then 1, pays 0 then 1: Q(0, a) = γ, Q(1, a) = 1. Wrong: the bootstrap."""
+class ProbeDiscount(ProbeEnv):
+    """Two steps, observations and rewards 0 and 1: Q(0, a) = γ, Q(1, a) = 1. If wrong: the bootstrap."""
 
     def reward(self, action):
         return self.shown
 
-    def advance(self):
+    def move(self):
         terminated, self.shown = self.shown == 1.0, 1.0
         return terminated, False
 
@@ -96,8 +98,8 @@ class ProbeDiscount(Probe):
         return np.where(np.asarray(observation) < 0.5, discount, 1.0)
 
 
-class ProbeAction(Probe):
-    """One step, pays -(a - 0.5)²: Q is that, the best action 0.5. Wrong: the actor's climb."""
+class ProbeAction(ProbeEnv):
+    """One step with reward Q = -(a - 0.5)²; the best action is 0.5. If wrong: the actor's loss."""
 
     def reward(self, action):
         return -((action - 0.5) ** 2)
@@ -107,14 +109,14 @@ class ProbeAction(Probe):
         return -((np.asarray(action) - 0.5) ** 2)
 
     @staticmethod
-    def best(observation):
+    def best_action(observation):
         return np.full_like(observation, 0.5)
 
 
 class ProbePolicy(ProbeObservation):
-    """One step, shows s = -1 or 1, pays -(a - s/2)²: Q is that, the best action s/2.
+    """One step, observation s = -1 or 1, reward Q = -(a - s/2)²; the best action is s/2.
 
-    Wrong, where `ProbeAction` is right: the actor does not see the observation the critic sees.
+    If wrong while `ProbeAction` is right: the actor sees another observation than the critic.
     """
 
     def reward(self, action):
@@ -125,16 +127,16 @@ class ProbePolicy(ProbeObservation):
         return -((np.asarray(action) - np.asarray(observation) / 2) ** 2)
 
     @staticmethod
-    def best(observation):
+    def best_action(observation):
         return np.asarray(observation) / 2
 
 
-class ProbeTimeLimit(Probe):
-    """Shows 0 and pays 1 in every step, and is truncated (never terminated) after 2 to `longest` steps.
+class ProbeTimeLimit(ProbeEnv):
+    """Observation 0 and reward 1 in every step; truncated (never terminated) after 2 to `longest` steps.
 
-    The episode goes on for the critic: Q = 1 / (1 - γ). An agent that cuts the bootstrap at truncation
-    learns 1 / (1 - γ p) with p the share of steps that are not the last, longest / (longest + 2): with
-    γ = 0.9 and 5 steps 2.8 instead of 10.
+    Truncation does not end the task: Q = 1 / (1 - γ). An agent that cuts the bootstrap at truncation learns 1
+    / (1 - γ p) instead, with p = longest / (longest + 2) the share of steps that are not the last: 2.8
+    instead of 10 for γ = 0.9 and 5 steps.
     """
 
     def __init__(self, longest: int = 5):
@@ -142,14 +144,14 @@ class ProbeTimeLimit(Probe):
         self.longest = longest
         self.left = longest
 
-    def draw(self):
+    def draw_observation(self):
         self.left = int(self.np_random.integers(2, self.longest + 1))
         return 0.0
 
     def reward(self, action):
         return 1.0
 
-    def advance(self):
+    def move(self):
         self.left -= 1
         return False, self.left == 0
 
@@ -158,14 +160,14 @@ class ProbeTimeLimit(Probe):
         return np.full_like(observation, 1 / (1 - discount))
 
 
-PROBES: dict[str, type[Probe]] = {
+PROBES: dict[str, type[ProbeEnv]] = {
     f"qscape/{probe.__name__}-v0": probe
     for probe in (ProbeValue, ProbeObservation, ProbeDiscount, ProbeAction, ProbePolicy, ProbeTimeLimit)
 }
 
 
 def register() -> None:
-    """Registers the probes with Gymnasium."""
+    """Register the probes with Gymnasium. Called when `qscape.envs` is imported."""
     for env_id, probe in PROBES.items():
         if env_id not in gym.registry:
             gym.register(env_id, f"{probe.__module__}:{probe.__name__}")

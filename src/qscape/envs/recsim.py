@@ -1,4 +1,4 @@
-"""RecSim: recommend one of N items to a user who clicks or skips, and whose taste moves with every click.
+"""RecSim: recommend one of N items to a user who clicks or skips; the user's taste changes with every click.
 
 The recommendation tasks of SAVO (Jain et al., arXiv 2410.11833). The user's drift has the form of Google's
 RecSim (Ie et al., arXiv 1909.04847). The paper leaves scores, noise and drift open; the numbers here give
@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
-from qscape.envs.native import Face, Native, Outcome
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.errors import UsageError
 from qscape.types import Key
 
@@ -24,18 +24,18 @@ TEMPERATURE, SKIP, DRIFT = 0.5, 2.5, 0.3  # κ and c_skip of the click, scale of
 
 
 class User(NamedTuple):
-    """State of a session: the user's taste, recommendations made."""
+    """State of a session: the user's taste, and the recommendations made. Snapshots store this name."""
 
     taste: Float[Array, " d"]
     steps: Int[Array, ""]
 
 
-class RecSim(Native):
-    """Items around the 30 unit vectors; the observation is the user's taste [30], a click pays 1.
+class RecSim(JaxEnv):
+    """Items around the 30 unit vectors. The observation is the user's taste e_u [30]; a click has reward 1.
 
     Attributes:
         items: `[N, 30]` embeddings e_i.
-        extra: `[N, x]` numbers that mean nothing, appended to the action table only.
+        extra: `[N, x]` noise that is appended to the action table only.
     """
 
     items: Float[Array, "N 30"]
@@ -44,10 +44,14 @@ class RecSim(Native):
 
     @classmethod
     def of(cls, items: int = 10_000, extra_dims: int = 0) -> "RecSim":
-        """The task with N items: e_i = onehot(i mod 30) + N(0, 0.1 I), always the same ones."""
+        """The task with N fixed items: e_i = onehot(i mod 30) + N(0, 0.1 I).
+
+        Raises:
+            UsageError: there are fewer than two items.
+        """
         if items < 2:
             raise UsageError(f"items is {items}: there must be two at least to choose from")
-        embeddings, extra = _items(items, extra_dims)
+        embeddings, extra = _make_items(items, extra_dims)
         return cls(items=embeddings, extra=extra)
 
     @property
@@ -63,7 +67,7 @@ class RecSim(Native):
         return np.concatenate([self.items, self.extra], axis=1)
 
     def reset(self, key: Key) -> tuple[User, Float[Array, "30"]]:
-        """A user of a uniform category: clip(onehot + N(0, 0.1 I), -1, 1)."""
+        """A user of a uniformly random category: taste clip(onehot + N(0, 0.1 I), -1, 1)."""
         key_category, key_noise = jax.random.split(key)
         category = (CATEGORIES * jax.random.uniform(key_category)).astype(jnp.int32)
         noise = np.sqrt(0.1) * jax.random.normal(key_noise, (CATEGORIES,))
@@ -71,47 +75,51 @@ class RecSim(Native):
         return User(taste, jnp.int32(0)), taste
 
     def step(self, state: User, action: Int[Array, ""], key: Key) -> tuple[User, Outcome]:
-        """Recommends item `action`: p(click) = σ(κ⟨e_u, e_i⟩ - c_skip); a click moves the taste."""
+        """Recommend item `action`: p(click) = σ(κ⟨e_u, e_i⟩ - c_skip); a click changes the taste."""
         item = self.items[action]
         score = state.taste @ item
         draw_click, draw_sign = jax.random.uniform(key, (2,))
         click = draw_click < jax.nn.sigmoid(TEMPERATURE * score - SKIP)
-        taste = jnp.where(click, drifted(state.taste, item, draw_sign < (score + 1) / 2), state.taste)
-        return self._after(taste, state.steps + 1, click.astype(jnp.float32))
+        taste = jnp.where(click, drift_taste(state.taste, item, draw_sign < (score + 1) / 2), state.taste)
+        return self._finish_step(taste, state.steps + 1, click.astype(jnp.float32))
 
-    def _after(self, taste: Array, steps: Array, reward: Array) -> tuple[User, Outcome]:
+    def _finish_step(self, taste: Array, steps: Array, reward: Array) -> tuple[User, Outcome]:
+        """The new state and the outcome; sessions are truncated, never terminated."""
         never = jnp.bool_(False)
         return User(taste, steps), Outcome(taste, reward, never, steps >= self.time_limit, never)
 
 
-def drifted(taste: Float[Array, " d"], item: Float[Array, " d"], towards: Array) -> Float[Array, " d"]:
-    """The taste after a click: e_u ± Δ, Δ = 0.3 (1 - |e_u|) ⊙ e_i ⊙ (e_i - e_u), clipped to [-1, 1]."""
+def drift_taste(taste: Float[Array, " d"], item: Float[Array, " d"], towards: Array) -> Float[Array, " d"]:
+    """The taste after a click: e_u ± Δ, Δ = 0.3 (1 - |e_u|) ⊙ e_i ⊙ (e_i - e_u), clipped to [-1, 1].
+
+    `towards`: is the sign +?
+    """
     delta = DRIFT * (1 - jnp.abs(taste)) * item * (item - taste)
     return jnp.clip(taste + jnp.where(towards, delta, -delta), -1, 1)
 
 
 def greedy(env: RecSim, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """The myopic policy for `play`: the item with the highest score now."""
+    """The myopic policy for `play`: recommends the item with the highest score ⟨e_u, e_i⟩."""
     return jnp.argmax(env.items @ observation)
 
 
 @lru_cache(maxsize=4)
-def _items(items: int, extra_dims: int) -> tuple[Array, Array]:
-    """The embeddings, from numpy's generator 0 in one call, and the meaningless numbers, from 1234."""
+def _make_items(items: int, extra_dims: int) -> tuple[Array, Array]:
+    """Embeddings from numpy's generator 0, and noise columns from generator 1234."""
     noise = np.random.default_rng(0).normal(0, np.sqrt(0.1), (items, CATEGORIES))
     noise[np.arange(items), np.arange(items) % CATEGORIES] += 1
-    return jnp.asarray(noise, jnp.float32), meaningless(items, extra_dims)
+    return jnp.asarray(noise, jnp.float32), draw_extra_dims(items, extra_dims)
 
 
-def meaningless(items: int, dims: int) -> Float[Array, "N x"]:
-    """Extra dimensions of an action table that say nothing about the action, uniform in [-1, 1]."""
+def draw_extra_dims(items: int, dims: int) -> Float[Array, "N x"]:
+    """Noise columns of an action table, uniform in [-1, 1]."""
     return jnp.asarray(np.random.default_rng(1234).uniform(-1, 1, (items, dims)), jnp.float32)
 
 
-class RecSimEnv(Face):
-    """`recsim/10k-v0`, `recsim/100k-v0`, `recsim/500k-v0`."""
+class RecSimEnv(GymnasiumEnv):
+    """`recsim/10k-v0`, `recsim/100k-v0`, `recsim/500k-v0`: `RecSim` as a Gymnasium environment."""
 
-    metadata = Face.metadata | {"render_modes": []}
+    metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
     def __init__(self, items: int = 10_000, extra_dims: int = 0, render_mode: str | None = None):
         super().__init__(RecSim.of(items, extra_dims), render_mode)

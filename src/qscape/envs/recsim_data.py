@@ -1,8 +1,8 @@
-"""RecSim-Data: users and items fitted to MovieLens ratings, or a synthetic stand-in of the same kind.
+"""RecSim-Data: users and items fitted to MovieLens ratings, or synthetic ones of the same kind.
 
-After the recommendation task on real data of SAVO (arXiv 2410.11833), which says of the user only that
-feedback is simulated from the data. Here a click has probability σ(b_0 + b_i + β⟨u, v_i⟩) and pays 5, so that
-the return of 20 recommendations is the click rate in percent; b_i is hidden from the agent.
+After the recommendation task on real data of SAVO (arXiv 2410.11833). The paper says only that the user's
+feedback is simulated from the data. Here a click has probability σ(b_0 + b_i + β⟨u, v_i⟩) and reward 5, so
+that the return of 20 recommendations is the click rate in percent. The agent does not see b_i.
 """
 
 from functools import lru_cache
@@ -15,22 +15,22 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, Int
 
 from qscape.envs.movielens import Model, load
-from qscape.envs.native import Face, Native, Outcome
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.envs.recsim import User
 from qscape.errors import UsageError
 from qscape.ops.norm import unit
 from qscape.types import Key
 
-KEPT, PAY = 0.95, 5.0  # share of the taste that a click keeps; reward of a click
+KEPT, PAY = 0.95, 5.0  # share of the old taste after a click; reward of a click
 
 
-class RecSimData(Native):
-    """Recommend movies; the observation is the user's unit vector u [d].
+class RecSimData(JaxEnv):
+    """Recommend movies. The observation is the user's taste, a unit vector u [d].
 
     Attributes:
         items: `[N, d]` vectors v_i, which are the action table.
         bias: `[N]` popularity b_i.
-        users: `[M, d]` unit vectors of which an episode draws one; none: uniform on the sphere.
+        users: `[M, d]` unit vectors, of which an episode draws one; M = 0: uniform on the sphere.
         offset, strength: b_0 and β.
     """
 
@@ -42,12 +42,12 @@ class RecSimData(Native):
     time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def fitted(cls, model: Model) -> "RecSimData":
-        """The task of a model fitted to ratings."""
-        return cls._of(model.items, model.bias, model.users, model.offset, model.strength)
+    def from_model(cls, model: Model) -> "RecSimData":
+        """The task of a model that was fitted to ratings."""
+        return cls._from_arrays(model.items, model.bias, model.users, model.offset, model.strength)
 
     @classmethod
-    def _of(
+    def _from_arrays(
         cls, items: np.ndarray, bias: np.ndarray, users: np.ndarray, offset: float, strength: float
     ) -> "RecSimData":
         def single(part: np.ndarray | float) -> Array:
@@ -63,13 +63,17 @@ class RecSimData(Native):
 
     @classmethod
     def synthetic(cls, items: int = 10_000, dims: int = 30) -> "RecSimData":
-        """The stand-in: item vectors around 30 random centres, popularity N(0, 0.3²), b_0 = -2.4, β = 3."""
+        """Synthetic data: item vectors around 30 random centres, popularity N(0, 0.3²), b_0 = -2.4, β = 3.
+
+        Raises:
+            UsageError: there are fewer than two items.
+        """
         if items < 2:
             raise UsageError(f"items is {items}: there must be two at least to choose from")
         random = np.random.default_rng(0)
         centres = random.normal(0, 1 / np.sqrt(dims), (30, dims))
         vectors = centres[np.arange(items) % 30] + random.normal(0, 0.35 / np.sqrt(dims), (items, dims))
-        return cls._of(vectors, random.normal(0, 0.3, items), np.zeros((0, dims)), -2.4, 3.0)
+        return cls._from_arrays(vectors, random.normal(0, 0.3, items), np.zeros((0, dims)), -2.4, 3.0)
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -84,7 +88,7 @@ class RecSimData(Native):
         return np.asarray(self.items)
 
     def reset(self, key: Key) -> tuple[User, Float[Array, " d"]]:
-        """One of the fitted users, or a random direction."""
+        """A random user: one of `users`, or a random direction."""
         if len(self.users):
             taste = self.users[(len(self.users) * jax.random.uniform(key)).astype(jnp.int32)]
         else:
@@ -92,7 +96,7 @@ class RecSimData(Native):
         return User(taste, jnp.int32(0)), taste
 
     def step(self, state: User, action: Int[Array, ""], key: Key) -> tuple[User, Outcome]:
-        """Recommends item `action`; a click turns the taste towards it: u ← unit(0.95 u + 0.05 v/‖v‖)."""
+        """Recommend item `action`; a click turns the taste towards it: u ← unit(0.95 u + 0.05 v/‖v‖)."""
         item = self.items[action]
         click = jax.random.uniform(key) < jax.nn.sigmoid(self.logit(state.taste, action))
         turned = unit(KEPT * state.taste + (1 - KEPT) * unit(item))
@@ -101,30 +105,30 @@ class RecSimData(Native):
         return User(taste, steps), Outcome(taste, PAY * click, never, steps >= self.time_limit, never)
 
     def logit(self, taste: Float[Array, " d"], action: Int[Array, ""] | slice) -> Array:
-        """b_0 + b_i + β⟨u, v_i⟩."""
+        """Log-odds of a click: b_0 + b_i + β⟨u, v_i⟩."""
         return self.offset + self.bias[action] + self.strength * (self.items[action] @ taste)
 
 
 def oracle(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """The myopic policy for `play` that also sees popularity, which the agent does not."""
+    """The myopic policy for `play`: recommends the item most likely to be clicked. It sees b_i."""
     return jnp.argmax(env.logit(observation, slice(None)))
 
 
 def popular(env: RecSimData, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """The policy for `play` that recommends the most popular item to everybody."""
+    """A policy for `play`: recommends the most popular item to every user."""
     return jnp.argmax(env.bias)
 
 
 _synthetic = lru_cache(maxsize=2)(RecSimData.synthetic)
 
 
-class RecSimDataEnv(Face):
+class RecSimDataEnv(GymnasiumEnv):
     """`recsim/Data-v0`: MovieLens-25M, from `path` (the archive, its folder, or a fitted `.npz`).
 
-    `items`: how many movies, the most rated ones; None: see `movielens.load`.
+    `items` is the number of movies, the most rated ones; None: see `movielens.load`.
     """
 
-    metadata = Face.metadata | {"render_modes": []}
+    metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
     def __init__(self, path: str = "", items: int | None = None, render_mode: str | None = None):
         if not path:
@@ -132,13 +136,13 @@ class RecSimDataEnv(Face):
                 "recsim/Data-v0 needs the MovieLens-25M archive: --env-args path=ml-25m.zip; "
                 "without data there is recsim/DataSynthetic-v0"
             )
-        super().__init__(RecSimData.fitted(load(path, items)), render_mode)
+        super().__init__(RecSimData.from_model(load(path, items)), render_mode)
 
 
-class RecSimDataSyntheticEnv(Face):
-    """`recsim/DataSynthetic-v0`: the stand-in, no real data in it."""
+class RecSimDataSyntheticEnv(GymnasiumEnv):
+    """`recsim/DataSynthetic-v0`: synthetic data, see `RecSimData.synthetic`."""
 
-    metadata = Face.metadata | {"render_modes": []}
+    metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
     def __init__(self, items: int = 10_000, render_mode: str | None = None):
         super().__init__(_synthetic(items), render_mode)

@@ -4,7 +4,7 @@ from typing import Any
 
 import gymnasium as gym
 
-# id: (where it is made, arguments of gymnasium.register)
+# id: (module:function in qscape.envs, arguments of gymnasium.register)
 IDS: dict[str, tuple[str, dict[str, Any]]] = {
     "restricted/Hopper-v0": (
         "restricted:locomotion",
@@ -35,7 +35,7 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def register() -> None:
-    """Registers them with Gymnasium."""
+    """Register the project's environments with Gymnasium. Called when `qscape.envs` is imported."""
     for env_id, (place, about) in IDS.items():
         if env_id not in gym.registry:
             gym.register(env_id, f"qscape.envs.{place}", **about)

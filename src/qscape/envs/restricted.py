@@ -1,7 +1,7 @@
-"""Restricted actions: only balls of the action space are valid, and anything else does one fixed thing.
+"""Restricted actions: only balls of the action space are valid; a null action replaces all others.
 
-The restricted MuJoCo tasks of SAVO (Jain et al., arXiv 2410.11833): Q becomes a landscape with many peaks.
-The paper names the rule but no numbers; number, radii and places of the balls here keep about a third of the
+The restricted MuJoCo tasks of SAVO (Jain et al., arXiv 2410.11833), in which Q(s, ·) has many peaks. The
+paper states the rule but no numbers. Here number, radii and centres of the balls keep about a third of the
 space valid.
 """
 
@@ -20,10 +20,17 @@ from qscape.errors import UsageError
 INTERVALS = np.array([[-0.80, 0.08], [-0.45, 0.06], [-0.15, 0.04], [0.20, 0.05], [0.50, 0.07], [0.85, 0.08]])
 
 
-def spheres(
+def draw_balls(
     size: int, count: int, radii: tuple[float, float], seed: int
 ) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, " n"]]:
-    """Random balls in [-1, 1]^D: centres and radii, float64. First all radii are drawn, then all centres."""
+    """Random balls in [-1, 1]^D: centres [n, D] and radii [n], in float64.
+
+    Args:
+        size: D.
+        count: n.
+        radii: range of the radii, uniform.
+        seed: of the generator, which draws all radii first.
+    """
     random = np.random.default_rng(seed)
     r = random.uniform(*radii, size=count)
     return random.uniform(-1.0, 1.0, size=(count, size)), r
@@ -35,9 +42,9 @@ class Restricted(gym.Wrapper):
     Args:
         env: the environment.
         centres, radii: `[n, D]` and `[n]`; an action is valid in one of the closed balls.
-        null: `[D]` what is done instead of an invalid action, in the environment's units; or one number.
-        control_cost: c of a reward that holds -c ‖a‖². The requested action is what is paid for, so that an
-            invalid action is not cheaper than it was.
+        null: `[D]` the null action, in the environment's units; or one number for all dimensions.
+        control_cost: c, if the reward contains -c ‖a‖². The cost is that of the requested action, so that an
+            invalid action is not cheaper.
 
     Raises:
         UsageError: actions that are not a bounded Box, or balls or a null action of another dimension.
@@ -67,15 +74,15 @@ class Restricted(gym.Wrapper):
         self.control_cost = control_cost
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         self.middle = (low + high) / 2
-        self.half = np.where(high > low, (high - low) / 2, 1.0)  # without width the only action is the middle
+        self.half = np.where(high > low, (high - low) / 2, 1.0)  # zero width: the middle is the only action
 
-    def valid(self, action: Float[np.ndarray, "D"]) -> bool:
-        """Does a normalised action lie in one of the balls?"""
+    def is_valid(self, action: Float[np.ndarray, "D"]) -> bool:
+        """Does a normalised action, in [-1, 1]^D, lie in one of the balls?"""
         offset = np.asarray(action, np.float64).ravel() - self.centres
         return bool((np.square(offset).sum(1) <= self.radii**2).any())
 
     def project(self, action: Float[np.ndarray, "*b D"]) -> Float[np.ndarray, "*b D"]:
-        """Normalised actions, each moved into the ball nearest to it; for controls and diagnostics only."""
+        """Normalised actions, each moved to the nearest point of the balls; for diagnostics only."""
         action = np.asarray(action, np.float64)
         offset = action[..., None, :] - self.centres
         distance = np.linalg.norm(offset, axis=-1)
@@ -87,9 +94,9 @@ class Restricted(gym.Wrapper):
         return np.where(distance <= radius, action, on_the_border)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """A step with the action, or with the null action; `info["valid"]` says which."""
+        """Step with the action if it is valid, else with the null action; `info["valid"]` says which."""
         action = np.asarray(action)
-        valid = self.valid((action - self.middle) / self.half)
+        valid = self.is_valid((action - self.middle) / self.half)
         observation, reward, terminated, truncated, info = self.env.step(action if valid else self.null)
         if not valid and self.control_cost:
             more = np.square(action).sum() - np.square(self.null).sum()
@@ -98,18 +105,30 @@ class Restricted(gym.Wrapper):
 
 
 def locomotion(base: str, count: int, radii: tuple[float, float], seed: int = 1, **args: Any) -> gym.Env:
-    """Hopper or Walker2d: random balls, an invalid action is no torque (but its control cost is paid)."""
+    """Hopper or Walker2d with random balls. The null action is zero torque.
+
+    Args:
+        base: id of the environment.
+        count, radii, seed: as in `draw_balls`.
+        args: arguments of the environment.
+    """
     env = _unlimited(base, args)
     size = int(np.prod(env.action_space.shape or ()))
     weight = args.get("ctrl_cost_weight", 1e-3)
-    return Restricted(env, *spheres(size, count, radii, seed), null=0.0, control_cost=weight)
+    return Restricted(env, *draw_balls(size, count, radii, seed), null=0.0, control_cost=weight)
 
 
 def pendulum(base: str, null_action: str = "raw", **args: Any) -> gym.Env:
-    """The two pendulums: six intervals; an invalid action is -1 in the environment's units.
+    """A pendulum whose valid actions are the six `INTERVALS`.
 
     Args:
-        null_action: "raw": -1 (a third of InvertedPendulum's ±3); "normalised": the lower bound.
+        base: id of the environment.
+        null_action: "raw": -1 in the environment's units (a third of InvertedPendulum's ±3); "normalised":
+            the lower bound.
+        args: arguments of the environment.
+
+    Raises:
+        UsageError: `null_action` is neither.
     """
     env = _unlimited(base, args)
     if null_action not in ("raw", "normalised"):
@@ -128,12 +147,15 @@ def restrict(
     limited: bool = True,
     **args: Any,
 ) -> gym.Env:
-    """`restricted/Any-v0`: any environment of bounded Box actions in random balls; else the middle action.
+    """`restricted/Any-v0`: an environment with random balls. The null action is the middle of the bounds.
 
     Args:
-        env: its id; further arguments are that environment's.
-        count, low, high, seed: number of balls, range of their radii (the cube has side 2), generator.
-        limited: does its own time limit hold? `qscape.envs.make` puts max_episode_steps in its place.
+        env: id of the environment; further arguments are that environment's.
+        count, low, high, seed: number of balls, range of their radii (the cube has side 2), seed.
+        limited: keep the environment's own time limit? False if `max_episode_steps` replaces it.
+
+    Raises:
+        UsageError: the actions are no bounded Box, or the balls are not valid.
     """
     made = build_env(env, args if limited else args | {"max_episode_steps": -1})
     if not isinstance(made.action_space, spaces.Box) or not made.action_space.is_bounded():
@@ -142,14 +164,14 @@ def restrict(
         raise UsageError(f"{count} balls of radii {low} to {high}: give at least one, and 0 < low <= high")
     size = int(np.prod(made.action_space.shape))
     middle = (made.action_space.low + made.action_space.high) / 2
-    return Restricted(made, *spheres(size, count, (low, high), seed), null=middle)
+    return Restricted(made, *draw_balls(size, count, (low, high), seed), null=middle)
 
 
 def _unlimited(base: str, args: dict[str, Any]) -> gym.Env:
-    """The environment below a registered id, without wrappers: the outer id has the time limit.
+    """The environment of a registered id without wrappers, because the outer id has the time limit.
 
-    Versions v4, whose numbers the paper reports: v5 shows the double pendulum otherwise and does not pay
-    the step in which a pendulum falls. Made from the class, because `gymnasium.make` warns of old versions.
+    The paper reports numbers of versions v4. In v5 the double pendulum has other observations, and the step
+    in which a pendulum falls has no reward. `gymnasium.make` warns of old versions, so the class is called.
     """
     creator: Any = load_env_creator(str(gym.spec(base).entry_point))
     return creator(**args)

@@ -1,13 +1,13 @@
-"""The exact state of an edge as plain data, so that a resumed run goes on as if it had never stopped.
+"""The exact state of an `EnvAdapter` as plain data, so that a resumed run equals an uninterrupted one.
 
-What is captured: every number, array, random generator and plain Python object that hangs on the environment
-or on one of its wrappers, MuJoCo's simulation state and the numbers of its model (an environment may move a
-door at every reset), and what the edge itself remembers. A thing that is none of these (a Box2D world,
-another process) cannot be captured; then the snapshot says so, and `restore` begins a new episode with a seed
-of its own. Nothing is pickled: loading runs no code.
+Captured are all numbers, arrays, random generators and plain Python objects that are attributes of the
+environment or its wrappers, MuJoCo's simulation state and the numbers of its model (an environment may move a
+door at every reset), and the adapter's `EpisodeStatistics`. Other things (a Box2D world, an environment in
+another process) cannot be captured. Then the snapshot says so, and `restore` starts a new episode with a seed
+of its own. Nothing is pickled, so loading a snapshot runs no code.
 
-Out of reach, and not noticed: state in global variables or function closures, altered shapes of an `MjModel`
-(meshes, height fields), and contacts of MuJoCo that an environment reads before it steps.
+Not captured, and not noticed: state in global variables and function closures, changed shapes of an `MjModel`
+(meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
 """
 
 import collections
@@ -25,13 +25,13 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from qscape.envs.adapter import EnvAdapter
-from qscape.envs.native import Native
+from qscape.envs.native import JaxEnv
 
-# Fixed when an environment is made, or only for the eye.
+# Things without state: fixed when an environment is made, or for rendering only.
 _FIXED = (
     gym.Space,
     EnvSpec,
-    Native,
+    JaxEnv,
     functools.partial,
     type,
     types.ModuleType,
@@ -43,10 +43,10 @@ _SKIPPED = {"spec", "metadata", "render_mode"}
 _SKIPPED |= {"_cached_spec", "_metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 _SKIPPED |= {"env_fns", "_env_obs", "_observations"}  # of a vector environment: buffers
 
-_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # of Gymnasium, unless they are data
+_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # for rendering, unless they are data
 _DATA = (bool, int, float, str, list, tuple, dict, np.ndarray, np.generic)
 
-_RANDOM = {  # how a random generator is read and set
+_RANDOM = {  # functions that read and set the state of a random generator
     np.random.Generator: (
         lambda g: g.bit_generator.state,
         lambda g, state: setattr(g.bit_generator, "state", state),
@@ -57,98 +57,105 @@ _RANDOM = {  # how a random generator is read and set
 
 
 class Snapshot(NamedTuple):
-    """`arrays` and JSON-able `meta`; `meta["exact"]` is False where something could not be captured, and
-    `meta["why"]` is then the sentence for the user."""
+    """The state of an adapter as plain data.
+
+    Attributes:
+        arrays: by path.
+        meta: JSON-able data that refers to `arrays`. `meta["exact"]` is False if something could not be
+            captured; then `meta["why"]` is a sentence for the user.
+    """
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 
 
-class _Unfit(Exception):
-    """Something cannot be captured, or does not fit where it is put back."""
+class _NotCapturable(Exception):
+    """Something cannot be captured, or a captured value does not fit the environment."""
 
 
 def take(adapter: EnvAdapter) -> Snapshot:
-    """The state of `adapter` between two steps."""
+    """Take a snapshot of an adapter between two steps."""
     meta: dict[str, Any] = {
         "exact": True,
         "why": "",
         "seed": int(adapter.seed),
         "autoreset": adapter.autoreset,
-        "episodes": adapter.tally.episodes.tolist(),
+        "episodes": adapter.statistics.episodes.tolist(),
     }
     try:
-        layers = dict(_layers(adapter))
+        layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
-    except _Unfit as problem:
+    except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
         return Snapshot({}, meta | {"exact": False, "why": why})
     return Snapshot(writer.arrays, meta)
 
 
 def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
-    """Puts `adapter` into the state of `snapshot`, which `take` made of an edge of the same environment.
+    """Restore an adapter to a snapshot that `take` made of an adapter of the same environment.
 
     Returns:
-        "" where the edge goes on to the bit, else one sentence for the user that says why a new episode
-        began, seeded from the seed of the run and the episodes it had finished.
+        "" if the state is exact. Otherwise one sentence for the user that says why a new episode started; its
+        seed is made of the run's seed and the number of finished episodes.
     """
     meta = snapshot.meta
     why = meta["why"]
-    adapter.reset()  # so that everything exists that is set below
+    adapter.reset()  # so that all attributes that are set below exist
     try:
         if meta["exact"]:
-            layers = dict(_layers(adapter))
+            layers = dict(_iterate_layers(adapter))
             if layers.keys() != meta["layers"].keys():
-                raise _Unfit("it is wrapped in another way now")
+                raise _NotCapturable("it is wrapped in another way now")
             if meta.get("autoreset", adapter.autoreset) != adapter.autoreset:
-                raise _Unfit("it resets itself in another way now")
+                raise _NotCapturable("it resets itself in another way now")
             reader = _Reader(snapshot.arrays)
-            reader.objects |= layers  # one may hold another
+            reader.objects |= layers  # a layer may refer to another
             for name, layer in layers.items():
                 reader.attributes(layer, meta["layers"][name], name)
             return ""
-    except _Unfit as problem:
+    except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
     episodes = np.asarray(meta["episodes"], np.int64)
     adapter.reseed(int(np.random.SeedSequence([meta["seed"], *meta["episodes"]]).generate_state(1)[0] >> 1))
     adapter.reset()
-    adapter.tally.episodes = episodes
+    adapter.statistics.episodes = episodes
     return why
 
 
-def _layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
-    """Everything that may remember something, by name: the edge, wrappers, environments."""
-    yield "adapter", adapter.tally
-    yield from _chain(adapter.env, "env")
+def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
+    """Everything that may have state, by name: the adapter's statistics, wrappers, environments."""
+    yield "adapter", adapter.statistics
+    yield from _iterate_wrappers(adapter.env, "env")
 
 
-def _chain(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str, Any]]:
+def _iterate_wrappers(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str, Any]]:
+    """An environment, its wrappers and sub-environments, by name."""
     if isinstance(env, AsyncVectorEnv):
-        raise _Unfit("its environments run in other processes")
+        raise _NotCapturable("its environments run in other processes")
     yield f"{name}.{type(env).__name__}", env
     if isinstance(env, gym.Wrapper | VectorWrapper):
-        yield from _chain(env.env, f"{name}.env")
+        yield from _iterate_wrappers(env.env, f"{name}.env")
     elif isinstance(env, SyncVectorEnv):
         for i, one in enumerate(env.envs):
-            yield from _chain(one, f"{name}.{i}")
+            yield from _iterate_wrappers(one, f"{name}.{i}")
 
 
 def _is_mujoco(value: Any, kind: str) -> bool:
-    mujoco: Any = sys.modules.get("mujoco")  # whoever holds an MjData has imported it
+    """Is the value an instance of the MuJoCo class `kind`?"""
+    mujoco: Any = sys.modules.get("mujoco")  # imported if any MjData exists
     return mujoco is not None and isinstance(value, getattr(mujoco, kind))
 
 
-def _fixed(value: Any) -> str | None:
-    """The name of a thing that has no state, else None."""
+def _stateless_name(value: Any) -> str | None:
+    """The name of a value that has no state, else None."""
     if isinstance(value, _FIXED) or _is_mujoco(value, "MjModel"):
         return str(getattr(value, "__qualname__", type(value).__name__))
     return None
 
 
 def _is_plain(value: Any) -> bool:
-    """Is this object nothing but its `__dict__`? (`__reduce_ex__` refuses memory outside of it.)"""
+    """Is `__dict__` all the state of this object? (`__reduce_ex__` shows state outside of it.)"""
     if (
         type(value).__reduce__ is not object.__reduce__
         or type(value).__reduce_ex__ is not object.__reduce_ex__
@@ -165,27 +172,29 @@ def _is_plain(value: Any) -> bool:
     return state is None or state is getattr(value, "__dict__", None)
 
 
-def _kind(value: Any) -> str:
-    """The name of a type, by which a thing is known again."""
+def _type_name(value: Any) -> str:
+    """The full name of a value's type; snapshots store it."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _spaces(space: gym.Space) -> Iterator[gym.Space]:
-    """A space and its parts."""
+def _iterate_spaces(space: gym.Space) -> Iterator[gym.Space]:
+    """A space and, recursively, its parts."""
     yield space
     parts: Any = getattr(space, "spaces", ())
     for part in parts.values() if isinstance(parts, dict) else parts:
-        yield from _spaces(part)
+        yield from _iterate_spaces(part)
 
 
-def _generators(space: gym.Space) -> Iterator[np.random.Generator | None]:
-    """The random generators of a space and its parts; None where nothing was drawn yet."""
-    return (part._np_random for part in _spaces(space))
+def _iterate_generators(space: gym.Space) -> Iterator[np.random.Generator | None]:
+    """The random generators of a space and its parts; None for those that were not used yet."""
+    return (part._np_random for part in _iterate_spaces(space))
 
 
 class _Writer:
-    """Turns attributes into JSON-able data that refers to `arrays` by name. `layers` are written one by one,
-    not where one holds another."""
+    """Turns attributes into JSON-able data that refers to `arrays` by path.
+
+    Layers are written one by one, and not again where one refers to another.
+    """
 
     def __init__(self, layers: dict[str, Any]):
         self.layers = {id(layer) for layer in layers.values()}
@@ -194,6 +203,7 @@ class _Writer:
         self.seen: dict[int, tuple[str, Any]] = {}
 
     def attributes(self, layer: Any, path: str) -> dict[str, Any]:
+        """The attributes of an object, by name."""
         self.seen[id(layer)] = path, layer
         items = getattr(layer, "__dict__", {}).items()
         return {
@@ -203,12 +213,14 @@ class _Writer:
         }
 
     def is_skipped(self, layer: Any, name: str, value: Any) -> bool:
+        """Is this attribute left out: another layer, for rendering only, or a constant?"""
         if name == "envs":
             return id(layer) in self.layers and isinstance(layer, SyncVectorEnv)
         drawing = name in _DRAWING and not isinstance(value, _DATA)
         return drawing or name in _SKIPPED or (name == "env" and id(value) in self.layers)
 
     def value(self, value: Any, path: str) -> Any:
+        """The data of one value: itself, or {kind: content}."""
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, np.str_):
@@ -221,7 +233,7 @@ class _Writer:
         if type(value) is tuple:
             return {"tuple": self.parts(value, path)}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return {"fields": [_kind(value), self.parts(value, path)]}
+            return {"fields": [_type_name(value), self.parts(value, path)]}
         if type(value) in (list, dict, collections.deque):
             first, _ = self.seen.setdefault(id(value), (path, value))
             if first != path:
@@ -233,46 +245,49 @@ class _Writer:
                 "dict": [[self.value(k, f"{path}.k{i}"), self.value(v, f"{path}.{i}")] for i, (k, v) in pairs]
             }
         if isinstance(value, enum.Enum):
-            return {"member": [_kind(value), value.name]}
+            return {"member": [_type_name(value), value.name]}
         if _is_mujoco(value, "MjModel"):
             self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
             return {"model": path}
-        if isinstance(value, gym.Space) and any(draws := [*_generators(value)]):
+        if isinstance(value, gym.Space) and any(draws := [*_iterate_generators(value)]):
             return {"space": [draw and self.value(draw.bit_generator.state, path) for draw in draws]}
-        if (name := _fixed(value)) is not None:
+        if (name := _stateless_name(value)) is not None:
             return {"fixed": name}
         if _is_mujoco(value, "MjData"):
             return {"mujoco": self.mujoco(value, path)}
         if _is_plain(value):
             known = self.seen.get(id(value))
-            return {"same": known[0]} if known else {"thing": [_kind(value), self.attributes(value, path)]}
-        raise _Unfit(f"{path} ({type(value).__name__}) is neither a number nor an array")
+            return (
+                {"same": known[0]} if known else {"thing": [_type_name(value), self.attributes(value, path)]}
+            )
+        raise _NotCapturable(f"{path} ({type(value).__name__}) is neither a number nor an array")
 
     def parts(self, values: Iterable[Any], path: str) -> list[Any]:
+        """The data of several values."""
         return [self.value(part, f"{path}.{i}") for i, part in enumerate(values)]
 
     def array(self, value: np.ndarray | np.generic, path: str) -> dict[str, str]:
-        """A scalar or array; two names of one array stay one, views of a shared memory are refused."""
+        """The data of a scalar or array. One array under two names stays one; views are refused."""
         if value.dtype.kind not in "biufc":
-            raise _Unfit(f"{path} is an array of {value.dtype}")
+            raise _NotCapturable(f"{path} is an array of {value.dtype}")
         if isinstance(value, np.ndarray):
             owner: Any = value
             while isinstance(owner.base, np.ndarray):
                 owner = owner.base
             if owner.base is not None and value.flags.writeable:
-                raise _Unfit(f"{path} is a view of foreign memory")
+                raise _NotCapturable(f"{path} is a view of foreign memory")
             first, seen = self.seen.setdefault(id(owner), (path, value))
             if first != path:
                 if seen is not value:
-                    raise _Unfit(f"{path} and {first} share memory")
+                    raise _NotCapturable(f"{path} and {first} share memory")
                 return {"array": first}
         self.arrays[path] = np.array(value)
         return {("array" if isinstance(value, np.ndarray) else "scalar"): path}
 
     def mujoco(self, data: Any, path: str) -> str:
-        """The integration state (the warm start of the solver belongs to it), and what MuJoCo derived.
+        """Capture MuJoCo's integration state (with the solver's warm start) and the derived quantities.
 
-        An environment may read positions of bodies before it steps, and those are one substep old.
+        An environment may read positions of bodies before it steps, and these are one substep old.
         """
         mujoco: Any = sys.modules["mujoco"]
         state = np.empty(mujoco.mj_stateSize(data.model, mujoco.mjtState.mjSTATE_INTEGRATION))
@@ -284,7 +299,7 @@ class _Writer:
 
 
 def _derived(data: Any) -> dict[str, np.ndarray]:
-    """The fields of `data` whose size does not depend on contacts (those are empty in a new MjData)."""
+    """The array fields of `data` that do not depend on contacts (which are empty in a new MjData)."""
     new = type(data)(data.model)
     fields = {name: getattr(new, name) for name in dir(new) if not name.startswith(("_", "plugin"))}
     return {
@@ -295,7 +310,7 @@ def _derived(data: Any) -> dict[str, np.ndarray]:
 
 
 def _parameters(model: Any) -> dict[str, np.ndarray]:
-    """The numbers of a model: places, masses, friction, gains. Not its shapes and pictures, which are big."""
+    """The numbers of a model: positions, masses, friction, gains; not meshes and textures (large)."""
     shapes = ("_", "mesh_", "hfield_", "tex_", "skin_", "flex_", "key_")
     fields = {name: getattr(model, name) for name in dir(model) if not name.startswith(shapes)}
     return {
@@ -306,21 +321,22 @@ def _parameters(model: Any) -> dict[str, np.ndarray]:
 
 
 class _Reader:
-    """Puts back what `_Writer` wrote."""
+    """Restores what `_Writer` wrote."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
         self.made: dict[str, np.ndarray] = {}
-        self.objects: dict[str, Any] = {}  # by the path of their first name: layers, things, lists
-        self.filled: set[int] = set()  # ids of the things put back
+        self.objects: dict[str, Any] = {}  # layers, objects and lists, by their first path
+        self.filled: set[int] = set()  # ids of the objects that are restored
 
-    def attributes(self, layer: Any, found: dict[str, Any], path: str) -> None:
-        for name, data in found.items():
-            there = vars(layer)  # not setattr: some objects are frozen
-            there[name] = self.value(data, there.get(name), f"{path}.{name}")
+    def attributes(self, layer: Any, saved: dict[str, Any], path: str) -> None:
+        """Set the attributes of an object."""
+        for name, data in saved.items():
+            attributes = vars(layer)  # not setattr: some objects are frozen
+            attributes[name] = self.value(data, attributes.get(name), f"{path}.{name}")
 
     def value(self, data: Any, old: Any, path: str) -> Any:
-        """The value `data` stands for; `old` is what stands there now, and is kept where it is an object."""
+        """The value that `data` describes. `old` is the present value; objects are changed in place."""
         if not isinstance(data, dict):
             return data
         ((kind, content),) = data.items()
@@ -334,7 +350,7 @@ class _Reader:
             return np.str_(content)
         if kind == "same":
             if content not in self.objects:
-                raise _Unfit(f"{path} and {content} are one, in a ring")
+                raise _NotCapturable(f"{path} and {content} are one, in a ring")
             return self.objects[content]
         if kind == "tuple":
             return tuple(self.parts(content, old, path))
@@ -342,22 +358,22 @@ class _Reader:
             self.objects[path] = made = self.container(kind, content, old, path)
             return made
         if old is None:
-            raise _Unfit(f"a {kind} that existed when it was saved does not exist after a reset")
+            raise _NotCapturable(f"a {kind} that existed when it was saved does not exist after a reset")
         if kind in ("thing", "fields", "member"):
-            there, content = content
-            if there != _kind(old):
-                raise _Unfit(f"{path} is a {there} where a reset puts a {_kind(old)}")
+            saved_type, content = content
+            if saved_type != _type_name(old):
+                raise _NotCapturable(f"{path} is a {saved_type} where a reset puts a {_type_name(old)}")
         if kind == "fields":
             return type(old)(*self.parts(content, old, path))
         if kind == "member":
             return getattr(type(old), content)
-        if kind == "fixed" and _fixed(old) != content:
-            raise _Unfit(f"it holds {content} where a reset puts {_fixed(old)}")
+        if kind == "fixed" and _stateless_name(old) != content:
+            raise _NotCapturable(f"it holds {content} where a reset puts {_stateless_name(old)}")
         if kind == "random":
             _RANDOM[type(old)][1](old, self.value(content, None, path))
         elif kind == "thing":
             if id(old) in self.filled:
-                raise _Unfit("two objects that differed when it was saved are one after a reset")
+                raise _NotCapturable("two objects that differed when it was saved are one after a reset")
             self.filled.add(id(old))
             self.objects[path] = old
             self.attributes(old, content, path)
@@ -368,10 +384,11 @@ class _Reader:
         elif kind == "model":
             self.model(old, content)
         elif kind != "fixed":
-            raise _Unfit("an earlier version wrote it in another way")
+            raise _NotCapturable("an earlier version wrote it in another way")
         return old
 
     def container(self, kind: str, content: list[Any], old: Any, path: str) -> Any:
+        """A list, deque or dict."""
         if kind == "list":
             return self.parts(content, old, path)
         if kind == "deque":
@@ -384,6 +401,7 @@ class _Reader:
         }
 
     def parts(self, content: list[Any], old: Any, path: str) -> list[Any]:
+        """Several values; `old` is the present list, tuple or deque."""
         before = list(old) if isinstance(old, list | tuple | collections.deque) else []
         before += [None] * (len(content) - len(before))
         return [
@@ -392,26 +410,29 @@ class _Reader:
         ]
 
     def space(self, space: gym.Space, content: list[Any], path: str) -> None:
-        spaces = [*_spaces(space)]
+        """Set the random generators of a space and its parts."""
+        spaces = [*_iterate_spaces(space)]
         if len(spaces) != len(content):
-            raise _Unfit(f"{path} is another space now")
+            raise _NotCapturable(f"{path} is another space now")
         for part, state in zip(spaces, content, strict=True):
             if state is not None:
                 part.np_random.bit_generator.state = self.value(state, None, path)
 
     def model(self, model: Any, path: str) -> None:
+        """Set the numbers of a MuJoCo model."""
         fields, numbers = _parameters(model).values(), self.arrays[path]
         if sum(field.size for field in fields) != numbers.size:
-            raise _Unfit("it has another MuJoCo model now")
+            raise _NotCapturable("it has another MuJoCo model now")
         ends = np.cumsum([field.size for field in fields])
         for field, part in zip(fields, np.split(numbers, ends[:-1]), strict=True):
             field[...] = part.reshape(field.shape)
 
     def mujoco(self, data: Any, path: str) -> None:
+        """Set MuJoCo's simulation state."""
         mujoco: Any = sys.modules["mujoco"]
         state = self.arrays[f"{path}.state"]
         if len(state) != mujoco.mj_stateSize(data.model, mujoco.mjtState.mjSTATE_INTEGRATION):
-            raise _Unfit("it has another MuJoCo model now")
+            raise _NotCapturable("it has another MuJoCo model now")
         mujoco.mj_setState(data.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         for name, field in _derived(data).items():  # no mj_forward: it would move the warm start
             field[...] = self.arrays[f"{path}.derived.{name}"]

@@ -1,28 +1,100 @@
-"""Spaces at the edge: observations as vectors, actions from [-1, 1]^A to the environment's units."""
+"""Observation spaces as flat vectors, and the map between [-1, 1]^A and an environment's actions."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from jaxtyping import Float
 
 from qscape.errors import UsageError
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionBox:
+    """A bounded box of actions, and the map between it and [-1, 1]^A. Works on numpy and JAX arrays.
+
+    Attributes:
+        centre: (low + high) / 2 in every dimension.
+        half_width: (high - low) / 2.
+        low, high: the bounds, in the environment's units.
+        is_integer: does the environment take whole numbers?
+    """
+
+    centre: Float[np.ndarray, "*rows A"]
+    half_width: Float[np.ndarray, "*rows A"]
+    low: Float[np.ndarray, "*rows A"]
+    high: Float[np.ndarray, "*rows A"]
+    is_integer: bool = False
+
+    @classmethod
+    def from_bounds(
+        cls,
+        low: np.ndarray,
+        high: np.ndarray,
+        dtype: Any = np.float64,
+        is_integer: bool = False,
+        rows: int | None = None,
+    ) -> "ActionBox":
+        """The box of these bounds.
+
+        Args:
+            low, high: bounds of any shape; they are flattened to [A].
+            dtype: of the arithmetic. Centre and half width are computed in float64 and then rounded to it.
+            is_integer: does the environment take whole numbers?
+            rows: repeat the arrays to [rows, A], because broadcasting costs 2 microseconds a step; None: [A].
+        """
+        low, high = (np.asarray(bound, np.float64).ravel() for bound in (low, high))
+        # Written so that bounds of -1 and 1 leave every action unchanged.
+        arrays = (x.astype(dtype) for x in (low / 2 + high / 2, high / 2 - low / 2, low, high))
+        return cls(*(x if rows is None else np.tile(x, (rows, 1)) for x in arrays), is_integer=is_integer)
+
+    @classmethod
+    def from_space(cls, space: spaces.Box, dtype: Any, rows: int | None = None) -> "ActionBox":
+        """The box of a Gymnasium space; arguments as in `from_bounds`."""
+        is_integer = np.issubdtype(space.dtype, np.integer)
+        return cls.from_bounds(space.low, space.high, dtype, is_integer, rows)
+
+    def to_env(self, action: Any) -> Any:
+        """Actions [*b, A] in [-1, 1], in the environment's units, clipped to the bounds.
+
+        Whole numbers, if the environment takes them, but not yet of its dtype.
+        """
+        units = (action * self.half_width + self.centre).clip(self.low, self.high)
+        return units.round() if self.is_integer else units
+
+    def to_unit(self, action: Any) -> Any:
+        """Actions [*b, A] in the environment's units, in [-1, 1]; not clipped."""
+        return (action - self.centre) / self.half_width
+
+
 def is_image(space: spaces.Space) -> bool:
-    """Is an observation a picture of bytes?"""
+    """Is an observation an image, a uint8 Box with at least two axes?"""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
 
 
-def flattening(
+def make_flatten(
     space: spaces.Space, env_id: str, images: bool = False
 ) -> tuple[int, Callable[[Any, int], np.ndarray]]:
-    """S and the function that makes a new float32 `[rows, S]` of `rows` observations; of `images`, where they
-    are allowed, the bytes as they are."""
+    """S, and a function from observations to rows.
+
+    Args:
+        space: of one observation; a Box or a Dict of Boxes.
+        env_id: name of the environment, for errors.
+        images: accept an image; its rows are uint8, all others are float32.
+
+    Returns:
+        The length S of a flat observation, and a function (observations, number of rows) to a new array
+        `[rows, S]`.
+
+    Raises:
+        UsageError: the space is empty, an image that is not accepted, or of another kind.
+    """
     if images and is_image(space):
         size = int(np.prod(space.shape or ()))
         return size, lambda observation, rows: np.array(observation, np.uint8).reshape(rows, size)
-    boxes = leaves(space, (), env_id)
+    boxes = box_leaves(space, (), env_id)
     size = sum(int(np.prod(box.shape)) for _, box in boxes)
     if not size:
         raise UsageError(f"{env_id} has an empty observation: an agent needs at least one number")
@@ -41,15 +113,24 @@ def flattening(
     return size, flatten
 
 
-def leaves(
+def box_leaves(
     space: spaces.Space, path: tuple[str, ...], env_id: str, images: bool = False
 ) -> list[tuple[tuple[str, ...], spaces.Box]]:
-    """The boxes of a space and the keys to them, in the order of `gymnasium.spaces.utils.flatten`; with
-    `images` a single picture is one of them."""
+    """The Boxes of a space with the keys that lead to them, in the order of a flat observation.
+
+    Args:
+        space: a Box or a Dict of Boxes.
+        path: keys that led to `space`; () at the top.
+        env_id: name of the environment, for errors.
+        images: accept a single image.
+
+    Raises:
+        UsageError: a part of the space is no Box, or an image that is not accepted.
+    """
     if images and isinstance(space, spaces.Box):
         return [(path, space)]
     if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, (*path, key), env_id)]
+        return [leaf for key, part in space.spaces.items() for leaf in box_leaves(part, (*path, key), env_id)]
     where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
     if not isinstance(space, spaces.Box):
         raise UsageError(
@@ -65,15 +146,28 @@ def leaves(
     return [(path, space)]
 
 
-def action_map(
-    space: spaces.Space, envs: int, unwrapped: Any, env_id: str, by_index: bool = False
+def make_action_map(
+    space: spaces.Space, envs: int, unwrapped: Any, env_id: str, index_actions: bool = False
 ) -> tuple[int, np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """A, the table of a discrete set (or None), and the map from `[E, A]` in [-1, 1] to real actions.
+    """The action size, the action table, and the map from the agent's actions to the environment's.
 
-    `by_index`: a discrete action is its index, `[E, 1]`, whether or not there is a table.
+    Args:
+        space: of one environment's action.
+        envs: E, the number of rows that the map takes.
+        unwrapped: the environment itself; its `action_table` [N, d], if it has one, represents its discrete
+            actions.
+        env_id: name of the environment, for errors.
+        index_actions: pass a discrete action by its index, `[E, 1]`, even if there is a table.
+
+    Returns:
+        A; the table `[N, A]` scaled to [-1, 1], or None; and the map from `[E, A]` to the environment's
+        actions.
+
+    Raises:
+        UsageError: the space is no bounded Box and no Discrete set with a valid table.
     """
     table = getattr(unwrapped, "action_table", None)
-    if isinstance(space, spaces.Discrete) and by_index:
+    if isinstance(space, spaces.Discrete) and index_actions:
         return 1, None, lambda action: np.rint(action[:, 0]).astype(space.dtype) + space.start
     if isinstance(space, spaces.Discrete) and table is not None:
         try:
@@ -82,13 +176,13 @@ def action_map(
             raise UsageError(
                 f"{env_id}: action_table is no array [{space.n}, d] of numbers: {problem}"
             ) from problem
-        return _table_map(space, numbers, env_id)
+        return _make_table_map(space, numbers, env_id)
     if not isinstance(space, spaces.Box):
         raise UsageError(
             f"{env_id} has {type(space).__name__} actions: "
             + (
                 "on-policy agents take a bounded Box or Discrete"
-                if by_index
+                if index_actions
                 else "off-policy agents take a bounded Box, or Discrete where the environment publishes an "
                 "attribute `action_table` [N, d], a row per action; on-policy ones (ppo) take any Discrete"
             )
@@ -100,53 +194,46 @@ def action_map(
         what = f"dimension {unbounded[0]} of the action is unbounded" if low.size else "the action is empty"
         raise UsageError(
             f"{env_id}: {what}; give it bounds with gymnasium.wrappers.TransformAction(env, lambda a: a, "
-            "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: the edge clips"
+            "Box(low, high)), or leave gymnasium.wrappers.ClipAction out: qscape clips actions"
         )
-    # Written so that bounds of -1 and 1 leave every action as it is; rows of the full shape, because
-    # broadcasting them costs 2 microseconds a step.
-    dtype = np.float32 if space.dtype == np.float32 else np.float64
-    centre, scale, lowest, highest = (
-        np.tile(row.astype(dtype), (envs, 1)) for row in (low / 2 + high / 2, high / 2 - low / 2, low, high)
-    )
-    whole = np.issubdtype(space.dtype, np.integer)
+    box = ActionBox.from_space(space, np.float32 if space.dtype == np.float32 else np.float64, envs)
 
     def to_env(action: np.ndarray) -> np.ndarray:
-        units = (action * scale + centre).clip(lowest, highest)
-        return (np.rint(units) if whole else units).astype(space.dtype, copy=False).reshape(shape)
+        return box.to_env(action).astype(space.dtype, copy=False).reshape(shape)
 
     return low.size, None, to_env
 
 
 def fingerprint(table: np.ndarray | None) -> list[float]:
-    """Numbers [d] that are others for another table, whatever the last digits: Σ_n cos(n) R_n / √N."""
+    """d numbers that identify an action table [N, d] up to rounding: Σ_n cos(n) R_n / √N; [] for None."""
     if table is None:
         return []
     return (np.cos(np.arange(1, len(table) + 1)) @ table / len(table) ** 0.5).tolist()
 
 
 def refuse_other_table(env_id: str, known: Sequence[float] | None, table: np.ndarray | None) -> None:
-    """Refuse a copy of an environment with another table than the one of this fingerprint (None: not known).
+    """Refuse an environment whose table differs from the one of fingerprint `known`; None: do not compare.
 
     Raises:
-        UsageError: the same action would mean two things.
+        UsageError: the tables differ, so the same action would mean two things.
     """
     own = fingerprint(table)
     if known is not None and (len(known) != len(own) or not np.allclose(known, own, rtol=0, atol=1e-3)):
-        raise UsageError(other_table(env_id))
+        raise UsageError(describe_other_table(env_id))
 
 
-def other_table(env_id: str) -> str:
-    """What is wrong with an environment whose copies have tables of their own."""
+def describe_other_table(env_id: str) -> str:
+    """The error for an environment whose copies have different action tables."""
     return (
         f"{env_id}: action_table differs between copies of the environment (training, evaluation, the run "
         "that was saved), and an action would mean two things; draw it from a fixed seed"
     )
 
 
-def _table_map(
+def _make_table_map(
     space: spaces.Discrete, table: np.ndarray, env_id: str
 ) -> tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """The table scaled to [-1, 1] per dimension, and the index of the nearest row (the lowest of equals)."""
+    """d, the table scaled to [-1, 1] per dimension, and the map from rows to the index of the nearest row."""
     if table.ndim != 2 or len(table) != space.n or not table.size:
         raise UsageError(f"{env_id}: action_table is {table.shape}, it has to be [{space.n}, d]")
     if not np.isfinite(table).all():
@@ -154,25 +241,25 @@ def _table_map(
     low, span = table.min(0), np.ptp(table, axis=0)
     varies = span > 0
     scaled = np.where(varies, 2 * (table - low) / np.where(varies, span, 1) - 1, 0).astype(np.float32)
-    scaled += 0.0  # makes 0.0 of -0.0, whose bits differ
-    prints = _fingerprints(scaled)
-    order = np.argsort(prints)
-    sorted_prints = prints[order]
-    if (np.diff(sorted_prints) == 0).any() and len(np.unique(scaled, axis=0)) < len(scaled):
+    scaled += 0.0  # turns -0.0 into 0.0, whose bits differ
+    hashes = _hash_rows(scaled)
+    order = np.argsort(hashes)
+    sorted_hashes = hashes[order]
+    if (np.diff(sorted_hashes) == 0).any() and len(np.unique(scaled, axis=0)) < len(scaled):
         raise UsageError(f"{env_id}: two rows of action_table are equal, an action could never be chosen")
 
     def to_env(action: np.ndarray) -> np.ndarray:
-        # Agents say rows of the table to the bit: these are found in log N. Anything else is searched for.
+        # Agents pass rows of the table to the bit: a hash finds these in log N. All others are searched for.
         rows = np.asarray(action, np.float32)
-        found = order[np.searchsorted(sorted_prints, _fingerprints(rows)).clip(max=len(order) - 1)]
-        for i in np.flatnonzero((scaled[found] != rows).any(1)):
-            found[i] = np.square(scaled - rows[i]).sum(1).argmin()
-        return found.astype(space.dtype) + space.start
+        index = order[np.searchsorted(sorted_hashes, _hash_rows(rows)).clip(max=len(order) - 1)]
+        for i in np.flatnonzero((scaled[index] != rows).any(1)):
+            index[i] = np.square(scaled - rows[i]).sum(1).argmin()
+        return index.astype(space.dtype) + space.start
 
     return table.shape[1], scaled, to_env
 
 
-def _fingerprints(rows: np.ndarray) -> np.ndarray:
-    """A number for each float32 row, from its bits; hardly ever the same for two of them."""
+def _hash_rows(rows: np.ndarray) -> np.ndarray:
+    """A hash of the bits of each float32 row."""
     weights = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], np.uint64)
     return (np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64) * weights).sum(1)

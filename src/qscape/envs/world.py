@@ -1,4 +1,4 @@
-"""E copies of a JAX-native environment side by side, as training inside one compiled program steps them."""
+"""E copies of a `JaxEnv` side by side, as training inside one compiled program steps them."""
 
 from functools import partial
 from typing import NamedTuple
@@ -7,12 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qscape.envs.native import Native, Outcome, step_autoreset
+from qscape.envs.native import JaxEnv, Outcome, step_autoreset
 from qscape.types import Key, Scalar, stream
 
 
 class World(NamedTuple):
-    """E environments: their states, what is acted on next, and their episodes so far."""
+    """The state of E environments and of their current episodes.
+
+    Attributes:
+        state: the environments' states, with a leading axis E.
+        observation: what the agent acts on next.
+        ret: undiscounted return of the current episode so far.
+        length: steps of the current episode so far; 0 if the next action starts it.
+    """
 
     state: PyTree
     observation: Float[Array, "E S"]
@@ -20,41 +27,52 @@ class World(NamedTuple):
     length: Int[Array, " E"]
 
 
-class Ended(NamedTuple):
-    """The episodes that ended; where `over` is False, the one that goes on."""
+class EpisodeEnds(NamedTuple):
+    """Which episodes ended in a step (or in T steps), and their statistics.
 
-    over: Bool[Array, "*T E"]
+    Attributes:
+        done: did the episode end in this step?
+        ret: undiscounted return of the episode up to this step.
+        length: steps of the episode up to this step.
+    """
+
+    done: Bool[Array, "*T E"]
     ret: Float[Array, "*T E"]
     length: Int[Array, "*T E"]
 
-    def number(self) -> Int[Array, ""]:
-        """How many these are."""
-        return self.over.sum()
+    def num_episodes(self) -> Int[Array, ""]:
+        """The number of episodes that ended."""
+        return self.done.sum()
 
-    def mean(self) -> Scalar:
-        """Their mean return; NaN where none ended."""
-        return jnp.where(self.over, self.ret, 0.0).sum() / self.number()
+    def mean_return(self) -> Scalar:
+        """Mean return of the episodes that ended; NaN if none did."""
+        return jnp.where(self.done, self.ret, 0.0).sum() / self.num_episodes()
 
 
-def begin(env: Native, envs: int, key: Key) -> World:
-    """New episodes in E environments."""
+def reset_world(env: JaxEnv, envs: int, key: Key) -> World:
+    """Start an episode in each of `envs` environments."""
     state, observation = jax.vmap(env.reset)(jax.random.split(key, envs))
     return World(state, observation, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
 
 
-def advance(
-    env: Native, world: World, action: Array, env_steps: Int[Array, ""], key: Key
-) -> tuple[World, Outcome, Ended]:
-    """One step of each, and a new episode where it ended the old one.
+def step_world(
+    env: JaxEnv, world: World, action: Array, env_steps: Int[Array, ""], key: Key
+) -> tuple[World, Outcome, EpisodeEnds]:
+    """Step E environments; those whose episode ended start a new one (same-step autoreset).
 
     Args:
-        action: [E, ...], as the environment takes it.
-        env_steps: made so far; the step's random numbers are made of it.
-        key: the run's key.
+        env: the environment.
+        world: the state of its E copies.
+        action: `[E, ...]`, in the environment's units.
+        env_steps: environment steps made so far; folded into the key.
+        key: the run's key, which never changes.
+
+    Returns:
+        The new world, the outcomes (with the true successors), and which episodes ended.
     """
     keys = jax.random.split(stream(jax.random.fold_in(key, env_steps), "world.step"), len(world.length))
     state, observation, outcome = jax.vmap(partial(step_autoreset, env))(world.state, action, keys)
-    over = outcome.terminated | outcome.truncated
-    ended = Ended(over, world.ret + outcome.reward, world.length + 1)
-    world = World(state, observation, jnp.where(over, 0.0, ended.ret), jnp.where(over, 0, ended.length))
+    done = outcome.terminated | outcome.truncated
+    ended = EpisodeEnds(done, world.ret + outcome.reward, world.length + 1)
+    world = World(state, observation, jnp.where(done, 0.0, ended.ret), jnp.where(done, 0, ended.length))
     return world, outcome, ended

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from qscape.data import RECORDED, read
 from qscape.envs import EnvAdapter
+from qscape.envs.spaces import ActionBox
 from qscape.errors import RunError, UsageError
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
@@ -154,18 +155,13 @@ def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
         return lambda action: search.nearest(action)[:, 0] + start
     if not isinstance(space, gym.spaces.Box):  # the action is an index already
         return lambda action: jnp.round(action[:, 0]).astype(jnp.int32) + start
-    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
-    centre, scale, low, high = (
-        x.astype(np.float32) for x in (low / 2 + high / 2, high / 2 - low / 2, low, high)
-    )
-    whole = np.issubdtype(space.dtype, np.integer)
+    box = ActionBox.from_space(space, np.float32)
 
-    def scaled(action: Array) -> Array:
-        units = jnp.clip(action * scale + centre, low, high)
-        units = jnp.round(units).astype(jnp.int32) if whole else units
-        return units.reshape(-1, *space.shape)
+    def to_env(action: Array) -> Array:
+        units = box.to_env(action)
+        return (units.astype(jnp.int32) if box.is_integer else units).reshape(-1, *space.shape)
 
-    return scaled
+    return to_env
 
 
 def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from qscape.envs.native import native_of
+from qscape.envs.native import find_jax_env
 from qscape.errors import RunError, UsageError
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.onpolicy.agent import Agent
@@ -52,7 +52,7 @@ class CollapseProbe:
         """Raises UsageError: the agent has no action layer over discrete actions."""
         require_action_layer(agent)
         self.agent = agent
-        self.look = jax.jit(agent.look)
+        self.look = jax.jit(agent.get_distribution)
 
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
         seen = np.concatenate([r.observation for r in evaluation.rollouts])[:STATES]
@@ -83,19 +83,19 @@ def measure_policy(
         agent: an on-policy agent with discrete actions.
         acting: its acting state.
         states: where to measure.
-        look: `jax.jit(agent.look)`, to compile it once for several calls; None to compile it here.
+        look: `jax.jit(agent.get_distribution)`, to compile it once for several calls; None: compile it here.
 
     Returns:
         The metrics, the features [N, d], the labels [N] and the action layer [K, d].
     """
-    look, all_ = look or jax.jit(agent.look), states.observation
+    look, all_ = look or jax.jit(agent.get_distribution), states.observation
     parts = [look(acting, all_[i : i + AT_A_TIME]) for i in range(0, len(all_), AT_A_TIME)]
     dist = jax.tree.map(lambda *part: np.concatenate(part), *parts)
     labels = states.optimal
     if labels is None:  # the trained policy stands in for the optimal one
         labels = np.asarray(dist.mode())[:, 0].astype(int)
     own = acting.part_states.get(agent.head.name)
-    features, w = np.asarray(dist.features), np.asarray(agent.head.layer(acting.networks.head, own))
+    features, w = np.asarray(dist.features), np.asarray(agent.head.action_layer(acting.networks.head, own))
     return action_collapse(features, labels, w), features, labels, w
 
 
@@ -106,7 +106,7 @@ def collect_states(trained: TrainedAgent, count: int = STATES, seed: int = SEED)
     gives the first `count` states of evaluation rollouts, or fewer if `count` episodes have fewer states.
     """
     adapter = trained.make(seed=seed)
-    native: Any = native_of(adapter.env) if isinstance(adapter.env, gym.Env) else None
+    native: Any = find_jax_env(adapter.env) if isinstance(adapter.env, gym.Env) else None
     adapter.close()
     if native is not None and hasattr(native, "optimal_q"):
         q = native.optimal_q(trained.agent.base.discount)
@@ -142,7 +142,7 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
         raise UsageError(f"--states is {count}; it must be at least 1.")
     last = load_trained_agent(folder)
     require_action_layer(last.agent)
-    look, history = jax.jit(last.agent.look), []
+    look, history = jax.jit(last.agent.get_distribution), []
     features = labels = w = states = None
     for step, trained in _load_saves(last, Path(folder)):
         states = collect_states(trained, count, seed)
@@ -169,7 +169,7 @@ def _load_saves(last: TrainedAgent, folder: Path):
     place = folder / "saves"
     for name in saves.names(place):
         trees, meta = saves.read(place / name, {"acting": last.acting})
-        last.agent.check(trees["acting"].part_states)
+        last.agent.check_part_states(trees["acting"].part_states)
         yield meta["numbers"]["env_steps"], dataclasses.replace(last, acting=trees["acting"])
 
 

@@ -18,7 +18,7 @@ from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.methods.savgo import SAVGO, WeightedCandidates
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
-from qscape.ops.landscape import principal
+from qscape.ops.landscape import principal_axes
 from qscape.ops.ranking import rank_correlation
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout
@@ -183,7 +183,7 @@ def summarise_state(seen: Any, n: int) -> dict[str, Any]:
         n: number of leading pairs that belong to other states.
     """
     z = seen.embedding[n:].astype(float)
-    axes, centre = principal(z, 2), z.mean(0)
+    axes, centre = principal_axes(z, 2), z.mean(0)
     variance = np.square((z - centre) @ axes.T).mean(0) / np.square(z - centre).sum(1).mean()
 
     def at(points: np.ndarray) -> list[list[float]]:

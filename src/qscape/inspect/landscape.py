@@ -229,7 +229,9 @@ class SurveyedState(NamedTuple):
         at = plane.at(np.stack(np.meshgrid(*grid, indexing="ij"), -1))
         inside = (np.abs(at) <= 1 + 1e-6).all(-1)
         q = np.where(inside, self.surveyor.q(self.acting, self.obs, at.clip(-1, 1)), np.nan)
-        peaks = ops.peaks(q.ravel(), ops.grid_edges(q.shape)).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
+        peaks = ops.find_peaks(q.ravel(), ops.grid_edges(q.shape)).above(
+            ops.prominence_threshold(np.nanmin(q), np.nanmax(q))
+        )
         where = [axis[i] for axis, i in zip(grid, np.unravel_index(peaks.node, q.shape), strict=True)]
         return Landscape(
             self.title, self.place, "line" if d == 1 else "plane", plane, tuple(grid), q, self.arrows(plane),
@@ -252,11 +254,15 @@ class SurveyedState(NamedTuple):
         rows = np.asarray(self.surveyor.table)
         d = min(2, rows.shape[1])
         names = tuple(f"principal component {k + 1} of the table" for k in range(d))
-        plane = ops.Plane(rows.mean(0), ops.principal(rows, d), names)
+        plane = ops.Plane(rows.mean(0), ops.principal_axes(rows, d), names)
         q, grid = self.surveyor.q(self.acting, self.obs, rows), plane.coordinates(rows)
         edges = self.surveyor.edges
         none = ops.Peaks(np.zeros(0, int), np.zeros(0))
-        peaks = none if edges is None else ops.peaks(q, edges).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
+        peaks = (
+            none
+            if edges is None
+            else ops.find_peaks(q, edges).above(ops.prominence_threshold(np.nanmin(q), np.nanmax(q)))
+        )
         return Landscape(
             self.title, self.place, "table", plane, tuple(grid.T), q, np.zeros((0, 4)),
             grid[peaks.node], q[peaks.node], peaks.prominence, self.survey, self.surrogates(q, rows),
@@ -264,7 +270,7 @@ class SurveyedState(NamedTuple):
 
     def surrogates(self, q: np.ndarray, at: Float[np.ndarray, "... A"]) -> tuple[Surrogate, ...]:
         """Compute SAVO's surrogates at actions where Q is `q`; NaN where `q` is NaN."""
-        floors = ops.floors(self.survey.proposals_q)[0, : self.surveyor.order].tolist()
+        floors = ops.proposal_floors(self.survey.proposals_q)[0, : self.surveyor.order].tolist()
         learned = self.surveyor.learned(self.acting, self.obs, self.survey.proposals[0], at)
         shown = [np.where(np.isnan(q), np.nan, psi) for psi in learned] or [None] * len(floors)
         return tuple(Surrogate(x, np.maximum(q, x), psi) for x, psi in zip(floors, shown, strict=True))

@@ -53,15 +53,15 @@ def make_plane(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"
     size = len(action)
     plane = plane or ("0" if size == 1 else "0,1" if size == 2 else "proposals")
     if plane == "pca":
-        axes = ops.principal(np.asarray(taken), 2)
+        axes = ops.principal_axes(np.asarray(taken), 2)
         return ops.Plane(action, axes, tuple(f"principal component {k} of the actions" for k in (1, 2)))
     if plane == "random":
-        axes = ops.spanned(np.random.default_rng(0).normal(size=(3, size)), 2)
+        axes = ops.span_axes(np.random.default_rng(0).normal(size=(3, size)), 2)
         return ops.Plane(action, axes, ("random direction 1", "random direction 2"))
     if plane == "proposals":
         points = np.concatenate([survey.proposals[0], survey.best])
         names = ("from the first proposal to the next", "at a right angle to it")
-        return ops.Plane(points[0], ops.spanned(points, 2), names)
+        return ops.Plane(points[0], ops.span_axes(points, 2), names)
     dims = [int(d) for d in plane.split(",")]
     origin = action.copy()
     origin[dims] = 0.0

@@ -146,8 +146,10 @@ class Surveyor:
         measured = self._measure_jit(acting, np.asarray(obs, np.float32), self.points)
         fields, (candidates, *learned) = jax.tree.map(np.asarray, measured)
         ranges = list(zip(candidates.low, fields["best_q"], strict=True))
-        least = [[ops.ripple(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges]
-        floors = ops.floors(fields["proposals_q"])[:, : self.order]
+        least = [
+            [ops.prominence_threshold(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges
+        ]
+        floors = ops.proposal_floors(fields["proposals_q"])[:, : self.order]
         [optima] = self._count_optima([candidates], least)
         exact = self._count_optima([candidates.flattened_below(floor) for floor in floors.T], least)
         fitted = self._count_optima(learned, least)
@@ -237,7 +239,7 @@ class Surveyor:
         """Run gradient ascent from the highest points and the agent's actions: end points and values."""
         scattered = points[: SCATTERED if self.edges is None else 0]
         start = jnp.concatenate([agent_actions, points[jax.lax.top_k(values, CLIMBERS)[1]], scattered])
-        return ops.ascend(function, start)
+        return ops.ascend_gradient(function, start)
 
     def _collect_candidates(
         self, function: ActionValue, values: Array, ends: tuple[Array, Array] | None
@@ -259,10 +261,10 @@ class Surveyor:
         for g, candidates in enumerate(candidate_sets):
             for n, (values, heights, saddles, low) in enumerate(zip(*candidates, strict=True)):
                 if self.edges is not None:
-                    prominence = ops.peaks(values, self.edges).prominence
+                    prominence = ops.find_peaks(values, self.edges).prominence
                 else:
                     pairs = np.stack(np.triu_indices(len(heights), 1), 1)
-                    prominence = ops.prominences(heights, np.full(len(heights), low), pairs, saddles)
+                    prominence = ops.find_prominences(heights, np.full(len(heights), low), pairs, saddles)
                 counts[g, n] = [(prominence > x).sum() for x in least[n]]
         return counts
 

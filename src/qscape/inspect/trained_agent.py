@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
+from qscape.envs.spaces import ActionBox
 from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.sockets import PartState, bind_critics
@@ -170,7 +171,7 @@ def load_trained_agent(folder: Path | str, current: bool = False) -> TrainedAgen
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
         args = {**record["env_args"], **more}
-        return make_adapter(record["env"], envs, args, seed=seed, by_index=agent.by_index)
+        return make_adapter(record["env"], envs, args, seed=seed, index_actions=agent.index_actions)
 
     return TrainedAgent(str(folder), agent, loaded.acting, make, loaded.step, loaded.policy, record)
 
@@ -216,7 +217,7 @@ def make_trained_agent(
     """
 
     def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
-        return make_adapter(env, envs, {**env_args, **more}, seed=seed, by_index=agent.by_index)
+        return make_adapter(env, envs, {**env_args, **more}, seed=seed, index_actions=agent.index_actions)
 
     if agent.spec is None:
         adapter = make()
@@ -253,5 +254,4 @@ def to_env_units(agent: Any, action: Float[np.ndarray, "n A"]) -> Float[np.ndarr
     low, high = agent.task.low, agent.task.high
     if low is None or high is None:
         return np.asarray(action, float)
-    low, high = low.astype(float), high.astype(float)
-    return low + (np.clip(action, -1, 1).astype(float) + 1) / 2 * (high - low)
+    return ActionBox.from_bounds(low, high).to_env(np.asarray(action, float))

@@ -36,4 +36,4 @@ def valid_intervals(plane: ops.Plane, balls: Balls | None) -> Float[np.ndarray, 
     """Compute the valid intervals of a line; empty for a plane and if every action is valid."""
     if balls is None or len(plane.axes) > 1:
         return np.zeros((0, 2))
-    return ops.inside_balls(plane, *balls)
+    return ops.intersect_balls(plane, *balls)

@@ -94,7 +94,7 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
     length.
     """
     start = time.perf_counter()
-    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, by_index=True)
+    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, index_actions=True)
     trainer = RolloutTrainer(plan, agent, adapter)
 
     def rollout() -> list[float]:

@@ -84,9 +84,9 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
     entries = [_agent(source, path) for path in _entries_of_budget(source, "agents", budget)]
-    by_index = any(agent(entry.fields["recipe"]).by_index for entry in entries)
+    index_actions = any(agent(entry.fields["recipe"]).index_actions for entry in entries)
     paths = _entries_of_budget(source, "environments", budget)
-    environments = [_environment(source, path, by_index) for path in paths]
+    environments = [_environment(source, path, index_actions) for path in paths]
     numbers, seeds = budgets[budget]
     groups: dict[Path, tuple[Plan, Entry, Entry]] = {}
     for environment in environments:
@@ -181,13 +181,13 @@ def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]
         raise source.error((*path, *filter(None, place)), str(problem)) from problem
 
 
-def _environment(source: Source, path: Where, by_index: bool) -> Entry:
+def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
     source.table(path, ENVIRONMENT_KEYS)
     env, args = source.get((*path, "id"), str), source.get((*path, "args"), dict, {})
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
-        make_adapter(env, env_args=args, by_index=by_index).close()
+        make_adapter(env, env_args=args, index_actions=index_actions).close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"
         raise source.error((*path, where), str(problem)) from problem

@@ -109,7 +109,7 @@ class Trial:
     def judged_by(self) -> tuple[str, int]:
         """The policy whose evaluations count, and the first step that counts (after the warm-up)."""
         _, agent, _ = prepare(self.plan(0))
-        field, wait = agent.base.waits()
+        field, wait = agent.base.find_learning_start()
         keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps_best_policy
         # On-policy the first update precedes the evaluation at that step; off-policy it follows the warm-up.
         return "kept" if keeps else "current", wait if field == "rollout" else wait + 1

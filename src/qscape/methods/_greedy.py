@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.sockets import Context, PolicyLoss
 from qscape.types import Dist, Key, QFn, Scalar, setting
 
@@ -52,7 +52,7 @@ class BestDraws(PolicyLoss):
         self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
     ) -> Float[Array, "k B A"]:
         """Returns the samples of greatest Q_1, best first; unsnapped actions if actions are discrete."""
-        draw = raw(proposer)
+        draw = unsnap(proposer)
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
         value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn))
@@ -61,7 +61,7 @@ class BestDraws(PolicyLoss):
 
     def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
         """Returns −mean log π̃(a*|s) − α H(π̃); the entropy's gradient is one sample's score function."""
-        policy = raw(proposer)
+        policy = unsnap(proposer)
         log_prob = policy.log_prob(jax.lax.stop_gradient(policy.sample(key)[0]))
         entropy = -(log_prob * jax.lax.stop_gradient(log_prob)).mean()
         return -policy.log_prob(best).mean() - self.entropy * entropy

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.plain import explain_untrained_spread
 from qscape.offpolicy.sockets import Composition, Context, PartState, PolicyLoss, Regulariser, combine_heads
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
@@ -21,7 +21,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 def clone_distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
     """Returns π(s) [B, A] and the mean of (π(s) − a)² over batch and dimensions."""
-    action = raw(policy(batch.observation)).mode()
+    action = unsnap(policy(batch.observation)).mode()
     return action, jnp.square(action - batch.action).mean()
 
 

@@ -1,4 +1,4 @@
-"""A cosine action layer: directions are learned, lengths do not matter."""
+"""A cosine action layer: logits depend on the angle between features and rows, not on their lengths."""
 
 import dataclasses
 import math
@@ -12,13 +12,13 @@ from qscape.errors import UsageError
 from qscape.nets.distributions import Categorical
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.base import Base
-from qscape.onpolicy.heads import Branch, DiscreteHead
+from qscape.onpolicy.heads import DiscreteHead, HeadParams
 from qscape.ops.bounds import safe_norm
 from qscape.types import Key, Spec, setting
 
 
 class Directions(NamedTuple):
-    """Rows v_k of the action layer, and log s where it is learned."""
+    """Trained parameters of the layer: rows v_k `[K, d]`, and log s `[]` (None if the scale is fixed)."""
 
     rows: Array
     log_scale: Array | None
@@ -26,32 +26,38 @@ class Directions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(DiscreteHead):
-    """Logits are s cos(h, v_k): learned directions, and a scale that is fixed or learned."""
+    """Logits s cos(h, v_k) with trained rows v_k; the scale s is fixed or trained."""
 
     name: ClassVar[str] = "cosine"
     bound: Literal["none", "ball", "sphere", "l2"] = setting(
-        "none", "What holds the features' length: a ball, a sphere, an L2 term in the loss, or nothing."
+        "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
     )
-    scale: float = setting(5.0, "s: the greatest logit.", tune=(1.0, 20.0, "log"))
-    learned_scale: bool = setting(False, "Learn log s.")
+    scale: float = setting(
+        5.0,
+        "Scale s, the largest possible logit (its initial value if it is trained).",
+        tune=(1.0, 20.0, "log"),
+    )
+    learned_scale: bool = setting(False, "Train log s.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.scale < math.inf:
             raise UsageError(f"cosine.scale is {self.scale}; it must be above 0.")
 
-    def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[Branch, None]:
+    def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)
-        rows = orthogonal_linear(k_layer, self.features_in(width), spec.choices or 0, 1.0).weight
+        rows = orthogonal_linear(k_layer, self.feature_width(width), spec.choices or 0, 1.0).weight
         log_scale = jnp.array(math.log(self.scale)) if self.learned_scale else None
-        return Branch(self.projection(k_projector, width), Directions(rows, log_scale)), None
+        return HeadParams(self.init_projector(k_projector, width), Directions(rows, log_scale)), None
 
-    def dist(self, learned: Branch, fixed: PyTree, features: Array) -> tuple[Categorical, Array | None]:
-        h, penalty = self.branch(learned.projector, features)
-        rows, log_scale = learned.layer
+    def distribution(
+        self, params: HeadParams, fixed_layer: PyTree, features: Array
+    ) -> tuple[Categorical, Array | None]:
+        h, penalty = self.project_features(params.projector, features)
+        rows, log_scale = params.layer
         scale = self.scale if log_scale is None else jnp.exp(log_scale)
         cosines = (h / safe_norm(h, 1e-6)) @ (rows / safe_norm(rows, 1e-6)).T
         return Categorical(h, scale * cosines), penalty
 
-    def layer(self, learned: Branch, fixed: PyTree) -> Array:
-        return jax.lax.stop_gradient(learned.layer.rows)
+    def action_layer(self, params: HeadParams, fixed_layer: PyTree) -> Array:
+        return jax.lax.stop_gradient(params.layer.rows)

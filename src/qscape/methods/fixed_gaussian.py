@@ -1,4 +1,4 @@
-"""A fixed action layer without structure: what an ETF has to be compared with."""
+"""A fixed random action layer, the baseline for `etf`."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,9 +12,9 @@ from qscape.ops.etf import gaussian_rows
 
 @dataclasses.dataclass(frozen=True)
 class FixedGaussian(FixedHead):
-    """The action layer has random normal rows of one length, never trained."""
+    """The action layer has Gaussian rows, scaled to squared length E_W, and is never trained."""
 
     name: ClassVar[str] = "fixed_gaussian"
 
-    def draw(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
+    def draw_layer(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
         return gaussian_rows(rng, actions, width, self.energy)

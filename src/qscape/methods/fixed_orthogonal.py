@@ -12,22 +12,23 @@ from qscape.ops.etf import haar_frame
 
 @dataclasses.dataclass(frozen=True)
 class FixedOrthogonal(FixedHead):
-    """The action layer has orthogonal rows of one length, never trained.
+    """The action layer has random orthogonal rows of squared length E_W and is never trained.
 
-    Softmax sees rows less their mean, and those of orthogonal rows are a simplex ETF of squared length
-    E_W (K - 1) / K: with energy K / (K - 1) this head equals an ETF of energy 1, up to its orientation.
+    Softmax does not change if the mean row is subtracted from every row. Orthogonal rows less their mean are
+    a simplex ETF of squared length E_W (K - 1) / K. So this head with energy K / (K - 1) equals `etf` with
+    energy 1, up to rotation. Needs d ≥ K features.
     """
 
     name: ClassVar[str] = "fixed_orthogonal"
 
-    def draw(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
+    def draw_layer(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
         return np.sqrt(self.energy) * haar_frame(rng, width, actions).T
 
-    def least(self, actions: int) -> int:
+    def min_features(self, actions: int) -> int:
         return actions
 
-    def damage(self, fixed: Array) -> str | None:
-        w = np.asarray(fixed, np.float64)
+    def explain_damage(self, fixed_layer: Array) -> str | None:
+        w = np.asarray(fixed_layer, np.float64)
         if np.allclose(w @ w.T, self.energy * np.eye(len(w)), atol=1e-4 * self.energy):
             return None
         return f"the rows of its fixed action layer are not orthogonal with squared length {self.energy}"

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from qscape.methods._greedy import BestDraws
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
@@ -59,7 +59,7 @@ class GreedyAC(BestDraws):
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
         proposer = context.bind(actor_params)(obs)
         best = self.best_draws(proposer, q, context, obs, k_draw)
-        fit = -raw(policy(obs)).log_prob(best).mean()
+        fit = -unsnap(policy(obs)).log_prob(best).mean()
         proposal_loss = self.proposal_loss(proposer, best, k_entropy)
         return fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
 

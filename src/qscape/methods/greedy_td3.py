@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.methods._greedy import BestDraws
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import make_action_head
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
@@ -50,7 +50,7 @@ class GreedyTD3(BestDraws):
     ) -> tuple[Scalar, Metrics]:
         """Returns mean |μ(s) − a*|² plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
-        proposer, action = context.bind(actor_params)(obs), raw(policy(obs)).mode()
+        proposer, action = context.bind(actor_params)(obs), unsnap(policy(obs)).mode()
         best = self.best_draws(proposer, q, context, obs, k_draw)
         fit = jnp.square(action - best).sum(-1).mean()
         proposal_loss = self.proposal_loss(proposer, best, k_entropy)

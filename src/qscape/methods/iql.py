@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import MLP
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, Nets, PartState, PolicyLoss
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
@@ -83,7 +83,7 @@ class IQL(PolicyLoss):
         """Returns −exp(β (min Q̄(s, a) − V(s))) log π(a | s), with a bounded weight (Eq. 7)."""
         advantage = _min_target_q(context, batch) - state.params(batch.observation)[..., 0]
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
-        dist = raw(policy(batch.observation))
+        dist = unsnap(policy(batch.observation))
         if context.base.head == "gaussian":
             distance = -dist.log_prob(batch.action)
         else:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from qscape.errors import UsageError
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Deterministic, Projected
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
@@ -54,7 +54,7 @@ class Joint(ProposalSelector):
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
         dist = context.bind(actor)(obs)
-        actions = jnp.split(raw(dist).mode(), self.list_length, -1)
+        actions = jnp.split(unsnap(dist).mode(), self.list_length, -1)
         return [Point(dist.features, context.snap(action)) for action in actions]
 
     def actor_objectives(

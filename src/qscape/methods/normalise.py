@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.offpolicy.sockets import Normaliser, PartState
-from qscape.ops.running import merge, moments, see, standardise
+from qscape.ops.running import add_batch, add_rows, init_moments, standardise
 from qscape.types import Key, Spec, setting
 
 
@@ -24,14 +24,14 @@ class Normalise(Normaliser):
             raise UsageError(f"normalise.clip is {self.clip}; it must be above 0.")
 
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
-        return PartState(extra=moments(spec.observation_size))
+        return PartState(extra=init_moments(spec.observation_size))
 
     def update_statistics(self, state: PartState, obs: Array) -> PartState:
-        return state._replace(extra=see(state.extra, obs))
+        return state._replace(extra=add_rows(state.extra, obs))
 
     def update_from_rollout(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
         """Folds in a rollout [B, S] at once; rows of weight 0 do not count, None: all rows count."""
-        return state._replace(extra=merge(state.extra, obs, weight))
+        return state._replace(extra=add_batch(state.extra, obs, weight))
 
     def apply(self, state: PartState, obs: Array) -> Array:
         x = standardise(state.extra, obs)

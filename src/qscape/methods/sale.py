@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, Torso, joined, standardised
+from qscape.nets import MLP, Actor, Critic, Stage, Torso, concatenate_inputs, fold_batch_norm
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import make_action_head
 from qscape.offpolicy.sockets import Composition, Context, Net, Nets, PartState, Representation, Version
@@ -169,7 +169,7 @@ class SALE(Representation):
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
         """Returns z_sa = g(z_s, a) [..., width]; not normalised by default, as its target is."""
-        z_sa = encoder.g(joined([z_s, action]))
+        z_sa = encoder.g(concatenate_inputs([z_s, action]))
         return _normalise(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
 
     def adapt_network(self, encoder: Encoder, net: Net) -> Net:
@@ -178,7 +178,7 @@ class SALE(Representation):
             return net
         assert encoder.seen is not None
         n, (mean, covariance) = net.stage.linear.in_features, encoder.seen.inputs
-        layer = standardised(net.stage.linear, mean[:n], covariance[:n, :n])
+        layer = fold_batch_norm(net.stage.linear, mean[:n], covariance[:n, :n])
         return eqx.tree_at(lambda m: m.stage.linear, net, layer)
 
     def actor_embeddings(self, encoder: Encoder, obs: Array) -> list[Array]:
@@ -228,7 +228,7 @@ class SALE(Representation):
 
     def _statistics(self, params: Encoder, batch: Batch) -> Statistics:
         f, x = params.f(batch.observation), jnp.concatenate([batch.observation, batch.action], -1)
-        g = params.g(joined([_normalise(self.state_norm, f, None), batch.action]))
+        g = params.g(concatenate_inputs([_normalise(self.state_norm, f, None), batch.action]))
         inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
         return Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 

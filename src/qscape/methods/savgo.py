@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.methods import _value_geometry as geometry
-from qscape.nets import MLP, joined
+from qscape.nets import MLP, concatenate_inputs
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Entropic
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
@@ -191,7 +191,7 @@ class SAVGO(Entropic):
 
     def embed(self, encoder: MLP, obs: Array, action: Array) -> Array:
         """Returns z = f(s, a) / ‖f(s, a)‖ [..., H]."""
-        return unit(encoder(joined([obs, action])))
+        return unit(encoder(concatenate_inputs([obs, action])))
 
     def sample_candidates(self, dist: Dist, key: Key, spec: Spec) -> Array:
         """Samples an action and adds jitter: clip(a + σ_c N(0, I), -1, 1)."""

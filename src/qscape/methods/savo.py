@@ -22,7 +22,7 @@ from qscape.errors import UsageError
 from qscape.methods._list_encoder import Conditioned
 from qscape.methods._proposals import ProposalSelector, proposal_columns
 from qscape.nets import Actor, Critic
-from qscape.nets.heads import raw
+from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_target_policy
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
@@ -172,7 +172,7 @@ class SAVO(ProposalSelector):
                 )
             else:
                 dist = self.propose(actor[: i + 1], context, obs)[i]
-            return dist if self.straight_through else raw(dist)
+            return dist if self.straight_through else unsnap(dist)
 
         return policy
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from qscape.errors import UsageError
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_action
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
@@ -65,7 +65,7 @@ class Wolpertinger(ProposalSelector):
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
         dist = context.bind(actor)(obs)
-        return self.candidates_around(dist.features, raw(dist).mode(), context, key)
+        return self.candidates_around(dist.features, unsnap(dist).mode(), context, key)
 
     def candidates_around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
         """Returns the candidates at an action [*b, A]: the nearest rows, or itself and Gaussian samples."""
@@ -83,7 +83,7 @@ class Wolpertinger(ProposalSelector):
     ) -> list[tuple[Policy, QFn]]:
         """Lets the actor climb Q at its own action, like TD3's."""
         policy = context.bind(actor)
-        return [(policy if self.straight_through else lambda obs: raw(policy(obs)), context.q)]
+        return [(policy if self.straight_through else lambda obs: unsnap(policy(obs)), context.q)]
 
     def target_policy(
         self,
@@ -103,7 +103,7 @@ class Wolpertinger(ProposalSelector):
 
         def best(obs: Array) -> Dist:
             dist = slow.bind(chosen)(obs)
-            action = raw(dist).mode()
+            action = unsnap(dist).mode()
             if context.base.target_noise:
                 action = smooth_action(context.base, action, k_smooth)
             return self.best_proposal(

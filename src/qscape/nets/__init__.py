@@ -1,7 +1,7 @@
-"""Networks: Equinox modules whose only leaves are arrays, called on whole batches."""
+"""Networks: Equinox modules whose leaves are all arrays. They are called on whole batches."""
 
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected, make_head
-from qscape.nets.layers import dense, joined, standardised
+from qscape.nets.layers import concatenate_inputs, dense, fold_batch_norm
 from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Conditioning, Critic, Stage, Torso
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "Projected",
     "Stage",
     "Torso",
+    "concatenate_inputs",
     "dense",
-    "joined",
+    "fold_batch_norm",
     "make_head",
-    "standardised",
 ]

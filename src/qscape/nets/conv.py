@@ -1,4 +1,4 @@
-"""Convolutions over images."""
+"""Convolutional networks on images."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -18,31 +18,40 @@ NATURE: tuple[Layer, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Mnih et al. 
 
 
 class Convolutions(eqx.Module):
-    """Square convolutions without padding, each followed by a ReLU, then linear layers with one each.
+    """Square convolutions without padding, then linear layers, each followed by a ReLU.
 
-    An image comes as a row of its bytes, and is divided by 255 here and nowhere before. A convolution is a
-    matrix product of `patches`: on a CPU, inside loops, that is many times faster than XLA's own. Weights
-    start orthogonal with gain √2.
+    An input is an image as a flat row of bytes [*b, S]; it is divided by 255 here. A convolution is a matrix
+    product with `patches`: on a CPU, inside loops, that is many times faster than XLA's convolution. Weights
+    are orthogonal with gain √2.
+
+    Attributes:
+        kernels: the convolutions as linear layers, with weights [out, kernel² · channels].
+        torso: the linear layers.
+        frame: height, width and channels of the image.
+        first: is the channel the image's first axis?
+        layers: channels, kernel size and stride of each convolution.
     """
 
-    kernels: tuple[eqx.nn.Linear, ...]  # [out, kernel² · channels]
+    kernels: tuple[eqx.nn.Linear, ...]
     torso: Torso
-    frame: tuple[int, int, int] = eqx.field(static=True)  # height, width, channels
-    first: bool = eqx.field(static=True)  # do the bytes of a channel lie together?
+    frame: tuple[int, int, int] = eqx.field(static=True)
+    first: bool = eqx.field(static=True)
     layers: tuple[Layer, ...] = eqx.field(static=True)
 
     def __init__(
         self, key: Key, shape: Sequence[int], widths: Sequence[int], layers: Sequence[Layer] = NATURE
     ) -> None:
-        """`shape` of the image: channels first, last or none; `widths` of the linear layers.
+        """`shape` is that of the image, with channels first, last or none; `widths` are of the linear layers.
 
         Raises:
-            ValueError: the image is smaller than what the kernels need.
+            ValueError: the image is too small for the kernels.
         """
         keys = jax.random.split(key, len(layers) + 1)
-        self.first, self.frame = layout(shape)
-        if least(layers) > min(self.frame[:2]):
-            raise ValueError(f"an image {tuple(shape)} is smaller than {least(layers)} × {least(layers)}")
+        self.first, self.frame = image_layout(shape)
+        if min_image_size(layers) > min(self.frame[:2]):
+            raise ValueError(
+                f"an image {tuple(shape)} is smaller than {min_image_size(layers)} × {min_image_size(layers)}"
+            )
         size, channels, kernels = self.frame[:2], self.frame[2], []
         for (out, kernel, stride), k in zip(layers, keys[:-1], strict=True):
             kernels.append(orthogonal_linear(k, kernel * kernel * channels, out, 2.0**0.5))
@@ -51,6 +60,7 @@ class Convolutions(eqx.Module):
         self.torso = orthogonal_torso(keys[-1], (size[0] * size[1] * channels, *widths), "relu")
 
     def __call__(self, x: Array) -> Float[Array, "*b h"]:
+        """Features at images `[*b, S]`, rows of bytes."""
         height, width, channels = self.frame
         rows = (
             x.reshape(-1, channels, height, width) if self.first else x.reshape(-1, height, width, channels)
@@ -62,10 +72,10 @@ class Convolutions(eqx.Module):
 
 
 def patches(x: Float[Array, "b H W c"], kernel: int, stride: int) -> Float[Array, "b h w p"]:
-    """The pixels under a square kernel at every place it comes to; p = kernel² · c.
+    """The pixels under a square kernel at each of its positions; p = kernel² · c.
 
-    Where the stride divides the kernel the image is cut into blocks first, and the p pixels come block by
-    block; else row by row.
+    If the stride divides the kernel size, the pixels are in the order of blocks of stride × stride, else of
+    rows.
     """
     b, _, _, c = x.shape
     h, w = ((n - kernel) // stride + 1 for n in x.shape[1:3])
@@ -81,16 +91,16 @@ def patches(x: Float[Array, "b H W c"], kernel: int, stride: int) -> Float[Array
     return jnp.concatenate(windows, -1)
 
 
-def layout(shape: Sequence[int]) -> tuple[bool, tuple[int, int, int]]:
-    """Are channels first, and (height, width, channels) of an image; the smaller end is the channels."""
+def image_layout(shape: Sequence[int]) -> tuple[bool, tuple[int, int, int]]:
+    """Is the channel axis first?, and (height, width, channels). The smaller outer axis is the channels."""
     if len(shape) == 2:
         return False, (shape[0], shape[1], 1)
     first = shape[0] < shape[-1]
     return first, (shape[1], shape[2], shape[0]) if first else (shape[0], shape[1], shape[2])
 
 
-def least(layers: Sequence[Layer] = NATURE) -> int:
-    """The height and width below which nothing is left behind the last convolution."""
+def min_image_size(layers: Sequence[Layer] = NATURE) -> int:
+    """The least height and width of an image for which the last convolution has an output."""
     size = 1
     for _, kernel, stride in reversed(layers):
         size = (size - 1) * stride + kernel

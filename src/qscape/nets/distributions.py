@@ -1,4 +1,4 @@
-"""What an on-policy actor says of one observation: a distribution with entropy and divergence."""
+"""The action distributions of on-policy agents, with entropy and KL divergence."""
 
 import equinox as eqx
 import jax
@@ -11,9 +11,14 @@ from qscape.types import Key
 
 
 class Categorical(eqx.Module):
-    """One of K actions. An action is its index, as a float vector of length 1."""
+    """A categorical distribution over K actions. An action is its index, as a float vector of length 1.
 
-    features: Float[Array, "*b d"]  # what the head was given
+    Attributes:
+        features: the action layer's input.
+        logits: unnormalised log-probabilities.
+    """
+
+    features: Float[Array, "*b d"]
     logits: Float[Array, "*b K"]
 
     def mode(self) -> Float[Array, "*b 1"]:
@@ -35,7 +40,11 @@ class Categorical(eqx.Module):
 
 
 class Normal(eqx.Module):
-    """N(mean, std²), independent over dimensions; the edge clips actions to the environment's bounds."""
+    """N(mean, std²), independent over dimensions. `EnvAdapter` clips actions to the environment's bounds.
+
+    Attributes:
+        features: the action layer's input.
+    """
 
     features: Float[Array, "*b d"]
     mean: Float[Array, "*b A"]

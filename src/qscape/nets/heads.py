@@ -1,4 +1,4 @@
-"""Action heads: the last layer of an actor and the distribution it parameterises."""
+"""Action heads of off-policy actors: the last layer, and the distribution that it parameterises."""
 
 from typing import TypeAlias
 
@@ -14,7 +14,10 @@ from qscape.types import Dist, Key
 
 
 class Point(eqx.Module):
-    """A deterministic choice, with the interface of a distribution."""
+    """A deterministic action, with the interface of a distribution.
+
+    `features` are the head's input.
+    """
 
     features: Float[Array, "*b h"]
     action: Float[Array, "*b A"]
@@ -30,7 +33,7 @@ class Point(eqx.Module):
 
 
 class SquashedNormal(eqx.Module):
-    """a = tanh(u), u ~ N(mean, std²), independent over dimensions."""
+    """a = tanh(u) with u ~ N(mean, std²), independent over dimensions; `features` are the head's input."""
 
     features: Float[Array, "*b h"]
     mean: Float[Array, "*b A"]
@@ -52,7 +55,11 @@ class SquashedNormal(eqx.Module):
 class Snapped(eqx.Module):
     """A distribution over R^d whose actions are rows of an action table: the nearest ones.
 
-    The gradient of an action passes straight through to the proposal; densities are the proposal's.
+    The gradient of an action passes straight through to the proposal; log-probabilities are the proposal's.
+
+    Attributes:
+        raw: the distribution of proposals.
+        table: the action table.
     """
 
     raw: Dist
@@ -73,13 +80,13 @@ class Snapped(eqx.Module):
         return self.raw.log_prob(action)
 
 
-def raw(dist: Dist) -> Dist:
-    """The distribution before its actions are snapped to a table's rows, if they are."""
+def unsnap(dist: Dist) -> Dist:
+    """The distribution of proposals, before actions are snapped to rows of an action table (if they are)."""
     return dist.raw if isinstance(dist, Snapped) else dist
 
 
 class Deterministic(eqx.Module):
-    """tanh of a linear layer (DPG, TD3)."""
+    """The action is tanh of a linear layer (DPG, TD3)."""
 
     out: eqx.nn.Linear
 
@@ -88,7 +95,13 @@ class Deterministic(eqx.Module):
 
 
 class Gaussian(eqx.Module):
-    """Two linear layers, mean and log standard deviation, of a squashed normal (SAC)."""
+    """Linear layers for mean and log standard deviation of a `SquashedNormal` (SAC).
+
+    Attributes:
+        mean, log_std: the layers.
+        bound: how the log standard deviation is bounded, a key of `LOG_STD_BOUNDS`.
+        low, high: its bounds.
+    """
 
     mean: eqx.nn.Linear
     log_std: eqx.nn.Linear
@@ -103,7 +116,7 @@ class Gaussian(eqx.Module):
 
 
 class Projected(eqx.Module):
-    """A linear layer without activation before another head (SAVGO)."""
+    """A linear layer without activation in front of another head (SAVGO)."""
 
     linear: eqx.nn.Linear
     head: Deterministic | Gaussian
@@ -118,7 +131,12 @@ Head: TypeAlias = Deterministic | Gaussian | Projected
 def make_head(
     key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float
 ) -> Deterministic | Gaussian:
-    """The head called `kind`: "deterministic" or "gaussian" (log-std bounded to [low, high])."""
+    """A new head on `width` features.
+
+    Args:
+        kind: "deterministic" or "gaussian".
+        bound, low, high: of the log standard deviation, see `Gaussian`.
+    """
     if kind == "deterministic":
         return Deterministic(eqx.nn.Linear(width, action_size, key=key))
     k_mean, k_std = jax.random.split(key)

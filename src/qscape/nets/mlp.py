@@ -1,4 +1,4 @@
-"""Layers, trunks, and the actor and critic every representation is built from."""
+"""Multilayer perceptrons, and the actor and critic that representations build."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.heads import Head
-from qscape.nets.layers import Inputs, dense, joined
+from qscape.nets.layers import Inputs, concatenate_inputs, dense
 from qscape.ops.norm import NORMS
 from qscape.ops.silu import silu
 from qscape.types import Dist, Key
@@ -18,23 +18,33 @@ ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": silu, "tanh": jnp
 
 
 class Conditioning(NamedTuple):
-    """What conditions a network beside its inputs: `concat` joins the trunk's input, `film` holds
-    one (scale, shift) pair a hidden layer: activation((1 + scale) * h + shift)."""
+    """Conditioning of a network on a further vector.
+
+    Attributes:
+        concat: `[*b, c]` joins the torso's input; None: nothing does.
+        film: a pair (scale, shift) of arrays `[*b, h]` for each hidden layer, which computes
+            activation((1 + scale) * h + shift); None: no modulation.
+    """
 
     concat: Array | None = None
     film: Sequence[tuple[Array, Array]] | None = None
 
 
 class Torso(eqx.Module):
-    """Linear layers, each followed by the activation, and by a FiLM modulation before it if given.
+    """Hidden layers: linear layers, each followed by the activation (and preceded by FiLM, if given).
 
-    Weights and biases start uniform in ±1/√fan_in, which is Equinox's and PyTorch's default.
+    Weights and biases are initialised uniformly in ±1/√fan_in, the default of Equinox and PyTorch.
+
+    Attributes:
+        layers: the linear layers.
+        activation: a key of `ACTIVATIONS`.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
     activation: str = eqx.field(static=True)
 
     def __init__(self, key: Key, sizes: Sequence[int], activation: str) -> None:
+        """`sizes` are the input size and the widths of the layers."""
         keys = jax.random.split(key, len(sizes) - 1)
         self.layers = tuple(
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
@@ -42,6 +52,7 @@ class Torso(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
+        """Features of the last layer at inputs `[*b, i]`."""
         act = ACTIVATIONS[self.activation]
         film = None if conditioning is None else conditioning.film
         for j, layer in enumerate(self.layers):
@@ -52,22 +63,30 @@ class Torso(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """A trunk and one linear layer on top."""
+    """A torso and a linear output layer."""
 
     torso: Torso
     out: eqx.nn.Linear
 
     def __init__(self, key: Key, sizes: Sequence[int], activation: str) -> None:
+        """`sizes` are the input size, the hidden widths and the output size."""
         k_torso, k_out = jax.random.split(key)
         self.torso = Torso(k_torso, sizes[:-1], activation)
         self.out = eqx.nn.Linear(sizes[-2], sizes[-1], key=k_out)
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b o"]:
+        """Outputs at inputs `[*b, i]`."""
         return dense(self.out, self.torso(x, conditioning))
 
 
 class Stage(eqx.Module):
-    """What enters a trunk: the raw input x, or φ = norm(Linear x), or nothing of x; then the embeddings."""
+    """The first stage of a network: concatenates its raw input x, or φ = norm(Linear x), with embeddings.
+
+    Attributes:
+        linear: the layer on x; None: x enters raw.
+        norm: a key of `NORMS`.
+        keep: False leaves x out, so that only the embeddings enter.
+    """
 
     linear: eqx.nn.Linear | None
     norm: str = eqx.field(static=True)
@@ -76,19 +95,21 @@ class Stage(eqx.Module):
     def __init__(
         self, key: Key | None = None, x: int = 0, width: int = 0, norm: str = "none", keep: bool = True
     ):
+        """`key` None: no linear layer; else it maps `x` numbers to `width`."""
         self.linear = None if key is None else eqx.nn.Linear(x, width, key=key)
         self.norm = norm
         self.keep = keep
 
     def __call__(self, x: Inputs, *others: Array | None) -> Inputs:
+        """The torso's input at x `[*b, i]` and embeddings `others` (None: left out)."""
         parts: list[Inputs] = [o for o in others if o is not None]
         if self.keep:
             parts.insert(0, x if self.linear is None else NORMS[self.norm](dense(self.linear, x)))
-        return joined(parts)
+        return concatenate_inputs(parts)
 
 
 class Actor(eqx.Module):
-    """Observation and its embeddings to a distribution over actions."""
+    """Maps an observation and embeddings of it to a distribution over actions: stage, torso, head."""
 
     stage: Stage
     torso: Torso
@@ -97,12 +118,13 @@ class Actor(eqx.Module):
     def __call__(
         self, obs: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
     ) -> Dist:
+        """The policy's distribution at observations `[*b, S]`."""
         extra = None if conditioning is None else conditioning.concat
         return self.head(self.torso(self.stage(obs, *embeddings, extra), conditioning))
 
 
 class Critic(eqx.Module):
-    """Observation, action and their embeddings to one value per row."""
+    """Maps an observation, an action and embeddings of them to one value: stage, torso, linear layer."""
 
     stage: Stage
     body: MLP
@@ -110,6 +132,7 @@ class Critic(eqx.Module):
     def __call__(
         self, obs: Array, action: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
     ) -> Float[Array, "*b"]:
+        """Q(s, a) at observations `[*b, S]` and actions `[*b, A]`."""
         extra = None if conditioning is None else conditioning.concat
-        x = self.stage(joined([obs, action]), *embeddings, extra)
+        x = self.stage(concatenate_inputs([obs, action]), *embeddings, extra)
         return self.body(x, conditioning)[..., 0]

@@ -12,10 +12,10 @@ from qscape.types import Key
 
 
 def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.nn.Linear:
-    """A linear layer whose weight has orthonormal rows or columns times `gain`; the bias is 0."""
+    """A linear layer whose weight has orthonormal rows or columns, times `gain`; the bias is 0."""
 
-    # Under vmap one after the other: jaxlib shares out a batch of decompositions over XLA's threads and waits
-    # on one of them, so that on a CPU as many batches as there are threads wait for each other for ever.
+    # Sequential under vmap: jaxlib distributes a batch of decompositions over XLA's threads and waits on one
+    # of them. On a CPU, as many batches as there are threads then deadlock.
     @jax.custom_batching.sequential_vmap
     def draw(key: Key) -> Array:
         return jax.nn.initializers.orthogonal(gain)(key, (fan_out, fan_in))
@@ -25,7 +25,7 @@ def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.n
 
 
 def orthogonal_torso(key: Key, sizes: Sequence[int], activation: str, gain: float = 2.0**0.5) -> Torso:
-    """A trunk with orthogonal weights, of gain √2."""
+    """A torso with orthogonal weights of gain √2 and biases 0; arguments as in `Torso`."""
     keys = jax.random.split(key, len(sizes) - 1)
     layers = [orthogonal_linear(k, i, o, gain) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
     return eqx.tree_at(lambda x: x.layers, Torso(key, sizes, activation), tuple(layers))

@@ -55,10 +55,10 @@ class Agent(Bound):
         regularisers: parts that add terms to the losses, in the order of the recipe.
         modifiers: parts that only override fields of the base.
         spec: the task; None until `on` binds the agent to one.
-        by_index: False: a discrete action is a row of an action table, not its index.
+        index_actions: False: a discrete action is a row of an action table, not its index.
     """
 
-    by_index: ClassVar[bool] = False
+    index_actions: ClassVar[bool] = False
 
     recipe: str = "td3"
     base: Base = Base()

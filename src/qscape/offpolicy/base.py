@@ -149,11 +149,11 @@ class Base:
             if not widths or min(widths) < 1:
                 raise UsageError(f"base.{name} is {widths}; it needs at least one width, each at least 1.")
 
-    def waits(self) -> tuple[str, int]:
+    def find_learning_start(self) -> tuple[str, int]:
         """Returns the name and the value of the field that says when the first update is made, in steps."""
         return "warmup", self.warmup
 
-    def fitted(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
+    def shorten_for_run(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
         """Returns fields for a run of `steps` that is too short for the default warm-up: a fifth of it.
 
         Args:
@@ -161,7 +161,7 @@ class Base:
         """
         return {"warmup": steps // 5}
 
-    def shares(self, steps: int) -> Mapping[str, Any]:
+    def scale_to_run(self, steps: int) -> Mapping[str, Any]:
         """Returns the fields that are a fraction of the run, converted to steps of a run of that length."""
         if self.epsilon_start == self.epsilon_end or self.epsilon_decay > 1:
             return {}

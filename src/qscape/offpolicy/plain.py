@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
-from qscape.nets.heads import Point, raw
+from qscape.nets.heads import Point, unsnap
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
@@ -304,7 +304,7 @@ def smooth_action(base: Base, action: Array, key: Key) -> Array:
 
 def smooth_dist(context: Context, dist: Dist, key: Key) -> Dist:
     """Returns a point distribution at the smoothed mode, snapped to the action table if there is one."""
-    return Point(dist.features, context.snap(smooth_action(context.base, raw(dist).mode(), key)))
+    return Point(dist.features, context.snap(smooth_action(context.base, unsnap(dist).mode(), key)))
 
 
 def smooth_target_policy(context: Context, key: Key) -> Policy:

@@ -1,4 +1,4 @@
-"""An agent: one part in every socket, how its state begins, and how it acts."""
+"""An on-policy agent: one part in every socket, its initial state, and how it acts."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -20,12 +20,12 @@ from qscape.onpolicy.sockets import (
     Distribution,
     Estimator,
     FeatureExtractor,
+    NetworkOutputs,
     Normaliser,
     PolicyUpdate,
     Rollout,
     Scaling,
     StatefulPart,
-    Views,
 )
 from qscape.onpolicy.state import ActingState, Networks, State
 from qscape.onpolicy.update import update
@@ -36,14 +36,20 @@ PartStates = dict[str, PyTree]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Agent(Bound):
-    """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
+    """One part in every socket and the settings of the base. Holds no arrays; hashed by identity.
+
+    `agents.build` makes it from a recipe; `on` binds it to a task. Its methods are pure functions of the
+    state.
 
     Attributes:
+        index_actions: discrete actions are passed by index, not as rows of an action table.
         recipe: the name it was made from, `base+part+part`.
+        base: the settings.
+        extractor, head, estimator, policy_update, scaling, normaliser: the part in each socket.
         spec: the task; None until `on` binds the agent to one.
     """
 
-    by_index: ClassVar[bool] = True  # discrete actions are taken by their index, not by a table's row
+    index_actions: ClassVar[bool] = True
 
     recipe: str = "ppo"
     base: Base = Base()
@@ -51,17 +57,17 @@ class Agent(Bound):
     head: ActionHead = Learnable()
     estimator: Estimator = plain.GAE()
     policy_update: PolicyUpdate = Clipped()
-    scaling: Scaling = plain.AsTheyAre()
+    scaling: Scaling = plain.NoScaling()
     normaliser: Normaliser | plain.Raw = plain.Raw()
     spec: Spec | None = None
 
     # --- what the agent is made of ----------------------------------------------------------------
 
     def on(self, spec: Spec) -> "Agent":
-        """The agent bound to a task.
+        """This agent, bound to a task.
 
         Raises:
-            UsageError: a part is not defined for it.
+            UsageError: a part or a setting does not fit the task.
         """
         for part in self.parts.values():
             why = part.fits(spec, self.base) if isinstance(part, StatefulPart) else None
@@ -69,7 +75,7 @@ class Agent(Bound):
                 raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
         if self.base.exploration and not spec.choices:
             raise UsageError(
-                "base.exploration is for discrete actions; continuous ones have noise of their own."
+                "base.exploration is for discrete actions; continuous policies already sample with noise."
             )
         if spec.frame is not None and self.normalises:
             raise UsageError(
@@ -79,7 +85,7 @@ class Agent(Bound):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """All parts by name."""
+        """All parts, by name."""
         filled: tuple[Part | Normaliser, ...] = (
             self.extractor,
             self.head,
@@ -96,16 +102,16 @@ class Agent(Bound):
         return not isinstance(self.normaliser, plain.Raw)
 
     @property
-    def shared(self) -> bool:
-        """Is the critic one layer on the actor's torso?"""
+    def has_shared_torso(self) -> bool:
+        """Is the critic one linear layer on the actor's features?"""
         if self.base.shared_torso is None:
-            return self.task.frame is not None and self.policy_update.shares
+            return self.task.frame is not None and self.policy_update.allows_shared_torso
         return self.base.shared_torso
 
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, envs: int = 1) -> State:
-        """A fresh state for E environments; every leaf in a buffer of its own."""
+        """The initial state for `envs` environments. Every leaf has its own buffer, as donation requires."""
         spec, base, torso = self.task, self.base, self.extractor
         k_actor, k_head, k_critic, k_value = (
             stream(key, name) for name in ("actor", f"{self.head.name}.init", "critic", "critic.value")
@@ -113,9 +119,9 @@ class Agent(Bound):
         width = torso.width(spec, base, base.actor_hidden)
         learned, fixed = self.head.init(k_head, spec, base, width)
         critic = None
-        if self.estimator.critic and self.shared:
+        if self.estimator.needs_critic and self.has_shared_torso:
             critic = (None, orthogonal_linear(k_value, width, 1, 1.0))
-        elif self.estimator.critic:
+        elif self.estimator.needs_critic:
             critic_torso = torso.init(k_critic, spec, base, base.critic_hidden)
             critic = (
                 critic_torso,
@@ -126,87 +132,92 @@ class Agent(Bound):
         part_states |= {p.name: p.init_state(spec, envs) for p in (self.estimator, self.scaling)}
         if not isinstance(self.normaliser, plain.Raw):
             part_states[self.normaliser.name] = self.normaliser.init(key, None, spec, base, None)
-        descent = base.descent()
+        optimiser = base.make_optimiser()
         state = State(
             networks=networks,
             part_states={k: v for k, v in part_states.items() if v is not None},
-            optimisers={k: descent.init(v) for k, v in self.policy_update.optimised(networks).items()},
+            optimisers={
+                k: optimiser.init(v) for k, v in self.policy_update.optimised_params(networks).items()
+            },
             updates=jnp.zeros((), jnp.int32),
             env_steps=jnp.zeros((), jnp.int32),
         )
-        # Donation needs every leaf in a buffer of its own: Adam's zeros share theirs.
+        # Adam's zeros share one buffer, and a shared buffer cannot be donated.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-    def check(self, part_states: PartStates) -> None:
-        """Look at what came out of a save: an action layer that must not change has not changed.
+    def check_part_states(self, part_states: PartStates) -> None:
+        """Check part states that were read from a save: a fixed action layer must not have changed.
 
         Raises:
-            RunError: it has.
+            RunError: it has changed.
         """
-        if self.head.name in part_states and (why := self.head.damage(part_states[self.head.name])):
+        if self.head.name in part_states and (why := self.head.explain_damage(part_states[self.head.name])):
             raise RunError(f"the save of '{self.recipe}' cannot be used: {why}.")
 
     # --- the networks as functions ------------------------------------------------------------------
 
-    def views(self, part_states: PartStates, networks: Networks, obs: Array) -> Views:
-        """Distribution and value at normalised observations [..., S]."""
+    def apply_networks(self, part_states: PartStates, networks: Networks, obs: Array) -> NetworkOutputs:
+        """Distribution, values and penalty at normalised observations [*b, S]."""
         features = networks.torso(obs)
-        dist, penalty = self.head.dist(networks.head, part_states.get(self.head.name), features)
+        dist, penalty = self.head.distribution(networks.head, part_states.get(self.head.name), features)
         value = None if networks.critic is None else _value(networks.critic, features, obs)
-        return Views(dist, value, penalty)
+        return NetworkOutputs(dist, value, penalty)
 
-    def dist(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
-        """The distribution at normalised observations, by (torso, head) alone."""
+    def distribution(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
+        """The policy's distribution at normalised observations [*b, S]; `actor` is the pair (torso, head)."""
         torso, head = actor
-        return self.head.dist(head, part_states.get(self.head.name), torso(obs))[0]
+        return self.head.distribution(head, part_states.get(self.head.name), torso(obs))[0]
 
     def value(self, part_states: PartStates, networks: Networks, obs: Array) -> Array:
-        """The critic at normalised observations [..., S]."""
-        features = networks.torso(obs) if self.shared else None
+        """The critic's values [*b] at normalised observations [*b, S]."""
+        features = networks.torso(obs) if self.has_shared_torso else None
         return _value(networks.critic, features, obs)
 
-    def functions(self, state: State, progress: Scalar | float, key: Key) -> Context:
-        """What an improvement receives."""
+    def make_context(self, state: State, progress: Scalar | float, key: Key) -> Context:
+        """The functions and settings that `PolicyUpdate.improve` receives; arguments as in `update`."""
         part_states, base = state.part_states, self.base
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
         return Context(
-            views=lambda networks, obs: self.views(part_states, networks, obs),
-            dist=lambda actor, obs: self.dist(part_states, actor, obs),
+            apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),
+            distribution=lambda actor, obs: self.distribution(part_states, actor, obs),
             value=lambda critic, obs: _value(critic, None, obs),
             base=base,
             rate=jnp.asarray(rate, jnp.float32),
             key=key,
         )
 
-    def normalised(self, part_states: PartStates, obs: Array) -> Array:
-        """Observations as networks see them."""
+    def normalise_obs(self, part_states: PartStates, obs: Array) -> Array:
+        """Raw observations [*b, S] as the networks see them."""
         if isinstance(self.normaliser, plain.Raw):
             return obs
         return self.normaliser.apply(part_states[self.normaliser.name], obs)
 
-    def see(self, state: State, obs: Array, weight: Array | None) -> State:
-        """Let the normaliser see the observations [T, E, S] of a rollout."""
+    def update_normaliser(self, state: State, obs: Array, weight: Array | None) -> State:
+        """The state after the normaliser's statistics took in the raw observations [T, E, S] of a rollout.
+
+        `weight` [T, E] is 0 for rows that are no environment steps; None: all rows are steps.
+        """
         if isinstance(self.normaliser, plain.Raw):
             return state
         name = self.normaliser.name
         rows = None if weight is None else weight.reshape(-1)
-        seen = self.normaliser.update_from_rollout(
+        statistics = self.normaliser.update_from_rollout(
             state.part_states[name], obs.reshape(-1, obs.shape[-1]), rows
         )
-        return state._replace(part_states=state.part_states | {name: seen})
+        return state._replace(part_states=state.part_states | {name: statistics})
 
     # --- acting -----------------------------------------------------------------------------------
 
     def acting(self, state: State) -> ActingState:
-        """All that acting needs of a state."""
+        """The part of a state that acting needs."""
         needed = (self.head.name, self.normaliser.name)
         return ActingState(state.networks, {k: v for k, v in state.part_states.items() if k in needed})
 
-    def look(self, acting: ActingState, obs: Array) -> Distribution:
-        """The distribution at raw observations [B, S]; its `features` are what the action layer sees."""
+    def get_distribution(self, acting: ActingState, obs: Array) -> Distribution:
+        """The policy's distribution at raw observations [B, S]."""
         networks = acting.networks
-        obs = self.normalised(acting.part_states, obs)
-        return self.dist(acting.part_states, (networks.torso, networks.head), obs)
+        obs = self.normalise_obs(acting.part_states, obs)
+        return self.distribution(acting.part_states, (networks.torso, networks.head), obs)
 
     def act(
         self,
@@ -221,10 +232,14 @@ class Agent(Bound):
         """Actions [E, A] for raw observations [E, S]; the index of a discrete action, as a float.
 
         Args:
-            env_steps: counts the draws: the same key and step give the same action.
+            noise_state, first: unused; off-policy exploration noise needs them.
+            env_steps: folded into the key; the same key and step give the same action.
             mode: "evaluate" (the mode of the distribution) or "explore" (a sample); static.
+
+        Returns:
+            The actions, no further replay columns, and no noise state.
         """
-        dist = self.look(acting, obs)
+        dist = self.get_distribution(acting, obs)
         if mode == "evaluate":
             return dist.mode(), {}, None
         key = stream(jax.random.fold_in(key, env_steps), f"{self.head.name}.act")
@@ -232,21 +247,21 @@ class Agent(Bound):
             return dist.sample(key)[0], {}, None
         k_sample, k_choose, k_uniform = jax.random.split(key, 3)
         action = dist.sample(k_sample)[0]
-        anything = jax.random.randint(k_uniform, action.shape, 0, self.task.choices or 1).astype(jnp.float32)
-        blind = jax.random.bernoulli(k_choose, self.base.exploration, action.shape)
-        return jnp.where(blind, anything, action), {}, None
+        uniform = jax.random.randint(k_uniform, action.shape, 0, self.task.choices or 1).astype(jnp.float32)
+        is_random = jax.random.bernoulli(k_choose, self.base.exploration, action.shape)
+        return jnp.where(is_random, uniform, action), {}, None
 
     # --- learning ---------------------------------------------------------------------------------
 
     def update(
         self, state: State, rollout: Rollout, progress: Scalar | float, key: Key
     ) -> tuple[State, Metrics]:
-        """Learn from one rollout: see `update.update`."""
+        """Train on one rollout: see `onpolicy.update.update`."""
         return update(self, state, rollout, progress, key)
 
 
 def _value(critic: Any, features: Array | None, obs: Array) -> Array:
-    """The value [...] by a critic with a torso of its own, or on the features of the actor's."""
+    """The critic's value [*b]; `features` are the actor's, for a critic that shares the torso."""
     torso, out = critic
     if torso is not None:
         features = torso(obs)

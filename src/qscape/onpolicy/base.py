@@ -1,4 +1,4 @@
-"""The settings every on-policy agent has. Parts may override them; a user's own word wins over both."""
+"""The settings of every on-policy agent. A part may override a default; a value that the user gave wins."""
 
 import dataclasses
 import math
@@ -13,35 +13,46 @@ from qscape.types import setting
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Fields of the base algorithm; the defaults are PPO's."""
+    """Hyperparameters that are not specific to one part. The defaults are those of PPO.
 
-    discount: float = setting(0.99, "Discount factor γ.", tune=(0.9, 0.999))
+    Raises:
+        UsageError: a value is out of its range, or a minibatch is larger than a rollout.
+    """
+
+    discount: float = setting(0.99, "Discount factor γ, in [0, 1].", tune=(0.9, 0.999))
     rollout: int = setting(
         2_048,
-        "Environment steps between updates, over all environments; with episodes: the most there may be.",
+        "Environment steps between updates, over all environments; an upper bound if base.episodes is set.",
     )
-    episodes: int = setting(0, "Whole episodes between updates; 0: a fixed number of steps.")
+    episodes: int = setting(
+        0, "Whole episodes between two updates; 0: a fixed number of steps (base.rollout)."
+    )
     batch_size: int = setting(
-        64, "Steps in one minibatch; 0: the whole rollout.", tune=("choice", 32, 64, 128, 256)
+        64, "Samples in one minibatch; 0: the whole rollout.", tune=("choice", 32, 64, 128, 256)
     )
-    passes: int = setting(10, "Passes over a rollout.", tune=("choice", 1, 4, 10, 20))
+    passes: int = setting(10, "Passes (epochs) over one rollout.", tune=("choice", 1, 4, 10, 20))
 
     actor_hidden: tuple[int, ...] = setting((64, 64), "Widths of the actor's hidden layers.")
     critic_hidden: tuple[int, ...] = setting((64, 64), "Widths of the critic's hidden layers.")
-    activation: Literal["relu", "elu", "silu", "tanh"] = setting("tanh", "Activation of actor and critic.")
+    activation: Literal["relu", "elu", "silu", "tanh"] = setting(
+        "tanh", "Activation of the hidden layers of actor and critic."
+    )
     shared_torso: bool | None = setting(
-        None, "Let the critic be one linear layer on the actor's torso; None: on images only (not with trpo)."
+        None,
+        "Make the critic one linear layer on the actor's torso; None: on images only (not with trpo).",
     )
 
-    optimiser: Literal["adam", "rmsprop"] = setting("adam", "Kind of optimiser.")
-    learning_rate: float = setting(3e-4, "The optimiser's rate.", tune=(1e-5, 1e-2, "log"))
-    anneal: bool = setting(False, "Let the rate fall to 0 along a straight line over the run.")
-    optimiser_epsilon: float = setting(1e-5, "ε of Adam or RMSprop, outside the root.")
-    gradient_clip: float | None = setting(0.5, "Greatest global gradient norm; None: no clip.")
-    value_coefficient: float = setting(0.5, "Weight of the critic's loss.", tune=(0.1, 1.0))
-    entropy_coefficient: float = setting(0.0, "Weight of the entropy bonus.", tune=(0.0, 0.05))
+    optimiser: Literal["adam", "rmsprop"] = setting("adam", "Optimiser of actor and critic.")
+    learning_rate: float = setting(3e-4, "Learning rate.", tune=(1e-5, 1e-2, "log"))
+    anneal: bool = setting(False, "Decrease the learning rate linearly to 0 over the run.")
+    optimiser_epsilon: float = setting(1e-5, "ε of Adam or RMSprop, added outside the square root.")
+    gradient_clip: float | None = setting(0.5, "Clip gradients to this global norm; None: no clipping.")
+    value_coefficient: float = setting(0.5, "Weight of the critic's loss in the total loss.", tune=(0.1, 1.0))
+    entropy_coefficient: float = setting(
+        0.0, "Weight of the entropy bonus in the total loss.", tune=(0.0, 0.05)
+    )
     exploration: float = setting(
-        0.0, "Share of uniformly random actions (discrete actions); stored as if the policy had chosen them."
+        0.0, "Probability of a uniformly random action in a rollout (discrete actions only)."
     )
 
     def __post_init__(self) -> None:
@@ -69,24 +80,35 @@ class Base:
                 "from one rollout; make it smaller, or the rollout longer."
             )
 
-    def waits(self) -> tuple[str, int]:
-        """The field that says what comes before the first update, and how many steps that are for certain."""
+    def find_learning_start(self) -> tuple[str, int]:
+        """The name of the field that sets when the first update is made, and the steps made before it.
+
+        The number is 0 if it is not known before the run, as with whole episodes. Called when a run is
+        planned.
+        """
         return ("episodes", 0) if self.episodes else ("rollout", self.rollout)
 
-    def fitted(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
-        """Fields for a run that is too short for the usual rollout: a fifth of it; minibatches that fit, or
-        where the user `asked` for their size, a rollout that holds one."""
+    def shorten_for_run(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
+        """New values of fields for a run of only `steps` environment steps.
+
+        The rollout becomes a fifth of the run, and a minibatch at most a rollout.
+
+        Args:
+            steps: length of the run in environment steps.
+            asked: fields that the user set. If `batch_size` is among them, it stays, and the rollout holds at
+                least one minibatch.
+        """
         rollout = max(1, steps // 5)
         if "batch_size" in asked:
             return {"rollout": max(rollout, min(self.batch_size, steps))}
         return {"rollout": rollout} | ({"batch_size": rollout} if self.batch_size > rollout else {})
 
-    def shares(self, steps: int) -> Mapping[str, Any]:
-        """Fields that are a share of a run of that length, in steps."""
+    def scale_to_run(self, steps: int) -> Mapping[str, Any]:
+        """New values, in steps, of fields that were given as a share of the run; here there are none."""
         return {}
 
-    def descent(self) -> optax.GradientTransformation:
-        """Clip, then Adam's or RMSprop's direction; the rate is applied by who takes the step."""
+    def make_optimiser(self) -> optax.GradientTransformation:
+        """Gradient clipping, then Adam or RMSprop; `descent.apply_step` applies the learning rate."""
         steps = []
         if self.gradient_clip is not None:
             steps.append(optax.clip_by_global_norm(self.gradient_clip))

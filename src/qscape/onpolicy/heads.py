@@ -1,9 +1,12 @@
-"""Action heads: from a torso's features x to a distribution, by a projector, a bound and an action layer.
+"""Action heads: a projector, a bound on the features' length and an action layer.
 
-g = x, or a linear layer of x      h = bound(g)      z = h Wᵀ (+ b)      π = softmax(z)
+With x the torso's features [F]:
+
+g = x, or a linear layer of x [d]      h = bound(g)      z = h Wᵀ (+ b)      π = softmax(z)
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
@@ -21,11 +24,16 @@ from qscape.onpolicy.sockets import ActionHead, Distribution
 from qscape.ops.bounds import BOUNDS
 from qscape.types import Key, Spec, setting
 
-GAIN = 0.01  # of the last trained layer: the first policy is nearly uniform
+GAIN = 0.01  # of the last trained layer, so that the initial policy is nearly uniform
 
 
-class Branch(NamedTuple):
-    """What the feature branch and the action layer learn."""
+class HeadParams(NamedTuple):
+    """Trained parameters of a head.
+
+    Attributes:
+        projector: the linear layer between torso and bound; None if there is no projector.
+        layer: parameters of the action layer; None if it is fixed.
+    """
 
     projector: eqx.nn.Linear | None
     layer: PyTree
@@ -33,15 +41,17 @@ class Branch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureHead(ActionHead):
-    """The feature branch that all heads share. Abstract: a head says how its action layer is made."""
+    """Projector and bound, which all heads share. Subclasses define the action layer."""
 
-    projector: Literal["none", "linear"] = setting("linear", "What stands between torso and action layer.")
-    width: int = setting(16, "d: features the projector makes.", tune=("choice", 8, 16, 32, 64))
-    bound: Literal["none", "ball", "sphere", "l2"] = setting(
-        "ball", "What holds the features' length: a ball, a sphere, an L2 term in the loss, or nothing."
+    projector: Literal["none", "linear"] = setting(
+        "linear", "Layer between the torso and the action layer: a linear layer, or none."
     )
-    feature_energy: float = setting(25.0, "E_H: bound on ‖h‖².", tune=(1.0, 100.0, "log"))
-    l2: float = setting(5e-4, "λ_H: weight of mean ‖g‖² in the loss, with bound = l2.")
+    width: int = setting(16, "Width d of the projector's output.", tune=("choice", 8, 16, 32, 64))
+    bound: Literal["none", "ball", "sphere", "l2"] = setting(
+        "ball", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
+    )
+    feature_energy: float = setting(25.0, "Feature energy E_H, the bound on ‖h‖².", tune=(1.0, 100.0, "log"))
+    l2: float = setting(5e-4, "Weight λ_H of mean ‖g‖² in the loss, if bound = l2.")
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -55,16 +65,16 @@ class FeatureHead(ActionHead):
             return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
         return None
 
-    def features_in(self, width: int) -> int:
-        """d, the width of what the action layer sees, given the torso's."""
+    def feature_width(self, width: int) -> int:
+        """d, the width of the action layer's input, if the torso has `width` features."""
         return width if self.projector == "none" else self.width
 
-    def projection(self, key: Key, width: int) -> eqx.nn.Linear | None:
-        """The projector of a torso of that width."""
+    def init_projector(self, key: Key, width: int) -> eqx.nn.Linear | None:
+        """A new projector for a torso of `width` features; None if there is none."""
         return None if self.projector == "none" else orthogonal_linear(key, width, self.width, GAIN)
 
-    def branch(self, projector: eqx.nn.Linear | None, x: Array) -> tuple[Array, Array | None]:
-        """h, and the L2 term of each row."""
+    def project_features(self, projector: eqx.nn.Linear | None, x: Array) -> tuple[Array, Array | None]:
+        """The bounded features h [*b, d] of torso features [*b, F], and the loss's L2 term [*b] or None."""
         g = x if projector is None else dense(projector, x)
         penalty = self.l2 * jnp.square(g).sum(-1) if self.bound == "l2" else None
         return BOUNDS[self.bound](g, self.feature_energy), penalty
@@ -72,37 +82,44 @@ class FeatureHead(ActionHead):
 
 @dataclasses.dataclass(frozen=True)
 class Learnable(FeatureHead):
-    """A trained linear layer: logits of discrete actions, or the mean of a normal distribution."""
+    """A trained action layer: logits of discrete actions, or the mean of a normal distribution.
+
+    The standard deviation is a trained vector that does not depend on the observation.
+    """
 
     name: ClassVar[str] = "learnable"
-    projector: Literal["none", "linear"] = setting("none", "What stands between torso and action layer.")
-    bound: Literal["none", "ball", "sphere", "l2"] = setting(
-        "none", "What holds the features' length: a ball, a sphere, an L2 term in the loss, or nothing."
+    projector: Literal["none", "linear"] = setting(
+        "none", "Layer between the torso and the action layer: a linear layer, or none."
     )
-    log_std: float = setting(0.0, "First log standard deviation of continuous actions, one for all states.")
+    bound: Literal["none", "ball", "sphere", "l2"] = setting(
+        "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
+    )
+    log_std: float = setting(0.0, "Initial log standard deviation of continuous actions.")
 
-    def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[Branch, None]:
+    def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)
-        d, out = self.features_in(width), spec.choices or spec.action_size
+        d, out = self.feature_width(width), spec.choices or spec.action_size
         layer: PyTree = orthogonal_linear(k_layer, d, out, GAIN)
         if not spec.choices:
             layer = (layer, jnp.full(spec.action_size, self.log_std))
-        return Branch(self.projection(k_projector, width), layer), None
+        return HeadParams(self.init_projector(k_projector, width), layer), None
 
-    def dist(self, learned: Branch, fixed: None, features: Array) -> tuple[Distribution, Array | None]:
-        h, penalty = self.branch(learned.projector, features)
-        if isinstance(learned.layer, tuple):
-            layer, log_std = learned.layer
+    def distribution(
+        self, params: HeadParams, fixed_layer: None, features: Array
+    ) -> tuple[Distribution, Array | None]:
+        h, penalty = self.project_features(params.projector, features)
+        if isinstance(params.layer, tuple):
+            layer, log_std = params.layer
             mean = dense(layer, h)
             return Normal(h, mean, jnp.broadcast_to(log_std, mean.shape)), penalty
-        return Categorical(h, dense(learned.layer, h)), penalty
+        return Categorical(h, dense(params.layer, h)), penalty
 
-    def layer(self, learned: Branch, fixed: None) -> Array | None:
-        return None if isinstance(learned.layer, tuple) else learned.layer.weight
+    def action_layer(self, params: HeadParams, fixed_layer: None) -> Array | None:
+        return None if isinstance(params.layer, tuple) else params.layer.weight
 
 
 class DiscreteHead(FeatureHead):
-    """A head that is defined for discrete actions alone. Abstract."""
+    """A head for discrete actions only. Abstract."""
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.choices:
@@ -115,68 +132,68 @@ class DiscreteHead(FeatureHead):
 
 @dataclasses.dataclass(frozen=True)
 class FixedHead(DiscreteHead):
-    """A discrete head whose action layer is drawn once and never trained. Abstract: `draw` is missing."""
+    """A discrete head whose action layer is drawn once and never trained. Subclasses define `draw_layer`."""
 
-    energy: float = setting(
-        1.0, "E_W: squared length of the rows of the action layer.", tune=(0.25, 4.0, "log")
-    )
+    energy: float = setting(1.0, "Squared length E_W of the action layer's rows.", tune=(0.25, 4.0, "log"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.energy < float("inf"):
             raise UsageError(f"{self.name}.energy is {self.energy}; it must be above 0.")
 
-    def draw(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
-        """The action layer, in float64."""
+    def draw_layer(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
+        """A random action layer, a row for each action, in float64. Called once, when the agent is made."""
         raise NotImplementedError
 
-    def least(self, actions: int) -> int:
-        """The fewest features that the layer can be built on."""
+    def min_features(self, actions: int) -> int:
+        """The least d on which the layer can be built."""
         return 1
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         why = super().fits(spec, base)
         if spec.choices == 1:
-            why = f"{self.name} places the actions of a choice apart, and here there is one; leave it out."
+            why = f"{self.name} needs at least two actions, and this environment has one; leave it out."
         if why or (spec.frame is not None and self.projector == "none"):
             return why
-        return self.too_few(spec, self.features_in(base.actor_hidden[-1]))
+        return self.explain_too_few(spec, self.feature_width(base.actor_hidden[-1]))
 
-    def too_few(self, spec: Spec, d: int) -> str | None:
-        """Why d features are not enough, or None."""
-        if d >= self.least(spec.choices or 0):
+    def explain_too_few(self, spec: Spec, d: int) -> str | None:
+        """One sentence if d features are not enough, else None."""
+        if d >= self.min_features(spec.choices or 0):
             return None
-        behind = "base.actor_hidden" if spec.frame is None else "plain.image_hidden"
-        field = behind if self.projector == "none" else f"{self.name}.width"
+        torso_field = "base.actor_hidden" if spec.frame is None else "plain.image_hidden"
+        field = torso_field if self.projector == "none" else f"{self.name}.width"
         return (
-            f"{self.name} needs at least {self.least(spec.choices or 0)} features for {spec.choices} "
+            f"{self.name} needs at least {self.min_features(spec.choices or 0)} features for {spec.choices} "
             f"actions, and there are {d}; raise {field}."
         )
 
-    def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[Branch, Array]:
+    def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, Array]:
         k_projector, k_layer = jax.random.split(key)
-        d = self.features_in(width)
-        if why := self.too_few(spec, d):  # on images only the torso knows its width
+        d = self.feature_width(width)
+        if why := self.explain_too_few(spec, d):  # `fits` cannot check it on images
             raise UsageError(why)
-        w = _on_host(self.draw, k_layer, spec.choices or 0, d)
-        return Branch(self.projection(k_projector, width), None), w
+        w = _draw_on_host(self.draw_layer, k_layer, spec.choices or 0, d)
+        return HeadParams(self.init_projector(k_projector, width), None), w
 
-    def dist(self, learned: Branch, fixed: Array, features: Array) -> tuple[Categorical, Array | None]:
-        h, penalty = self.branch(learned.projector, features)
-        return Categorical(h, h @ jax.lax.stop_gradient(fixed).T), penalty
+    def distribution(
+        self, params: HeadParams, fixed_layer: Array, features: Array
+    ) -> tuple[Categorical, Array | None]:
+        h, penalty = self.project_features(params.projector, features)
+        return Categorical(h, h @ jax.lax.stop_gradient(fixed_layer).T), penalty
 
-    def layer(self, learned: Branch, fixed: Array) -> Array:
-        return fixed
+    def action_layer(self, params: HeadParams, fixed_layer: Array) -> Array:
+        return fixed_layer
 
-    def damage(self, fixed: Array) -> str | None:
-        lengths = np.square(np.asarray(fixed, np.float64)).sum(-1)
+    def explain_damage(self, fixed_layer: Array) -> str | None:
+        lengths = np.square(np.asarray(fixed_layer, np.float64)).sum(-1)
         if np.allclose(lengths, self.energy, rtol=1e-4):
             return None
-        return f"the rows of its fixed action layer have not the squared length {self.energy}"
+        return f"the rows of its fixed action layer do not have the squared length {self.energy}"
 
 
-def _on_host(draw, key: Key, actions: int, width: int) -> Array:
-    """`draw` with a generator seeded by the key; a callback, so that it works under `vmap` and `jit`."""
+def _draw_on_host(draw: Callable[..., np.ndarray], key: Key, actions: int, width: int) -> Array:
+    """`draw` with a numpy generator seeded by the key, as a host callback for `vmap` and `jit`."""
 
     def host(data: np.ndarray) -> np.ndarray:
         seeds = np.asarray(data).reshape(-1, np.shape(data)[-1])

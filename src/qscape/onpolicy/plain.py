@@ -1,4 +1,4 @@
-"""The plain default of every socket."""
+"""The default part of every on-policy socket."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,21 +7,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets.conv import Convolutions, layout, least
+from qscape.nets.conv import Convolutions, image_layout, min_image_size
 from qscape.nets.orthogonal import orthogonal_torso
 from qscape.onpolicy.base import Base
-from qscape.onpolicy.sockets import Estimator, FeatureExtractor, Scaling, Steps
+from qscape.onpolicy.sockets import Estimator, FeatureExtractor, Scaling, Trajectory
 from qscape.ops.returns import discounted_returns, gae
-from qscape.ops.running import merge, moments
+from qscape.ops.running import add_batch, init_moments
 from qscape.types import Key, Part, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Plain(FeatureExtractor):
-    """Linear layers with an activation behind each; on images the Nature DQN's convolutions before them."""
+    """A multilayer perceptron; on images, the convolutions of the Nature DQN and one linear layer.
+
+    Weights are orthogonal with gain √2, biases 0.
+    """
 
     name: ClassVar[str] = "plain"
-    image_hidden: tuple[int, ...] = setting((512,), "Widths of the linear layers behind convolutions.")
+    image_hidden: tuple[int, ...] = setting(
+        (512,), "Widths of the linear layers after the convolutions (images only)."
+    )
 
     def __post_init__(self) -> None:
         if not self.image_hidden or min(self.image_hidden) < 1:
@@ -32,10 +37,11 @@ class Plain(FeatureExtractor):
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.frame is None:
             return None
-        size = layout(spec.frame)[1][:2]
-        if min(size) >= least():
+        size = image_layout(spec.frame)[1][:2]
+        if min(size) >= min_image_size():
             return None
-        return f"its convolutions need images of at least {least()} × {least()}, and these are {spec.frame}."
+        least = f"{min_image_size()} × {min_image_size()}"
+        return f"its convolutions need images of at least {least}, and these are {spec.frame}."
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
         if spec.frame is not None:
@@ -48,56 +54,65 @@ class Plain(FeatureExtractor):
 
 @dataclasses.dataclass(frozen=True)
 class GAE(Estimator):
-    """Generalised advantage estimation (Schulman et al. 2016)."""
+    """Generalised advantage estimation: A_t = Σ_l (γ λ)^l δ_{t+l}; the critic's target is A_t + v(s_t).
+
+    Schulman et al. 2016, arXiv 1506.02438; see `ops.returns.gae`.
+    """
 
     name: ClassVar[str] = "gae"
-    decay: float = setting(0.95, "λ: 0 trusts the critic alone, 1 the rewards alone.", tune=(0.8, 1.0))
+    decay: float = setting(0.95, "λ: 0 uses one-step TD errors, 1 uses Monte Carlo returns.", tune=(0.8, 1.0))
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
             raise UsageError(f"gae.decay is {self.decay}; it must lie in [0, 1].")
 
-    def estimate(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
-        assert steps.value is not None
-        assert steps.next_value is not None
-        ends = steps.terminated, steps.ended
-        advantage = gae(steps.reward, steps.value, steps.next_value, *ends, base.discount, self.decay)
-        return advantage, advantage + steps.value, state
+    def estimate(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, Array, PyTree]:
+        assert trajectory.value is not None
+        assert trajectory.next_value is not None
+        ends = trajectory.terminated, trajectory.segment_end
+        advantage = gae(
+            trajectory.reward, trajectory.value, trajectory.next_value, *ends, base.discount, self.decay
+        )
+        return advantage, advantage + trajectory.value, state
 
 
 @dataclasses.dataclass(frozen=True)
 class MonteCarlo(Estimator):
-    """Discounted returns, without a critic (REINFORCE); one cut short goes on with the mean return so far."""
+    """Discounted returns without a critic (REINFORCE).
+
+    A return that is cut short by a time limit or the rollout's end is bootstrapped with the mean of all
+    returns seen so far. The state is the running `Moments` of the returns.
+    """
 
     name: ClassVar[str] = "monte_carlo"
-    critic: ClassVar[bool] = False
+    needs_critic: ClassVar[bool] = False
     standardise: bool = setting(
-        True, "Subtract the running mean of earlier returns and divide by their standard deviation."
+        True, "Standardise returns by the running mean and standard deviation of earlier returns."
     )
 
     def init_state(self, spec: Spec, envs: int) -> PyTree:
-        return moments(1)._replace(seen=jnp.zeros(()))
+        return init_moments(1)._replace(seen=jnp.zeros(()))
 
-    def estimate(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
-        ends = steps.terminated, steps.ended
-        returns = discounted_returns(steps.reward, state.mean[0], *ends, base.discount)
+    def estimate(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, Array, PyTree]:
+        ends = trajectory.terminated, trajectory.segment_end
+        returns = discounted_returns(trajectory.reward, state.mean[0], *ends, base.discount)
         advantage = returns
-        if self.standardise:  # by what was seen before, then it is seen: the order matters
+        if self.standardise:  # by the moments of earlier rollouts; this one is added afterwards
             advantage = (returns - state.mean[0]) / jnp.sqrt(state.var[0] + 1e-8)
-        weight = None if steps.weight is None else steps.weight.reshape(-1)
-        return advantage, returns, merge(state, returns.reshape(-1, 1), weight)
+        weight = None if trajectory.weight is None else trajectory.weight.reshape(-1)
+        return advantage, returns, add_batch(state, returns.reshape(-1, 1), weight)
 
 
 @dataclasses.dataclass(frozen=True)
-class AsTheyAre(Scaling):
-    """Rewards as they are."""
+class NoScaling(Scaling):
+    """Rewards and returns are not scaled."""
 
     name: ClassVar[str] = "as_they_are"
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw(Part):
-    """Observations as they are."""
+    """Observations are not normalised."""
 
     name: ClassVar[str] = "raw"
     socket: ClassVar[str] = "normaliser"

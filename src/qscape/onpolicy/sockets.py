@@ -1,7 +1,10 @@
-"""The interfaces: what a part of an on-policy agent may do, and what it is given to do it with.
+"""The interfaces of an on-policy agent's parts, and the arrays that they pass to each other.
 
-A part is a frozen dataclass; its fields are its hyperparameters, its documentation and its flags. What it
-learns or remembers lives in the state and is moved by nobody but the trunk.
+A part is a frozen dataclass. Its fields are its hyperparameters, its documentation and its flags. Its arrays
+live in `State.part_states`; only `onpolicy.update` replaces them.
+
+Shapes: T rollout steps, E environments, N = T E samples, B rows of a minibatch, S observation size, A action
+size, K discrete actions, F features of the torso, d features of the action layer.
 """
 
 from collections.abc import Callable
@@ -16,167 +19,255 @@ from qscape.types import Key, Metrics, Part, Scalar, Spec
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What an actor says of observations [B, S]."""
+    """A batch of distributions over actions, one for each observation."""
 
     @property
-    def features(self) -> Array: ...  # [B, d], what the action layer sees
-    def mode(self) -> Array: ...
-    def sample(self, key: Key) -> tuple[Array, Array]: ...  # action, log-probability
-    def log_prob(self, action: Array) -> Array: ...
-    def entropy(self) -> Array: ...
-    def kl(self, new: Any) -> Array: ...  # KL(self ‖ new) of another of its kind
+    def features(self) -> Array:
+        """The input of the action layer, `[*b, d]`."""
+        ...
+
+    def mode(self) -> Array:
+        """The most likely action, `[*b, A]`; evaluations execute it."""
+        ...
+
+    def sample(self, key: Key) -> tuple[Array, Array]:
+        """A random action `[*b, A]` and its log-probability `[*b]`."""
+        ...
+
+    def log_prob(self, action: Array) -> Array:
+        """log π(a | s) `[*b]` of actions `[*b, A]`, in nats."""
+        ...
+
+    def entropy(self) -> Array:
+        """H(π(· | s)) `[*b]`, in nats."""
+        ...
+
+    def kl(self, new: Any) -> Array:
+        """KL(self ‖ new) `[*b]`, in nats; `new` is a distribution of the same class."""
+        ...
 
 
 class Rollout(NamedTuple):
-    """T steps of E environments, as the present policy made them."""
+    """T steps of E environments, collected with the current policy.
+
+    Attributes:
+        observation: raw, before normalisation.
+        action: in [-1, 1]; a discrete action is its index, as a float (then A = 1).
+        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
+        truncated: True where a time limit or the like ended the episode; does not cut the bootstrap.
+        next_observation: the true successor, also in the last step of an episode.
+        valid: False for rows that are no environment steps (padding, resets); None: all rows are steps.
+    """
 
     observation: Float[Array, "T E S"]
-    action: Float[Array, "T E A"]  # in [-1, 1], or the index of a discrete action
+    action: Float[Array, "T E A"]
     reward: Float[Array, "T E"]
     terminated: Bool[Array, "T E"]
     truncated: Bool[Array, "T E"]
-    next_observation: Float[Array, "T E S"]  # the true successor, also at an end
-    valid: Bool[Array, "T E"] | None = None  # None: every row is a step
+    next_observation: Float[Array, "T E S"]
+    valid: Bool[Array, "T E"] | None = None
 
 
-class Steps(NamedTuple):
-    """What an estimator sees of a rollout."""
+class Trajectory(NamedTuple):
+    """A rollout as the scaling and the estimator see it; flags are floats, 0 or 1.
+
+    Attributes:
+        value: v(s_t) of the critic before the update; None without a critic.
+        next_value: v(s_{t+1}) of the true successor; None without a critic.
+        terminated: 1 where the episode ended in a terminal state.
+        segment_end: 1 where the next row does not continue this one: the episode is over, the next row is no
+            step, or this is the last row. λ-returns are not carried across it.
+        weight: 0 for rows that are no environment steps; None: all rows are steps.
+        done: 1 where the next rollout step begins another episode. Unlike `segment_end` it is 0 in the last
+            row if that episode continues in the next rollout.
+    """
 
     reward: Float[Array, "T E"]
-    value: Float[Array, "T E"] | None  # by the critic that collected it; None without a critic
+    value: Float[Array, "T E"] | None
     next_value: Float[Array, "T E"] | None
     terminated: Float[Array, "T E"]
-    ended: Float[Array, "T E"]  # 1 where the next row belongs to another episode, or to none
-    weight: Float[Array, "T E"] | None  # 0 for rows that are no steps; None: all are
-    over: Float[Array, "T E"]  # 1 where the episode of a row is over; at the last row it may go on
+    segment_end: Float[Array, "T E"]
+    weight: Float[Array, "T E"] | None
+    done: Float[Array, "T E"]
 
 
-class Samples(NamedTuple):
-    """N steps as an improvement sees them, in no order."""
+class RolloutSamples(NamedTuple):
+    """N rollout steps in no particular order, as a `PolicyUpdate` sees them.
 
-    observation: Float[Array, "N S"]  # normalised
+    Attributes:
+        observation: normalised, if the agent normalises observations.
+        log_prob: log π_old(a | s) under the policy that collected the rollout.
+        advantage: by the estimator, not standardised.
+        target: regression target of the critic.
+        value: v_old(s) of the critic before the update; None without a critic.
+        weight: 0 for rows that are no environment steps; None: all rows are steps.
+    """
+
+    observation: Float[Array, "N S"]
     action: Float[Array, "N A"]
-    log_prob: Float[Array, " N"]  # by the policy that collected them
+    log_prob: Float[Array, " N"]
     advantage: Float[Array, " N"]
-    target: Float[Array, " N"]  # of the critic
-    value: Float[Array, " N"] | None  # by the critic that collected them
-    weight: Float[Array, " N"] | None  # 0 for rows that are no steps; None: all are
+    target: Float[Array, " N"]
+    value: Float[Array, " N"] | None
+    weight: Float[Array, " N"] | None
 
 
-class Views(NamedTuple):
-    """The networks at one batch of observations."""
+class NetworkOutputs(NamedTuple):
+    """The networks' outputs at a batch of observations.
+
+    Attributes:
+        dist: the policy's distribution over actions.
+        value: v(s); None without a critic.
+        penalty: a term that the head adds to the loss of each row; None: no such term.
+    """
 
     dist: Distribution
-    value: Float[Array, " B"] | None
-    penalty: Float[Array, " B"] | None  # that the head adds to the loss
+    value: Float[Array, "*b"] | None
+    penalty: Float[Array, "*b"] | None
 
 
 class Context(NamedTuple):
-    """What an improvement receives."""
+    """Everything a `PolicyUpdate` may use beside the state and the samples. All observations are normalised.
 
-    views: Callable[..., Views]  # (networks, normalised observations) -> Views
-    dist: Callable[..., Distribution]  # ((torso, head), observations): the actor alone
-    value: Callable[..., Array]  # (critic, observations) -> values, of a critic with a torso of its own
+    Attributes:
+        apply_networks: (networks, observations [B, S]) to `NetworkOutputs`.
+        distribution: ((torso, head), observations [B, S]) to the policy's `Distribution`, without the critic.
+        value: (critic, observations [B, S]) to values [B], for a critic that does not share the torso.
+        base: the settings.
+        rate: learning rate of this update, after annealing.
+        key: random key of this update and this part.
+    """
+
+    apply_networks: Callable[..., NetworkOutputs]
+    distribution: Callable[..., Distribution]
+    value: Callable[..., Array]
     base: Base
-    rate: Scalar  # the learning rate of this update
-    key: Key  # of this update and improvement
+    rate: Scalar
+    key: Key
 
 
 class StatefulPart(Part):
-    """What every part with a place in the state has in common."""
+    """A part that may keep arrays in `State.part_states`."""
 
     def init_state(self, spec: Spec, envs: int) -> PyTree:
-        """What the part remembers at the start, moved by no gradient; None: nothing."""
+        """The part's initial state for `envs` environments, or None if it keeps no state.
+
+        Called once, when the agent's state is made. No gradient moves it.
+        """
         return None
 
 
 class FeatureExtractor(StatefulPart):
-    """Features of an observation."""
+    """Builds the torso of actor and critic, which maps observations to features."""
 
     socket: ClassVar[str] = "extractor"
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
-        """A fresh network; called on observations [B, S], it gives features [B, F]."""
+        """A new network that maps observations [*b, S] to features [*b, F].
+
+        Args:
+            widths: of the hidden layers; `base.actor_hidden` or `base.critic_hidden`.
+        """
         raise NotImplementedError
 
     def width(self, spec: Spec, base: Base, widths: tuple[int, ...]) -> int:
-        """F."""
+        """F, the number of features that a network of `init` returns."""
         raise NotImplementedError
 
 
 class ActionHead(StatefulPart):
-    """A distribution over actions from a torso's features."""
+    """Maps features of the torso to a distribution over actions."""
 
     socket: ClassVar[str] = "head"
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[PyTree, PyTree]:
-        """What the head learns, and what stays as it is for ever (None: nothing)."""
+        """The trained parameters, and the fixed action layer (None if the action layer is trained).
+
+        Args:
+            width: F, the number of features of the torso.
+
+        Raises:
+            UsageError: the layer cannot be built on that many features.
+        """
         raise NotImplementedError
 
-    def dist(self, learned: PyTree, fixed: PyTree, features: Array) -> tuple[Distribution, Array | None]:
-        """The distribution at features [B, F], and a term of the loss [B]."""
+    def distribution(
+        self, params: PyTree, fixed_layer: PyTree, features: Array
+    ) -> tuple[Distribution, Array | None]:
+        """The distribution at features [*b, F], and a penalty [*b] that is added to the loss, or None."""
         raise NotImplementedError
 
-    def layer(self, learned: PyTree, fixed: PyTree) -> Float[Array, "K d"] | None:
-        """The action layer W of a discrete policy, a row an action; None where there is none."""
+    def action_layer(self, params: PyTree, fixed_layer: PyTree) -> Float[Array, "K d"] | None:
+        """The weight W of the action layer, a row for each discrete action; None for continuous actions."""
         return None
 
-    def damage(self, fixed: PyTree) -> str | None:
-        """What is wrong with a fixed layer that came out of a save; None: nothing."""
+    def explain_damage(self, fixed_layer: PyTree) -> str | None:
+        """What is wrong with a fixed layer that was read from a save; None if nothing is."""
         return None
 
 
 class Estimator(StatefulPart):
-    """Advantages and the critic's targets."""
+    """Computes advantages and the critic's regression targets."""
 
     socket: ClassVar[str] = "estimator"
-    critic: ClassVar[bool] = True  # does it ask for values?
+    needs_critic: ClassVar[bool] = True  # without it the agent has no critic, and values are None
 
-    def estimate(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, Array, PyTree]:
-        """Advantages [T, E], targets [T, E], and what the part remembers afterwards."""
+    def estimate(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, Array, PyTree]:
+        """Advantages [T, E], targets [T, E] and the part's new state. Called once per update."""
         raise NotImplementedError
 
 
 class PolicyUpdate(StatefulPart):
-    """How actor and critic learn from a rollout."""
+    """Trains actor and critic on one rollout."""
 
     socket: ClassVar[str] = "policy_update"
-    shares: ClassVar[bool] = True  # may actor and critic have one torso?
-    adds_head_penalty: ClassVar[bool] = True  # does the head's L2 term enter the loss?
+    allows_shared_torso: ClassVar[bool] = True  # may the critic share the actor's torso?
+    adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
 
-    def optimised(self, networks: PyTree) -> dict[str, PyTree]:
-        """By name, the parameters that each optimiser moves."""
+    def optimised_params(self, networks: PyTree) -> dict[str, PyTree]:
+        """The parameters that each optimiser moves, by the optimiser's name in `State.optimisers`."""
         raise NotImplementedError
 
-    def improve(self, context: Context, state: State, samples: Samples) -> tuple[State, Metrics]:
-        """The state after learning from the samples."""
+    def improve(self, context: Context, state: State, samples: RolloutSamples) -> tuple[State, Metrics]:
+        """The state after training on the samples, and metrics. Called once per update."""
         raise NotImplementedError
 
 
 class Scaling(StatefulPart):
-    """How rewards and returns are scaled."""
+    """Scales rewards before the estimator, or returns after it. This default scales neither."""
 
     socket: ClassVar[str] = "scaling"
 
-    def rewards(self, state: PyTree, base: Base, steps: Steps) -> tuple[Array, PyTree]:
-        """The rewards [T, E] that the estimator sees, and what the part remembers afterwards."""
-        return steps.reward, state
+    def scale_rewards(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, PyTree]:
+        """The rewards [T, E] that the estimator sees, and the part's new state."""
+        return trajectory.reward, state
 
-    def values(self, state: PyTree) -> Array | None:
-        """What the critic's unit is worth in returns; None: 1."""
+    def value_scale(self, state: PyTree) -> Array | None:
+        """The factor from the critic's unit to returns; None: 1. The critic's targets are divided by it."""
         return None
 
-    def see(self, state: PyTree, returns: Array, weight: Array | None) -> PyTree:
-        """Fold in the returns [T, E] of a rollout, after their use."""
+    def update(self, state: PyTree, returns: Array, weight: Array | None) -> PyTree:
+        """The part's state after the returns [T, E] of a rollout; `weight` as in `Trajectory`."""
         return state
 
 
 @runtime_checkable
 class Normaliser(Protocol):
-    """Observation normalisation, as the off-policy agents have it. It stands still during a rollout."""
+    """Observation normalisation (`methods/normalise.py`). Its statistics do not move during a rollout."""
 
     @property
-    def name(self) -> str: ...
-    def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: Any) -> PyTree: ...
-    def update_from_rollout(self, state: Any, obs: Array, weight: Array | None) -> PyTree: ...
-    def apply(self, state: Any, obs: Array) -> Array: ...
+    def name(self) -> str:
+        """The part's name in a recipe and in `State.part_states`."""
+        ...
+
+    def init(self, key: Key, nets: Any, spec: Spec, base: Base | Any, actor: Any) -> PyTree:
+        """The initial statistics; on-policy agents pass None for `nets` and `actor`."""
+        ...
+
+    def update_from_rollout(self, state: Any, obs: Array, weight: Array | None) -> PyTree:
+        """The statistics after observations [N, S]; rows of weight 0 do not count."""
+        ...
+
+    def apply(self, state: Any, obs: Array) -> Array:
+        """Normalised observations [*b, S]."""
+        ...

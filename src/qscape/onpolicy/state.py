@@ -1,4 +1,4 @@
-"""One pytree that holds everything an agent learns."""
+"""The state of an on-policy agent: one pytree with everything that a run saves."""
 
 from typing import NamedTuple
 
@@ -6,26 +6,43 @@ from jaxtyping import Array, Int, PyTree
 
 
 class Networks(NamedTuple):
-    """All that a gradient moves."""
+    """The parameters that gradients move.
 
-    torso: PyTree  # of the actor; of the critic as well where it is shared
-    head: PyTree  # what the action head learns
-    critic: PyTree  # None where nothing asks for values
+    Attributes:
+        torso: feature extractor of the actor, and of the critic if they share it.
+        head: trained parameters of the action head.
+        critic: (torso or None if shared, output layer); None if the agent has no critic.
+    """
+
+    torso: PyTree
+    head: PyTree
+    critic: PyTree
 
 
 class State(NamedTuple):
-    """Networks, optimisers, counters; `parts` holds by part what no gradient moves: fixed action layers,
-    running moments."""
+    """Networks, optimiser states and counters.
+
+    Attributes:
+        part_states: arrays of parts that no gradient moves (fixed action layers, running moments), by the
+            part's name.
+        optimisers: optimiser states, by the names of `PolicyUpdate.optimised_params`.
+        updates: number of rollouts the agent has trained on.
+        env_steps: environment steps made so far, over all environments.
+    """
 
     networks: Networks
     part_states: dict[str, PyTree]
     optimisers: dict[str, PyTree]
-    updates: Int[Array, ""]  # rollouts that were learned from
+    updates: Int[Array, ""]
     env_steps: Int[Array, ""]
 
 
 class ActingState(NamedTuple):
-    """All that acting needs: what is evaluated, exported and saved."""
+    """The part of a `State` that acting needs; evaluation, export and saves of policies use it.
+
+    Attributes:
+        part_states: those of the action head and the normaliser, by the part's name.
+    """
 
     networks: Networks
-    part_states: dict[str, PyTree]  # of head and normaliser
+    part_states: dict[str, PyTree]

@@ -1,4 +1,4 @@
-"""The update of every on-policy agent: one pure function that reads like a paper's pseudo-code."""
+"""One update of an on-policy agent, as a pure function that reads like a paper's pseudo-code."""
 
 import math
 from typing import TYPE_CHECKING
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.onpolicy.sockets import Rollout, Samples, Steps
+from qscape.onpolicy.sockets import Rollout, RolloutSamples, Trajectory
 from qscape.onpolicy.state import State
-from qscape.ops.surrogate import explained_variance, mean
+from qscape.ops.surrogate import explained_variance, weighted_mean
 from qscape.types import Key, Metrics, Scalar, stream
 
 if TYPE_CHECKING:
@@ -19,51 +19,52 @@ if TYPE_CHECKING:
 def update(
     agent: "Agent", state: State, rollout: Rollout, progress: Scalar | float, key: Key
 ) -> tuple[State, Metrics]:
-    """Learn from one rollout, which the present policy has made.
+    """Train the agent on one rollout of its current policy.
 
     Args:
-        state: networks, optimisers, counters.
-        rollout: T steps of E environments, raw.
-        progress: the share of the run that is over, in [0, 1]; what annealing follows.
-        key: the run's key; it never advances, the update's number is folded in.
+        agent: the parts and settings; static.
+        state: networks, optimiser states, counters.
+        rollout: T steps of E environments, with raw observations.
+        progress: the share of the run that is done, in [0, 1]; annealing follows it.
+        key: the run's key. It never changes; the number of the update is folded in.
 
     Returns:
-        The new state, and metrics: means over the steps of the optimiser.
+        The new state, and metrics: means over the optimiser steps.
     """
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
     state = state._replace(updates=number)
     base, policy_update = agent.base, agent.policy_update
 
-    # 1. what the networks say of the rollout, by the parameters that made it
-    obs = agent.normalised(state.part_states, rollout.observation)
-    views = agent.views(state.part_states, state.networks, obs)
-    log_prob = views.dist.log_prob(rollout.action)
+    # 1. Log-probabilities and values under the parameters that collected the rollout.
+    obs = agent.normalise_obs(state.part_states, rollout.observation)
+    outputs = agent.apply_networks(state.part_states, state.networks, obs)
+    log_prob = outputs.dist.log_prob(rollout.action)
     next_value = None
-    if views.value is not None:
-        next_obs = agent.normalised(state.part_states, rollout.next_observation)
+    if outputs.value is not None:
+        next_obs = agent.normalise_obs(state.part_states, rollout.next_observation)
         next_value = agent.value(state.part_states, state.networks, next_obs)
 
-    # 2. advantages and targets, once
+    # 2. Advantages and targets, once per rollout.
     weight = None if rollout.valid is None else rollout.valid.astype(jnp.float32)
-    over = _over(rollout)
-    ended = over.at[-1].set(1.0)  # nothing comes after the last row here
-    over = ended if base.episodes else over  # all environments begin anew with the next rollout
+    done = _find_episode_ends(rollout)
+    segment_end = done.at[-1].set(1.0)  # no row follows the last one
+    done = segment_end if base.episodes else done  # with whole episodes, every rollout starts with a reset
     terminated = rollout.terminated.astype(jnp.float32)
-    steps = Steps(rollout.reward, views.value, next_value, terminated, ended, weight, over)
-    state, advantage, target = _estimate(agent, state, steps)
+    trajectory = Trajectory(rollout.reward, outputs.value, next_value, terminated, segment_end, weight, done)
+    state, advantage, target = _estimate_advantages(agent, state, trajectory)
 
-    # 3. actor and critic learn
-    columns = Samples(obs, rollout.action, log_prob, advantage, target, views.value, weight)
+    # 3. Actor and critic are trained.
+    columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, outputs.value, weight)
     samples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), columns)
-    context = agent.functions(state, progress, stream(key, f"{policy_update.name}.improve"))
+    context = agent.make_context(state, progress, stream(key, f"{policy_update.name}.improve"))
     state, metrics = policy_update.improve(context, state, samples)
 
-    # 4. observation statistics move
-    state = agent.see(state, rollout.observation, weight)
-    metrics["return_target"] = mean(samples.target, samples.weight)
-    lengths = jnp.linalg.norm(views.dist.features, axis=-1).reshape(-1)
-    metrics["feature_norm"] = mean(lengths, samples.weight)
+    # 4. Observation statistics move last, so that PPO's first probability ratio is exactly 1.
+    state = agent.update_normaliser(state, rollout.observation, weight)
+    metrics["return_target"] = weighted_mean(samples.target, samples.weight)
+    lengths = jnp.linalg.norm(outputs.dist.features, axis=-1).reshape(-1)
+    metrics["feature_norm"] = weighted_mean(lengths, samples.weight)
     if agent.task.choices:
         metrics["entropy_share"] = metrics["entropy"] / math.log(agent.task.choices)
     if samples.value is not None:
@@ -73,28 +74,32 @@ def update(
     return state, metrics
 
 
-def _over(rollout: Rollout) -> Float[Array, "T E"]:
-    """1 where the next row belongs to another episode, or is no step."""
-    over = rollout.terminated | rollout.truncated
+def _find_episode_ends(rollout: Rollout) -> Float[Array, "T E"]:
+    """1 where the next row belongs to another episode or is no environment step, else 0."""
+    done = rollout.terminated | rollout.truncated
     if rollout.valid is not None:
-        over = over.at[:-1].set(over[:-1] | ~rollout.valid[1:])
-    return over.astype(jnp.float32)
+        done = done.at[:-1].set(done[:-1] | ~rollout.valid[1:])
+    return done.astype(jnp.float32)
 
 
-def _estimate(agent: "Agent", state: State, steps: Steps) -> tuple[State, Array, Array]:
-    """Advantages and the critic's targets; what estimator and scaling remember moves on."""
+def _estimate_advantages(agent: "Agent", state: State, trajectory: Trajectory) -> tuple[State, Array, Array]:
+    """The state with the new states of scaling and estimator, advantages [T, E] and critic targets [T, E]."""
     estimator, scaling = agent.estimator, agent.scaling
     part_states = dict(state.part_states)
-    reward, part_states[scaling.name] = scaling.rewards(part_states.get(scaling.name), agent.base, steps)
-    steps = steps._replace(reward=reward)
-    unit = scaling.values(part_states.get(scaling.name))
-    if unit is not None and steps.value is not None and steps.next_value is not None:
-        steps = steps._replace(value=steps.value * unit, next_value=steps.next_value * unit)
-    advantage, target, part_states[estimator.name] = estimator.estimate(
-        part_states.get(estimator.name), agent.base, steps
+    reward, part_states[scaling.name] = scaling.scale_rewards(
+        part_states.get(scaling.name), agent.base, trajectory
     )
-    part_states[scaling.name] = scaling.see(part_states[scaling.name], target, steps.weight)
-    target = target if unit is None else target / unit
+    trajectory = trajectory._replace(reward=reward)
+    scale = scaling.value_scale(part_states.get(scaling.name))
+    if scale is not None and trajectory.value is not None and trajectory.next_value is not None:
+        trajectory = trajectory._replace(
+            value=trajectory.value * scale, next_value=trajectory.next_value * scale
+        )
+    advantage, target, part_states[estimator.name] = estimator.estimate(
+        part_states.get(estimator.name), agent.base, trajectory
+    )
+    part_states[scaling.name] = scaling.update(part_states[scaling.name], target, trajectory.weight)
+    target = target if scale is None else target / scale
     return (
         state._replace(part_states={k: v for k, v in part_states.items() if v is not None}),
         advantage,

@@ -1,1 +1,1 @@
-"""Pure functions on arrays, each a paper's equation: no state, no networks."""
+"""Pure functions on arrays, most of them one equation of a paper. They hold no state and know no networks."""

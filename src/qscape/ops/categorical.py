@@ -1,4 +1,4 @@
-"""Choices among K actions by logits; everything from log-softmax, never from the log of a softmax."""
+"""Categorical distributions over K actions, given logits. All use log-softmax, which is stable."""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +6,22 @@ from jaxtyping import Array, Float, Int
 
 
 def log_probs(logits: Float[Array, "*b K"]) -> Float[Array, "*b K"]:
-    """log π of every action."""
+    """log π(a | s) of all K actions."""
     return jax.nn.log_softmax(logits, -1)
 
 
 def log_prob(logits: Float[Array, "*b K"], action: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """log π of the action taken."""
+    """log π(a | s) of the given action indices."""
     return jnp.take_along_axis(log_probs(logits), action[..., None], -1)[..., 0]
 
 
 def entropy(logits: Float[Array, "*b K"]) -> Float[Array, "*b"]:
-    """H(π) in nats."""
+    """H(π) = -Σ_a π(a) log π(a), in nats."""
     logs = log_probs(logits)
     return -(jnp.exp(logs) * logs).sum(-1)
 
 
 def kl(old: Float[Array, "*b K"], new: Float[Array, "*b K"]) -> Float[Array, "*b"]:
-    """KL(old ‖ new) in nats."""
+    """KL(old ‖ new) = Σ_a π_old(a) (log π_old(a) - log π_new(a)), in nats."""
     logs = log_probs(old)
     return (jnp.exp(logs) * (logs - log_probs(new))).sum(-1)

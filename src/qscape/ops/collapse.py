@@ -1,10 +1,10 @@
-"""Action collapse: how near features and action layer are to one simplex ETF, in float64 on the host.
+"""Metrics of action collapse: how close features and action layer are to a simplex ETF.
 
-Inputs are features h_i as the action layer sees them, the optimal (or greedy) action y_i of each state, and
-the action layer W. With n_k states of action k, S the actions that have any and K' their number, class means
-h̄_k are centred to h̃_k = h̄_k - h_G. Metrics 1-3 follow "Imitate Optimal Policy" (arXiv 2509.02737), 4-6 neural
-collapse (Papyan, Han, Donoho 2020), 7 the paper's Theorem 1. Where everything has collapsed 1-5 are 0, 6
-and 7 are 1.
+Computed in float64 on the host. Inputs are the features h_i (the action layer's input), the optimal or greedy
+action y_i of each state, and the action layer W. n_k is the number of states with action k, K' the number of
+actions with n_k > 0, h̄_k the class means, h̃_k = h̄_k - h_G the centred ones. Metrics 1-3 follow "Imitate
+Optimal Policy" (arXiv 2509.02737), 4-6 neural collapse (Papyan, Han, Donoho 2020), 7 the paper's Theorem 1.
+At complete collapse, metrics 1-5 are 0, and 6 and 7 are 1.
 """
 
 from typing import Literal, NamedTuple
@@ -17,8 +17,17 @@ ZERO = 1e-12  # lengths below this have no direction
 
 
 class Collapse(NamedTuple):
-    """The metrics, by number: 1 equinorm, 2 equiangularity, 3 max-angle, 4 within-action variation,
-    5 self-duality, 6 nearest-mean agreement, 7 alignment. NaN where a metric is not defined."""
+    """The metrics: 1 equinorm, 2 equiangularity, 3 max-angle, 4 within-action variation, 5 self-duality, 6
+    nearest-mean agreement, 7 alignment. NaN if a metric is not defined. `_h` is of the class means, `_w` of
+    W.
+
+    Attributes:
+        max_angle_h_uncentred: metric 3 of uncentred means against -1/(K - 1); comparable if actions are
+            missing.
+        classes: K'.
+        least_count: the least n_k > 0; if it is 1, the variation means nothing.
+        zero_means: number of centred means of length 0, which 2 and 3 leave out.
+    """
 
     equinorm_h: float
     equinorm_w: float
@@ -30,10 +39,10 @@ class Collapse(NamedTuple):
     self_duality: float
     nearest_mean_agreement: float
     alignment: float
-    max_angle_h_uncentred: float  # against -1/(K - 1): comparable where other actions are missing
-    classes: int  # K'
-    least_count: int  # of the n_k that are not 0; 1 says nothing about variation
-    zero_means: int  # centred means without a direction, left out of 2 and 3
+    max_angle_h_uncentred: float
+    classes: int
+    least_count: int
+    zero_means: int
 
 
 def action_collapse(
@@ -42,15 +51,15 @@ def action_collapse(
     w: Float[np.ndarray, "K d"],
     centre: Literal["classes", "samples"] = "classes",
 ) -> Collapse:
-    """All metrics of action collapse.
+    """Compute all metrics of action collapse.
 
     Args:
         h, y, w: features, actions and the action layer.
-        centre: h_G is the mean of the class means, or of all samples (the paper's, under which a set that
-            has collapsed exactly but is unbalanced does not score 0).
+        centre: h_G is the mean of the class means, or the mean of all samples. The latter is the paper's;
+            with it, an exactly collapsed but unbalanced set does not score 0.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: there are no samples.
     """
     h, w, y = np.asarray(h, np.float64), np.asarray(w, np.float64), np.asarray(y)
     if not len(h):
@@ -59,21 +68,21 @@ def action_collapse(
     present = np.flatnonzero(counts)
     means = np.stack([h[y == k].mean(0) for k in present])
     m = means - (means.mean(0) if centre == "classes" else h.mean(0))
-    one = len(present) == 1
+    is_single = len(present) == 1
     angles_h, angles_w, angles_raw = cosines(m), cosines(w), cosines(means)
     nan = float("nan")
     return Collapse(
-        equinorm_h=nan if one else equinorm(m),
+        equinorm_h=nan if is_single else equinorm(m),
         equinorm_w=equinorm(w),
-        equiangularity_h=nan if one else equiangularity(angles_h),
+        equiangularity_h=nan if is_single else equiangularity(angles_h),
         equiangularity_w=equiangularity(angles_w),
-        max_angle_h=nan if one else max_angle(angles_h, len(present)),
+        max_angle_h=nan if is_single else max_angle(angles_h, len(present)),
         max_angle_w=max_angle(angles_w, len(w)),
-        within_variation=nan if one else within_variation(h - means[np.searchsorted(present, y)], m),
-        self_duality=nan if one else self_duality(w[present], m),
+        within_variation=nan if is_single else within_variation(h - means[np.searchsorted(present, y)], m),
+        self_duality=nan if is_single else self_duality(w[present], m),
         nearest_mean_agreement=nearest_mean_agreement(h, w, means, present),
         alignment=alignment(h, w[y]),
-        max_angle_h_uncentred=nan if one else max_angle(angles_raw, len(w)),
+        max_angle_h_uncentred=nan if is_single else max_angle(angles_raw, len(w)),
         classes=len(present),
         least_count=int(counts[present].min()),
         zero_means=int((np.linalg.norm(m, axis=1) < ZERO).sum()),
@@ -81,7 +90,7 @@ def action_collapse(
 
 
 def cosines(x: Float[np.ndarray, "K d"]) -> Float[np.ndarray, " pairs"]:
-    """Of every pair k < k'; NaN for those in which a vector has no direction."""
+    """Cosines of all pairs k < k'; NaN if one of the two vectors has length 0."""
     lengths = np.linalg.norm(x, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = np.where(lengths[:, None] < ZERO, np.nan, x / lengths[:, None])
@@ -106,7 +115,7 @@ def max_angle(angles: Float[np.ndarray, " pairs"], count: int) -> float:
 
 
 def within_variation(residual: Float[np.ndarray, "N d"], m: Float[np.ndarray, "K d"]) -> float:
-    """4: Tr(Σ_W Σ_B†) / K' = (1/N) Σ_i ‖(M†)ᵀ (h_i - h̄_{y_i})‖², without any d × d matrix."""
+    """4: Tr(Σ_W Σ_B†) / K' = (1/N) Σ_i ‖(M†)ᵀ (h_i - h̄_{y_i})‖², computed without a d × d matrix."""
     _, s, vt = np.linalg.svd(m, full_matrices=False)
     keep = s > RANK_FLOOR * s.max() if s.max() > ZERO else np.zeros(len(s), bool)
     if not keep.any():
@@ -115,7 +124,7 @@ def within_variation(residual: Float[np.ndarray, "N d"], m: Float[np.ndarray, "K
 
 
 def self_duality(w: Float[np.ndarray, "K d"], m: Float[np.ndarray, "K d"]) -> float:
-    """5: ‖ W̃ / ‖W̃‖_F - M / ‖M‖_F ‖_F², with W̃ the rows of W less their mean."""
+    """5: ‖ W̃ / ‖W̃‖_F - M / ‖M‖_F ‖_F², where W̃ are the rows of W minus their mean."""
     w = w - w.mean(0)
     sizes = np.linalg.norm(w), np.linalg.norm(m)
     return float(np.square(w / sizes[0] - m / sizes[1]).sum()) if min(sizes) > ZERO else float("nan")
@@ -127,13 +136,13 @@ def nearest_mean_agreement(
     means: Float[np.ndarray, "S d"],
     present: Int[np.ndarray, " S"],
 ) -> float:
-    """6: share of states where the greatest ⟨w_k, h⟩ belongs to the action of the nearest class mean."""
-    distance = np.square(means).sum(-1) - 2.0 * h @ means.T  # less ‖h‖², which is the same for all
+    """6: share of states where argmax_k ⟨w_k, h⟩ is the action of the nearest class mean."""
+    distance = np.square(means).sum(-1) - 2.0 * h @ means.T  # minus ‖h‖², which does not depend on k
     return float((present[distance.argmin(1)] == (h @ w.T).argmax(1)).mean())
 
 
 def alignment(h: Float[np.ndarray, "N d"], w: Float[np.ndarray, "N d"]) -> float:
-    """7: mean of cos(h_i, w_{y_i}) over features that have a direction."""
+    """7: mean of cos(h_i, w_{y_i}) over features of positive length."""
     lengths = np.linalg.norm(h, axis=1) * np.linalg.norm(w, axis=1)
     seen = np.linalg.norm(h, axis=1) >= ZERO
     return float(((h * w).sum(-1)[seen] / lengths[seen]).mean()) if seen.any() else float("nan")

@@ -1,7 +1,7 @@
-"""Action layers that are drawn once and never trained, in float64 on the host. Rows are actions.
+"""Fixed action layers, drawn in float64 on the host. Each row belongs to an action.
 
-The rows of a simplex equiangular tight frame (ETF) have one length, and the cosine of any two is -1/(K - 1):
-the most that K vectors can be apart from each other at once.
+The rows of a simplex equiangular tight frame (ETF) have equal lengths, and the cosine of any two is -1/(K -
+1), the least that all pairs of K vectors can have at once.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 
 def helmert(actions: int) -> Float[np.ndarray, "K K-1"]:
-    """Orthonormal columns that span the complement of the all-ones vector."""
+    """The Helmert basis: orthonormal columns that span the orthogonal complement of the all-ones vector."""
     basis = np.zeros((actions, actions - 1))
     for j in range(1, actions):
         basis[:j, j - 1] = 1.0 / np.sqrt(j * (j + 1.0))
@@ -18,7 +18,7 @@ def helmert(actions: int) -> Float[np.ndarray, "K K-1"]:
 
 
 def haar_frame(rng: np.random.Generator, width: int, count: int) -> Float[np.ndarray, "d n"]:
-    """`count` orthonormal columns in R^width, uniformly distributed: QR with the signs of R put right."""
+    """`count` orthonormal columns in R^width, uniformly distributed (Haar): QR with signs of diag(R)."""
     q, r = np.linalg.qr(rng.standard_normal((width, count)))
     return q * np.sign(np.diag(r))
 
@@ -28,13 +28,13 @@ def simplex_etf(
 ) -> Float[np.ndarray, "K d"]:
     """W = √E_W √(K / (K - 1)) V Pᵀ with V the Helmert basis and P = `frame` orthonormal (ACPG, Section 3).
 
-    Then ‖w_k‖² = E_W, cos(w_i, w_j) = -1/(K - 1), Σ_k w_k = 0, and d ≥ K - 1 is enough.
+    Then ‖w_k‖² = E_W, cos(w_i, w_j) = -1/(K - 1) and Σ_k w_k = 0. It needs d ≥ K - 1. `energy` is E_W.
     """
     return np.sqrt(energy * actions / (actions - 1.0)) * helmert(actions) @ frame.T
 
 
 def is_simplex_etf(w: Float[np.ndarray, "K d"], energy: float, tolerance: float = 1e-4) -> bool:
-    """Has W the Gram matrix of a simplex ETF with rows of squared length E_W, up to rounding?"""
+    """Is W Wᵀ the Gram matrix of a simplex ETF with ‖w_k‖² = `energy`, within `tolerance` · energy?"""
     k = len(w)
     gram = np.asarray(w, np.float64) @ np.asarray(w, np.float64).T
     wanted = energy * (k * np.eye(k) - 1.0) / (k - 1.0)
@@ -44,11 +44,14 @@ def is_simplex_etf(w: Float[np.ndarray, "K d"], energy: float, tolerance: float 
 def gaussian_rows(
     rng: np.random.Generator, actions: int, width: int, energy: float
 ) -> Float[np.ndarray, "K d"]:
-    """Standard normal rows, scaled to squared length E_W."""
+    """Standard normal rows, each scaled to squared length `energy`."""
     rows = rng.standard_normal((actions, width))
     return np.sqrt(energy) * rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def largest_probability(scale: float, actions: int) -> float:
-    """p_max = 1 / (1 + (K - 1) exp(-σ K / (K - 1))) under ‖h‖² ≤ E_H, with σ = √(E_H E_W) (Section 4)."""
+    """The largest probability that an ETF head can assign: 1 / (1 + (K - 1) exp(-σ K / (K - 1))).
+
+    `scale` is σ = √(E_H E_W), under ‖h‖² ≤ E_H (arXiv 2509.02737, Section 4).
+    """
     return float(1.0 / (1.0 + (actions - 1.0) * np.exp(-scale * actions / (actions - 1.0))))

@@ -1,4 +1,4 @@
-"""The tanh-squashed Gaussian of soft actor-critic."""
+"""Diagonal Gaussians: the tanh-squashed one of soft actor-critic, and the plain one of PPO."""
 
 import math
 
@@ -8,12 +8,12 @@ from jaxtyping import Array, Float
 
 
 def log_std_clip(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Array, "*b A"]:
-    """Log standard deviation, clipped into [low, high]."""
+    """log σ = clip(raw, low, high); no gradient outside."""
     return jnp.clip(raw, low, high)
 
 
 def log_std_tanh(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Array, "*b A"]:
-    """Log standard deviation, squashed by tanh into (low, high)."""
+    """log σ = low + (high - low) (tanh(raw) + 1) / 2."""
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
@@ -25,8 +25,12 @@ def squashed_log_prob(
 ) -> Float[Array, "*b"]:
     """Log-density of a = tanh(u), u ~ N(mean, std²), summed over the action's dimensions (SAC, App. C).
 
-    The correction log(1 - tanh²u) is written as 2 (log 2 - u - softplus(-2u)), which neither
-    overflows nor loses digits in the tails.
+    The Jacobian term log(1 - tanh²u) is computed as 2 (log 2 - u - softplus(-2u)), which neither overflows
+    nor loses digits in the tails.
+
+    Args:
+        pre_tanh: u.
+        mean, log_std: of u.
     """
     z = (pre_tanh - mean) * jnp.exp(-log_std)
     log_normal = -0.5 * jnp.square(z) - log_std - 0.5 * math.log(2.0 * math.pi)

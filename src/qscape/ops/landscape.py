@@ -1,8 +1,8 @@
-"""Equations of an action-value landscape Q(s, ·) over [-1, 1]^A: peaks, the optimality gap, climbing, planes.
+"""Equations of an action-value landscape Q(s, ·) over [-1, 1]^A: peaks, optimality gap, ascent, planes.
 
-Source: Jain et al. 2024, "Mitigating Suboptimality of Deterministic Policy Gradients in Complex
-Q-functions" (SAVO), arXiv 2410.11833: the gap is their Eq. 4, the truncation that of Section 4.2. How peaks
-are counted and where planes lie, the paper leaves open.
+The optimality gap is Eq. 4 and the truncation is Section 4.2 of Jain et al. 2024, "Mitigating Suboptimality
+of Deterministic Policy Gradients in Complex Q-functions" (SAVO), arXiv 2410.11833. The paper does not define
+how peaks are counted and where planes lie; this module does.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-PROMINENT = 0.01  # share of Q's range that a peak has to stand out by, to count as more than a ripple
+PROMINENT = 0.01  # least prominence of a peak that counts, as a share of Q's range
 
 
 def optimality_gap(best: Float[np.ndarray, "*b"], value: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
@@ -22,11 +22,11 @@ def optimality_gap(best: Float[np.ndarray, "*b"], value: Float[np.ndarray, "*b"]
     return best - value
 
 
-def floors(proposals_q: Float[np.ndarray, "*b L"]) -> Float[np.ndarray, "*b L-1"]:
+def proposal_floors(proposals_q: Float[np.ndarray, "*b L"]) -> Float[np.ndarray, "*b L-1"]:
     """τ_i(s) = max_{j<i} Q(s, a_j) for i = 1 .. L-1, in units of Q (Section 4.2).
 
-    Ψ_i = max{Q, τ_i} is Q with all flattened that is lower than the best of the first i proposals. The floors
-    rise with i, so no Ψ_i has more local optima than the one before it (Theorem 4.2).
+    Ψ_i = max{Q, τ_i} is flat wherever Q is below the best of the first i proposals. τ_i rises with i, so Ψ_i
+    never has more local optima than Ψ_{i-1} (Theorem 4.2). `proposals_q` are the values of L proposals.
     """
     return np.maximum.accumulate(proposals_q, -1)[..., :-1]
 
@@ -38,100 +38,104 @@ class Peaks(NamedTuple):
     """Local optima, the highest first.
 
     Attributes:
-        node: `[P]` which nodes they are.
-        prominence: `[P]` how far one has to go down from each to get to a higher one; of the highest, how
-            far it lies above the lowest node.
+        node: their indices among the nodes.
+        prominence: the descent from each peak that is needed to reach a higher one; for the highest, its
+            height above the lowest node.
     """
 
     node: Int[np.ndarray, " P"]
     prominence: Float[np.ndarray, " P"]
 
     def above(self, least: float) -> "Peaks":
-        """Those that stand out by more than `least`."""
+        """The peaks of prominence greater than `least`."""
         keep = self.prominence > least
         return Peaks(self.node[keep], self.prominence[keep])
 
 
-def peaks(values: Float[np.ndarray, " N"], edges: Int[np.ndarray, "E 2"]) -> Peaks:
-    """Strict local optima of values on a graph.
+def find_peaks(values: Float[np.ndarray, " N"], edges: Int[np.ndarray, "E 2"]) -> Peaks:
+    """Find the strict local maxima of values on a graph.
 
-    Boundary nodes only have fewer neighbours. A plateau counts once if all around it is lower, and not at
-    all if something around it is higher or if it is everything. Nodes that are NaN are not there.
+    Boundary nodes just have fewer neighbours. A plateau counts as one peak if all its neighbours are lower,
+    and as none if a neighbour is higher or if it is the whole graph. Nodes with value NaN are left out.
 
     Args:
         values: of the nodes.
         edges: pairs of neighbours, each pair once (`grid_edges`, `nearest_edges`).
     """
-    there = np.isfinite(values)
-    edges = edges[there[edges].all(1)]
-    # A total order makes of each plateau one peak and steps of no height; those have prominence 0.
+    is_node = np.isfinite(values)
+    edges = edges[is_node[edges].all(1)]
+    # A total order turns each plateau into one peak and steps of height 0; the latter have prominence 0.
     order = np.argsort(values, kind="stable")
     rank = np.empty(len(values), int)
     rank[order] = np.arange(len(values))
     up = rank.copy()
     for a, b in (edges.T, edges.T[::-1]):
         np.maximum.at(up, a, rank[b])
-    basin = order[up]  # the steepest neighbour, and from there on to the top
+    basin = order[up]  # the highest neighbour, and in the loop its peak
     while not np.array_equal(higher := basin[basin], basin):
         basin = higher
-    # Between two basins only the highest pass counts, so a few edges are left of the graph.
-    tops, label = np.unique(basin[there], return_inverse=True)
+    # Only edges between different basins can be passes.
+    tops, label = np.unique(basin[is_node], return_inverse=True)
     labels = np.full(len(values), -1)
-    labels[there] = label
+    labels[is_node] = label
     floors = np.full(len(tops), np.inf)
-    np.minimum.at(floors, label, values[there])
+    np.minimum.at(floors, label, values[is_node])
     between = np.sort(labels[edges], axis=1)
     saddles = values[edges].min(1)
     apart = between[:, 0] != between[:, 1]
-    prominence = prominences(values[tops], floors, between[apart], saddles[apart])
-    found = np.argsort(-values[tops], kind="stable")
-    return Peaks(tops[found], prominence[found]).above(0.0)
+    prominence = find_prominences(values[tops], floors, between[apart], saddles[apart])
+    by_height = np.argsort(-values[tops], kind="stable")
+    return Peaks(tops[by_height], prominence[by_height]).above(0.0)
 
 
-def prominences(
+def find_prominences(
     heights: Float[np.ndarray, " P"],
     floors: Float[np.ndarray, " P"],
     edges: Int[np.ndarray, "E 2"],
     saddles: Float[np.ndarray, " E"],
 ) -> Float[np.ndarray, " P"]:
-    """How far each peak stands out over the highest pass to a higher peak.
+    """The prominence of each peak: its height above the highest pass to a higher peak.
 
     Args:
         heights: of the peaks.
-        floors: the lowest value around each; the highest peak stands out over the lowest of these.
-        edges: pairs of peaks that a path joins; `saddles`: the lowest value on that path.
+        floors: the lowest value in each peak's basin; the highest peak's prominence is measured from the
+            lowest.
+        edges: pairs of peaks that a path connects.
+        saddles: the lowest value on each path.
     """
-    found, floors = np.zeros(len(heights)), floors.copy()
+    prominence, floors = np.zeros(len(heights)), floors.copy()
     parent = np.arange(len(heights))
 
-    def top(node: int) -> int:
+    def find_root(node: int) -> int:
         while parent[node] != node:
             parent[node] = parent[parent[node]]
             node = parent[node]
         return node
 
-    for k in np.argsort(-saddles, kind="stable"):  # flood the land and let the water sink
-        a, b = (top(node) for node in edges[k])
+    for k in np.argsort(-saddles, kind="stable"):  # from the highest pass downwards
+        a, b = (find_root(node) for node in edges[k])
         if a == b:
             continue
         if heights[a] < heights[b]:
             a, b = b, a
-        found[b] = heights[b] - saddles[k]
+        prominence[b] = heights[b] - saddles[k]
         parent[b], floors[a] = a, min(floors[a], floors[b])
-    last = parent == np.arange(len(heights))
-    found[last] = (heights - floors)[last]
-    return found
+    is_root = parent == np.arange(len(heights))
+    prominence[is_root] = (heights - floors)[is_root]
+    return prominence
 
 
-def ripple(low: float, high: float, share: float = 0.0) -> float:
-    """The prominence up to which a peak of values in [low, high] is none: a share of their range, and never
-    less than what rounding can make of float32 values of this size."""
+def prominence_threshold(low: float, high: float, share: float = 0.0) -> float:
+    """The prominence that a peak of values in [low, high] must exceed to count.
+
+    It is `share` of the range, and at least what rounding of float32 values of this size can cause.
+    """
     rounding = 8 * np.finfo(np.float32).eps * max(abs(low), abs(high))
     return float(max(share * (high - low), 1e-9 * (high - low), rounding))
 
 
 def grid_edges(shape: tuple[int, ...]) -> Int[np.ndarray, "E 2"]:
-    """Neighbours on a dense grid, diagonal ones included, as pairs of flat indices, each pair once."""
+    """All pairs of neighbours on a grid, diagonal ones included, as flat indices; each pair once."""
     index = np.arange(np.prod(shape)).reshape(shape)
     pairs = []
     for step in itertools.product((-1, 0, 1), repeat=len(shape)):
@@ -143,52 +147,54 @@ def grid_edges(shape: tuple[int, ...]) -> Int[np.ndarray, "E 2"]:
 
 
 def nearest_edges(points: Float[np.ndarray, "N d"], k: int = 10) -> Int[np.ndarray, "E 2"]:
-    """The graph that joins each point with its k nearest (Euclidean) ones, each pair once."""
+    """Pairs that connect each point with its k nearest points (Euclidean); each pair once."""
     rows, k = jnp.asarray(points, jnp.float32), min(k, len(points) - 1)
 
-    def near(point: Array) -> Array:
+    def find_nearest(point: Array) -> Array:
         return jax.lax.top_k(-jnp.square(rows - point).sum(-1), k + 1)[1]
 
-    found = np.asarray(jax.lax.map(near, rows, batch_size=64))
-    pairs = np.stack([np.repeat(np.arange(len(rows)), k + 1), found.ravel()], 1)
+    nearest = np.asarray(jax.lax.map(find_nearest, rows, batch_size=64))
+    pairs = np.stack([np.repeat(np.arange(len(rows)), k + 1), nearest.ravel()], 1)
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
-# --- climbing ---------------------------------------------------------------------------------------------
+# --- gradient ascent ----------------------------------------------------------------------------------------
 
 
-def ascend(
+def ascend_gradient(
     q: Callable[[Array], Array], start: Float[Array, "N A"], steps: int = 100, size: float = 0.05
 ) -> tuple[Float[Array, "N A"], Float[Array, " N"]]:
-    """Climb ∇ₐQ inside [-1, 1]^A from many starts at once; nobody ever ends lower than they began.
+    """Gradient ascent of Q inside [-1, 1]^A from N starts at once; no value ever decreases.
 
     Args:
         q: values [N] of actions [N, A].
-        steps: tries. A step of length `size` along the gradient is taken if it leads up, and the next is
-            longer; else it is halved.
+        start: the initial actions.
+        steps: number of steps tried. A step along the gradient is taken if the value increases; then the next
+            is 1.2 times as long, else half as long.
+        size: length of the first step.
 
     Returns:
-        Where they end, and the values there.
+        The final actions and their values.
     """
-    slope = jax.value_and_grad(lambda a: (lambda v: (v.sum(), v))(q(a)), has_aux=True)
+    gradient_of = jax.value_and_grad(lambda a: (lambda v: (v.sum(), v))(q(a)), has_aux=True)
 
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
         action, value, gradient, length = carry
         norm = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
         tried = jnp.clip(action + length * gradient / jnp.maximum(norm, 1e-30), -1.0, 1.0)
-        (_, reached), slope_there = slope(tried)
-        up = reached > value
+        (_, new_value), new_gradient = gradient_of(tried)
+        is_higher = new_value > value
         return (
-            jnp.where(up[:, None], tried, action),
-            jnp.where(up, reached, value),
-            jnp.where(up[:, None], slope_there, gradient),
-            jnp.where(up[:, None], 1.2 * length, 0.5 * length),
+            jnp.where(is_higher[:, None], tried, action),
+            jnp.where(is_higher, new_value, value),
+            jnp.where(is_higher[:, None], new_gradient, gradient),
+            jnp.where(is_higher[:, None], 1.2 * length, 0.5 * length),
         ), None
 
-    (_, value), gradient = slope(start)
-    begin = (start, value, gradient, jnp.full((len(start), 1), size))
-    (action, value, *_), _ = jax.lax.scan(step, begin, None, length=steps)
+    (_, value), gradient = gradient_of(start)
+    carry = (start, value, gradient, jnp.full((len(start), 1), size))
+    (action, value, *_), _ = jax.lax.scan(step, carry, None, length=steps)
     return action, value
 
 
@@ -199,9 +205,9 @@ class Plane(NamedTuple):
     """A line (d = 1) or plane (d = 2) through action space.
 
     Attributes:
-        origin: `[A]` where all coordinates are 0.
-        axes: `[d, A]` orthonormal directions.
-        names: of the axes, for a picture.
+        origin: the action at coordinates 0.
+        axes: orthonormal directions.
+        names: labels of the axes.
     """
 
     origin: Float[np.ndarray, " A"]
@@ -209,21 +215,21 @@ class Plane(NamedTuple):
     names: tuple[str, ...]
 
     def at(self, coordinates: Float[np.ndarray, "*b d"]) -> Float[np.ndarray, "*b A"]:
-        """The actions at coordinates."""
+        """The actions at coordinates: origin + Σ_i c_i axis_i."""
         return self.origin + coordinates @ self.axes
 
     def coordinates(self, actions: Float[np.ndarray, "*b A"]) -> Float[np.ndarray, "*b d"]:
-        """Where actions project to."""
+        """The coordinates of the orthogonal projections of actions."""
         return (actions - self.origin) @ self.axes.T
 
     def distance(self, actions: Float[np.ndarray, "*b A"]) -> Float[np.ndarray, "*b"]:
-        """How far off the plane actions lie."""
+        """The Euclidean distances of actions from the plane."""
         return np.linalg.norm(actions - self.at(self.coordinates(actions)), axis=-1)
 
     def grid(self, n: int) -> list[Float[np.ndarray, " n"]]:
-        """n coordinates along each axis, over all of the plane that lies in [-1, 1]^A."""
+        """n equidistant coordinates along each axis, over the part of the plane inside [-1, 1]^A."""
         d, size = self.axes.shape
-        # The corners of the section are where d of the 2A faces meet.
+        # The corners of the section lie where d of the 2A faces meet.
         normals = np.concatenate([self.axes.T, -self.axes.T])
         offsets = np.concatenate([1 - self.origin, 1 + self.origin])
         meets = np.array(list(itertools.combinations(range(2 * size), d)))
@@ -234,30 +240,30 @@ class Plane(NamedTuple):
         return [np.linspace(a, b, n) for a, b in zip(low, high, strict=True)]
 
 
-def inside_balls(
+def intersect_balls(
     line: Plane, centres: Float[np.ndarray, "n A"], radii: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "K 2"]:
-    """The parts of a line that lie in any of the balls: intervals of its coordinate, in order and apart."""
+    """The parts of a line inside the balls: disjoint intervals (start, end) of its coordinate, in order."""
     towards = centres - line.origin
     middle = towards @ line.axes[0]
     half = np.square(radii) - (np.square(towards).sum(1) - np.square(middle))  # squared
     middle, half = middle[half > 0], np.sqrt(half[half > 0])
     low, high = line.grid(2)[0]
     ends = np.clip(np.stack([middle - half, middle + half], 1), low, high)
-    found: list[list[float]] = []
+    intervals: list[list[float]] = []
     for start, end in sorted(ends[ends[:, 0] < ends[:, 1]].tolist()):
-        if found and start <= found[-1][1]:
-            found[-1][1] = max(end, found[-1][1])
+        if intervals and start <= intervals[-1][1]:
+            intervals[-1][1] = max(end, intervals[-1][1])
         else:
-            found.append([start, end])
-    return np.reshape(found, (-1, 2))
+            intervals.append([start, end])
+    return np.reshape(intervals, (-1, 2))
 
 
-def spanned(points: Float[np.ndarray, "P A"], d: int) -> Float[np.ndarray, "d A"]:
-    """Orthonormal axes from the first point towards the later ones, by Gram and Schmidt.
+def span_axes(points: Float[np.ndarray, "P A"], d: int) -> Float[np.ndarray, "d A"]:
+    """d orthonormal axes from the first point towards the other ones, by Gram-Schmidt.
 
-    A point that leads nowhere new (closer than 1e-6 to what is spanned) is skipped; after the last one
-    come the coordinate axes.
+    A point closer than 1e-6 to the span of earlier ones is skipped. If the points do not suffice, the
+    coordinate axes follow.
     """
     size = points.shape[1]
     axes: list[np.ndarray] = []
@@ -270,8 +276,8 @@ def spanned(points: Float[np.ndarray, "P A"], d: int) -> Float[np.ndarray, "d A"
     return np.stack(axes)
 
 
-def principal(points: Float[np.ndarray, "N A"], d: int) -> Float[np.ndarray, "d A"]:
-    """The d principal directions of points, the widest first; the largest entry of each is positive."""
+def principal_axes(points: Float[np.ndarray, "N A"], d: int) -> Float[np.ndarray, "d A"]:
+    """The d principal directions of points, by decreasing variance; the largest entry of each is positive."""
     centred = points - points.mean(0)
     axes = np.linalg.eigh(centred.T @ centred)[1].T[::-1][:d]
     return axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))

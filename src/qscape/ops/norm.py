@@ -8,13 +8,13 @@ from jaxtyping import Array, Float
 def avg_l1_norm(x: Float[Array, "*batch n"], floor: float = 1e-8) -> Float[Array, "*batch n"]:
     """AvgL1Norm: divide by the mean absolute entry, along the last axis (TD7, Section 4).
 
-    It has no parameters, does not centre, and its denominator is differentiated through.
+    It has no parameters and does not centre. Gradients pass through the denominator.
     """
     return x / jnp.maximum(jnp.abs(x).mean(-1, keepdims=True), floor)
 
 
 def layer_norm(x: Float[Array, "*batch n"], epsilon: float = 1e-5) -> Float[Array, "*batch n"]:
-    """Layer normalisation without learned scale or shift."""
+    """Layer normalisation without scale and shift: (x - mean) / √(var + ε) along the last axis."""
     return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
 
 
@@ -24,7 +24,7 @@ def batch_norm(
     variance: Float[Array, " n"],
     epsilon: float = 1e-5,
 ) -> Float[Array, "*batch n"]:
-    """Batch normalisation by the given statistics, without learned scale or shift."""
+    """Batch normalisation by given statistics, without scale and shift: (x - mean) / √(variance + ε)."""
     return (x - mean) * jax.lax.rsqrt(variance + epsilon)
 
 

@@ -1,9 +1,9 @@
-"""The product of a batch with a weight matrix, and a gradient of the weight that is fast on a CPU.
+"""The product of a batch with a weight matrix, with a gradient of the weight that is fast on CPUs.
 
-Differentiated as it stands, x wᵀ gives the weight the gradient dyᵀ x, which sums over the leading axis of
-both sides. XLA hands every form of a product to its fast library but that one. Here dyᵀ is written out first:
-with layers of 256 an update takes 4% (SAC) to 12% (TD3+PAVE) less time. The numbers are the same up to the
-order of summation.
+By default, the gradient of x wᵀ with respect to w is dyᵀ x, which sums over the leading axis of both factors.
+That is the one form of a matrix product for which XLA does not call its fast library on CPUs. Here dyᵀ is
+materialised first. With layers of width 256 an update takes 4% (SAC) to 12% (TD3+PAVE) less time. The numbers
+are the same up to the order of summation.
 """
 
 from typing import Any
@@ -13,17 +13,18 @@ from jax.custom_derivatives import SymbolicZero
 from jax.lax import dot_general, optimization_barrier
 from jaxtyping import Array, Float
 
-ROWS = 8192  # beyond, writing out dyᵀ costs more than it saves
+ROWS = 8192  # for larger batches, materialising dyᵀ costs more than it saves
 
 
 @jax.custom_jvp
 def product(x: Float[Array, "*b i"], w: Float[Array, "o i"]) -> Float[Array, "*b o"]:
-    """x wᵀ. Can be differentiated any number of times, forwards and backwards."""
-    # Not x @ w.T: where x is one row, XLA would write wᵀ out first.
+    """x wᵀ. Differentiable any number of times, in forward and reverse mode."""
+    # Not x @ w.T: if x is one row, XLA would materialise wᵀ first.
     return dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())))
 
 
 def _jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
+    """The product and its directional derivative dx wᵀ + x dwᵀ."""
     (x, w), (dx, dw) = primals, tangents
     parts = []
     if not isinstance(dx, SymbolicZero):
@@ -38,7 +39,7 @@ product.defjvp(_jvp, symbolic_zeros=True)
 
 
 def _product_in_weight(x: Array, dw: Array) -> Array:
-    """x dwᵀ, written so that its transpose, which is what reverse mode makes of it, is (dyᵀ) x."""
+    """x dwᵀ, written such that its transpose in reverse mode is (dyᵀ) x with dyᵀ materialised."""
     rows = x.reshape(-1, x.shape[-1])
     if len(dw) == 1 or len(rows) > ROWS or jax.default_backend() != "cpu":
         return x @ dw.T

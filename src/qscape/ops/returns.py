@@ -1,4 +1,4 @@
-"""Returns and advantages of a rollout: time runs along the first axis, environments along the second."""
+"""Returns and advantages of rollouts [T, E]: T steps of E environments."""
 
 import jax
 import jax.numpy as jnp
@@ -10,57 +10,70 @@ def gae(
     value: Float[Array, "T E"],
     next_value: Float[Array, "T E"],
     terminated: Float[Array, "T E"],
-    ended: Float[Array, "T E"],
+    segment_end: Float[Array, "T E"],
     discount: float,
     decay: float,
 ) -> Float[Array, "T E"]:
     """Generalised advantage estimation (Schulman et al. 2016, Eq. 16).
 
-    δ_t = r_t + γ (1 - terminated_t) v(s_{t+1}) - v(s_t);  A_t = δ_t + (1 - ended_t) γ λ A_{t+1}
+    δ_t = r_t + γ (1 - terminated_t) v(s_{t+1}) - v(s_t);  A_t = δ_t + (1 - segment_end_t) γ λ A_{t+1}
 
     Args:
-        value, next_value: v(s_t) and v(s_{t+1}); the latter of the true last observation at an end.
-        terminated: 1 for a real end, which alone cuts the bootstrap.
-        ended: 1 where the following row belongs to another episode: terminated, truncated, or unfinished.
-        discount, decay: γ and λ.
+        reward: r_t.
+        value, next_value: v(s_t) and v(s_{t+1}); s_{t+1} is the true last observation at an episode's end.
+        terminated: 1 at a terminal state, which cuts the bootstrap.
+        segment_end: 1 where the next row does not continue the episode: terminated, truncated, or the last
+            row.
+        discount: γ.
+        decay: λ.
     """
     delta = reward + discount * (1.0 - terminated) * next_value - value
 
-    def back(after: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta, ended = step
-        advantage = delta + (1.0 - ended) * discount * decay * after
+    def accumulate_backwards(after: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, segment_end = step
+        advantage = delta + (1.0 - segment_end) * discount * decay * after
         return advantage, advantage
 
-    return jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, ended), reverse=True)[1]
+    return jax.lax.scan(accumulate_backwards, jnp.zeros_like(delta[0]), (delta, segment_end), reverse=True)[1]
 
 
 def discounted_returns(
     reward: Float[Array, "T E"],
     bootstrap: Float[Array, ""] | float,
     terminated: Float[Array, "T E"],
-    ended: Float[Array, "T E"],
+    segment_end: Float[Array, "T E"],
     discount: float,
 ) -> Float[Array, "T E"]:
-    """G_t = r_t + γ G_{t+1} within an episode; one that is cut short goes on with the value `bootstrap`.
+    """G_t = r_t + γ G_{t+1} within an episode; an episode that is cut short is bootstrapped with `bootstrap`.
 
-    This is GAE with λ = 1 and a value function of 0 that says `bootstrap` where an episode is cut.
+    It equals GAE with λ = 1 and v = 0, except that v is `bootstrap` after the last row of a segment.
+    Arguments as in `gae`.
     """
     zero = jnp.zeros_like(reward)
-    return gae(reward, zero, ended * bootstrap, terminated, ended, discount, 1.0)
+    return gae(reward, zero, segment_end * bootstrap, terminated, segment_end, discount, 1.0)
 
 
 def running_returns(
-    reward: Float[Array, "T E"], ended: Float[Array, "T E"], before: Float[Array, " E"], discount: float
+    reward: Float[Array, "T E"], done: Float[Array, "T E"], before: Float[Array, " E"], discount: float
 ) -> tuple[Float[Array, "T E"], Float[Array, " E"]]:
-    """The discounted sum of past rewards at every step, from `before` on, and what it is afterwards.
+    """Discounted sums of past rewards, R_t = γ R_{t-1} + r_t, restarted after each episode.
 
-    It starts again after an end. Its spread is the scale of rewards (Gymnasium's `NormalizeReward`).
+    Their standard deviation is the scale of rewards in Gymnasium's `NormalizeReward`.
+
+    Args:
+        reward: r_t.
+        done: 1 in the last step of an episode.
+        before: R before the first row.
+        discount: γ.
+
+    Returns:
+        R_t at every step, and R after the last row (0 if it ended an episode).
     """
 
-    def forth(sum_: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, ended = step
+    def accumulate(sum_: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = step
         sum_ = sum_ * discount + reward
-        return sum_ * (1.0 - ended), sum_
+        return sum_ * (1.0 - done), sum_
 
-    after, sums = jax.lax.scan(forth, before, (reward, ended))
+    after, sums = jax.lax.scan(accumulate, before, (reward, done))
     return sums, after

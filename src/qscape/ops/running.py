@@ -8,35 +8,37 @@ from jaxtyping import Array, Float
 
 
 class Moments(NamedTuple):
-    """Running statistics of vectors; starts as mean 0, variance 1, a tiny count."""
+    """Running statistics of vectors.
+
+    Attributes:
+        mean, var: of the vectors so far; the variance is the population's (ddof 0).
+        seen: how many vectors these are.
+    """
 
     mean: Float[Array, " S"]
     var: Float[Array, " S"]
     seen: Float[Array, ""]
 
 
-def moments(size: int) -> Moments:
-    """Fresh statistics of vectors of length `size`."""
+def init_moments(size: int) -> Moments:
+    """Initial statistics of vectors of length `size`: mean 0, variance 1, count 1e-4."""
     return Moments(jnp.zeros(size), jnp.ones(size), jnp.array(1e-4, jnp.float32))
 
 
-def see_one(m: Moments, x: Float[Array, " S"]) -> Moments:
-    """Fold one observation in by the parallel-variance rule with a batch of one."""
+def add_row(m: Moments, x: Float[Array, " S"]) -> Moments:
+    """Add one vector, by the parallel-variance rule with a batch of one."""
     delta, seen = x - m.mean, m.seen + 1.0
     var = (m.var * m.seen + jnp.square(delta) * m.seen / seen) / seen
     return Moments(m.mean + delta / seen, var, seen)
 
 
-def see(m: Moments, x: Float[Array, "E S"]) -> Moments:
-    """Fold E observations in, one after the other."""
-    return jax.lax.scan(lambda carry, row: (see_one(carry, row), None), m, x)[0]
+def add_rows(m: Moments, x: Float[Array, "E S"]) -> Moments:
+    """Add E vectors, one after the other."""
+    return jax.lax.scan(lambda carry, row: (add_row(carry, row), None), m, x)[0]
 
 
-def merge(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | None = None) -> Moments:
-    """Fold a whole batch in at once by the parallel-variance rule (Chan et al. 1979).
-
-    The variance is the population's. Rows of weight 0 do not count.
-    """
+def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | None = None) -> Moments:
+    """Add a whole batch by the parallel-variance rule (Chan et al. 1979). Rows of weight 0 do not count."""
     weights = jnp.ones(len(x)) if weight is None else weight
     count = weights.sum()
     mean = weights @ x / jnp.maximum(count, 1.0)

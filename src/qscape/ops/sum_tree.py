@@ -1,9 +1,9 @@
-"""A sum tree in one array: draw an index with probability proportional to its priority, in O(log n).
+"""A sum tree in one array: sample an index with probability proportional to its priority, in O(log n).
 
-The array is a heap of `2 n` float32, n a power of two: node 1 is the root, node k has the children 2k and
-2k + 1, and the leaves are `tree[n:]`. Every inner node is always exactly (to the bit) the float32 sum of
-its two children, so that no error piles up however often leaves are written; a cumulative sum of a
-million float32 would lose single rows by tens of percent.
+The array is a heap of `2 n` float32, n a power of two: node 1 is the root, node k has the children 2k and 2k
++ 1, and the leaves are `tree[n:]`. Every inner node is exactly the float32 sum of its two children, so
+rounding errors do not accumulate over writes. (A cumulative sum of a million float32 numbers would distort
+the probability of single rows by tens of percent.)
 """
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from qscape.types import Key
 
-SINGLE_DRAW_LEVELS = 12
+SINGLE_DRAW_LEVELS = 12  # the depth to which one float32 uniform is fine enough
 
 
 def create(size: int) -> Float[Array, " nodes"]:
@@ -32,12 +32,12 @@ def leaves(tree: Float[Array, " nodes"], i: Int[Array, " B"]) -> Float[Array, " 
 
 
 def set(tree: Float[Array, " nodes"], i: Int[Array, " B"], p: Float[Array, " B"]) -> Float[Array, " nodes"]:
-    """Write the priorities p >= 0 to the leaves i; where i repeats itself, the last one wins.
+    """The tree with priorities p >= 0 written to the leaves i; of repeated indices, the last one counts.
 
     Priorities below 1.2e-38 (subnormal numbers) count as 0.
     """
-    # The order of a scatter with repeated indices is not defined on every device: sort (stably), and let
-    # every row of a run of equal indices write what its last one writes.
+    # On some devices the order of a scatter with repeated indices is undefined. So sort stably, and let all
+    # rows of equal index write the value of the last one.
     order = _stable_order(i, tree.size // 2)
     i = i[order]
     last = order[jnp.searchsorted(i, i, side="right") - 1]
@@ -48,9 +48,9 @@ def set(tree: Float[Array, " nodes"], i: Int[Array, " B"], p: Float[Array, " B"]
         node = node // 2
         return tree, node, _at(tree, 2 * node) + _at(tree, 2 * node + 1)
 
-    # A loop on purpose: on a CPU it is faster than unrolled, and its carry is ready before the first write.
-    # Otherwise XLA may fuse the making of i and p (often read from this very tree) into the writing,
-    # find the old tree still needed after the first write, and copy all of it.
+    # A loop is faster than unrolled code on a CPU, and its carry is computed before the first write.
+    # Otherwise XLA may fuse the computation of i and p, which often reads this tree, into the writes, and
+    # then copies the whole tree.
     carry = (tree, i + tree.size // 2, _at(p.astype(tree.dtype), last))
     return jax.lax.fori_loop(0, _depth(tree) + 1, write_and_climb, carry)[0]
 
@@ -65,11 +65,11 @@ def find(tree: Float[Array, " nodes"], u: Float[Array, " B"]) -> Int[Array, " B"
 
 
 def sample(tree: Float[Array, " nodes"], key: Key, n: int) -> Int[Array, " n"]:
-    """n leaves with replacement, each with probability priority / total.
+    """Sample n leaves with replacement, each with probability priority / total.
 
-    A float32 uniform has 23 random bits, too few to tell a million leaves apart evenly. So a deep tree is
-    descended with two of them. This is exact: given that the first leads to some node, its remainder is
-    uniform over that node's sum and independent of the way there, so a fresh one may take its place.
+    A float32 uniform has 23 random bits, too few for a million leaves. So a deep tree is descended with two
+    of them. This is exact: given the node that the first one leads to, its remainder is uniform over that
+    node's sum and independent of the path, so a new uniform may replace it.
     """
     depth = _depth(tree)
     top = depth if depth <= SINGLE_DRAW_LEVELS else depth // 2
@@ -79,12 +79,12 @@ def sample(tree: Float[Array, " nodes"], key: Key, n: int) -> Int[Array, " n"]:
 
 
 def _descend(tree: Array, node: Array, u: Array, levels: int) -> Array:
-    """From each node `levels` down, to where the share u of its sum lies."""
+    """Descend `levels` levels from each node, to where the share u of its sum lies."""
 
     def step(_, carry):
         node, rest = carry
         left, right = _at(tree, 2 * node), _at(tree, 2 * node + 1)
-        # Rounding may leave `rest` above what the right side holds, or at 0 beside an empty left side.
+        # Rounding may leave `rest` above the right side's sum, or at 0 if the left side is empty.
         go_right = ((rest > left) | (left == 0)) & (right > 0)
         return 2 * node + go_right, jnp.where(go_right, rest - left, rest)
 
@@ -92,7 +92,7 @@ def _descend(tree: Array, node: Array, u: Array, levels: int) -> Array:
 
 
 def _stable_order(i: Array, leaves: int) -> Array:
-    """`argsort(i, stable=True)`, ten times faster where an index and its place fit into one 32-bit key."""
+    """`argsort(i, stable=True)`; ten times faster if an index and its place fit into one 32-bit key."""
     place_bits = (i.size - 1).bit_length()
     if leaves << place_bits > 1 << 32:
         return jnp.argsort(i, stable=True)
@@ -101,8 +101,10 @@ def _stable_order(i: Array, leaves: int) -> Array:
 
 
 def _depth(tree: Array) -> int:
+    """Levels between the root and the leaves."""
     return (tree.size // 2).bit_length() - 1
 
 
 def _at(array: Array, i: Array) -> Array:
+    """array[i] without a bounds check."""
     return array.at[i].get(mode="promise_in_bounds")

@@ -1,20 +1,20 @@
-"""Losses of on-policy learning, per sample, and the weighted mean that makes one number of them."""
+"""Losses of on-policy methods, one number per sample, and their weighted mean."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def mean(x: Float[Array, " B"], weight: Float[Array, " B"] | None = None) -> Float[Array, ""]:
-    """Mean of x, over those rows alone that weigh 1 where weights (0 or 1) are given."""
+def weighted_mean(x: Float[Array, " B"], weight: Float[Array, " B"] | None = None) -> Float[Array, ""]:
+    """Mean of x over the rows of weight 1; weights are 0 or 1, and None counts all rows."""
     return x.mean() if weight is None else (x * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
-def standardised(
+def standardise_advantages(
     x: Float[Array, " B"], weight: Float[Array, " B"] | None = None, epsilon: float = 1e-8
 ) -> Float[Array, " B"]:
-    """(x - mean) / (std + ε) with the sample's standard deviation (ddof 1); 0 for a single row."""
-    centred = x - mean(x, weight)
+    """(x - mean) / (std + ε), with ddof 1, over the rows of weight 1; 0 for a single row."""
+    centred = x - weighted_mean(x, weight)
     rows = x.size if weight is None else weight.sum()
     squares = jnp.square(centred) if weight is None else weight * jnp.square(centred)
     return centred / (jnp.sqrt(squares.sum() / jnp.maximum(rows - 1.0, 1.0)) + epsilon)
@@ -23,7 +23,7 @@ def standardised(
 def clipped_surrogate(
     log_ratio: Float[Array, " B"], advantage: Float[Array, " B"], bound: float
 ) -> Float[Array, " B"]:
-    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = exp(log ratio) (PPO, Eq. 7)."""
+    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with log ρ = `log_ratio` and ε = `bound` (PPO, Eq. 7)."""
     ratio = jnp.exp(log_ratio)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - bound, 1.0 + bound) * advantage)
 
@@ -31,23 +31,23 @@ def clipped_surrogate(
 def clipped_value_loss(
     value: Float[Array, " B"], old: Float[Array, " B"], target: Float[Array, " B"], bound: float
 ) -> Float[Array, " B"]:
-    """max((R - v)², (R - v_old - clip(v - v_old, -ε, ε))²): the value may move by ε and gain no more."""
+    """max((R - v)², (R - v_old - clip(v - v_old, ±ε))²): moving v by more than ε = `bound` gains nothing."""
     near = old + jnp.clip(value - old, -bound, bound)
     return jnp.maximum(jnp.square(target - value), jnp.square(target - near))
 
 
 def kl_estimate(log_ratio: Float[Array, " B"]) -> Float[Array, " B"]:
-    """(ρ - 1) - log ρ: unbiased for KL(old ‖ new) over samples of the old policy, and never negative."""
+    """(ρ - 1) - log ρ, an unbiased, non-negative estimate of KL(old ‖ new) on samples of the old policy."""
     return jnp.expm1(log_ratio) - log_ratio
 
 
 def explained_variance(
     value: Float[Array, " B"], target: Float[Array, " B"], weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
-    """1 - Var(R - v) / Var(R): 1 for a perfect critic, 0 for one that knows only the mean."""
+    """1 - Var(R - v) / Var(R): 1 for a perfect critic, 0 for one that predicts the mean. No gradient."""
 
     def variance(x: Array) -> Array:
-        return mean(jnp.square(x - mean(x, weight)), weight)
+        return weighted_mean(jnp.square(x - weighted_mean(x, weight)), weight)
 
     spread = variance(target)
     share = variance(target - value) / jnp.where(spread > 0, spread, 1.0)

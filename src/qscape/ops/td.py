@@ -5,33 +5,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def mse_loss(td_error: Float[Array, "B heads"], alpha: float = 0.0) -> Float[Array, ""]:
-    """Squared TD errors: summed over the critics, averaged over the batch (TD3)."""
+def mse_loss(td_error: Float[Array, "B heads"]) -> Float[Array, ""]:
+    """Mean squared TD error, summed over the critics (TD3)."""
     return jnp.square(td_error).sum(-1).mean()
 
 
 def lap_huber(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """H(x) = x²/2 where |x| < 1, else |x|: its gradient is the Huber loss's (LAP, Eq. 5).
+    """x²/2 if |x| < 1, else |x| (LAP, Eq. 5). Its gradient is that of the Huber loss.
 
-    The linear part is not shifted by -1/2, so the value jumps at 1 while the gradient does not.
+    The linear part is not shifted by -1/2, so the value jumps at 1; the gradient does not.
     """
     x = jnp.abs(x)
     return jnp.where(x < 1.0, 0.5 * jnp.square(x), x)
 
 
-def lap_huber_loss(td_error: Float[Array, "B heads"], alpha: float = 0.0) -> Float[Array, ""]:
-    """The loss that belongs to LAP's sampling: Huber, summed over critics, averaged over the batch."""
+def lap_huber_loss(td_error: Float[Array, "B heads"]) -> Float[Array, ""]:
+    """The loss for LAP's prioritised sampling: mean of `lap_huber`, summed over the critics."""
     return lap_huber(td_error).sum(-1).mean()
 
 
 def pal_loss(td_error: Float[Array, "B heads"], alpha: float = 0.4) -> Float[Array, ""]:
-    """PAL: the uniform-sampling loss with the same expected gradient as LAP (LAP paper, Eq. 10).
+    """PAL: the loss for uniform sampling with the same expected gradient as LAP (LAP, Eq. 10).
 
-    x²/2 where |x| < 1, else |x|^(1+α)/(1+α); divided by the batch mean of the priorities, which
-    carry no gradient.
+    x²/2 if |x| < 1, else |x|^(1+α)/(1+α); divided by the mean priority of the batch, which carries no
+    gradient.
     """
     x = jnp.abs(td_error)
-    # The power is taken of max(x, 1): below 1 its branch is unused and its gradient must stay finite.
+    # The power of max(x, 1), because the gradient of the unused branch must stay finite below 1.
     value = jnp.where(x < 1.0, 0.5 * jnp.square(x), jnp.maximum(x, 1.0) ** (1.0 + alpha) / (1.0 + alpha))
     scale = jax.lax.stop_gradient(lap_priority(td_error, alpha, 1.0).mean())
     return value.sum(-1).mean() / scale
@@ -41,7 +41,7 @@ CRITIC_LOSSES = {"mse": mse_loss, "lap_huber": lap_huber_loss, "pal": pal_loss}
 
 
 def lap_priority(td_error: Float[Array, "B heads"], alpha: float, min_priority: float) -> Float[Array, " B"]:
-    """Priority max(max_i |δ_i|, p_min)^α of each sampled row (LAP, Eq. 6; TD7, Section 4.2)."""
+    """Priorities max(max_i |δ_i|, p_min)^α of the sampled rows (LAP, Eq. 6; TD7, Section 4.2)."""
     return jnp.maximum(jnp.abs(td_error).max(-1), min_priority) ** alpha
 
 
@@ -51,5 +51,5 @@ def td_target(
     discount: Float[Array, " B"] | float,
     next_value: Float[Array, " B"],
 ) -> Float[Array, " B"]:
-    """y = r + γ (1 - d) V(s'), where d is 1 only at a real end, never at a time limit."""
+    """y = r + γ (1 - d) V(s'); d is 1 at a terminal state, and 0 at a time limit."""
     return reward + (1.0 - terminated) * discount * next_value

@@ -37,10 +37,10 @@ def metric_over_saves(record: Record, name: str) -> "np.ndarray":
 def draw_angles(axes: "Axes", record: Record) -> None:
     """Draw the mean deviation of cosines from those of a simplex, and the alignment of features and W."""
     steps = metric_over_saves(record, "step")
-    for k, (name, name) in enumerate((("max_angle_h", "class means"), ("max_angle_w", "rows of W"))):
+    for k, (column, name) in enumerate((("max_angle_h", "class means"), ("max_angle_w", "rows of W"))):
         axes.plot(
             steps,
-            metric_over_saves(record, name),
+            metric_over_saves(record, column),
             color=COLOURS[k],
             marker=".",
             label=f"|cos - ideal|, {name}",

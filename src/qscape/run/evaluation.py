@@ -102,7 +102,7 @@ def _walk_episodes(
         for episode in ended:
             share[episode.env] -= 1
         yield obs, action, step, ended
-        obs, first, t = step.observation, step.begins, t + 1
+        obs, first, t = step.observation, step.starts_episode, t + 1
 
 
 def refuse_endless(adapter: EnvAdapter, steps: int) -> None:

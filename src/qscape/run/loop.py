@@ -238,13 +238,13 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
     if not plan.eval_every:
         return adapter, None
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
-    return adapter, make_adapter(plan.env, count, args, seed=SEED, by_index=agent.by_index)
+    return adapter, make_adapter(plan.env, count, args, seed=SEED, index_actions=agent.index_actions)
 
 
 def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
     """Open the training environments of a plan."""
     args = training_args(plan.env, dict(plan.env_args))
-    return make_adapter(plan.env, plan.envs, args, seed=plan.seed, by_index=agent.by_index)
+    return make_adapter(plan.env, plan.envs, args, seed=plan.seed, index_actions=agent.index_actions)
 
 
 def copy_buffers(tree: PyTree) -> PyTree:

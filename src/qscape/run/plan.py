@@ -17,7 +17,7 @@ from qscape.agents import (
     recipe_for_dataset,
     settings_of,
 )
-from qscape.data import RECORDED, home
+from qscape.data import RECORDED, read_origin
 from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.types import setting
@@ -140,7 +140,7 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     notes += describe_overrides(agent) + part_notes(agent)
     if plan.dataset:
         return plan, agent, notes
-    field, wait = agent.base.waits()
+    field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
     if asked and (wait > plan.steps if field == "rollout" else wait >= plan.steps):
         raise UsageError(
@@ -151,12 +151,12 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         notes.append("a policy is there already: base.warmup = 0")
         plan = _with_base(plan, {field: 0})
     elif not asked and plan.steps < 2 * wait:
-        fields = agent.base.fitted(plan.steps, frozenset(own.get("base", {})))
+        fields = agent.base.shorten_for_run(plan.steps, frozenset(own.get("base", {})))
         fifth = " (a fifth of it)" if fields[field] == max(1, plan.steps // 5) else ""
         others = "".join(f", base.{name} = {value}" for name, value in fields.items() if name != field)
         notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
         plan = _with_base(plan, fields)
-    if shares := agent.base.shares(plan.steps):
+    if shares := agent.base.scale_to_run(plan.steps):
         told = [f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()]
         notes, plan = notes + told, _with_base(plan, shares)
     return plan, build(plan.recipe, plan.settings), notes
@@ -166,7 +166,7 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
     """The plan with the recipe for datasets and, unless the user named one, the dataset's environment."""
     recipe, notes = recipe_for_dataset(plan.recipe)
     plan = dataclasses.replace(plan, recipe=recipe)
-    found = home(plan.dataset)
+    found = read_origin(plan.dataset)
     if plan.env:
         return dataclasses.replace(plan, reference=found.reference), notes
     if found.env:

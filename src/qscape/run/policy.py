@@ -69,8 +69,8 @@ def load_policy(
         raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     refuse_nameless(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
-    args, by_index = dict(plan.env_args) | (env_args or {}), agent.by_index
-    adapter = make_adapter(plan.env, envs, args, seed=seed, by_index=by_index)
+    args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
+    adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)
     refuse_other_table(plan.env, saves.read_meta(path).get("table"), adapter.spec.table)
     agent = agent.on(adapter.spec)
     acting, step, policy = read_acting(path, agent, current)
@@ -90,7 +90,7 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
     name = "kept" if "kept" in saves.tree_names(path) and not current else "acting"
     trees, meta = saves.read(path, {name: like})
     if isinstance(agent, OnPolicyAgent):
-        agent.check(trees[name].part_states)
+        agent.check_part_states(trees[name].part_states)
     return trees[name], meta["numbers"]["env_steps"], "kept" if name == "kept" else "current"
 
 

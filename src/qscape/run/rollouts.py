@@ -78,7 +78,7 @@ class Buffer:
             name: np.zeros((self.rows, envs, *shape), kinds.get(name, np.float32))
             for name, shape in shapes.items()
         }
-        self.masked = bool(self.episodes) or adapter.resets_later
+        self.masked = bool(self.episodes) or adapter.has_reset_rows
         self.used = 0
         self.left = self._share(envs)
 
@@ -206,7 +206,7 @@ class RolloutTrainer(Loop):
         step = self.adapter.step(action)
         self.buffer.add(obs, action, step)
         self.env_steps += int(np.count_nonzero(step.valid))
-        self.first = step.begins
+        self.first = step.starts_episode
         self.returns += [episode.ret for episode in step.finished]
         yield from self._episode_events(step.finished)
 
@@ -227,7 +227,7 @@ class RolloutTrainer(Loop):
         return self.arrays() | {"replay": replay}
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
-        self.agent.check(arrays["state"].part_states)
+        self.agent.check_part_states(arrays["state"].part_states)
         self.state, self.metrics = copy_buffers(arrays["state"]), copy_buffers(arrays["loop"]["metrics"])
         self.first = np.asarray(arrays["loop"]["first"])
         self.buffer.restore(arrays["replay"])

@@ -20,9 +20,9 @@ from gymnasium.spaces import Box, Discrete
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from qscape.envs.native import Native
-from qscape.envs.spaces import action_map
-from qscape.envs.world import World, advance, begin
+from qscape.envs.native import JaxEnv
+from qscape.envs.spaces import ActionBox, make_action_map
+from qscape.envs.world import World, reset_world, step_world
 from qscape.errors import UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent, make_action_table
@@ -64,14 +64,14 @@ class History(NamedTuple):
     updates: Int[Array, ""]  # made by its end
 
 
-def spec_of(env: Native) -> Spec:
+def spec_of(env: JaxEnv) -> Spec:
     """Return what an agent has to know of an environment. Call it outside of jit: it reads the action table.
 
     Raises:
         UsageError: the actions are neither a bounded Box nor a Discrete set with a valid table.
     """
     space = env.action_space
-    size, table, _ = action_map(space, 1, env, type(env).__name__)
+    size, table, _ = make_action_map(space, 1, env, type(env).__name__)
     bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
     return Spec(int(env.observation_space.shape[0]), size, table, *bounds)
 
@@ -96,14 +96,14 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
     return np.array(counts, np.int32)
 
 
-def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
     """Return a run before its first step; `agent` is bound to its task, `agent.on(spec_of(env))`.
 
     Jit it, so that every array of the run has a buffer of its own and may be donated to `run_steps`.
     """
     layout, task = agent.layout(envs), agent.task
     storage, replay_state = agent.replay.init(layout)
-    world = begin(env, envs, stream(key, "world.begin"))
+    world = reset_world(env, envs, stream(key, "world.begin"))
     carry = Carry(
         state=agent.init(key),
         storage=storage,
@@ -119,7 +119,7 @@ def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
 
 
 def run_steps(
-    agent: Agent, env: Native, run: Run, key: Key, counts: Int[ArrayLike, " T"]
+    agent: Agent, env: JaxEnv, run: Run, key: Key, counts: Int[ArrayLike, " T"]
 ) -> tuple[Run, History]:
     """Make T steps of all environments, and the updates that follow each.
 
@@ -138,7 +138,7 @@ def run_steps(
         carry, world = run
         steps = carry.state.env_steps
         carry = cycle.choose(agent, carry, steps, key, steps < agent.base.warmup)
-        world, outcome, ended = advance(env, world, in_units(agent, env, carry.action), steps, key)
+        world, outcome, ended = step_world(env, world, in_units(agent, env, carry.action), steps, key)
         answer = Outcome(
             outcome.observation,
             outcome.reward,
@@ -150,13 +150,13 @@ def run_steps(
         carry = cycle.insert(agent, layout, carry, answer)
         carry = cycle.learn(agent, layout, carry, updates, steps + layout.envs, key)
         state, metrics = carry.state, {name: carry.metrics[k] for k, name in enumerate(names)}
-        history = History(metrics, ended.mean(), ended.number(), state.env_steps, state.updates)
+        history = History(metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates)
         return Run(carry, world), history
 
     return jax.lax.scan(step, run, jnp.asarray(counts))
 
 
-def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
     """Train for `steps` environment steps, those of all E environments counted.
 
     Args:
@@ -169,33 +169,32 @@ def train(agent: Agent, env: Native, key: Key, *, envs: int, steps: int) -> tupl
     Raises:
         UsageError: the agent learns when episodes end.
     """
-    base = dataclasses.replace(agent.base, **agent.base.shares(steps))
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_run(steps))
     agent = dataclasses.replace(agent, base=base)
     counts = update_counts(agent, envs=envs, steps=steps)
     return run_steps(agent, env, start(agent, env, key, envs=envs), key, counts)
 
 
-def policy(agent: Agent, env: Native, acting: ActingState) -> Partial:
+def policy(agent: Agent, env: JaxEnv, acting: ActingState) -> Partial:
     """Return the policy in the form that `envs.native.play` takes: without noise, for one environment."""
     return Partial(_evaluate, agent, env, acting)
 
 
-def in_units(agent: Agent, env: Native, action: Float[Array, "E A"]) -> Array:
+def in_units(agent: Agent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
     """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
     spec, base, space = agent.task, agent.base, env.action_space
     table = make_action_table(spec, base.nearest, base.nearest_probes)
     if table is not None and isinstance(space, Discrete):
         # No search: what is done is the row that replay holds, to the bit.
         return table.index(action) + int(space.start)
-    low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
-    units = jnp.clip(action * (high / 2 - low / 2) + (low / 2 + high / 2), low, high)
-    if np.issubdtype(space.dtype, np.integer):
-        units = jnp.round(units).astype(jnp.int32)
-    return units.reshape(-1, *(space.shape or ()))
+    assert isinstance(space, Box)
+    box = ActionBox.from_space(space, np.float32)
+    units = box.to_env(action)
+    return (units.astype(jnp.int32) if box.is_integer else units).reshape(-1, *space.shape)
 
 
 def _evaluate(
-    agent: Agent, env: Native, acting: ActingState, state: PyTree, observation: Array, key: Key
+    agent: Agent, env: JaxEnv, acting: ActingState, state: PyTree, observation: Array, key: Key
 ) -> Array:
     noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
     fixed = jax.random.key(0)  # as evaluations have it

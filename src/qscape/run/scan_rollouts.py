@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from qscape.envs.native import Native
-from qscape.envs.world import Ended, World, advance, begin
+from qscape.envs.native import JaxEnv
+from qscape.envs.world import EpisodeEnds, World, reset_world, step_world
 from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
@@ -20,7 +20,7 @@ from qscape.onpolicy.state import ActingState, State
 from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
-def spec_of(env: Native) -> Spec:
+def spec_of(env: JaxEnv) -> Spec:
     """What an agent has to know of an environment of discrete actions.
 
     Raises:
@@ -36,8 +36,8 @@ def spec_of(env: Native) -> Spec:
 
 
 def collect(
-    agent: Agent, env: Native, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
-) -> tuple[World, Rollout, Ended]:
+    agent: Agent, env: JaxEnv, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
+) -> tuple[World, Rollout, EpisodeEnds]:
     """A rollout by the present policy. With `base.episodes` all environments begin anew and make their share.
 
     Args:
@@ -51,14 +51,14 @@ def collect(
         share = [len(range(i, base.episodes, envs)) for i in range(envs)]
         rows = min(rows, max(share) * env.time_limit)
         left = jnp.array(share)
-        world = begin(env, envs, stream(jax.random.fold_in(key, env_steps), "world.begin"))
+        world = reset_world(env, envs, stream(jax.random.fold_in(key, env_steps), "world.begin"))
 
     def step(carry: tuple, t: Array) -> tuple[tuple, tuple]:
         world, left = carry
         at = env_steps + t * envs
         action = agent.act(acting, None, world.observation, jnp.zeros(envs, bool), at, key, "explore")[0]
         chosen = action[:, 0].astype(jnp.int32) if agent.task.choices else action
-        after, outcome, ended = advance(env, world, chosen, at, key)
+        after, outcome, ended = step_world(env, world, chosen, at, key)
         valid = None if left is None else left > 0
         row = Rollout(
             world.observation,
@@ -70,8 +70,8 @@ def collect(
             valid,
         )
         if valid is not None:
-            ended = ended._replace(over=ended.over & valid)
-        return (after, None if left is None else left - ended.over), (row, ended)
+            ended = ended._replace(done=ended.done & valid)
+        return (after, None if left is None else left - ended.done), (row, ended)
 
     if left is None:
         (world, _), (rollout, ended) = jax.lax.scan(step, (world, None), jnp.arange(rows))
@@ -109,13 +109,13 @@ class History(NamedTuple):
     env_steps: Int[Array, ""]  # made before its rollout
 
 
-def start(agent: Agent, env: Native, key: Key, *, envs: int) -> Run:
+def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
     """A run before its first step; `agent` is bound to its task, `agent.on(scan_rollouts.spec_of(env))`."""
-    return Run(agent.init(key, envs), begin(env, envs, stream(key, "world.begin")))
+    return Run(agent.init(key, envs), reset_world(env, envs, stream(key, "world.begin")))
 
 
 def further(
-    agent: Agent, env: Native, run: Run, key: Key, *, updates: int, total: int
+    agent: Agent, env: JaxEnv, run: Run, key: Key, *, updates: int, total: int
 ) -> tuple[Run, History]:
     """`updates` more rollouts, and what is learned from each, of a run that makes `total` of them."""
 
@@ -126,13 +126,13 @@ def further(
         valid = rollout.valid
         made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
         state, metrics = agent.update(state, rollout, state.updates / total, key)
-        told = History(metrics, ended.mean(), ended.number(), steps)
+        told = History(metrics, ended.mean_return(), ended.num_episodes(), steps)
         return Run(state._replace(env_steps=steps + made), world), told
 
     return jax.lax.scan(one, run, None, updates)
 
 
-def train(agent: Agent, env: Native, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
+def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
     """A whole run: `updates` rollouts of E environments, and what is learned from each.
 
     Args:

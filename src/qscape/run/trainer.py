@@ -127,7 +127,7 @@ class Trainer(Loop):
         self.carry = self.programs.insert(self.carry, Outcome(*step[:-1]))  # moves numpy to the device
         self._count(step)
         self.carry = self.carry._replace(
-            observation=step.observation, first=step.begins, action=None, columns={}
+            observation=step.observation, first=step.starts_episode, action=None, columns={}
         )
         yield from self._episode_events(step.finished)
 

@@ -222,7 +222,7 @@ def no_update(trainer: Loop) -> str:
     if trainer.updates or not trainer.finished:
         return ""
     base = trainer.agent.base
-    field, _ = base.waits()
+    field, _ = base.find_learning_start()
     value = getattr(base, field)
     ended = f"the run ended after {trainer.env_steps} steps without one update: "
     if getattr(base, "warmup_to_episode_end", False) and trainer.env_steps > value:
