@@ -78,8 +78,8 @@ MUTANTS = [
     ),
     Mutant(
         "methods/value_clip.py",
-        "jnp.maximum(bounds.run_max, aux.max())",
-        "aux.max()",
+        "jnp.maximum(bounds.run_max, target_values.max())",
+        "target_values.max()",
         "td7_checks contract oracles",
     ),
     Mutant("methods/checkpoints.py", 'score >= state["best"]', 'score > state["best"]', "td7_checks"),
@@ -98,7 +98,7 @@ MUTANTS = [
         "jnp.maximum(value, floor)",
         "savo savo_checks landscape",
     ),
-    Mutant("methods/savgo.py", "loss - (1.0 - w) * climbed", "loss - climbed", "savgo_checks"),
+    Mutant("methods/savgo.py", "loss - (1.0 - w) * kernel_value", "loss - kernel_value", "savgo_checks"),
     Mutant(
         "methods/savgo.py", "discount * (1.0 - batch.terminated) * q", "discount * q", "savgo_checks oracles"
     ),
