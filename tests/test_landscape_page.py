@@ -171,7 +171,7 @@ def test_one_program_serves_all_saves(runs, monkeypatch):
     monkeypatch.setattr(Surveyor, "__init__", lambda self, *args: (begin(self, *args), made.append(self))[0])
     measure_landscapes(load_history(load_trained_agent(runs[0])), 3, episodes=1, points=9)
     (surveyor,) = made
-    counts = [p._cache_size() for p in (surveyor._survey, surveyor._values, surveyor._slopes)]
+    counts = [p._cache_size() for p in (surveyor._measure_jit, surveyor._values, surveyor._slopes)]
     assert counts == [1, 1, 1]
 
 
