@@ -20,7 +20,7 @@ import numpy as np
 from qscape.agents import build
 from qscape.run.folder import origin
 from qscape.run.loop import open_adapters
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
 
 FILE = Path(__file__).parent / "results" / "on_policy" / "atari.json"
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, default=FILE)
     given = parser.parse_args()
-    plan = fitted(Plan("ppo", ENV, steps=10**9, eval_every=0, preset="paper"))[0]
+    plan = prepare(Plan("ppo", ENV, steps=10**9, eval_every=0, preset="paper"))[0]
     agent = build(plan.recipe, plan.settings)
     trainer = RolloutTrainer(plan, agent, *open_adapters(plan, agent))
     adapter, programs = trainer.adapter, trainer.programs

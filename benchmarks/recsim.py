@@ -32,7 +32,7 @@ from qscape.envs.native import Native, native_of
 from qscape.offpolicy.agent import Agent
 from qscape.run import scan
 from qscape.run.folder import origin
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.trainer import Trainer
 
 PLACE = Path(__file__).parent / "results" / "recsim"
@@ -72,7 +72,7 @@ def loop(plan: Plan, agent: Agent, steps: int) -> Callable[[], None]:
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready((trainer.state, trainer.replay_state))
+        jax.block_until_ready((trainer.state, trainer.carry.replay_state))
 
     advance(WARM_UP)
     return partial(advance, steps)
@@ -91,7 +91,7 @@ def main() -> None:
     rows = 2 * WARM_UP + given.steps * (given.turns + 1)
     base = {"warmup": WARM_UP, "replay_capacity": rows}
     plan = Plan(given.recipe, ENV, 10**6, envs=ENVS, settings={"base": base}, preset="paper", eval_every=0)
-    plan, agent, notes = fitted(plan)
+    plan, agent, notes = prepare(plan)
     env = native_of(gym.make(ENV))
     assert isinstance(agent, Agent)
     assert env is not None

@@ -23,6 +23,7 @@ from updates import CONTENDERS, SPEC, filled
 
 from qscape.agents import build
 from qscape.offpolicy.state import SEED_AXES
+from qscape.run.programs import EMPTY
 from qscape.run.seeds import SeedPrograms
 
 RECIPES, TURNS, SECONDS = ("td3", "td7"), 5, 2.0
@@ -37,24 +38,22 @@ class Contender:
         self.programs, self.seeds = SeedPrograms(agent, layout), seeds
         self.key = jax.random.split(jax.random.key(0), seeds)
         state = jax.jit(jax.vmap(agent.init, out_axes=SEED_AXES))(self.key)
-        self.state = jax.tree.map(jnp.copy, state)
-        self.storage, self.replay_state = jax.tree.map(
+        storage, replay_state = jax.tree.map(
             lambda x: jnp.tile(x, (seeds, *[1] * jnp.ndim(x))), filled(agent, layout)
         )
-        self.metrics = self.programs.blank_metrics(self.state, self.storage, self.replay_state, self.key)
+        metrics = jnp.full((seeds, len(self.programs.metrics)), jnp.nan)
+        self.carry = EMPTY._replace(
+            state=jax.tree.map(jnp.copy, state), storage=storage, replay_state=replay_state, metrics=metrics
+        )
         self.count = 10
         self.turn()
         self.count = max(10, int(SECONDS / self.turn() * seeds))
 
     def turn(self) -> float:
         """Run one burst; return seconds per update and seed."""
-        begun, now, count = (
-            time.perf_counter(),
-            (self.state, self.storage, self.replay_state, self.metrics),
-            self.count,
-        )
-        now = self.programs.burst(*now, np.int32(0), self.key, np.int32(count))
-        self.state, self.replay_state, self.metrics = jax.block_until_ready(now)
+        begun, count = time.perf_counter(), self.count
+        carry = self.programs.learn(self.carry, np.int32(count), np.int32(0), self.key)
+        self.carry = jax.block_until_ready(carry)
         return (time.perf_counter() - begun) / count / self.seeds
 
 

@@ -16,7 +16,7 @@ from qscape.errors import UsageError
 from qscape.nets import heads
 from qscape.offpolicy import update
 from qscape.offpolicy.sockets import PartState
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.programs import evaluation_key
 from qscape.types import Batch, Event, Spec
 
@@ -64,7 +64,7 @@ def test_wolpertinger_takes_the_nearest_items_and_evaluates_without_chance():
 
 
 def test_the_noise_falls_over_a_share_of_the_run_that_begins_with_a_policy_too():
-    _, agent, notes = fitted(Plan("td3+ou", "Pendulum-v1", 60_000, start="runs/a"))
+    _, agent, notes = prepare(Plan("td3+ou", "Pendulum-v1", 60_000, start="runs/a"))
     assert (agent.base.epsilon_decay, agent.base.warmup) == (10_000, 0)
     assert notes[-2:] == [
         "a policy is there already: base.warmup = 0",
@@ -449,7 +449,7 @@ def test_successors_see_items():
     state, obs = state_of(agent), jax.random.normal(jax.random.key(1), (6, S))
     context = functions(agent, state)
     first, second, _ = agent.selector.propose(state.actor, context, obs)
-    told = state.actor[1].context(obs, jnp.asarray(ITEMS[rows_of(first.mode())])[None])
+    told = state.actor[1].conditioning(obs, jnp.asarray(ITEMS[rows_of(first.mode())])[None])
     np.testing.assert_array_equal(second.raw.mode(), context.bind(state.actor[1].net)(obs, told).raw.mode())
 
 

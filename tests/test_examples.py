@@ -74,4 +74,4 @@ def test_reference_of_fields_is_what_the_code_says():
     spec = importlib.util.spec_from_file_location("make_fields", ROOT / "docs/make_fields.py")
     make_fields = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_fields)
-    assert make_fields.PAGE.read_text() == make_fields.page(), "run python docs/make_fields.py"
+    assert make_fields.PAGE.read_text() == make_fields.make_page(), "run python docs/make_fields.py"

@@ -440,7 +440,7 @@ def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
         assert len(seen.surrogates) == len(hills) == agent.selector.list_length - 1
         for surrogate, hill in zip(seen.surrogates, hills, strict=True):
             if savo.get("surrogate") == "exact" and kind == "learned":
-                assert surrogate.params is None
+                assert surrogate.learned is None
                 continue
             climbed = hill(np.repeat(obs[None], len(rows), 0), rows)[0]
             np.testing.assert_allclose(getattr(surrogate, kind).ravel(), climbed, rtol=1e-4, atol=1e-5)

@@ -62,6 +62,15 @@ def test_named_agents_explain_themselves(name):
     assert issubclass(cls, qs.Model)
 
 
+def test_everything_users_need_is_in_one_place():
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "python.md").read_text()
+    assert set(qs.__all__) == {*qs._PLACES, *qs._MODULES}
+    for name in qs.__all__:
+        assert getattr(qs, name) is not None
+        assert f"`qs.{name}`" in page
+    assert set(qs.__all__) <= {*dir(qs)}
+
+
 def test_fields_of_the_base_are_keywords_of_named_agents():
     model = qs.TD3("Pendulum-v1", discount=0.9, base={"batch_size": 8}, polyak={"rate": 0.1})
     assert model.recipe == "td3"

@@ -13,7 +13,7 @@ import tiny
 from gymnasium import spaces
 
 import qscape as qs
-from qscape.agents import build, on_dataset
+from qscape.agents import build, recipe_for_dataset
 from qscape.cli import main
 from qscape.data import read
 from qscape.errors import RunError, UsageError
@@ -26,7 +26,7 @@ from qscape.ops import sum_tree
 from qscape.replay.storage import rows_at
 from qscape.run import offline, saves
 from qscape.run.folder import read_plan, read_record
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.training import resume, train
 from qscape.types import Batch, Spec
 
@@ -332,19 +332,19 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
 
 
 def test_recipes_on_a_dataset():
-    assert on_dataset("td7") == (
+    assert recipe_for_dataset("td7") == (
         "td7_offline",
         ["td7 on a dataset: checkpoints out, behaviour cloning in (td7_offline)"],
     )
-    assert on_dataset("td7+clone+normalise")[0] == "td7_offline+normalise"
-    assert on_dataset("td7+bc")[0] == "td3+sale+lap+periodic+value_clip+bc"
-    assert on_dataset("td3+checkpoints+bc")[0] == "td3+bc"
-    assert on_dataset("iql") == ("iql", [])
+    assert recipe_for_dataset("td7+clone+normalise")[0] == "td7_offline+normalise"
+    assert recipe_for_dataset("td7+bc")[0] == "td3+sale+lap+periodic+value_clip+bc"
+    assert recipe_for_dataset("td3+checkpoints+bc")[0] == "td3+bc"
+    assert recipe_for_dataset("iql") == ("iql", [])
     assert not build("td7_offline").schedule.keeps_best_policy
     parts = set(build("td7").parts) - {"checkpoints"} | {"clone", "every_step"}
     assert set(build("td7_offline").parts) == parts
     with pytest.raises(UsageError, match="learns from its own steps"):
-        on_dataset("ppo")
+        recipe_for_dataset("ppo")
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_the_replay_holds_the_dataset(name, recipe):
 def test_nothing_is_stepped_and_every_update_counts(name):
     """The run equals the agent's own updates on the filled replay."""
     settings = tiny.settings("td3")
-    plan, agent, _ = fitted(Plan("td3+clone", "", 60, dataset=name, eval_every=30, settings=settings))
+    plan, agent, _ = prepare(Plan("td3+clone", "", 60, dataset=name, eval_every=30, settings=settings))
     assert (plan.env, plan.reference) == (CLOCK, (-2.0, 8.0))
     trainer = make(plan, agent)
     trainer.adapter.step = None  # whoever steps it fails
@@ -600,7 +600,7 @@ def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(command, "run_all", lambda given, together: jobs.extend(given) or 0)
     assert main(["train", "--config", str(run / "run.json"), "--seeds", "3", "--out", str(tmp_path)]) == 0
-    plan = fitted(jobs[0].plan)[0]
+    plan = prepare(jobs[0].plan)[0]
     mine = read_plan(run)
     assert (plan.recipe, plan.dataset, plan.env, plan.label) == (
         mine.recipe,

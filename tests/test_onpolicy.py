@@ -581,7 +581,7 @@ def test_refused(recipe, settings, sentence):
 
 def test_settings_and_labels():
     agent = agents.build("ppo+etf", {"etf": {"energy": 2.0}, "base": {"rollout": 256}})
-    assert agents.changed(agent) == {"base.rollout": 256, "etf.energy": 2.0}
+    assert agents.changed_fields(agent) == {"base.rollout": 256, "etf.energy": 2.0}
     assert set(agents.settings_of(agent)) == {"base", "plain", "etf", "gae", "clipped"}
     assert agents.build("trpo").on(Spec(3, 1, choices=2)).task.choices == 2
 

@@ -22,7 +22,7 @@ from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
 from qscape.run import Plan, resume, saves, scan_rollouts, train
-from qscape.run.plan import fitted
+from qscape.run.plan import prepare
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
 SMALL = {"actor_hidden": (16, 16), "critic_hidden": (16, 16)}
@@ -227,13 +227,13 @@ def test_a_full_buffer_learns_from_unfinished_episodes():
     ],
 )
 def test_short_runs(recipe, steps, given, rollout, batch):
-    found, agent, notes = fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": given}))
+    found, agent, notes = prepare(Plan(recipe, "CartPole-v1", steps, settings={"base": given}))
     assert (agent.base.rollout, agent.base.batch_size) == (rollout, batch)
     assert ("the run is short" in " ".join(notes)) == (rollout not in (2048, 100))
     assert found.settings["base"].get("rollout", 2048) == rollout
-    fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps}}))  # one update
+    prepare(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps}}))  # one update
     with pytest.raises(UsageError, match="leaves no update"):
-        fitted(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps + 1}}))
+        prepare(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps + 1}}))
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_what_a_run_costs():
 
 
 def test_the_paper_preset():
-    _, agent, notes = fitted(Plan("ppo+etf", "ALE/Pong-v5", 10_000, preset="paper"))
+    _, agent, notes = prepare(Plan("ppo+etf", "ALE/Pong-v5", 10_000, preset="paper"))
     assert (agent.base.rollout, agent.base.batch_size, agent.base.learning_rate) == (1000, 256, 2.5e-4)
     assert (agent.policy_update.bound, agent.policy_update.value_bound) == (0.1, 0.1)
     assert "2509.02737" in notes[0]
@@ -256,7 +256,7 @@ def test_the_paper_preset():
         ("reinforce+cosine", "CartPole-v1"),
         ("trpo", "CarRacing-v3"),
     ):
-        fitted(Plan(recipe, env, 100_000, preset="paper"))
+        prepare(Plan(recipe, env, 100_000, preset="paper"))
 
 
 # --- faces ------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from small import build as small
 from test_contract import QUICK
 
 from qscape.agents import build
-from qscape.agents.recipes import overridden
+from qscape.agents.recipes import apply_overrides
 from qscape.errors import UsageError
 from qscape.methods.pave import PAVE, action_gradients
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
-from qscape.run.plan import Plan, fitted, remarks
+from qscape.run.plan import Plan, part_notes, prepare
 from qscape.types import Batch, Event, Spec
 
 # Two critics Q = ½ aᵀHa + aᵀKs + aᵀc; rows of states, successors, noise and directions.
@@ -295,7 +295,7 @@ def test_gradients_reach_the_critics_alone():
 
 def test_what_pave_moves():
     def moves(recipe):
-        return {m.field: m.after for m in overridden(build(recipe))[1] if m.by == "pave"}
+        return {m.field: m.after for m in apply_overrides(build(recipe))[1] if m.by == "pave"}
 
     assert moves("td3+pave") == SMOOTH
     assert moves("sac+pave") == SMOOTH | {"critic_loss_scale": 0.5}
@@ -305,12 +305,16 @@ def test_what_pave_moves():
 
 def test_what_pave_remarks():
     relu = {"base": {"critic_activation": "relu"}}
-    assert remarks(build("td3+pave")) == remarks(build("td3+pave", relu | {"pave": {"curvature": 0}})) == []
-    (said,) = remarks(build("td3+pave", relu))
+    assert (
+        part_notes(build("td3+pave"))
+        == part_notes(build("td3+pave", relu | {"pave": {"curvature": 0}}))
+        == []
+    )
+    (said,) = part_notes(build("td3+pave", relu))
     assert "piecewise linear: pave.curvature has no gradient" in said
-    assert said in fitted(Plan("td3+pave", "Pendulum-v1", 100, settings=relu))[2]
-    assert remarks(build("td7+pave", relu)) == []
-    assert remarks(build("sac+normalise+pave")) == ["pave.sigma is in units of the normalised observation"]
+    assert said in prepare(Plan("td3+pave", "Pendulum-v1", 100, settings=relu))[2]
+    assert part_notes(build("td7+pave", relu)) == []
+    assert part_notes(build("sac+normalise+pave")) == ["pave.sigma is in units of the normalised observation"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """Parts of other packages: where recipes find them, what imports them, and what is refused in which words."""
 
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from tiny import flags, start
+from tiny import environment, flags, python, start
 
 import qscape as qs
 from qscape.agents import PARTS, build, onpolicy, plugins, register, settings_of
@@ -329,3 +334,49 @@ def test_a_part_that_is_wrong_is_named(refused, old, new, why):
     sentence = refused("train", f"td3+{changed(old, new)}", *SHORT)
     assert why in sentence
     assert "penalty" in sentence
+
+
+# --- the page -------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "add-a-method.md"
+
+
+@pytest.mark.slow
+def test_the_page_is_enough_to_write_a_method():
+    """Its files are written into an empty folder and its commands run as they stand there; instead of
+    `pip install -e .` the package is put on the path with the entry point of its pyproject.toml."""
+    page = PAGE.read_text()
+    files = dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE))
+    assert sorted(files) == ["action_change.py", "pyproject.toml", "study.toml"]
+    Path("mine.py").unlink()
+    for name, text in files.items():
+        Path(name).write_text(text)
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    blocks = re.findall(r"^```(bash|text|python)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    env = environment()
+    for kind, text in blocks:
+        if kind == "python":
+            python(text)
+        elif text.startswith("pip install"):
+            info = Path("installed") / "action_change-0.1.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1\n")
+            points = project["entry-points"]["qscape.parts"]
+            lines = "".join(f"{name} = {place}\n" for name, place in points.items())
+            (info / "entry_points.txt").write_text(f"[qscape.parts]\n{lines}")
+            env["PYTHONPATH"] = os.pathsep.join([str(Path("installed").absolute()), env["PYTHONPATH"]])
+        elif kind == "bash":
+            for line in text.replace("\\\n", " ").splitlines():
+                command = [sys.executable, "-m", "qscape.cli", *shlex.split(line)[1:]]
+                done = subprocess.run(command, env=env, capture_output=True, text=True)
+                assert done.returncode == 0, done.stdout + done.stderr
+                if "list parts" in line:
+                    assert re.search(r"\+action_change .* action-change 0\.1", done.stdout)
+    for seed in (0, 1):
+        record = folders.read_record(Path("runs/by-place", str(seed)))
+        assert record["settings"]["action_change"] == {"weight": 0.5}
+        assert record["plugins"] == {"action_change": "action_change:ActionChange"}
+    assert folders.read_record(Path("runs/by-name/0"))["plugins"] == {"action_change": "action-change 0.1"}
+    lines = (Path("runs/by-name/0/metrics.jsonl")).read_text().splitlines()
+    assert json.loads(lines[-1])["action_change"] >= 0
+    assert len(list(Path("runs/study").glob("*/*/*/run.json"))) == 4

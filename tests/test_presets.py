@@ -8,14 +8,14 @@ from tiny import flags
 
 import qscape as qs
 from qscape.agents import PRESETS, build, preset
-from qscape.agents.presets import Paper, merged
+from qscape.agents.presets import Paper, merge_settings
 from qscape.cli import main
 from qscape.cli.tune import train_command
 from qscape.errors import UsageError
 from qscape.jobs.trials import Search, Trial
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
-from qscape.run.plan import Plan, fitted, from_json, to_json
+from qscape.run.plan import Plan, from_json, prepare, to_json
 
 # γ, replay, PAVE's weights on TD3 and on SAC; ASAP's λS, λT on TD3 and λS on SAC; CAPS' λT, λS.
 TABLE = """
@@ -32,7 +32,7 @@ ROWS = {line.split()[0]: [*map(float, line.split()[1:])] for line in TABLE.strip
 
 def made(recipe, env, settings=None, steps=1_000_000):
     """The agent of a plan with the paper's preset."""
-    return fitted(Plan(recipe, env, steps, settings=settings or {}, preset="paper"))[1]
+    return prepare(Plan(recipe, env, steps, settings=settings or {}, preset="paper"))[1]
 
 
 @pytest.mark.parametrize("env", ROWS)
@@ -110,28 +110,28 @@ def test_user_wins_over_preset_wins_over_part_and_base():
 
 
 def test_a_short_run_fits_the_presets_warm_up_but_not_the_users():
-    _, agent, notes = fitted(Plan("td3", "Pendulum-v1", 1_000, preset="paper"))
+    _, agent, notes = prepare(Plan("td3", "Pendulum-v1", 1_000, preset="paper"))
     assert agent.base.warmup == 200
     assert notes[0].startswith(
         "preset paper (Lee et al. 2026, arXiv 2601.22970): base.actor_activation = silu, "
     )
     assert "base.warmup = 200 (a fifth of it) instead of 10000" in notes[-1]
     with pytest.raises(UsageError, match="warmup 10000 leaves no update"):
-        fitted(Plan("td3", "Pendulum-v1", 1_000, preset="paper", settings={"base": {"warmup": 10_000}}))
+        prepare(Plan("td3", "Pendulum-v1", 1_000, preset="paper", settings={"base": {"warmup": 10_000}}))
 
 
 def test_labels_and_records(tmp_path):
     said = {"pave": {"curvature": 0.5}}
-    plan, agent, _ = fitted(Plan("td3+pave", "Hopper-v5", 100_000, settings=said, preset="paper"))
+    plan, agent, _ = prepare(Plan("td3+pave", "Hopper-v5", 100_000, settings=said, preset="paper"))
     assert plan.label == "td3+pave[preset=paper]", "the paper's own value is no change"
     plan = Plan("td3+pave", "Hopper-v5", 100_000, settings={"pave": {"sigma": 0.5}}, preset="paper")
-    plan, agent, _ = fitted(plan)
+    plan, agent, _ = prepare(plan)
     assert plan.label == "td3+pave[preset=paper,pave.sigma=0.5]"
     record = json.loads(json.dumps(to_json(plan, agent)))
     assert record["preset"] == "paper"
     again = from_json(record)  # as a resumed run reads it, whatever presets say by then
     assert build(again.recipe, again.settings).base == agent.base
-    assert fitted(again)[0].label == plan.label
+    assert prepare(again)[0].label == plan.label
 
 
 def test_parts_that_are_not_there_are_left_out():
@@ -163,7 +163,10 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
     assert (given.keys(), source) == ({"base", "savgo"}, "SAVGO, arXiv 2605.00787")
     monkeypatch.setitem(PRESETS, "paper", [other])
     assert preset("paper", "SAC+lap+normalise", "Hopper-v5") == ({"lap": {"alpha": 0.9}}, "Somebody")
-    assert merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": {}}) == {"a": {"x": 1, "y": 3}, "b": {}}
+    assert merge_settings({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": {}}) == {
+        "a": {"x": 1, "y": 3},
+        "b": {},
+    }
 
 
 # --- refusals -------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import pytest
 from small import fits
 
 import qscape as qs
-from qscape.agents import BASES, EXPANSIONS, PARTS, build, changed, overridden, parse, settings_of
+from qscape.agents import BASES, EXPANSIONS, PARTS, apply_overrides, build, changed_fields, parse, settings_of
 from qscape.agents.recipes import convert
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
-from qscape.run.plan import Plan, fitted, label
+from qscape.run.plan import Plan, label, prepare
 from qscape.types import setting
 
 PAIRS = [(base, part) for base in BASES for part in PARTS if fits(f"{base}+{part}")]
@@ -135,7 +135,7 @@ def test_user_wins_over_part_wins_over_base(toys):
 @pytest.mark.parametrize(("recipe", "delay"), [("td3+calm+rough", 4), ("td3+rough+calm", 3)])
 def test_the_part_named_later_wins_and_every_move_is_told(toys, recipe, delay):
     agent = build(recipe)
-    base, moves = overridden(agent)
+    base, moves = apply_overrides(agent)
     assert base == agent.base
     assert base.policy_delay == delay
     first, last = (move for move in moves if move.field == "policy_delay")
@@ -146,15 +146,15 @@ def test_the_part_named_later_wins_and_every_move_is_told(toys, recipe, delay):
 
 def test_notes_of_a_run_tell_the_moves_that_hold():
     def notes(**base):
-        return fitted(Plan("td3+lap", "Pendulum-v1", 100_000, settings={"base": base}))[2]
+        return prepare(Plan("td3+lap", "Pendulum-v1", 100_000, settings={"base": base}))[2]
 
     assert notes() == ["lap sets base.critic_loss = lap_huber (was mse)"]
     assert notes(critic_loss="mse") == []
 
 
 def test_an_override_that_changes_nothing_is_no_move():
-    assert overridden(build("td3"))[1] == []
-    assert [str(m) for m in overridden(build("sac+lap"))[1]] == [
+    assert apply_overrides(build("td3"))[1] == []
+    assert [str(m) for m in apply_overrides(build("sac+lap"))[1]] == [
         "lap sets base.critic_loss = lap_huber (was mse)"
     ]
 
@@ -329,14 +329,18 @@ def test_settings_go_round(recipe, settings):
     again = build(recipe, json.loads(json.dumps(written)))
     assert filling(again) == filling(agent)
     assert settings_of(again) == written
-    assert changed(again) == changed(agent)
+    assert changed_fields(again) == changed_fields(agent)
 
 
 def test_fields_that_differ_from_the_recipe_enter_the_label():
-    assert changed(build("td7")) == {}
-    assert changed(build("td3+lap", {"lap": {"alpha": 0.4}, "base": {"discount": 0.99}})) == {}
+    assert changed_fields(build("td7")) == {}
+    assert changed_fields(build("td3+lap", {"lap": {"alpha": 0.4}, "base": {"discount": 0.99}})) == {}
     agent = build("td3+lap", {"lap": {"alpha": 0.6}, "base": {"critic_loss": "mse", "actor_hidden": [64, 8]}})
-    assert changed(agent) == {"base.critic_loss": "mse", "base.actor_hidden": (64, 8), "lap.alpha": 0.6}
+    assert changed_fields(agent) == {
+        "base.critic_loss": "mse",
+        "base.actor_hidden": (64, 8),
+        "lap.alpha": 0.6,
+    }
     assert label(agent) == "td3+lap[base.actor_hidden=64x8,base.critic_loss=mse,lap.alpha=0.6]"
     assert label(build("td7")) == "td7"
 

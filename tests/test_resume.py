@@ -312,7 +312,7 @@ def test_the_memory_of_a_replay_is_told_before_it_is_taken(tmp_path):
 
 
 def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_off, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_available_bytes", lambda: 1_000)
+    monkeypatch.setattr(storage, "_available_bytes", lambda: 1_000)
     folder = shutil.copytree(broken_off, tmp_path / "run")
     for events in train(ODD, tmp_path / "new"), resume(folder):
         with pytest.raises(RunError, match=r"GiB are available; use --base.replay-capacity below"):
@@ -323,9 +323,9 @@ def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(broken_of
 def test_a_container_has_less_memory_than_its_machine(tmp_path):
     for name, value in (("max", "5000"), ("current", "4000"), ("stat", "anon 1000\ninactive_file 700")):
         (tmp_path / f"memory.{name}").write_text(f"{value}\n")
-    assert storage._left_in(tmp_path) == [1_700]
+    assert storage._container_bytes_left(tmp_path) == [1_700]
     (tmp_path / "memory.max").write_text("max\n")
-    assert storage._left_in(tmp_path) == storage._left_in(tmp_path / "none") == []
+    assert storage._container_bytes_left(tmp_path) == storage._container_bytes_left(tmp_path / "none") == []
 
 
 def test_a_model_saved_over_the_run_that_it_came_from_keeps_its_replay(broken_off, tmp_path):

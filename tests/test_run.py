@@ -20,7 +20,7 @@ from qscape.run import Plan, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import evaluate
-from qscape.run.plan import fitted
+from qscape.run.plan import prepare
 from qscape.run.policy import evaluate_run
 from qscape.run.trainer import Trainer
 
@@ -331,18 +331,18 @@ def test_a_run_can_be_evaluated_by_either_policy(told):
 
 def test_the_users_word_wins_and_is_not_called_moved():
     plan = Plan("td7", "Clock", 100_000, settings={"base": {"critic_activation": "relu", "warmup": 9}})
-    plan, agent, notes = fitted(plan)
+    plan, agent, notes = prepare(plan)
     assert (agent.base.critic_activation, agent.base.warmup) == ("relu", 9)
     assert not any("critic_activation" in note or "short" in note for note in notes)
     assert any("actor_objective = mean" in note for note in notes)
 
 
 def test_warm_ups_of_short_runs():
-    assert fitted(Plan("td3", "Clock", 50_000))[1].base.warmup == 25_000
-    assert fitted(Plan("td3", "Clock", 49_999))[1].base.warmup == 9_999
-    assert fitted(Plan("sac", "Clock", 10_000))[1].base.warmup == 5_000
+    assert prepare(Plan("td3", "Clock", 50_000))[1].base.warmup == 25_000
+    assert prepare(Plan("td3", "Clock", 49_999))[1].base.warmup == 9_999
+    assert prepare(Plan("sac", "Clock", 10_000))[1].base.warmup == 5_000
     with pytest.raises(UsageError, match=r"--base\.warmup 100 leaves no update in 100 steps"):
-        fitted(Plan("td3", "Clock", 100, settings={"base": {"warmup": 100}}))
+        prepare(Plan("td3", "Clock", 100, settings={"base": {"warmup": 100}}))
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):

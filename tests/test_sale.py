@@ -235,7 +235,7 @@ def test_what_batch_normalisation_sees(synced):
     found = Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
     seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.extra[2], found)
     event = Event(jnp.asarray(1), jnp.asarray(0), NO, jnp.array(synced))
-    after = update._after(update.Now(agent, batch, event, KEY), state, batch.reward, {}).part_states["sale"]
+    after = update._after(update.Now(agent, batch, event, KEY), state, batch.reward).part_states["sale"]
     close(after.extra[2], seen)
     current = dataclasses.replace(own.params, seen=seen)
     close(after.extra[:2], (current, own.extra[0]) if synced else own.extra[:2])

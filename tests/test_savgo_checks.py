@@ -231,7 +231,7 @@ def test_the_target_pays_for_entropy():
     context = stub(None, lambda obs, action: [two + 1, two], Spec(1, 1))
     policy = lambda obs: Sure(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros((1, 1)))  # noqa: E731
     heads, bonus = part.target_values(policy, own, context, jnp.zeros((1, 1)), jax.random.key(0))
-    value = agents.build("sac+savgo").target.bootstrap(PartState(), heads, bonus)
+    value = agents.build("sac+savgo").bootstrap.value(PartState(), heads, bonus)
     y = [td_target(jnp.ones(1), jnp.array([d]), 0.99, value)[0] for d in (0.0, 1.0)]
     close(y, [3.475, 1.0])
 

@@ -22,7 +22,7 @@ from qscape.offpolicy import update
 from qscape.offpolicy.exploration import epsilon, sample_noise
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.offpolicy.state import State
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.types import Batch, Event, Spec
 
 KEY, NO = jax.random.key(0), jnp.array(False)
@@ -237,7 +237,7 @@ def test_surrogates_at_the_present_actors_proposals(points, executed):
         floor = np.max([q(a) for a in fresh[:i]], 0)
         net = own.params[i - 1]
         for action in (done, fresh[i]):
-            guess = context.bind(net.net)(obs, action, net.context(obs, jnp.stack(fresh[:i])))
+            guess = context.bind(net.net)(obs, action, net.conditioning(obs, jnp.stack(fresh[:i])))
             expected += np.square(guess - np.maximum(q(action), floor)).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -330,8 +330,8 @@ def test_which_list_actors_climb_after(actor_list):
         for i, (module, surrogate) in enumerate(zip(actor[1:], own.params, strict=True), 1):
             if actor_list == "fresh":
                 seen = jax.lax.stop_gradient(jnp.stack([d.mode() for d in part.propose(actor, context, obs)]))
-            action = context.bind(module.net)(obs, module.context(obs, seen[:i])).mode()
-            told = surrogate.context(obs, seen[:i])
+            action = context.bind(module.net)(obs, module.conditioning(obs, seen[:i])).mode()
+            told = surrogate.conditioning(obs, seen[:i])
             said.append(-context.bind(surrogate.net)(obs, action, told).mean())
         return said
 
@@ -469,8 +469,8 @@ def test_film_stands_before_the_activation():
 def told(agent, state, obs, earlier) -> list[np.ndarray]:
     """What the last actor and the last surrogate say after these earlier proposals."""
     context, actor, surrogate = functions(agent, state), state.actor[-1], state.part_states["savo"].params[-1]
-    action = context.bind(actor.net)(obs, actor.context(obs, earlier)).mode()
-    return [action, context.bind(surrogate.net)(obs, action, surrogate.context(obs, earlier))]
+    action = context.bind(actor.net)(obs, actor.conditioning(obs, earlier)).mode()
+    return [action, context.bind(surrogate.net)(obs, action, surrogate.conditioning(obs, earlier))]
 
 
 def knows(agent, state) -> bool:
@@ -556,7 +556,7 @@ def transformer(net, h):
         score = np.exp(query[:, head] @ key[:, head].T / 4)
         told.append(score / score.sum(1, keepdims=True) @ value[:, head])
     h = h + linear(net.joined, np.concatenate(told, 1))
-    assert net.forward.trunk.layers[0].weight.shape == (128, 64)
+    assert net.forward.torso.layers[0].weight.shape == (128, 64)
     return (h + two(net.forward, normalised(net.norms[1], h))).mean(0)
 
 
@@ -565,7 +565,7 @@ def linear(layer, x):
 
 
 def two(net, x):
-    (hidden,) = net.trunk.layers
+    (hidden,) = net.torso.layers
     return linear(net.out, np.maximum(linear(hidden, x), 0))
 
 
@@ -629,12 +629,12 @@ def test_epsilon_falls_in_a_line_from_the_end_of_the_warm_up():
 
 
 def test_a_run_knows_how_long_epsilon_falls():
-    _, agent, notes = fitted(Plan("td3+savo", "Pendulum-v1", 60_000))
+    _, agent, notes = prepare(Plan("td3+savo", "Pendulum-v1", 60_000))
     assert agent.base.epsilon_decay == 10_000
     assert any("base.epsilon_decay = 10000 steps" in note for note in notes)
     asked = {"base": {"epsilon_decay": 700.0}}
-    assert fitted(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
-    assert fitted(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
+    assert prepare(Plan("td3+savo", "Pendulum-v1", 60_000, settings=asked))[1].base.epsilon_decay == 700
+    assert prepare(Plan("td3", "Pendulum-v1", 60_000))[1].base.epsilon_decay == 1 / 6
 
 
 @pytest.mark.parametrize(

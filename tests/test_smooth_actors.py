@@ -54,8 +54,8 @@ def batch_of(now=NOW):
     return Batch(row, jnp.zeros((1, 2)), jnp.zeros(1), jnp.zeros(1), row * jnp.nan, 0.99, extra)
 
 
-def term(part, policy=policy, actor_params=None, part_states=NOTHING, **more):
-    return part.actor(tuned, own, fns_of(policy, **more), batch_of(), jax.random.key(0))
+def term(part, policy=policy, actor_params=None, state=NOTHING, **more):
+    return part.actor(actor_params, state, fns_of(policy, **more), batch_of(), jax.random.key(0))
 
 
 # --- values -------------------------------------------------------------------------------------------
@@ -185,12 +185,12 @@ def test_lipsnet(recipe, squashed):
     obs = jax.random.normal(jax.random.key(1), (6, 4))
 
     def f(x):
-        for layer in actor.trunk.layers:
+        for layer in actor.torso.layers:
             x = jnp.maximum(layer(x), 0.0)
         return (actor.head.out if squashed == 1 else actor.head.mean)(x)
 
     def bound(x):
-        return jnp.logaddexp(0.0, actor.bound.out(jnp.tanh(actor.bound.trunk.layers[0](x)))[0])
+        return jnp.logaddexp(0.0, actor.bound.out(jnp.tanh(actor.bound.torso.layers[0](x)))[0])
 
     for x, action in zip(obs, actor(obs, []).mode(), strict=True):
         expected = bound(x) * f(x) / (np.linalg.norm(jax.jacfwd(f)(x)) + 0.1)
@@ -209,13 +209,13 @@ def test_lipsnet(recipe, squashed):
     assert float(penalty([actor, actor])[0]) == pytest.approx(np.square(gains).mean(), rel=1e-5)
     gradient = jax.grad(lambda a: penalty(a)[0])(actor)
     assert np.any(gradient.bound.out.weight)
-    assert not np.any(gradient.trunk.layers[0].weight)
+    assert not np.any(gradient.torso.layers[0].weight)
 
 
 def test_lipsnet_starts_as_its_paper_says():
     agent = build("td3+lipsnet").on(Spec(200, 100))
     actor = agent.init(jax.random.key(0)).actor
-    layers = [*actor.trunk.layers, actor.head.out, *actor.bound.trunk.layers]
+    layers = [*actor.torso.layers, actor.head.out, *actor.bound.torso.layers]
     variances = [2 / 200, 2 / 64, 2 / 164, 2 / 232]  # Kaiming's before ReLU, Xavier's elsewhere
     for layer, variance in zip(layers, variances, strict=True):
         assert np.var(layer.weight) == pytest.approx(variance, rel=0.1)

@@ -22,7 +22,7 @@ from qscape import agents
 from qscape.cli import main
 from qscape.envs import Episode
 from qscape.errors import UsageError
-from qscape.inspect import geometry, smoothness, subject
+from qscape.inspect import geometry, smoothness, trained_agent
 from qscape.jobs.study import read_study
 from qscape.ops import spectrum
 from qscape.report import smoothness as report
@@ -165,7 +165,7 @@ def with_critics(critics, s=3, a=2, recipe="td3", low=-1.0, high=1.0):
     agent = agents.build(recipe, settings(recipe))
     agent = agent.on(Spec(s, a, None, np.full(a, low, np.float32), np.full(a, high, np.float32)))
     acting = agent.acting(agent.init(jax.random.key(0)))
-    return subject.make_trained_agent(agent, acting._replace(critics=critics), env)
+    return trained_agent.make_trained_agent(agent, acting._replace(critics=critics), env)
 
 
 class Spaces(gym.Env):
@@ -254,7 +254,7 @@ def test_geometry_of_one_unit_in_both_units():
     assert not geometry.is_piecewise_linear(found)
     # A box of ±2: fed environment units, the critic is looked at where 2 · (2a) + 1.5 s is.
     wide = with_critics([Unit(jnp.square)], 1, 1, low=-2.0, high=2.0)
-    wide = subject.make_trained_agent(
+    wide = trained_agent.make_trained_agent(
         wide.agent, wide.acting._replace(critics=[Unit(lambda x: x**3)]), wide.make
     )
     done = [rollout([[0.2]], [[0.5]])]
@@ -312,7 +312,7 @@ def test_an_agent_without_q_has_smooth_actions_and_no_geometry():
 def test_agents_of_another_kind():
     spec = Spec(3, 2, None, np.float32([-1, -1]), np.float32([1, 1]))
     agent = agents.build("ppo").on(spec)
-    made = subject.make_trained_agent(agent, agent.init(jax.random.key(0)), lambda: Spaces())
+    made = trained_agent.make_trained_agent(agent, agent.init(jax.random.key(0)), lambda: Spaces())
     found = smoothness.measure_smoothness(made, 2)  # a policy that has a value V(s) and no Q(s, a)
     assert made.q is None
     assert found["geometry"] is None
@@ -333,7 +333,7 @@ def clock():
     """An untrained agent on the clock, whose observations do not depend on actions."""
     agent = agents.build("td3", settings("td3")).on(Spec(3, 1, None, np.float32([-1]), np.float32([1])))
     state = agent.init(jax.random.key(1))
-    return subject.make_trained_agent(agent, state, lambda: Clock(length=8))
+    return trained_agent.make_trained_agent(agent, state, lambda: Clock(length=8))
 
 
 def test_rollouts_are_whole_episodes_each_from_its_own_environment(clock):
@@ -353,7 +353,7 @@ def test_rollouts_are_whole_episodes_each_from_its_own_environment(clock):
 
 def test_noise_falls_on_what_the_policy_sees_and_on_nothing_else(clock):
     scale = np.array([5.0, 0.1, 2.0])
-    noise = subject.ObservationNoise(0.1, scale)
+    noise = trained_agent.ObservationNoise(0.1, scale)
     quiet, noisy, again = (clock.rollouts(3, seed=2, noise=n) for n in (None, noise, noise))
     for a, b, c in zip(quiet, noisy, again, strict=True):
         np.testing.assert_array_equal(a.observation, b.observation)
@@ -364,7 +364,7 @@ def test_noise_falls_on_what_the_policy_sees_and_on_nothing_else(clock):
 def test_noise_is_uniform_scaled_and_clipped_to_the_space():
     made = with_critics([], s=3)
     adapter = made.make(envs=4)
-    sense = subject.ObservationNoise(0.2, np.array([1.0, 0.1, 10.0])).make_filter(adapter, seed=5)
+    sense = trained_agent.ObservationNoise(0.2, np.array([1.0, 0.1, 10.0])).make_filter(adapter, seed=5)
     obs = np.tile(np.float32([0.0, 0.45, 0.1]), (4, 1))
     seen = np.stack([sense(obs) for _ in range(500)])  # [500, 4, 3]
     assert seen.min() >= -0.5
@@ -389,7 +389,7 @@ def test_the_scale_of_the_noise(clock):
     assert list(found) == ["0", "0.5", "1"]
     calm = [spectrum.sm(r.action) for r in clock.rollouts(2, seed=2)]
     assert found["0"]["sm"] == pytest.approx(calm)
-    noisy = clock.rollouts(2, seed=2, noise=subject.ObservationNoise(1.0, scale))
+    noisy = clock.rollouts(2, seed=2, noise=trained_agent.ObservationNoise(1.0, scale))
     assert found["1"]["sm"] == pytest.approx([spectrum.sm(r.action) for r in noisy])
     assert np.all(np.array(found["1"]["sm"]) > calm)
     with pytest.raises(UsageError, match=r"sigma is -1; it must be above 0"):
@@ -448,7 +448,7 @@ def group(tmp_path_factory):
 def test_probes_measure_the_episodes_of_the_evaluation(group):
     rows = [r for r in evaluations(group / "0") if r["step"] == "90"]
     assert list(rows[0])[-6:] == COLUMNS
-    seen = subject.load_trained_agent(group / "0")
+    seen = trained_agent.load_trained_agent(group / "0")
     done = seen.rollouts(3)
     assert [float(r["return"]) for r in rows] == pytest.approx([x.reward.sum() for x in done], rel=1e-5)
     assert [float(r["sm"]) for r in rows] == pytest.approx([direct_sm(2 * x.action) for x in done], rel=1e-5)
@@ -549,7 +549,7 @@ def test_the_command_over_seeds(group, said):
     assert [r["name"] for r in found["runs"]] == [str(group / "0"), str(group / "1")]
     for k, record in enumerate(found["runs"]):
         assert json.loads((group / str(k) / "inspect/smoothness.json").read_text()) == record
-        done = subject.load_trained_agent(group / str(k)).rollouts(3)
+        done = trained_agent.load_trained_agent(group / str(k)).rollouts(3)
         assert record["per_episode"]["sm"] == pytest.approx([direct_sm(2 * r.action) for r in done])
         np.testing.assert_allclose(record["trace"], 2 * done[0].action, atol=1e-6)
         assert record["robustness"]["scale_from"] == str(group / "0")  # the first run's, for all

@@ -25,7 +25,7 @@ from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
 from qscape.run.events import Logged, Measured, Saved
-from qscape.run.plan import fitted, folder_name
+from qscape.run.plan import folder_name, prepare
 
 STUDIES = TESTS.parent / "studies"
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
@@ -118,7 +118,7 @@ def test_a_preset_fills_what_the_file_leaves_open(place):
     assert plan.preset == "paper"
     assert plan.label.startswith("td3[preset=paper,base.batch_size=16,")
     assert "discount" not in plan.label
-    assert fitted(plan)[0].settings["base"]["discount"] == 0.98
+    assert prepare(plan)[0].settings["base"]["discount"] == 0.98
 
 
 REFUSED = [
@@ -565,8 +565,8 @@ def test_the_estimate():
     half = {"base": {"warmup": 2_000, "updates_per_step": 0.5}}
     plan = Plan("td3", "x", 10_000, settings=half, eval_every=0)
     assert estimate_seconds(plan, cost, made=1_000) == pytest.approx(10 + 9 + 40)
-    fitted = Plan("td3", "x", 10_000, eval_every=0)  # a fifth of so short a run is warm-up
-    assert estimate_seconds(fitted, cost) == pytest.approx(10 + 10 + 80)
+    short = Plan("td3", "x", 10_000, eval_every=0)  # a fifth of so short a run is warm-up
+    assert estimate_seconds(short, cost) == pytest.approx(10 + 10 + 80)
 
 
 def test_the_live_table_fits_on_the_screen(place):

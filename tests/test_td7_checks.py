@@ -503,10 +503,10 @@ def test_initialisation_and_sizes():
     state = agent.init(jax.random.key(0))
     encoder, count = state.part_states["sale"].params, lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     assert (count(encoder), count(state.critics), count(state.actor)) == (335_104, 538_114, 203_270)
-    first = state.critics[0].body.trunk.layers[0]
+    first = state.critics[0].body.torso.layers[0]
     assert first.weight.shape == (256, 768)
-    assert state.actor.trunk.layers[0].weight.shape == (256, 512)
-    assert encoder.g.trunk.layers[0].weight.shape == (256, 256 + 6)
+    assert state.actor.torso.layers[0].weight.shape == (256, 512)
+    assert encoder.g.torso.layers[0].weight.shape == (256, 256 + 6)
     assert np.std(first.weight) == pytest.approx(768**-0.5 / 3**0.5, rel=0.01)
     leaves = jax.tree.leaves((encoder, state.critics, state.actor))
     for weight, bias in zip(leaves[::2], leaves[1::2], strict=True):

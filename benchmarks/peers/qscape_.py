@@ -66,7 +66,7 @@ def library(recipe: str) -> Contender:
     def advance(steps: int) -> None:
         for _ in trainer.events(trainer.env_steps + steps):
             pass
-        jax.block_until_ready((trainer.state, trainer.replay_state))
+        jax.block_until_ready((trainer.state, trainer.carry.replay_state))
 
     def settle() -> None:
         """Runs of 10,000 steps and more soon go over to one program, where the agent allows it."""

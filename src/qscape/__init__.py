@@ -13,33 +13,57 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qscape.agents import agent, register
     from qscape.errors import QscapeError, RunError, UsageError
-    from qscape.inspect.landscape import landscape
+    from qscape.inspect.landscape import Landscape, landscape
+    from qscape.inspect.landscapes import measure_landscapes
+    from qscape.inspect.smoothness import measure_robustness, measure_smoothness
+    from qscape.inspect.trained_agent import TrainedAgent, load_history, load_trained_agent
     from qscape.model import A2C, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
+    from qscape.offpolicy import sockets
+    from qscape.onpolicy import sockets as onpolicy_sockets
     from qscape.report.runs import load_runs
-    from qscape.run import Plan, resume, train
-    from qscape.types import Spec
+    from qscape.run import Plan, events, resume, train
+    from qscape.types import Batch, Event, Key, Metrics, Part, Scalar, Spec, setting
 
+_MODULES = {
+    "events": "qscape.run.events",
+    "onpolicy_sockets": "qscape.onpolicy.sockets",
+    "sockets": "qscape.offpolicy.sockets",
+}
 _PLACES = {
-    "agent": ("qscape.agents", "agent"),
-    "QscapeError": ("qscape.errors", "QscapeError"),
-    "RunError": ("qscape.errors", "RunError"),
-    "UsageError": ("qscape.errors", "UsageError"),
-    "A2C": ("qscape.model", "A2C"),
-    "PPO": ("qscape.model", "PPO"),
-    "REINFORCE": ("qscape.model", "REINFORCE"),
-    "SAC": ("qscape.model", "SAC"),
-    "TD3": ("qscape.model", "TD3"),
-    "TD7": ("qscape.model", "TD7"),
-    "TRPO": ("qscape.model", "TRPO"),
-    "Model": ("qscape.model", "Model"),
-    "landscape": ("qscape.inspect.landscape", "landscape"),
-    "load": ("qscape.model", "load"),
-    "load_runs": ("qscape.report.runs", "load_runs"),
-    "Plan": ("qscape.run", "Plan"),
-    "register": ("qscape.agents", "register"),
-    "resume": ("qscape.run", "resume"),
-    "train": ("qscape.run", "train"),
-    "Spec": ("qscape.types", "Spec"),
+    "agent": "qscape.agents",
+    "register": "qscape.agents",
+    "QscapeError": "qscape.errors",
+    "RunError": "qscape.errors",
+    "UsageError": "qscape.errors",
+    "A2C": "qscape.model",
+    "PPO": "qscape.model",
+    "REINFORCE": "qscape.model",
+    "SAC": "qscape.model",
+    "TD3": "qscape.model",
+    "TD7": "qscape.model",
+    "TRPO": "qscape.model",
+    "Model": "qscape.model",
+    "load": "qscape.model",
+    "Landscape": "qscape.inspect.landscape",
+    "landscape": "qscape.inspect.landscape",
+    "measure_landscapes": "qscape.inspect.landscapes",
+    "measure_robustness": "qscape.inspect.smoothness",
+    "measure_smoothness": "qscape.inspect.smoothness",
+    "TrainedAgent": "qscape.inspect.trained_agent",
+    "load_history": "qscape.inspect.trained_agent",
+    "load_trained_agent": "qscape.inspect.trained_agent",
+    "load_runs": "qscape.report.runs",
+    "Plan": "qscape.run",
+    "resume": "qscape.run",
+    "train": "qscape.run",
+    "Batch": "qscape.types",
+    "Event": "qscape.types",
+    "Key": "qscape.types",
+    "Metrics": "qscape.types",
+    "Part": "qscape.types",
+    "Scalar": "qscape.types",
+    "Spec": "qscape.types",
+    "setting": "qscape.types",
 }
 
 __all__ = [
@@ -50,28 +74,46 @@ __all__ = [
     "TD3",
     "TD7",
     "TRPO",
+    "Batch",
+    "Event",
+    "Key",
+    "Landscape",
+    "Metrics",
     "Model",
+    "Part",
     "Plan",
     "QscapeError",
     "RunError",
+    "Scalar",
     "Spec",
+    "TrainedAgent",
     "UsageError",
     "agent",
+    "events",
     "landscape",
     "load",
+    "load_history",
     "load_runs",
+    "load_trained_agent",
+    "measure_landscapes",
+    "measure_robustness",
+    "measure_smoothness",
+    "onpolicy_sockets",
     "register",
     "resume",
+    "setting",
+    "sockets",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _PLACES:
         raise AttributeError(f"module 'qscape' has no attribute '{name}'")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PLACES])
+    return sorted([*globals(), *_PLACES, *_MODULES])

@@ -20,7 +20,7 @@ from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
 from qscape.run.loop import Loop
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.programs import evaluation_key
 from qscape.run.stopping import StopOnSignal
 from qscape.run.training import no_update, set_up_jax, trainer_of
@@ -67,9 +67,9 @@ class Model:
         **settings: Mapping[str, Any],
     ) -> None:
         set_up_jax()
-        seed, envs = _whole("seed", seed, 0), _whole("envs", envs, 1)
-        eval_every = _whole("eval_every", eval_every, 0)
-        eval_episodes = _whole("eval_episodes", eval_episodes, 1)
+        seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
+        eval_every = _whole_number("eval_every", eval_every, 0)
+        eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
         self.recipe, self.seed, self.settings = recipe, seed, settings
         register_named(recipe)
         # Invalid combinations are refused before an environment is made.
@@ -105,7 +105,7 @@ class Model:
 
         self._make = make
         if preset is not None:
-            fitted(self._plan(FOREVER))  # refuses one that has nothing for this environment
+            prepare(self._plan(FOREVER))  # refuses one that has nothing for this environment
         self.trainer: Loop | None = None
         self._drawn = 0  # calls of `predict` that drew an action: each draws another
 
@@ -141,7 +141,7 @@ class Model:
 
         Args:
             steps: environment steps over all sub-environments. The first call decides whether the paper's
-                warm-up fits (see `run.plan.fitted`).
+                warm-up fits (see `run.plan.prepare`).
             callback: one or several functions of (model, event); False from one of them ends learning.
             progress: print evaluations.
 
@@ -151,10 +151,10 @@ class Model:
         Raises:
             UsageError: no steps, or a warm-up that leaves no update. RunError: NaN from the environment.
         """
-        steps = _whole("steps", steps)
+        steps = _whole_number("steps", steps)
         callbacks = [callback] if callable(callback) else list(callback)
         if self.trainer is None or not self.env_steps:  # one made to predict untrained has no fitted plan
-            plan, agent, notes = fitted(self._plan(steps))
+            plan, agent, notes = prepare(self._plan(steps))
             self.trainer = None  # its replay makes room first
             self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
             if progress:
@@ -205,7 +205,7 @@ class Model:
         return Policy(self.adapter, trainer.programs, trainer.best, trainer.env_steps)
 
     def _untrained(self) -> Loop:
-        plan, agent, _ = fitted(self._plan(FOREVER))
+        plan, agent, _ = prepare(self._plan(FOREVER))
         self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
         return self.trainer
 
@@ -217,7 +217,7 @@ class Model:
         """
         from qscape.run.evaluation import evaluate
 
-        episodes = _whole("episodes", episodes, 1)
+        episodes = _whole_number("episodes", episodes, 1)
         if self.eval_adapter is None:
             raise UsageError("this model was given an environment, not its id: pass eval_env to evaluate.")
         trainer = self.trainer or self._untrained()
@@ -310,20 +310,20 @@ def load(
     for note in folders.load_into(model.trainer, newest):
         warnings.warn(note, stacklevel=2)
     if not model.env_steps:  # saved untrained: what is fitted to a run's length is so when it begins
-        model.settings = _given(plan)
+        model.settings = _own_settings(plan)
     return model
 
 
-def _given(plan: Plan) -> dict[str, Mapping[str, Any]]:
+def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:
     """The settings of an untrained model that are its own: where they differ from those of a plain one."""
-    plain = settings_of(fitted(dataclasses.replace(plan, steps=FOREVER, settings={}, label=""))[1])
+    plain = settings_of(prepare(dataclasses.replace(plan, steps=FOREVER, settings={}, label=""))[1])
     return {
         name: {field: value for field, value in fields.items() if plain.get(name, {}).get(field) != value}
         for name, fields in settings_of(build(plan.recipe, plan.settings)).items()
     }
 
 
-def _whole(name: str, value: Any, least: int | None = None) -> int:
+def _whole_number(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, of Python or NumPy.
 
     Raises:

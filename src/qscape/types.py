@@ -1,4 +1,4 @@
-"""The few nouns everything speaks."""
+"""Types that all layers share: tasks, batches, events, distributions and parts."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,33 +20,33 @@ def setting(default: Any, help: str, *, tune: tuple | None = None) -> Any:
 
     Args:
         default: the paper's value.
-        help: one sentence; shown by `qscape train RECIPE --help` and in the reference.
-        tune: what `qscape tune` searches: `(low, high)`, `(low, high, "log")` or a tuple of choices
-            wrapped as `("choice", a, b, ...)`.
+        help: one sentence; `qscape train RECIPE --help` and the reference show it.
+        tune: the range that `qscape tune` searches: `(low, high)`, `(low, high, "log")` or
+            `("choice", a, b, ...)`; None: the field is not tuned.
     """
     return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
 
 
 def stream(key: Key, name: str) -> Key:
-    """The random stream called `name` below `key`.
+    """Returns the key of the random stream called `name` below `key`.
 
-    Streams are told apart by name, not by order of drawing, so that adding a part to an agent
-    never changes another part's random numbers.
+    Streams have names rather than an order, so that adding a part to an agent does not change the random
+    numbers of other parts.
     """
     return jax.random.fold_in(key, np.uint32(crc32(name.encode())))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """What an agent has to know of its task. Inside, actions live in [-1, 1]^A.
+    """What an agent needs to know of its task. Agents act in [-1, 1]^A.
 
     Attributes:
         observation_size: S, length of the flattened observation.
-        action_size: A, length of the action vector (of a representation, for large discrete sets).
-        table: `[N, A]` representations of a discrete action set, or None for continuous actions.
-        low, high: `[A]` bounds of the action in the environment's units, where it has any.
-        choices: N, where an action is the index of one of N (then A = 1); None for all others.
-        frame: shape of the image of which an observation is the row of bytes; None for vectors.
+        action_size: A, length of the action vector (of one row of the table, for discrete actions).
+        table: [N, A] vectors of a discrete action set; None for continuous actions.
+        low, high: [A] bounds of the action in the environment's units; None if there are none.
+        choices: N if an action is the index of one of N actions (then A = 1); None otherwise.
+        frame: shape of the image whose bytes an observation holds; None for vectors.
     """
 
     observation_size: int
@@ -59,7 +59,7 @@ class Spec:
 
 
 class Bound:
-    """What can be bound to a task."""
+    """An agent, which `on` binds to a task."""
 
     spec: Spec | None
 
@@ -78,10 +78,10 @@ class Bound:
 
     @property
     def task(self) -> Spec:
-        """The task the agent is bound to.
+        """The task that the agent is bound to.
 
         Raises:
-            ValueError: it is bound to none.
+            ValueError: the agent is bound to no task.
         """
         if self.spec is None:
             raise ValueError("this agent is bound to no task yet: use agent.on(spec)")
@@ -89,35 +89,63 @@ class Bound:
 
 
 class Batch(NamedTuple):
-    """B transitions as the losses see them (normalised if the agent normalises observations)."""
+    """B transitions as the losses see them.
+
+    Attributes:
+        observation: normalised if the agent normalises observations, like all observations here.
+        action: in [-1, 1].
+        reward: the reward; for n-step returns the discounted sum of up to n rewards.
+        terminated: 1.0 after a terminal state, 0.0 otherwise and at time limits.
+        next_observation: the observation that is bootstrapped from, n steps later for n-step returns.
+        discount: factor of the next state's value: γ, or γ^k for a sum of k rewards.
+        extra: columns that parts declared (`columns`, `derived_columns`), by name.
+    """
 
     observation: Float[Array, "B S"]
     action: Float[Array, "B A"]
-    reward: Float[Array, " B"]  # n-step sum, discounted, where n > 1
-    terminated: Float[Array, " B"]  # 1.0 only for a real end; time limits are 0.0
+    reward: Float[Array, " B"]
+    terminated: Float[Array, " B"]
     next_observation: Float[Array, "B S"]
-    discount: Float[Array, " B"] | float  # of the next value: γ, or γ^k for n-step returns
-    extra: Mapping[str, Float[Array, "B ..."]] = MappingProxyType({})  # the columns that parts declared
+    discount: Float[Array, " B"] | float
+    extra: Mapping[str, Float[Array, "B ..."]] = MappingProxyType({})
 
 
 class Event(NamedTuple):
-    """The counters of one update; `update` starts at 1, `env_steps` is already increased."""
+    """The counters of one update.
+
+    Attributes:
+        update: number of this update, starting at 1.
+        env_steps: environment steps made, the current one included.
+        actor_moved: true if the actor moves in this update (every `policy_delay`-th).
+        synced: true if this update is a sync (every `sync_every`-th).
+    """
 
     update: Int[Array, ""]
     env_steps: Int[Array, ""]
-    actor_moved: Array  # does the actor move in this update?
-    synced: Array  # is this a synchronisation update (every 250th)?
+    actor_moved: Array
+    synced: Array
 
 
 @runtime_checkable
 class Dist(Protocol):
-    """What a policy says about one observation."""
+    """A distribution over actions at observations [..., S]: what a policy returns."""
 
     @property
-    def features(self) -> Array: ...  # last hidden layer
-    def mode(self) -> Array: ...  # evaluation, export
-    def sample(self, key: Key) -> tuple[Array, Array]: ...  # action, log-probability
-    def log_prob(self, action: Array) -> Array: ...
+    def features(self) -> Array:
+        """The actor's last hidden layer [..., F]."""
+        ...
+
+    def mode(self) -> Array:
+        """The action [..., A] of evaluation and export."""
+        ...
+
+    def sample(self, key: Key) -> tuple[Array, Array]:
+        """A random action [..., A] and its log-probability [...]."""
+        ...
+
+    def log_prob(self, action: Array) -> Array:
+        """The log-probability [...] of an action [..., A]."""
+        ...
 
 
 Policy: TypeAlias = Callable[[Array], Dist]
@@ -126,11 +154,18 @@ Columns: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 class Part:
-    """What a recipe is made of. Subclasses are frozen dataclasses whose fields are hyperparameters."""
+    """A part of a recipe. Subclasses are frozen dataclasses whose fields are hyperparameters.
+
+    Attributes:
+        name: the part's name in recipes, settings, flags and saves.
+        socket: the place that the part fills in an agent.
+        derived_columns: columns of `Batch.extra` that the part reads and replay computes from neighbouring
+            rows: "successor", "previous_observation", "last_observation", "truncated".
+    """
 
     name: ClassVar[str]
     socket: ClassVar[str]
-    derived_columns: ClassVar[frozenset[str]] = frozenset()  # columns that replay computes from its indices
+    derived_columns: ClassVar[frozenset[str]] = frozenset()
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         """Values of base fields that this part changes. Called when a recipe is built.
@@ -168,5 +203,5 @@ class Part:
         return []
 
     def columns(self, spec: Spec) -> Columns:
-        """Further columns of replay that acting emits: name to shape."""
+        """Returns further replay columns that acting emits: the shape of one row by name."""
         return {}

@@ -19,7 +19,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from qscape.errors import QscapeError, UsageError
 from qscape.offpolicy import sockets as off_policy
 from qscape.onpolicy import sockets as on_policy
+from qscape.replay.base import Replay
 from qscape.types import Part
 
 GROUP = "qscape.parts"
@@ -45,6 +46,18 @@ LOSSES = {  # by socket, the methods that return a loss and its metrics
     "representation": ("penalty", "learn"),
     "selector": ("learn",),
 }
+
+
+def _by_socket(candidates: Iterable[Any]) -> dict[str, type]:
+    """Those of the candidates that define a socket, by its name."""
+    return {cls.socket: cls for cls in candidates if "socket" in getattr(cls, "__dict__", ())}
+
+
+# By socket, the class that a part must subclass: of off-policy and of on-policy agents.
+INTERFACES: tuple[dict[str, type], dict[str, type]] = (
+    _by_socket([*vars(off_policy).values(), Replay]),
+    _by_socket(vars(on_policy).values()),
+)
 
 ORIGINS: dict[str, str] = {}  # by name of a registered part: "mypackage 0.1", or module:Class
 PLACES: dict[str, str] = {}  # by module:Class, the name of the part that was registered from there
@@ -71,7 +84,7 @@ def register(
     if problem := _objection(cls, name):
         raise UsageError(f"{label} cannot be used: {problem}.", part=place)
     own: Any = cls
-    homes = [table for table, fits in zip(tables, _fitting(own), strict=True) if fits]
+    homes = [table for table, fits in zip(tables, _fitting(cls), strict=True) if fits]
     for table in tables:
         other = table.get(own.name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -195,10 +208,10 @@ def _objection(cls: Any, name: str) -> str | None:
         return f"its name '{own.name}' is {kind}; choose another one, such as my_{own.name.lower()}"
     if name and own.name != name:
         return f"its class has the name '{own.name}'; the entry point must have the same"
-    known = _interfaces(off_policy) | _interfaces(on_policy)
-    if own.socket not in {"modifier", "replay", *known}:
-        return f"there is no socket '{own.socket}'; there are modifier, replay, {', '.join(known)}"
-    if not any(_fitting(own)):
+    known = INTERFACES[0] | INTERFACES[1]
+    if own.socket not in {"modifier", *known}:
+        return f"there is no socket '{own.socket}'; there are modifier, {', '.join(known)}"
+    if not any(_fitting(cls)):
         kind = known[own.socket]
         return f"what fills the socket '{own.socket}' must be a subclass of {kind.__module__}.{kind.__name__}"
     if "__dataclass_fields__" not in vars(cls) or not own.__dataclass_params__.frozen:
@@ -209,17 +222,14 @@ def _objection(cls: Any, name: str) -> str | None:
     return None
 
 
-def _interfaces(module: Any) -> dict[str, type]:
-    """The interface of each socket that a module of sockets defines."""
-    return {cls.socket: cls for cls in vars(module).values() if "socket" in getattr(cls, "__dict__", ())}
-
-
-def _fitting(cls: Any) -> tuple[bool, bool]:
+def _fitting(cls: type) -> tuple[bool, bool]:
     """Do off-policy agents have a socket for this class, and do on-policy ones?"""
-    off, on = (_interfaces(module).get(cls.socket) for module in (off_policy, on_policy))
-    fits_off = issubclass(cls, off) if off else cls.socket in ("modifier", "replay")
-    fits_on = issubclass(cls, on) if on else cls.socket == "normaliser" and hasattr(cls, "see_batch")
-    return fits_off, fits_on
+    own: Any = cls
+    off, on = (table.get(own.socket) for table in INTERFACES)
+    fits_off = issubclass(cls, off) if off else own.socket == "modifier"
+    if own.socket == "normaliser":  # on-policy agents ask for methods alone
+        return fits_off, all(hasattr(cls, name) for name in vars(on_policy.Normaliser) if name[0] != "_")
+    return fits_off, bool(on) and issubclass(cls, on)
 
 
 # --- checks while a part works ----------------------------------------------------------------------

@@ -57,18 +57,18 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
             raise UsageError(
                 f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}."
             )
-        found = merged(found, paper.rows[base, part, env])
+        found = merge_settings(found, paper.rows[base, part, env])
     sources = [paper.source]
     for part in [part for part in parts if part not in known]:
         for other in PRESETS[name]:
             if fields := other.rows.get((base, part, env), {}).get(part):
-                found, sources = merged(found, {part: fields}), [*sources, f"{part}: {other.source}"]
+                found, sources = merge_settings(found, {part: fields}), [*sources, f"{part}: {other.source}"]
     present = {"base", *agent.parts}  # a part of the base may have made room for another
     given = {part: fields for part, fields in found.items() if part in present}
     return given, "; ".join(sources)
 
 
-def merged(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
+def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
     """Both settings; of one field the second's value."""
     both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
     return {**{part: dict(fields) for part, fields in first.items()}, **both}

@@ -136,7 +136,7 @@ SOCKET_MEANS = {
 KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
 
 
-class Move(NamedTuple):
+class Override(NamedTuple):
     """A field of the base that a part moved, for the user to see."""
 
     field: str
@@ -203,7 +203,7 @@ def parse(recipe: str) -> tuple[str, list[str]]:
         UsageError: an unknown name (the nearest ones are offered) or a part named twice.
     """
     names = split(recipe)
-    names[1:] = [_part_name(name) for name in names[1:]]
+    names[1:] = [_registered_name(name) for name in names[1:]]
     head = EXPANSIONS.get(names[0], names[0]).split("+")
     if head[0] not in BASES | onpolicy.BASES:
         base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
@@ -238,7 +238,7 @@ def parse(recipe: str) -> tuple[str, list[str]]:
     return head[0], head[1:] + names[1:]
 
 
-def _part_name(name: str) -> str:
+def _registered_name(name: str) -> str:
     """The name of the part that a recipe calls by its name or its place; installed ones are registered."""
     if name in plugins.PLACES:
         return plugins.PLACES[name]
@@ -254,7 +254,7 @@ def known_agents() -> list[str]:
     return [*BASES, *EXPANSIONS, *onpolicy.BASES]
 
 
-def on_dataset(recipe: str) -> tuple[str, list[str]]:
+def recipe_for_dataset(recipe: str) -> tuple[str, list[str]]:
     """The recipe as it learns from a dataset, and sentences about what was changed.
 
     There are no episodes to assess policies by, so `checkpoints` goes; td7 gets its behaviour cloning.
@@ -327,21 +327,21 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     sockets: dict[str, Any] = {}
     for name in names:
         part = parts_of(base_name)[name]()
-        _place(sockets, part, recipe)
+        _add_to_socket(sockets, part, recipe)
     agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
-    _known_settings(agent, settings)
+    _check_settings(agent, settings)
     agent = dataclasses.replace(
         agent,
-        **{slot: _with_settings(part, settings) for slot, part in _filled(agent).items()},
+        **{slot: _with_settings(part, settings) for slot, part in _filled_sockets(agent).items()},
     )
-    base, _ = overridden(agent)
+    base, _ = apply_overrides(agent)
     agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
     if why := agent.conflict():
         raise UsageError(f"'{recipe}' cannot be: {why}")
     return agent
 
 
-def overridden(agent: Agent) -> tuple[Base, list[Move]]:
+def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
     """The base after all parts' overrides, and every field they moved; the later part wins."""
     base_name, names = parse(agent.recipe)
     base: Any = (BASES | onpolicy.BASES)[base_name].base
@@ -353,12 +353,12 @@ def overridden(agent: Agent) -> tuple[Base, list[Move]]:
                 raise UsageError(f"{part.name} overrides base.{field}; {nearest(field, known)}.", part.name)
             before = getattr(base, field)
             if before != value:
-                moves.append(Move(field, before, value, part.name))
+                moves.append(Override(field, before, value, part.name))
                 base = dataclasses.replace(base, **{field: value})
     return base, moves
 
 
-def _place(sockets: dict[str, Any], part: Any, recipe: str) -> None:
+def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
     """Put a part into its socket; two in one socket is refused."""
     if part.socket == "regulariser":
         sockets["regularisers"] = (*sockets.get("regularisers", ()), part)
@@ -374,7 +374,7 @@ def _place(sockets: dict[str, Any], part: Any, recipe: str) -> None:
         sockets[part.socket] = part
 
 
-def _filled(agent: Agent) -> dict[str, Any]:
+def _filled_sockets(agent: Agent) -> dict[str, Any]:
     """Sockets of an agent with what sits in them."""
     skip = {"recipe", "base", "spec"}
     return {f.name: getattr(agent, f.name) for f in dataclasses.fields(agent) if f.name not in skip}
@@ -386,7 +386,7 @@ def _with_settings(part: Any, settings: Mapping[str, Mapping[str, Any]]) -> Any:
     return set_fields(part, part.name, settings.get(part.name, {}))
 
 
-def _known_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
+def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
     """Refuse settings of parts that the agent has not, and settings that are no fields with values."""
     for name, fields in settings.items():
         if name == "base" or name in agent.parts:
@@ -505,7 +505,7 @@ def settings_of(agent: Agent) -> dict[str, dict[str, Any]]:
     return {name: fields for name, fields in found.items() if fields}
 
 
-def changed(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def changed_fields(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Fields that differ from the recipe's defaults, or from `given` ones, as `part.field`: what enters a
     run's label."""
     plain_ = settings_of(build(agent.recipe, given))

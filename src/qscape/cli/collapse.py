@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, print_written, table
 from qscape.types import setting
 
 COLUMNS = (
@@ -59,8 +59,7 @@ def main(argv: list[str]) -> int:
         files.append(Path(given.json))
     picture = Path(given.png) if given.png else files[0].parent / "collapse.png"
     save_figure(report.draw_collapse(records), str(picture))
-    for file in (*files, picture):
-        console.print(f"written: {file}", soft_wrap=True)
+    print_written(console, *files, picture)
     return 0
 
 

@@ -1,13 +1,15 @@
 """The command `qscape compare RUNS...`."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, print_table, print_written, require_positive
 from qscape.errors import RunError, UsageError
 from qscape.types import setting
 
@@ -47,9 +49,7 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
-    for name in ("final", "reps"):
-        if getattr(given, name) < 1:
-            raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
+    require_positive(given, "final", "reps")
     frame, notes = runs.read_runs(paths)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     made = tables.compare(
@@ -80,9 +80,7 @@ def main(argv: list[str]) -> int:
         from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
         save_text(html.render_report(made, names, given.reps), given.html)
-    for file in (given.csv, given.latex, given.json, given.png, given.html):
-        if file:
-            console.print(f"written: {file}", soft_wrap=True)
+    print_written(console, given.csv, given.latex, given.json, given.png, given.html)
     return 0
 
 
@@ -106,7 +104,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
         columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
-        _print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
+        print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -116,7 +114,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         ]
         columns = ["label", "seeds", "envs", "IQM [95%]", "mean", "median", "optimality gap"]
         title = f"Normalised {made.score} scores; 0: random policy, 1: {made.aggregate['one_is'].iloc[0]}"
-        _print_table(console, title, columns, rows)
+        print_table(console, title, columns, rows)
     if len(made.improvement):
         rows = [
             [f"{row['x']} > {row['y']}", str(row["environments"]),
@@ -124,14 +122,9 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
             for row in made.improvement.to_dict("records")
         ]  # fmt: skip
         title = f"Probability that a run of the first scores higher; {made.score} scores"
-        _print_table(console, title, ["pair", "envs", "probability [95%]"], rows)
+        print_table(console, title, ["pair", "envs", "probability [95%]"], rows)
     for note in made.notes:
         console.print(note, style="yellow", soft_wrap=True)
-
-
-def _print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
-    console.print(table(title, columns, rows))
-    console.print()
 
 
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
@@ -155,11 +148,8 @@ def save_figure(figure: Any, file: str) -> None:
         RunError: the file cannot be written.
     """
     refuse_ending(file)
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with _writing(file):
         figure.savefig(file, dpi=150)
-    except OSError as problem:
-        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
 
 
 def refuse_ending(file: str) -> None:
@@ -184,9 +174,16 @@ def save_text(text: str, file: str) -> None:
     Raises:
         RunError: the file cannot be written.
     """
+    with _writing(file):
+        Path(file).write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _writing(file: str) -> Iterator[None]:
+    """Create the folder of a file; an OSError in the `with` block becomes a RunError."""
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(text, encoding="utf-8")
+        yield
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
 

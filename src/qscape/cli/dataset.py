@@ -21,10 +21,10 @@ def main(argv: list[str]) -> int:
     """Print a summary of a dataset."""
     name, rest = options.positional(argv, "NAME", "qscape dataset")
     given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
-    found = read(name, given.env, options.env_args(given.env_args))
-    console, made = plain_console(), table(name, ["", ""], [list(line) for line in summary(found)])
-    made.columns[1].justify = "left"
-    console.print(made)
-    for note in found.notes:
+    dataset = read(name, given.env, options.env_args(given.env_args))
+    console, summary_table = plain_console(), table(name, ["", ""], [list(line) for line in summary(dataset)])
+    summary_table.columns[1].justify = "left"
+    console.print(summary_table)
+    for note in dataset.notes:
         console.print(note, soft_wrap=True)
     return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from qscape.cli import options
 from qscape.cli.compare import save_figure, save_text
-from qscape.cli.running import plain_console
+from qscape.cli.running import plain_console, print_written
 from qscape.errors import UsageError
 from qscape.types import setting
 
@@ -64,6 +64,5 @@ def main(argv: list[str]) -> int:
         f"uniform share; two axes hold {sum(findings['explained']):.0%} of the embeddings' variance",
         soft_wrap=True,
     )
-    for file in written:
-        console.print(f"written: {file}", soft_wrap=True)
+    print_written(console, *written)
     return 0

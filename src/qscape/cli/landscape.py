@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
 from qscape.cli.compare import refuse_ending, save_figure, save_text
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, print_written, table
 from qscape.errors import UsageError
 from qscape.types import setting
 
@@ -83,9 +83,9 @@ def main(argv: list[str]) -> int:
         other=saves[1] if len(saves) > 1 else (),
     )
     console = plain_console()
-    for one in (findings, findings.get("other")):
-        if one:
-            print_findings(console, one)
+    for agent_findings in (findings, findings.get("other")):
+        if agent_findings:
+            print_findings(console, agent_findings)
     plain = to_jsonable(findings)
     if given.json:
         save_text(store.to_json(plain), given.json)
@@ -100,8 +100,7 @@ def main(argv: list[str]) -> int:
     if to_html:
         save_text(to_html(findings), given.html)
         written.append(given.html)
-    for file in written:
-        console.print(f"written: {file}", soft_wrap=True)
+    print_written(console, *written)
     return 0
 
 
@@ -122,11 +121,11 @@ def print_findings(console: "Console", findings: dict[str, Any]) -> None:
     rows = [
         [
             name,
-            *(_number(said["gap"][key]) for key in SPREAD),
-            _percent(said["share"]["mean"]),
-            _percent(said["share"]["p90"]),
+            *(_number(spread["gap"][key]) for key in SPREAD),
+            _percent(spread["share"]["mean"]),
+            _percent(spread["share"]["p90"]),
         ]
-        for name, said in lines.items()
+        for name, spread in lines.items()
     ]
     console.print(f"{findings['label']} on {findings['env']}, step {findings['step']:,}", soft_wrap=True)
     console.print(table("gap: best Q found minus Q; share: of Q's range", columns, rows))
@@ -142,7 +141,7 @@ def print_findings(console: "Console", findings: dict[str, Any]) -> None:
             counts[f"Ψ{i} exact"] = counted["exact_optima"]
             if counted["learned_optima"]:
                 counts[f"Ψ{i} learned"] = counted["learned_optima"]
-        rows = [[name, *(_number(said[key]) for key in SPREAD)] for name, said in counts.items()]
+        rows = [[name, *(_number(spread[key]) for key in SPREAD)] for name, spread in counts.items()]
         console.print(table("local optima", ["", *SPREAD.values()], rows))
     if rank := summary["rank"]:
         console.print(f"rank of the action: {rank['p50']:,.0f} at the median, {rank['p90']:,.0f} at 90%")

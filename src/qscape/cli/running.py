@@ -1,11 +1,13 @@
 """Run one job in this process or several in parallel, and show their progress."""
 
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -138,6 +140,32 @@ class Screen:
                 self.console.print(f"  to continue: qscape resume {folder}", soft_wrap=True)
 
 
+class LiveBoard:
+    """The state of many runs: one live table on a terminal, lines elsewhere.
+
+    The base of the boards of `qscape study` and `qscape tune`, which implement `short_table`.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, soft_wrap=True)
+
+    def short_table(self) -> RenderableType:
+        """Build the table that fits on the screen."""
+        raise NotImplementedError
+
+    def live(self) -> contextlib.AbstractContextManager[object]:
+        """Show the table inside the `with` block, on a terminal."""
+        if not self.console.is_terminal:
+            return contextlib.nullcontext()
+        return Live(
+            console=self.console, get_renderable=self.short_table, refresh_per_second=2, transient=True
+        )
+
+
 class PipeSafeConsole(Console):
     """A console that survives a closed pipe: `qscape train … | head` continues training silently."""
 
@@ -165,3 +193,28 @@ def table(title: str, columns: list[str], rows: Iterator[list[str]] | list[list[
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a plain table and an empty line."""
+    console.print(table(title, columns, rows))
+    console.print()
+
+
+def print_written(console: Console, *files: object) -> None:
+    """Print a line for each written file; None is skipped."""
+    for file in files:
+        if file:
+            console.print(f"written: {file}", soft_wrap=True)
+
+
+def require_positive(flags: object, *names: str) -> None:
+    """Refuse flags below 1; None is accepted.
+
+    Raises:
+        UsageError: a flag is below 1.
+    """
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from qscape.cli import options
 from qscape.cli.compare import save_figure, save_text
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, print_table, print_written, require_positive
 from qscape.errors import QscapeError, UsageError
 from qscape.types import setting
 
@@ -54,10 +54,7 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape smoothness RUN...")
-    for name in ("episodes", "noise_episodes", "reps"):
-        if getattr(given, name) < 1:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} is {getattr(given, name)}; it must be at least 1.")
+    require_positive(given, "episodes", "noise_episodes", "reps")
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(Options, name):
             flag = name.replace("_", "-")
@@ -73,9 +70,7 @@ def main(argv: list[str]) -> int:
     if given.png:
         save_figure(report.draw_smoothness(records), given.png)
     written = [f"{record['name']}/inspect/smoothness.json" for record in records]
-    for file in (*written, given.json, given.png):
-        if file:
-            console.print(f"written: {file}", soft_wrap=True)
+    print_written(console, *written, given.json, given.png)
     return 0
 
 
@@ -131,17 +126,17 @@ def print_findings(
             for row in rows.to_dict("records")
         ]  # fmt: skip
         titles = [f"{name.replace('_', ' ')} [95%]" for name in names]
-        _print_table(
+        print_table(
             console, f"{env}: smoothness of actions", [*head, *titles, "sm, mean ± std of episodes"], lines
         )
-        for form, said in FORMS.items():
-            _print_geometry(console, f"{env}: Q along the rollouts{said}", form, rows)
+        for form, suffix in FORMS.items():
+            _print_geometry(console, f"{env}: Q along the rollouts{suffix}", form, rows)
         if len(noisy):
             lines = [
                 [row["label"], f"{row['sigma']:g}", *(_estimate(row, name) for name in names)]
                 for row in noisy[noisy["env"] == env].to_dict("records")
             ]
-            _print_table(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
+            print_table(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
 
@@ -153,18 +148,13 @@ def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame
         if row[f"{form}.gradient_flips"] == row[f"{form}.gradient_flips"]  # NaN: the agent has no Q
     ]
     if lines:
-        _print_table(console, title, ["label", *GEOMETRY.values()], lines)
-
-
-def _print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
-    console.print(table(title, columns, rows))
-    console.print()
+        print_table(console, title, ["label", *GEOMETRY.values()], lines)
 
 
 def _estimate(row: Mapping[Any, Any], name: str) -> str:
     value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    said = _number(value)
-    return said if low != low else f"{said} [{_number(low)}, {_number(high)}]"
+    text = _number(value)
+    return text if low != low else f"{text} [{_number(low)}, {_number(high)}]"
 
 
 def _number(x: float) -> str:

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import LiveBoard, plain_console, table
 from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker, count_cores
@@ -79,7 +78,8 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
             )
             if not interrupted:
                 pool = Pool(progress.jobs(), workers, start)
-                with board.live(workers):
+                board.workers = workers
+                with board.live():
                     for k, event in pool.events():
                         board.take(k, event)
                 interrupted = pool.stopping
@@ -147,18 +147,14 @@ def agreed(board: "StudyBoard", workers: int, yes: bool) -> bool:
         return False
 
 
-class StudyBoard:
+class StudyBoard(LiveBoard):
     """A study's runs on the screen: one live table on a terminal, lines elsewhere."""
 
     def __init__(self, study: Study, console: Console) -> None:
-        self.console = console
+        super().__init__(console)
         self.progress = StudyProgress(study, notice=self.changed)
         self.costs = Costs(study.folder)
         self.workers = 1
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self.console.print(line, soft_wrap=True)
 
     def beginning(self) -> Iterator[str]:
         """What is there already."""
@@ -166,15 +162,6 @@ class StudyBoard:
         yield from self.progress.changed()
         for run in self.progress.of("elsewhere"):
             yield line(run)
-
-    def live(self, workers: int) -> contextlib.AbstractContextManager[object]:
-        """Shows the table while it is open, where there is a terminal."""
-        self.workers = workers
-        if not self.console.is_terminal:
-            return contextlib.nullcontext()
-        return Live(
-            console=self.console, get_renderable=self.short_table, refresh_per_second=2, transient=True
-        )
 
     def take(self, k: int, event: ev.RunEvent | Failure | None) -> None:
         """Take over what a worker tells."""

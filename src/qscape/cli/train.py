@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
-from qscape.agents import Agent, on_dataset, register_named
+from qscape.agents import Agent, recipe_for_dataset, register_named
 from qscape.agents.recipes import set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import open_adapter
-from qscape.run.plan import Pace, Plan, fitted, folder_name
+from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         register_named(recipe)
     notes: list[str] = []
     if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
-        recipe, notes = on_dataset(recipe)  # before its flags are read: other parts have other flags
+        recipe, notes = recipe_for_dataset(recipe)  # before its flags are read: other parts have other flags
     run, given = options.train_command(recipe, argv, settings, config)
     if run.config:  # the first one is taken off before flags are read
         raise UsageError("--config is there twice; name one run.json.")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         )
         for seed in run.seeds
     ]
-    plan, agent, _ = fitted(plans[0])  # refuses what cannot be, before any folder is made
+    plan, agent, _ = prepare(plans[0])  # refuses what cannot be, before any folder is made
     together = _together(run.seeds_as, plans, agent, run.log)
     place = (str(Path(run.dataset)) if run.dataset else run.env).strip("/").replace("/", "-")
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)

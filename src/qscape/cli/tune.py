@@ -1,6 +1,5 @@
 """`qscape tune RECIPE --env ID --trials N --steps M`."""
 
-import contextlib
 import dataclasses
 import shlex
 from collections.abc import Sequence
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from qscape.agents import build, register_named
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import LiveBoard, plain_console, table
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import count_cores
@@ -110,25 +108,14 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
     return 0
 
 
-class SearchBoard:
+class SearchBoard(LiveBoard):
     """A search on the screen: one live table on a terminal, lines elsewhere."""
 
     tuner: Tuner
 
     def __init__(self, search: Search, trials: int, console: Console) -> None:
-        self.search, self.trials, self.console = search, trials, console
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self.console.print(line, soft_wrap=True)
-
-    def live(self) -> contextlib.AbstractContextManager[object]:
-        """Shows the table while it is open, where there is a terminal."""
-        if not self.console.is_terminal:
-            return contextlib.nullcontext()
-        return Live(
-            console=self.console, get_renderable=self.short_table, refresh_per_second=2, transient=True
-        )
+        super().__init__(console)
+        self.search, self.trials = search, trials
 
     def changed(self, trial: Trial) -> None:
         """Say what became of a trial; the table on a terminal shows it anyhow, but for reasons."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qscape.cli import options
+from qscape.cli.running import require_positive
 from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.run.evaluation import SEED, refuse_endless
@@ -37,10 +38,7 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape video")
     set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape video RUN")
-    if given.episodes < 1:
-        raise UsageError(f"--episodes is {given.episodes}; it must be at least 1.")
-    if given.fps is not None and given.fps < 1:
-        raise UsageError(f"--fps is {given.fps}; it must be at least 1.")
+    require_positive(given, "episodes", "fps")
     try:
         import imageio.v2 as imageio
     except ImportError as problem:

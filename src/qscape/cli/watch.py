@@ -92,9 +92,9 @@ class RunView:
 
     def curve(self, policy: str) -> tuple[str, list[float], list[float]]:
         """Name, steps and mean returns of a policy's evaluations."""
-        found = self.returns.get(policy, {})
+        returns = self.returns.get(policy, {})
         name = f"seed {self.record['seed']}" + (f", {policy}" if len(self.returns) > 1 else "")
-        return name, [*found], [sum(x) / len(x) for x in found.values()]
+        return name, [*returns], [sum(x) / len(x) for x in returns.values()]
 
     def metric(self, name: str) -> tuple[str, list[float], list[float]]:
         """Name, steps and values of a logged metric; values that are not finite are left out."""
@@ -205,7 +205,7 @@ def _read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
 def _read_returns(file: Path) -> dict[str, dict[int, list[float]]]:
     """Read the returns of each evaluation's episodes: policy -> step -> returns."""
     text = file.read_text() if file.exists() else ""
-    found: dict[str, dict[int, list[float]]] = {}
+    returns: dict[str, dict[int, list[float]]] = {}
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
-        found.setdefault(row["policy"], {}).setdefault(int(row["step"]), []).append(float(row["return"]))
-    return found
+        returns.setdefault(row["policy"], {}).setdefault(int(row["step"]), []).append(float(row["return"]))
+    return returns

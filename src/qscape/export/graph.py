@@ -103,8 +103,8 @@ class Graph:
             return self.run(closed, given)
         static = all(isinstance(d, int) for v in equation.outvars for d in v.aval.shape)
         if static and primitive != "dim_as_value" and not any(isinstance(x, Value) for x in given):
-            found = equation.primitive.bind(*given, **params)
-            return list(found) if equation.primitive.multiple_results else [found]
+            outputs = equation.primitive.bind(*given, **params)
+            return list(outputs) if equation.primitive.multiple_results else [outputs]
         if primitive in CONTROL:
             return CONTROL[primitive](self, equation, given)
         if primitive in RANDOM:
@@ -113,8 +113,8 @@ class Graph:
             )
         if primitive not in TABLE:
             raise UsageError(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
-        found = TABLE[primitive](self, equation, given)
-        return found if isinstance(found, list) else [found]
+        outputs = TABLE[primitive](self, equation, given)
+        return outputs if isinstance(outputs, list) else [outputs]
 
     # --- used by the conversions ------------------------------------------------------------------
 

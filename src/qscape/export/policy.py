@@ -35,7 +35,7 @@ from qscape.run.programs import act_evaluating, evaluation_key
 CHECKED = 1_000  # observations on which file and library are compared
 TOLERANCE = 1e-5  # largest accepted difference of an action, in the environment's units
 FORMAT = "qscape-policy"
-VERSION = 1
+VERSION = 2  # 1 had other names of arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,7 +233,7 @@ def check_onnx(data: bytes, made: Source, tolerance: float = TOLERANCE) -> OnnxC
         seconds[k] = time.perf_counter() - begun
         single[k] = np.asarray(answer)[0]
     rounding = float(np.abs(alone - wanted).max())
-    difference = max(float(np.abs(found - wanted).max()) for found in (batched, single))
+    difference = max(float(np.abs(actions - wanted).max()) for actions in (batched, single))
     if not difference <= tolerance:  # also where it is NaN
         raise RunError(
             f"{made.folder}: the ONNX model differs from the library by {difference:.2g} on {len(obs):,} "

@@ -58,11 +58,11 @@ def convert_gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     order = [*batch, *(k for k in range(len(indices.shape) - 1) if k not in batch)]  # batch first
     name = _permute(graph, name, [*fixed, *picked, *whole])
     rows = _permute(graph, graph.whole(at, indices), [*order, len(indices.shape) - 1])
-    found = graph.node(
+    gathered = graph.node(
         "GatherND", [name, graph.node("Cast", [rows], to=TensorProto.INT64)], batch_dims=len(fixed)
     )
     back = [*np.argsort(order).tolist(), *range(len(order), len(out.shape))]
-    return Value(_permute(graph, found, back), out.shape)
+    return Value(_permute(graph, gathered, back), out.shape)
 
 
 def convert_top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:

@@ -118,8 +118,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from problem
 
     def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
-        found = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
-        return {key: np.array(value.detach().numpy(), np.float32) for key, value in found.items()}
+        weights = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+        return {key: np.array(value.detach().numpy(), np.float32) for key, value in weights.items()}
 
     try:
         with zipfile.ZipFile(file) as archive:
@@ -157,8 +157,8 @@ def _hidden_sizes(arrays: Arrays, layers: list[str]) -> tuple[int, ...]:
 
 
 def _activation(about: Mapping[str, Any]) -> str:
-    said = str((about.get("policy_kwargs") or {}).get("activation_fn", "ReLU"))
-    name = said.rstrip("'>").rpartition(".")[2]
+    text = str((about.get("policy_kwargs") or {}).get("activation_fn", "ReLU"))
+    name = text.rstrip("'>").rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise UsageError(f"the policy's activation {name} is not supported; only {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
@@ -198,9 +198,9 @@ def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], a
             f"{file} observes {seen} numbers and acts with {both - seen}; {adapter.env_id} has "
             f"{spec.observation_size} and {spec.action_size}: name the environment it was trained in."
         )
-    space, told = action_space(adapter), about.get("action_space") or {}
+    space, recorded = action_space(adapter), about.get("action_space") or {}
     for name in ("low", "high"):
-        text = str(told.get(name, ""))
+        text = str(recorded.get(name, ""))
         numbers = text.replace("[", " ").replace("]", " ").split()
         there = np.array(numbers, float) if numbers and "..." not in text else None
         if isinstance(space, gym.spaces.Box) and there is not None:
@@ -215,9 +215,9 @@ def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], a
 def _fill_layers(module: PyTree, where: Mapping[str, str], arrays: Arrays) -> PyTree:
     """Return a module with the numbers of the file's layers; `where` maps layers to names in the file."""
 
-    def leaf(path: Any, mine: Array) -> Array:
+    def leaf(path: Any, array: Array) -> Array:
         layer, _, kind = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
-        return jnp.asarray(arrays[f"{where[layer]}.{kind}"].reshape(mine.shape))
+        return jnp.asarray(arrays[f"{where[layer]}.{kind}"].reshape(array.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, module)
 

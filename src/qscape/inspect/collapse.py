@@ -54,9 +54,11 @@ class CollapseProbe:
         self.agent = agent
         self.look = jax.jit(agent.look)
 
-    def __call__(self, look: PolicyEvaluation) -> dict[str, float]:
-        seen = np.concatenate([r.observation for r in look.rollouts])[:STATES]
-        return measure_policy(self.agent, look.acting, LabelledStates(seen, None), self.look)[0]._asdict()
+    def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
+        seen = np.concatenate([r.observation for r in evaluation.rollouts])[:STATES]
+        return measure_policy(self.agent, evaluation.acting, LabelledStates(seen, None), self.look)[
+            0
+        ]._asdict()
 
 
 def require_action_layer(agent: Any) -> None:

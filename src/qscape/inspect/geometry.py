@@ -64,9 +64,9 @@ class GeometryProbe:
         self.agent = agent
         self.program = jax.jit(jax.vmap(partial(evaluate_point, agent), (None, 0, 0)))
 
-    def __call__(self, look: PolicyEvaluation) -> dict[str, float]:
-        values = self.along(look.acting, look.rollouts)
-        return {name: values[name] for name in self.columns}
+    def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
+        metrics = self.along(evaluation.acting, evaluation.rollouts)
+        return {name: metrics[name] for name in self.columns}
 
     def along(
         self, acting: ActingState, rollouts: Sequence[Rollout], environment_units: bool = False

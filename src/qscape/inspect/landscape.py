@@ -182,15 +182,15 @@ def check_request(trained: TrainedAgent, plane: str | None, points: int | None) 
         raise UsageError(f"--grid is {points}; it must be at least 2.")
 
 
-def to_jsonable(found: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Convert arrays to nested lists and round numbers to six digits."""
-    if isinstance(found, dict):
-        return {key: to_jsonable(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [to_jsonable(value) for value in found]
-    if isinstance(found, np.ndarray | np.generic):
-        return to_jsonable(found.tolist())
-    return float(f"{found:.6g}") if isinstance(found, float) else found
+    if isinstance(value, dict):
+        return {key: to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return to_jsonable(value.tolist())
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 class SurveyedState(NamedTuple):
@@ -229,11 +229,11 @@ class SurveyedState(NamedTuple):
         at = plane.at(np.stack(np.meshgrid(*grid, indexing="ij"), -1))
         inside = (np.abs(at) <= 1 + 1e-6).all(-1)
         q = np.where(inside, self.surveyor.q(self.acting, self.obs, at.clip(-1, 1)), np.nan)
-        found = ops.peaks(q.ravel(), ops.grid_edges(q.shape)).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
-        where = [axis[i] for axis, i in zip(grid, np.unravel_index(found.node, q.shape), strict=True)]
+        peaks = ops.peaks(q.ravel(), ops.grid_edges(q.shape)).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
+        where = [axis[i] for axis, i in zip(grid, np.unravel_index(peaks.node, q.shape), strict=True)]
         return Landscape(
             self.title, self.place, "line" if d == 1 else "plane", plane, tuple(grid), q, self.arrows(plane),
-            np.stack(where, -1), q.ravel()[found.node], found.prominence, self.survey,
+            np.stack(where, -1), q.ravel()[peaks.node], peaks.prominence, self.survey,
             self.surrogates(q, at.clip(-1, 1)), valid_intervals(plane, self.balls),
         )  # fmt: skip
 
@@ -256,10 +256,10 @@ class SurveyedState(NamedTuple):
         q, grid = self.surveyor.q(self.acting, self.obs, rows), plane.coordinates(rows)
         edges = self.surveyor.edges
         none = ops.Peaks(np.zeros(0, int), np.zeros(0))
-        found = none if edges is None else ops.peaks(q, edges).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
+        peaks = none if edges is None else ops.peaks(q, edges).above(ops.ripple(np.nanmin(q), np.nanmax(q)))
         return Landscape(
             self.title, self.place, "table", plane, tuple(grid.T), q, np.zeros((0, 4)),
-            grid[found.node], q[found.node], found.prominence, self.survey, self.surrogates(q, rows),
+            grid[peaks.node], q[peaks.node], peaks.prominence, self.survey, self.surrogates(q, rows),
         )  # fmt: skip
 
     def surrogates(self, q: np.ndarray, at: Float[np.ndarray, "... A"]) -> tuple[Surrogate, ...]:

@@ -73,11 +73,11 @@ def measure_landscapes(
     surveyors = [Surveyor(saves[0].agent, q) for saves in agents]
     newest = surveyors[0](first.acting, visits.obs)  # all states in one call compile one program
     rows = visits.rows(newest)
-    found = [
+    results = [
         _measure_agent(saves, surveyor, visits, rows, plane, points, newest if saves is agents[0] else None)
         for saves, surveyor in zip(agents, surveyors, strict=True)
     ]
-    return found[0] | ({"other": found[1]} if len(found) > 1 else {})
+    return results[0] | ({"other": results[1]} if len(results) > 1 else {})
 
 
 def require_same_task(first: TrainedAgent, other: TrainedAgent) -> None:
@@ -195,7 +195,7 @@ def _measure_agent(
         }
 
     moments = [moment(trained) for trained in saves]
-    found = {
+    result = {
         "name": saves[-1].name,
         "label": label,
         "env": env,
@@ -203,4 +203,4 @@ def _measure_agent(
         "q": surveyor.base.actor_objective,
         "place": visits.places,
     } | moments[-1]
-    return found | ({"over_training": moments} if len(moments) > 1 else {})
+    return result | ({"over_training": moments} if len(moments) > 1 else {})

@@ -34,8 +34,8 @@ class SmoothnessProbe:
         require_distances(agent)
         self.agent = agent
 
-    def __call__(self, look: PolicyEvaluation) -> dict[str, list[float]]:
-        metrics = measure_episodes(self.agent, look.rollouts)
+    def __call__(self, evaluation: PolicyEvaluation) -> dict[str, list[float]]:
+        metrics = measure_episodes(self.agent, evaluation.rollouts)
         return {name: metrics[name] for name in self.columns}
 
 

@@ -10,14 +10,14 @@ import numpy as np
 from qscape.errors import RunError
 
 
-def write_findings(folder: Path | str, name: str, found: Mapping[str, Any]) -> Path:
+def write_findings(folder: Path | str, name: str, findings: Mapping[str, Any]) -> Path:
     """Write results to RUN/inspect/NAME.json and return the path. NaN becomes null.
 
     Raises:
         RunError: the file cannot be written.
     """
     file = Path(folder) / "inspect" / f"{name}.json"
-    write_atomically(file, to_json(found).encode())
+    write_atomically(file, to_json(findings).encode())
     return file
 
 
@@ -36,17 +36,18 @@ def write_atomically(file: Path, data: bytes) -> None:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
 
 
-def to_json(found: Mapping[str, Any]) -> str:
+def to_json(findings: Mapping[str, Any]) -> str:
     """Format nested dictionaries and lists as JSON, one line for each key; NaN and infinity become null."""
     lines = (
-        f" {json.dumps(k)}: {json.dumps(_replace_non_finite(v), allow_nan=False)}" for k, v in found.items()
+        f" {json.dumps(k)}: {json.dumps(_replace_non_finite(v), allow_nan=False)}"
+        for k, v in findings.items()
     )
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _replace_non_finite(found: Any) -> Any:
-    if isinstance(found, Mapping):
-        return {key: _replace_non_finite(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_replace_non_finite(value) for value in found]
-    return None if isinstance(found, float) and not np.isfinite(found) else found
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

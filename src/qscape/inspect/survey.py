@@ -144,15 +144,15 @@ class Surveyor:
     def __call__(self, acting: ActingState, obs: Float[np.ndarray, "n S"]) -> Survey:
         """Measure raw observations."""
         measured = self._measure_jit(acting, np.asarray(obs, np.float32), self.points)
-        found, (candidates, *learned) = jax.tree.map(np.asarray, measured)
-        ranges = list(zip(candidates.low, found["best_q"], strict=True))
+        fields, (candidates, *learned) = jax.tree.map(np.asarray, measured)
+        ranges = list(zip(candidates.low, fields["best_q"], strict=True))
         least = [[ops.ripple(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges]
-        floors = ops.floors(found["proposals_q"])[:, : self.order]
+        floors = ops.floors(fields["proposals_q"])[:, : self.order]
         [optima] = self._count_optima([candidates], least)
         exact = self._count_optima([candidates.flattened_below(floor) for floor in floors.T], least)
         fitted = self._count_optima(learned, least)
         return Survey(
-            **found, span=found["best_q"] - candidates.low, optima=optima[:, 0], all_optima=optima[:, 1],
+            **fields, span=fields["best_q"] - candidates.low, optima=optima[:, 0], all_optima=optima[:, 1],
             exact_optima=exact[..., 0].T, all_exact_optima=exact[..., 1].T,
             learned_optima=fitted[..., 0].T, all_learned_optima=fitted[..., 1].T,
         )  # fmt: skip
@@ -172,8 +172,8 @@ class Surveyor:
         Empty without learned surrogates.
         """
         rows = np.asarray(action, np.float32).reshape(-1, self.size)
-        found = self._learned(acting, obs, proposals, rows)
-        return [np.asarray(heights).reshape(action.shape[:-1]) for heights in found]
+        values = self._learned(acting, obs, proposals, rows)
+        return [np.asarray(heights).reshape(action.shape[:-1]) for heights in values]
 
     def slope(self, acting: ActingState, obs: Float[np.ndarray, " S"], action: np.ndarray) -> np.ndarray:
         """Evaluate ∇ₐQ `[..., A]` of one raw observation at actions `[..., A]`."""
@@ -253,9 +253,9 @@ class Surveyor:
         self, candidate_sets: Sequence[OptimaCandidates], least: list[list[float]]
     ) -> Float[np.ndarray, "g n k"]:
         """Count the local optima of each set that stand out by more than each of `least` at each state."""
-        found = np.full((len(candidate_sets), *np.shape(least)), np.nan)
+        counts = np.full((len(candidate_sets), *np.shape(least)), np.nan)
         if self.edges is None and self.table is not None:
-            return found
+            return counts
         for g, candidates in enumerate(candidate_sets):
             for n, (values, heights, saddles, low) in enumerate(zip(*candidates, strict=True)):
                 if self.edges is not None:
@@ -263,8 +263,8 @@ class Surveyor:
                 else:
                     pairs = np.stack(np.triu_indices(len(heights), 1), 1)
                     prominence = ops.prominences(heights, np.full(len(heights), low), pairs, saddles)
-                found[g, n] = [(prominence > x).sum() for x in least[n]]
-        return found
+                counts[g, n] = [(prominence > x).sum() for x in least[n]]
+        return counts
 
 
 def _with_objective(agent: Agent, q: QChoice) -> Base:
@@ -371,15 +371,19 @@ def summarise(survey: Survey) -> dict[str, Any]:
     def of(gap: np.ndarray) -> dict[str, Any]:
         return {"gap": _percentiles(gap), "share": _percentiles(survey.share(gap))}
 
-    found = {"states": len(survey.gap), "action": of(survey.gap), "proposals": [of(g) for g in survey.gaps.T]}
+    result = {
+        "states": len(survey.gap),
+        "action": of(survey.gap),
+        "proposals": [of(g) for g in survey.gaps.T],
+    }
     for name in ("optima", "all_optima", "rank"):
-        found[name] = _percentiles(getattr(survey, name))
+        result[name] = _percentiles(getattr(survey, name))
     counts = {name: getattr(survey, name) for name in COUNTS}
-    found["surrogates"] = [
+    result["surrogates"] = [
         {name: _percentiles(column[:, i]) if i < column.shape[1] else None for name, column in counts.items()}
         for i in range(survey.exact_optima.shape[1])
     ]
-    return found | {"several": float((survey.optima > 1).mean()) if found["optima"] else None}
+    return result | {"several": float((survey.optima > 1).mean()) if result["optima"] else None}
 
 
 def _percentiles(x: Float[np.ndarray, " n"]) -> dict[str, float] | None:
@@ -401,12 +405,12 @@ class LandscapeProbe:
     def __init__(self, agent: Agent) -> None:
         self.surveyor = Surveyor(agent, with_surrogates=False)
 
-    def __call__(self, look: PolicyEvaluation) -> Mapping[str, float]:
+    def __call__(self, evaluation: PolicyEvaluation) -> Mapping[str, float]:
         """Raises UsageError: the agent has no Q."""
-        if not has_q(look.acting):
+        if not has_q(evaluation.acting):
             raise UsageError(
                 "--probe landscape needs a Q(s, a), which this agent does not have; leave it out."
             )
-        found = self.surveyor(look.acting, pick_states(look.rollouts, PROBED)[1])
-        means = (found.gap.mean(), found.share(found.gap).mean(), found.optima.mean())
+        survey = self.surveyor(evaluation.acting, pick_states(evaluation.rollouts, PROBED)[1])
+        means = (survey.gap.mean(), survey.share(survey.gap).mean(), survey.optima.mean())
         return dict(zip(self.columns, map(float, means), strict=True))

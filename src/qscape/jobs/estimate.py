@@ -18,7 +18,7 @@ from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.events import Measured
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.trainer import Trainer
 from qscape.run.training import set_up_jax
@@ -40,7 +40,7 @@ def measure_costs(plan: Plan) -> Measured:
     """
     set_up_jax()
     start = time.perf_counter()
-    plan, agent, _ = fitted(plan)  # applies the preset
+    plan, agent, _ = prepare(plan)  # applies the preset
     if isinstance(agent, OnPolicyAgent):
         return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
@@ -124,7 +124,7 @@ def exhaust(events: Iterator[object]) -> None:
 
 def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
     """Estimate the seconds that a run still needs on one core, after `made` steps."""
-    base = fitted(plan)[1].base
+    base = prepare(plan)[1].base
     left = plan.steps - made
     updates = 0.0
     if isinstance(base, OffPolicyBase):
@@ -144,8 +144,8 @@ class Costs:
 
     def of(self, group: Path) -> Measured | None:
         """Return the costs of a group of seeds; None if they were not measured yet."""
-        found = self.known.get(self._key(group))
-        return Measured(*found) if found else None
+        cost = self.known.get(self._key(group))
+        return Measured(*cost) if cost else None
 
     def add(self, group: Path, cost: Measured) -> None:
         """Store the costs of a group. If the file cannot be written, they are measured again next time."""

@@ -16,7 +16,7 @@ from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import saves
-from qscape.run.plan import fitted, to_json
+from qscape.run.plan import prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # workers lost in a row without a new save after which a run counts as failed
@@ -155,16 +155,16 @@ class StudyProgress:
         labels = {s.row.plan.label for s in self.runs}
         groups = {s.row.folder.parent: s.row for s in self.runs if s.step == 0}
         before: dict[Path, list[dict[str, Any]]] = {}
-        said: dict[str, str] = {}
+        lines: dict[str, str] = {}
         for group, row in groups.items():
-            if not group.exists() and row.plan.label not in said:
+            if not group.exists() and row.plan.label not in lines:
                 if group.parent not in before:
                     before[group.parent] = _read_first_records(group.parent)
                 if line := _describe_difference(
                     row, [r for r in before[group.parent] if r["label"] not in labels]
                 ):
-                    said[row.plan.label] = line
-        return [*said.values()]
+                    lines[row.plan.label] = line
+        return [*lines.values()]
 
 
 def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
@@ -178,7 +178,7 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
 
 
 def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
-    plan, agent, _ = fitted(dataclasses.replace(row.plan, steps=steps))
+    plan, agent, _ = prepare(dataclasses.replace(row.plan, steps=steps))
     return _flatten_record(to_json(plan, agent))
 
 
@@ -193,26 +193,26 @@ def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_first_records(place: Path) -> list[dict[str, Any]]:
     """Read run.json of the first readable run of every label in an environment's folder."""
-    found: dict[Path, dict[str, Any]] = {}
+    records: dict[Path, dict[str, Any]] = {}
     for file in sorted(place.glob(f"*/*/{folders.RECORD}")):
-        if file.parent.parent not in found:
+        if file.parent.parent not in records:
             with contextlib.suppress(QscapeError):
-                found[file.parent.parent] = folders.read_record(file.parent)
-    return [*found.values()]
+                records[file.parent.parent] = folders.read_record(file.parent)
+    return [*records.values()]
 
 
 def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
     """Describe how a plan differs from the most similar run of its recipe; "" without such a run."""
     new = {k: v for k, v in _planned_fields(row, row.plan.steps).items() if k not in COMPARED}
-    found = []
+    candidates = []
     for record in records:
         if record["recipe"] == row.plan.recipe:
             old = _flatten_record(record)
             differ = [f"{k} is {v}, not {old[k]}" for k, v in new.items() if k in old and old[k] != v]
-            found.append(
+            candidates.append(
                 (len(differ), f"{row.plan.label} is new beside {record['label']}: {', '.join(differ)}")
             )
-    return min(found)[1] if found else ""
+    return min(candidates)[1] if candidates else ""
 
 
 def read_last_return(folder: Path) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from qscape.agents import PARTS, Agent, nearest, onpolicy, settings_of
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 
 
 class Range(NamedTuple):
@@ -56,7 +56,7 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
     Raises:
         UsageError: an unknown field, one that is fixed or has no range, or a range that cannot be.
     """
-    agent = fitted(plan)[1]
+    agent = prepare(plan)[1]
     present, own = _values(agent), _own_ranges(agent)
     fixed = {f"{part}.{field}" for part, of in plan.settings.items() for field in of}
     found: dict[str, Range] = {}
@@ -114,7 +114,7 @@ def _from_file(
     plan: Plan, file: Path, present: Mapping[str, Any], fixed: set[str]
 ) -> Iterator[tuple[str, Range]]:
     """The ranges that a TOML file gives; `base.discount = ...` and `"base.discount" = ...` are the same."""
-    source, agent = Source.read(file), fitted(plan)[1]
+    source, agent = Source.read(file), prepare(plan)[1]
     places: dict[str, Where] = {}
     for key, value in source.data.items():
         below = {} if "." in key or not isinstance(value, dict) else value
@@ -125,7 +125,7 @@ def _from_file(
         found, typed = _read(source, where, name), []
         for value in found.choices or (found.low, found.high):
             try:  # of the field's type, and one that it may take?
-                typed.append(_values(fitted(_with(plan, name, value))[1])[name])
+                typed.append(_values(prepare(_with(plan, name, value))[1])[name])
             except UsageError as problem:
                 raise source.error(where, str(problem)) from problem
         ends = {"choices": tuple(typed)} if found.choices else {"low": typed[0], "high": typed[1]}

@@ -22,7 +22,7 @@ from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
-from qscape.run.plan import Plan, fitted, folder_name
+from qscape.run.plan import Plan, folder_name, prepare
 
 BUDGETS = ("quick", "full")
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # of [[agents]]; every other key is a part with fields
@@ -72,16 +72,16 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
         raise UsageError(
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
-    entries = [_agent(source, path) for path in _taken(source, "agents", budget)]
+    entries = [_agent(source, path) for path in _entries_of_budget(source, "agents", budget)]
     by_index = any(agent(entry.fields["recipe"]).by_index for entry in entries)
-    paths = _taken(source, "environments", budget)
+    paths = _entries_of_budget(source, "environments", budget)
     environments = [_environment(source, path, by_index) for path in paths]
     numbers, seeds = budgets[budget]
     groups: dict[Path, tuple[Plan, Entry, Entry]] = {}
     for environment in environments:
         for entry in entries:
             plan = _plan(source, entry, environment, budget, numbers)
-            place = runs / name / _place(plan.env, plan.env_args) / folder_name(plan.label)
+            place = runs / name / _folder_of_environment(plan.env, plan.env_args) / folder_name(plan.label)
             if place in groups:
                 raise _duplicate(source, plan, groups[place], entry, environment)
             groups[place] = (plan, entry, environment)
@@ -120,7 +120,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
     return numbers, seeds
 
 
-def _taken(source: Source, kind: str, budget: str) -> list[Where]:
+def _entries_of_budget(source: Source, kind: str, budget: str) -> list[Where]:
     """The entries [[kind]] that a budget takes: those that name it, and those that name none."""
     taken: list[Where] = []
     for k in range(source.entries(kind)):
@@ -191,12 +191,12 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
     fields: dict[str, Any] = {**agent.fields, **numbers, **environment.fields, "steps": steps}
     try:
         plan = Plan(**fields)
-        return dataclasses.replace(plan, label=fitted(plan)[0].label)
+        return dataclasses.replace(plan, label=prepare(plan)[0].label)
     except UsageError as problem:
         raise source.error(agent.path, str(problem)) from problem
 
 
-def _place(env: str, env_args: Mapping[str, Any]) -> str:
+def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
     """An environment's folder. Other arguments are another environment."""
     said = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
     return (f"{env}({said})" if said else env).replace("/", "-")
@@ -207,6 +207,6 @@ def _duplicate(
 ) -> UsageError:
     same_agent = before[1].path == agent.path
     first, second = (before[2], environment) if same_agent else (before[1], agent)
-    what = _place(plan.env, plan.env_args) if same_agent else plan.label
+    what = _folder_of_environment(plan.env, plan.env_args) if same_agent else plan.label
     line = source.line(first.path)
     return source.error(second.path, f"{what} stands there twice, first in line {line}; leave one out")

@@ -16,7 +16,7 @@ from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
 Metric: TypeAlias = Literal["final", "best"]
@@ -45,12 +45,12 @@ class Search:
     def identity(self) -> dict[str, Any]:
         """Return everything that must be equal for trials to be comparable."""
         plan = self.plan
-        said: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
-        said |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
-        said |= {"preset": plan.preset} if plan.preset else {}
-        said |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}
-        said |= {f"range of {r.field}": r.to_json() for r in self.ranges}
-        return json.loads(json.dumps(said))
+        fields: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
+        fields |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
+        fields |= {"preset": plan.preset} if plan.preset else {}
+        fields |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}
+        fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}
+        return json.loads(json.dumps(fields))
 
 
 class Trial:
@@ -108,7 +108,7 @@ class Trial:
     @cached_property
     def judged(self) -> tuple[str, int]:
         """The policy whose evaluations count, and the first step that counts (after the warm-up)."""
-        _, agent, _ = fitted(self.plan(0))
+        _, agent, _ = prepare(self.plan(0))
         field, wait = agent.base.waits()
         keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps_best_policy
         # On-policy the first update precedes the evaluation at that step; off-policy it follows the warm-up.
@@ -158,9 +158,9 @@ def next_job(folder: Path, plan: Plan) -> Job | None:
 
 def read_evaluations(folder: Path) -> list[tuple[int, str, float]]:
     """Read step, policy and mean return of every evaluation in a run folder."""
-    found: dict[tuple[int, str], list[float]] = {}
+    by_evaluation: dict[tuple[int, str], list[float]] = {}
     with contextlib.suppress(OSError), (folder / "evaluations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             with contextlib.suppress(ValueError, KeyError, TypeError):  # an incomplete last line
-                found.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
-    return [(step, policy, mean(returns)) for (step, policy), returns in found.items()]
+                by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
+    return [(step, policy, mean(returns)) for (step, policy), returns in by_evaluation.items()]

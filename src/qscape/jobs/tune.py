@@ -22,7 +22,7 @@ from qscape.jobs.trials import Search, State, Trial, next_job, read_evaluations
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.plan import fitted
+from qscape.run.plan import prepare
 
 try:
     import optuna
@@ -247,15 +247,15 @@ def _open_study(search: Search) -> "optuna.Study":
 
 def _default_fields(search: Search) -> dict[str, Any]:
     """Return the recipe's own values of the fields, where they lie in their ranges."""
-    agent = fitted(search.plan)[1]
+    agent = prepare(search.plan)[1]
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
-    found = {}
+    fields = {}
     for r in search.ranges:
         part, _, field = r.field.partition(".")
         value = getattr(parts[part], field)
         if r.holds(value):
-            found[r.field] = _encode_choice(value)
-    return found
+            fields[r.field] = _encode_choice(value)
+    return fields
 
 
 def _make_sampler(seed: int, number: int) -> "optuna.samplers.TPESampler":

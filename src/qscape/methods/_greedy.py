@@ -1,7 +1,8 @@
-"""What improvements share that follow the best of many draws (Greedy-AC; Neumann et al. 2023, 1810.09103).
+"""Base of policy losses that follow the best of many sampled actions (Greedy-AC; Neumann et al. 2023,
+1810.09103).
 
-A proposal policy π̃ draws N actions; the ⌊ρN⌋ of greatest Q are what both policies are drawn to. π̃ also keeps
-its entropy, so that it narrows more slowly than the policy that acts.
+A proposal policy π̃ samples N actions. Both policies learn to imitate the ⌊ρN⌋ of them with the greatest Q.
+An entropy bonus lets π̃ narrow more slowly than the policy that acts.
 """
 
 import dataclasses
@@ -20,18 +21,18 @@ from qscape.types import Dist, Key, QFn, Scalar, setting
 
 @dataclasses.dataclass(frozen=True)
 class BestDraws(PolicyLoss):
-    """A policy is drawn to the best of many draws from a second, more random policy."""
+    """A policy imitates the best of many actions that a second, more random policy samples."""
 
     climbs_q: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = True
 
     draws: int = setting(
-        30, "N, actions drawn from the proposal policy at every state.", tune=("choice", 10, 30)
+        30, "N: actions sampled from the proposal policy in each state.", tune=("choice", 10, 30)
     )
     share: float = setting(
-        0.1, "ρ, share of the draws that is followed: those of greatest Q.", tune=(0.05, 0.5)
+        0.1, "ρ: fraction of the samples, those of greatest Q, that is imitated.", tune=(0.05, 0.5)
     )
-    entropy: float = setting(0.01, "α, weight of the proposal policy's entropy.", tune=(1e-3, 1.0, "log"))
+    entropy: float = setting(0.01, "α: weight of the proposal policy's entropy.", tune=(1e-3, 1.0, "log"))
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.followed_draws < 1:
@@ -44,13 +45,13 @@ class BestDraws(PolicyLoss):
 
     @property
     def followed_draws(self) -> int:
-        """⌊ρN⌋ (the small number is for shares that are no binary fractions)."""
+        """⌊ρN⌋; 1e-9 is for fractions such as 0.1 that are not binary."""
         return int(self.share * self.draws + 1e-9)
 
     def best_draws(
         self, proposer: Dist, q: QFn, context: Context, obs: Float[Array, "B S"], key: Key
     ) -> Float[Array, "k B A"]:
-        """The draws of greatest Q_1, best first; proto-actions where actions are discrete."""
+        """Returns the samples of greatest Q_1, best first; unsnapped actions if actions are discrete."""
         draw = raw(proposer)
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
@@ -59,7 +60,7 @@ class BestDraws(PolicyLoss):
         return jnp.take_along_axis(drawn, order[..., None], 0)
 
     def proposal_loss(self, proposer: Dist, best: Float[Array, "k B A"], key: Key) -> Scalar:
-        """Loss of π̃: −mean log π̃(a*|s) − α H(π̃), the entropy's gradient by one draw's score function."""
+        """Returns −mean log π̃(a*|s) − α H(π̃); the entropy's gradient is one sample's score function."""
         policy = raw(proposer)
         log_prob = policy.log_prob(jax.lax.stop_gradient(policy.sample(key)[0]))
         entropy = -(log_prob * jax.lax.stop_gradient(log_prob)).mean()

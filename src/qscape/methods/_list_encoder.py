@@ -1,7 +1,7 @@
 """Networks conditioned on a list of earlier proposals (SAVO, arXiv 2410.11833, Section 5 and Appendix F).
 
-A summariser turns the list a_0 .. a_{i-1} at a state into one vector z; z modulates every hidden layer of
-the network (FiLM), or joins its input, or both. The list's length is known when a network is built, so
+A summariser encodes the list a_0 .. a_{i-1} at a state as one vector z. z scales and shifts every hidden
+layer of the network (FiLM), or joins its input, or both. A network is built for one length of list, so that
 nothing is masked.
 """
 
@@ -37,7 +37,7 @@ class DeepSet(eqx.Module):
 
 
 class LSTM(eqx.Module):
-    """φ, two bidirectional LSTM layers over the list's order, mean over places and directions, ρ."""
+    """φ, two bidirectional LSTM layers along the list, the mean over places and directions, ρ."""
 
     element: MLP
     cells: list[tuple[eqx.nn.LSTMCell, eqx.nn.LSTMCell]]  # a layer: forwards, backwards
@@ -64,7 +64,7 @@ class LSTM(eqx.Module):
 
 
 def _run_lstm(cell: eqx.nn.LSTMCell, places: list[Array]) -> list[Array]:
-    """The hidden states [n, WIDTH] of one direction, unrolled: lists are short."""
+    """Returns the hidden states [n, WIDTH] of one direction; unrolled, as lists are short."""
     blank = jnp.zeros((places[0].shape[0], WIDTH))
     carry, hidden_states = (blank, blank), []
     for x in places:
@@ -74,7 +74,7 @@ def _run_lstm(cell: eqx.nn.LSTMCell, places: list[Array]) -> list[Array]:
 
 
 class Transformer(eqx.Module):
-    """φ, one encoder block (normalised first, no places told), mean over the list, ρ."""
+    """φ, one encoder block (pre-norm, without positional encoding), the mean over the list, ρ."""
 
     element: MLP
     norms: tuple[eqx.nn.LayerNorm, eqx.nn.LayerNorm]
@@ -112,12 +112,19 @@ SUMMARISERS: dict[str, Callable[[Key, int], Summariser]] = {
 
 
 class Conditioned(eqx.Module):
-    """An actor or critic, and what tells it of earlier proposals (nothing, where conditioning is "none")."""
+    """An actor or critic that is conditioned on earlier proposals.
+
+    Attributes:
+        net: the actor or critic.
+        summary: encodes the list; None without conditioning.
+        film: a layer for each hidden layer of `net`, to its scales and shifts; None without FiLM.
+        joins: whether the summary joins the input of the torso.
+    """
 
     net: Actor | Critic
     summary: Summariser | None
-    film: list[eqx.nn.Linear] | None  # one a hidden layer, to its scales and shifts
-    joins: bool = eqx.field(static=True)  # is the summary a part of the trunk's input?
+    film: list[eqx.nn.Linear] | None
+    joins: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -127,7 +134,14 @@ class Conditioned(eqx.Module):
         summariser: str,
         conditioning: str,
     ) -> None:
-        """`build(key, context=width)` makes the network; `sizes` are those of observation and action."""
+        """Makes the network and its list encoder.
+
+        Args:
+            build: `build(key, conditioning=width)` makes the actor or critic.
+            sizes: of observation and action.
+            summariser: "deepset", "lstm" or "transformer".
+            conditioning: "film", "concat", "both" or "none".
+        """
         k_net, k_summary, k_film = jax.random.split(key, 3)
         self.joins = conditioning in ("concat", "both")
         self.net = build(k_net, conditioning=WIDTH if self.joins else 0)
@@ -140,7 +154,7 @@ class Conditioned(eqx.Module):
             self.film = [_make_film(k, width) for k, width in zip(keys, widths, strict=True)]
 
     def conditioning(self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"]) -> Conditioning | None:
-        """What the network is told of the proposals made before it."""
+        """Encodes the earlier proposals as the conditioning of `net`; None without conditioning."""
         if self.summary is None:
             return None
         obs = jnp.broadcast_to(obs, (*earlier.shape[:-1], obs.shape[-1]))
@@ -152,13 +166,13 @@ class Conditioned(eqx.Module):
 
 
 def _split_scales_and_shifts(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
-    """Scales and shifts."""
+    """Splits a FiLM layer's output into scales and shifts."""
     scales, shifts = jnp.split(x, 2, -1)
     return scales, shifts
 
 
 def _make_film(key: Key, width: int) -> eqx.nn.Linear:
-    """The layer to scales and shifts; it starts near the identity (weights × 0.1, no bias)."""
+    """Makes the layer to scales and shifts; it starts near the identity (weights × 0.1, zero bias)."""
     layer = eqx.nn.Linear(WIDTH, 2 * width, key=key)
     start = 0.1 * layer.weight, jnp.zeros(2 * width)
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, start)

@@ -1,4 +1,4 @@
-"""Maximisers that choose among a list of proposals by the critics (SAVO, arXiv 2410.11833, Section 4.1).
+"""Selectors that choose among a list of proposals by the critics (SAVO, arXiv 2410.11833, Section 4.1).
 
 μ_M(s) = argmax over {a_0 .. a_{L-1}} of Q(s, a), so that Q(s, μ_M(s)) ≥ Q(s, a_i) for every i.
 """
@@ -24,20 +24,26 @@ from qscape.offpolicy.exploration import (
 from qscape.offpolicy.sockets import ActionSelector, Composition, Context, PartState
 from qscape.types import Columns, Dist, Key, Policy, Spec
 
-FIXED = 0  # seed of the key with which a policy that draws its proposals is asked outside of a run
+FIXED = 0  # seed of the key for policies that sample proposals, where the caller has no key
 
 
 def take_candidate(many: Float[Array, "L *b A"], index: Int[Array, "*b"]) -> Float[Array, "*b A"]:
-    """The entry of every row that `index` names."""
+    """Returns, for every row, the candidate that `index` names."""
     index = index.reshape(1, *index.shape, *[1] * (many.ndim - 1 - index.ndim))
     return jnp.take_along_axis(many, index, 0)[0]
 
 
 class BestProposal(eqx.Module):
-    """The chosen one of L distributions, with the interface of a distribution."""
+    """The chosen one of L distributions, with the interface of a distribution.
+
+    Attributes:
+        options: the L distributions.
+        proposals: their modes.
+        index: which of them is chosen in each row.
+    """
 
     options: list[Dist]
-    proposals: Float[Array, "L *b A"]  # their modes
+    proposals: Float[Array, "L *b A"]
     index: Int[Array, "*b"]
 
     @property
@@ -60,37 +66,42 @@ class BestProposal(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ProposalSelector(ActionSelector):
-    """What maximisers share that propose a list of actions and let Q choose."""
+    """Base of selectors that propose a list of actions of which Q chooses one.
+
+    Attributes:
+        select_q: critics that choose: "q1", the first, or "min", the minimum of all.
+        adds_noise_to_each: exploration noise is added to every proposal, not only to the chosen action.
+    """
 
     has_single_policy: ClassVar[bool] = False
-    select_q: ClassVar[str] = "q1"  # which critics choose: "q1" or "min"
-    adds_noise_to_each: ClassVar[bool] = True  # noise on every proposal, or on the chosen action alone?
+    select_q: ClassVar[str] = "q1"
+    adds_noise_to_each: ClassVar[bool] = True
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
-        """L distributions at `obs` [*b, S]; their modes are the proposals."""
+        """Returns L distributions at `obs` [*b, S]; their modes are the proposals."""
         raise NotImplementedError
 
     def length(self) -> int:
-        """L."""
+        """Returns L, the number of proposals."""
         raise NotImplementedError
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """Ornstein-Uhlenbeck noise; a stochastic policy explores by itself."""
+        """Sets Ornstein-Uhlenbeck noise, except for a stochastic policy, which explores by itself."""
         return {} if agent.policy_loss.maximises_entropy else OU_NOISE
 
     def choose(self, context: Context, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
-        """The proposal that the online critics like best; of equals the first."""
+        """Returns the index of the proposal with the greatest value; the first one of equals."""
         proposals = jax.lax.stop_gradient(proposals)
 
-        def liked(action: Array) -> Array:
+        def value(action: Array) -> Array:
             heads = context.q(obs, action)
             return heads[0] if self.select_q == "q1" else jnp.stack(heads).min(0)
 
-        # What depends on the observation alone is computed once for all of them.
-        return jax.lax.stop_gradient(jax.vmap(liked)(proposals)).argmax(0)
+        # Under vmap, what depends on the observation alone is computed once for all proposals.
+        return jax.lax.stop_gradient(jax.vmap(value)(proposals)).argmax(0)
 
     def best_proposal(self, context: Context, obs: Array, options: list[Dist]) -> BestProposal:
-        """The one of the options that Q likes best."""
+        """Returns the option with the greatest value."""
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))
 
@@ -118,7 +129,7 @@ class ProposalSelector(ActionSelector):
         key: Key,
         mode: str,
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Every proposal is disturbed, Q_1 chooses, the choice is disturbed once more (Algorithm 1)."""
+        """Adds noise to every proposal, lets Q_1 choose, and adds noise to the choice (Algorithm 1)."""
         length, columns = self.length(), self.columns(context.spec)
         if mode == "warm_up":
             drawn = sample_uniform_action(context.spec, jnp.stack([obs] * (length + 1), 1), key)
@@ -135,7 +146,7 @@ class ProposalSelector(ActionSelector):
         )
         samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, k_sample, strict=True)])
         samples = add_noise(context, samples, each_noise if self.adds_noise_to_each else None)
-        # A stochastic policy is judged by its mode, a deterministic one by what the noise made of it.
+        # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
         judged = (
             jnp.stack([option.mode() for option in options]) if context.base.head == "gaussian" else samples
         )
@@ -146,5 +157,5 @@ class ProposalSelector(ActionSelector):
 
 
 def proposal_columns(length: int, spec: Spec) -> Columns:
-    """The list as a column of replay."""
+    """Returns the replay column that holds the list of proposals."""
     return {"proposals": (length, spec.action_size)}

@@ -1,4 +1,4 @@
-"""What regularisers share that look at three states in a row (GRAD, ASAP)."""
+"""Base of regularisers that compare actions in three consecutive states (GRAD, ASAP)."""
 
 import dataclasses
 from typing import ClassVar
@@ -9,14 +9,14 @@ from qscape.types import setting
 
 @dataclasses.dataclass(frozen=True)
 class ThreeInARow(Regulariser):
-    """A regulariser of the actor that sees the state before and the state after each state of a batch."""
+    """A regulariser of the actor that reads the previous and the next state of each state of a batch."""
 
     needs_actor: ClassVar[bool] = True
 
     across_resets: bool = setting(
         False,
-        "At the first step of an episode take the last state of the episode before as the previous one, like "
-        "the released code; off: the state itself.",
+        "At the first step of an episode use the last state of the previous episode as the previous state, "
+        "like the released code; off: use the state itself.",
     )
 
     @property
@@ -25,5 +25,5 @@ class ThreeInARow(Regulariser):
 
     @property
     def previous(self) -> str:
-        """The column that holds the previous observation."""
+        """The name of the column that holds the previous observation."""
         return "last_observation" if self.across_resets else "previous_observation"

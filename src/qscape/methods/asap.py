@@ -1,8 +1,8 @@
-"""ASAP: the policy is drawn to what a slow copy of itself foresaw (Kwak, Hwang, AAAI 2026, arXiv 2601.18479),
-in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+"""ASAP: the policy is regularised towards the predictions of a slow copy of itself (Kwak, Hwang, AAAI 2026,
+arXiv 2601.18479), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
 
-A further head on the actor's features foresees the next action. Actor and head have a slow copy; what the
-copy foresees is what the policy is drawn to. GRAD's second difference comes on top.
+A further head on the actor's features predicts the next action. Actor and head have a slow copy, and the
+policy is regularised towards its predictions. GRAD's second difference is added.
 """
 
 import dataclasses
@@ -33,16 +33,18 @@ class SlowCopy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ASAP(ThreeInARow):
-    """A head foresees the next action; the policy is drawn to what its slow copy foresaw."""
+    """A head predicts the next action; the policy is regularised towards its slow copy's prediction."""
 
     name: ClassVar[str] = "asap"
 
-    prediction: float = setting(2.0, "λP: the head learns the next action.", tune=(0.1, 10.0, "log"))
+    prediction: float = setting(2.0, "λP: weight of the head's prediction loss.", tune=(0.1, 10.0, "log"))
     spatial: float = setting(
-        0.3, "λS: the next action is drawn to the foreseen one.", tune=(1e-3, 50.0, "log")
+        0.3,
+        "λS: weight of the distance between the next action and its prediction.",
+        tune=(1e-3, 50.0, "log"),
     )
-    temporal: float = setting(0.05, "λT, weight of the second difference.", tune=(1e-3, 10.0, "log"))
-    rate: float = setting(0.01, "Share of actor and head that their slow copy takes over.")
+    temporal: float = setting(0.05, "λT: weight of the second difference.", tune=(1e-3, 10.0, "log"))
+    rate: float = setting(0.01, "Rate at which the slow copy follows actor and head.")
 
     def __post_init__(self) -> None:
         for name in ("prediction", "spatial", "temporal"):
@@ -52,7 +54,7 @@ class ASAP(ThreeInARow):
             raise UsageError(f"asap.rate is {self.rate}; it must lie in [0, 1].")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """The head is tuned along with the actor; the slow copy of both starts equal."""
+        """Makes the head, which the actor's loss trains, and a slow copy of actor and head."""
         head = eqx.nn.Linear(base.actor_hidden[-1], spec.action_size, key=key)
         return PartState(actor_params=head, extra=SlowCopy(actor, head))
 
@@ -74,7 +76,7 @@ class ASAP(ThreeInARow):
             )
             metrics["asap_spatial"] = half_mse(after, stop(predicted))
             total += self.spatial * metrics["asap_spatial"]
-        if self.prediction:  # it moves the actor's features as well
+        if self.prediction:  # its gradient also reaches the actor's features
             metrics["asap_prediction"] = half_mse(
                 predict_next_action(actor_params, now.features, context.base), stop(after)
             )
@@ -82,12 +84,12 @@ class ASAP(ThreeInARow):
         return total, metrics
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """The slow copy follows at every update, also where the actor does not move."""
+        """Moves the slow copy at every update, also if the actor does not move."""
         online: Any = SlowCopy(actor, state.actor_params)
         return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))
 
 
 def predict_next_action(head: eqx.nn.Linear, features: Array, base: Base) -> Array:
-    """p(s) [B, A]: through tanh on TD3; on SAC the head is linear, although it learns what a tanh made."""
+    """Returns p(s) [B, A]: with tanh on TD3; on SAC it is linear, although its target is a tanh's output."""
     raw = dense(head, features)
     return jnp.tanh(raw) if base.head == "deterministic" else raw

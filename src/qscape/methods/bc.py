@@ -1,4 +1,4 @@
-"""Behaviour cloning beside, or instead of, climbing Q: TD3+BC, plain cloning, and TD7's offline term.
+"""Behaviour cloning, alone or together with a policy gradient: TD3+BC, plain cloning, TD7's offline term.
 
 TD3+BC: Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement Learning", 2021, arXiv 2106.06860.
 TD7: Fujimoto et al. 2023, arXiv 2306.02451.
@@ -20,18 +20,18 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
 def clone_distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
-    """π(s) and the mean of (π(s) − a)² over batch and dimensions."""
+    """Returns π(s) [B, A] and the mean of (π(s) − a)² over batch and dimensions."""
     action = raw(policy(batch.observation)).mode()
     return action, jnp.square(action - batch.action).mean()
 
 
 @dataclasses.dataclass(frozen=True)
 class BC(PolicyLoss):
-    """Climb Q scaled to α, and stay near the data: −α Q / mean|Q| + (π(s) − a)² (TD3+BC)."""
+    """Climbs Q and stays near the data: the loss is −α Q / mean|Q| + (π(s) − a)² (TD3+BC)."""
 
     name: ClassVar[str] = "bc"
     needs_actor: ClassVar[bool] = True
-    alpha: float = setting(2.5, "Weight α of the scaled Q; 0: imitate the data only.", tune=(0.0, 10.0))
+    alpha: float = setting(2.5, "Weight α of the scaled Q; 0: only imitate the data.", tune=(0.0, 10.0))
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
@@ -50,7 +50,8 @@ class BC(PolicyLoss):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """−λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and 6)."""
+        """Returns −λ Q(s, π(s)) + (π(s) − a)² with λ = α / mean|Q(s, π(s))|, without gradient (Eq. 5 and
+        6)."""
         action, clone = clone_distance(policy, batch)
         if not self.alpha:
             return clone, {"clone_distance": clone}
@@ -79,7 +80,8 @@ class Clone(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """The scale is mean|Q(s, π(s))| over batch and the heads that the actor climbs, without gradient."""
+        """Returns λ · mean|Q(s, π(s))| · (π(s) − a)²; the mean, over the heads that the actor climbs, is
+        constant."""
         action, clone = clone_distance(context.policy, batch)
         heads = context.q(batch.observation, action)
         heads = heads[:1] if context.base.actor_objective == "first" else heads

@@ -18,16 +18,20 @@ from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 @dataclasses.dataclass(frozen=True)
 class CAPS(Regulariser):
-    """The policy's action is drawn to its action in the next state and in states nearby."""
+    """Penalises the distance of the action to those in the next state and in nearby states."""
 
     name: ClassVar[str] = "caps"
     needs_actor: ClassVar[bool] = True
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
-    temporal: float = setting(0.1, "λT: likeness of the action in the next state.", tune=(1e-3, 10.0, "log"))
-    spatial: float = setting(0.5, "λS: likeness of the action in a state nearby.", tune=(1e-3, 10.0, "log"))
+    temporal: float = setting(
+        0.1, "λT: weight of the distance to the action in the next state.", tune=(1e-3, 10.0, "log")
+    )
+    spatial: float = setting(
+        0.5, "λS: weight of the distance to the action in a nearby state.", tune=(1e-3, 10.0, "log")
+    )
     sigma: float = setting(
-        0.2, "Spread of the states nearby, in units of the observation.", tune=(1e-3, 1.0, "log")
+        0.2, "σ: standard deviation of nearby states, in units of the observation.", tune=(1e-3, 1.0, "log")
     )
 
     def __post_init__(self) -> None:
@@ -40,7 +44,8 @@ class CAPS(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """λT ½ mse(m(s), m(s')) + λS ½ mse(m(s), m(s + N(0, σ²))), with m the deterministic action."""
+        """Returns λT ½ mse(m(s), m(s')) + λS ½ mse(m(s), m(s + N(0, σ²))), with m the deterministic
+        action."""
         if not (self.temporal or self.spatial):
             return None
 

@@ -21,17 +21,17 @@ from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class CEM(ProposalSelector):
-    """The cross-entropy method finds the action of greatest Q, in place of an actor."""
+    """Searches the action of greatest Q by the cross-entropy method, without an actor."""
 
     name: ClassVar[str] = "cem"
     has_actor: ClassVar[bool] = False
     adds_noise_to_each: ClassVar[bool] = False
 
-    samples: int = setting(64, "Actions drawn in each round.", tune=("choice", 32, 64, 128))
-    elites: int = setting(6, "Best of them, to which the next round's normal is fitted.")
-    rounds: int = setting(2, "Rounds.", tune=("choice", 1, 2, 4))
-    spread: float = setting(0.5, "Standard deviation of the first round, around 0.")
-    least_spread: float = setting(0.01, "Least standard deviation of later rounds.")
+    samples: int = setting(64, "Actions sampled in each round.", tune=("choice", 32, 64, 128))
+    elites: int = setting(6, "Best samples, to which the next round's normal distribution is fitted.")
+    rounds: int = setting(2, "Number of rounds.", tune=("choice", 1, 2, 4))
+    spread: float = setting(0.5, "Standard deviation of the first round; its mean is 0.")
+    least_spread: float = setting(0.01, "Lower bound of the standard deviation in later rounds.")
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 1 <= self.elites <= self.samples:
@@ -65,7 +65,7 @@ class CEM(ProposalSelector):
         return [Point(obs, self.search(context, obs, key))]
 
     def search(self, context: Context, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
-        """The best action that was drawn in any round."""
+        """Returns the best action of all rounds by Q_1, without gradient."""
         size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)
         candidates: list[tuple[Array, Array]] = []
@@ -95,5 +95,5 @@ class CEM(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """The search at s' on the online Q_1; the target critics value what it finds."""
+        """Searches at s' with the online Q_1; the target critics value the result."""
         return lambda obs: self.propose(None, context, obs, key)[0]

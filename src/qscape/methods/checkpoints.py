@@ -1,9 +1,9 @@
 """Policy checkpoints: the policy is frozen for whole episodes, judged by its worst one, and trained in
 bursts between; evaluation uses the best policy so far (TD7, Section 4.2 and Appendix F).
 
-Episodes of several environments are handed over one at a time. One that began under an older policy, or in
-the random phase, judges nobody. A burst makes up for all steps since the last one, those of episodes that
-still run among them.
+Episodes of several environments are handled one at a time. An episode that began under an older policy or in
+the random phase does not count. A burst makes the updates of all steps since the last burst, those of
+episodes that still run included.
 """
 
 import dataclasses
@@ -18,20 +18,24 @@ from qscape.types import setting
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints(Schedule):
-    """Assess the frozen policy by its worst episode, keep the best one, train in bursts between."""
+    """Assesses the frozen policy by its worst episode, keeps the best policy, and trains in bursts."""
 
     name: ClassVar[str] = "checkpoints"
     keeps_best_policy: ClassVar[bool] = True
 
-    early_episodes: int = setting(1, "Episodes in one assessment before the switch.")
-    late_episodes: int = setting(20, "Episodes in one assessment after the switch.", tune=(1, 50))
-    switch: int = setting(750_000, "Updates after which assessments take the late number of episodes.")
-    bar_factor: float = setting(0.9, "The kept policy's bar is multiplied by this once, at the switch.")
+    early_episodes: int = setting(1, "Episodes per assessment before the switch.")
+    late_episodes: int = setting(20, "Episodes per assessment after the switch.", tune=(1, 50))
+    switch: int = setting(750_000, "Number of updates after which assessments take `late_episodes`.")
+    bar_factor: float = setting(
+        0.9, "Factor of the best score at the switch, so that the kept policy can be replaced."
+    )
     lower_negative_bars: bool = setting(
         False,
-        "At the switch lower the bar by a tenth of its size whatever its sign (TD7 raises negative ones).",
+        "Lower the best score at the switch also if it is negative (TD7 raises it).",
     )
-    criterion: Literal["min", "mean"] = setting("min", "What an assessment's returns are reduced to.")
+    criterion: Literal["min", "mean"] = setting(
+        "min", "Score of an assessment: the minimum or the mean of its returns."
+    )
 
     def __post_init__(self) -> None:
         if self.early_episodes < 1 or self.late_episodes < 1:
@@ -46,8 +50,8 @@ class Checkpoints(Schedule):
 
     def start(self) -> dict[str, Any]:
         return {
-            "steps": 0,  # since the last burst, of all environments
-            "age": 0,  # of the policy: steps of each environment
+            "steps": 0,  # of all environments since the last burst
+            "age": 0,  # of the policy, in steps of each environment
             "returns": [],
             "best": -1e8,
             "episodes": self.early_episodes,
@@ -66,7 +70,7 @@ class Checkpoints(Schedule):
             return state, 0, False
         returns = [*state["returns"], event.ret]
         worst = min(returns)
-        if self.criterion == "min" and worst < state["best"]:  # failed: no need to assess further
+        if self.criterion == "min" and worst < state["best"]:  # the policy has failed: end its assessment
             return (*self._start_burst(state, event, base), False)
         if len(returns) < state["episodes"]:
             return state | {"returns": returns}, 0, False
@@ -77,9 +81,9 @@ class Checkpoints(Schedule):
     def _start_burst(
         self, state: dict[str, Any], event: EpisodeEnd, base: Base
     ) -> tuple[dict[str, Any], int]:
-        """Numbers after a burst, and its updates. The switch is tested before each update, true once.
+        """Returns the counters after a burst and its number of updates; applies the switch if it is passed.
 
-        Steps that make no whole update wait for the next burst; 1e-9: ratios may be no binary fractions.
+        Steps that do not make a whole update wait for the next burst; 1e-9 is for ratios such as 0.1.
         """
         updates = int(state["steps"] * base.updates_per_step + 1e-9)
         steps = state["steps"] - updates / base.updates_per_step

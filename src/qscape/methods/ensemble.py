@@ -17,11 +17,11 @@ from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble(ProposalSelector):
-    """Several actors that start differently and each climb Q; Q chooses among their actions."""
+    """Independently initialised actors that each climb Q; Q chooses among their actions."""
 
     name: ClassVar[str] = "ensemble"
 
-    members: int = setting(3, "Actors.", tune=("choice", 2, 3, 5))
+    members: int = setting(3, "Number of actors.", tune=("choice", 2, 3, 5))
 
     def __post_init__(self) -> None:
         if self.members < 1:
@@ -50,7 +50,7 @@ class Ensemble(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Each target actor's action, smoothed; the online critics choose."""
+        """Smooths each target actor's action; the online critics choose among them."""
         slow = (
             context if actor_target is None else context._replace(bind=partial(context.bind, which="target"))
         )

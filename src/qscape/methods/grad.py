@@ -1,5 +1,5 @@
-"""GRAD: the second difference of actions, scaled by how far they go (Grad-CAPS; Lee, Cao, Dao, Chen, Wu, IROS
-2024, arXiv 2407.04315), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+"""GRAD: the second difference of actions, relative to their distance (Grad-CAPS; Lee, Cao, Dao, Chen, Wu,
+IROS 2024, arXiv 2407.04315), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from qscape.types import Batch, Key, Metrics, Scalar, setting
 
 @dataclasses.dataclass(frozen=True)
 class GRAD(ThreeInARow):
-    """Actions in three states in a row are drawn to a straight line."""
+    """Penalises the second difference of the actions in three consecutive states."""
 
     name: ClassVar[str] = "grad"
 
-    temporal: float = setting(1.0, "λT, weight of the second difference.", tune=(1e-3, 10.0, "log"))
+    temporal: float = setting(1.0, "λT: weight of the second difference.", tune=(1e-3, 10.0, "log"))
 
     def __post_init__(self) -> None:
         if not 0 <= self.temporal < math.inf:
@@ -30,7 +30,8 @@ class GRAD(ThreeInARow):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """λT times the weighted second difference of m(s⁻), m(s), m(s'), with m the deterministic action."""
+        """Returns λT times the weighted second difference of m(s⁻), m(s), m(s'), with m the deterministic
+        action."""
         if not self.temporal:
             return None
 

@@ -1,6 +1,7 @@
-"""Greedy-AC: the policy's likelihood of the best proposals rises (Neumann et al. 2023, arXiv 1810.09103).
+"""Greedy-AC: the policy maximises the likelihood of the best proposals (Neumann et al. 2023, arXiv
+1810.09103).
 
-A baseline of SAVO (arXiv 2410.11833): one critic, no delay, a target action drawn from the policy.
+A baseline of SAVO (arXiv 2410.11833): one critic, no delay, a target action sampled from the policy.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 
 @dataclasses.dataclass(frozen=True)
 class GreedyAC(BestDraws):
-    """A stochastic policy is fitted to the best of many draws from a second, more random one."""
+    """A stochastic policy imitates the best of many samples from a second, more random one."""
 
     name: ClassVar[str] = "greedy_ac"
 
@@ -41,7 +42,7 @@ class GreedyAC(BestDraws):
         return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """The proposal policy starts as a copy of the policy."""
+        """Starts the proposal policy as a copy of the policy."""
         return PartState(actor_params=actor)
 
     def loss(
@@ -54,7 +55,7 @@ class GreedyAC(BestDraws):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """−mean log π(a*|s), plus the loss of the proposal policy."""
+        """Returns −mean log π(a*|s) plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
         proposer = context.bind(actor_params)(obs)
         best = self.best_draws(proposer, q, context, obs, k_draw)
@@ -65,5 +66,5 @@ class GreedyAC(BestDraws):
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
-        """At an action drawn from the policy."""
+        """Returns the target critics at an action sampled from the policy."""
         return context.q_target(next_obs, policy(next_obs).sample(key)[0]), None

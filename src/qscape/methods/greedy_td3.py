@@ -1,4 +1,4 @@
-"""Greedy-TD3: TD3 whose actor goes to the best of many proposals instead of up the slope of Q.
+"""Greedy-TD3: TD3 whose actor imitates the best of many proposals instead of following ∂Q/∂a.
 
 A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it is inferred.
 """
@@ -21,11 +21,11 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class GreedyTD3(BestDraws):
-    """A deterministic actor goes to the best of many draws from a stochastic proposal policy."""
+    """A deterministic actor imitates the best of many samples from a stochastic proposal policy."""
 
     name: ClassVar[str] = "greedy_td3"
 
-    add_dpg: bool = setting(False, "Climb Q as well, divided by its mean size.")
+    add_dpg: bool = setting(False, "Add the deterministic policy gradient of Q / mean|Q|.")
 
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "deterministic":
@@ -33,7 +33,7 @@ class GreedyTD3(BestDraws):
         return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """A proposal policy of its own, with a Gaussian head."""
+        """Makes the proposal policy, an actor with a Gaussian head."""
         k_net, k_head = jax.random.split(key)
         gaussian = make_action_head(k_head, dataclasses.replace(base, head="gaussian"), spec)
         return PartState(actor_params=eqx.tree_at(lambda net: net.head, nets.actor(k_net), gaussian))
@@ -48,7 +48,7 @@ class GreedyTD3(BestDraws):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """mean |μ(s) − a*|², plus the loss of the proposal policy."""
+        """Returns mean |μ(s) − a*|² plus the loss of the proposal policy."""
         obs, (k_draw, k_entropy) = batch.observation, jax.random.split(key)
         proposer, action = context.bind(actor_params)(obs), raw(policy(obs)).mode()
         best = self.best_draws(proposer, q, context, obs, k_draw)

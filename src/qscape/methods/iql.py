@@ -1,4 +1,4 @@
-"""Implicit Q-learning: no action outside the data is ever valued.
+"""Implicit Q-learning: the critics never value an action outside the data.
 
 Kostrikov, Nair and Levine, "Offline Reinforcement Learning with Implicit Q-Learning", 2021, arXiv 2110.06169.
 """
@@ -20,26 +20,28 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
 def expectile_loss(difference: Float[Array, "*b"], expectile: float) -> Float[Array, "*b"]:
-    """|τ − 1(u < 0)| u² (Eq. 3): the minimiser over v of u = x − v is the τ-expectile of x."""
+    """Returns |τ − 1(u < 0)| u² (Eq. 3). With u = x − v its minimiser v is the τ-expectile of x."""
     weight = jnp.where(difference < 0, 1.0 - expectile, expectile)
     return weight * jnp.square(difference)
 
 
 @dataclasses.dataclass(frozen=True)
 class IQL(PolicyLoss):
-    """V(s) is an upper expectile of Q over the data's actions; the policy imitates those with an advantage.
+    """V(s) is an upper expectile of Q over the data's actions; the policy imitates advantageous actions.
 
-    A Gaussian head imitates by its likelihood; a deterministic one by squared distance, which is the
-    likelihood of a Gaussian of fixed width.
+    A Gaussian head maximises the likelihood of the data's actions. A deterministic head minimises the squared
+    distance to them, which is the likelihood of a Gaussian of fixed width.
     """
 
     name: ClassVar[str] = "iql"
     climbs_q: ClassVar[bool] = False
-    expectile: float = setting(0.7, "τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95))
-    temperature: float = setting(
-        3.0, "β: how sharply advantages weigh what is imitated.", tune=(0.5, 10.0, "log")
+    expectile: float = setting(
+        0.7, "Expectile τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95)
     )
-    max_weight: float = setting(100.0, "Bound on those weights.")
+    temperature: float = setting(
+        3.0, "β: inverse temperature of the advantage weights exp(β A).", tune=(0.5, 10.0, "log")
+    )
+    max_weight: float = setting(100.0, "Upper bound of the advantage weights.")
 
     def __post_init__(self) -> None:
         if not 0 < self.expectile < 1:
@@ -50,14 +52,14 @@ class IQL(PolicyLoss):
             raise UsageError(f"iql.max_weight is {self.max_weight}; it must be a number above 0.")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """V, in the critics' widths, on the observation alone."""
+        """Makes V, an MLP of the observation with the critics' widths."""
         sizes = (spec.observation_size, *base.critic_hidden, 1)
         return PartState(params=MLP(key, sizes, base.critic_activation))
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
-        """L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
+        """Returns L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
         value = params(batch.observation)[..., 0]
         loss = expectile_loss(_min_target_q(context, batch) - value, self.expectile).mean()
         return loss, {"v": value.mean()}, None
@@ -65,7 +67,7 @@ class IQL(PolicyLoss):
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], None]:
-        """Q regresses to r + γ V(s') (Eq. 6)."""
+        """Returns V(s'), so that Q regresses to r + γ V(s') (Eq. 6)."""
         return [state.params(next_obs)[..., 0]], None
 
     def loss(
@@ -78,7 +80,7 @@ class IQL(PolicyLoss):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """−exp(β (min Q̄(s, a) − V(s))) log π(a | s), the weight bounded (Eq. 7)."""
+        """Returns −exp(β (min Q̄(s, a) − V(s))) log π(a | s), with a bounded weight (Eq. 7)."""
         advantage = _min_target_q(context, batch) - state.params(batch.observation)[..., 0]
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
         dist = raw(policy(batch.observation))
@@ -91,5 +93,5 @@ class IQL(PolicyLoss):
 
 
 def _min_target_q(context: Context, batch: Batch) -> Float[Array, " B"]:
-    """The least of the target critics at the data's actions."""
+    """Returns the minimum of the target critics at the data's actions [B], without gradient."""
     return jax.lax.stop_gradient(jnp.stack(context.q_target(batch.observation, batch.action), -1).min(-1))

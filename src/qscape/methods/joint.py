@@ -1,4 +1,4 @@
-"""Joint candidates: one network proposes a whole list (an ablation of SAVO, arXiv 2410.11833)."""
+"""Joint proposals: one network proposes a whole list (an ablation of SAVO, arXiv 2410.11833)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class Joint(ProposalSelector):
-    """One actor with L actions in its output; Q chooses, and the chosen one climbs Q."""
+    """One actor outputs L actions; Q chooses among them, and the chosen one climbs Q."""
 
     name: ClassVar[str] = "joint"
 
-    list_length: int = setting(3, "Actions in the output.", tune=("choice", 2, 3, 5))
+    list_length: int = setting(3, "L: actions in the output.", tune=("choice", 2, 3, 5))
     climbs_by: Literal["max", "mean"] = setting(
-        "max", "Climb the best proposal's value, or the mean value of all."
+        "max", "Climb the value of the best proposal, or the mean value of all proposals."
     )
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Joint(ProposalSelector):
         return None
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
-        """An actor whose last layer says L actions."""
+        """Makes an actor whose last layer outputs L actions."""
         k_actor, k_out = jax.random.split(key)
         actor = nets.actor(k_actor)
         wide = eqx.nn.Linear(_output_layer(actor).in_features, self.list_length * spec.action_size, key=k_out)
@@ -84,7 +84,7 @@ class Joint(ProposalSelector):
 
 
 def _output_layer(actor: Actor) -> eqx.nn.Linear:
-    """The linear layer under the tanh."""
+    """Returns the linear layer below the tanh."""
     head = actor.head.head if isinstance(actor.head, Projected) else actor.head
     assert isinstance(head, Deterministic)
     return head.out

@@ -1,8 +1,8 @@
 """L2C2: locally Lipschitz-continuous constraint on policy and critics (Kobayashi 2022, arXiv 2202.07152), in
 the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970), which runs it on SAC.
 
-Policy and values at a state are drawn to those at a state on the way to its successor, less so the further
-away that is.
+Policy and values at a state are compared with those at a point between the state and its successor; the
+weight of the comparison falls with the distance.
 """
 
 import dataclasses
@@ -17,22 +17,26 @@ from qscape.errors import UsageError
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, Scalar, setting
 
-DRAWS = 4  # of actions, for the divergence of two policies
-RANGE = 10.0  # of the difference of their log-densities
+DRAWS = 4  # actions sampled to estimate the divergence of two policies
+RANGE = 10.0  # bound on the difference of their log-densities
 
 
 @dataclasses.dataclass(frozen=True)
 class L2C2(Regulariser):
-    """Policy and values between a state and its successor are drawn to those at the state."""
+    """Penalises changes of policy and values between a state and points towards its successor."""
 
     name: ClassVar[str] = "l2c2"
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
-    sigma: float = setting(1.0, "σ: how far states in between are drawn, in steps to the successor.")
-    lower: float = setting(0.1, "λD: with λU the least distance that is told apart.", tune=(0.01, 1.0, "log"))
-    upper: float = setting(10.0, "λU: weight of the policy's term in the limit.", tune=(1.0, 100.0, "log"))
+    sigma: float = setting(1.0, "σ: range of the points, in multiples of the step to the successor.")
+    lower: float = setting(
+        0.1, "λD: with λU it bounds the smallest distance, κ = σ λD / (λU − σ λD).", tune=(0.01, 1.0, "log")
+    )
+    upper: float = setting(
+        10.0, "λU: greatest weight of the policy's term, for distance 0.", tune=(1.0, 100.0, "log")
+    )
     beta: float = setting(
-        0.1, "β: weight of the values' term, in that of the policy's.", tune=(0.01, 1.0, "log")
+        0.1, "β: weight of the values' term relative to the policy's term.", tune=(0.01, 1.0, "log")
     )
 
     def __post_init__(self) -> None:
@@ -54,7 +58,7 @@ class L2C2(Regulariser):
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
+        """Returns mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
         k_between, k_here, k_there = jax.random.split(key, 3)
         between, weight, _ = self._interpolate(batch, k_between)
         here, there = context.policy(batch.observation), context.policy(between)
@@ -70,7 +74,7 @@ class L2C2(Regulariser):
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
+        """Returns mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
         if not self.beta:
             return None
         between, weight, distance = self._interpolate(batch, key)
@@ -81,7 +85,8 @@ class L2C2(Regulariser):
     def _interpolate(
         self, batch: Batch, key: Key
     ) -> tuple[Float[Array, "B S"], Float[Array, " B"], Float[Array, " B"]]:
-        """s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries gradient."""
+        """Returns s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries
+        gradient."""
         obs, step = batch.observation, batch.extra["successor"] - batch.observation
         kappa = self.sigma * self.lower / (self.upper - self.sigma * self.lower)
         width = self.sigma + (self.sigma - 1.0) * kappa

@@ -20,20 +20,20 @@ from qscape.types import Event, Key, setting
 
 @dataclasses.dataclass(frozen=True)
 class LAP(Replay):
-    """Draw row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
+    """Samples row i with probability p_i / Σ p, where p_i = max(max_k |δ_ik|, minimum)^α over the critics k.
 
-    There are no importance weights: the Huber form of the critic loss, which this part brings along,
-    makes the expected gradient that of a uniformly sampled loss. New rows get the largest priority seen
-    since the last synchronisation, at which it falls back to the largest in memory.
+    There are no importance weights: with the Huber loss that this part sets for the critics, the expected
+    gradient is that of a uniformly sampled loss. New rows get the largest priority since the last sync; at a
+    sync it becomes the largest stored priority.
     """
 
     name: ClassVar[str] = "lap"
 
-    alpha: float = setting(0.4, "Exponent of the priorities; 0 is uniform.", tune=(0.0, 1.0))
-    min_priority: float = setting(1.0, "Temporal-difference errors below this count as this.")
-    prioritised: bool = setting(True, "Off: draw uniformly, and keep the critic loss (an ablation).")
+    alpha: float = setting(0.4, "Exponent α of the priorities; 0: uniform.", tune=(0.0, 1.0))
+    min_priority: float = setting(1.0, "Lower bound of the TD errors that make priorities.")
+    prioritised: bool = setting(True, "If off, sample uniformly but keep the Huber loss (an ablation).")
     reset_highest: bool = setting(
-        True, "New rows' priority may fall at synchronisations; off: LAP before TD7."
+        True, "Let the priority of new rows fall at syncs, as in TD7; off: the original LAP."
     )
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
@@ -77,18 +77,19 @@ class LAP(Replay):
     def update_priorities(
         self, replay_state: ReplayState, i: Int[Array, " B"], td_error: Float[Array, "B critics"]
     ) -> ReplayState:
-        """Give the rows i the priorities of their errors; where a row was drawn twice, the later one."""
+        """Sets the priorities of the rows i by their TD errors; of a row drawn twice the later entry
+        counts."""
         if replay_state.priorities is None:
             return replay_state
         tree, max_priority = replay_state.priorities
         error = jnp.max(jnp.abs(td_error), axis=-1)
         p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
-        p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # what is no transition stays so
+        p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # pads and heads keep priority 0
         max_priority = jnp.maximum(max_priority, jnp.max(p))
         return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
 
     def post_update(self, replay_state: ReplayState, event: Event) -> ReplayState:
-        """At a synchronisation, what new rows get becomes the largest priority in memory: it may fall."""
+        """At a sync, sets the priority of new rows to the largest stored priority."""
         if replay_state.priorities is None or not self.reset_highest:
             return replay_state
         tree, max_priority = replay_state.priorities

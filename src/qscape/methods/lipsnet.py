@@ -1,8 +1,8 @@
-"""LipsNet: an actor whose Lipschitz constant is a network of its own (Song, Duan, Wang, Chen, Zhong, Li, ICML
-2023), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
+"""LipsNet: an actor whose Lipschitz constant is the output of a second network (Song, Duan, Wang, Chen,
+Zhong, Li, ICML 2023), in the form of its comparison with PAVE (Lee et al. 2026, arXiv 2601.22970).
 
-The output f(s) of an ordinary network is divided by the norm of its Jacobian and multiplied by K(s), which
-the actor's loss keeps small.
+The output f(s) of an MLP is divided by the norm of its Jacobian and multiplied by K(s). The actor's loss
+penalises K.
 """
 
 import dataclasses
@@ -25,18 +25,23 @@ from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
 
 class LipsActor(Actor):
-    """a = tanh(K(s) · f(s) / (|∂f/∂s| + ε)), the norm over all entries; f is trunk and head."""
+    """a = tanh(K(s) · f(s) / (|∂f/∂s| + ε)), the norm over all entries; f is torso and head.
+
+    Attributes:
+        bound: the network of K(s).
+        epsilon: ε.
+    """
 
     bound: MLP
     epsilon: float = eqx.field(static=True)
 
     def lipschitz_constant(self, obs: Float[Array, "*b S"]) -> Float[Array, "*b 1"]:
-        """K(s), positive."""
+        """Returns K(s) > 0."""
         return jax.nn.softplus(self.bound(obs))
 
     @property
     def output_layer(self) -> eqx.nn.Linear:
-        """The last layer of f."""
+        """The last linear layer of f."""
         assert isinstance(self.head, Deterministic | Gaussian)
         return self.head.out if isinstance(self.head, Deterministic) else self.head.mean
 
@@ -54,21 +59,21 @@ class LipsActor(Actor):
         action = jnp.tanh(self.lipschitz_constant(obs) * raw / (norm + self.epsilon))
         if not isinstance(self.head, Gaussian):
             return Point(features, action)
-        # The action is the mean and is squashed once more, as released.
+        # As in the released code, the squashed action is the mean of a normal that is squashed again.
         return SquashedNormal(features, action, self.head(features).log_std)
 
 
 @dataclasses.dataclass(frozen=True)
 class LipsNet(Plain):
-    """An actor with a learned bound on how fast its action changes with the observation."""
+    """An actor with a learned local Lipschitz constant."""
 
     name: ClassVar[str] = "lipsnet"
     needs_actor: ClassVar[bool] = True
 
     weight: float = setting(1e-5, "λ_K: weight of mean K(s)² in the actor's loss.", tune=(1e-7, 1e-2, "log"))
-    epsilon: float = setting(1e-4, "Added to the norm that f is divided by.")
-    initial: float = setting(50.0, "K at the start.", tune=(1.0, 100.0, "log"))
-    width: int = setting(32, "Hidden width of K.")
+    epsilon: float = setting(1e-4, "ε: added to the Jacobian's norm.")
+    initial: float = setting(50.0, "Initial value of K.", tune=(1.0, 100.0, "log"))
+    width: int = setting(32, "Hidden width of the network of K.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
@@ -86,13 +91,13 @@ class LipsNet(Plain):
         moved = {"actor_activation": base.actor_activation != "relu"}
         moved["actor_projection"] = base.actor_projection
         return [
-            f"lipsnet brings an actor of its own, with ReLU and without projection: base.{name} does nothing"
+            f"lipsnet builds its own actor, with ReLU and without projection: base.{name} has no effect"
             for name, is_moved in moved.items()
             if is_moved
         ]
 
     def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> LipsActor:
-        """f with ReLU and K with tanh; weights normal, Kaiming's before ReLU and Xavier's elsewhere."""
+        """Makes f with ReLU and K with tanh; normal weights, Kaiming's before ReLU and Xavier's elsewhere."""
         k_torso, k_head, k_bound, k_normal = jax.random.split(key, 4)
         sizes = (spec.observation_size + conditioning, *base.actor_hidden)
         bounds = (base.log_std_bound, base.log_std_min, base.log_std_max)
@@ -113,7 +118,7 @@ class LipsNet(Plain):
     def penalty(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """λ_K mean K(s)², summed over the actors that there are."""
+        """Returns λ_K mean K(s)², summed over all actors."""
         actors = jax.tree.leaves(actor, is_leaf=lambda x: isinstance(x, LipsActor))
         gains = [a.lipschitz_constant(batch.observation) for a in actors if isinstance(a, LipsActor)]
         loss = self.weight * jnp.stack([jnp.square(gain).mean() for gain in gains]).sum()
@@ -121,7 +126,8 @@ class LipsNet(Plain):
 
 
 def draw_normal_weights(key: Key, layer: eqx.nn.Linear, kaiming: bool) -> eqx.nn.Linear:
-    """The layer with normal weights, of variance 2 / inputs (Kaiming) or 2 / (inputs + outputs) (Xavier)."""
+    """Returns the layer with new normal weights, of variance 2 / inputs (Kaiming) or 2 / (inputs + outputs)
+    (Xavier)."""
     outputs, inputs = layer.weight.shape
     scale = math.sqrt(2.0 / (inputs if kaiming else inputs + outputs))
     return eqx.tree_at(lambda x: x.weight, layer, scale * jax.random.normal(key, layer.weight.shape))

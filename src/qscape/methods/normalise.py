@@ -14,10 +14,10 @@ from qscape.types import Key, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class Normalise(Normaliser):
-    """Observations minus their running mean, over their running standard deviation; replay stays raw."""
+    """Normalises observations by their running mean and standard deviation; replay stays raw."""
 
     name: ClassVar[str] = "normalise"
-    clip: float | None = setting(None, "Bound on normalised observations; None: no bound.")
+    clip: float | None = setting(None, "Clip normalised observations to ± this; None: no clipping.")
 
     def __post_init__(self) -> None:
         if self.clip is not None and self.clip <= 0:
@@ -30,7 +30,7 @@ class Normalise(Normaliser):
         return state._replace(extra=see(state.extra, obs))
 
     def update_from_rollout(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
-        """Fold in a whole rollout [B, S] at once; rows of weight 0 do not count."""
+        """Folds in a rollout [B, S] at once; rows of weight 0 do not count, None: all rows count."""
         return state._replace(extra=merge(state.extra, obs, weight))
 
     def apply(self, state: PartState, obs: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The exploration of SAVO's paper for agents with one actor."""
+"""Ornstein-Uhlenbeck exploration for agents with one actor, as in SAVO's paper (arXiv 2410.11833)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from qscape.types import Part
 
 @dataclasses.dataclass(frozen=True)
 class OU(Part):
-    """Ornstein-Uhlenbeck noise, times ε that falls from 1 to 0.01, in place of Gaussian noise."""
+    """Explores by Ornstein-Uhlenbeck noise times ε, which decays from 1 to 0.01, instead of Gaussian
+    noise."""
 
     name: ClassVar[str] = "ou"
     socket: ClassVar[str] = "modifier"

@@ -1,13 +1,13 @@
-"""PAVE: critics whose action gradient is a field that a policy can follow calmly (Lee, Kwak, Kim, Hwang, ICML
-2026, arXiv 2601.22970).
+"""PAVE: critics with a smooth action gradient, so that the policy changes little between states (Lee, Kwak,
+Kim, Hwang, ICML 2026, arXiv 2601.22970).
 
 At an interior maximum of Q(s, ·) the greedy action moves with the state by J = -H_aa⁻¹ H_sa (Lemma 1), so
-|J| <= M / μ where |H_sa| <= M and H_aa <= -μ (Proposition 2). Two terms make M small, the mixed partial: for
-any small change of the state (MPR) and along the transitions that occur (VFC). One keeps μ, the curvature,
-away from zero (Curv): a critic that was only flattened would let the action wander all the more.
+|J| <= M / μ if |H_sa| <= M and H_aa <= -μ (Proposition 2). Two terms reduce the mixed partial M: for small
+random changes of the state (MPR) and along observed transitions (VFC). A third keeps the curvature μ away
+from zero (Curv), because a flat critic would let the action vary even more.
 
-Nothing here needs a Hessian: the mixed terms are differences of g = ∂Q/∂a, and the curvature along v is the
-derivative of g along v.
+No Hessian is formed: the mixed terms are differences of g = ∂Q/∂a, and the curvature along v is the
+directional derivative of g.
 """
 
 import dataclasses
@@ -28,25 +28,25 @@ from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class PAVE(Regulariser):
-    """Critics with a calm action gradient: small mixed partials, negative curvature in the action."""
+    """Regularises the critics' action gradient: small mixed partials, negative curvature in the action."""
 
     name: ClassVar[str] = "pave"
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     mixed_partial: float = setting(
-        0.1, "λ1 of MPR: the action gradient changes little near a state.", tune=(1e-3, 10.0, "log")
+        0.1, "λ1 of MPR: weight of the action gradient's change near a state.", tune=(1e-3, 10.0, "log")
     )
     vector_field: float = setting(
-        0.1, "λ2 of VFC: it changes little from a state to its successor.", tune=(1e-3, 10.0, "log")
+        0.1, "λ2 of VFC: weight of its change from a state to its successor.", tune=(1e-3, 10.0, "log")
     )
-    curvature: float = setting(
-        0.01, "λ3 of Curv: the value curves down in the action.", tune=(1e-4, 1.0, "log")
-    )
+    curvature: float = setting(0.01, "λ3 of Curv: weight of curvature above −δ.", tune=(1e-4, 1.0, "log"))
     sigma: float = setting(
-        0.01, "σ of MPR: spread of the change of state, in units of the observation.", tune=(1e-3, 0.1, "log")
+        0.01,
+        "σ of MPR: standard deviation of the state's change, in units of the observation.",
+        tune=(1e-3, 0.1, "log"),
     )
-    delta: float = setting(1.0, "δ of Curv: curvature asked for, summed over the action.", tune=(0.1, 5.0))
-    fraction: float = setting(1.0, "Share of the batch on which the terms are evaluated.")
+    delta: float = setting(1.0, "δ of Curv: demanded curvature, summed over the action.", tune=(0.1, 5.0))
+    fraction: float = setting(1.0, "Fraction of the batch that the terms are evaluated on.")
 
     def __post_init__(self) -> None:
         for name in ("mixed_partial", "vector_field", "curvature", "delta"):
@@ -60,8 +60,8 @@ class PAVE(Regulariser):
             raise UsageError(f"pave.fraction is {self.fraction}; it must lie in (0, 1].")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """SiLU, which has second derivatives, and on SAC the paper's ½ of the TD loss, to which the weights
-        are relative. With SALE the networks stay as they are: ELU is smooth enough."""
+        """Sets SiLU, which has second derivatives, and on SAC the paper's factor ½ of the TD loss, which the
+        weights are relative to. A representation with smooth critics keeps its networks and losses."""
         if agent.representation.has_smooth_critics:
             return {}
         half = {"critic_loss_scale": 0.5} if agent.policy_loss.maximises_entropy else {}
@@ -89,7 +89,8 @@ class PAVE(Regulariser):
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics] | None:
-        """λ1 MPR + λ2 VFC + λ3 Curv, added to the critics' loss; a term of weight 0 is left out.
+        """Returns λ1 MPR + λ2 VFC + λ3 Curv, which is added to the critics' loss; a term of weight 0 is left
+        out.
 
         Each term is summed over the critics. MPR and VFC are means over batch and action dimensions, Curv is
         one over the batch. The gradient at (s, a) is made once and shared by all terms.
@@ -128,7 +129,7 @@ TERMS = ("mixed_partial", "vector_field", "curvature")
 def action_gradients(
     q: QFn, obs: Float[Array, "B S"], action: Float[Array, "B A"]
 ) -> list[Float[Array, "B A"]]:
-    """g_j(s, a) = ∂Q_j/∂a of every critic j: the gradient of the sum over rows, which are independent."""
+    """Returns g_j(s, a) = ∂Q_j/∂a of every critic j, as the gradient of the sum over independent rows."""
     heads = len(jax.eval_shape(q, obs, action))
     return [jax.grad(lambda a, j=j: q(obs, a)[j].sum())(action) for j in range(heads)]
 
@@ -136,16 +137,16 @@ def action_gradients(
 def gradients_and_curvature(
     field: Callable[[Array], list[Array]], action: Float[Array, "B A"], direction: Float[Array, "B A"]
 ) -> tuple[list[Float[Array, "B A"]], list[Float[Array, " B"]]]:
-    """The field g_j at the action, and vᵀ H_aa,j v along the direction v: one Hessian-vector product each."""
-    here, turned = jax.jvp(field, (action,), (direction,))
-    return here, [(hv * direction).sum(-1) for hv in turned]
+    """Returns g_j at the action and vᵀ H_aa,j v along the direction v, by one Hessian-vector product each."""
+    here, products = jax.jvp(field, (action,), (direction,))
+    return here, [(hv * direction).sum(-1) for hv in products]
 
 
 def mean_squared_difference(here: list[Float[Array, "B A"]], there: list[Float[Array, "B A"]]) -> Scalar:
-    """Σ_j of the mean squared difference of two fields; both sides carry gradient."""
+    """Returns Σ_j of the mean squared difference of two fields; both carry gradient."""
     return sum_arrays([jnp.square(x - y).mean() for x, y in zip(here, there, strict=True)])
 
 
 def sum_arrays(values: list[Array]) -> Array:
-    """The sum of at least one array."""
+    """Returns the sum of at least one array."""
     return sum(values[1:], values[0])

@@ -1,4 +1,4 @@
-"""Hard target copies at every synchronisation event (TD7)."""
+"""Hard copies of the target networks at every sync (TD7)."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,7 +12,7 @@ from qscape.types import Event
 
 @dataclasses.dataclass(frozen=True)
 class Periodic(TargetUpdate):
-    """Targets are copied whole every `base.sync_every` updates."""
+    """Copies the online networks to the target networks every `base.sync_every` updates."""
 
     name: ClassVar[str] = "periodic"
 

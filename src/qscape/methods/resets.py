@@ -1,4 +1,4 @@
-"""Resets: every so often networks forget what they learned, and learn it again from the whole replay.
+"""Resets: networks are re-initialised periodically and learn again from the whole replay.
 
 Nikishin, Schwarzer, D'Oro, Bacon, Courville, "The Primacy Bias in Deep Reinforcement Learning", ICML 2022,
 arXiv 2205.07802; here in the form of the ablation of SAVO (arXiv 2410.11833): every 200,000, 500,000 or 1M
@@ -22,21 +22,21 @@ from qscape.types import Event, setting
 
 @dataclasses.dataclass(frozen=True)
 class Resets(Reset):
-    """Networks, or their last layers, are drawn anew every so many steps; the replay is kept.
+    """Re-initialises networks, or their last layers, at fixed intervals; the replay is kept.
 
-    Targets become copies of the online networks, and every optimiser starts again. Counters, the replay with
-    its priorities and the normaliser's statistics go on.
+    Targets become copies of the online networks, and every optimiser is re-initialised. Counters, the replay
+    with its priorities and the normaliser's statistics stay.
     """
 
     name: ClassVar[str] = "resets"
     every: int = setting(
         200_000,
-        "Environment steps of learning between two resets; those of the random phase do not count.",
+        "Environment steps between two resets, without those of the random phase.",
         tune=("choice", 200_000, 500_000, 1_000_000),
     )
     what: Literal["all", "last"] = setting(
         "all",
-        "All that is learned; or the last layers of all actors and critics, SAVO's surrogates included.",
+        "All parameters, or the last layers of all actors and critics, SAVO's surrogates included.",
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,8 @@
 
 Encoders f: s -> z_s and g: (z_s, a) -> z_sa are trained alone, so that z_sa predicts the embedding of the
 next state. Frozen copies feed critic and actor further inputs: the fixed encoders f_t, g_t feed the online
-networks, f_{t-1}, g_{t-1} the target networks. At every synchronisation event each moves up by one.
+networks, f_{t-1}, g_{t-1} the target networks. At every sync the encoders become f_t, and f_t becomes
+f_{t-1}.
 """
 
 import dataclasses
@@ -28,17 +29,28 @@ STATISTICS_RATE = 0.1  # weight of a batch in the moving averages: PyTorch's for
 
 
 class Statistics(NamedTuple):
-    """Moving averages of batches' statistics, for batch normalisation."""
+    """Moving averages of batch statistics, for batch normalisation.
 
-    state: tuple[Array, Array]  # mean and variance of f(s)
-    pair: tuple[Array, Array]  # of g(z_s, a)
-    inputs: tuple[Array, Array]  # mean and covariance of (s, a), for φ
+    Attributes:
+        state: mean and variance of f(s).
+        pair: mean and variance of g(z_s, a).
+        inputs: mean and covariance of (s, a), for φ.
+    """
+
+    state: tuple[Array, Array]
+    pair: tuple[Array, Array]
+    inputs: tuple[Array, Array]
 
 
 class Encoder(eqx.Module):
-    """f and g, and the linear heads that two ablations of the learning target need.
+    """The encoders f and g, and the linear heads of two ablations.
 
-    Batch normalisation goes by what was seen or, where that is None, as in their own loss, by the batch.
+    Attributes:
+        f: s -> z_s.
+        g: (z_s, a) -> z_sa.
+        observation: predicts the next observation from z_sa, or None.
+        reward: predicts the reward from z_sa, or None.
+        seen: statistics for batch normalisation; None: those of the batch, as in the encoders' own loss.
     """
 
     f: MLP
@@ -64,7 +76,7 @@ class Frozen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SALE(Representation):
-    """State-action embeddings that predict the next state's embedding; frozen copies feed Q and π."""
+    """Learns state-action embeddings that predict the next state's; frozen copies feed critics and actor."""
 
     name: ClassVar[str] = "sale"
     has_smooth_critics: ClassVar[bool] = True  # ELU
@@ -72,20 +84,22 @@ class SALE(Representation):
 
     width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
     hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.")
-    learning_rate: float = setting(3e-4, "Adam's rate for the encoders.", tune=(1e-5, 1e-2, "log"))
+    learning_rate: float = setting(3e-4, "Adam's learning rate of the encoders.", tune=(1e-5, 1e-2, "log"))
     target: Literal["next_embedding", "fixed_embedding", "next_observation", "next_pair"] = setting(
-        "next_embedding", "What z_sa predicts: f(s'), its fixed copy, s' itself, or g(f(s'), a')."
+        "next_embedding", "Target of z_sa: f(s'), its frozen copy's f_t(s'), s' itself, or g(f(s'), a')."
     )
-    predict_reward: bool = setting(False, "Predict the reward as well, from z_sa.")
+    predict_reward: bool = setting(False, "Also predict the reward from z_sa.")
     loss: Literal["mse", "cosine"] = setting("mse", "Distance between prediction and target.")
-    critic_inputs: tuple[str, ...] = setting(("sa", "zsa", "zs"), "What critics see: of sa, zsa, zs.")
-    actor_inputs: tuple[str, ...] = setting(("s", "zs"), "What the actor sees: of s, zs.")
+    critic_inputs: tuple[str, ...] = setting(("sa", "zsa", "zs"), "Inputs of the critics, among sa, zsa, zs.")
+    actor_inputs: tuple[str, ...] = setting(("s", "zs"), "Inputs of the actor, among s, zs.")
     state_norm: Norm = setting("avg_l1", "Normalisation of z_s.")
     pair_norm: Norm = setting("none", "Normalisation of z_sa.")
     input_norm: Norm = setting("avg_l1", "Normalisation of φ, the first layer of critic and actor.")
-    input_width: int | None = setting(None, "Width of φ; None: that of the first hidden layer.")
-    frozen: bool = setting(True, "Feed frozen copies of the encoders; False: the current encoder everywhere.")
-    end_to_end: float | None = setting(None, "Weight β of the encoder's loss where critics train it too.")
+    input_width: int | None = setting(None, "Width of φ; None: the width of the first hidden layer.")
+    frozen: bool = setting(True, "Feed frozen copies of the encoders; off: the current encoder everywhere.")
+    end_to_end: float | None = setting(
+        None, "Weight β of the encoder's loss in the critics' loss; None: no joint training."
+    )
 
     def __post_init__(self) -> None:
         if self.width < 1 or not self.hidden or min(self.hidden) < 1:
@@ -144,22 +158,22 @@ class SALE(Representation):
         current = dataclasses.replace(state.params, seen=statistics)
         if which == "online" or not self.frozen:
             return current
-        # Critics that move the encoder see it as it is; their targets see it as it was when they were copied.
+        # Critics that train the encoder use the current one; their targets use its copy.
         if self.joint_loss_weight is not None:
             fixed, fixed_target = current, fixed
         return fixed if which == "fixed" else fixed_target
 
     def embed_state(self, encoder: Encoder, obs: Array) -> Array:
-        """z_s = AvgL1Norm(f(s))."""
+        """Returns z_s = AvgL1Norm(f(s)) [..., width]."""
         return _normalise(self.state_norm, encoder.f(obs), encoder.seen and encoder.seen.state)
 
     def embed_pair(self, encoder: Encoder, z_s: Array, action: Array) -> Array:
-        """z_sa = g(z_s, a); not normalised, because what it predicts is."""
+        """Returns z_sa = g(z_s, a) [..., width]; not normalised by default, as its target is."""
         z_sa = encoder.g(joined([z_s, action]))
         return _normalise(self.pair_norm, z_sa, encoder.seen and encoder.seen.pair)
 
     def adapt_network(self, encoder: Encoder, net: Net) -> Net:
-        """Batch normalisation of φ, which is linear in (s, a), follows from their mean and covariance."""
+        """Puts batch normalisation into φ, which is linear in (s, a), by their mean and covariance."""
         if self.input_norm != "batch" or net.stage.linear is None:
             return net
         assert encoder.seen is not None
@@ -178,7 +192,7 @@ class SALE(Representation):
     def learn(
         self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, Frozen]:
-        """(g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
+        """Returns (g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
         pair = self.embed_pair(params, self.embed_state(params, batch.observation), batch.action)
         target = jax.lax.stop_gradient(self._prediction_target(params, state, context, batch))
         prediction = pair if params.observation is None else jax.vmap(params.observation)(pair)
@@ -203,7 +217,7 @@ class SALE(Representation):
         return z_s2
 
     def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:
-        """f_{t-1} <- f_t and then f_t <- f, at the synchronisation event."""
+        """At a sync, f_{t-1} <- f_t and then f_t <- f."""
         fixed, fixed_target, statistics = state.extra
         if statistics is not None:
             now = self._statistics(state.params, batch)
@@ -235,14 +249,14 @@ class SALE(Representation):
         return Critic(stage, MLP(k_body, (width, *base.critic_hidden, 1), base.critic_activation))
 
     def _make_stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
-        """φ(x) = AvgL1Norm(Linear x), with its width; nothing where an ablation leaves x out."""
+        """Makes φ(x) = AvgL1Norm(Linear x), and returns its width, which is 0 if an ablation leaves x out."""
         # `adapt_network` puts batch normalisation into the linear layer.
         norm = "none" if self.input_norm == "batch" else self.input_norm
         return (Stage(key, size, width, norm), width) if keep else (Stage(keep=False), 0)
 
 
 def _normalise(norm: Norm, x: Array, seen: tuple[Array, Array] | None) -> Array:
-    """x normalised; by batch normalisation with the mean and variance seen or, without, those of x [B, n]."""
+    """Normalises x; batch normalisation uses `seen`, or the mean and variance of x [B, n] if it is None."""
     if norm != "batch":
         return NORMS[norm](x)
     return batch_norm(x, *((x.mean(0), x.var(0)) if seen is None else seen))

@@ -1,10 +1,10 @@
 """SAVGO: improve the policy by the geometry of values instead of their slope (arXiv 2605.00787).
 
 An encoder f(s, a), with outputs on the unit sphere, learns a geometry in which the cosine of two pairs is
-high where their values are close. The policy does not follow ∂Q/∂a. For each state it draws K candidate
-actions, looks up their target values (constants), weighs them with a softmax of the cosine between its own
-action and theirs, and climbs the weighted mean: all gradient reaches it through the weights, from action to
-encoder to cosine to weight.
+high if their values are close. The policy does not follow ∂Q/∂a. For each state it samples K candidate
+actions and takes their target values as constants. It weighs them by a softmax of the cosine between its own
+action and theirs, and climbs the weighted mean. The gradient reaches the policy only through the weights:
+from action to encoder to cosine to weight.
 
 The equations are in `qscape.methods._value_geometry`.
 """
@@ -30,67 +30,87 @@ from qscape.ops.ranking import rank_correlation
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
-# Candidates looked at in one go: on a CPU what stays in its cache, 1.3 to 1.7 times as fast as all.
+# Candidates evaluated at once. On a CPU as many as fit into its cache: 1.3 to 1.7 times as fast as all.
 ROWS = {"cpu": 2_048, "elsewhere": 65_536}
-RANKED = 64  # transitions whose pairs the training metric ranks: sorting all would cost as much as an update
+RANKED = 64  # transitions whose pairs the rank correlation uses; all pairs would cost as much as an update
 
 
 class SlowEncoder(NamedTuple):
-    """The encoder's slow copy (the only encoder where it is frozen), and the running β."""
+    """What SAVGO keeps beside its parameters.
+
+    Attributes:
+        encoder: the slow copy of the encoder; the only encoder if it is frozen.
+        scale: the running β; 0 before the first update.
+    """
 
     encoder: MLP
-    scale: Float[Array, ""]  # 0 until the first update
+    scale: Float[Array, ""]
 
 
 class WeightedCandidates(NamedTuple):
-    """The candidates of n states."""
+    """The K candidates of n states.
 
-    drawn: Float[Array, "n K A"]  # in the units in which the networks see them
-    value: Float[Array, "n K"]  # by the lesser slow critic
-    near: Float[Array, "n K"]  # S: cosine of the policy's own action and the candidate
+    Attributes:
+        drawn: the actions, in the units in which the networks see them.
+        value: the minimum of the target critics.
+        near: S, the cosine between the policy's own action and the candidate.
+        weights: W, which sum to 1 over the candidates.
+    """
+
+    drawn: Float[Array, "n K A"]
+    value: Float[Array, "n K"]
+    near: Float[Array, "n K"]
     weights: Float[Array, "n K"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SAVGO(Entropic):
-    """A kernel over candidate actions, in a learned geometry of values, moves the policy."""
+    """The policy climbs a kernel-weighted mean of candidate values, in a learned geometry of values."""
 
     name: ClassVar[str] = "savgo"
     climbs_q: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = True
 
-    learning_rate: float = setting(1e-3, "Adam's rate for log α.", tune=(1e-5, 1e-2, "log"))
-    candidates: int = setting(128, "K: actions drawn for each state.", tune=("choice", 16, 32, 64, 128, 256))
-    jitter: float = setting(0.2, "σ_c: normal noise added to candidates and the encoder's next action.")
-    tau: float = setting(1.0, "τ: temperature of the kernel at the start.", tune=(0.1, 2.0, "log"))
+    learning_rate: float = setting(1e-3, "Adam's learning rate of log α.", tune=(1e-5, 1e-2, "log"))
+    candidates: int = setting(
+        128, "K: candidate actions sampled in each state.", tune=("choice", 16, 32, 64, 128, 256)
+    )
+    jitter: float = setting(
+        0.2, "σ_c: standard deviation of noise added to candidates and to the encoder's next action."
+    )
+    tau: float = setting(1.0, "τ: initial temperature of the kernel.", tune=(0.1, 2.0, "log"))
     tau_end: float = setting(0.3, "τ at the end of its cosine schedule; equal to tau: no schedule.")
-    tau_horizon: int = setting(200_000, "Environment steps of the schedule, whatever the run's length.")
-    adaptive: bool = setting(False, "Add to τ, in each state, the spread of its cosines (v1).")
-    uniform: float = setting(0.05, "ε: share of the weights that is uniform; 1: all, the kernel is off.")
-    center: bool = setting(False, "κ: subtract the weighted mean from the values; no gradient changes.")
-    kernel_batch: int | None = setting(None, "States of a batch on which the kernel is evaluated; None: all.")
+    tau_horizon: int = setting(200_000, "Environment steps of the schedule; independent of the run's length.")
+    adaptive: bool = setting(False, "Add the standard deviation of a state's cosines to its τ (v1).")
+    uniform: float = setting(0.05, "ε: uniform fraction of the weights; 1 switches the kernel off.")
+    center: bool = setting(
+        False, "κ: subtract the weighted mean from the values; the gradient stays the same."
+    )
+    kernel_batch: int | None = setting(None, "States of a batch that the kernel is evaluated on; None: all.")
     policy_gradient: float = setting(
         0.0,
-        "Share of SAC's ∂Q/∂a in the climb: 0 only the kernel, 1 SAC in SAVGO's settings.",
+        "w: weight of SAC's policy gradient; 0: only the kernel, 1: SAC with SAVGO's settings.",
         tune=(0.0, 1.0),
     )
 
-    variant: Literal["v1", "v2"] = setting("v2", "Value compared: v1 q(s, a); v2 r + γ (1 - d) q(s, a).")
-    exponent: float = setting(1.5, "λ: curvature of the similarity (v1: 2).", tune=(0.25, 2.5))
+    variant: Literal["v1", "v2"] = setting(
+        "v2", "Value that pairs are compared by: v1 q(s, a); v2 r + γ (1 - d) q(s, a)."
+    )
+    exponent: float = setting(1.5, "λ: exponent of the similarity (v1: 2).", tune=(0.25, 2.5))
     mixing: float = setting(0.5, "m: weight of the next pairs' similarity.", tune=(0.0, 0.9))
-    threshold: float = setting(0.2, "b: where the encoder's loss turns from square to linear.")
-    gap_scale: float | None = setting(None, "Fixed β; None: running 0.95 quantile of the value gaps.")
-    gap_rate: float = setting(0.005, "Share of a batch's quantile in the running β.")
-    frozen: bool = setting(False, "Leave the encoder as it was drawn: a random geometry.")
+    threshold: float = setting(0.2, "b: error at which the encoder's loss turns from quadratic to linear.")
+    gap_scale: float | None = setting(None, "β: scale of the value gaps; None: their running 0.95 quantile.")
+    gap_rate: float = setting(0.005, "Weight of a batch's quantile in the running β.")
+    frozen: bool = setting(False, "Keep the initial random encoder (an ablation).")
     action_scale: Literal["unit", "released"] = setting(
         "unit", "Candidates enter critic and encoder in [-1, 1], or in the environment's units (as released)."
     )
     embedding: int = setting(256, "H: length of the embedding.", tune=("choice", 64, 128, 256))
     hidden: tuple[int, ...] = setting((256, 256, 256), "Hidden widths of the encoder.")
-    encoder_learning_rate: float = setting(1e-3, "Adam's rate for the encoder.", tune=(1e-5, 1e-2, "log"))
-    encoder_rate: float = setting(
-        0.005, "Share of the encoder that its slow copy takes over, at every update."
+    encoder_learning_rate: float = setting(
+        1e-3, "Adam's learning rate of the encoder.", tune=(1e-5, 1e-2, "log")
     )
+    encoder_rate: float = setting(0.005, "Rate at which the encoder's slow copy follows it, at every update.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +140,7 @@ class SAVGO(Entropic):
             )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        """The released code's actor and optimisers."""
+        """Sets the actor and the optimisers of the released code."""
         return {
             "actor_projection": True,
             "log_std_bound": "tanh",
@@ -170,11 +190,11 @@ class SAVGO(Entropic):
     # --- the encoder --------------------------------------------------------------------------------
 
     def embed(self, encoder: MLP, obs: Array, action: Array) -> Array:
-        """z = f(s, a) / ‖f(s, a)‖."""
+        """Returns z = f(s, a) / ‖f(s, a)‖ [..., H]."""
         return unit(encoder(joined([obs, action])))
 
     def sample_candidates(self, dist: Dist, key: Key, spec: Spec) -> Array:
-        """Jittered draws from a policy: clip(a + σ_c N(0, I), -1, 1)."""
+        """Samples an action and adds jitter: clip(a + σ_c N(0, I), -1, 1)."""
         k_policy, k_jitter = jax.random.split(key)
         action = dist.sample(k_policy)[0]
         action = jnp.clip(action + self.jitter * jax.random.normal(k_jitter, action.shape), -1.0, 1.0)
@@ -183,14 +203,15 @@ class SAVGO(Entropic):
         return action
 
     def compared_values(self, context: Context, batch: Batch) -> Float[Array, " B"]:
-        """u, by which pairs are compared. v2 adds the reward to the value at (s, a) itself, not at s'."""
+        """Returns u [B], by which pairs are compared. v2 adds the reward to the value at (s, a), not at
+        s'."""
         q = jnp.stack(context.q_target(batch.observation, batch.action)).min(0)
         return q if self.variant == "v1" else batch.reward + batch.discount * (1.0 - batch.terminated) * q
 
     def learn(
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, SlowEncoder]:
-        """Cosines z_i · z_j go to Y_ij: similarity of the values now, and of the pairs that come next."""
+        """Regresses cosines z_i · z_j to Y_ij, the similarity of the values and of the next pairs."""
         next_obs = batch.next_observation
         next_action = self.sample_candidates(context.policy(next_obs), key, context.spec)
         z_next = self.embed(state.extra.encoder, next_obs, next_action)
@@ -205,7 +226,7 @@ class SAVGO(Entropic):
         metrics = {
             "savgo_encoder_loss": loss,
             "savgo_gap_scale": stop(scale),
-            # Of cosine against value gap, over pairs of the batch: -1 where the geometry orders them all.
+            # Between cosines and value gaps of pairs: -1 if the geometry orders all pairs correctly.
             "savgo_rank_correlation": stop(
                 rank_correlation((z[:few] @ z[:few].T)[pairs], gaps[:few, :few][pairs])
             ),
@@ -213,7 +234,7 @@ class SAVGO(Entropic):
         return loss, metrics, state.extra._replace(scale=stop(scale))
 
     def scale(self, running: Array, gaps: Array) -> Array:
-        """β, this batch already folded in."""
+        """Returns β after this batch."""
         if self.gap_scale is not None:
             return jnp.full((), self.gap_scale)
         return geometry.update_scale(running, geometry.gap_scale(gaps), self.gap_rate)
@@ -230,7 +251,8 @@ class SAVGO(Entropic):
         batch: Batch,
         key: Key,
     ) -> tuple[Scalar, Metrics]:
-        """mean(α log π) - mean Q̂, or with `policy_gradient` w: - (1 - w) mean Q̂ - w mean Q(s, π(s))."""
+        """Returns mean(α log π) - mean Q̂, or with `policy_gradient` w: - (1 - w) mean Q̂ - w mean Q(s,
+        π(s))."""
         obs, w = batch.observation, self.policy_gradient
         k_own, k_candidates = jax.random.split(key)
         dist = policy(obs)
@@ -248,7 +270,8 @@ class SAVGO(Entropic):
     def kernel(
         self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
     ) -> tuple[Scalar, Metrics]:
-        """Mean of Q̂ = Σ_k W_k q_k over states [B, S]; its gradient reaches the policy's own action [B, A]."""
+        """Returns the mean of Q̂ = Σ_k W_k q_k over states; its gradient reaches the policy's action [B,
+        A]."""
         rows = self.kernel_batch or len(obs)
         dist, obs, action = jax.tree.map(lambda x: x[:rows], (dist, obs, action))
         seen = self.kernel_weights(dist, obs, action, state, context, key)
@@ -263,7 +286,7 @@ class SAVGO(Entropic):
     def kernel_weights(
         self, dist: Dist, obs: Array, action: Array, state: PartState, context: Context, key: Key
     ) -> WeightedCandidates:
-        """Draws candidates for states [n, S] and weighs them by how near the action [n, A] they are."""
+        """Samples candidates for states [n, S] and weighs them by their cosine with the action [n, A]."""
         rows, k = len(obs), self.candidates
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (rows, k, *x.shape[1:])), dist)
         drawn = self.sample_candidates(many, key, context.spec)
@@ -276,16 +299,18 @@ class SAVGO(Entropic):
         return WeightedCandidates(drawn, value, near, geometry.kernel_weights(near, tau, self.uniform))
 
     def kernel_temperature(self, context: Context) -> Array:
-        """τ of this environment step, without what `adaptive` adds."""
+        """Returns τ at this environment step, without the term that `adaptive` adds."""
         return geometry.anneal_temperature(context.event.env_steps, self.tau, self.tau_end, self.tau_horizon)
 
     def embed_candidates(
         self, state: PartState, context: Context, obs: Float[Array, "n S"], drawn: Float[Array, "n K A"]
     ) -> tuple[Float[Array, "n K H"], Float[Array, "n K"]]:
-        """Embeddings and values of candidates by the slow networks, as constants; some `ROWS` at a time."""
+        """Embeds and values candidates with the slow networks, as constants; up to `ROWS` at a time."""
 
         def at(observation: Array, actions: Array) -> tuple[Array, Array]:
-            states = observation[..., None, :]  # not repeated: multiplied once for all its candidates
+            states = observation[
+                ..., None, :
+            ]  # broadcast: the observation is multiplied once for all candidates
             value = jnp.stack(context.q_target(states, actions)).min(0)
             return stop((self.embed(state.extra.encoder, states, actions), value))
 
@@ -296,7 +321,7 @@ class SAVGO(Entropic):
         return jax.lax.map(lambda x: at(*x), (obs, drawn), batch_size=at_a_time)
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
-        """ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
+        """Moves the slow encoder: ψ̄ <- ρ ψ + (1 - ρ) ψ̄."""
         if state.params is None:
             return state
         encoder: Any = optax.incremental_update(state.params, state.extra.encoder, self.encoder_rate)

@@ -1,13 +1,13 @@
 """SAVO: successive actors for value optimisation (Jain et al. 2024, arXiv 2410.11833).
 
-One actor stops at the peak of Q(s, ·) that is nearest. Here actor ν_i proposes a_i knowing the proposals
-before it, and climbs a surrogate in which all that is lower than the best of them is flattened:
+One actor stops at the nearest local optimum of Q(s, ·). Here actor ν_i proposes a_i given the earlier
+proposals, and climbs a surrogate that is flat wherever Q is below the best of them:
 
     Ψ_i(s, a) = max{ Q(s, a), τ_i },   τ_i = max_{j<i} Q(s, a_j)        (paper, Section 4.2)
 
-A floor has no slope, so Ψ_i is learned: a network Ψ̂_i, conditioned on the proposals like the actor, is
-fitted to Ψ_i where actions are taken and proposed. Q_1 chooses among the proposals (the maximiser actor),
-when acting and at s' in the critics' target. There are no target actors, and no target smoothing.
+Ψ_i has no gradient where it is flat, so it is learned: a network Ψ̂_i, conditioned on the proposals like the
+actor, is fitted to Ψ_i at executed and proposed actions. Q_1 chooses among the proposals (the maximizer
+actor), when acting and at s' in the critics' target. There are no target actors, and no target smoothing.
 """
 
 import dataclasses
@@ -38,28 +38,28 @@ class SAVO(ProposalSelector):
     name: ClassVar[str] = "savo"
     climbs_surrogates: ClassVar[bool] = True
 
-    list_length: int = setting(3, "Actors, the first included.", tune=("choice", 2, 3, 5))
+    list_length: int = setting(3, "L: number of actors, the first included.", tune=("choice", 2, 3, 5))
     summariser: Literal["deepset", "lstm", "transformer"] = setting(
-        "deepset", "Network that sums up the earlier proposals."
+        "deepset", "Network that encodes the list of earlier proposals."
     )
     conditioning: Literal["film", "concat", "both", "none"] = setting(
-        "film", "How the summary enters actors and surrogates; none: they do not know earlier proposals."
+        "film", "How the encoded list enters actors and surrogates; none: they ignore earlier proposals."
     )
     surrogate: Literal["learned", "exact"] = setting(
-        "learned", "Climb learned surrogates, or max(Q, τ) itself (no approximation)."
+        "learned", "Climb learned surrogates, or max(Q, τ) itself."
     )
     surrogate_points: Literal["replay", "fresh", "current"] = setting(
         "replay",
-        "Where surrogates are fitted: stored action and list; the actors' list; their choice as well.",
+        "Points of the fit: stored action and list; the current list; its chosen action too.",
     )
     actor_list: Literal["fresh", "replay"] = setting(
-        "fresh", "Earlier proposals that actors climb after: the present actors', or the stored ones."
+        "fresh", "Earlier proposals that actors are conditioned on: of the current actors, or stored."
     )
     select_q: Literal["q1", "min"] = setting(  # type: ignore[assignment]
-        "q1", "Critics that choose among the proposals: the first, or the least of all."
+        "q1", "Critics that choose among the proposals: the first, or the minimum of all."
     )
     straight_through: bool = setting(
-        True, "Action tables: climb Q at the nearest item; off: at the proposal itself."
+        True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class SAVO(ProposalSelector):
         return [nets.actor(first), *self._make_conditioned(later, nets.actor, spec)]
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
-        """The surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q."""
+        """Makes the surrogates Ψ̂_1 .. Ψ̂_{L-1}; the first actor climbs Q itself."""
         if self.list_length == 1 or self.surrogate == "exact":
             return PartState()
         return PartState(
@@ -100,7 +100,8 @@ class SAVO(ProposalSelector):
     # --- proposals --------------------------------------------------------------------------------
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
-        """ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), … ; successors see undisturbed modes, without gradient."""
+        """Returns ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), …; later actors see modes without noise or
+        gradient."""
         options: list[Dist] = [context.bind(actor[0])(obs)]
         earlier = []
         for module in actor[1:]:
@@ -117,7 +118,7 @@ class SAVO(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """The maximiser actor of the online actors and critics; smoothed after the choice, if at all."""
+        """Returns the chosen action of the online actors and critics, smoothed after the choice if at all."""
         return smooth_target_policy(context, key)
 
     # --- learning ---------------------------------------------------------------------------------
@@ -125,7 +126,8 @@ class SAVO(ProposalSelector):
     def learn(
         self, params: list[Conditioned], state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
-        """Ψ̂_i(s, x; a_{<i}) regresses to max{q(s, x), τ_i} at x = a and x = a_i, with q = min(Q_1, Q_2).
+        """Returns the loss of the regression of Ψ̂_i(s, x; a_{<i}) to max{q(s, x), τ_i} at x = a and x = a_i,
+        with q = min(Q_1, Q_2).
 
         Summed over i and the two points, averaged over the batch (paper, Eq. 9).
         """
@@ -151,7 +153,7 @@ class SAVO(ProposalSelector):
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """ν_0 climbs Q, every later ν_i its surrogate; no gradient reaches the earlier proposals."""
+        """Pairs ν_0 with Q and every later ν_i with its surrogate; earlier proposals carry no gradient."""
         return [
             (
                 self.policy_at(actor, i, context, batch),
@@ -161,6 +163,8 @@ class SAVO(ProposalSelector):
         ]
 
     def policy_at(self, actor: PyTree, i: int, context: Context, batch: Batch) -> Policy:
+        """Returns the policy of actor i, given the earlier proposals that `actor_list` names."""
+
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
                 dist = context.bind(actor[i].net)(
@@ -173,7 +177,7 @@ class SAVO(ProposalSelector):
         return policy
 
     def objective_at(self, actor: PyTree, i: int, state: PartState, context: Context, batch: Batch) -> QFn:
-        """What actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
+        """Returns what actor i climbs: Q, the learned Ψ̂_i or the exact Ψ_i."""
         if i == 0:
             return context.q
 
@@ -188,7 +192,7 @@ class SAVO(ProposalSelector):
         def exact(obs: Array, action: Array) -> list[Array]:
             value = combine_heads(context.base, context.q(obs, action))
             floor = jax.vmap(lambda a: combine_heads(context.base, context.q(obs, a)))(earlier(obs)).max(0)
-            # Not `maximum`, which halves the gradient where both are equal.
+            # `maximum` would halve the gradient where both are equal.
             return [jnp.where(value >= stop(floor), value, stop(floor))]
 
         return learned if self.surrogate == "learned" else exact
@@ -196,10 +200,10 @@ class SAVO(ProposalSelector):
     def _surrogate_value(
         self, surrogate: Conditioned, context: Context, obs: Array, earlier: Float[Array, "i B A"]
     ) -> QFn:
-        """Ψ̂_i(·, ·; a_{<i}); the summary is made once."""
+        """Returns Ψ̂_i(·, ·; a_{<i}) as a function; the list is encoded once."""
         conditioning = surrogate.conditioning(obs, earlier)
         return lambda obs, action: [context.bind(surrogate.net)(obs, action, conditioning)]
 
     def _stored_proposals(self, batch: Batch) -> Float[Array, "L B A"]:
-        """The stored proposals."""
+        """Returns the stored proposals of a batch."""
         return jnp.moveaxis(batch.extra["proposals"], 1, 0)

@@ -1,4 +1,4 @@
-"""Running scales of rewards or returns, for critics that would see numbers of any size."""
+"""Running scales of rewards or returns, so that the critic's targets have a size near 1."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -16,13 +16,13 @@ from qscape.types import Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class ScaleRewards(Scaling):
-    """Rewards over the running spread of discounted sums of rewards, or a critic in units of past returns."""
+    """Divides rewards, or the critic's targets, by a running standard deviation of discounted returns."""
 
     name: ClassVar[str] = "scale_rewards"
     what: Literal["rewards", "returns"] = setting(
         "rewards", "'rewards': each reward is divided. 'returns': the critic's targets are."
     )
-    clip: float | None = setting(10.0, "Bound on scaled rewards; None: no bound.")
+    clip: float | None = setting(10.0, "Clip scaled rewards to ± this; None: no clipping.")
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:

@@ -1,4 +1,4 @@
-"""Clipping of the bootstrapped value to the range of targets seen (TD7, Section 4.1, "extrapolation")."""
+"""Clipping of the bootstrap value to the range of earlier targets (TD7, Section 4.1, "extrapolation")."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -13,7 +13,12 @@ from qscape.types import Event, Key, Spec
 
 
 class Bounds(NamedTuple):
-    """Trackers of the targets y, which never narrow, and the bounds in force, which follow at each sync."""
+    """The range of all targets y, and the bounds of the value, which become that range at each sync.
+
+    Attributes:
+        run_min, run_max: the least and greatest target so far.
+        low, high: the bounds in force.
+    """
 
     run_min: Float[Array, ""]
     run_max: Float[Array, ""]
@@ -23,7 +28,7 @@ class Bounds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ValueClip(BootstrapValue):
-    """The next state's value is clipped to the range of targets seen up to the last sync."""
+    """Clips the next state's value to the range of all targets up to the last sync."""
 
     name: ClassVar[str] = "value_clip"
 

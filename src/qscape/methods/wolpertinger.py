@@ -25,17 +25,17 @@ from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 @dataclasses.dataclass(frozen=True)
 class Wolpertinger(ProposalSelector):
-    """Q chooses among the actor's action and draws around it, or among the nearest discrete actions."""
+    """Q chooses among the actor's action and samples around it, or among the nearest discrete actions."""
 
     name: ClassVar[str] = "wolpertinger"
     adds_noise_to_each: ClassVar[bool] = False
 
     candidates: int = setting(
-        3, "Actions to choose from, the actor's own included.", tune=("choice", 3, 5, 10)
+        3, "Actions to choose among, the actor's own included.", tune=("choice", 3, 5, 10)
     )
-    spread: float = setting(0.1, "Standard deviation of the draws (continuous actions).", tune=(0.02, 0.5))
+    spread: float = setting(0.1, "Standard deviation of the samples (continuous actions).", tune=(0.02, 0.5))
     straight_through: bool = setting(
-        True, "Action tables: climb Q at the nearest item; off: at the proposal itself."
+        True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
     )
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Wolpertinger(ProposalSelector):
         return self.candidates_around(dist.features, raw(dist).mode(), context, key)
 
     def candidates_around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
-        """The candidates at a proto-action [*b, A]: its nearest items, or itself and Gaussian draws."""
+        """Returns the candidates at an action [*b, A]: the nearest rows, or itself and Gaussian samples."""
         if context.table is not None:
             still = jax.lax.stop_gradient(action)
             items = context.table.at(context.table.nearest(still, self.candidates))
@@ -81,7 +81,7 @@ class Wolpertinger(ProposalSelector):
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """The actor climbs Q at its own action, as TD3's."""
+        """Lets the actor climb Q at its own action, like TD3's."""
         policy = context.bind(actor)
         return [(policy if self.straight_through else lambda obs: raw(policy(obs)), context.q)]
 
@@ -94,7 +94,7 @@ class Wolpertinger(ProposalSelector):
         next_obs: Array,
         key: Key,
     ) -> Policy:
-        """Candidates around the target actor's smoothed action; the online critics choose."""
+        """Makes candidates around the target actor's smoothed action; the online critics choose."""
         k_smooth, k_draw = jax.random.split(key)
         slow = (
             context if actor_target is None else context._replace(bind=partial(context.bind, which="target"))

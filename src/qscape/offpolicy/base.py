@@ -1,4 +1,4 @@
-"""The settings every off-policy agent has. Parts may override them; a user's own word wins over both."""
+"""The settings that every off-policy agent has. Parts may override them; a user's own value wins."""
 
 import dataclasses
 import math
@@ -13,70 +13,101 @@ from qscape.types import setting
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Fields of the base algorithm; the defaults are TD3's."""
+    """Settings of the base algorithm; the defaults are TD3's.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
 
     discount: float = setting(0.99, "Discount factor γ.", tune=(0.9, 0.999))
-    batch_size: int = setting(256, "Transitions in one update.", tune=("choice", 64, 128, 256, 512))
-    n_step: int = setting(1, "Rewards summed before bootstrapping.", tune=("choice", 1, 3, 5))
-    replay_capacity: int = setting(1_000_000, "Transitions kept; the oldest are overwritten.")
+    batch_size: int = setting(
+        256, "Transitions drawn from replay for one update.", tune=("choice", 64, 128, 256, 512)
+    )
+    n_step: int = setting(
+        1, "n of n-step returns: rewards summed before bootstrapping.", tune=("choice", 1, 3, 5)
+    )
+    replay_capacity: int = setting(
+        1_000_000, "Transitions that replay holds; then new ones overwrite the oldest."
+    )
     next_observation: Literal["stored", "derived"] = setting(
-        "stored", "'derived' reads s' from the following row and halves the replay's memory."
+        "stored",
+        "How replay holds s': in the row itself, or 'derived' from the following row with half the memory.",
     )
-    warmup: int = setting(25_000, "Environment steps of uniformly random actions before learning.")
-    warmup_to_episode_end: bool = setting(False, "Let the random phase last until an episode ends.")
+    warmup: int = setting(25_000, "Environment steps with uniformly random actions before learning starts.")
+    warmup_to_episode_end: bool = setting(False, "Extend the random phase until an episode ends.")
     bootstrap_at_time_limits: bool = setting(
-        True, "Value what lies beyond a time limit; off: a time limit ends the return like a real end."
+        True, "Bootstrap at time limits. If off, a time limit ends the return like a terminal state."
     )
-    updates_per_step: float = setting(1.0, "Updates per environment step.", tune=("choice", 0.5, 1.0, 2.0))
+    updates_per_step: float = setting(
+        1.0, "Number of updates per environment step.", tune=("choice", 0.5, 1.0, 2.0)
+    )
 
     actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.")
     critic_hidden: tuple[int, ...] = setting((256, 256), "Widths of the critics' hidden layers.")
-    actor_activation: Literal["relu", "elu", "silu", "tanh"] = setting("relu", "Activation of the actor.")
+    actor_activation: Literal["relu", "elu", "silu", "tanh"] = setting(
+        "relu", "Activation of the actor's hidden layers."
+    )
     actor_projection: bool = setting(
-        False, "One more layer, without activation, between the actor's hidden layers and its head."
+        False, "Add a linear layer without activation between the actor's hidden layers and its head."
     )
-    critic_activation: Literal["relu", "elu", "silu", "tanh"] = setting("relu", "Activation of the critics.")
+    critic_activation: Literal["relu", "elu", "silu", "tanh"] = setting(
+        "relu", "Activation of the critics' hidden layers."
+    )
     critics: int = setting(2, "Number of critics.")
-    head: Literal["deterministic", "gaussian"] = setting("deterministic", "Kind of action head.")
-    log_std_bound: Literal["clip", "tanh"] = setting("clip", "How the log standard deviation is bounded.")
-    log_std_min: float = setting(-5.0, "Least log standard deviation of a gaussian head.")
-    log_std_max: float = setting(2.0, "Greatest log standard deviation of a gaussian head.")
-
-    actor_learning_rate: float = setting(3e-4, "Adam's rate for the actor.", tune=(1e-5, 1e-2, "log"))
-    critic_learning_rate: float = setting(3e-4, "Adam's rate for the critics.", tune=(1e-5, 1e-2, "log"))
-    gradient_clip: float | None = setting(
-        None, "Greatest global gradient norm, per optimiser; None: no clip."
+    head: Literal["deterministic", "gaussian"] = setting(
+        "deterministic", "Action head: one action per state, or a squashed normal distribution."
     )
-    critic_weight_decay: float = setting(0.0, "L2 added to the critics' gradient before Adam.")
-    actor_weight_decay: float = setting(0.0, "L2 added to the actor's gradient before Adam.")
+    log_std_bound: Literal["clip", "tanh"] = setting(
+        "clip", "How the log standard deviation is kept in its bounds."
+    )
+    log_std_min: float = setting(-5.0, "Lower bound of the log standard deviation.")
+    log_std_max: float = setting(2.0, "Upper bound of the log standard deviation.")
 
-    critic_loss: Literal["mse", "lap_huber", "pal"] = setting("mse", "Loss of the TD errors.")
-    critic_loss_scale: float = setting(1.0, "Factor of the critics' TD loss.")
+    actor_learning_rate: float = setting(3e-4, "Adam's learning rate of the actor.", tune=(1e-5, 1e-2, "log"))
+    critic_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the critics.", tune=(1e-5, 1e-2, "log")
+    )
+    gradient_clip: float | None = setting(
+        None, "Clip the global norm of each optimiser's gradient to this; None: no clipping."
+    )
+    critic_weight_decay: float = setting(0.0, "Weight decay added to the critics' gradient before Adam.")
+    actor_weight_decay: float = setting(0.0, "Weight decay added to the actor's gradient before Adam.")
+
+    critic_loss: Literal["mse", "lap_huber", "pal"] = setting(
+        "mse", "Loss of the TD errors: mean squared, LAP's Huber loss, or PAL."
+    )
+    critic_loss_scale: float = setting(1.0, "Factor of the critics' TD loss, relative to regularisers.")
     policy_delay: int = setting(2, "Critic updates per actor update.", tune=("choice", 1, 2, 4))
-    actor_objective: Literal["first", "min", "mean"] = setting("first", "Which critics the actor climbs.")
-    target_actor: bool = setting(True, "Keep a slow copy of the actor for the target action.")
-    target_noise: float = setting(0.2, "Standard deviation of target-policy smoothing.", tune=(0.05, 0.5))
+    actor_objective: Literal["first", "min", "mean"] = setting(
+        "first", "Value that the actor climbs: the first critic, the minimum or the mean."
+    )
+    target_actor: bool = setting(True, "Keep a target actor, which selects the action at the next state.")
+    target_noise: float = setting(
+        0.2, "Standard deviation of target policy smoothing; 0: none.", tune=(0.05, 0.5)
+    )
     target_noise_clip: float = setting(0.5, "Bound on the smoothing noise.")
     exploration_noise: float = setting(
-        0.1, "Standard deviation of noise added when acting; of one step's share for `ou`.", tune=(0.02, 0.5)
+        0.1, "Standard deviation of exploration noise; for `ou` of the noise of one step.", tune=(0.02, 0.5)
     )
     exploration: Literal["gaussian", "ou"] = setting(
-        "gaussian", "Noise that is new in each step, or an Ornstein-Uhlenbeck process."
+        "gaussian", "Exploration noise: independent in each step, or an Ornstein-Uhlenbeck process."
     )
-    ou_rate: float = setting(0.15, "θ of the process: what it loses of itself in a step.")
-    epsilon_start: float = setting(1.0, "Factor ε of the noise at the end of the random phase.")
-    epsilon_end: float = setting(1.0, "Factor ε of the noise when it has decayed.")
+    ou_rate: float = setting(0.15, "Mean-reversion rate θ of the OU noise: x ← (1 − θ) x + σ N(0, 1).")
+    epsilon_start: float = setting(1.0, "ε when the random phase ends.")
+    epsilon_end: float = setting(1.0, "ε after its decay.")
     epsilon_decay: float = setting(
-        1 / 6, "How long ε takes from start to end: up to 1, a share of the run; above, environment steps."
+        1 / 6, "Length of ε's linear decay: a fraction of the run up to 1, else environment steps."
     )
     epsilon_mode: Literal["noise", "greedy"] = setting(
-        "noise", "ε scales the noise; or it is the probability of a uniformly random action."
+        "noise", "ε scales the noise, or (greedy) is the probability of a uniformly random action."
     )
     nearest: Literal["exact", "clustered"] = setting(
-        "exact", "Search in an action table: all of it, or only the nearest clusters of it."
+        "exact", "Nearest-neighbour search in an action table: over all rows, or the nearest clusters."
     )
-    nearest_probes: int = setting(16, "Clusters that a clustered search looks into.")
-    sync_every: int = setting(250, "Updates between synchronisation events.")
+    nearest_probes: int = setting(16, "Clusters that a clustered search visits.")
+    sync_every: int = setting(
+        250, "Updates between syncs: copies of periodic targets, SALE's encoders, LAP's maximum."
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -119,21 +150,25 @@ class Base:
                 raise UsageError(f"base.{name} is {widths}; it needs at least one width, each at least 1.")
 
     def waits(self) -> tuple[str, int]:
-        """The field that says how many steps are made before the first update, and its value."""
+        """Returns the name and the value of the field that says when the first update is made, in steps."""
         return "warmup", self.warmup
 
     def fitted(self, steps: int, asked: Collection[str] = ()) -> Mapping[str, Any]:
-        """Fields for a run that is too short for the usual warm-up: a fifth of it."""
+        """Returns fields for a run of `steps` that is too short for the default warm-up: a fifth of it.
+
+        Args:
+            asked: fields that the user has set.
+        """
         return {"warmup": steps // 5}
 
     def shares(self, steps: int) -> Mapping[str, Any]:
-        """Fields that are a share of a run of that length, in steps."""
+        """Returns the fields that are a fraction of the run, converted to steps of a run of that length."""
         if self.epsilon_start == self.epsilon_end or self.epsilon_decay > 1:
             return {}
         return {"epsilon_decay": float(max(2, round(self.epsilon_decay * steps)))}
 
     def optimiser(self, learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
-        """Clip, then L2, then Adam (b1 0.9, b2 0.999, ε 1e-8); what is off costs nothing."""
+        """Makes the optimiser: gradient clipping, weight decay, Adam (b1 0.9, b2 0.999, ε 1e-8)."""
         steps = []
         if self.gradient_clip is not None:
             steps.append(optax.clip_by_global_norm(self.gradient_clip))

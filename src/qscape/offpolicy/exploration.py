@@ -1,7 +1,7 @@
-"""How actions are disturbed while an agent learns: Gaussian or Ornstein-Uhlenbeck noise times ε(t).
+"""Exploration: Gaussian or Ornstein-Uhlenbeck noise times ε(t), or ε-greedy actions.
 
-The default is TD3's Gaussian noise of constant size. The noise of SAVO and its baselines follows an
-Ornstein-Uhlenbeck process, and ε falls from 1 to 0.01 (SAVO, arXiv 2410.11833, Algorithm 1 and Table 2).
+The default is TD3's Gaussian noise of constant size. SAVO and its baselines use an Ornstein-Uhlenbeck process
+whose factor ε decays from 1 to 0.01 (arXiv 2410.11833, Algorithm 1 and Table 2).
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,14 @@ from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context
 from qscape.types import Key, Scalar, Spec
 
-PAPER_STEPS = 3_000_000  # of the runs from which `base.epsilon_decay` is a share, where no run is known
+PAPER_STEPS = 3_000_000  # length of run that `base.epsilon_decay` is a fraction of, if no run is known
 
-# What SAVO and its baselines move in the base.
+# Base fields that SAVO and its baselines override.
 OU_NOISE: Mapping[str, Any] = {"exploration": "ou", "exploration_noise": 0.2, "epsilon_end": 0.01}
 
 
 def epsilon(base: Base, env_steps: Int[Array, ""] | int) -> Scalar:
-    """ε at an environment step: from `epsilon_start` to `epsilon_end` in a line that begins where the random
-    phase ends."""
+    """Returns ε at an environment step; it decays linearly from the end of the random phase on."""
     share = base.epsilon_decay
     length = share * PAPER_STEPS if share <= 1 else share
     passed = jnp.clip((env_steps - base.warmup) / length, 0.0, 1.0)
@@ -31,7 +30,12 @@ def epsilon(base: Base, env_steps: Int[Array, ""] | int) -> Scalar:
 
 
 def init_noise(base: Base | None, *shape: int) -> Float[Array, "..."] | None:
-    """The state of processes that have not begun; None where the noise has no state."""
+    """Returns the state of Ornstein-Uhlenbeck processes at their start; None for noise without a state.
+
+    Args:
+        base: the agent's settings; None for an agent that only evaluates.
+        shape: environments, processes per environment if several, action size.
+    """
     return jnp.zeros(shape) if base is not None and base.exploration == "ou" else None
 
 
@@ -42,9 +46,15 @@ def sample_noise(
     shape: tuple[int, ...],
     key: Key,
 ) -> tuple[Float[Array, "E *n A"] | None, Float[Array, "E *n A"] | None]:
-    """Noise of `shape` and the state of its process; None where the base asks for no noise.
+    """Samples exploration noise. An OU process x ← (1 − θ) x + σ N(0, I) starts at 0 with each episode.
 
-    A process x ← (1 − θ) x + σ N(0, I) begins at 0 with its episode.
+    Args:
+        noise_state: the processes' values, or None.
+        first: true for environments whose episode starts now.
+        shape: of the noise; it begins with E.
+
+    Returns:
+        The noise, scaled by ε, or None if `base.exploration_noise` is 0; and the next noise state.
     """
     base = context.base
     if not base.exploration_noise:
@@ -63,7 +73,7 @@ def sample_noise(
 def add_noise(
     context: Context, action: Float[Array, "*b A"], noise: Float[Array, "*b A"] | None
 ) -> Float[Array, "*b A"]:
-    """The action with noise on it, back in the box and, where actions are discrete, at a real one."""
+    """Returns the action plus noise, clipped to [-1, 1] and snapped to the action table; None: no noise."""
     return action if noise is None else context.snap(jnp.clip(action + noise, -1.0, 1.0))
 
 
@@ -74,7 +84,7 @@ def explore(
     first: Array,
     key: Key,
 ) -> tuple[Float[Array, "E A"], Float[Array, "E A"] | None]:
-    """A chosen action as it is executed while the agent learns, and the state of the noise."""
+    """Adds exploration to a selected action; returns the action to execute and the next noise state."""
     greedy = context.base.epsilon_mode == "greedy"
     key, k_uniform = jax.random.split(key) if greedy else (key, key)
     noise, noise_state = sample_noise(context, noise_state, first, action.shape, key)
@@ -83,14 +93,14 @@ def explore(
 
 
 def apply_epsilon_greedy(context: Context, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:
-    """ε-greedy: with probability ε any action, each as likely."""
+    """Replaces each environment's action by a uniformly random one with probability ε."""
     k_when, k_what = jax.random.split(key)
     is_uniform = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
     return jnp.where(is_uniform[:, None], sample_uniform_action(context.spec, action, k_what), action)
 
 
 def sample_uniform_action(spec: Spec, like: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
-    """Uniform actions, one for each row of `like`: in [-1, 1]^A, or rows of the action table."""
+    """Samples a uniform action per row of `like`: in [-1, 1]^A, or a row of the action table."""
     if spec.table is not None:
         return jnp.asarray(spec.table)[jax.random.randint(key, like.shape[:-1], 0, len(spec.table))]
     return jax.random.uniform(key, (*like.shape[:-1], spec.action_size), minval=-1.0, maxval=1.0)

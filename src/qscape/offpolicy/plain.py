@@ -1,4 +1,4 @@
-"""The plain default of every socket. An agent with defaults everywhere is TD3; with `soft`, SAC."""
+"""The default part of every socket. An agent with defaults everywhere is TD3; with `Soft` it is SAC."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, 
 
 @dataclasses.dataclass(frozen=True)
 class Plain(Representation):
-    """Networks see the raw observation and action."""
+    """Actor and critics see observation and action without embeddings."""
 
     name: ClassVar[str] = "plain"
 
@@ -65,7 +65,7 @@ class Plain(Representation):
 
 
 def make_action_head(key: Key, base: Base, spec: Spec) -> Head:
-    """The action head that the base asks for."""
+    """Makes the action head that `base.head` names, behind a linear projection if the base has one."""
     width, bounds = base.actor_hidden[-1], (base.log_std_bound, base.log_std_min, base.log_std_max)
     if not base.actor_projection:
         return make_head(key, base.head, width, spec.action_size, *bounds)
@@ -76,7 +76,7 @@ def make_action_head(key: Key, base: Base, spec: Spec) -> Head:
 
 @dataclasses.dataclass(frozen=True)
 class MinTarget(BootstrapValue):
-    """The least of the target critics (clipped double Q-learning; TD3, Eq. 10)."""
+    """The minimum of the target critics (clipped double Q-learning; TD3, Eq. 10)."""
 
     name: ClassVar[str] = "min_target"
 
@@ -85,17 +85,19 @@ class MinTarget(BootstrapValue):
 
 
 def add_bonus(value: Array, bonus: Array | None) -> Array:
-    """Value plus the entropy bonus, if there is one."""
+    """Returns the value [B] plus the entropy bonus [B], if there is one."""
     return value if bonus is None else value + bonus
 
 
 @dataclasses.dataclass(frozen=True)
 class Polyak(TargetUpdate):
-    """Targets move a small step towards the online networks."""
+    """Target networks are an exponential moving average: θ̄ ← (1 − ρ) θ̄ + ρ θ."""
 
     name: ClassVar[str] = "polyak"
-    rate: float = setting(0.005, "Share of the online networks taken over.", tune=(1e-3, 0.1, "log"))
-    when: Literal["actor", "always"] = setting("actor", "At the actor's updates (TD3) or at every one (SAC).")
+    rate: float = setting(0.005, "ρ: weight of the online networks in the average.", tune=(1e-3, 0.1, "log"))
+    when: Literal["actor", "always"] = setting(
+        "actor", "Move targets when the actor moves (TD3) or at every update (SAC)."
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
@@ -111,7 +113,7 @@ class Polyak(TargetUpdate):
 
 
 def explain_untrained_spread(name: str, base_recipe: str, base: Base) -> str | None:
-    """The objection of an improvement that moves the mode alone to a policy that would be sampled from."""
+    """Returns why a loss of the mode alone cannot train a gaussian policy; None for a deterministic one."""
     if base.head == "deterministic":
         return None
     return (
@@ -122,7 +124,7 @@ def explain_untrained_spread(name: str, base_recipe: str, base: Base) -> str | N
 
 @dataclasses.dataclass(frozen=True)
 class DPG(PolicyLoss):
-    """Climb ∂Q/∂a at the policy's own action (deterministic policy gradient)."""
+    """The deterministic policy gradient: the loss is −mean Q(s, π(s)) (TD3)."""
 
     name: ClassVar[str] = "dpg"
 
@@ -151,18 +153,18 @@ class DPG(PolicyLoss):
 
 @dataclasses.dataclass(frozen=True)
 class Entropic(PolicyLoss):
-    """What all share that pay the policy for staying random: the entropy's weight α, fixed or learned."""
+    """Base of policy losses with an entropy bonus of weight α, which is fixed or learned."""
 
     maximises_entropy: ClassVar[bool] = True
 
     temperature: float | None = setting(
-        None, "Fixed entropy weight α; None: learned.", tune=(0.01, 1.0, "log")
+        None, "Entropy weight α; None: α is learned.", tune=(0.01, 1.0, "log")
     )
-    initial_temperature: float = setting(1.0, "Start of the learned α.")
+    initial_temperature: float = setting(1.0, "Initial value of a learned α.")
     target_entropy: float | None = setting(
-        None, "Target of the learned α; None: minus the action's dimension."
+        None, "Entropy that a learned α aims at; None: minus the action's dimension."
     )
-    learning_rate: float = setting(3e-4, "Adam's rate for log α.", tune=(1e-5, 1e-2, "log"))
+    learning_rate: float = setting(3e-4, "Adam's learning rate of log α.", tune=(1e-5, 1e-2, "log"))
 
     def __post_init__(self) -> None:
         name = self.name
@@ -189,7 +191,7 @@ class Entropic(PolicyLoss):
         return base.critic_learning_rate, self.learning_rate
 
     def alpha(self, actor_params: PyTree) -> Array:
-        """The entropy weight; no gradient flows into it."""
+        """Returns α without gradient; `actor_params` is log α, or None if α is fixed."""
         return (
             jnp.asarray(self.temperature)
             if actor_params is None
@@ -197,7 +199,12 @@ class Entropic(PolicyLoss):
         )
 
     def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
-        """Loss of a learned α, which falls where the policy is more random than wanted; and what to log."""
+        """Computes the loss of α, −log α · (log π + target entropy), and the metrics of the entropy.
+
+        Args:
+            actor_params: log α, or None if α is fixed; then the loss is 0.
+            log_prob: log π [B] of actions that the policy sampled.
+        """
         metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
             return 0.0, metrics
@@ -214,7 +221,7 @@ class Entropic(PolicyLoss):
 
 @dataclasses.dataclass(frozen=True)
 class Soft(Entropic):
-    """Maximise value plus entropy, by the reparametrised gradient (SAC)."""
+    """The soft policy gradient: the loss is mean(α log π(a|s) − Q(s, a)) with a ~ π (SAC)."""
 
     name: ClassVar[str] = "soft"
 
@@ -238,7 +245,7 @@ class Soft(Entropic):
 
 @dataclasses.dataclass(frozen=True)
 class Single(ActionSelector):
-    """One actor; what it says is done."""
+    """A single actor whose action is executed as is."""
 
     name: ClassVar[str] = "single"
 
@@ -289,19 +296,19 @@ class Single(ActionSelector):
 
 
 def smooth_action(base: Base, action: Array, key: Key) -> Array:
-    """Target-policy smoothing: clipped Gaussian noise, then the action box (TD3, Eq. 14)."""
+    """Adds clipped Gaussian noise to an action and clips the sum to [-1, 1] (TD3, Eq. 14)."""
     noise = base.target_noise * jax.random.normal(key, action.shape)
     noise = jnp.clip(noise, -base.target_noise_clip, base.target_noise_clip)
     return jnp.clip(action + noise, -1.0, 1.0)
 
 
 def smooth_dist(context: Context, dist: Dist, key: Key) -> Dist:
-    """The distribution's mode with smoothing noise; over a table the nearest row to that."""
+    """Returns a point distribution at the smoothed mode, snapped to the action table if there is one."""
     return Point(dist.features, context.snap(smooth_action(context.base, raw(dist).mode(), key)))
 
 
 def smooth_target_policy(context: Context, key: Key) -> Policy:
-    """The target policy, smoothed if the base asks for it."""
+    """Returns the target policy, smoothed if `base.target_noise` is above 0."""
     if not context.base.target_noise:
         return context.policy_target
     return lambda obs: smooth_dist(context, context.policy_target(obs), key)
@@ -309,10 +316,10 @@ def smooth_target_policy(context: Context, key: Key) -> Policy:
 
 @dataclasses.dataclass(frozen=True)
 class EveryStep(Schedule):
-    """A fixed number of updates for every environment step."""
+    """A fixed number of updates per environment step."""
 
     name: ClassVar[str] = "every_step"
-    every: int = setting(1, "Steps after which updates are made, as many as are due by then.")
+    every: int = setting(1, "Run updates after every this many steps, as many as are due by then.")
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -327,21 +334,21 @@ class EveryStep(Schedule):
         if isinstance(event, EpisodeEnd):
             return state, 0, False
         steps = state["steps"] + event.steps
-        # From the whole, not by adding fractions up; the 1e-9 is for ratios that are no binary fractions.
+        # Computed from all steps, as fractions would add up rounding errors; 1e-9 is for ratios such as 0.1.
         updates = int(steps // self.every * self.every * base.updates_per_step + 1e-9)
         return {"steps": steps, "updates": updates}, updates - state["updates"], False
 
 
 @dataclasses.dataclass(frozen=True)
 class NoReset(Reset):
-    """Networks are made once."""
+    """Networks are never reset."""
 
     name: ClassVar[str] = "never"
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw(Normaliser):
-    """Observations as they are."""
+    """Observations are not normalised."""
 
     name: ClassVar[str] = "raw"
     changes_observations: ClassVar[bool] = False

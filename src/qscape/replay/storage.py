@@ -1,7 +1,7 @@
-"""The memory below every replay: one packed float32 array in which each environment owns a ring of rows.
+"""The storage of every replay: one packed float32 array in which each environment owns a ring of rows.
 
-Everything of a transition lies side by side in one row, so that inserting touches one buffer and drawing
-reads one stretch of memory per transition. Ring e is `rows[e * C : (e + 1) * C]`; consecutive rows of a
+A row holds a whole transition, so that inserting touches one buffer and sampling reads one stretch of memory
+per transition. Ring e is `rows[e * C : (e + 1) * C]`; consecutive rows of a
 ring are consecutive steps of environment e.
 
 The next observation is a column of its own ("stored"), or is read from the following row ("derived"),
@@ -27,43 +27,62 @@ from qscape.types import Batch
 
 Storage: TypeAlias = Float[Array, "rows W"]
 
-# Further columns that are observations; they are normalised where the agent normalises.
+# Derived columns that are observations: they are normalised if the agent normalises observations.
 OBSERVATIONS = frozenset({"successor", "previous_observation", "last_observation"})
 DERIVED = OBSERVATIONS | {"next_observation", "truncated"}
 GIB = 2**30
-CGROUP = Path("/sys/fs/cgroup")  # of a container: the limits that it has
+CGROUP = Path("/sys/fs/cgroup")  # holds a container's memory limits
 
 
 class Priorities(NamedTuple):
-    """What loss-adjusted replay knows of the rows."""
+    """Priorities of the rows.
 
-    tree: Float[Array, " nodes"]  # qscape.ops.sum_tree over all rows
-    max_priority: Float[Array, ""]  # what a new row gets
+    Attributes:
+        tree: a sum tree over all rows (`qscape.ops.sum_tree`).
+        max_priority: the priority of a new row.
+    """
+
+    tree: Float[Array, " nodes"]
+    max_priority: Float[Array, ""]
 
 
 class ReplayState(NamedTuple):
-    """Where the rings stand. Donate it: it is small, but the tree of the priorities is not."""
+    """Positions and priorities of a replay. Donate it to jitted functions: the tree of priorities is large.
 
-    position: Int[Array, " E"]  # the row, within the ring, that is written next
-    size: Int[Array, " E"]  # rows in use; of them the valid ones may be sampled
+    Attributes:
+        position: [E], the row of each ring that is written next.
+        size: [E], rows of each ring in use; those of them that are valid can be sampled.
+        priorities: None for uniform replay.
+    """
+
+    position: Int[Array, " E"]
+    size: Int[Array, " E"]
     priorities: Priorities | None = None
 
 
 class Rows(NamedTuple):
-    """One step of each of the E environments. Actions are in [-1, 1]."""
+    """One step of each of the E environments.
+
+    Attributes:
+        observation: raw observations that were acted on.
+        action: in [-1, 1].
+        terminated, truncated: whether the episode ended, and by a time limit or other cut.
+        next_observation: the final observation of the episode where one ends.
+        columns: further columns that parts declared, by name.
+    """
 
     observation: Float[ArrayLike, "E S"]
     action: Float[ArrayLike, "E A"]
     reward: Float[ArrayLike, " E"]
     terminated: Bool[ArrayLike, " E"]
     truncated: Bool[ArrayLike, " E"]
-    next_observation: Float[ArrayLike, "E S"]  # the final observation of the episode where one ends
-    columns: Mapping[str, Float[ArrayLike, "E ..."]]  # what parts declared
+    next_observation: Float[ArrayLike, "E S"]
+    columns: Mapping[str, Float[ArrayLike, "E ..."]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a memory is laid out; hashable, thus static under jit.
+    """How rows are packed; hashable, so that it is static under jit.
 
     Attributes:
         observation_size: S.
@@ -98,7 +117,7 @@ class Layout:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Where each column stands in a row."""
+        """The slice of a row that each column takes, by name."""
         widths = {"observation": self.observation_size, "action": self.action_size}
         widths |= {"reward": 1, "terminated": 1, "truncated": 1}
         widths |= {"next_observation": self.observation_size} if self.stores_next else {"valid": 1}
@@ -111,17 +130,17 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """W, numbers in one row."""
+        """W, the numbers in one row."""
         return max(s.stop for s in self.slices.values())
 
     @property
     def nbytes(self) -> int:
-        """Memory of all rows, in bytes."""
+        """Size of all rows in bytes."""
         return 4 * self.envs * self.ring * self.width
 
 
 def create(layout: Layout, *seeds: int) -> Storage:
-    """The rows of an empty memory, `[*seeds, E * C, W]`: one memory for each of a number of seeds, if given.
+    """Allocates empty storage [*seeds, E * C, W]; with `seeds`, one for each of that many seeds.
 
     Raises:
         RunError: the machine has not enough memory left.
@@ -131,7 +150,7 @@ def create(layout: Layout, *seeds: int) -> Storage:
 
 
 def create_state(layout: Layout) -> ReplayState:
-    """The index of an empty memory."""
+    """Returns the positions and sizes of an empty replay."""
     position, size = jnp.zeros((2, layout.envs), jnp.int32)
     return ReplayState(position, size)
 
@@ -139,12 +158,12 @@ def create_state(layout: Layout) -> ReplayState:
 def pieces(
     layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int = 0
 ) -> Iterator[Float[np.ndarray, "n W"]]:
-    """The first `used` rows of every ring, one ring after the other, in numpy arrays of at most `nbytes`.
+    """Yields the first `used` rows of every ring, one ring after the other, in arrays of at most `nbytes`.
 
-    Only one of them at a time takes memory, here and on the device.
+    One array at a time takes memory, on the host and on the device.
 
     Args:
-        first_ring: of those that are wanted, where `rows` holds the memories of several seeds.
+        first_ring: the first of the layout's rings, if `rows` holds the storage of several seeds.
     """
     most = max(1, min(layout.ring, nbytes // (4 * layout.width)))
     for ring in range(first_ring, first_ring + layout.envs):
@@ -182,11 +201,11 @@ def _put(rows: Storage, piece: ArrayLike, at: int) -> Storage:
 def insert(
     layout: Layout, rows: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
 ) -> tuple[Storage, ReplayState]:
-    """Write the step of every environment e with mask[e]; the oldest rows make room.
+    """Writes the step of every environment e with mask[e], over the oldest row if its ring is full.
 
-    Jit it by itself with `rows` and `replay_state` donated: in one jit with sampling XLA may copy the memory.
-    Steps may be masked out only between two episodes (the idle step of an environment that resets
-    itself); within one, the rows before and after the gap would pass for consecutive.
+    Jit it by itself with `rows` and `replay_state` donated: in one program with sampling XLA may copy the
+    storage. Mask out steps only between two episodes (the idle step of an environment that resets itself):
+    within an episode, the rows before and after the gap would count as consecutive.
     """
     written, following = write_rows(layout, replay_state)
     packed = _pack(layout, new)
@@ -206,7 +225,7 @@ def insert(
 
 
 def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Storage, ReplayState]:
-    """End the episodes that are under way, as a time limit does: what is inserted next begins new ones."""
+    """Ends running episodes as a time limit does, so that the next inserted rows begin new ones."""
     newest = neighbour(layout, write_rows(layout, replay_state)[0], -1)
     outcome = slice(layout.slices["terminated"].start, layout.slices["truncated"].stop)
     under_way = (replay_state.size > 0) & (take(rows, newest, outcome).sum(-1) == 0)
@@ -225,7 +244,7 @@ def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Stora
 
 
 def write_rows(layout: Layout, replay_state: ReplayState) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
-    """The row that the next insert writes in each ring, and the row after it."""
+    """Returns the row that the next insert writes in each ring, and the row after it."""
     written = jnp.arange(layout.envs, dtype=jnp.int32) * layout.ring + replay_state.position
     return written, neighbour(layout, written, 1)
 
@@ -240,19 +259,20 @@ def rows_at(
     derived_names: Collection[str] = (),
     bootstrap_at_time_limits: bool = True,
 ) -> Batch:
-    """The transitions that start at the rows i.
+    """Reads the batch of transitions that start at the rows i.
 
-    For n_step > 1 the reward is the discounted sum over up to n consecutive rows of the ring, fewer where
-    the episode ends or the newest row is reached; next observation and `terminated` are those of the last
-    row used, and discount is γ^k for the k rows used. Nothing ever reaches across a reset.
+    For n_step > 1 the reward is the discounted sum over up to n consecutive rows of the ring, fewer if the
+    episode ends or the newest row is reached. Next observation and `terminated` are those of the last row
+    used, and the discount is γ^k for k rows. No sum reaches across a reset.
 
     Args:
-        derived_names: "previous_observation" adds to `extra` the observation one step earlier, or the
-            row's own at the first step of an episode and at the oldest row; "last_observation" the one that
-            was acted on before, of the episode before at the first step of one; "successor" the next
-            observation of one step, whatever n_step is; "truncated" adds whether a time limit ended the
-            last row used; "next_observation" is always there.
-        bootstrap_at_time_limits: False: `terminated` is 1 at a time limit too.
+        i: rows of the storage [B].
+        derived_names: columns to add to `extra`. "previous_observation": the observation one step earlier,
+            or the row's own at the first step of an episode and at the oldest row. "last_observation": the
+            observation that was acted on before, which at the first step of an episode is one of the
+            previous episode. "successor": the observation one step later, whatever n_step is. "truncated":
+            whether a time limit ended the last row used. "next_observation" adds nothing.
+        bootstrap_at_time_limits: if False, `terminated` is 1 at a time limit too.
 
     Raises:
         UsageError: a derived name is unknown.
@@ -287,7 +307,7 @@ def rows_at(
 
 
 def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
-    """Some neighbouring columns of the rows i, read without touching the others."""
+    """Reads some neighbouring columns of the rows i without touching the other columns."""
     width = columns.stop - columns.start
     dimensions = jax.lax.GatherDimensionNumbers(
         offset_dims=(i.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
@@ -297,7 +317,7 @@ def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n
 
 
 def neighbour(layout: Layout, i: Int[Array, "..."], step: int | Int[Array, "..."]) -> Int[Array, "..."]:
-    """The row `step` rows after i in the ring of i; i and step broadcast."""
+    """Return the row `step` rows after i in the ring of i; i and step broadcast."""
     first = i // layout.ring * layout.ring
     return first + (i - first + step) % layout.ring
 
@@ -357,7 +377,7 @@ def _last_observation(
 
 
 def _oldest(layout: Layout, replay_state: ReplayState, i: Array) -> Array:
-    """Are the rows i the oldest of their rings, where next observations are stored?"""
+    """Returns whether the rows i are the oldest of their rings; for storage with next observations."""
     oldest = jnp.where(replay_state.size == layout.ring, replay_state.position, 0)
     return i % layout.ring == oldest[i // layout.ring]
 
@@ -369,7 +389,7 @@ def _pack(layout: Layout, new: Rows) -> Float[Array, "E W"]:
 
 
 def check_memory(layout: Layout, seeds: int = 1) -> None:
-    """Refuse what does not fit: a memory for each of the seeds.
+    """Checks that the storage of all seeds fits into memory.
 
     Raises:
         RunError: the machine has not enough memory left.
@@ -387,7 +407,7 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
 
 
 def _available_bytes() -> int | None:
-    """Free memory of the device that arrays go to; None where it is not known."""
+    """Returns the free memory of the default device in bytes; None if it is unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -401,7 +421,7 @@ def _available_bytes() -> int | None:
 
 
 def _container_bytes_left(group: Path) -> list[int]:
-    """Bytes that a container may still take; nothing where it has no limit."""
+    """Returns the bytes that a container may still allocate, in a list; an empty list without a limit."""
     try:
         limit, used, stat = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:

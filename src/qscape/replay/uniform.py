@@ -1,4 +1,4 @@
-"""Uniform replay: every transition in memory is drawn with the same probability."""
+"""Uniform replay: every stored transition is sampled with the same probability."""
 
 import dataclasses
 from typing import ClassVar
@@ -17,7 +17,7 @@ ROUNDS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Replay):
-    """Replay as in DQN, TD3 and SAC: with replacement, uniform over all transitions in memory."""
+    """Samples uniformly and with replacement from all stored transitions (DQN, TD3, SAC)."""
 
     name: ClassVar[str] = "uniform"
 
@@ -32,9 +32,9 @@ def sample_uniformly(
 ) -> Int[Array, " n"]:
     """Draws n rows with replacement, uniformly from the valid rows of all rings.
 
-    Where the next observation is derived, rows in use that are no transitions are drawn again. They are
-    1 in L + 1 for episodes of length L, so that mostly one or two rounds do; that more than 64 would be
-    needed has a probability below 2^-64 for each draw.
+    If next observations are derived, draws that hit a pad or the head of a ring are repeated. These are 1 in
+    L + 1 rows for episodes of length L, so that one or two rounds are usual; the probability that a draw
+    needs more than 64 is below 2^-64.
     """
     if layout.stores_next:
         return _sample_rows_in_use(layout, replay_state, key, n)

@@ -26,5 +26,5 @@ def require_extra(what: str) -> Iterator[None]:
 def environment_label(record: Mapping[str, Any]) -> str:
     """Format the environment's id with its arguments; other arguments define another task."""
     args = record.get("env_args") or {}
-    said = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
-    return f"{record['env']}({said})" if said else record["env"]
+    values = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
+    return f"{record['env']}({values})" if values else record["env"]

@@ -87,13 +87,13 @@ def format_gap_share(survey: Mapping[str, Any]) -> str:
 def describe_briefly(fields: Mapping[str, Any]) -> str:
     """Describe gap, optima and rank of one landscape, for a title."""
     survey = fields["survey"]
-    sentence = f"state {fields['place']}: " if fields["place"] else ""
-    sentence += f"gap {survey['gap']:.3g} = {format_gap_share(survey)} of Q's range"
+    text = f"state {fields['place']}: " if fields["place"] else ""
+    text += f"gap {survey['gap']:.3g} = {format_gap_share(survey)} of Q's range"
     if is_number(survey["optima"]):
-        sentence += f"; local optima: {survey['optima']:.0f}"
+        text += f"; local optima: {survey['optima']:.0f}"
     if is_number(survey["rank"]):
-        sentence += f"; rank {survey['rank']:,.0f} of {fields['entries']:,}"
-    return sentence
+        text += f"; rank {survey['rank']:,.0f} of {fields['entries']:,}"
+    return text
 
 
 def describe(fields: Mapping[str, Any], step: int) -> str:
@@ -102,16 +102,14 @@ def describe(fields: Mapping[str, Any], step: int) -> str:
     share = survey["gap"] / survey["span"] if survey["span"] > 0 else 0.0
     below = f"lies {share:.1%} of Q's range below the best found"
     values = f"Q {format_number(survey['action_q'])}, best {format_number(survey['best_q'])}"
-    sentence = (
-        f"At step {step:,} the action {below if share > 0.0005 else 'is the best one marks'} ({values})"
-    )
+    text = f"At step {step:,} the action {below if share > 0.0005 else 'is the best one found'} ({values})"
     if is_number(survey["optima"]):
         count = int(survey["optima"])
-        sentence += f"; Q has {count} local optim{'um' if count == 1 else 'a'}"
+        text += f"; Q has {count} local optim{'um' if count == 1 else 'a'}"
     if is_number(survey["rank"]):
-        sentence += f"; the action ranks {survey['rank']:,.0f} of {fields['entries']:,}"
-    sentence += "."
-    return sentence if len(survey["proposals"]) == 1 else f"{sentence} {_describe_choice(survey)}"
+        text += f"; the action ranks {survey['rank']:,.0f} of {fields['entries']:,}"
+    text += "."
+    return text if len(survey["proposals"]) == 1 else f"{text} {_describe_choice(survey)}"
 
 
 def _describe_choice(survey: Mapping[str, Any]) -> str:

@@ -94,21 +94,21 @@ def render_document(
     )
 
 
-def escape(said: Any) -> str:
+def escape(value: Any) -> str:
     """Escape any value as HTML text; also safe in an attribute."""
-    return html.escape(str(said))
+    return html.escape(str(value))
 
 
-def escape_with_breaks(said: Any) -> str:
+def escape_with_breaks(value: Any) -> str:
     """Escape text for HTML and allow line breaks between the fields of an agent's label."""
-    return re.sub(r"([\[,+])(?=[a-z_]+[.=+\[])", r"\1<wbr>", escape(said))
+    return re.sub(r"([\[,+])(?=[a-z_]+[.=+\[])", r"\1<wbr>", escape(value))
 
 
-def wrap_for_plotly(said: Any, width: int = 40) -> str:
+def wrap_for_plotly(value: Any, width: int = 40) -> str:
     """Escape any value for plotly, which interprets some tags, in lines of at most `width` characters."""
     lines, words = (
         [""],
-        re.split(r"(?<=[\s,+\[])", " ".join(str(said).split())),
+        re.split(r"(?<=[\s,+\[])", " ".join(str(value).split())),
     )  # also between an agent's fields
     for word in words:
         for piece in re.findall(rf".{{1,{width}}}", word):
@@ -167,9 +167,9 @@ def table(
     lines = "\n".join(
         f"<tr{' class=best' if k in marked else ''}>{cells('td', row)}</tr>" for k, row in enumerate(rows)
     )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table>{said}{head}<tbody>\n{lines}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{title}{head}<tbody>\n{lines}</tbody></table></div>'
 
 
 def download_link(name: str) -> str:

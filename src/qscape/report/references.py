@@ -52,7 +52,7 @@ def _read_curves() -> pd.DataFrame:
     frame["curve"] = frame["iqm"].fillna(frame["mean"])
     frame["name"] = frame["method"].map(_short_name)
     frame["protocol"] = frame["source"].map(
-        lambda source: next(said for place, said in PROTOCOLS.items() if source.startswith(place))
+        lambda source: next(protocol for place, protocol in PROTOCOLS.items() if source.startswith(place))
     )
     return frame
 

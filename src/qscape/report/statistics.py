@@ -58,9 +58,9 @@ def select_metric(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """
     if metric == "return":
         return runs
-    told = runs["success"].notna().groupby(runs["env"]).any()
-    if not told.all():
-        silent = ", ".join(sorted(told.index[~told]))
+    reports = runs["success"].notna().groupby(runs["env"]).any()
+    if not reports.all():
+        silent = ", ".join(sorted(reports.index[~reports]))
         raise UsageError(f"--metric success: {silent} reports no success; compare by return.")
     # Some environments report success only in successful episodes: an evaluation without a report has none.
     return runs.assign(**{"return": 100 * runs["success"].fillna(0.0)})

@@ -137,18 +137,19 @@ def note_few_seeds(scores: pd.DataFrame) -> list[str]:
     notes = []
     for env, group in few.groupby("env"):
         listed = ", ".join(
-            f"{label} {_seeds(n)}" for label, n in zip(group["label"], group["size"], strict=True)
+            f"{label} {format_seeds(n)}" for label, n in zip(group["label"], group["size"], strict=True)
         )
         notes.append(f"{env}: {listed}: no ranking claim (fewer than {FEW_SEEDS}).")
     return notes
 
 
-def _seeds(n: int) -> str:
+def format_seeds(n: int) -> str:
+    """Format "1 seed" or "3 seeds"."""
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
 def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> pd.DataFrame:
-    rows_ = []
+    lines = []
     for key, group in rows.groupby(["env", "label"]):
         env, label = map(str, cast(tuple, key))
         row: dict[str, Any] = {
@@ -164,8 +165,8 @@ def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> 
             row |= _estimate_columns(f"{name}_iqm", statistics.Estimate(*(part[k] for part in estimate)))
             row |= {f"{name}_mean": x.mean(), f"{name}_std": x.std(ddof=1) if len(x) > 1 else np.nan}
             row[f"{name}_median"] = np.median(x)
-        rows_.append(row)
-    return pd.DataFrame(rows_)
+        lines.append(row)
+    return pd.DataFrame(lines)
 
 
 def _estimate_columns(name: str, estimate: statistics.Estimate) -> dict[str, Any]:
@@ -193,19 +194,19 @@ def _score_matrices(scores: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[s
 def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) -> pd.DataFrame:
     scores = references.reference_scores()
     scale = scores[scores["table"] == table]["high_is"].iloc[0]
-    rows_ = []
+    lines = []
     for label, x in matrices.items():
         row: dict[str, Any] = {"label": label, "score": of, "one_is": scale}
         row |= {"seeds": x.shape[0], "environments": x.shape[1]}
         for name, estimate in statistics.estimate_aggregates(x, reps).items():
             row |= _estimate_columns(name, estimate)
-        rows_.append(row)
-    return pd.DataFrame(rows_)
+        lines.append(row)
+    return pd.DataFrame(lines)
 
 
 def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
     """Compare pairs of labels over their common environments. Only the order counts: raw returns suffice."""
-    rows_ = []
+    lines = []
     where = scores.groupby("label")["env"].agg(set)
     for x, y in itertools.combinations(sorted(where.index), 2):
         envs = sorted(where[x] & where[y])
@@ -213,15 +214,15 @@ def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
             a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
             estimate = statistics.probability_of_improvement(a, b, reps)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
-            rows_.append(row | _estimate_columns("probability", estimate))
-    return pd.DataFrame(rows_)
+            lines.append(row | _estimate_columns("probability", estimate))
+    return pd.DataFrame(lines)
 
 
 def _published_at(
     curves: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """For each of our environments select the published results at or before the last step of our runs."""
-    rows_, notes = [], []
+    lines, notes = [], []
     for env, ours in rows.groupby("env"):
         steps = ours["step"].max()
         theirs = curves[curves["env"].map(references.strip_version) == references.strip_version(str(env))]
@@ -236,9 +237,9 @@ def _published_at(
                 )
             else:
                 row = curve[curve["step"] <= steps].sort_values("step").iloc[-1].to_dict()
-                rows_.append({"our_env": env} | row)
-    frame = pd.DataFrame(rows_)
-    if rows_:
+                lines.append({"our_env": env} | row)
+    frame = pd.DataFrame(lines)
+    if lines:
         notes.append("Published figures are of other environment versions and protocols: not like for like.")
         notes += [
             f"{row['method']}, published: {row['protocol']}; source {row['source']} ({row['licence']})."
@@ -267,8 +268,8 @@ def to_json(comparison: Comparison) -> str:
     tables = {
         name: getattr(comparison, name) for name in ("per_env", "aggregate", "improvement", "published")
     }
-    tables_: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
-    return json.dumps(tables_ | {"notes": comparison.notes}, indent=1) + "\n"
+    result: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
+    return json.dumps(result | {"notes": comparison.notes}, indent=1) + "\n"
 
 
 def to_latex(comparison: Comparison) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qscape.report.records import NO_VALUE
-from qscape.report.tables import FEW_SEEDS, Comparison
+from qscape.report.tables import FEW_SEEDS, Comparison, format_seeds
 
 Row = Mapping[Any, Any]
 
@@ -24,11 +24,6 @@ def digits_of(x: float) -> int:
 def format_interval(low: float, high: float, digits: int) -> str:
     """Format an interval as 1,000.0 to 1,040.0; a missing one as –."""
     return NO_VALUE if low != low else f"{format_number(low, digits)} to {format_number(high, digits)}"
-
-
-def format_seeds(n: int) -> str:
-    """Format "1 seed" or "3 seeds"."""
-    return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
 def summarise_comparison(comparison: Comparison) -> list[str]:

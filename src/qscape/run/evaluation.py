@@ -31,8 +31,8 @@ def list_successes(done: Sequence[Episode]) -> list[float]:
     Some environments report success only in successful episodes: among others, an episode without a report
     counts as a failure.
     """
-    told = any(episode.success is not None for episode in done)
-    return [float(episode.success or 0) for episode in done] if told else []
+    reported = any(episode.success is not None for episode in done)
+    return [float(episode.success or 0) for episode in done] if reported else []
 
 
 def evaluate(

@@ -51,7 +51,7 @@ class OfflineTrainer(Trainer):
         self.data, self.score = data, None
         learn = partial(cycle.learn, self.agent, self.layout, stride=1)
         self.learn = Program(learn, LEARNED, ("storage",))
-        fill(self, data)
+        _fill_replay(self, data)
         if self.agent.normalises:
             self.state = self.programs.see(self.state, data.observation)
 
@@ -119,10 +119,11 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
         )
 
 
-def fill(trainer: Trainer, data: Dataset) -> None:
+def fill(
+    agent: Agent, layout: Layout, storage: Array, replay_state: ReplayState, data: Dataset
+) -> tuple[Array, ReplayState]:
     """Write a dataset into the ring of the replay's first environment, as if it had been experienced."""
-    insert = jax.jit(partial(_insert, trainer.agent, trainer.layout), donate_argnums=(0, 1))
-    storage, replay_state = trainer.storage, trainer.carry.replay_state
+    insert = jax.jit(partial(_insert, agent, layout), donate_argnums=(0, 1))
     for start in range(0, len(data), FILL):
         part = slice(start, start + FILL)
         columns = (
@@ -138,6 +139,12 @@ def fill(trainer: Trainer, data: Dataset) -> None:
             whole[: len(column[part])] = column[part]
         real = np.arange(FILL) < len(data) - start
         storage, replay_state = insert(storage, replay_state, padded, real)
+    return storage, replay_state
+
+
+def _fill_replay(trainer: Trainer, data: Dataset) -> None:
+    storage, replay_state = trainer.storage, trainer.carry.replay_state
+    storage, replay_state = fill(trainer.agent, trainer.layout, storage, replay_state, data)
     trainer.carry = trainer.carry._replace(storage=storage, replay_state=replay_state)
 
 
@@ -241,7 +248,7 @@ def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
     refuse_columns(trainer.layout, trainer.agent.recipe)
     known = source.env != RECORDED
     data = read(source.dataset, source.env if known else None, source.env_args if known else None)
-    fill(trainer, data)
+    _fill_replay(trainer, data)
     if unseen:
         trainer.state = trainer.programs.see(trainer.state, data.observation)
     kept = min(len(data), trainer.layout.ring)

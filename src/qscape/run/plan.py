@@ -8,13 +8,13 @@ from typing import Any
 from qscape.agents import (
     Agent,
     Settings,
+    apply_overrides,
     build,
-    changed,
-    merged,
-    on_dataset,
-    overridden,
+    changed_fields,
+    merge_settings,
     plugins,
     preset,
+    recipe_for_dataset,
     settings_of,
 )
 from qscape.data import RECORDED, home
@@ -97,7 +97,7 @@ class Plan(Pace):
         return max(1, round(self.steps * self.milestones))
 
 
-def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
+def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     """The plan with a warm-up (or rollout) that leaves updates, its agent, and what the user has to be told.
 
     The paper's warm-up stands unless the run is shorter than twice it; then it becomes a fifth of the run.
@@ -111,11 +111,11 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan, notes = _on_dataset(plan)
     if plan.preset:
         given, source = preset(plan.preset, plan.recipe, plan.env)
-        notes += [f"preset {plan.preset} ({source}): {_listed(given) or 'the defaults'}"]
-        plan = dataclasses.replace(plan, settings=merged(given, own))
+        notes += [f"preset {plan.preset} ({source}): {_format_settings(given) or 'the defaults'}"]
+        plan = dataclasses.replace(plan, settings=merge_settings(given, own))
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
-    notes += moved(agent) + remarks(agent)
+    notes += describe_overrides(agent) + part_notes(agent)
     if plan.dataset:
         return plan, agent, notes
     field, wait = agent.base.waits()
@@ -142,7 +142,7 @@ def fitted(plan: Plan) -> tuple[Plan, Agent, list[str]]:
 
 def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
     """The plan with the recipe as it learns from data, and the dataset's environment where none is named."""
-    recipe, notes = on_dataset(plan.recipe)
+    recipe, notes = recipe_for_dataset(plan.recipe)
     plan = dataclasses.replace(plan, recipe=recipe)
     found = home(plan.dataset)
     if plan.env:
@@ -165,12 +165,12 @@ def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
     return dataclasses.replace(plan, settings={**plan.settings, "base": base})
 
 
-def moved(agent: Agent) -> list[str]:
+def describe_overrides(agent: Agent) -> list[str]:
     """Fields of the base that parts moved and the user left alone, one sentence each."""
-    return [str(m) for m in overridden(agent)[1] if getattr(agent.base, m.field) == m.after]
+    return [str(m) for m in apply_overrides(agent)[1] if getattr(agent.base, m.field) == m.after]
 
 
-def remarks(agent: Agent) -> list[str]:
+def part_notes(agent: Agent) -> list[str]:
     """What parts say of themselves in this agent, one sentence each."""
     return [note for part in agent.parts.values() for note in part.notes(agent)]
 
@@ -178,9 +178,9 @@ def remarks(agent: Agent) -> list[str]:
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
     """The recipe, with the fields that differ from its defaults, e.g. `td3+lap[lap.alpha=0.6]`, or from what
     a preset has given: `td3+pave[preset=paper,pave.sigma=0.1]`."""
-    said = {"preset": preset} if preset else {}
-    fields = ",".join(f"{name}={_short(value)}" for name, value in (said | changed(agent, given)).items())
-    return f"{agent.recipe}[{fields}]" if fields else agent.recipe
+    fields = ({"preset": preset} if preset else {}) | changed_fields(agent, given)
+    listed = ",".join(f"{name}={_format_value(value)}" for name, value in fields.items())
+    return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 
 
 def folder_name(label: str) -> str:
@@ -191,19 +191,19 @@ def folder_name(label: str) -> str:
     return f"{label.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
 
 
-def _listed(settings: Settings) -> str:
+def _format_settings(settings: Settings) -> str:
     fields = [f"{part}.{name} = {value}" for part, of in settings.items() for name, value in of.items()]
     return ", ".join(fields)
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
     """The plan as JSON, with every field of every part and the origin of parts of other packages."""
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
-    record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": moved(agent)}
+    record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
     return record | ({"plugins": origins} if origins else {})
 
 

@@ -42,7 +42,7 @@ class Probe(Protocol):
 
     columns: tuple[str, ...]
 
-    def __call__(self, look: PolicyEvaluation) -> Mapping[str, float | Sequence[float]]:
+    def __call__(self, evaluation: PolicyEvaluation) -> Mapping[str, float | Sequence[float]]:
         """Measure an evaluation: for each column one number, or one for each episode."""
         ...
 
@@ -54,16 +54,16 @@ class Probes:
         """Raises UsageError: a name leads to no probe."""
         self.probes: list[Probe] = [load_probe(name)(agent) for name in names]
 
-    def __call__(self, look: PolicyEvaluation) -> dict[str, list[float]]:
+    def __call__(self, evaluation: PolicyEvaluation) -> dict[str, list[float]]:
         """Return for each column a number for every episode; a number of the whole evaluation is repeated."""
-        found: dict[str, list[float]] = {}
+        columns: dict[str, list[float]] = {}
         for probe in self.probes:
-            said, n = probe(look), len(look.rollouts)
+            measured, n = probe(evaluation), len(evaluation.rollouts)
             for name in probe.columns:
-                value = said[name]
-                one = not isinstance(value, Sequence)
-                found[name] = [float(value)] * n if one else [float(x) for x in value]
-        return found
+                value = measured[name]
+                whole = not isinstance(value, Sequence)
+                columns[name] = [float(value)] * n if whole else [float(x) for x in value]
+        return columns
 
 
 def probe_columns(names: Sequence[str]) -> tuple[str, ...]:

@@ -51,7 +51,11 @@ class SeedPrograms(Programs):
         self.act = Act(self._act)
 
     def map(self, function: Callable[..., Carry], *axes: int | None) -> Callable[..., Carry]:
-        return jax.vmap(function, in_axes=(CARRY_AXES, *axes), out_axes=CARRY_AXES)
+        def mapped(carry: Carry, *args: Any) -> Carry:
+            fields = CARRY_AXES if carry.state is not None else CARRY_AXES._replace(state=None)
+            return jax.vmap(function, in_axes=(fields, *axes), out_axes=fields)(carry, *args)
+
+        return mapped
 
     def _act(self, acting: Any, noise_state: Any, obs: Any, first: Any, env_steps: Any, key: Key, mode: str):
         act = partial(self.agent.act, mode=mode)

@@ -84,8 +84,8 @@ class FolderSink:
             self.board.flush()
 
     def _show(self, name: str, value: float, step: int) -> None:
-        said = _proto.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-        self.board.write_event(said)
+        event = _proto.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        self.board.write_event(event)
 
     def close(self) -> None:
         try:

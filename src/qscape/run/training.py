@@ -21,7 +21,7 @@ from qscape.run import folder as folders
 from qscape.run import probes
 from qscape.run.loop import Loop, Saver, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
-from qscape.run.plan import Plan, fitted
+from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.seeds import Seeds
 from qscape.run.sinks import TRACKERS, FolderSink, Sink, refuse_missing
@@ -78,7 +78,7 @@ def train(
     set_up_jax()
     refuse_missing(trackers)
     folder = Path(folder)
-    plan, agent, notes = fitted(plan)
+    plan, agent, notes = prepare(plan)
     folders.refuse_taken(folder, overwrite)  # before a lock is written into it
     adapter, eval_adapter = open_adapters(plan, agent)
     trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
@@ -110,7 +110,7 @@ def train_together(
     """
     set_up_jax()
     refuse_missing(trackers)
-    fits = [fitted(plan) for plan in plans]
+    fits = [prepare(plan) for plan in plans]
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
         folders.refuse_taken(place, overwrite)
