@@ -364,7 +364,7 @@ class Endless(Clock):
 
 def test_an_evaluation_that_cannot_end_says_so(monkeypatch):
     monkeypatch.setattr(evaluation, "LONGEST", 50)
-    with pytest.raises(qs.RunError, match=r"Endless: an episode has not ended in 50 steps, and"):
+    with pytest.raises(qs.RunError, match=r"Endless: an episode has not ended in 50 steps and"):
         qs.TD3(lambda: Endless(0), eval_episodes=2, **settings("td3", warmup=20)).learn(30)
     limited = gym.wrappers.TimeLimit(Endless(0), 70)  # longer, but it ends
     assert len(qs.TD3(lambda: Endless(0), eval_env=limited, **settings("td3", warmup=20)).evaluate(2)) == 2
