@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 
 
 class Mutant(NamedTuple):
-    """`old`, found once in src/qscape/FILE, becomes `new`; `tests` are files of tests/ that are asked."""
+    """`old`, found once in src/qscape/FILE, becomes `new`.
+
+    `tests` are asked: files of tests/ without "test_" and ".py", or FILE::test[row].
+    """
 
     file: str
     old: str
@@ -29,16 +32,17 @@ class Mutant(NamedTuple):
     tests: str
 
 
+ORACLE = "oracles::test_agent_equals_its_oracle_to_the_bit"
 MUTANTS = [
-    Mutant("ops/td.py", "(1.0 - terminated) * discount", "discount", "oracles probes"),
+    Mutant("ops/td.py", "(1.0 - terminated) * discount", "discount", ORACLE + "[td3-32-300]"),
     Mutant("ops/td.py", "jnp.abs(td_error).max(-1)", "jnp.abs(td_error).min(-1)", "lap oracles"),
-    Mutant("ops/td.py", "0.5 * jnp.square(x), x)", "0.5 * jnp.square(x), x - 0.5)", "lap td7_checks"),
+    Mutant("ops/td.py", "0.5 * jnp.square(x), x)", "0.5 * jnp.square(x), 2.0 * x)", ORACLE + "[td7-32-520]"),
     Mutant("offpolicy/update.py", "total = base.critic_loss_scale *", "total = 1.0 *", "pave contract"),
     Mutant(
         "offpolicy/update.py",
         "td_error = jnp.stack(heads, -1) - y[:, None]",
         "td_error = 2 * (jnp.stack(heads, -1) - y[:, None])",
-        "lap oracles",
+        ORACLE + "[td3-32-300]",
     ),
     Mutant(
         "offpolicy/update.py",
@@ -51,7 +55,7 @@ MUTANTS = [
         "offpolicy/update.py",
         "_replace(actor_target=actor_target,",
         "_replace(actor_target=state.actor,",
-        "oracles contract",
+        ORACLE + "[td3-32-300]",
     ),
     Mutant("replay/storage.py", "% layout.ring\n    size =", "% (layout.ring + 1)\n    size =", "replay"),
     Mutant(
@@ -68,18 +72,18 @@ MUTANTS = [
         "methods/sale.py",
         "moved = [dataclasses.replace(state.params, seen=statistics), fixed]",
         "moved = [dataclasses.replace(state.params, seen=statistics), fixed_target]",
-        "oracles td7_checks",
+        ORACLE + "[td7-32-520]",
     ),
     Mutant(
         "methods/sale.py",
         'return fixed if which == "fixed" else fixed_target',
         "return fixed",
-        "sale oracles",
+        ORACLE + "[td7-32-520]",
     ),
     Mutant(
         "methods/value_clip.py",
-        "jnp.maximum(bounds.run_max, aux.max())",
-        "aux.max()",
+        "jnp.maximum(bounds.run_max, target_values.max())",
+        "target_values.max()",
         "td7_checks contract oracles",
     ),
     Mutant("methods/checkpoints.py", 'score >= state["best"]', 'score > state["best"]', "td7_checks"),
@@ -89,18 +93,31 @@ MUTANTS = [
         "event.update < self.switch <= event.update + updates",
         "td7_checks",
     ),
-    Mutant("methods/pave.py", "jax.nn.relu(c + self.delta)", "jax.nn.relu(c - self.delta)", "pave oracles"),
-    Mutant("methods/pave.py", "jax.random.rademacher(", "jax.random.normal(", "pave oracles"),
-    Mutant("methods/savo.py", "floor = q[1 : i + 1].max(0)", "floor = q[1 : i + 2].max(0)", "savo"),
+    Mutant("methods/pave.py", "jax.nn.relu(c + self.delta)", "jax.nn.relu(c - self.delta)", "pave"),
+    Mutant(
+        "methods/pave.py",
+        "jax.random.rademacher(",
+        "jax.random.normal(",
+        "pave " + ORACLE + "[td3+pave-32-300]",
+    ),
+    Mutant(
+        "methods/savo.py",
+        "floor = q[1 : i + 1].max(0)",
+        "floor = q[1 : i + 2].max(0)",
+        "savo::test_agent_equals_its_oracle_to_the_bit savo",
+    ),
     Mutant(
         "methods/savo.py",
         "jnp.where(value >= stop(floor), value, stop(floor))",
         "jnp.maximum(value, floor)",
         "savo savo_checks landscape",
     ),
-    Mutant("methods/savgo.py", "loss - (1.0 - w) * climbed", "loss - climbed", "savgo_checks"),
+    Mutant("methods/savgo.py", "loss - (1.0 - w) * kernel_value", "loss - kernel_value", "savgo_checks"),
     Mutant(
-        "methods/savgo.py", "discount * (1.0 - batch.terminated) * q", "discount * q", "savgo_checks oracles"
+        "methods/savgo.py",
+        "discount * (1.0 - batch.terminated) * q",
+        "discount * q",
+        ORACLE + "[sac+savgo-32-300]",
     ),
     Mutant("onpolicy/update.py", "ended = over.at[-1].set(1.0)", "ended = over", "onpolicy onpolicy_oracles"),
     Mutant("onpolicy/update.py", "target if unit is None else target / unit", "target", "onpolicy"),
@@ -147,7 +164,10 @@ def judge(mutant: Mutant, copy: Path, select: str) -> str:
         return f"NOT APPLICABLE: {text.count(mutant.old)} places"
     source.write_text(text.replace(mutant.old, mutant.new))
     try:
-        files = [f"tests/test_{name}.py" for name in mutant.tests.split()]
+        files = [
+            f"tests/test_{file}.py{at}{row}"
+            for file, at, row in (t.partition("::") for t in mutant.tests.split())
+        ]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-m", select, *files]
         path = os.pathsep.join([str(copy / "src"), str(copy)])
         done = subprocess.run(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow
 from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
 import reference.pave
@@ -105,11 +106,11 @@ def oracle(run):
         ("sac+savgo", 32, 300),
         ("td7", 32, 520),
         (TD7_UPDATE, 32, 20),
-        ("td3", 256, 20),
-        ("td3+pave", 256, 6),
-        ("sac", 256, 20),
-        ("sac+savgo", 256, 6),
-        ("td7", 256, 20),
+        slow("td3", 256, 20),
+        slow("td3+pave", 256, 6),
+        slow("sac", 256, 20),
+        slow("sac+savgo", 256, 6),
+        slow("td7", 256, 20),
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
@@ -124,7 +125,7 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     assert int(flat_state.updates) == updates
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", "sac+savgo", "td7"])
+@pytest.mark.parametrize("recipe", ["td3", "sac", slow("sac+savgo"), "td7"])
 def test_acting_equals_its_oracle(recipe):
     run = start(build(recipe, sync_every=1 if recipe == "td7" else 250))
     for _ in range(2):
@@ -172,7 +173,9 @@ def test_networks_start_the_same_whatever_parts_are_added():
     assert same((plain.actor, plain.critics), (more.actor, more.critics))
 
 
-@pytest.mark.parametrize(("recipe", "draws"), [("td3", 2), ("sac", 3), ("sac+savgo", 10), ("td7", 2)])
+@pytest.mark.parametrize(
+    ("recipe", "draws"), [slow("td3", 2), ("sac", 3), slow("sac+savgo", 10), slow("td7", 2)]
+)
 def test_no_random_key_is_used_twice(recipe, draws, monkeypatch):
     """Over two updates: each key is drawn from once, and no key that is drawn from makes further keys."""
     run, drawn, folded = start(build(recipe, 4)), Counter(), Counter()
@@ -197,7 +200,7 @@ def test_no_random_key_is_used_twice(recipe, draws, monkeypatch):
     assert not drawn.keys() & folded.keys()
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", "td7"])
+@pytest.mark.parametrize("recipe", ["td3", slow("sac"), slow("td7")])
 def test_two_seeds_in_one_program_equal_two_runs(recipe):
     """Batched matrix products may round differently, so to 1e-4, and 1e-5: 3% of one Adam step."""
     agent = build(recipe, sync_every=4)

@@ -70,6 +70,8 @@ CHEETAH = Plan(  # a replay that is overwritten; synchronisation at step 300, an
     log_every=37,
     save_every=100,
 )
+LAP = settings("td3+lap", warmup=50, replay_capacity=200, next_observation="derived")
+SIMPLER = dataclasses.replace(CHEETAH, recipe="td3+lap", settings=LAP)  # the same without embeddings
 VECTOR = Plan(
     "sac+normalise",
     "Pendulum-v1",
@@ -98,10 +100,11 @@ CLOCK = Plan(
     ("plan", "stops"),
     [
         slow(PENDULUM, [(333, "step"), (600, "learn")]),
-        (CHEETAH, [(149, "step"), (299, "step")]),  # in an episode, and at the end of one
+        slow(CHEETAH, [(149, "step"), (299, "step")]),  # in an episode, and at the end of one
+        (SIMPLER, [(149, "step"), (299, "step")]),
         slow(VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
     ],
-    ids=["pendulum-td7", "cheetah-td3+sale+lap", "vector-sac+normalise"],
+    ids=["pendulum-td7", "cheetah-td3+sale+lap", "cheetah-td3+lap", "vector-sac+normalise"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):
     one, other = tmp_path / "whole", tmp_path / "resumed"

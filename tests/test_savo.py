@@ -117,6 +117,7 @@ def test_agent_equals_its_oracle_to_the_bit(started):
         assert not differs, f"at update {number}"
 
 
+@pytest.mark.slow
 def test_acting_equals_its_oracle(started):
     run, memory = started
     obs, key, step = memory.obs[:4], jax.random.key(3), 200_000
