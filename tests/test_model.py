@@ -185,8 +185,8 @@ def test_save_and_load(trained, tmp_path):
     again.learn(30)
     *_, end = resume(path, steps=150)
     assert (again.env_steps, end.step) == (150, 150)
-    assert arrays(again.save(tmp_path / "longer"), {"state", "replay", "edge"}) == arrays(
-        path, {"state", "replay", "edge"}
+    assert arrays(again.save(tmp_path / "longer"), {"state", "replay", "environment"}) == arrays(
+        path, {"state", "replay", "environment"}
     )
 
 

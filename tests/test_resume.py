@@ -415,7 +415,7 @@ def test_a_damaged_replay_is_noticed(broken_off, tmp_path):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(RunError, match=r"Leaf rows in .*replay\.npz does not match its checksum"):
+    with pytest.raises(RunError, match=r"Leaf storage in .*replay\.npz does not match its checksum"):
         list(resume(folder))
 
 

@@ -213,7 +213,7 @@ def test_training_is_the_same_with_and_without_evaluation(tmp_path):
     rows = evaluations(tmp_path / "with")
     assert [int(row["step"]) for row in rows[::2]] == [0, 50, 100, 150, 200, 250, 260]
     assert evaluations(tmp_path / "without") == []
-    trees = {"state", "replay", "edge"}
+    trees = {"state", "replay", "environment"}
     assert arrays(tmp_path / "with", trees) == arrays(tmp_path / "without", trees)
 
 
@@ -311,7 +311,7 @@ def test_saves_keep_the_last_and_every_tenth_and_one_replay(told):
     place = folder / "saves"
     assert saves.names(place) == [f"{n:09d}" for n in [*range(40, 361, 40), 390, 400]]
     trees = {name: set(saves.tree_names(place / name)) for name in saves.names(place)}
-    common = {"acting", "state", "loop", "edge", "kept"}
+    common = {"acting", "state", "loop", "environment", "kept"}
     assert trees.pop("000000400") == common | {"replay"}
     assert all(t == common for t in trees.values())
     assert {p.name for p in folder.iterdir() if not p.name.startswith("events.out")} == {

@@ -235,7 +235,9 @@ def test_what_batch_normalisation_sees(synced):
     found = Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), (x.mean(0), np.cov(x.T, bias=True)))
     seen = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, own.extra[2], found)
     event = Event(jnp.asarray(1), jnp.asarray(0), NO, jnp.array(synced))
-    after = update._after(update.Now(agent, batch, event, KEY), state, batch.reward).part_states["sale"]
+    after = update._post_update(update.Stage(agent, batch, event, KEY), state, batch.reward).part_states[
+        "sale"
+    ]
     close(after.extra[2], seen)
     current = dataclasses.replace(own.params, seen=seen)
     close(after.extra[:2], (current, own.extra[0]) if synced else own.extra[:2])
@@ -268,8 +270,8 @@ def test_end_to_end_the_critics_loss_moves_the_encoder_too(monkeypatch, beta):
         loss = ((z_sa(encoder, obs, action) - goal) ** 2).mean()
         return sum(((head - y) ** 2).mean() for head in heads) + (beta or 0) * loss
 
-    now = update.Now(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), KEY)
-    after = jax.jit(lambda state: update._critics(now, state, y, {})[0])(state)
+    now = update.Stage(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), KEY)
+    after = jax.jit(lambda state: update._step_critics(now, state, y, {})[0])(state)
     before = state.critics, own.params
     step = jax.tree.map(jnp.subtract, before, (after.critics, after.part_states["sale"].params))
     close(step, jax.jit(jax.grad(lambda both: expected(*both)))(before))

@@ -260,7 +260,7 @@ def test_all_that_is_observed_is_normalised():
     own = PartState(extra=Moments(jnp.array([5.0]), jnp.array([4.0]), jnp.array(9.0)))
     state = SimpleNamespace(part=lambda part: own)
     raw = batch_of()._replace(next_observation=jnp.ones((1, 1)))
-    made = update._batch(agent, state, raw)
+    made = update._normalise_batch(agent, state, raw)
     assert made.extra.keys() == agent.derived_columns
     for name, value in made.extra.items():
         np.testing.assert_allclose(value, (raw.extra[name] - 5.0) / 2.0, rtol=1e-6)

@@ -107,29 +107,29 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
     return target
 
 
-def read(path: Path, likes: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
+def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Reads the trees named in `templates`, and only those, into the structures of `templates`.
 
-    A leaf comes back as a numpy array where its like is one, else as a jax array on the default device
-    (64-bit leaves stay numpy arrays where jax would narrow them). Where its like is `Large`, so is the leaf:
-    nothing of it is read, and no damage to it noticed, before its `pieces` are asked for. Its file stays
-    open, so that they are there even if the save is gone by then.
+    A leaf comes back as a numpy array where its template is one, else as a jax array on the default device
+    (64-bit leaves stay numpy arrays where jax would narrow them). Where its template is `Large`, so is the
+    leaf: nothing of it is read, and no damage to it noticed, before its `pieces` are asked for. Its file
+    stays open, so that they are there even if the save is gone by then.
 
     Args:
         path: folder of one save.
-        likes: by tree name, pytrees of arrays, of `jax.ShapeDtypeStruct` or of `Large`.
+        templates: by tree name, pytrees of arrays, of `jax.ShapeDtypeStruct` or of `Large`.
 
     Returns:
         The trees by name, and `meta`.
 
     Raises:
         RunError: `path` is no save, is damaged or from a newer qscape, lacks a tree, or a tree differs from
-            its like in a name, a shape or a dtype.
+            its template in a name, a shape or a dtype.
     """
     record = _read_record(path)
     trees = {}
-    for tree_name, like in likes.items():
-        leaves, structure = _flatten(like)
+    for tree_name, template in templates.items():
+        leaves, structure = _flatten(template)
         tree = _tree_record(path, record, tree_name)
         saved = {leaf["name"]: leaf for leaf in tree["leaves"]}
         if difference := _first_difference(saved, leaves):
@@ -244,10 +244,13 @@ def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> 
     def show(shape: Any, dtype: str) -> str:
         return f"{dtype}[{','.join(map(str, shape))}]"
 
-    for name, like in wanted.items():
+    for name, template in wanted.items():
         if name not in saved:
             return f"leaf {name} is not in the save"
-        there, here = show(saved[name]["shape"], saved[name]["dtype"]), show(like.shape, like.dtype.name)
+        there, here = (
+            show(saved[name]["shape"], saved[name]["dtype"]),
+            show(template.shape, template.dtype.name),
+        )
         if there != here:
             return f"leaf {name} is {there} in the save but {here} here"
     return next((f"leaf {name} is only in the save" for name in saved if name not in wanted), None)
