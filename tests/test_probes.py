@@ -72,8 +72,8 @@ def test_probe(recipe, probe):
 class Cut(ProbeTimeLimit):
     """The time limit told as a real end: what an agent sees that cuts the bootstrap at truncation."""
 
-    def advance(self):
-        return super().advance()[::-1]
+    def move(self):
+        return super().move()[::-1]
 
 
 def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():

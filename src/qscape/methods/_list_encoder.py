@@ -79,7 +79,7 @@ class Transformer(eqx.Module):
     element: MLP
     norms: tuple[eqx.nn.LayerNorm, eqx.nn.LayerNorm]
     attention: eqx.nn.Linear  # query, key and value
-    concatenate_inputs: eqx.nn.Linear
+    joined: eqx.nn.Linear
     forward: MLP
     final: MLP
 
@@ -88,7 +88,7 @@ class Transformer(eqx.Module):
         self.element = MLP(k_element, (size, WIDTH, WIDTH), "relu")
         self.norms = (eqx.nn.LayerNorm(WIDTH), eqx.nn.LayerNorm(WIDTH))
         self.attention = eqx.nn.Linear(WIDTH, 3 * WIDTH, key=k_attention)
-        self.concatenate_inputs = eqx.nn.Linear(WIDTH, WIDTH, key=k_joined)
+        self.joined = eqx.nn.Linear(WIDTH, WIDTH, key=k_joined)
         self.forward = MLP(k_forward, (WIDTH, 2 * WIDTH, WIDTH), "relu")
         self.final = MLP(k_final, (WIDTH, WIDTH, WIDTH), "relu")
 
@@ -98,7 +98,7 @@ class Transformer(eqx.Module):
         first, second = (jax.vmap(jax.vmap(norm)) for norm in self.norms)
         split = dense(self.attention, first(flat)).reshape(*flat.shape[:2], 3, HEADS, WIDTH // HEADS)
         attended = jax.nn.dot_product_attention(*(split[:, :, j] for j in range(3)))
-        flat = flat + dense(self.concatenate_inputs, attended.reshape(flat.shape))
+        flat = flat + dense(self.joined, attended.reshape(flat.shape))
         flat = flat + self.forward(second(flat))
         return self.final(flat.mean(1).reshape(*h.shape[:-2], WIDTH))
 
