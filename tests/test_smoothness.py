@@ -502,7 +502,7 @@ def test_a_probe_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"probe": ("smothness",)}, "--probe smothness is unknown; there are smoothness, geometry"),
+        ({"probe": ("smothness",)}, "--probe smothness is unknown; choose smoothness, geometry"),
         ({"probe": ("geometry", "geometry")}, "--probe geometry geometry: name each probe once"),
         ({"eval_every": 0}, "--probe smoothness geometry measures evaluations, but --eval-every is 0"),
         ({"probe": ("nowhere:Probe",)}, "--probe nowhere:Probe cannot be loaded"),
@@ -523,7 +523,7 @@ def test_a_study_names_probes(tmp_path):
     )
     assert read_study(file, "quick").rows[0].plan.probe == ("smoothness",)
     file.write_text(file.read_text().replace("smoothness", "smooth"))
-    with pytest.raises(UsageError, match=r"s.toml.* 4: --probe smooth is unknown; there are smoothness"):
+    with pytest.raises(UsageError, match=r"s.toml.* 4: --probe smooth is unknown; choose smoothness"):
         read_study(file, "quick")
 
 
