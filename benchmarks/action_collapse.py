@@ -81,7 +81,7 @@ def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
     agent = build("reinforce", head, env, base={"rollout": 100 * ENVS})
     each = updates // moments
     run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
-    go = partial(scan_rollouts.further, agent, env, updates=each, total=updates)
+    go = partial(scan_rollouts.run_updates, agent, env, updates=each, total=updates)
     further = jax.jit(jax.vmap(go), donate_argnums=0)
     look = jax.jit(jax.vmap(lambda state: agent.get_distribution(agent.acting(state), cells)))
     for moment in range(1, moments + 1):
@@ -127,7 +127,7 @@ def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
     updates = 50 if base == "reinforce" else steps // agent.base.rollout // 4
     run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
     total = 10**9 if base == "reinforce" else steps // agent.base.rollout
-    go = partial(scan_rollouts.further, agent, env, updates=updates, total=total)
+    go = partial(scan_rollouts.run_updates, agent, env, updates=updates, total=total)
     further, told = jax.jit(jax.vmap(go), donate_argnums=0), []
     while not told or min(told[-1].env_steps[:, -1]) < steps:
         run, history = further(run, keys)

@@ -178,7 +178,7 @@ def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
     assert arrays(tmp_path / "runs" / "0") != before
     lines = (tmp_path / "runs" / "0" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1  # none of the run before
-    assert "has made its 120 steps; to go on, ask for more" in refused("resume", "runs")
+    assert "has made its 120 steps; to continue, ask for more" in refused("resume", "runs")
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(refused):

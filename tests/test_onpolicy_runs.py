@@ -373,7 +373,7 @@ def test_steps_of_whole_episodes_are_counted_as_in_a_run():
         scan_rollouts.spec_of(env)
     )
     begun = scan_rollouts.start(agent, env, jax.random.key(0), envs=envs)
-    run, _ = scan_rollouts.further(agent, env, begun, jax.random.key(0), updates=1, total=1)
+    run, _ = scan_rollouts.run_updates(agent, env, begun, jax.random.key(0), updates=1, total=1)
     acting = agent.acting(begun.state)
     rollout = scan_rollouts.collect(agent, env, acting, begun.world, jnp.int32(0), jax.random.key(0))[1]
     walked = np.flatnonzero(rollout.valid.any(1))[-1] + 1

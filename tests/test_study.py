@@ -495,7 +495,7 @@ def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(cal
     wait_for(lambda: saves(runs) >= 1)
     first.send_signal(signal.SIGINT)
     said = ended(first, 130)
-    assert "to go on: qscape study run tiny.toml --budget quick --workers 2" in said
+    assert "to continue: qscape study run tiny.toml --budget quick --workers 2" in said
     assert "measuring" not in said
 
     second, before = start(*argv), saves(runs)

@@ -351,7 +351,7 @@ def test_a_search_that_was_stopped_and_killed_ends_like_one_that_was_not(searche
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130, err
-    assert f"to go on: qscape tune td3 {shlex.join(given[2:])}" in out
+    assert f"to continue: qscape tune td3 {shlex.join(given[2:])}" in out
     assert [state for _, state, *_ in told(folder)] == ["RUNNING"]
 
     process = start(*given)

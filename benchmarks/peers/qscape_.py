@@ -101,7 +101,7 @@ def native_ppo(agent: Any, task: PPOTask) -> Contender:
     env, updates = CartPole(), NATIVE // task.rollout
     agent = agent.on(scan_rollouts.spec_of(env))
     start = partial(scan_rollouts.start, agent, env, envs=task.envs)
-    further = partial(scan_rollouts.further, agent, env, updates=updates, total=ENDLESS)
+    further = partial(scan_rollouts.run_updates, agent, env, updates=updates, total=ENDLESS)
     key, made = jax.random.key(0), 0
     run, go = jax.jit(start)(key), jax.jit(further, donate_argnums=0)
 

@@ -88,7 +88,7 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     for run in failed:
         say(f"failed {run.row.folder}: {run.why}")
     if interrupted and progress.of("waiting", "elsewhere"):
-        say(f"to go on: {command}")
+        say(f"to continue: {command}")
         return 130
     if failed:
         raise RunError(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")
@@ -196,7 +196,7 @@ class StudyBoard(LiveBoard):
         return Group(Text(self.title()), runs_table(self.progress.runs))
 
     def short_table(self) -> Group:
-        """As many runs as fit on the screen, a line each: what goes on first."""
+        """As many runs as fit on the screen, a line each: the running ones first."""
         room = max(self.console.height - 4, 3)
         shown = self.progress.runs
         if len(shown) > room:

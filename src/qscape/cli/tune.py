@@ -101,7 +101,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
             whole = tuner.run(trials, workers)
         board.ending()
     if not whole:
-        board.say(f"to go on: {command}")
+        board.say(f"to continue: {command}")
         return 130
     if tuner.best is None:
         raise RunError(f"none of {len(tuner.trials)} trials came to its end; see above.")

@@ -22,8 +22,8 @@ from qscape.run.training import resume, train, train_together
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """`kind` "train" runs a plan into a folder; "resume" goes on with the run there, up to `steps`;
-    "measure" finds out what the plan costs and writes nothing."""
+    """A job for a worker process: `kind` "train" runs a plan into a folder, "resume" continues the run in a
+    folder up to `steps`, "measure" measures the costs of a plan and writes nothing."""
 
     kind: str
     folder: Path
@@ -51,7 +51,7 @@ class Job:
 
 
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
-    """Do a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
+    """Run a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
     with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
         if job.kind == "measure":
             assert job.plan is not None

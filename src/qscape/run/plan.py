@@ -157,8 +157,10 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
         plan = _with_base(plan, fields)
     if shares := agent.base.scale_to_run(plan.steps):
-        told = [f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()]
-        notes, plan = notes + told, _with_base(plan, shares)
+        notes += [
+            f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()
+        ]
+        plan = _with_base(plan, shares)
     return plan, build(plan.recipe, plan.settings), notes
 
 

@@ -38,7 +38,9 @@ def spec_of(env: JaxEnv) -> Spec:
 def collect(
     agent: Agent, env: JaxEnv, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
 ) -> tuple[World, Rollout, EpisodeEnds]:
-    """A rollout by the present policy. With `base.episodes` all environments begin anew and make their share.
+    """Make a rollout by the present policy.
+
+    With `base.episodes` all environments are reset first, and each makes its share of the episodes.
 
     Args:
         env_steps: made so far; the random numbers of step t are made of `env_steps` + t E.
@@ -110,30 +112,30 @@ class History(NamedTuple):
 
 
 def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
-    """A run before its first step; `agent` is bound to its task, `agent.on(scan_rollouts.spec_of(env))`."""
+    """Return a run before its first step; `agent` is bound to its task, `agent.on(spec_of(env))`."""
     return Run(agent.init(key, envs), reset_world(env, envs, stream(key, "world.begin")))
 
 
-def further(
+def run_updates(
     agent: Agent, env: JaxEnv, run: Run, key: Key, *, updates: int, total: int
 ) -> tuple[Run, History]:
-    """`updates` more rollouts, and what is learned from each, of a run that makes `total` of them."""
+    """Make `updates` rollouts and the update after each, in a run that makes `total` of them."""
 
-    def one(run: Run, _: None) -> tuple[Run, History]:
+    def rollout_and_update(run: Run, _: None) -> tuple[Run, History]:
         state, world = run
         acting, steps = agent.acting(state), state.env_steps
         world, rollout, ended = collect(agent, env, acting, world, steps, key)
         valid = rollout.valid
         made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
         state, metrics = agent.update(state, rollout, state.updates / total, key)
-        told = History(metrics, ended.mean_return(), ended.num_episodes(), steps)
-        return Run(state._replace(env_steps=steps + made), world), told
+        history = History(metrics, ended.mean_return(), ended.num_episodes(), steps)
+        return Run(state._replace(env_steps=steps + made), world), history
 
-    return jax.lax.scan(one, run, None, updates)
+    return jax.lax.scan(rollout_and_update, run, None, updates)
 
 
 def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
-    """A whole run: `updates` rollouts of E environments, and what is learned from each.
+    """Train by `updates` rollouts of E environments.
 
     Args:
         agent: bound to its task; static.
@@ -143,5 +145,5 @@ def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tu
         The last state, and the history with a row for each update.
     """
     run = start(agent, env, key, envs=envs)
-    run, history = further(agent, env, run, key, updates=updates, total=updates)
+    run, history = run_updates(agent, env, run, key, updates=updates, total=updates)
     return run.state, history

@@ -87,7 +87,7 @@ def train(
     with folders.locked(folder):
         folders.create(folder, plan, trainer.agent, overwrite)
         on_trainer(trainer)
-        yield from _told(trainer, folder, plan, notes, trackers)
+        yield from _recorded_events(trainer, folder, plan, notes, trackers)
 
 
 def train_together(
@@ -165,7 +165,7 @@ def resume(
         made = folders.steps_made(folder)
         if (steps or made) < made or not folders.unfinished(folder, steps):
             more = f"qscape resume {shlex.quote(str(folder))} --steps {2 * made}"
-            raise UsageError(f"{folder} has made its {made} steps; to go on, ask for more: {more}.")
+            raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
         adapter, eval_adapter = open_adapters(plan, agent)
         trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
@@ -177,13 +177,13 @@ def resume(
             notes += take_over(trainer, plan)
         folders.write_record(folder, record | {"steps": plan.steps})
         on_trainer(trainer)
-        yield from _told(trainer, folder, plan, notes, trackers)
+        yield from _recorded_events(trainer, folder, plan, notes, trackers)
 
 
-def _told(
+def _recorded_events(
     trainer: Loop, folder: Path, plan: Plan, notes: list[str], trackers: Sequence[str]
 ) -> Iterator[ev.RunEvent]:
-    """The trainer's events, written to every sink on their way."""
+    """Yield the trainer's events after every sink wrote them."""
     sinks: list[Sink] = []
     try:
         sinks += _sinks(trainer, folder, plan, trackers)
@@ -197,7 +197,7 @@ def _told(
 
 
 def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> list[Sink]:
-    """Where the events of a run are written."""
+    """Open the sinks of a run: its folder and the trackers."""
     begun = -1 if trainer.fresh else trainer.env_steps
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
@@ -211,14 +211,14 @@ def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
 
 
 def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
-    with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
-        for one in (*adapters, *sinks):
-            if one is not None:
-                stack.callback(one.close)
+    with contextlib.ExitStack() as stack:  # close all of them, even if one raises
+        for resource in (*adapters, *sinks):
+            if resource is not None:
+                stack.callback(resource.close)
 
 
 def no_update(trainer: Loop) -> str:
-    """Why a run ended without one update; "" where it made some, or is not over."""
+    """Return why a run ended without one update; "" if it made some, or has not ended."""
     if trainer.updates or not trainer.finished:
         return ""
     base = trainer.agent.base
