@@ -429,7 +429,7 @@ def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):
 
 
 def test_a_fixed_layer_needs_a_choice():
-    with pytest.raises(UsageError, match="places the actions of a choice apart, and here there is one"):
+    with pytest.raises(UsageError, match="needs at least two actions, and this environment has one"):
         agents.build("ppo+etf").on(Spec(4, 1, choices=1))
 
 
