@@ -176,7 +176,7 @@ class Model:
             for event in self.trainer.events(self.trainer.env_steps + steps):
                 if progress and isinstance(event, ev.Evaluated):
                     print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
-                answers = [tell(self, event) for tell in callbacks]  # each is told, whatever another says
+                answers = [tell(self, event) for tell in callbacks]  # all are called, whatever one returns
                 if any(isinstance(answer, bool | np.bool_) and not answer for answer in answers):
                     self.trainer.stop()
         if interrupt.asked:

@@ -125,15 +125,15 @@ class SearchBoard(LiveBoard):
     def line(self, trial: Trial) -> str:
         """What became of a trial."""
         if trial.state == "running":
-            said = fields(trial)
+            text = fields(trial)
         elif trial.state == "failed":
-            said = trial.why
+            text = trial.why
         else:
             at = f" at step {trial.step:,}" if trial.state == "pruned" else ""
             best = self.tuner.best
             so_far = f"; best so far: trial {best.number}, {best.score:,.1f}" if best else ""
-            said = f"return {trial.score:,.1f}{at}{so_far}"
-        return f"trial {trial.number:>3}  {trial.state:<8} {said}"
+            text = f"return {trial.score:,.1f}{at}{so_far}"
+        return f"trial {trial.number:>3}  {trial.state:<8} {text}"
 
     def counts(self) -> str:
         """How far the search is."""
@@ -142,9 +142,9 @@ class SearchBoard(LiveBoard):
         states: list[State] = ["running", "pruned", "failed"]
         more = [f"{len(of(state))} {state}" for state in states if of(state)]
         best = self.tuner.best
-        said = f"{self.search.plan.recipe} on {self.search.plan.env}: {ended} of {self.trials} trials"
-        said += f" ({', '.join(more)})" if more else ""
-        return said + (f"; best: trial {best.number}, {best.score:,.1f}" if best else "")
+        text = f"{self.search.plan.recipe} on {self.search.plan.env}: {ended} of {self.trials} trials"
+        text += f" ({', '.join(more)})" if more else ""
+        return text + (f"; best: trial {best.number}, {best.score:,.1f}" if best else "")
 
     def table(self, trials: list[Trial]) -> Table:
         """Some trials with their fields."""
@@ -173,8 +173,8 @@ class SearchBoard(LiveBoard):
             return
         self.console.print(self.table(self.ranking()[:SHOWN]))
         if importances := self.tuner.importances():
-            said = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
-            self.say(f"what mattered, of 1: {said}")
+            text = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
+            self.say(f"what mattered, of 1: {text}")
         over = f", mean of {self.search.seeds} seeds" if self.search.seeds > 1 else ""
         self.say(
             f"best: trial {best.number}, {self.search.metric} return {best.score:,.1f}{over}; as a command:"
@@ -184,8 +184,8 @@ class SearchBoard(LiveBoard):
 
 def fields(trial: Trial) -> str:
     """A trial's fields, short."""
-    said = {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in trial.fields.items()}
-    return ", ".join(f"{name} {value}" for name, value in said.items())
+    text = {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in trial.fields.items()}
+    return ", ".join(f"{name} {value}" for name, value in text.items())
 
 
 def train_command(trial: Trial) -> list[str]:

@@ -186,24 +186,24 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
         raise RunError(f"{run} has no save yet; continue training first: qscape resume {run}.")
     found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
 
-    def leaf(path: Any, mine: Array) -> Array:
+    def leaf(path: Any, own: Array) -> Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in ("updates", "env_steps"):
-            return mine
+            return own
         other = found.get(name)
-        if other is not None and other.shape == mine.shape:
+        if other is not None and other.shape == own.shape:
             taken.add(_what(name))
-            return jnp.asarray(other, mine.dtype)
+            return jnp.asarray(other, own.dtype)
         if name.split("/")[0] in ("actor", "critics"):
-            said = "is not there" if other is None else f"is {[*other.shape]} there"
+            theirs = "is not there" if other is None else f"is {[*other.shape]} there"
             same = source.env == plan.env
             raise UsageError(
                 f"{run} ({source.recipe} on {source.env}) does not fit '{plan.recipe}' on {plan.env}: {name} "
-                f"{said}, {[*mine.shape]} here; use its recipe and sizes"
+                f"{theirs}, {[*own.shape]} here; use its recipe and sizes"
                 f"{'.' if same else ', and an environment like its own.'}"
             )
         fresh.add(_what(name))
-        return mine
+        return own
 
     actor = jax.tree_util.tree_map_with_path(leaf, trainer.state).actor
     _refuse_other_functions(run, source, trainer.agent.base)

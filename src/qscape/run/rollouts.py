@@ -42,13 +42,13 @@ class RolloutPrograms:
 
     def blank_metrics(self, state: State, rollout: Rollout, key: Key) -> Array:
         """The metrics vector before the first update; finds out the names as well."""
-        said = jax.eval_shape(self.agent.update, state, rollout, np.float32(0), key)[1]
-        self.metrics = sorted(said)
+        metrics = jax.eval_shape(self.agent.update, state, rollout, np.float32(0), key)[1]
+        self.metrics = sorted(metrics)
         return jnp.full(len(self.metrics), jnp.nan)
 
     def _update(self, state: State, rollout: Rollout, progress: Array, key: Key) -> tuple[State, Array]:
-        state, said = self.agent.update(state, rollout, progress, key)
-        return state, jnp.stack([said[name] for name in self.metrics])
+        state, metrics = self.agent.update(state, rollout, progress, key)
+        return state, jnp.stack([metrics[name] for name in self.metrics])
 
 
 class Buffer:
