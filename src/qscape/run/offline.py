@@ -1,6 +1,7 @@
-"""Learning from a dataset, and beginning a run where another one ended.
+"""Learning from a dataset, and starting a run from the networks of another run.
 
-On a dataset a step is an update: nothing is stepped, and the environment only evaluates.
+On a dataset, a step of the run is an update. No environment is stepped for training; the environment only
+evaluates.
 """
 
 import dataclasses
@@ -34,7 +35,14 @@ FILL = 4_096  # transitions inserted in one call
 
 
 class OfflineTrainer(Trainer):
-    """A run of an off-policy agent on a dataset: its replay is full from the start, and stays as it is."""
+    """A run of an off-policy agent on a dataset.
+
+    The replay holds the dataset from the start and never changes. It is not saved, since the dataset has it.
+
+    Attributes:
+        data: the dataset.
+        score: normalised score of the last evaluation; None before the first, or without reference returns.
+    """
 
     def __init__(
         self,
@@ -68,7 +76,7 @@ class OfflineTrainer(Trainer):
         return True
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """Updates up to the next thing that is due, but at most a chunk of them."""
+        """Make updates until an evaluation, a log line or a save is due, but at most `CHUNK`."""
         n = min(self._next_due() - self.env_steps, CHUNK)
         self.carry = self.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
         jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
@@ -87,17 +95,23 @@ class OfflineTrainer(Trainer):
         return logged
 
     def _used_rows(self) -> int:
-        """None is saved: the dataset has them."""
+        """Return 0: a save holds no replay rows, since the dataset has them."""
         return 0
 
 
 def score(plan: Plan, ret: float) -> float | None:
-    """100 · (return − low) / (high − low), where the dataset says what low and high are."""
+    """Return the normalised score 100 · (ret − random) / (expert − random), or None.
+
+    None: the plan has no reference returns, which a dataset may provide.
+    """
     return None if plan.reference is None else normalised_score(ret, plan.reference)
 
 
 def _holding(agent: Agent, data: Dataset, plan: Plan) -> Agent:
-    """The agent with a replay of the dataset's size, unless the user chose one; a step is an update."""
+    """Return the agent with one update per step and a replay of the dataset's size.
+
+    A replay size that the user set is kept.
+    """
     asked = plan.settings.get("base", {})
     rows = len(data) + (len(data.lengths) + 1) * (agent.base.next_observation == "derived")
     capacity = asked.get("replay_capacity", max(rows, 2))
@@ -106,10 +120,10 @@ def _holding(agent: Agent, data: Dataset, plan: Plan) -> Agent:
 
 
 def refuse_columns(layout: Layout, recipe: str) -> None:
-    """Refuse an agent that replays what only acting can tell.
+    """Refuse an agent whose replay has columns that only acting fills; a dataset does not hold them.
 
     Raises:
-        UsageError: it does.
+        UsageError: the layout has such columns.
     """
     if layout.columns:
         names = ", ".join(name for name, _ in layout.columns)
@@ -122,7 +136,18 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
 def fill(
     agent: Agent, layout: Layout, storage: Array, replay_state: ReplayState, data: Dataset
 ) -> tuple[Array, ReplayState]:
-    """Write a dataset into the ring of the replay's first environment, as if it had been experienced."""
+    """Insert a dataset into replay, one transition after the other, as if environment 0 had made them.
+
+    Args:
+        agent: bound to its task; its replay inserts.
+        layout: how a transition is packed.
+        storage: packed rows of the replay; donated.
+        replay_state: positions and priorities of the replay; donated.
+        data: the dataset; if it is larger than the ring, its last transitions stay.
+
+    Returns:
+        The storage and the replay state.
+    """
     insert = jax.jit(partial(_insert, agent, layout), donate_argnums=(0, 1))
     for start in range(0, len(data), FILL):
         part = slice(start, start + FILL)
@@ -151,7 +176,7 @@ def _fill_replay(trainer: Trainer, data: Dataset) -> None:
 def _insert(
     agent: Agent, layout: Layout, rows: Array, replay_state: ReplayState, columns: list[Array], real: Array
 ) -> tuple[Array, ReplayState]:
-    """Insert transitions one after the other; those that are not real leave no trace."""
+    """Insert the transitions in `columns` one after the other; padding, where `real` is False, is skipped."""
     first = jnp.arange(layout.envs) == 0
 
     def one(
@@ -168,15 +193,23 @@ def _insert(
 
 
 def take_over(trainer: Any, plan: Plan) -> list[str]:
-    """Begin with the networks, optimisers and statistics of the run `plan.start`, and with its dataset if the
-    plan keeps that; returns sentences for the user.
+    """Start a trainer from the networks, optimiser states and statistics of the run `plan.start`.
 
-    Parts that the two runs do not share begin afresh, slow copies of the actor as copies of the one taken;
-    the counters begin afresh too.
+    Called once, before the first step. Leaves that the other run does not have keep their initial values;
+    slow copies of the actor start as copies of the loaded actor. The counters start at 0. With
+    `plan.keep_data` the dataset of the other run is inserted into replay.
+
+    Args:
+        trainer: a trainer that has made no step.
+        plan: its plan; `start` names a run folder.
+
+    Returns:
+        Sentences for the user: where the networks come from, and which parts start with initial values.
 
     Raises:
-        UsageError: no run there, one without a dataset to keep, or networks of another size or with other
-            functions between their layers. RunError: no readable save.
+        UsageError: the agent is on-policy, the folder holds no run, the run has no dataset to keep, or its
+            networks have other sizes.
+        RunError: the run has no readable save, or its networks have other activation functions.
     """
     if not isinstance(trainer, Trainer):
         raise UsageError(f"--from begins off-policy agents, and {plan.recipe} is none.")
@@ -221,7 +254,10 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
 
 
 def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
-    """Refuse networks whose weights would mean something else here."""
+    """Raise a RunError if the other run's networks have other activations or another head.
+
+    With the same weights they would be other functions.
+    """
     theirs = build(source.recipe, source.settings).base
     names = ["actor_activation", "actor_projection", "critic_activation", "head"]
     if base.head == "gaussian":
@@ -236,13 +272,21 @@ def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
 
 
 def _what(name: str) -> str:
-    """Which part a leaf belongs to: `sale` of part_states/sale/params/f, `actor` of actor/x."""
+    """Return the part that a leaf belongs to: `sale` for part_states/sale/params/f, `actor` for actor/x."""
     first, *rest = name.split("/")
     return rest[0] if first in ("part_states", "optimisers") and rest else first
 
 
 def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
-    """The dataset of a run into the replay, and before the normaliser where that has seen nothing."""
+    """Insert the dataset of the other run into replay.
+
+    Args:
+        source: the plan of the other run, in the folder `run`.
+        unseen: whether the normaliser has no statistics yet; then they are computed from the dataset.
+
+    Returns:
+        A sentence for the user.
+    """
     if not source.dataset:
         raise UsageError(f"--keep-data: {run} was not trained on a dataset, so it has none to keep.")
     refuse_columns(trainer.layout, trainer.agent.recipe)

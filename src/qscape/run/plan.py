@@ -1,4 +1,4 @@
-"""The plan of a run: all that `run.json` needs to start the run again."""
+"""The plan of a run: everything that is needed to start the run again; `run.json` stores it."""
 
 import dataclasses
 import hashlib
@@ -165,7 +165,11 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
 
 
 def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
-    """The plan with the recipe for datasets and, unless the user named one, the dataset's environment."""
+    """Adapt a plan to its dataset: the recipe and, unless the user named one, the environment.
+
+    Returns:
+        The plan, and notes for the user.
+    """
     recipe, notes = recipe_for_dataset(plan.recipe)
     plan = dataclasses.replace(plan, recipe=recipe)
     found = read_origin(plan.dataset)
@@ -184,26 +188,26 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
 
 
 def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
-    """The plan with other values of some fields of the base."""
+    """Return the plan with other values of some fields of the base."""
     base = {**plan.settings.get("base", {}), **fields}
     return dataclasses.replace(plan, settings={**plan.settings, "base": base})
 
 
 def describe_overrides(agent: Agent) -> list[str]:
-    """One sentence for each field of the base that a part overrides and the user does not set."""
+    """Return one sentence for each field of the base that a part overrides and the user does not set."""
     return [str(m) for m in apply_overrides(agent)[1] if getattr(agent.base, m.field) == m.after]
 
 
 def part_notes(agent: Agent) -> list[str]:
-    """The notes of all parts for users of this agent, one sentence each."""
+    """Return the notes of all parts for users of this agent, one sentence each."""
     return [note for part in agent.parts.values() for note in part.notes(agent)]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
-    """The name of an agent in tables and folders: its recipe and the fields that differ from the defaults.
+    """Return an agent's name in tables and folders: its recipe and the fields that differ from the defaults.
 
     Args:
-        agent: with the settings of the run.
+        agent: the agent, with the settings of the run.
         preset: name of the preset, which the label then shows; None for none.
         given: the settings that the preset gave; fields that differ from them are shown.
 
@@ -216,7 +220,7 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
 
 
 def folder_name(label: str) -> str:
-    """The label as the name of a folder; a label that is too long is cut and gets 8 digits of its hash."""
+    """Return a label as the name of a folder; a long label is cut and gets 8 digits of its hash."""
     if len(label.encode()) <= LONGEST:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
@@ -233,13 +237,13 @@ def _format_value(value: Any) -> str:
 
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
-    """The plan as JSON, with every field of every part and the origin of parts of other packages."""
+    """Return the plan as JSON, with every field of every part and the origin of parts of other packages."""
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
     record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
     return record | ({"plugins": origins} if origins else {})
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
-    """The plan that `to_json` wrote. Keys that are no field of a plan are ignored."""
+    """Return the plan that `to_json` wrote. Keys that are no field of a plan are ignored."""
     known = {f.name for f in dataclasses.fields(Plan)}
     return Plan(**{k: v for k, v in data.items() if k in known})

@@ -1,7 +1,7 @@
 """Training from rollouts: the loop of every on-policy agent.
 
-The present policy makes a rollout, a fixed number of steps or of whole episodes; then one update learns from
-it and it is thrown away.
+The current policy collects a rollout: a fixed number of steps or of whole episodes. One update learns from
+the rollout, which is then discarded.
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ from qscape.types import Key
 
 
 class RolloutPrograms:
-    """act and update, jitted for one agent.
+    """`act` and `update`, jitted for one agent.
 
     Attributes:
-        metrics: names of the entries of the metrics vector, known once an update was traced.
+        metrics: names of the entries of the metrics vector; empty before `blank_metrics` was called.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -37,11 +37,11 @@ class RolloutPrograms:
         self.update = jax.jit(self._update, donate_argnums=0)
 
     def init_noise(self, envs: int) -> None:
-        """On-policy acting remembers nothing."""
+        """Return None: on-policy agents explore by sampling and need no noise state."""
         return None
 
     def blank_metrics(self, state: State, rollout: Rollout, key: Key) -> Array:
-        """The metrics vector before the first update; finds out the names as well."""
+        """Set `metrics` by tracing an update, and return the metrics vector before the first one: all NaN."""
         metrics = jax.eval_shape(self.agent.update, state, rollout, np.float32(0), key)[1]
         self.metrics = sorted(metrics)
         return jnp.full(len(self.metrics), jnp.nan)
@@ -52,16 +52,22 @@ class RolloutPrograms:
 
 
 class Buffer:
-    """A rollout while it is made, on the host: T rows of E environments.
+    """The rollout that is being collected, on the host: T rows of E environments.
 
-    With `episodes` each environment makes a fixed share of them, so that short ones are not counted more
-    often than long ones, and what it does beyond its share is not learned from.
+    If the agent learns from whole episodes, every environment collects a fixed share of them. Otherwise short
+    episodes would be counted more often than long ones. Steps beyond an environment's share are not valid.
+
+    Attributes:
+        rows: T, the maximal number of rows.
+        columns: the arrays of the rollout by name, [T, E, ...].
+        used: rows filled so far.
+        left: episodes that each environment still has to collect [E].
     """
 
     def __init__(self, agent: Agent, adapter: EnvAdapter) -> None:
         spec, envs = adapter.spec, adapter.envs
         self.episodes = agent.base.episodes
-        self.rows = -(-agent.base.rollout // envs)  # at most
+        self.rows = -(-agent.base.rollout // envs)
         shapes = {
             "observation": (spec.observation_size,),
             "action": (spec.action_size,),
@@ -71,7 +77,7 @@ class Buffer:
             "next_observation": (spec.observation_size,),
             "valid": (),
         }
-        seen = adapter.observation.dtype  # bytes of images stay bytes
+        seen = adapter.observation.dtype  # images stay uint8
         kinds = {"observation": seen, "next_observation": seen}
         kinds |= dict.fromkeys(("terminated", "truncated", "valid"), np.bool_)
         self.columns = {
@@ -83,18 +89,24 @@ class Buffer:
         self.left = self._share(envs)
 
     def _share(self, envs: int) -> np.ndarray:
-        """Episodes that each environment has still to make; without a number of them: endlessly many."""
+        """Return the episodes that each environment has to collect [E]; the largest int64 means no limit."""
         if not self.episodes:
             return np.full(envs, np.iinfo(np.int64).max)
         return np.array([len(range(i, self.episodes, envs)) for i in range(envs)])
 
     @property
     def full(self) -> bool:
-        """Is it time to learn?"""
+        """Whether the rollout is complete and an update is due."""
         return self.used == self.rows or not self.left.any()
 
     def add(self, observation: np.ndarray, action: np.ndarray, step: Step) -> None:
-        """One step of every environment."""
+        """Add one step of every environment.
+
+        Args:
+            observation: the observations that were acted on [E, S].
+            action: the actions in [-1, 1], or indices of discrete actions [E, A].
+            step: the answer of the environments.
+        """
         ended = step.terminated | step.truncated
         row = {
             "observation": observation,
@@ -112,8 +124,11 @@ class Buffer:
             self.left -= ended & (self.left > 0)
 
     def rollout(self) -> Rollout:
-        """What was made. A number of rows that varies is rounded up to a power of two, so that few programs
-        are compiled; the further rows are not valid."""
+        """Return the collected rows as a `Rollout`.
+
+        Rollouts of whole episodes vary in length. Their length is rounded up to a power of two, so that few
+        programs are compiled; the added rows are not valid.
+        """
         used, rows = self.used, self.rows
         if self.episodes:
             rows = min(rows, 1 << max(used - 1, 15).bit_length())
@@ -124,11 +139,14 @@ class Buffer:
 
     @property
     def steps(self) -> int:
-        """Steps to learn from so far."""
+        """Number of valid steps so far, over all environments."""
         return int(np.count_nonzero(self.columns["valid"][: self.used]))
 
     def cut(self) -> None:
-        """The episodes that are under way go on no further: as at a time limit, the bootstrap is not cut."""
+        """Truncate the running episodes at the last row, as a time limit does: the bootstrap is kept.
+
+        Called when the environments could not be restored and start new episodes.
+        """
         if self.used:
             last = self.used - 1
             self.columns["truncated"][last] |= ~self.columns["terminated"][last]
@@ -138,11 +156,11 @@ class Buffer:
         self.used, self.left = 0, self._share(len(self.left))
 
     def so_far(self) -> dict[str, np.ndarray]:
-        """The rows there are, for a save."""
+        """Return the rows in use and `left`, for a save."""
         return {name: column[: self.used] for name, column in self.columns.items()} | {"left": self.left}
 
     def restore(self, rows: dict[str, Any]) -> None:
-        """Take over what `so_far` gave."""
+        """Restore the rows and `left` that `so_far` returned."""
         self.left = np.array(rows["left"])
         self.used = len(rows["reward"])
         for name, column in self.columns.items():
@@ -153,8 +171,9 @@ class RolloutTrainer(Loop):
     """A run of an on-policy agent in memory.
 
     Attributes:
-        state: what was learned.
-        buffer: the rollout that is being made.
+        state: networks, optimiser states and counters.
+        buffer: the rollout that is being collected.
+        first: True where an episode begins with the next step [E].
     """
 
     programs: RolloutPrograms
@@ -186,20 +205,20 @@ class RolloutTrainer(Loop):
     def _prepare(self) -> bool:
         if not self.buffer.full:
             return True
-        begun = max(self.env_steps - self.buffer.steps, 0)  # when this rollout began
+        begun = max(self.env_steps - self.buffer.steps, 0)  # the step at which this rollout began
         progress = np.float32(min(begun / self.until, 1.0))
         state = self.state._replace(env_steps=jnp.int32(self.env_steps))
         self.state, self.metrics = self.programs.update(state, self.buffer.rollout(), progress, self.key)
-        jax.block_until_ready(self.metrics)  # the rollout was read: its rows may be written again
+        jax.block_until_ready(self.metrics)  # the program may read the rows until it ends
         self.updates += 1
         self.buffer.clear()
-        if self.buffer.episodes and not self.first.all():  # whole episodes only: all begin together
+        if self.buffer.episodes and not self.first.all():  # rollouts of whole episodes begin with a reset
             self.adapter.reset()
             self.first = np.ones(self.adapter.envs, bool)
         return False
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """One step of every sub-environment, into the rollout."""
+        """Take one step of every sub-environment and add it to the rollout."""
         obs, steps = self.adapter.observation, np.int32(self.env_steps)
         chosen = self.programs.act(self.acting, None, obs, self.first, steps, self.key, mode="explore")
         action = np.asarray(chosen[0])
@@ -210,7 +229,7 @@ class RolloutTrainer(Loop):
         self.returns += [episode.ret for episode in step.finished]
         yield from self._episode_events(step.finished)
 
-    # --- saving and going on ------------------------------------------------------------------------
+    # --- saving and resuming ------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, Any]:
         loop = {"metrics": self.metrics, "first": self.first, "key": self.key}

@@ -1,4 +1,4 @@
-"""train and resume: a run folder, a trainer and the sinks, held together."""
+"""Train and resume runs: connect a run folder, a trainer and the sinks of its events."""
 
 import contextlib
 import dataclasses
@@ -31,9 +31,12 @@ OnTrainer = Callable[[Loop], Any]
 
 
 def set_up_jax() -> None:
-    """Keep compiled programs between processes, so that a second start is faster; and on an accelerator
-    multiply in full float32, unless the user said otherwise: products rounded to TF32, JAX's default there,
-    move PAVE's terms by 0.6%, and SAVGO's cosines by as much as they differ."""
+    """Set JAX's compilation cache and matrix precision, unless the user has set them. Called by every run.
+
+    The cache keeps compiled programs between processes, so that later runs start faster. On an accelerator,
+    matrix products are computed in full float32. JAX's default there is TF32, which changes PAVE's terms by
+    0.6% and SAVGO's cosines by as much as the cosines of two actions differ.
+    """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -49,7 +52,7 @@ def trainer_of(
     eval_adapter: EnvAdapter | None = None,
     saver: Saver | None = None,
 ) -> Loop:
-    """The loop that fits an agent."""
+    """Make the loop for an agent: from rollouts, from a dataset, or from replay."""
     if isinstance(agent, OnPolicyAgent):
         return RolloutTrainer(plan, agent, adapter, eval_adapter, saver)
     if plan.dataset:
@@ -65,21 +68,26 @@ def train(
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[ev.RunEvent]:
-    """Run a plan into a folder; yields what happens.
+    """Train a plan and write the run into a folder. A generator: the run proceeds as its events are consumed.
 
     Args:
-        folder: made if it is not there; one that holds a run is refused unless `overwrite`.
-        trackers: "wandb", "trackio".
-        on_trainer: gets the trainer before it starts, e.g. to be able to stop it.
+        plan: the plan; `prepare` completes it.
+        folder: the run folder; created if it does not exist.
+        overwrite: delete a run that is in the folder; otherwise such a folder is refused.
+        trackers: further loggers, "wandb" or "trackio".
+        on_trainer: called with the trainer before it starts, e.g. to stop it later.
+
+    Yields:
+        The events of the run, after they were written to the folder.
 
     Raises:
-        UsageError: a plan that cannot be. RunError: what broke while running.
+        UsageError: the plan is impossible, or the folder is taken. RunError: the run failed.
     """
     set_up_jax()
     refuse_missing(trackers)
     folder = Path(folder)
     plan, agent, notes = prepare(plan)
-    folders.refuse_taken(folder, overwrite)  # before a lock is written into it
+    folders.refuse_taken(folder, overwrite)  # before a lock file is written into it
     adapter, eval_adapter = open_adapters(plan, agent)
     trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
     if plan.start:
@@ -98,15 +106,20 @@ def train_together(
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
-    """Run plans that differ in their seed only, in one vmapped program; arguments as of `train`.
+    """Train plans that differ in their seed only, in one vmapped program.
 
-    Each is a run with a folder of its own, which `resume` takes on by itself. What breaks one ends all.
+    Every plan gets a run folder of its own, which `resume` continues alone. An error in one run ends all.
+
+    Args:
+        plans: the plans, equal but for the seed.
+        places: the run folder of each plan.
+        overwrite, trackers, on_trainer: as for `train`.
 
     Yields:
-        The number of a plan and what happens in its run.
+        The index of a plan and an event of its run.
 
     Raises:
-        UsageError: plans that cannot be, or seeds that cannot be one program. RunError: what broke.
+        UsageError: the plans are impossible, or their seeds cannot share a program. RunError: a run failed.
     """
     set_up_jax()
     refuse_missing(trackers)
@@ -144,18 +157,24 @@ def resume(
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[ev.RunEvent]:
-    """Go on with the run in a folder from its newest save (or from the start, if it has none yet).
+    """Continue the run in a folder from its newest save, or from the start if it has no save yet.
 
     Args:
-        steps: a new total; None: what the run was started with.
+        folder: the run folder.
+        steps: new total of environment steps; None: the total that the run was started with.
+        trackers, on_trainer: as for `train`.
+
+    Yields:
+        The events of the run, after they were written to the folder.
 
     Raises:
-        UsageError: the run has made these steps already. RunError: no run, or no readable save.
+        UsageError: the run has made these steps already. RunError: there is no run, its save cannot be read,
+            or the run failed.
     """
     set_up_jax()
     refuse_missing(trackers)
     folder = Path(folder)
-    folders.read_record(folder)  # refuses what is no run, before a lock is written into it
+    folders.read_record(folder)  # refuses a folder without a run before a lock file is written into it
     with folders.locked(folder):
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
@@ -197,11 +216,11 @@ def _recorded_events(
 
 
 def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> list[Sink]:
-    """Open the sinks of a run: its folder and the trackers."""
+    """Open the sinks of a run: its folder and the trackers. Lines of steps beyond the save are dropped."""
     begun = -1 if trainer.fresh else trainer.env_steps
     config = folders.read_record(folder)
     name = f"{config['label']}/{plan.seed}"
-    project = "qscape-" + re.sub(r"[/\\#?%:]", "-", plan.env)  # what Weights & Biases refuses in a name
+    project = "qscape-" + re.sub(r"[/\\#?%:]", "-", plan.env)  # Weights & Biases refuses these characters
     further = [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
     return [FolderSink(folder, begun, probes.probe_columns(plan.probe)), *further]
 
@@ -218,7 +237,7 @@ def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
 
 
 def no_update(trainer: Loop) -> str:
-    """Return why a run ended without one update; "" if it made some, or has not ended."""
+    """Return a sentence that says why a run ended without an update; "" if it made some, or has not ended."""
     if trainer.updates or not trainer.finished:
         return ""
     base = trainer.agent.base
