@@ -1,4 +1,4 @@
-"""Models: agents with their environments, as in `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
+"""The Python interface: agents with their environments, as in `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qscape.inspect.trained_agent import TrainedAgent
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
-FOREVER = 10**9  # steps of a plan that is prepared, but not run
+FOREVER = 10**9  # steps of a plan that is prepared but not run, so that no warm-up is shortened
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
 
@@ -40,15 +40,15 @@ class Model:
     Args:
         recipe: base and parts, e.g. `td7`, `td3+sale+lap` or `td3+mypackage.penalty:Penalty`.
         env: a Gymnasium id, a function that makes an environment, an environment, or a vector environment.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
         envs: sub-environments that are stepped in parallel (if `env` is an id or a function).
         env_args: arguments of the environment (if `env` is an id or a function).
-        eval_env: environment of evaluations; None makes one of the id or the function.
+        eval_env: environment of evaluations; None: made from the id or the function.
         eval_every: environment steps between evaluations; 0 switches them off.
         eval_episodes: episodes in each evaluation.
         probe: further measures of every evaluation, e.g. `["smoothness"]`, in `Evaluated.probes`.
-        preset: "paper" for the settings of a paper for this environment; `settings` win over them. None for
-            none.
+        preset: "paper" for the settings of a paper for this environment; `settings` win over them. None: no
+            preset.
         settings: fields by part, e.g. `base={"discount": 0.98}, sale={"width": 128}`.
 
     Raises:
@@ -109,9 +109,9 @@ class Model:
 
         self._make = make
         if preset is not None:
-            prepare(self._plan(FOREVER))  # refuses one that has nothing for this environment
+            prepare(self._plan(FOREVER))  # refuses a preset without settings for this environment
         self.trainer: Loop | None = None
-        self._drawn = 0  # calls of `predict` that drew an action: each draws another
+        self._drawn = 0  # number of calls of `predict` that sampled, so that each call draws other numbers
 
     @property
     def env_steps(self) -> int:
@@ -120,7 +120,7 @@ class Model:
 
     @property
     def trained_agent(self) -> "TrainedAgent":
-        """The model as `inspect` looks at it, until it learns on."""
+        """The trained agent for `qscape.inspect`; invalid after a further call of `learn`."""
         from qscape.inspect.trained_agent import TrainedAgent
 
         trainer = self.trainer or self._untrained()
@@ -143,9 +143,12 @@ class Model:
     ) -> "Model":
         """Train for `steps` more environment steps.
 
+        Ctrl-C ends learning after the current step; `learn` can be called again. A warning says why if no
+        update was made.
+
         Args:
             steps: environment steps over all sub-environments. The first call decides whether the paper's
-                warm-up fits (see `run.plan.prepare`).
+                warm-up is shortened (see `run.plan.prepare`).
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
             progress: print evaluations.
@@ -153,30 +156,28 @@ class Model:
         Returns:
             The model itself.
 
-        Ctrl-C ends learning after the current step; `learn` can be called again. A warning says why, if no
-        update was made.
-
         Raises:
-            UsageError: `steps` is below 1, or the warm-up leaves no update. RunError: NaN from the
-                environment.
+            UsageError: `steps` is below 1, or the warm-up leaves no update.
+            RunError: the environment returned NaN or raised an error.
+            KeyboardInterrupt: Ctrl-C was pressed.
         """
         steps = _whole_number("steps", steps)
         callbacks = [callback] if callable(callback) else list(callback)
-        if self.trainer is None or not self.env_steps:  # one made to predict untrained has no fitted plan
+        if self.trainer is None or not self.env_steps:  # `_untrained` makes one without these `steps`
             plan, agent, notes = prepare(self._plan(steps))
-            self.trainer = None  # its replay makes room first
+            self.trainer = None  # frees its replay before the new one is allocated
             self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
             if progress:
                 print("\n".join(notes))
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
-        # An interrupt in the middle of a compiled program would take the arrays it works on with it.
+        # An interrupt inside a compiled program would lose the arrays that were donated to it.
         with StopOnSignal(signal.SIGINT) as interrupt:
             interrupt.attach(self.trainer)
             for event in self.trainer.events(self.trainer.env_steps + steps):
                 if progress and isinstance(event, ev.Evaluated):
                     print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
-                answers = [tell(self, event) for tell in callbacks]  # all are called, whatever one returns
+                answers = [tell(self, event) for tell in callbacks]  # calls all of them, even after a False
                 if any(isinstance(answer, bool | np.bool_) and not answer for answer in answers):
                     self.trainer.stop()
         if interrupt.asked:
@@ -192,17 +193,17 @@ class Model:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, Any]:
-        """Actions in the environment's units for one observation or a batch of them.
+        """Return actions in the environment's units for one observation or a batch of observations.
 
         Args:
             observation: as the environment returns it (a dict of arrays for Dict spaces), with or without a
                 leading batch axis.
             state: the second result of the previous call; None in the first one.
-            episode_start: `[batch]`, True where an episode starts, which resets the state; None for no start.
-            deterministic: False samples an action as in training.
+            episode_start: `[batch]`, True where an episode starts, which resets the state; None: no start.
+            deterministic: True: the mode of the policy; False: an action with exploration, as in training.
 
         Returns:
-            (action, state).
+            (action, state); pass the state to the next call.
         """
         counter = 0
         if not deterministic:
@@ -219,7 +220,10 @@ class Model:
         return self.trainer
 
     def evaluate(self, episodes: int = 10) -> list[float]:
-        """Returns of whole episodes with the deterministic policy, in the evaluation environment.
+        """Run whole episodes with the deterministic policy in the evaluation environment.
+
+        Returns:
+            The undiscounted return of each episode.
 
         Raises:
             UsageError: the model was given an environment and no `eval_env`.
@@ -235,7 +239,7 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write a run folder that `qs.load`, `qscape evaluate` and `qscape resume` read.
 
-        A run in this folder, with its curves, is replaced once the new one is written.
+        A run that is in this folder is replaced, with its learning curves, once the new one is written.
 
         Returns:
             The folder.
@@ -249,7 +253,14 @@ class Model:
 
 
 class Policy:
-    """A policy in the environment's own units."""
+    """A policy in the environment's own units; made by `Model.predict`.
+
+    Args:
+        adapter: converts observations and actions.
+        programs: compiled programs that choose actions.
+        acting: the acting state.
+        step: environment steps of training.
+    """
 
     def __init__(self, adapter: EnvAdapter, programs: Any, acting: Any, step: int) -> None:
         self.adapter, self.programs, self.acting, self.step = adapter, programs, acting, step
@@ -262,7 +273,10 @@ class Policy:
         deterministic: bool = True,
         counter: int = 0,
     ) -> tuple[np.ndarray, Any]:
-        """See `Model.predict`. `counter`: the step at which a first call (without `state`) draws."""
+        """Return (action, state); see `Model.predict`.
+
+        `counter`: the number that selects the random numbers of a call without `state`; later calls count on.
+        """
         obs, batched = self.adapter.observations(observation)
         n = len(obs)
         counter, memory = (counter, self.programs.init_noise(n)) if state is None else state
@@ -284,26 +298,27 @@ def load(
     env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv | None = None,
     eval_env: gym.Env | None = None,
 ) -> Model:
-    """The model in a run folder, to predict, evaluate or continue learning.
+    """Load the model in a run folder, to predict, evaluate or continue learning.
 
-    Parts of other packages are not imported: `qs.register` them first, unless an installed package declares
-    them (see `qscape.agents.plugins`). A warning says why, if the environment starts a new episode.
+    Parts of other packages are not imported: call `qs.register` for them first, unless an installed package
+    declares them (see `qscape.agents.plugins`). A warning says why if the environment starts a new episode.
 
     Args:
         path: a run folder, or a group with one seed.
-        env: replaces the run's environment; it must have the same spaces. None for the run's own.
+        env: replaces the run's environment; it must have the same spaces. None: the run's own.
         eval_env: as for `Model`.
 
     Raises:
-        UsageError: no run, a part that is not loaded, or an environment that was an object and is not given.
-        RunError: no readable save, or one that does not fit `env`.
+        UsageError: there is no run, a part is not loaded, or the run's environment was an object and `env` is
+            None.
+        RunError: there is no readable save, or it does not fit `env`.
     """
     folder = folders.one_run(Path(path))
     plan = folders.read_plan(folder)
     newest = folders.newest_save(folder, "replay")
     if newest is None:
         raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
-    build(plan.recipe, plan.settings)  # refuses a part that is not loaded: `Model` would import it
+    build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
     model = Model(
@@ -323,13 +338,13 @@ def load(
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
     for note in folders.load_into(model.trainer, newest):
         warnings.warn(note, stacklevel=2)
-    if not model.env_steps:  # saved untrained: what is fitted to a run's length is so when it begins
+    if not model.env_steps:  # saved untrained; `learn` will fit the warm-up to the length of the run
         model.settings = _own_settings(plan)
     return model
 
 
 def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:
-    """The settings of an untrained model that differ from those of a model without settings."""
+    """Return the settings of an untrained model that differ from those of a model without settings."""
     plain = settings_of(prepare(dataclasses.replace(plan, steps=FOREVER, settings={}, label=""))[1])
     return {
         name: {field: value for field, value in fields.items() if plain.get(name, {}).get(field) != value}
@@ -338,10 +353,15 @@ def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:
 
 
 def _whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """Check that an argument is a whole number, of Python or NumPy, and not below `least`.
+    """Return an argument as an int.
+
+    Args:
+        name: name of the argument, for the error.
+        value: a whole number of Python or NumPy; 3.0 counts as 3.
+        least: the smallest allowed value; None: no bound.
 
     Raises:
-        UsageError: it is not; the message calls it `name`.
+        UsageError: the value is no whole number, or below `least`.
     """
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not float(value).is_integer():

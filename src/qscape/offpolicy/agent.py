@@ -1,4 +1,4 @@
-"""An agent: one part in every socket, how its state begins, and how it acts."""
+"""The off-policy agent: one part in every socket. Makes the state of a run, chooses actions, and updates."""
 
 import dataclasses
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Agent(Bound):
     """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
 
     Attributes:
-        recipe: the name it was made from, `base+part+part`.
+        recipe: the recipe that it was built from, `base+part+part`.
         base: settings that all off-policy agents have.
         representation, replay, ..., normaliser: the part in each socket.
         regularisers: parts that add terms to the losses, in the order of the recipe.
@@ -78,7 +78,13 @@ class Agent(Bound):
     # --- what the agent is made of ----------------------------------------------------------------
 
     def on(self, spec: Spec) -> "Agent":
-        """Binds the agent to a task.
+        """Binds the agent to a task. Called once the environment is known, before `init`.
+
+        Args:
+            spec: sizes of observations and actions, and the action table if actions are discrete.
+
+        Returns:
+            A copy of the agent with `spec` set.
 
         Raises:
             UsageError: a part does not work on this task.
@@ -139,8 +145,11 @@ class Agent(Bound):
 
     @property
     def sampling_options(self) -> tuple[int, float, frozenset[str], bool]:
-        """Arguments of `rows_at`: n of n-step returns, discount, derived columns, and whether the critics
-        bootstrap at time limits."""
+        """Last arguments of `rows_at`.
+
+        These are n of the n-step returns, the discount, the derived columns, and whether the critics
+        bootstrap at time limits.
+        """
         base = self.base
         return base.n_step, base.discount, self.derived_columns, base.bootstrap_at_time_limits
 
@@ -175,13 +184,17 @@ class Agent(Bound):
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, actor: PyTree | None = None) -> State:
-        """Makes the state of a new run.
+        """Makes the state of a new run. Slow copies start equal to their originals.
 
         Args:
-            actor: actors to start from; None: new ones. Slow copies start equal to their originals.
+            key: the run's key.
+            actor: actors to start from, e.g. of another run; None: new ones.
 
         Returns:
             A state whose every leaf has a buffer of its own, so that it can be donated.
+
+        Raises:
+            TypeError: a part has `params`, but its socket has no `learn` step.
         """
         spec, nets = self.task, self.nets
         if actor is None:
@@ -217,7 +230,10 @@ class Agent(Bound):
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     def reinitialise(self, state: State, key: Key) -> State:
-        """Makes new networks and optimisers, and keeps the counters and the normaliser's statistics."""
+        """Makes new networks and optimiser states; keeps the counters and the normaliser's statistics.
+
+        Called by `reset` parts during an update.
+        """
         initial, name = self.init(key), self.normaliser.name
         kept = {name: state.part_states[name]} if name in state.part_states else {}
         return initial._replace(
@@ -236,7 +252,10 @@ class Agent(Bound):
         return base.optimiser(params if kind == "params" else actor_params)
 
     def functions(self, state: State, event: Event) -> Context:
-        """Returns the state's networks as functions of normalised observations and actions."""
+        """Returns the state's networks as functions of normalised observations and actions.
+
+        `event` says which update this is. Parts receive the result as `context`.
+        """
         rep, rep_state = self.representation, state.part(self.representation)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
@@ -272,7 +291,7 @@ class Agent(Bound):
     # --- acting -----------------------------------------------------------------------------------
 
     def acting(self, state: State) -> ActingState:
-        """Returns what acting needs of a state."""
+        """Returns the part of a state that acting needs."""
         needed = {p.name for p in (self.representation, self.selector, self.normaliser)}
         return ActingState(
             state.actor, state.critics, {k: v for k, v in state.part_states.items() if k in needed}
@@ -355,7 +374,7 @@ class Agent(Bound):
 
 
 def snap_policy(policy: Callable, table: ActionTable) -> Callable:
-    """Returns the policy with its actions at the nearest rows of the table."""
+    """Returns a policy whose actions are those of `policy`, moved to the nearest rows of the table."""
     return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table)
 
 

@@ -4,10 +4,10 @@
     carry = learn(agent, layout, carry, updates, env_steps, key)     # gradient updates from replay
     carry = choose(agent, carry, env_steps, key)                     # the next action
 
-Between `choose` and `insert` the environments execute `carry.action`. Every loop of the library runs these
-three: the host loop compiles each by itself (`run.trainer`), the driven program puts them into a while_loop
-that calls the environments (`run.drive`), JAX-native environments join them in a scan (`run.scan`), and seeds
-train side by side by vmap (`run.seeds`).
+Between `choose` and `insert` the environments execute `carry.action`. Every off-policy loop of the library
+runs these three functions. The host loop compiles each by itself (`run.trainer`). The driven program puts
+them into a while_loop that calls the environments (`run.drive`). JAX environments run with them in a scan
+(`run.scan`). Several seeds run them under vmap (`run.seeds`).
 """
 
 from collections.abc import Callable
@@ -30,15 +30,15 @@ HostOrDevice: TypeAlias = Array | np.ndarray
 class Carry(NamedTuple):
     """Everything that one cycle of training hands to the next.
 
-    A compiled program that needs some fields only gets None for the others.
+    A compiled program that needs only some fields gets None for the others.
 
     Attributes:
         state: networks, optimiser states and counters.
         storage: packed transitions of the replay.
         replay_state: write positions, sizes and priorities of the replay.
-        noise_state: state of the exploration noise; None for noise without memory.
+        noise_state: state of the exploration noise; None if the noise has no state.
         metrics: newest value of each metric, in the order of `metric_names`; NaN before its first value.
-        observation: the present observations, in the environment's units.
+        observation: the current observations, in the environment's units.
         first: True where an episode begins with this observation.
         action: the chosen actions in [-1, 1]; None on the host until they are chosen.
         columns: further replay columns that the action selector emitted with these actions.
@@ -55,16 +55,19 @@ class Carry(NamedTuple):
     columns: dict[str, Array]
 
 
-# in_axes and out_axes of `vmap` for a carry whose leaves lead with an axis of seeds.
+# in_axes and out_axes of `vmap` for a carry whose leaves have a leading axis of seeds.
 CARRY_AXES = Carry(SEED_AXES, *[0] * (len(Carry._fields) - 1))  # type: ignore[arg-type]
 
 
 class Outcome(NamedTuple):
-    """What the environments answer to one action; the fields of `envs.Step` but for the finished episodes.
+    """The environments' answer to one action: the fields of `envs.Step` without the finished episodes.
 
     Attributes:
         next_observation: the true successor of each transition, also where an episode ends.
-        observation: the observation to act on next; of a new episode where one begins.
+        reward: reward of each environment.
+        terminated: True where the episode ended in a terminal state; cuts the bootstrap.
+        truncated: True where the episode ended otherwise, e.g. at a time limit.
+        observation: the observation to act on next; the first one of a new episode where one begins.
         valid: False where an environment only reset itself, which is no transition.
     """
 
@@ -77,7 +80,17 @@ class Outcome(NamedTuple):
 
 
 def insert(agent: Agent, layout: Layout, carry: Carry, outcome: Outcome) -> Carry:
-    """Write the transition of every environment into replay and move on to the next observation."""
+    """Write the transition of every environment into replay, and set the next observation.
+
+    Args:
+        agent: bound to its task; static, as is `layout`.
+        layout: how a transition is packed into a row.
+        carry: the carry with `observation`, `action` and `columns` of this step.
+        outcome: the environments' answer to `carry.action`.
+
+    Returns:
+        The carry with new `storage`, `replay_state`, `observation` and `first`.
+    """
     next_observation, reward, terminated, truncated, observation, valid = map(jnp.asarray, outcome)
     ends = terminated, truncated
     new = Rows(carry.observation, carry.action, reward, *ends, next_observation, carry.columns)
@@ -98,10 +111,16 @@ def learn(
     """Make a number of updates from replay; the storage is only read.
 
     Args:
-        updates: how many. A traced number, so that every number runs in the same compiled program.
-        env_steps: environment steps made so far; schedules of hyperparameters follow them.
+        agent: bound to its task; static, as is `layout`.
+        layout: how a transition is packed into a row.
+        carry: the carry with `state`, `storage`, `replay_state` and `metrics`.
+        updates: how many updates. A traced number, so that one compiled program makes any number of them.
+        env_steps: environment steps made so far; hyperparameters that change over a run follow them.
         key: the run's key; it never advances, each update folds in its own number.
         stride: environment steps between two of these updates (1 when learning from a dataset; static).
+
+    Returns:
+        The carry with new `state`, `replay_state` and `metrics`.
     """
     names, update = metric_names(agent, layout), _compiled_update(agent, layout)
 
@@ -124,11 +143,17 @@ def choose(
 ) -> Carry:
     """Choose the next actions by the exploring policy, or uniformly in the warm-up.
 
-    The normaliser's statistics take in the observations first.
+    Before that, the normaliser's statistics are updated by the observations.
 
     Args:
-        env_steps: numbers the draw: the same key and step give the same actions.
-        warm_up: a traced value compiles both ways of choosing.
+        agent: bound to its task; static.
+        carry: the carry with `state`, `noise_state`, `observation` and `first`.
+        env_steps: environment steps made so far; the same key and number of steps give the same actions.
+        key: the run's key.
+        warm_up: whether to act uniformly; a traced value compiles both ways of choosing.
+
+    Returns:
+        The carry with new `state`, `noise_state`, `action` and `columns`.
     """
     observation, first = jnp.asarray(carry.observation), jnp.asarray(carry.first)
     state = agent.see(carry.state, observation)
@@ -145,7 +170,7 @@ def choose(
 
 @lru_cache(maxsize=32)
 def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
-    """Names of the metrics of an update, sorted: the order of `Carry.metrics`."""
+    """Return the names of an update's metrics, sorted: the order of `Carry.metrics`."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(agent.init, key)
     storage, replay_state = jax.eval_shape(partial(agent.replay.init, layout))
@@ -154,5 +179,5 @@ def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def _compiled_update(agent: Agent, layout: Layout) -> Callable[..., Any]:
-    """Return `agent.update`, jitted so that it is traced once for all programs that contain it."""
+    """Return the jitted `agent.update`, which is traced once for all programs that contain it."""
     return jax.jit(partial(agent.update, layout))

@@ -27,15 +27,16 @@ def update(
     key: Key,
     previous: Metrics | None = None,
 ) -> tuple[State, ReplayState, Metrics]:
-    """Make one update from replay.
+    """Make one update from replay. Called by `cycle.learn`, through `Agent.update`.
 
     Args:
+        agent: bound to its task; static.
         layout: how a transition is packed into a row of the storage; static.
         state: networks, optimiser states, counters.
         storage: packed transitions of the replay; only read.
         replay_state: write positions, sizes and priorities of the replay.
         key: the run's key; it never advances, the update's number is folded in.
-        previous: metrics of the update before; None before the first.
+        previous: metrics of the previous update; None before the first.
 
     Returns:
         The new state, the new replay state, and the metrics. A metric that this update does not compute
@@ -78,21 +79,28 @@ def update(
     state = _update_targets(stage, state)
     state = _post_update(stage, state, y)
 
-    # 8. some agents re-initialise networks now and then
+    # 8. a `reset` part may re-initialise networks
     state = _reset_networks(stage, state)
     return state, replay.post_update(replay_state, event), metrics
 
 
 class Stage(NamedTuple):
-    """What all stages of one update share."""
+    """The values that all stages of one update share.
+
+    Attributes:
+        agent: the agent.
+        batch: the sampled transitions, with normalised observations.
+        event: the number of this update, and what is due at it.
+        key: the key of this update.
+    """
 
     agent: "Agent"
     batch: Batch
     event: Event
-    key: Key  # of this update
+    key: Key
 
     def stream(self, part: Part, method: str) -> Key:
-        """Return the random stream of one of a part's methods."""
+        """Return the key for one method of a part."""
         return stream(self.key, f"{part.name}.{method}")
 
     def context(self, state: State) -> Context:
@@ -101,7 +109,7 @@ class Stage(NamedTuple):
 
 
 def _normalise_batch(agent: "Agent", state: State, batch: Batch) -> Batch:
-    """Normalise every observation of a batch; replay itself stays raw."""
+    """Normalise every observation of a batch; replay stores raw observations."""
     if not agent.normalises:
         return batch
     apply = partial(agent.normaliser.apply, state.part(agent.normaliser))
@@ -112,7 +120,7 @@ def _normalise_batch(agent: "Agent", state: State, batch: Batch) -> Batch:
 
 
 def _learn_part(stage: Stage, state: State, part: StatefulPart, metrics: Metrics) -> State:
-    """Make a part's own gradient step, if the part has networks of its own."""
+    """Make a part's own gradient step, if the part has `params`. Adds its metrics to `metrics`."""
     part_state = state.part(part)
     if part_state.params is None:
         return state
@@ -135,7 +143,7 @@ def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
 
 
 def _td_targets(stage: Stage, state: State) -> Float[Array, " B"]:
-    """Compute y: reward plus the discounted, bootstrapped value of the next state; no gradient."""
+    """Compute the targets y = r + γ (1 − terminated) · value(s′), without gradient."""
     agent, batch, context = stage.agent, stage.batch, stage.context(state)
     obs, selector, policy_loss = batch.next_observation, agent.selector, agent.policy_loss
     actors = (state.actor, state.actor_target)
@@ -152,7 +160,15 @@ def _td_targets(stage: Stage, state: State) -> Float[Array, " B"]:
 def _step_critics(
     stage: Stage, state: State, y: Float[Array, " B"], metrics: Metrics
 ) -> tuple[State, Float[Array, "B heads"]]:
-    """Step the critics (and the encoder, if they share a loss); return the TD errors from before the step."""
+    """Make a gradient step of the critics, and of the representation if it shares their loss.
+
+    Args:
+        y: the targets.
+        metrics: gets the metrics of the step.
+
+    Returns:
+        The new state, and the TD errors q − y of every head before the step.
+    """
     agent, batch, base, rep = stage.agent, stage.batch, stage.agent.base, stage.agent.representation
     context, part_state, joint = stage.context(state), state.part(rep), rep.joint_loss_weight
 
@@ -186,7 +202,12 @@ def _step_critics(
 
 
 def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics) -> State:
-    """Step the actors, and every parameter that follows the gradient of their loss."""
+    """Make a gradient step of the actors and of all `actor_params`, if one is due at this update.
+
+    Args:
+        metrics: gets the metrics of the step; without a step, those in `previous`, or NaN.
+        previous: metrics of the previous update.
+    """
     actor_params = {
         name: part_state.actor_params
         for name, part_state in state.part_states.items()
@@ -205,7 +226,7 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
         names[:] = terms
         return moved, terms
 
-    def wait() -> tuple[State, Metrics]:  # traced after `move`, which knows the names
+    def wait() -> tuple[State, Metrics]:  # traced after `move`, which fills `names`
         return state, {name: previous.get(name, jnp.full((), jnp.nan)) for name in names}
 
     if stage.agent.base.policy_delay == 1:
@@ -219,7 +240,10 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
 def _actor_loss(
     stage: Stage, state: State, actor: PyTree, actor_params: dict[str, PyTree]
 ) -> tuple[Array, Metrics]:
-    """Sum the losses of all objectives and regularisers; only the first objective moves `actor_params`."""
+    """Sum the losses of all objectives and the actor terms of the regularisers.
+
+    The policy loss gets the gradient of its `actor_params` from the first objective only.
+    """
     agent, batch, state = stage.agent, stage.batch, state._replace(actor=actor)
     context, part = stage.context(state), agent.policy_loss
     total, terms = jnp.zeros(()), {}
@@ -251,7 +275,7 @@ def _update_targets(stage: Stage, state: State) -> State:
 
 
 def _post_update(stage: Stage, state: State, y: Float[Array, " B"]) -> State:
-    """Update slow copies, moving averages and bounds of every part that has a state."""
+    """Call `post_update` of every part that has a state, for slow copies, moving averages and bounds."""
     agent, event, part_states = stage.agent, stage.event, dict(state.part_states)
     if (name := agent.representation.name) in part_states:
         part_states[name] = agent.representation.post_update(part_states[name], stage.batch, event)
@@ -264,7 +288,7 @@ def _post_update(stage: Stage, state: State, y: Float[Array, " B"]) -> State:
 
 
 def _reset_networks(stage: Stage, state: State) -> State:
-    """Re-initialise networks, if the agent's `reset` says so."""
+    """Re-initialise networks if the agent's `reset` part requires it at this update."""
     part = stage.agent.reset
     return part.reset(
         state,

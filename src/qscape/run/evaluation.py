@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes with the deterministic policy, in an environment of their own."""
+"""Evaluation: whole episodes with the deterministic policy, in an environment apart from training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,26 +10,33 @@ from qscape.envs import EnvAdapter, Episode, Step
 from qscape.errors import RunError
 from qscape.run.programs import Acts, act_evaluating
 
-LONGEST = 100_000  # steps of an evaluation episode after which an environment without a time limit is refused
-SEED = 1000
+LONGEST = 100_000  # maximal steps of an evaluation episode in an environment without a time limit
+SEED = 1000  # seed of the first evaluation environment
 
 ObservationFilter = Callable[[np.ndarray], np.ndarray]  # [E, S] -> [E, S]
 
 
 class Rollout(NamedTuple):
-    """A whole episode of n steps; `episode` holds its return, length and success."""
+    """A whole episode of n steps.
 
-    observation: Float[np.ndarray, "n S"]  # raw, before each step
-    action: Float[np.ndarray, "n A"]  # in [-1, 1]
+    Attributes:
+        observation: raw observation before each step.
+        action: action of each step, in [-1, 1].
+        reward: reward of each step.
+        episode: return, length and success.
+    """
+
+    observation: Float[np.ndarray, "n S"]
+    action: Float[np.ndarray, "n A"]
     reward: Float[np.ndarray, " n"]
     episode: Episode
 
 
 def list_successes(done: Sequence[Episode]) -> list[float]:
-    """Return the success of each episode; empty if no episode reports it.
+    """Return the success of each episode, 1 or 0; an empty list if no episode reports success.
 
-    Some environments report success only in successful episodes: among others, an episode without a report
-    counts as a failure.
+    Some environments report success in successful episodes only. So, if any episode reports it, an episode
+    without a report counts as a failure.
     """
     reported = any(episode.success is not None for episode in done)
     return [float(episode.success or 0) for episode in done] if reported else []
@@ -40,8 +47,21 @@ def evaluate(
 ) -> list[Episode]:
     """Run whole episodes with the deterministic policy; the same episodes at every call with the same seed.
 
-    Sub-environment i of E runs episodes i, i + E, ...: a fixed share, so that short episodes are not counted
-    more often than long ones. Sub-environment i is seeded with `seed + i`.
+    Sub-environment i of E runs episodes i, i + E, ...: a fixed share. Otherwise short episodes would be
+    counted more often than long ones.
+
+    Args:
+        programs: the programs of the agent.
+        acting: the acting state of the policy.
+        adapter: the evaluation environments, which are reseeded.
+        episodes: number of episodes.
+        seed: sub-environment i is seeded with `seed + i`.
+
+    Returns:
+        The episodes, in the order of their numbers.
+
+    Raises:
+        RunError: an episode does not end, or the environment returned NaN.
     """
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
     for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed):
@@ -60,8 +80,10 @@ def rollouts(
 ) -> list[Rollout]:
     """Run the episodes of `evaluate` and record every step.
 
-    `observation_filter`: a function of the observations [E, S] whose result the policy sees, e.g. noise;
-    None: unchanged. The environment and the recorded observations are not affected.
+    Args:
+        programs, acting, adapter, episodes, seed: as for `evaluate`.
+        observation_filter: maps the observations [E, S] to those that the policy sees, e.g. by adding noise;
+            None: the policy sees them unchanged. The recorded observations are always the unchanged ones.
     """
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
@@ -86,7 +108,10 @@ def _walk_episodes(
     seed: int,
     observation_filter: ObservationFilter | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
-    """Yield observations, actions and step of all sub-environments, and the counted episodes that ended."""
+    """Yield the observations, actions and step of all sub-environments, and the episodes that ended.
+
+    Episodes beyond an environment's share are not among these. Stops when all episodes were yielded.
+    """
     share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]
     adapter.reseed(seed)
     obs = adapter.reset()

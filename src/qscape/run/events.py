@@ -1,4 +1,4 @@
-"""The events of a run. The command line, loggers, tuners and callbacks consume them."""
+"""The events of a run. The command line, loggers, studies, searches and callbacks consume them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
@@ -48,7 +48,8 @@ class Logged(NamedTuple):
     Attributes:
         step: environment steps so far.
         updates: gradient updates so far.
-        metrics: means over the interval by name, and `steps_per_second`.
+        metrics: newest value of each metric by name, mean `return` of the interval's episodes, and
+            `steps_per_second`.
     """
 
     step: int
@@ -84,7 +85,12 @@ class Evaluated(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A save has been written to `path`."""
+    """A save has been written.
+
+    Attributes:
+        step: environment steps so far.
+        path: folder of the save.
+    """
 
     step: int
     path: Path
@@ -107,7 +113,7 @@ class Ended(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The cost of a run in seconds.
+    """The cost of a run in seconds on one core; the only event of a job of kind "measure".
 
     Attributes:
         begin: start and compilation.

@@ -1,4 +1,4 @@
-"""Run folders: self-describing, greppable, written so that a crash at any moment loses no save.
+"""Run folders: plain files that describe the run, written so that a crash at any moment loses no save.
 
 RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command
 RUN/metrics.jsonl       one line per logging interval
@@ -38,18 +38,18 @@ from qscape.run.plan import Plan, from_json, to_json
 RECORD = "run.json"
 ASIDE = f".{RECORD}.tmp"  # run.json while it is written
 LOCK = ".lock"
-NEW = ".new"  # what will replace a folder's run, while it is written
-OLD = ".old"  # what it has replaced, until that is removed
-COMMAND = "QSCAPE_COMMAND"  # variable that tells workers what the user typed
+NEW = ".new"  # `replace` writes the new run here
+OLD = ".old"  # `replace` moves the old run here before it deletes it
+COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
-EXTRAS = ("gymnasium-robotics", "ale-py")  # where installed: their rewards and games differ between versions
+EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The run folders at a path: the path itself, or the seeds of a group.
+    """Return the run folders at a path: the path itself, or the folders of the seeds in a group.
 
     Raises:
-        UsageError: nothing there is a run.
+        UsageError: the path is no run folder and holds none.
     """
     if (path / RECORD).exists():
         return [path]
@@ -67,10 +67,10 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def one_run(path: Path) -> Path:
-    """The run folder at a path; a group with one seed counts as that run.
+    """Return the run folder at a path; a group with one seed counts as that run.
 
     Raises:
-        UsageError: there are several.
+        UsageError: the path holds no run, or several.
     """
     runs = run_folders(path)
     if len(runs) > 1:
@@ -95,12 +95,12 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
 
 
 def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> None:
-    """Make the folder of a new run, and write its run.json.
+    """Create the folder of a new run and write its run.json.
 
     Args:
-        folder: where; it is made if it does not exist.
+        folder: the run folder; created if it does not exist.
         plan: the completed plan.
-        agent: its agent, whose fields are all written.
+        agent: the plan's agent; run.json lists all of its fields.
         overwrite: delete a run that is in the folder.
 
     Raises:
@@ -122,7 +122,7 @@ def _empty(folder: Path) -> None:
 
 
 def replace(folder: Path, trainer: Loop) -> None:
-    """Replace the content of a folder by a trainer's run with one save.
+    """Replace the content of a folder by a trainer's run with one save; called by `Model.save`.
 
     The old content stays in place until the new run is written completely.
 
@@ -143,7 +143,7 @@ def replace(folder: Path, trainer: Loop) -> None:
             if isinstance(problem, OSError):
                 raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
             raise
-        try:  # nothing is removed before all of the new run is in its place
+        try:  # the old run is deleted only after the new one is in place
             old.mkdir()
             for path in [p for p in folder.iterdir() if p.name not in (LOCK, NEW, OLD)]:
                 path.rename(old / path.name)
@@ -176,7 +176,7 @@ def origin() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line that the user typed, quoted for a shell."""
+    """Return the command line that the user typed, quoted for a shell."""
     return os.environ.get(COMMAND) or shlex.join(["qscape", *sys.argv[1:]])
 
 
@@ -204,7 +204,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of run.json. Imports none of the code that it names.
+    """Read run.json, without importing the parts that it names.
 
     Raises:
         RunError: the file is missing or broken.
@@ -221,7 +221,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of the run in a folder. Imports no code: not that of its parts either.
+    """Read the plan of the run in a folder, without importing the parts that it names.
 
     Raises:
         UsageError: the run has a part of another package, and that is neither registered in this process nor
@@ -235,10 +235,10 @@ def read_plan(folder: Path) -> Plan:
 
 
 def refuse_nameless(folder: Path, plan: Plan) -> None:
-    """Raise an error for a run whose environment was an object: run.json has the name of its class, no id.
+    """Raise an error if the run's environment was an object; run.json then holds its class name, not an id.
 
     Raises:
-        UsageError: the environment has to be given in Python.
+        UsageError: the environment has to be passed in Python.
     """
     named = {spec.name for spec in gym.registry.values()}
     if plan.env.isidentifier() and plan.env not in named:
@@ -248,7 +248,7 @@ def refuse_nameless(folder: Path, plan: Plan) -> None:
         )
 
 
-LOCK_PATIENCE = 1.0  # seconds; `in_use` in another process holds the lock for a moment
+LOCK_PATIENCE = 1.0  # seconds to wait for a lock; `in_use` in another process holds it for a moment
 
 
 @contextlib.contextmanager
@@ -279,7 +279,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Does another process hold this run folder?"""
+    """Return whether another process holds the lock of a run folder.
+
+    Raises:
+        RunError: the lock file cannot be read.
+    """
     try:
         with (folder / LOCK).open() as handle:
             try:
@@ -297,12 +301,12 @@ def in_use(folder: Path) -> bool:
 
 
 def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
-    """Write a save of a run, and delete the replay of earlier saves and the oldest saves.
+    """Write a save of a run; delete the replay of earlier saves, and saves beyond `keep_saves`.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         trainer: the run, between two steps.
-        milestone: never delete this save.
+        milestone: whether this save is never deleted.
 
     Returns:
         The folder of the save.
@@ -321,7 +325,7 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
     shot = snapshot.take(trainer.adapter)
     meta = {
         "qscape": importlib.metadata.version("qscape"),
-        "milestone": milestone or _is_milestone(place / name),  # again, at the same step
+        "milestone": milestone or _is_milestone(place / name),  # it may replace a save of the same step
         "numbers": trainer.counters(),
         "environment": shot.meta,
         "table": fingerprint(trainer.adapter.spec.table),
@@ -329,7 +333,7 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
     }
     path = saves.write(place, name, trainer.arrays() | {"environment": shot.arrays}, meta)
     for older in saves.names(place):
-        with contextlib.suppress(RunError):  # a damaged one is no reason to end a healthy run
+        with contextlib.suppress(RunError):  # a damaged old save must not end the run
             if older != name and "replay" in saves.tree_names(place / older):
                 saves.drop(place / older, "replay")
     saves.prune(place, trainer.plan.keep_saves, lambda n: _is_milestone(place / n))
@@ -344,10 +348,10 @@ def _is_milestone(path: Path) -> bool:
 
 
 def newest_save(folder: Path, tree: str = "acting") -> Path | None:
-    """The newest save that holds the tree called `tree`, or None.
+    """Return the newest save that holds the tree called `tree`, or None.
 
     Raises:
-        RunError: its JSON is damaged, of another program or of a newer version.
+        RunError: the JSON of a save is damaged, of another program or of a newer version.
     """
     place = folder / "saves"
     for name in reversed(saves.names(place)) if place.exists() else []:
@@ -357,13 +361,16 @@ def newest_save(folder: Path, tree: str = "acting") -> Path | None:
 
 
 def steps_made(folder: Path) -> int:
-    """Environment steps of the newest save with a replay, from which `resume` continues; 0 without one."""
+    """Return the steps of the newest save with a replay, from which `resume` continues; 0 without a save."""
     newest = newest_save(folder, "replay")
     return saves.read_meta(newest)["numbers"]["env_steps"] if newest else 0
 
 
 def unfinished(folder: Path, steps: int | None = None) -> bool:
-    """Was the run interrupted, or has it made fewer steps than `steps` (None: than it was started with)?"""
+    """Return whether a run was interrupted or has made fewer than `steps` steps.
+
+    `steps`: a total of environment steps; None: the total that the run was started with.
+    """
     newest = newest_save(folder, "replay")
     if newest is None:
         return True

@@ -1,9 +1,9 @@
-"""Names of arrays in saves of format 1, as this version calls them."""
+"""Translates the names of arrays in saves of format 1 to those of today; used by `saves`."""
 
 import re
 from typing import Any
 
-# In this order: (pattern, replacement), each on the whole path of a leaf.
+# (pattern, replacement), applied in this order to the whole path of a leaf.
 _LEAVES = [
     (r"(^|/)own/", r"\1part_states/"),
     (r"^(part_states/[^/]+)/learned(?=/|$)", r"\1/params"),
@@ -22,13 +22,13 @@ _TREES = {
     "replay": [(r"^rows$", "storage"), (r"^index/", "replay_state/")],
     "loop": [(r"^memory(?=/|$)", "noise_state")],
 }
-_LAYERS = {"edge": "adapter"}  # of the environment's snapshot
+_LAYERS = {"edge": "adapter"}  # names of layers in the environment's snapshot
 
 
 def upgrade(record: dict[str, Any]) -> dict[str, Any]:
-    """The content of a format 1 `save.json`, its leaves under today's names.
+    """Rewrite the content of a `save.json` of format 1 to today's names, and return it.
 
-    Each leaf keeps the name of its member in the archive as "member".
+    Every leaf gets its old name as "member", since the archive still uses that.
     """
     for tree_name, tree in record["trees"].items():
         for leaf in tree["leaves"]:

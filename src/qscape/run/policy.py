@@ -21,14 +21,14 @@ from qscape.run.rollouts import RolloutPrograms
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy with everything needed to act: `programs.act(acting, ...)`.
+    """A policy with everything that is needed to act: `programs.act(acting, ...)`.
 
     Attributes:
         programs: compiled programs that choose actions.
         acting: the acting state.
-        adapter: an environment; the caller closes it.
+        adapter: the run's environment; the caller closes it.
         step: environment steps of training.
-        policy: "kept" or "current".
+        policy: "kept" (by the checkpoint schedule) or "current".
     """
 
     programs: Acts
@@ -61,6 +61,7 @@ def load_policy(
         env_args: arguments of the environment that replace the recorded ones.
 
     Raises:
+        UsageError: the run's environment was an object, or one of its parts is not loaded.
         RunError: the run has no save, or an unreadable one.
     """
     plan = read_plan(folder)
@@ -78,10 +79,15 @@ def load_policy(
 
 
 def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int, str]:
-    """Read one save of an agent bound to its task.
+    """Read the acting state of one save.
+
+    Args:
+        path: folder of the save.
+        agent: the agent of the run, bound to its task.
+        current: take the current policy even if the save holds a kept one.
 
     Returns:
-        The acting state, environment steps, and "kept" or "current".
+        The acting state, the environment steps of training, and "kept" or "current".
 
     Raises:
         RunError: the save is unreadable.
@@ -97,8 +103,14 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
 def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False):
     """Evaluate a run's newest save.
 
+    Args:
+        folder: a run folder.
+        episodes: number of episodes; up to 10 run in parallel.
+        seed: sub-environment i is seeded with `seed` + i.
+        current: take the current policy even if the checkpoint schedule keeps a better one.
+
     Returns:
-        Environment steps, "kept" or "current", and the episodes.
+        The environment steps of training, "kept" or "current", and the episodes.
 
     Raises:
         UsageError: `episodes` is below 1.

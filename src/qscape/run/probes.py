@@ -1,8 +1,8 @@
 """Probes: further measurements of every evaluation of a run, on the episodes that it runs anyway.
 
-A probe is a class with `columns`, made once for an agent and called after each evaluation. Those of
-`qscape.inspect` are named in `PROBES` and imported on use, since `inspect` is a layer above `run`. A name of
-the form `module:Class` is a probe of the user's own.
+A probe is a class with `columns`. It is instantiated once for an agent and called after each evaluation. The
+probes of `qscape.inspect` are listed by name in `PROBES` and imported on use, since `inspect` is a layer
+above `run`. `module:Class` names a probe of the user.
 """
 
 import importlib
@@ -34,7 +34,7 @@ class PolicyEvaluation(NamedTuple):
 
 @runtime_checkable
 class Probe(Protocol):
-    """The interface of a probe. Made by `Class(agent)` with an agent bound to its task.
+    """The interface of a probe. A run makes it with `Class(agent)`; the agent is bound to its task.
 
     Attributes:
         columns: the columns that it adds to evaluations.csv.
@@ -43,7 +43,11 @@ class Probe(Protocol):
     columns: tuple[str, ...]
 
     def __call__(self, evaluation: PolicyEvaluation) -> Mapping[str, float | Sequence[float]]:
-        """Measure an evaluation: for each column one number, or one for each episode."""
+        """Measure an evaluation.
+
+        Returns:
+            For each column one number, or a sequence with one number for each episode.
+        """
         ...
 
 
@@ -51,11 +55,11 @@ class Probes:
     """All probes of one run, called as one."""
 
     def __init__(self, names: Sequence[str], agent: Any) -> None:
-        """Raises UsageError: a name leads to no probe."""
+        """Import and make the named probes for an agent. Raises UsageError if one cannot be imported."""
         self.probes: list[Probe] = [load_probe(name)(agent) for name in names]
 
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, list[float]]:
-        """Return for each column a number for every episode; a number of the whole evaluation is repeated."""
+        """Return, by column, one number for every episode; a single number is repeated for all episodes."""
         columns: dict[str, list[float]] = {}
         for probe in self.probes:
             measured, n = probe(evaluation), len(evaluation.rollouts)
@@ -72,7 +76,7 @@ def probe_columns(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot be probes, without loading any.
+    """Refuse names that cannot be probes, without importing any probe.
 
     Raises:
         UsageError: a name is unknown or given twice.
@@ -87,7 +91,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def load_probe(name: str) -> Any:
-    """Import the class of a probe.
+    """Import the class of a probe by its name in `PROBES` or by `module:Class`.
 
     Raises:
         UsageError: there is no such module or class.

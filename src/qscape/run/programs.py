@@ -1,7 +1,7 @@
-"""The compiled programs of a run. All computation of a run happens in these.
+"""The compiled programs of an off-policy run.
 
-`insert` is a program of its own, with the replay donated: XLA would copy the whole replay at every call of a
-program that also samples from it. The other programs only read the storage.
+`insert` is a program of its own, with the replay donated. In one program with sampling, XLA would copy the
+whole replay at every call. The other programs only read the storage.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ class Program:
     """A function from carry to carry, compiled for the fields that it needs.
 
     Args:
-        function: takes a carry and further positional arguments.
-        changes: the fields that it changes. Their buffers are donated.
-        reads: the fields that it only reads.
-        fresh: fields of `changes` that are no inputs.
+        function: takes a carry and further positional arguments; returns the new carry.
+        changes: names of the fields that the function changes. Their buffers are donated.
+        reads: names of the fields that the function only reads.
+        fresh: names among `changes` that the function writes without reading; they are not passed in.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Program:
         self.compiled = jax.jit(run, donate_argnums=0)
 
     def arguments(self, carry: Carry, *args: Any) -> tuple[Any, ...]:
-        """What the compiled program is called with."""
+        """Return the arguments of the compiled function: donated fields, read fields, further arguments."""
         donated, read = ([getattr(carry, name) for name in names] for names in (self.donated, self.reads))
         return donated, read, *args
 
     def __call__(self, carry: Carry, *args: Any) -> Carry:
-        """The carry with the changed fields; the buffers of the old ones are gone."""
+        """Run the program and return the new carry; the buffers of the old donated fields are invalid."""
         changed = self.compiled(*self.arguments(carry, *args))
         return carry._replace(**dict(zip(self.changes, changed, strict=True)))
 
@@ -68,12 +68,12 @@ class Programs:
 
     Attributes:
         metrics: names of the entries of the metrics vector.
-        insert: `cycle.insert`; its outcome may be numpy.
+        insert: `cycle.insert`; takes an outcome of numpy or jax arrays.
         learn: `cycle.learn`.
         step: `cycle.learn` and then `cycle.choose` by the exploring policy: the usual environment step.
-        see: takes observations into the normaliser's statistics.
+        see: updates the normaliser's statistics by observations; returns the state unchanged without one.
         act: `agent.act`.
-        copy: a copy of an acting state in buffers of its own.
+        copy: copies an acting state into buffers of its own.
     """
 
     def __init__(self, agent: Agent, layout: Layout) -> None:
@@ -96,18 +96,21 @@ class Programs:
         self.copy = jax.jit(lambda acting: jax.tree.map(jnp.copy, acting))
 
     def init_noise(self, envs: int) -> PyTree:
-        """Initial state of the exploration noise for E environments, or None."""
+        """Return the initial state of the exploration noise for E environments, or None."""
         return self.agent.selector.init_noise(self.agent.task, envs, self.agent.base)
 
     def map(self, function: Callable[..., Carry], *axes: int | None) -> Callable[..., Carry]:
-        """Make a function on one run one on several; here there is one. `axes`: of its further arguments."""
+        """Map a function over runs; the identity here, `vmap` over seeds in `SeedPrograms`.
+
+        `axes`: the seed axis of each argument after the carry; None: the argument is shared.
+        """
         return function
 
 
 class Act:
-    """`agent.act`, compiled; it keeps the flattened arrays of the policy that acted last.
+    """`agent.act`, compiled; keeps the flattened arrays of the policy that acted last.
 
-    JAX flattens its arguments at every call, and Equinox's modules in Python: for SAVO's 90 arrays that takes
+    JAX flattens its arguments at every call, and Equinox modules in Python. For SAVO's 90 arrays that takes
     longer than choosing an action. So a policy is flattened once, not at every step.
     """
 
@@ -128,7 +131,10 @@ class Act:
         key: Key,
         mode: str = "evaluate",
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Actions, columns for replay and noise state; see `agent.act`."""
+        """Return actions, columns for replay and the next noise state; see `agent.act`.
+
+        `acting` is compared by identity: pass the same object as long as the policy is the same.
+        """
         if acting is not self._last:
             self._leaves, tree = jax.tree.flatten(acting)
             if self._program is None or tree != self._tree:
@@ -145,7 +151,7 @@ class Act:
 
 @runtime_checkable
 class Acts(Protocol):
-    """The programs of a policy: what evaluation needs of a run."""
+    """The interface that evaluation needs of a run: its agent and the programs that choose actions."""
 
     agent: Any
     act: Act
@@ -154,14 +160,18 @@ class Acts(Protocol):
 
 
 def evaluation_key() -> Key:
-    """A policy that is random by construction evaluates with this fixed key."""
+    """Return the fixed key of evaluations, for policies that are random by construction."""
     return jax.random.key(0)
 
 
 def act_evaluating(
     programs: "Acts", acting: Any, envs: int
 ) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
-    """The deterministic policy of an acting state, for E environments side by side."""
+    """Return the deterministic policy of an acting state as a function for E environments.
+
+    The function takes observations [E, S], `first` [E] (True where an episode starts) and the step number;
+    it returns actions [E, A] in [-1, 1]. It holds the noise state, so make a new one for every evaluation.
+    """
     noise_state = programs.init_noise(envs)
     key = evaluation_key()
 

@@ -28,8 +28,8 @@ def record_dataset(
 ) -> Any:
     """Record whole episodes in a run's environment as a Minari dataset, and return it.
 
-    The dataset stores the environment's registration, unless that refers to a class object, which no file can
-    hold.
+    The dataset stores the environment's registration, unless that holds a class object, which cannot be
+    written as JSON.
 
     Args:
         folder: a run folder.
@@ -78,7 +78,7 @@ def record_dataset(
 
 
 def _refuse_taken_name(minari: Any, dataset: str) -> None:
-    """Refuse a name that is taken or that Minari does not accept."""
+    """Raise a UsageError if a dataset's name is taken, or if Minari does not accept it."""
     try:
         minari.dataset.minari_dataset.parse_dataset_id(dataset)
     except (ValueError, TypeError) as problem:  # TypeError: the version is missing

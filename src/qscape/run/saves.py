@@ -5,12 +5,12 @@ A save is a folder:
     saves/100000/save.json     format, version, the trees with their leaves and checksums, and `meta`
     saves/100000/acting.npz    one uncompressed file per tree; `numpy.load` opens it as well
 
-`save.json` alone decides what a save is: whatever it names is on the disk before it appears, and a file it
-does not name is rubbish. So a process killed at any moment leaves every earlier save readable, also the one
-it was replacing. One process at a time may write to a folder of saves; any number may read.
+`save.json` alone decides what a save is: it is written after every file that it names, and a file that it
+does not name belongs to no save. So a process killed at any moment leaves every earlier save readable, also
+the one that it was replacing. One process at a time may write to a folder of saves; any number may read.
 
-The checksum of a leaf is the CRC-32 that a zip archive carries anyway: computed while writing, in one pass,
-and the fastest of the standard library (2.4 GB/s on one core, BLAKE2b 0.7, SHA-256 1.4).
+The checksum of a leaf is the CRC-32 of its zip member. It is computed while the member is written, in one
+pass, and is the fastest checksum of the standard library (2.4 GB/s on one core; BLAKE2b 0.7, SHA-256 1.4).
 """
 
 import contextlib
@@ -44,12 +44,13 @@ _Json: TypeAlias = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Large:
-    """A leaf for which there is no room in memory a second time: it is written, and comes back, in pieces.
+    """A leaf that is too large to be copied in memory, so it is written and read in pieces: the replay.
 
     Attributes:
-        shape, dtype: of the whole; at least two axes, a numeric dtype that numpy knows.
-        pieces: gives the whole from the beginning, in C order: at each time some rows `[n, shape[-1]]`, which
-            do not reach across two indices of the axes before.
+        shape: shape of the whole array; at least two axes.
+        dtype: numeric dtype of numpy.
+        pieces: yields the array from its beginning, in C order, as blocks of rows `[n, shape[-1]]`; a block
+            does not reach across two indices of the leading axes.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +58,7 @@ class Large:
     pieces: Callable[[], Iterator[np.ndarray]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The whole, for which there has to be room."""
+        """Return the whole array, which needs its full size in memory."""
         nothing = np.zeros((0, self.shape[-1]), dtype or self.dtype)
         return np.concatenate([nothing, *self.pieces()], dtype=nothing.dtype).reshape(self.shape)
 
@@ -68,16 +69,16 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
     Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied.
 
     Args:
-        folder: where a run keeps its saves; made if it is not there.
-        name: of the save; the number of steps, for `names` and `prune` to see it.
-        trees: by name, pytrees whose every leaf is a numeric array, a typed PRNG key or `Large`.
-        meta: anything JSON can hold. `meta["qscape"]`, the library's version, is shown to a reader too old.
+        folder: the folder of a run's saves; created if it does not exist.
+        name: name of the save: the number of steps, since `names` and `prune` take whole numbers only.
+        trees: pytrees by name; every leaf is a numeric array, a typed PRNG key or `Large`.
+        meta: JSON data. `meta["qscape"]` is the library's version, which an older library shows in its error.
 
     Returns:
         The folder of the save.
 
     Raises:
-        RunError: the disk is full, the folder cannot be written, or something that is no save has the name.
+        RunError: the disk is full, the folder cannot be written, or a folder of this name is no save.
         TypeError, ValueError: a leaf is no numeric array, or two leaves of a tree share one name.
     """
     target = folder / name
@@ -110,14 +111,14 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
 def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Reads the trees named in `templates`, and only those, into the structures of `templates`.
 
-    A leaf comes back as a numpy array where its template is one, else as a jax array on the default device
-    (64-bit leaves stay numpy arrays where jax would narrow them). Where its template is `Large`, so is the
-    leaf: nothing of it is read, and no damage to it noticed, before its `pieces` are asked for. Its file
-    stays open, so that they are there even if the save is gone by then.
+    A leaf is returned as a numpy array if its template is one, else as a jax array on the default device
+    (64-bit leaves stay numpy arrays where jax would narrow them). If its template is `Large`, the leaf is
+    `Large` too: it is read, and its checksum compared, when its `pieces` are consumed. Its file stays open,
+    so that the pieces can be read even if the save was deleted meanwhile.
 
     Args:
         path: folder of one save.
-        templates: by tree name, pytrees of arrays, of `jax.ShapeDtypeStruct` or of `Large`.
+        templates: pytrees of arrays, of `jax.ShapeDtypeStruct` or of `Large`, by tree name.
 
     Returns:
         The trees by name, and `meta`.
@@ -146,12 +147,12 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The `meta` of a save, from its JSON alone. Raises RunError like `read`."""
+    """Reads the `meta` of a save, from its JSON alone. Raises RunError like `read`."""
     return _read_record(path)["meta"]
 
 
 def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
-    """One tree as flat arrays by leaf name, such as "critics/0/layers/1/weight"; PRNG keys as their data.
+    """Reads one tree as numpy arrays by leaf name, such as "critics/0/layers/1/weight"; keys as their data.
 
     Raises RunError like `read`.
     """
@@ -161,37 +162,43 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
 
 
 def arrays(tree: PyTree) -> dict[str, Any]:
-    """A tree in memory as `read_arrays` would give it once saved."""
+    """Returns a tree in memory in the form in which `read_arrays` would return it from a save."""
     return {name: _stored(name, leaf)[1] for name, leaf in _flatten(tree)[0].items()}
 
 
 def tree_names(path: Path) -> list[str]:
-    """The names of a save's trees. Raises RunError like `read`."""
+    """Returns the names of a save's trees. Raises RunError like `read`."""
     return list(_read_record(path)["trees"])
 
 
 def names(folder: Path) -> list[str]:
-    """The complete saves in `folder` whose names are whole numbers, smallest (oldest) first."""
+    """Returns the names of the complete saves in `folder` that are whole numbers, smallest (oldest) first."""
     found = (record.parent.name for record in folder.glob(f"*/{_RECORD}"))
     return sorted((name for name in found if name.isdecimal()), key=int)
 
 
 def prune(folder: Path, keep: int, protect: Callable[[str], bool] = lambda name: False) -> None:
-    """Removes all of `names(folder)` but the last `keep` and those that `protect` holds for.
+    """Deletes old saves of a folder.
 
-    Raises RunError if the folder cannot be written.
+    Args:
+        folder: the folder of a run's saves.
+        keep: number of newest saves to keep.
+        protect: takes the name of a save; True: it is kept as well.
+
+    Raises:
+        RunError: the folder cannot be written.
     """
     with _disk_errors(f"Removing old saves from {folder}"):
         _remove_leftovers(folder)
         for name in names(folder)[: -keep or None]:
             if not protect(name):
-                # Hidden in one step first: a half-removed save must not look like one.
+                # Renamed first, in one step: a half-deleted folder must not look like a save.
                 temporary = (folder / name).rename(_temporary(folder / name))
                 shutil.rmtree(temporary)
 
 
 def drop(path: Path, tree_name: str) -> None:
-    """Removes one tree from the save `path`; nothing happens if it has none of that name.
+    """Deletes one tree of the save at `path`; does nothing if the save has no tree of that name.
 
     Raises RunError if `path` is no readable save or cannot be written.
     """
@@ -206,6 +213,10 @@ def drop(path: Path, tree_name: str) -> None:
 
 
 def _flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
+    """Returns the leaves of a tree by name, and its structure.
+
+    Raises ValueError if two leaves share one name, TypeError if a leaf is no array.
+    """
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(leaves) < len(paths):
@@ -217,14 +228,14 @@ def _flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
 
 
 def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
-    """What `save.json` says of a leaf, and the array that the file holds for it."""
+    """Returns the entry of a leaf in `save.json`, and the array that is written to the file."""
     record: _Json = {"name": name, "shape": list(leaf.shape), "dtype": leaf.dtype.name}
     if isinstance(leaf, Large):
         return record, leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return record | {"impl": str(jax.random.key_impl(leaf))}, np.asarray(jax.random.key_data(leaf))
     array = np.asarray(leaf)
-    if array.dtype.isbuiltin == 2:  # bfloat16 and its kin: unknown to the file format, which keeps their bits
+    if array.dtype.isbuiltin == 2:  # bfloat16 and the like: .npy does not know them, so their bits are saved
         return record, array.view(f"u{array.dtype.itemsize}")
     if array.dtype.kind in "biufc":
         return record, array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -232,6 +243,7 @@ def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
 
 
 def _restore(array: np.ndarray, leaf: _Json, like: Any) -> Any:
+    """Turns the array of a file into a key, a numpy array or a jax array, as its template `like` is one."""
     if "impl" in leaf:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=leaf["impl"])
     if isinstance(like, np.ndarray | np.generic):
@@ -241,6 +253,8 @@ def _restore(array: np.ndarray, leaf: _Json, like: Any) -> Any:
 
 
 def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> str | None:
+    """Describes the first leaf that differs between a save and a template; None if no leaf differs."""
+
     def show(shape: Any, dtype: str) -> str:
         return f"{dtype}[{','.join(map(str, shape))}]"
 
@@ -257,6 +271,7 @@ def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> 
 
 
 def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
+    """Writes the leaves of a tree to a file, and returns their entries in `save.json`."""
     records = []
     with zipfile.ZipFile(file, "x") as archive:
         for name, leaf in _flatten(tree)[0].items():
@@ -282,7 +297,7 @@ def _tree_record(path: Path, record: _Json, tree_name: str) -> _Json:
 
 
 def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
-    """The open file of a tree's leaves; it closes itself when nothing holds it any more."""
+    """Opens the file of a tree's leaves; it is closed when the last reference to it is gone."""
     file = path / tree["file"]
     try:
         if (size := file.stat().st_size) != tree["bytes"]:
@@ -301,6 +316,7 @@ def _read_leaf(archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
 
 
 def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
+    """Returns a leaf of an open file as `Large`, without reading it."""
     shape, dtype = tuple(leaf["shape"]), np.dtype(leaf["dtype"])
     *before, rows, width = shape
     stride = width * dtype.itemsize
@@ -321,6 +337,7 @@ def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
 
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
+    """Opens the file of one leaf; compares its checksum when it was read to its end."""
     try:
         info = archive.getinfo(f"{leaf.get('member', leaf['name'])}.npy")
         if leaf["crc32"] != info.CRC:
@@ -372,8 +389,8 @@ def _foreign(path: Path, reason: str) -> RunError:
 
 
 def _replace(target: Path, temporary: Path, record: _Json) -> None:
-    # A folder cannot take the place of a full one in a single step, but a file can take another's: the new
-    # trees move in beside the old under names of their own, and then the one save.json replaces the other.
+    # A rename replaces a file atomically, but not a folder that has content. So the new trees move beside
+    # the old ones under unused names, and then the new save.json replaces the old one.
     for tree in record["trees"].values():
         (temporary / tree["file"]).rename(target / tree["file"])
     _sync(target)
@@ -404,7 +421,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Makes a file's bytes, or the renames in a folder, survive a power cut (not on Windows)."""
+    """Flushes a file's bytes, or the renames in a folder, to the disk (does nothing on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -416,6 +433,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(action: str) -> Iterator[None]:
+    """Turns an OSError of the `with` block into a RunError that begins with `action`."""
     try:
         yield
     except OSError as error:

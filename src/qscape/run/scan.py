@@ -3,7 +3,7 @@
 agent = qs.agent("td3+savo").on(scan.spec_of(env))
 train = jax.jit(partial(scan.train, agent, envs=16, steps=100_000))
 run, history = train(env, key)                                             # one seed
-run, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 5))   # five of them side by side
+run, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 5))   # five seeds in parallel
 
 A scan over the cycle of `qscape.offpolicy.cycle`, in the order of the host loop (`run.trainer`): act, step,
 insert, update. All seeds make the same number of updates after each step; the numbers are known before the
@@ -50,22 +50,30 @@ class Run(NamedTuple):
         return self.carry.state
 
 
-# in_axes and out_axes of `vmap` for a run whose leaves lead with an axis of seeds.
+# in_axes and out_axes of `vmap` for a run whose leaves have a leading axis of seeds.
 RUN_AXES = Run(CARRY_AXES, 0)  # type: ignore[arg-type]
 
 
 class History(NamedTuple):
-    """Numbers of each step of the E environments, at its end."""
+    """Measurements after a step of the E environments; `run_steps` stacks them along a leading axis [T].
 
-    metrics: Metrics  # the newest of every metric, NaN before its first value
-    returned: Scalar  # mean return of the episodes that ended in it; NaN if none did
-    episodes: Int[Array, ""]  # how many episodes ended in it
-    env_steps: Int[Array, ""]  # made by its end, all environments together
-    updates: Int[Array, ""]  # made by its end
+    Attributes:
+        metrics: newest value of every metric; NaN before its first value.
+        returned: mean return of the episodes that ended in this step; NaN if none ended.
+        episodes: number of episodes that ended in this step.
+        env_steps: environment steps so far, over all environments.
+        updates: updates so far.
+    """
+
+    metrics: Metrics
+    returned: Scalar
+    episodes: Int[Array, ""]
+    env_steps: Int[Array, ""]
+    updates: Int[Array, ""]
 
 
 def spec_of(env: JaxEnv) -> Spec:
-    """Return what an agent has to know of an environment. Call it outside of jit: it reads the action table.
+    """Return the task of a JAX environment for `Agent.on`. Call it outside of jit: it reads the action table.
 
     Raises:
         UsageError: the actions are neither a bounded Box nor a Discrete set with a valid table.
@@ -78,6 +86,14 @@ def spec_of(env: JaxEnv) -> Spec:
 
 def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
     """Return how many updates follow each step of E environments, until `steps` environment steps were made.
+
+    Args:
+        agent: an off-policy agent.
+        envs: E, the number of environments.
+        steps: environment steps of the run, over all environments.
+
+    Returns:
+        The number of updates after each of the T = ceil(steps / E) steps.
 
     Raises:
         UsageError: the agent learns when episodes end, which is not known before the program runs.
@@ -99,7 +115,7 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
 def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
     """Return a run before its first step; `agent` is bound to its task, `agent.on(spec_of(env))`.
 
-    Jit it, so that every array of the run has a buffer of its own and may be donated to `run_steps`.
+    Call it under jit: then every array of the run has a buffer of its own and may be donated to `run_steps`.
     """
     layout, task = agent.layout(envs), agent.task
     storage, replay_state = agent.replay.init(layout)
@@ -121,15 +137,20 @@ def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
 def run_steps(
     agent: Agent, env: JaxEnv, run: Run, key: Key, counts: Int[ArrayLike, " T"]
 ) -> tuple[Run, History]:
-    """Make T steps of all environments, and the updates that follow each.
+    """Make T steps of all environments, and the updates that follow each step.
 
-    Under `vmap` use `RUN_AXES` for the run and None for `counts`: counters that differ between seeds would
-    make XLA compute both branches of every `cond`, and as many updates after each step as after any.
+    Under `vmap` use `RUN_AXES` for the run and None for `counts`. If the counters differed between seeds, XLA
+    would compute both branches of every `cond`, and the maximal number of updates after every step.
 
     Args:
         agent: bound to its task; static.
-        key: the run's key, always the same; it never advances.
-        counts: the next rows of `update_counts`.
+        env: the environment.
+        run: the run so far.
+        key: the run's key, the same at every call; it never advances.
+        counts: the next T rows of `update_counts`.
+
+    Returns:
+        The run after these steps, and the history with a row for each of them.
     """
     layout = agent.layout(len(run.world.length))
     names = cycle.metric_names(agent, layout)
@@ -157,11 +178,14 @@ def run_steps(
 
 
 def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:
-    """Train for `steps` environment steps, those of all E environments counted.
+    """Train for `steps` environment steps, counted over all E environments.
 
     Args:
-        agent: bound to its task; static. Fields that are a share of a run are shares of this one.
-        key: of this run; with `vmap` one for each seed.
+        agent: bound to its task; static. Fields that are a fraction of a run are scaled to `steps`.
+        env: the environment.
+        key: the key of this run; with `vmap` one for each seed.
+        envs: E, the number of environments.
+        steps: environment steps of the run.
 
     Returns:
         The run at its end, and the history with a row for each step of the E environments.
@@ -176,16 +200,16 @@ def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tupl
 
 
 def policy(agent: Agent, env: JaxEnv, acting: ActingState) -> Partial:
-    """Return the policy in the form that `envs.native.play` takes: without noise, for one environment."""
+    """Return the deterministic policy for one environment, in the form that `envs.native.play` takes."""
     return Partial(_evaluate, agent, env, acting)
 
 
 def in_units(agent: Agent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
-    """Actions as the environment takes them: indices of the table's rows, or vectors of its Box."""
+    """Convert actions in [-1, 1] to the environment's: indices of table rows, or vectors of its Box."""
     spec, base, space = agent.task, agent.base, env.action_space
     table = make_action_table(spec, base.nearest, base.nearest_probes)
     if table is not None and isinstance(space, Discrete):
-        # No search: what is done is the row that replay holds, to the bit.
+        # `index` finds the equal row; a search for the nearest one would be slower.
         return table.index(action) + int(space.start)
     assert isinstance(space, Box)
     box = ActionBox.from_space(space, np.float32)
@@ -197,6 +221,6 @@ def _evaluate(
     agent: Agent, env: JaxEnv, acting: ActingState, state: PyTree, observation: Array, key: Key
 ) -> Array:
     noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
-    fixed = jax.random.key(0)  # as evaluations have it
+    fixed = jax.random.key(0)  # the key of evaluations, `programs.evaluation_key`
     action = agent.act(acting, noise_state, observation[None], first, 0, fixed, "evaluate")[0]
     return in_units(agent, env, action)[0]

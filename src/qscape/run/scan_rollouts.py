@@ -1,8 +1,8 @@
-"""On-policy training wholly inside one compiled program, on environments that are pure JAX functions.
+"""On-policy training inside one compiled program, on environments that are pure JAX functions.
 
 train = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=200))
-state, history = train(env, key)                                   # one seed
-state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten of them side by side
+state, history = train(env, key)                                              # one seed
+state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten seeds in parallel
 """
 
 from typing import NamedTuple
@@ -21,10 +21,10 @@ from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
 def spec_of(env: JaxEnv) -> Spec:
-    """What an agent has to know of an environment of discrete actions.
+    """Return the task of a JAX environment with discrete actions, for `Agent.on`.
 
     Raises:
-        UsageError: its actions are others.
+        UsageError: the actions are not discrete.
     """
     choices = getattr(env.action_space, "n", None)
     if choices is None:
@@ -38,13 +38,21 @@ def spec_of(env: JaxEnv) -> Spec:
 def collect(
     agent: Agent, env: JaxEnv, acting: ActingState, world: World, env_steps: Int[Array, ""], key: Key
 ) -> tuple[World, Rollout, EpisodeEnds]:
-    """Make a rollout by the present policy.
+    """Collect a rollout with the current policy.
 
-    With `base.episodes` all environments are reset first, and each makes its share of the episodes.
+    With `base.episodes` all environments are reset first, and each runs its share of the episodes.
 
     Args:
-        env_steps: made so far; the random numbers of step t are made of `env_steps` + t E.
+        agent: bound to its task; static.
+        env: the environment.
+        acting: the acting state of the policy.
+        world: the states of the E environments.
+        env_steps: environment steps made so far; step t of the rollout draws its random numbers from
+            `env_steps` + t E.
         key: the run's key.
+
+    Returns:
+        The environments after the rollout, the rollout [T, E, ...], and the ends of episodes in it.
     """
     base, envs = agent.base, len(world.length)
     rows = -(-base.rollout // envs)
@@ -79,7 +87,7 @@ def collect(
         (world, _), (rollout, ended) = jax.lax.scan(step, (world, None), jnp.arange(rows))
         return world, rollout, ended
 
-    # Until the last environment has made its share: rows behind that stay as they are, and are not valid.
+    # The loop ends when the last environment has run its share; later rows stay zero, so they are not valid.
     shapes = jax.eval_shape(step, (world, left), jnp.int32(0))[1]
     blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), shapes)
 
@@ -96,19 +104,31 @@ def collect(
 
 
 class Run(NamedTuple):
-    """A run between two updates."""
+    """A run between two updates.
+
+    Attributes:
+        state: networks, optimiser states and counters.
+        world: the environments.
+    """
 
     state: State
     world: World
 
 
 class History(NamedTuple):
-    """Numbers of each update."""
+    """Measurements of an update and its rollout; `run_updates` stacks them along a leading axis.
+
+    Attributes:
+        metrics: the metrics of the update.
+        returned: mean return of the episodes that ended in the rollout; NaN if none ended.
+        episodes: number of episodes that ended in the rollout.
+        env_steps: environment steps made before the rollout.
+    """
 
     metrics: Metrics
-    returned: Scalar  # mean return of the episodes that ended in its rollout; NaN where none did
-    episodes: Int[Array, ""]  # how many these were
-    env_steps: Int[Array, ""]  # made before its rollout
+    returned: Scalar
+    episodes: Int[Array, ""]
+    env_steps: Int[Array, ""]
 
 
 def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
@@ -119,7 +139,11 @@ def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
 def run_updates(
     agent: Agent, env: JaxEnv, run: Run, key: Key, *, updates: int, total: int
 ) -> tuple[Run, History]:
-    """Make `updates` rollouts and the update after each, in a run that makes `total` of them."""
+    """Collect `updates` rollouts and make the update after each, in a run of `total` updates.
+
+    Returns:
+        The run after these updates, and the history with a row for each of them.
+    """
 
     def rollout_and_update(run: Run, _: None) -> tuple[Run, History]:
         state, world = run
@@ -135,11 +159,14 @@ def run_updates(
 
 
 def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, History]:
-    """Train by `updates` rollouts of E environments.
+    """Train for `updates` rollouts of E environments, each followed by an update.
 
     Args:
         agent: bound to its task; static.
-        key: of this run; with `vmap` one for each seed.
+        env: the environment.
+        key: the key of this run; with `vmap` one for each seed.
+        envs: E, the number of environments.
+        updates: number of rollouts and updates.
 
     Returns:
         The last state, and the history with a row for each update.

@@ -1,9 +1,10 @@
-"""Several seeds of one agent in one vmapped program: what pays on an accelerator.
+"""Several seeds of one agent in one vmapped program, which is fast on an accelerator.
 
 A step of this loop is a step of every seed. The environments step one after the other, on the host; the
-compiled programs work on all seeds at once. Every array of a single run leads with an axis of seeds here; the
-counters are the same for all seeds and have no such axis. Evaluations, logs and saves are those of single
-runs, made from the arrays of one seed: the folders are the same, and each can be resumed by itself.
+compiled programs work on all seeds at once. Every array of a run has a leading axis of seeds here. The
+counters are the same for all seeds and have no such axis. Evaluations, logs and saves are made for one seed
+at a time, from its arrays: run folders do not differ from those of single runs, and each can be resumed
+alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,10 @@ from qscape.types import Key
 
 
 def why_not_together(plan: Plan, agent: Any) -> str | None:
-    """Return what seeds of this agent lack to be one program, or None."""
+    """Return why seeds of an agent cannot share one program, as the end of a sentence; None if they can.
+
+    The sentence begins with "Several seeds in one program need".
+    """
     if not isinstance(agent, Agent) or plan.dataset or plan.start:
         return "an off-policy agent that learns from an environment, from the start"
     if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
@@ -41,7 +45,10 @@ def why_not_together(plan: Plan, agent: Any) -> str | None:
 
 
 class SeedPrograms(Programs):
-    """The same programs, vmapped over seeds. Counters are not, so that a `cond` stays a `cond`."""
+    """The programs of a run, vmapped over seeds.
+
+    The counters are not batched: a batched predicate would turn every `cond` into a `select`.
+    """
 
     def __init__(self, agent: Agent, layout: Layout) -> None:
         super().__init__(agent, layout)
@@ -63,18 +70,23 @@ class SeedPrograms(Programs):
 
 
 class SeedAdapters:
-    """The environments of every seed, as one adapter: arrays lead with an axis of seeds."""
+    """The environments of all seeds as one adapter, whose arrays have a leading axis of seeds.
 
-    is_host_only = False  # for the loop: the driven program cannot call them
+    Attributes:
+        each: the adapter of every seed.
+        finished: for every seed, the episodes that ended in the last step.
+    """
+
+    is_host_only = False  # so that the loop does not use the driven program, which takes one adapter
 
     def __init__(self, adapters: Sequence[EnvAdapter]) -> None:
         self.each = adapters
         self.envs, self.spec, self.env_id = adapters[0].envs, adapters[0].spec, adapters[0].env_id
-        self.finished: list[list[Any]] = []  # by seed, the episodes that ended in the last step
+        self.finished: list[list[Any]] = []
 
     @property
     def observation(self) -> np.ndarray:
-        """[seeds, E, S]"""
+        """The current observations [seeds, E, S]."""
         return np.stack([adapter.observation for adapter in self.each])
 
     def reset(self) -> None:
@@ -82,7 +94,11 @@ class SeedAdapters:
             adapter.reset()
 
     def step(self, action: np.ndarray) -> Step:
-        """Take one step of every seed; `action` is [seeds, E, A]."""
+        """Take one step of every seed with the actions [seeds, E, A].
+
+        Returns:
+            A step whose arrays have a leading axis of seeds, and whose `finished` is empty.
+        """
         steps = []
         for adapter, chosen in zip(self.each, action, strict=True):
             try:
@@ -101,10 +117,13 @@ class Seeds(Trainer):
     """Runs that differ in their seed only, all at the same step.
 
     Attributes:
-        of: the seed whose event `events` yielded last; None: all seeds.
+        of: index of the seed whose event `events` yielded last; None: the event is of all seeds.
+        paths: folder of the last save of every seed.
+        next: the step at which an evaluation, a log line or a save is due.
+        runs: the run of every seed, as its evaluations, logs and saves see it.
 
     Raises:
-        UsageError: seeds of this agent cannot be one program.
+        UsageError: seeds of this agent cannot share one program.
     """
 
     adapter: Any
@@ -121,9 +140,9 @@ class Seeds(Trainer):
         if why := why_not_together(plans[0], agent):
             raise UsageError(f"Several seeds in one program need {why}.")
         self.plans, self.savers = plans, savers
-        self.paths: list[Path] = []  # of the last save of each seed
+        self.paths: list[Path] = []
         self.of: int | None = None
-        self.next = 0  # the step at which something is due
+        self.next = 0
         together: Any = SeedAdapters(adapters)
         super().__init__(plans[0], agent, together, eval_adapter, self._save if savers else None)
         self.runs = [SeedRun(self, k) for k in range(len(plans))]
@@ -131,7 +150,7 @@ class Seeds(Trainer):
     def _start(self) -> Carry:
         count = len(self.plans)
         ring_buffer.check_memory(self.layout, count)
-        self.alone = Programs(self.agent, self.layout)  # of one seed, for its evaluations
+        self.alone = Programs(self.agent, self.layout)  # programs of a single seed, for its evaluations
         self.programs = SeedPrograms(self.agent, self.layout)
         self.key = jnp.stack([jax.random.key(plan.seed) for plan in self.plans])
         self._allocate = partial(ring_buffer.create, self.layout, count)
@@ -153,7 +172,7 @@ class Seeds(Trainer):
         )
 
     def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
-        """Train like `events`; yield each event with the number of its seed."""
+        """Train like `events`; yield every event with the index of its seed."""
         for event in self.events(until):
             whose = range(len(self.plans)) if self.of is None else [self.of]
             for k in whose:
@@ -165,7 +184,7 @@ class Seeds(Trainer):
                     yield k, event
 
     def run(self, k: int) -> "SeedRun":
-        """Return the run of seed k as it is now."""
+        """Return the run of seed k, with its current arrays and counters."""
         self.runs[k].read()
         return self.runs[k]
 
@@ -179,7 +198,7 @@ class Seeds(Trainer):
         self.next = self._next_due()
 
     def _count(self, step: Step) -> None:
-        super()._count(step._replace(valid=step.valid[0]))  # the steps of each seed, not of all
+        super()._count(step._replace(valid=step.valid[0]))  # counts the steps of one seed, not of all
         for run, finished in zip(self.runs, self.adapter.finished, strict=True):
             run.returns += [episode.ret for episode in finished]
 
@@ -195,9 +214,9 @@ class Seeds(Trainer):
 
 
 class SeedRun(Trainer):
-    """The run of one seed, as its evaluations, logs and saves see it; it never steps by itself.
+    """The run of one seed, for its evaluations, logs and saves; `Seeds` makes its steps.
 
-    Its storage is that of all seeds: the rows stay where they are.
+    Its storage is the storage of all seeds, which is not copied; `first_ring` says where its rows begin.
     """
 
     def __init__(self, seeds: Seeds, k: int) -> None:
@@ -213,7 +232,7 @@ class SeedRun(Trainer):
         return EMPTY
 
     def read(self) -> None:
-        """Take the present arrays and counters of this seed."""
+        """Copy the current arrays (without the storage) and counters of this seed from `Seeds`."""
         seeds = self.seeds
         self.carry = of_seed(self.k, seeds.carry._replace(storage=None))
         for name in ("env_steps", "updates", "pending", "learning", "schedule", "finished", "seconds"):
@@ -223,7 +242,7 @@ class SeedRun(Trainer):
 
 
 def of_seed(k: int, carry: Carry) -> Carry:
-    """The carry of seed k, of one whose arrays lead with an axis of seeds."""
+    """Return the carry of seed k from a carry whose arrays have a leading axis of seeds."""
 
     def take(tree: Any) -> Any:
         return jax.tree.map(lambda x: x[k], tree)

@@ -1,4 +1,4 @@
-"""Writers of events: metrics.jsonl, evaluations.csv, TensorBoard; W&B and trackio on request."""
+"""Sinks write a run's events: metrics.jsonl, evaluations.csv and TensorBoard; W&B and trackio on request."""
 
 import csv
 import importlib
@@ -22,7 +22,7 @@ EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success"
 
 @runtime_checkable
 class Sink(Protocol):
-    """The interface of a writer of events."""
+    """The interface of a writer of events; a run calls it with each event before the user sees the event."""
 
     def __call__(self, event: ev.RunEvent) -> None:
         """Write an event."""
@@ -41,7 +41,8 @@ class FolderSink:
 
         Args:
             folder: the run folder.
-            step: a resumed run repeats the steps beyond this one, so their lines are dropped; -1: all lines.
+            step: the step that the run continues from; lines of later steps are dropped, since the run
+                repeats these. -1: drop all lines.
             probed: columns that probes add to evaluations.csv.
 
         Raises:
@@ -55,8 +56,8 @@ class FolderSink:
             self.rows = csv.writer(self.evaluations)
             if self.evaluations.tell() == 0:
                 self.rows.writerow((*EVALUATION_COLUMNS, *probed))
-            # Written in this thread: if the disk is full, the thread of tensorboardX's SummaryWriter dies and
-            # the next write blocks forever.
+            # EventsWriter writes in this thread. SummaryWriter has a thread of its own, which dies if the
+            # disk is full; the next write then blocks forever.
             self.board = EventsWriter(str(folder / "events"))
             begun = _proto.SessionLog(status=_proto.SessionLog.START)
             self.board.write_event(_proto.Event(step=step + 1, file_version="brain.Event:2"))
@@ -104,13 +105,13 @@ class FolderSink:
 
 
 def _evaluation_means(event: ev.Evaluated) -> dict[str, float]:
-    """Return the means over episodes by the names that loggers show."""
+    """Return the means over episodes, by the names under which loggers show them."""
     means = {name: sum(values) / len(values) for name, values in event.probes.items()}
     return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
 
 
 def _truncate_after(folder: Path, step: int) -> None:
-    """Drop the lines that were written after a save at `step`."""
+    """Drop the lines of steps after `step`, and incomplete lines of a killed run."""
     metrics, evaluations = folder / "metrics.jsonl", folder / "evaluations.csv"
     if metrics.exists():
         kept = []
@@ -118,7 +119,7 @@ def _truncate_after(folder: Path, step: int) -> None:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):  # the last line of a killed run
+            except (ValueError, KeyError):  # an incomplete last line of a killed run
                 continue
         _rewrite(metrics, kept)
     if evaluations.exists() and (text := evaluations.read_text()):
@@ -154,7 +155,7 @@ class TrackerSink:
 
 
 def refuse_missing(trackers: Sequence[str]) -> None:
-    """Refuse loggers that are not installed, before anything is written.
+    """Raise an error for loggers that are not installed; called before anything is written.
 
     Raises:
         UsageError: the extra is missing.

@@ -28,8 +28,8 @@ from qscape.run.plan import Plan
 from qscape.run.programs import Programs
 from qscape.run.saves import PIECE, Large
 
-CHUNK = 250  # updates between two looks at whether to stop
-LONG = 10_000  # remaining steps from which on it pays to compile the whole cycle into one program
+CHUNK = 250  # maximal number of updates between two checks for a request to stop
+LONG = 10_000  # remaining steps above which compiling the whole cycle into one program saves time
 
 
 class Trainer(Loop):
@@ -41,8 +41,10 @@ class Trainer(Loop):
         kept: the acting state that the schedule keeps, or None.
         schedule: counters of the agent's schedule.
         pending: updates to make before the next action.
-        learning: is the warm-up over?
-        first_ring: the first ring of this run in the storage; above 0 where it holds those of several seeds.
+        learning: whether the warm-up is over.
+        driver: the whole cycle as one program; None until it is worth compiling.
+        halt: the step at which the driven program returns, because something is due.
+        first_ring: index of this run's first ring in the storage; above 0 if several seeds share a storage.
     """
 
     first_ring = 0
@@ -62,8 +64,8 @@ class Trainer(Loop):
         self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps_best_policy else None
         self.pending = 0
         self.learning = self.agent.base.warmup == 0
-        self.driver: Driver | None = None  # compiled when it pays
-        self.halt = 0  # the step at which something is due
+        self.driver: Driver | None = None
+        self.halt = 0
 
     def _start(self) -> Carry:
         """Compile the programs and make the initial carry, without the storage."""
@@ -132,7 +134,7 @@ class Trainer(Loop):
         yield from self._episode_events(step.finished)
 
     def _count(self, step: Step) -> None:
-        """Update the counters on the host, and ask the schedule what is due."""
+        """Update the host's counters, and add the updates that the schedule makes due to `pending`."""
         base = self.agent.base
         warm = self.env_steps >= base.warmup  # was this step one past the random phase?
         made = int(np.count_nonzero(step.valid))
@@ -150,10 +152,10 @@ class Trainer(Loop):
                 self.learning = True
 
     def _drives(self) -> bool:
-        """Return whether the whole cycle is one program.
+        """Return whether the whole cycle runs as one program; compile it when it becomes worth it.
 
-        It becomes one where updates follow steps, the environments run on the host, the run is long, and no
-        accelerator is used, to which every answer would have to cross over.
+        It does if updates follow steps, the environments never call JAX, many steps are left, and the backend
+        is the CPU: an accelerator would have to wait for a transfer at every step.
         """
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
             simple = isinstance(self.agent.schedule, EveryStep) and self.adapter.is_host_only
@@ -168,7 +170,7 @@ class Trainer(Loop):
         yield from self._episode_events(self.driver.finished())
 
     def _due(self, step: Step) -> Due:
-        """Return what is due after a step of the driven program, which does it."""
+        """Return what the driven program has to do after a step. Called in XLA's thread."""
         self._count(step)
         due = Due(self.env_steps, self.pending, self._stop or self.env_steps >= self.halt)
         self.updates, self.pending = self.updates + self.pending, 0
@@ -210,7 +212,7 @@ class Trainer(Loop):
     # --- saving and resuming ------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, Any]:
-        """Of a replay that is not full only the rows in use."""
+        """Return all arrays; of a replay that is not full, only the rows in use."""
         carry = self.carry
         loop = {"noise_state": carry.noise_state, "columns": carry.columns, "metrics": carry.metrics}
         loop |= {"first": np.asarray(carry.first), "key": self.key}
@@ -241,11 +243,11 @@ class Trainer(Loop):
         return templates
 
     def _used_rows(self) -> int:
-        """Rows of each ring that a save holds: those in use, and the head and pad behind them."""
+        """Return the rows of each ring that a save holds: those in use, and the head and pad behind them."""
         return int(min(self.layout.ring, np.max(np.asarray(self.carry.replay_state.size)) + 2))
 
     def _large(self, used: int) -> Large:
-        """Return `used` rows of each ring as a leaf that is read when it is written."""
+        """Return the first `used` rows of each ring as a leaf that is read only while it is written."""
 
         def pieces() -> Iterator[np.ndarray]:
             return ring_buffer.pieces(self.layout, self.storage, used, PIECE, self.first_ring)
@@ -266,7 +268,7 @@ class Trainer(Loop):
             action=loop.get("action"),
             columns=loop["columns"],
         )
-        if used:  # else the dataset has them, and they are in the storage already
+        if used:  # else the run learns from a dataset, which is in the storage already
             self.carry = self.carry._replace(storage=None)
             self._allocate = lambda: ring_buffer.restored(self.layout, used, saved.pieces())
         self.kept = copy_buffers(arrays["kept"]) if "kept" in arrays else None

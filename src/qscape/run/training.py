@@ -35,7 +35,7 @@ def set_up_jax() -> None:
 
     The cache keeps compiled programs between processes, so that later runs start faster. On an accelerator,
     matrix products are computed in full float32. JAX's default there is TF32, which changes PAVE's terms by
-    0.6% and SAVGO's cosines by as much as the cosines of two actions differ.
+    0.6%, and SAVGO's cosines by as much as they differ from each other.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
