@@ -1,13 +1,13 @@
 """The exact state of an `EnvAdapter` as plain data, so that a resumed run equals an uninterrupted one.
 
-Captured are all numbers, arrays, random generators and plain Python objects that are attributes of the
-environment or its wrappers, MuJoCo's simulation state and the numbers of its model (an environment may move a
-door at every reset), and the adapter's `EpisodeStatistics`. Other things (a Box2D world, an environment in
+A snapshot captures numbers, arrays, random generators and plain Python objects that are attributes of the
+environment or its wrappers; MuJoCo's simulation state and the numbers of its model (an environment may move a
+door at every reset); and the adapter's `EpisodeStatistics`. Other objects (a Box2D world, an environment in
 another process) cannot be captured. Then the snapshot says so, and `restore` starts a new episode with a seed
 of its own. Nothing is pickled, so loading a snapshot runs no code.
 
-Not captured, and not noticed: state in global variables and function closures, changed shapes of an `MjModel`
-(meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
+The following state is not captured, without a warning: global variables and function closures, changed shapes
+of an `MjModel` (meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
 """
 
 import collections
@@ -27,7 +27,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 from qscape.envs.adapter import EnvAdapter
 from qscape.envs.native import JaxEnv
 
-# Things without state: fixed when an environment is made, or for rendering only.
+# Classes of objects without state, which the environment's constructor makes again.
 _FIXED = (
     gym.Space,
     EnvSpec,
@@ -41,9 +41,9 @@ _FIXED = (
 )
 _SKIPPED = {"spec", "metadata", "render_mode"}
 _SKIPPED |= {"_cached_spec", "_metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
-_SKIPPED |= {"env_fns", "_env_obs", "_observations"}  # of a vector environment: buffers
+_SKIPPED |= {"env_fns", "_env_obs", "_observations"}  # buffers of a vector environment
 
-_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # for rendering, unless they are data
+_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped unless the value is data
 _DATA = (bool, int, float, str, list, tuple, dict, np.ndarray, np.generic)
 
 _RANDOM = {  # functions that read and set the state of a random generator
@@ -60,8 +60,8 @@ class Snapshot(NamedTuple):
     """The state of an adapter as plain data.
 
     Attributes:
-        arrays: by path.
-        meta: JSON-able data that refers to `arrays`. `meta["exact"]` is False if something could not be
+        arrays: arrays by path, such as "env.PendulumEnv.state".
+        meta: JSON data that refers to `arrays` by path. `meta["exact"]` is False if something could not be
             captured; then `meta["why"]` is a sentence for the user.
     """
 
@@ -74,7 +74,7 @@ class _NotCapturable(Exception):
 
 
 def take(adapter: EnvAdapter) -> Snapshot:
-    """Take a snapshot of an adapter between two steps."""
+    """Take a snapshot of an adapter between two steps. Called by every save of a run."""
     meta: dict[str, Any] = {
         "exact": True,
         "why": "",
@@ -95,9 +95,11 @@ def take(adapter: EnvAdapter) -> Snapshot:
 def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
     """Restore an adapter to a snapshot that `take` made of an adapter of the same environment.
 
+    The adapter is reset first. If the state cannot be restored exactly, a new episode starts; its seed is
+    made of the run's seed and the number of finished episodes.
+
     Returns:
-        "" if the state is exact. Otherwise one sentence for the user that says why a new episode started; its
-        seed is made of the run's seed and the number of finished episodes.
+        "" if the state is exact; else one sentence for the user that says why a new episode started.
     """
     meta = snapshot.meta
     why = meta["why"]
@@ -110,7 +112,7 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
             if meta.get("autoreset", adapter.autoreset) != adapter.autoreset:
                 raise _NotCapturable("it resets itself in another way now")
             reader = _Reader(snapshot.arrays)
-            reader.objects |= layers  # a layer may refer to another
+            reader.objects |= layers  # an attribute of a layer may be another layer
             for name, layer in layers.items():
                 reader.attributes(layer, meta["layers"][name], name)
             return ""
@@ -124,13 +126,13 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
-    """Everything that may have state, by name: the adapter's statistics, wrappers, environments."""
+    """Yield by name everything that may have state: the adapter's statistics, wrappers, environments."""
     yield "adapter", adapter.statistics
     yield from _iterate_wrappers(adapter.env, "env")
 
 
 def _iterate_wrappers(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str, Any]]:
-    """An environment, its wrappers and sub-environments, by name."""
+    """Yield an environment, its wrappers and sub-environments, by name."""
     if isinstance(env, AsyncVectorEnv):
         raise _NotCapturable("its environments run in other processes")
     yield f"{name}.{type(env).__name__}", env
@@ -142,20 +144,20 @@ def _iterate_wrappers(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str
 
 
 def _is_mujoco(value: Any, kind: str) -> bool:
-    """Is the value an instance of the MuJoCo class `kind`?"""
-    mujoco: Any = sys.modules.get("mujoco")  # imported if any MjData exists
+    """Return whether the value is an instance of the MuJoCo class `kind`."""
+    mujoco: Any = sys.modules.get("mujoco")  # an MjData can only exist if it was imported
     return mujoco is not None and isinstance(value, getattr(mujoco, kind))
 
 
 def _stateless_name(value: Any) -> str | None:
-    """The name of a value that has no state, else None."""
+    """Return the name of a value that has no state; None for other values."""
     if isinstance(value, _FIXED) or _is_mujoco(value, "MjModel"):
         return str(getattr(value, "__qualname__", type(value).__name__))
     return None
 
 
 def _is_plain(value: Any) -> bool:
-    """Is `__dict__` all the state of this object? (`__reduce_ex__` shows state outside of it.)"""
+    """Return whether an object's whole state is its `__dict__`; `__reduce_ex__` shows any other state."""
     if (
         type(value).__reduce__ is not object.__reduce__
         or type(value).__reduce_ex__ is not object.__reduce_ex__
@@ -173,12 +175,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _type_name(value: Any) -> str:
-    """The full name of a value's type; snapshots store it."""
+    """Return the full name of a value's type, which snapshots store."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _iterate_spaces(space: gym.Space) -> Iterator[gym.Space]:
-    """A space and, recursively, its parts."""
+    """Yield a space and, recursively, its parts."""
     yield space
     parts: Any = getattr(space, "spaces", ())
     for part in parts.values() if isinstance(parts, dict) else parts:
@@ -186,24 +188,24 @@ def _iterate_spaces(space: gym.Space) -> Iterator[gym.Space]:
 
 
 def _iterate_generators(space: gym.Space) -> Iterator[np.random.Generator | None]:
-    """The random generators of a space and its parts; None for those that were not used yet."""
+    """Yield the random generators of a space and its parts; None for a generator that was never used."""
     return (part._np_random for part in _iterate_spaces(space))
 
 
 class _Writer:
-    """Turns attributes into JSON-able data that refers to `arrays` by path.
+    """Turns attributes into JSON data that refers to `arrays` by path.
 
-    Layers are written one by one, and not again where one refers to another.
+    Layers are written one by one. A layer that is an attribute of another layer is not written twice.
     """
 
     def __init__(self, layers: dict[str, Any]):
         self.layers = {id(layer) for layer in layers.values()}
         self.arrays: dict[str, np.ndarray] = {}
-        # By id, kept alive: the owner of an array, an object, a list.
+        # First path and object, by id; the reference keeps the object alive, so that its id stays unique.
         self.seen: dict[int, tuple[str, Any]] = {}
 
     def attributes(self, layer: Any, path: str) -> dict[str, Any]:
-        """The attributes of an object, by name."""
+        """Return the data of an object's attributes, by name."""
         self.seen[id(layer)] = path, layer
         items = getattr(layer, "__dict__", {}).items()
         return {
@@ -213,14 +215,17 @@ class _Writer:
         }
 
     def is_skipped(self, layer: Any, name: str, value: Any) -> bool:
-        """Is this attribute left out: another layer, for rendering only, or a constant?"""
+        """Return whether an attribute is left out: another layer, an object for rendering, or a constant."""
         if name == "envs":
             return id(layer) in self.layers and isinstance(layer, SyncVectorEnv)
         drawing = name in _DRAWING and not isinstance(value, _DATA)
         return drawing or name in _SKIPPED or (name == "env" and id(value) in self.layers)
 
     def value(self, value: Any, path: str) -> Any:
-        """The data of one value: itself, or {kind: content}."""
+        """Return the data of one value: the value itself, or {kind: content}.
+
+        Raises _NotCapturable for a value of another type.
+        """
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, np.str_):
@@ -263,11 +268,14 @@ class _Writer:
         raise _NotCapturable(f"{path} ({type(value).__name__}) is neither a number nor an array")
 
     def parts(self, values: Iterable[Any], path: str) -> list[Any]:
-        """The data of several values."""
+        """Return the data of several values."""
         return [self.value(part, f"{path}.{i}") for i, part in enumerate(values)]
 
     def array(self, value: np.ndarray | np.generic, path: str) -> dict[str, str]:
-        """The data of a scalar or array. One array under two names stays one; views are refused."""
+        """Return the data of a scalar or array; one array under two names is stored once.
+
+        Raises _NotCapturable for views and for arrays of objects.
+        """
         if value.dtype.kind not in "biufc":
             raise _NotCapturable(f"{path} is an array of {value.dtype}")
         if isinstance(value, np.ndarray):
@@ -287,7 +295,8 @@ class _Writer:
     def mujoco(self, data: Any, path: str) -> str:
         """Capture MuJoCo's integration state (with the solver's warm start) and the derived quantities.
 
-        An environment may read positions of bodies before it steps, and these are one substep old.
+        Derived quantities are captured, not computed again: an environment may read positions of bodies
+        before it steps, and these positions are one substep old.
         """
         mujoco: Any = sys.modules["mujoco"]
         state = np.empty(mujoco.mj_stateSize(data.model, mujoco.mjtState.mjSTATE_INTEGRATION))
@@ -299,7 +308,7 @@ class _Writer:
 
 
 def _derived(data: Any) -> dict[str, np.ndarray]:
-    """The array fields of `data` that do not depend on contacts (which are empty in a new MjData)."""
+    """Return the array fields of `data` that do not depend on contacts; those are empty in a new MjData."""
     new = type(data)(data.model)
     fields = {name: getattr(new, name) for name in dir(new) if not name.startswith(("_", "plugin"))}
     return {
@@ -310,7 +319,7 @@ def _derived(data: Any) -> dict[str, np.ndarray]:
 
 
 def _parameters(model: Any) -> dict[str, np.ndarray]:
-    """The numbers of a model: positions, masses, friction, gains; not meshes and textures (large)."""
+    """Return a model's numbers: positions, masses, friction, gains; but not meshes and textures (large)."""
     shapes = ("_", "mesh_", "hfield_", "tex_", "skin_", "flex_", "key_")
     fields = {name: getattr(model, name) for name in dir(model) if not name.startswith(shapes)}
     return {
@@ -326,17 +335,26 @@ class _Reader:
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
         self.made: dict[str, np.ndarray] = {}
-        self.objects: dict[str, Any] = {}  # layers, objects and lists, by their first path
-        self.filled: set[int] = set()  # ids of the objects that are restored
+        self.objects: dict[str, Any] = {}  # layers, objects and lists by their first path
+        self.filled: set[int] = set()  # ids of the objects that were restored already
 
     def attributes(self, layer: Any, saved: dict[str, Any], path: str) -> None:
-        """Set the attributes of an object."""
+        """Restore the attributes of an object."""
         for name, data in saved.items():
-            attributes = vars(layer)  # not setattr: some objects are frozen
+            attributes = vars(layer)  # setattr would fail on frozen dataclasses
             attributes[name] = self.value(data, attributes.get(name), f"{path}.{name}")
 
     def value(self, data: Any, old: Any, path: str) -> Any:
-        """The value that `data` describes. `old` is the present value; objects are changed in place."""
+        """Return the value that `data` describes.
+
+        Args:
+            data: what `_Writer.value` returned.
+            old: the value after a reset; objects are changed in place.
+            path: the path of the value, for messages.
+
+        Raises:
+            _NotCapturable: the value does not fit what a reset puts there.
+        """
         if not isinstance(data, dict):
             return data
         ((kind, content),) = data.items()
@@ -388,7 +406,7 @@ class _Reader:
         return old
 
     def container(self, kind: str, content: list[Any], old: Any, path: str) -> Any:
-        """A list, deque or dict."""
+        """Restore a list, deque or dict; its elements are restored into those of `old`."""
         if kind == "list":
             return self.parts(content, old, path)
         if kind == "deque":
@@ -401,7 +419,7 @@ class _Reader:
         }
 
     def parts(self, content: list[Any], old: Any, path: str) -> list[Any]:
-        """Several values; `old` is the present list, tuple or deque."""
+        """Restore several values; `old` is the list, tuple or deque after a reset."""
         before = list(old) if isinstance(old, list | tuple | collections.deque) else []
         before += [None] * (len(content) - len(before))
         return [
@@ -410,7 +428,7 @@ class _Reader:
         ]
 
     def space(self, space: gym.Space, content: list[Any], path: str) -> None:
-        """Set the random generators of a space and its parts."""
+        """Restore the random generators of a space and its parts."""
         spaces = [*_iterate_spaces(space)]
         if len(spaces) != len(content):
             raise _NotCapturable(f"{path} is another space now")
@@ -419,7 +437,7 @@ class _Reader:
                 part.np_random.bit_generator.state = self.value(state, None, path)
 
     def model(self, model: Any, path: str) -> None:
-        """Set the numbers of a MuJoCo model."""
+        """Restore the numbers of a MuJoCo model."""
         fields, numbers = _parameters(model).values(), self.arrays[path]
         if sum(field.size for field in fields) != numbers.size:
             raise _NotCapturable("it has another MuJoCo model now")
@@ -428,11 +446,11 @@ class _Reader:
             field[...] = part.reshape(field.shape)
 
     def mujoco(self, data: Any, path: str) -> None:
-        """Set MuJoCo's simulation state."""
+        """Restore MuJoCo's simulation state and the derived quantities."""
         mujoco: Any = sys.modules["mujoco"]
         state = self.arrays[f"{path}.state"]
         if len(state) != mujoco.mj_stateSize(data.model, mujoco.mjtState.mjSTATE_INTEGRATION):
             raise _NotCapturable("it has another MuJoCo model now")
         mujoco.mj_setState(data.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        for name, field in _derived(data).items():  # no mj_forward: it would move the warm start
+        for name, field in _derived(data).items():  # mj_forward would change the warm start
             field[...] = self.arrays[f"{path}.derived.{name}"]

@@ -1,1 +1,1 @@
-"""Many runs: worker processes, studies, searches for hyperparameters, clusters."""
+"""Many runs: worker processes, studies, hyperparameter searches, clusters."""

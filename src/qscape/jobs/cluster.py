@@ -1,9 +1,9 @@
 """Workers on a Ray cluster. Needs the extra `cluster`.
 
 A remote worker is a Ray actor with one core. It runs the job in a process of its own, like a local worker,
-and passes the events on. If it can see the head's disk it writes straight into the run folder, else it sends
-the files back with every save. The loss of a worker costs at most the work since the last save: the run waits
-again, and another worker continues it.
+and forwards the events. If its node shares the head's disk, the job writes directly into the run folder;
+otherwise the worker sends the files back with every save. If a worker is lost, so is the work since the last
+save; another worker continues the run from there.
 """
 
 import contextlib
@@ -82,7 +82,11 @@ class Cluster:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise a RunError if no Ray cluster accepts us at an address; Ray itself would retry for minutes."""
+    """Raise an error if no Ray cluster answers at an address; Ray itself would retry for minutes.
+
+    Raises:
+        UsageError: the address is malformed. RunError: no cluster answers, or it requires a token.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--ray {address} is not an address; give HOST:PORT, or auto for a local cluster.")
@@ -106,7 +110,7 @@ def _unreachable_error(address: str, why: str) -> RunError:
 
 
 class RayWorker:
-    """A job on the cluster, seen from the head; implements `pool.Worker`."""
+    """The head's side of a job on the cluster; implements `pool.Worker`."""
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.ray, self.job = cluster.ray, replace(job, folder=job.folder.resolve())
@@ -115,7 +119,10 @@ class RayWorker:
         self.begun = False
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the job's events; files that come back are written before the event that they belong to."""
+        """Yield the job's events as JSON; files that the worker sends are written before their event.
+
+        An error ends the events with one of kind "Failed"; `lost` is true if the worker was lost.
+        """
         folder = self.job.folder
         try:
             shared = self.ray.get(self.seen)
@@ -149,23 +156,27 @@ class RayWorker:
 
 
 class RemoteJob:
-    """A job on the cluster, seen from the node: the Ray actor."""
+    """The node's side of a job on the cluster: the Ray actor."""
 
     def __init__(self) -> None:
         self.worker: LocalWorker | None = None
         self.stopping = False
 
     def sees(self, marker: str, token: str) -> bool:
-        """Whether this node shares the head's disk."""
+        """Return whether this node shares the head's disk: whether the marker file holds the token here."""
         try:
             return Path(marker).read_text() == token
         except OSError:
             return False
 
     def run(self, data: dict[str, Any], files: Parcel | None) -> Iterator[dict[str, Any] | Parcel]:
-        """Run a job.
+        """Run a job and yield its events as JSON.
 
-        `files`: the files of its run folder if this node cannot see the head's disk; else None.
+        Args:
+            data: the job as JSON.
+            files: the files of the run folder if this node does not share the head's disk; then the job runs
+                in a temporary folder, and its changes are yielded as parcels before every "Saved" and at the
+                end. None: the job writes into the run folder.
         """
         job = Job.from_json(data)
         with contextlib.ExitStack() as stack:
@@ -180,7 +191,7 @@ class RemoteJob:
             for event in self.worker.events():
                 if files is not None and event["kind"] == "Saved":
                     yield packer.pack()
-                if event["kind"] != "EpisodeDone":  # frequent, and no reader uses them
+                if event["kind"] != "EpisodeDone":  # frequent, and unused on the head
                     yield event
             if files is not None:
                 yield packer.pack()

@@ -25,18 +25,18 @@ from qscape.run.training import set_up_jax
 
 STEPS = 300
 FIRST = 20  # updates of the first, rough measurement
-UPDATES = 300  # updates of the second measurement, at most
+UPDATES = 300  # maximal number of updates of the second measurement
 SECONDS = 2.0  # planned duration of the second measurement
 EPISODE = 1_000  # assumed steps of an episode without a time limit
 
 
 def measure_costs(plan: Plan) -> Measured:
-    """Measure a few hundred environment steps and updates, in memory.
+    """Measure the cost of a run by a few hundred environment steps and updates. Writes no files.
 
     Called by a worker for a job of kind "measure", before a study starts.
 
     Raises:
-        UsageError: the plan is impossible.
+        UsageError: the plan is impossible. RunError: the environment failed.
     """
     set_up_jax()
     start = time.perf_counter()
@@ -47,7 +47,7 @@ def measure_costs(plan: Plan) -> Measured:
     adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
     trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), adapter)
     programs, spent = trainer.programs, 0.0
-    jax.block_until_ready(trainer.storage)  # allocates it
+    jax.block_until_ready(trainer.storage)  # the first access allocates the storage
 
     def update(n: int) -> None:
         trainer.carry = programs.learn(trainer.carry, np.int32(n), steps, trainer.key)
@@ -88,7 +88,7 @@ def measure_costs(plan: Plan) -> Measured:
 
 
 def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
-    """Measure a rollout and its update, once both are compiled.
+    """Measure the second rollout and its update; the first one compiles the programs.
 
     The cost of an update is part of the cost of a step, since rollouts of whole episodes have no fixed
     length.
@@ -98,7 +98,7 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
     trainer = RolloutTrainer(plan, agent, adapter)
 
     def rollout() -> list[float]:
-        """Seconds of each step until the next update, and of that as well in the last."""
+        """Run until the next update; return the seconds of each step, the last one with its update."""
         seconds, until = [], trainer.updates + 1
         while trainer.updates < until:
             begun = time.perf_counter()
@@ -117,13 +117,19 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
 
 
 def exhaust(events: Iterator[object]) -> None:
-    """Consume a run's events; a run proceeds only while its events are taken."""
+    """Consume a run's events; a run proceeds only while its events are consumed."""
     for _ in events:
         pass
 
 
 def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
-    """Estimate the seconds that a run still needs on one core, after `made` steps."""
+    """Estimate the seconds that a run still needs on one core.
+
+    Args:
+        plan: the plan of the run.
+        cost: its measured cost.
+        made: environment steps made so far.
+    """
     base = prepare(plan)[1].base
     left = plan.steps - made
     updates = 0.0
@@ -134,7 +140,11 @@ def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
 
 
 class Costs:
-    """The measured costs of a study's agents and environments on this machine, kept in its folder."""
+    """The measured costs of a study's agents and environments on this machine, stored in measured.json.
+
+    Args:
+        folder: the folder of the study.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "measured.json"
@@ -143,12 +153,12 @@ class Costs:
             self.known = json.loads(self.file.read_text())
 
     def of(self, group: Path) -> Measured | None:
-        """Return the costs of a group of seeds; None if they were not measured yet."""
+        """Return the cost of a group of seeds, given by its folder; None if it was not measured yet."""
         cost = self.known.get(self._key(group))
         return Measured(*cost) if cost else None
 
     def add(self, group: Path, cost: Measured) -> None:
-        """Store the costs of a group. If the file cannot be written, they are measured again next time."""
+        """Store the cost of a group. If the file cannot be written, the next process measures it again."""
         self.known[self._key(group)] = [*cost]
         with contextlib.suppress(OSError):
             aside = self.file.with_name(f".{self.file.name}.{os.getpid()}")

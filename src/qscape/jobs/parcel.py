@@ -4,15 +4,15 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-RECORD = "save.json"  # marks a folder as a save, so it is written last
+RECORD = "save.json"  # makes a folder a save, so it is written last
 
 
 class Parcel(NamedTuple):
     """Changes of a run folder since the last parcel.
 
     Attributes:
-        names: of all files in the folder, relative to it.
-        files: content of those that are new or changed, by name.
+        names: names of all files in the folder, relative to it.
+        files: content of the new and changed files, by name.
     """
 
     names: list[str]
@@ -20,14 +20,19 @@ class Parcel(NamedTuple):
 
 
 class Packer:
-    """Packs a run folder repeatedly while a run writes to it; unchanged files are sent once."""
+    """Packs a run folder repeatedly while a run writes to it. An unchanged file is packed once.
+
+    Attributes:
+        folder: the run folder.
+        sent: size and modification time of every file at the last call, by name.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sent: dict[str, tuple[int, int]] = {}
 
     def pack(self) -> Parcel:
-        """The files that changed since the last call, without hidden ones (locks, half-written saves)."""
+        """Return the changed files since the last call, without hidden ones (locks, unfinished saves)."""
         while True:
             try:
                 return self._pack()
@@ -50,10 +55,10 @@ class Packer:
 
 
 def unpack(parcel: Parcel, folder: Path) -> None:
-    """Write the files of a parcel into a run folder, in an order that allows `resume` at any moment.
+    """Write a parcel into a run folder, in an order in which `resume` works after a crash at any moment.
 
-    Files beside the saves come first, then new saves, each renamed into place when it is complete, then
-    changes of older saves.
+    Files outside of the saves are written first. New saves follow; each is renamed into place when it is
+    complete. Changes of older saves are last. Files that the parcel does not name are deleted from the saves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[Path, dict[str, bytes]] = {}

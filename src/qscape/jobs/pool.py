@@ -42,15 +42,15 @@ class Worker(Protocol):
     """The interface of a worker, which runs one job."""
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield its events as JSON until it ends; a failed job ends with kind "Failed"."""
+        """Yield the job's events as JSON until it ends; the last event of a failed job has kind "Failed"."""
         ...
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask the job to save and end."""
         ...
 
     def kill(self) -> None:
-        """End it now."""
+        """End the job now, without a save."""
         ...
 
 
@@ -59,7 +59,7 @@ class LocalWorker:
 
     Args:
         job: the job to run.
-        log: file for its standard error; None: it is shown.
+        log: file that its standard error is appended to; None: standard error is shown.
     """
 
     def __init__(self, job: Job, log: Path | None = None) -> None:
@@ -70,14 +70,14 @@ class LocalWorker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                # Several processes share an accelerator's memory: none may reserve most of it.
+                # Workers share an accelerator's memory; by default, JAX reserves most of it per process.
                 env={
                     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
                     **os.environ,
                     "NPROC": "1",
                     COMMAND: command(),
                 },
-                start_new_session=True,  # the pool passes Ctrl-C on itself
+                start_new_session=True,  # so that Ctrl-C reaches the worker only through the pool
             )
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the process has died; `events` reports it
@@ -85,7 +85,10 @@ class LocalWorker:
             self.process.stdin.flush()
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield its events; if the process ends without a reason, the last event gives its exit status."""
+        """Yield the job's events as JSON.
+
+        If the process ends without a "Failed" event, the last event has its exit status and `lost`.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         kind = None
@@ -111,7 +114,7 @@ class LocalWorker:
 
 
 def count_cores() -> int:
-    """Count the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -119,10 +122,14 @@ class Pool:
     """Runs jobs, at most `workers` at a time.
 
     Args:
-        jobs: numbers and jobs; the next one is requested whenever a worker is free. None: no job can start
-            now, ask again later.
+        jobs: yields a number and a job, or None if no job can start now and the pool should ask again later.
+            The pool asks for the next one whenever a worker is free.
         workers: maximal number of running jobs.
         start: makes a worker for a job.
+
+    Attributes:
+        running: the workers of running jobs, by number.
+        stopping: whether `stop` was called; then no further job starts.
     """
 
     def __init__(
@@ -137,17 +144,16 @@ class Pool:
         self._queue: Queue[tuple[int, dict[str, Any] | None]] = Queue()
 
     def stop(self, *_: object) -> None:
-        """Ask the workers to save and end; at the second call end them at once. Also a signal handler."""
+        """Ask the workers to save and end; a second call kills them. Also the handler of signals."""
         for worker in [*self.running.values()]:
             worker.kill() if self.stopping else worker.stop()
         self.stopping = True
 
     def events(self) -> Iterator[tuple[int, ev.RunEvent | Failure | None]]:
-        """Yield the events of the jobs, with their numbers, until all are done.
+        """Run the jobs until all are done. In the main thread, SIGINT and SIGTERM stop the pool.
 
-        (number, None): the job's worker has ended.
-
-        In the main thread, SIGINT and SIGTERM stop the pool.
+        Yields:
+            The number of a job and one of its events. The last event of a job is None: its worker has ended.
         """
         try:
             with _handle_signals(self.stop):
@@ -156,14 +162,15 @@ class Pool:
                         k, data = self._queue.get(timeout=ASK_AGAIN)
                         if data is None:
                             del self.running[k]
-                        if not (self.stopping and data and data.get("lost")):  # a worker killed at its start
+                        # A worker that was stopped while it started reports a loss, which is no failure.
+                        if not (self.stopping and data and data.get("lost")):
                             yield k, _parse_event(data)
         finally:
             for worker in self.running.values():
                 worker.stop()
 
     def _fill(self) -> bool:
-        """Start jobs on free workers. Returns whether more jobs may come."""
+        """Start jobs while workers are free. Returns whether further jobs may follow."""
         while len(self.running) < self.workers and not self.stopping:
             try:
                 given = next(self.jobs)

@@ -1,4 +1,4 @@
-"""The progress of a study: the contents of its run folders, the jobs left to run, and their state."""
+"""The progress of a study: the state of every run, read from its folder, and the jobs that are left."""
 
 import contextlib
 import csv
@@ -19,7 +19,8 @@ from qscape.run import saves
 from qscape.run.plan import prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
-LOSSES = 3  # workers lost in a row without a new save after which a run counts as failed
+LOSSES = 3  # a run fails if it loses this many workers in a row without a new save
+# Fields of a plan, beside the settings, in which a run must equal the study's plan to count as its run.
 COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
 
 
@@ -30,12 +31,12 @@ class RunProgress:
     Attributes:
         row: the run's plan and folder.
         state: "waiting", "running", "done", "failed", or "elsewhere" (another process uses its folder).
-        job: the job that is left, while the run waits; else None.
+        job: the job that is left while the run is waiting; else None.
         step: environment steps made.
         score: return of the last evaluation; None before the first.
         speed: steps per second; None before the first measurement.
         why: the reason of a failure, or of a lost worker.
-        failure: the failure that its worker reported; it counts once the worker has ended.
+        failure: the failure that the worker reported; the state changes once the worker has ended.
         losses: number of workers lost since the last save.
     """
 
@@ -50,7 +51,7 @@ class RunProgress:
     losses: int = 0
 
     def refresh(self) -> None:
-        """Read from the run folder the steps made and the job that is left."""
+        """Read the state, the steps made, the last return and the job that is left from the run folder."""
         self.state, self.why, self.job = "waiting", "", None
         try:
             if folders.in_use(self.row.folder):
@@ -72,7 +73,7 @@ class RunProgress:
         made = saves.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
-        # The warm-up of a short run depends on its length.
+        # Compared at the same length, since the warm-up of a short run depends on its length.
         differ = list_differences(self.row, record, record["steps"] if enough else plan.steps)
         if differ:
             raise UsageError(
@@ -104,7 +105,7 @@ class RunProgress:
                 self.losses = 0
 
     def _settle(self) -> None:
-        """Decide the state after the worker ended, from the folder: another process may have used it too."""
+        """Set the state after the worker ended; reads the folder, which another process may have changed."""
         failure, self.failure = self.failure, None
         self.refresh()
         if failure and self.state == "waiting":
@@ -119,7 +120,7 @@ class StudyProgress:
 
     Args:
         study: the study.
-        notice: called with each run that another process turns out to use.
+        notice: called with a run when another process is found to use its folder.
     """
 
     def __init__(self, study: Study, notice: Callable[[RunProgress], None] = lambda run: None) -> None:
@@ -129,7 +130,7 @@ class StudyProgress:
             run.refresh()
 
     def jobs(self) -> Iterator[tuple[int, Job] | None]:
-        """Yield the runs that are left, for a pool; None while all of them are used by other processes."""
+        """Yield jobs for a pool; None while all runs that are left run already, here or elsewhere."""
         while any(s.state in ("waiting", "elsewhere", "running") for s in self.runs):
             yield self._next()
 
@@ -168,7 +169,16 @@ class StudyProgress:
 
 
 def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:
-    """List the fields in which an existing run differs from the plan, fitted to `steps`."""
+    """List the fields in which an existing run differs from its row of a study.
+
+    Args:
+        row: the run of the study.
+        record: run.json of the existing run.
+        steps: total of environment steps at which the plan is compared.
+
+    Returns:
+        One phrase for each field; empty if the runs are the same.
+    """
     wanted, there = _planned_fields(row, steps), _flatten_record(record)
     return [
         f"{name} is {there.get(name)} there and {wanted.get(name)} here"
@@ -183,7 +193,7 @@ def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
 
 
 def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that identify a run: fields of the plan, and `part.field`."""
+    """Return the fields that identify a run: those in `COMPARED`, and the settings as `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
     fields = {
         f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
@@ -192,7 +202,7 @@ def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_first_records(place: Path) -> list[dict[str, Any]]:
-    """Read run.json of the first readable run of every label in an environment's folder."""
+    """Read the run.json of one readable run of every label in an environment's folder."""
     records: dict[Path, dict[str, Any]] = {}
     for file in sorted(place.glob(f"*/*/{folders.RECORD}")):
         if file.parent.parent not in records:
@@ -216,9 +226,9 @@ def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_last_return(folder: Path) -> float | None:
-    """Read the mean return of the last evaluation in a run folder; of the kept policy if one is kept.
+    """Read the mean return of the last evaluation in a run folder; None before the first evaluation.
 
-    None before the first evaluation.
+    If the schedule keeps a policy, the return is that of the kept one.
     """
     try:
         with (folder / "evaluations.csv").open(newline="") as file:

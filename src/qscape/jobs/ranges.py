@@ -1,4 +1,4 @@
-"""Ranges that a search draws an agent's fields from: those the fields bring along, or a TOML file's.
+"""The ranges of a hyperparameter search: those that the fields define themselves, or those of a TOML file.
 
 "base.discount" = {low = 0.9, high = 0.999}
 "lap.alpha" = {choices = [0.2, 0.4, 0.6]}
@@ -20,9 +20,9 @@ class Range(NamedTuple):
     """The values of one field that a search tries: `choices`, or numbers from `low` to `high`.
 
     Attributes:
-        field: `part.field`.
+        field: the field, as `part.field`.
         low, high: bounds, both included; None with choices.
-        log: draw the logarithm uniformly.
+        log: whether the logarithm is drawn uniformly.
         choices: the values; empty for a range of numbers.
     """
 
@@ -34,18 +34,18 @@ class Range(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Is the field searched in whole numbers?"""
+        """Whether the field is searched in whole numbers."""
         return isinstance(self.low, int)
 
     def holds(self, value: Any) -> bool:
-        """Does a value lie in the range?"""
+        """Return whether a value lies in the range."""
         if self.choices:
             return value in self.choices
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and self.low <= value <= self.high  # type: ignore[operator]
 
     def to_json(self) -> dict[str, Any]:
-        """The range as the value of its field in a TOML file."""
+        """Return the range as the value of its field in a TOML file."""
         if self.choices:
             return {"choices": json.loads(json.dumps(self.choices))}
         return {"low": self.low, "high": self.high} | ({"log": True} if self.log else {})
@@ -56,10 +56,9 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
 
     Args:
         plan: the run to tune; the fields in its settings are fixed.
-        fields: the fields to search, as `part.field`. Without them and without a file, every field with a
-            range of its own is searched, if it is not fixed and its value lies in the range (SAC's
-            exploration noise, which is off, does not).
-        file: TOML with ranges of further fields, or other ranges of these; None for none.
+        fields: the fields to search, as `part.field`. Empty, and no file: all fields that define a range, are
+            not fixed, and have a value in their range (SAC's exploration noise is off and so not searched).
+        file: TOML with ranges of further fields, or other ranges of these; None: no file.
 
     Raises:
         UsageError: an unknown field, a field that is fixed or has no range, or an invalid range.
@@ -88,12 +87,12 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
 
 
 def _values(agent: Agent) -> dict[str, Any]:
-    """Every field of an agent as `part.field`."""
+    """Return the value of every field of an agent, by `part.field`."""
     return {f"{part}.{field}": v for part, of in settings_of(agent).items() for field, v in of.items()}
 
 
 def _own_ranges(agent: Agent) -> dict[str, Range]:
-    """The ranges in the metadata of the fields (`setting(..., tune=...)`)."""
+    """Return the ranges in the metadata of the fields (`setting(..., tune=...)`), by `part.field`."""
     found = {}
     for part_name, part in {"base": agent.base, **agent.parts}.items():
         for field in dataclasses.fields(part):
@@ -106,7 +105,7 @@ def _own_ranges(agent: Agent) -> dict[str, Range]:
 
 
 def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str]) -> str | None:
-    """The reason why a field cannot be searched, or None."""
+    """Return the reason why a field cannot be searched, or None."""
     part = name.partition(".")[0]
     if part in PARTS | onpolicy.PARTS and part not in agent.parts:
         return f"it belongs to {part}; write {agent.recipe}+{part}"
@@ -132,7 +131,7 @@ def _from_file(
             raise source.error(where, f"{name}: {problem}")
         found, typed = _read(source, where, name), []
         for value in found.choices or (found.low, found.high):
-            try:  # of the field's type, and one that it may take?
+            try:  # the agent checks the value and converts it to the field's type
                 typed.append(_values(prepare(_with(plan, name, value))[1])[name])
             except UsageError as problem:
                 raise source.error(where, str(problem)) from problem
@@ -163,7 +162,7 @@ def _with(plan: Plan, name: str, value: Any) -> Plan:
 
 
 def with_fields(settings: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the values of further fields, given as `part.field`."""
+    """Return settings with the values of further fields, which are given by `part.field`."""
     made = {part: dict(of) for part, of in settings.items()}
     for name, value in fields.items():
         part, _, field = name.partition(".")

@@ -25,9 +25,10 @@ from qscape.run import probes
 from qscape.run.plan import Plan, folder_name, prepare
 
 BUDGETS = ("quick", "full")
-AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # of [[agents]]; every other key is a part with fields
+AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
-NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}  # and the least
+# Numbers in [budgets.NAME], with their smallest allowed values.
+NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}
 
 
 class Row(NamedTuple):
@@ -38,7 +39,15 @@ class Row(NamedTuple):
 
 
 class Study(NamedTuple):
-    """The runs of a study file for one budget, ordered by seed: early results cover all agents."""
+    """The runs of a study file for one budget.
+
+    Attributes:
+        file: the study file.
+        name: name of the study, by default that of the file.
+        budget: "quick" or "full".
+        folder: the folder of the study.
+        rows: the runs, ordered by seed, so that early results cover all agents.
+    """
 
     file: Path
     name: str
@@ -51,9 +60,9 @@ class Entry(NamedTuple):
     """An entry [[agents]] or [[environments]].
 
     Attributes:
-        path: of the entry in the file.
-        fields: of the plan.
-        steps: of the entry itself, by budget; they win over those of the budget.
+        path: path of the entry in the file.
+        fields: fields of the plan that the entry sets.
+        steps: environment steps by budget, if the entry sets them; they win over those of the budget.
     """
 
     path: Where
@@ -65,9 +74,9 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     """Read the runs of a study file. Imports the parts that its recipes name as `module:Class`.
 
     Args:
-        file: TOML.
+        file: the study file, in TOML.
         budget: "quick" or "full".
-        runs: the folder for the folders of studies.
+        runs: the folder that holds the folders of studies.
 
     Raises:
         UsageError: the file cannot be read, or has an unknown name or value; the error names the line.
@@ -105,7 +114,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
 
 
 def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
-    """The numbers and probes, and the seeds of [budgets.NAME]."""
+    """Read [budgets.NAME]: the numbers and probes for plans, and the seeds."""
     source.table(path, (*NUMBERS, "probe", "seeds"))
     numbers: dict[str, Any] = {
         k: n for k, least in NUMBERS.items() if (n := source.number((*path, k), least)) is not None
@@ -132,7 +141,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
 
 
 def _entries_of_budget(source: Source, kind: str, budget: str) -> list[Where]:
-    """The entries [[kind]] of a budget: those that name it, and those that name no budget."""
+    """Return the paths of the entries [[kind]] that belong to a budget: they name it, or name no budget."""
     taken: list[Where] = []
     for k in range(source.entries(kind)):
         path = (kind, k, "budgets")
@@ -147,7 +156,7 @@ def _entries_of_budget(source: Source, kind: str, budget: str) -> list[Where]:
 
 
 def _steps(source: Source, path: Where) -> dict[str, int]:
-    """The steps of an entry by budget; one number is for every budget."""
+    """Read the steps of an entry, by budget; a single number counts for every budget."""
     if isinstance(source.at(path), dict):
         return {b: source.number((*path, b), 1) or 0 for b in source.table(path, BUDGETS)}
     steps = source.number(path, 1)
@@ -173,7 +182,7 @@ def _agent(source: Source, path: Where) -> Entry:
 
 
 def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
-    """The agent of an entry; an error names the line of the field or part that it is about, below `path`."""
+    """Build the agent of an entry; errors name the line of the part or field at fault, below `path`."""
     try:
         return agent(recipe, settings)
     except UsageError as problem:
@@ -197,7 +206,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
 
 
 def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:
-    """The plan of one agent in one environment. The agent's steps win over the environment's."""
+    """Make the plan of one agent in one environment. The agent's steps win over the environment's."""
     steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
     fields: dict[str, Any] = {**agent.fields, **numbers, **environment.fields, "steps": steps}
     try:
@@ -208,7 +217,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 
 
 def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
-    """The name of the folder of an environment; its arguments are part of the name."""
+    """Return the name of an environment's folder: its id and its arguments."""
     listed = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
     return (f"{env}({listed})" if listed else env).replace("/", "-")
 

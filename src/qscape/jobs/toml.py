@@ -1,4 +1,4 @@
-"""TOML whose errors name the line."""
+"""TOML files, with errors that name the line."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list"
 
 
 class Source(NamedTuple):
-    """A TOML file, its data, and the line of each value.
+    """A TOML file whose values can be located by line.
 
     Attributes:
-        file: its path, for messages.
-        text: its content.
+        file: path of the file, for messages.
+        text: content of the file.
         data: the parsed content.
     """
 
@@ -30,7 +30,7 @@ class Source(NamedTuple):
         """Read a file.
 
         Raises:
-            UsageError: it cannot be read, or is no TOML.
+            UsageError: the file cannot be read, or is no TOML.
         """
         try:
             text = file.read_text()
@@ -41,21 +41,21 @@ class Source(NamedTuple):
             raise UsageError(f"{file} is no TOML: {problem}.") from problem
 
     def at(self, path: Where) -> Any:
-        """The value at a path, or None."""
+        """Return the value at a path, or None."""
         return _at(self.data, path)
 
     def line(self, path: Where) -> int:
-        """The line on which the value at a path begins; 1 for the empty path.
+        """Return the line on which the value at a path begins; 1 for the empty path.
 
-        tomllib tells no lines. So the file is parsed up to each of its lines: the first text that has the
-        path ends with its value, and the longest valid text before it ends where the value begins.
+        tomllib does not report lines. So the first n lines are parsed, for growing n. The value ends with the
+        first text that is valid and has the path; it begins after the longest valid text before that.
         """
         lines = self.text.splitlines(keepends=True)
         begin = 1
         for n in range(1, len(lines) + 1):
             try:
                 data = tomllib.loads("".join(lines[:n]))
-            except tomllib.TOMLDecodeError:  # in the middle of an array or a string of several lines
+            except tomllib.TOMLDecodeError:  # inside an array or a string of several lines
                 continue
             if path and _at(data, path) is not None:
                 return begin
@@ -63,13 +63,13 @@ class Source(NamedTuple):
         return 1
 
     def error(self, path: Where, why: str) -> UsageError:
-        """An error that names file and line; for a path without a value, the line of its parent."""
+        """Return an error that names file and line; without a value at the path, the line of its parent."""
         while path and self.at(path) is None:
             path = path[:-1]
         return UsageError(f"{self.file}, line {self.line(path)}: {why.rstrip('.')}.")
 
     def get(self, path: Where, kind: type, default: Any = None) -> Any:
-        """The value at a path, or `default`. Raises UsageError if it is not of the type `kind`."""
+        """Return the value at a path, or `default`. Raises UsageError if it is not of the type `kind`."""
         value = self.at(path)
         if value is None:
             return default
@@ -78,27 +78,27 @@ class Source(NamedTuple):
         return value
 
     def number(self, path: Where, least: int) -> int | None:
-        """The whole number at a path, or None. Raises UsageError if it is less than `least`."""
+        """Return the whole number at a path, or None. Raises UsageError if it is less than `least`."""
         value = self.get(path, int)
         if value is not None and value < least:
             raise self.error(path, f"{path[-1]} is {value}; it must be at least {least}")
         return value
 
     def table(self, path: Where, known: Sequence[str]) -> dict[str, Any]:
-        """The table at a path, or an empty one. Raises UsageError at a key that is not `known`."""
+        """Return the table at a path, or an empty one. Raises UsageError for a key that is not `known`."""
         table = self.get(path, dict, {})
         self.check_keys(path, known)
         return table
 
     def check_keys(self, path: Where, known: Sequence[str]) -> None:
-        """Raises UsageError at the first key below a path that is not `known`."""
+        """Raise UsageError for the first key below a path that is not `known`."""
         for key in self.at(path) or {}:
             if key not in known:
                 where = f" in {'.'.join(p for p in path if isinstance(p, str))}" if path else ""
                 raise self.error((*path, key), f"there is no key '{key}'{where}; {nearest(key, known)}")
 
     def entries(self, name: str) -> int:
-        """The number of entries [[name]]. Raises UsageError if the file has none."""
+        """Return the number of entries [[name]]. Raises UsageError if the file has none."""
         entries = self.at((name,))
         if not isinstance(entries, list) or not entries or not all(isinstance(x, dict) for x in entries):
             raise self.error((name,), f"a study needs [[{name}]], once or more often")

@@ -1,4 +1,4 @@
-"""The trials of a hyperparameter search; each trial is one run or several that differ in their seed only."""
+"""The trials of a hyperparameter search. A trial is one run, or several that differ in their seed only."""
 
 import contextlib
 import csv
@@ -58,14 +58,14 @@ class Trial:
 
     Attributes:
         search: the search it belongs to.
-        number: Optuna's number.
+        number: Optuna's number of the trial.
         fields: values of the searched fields, as `part.field`.
         state: "running", "done", "pruned" or "failed".
         why: the reason of a failure.
-        ending: the state that it gets once its workers have ended.
-        reported: the part of its learning curve that sampler and pruner know, step -> return.
+        ending: the state that the trial gets once its workers have ended.
+        reported: the points of the learning curve that Optuna knows, step -> return.
         step: the last reported step.
-        score: the return at `step`; once it is done, its objective. None before the first evaluation.
+        score: the return at `step`; of a finished trial the objective. None before the first evaluation.
         waiting, running, done: seeds of its runs by state.
         curves: the learning curve of each seed, step -> return.
     """
@@ -94,7 +94,7 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The fixed settings with those of this trial."""
+        """The fixed settings of the search and the fields of this trial, by part."""
         return with_fields(self.search.plan.settings, self.fields)
 
     def plan(self, seed: int) -> Plan:
@@ -143,12 +143,12 @@ class Trial:
 
     @property
     def is_over(self) -> bool:
-        """Whether no run is left."""
+        """Whether no worker runs, and either all runs are done or the trial was pruned or failed."""
         return not self.running and (self.ending != "done" or len(self.done) == self.search.seeds)
 
 
 def next_job(folder: Path, plan: Plan) -> Job | None:
-    """Return the job that is left for a run; None if it is finished. A broken folder is replaced."""
+    """Return the job that is left for a run; None if the run is finished. A broken folder is overwritten."""
     if (folder / folders.RECORD).exists():
         with contextlib.suppress(QscapeError):
             folders.read_record(folder)

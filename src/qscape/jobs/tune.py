@@ -1,4 +1,4 @@
-"""Hyperparameter search with Optuna: trials are runs made by workers, stored in SQLite.
+"""Hyperparameter search with Optuna: workers run the trials, and SQLite stores them.
 
 DIR/study.db                    every trial: its fields, its learning curve, its state
 DIR/trials/<number>/<seed>      its run folders
@@ -48,6 +48,10 @@ class Tuner:
         search: the definition of the search.
         study: Optuna's study.
         show: called with every trial that starts or ends.
+
+    Attributes:
+        trials: all trials by number, with those of earlier processes.
+        handles: Optuna's handles of the running trials, by number.
     """
 
     def __init__(self, search: Search, study: "optuna.Study", show: Callable[[Trial], None]) -> None:
@@ -80,7 +84,11 @@ class Tuner:
         return max(self.of("done"), key=lambda t: t.score or 0.0, default=None)
 
     def run(self, trials: int, workers: int) -> bool:
-        """Run until so many trials have ended.
+        """Run until `trials` trials have ended, with those of earlier processes.
+
+        Args:
+            trials: the total number of trials.
+            workers: maximal number of runs in parallel.
 
         Returns:
             False if the search was interrupted; running trials are saved.
@@ -95,7 +103,7 @@ class Tuner:
         return not pool.stopping
 
     def _jobs(self, trials: int) -> Iterator[tuple[int, Job] | None]:
-        """Yield runs for a pool; None while the rest is held by workers of an earlier process."""
+        """Yield runs for a pool; None while workers of an earlier process hold all runs that are left."""
         while True:
             job = next(
                 (j for t in self.of("running") if t.ending == "done" for j in self._list_jobs(t)), None

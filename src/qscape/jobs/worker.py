@@ -1,4 +1,8 @@
-"""A job: one run to train or resume, here or in a process of its own that tells its events as JSON lines."""
+"""A job: one run to train, resume or measure.
+
+`run_job` runs it in this process. `python -m qscape.jobs.worker` reads a job from standard input and writes
+its events to standard output, one JSON object a line.
+"""
 
 import dataclasses
 import json
@@ -22,8 +26,17 @@ from qscape.run.training import resume, train, train_together
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job for a worker process: `kind` "train" runs a plan into a folder, "resume" continues the run in a
-    folder up to `steps`, "measure" measures the costs of a plan and writes nothing."""
+    """A job for a worker.
+
+    Attributes:
+        kind: "train" trains `plan` into `folder`; "resume" continues the run in `folder` up to `steps`;
+            "measure" measures the cost of `plan` and writes no files.
+        folder: the run folder.
+        plan: the plan; None with "resume".
+        steps: new total of environment steps; None: that of the run, or of the plan.
+        overwrite: replace a run that is in the folder.
+        trackers: further loggers, "wandb" or "trackio".
+    """
 
     kind: str
     folder: Path
@@ -33,12 +46,12 @@ class Job:
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The job as JSON, with the parts that the user's process registered by their place."""
+        """Return the job as JSON, with the parts `module:Class` that this process registered."""
         return dataclasses.asdict(self) | {"folder": str(self.folder), "parts": plugins.places()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Job":
-        """The job that `to_json` wrote. Registers the same parts.
+        """Return the job that `to_json` wrote, and register the same parts in this process.
 
         Raises:
             UsageError: a part cannot be imported here.
@@ -51,7 +64,10 @@ class Job:
 
 
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
-    """Run a job. SIGINT and SIGTERM make it save and end; a second SIGINT ends it at once."""
+    """Run a job and yield its events.
+
+    SIGINT and SIGTERM make the run save and end; a second SIGINT ends it at once.
+    """
     with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
         if job.kind == "measure":
             assert job.plan is not None
@@ -66,7 +82,11 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
-    """Train plans that differ in their seed only, in one program; signals as in `run_job`."""
+    """Run jobs whose plans differ in their seed only, in one program; signals act as in `run_job`.
+
+    Yields:
+        The index of a job and one of its events.
+    """
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
     with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
@@ -75,24 +95,24 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
         )
 
 
-INTERRUPTED = 130  # exit code of a worker that was stopped before there was anything to save
-PATIENCE = 300.0  # seconds to save in, once nobody listens any more
+INTERRUPTED = 130  # exit code of a worker that was stopped before its run began
+PATIENCE = 300.0  # seconds that a worker may take to save after its parent process has ended
 
 
 def main() -> None:
-    """Do the job that standard input names in its first line, and tell its events on standard output.
+    """Run the job in the first line of standard input; write its events to standard output as JSON lines.
 
-    When standard input ends, whoever wanted the job done is gone: the run saves and ends.
+    The end of standard input means that the parent process has ended: then the run saves and ends.
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints must not mix with the events
+    os.dup2(2, 1)  # other output goes to standard error, so that it does not mix with the events
     line = sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(data: dict[str, Any]) -> None:
         try:
             out.write(json.dumps(data) + "\n")
-        except BrokenPipeError:  # nobody listens any more
+        except BrokenPipeError:  # the parent process has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
     try:
@@ -103,12 +123,15 @@ def main() -> None:
     except QscapeError as problem:
         tell({"kind": "Failed", "why": str(problem), "code": problem.code})
         sys.exit(problem.code)
-    except Exception as problem:  # a fault in an environment, or ours: its traceback is worth seeing
+    except (
+        Exception
+    ) as problem:  # a bug in an environment or in qscape; `raise` puts its traceback in the log
         tell({"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"})
         raise
 
 
 def _end_with_parent() -> None:
+    """Wait for the end of standard input, then make the run save and end; kill the process if it does not."""
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
