@@ -19,14 +19,14 @@ MISSING = (
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """One browser for all tests; without one they are skipped, but fail where CI is set."""
+    """One browser for all tests. If none is installed, tests are skipped; with the variable CI they fail."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        # Root may start it without a sandbox only; containers have little shared memory.
+        # Root can start it only without a sandbox; containers have little shared memory.
         flags = ["--no-sandbox", "--disable-dev-shm-usage"]
         browser = driver.chromium.launch(executable_path=path, args=flags)
         yield browser
@@ -34,13 +34,13 @@ def chromium() -> Iterator[Any]:
 
 
 class Visitor:
-    """Opens files, and notes what a good page never does: errors, dialogs, requests."""
+    """Opens files, and collects as `problems` what pages must not do: console output, dialogs, requests."""
 
     def __init__(self, browser: Any):
         self.browser, self.pages, self.problems = browser, [], []
 
     def __call__(self, file: Path | str, width: int = 1200, dark: bool = False) -> Any:
-        """A page of Playwright, when its charts stand."""
+        """Open a file and return Playwright's page, once its charts are drawn."""
         size, scheme = {"width": width, "height": 900}, "dark" if dark else "light"
         page = self.browser.new_page(viewport=size, color_scheme=scheme)
         page.wait_for_function = functools.partial(until, page)
@@ -63,7 +63,10 @@ class Visitor:
 
 
 def until(page: Any, condition: str, arg: Any = None, timeout: float = 10_000) -> None:
-    """What `page.wait_for_function` does; Playwright's evaluates strings in the page, which ours forbid."""
+    """Wait until a condition in the page is true, in place of `page.wait_for_function`.
+
+    Playwright's own function evaluates strings inside the page, which our pages' content policy forbids.
+    """
     end = time.monotonic() + timeout / 1000
     while not page.evaluate(condition, arg):
         assert time.monotonic() < end, f"never came true: {condition}"
@@ -72,7 +75,7 @@ def until(page: Any, condition: str, arg: Any = None, timeout: float = 10_000) -
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Visitor]:
-    """`visit(file, width=1200, dark=False)` opens a page; the test fails if one was not quiet to its end."""
+    """`visit(file, width=1200, dark=False)` opens a page; the test fails if a page had problems."""
     visitor = Visitor(chromium)
     yield visitor
     for page in visitor.pages:

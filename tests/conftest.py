@@ -1,4 +1,4 @@
-"""How every test runs: on the CPU, with compiled programs kept between runs."""
+"""Settings of all tests: JAX runs on the CPU and keeps compiled programs between test runs."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from browser import chromium, visit  # noqa: F401  fixtures: one browser for all files of tests
 from hypothesis import settings
 
-# Read by jax when it is imported, here and in the processes that tests start. One cache per worker:
-# jax does not write its entries atomically, so two workers must not share one.
+# JAX reads these variables when it is imported, here and in processes that tests start. Each worker has its
+# own cache, since JAX does not write cache entries atomically.
 _worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
 _cache = Path(__file__).parent.parent / ".pytest_cache" / "jax" / _worker
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # jax's own 1.0 leaves most of ours out
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # by default 1.0, above most of ours
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)

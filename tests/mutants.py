@@ -21,9 +21,13 @@ ROOT = Path(__file__).parents[1]
 
 
 class Mutant(NamedTuple):
-    """`old`, found once in src/qscape/FILE, becomes `new`.
+    """A wrong change of the code.
 
-    `tests` are asked: files of tests/ without "test_" and ".py", or FILE::test[row].
+    Attributes:
+        file: the file below src/qscape.
+        old: text that occurs once in the file.
+        new: the text that replaces it.
+        tests: the tests that run: files of tests/ without "test_" and ".py", or FILE::test[row].
     """
 
     file: str
@@ -157,7 +161,15 @@ MUTANTS = [
 
 
 def judge(mutant: Mutant, copy: Path, select: str) -> str:
-    """ "killed by TEST", "SURVIVED" or why the mutant cannot be made."""
+    """Run a mutant's tests in a copy of the tree, and restore the copy.
+
+    Args:
+        copy: the copy.
+        select: pytest's -m.
+
+    Returns:
+        "killed by TEST", "SURVIVED", or why the mutant could not be applied or run.
+    """
     source = copy / "src/qscape" / mutant.file
     text = source.read_text()
     if text.count(mutant.old) != 1:

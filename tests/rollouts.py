@@ -1,4 +1,4 @@
-"""Made-up rollouts for tests of the on-policy update, and compiled programs to share."""
+"""Helpers for tests of the on-policy update: random rollouts, and compiled programs that tests share."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,7 +20,10 @@ SIZES = {"actor_hidden": (16, 16), "critic_hidden": (16, 16)}
 
 
 def build(recipe: str, spec: Spec = DISCRETE, **settings: Any) -> Agent:
-    """A small agent; `base` settings join those that make it small. Without any it is always the same one."""
+    """Build a small agent bound to `spec`; without settings the same object at every call.
+
+    `settings`: fields by part; those of `base` are added to the small sizes.
+    """
     return _build(recipe, spec, settings) if settings else _plain(recipe, spec)
 
 
@@ -38,18 +41,21 @@ def _plain(recipe: str, spec: Spec) -> Agent:
 
 @lru_cache
 def compiled(agent: Agent) -> Callable[..., Any]:
-    """The agent's update."""
+    """Return the agent's jitted update, compiled once per agent."""
     return jax.jit(agent.update)
 
 
 @lru_cache
 def begin(agent: Agent, seed: int = 0, envs: int = 1) -> State:
-    """A fresh state."""
+    """Return the initial state of an agent."""
     return jax.jit(agent.init, static_argnums=1)(jax.random.key(seed), envs)
 
 
 def rollout(seed: int = 0, spec: Spec = DISCRETE, steps: int = T, masked: bool = False) -> Rollout:
-    """Random steps with real ends, time limits, and, if `masked`, rows that are no steps."""
+    """Make a random rollout with terminations and truncations.
+
+    `masked`: environments have 2 to T valid rows; else `valid` is None.
+    """
     rng = np.random.default_rng(seed)
     obs, after = rng.normal(size=(2, steps, E, S)).astype(np.float32)
     shape = (steps, E, spec.action_size)

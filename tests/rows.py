@@ -1,4 +1,4 @@
-"""Rows of parametrised tests that `make test` leaves out and `make test-all` runs."""
+"""Marks rows of parametrised tests as slow: `make test` skips them, `make test-all` runs them."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,12 +7,12 @@ import pytest
 
 
 def slow(*values: Any) -> Any:
-    """A row of `pytest.mark.parametrize` that is marked slow."""
+    """Return a row of `pytest.mark.parametrize` that is marked slow."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def slow_except(quick: Collection[Any], rows: Iterable[Any]) -> list[Any]:
-    """The rows, all marked slow but the quick ones; a quick row that does not exist is an error."""
+    """Return the rows, all marked slow except the quick ones; every quick row must be among the rows."""
     rows = [*rows]
     assert all(row in rows for row in quick), [row for row in quick if row not in rows]
     return [row if row in quick else slow(row) for row in rows]

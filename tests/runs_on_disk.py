@@ -1,4 +1,4 @@
-"""Run folders with evaluations that a test chooses, as `qscape train` writes them."""
+"""Writes run folders with given evaluations, in the form in which `qscape train` writes them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,20 @@ def write_run(
     success: Mapping[int, Sequence[float]] | None = None,
     found: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write run.json and evaluations.csv. `steps` None: the run ended at its last evaluation.
+    """Write run.json, evaluations.csv and files of `inspect`.
 
-    `record`: more of run.json. `sm`: what a probe measured at each step. `success`: of the
-    episodes of each step. `found`: inspect/NAME.json by name.
+    Args:
+        folder: the run folder, which must not exist.
+        returns: returns of the current policy's episodes, by step of the evaluation.
+        kept: returns of the kept policy's episodes, by step; None: no kept policy.
+        steps: total of the run; None: the step of the last evaluation.
+        record: further fields of run.json.
+        sm: a probe's measurement at each step; None: no probe.
+        success: success of the episodes, by step; None: not reported.
+        found: content of inspect/NAME.json, by name.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Trace one update of each recipe with every annotated shape and type checked.
 
 `python tests/shapes.py` prints a JSON object: {"traced": number, "errors": {recipe: message}}. Nothing is
-compiled. This is a process of its own because the checks are put in while qscape is imported.
+compiled. It must run in a process of its own, since the checks are installed while qscape is imported.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ with install_import_hook("qscape", "beartype.beartype"):
 
 
 def trace_update(agent: Agent) -> None:
-    """Trace an off-policy update from a fresh state and an empty replay."""
+    """Trace an off-policy update from a new state and an empty replay."""
     layout = agent.layout(1)
 
     def update(key: jax.Array) -> Any:
@@ -48,7 +48,7 @@ def trace_acting(agent: Agent) -> None:
 
 
 def trace_onpolicy(recipe: str, spec: Any) -> None:
-    """Trace an on-policy update from a fresh state and a made-up rollout."""
+    """Trace an on-policy update from a new state and a random rollout."""
     agent, made = rollouts.build(recipe, spec), rollouts.rollout(spec=spec)
     state = jax.eval_shape(lambda key: agent.init(key, rollouts.E), jax.random.key(0))
     jax.eval_shape(lambda state, key: agent.update(state, made, 0.0, key), state, jax.random.key(1))
@@ -58,14 +58,14 @@ WRONG = "update with a target [B, 1]"
 
 
 class ColumnTarget(MinTarget):
-    """Returns [B, 1] instead of [B]; added to the reward [B], that would broadcast to [B, B]."""
+    """A bootstrap value that returns [B, 1] instead of [B]; the sum with the reward [B] would be [B, B]."""
 
     def value(self, state, qs, bonus):
         return super().value(state, qs, bonus)[:, None]
 
 
 def trace_column_target() -> None:
-    """Trace an update whose bootstrap value has a wrong shape."""
+    """Trace an update with a bootstrap value of a wrong shape, which must be an error."""
     agent = test_contract.make("td3", {})
     trace_update(dataclasses.replace(agent, bootstrap=ColumnTarget()))
 

@@ -18,8 +18,8 @@ from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
 
-# XLA's defaults, whatever XLA_FLAGS `make test` sets. Two programs of the same mathematics agree to the bit
-# only where XLA fuses them in the same way, so agents and oracles are compiled as users' programs are.
+# XLA's defaults, which `make test` overrides by XLA_FLAGS. Two programs of the same mathematics agree to the
+# bit only if XLA fuses them in the same way, so agents and oracles are compiled as users' programs are.
 AS_USERS = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_use_fusion_emitters": True,
@@ -28,14 +28,19 @@ AS_USERS = {
 
 
 class Run(NamedTuple):
-    """One agent and all that its update needs."""
+    """An agent and the arguments of its update.
+
+    Attributes:
+        program: the jitted update: (state, storage, replay_state, key) -> (state, replay_state).
+        memory: the transitions in replay, by column.
+    """
 
     agent: Agent
-    program: Callable[..., Any]  # jitted: (state, storage, replay_state, key) -> (state, replay_state)
+    program: Callable[..., Any]
     state: State
     storage: jax.Array
     replay_state: ReplayState
-    memory: Transitions  # what was inserted, column by column
+    memory: Transitions
     key: jax.Array
 
     def step(self) -> "Run":
@@ -44,7 +49,7 @@ class Run(NamedTuple):
 
 
 def build(recipe: str, size: int = 32, **base: Any) -> Agent:
-    """An agent whose widths and batch all have one size."""
+    """Build an agent whose layers and batch have the same size, bound to a task with S and A."""
     widths = {"actor_hidden": (size, size), "critic_hidden": (size, size)}
     settings = {"base": {"batch_size": size, "replay_capacity": CAPACITY, **widths, **base}}
     if "sale" in agents.build(recipe).parts:
@@ -55,7 +60,7 @@ def build(recipe: str, size: int = 32, **base: Any) -> Agent:
 
 
 def fits(recipe: str) -> bool:
-    """Can there be such an agent?"""
+    """Return whether a recipe is valid."""
     try:
         return bool(agents.build(recipe))
     except UsageError:
@@ -63,7 +68,7 @@ def fits(recipe: str) -> bool:
 
 
 def transitions(seed: int) -> tuple[Transitions, jax.Array]:
-    """Random transitions whose TD errors lie on both sides of 1; and where time was up."""
+    """Make random transitions whose TD errors lie on both sides of 1; return them and where they truncate."""
     rng = np.random.default_rng(seed)
     obs, next_obs = rng.normal(size=(2, TRANSITIONS, S))
     action = rng.uniform(-1.0, 1.0, (TRANSITIONS, A))
@@ -74,7 +79,7 @@ def transitions(seed: int) -> tuple[Transitions, jax.Array]:
 
 
 def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.Array, ReplayState]:
-    """The agent's replay, filled row by row."""
+    """Insert transitions into the agent's replay, one by one; return the storage and the replay state."""
     layout = agent.layout(1)
     obs, action, reward, terminated, next_obs = (column[:, None] for column in memory)
     rng = np.random.default_rng(7)
@@ -91,10 +96,10 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
 
 
 def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) -> Run:
-    """A fresh run whose update is compiled with XLA's `options`.
+    """Make a new run whose update is compiled with XLA's `options`.
 
-    The update leaves out the metrics: XLA fuses them with their inputs, which rounds SAC's log-probabilities
-    in another way than in the oracle, which has no metrics.
+    The update does not return metrics. XLA would fuse them with their inputs, which rounds SAC's
+    log-probabilities in another way than in the oracle, which has no metrics.
     """
     memory, truncated = transitions(seed)
 
@@ -108,13 +113,16 @@ def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) ->
 
 
 def same(x: Any, y: Any) -> bool:
-    """Are two trees equal to the bit?"""
+    """Return whether two trees are equal to the bit."""
     leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     return all(np.array_equal(a, b) for a, b in leaves)
 
 
 def randomised(tree: Any, draw: Callable, rng: np.random.Generator) -> Any:
-    """The tree with each leaf drawn; the statistics of batch normalisation are those of a sample."""
+    """Return a tree whose leaves are replaced by `draw(leaf)`.
+
+    The statistics of batch normalisation are replaced by those of a random sample, so that they are valid.
+    """
 
     def sample(seen: Statistics) -> Statistics:
         drawn = [(rng.normal(1, 2, (20, *mean.shape)), spread.ndim) for mean, spread in seen]

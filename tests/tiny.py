@@ -1,6 +1,6 @@
-"""Small runs of the trainer and of the command line, and environments that show what a run did to them.
+"""Helpers for tests of whole runs: small settings, test environments, processes, and reading run folders.
 
-`tiny:Clock-v0` and the like can be named on the command line where `tests` is on the path.
+The command line finds the environments as `tiny:Clock-v0` if `tests` is on the Python path.
 """
 
 import csv
@@ -20,25 +20,27 @@ from qscape import agents
 from qscape.run import saves
 
 TESTS = Path(__file__).parent
-# One size for all, and the clock has Pendulum's spaces: then most tests run the same compiled programs.
+# All tests use these sizes, and Clock has Pendulum's spaces, so that most tests share compiled programs.
 SIZES = {
     "actor_hidden": (16, 16),
     "critic_hidden": (16, 16),
     "batch_size": 16,
     "replay_capacity": 2_000,
-    "actor_learning_rate": 0.01,  # so that one update more or less is seen
+    "actor_learning_rate": 0.01,  # large, so that one update more or less shows in the weights
 }
 
 
 class Clock(gym.Env):
-    """Shows (seed, episode, step): a transition across a reset gives itself away.
+    """Its observation is (seed, episode, step), so that a transition across a reset can be recognised.
 
-    The seed's remainder modulo 3 makes episodes 5 steps longer each, so that vector environments fall out of
-    step. Every second episode is terminated, the others are truncated.
+    An episode has 5 · (seed mod 3) extra steps, so that the environments of a vector end at different steps.
+    Odd episodes are terminated, even ones truncated.
 
     Args:
         length: steps of an episode of seed 0.
-        fail_at: in this step of its life it gives `value` as its `what` ("observation" or "reward").
+        fail_at: the step, counted over all episodes, that returns `value`; 0: never.
+        what: what `value` replaces, "observation" or "reward".
+        value: the faulty value.
     """
 
     def __init__(self, length: int = 30, fail_at: int = 0, what: str = "reward", value: float = np.nan):
@@ -67,7 +69,7 @@ class Clock(gym.Env):
 
 
 class Rooms(gym.Env):
-    """Dict observations of several shapes and dtypes, and an asymmetric box of actions."""
+    """Has dict observations of several shapes and dtypes, and an asymmetric box of actions."""
 
     def __init__(self):
         parts = {
@@ -92,7 +94,7 @@ class Rooms(gym.Env):
 
 
 class Unkept(Clock):
-    """Holds something that no save can hold, and never ends."""
+    """Holds an iterator, which no snapshot can capture, and never ends."""
 
     def __init__(self):
         super().__init__(length=10**6)
@@ -100,14 +102,14 @@ class Unkept(Clock):
 
 
 class Picture(gym.Env):
-    """Its observation is an image."""
+    """Has images as observations."""
 
     observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
 class Unbounded(gym.Env):
-    """Its second action has no bound."""
+    """Has a second action without bounds."""
 
     observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = spaces.Box(np.float32([-1, -np.inf]), np.float32([1, np.inf]), dtype=np.float32)
@@ -119,7 +121,7 @@ for _made in (Clock, Rooms, Unkept, Picture, Unbounded):
 
 
 def settings(recipe: str, **base: Any) -> dict[str, dict[str, Any]]:
-    """Small networks, batch and replay for a recipe."""
+    """Return settings for a recipe with small networks, batch and replay; `base` adds fields of the base."""
     small: dict[str, dict[str, Any]] = {"base": {**SIZES, **base}}
     if "sale" in agents.parse(recipe)[1]:
         small["sale"] = {"width": 16, "hidden": (16, 16)}
@@ -127,7 +129,7 @@ def settings(recipe: str, **base: Any) -> dict[str, dict[str, Any]]:
 
 
 def flags(recipe: str, **base: Any) -> list[str]:
-    """The same on the command line."""
+    """Return these settings as flags of the command line."""
     given = []
     for part, fields in settings(recipe, **base).items():
         for field, value in fields.items():
@@ -137,27 +139,30 @@ def flags(recipe: str, **base: Any) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """For processes that tests start: one XLA thread, and this folder on the path."""
+    """Return the environment variables of processes that tests start: one XLA thread, `tests` on the path."""
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "NPROC": "1", "PYTHONPATH": path}
 
 
 def start(*argv: Any, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """`qscape ARGV` as a process, in the folder `cwd`."""
+    """Start `qscape ARGV` as a process in the folder `cwd` (None: the current one)."""
     command = [sys.executable, "-m", "qscape.cli", *map(str, argv)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=cwd)
 
 
 def python(code: str) -> str:
-    """What a fresh Python prints."""
+    """Run code in a new Python process, which must succeed, and return what it prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def stop_at(steps: int, where: str = "step") -> Callable[[Any], None]:
-    """Stops a trainer in its first environment `step` (or `learn` call) after `steps` steps."""
+    """Return a function that makes a trainer stop at the first call of `where` after `steps` steps.
+
+    `where`: "step" of the adapter, or the name of one of the trainer's programs.
+    """
 
     def hold(trainer: Any) -> None:
         owner = trainer.adapter if where == "step" else trainer.programs
@@ -174,7 +179,10 @@ def stop_at(steps: int, where: str = "step") -> Callable[[Any], None]:
 
 
 def arrays(folder: Path, only: set[str] | None = None) -> dict[str, tuple[Any, ...]]:
-    """Every array of a run's newest save, to the bit."""
+    """Return dtype, shape and bytes of every array in a run's newest save, by tree/leaf.
+
+    `only`: names of the trees; None: all.
+    """
     path = folder / "saves" / saves.names(folder / "saves")[-1]
     return {
         f"{tree}/{leaf}": (array.dtype, array.shape, array.tobytes())
@@ -185,25 +193,25 @@ def arrays(folder: Path, only: set[str] | None = None) -> dict[str, tuple[Any, .
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what depends on the clock."""
+    """Return the lines of metrics.jsonl without `steps_per_second`."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
-    """The rows of evaluations.csv, without what depends on the clock."""
+    """Return the rows of evaluations.csv without `seconds`."""
     with (folder / "evaluations.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """The host's numbers in a run's newest save, without what depends on the clock."""
+    """Return the host's counters in a run's newest save without `seconds`."""
     path = folder / "saves" / saves.names(folder / "saves")[-1]
     return {k: v for k, v in saves.read_meta(path)["numbers"].items() if k != "seconds"}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Two run folders tell the same story and end in the same state, to the bit."""
+    """Assert that two run folders have equal evaluations, metrics and newest saves, to the bit."""
     assert evaluations(one) == evaluations(other)
     assert metrics(one) == metrics(other)
     assert numbers(one) == numbers(other)

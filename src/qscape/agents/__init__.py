@@ -1,4 +1,4 @@
-"""Recipes: which part sits in which socket, with the paper's settings."""
+"""Recipes: build agents from a base and parts, with the settings of papers."""
 
 from qscape.agents import onpolicy, plugins
 from qscape.agents.other_names import ours

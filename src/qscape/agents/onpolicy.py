@@ -1,4 +1,4 @@
-"""The on-policy bases, and the parts that fit them."""
+"""The on-policy bases (PPO, A2C, REINFORCE, TRPO) and the parts that fit them."""
 
 from qscape.methods.cosine import Cosine
 from qscape.methods.etf import ETF

@@ -1,8 +1,8 @@
-"""What other libraries call the fields of this one."""
+"""Names that other libraries use for our fields, so that errors can name ours."""
 
 from collections.abc import Iterable
 
-# Names of Stable-Baselines3, CleanRL, Tianshou and papers; ours are those that the agent at hand has.
+# By name in Stable-Baselines3, CleanRL, Tianshou or papers: our fields. An agent has only some of them.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "gamma": ("base.discount",),
     "discount_factor": ("base.discount",),
@@ -63,15 +63,15 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 
 
 def ours(name: str, known: Iterable[str]) -> list[str]:
-    """What a name of another library is called here, among the `known` fields `part.field` and options.
+    """Translate a name of another library to our fields.
 
     Args:
-        name: `gamma`, `base.gamma` or `--base.gamma`, with _ or -.
-        known: with _ or -.
+        name: the other library's name, as `gamma`, `base.gamma` or `--base.gamma`, with _ or -.
+        known: the fields `part.field` and options of the agent, with _ or -.
 
     Returns:
-        The known names, as they are written there; empty where the name is none of another library, or the
-        agent has nothing of this kind.
+        The names among `known` that mean the same, as they are written there; empty if the name is unknown or
+        the agent has no such field.
     """
     wanted = OTHER_NAMES.get(name.lstrip("-").split(".")[-1].replace("-", "_"), ())
     return [other for other in known if other.replace("-", "_") in wanted]

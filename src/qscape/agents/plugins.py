@@ -6,9 +6,9 @@ A part from outside qscape is named in a recipe in one of two ways:
   (`td3+action_change`);
 - by its place, `module:Class` (`td3+mypackage.penalty:ActionChange`).
 
-A recipe that comes from a run folder never imports a module. `module:Class` is imported by `register` alone,
-which is called for what the user names: the recipe of a command, of `qs.Model`, `qs.agent` or a study, with
-`--parts` and with `qs.register`. Installing a package that declares an entry point allows its parts as well.
+A recipe from a run folder never imports a module. Only `register` imports `module:Class`. It is called for
+names that the user typed: in the recipe of a command, of `qs.Model`, `qs.agent` or a study, in `--parts` and
+in `qs.register`. Parts that installed packages declare as entry points are imported for every recipe.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ from qscape.types import Part
 GROUP = "qscape.parts"
 PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:Class
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-# Keys of settings, of `qs.Model` and of studies, and flags of the commands: no part can be called so.
+# Keys of settings, of `qs.Model` and of studies, and flags of the commands: no part can have these names.
 RESERVED = frozenset(
     ("base", "recipe", "env", "id", "seed", "seeds", "seeds_as", "steps", "envs", "env_args",
      "eval_env", "eval_every", "eval_episodes", "log_every", "save_every", "keep_saves",
      "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
      "overwrite", "log", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
 )  # fmt: skip
-LOSSES = {  # by socket, the methods that return a loss and its metrics (`learn`: and the extra state)
+LOSSES = {  # by socket, the methods that return a loss and metrics (`learn` returns extra state as well)
     "regulariser": ("critic", "actor", "learn"),
     "policy_loss": ("loss", "learn"),
     "representation": ("penalty", "learn"),
@@ -49,11 +49,11 @@ LOSSES = {  # by socket, the methods that return a loss and its metrics (`learn`
 
 
 def _by_socket(candidates: Iterable[Any]) -> dict[str, type]:
-    """Those of the candidates that define a socket, by its name."""
+    """Return the candidates that define a socket, by the socket's name."""
     return {cls.socket: cls for cls in candidates if "socket" in getattr(cls, "__dict__", ())}
 
 
-# By socket, the class that a part must subclass: of off-policy and of on-policy agents.
+# By socket, the class that a part must subclass: for off-policy agents, and for on-policy agents.
 INTERFACES: tuple[dict[str, type], dict[str, type]] = (
     _by_socket([*vars(off_policy).values(), Replay]),
     _by_socket(vars(on_policy).values()),
@@ -70,10 +70,13 @@ def register(
 
     Args:
         part: the class, or its place `module:Class`, which is imported.
-        tables: the off-policy and the on-policy parts, by name. The class is added to the one whose agents
+        tables: the off-policy and the on-policy parts, by name. The class is added to each table whose agents
             have its socket.
-        origin: the package it comes from, such as "mypackage 0.1"; "" for its place.
-        name: the name that an entry point gives it, "" for any.
+        origin: the package that it comes from, such as "mypackage 0.1"; "": its place is its origin.
+        name: the name that an entry point gives the part, which must be its own; "": any name.
+
+    Returns:
+        The class.
 
     Raises:
         UsageError: the class cannot be imported, is no part, or its name is taken.
@@ -118,9 +121,9 @@ def import_class(place: str, origin: str = "") -> type:
     here = os.getcwd()
     added = here not in sys.path
     if added:
-        sys.path.append(here)  # behind everything else: a file there hides no installed module
+        sys.path.append(here)  # last, so that a file there hides no installed module
     try:
-        importlib.invalidate_caches()  # the file may have been written a moment ago
+        importlib.invalidate_caches()  # the file may be newer than the caches of the import system
         return getattr(importlib.import_module(module), attribute)
     except Exception as problem:
         why = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
@@ -132,7 +135,7 @@ def import_class(place: str, origin: str = "") -> type:
 
 @functools.cache
 def entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """The entry points of the group `qscape.parts` of all installed packages, by name. Imports none."""
+    """Return the entry points `qscape.parts` of all installed packages, by name, without importing them."""
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         found.setdefault(point.name, []).append(point)
@@ -143,7 +146,7 @@ def register_installed(name: str, tables: tuple[dict[str, type], dict[str, type]
     """Register the part that an installed package declares under a name (or at a place `module:Class`).
 
     Returns:
-        The part's name; None where no package declares it.
+        The part's name; None if no package declares it.
 
     Raises:
         UsageError: two packages declare the name, or qscape and a package; or the part cannot be used.
@@ -166,23 +169,27 @@ def register_installed(name: str, tables: tuple[dict[str, type], dict[str, type]
 
 
 def package_of(point: importlib.metadata.EntryPoint) -> str:
-    """The package of an entry point with its version, such as "mypackage 0.1"."""
+    """Return the package of an entry point with its version, such as "mypackage 0.1"."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
 def places() -> list[str]:
-    """The parts that this process registered by their place, for worker processes to register as well."""
+    """Return the places `module:Class` of parts that this process registered by place.
+
+    Worker processes register them as well. Classes of the user's script (`__main__`) are left out, since
+    other processes cannot import them.
+    """
     known = [place for place, name in PLACES.items() if ORIGINS.get(name) == place]
     return [place for place in known if PLACE.fullmatch(place) and not place.startswith("__main__:")]
 
 
 def not_loaded(place: str) -> UsageError:
-    """The error for `module:Class` in a recipe that nobody named in this process."""
+    """Return the error for `module:Class` in a recipe if the part was not registered in this process."""
     return UsageError(f"The part '{place}' is not loaded: {_how_to_allow(place)}", part=place)
 
 
 def missing(name: str, origin: str) -> str:
-    """What a run folder's part is and how to load it, for the end of an error."""
+    """Describe a run folder's part that is not available and how to load it: the end of an error."""
     if ":" in origin:
         return f"the part '{name}' ({origin}), which is not loaded: {_how_to_allow(origin)}"
     return f"the part '{name}' of {origin}, which is not installed here; install that package."
@@ -196,7 +203,7 @@ def _how_to_allow(place: str) -> str:
 
 
 def _objection(cls: Any, name: str) -> str | None:
-    """Why a class is no part, or None."""
+    """Return why a class is no valid part, or None. `name`: as for `register`."""
     if not inspect.isclass(cls) or not issubclass(cls, Part):
         return "it is no subclass of a socket's interface, such as qscape.offpolicy.sockets.Regulariser"
     own: Any = cls
@@ -223,11 +230,11 @@ def _objection(cls: Any, name: str) -> str | None:
 
 
 def _fitting(cls: type) -> tuple[bool, bool]:
-    """Do off-policy agents have a socket for this class, and do on-policy ones?"""
+    """Return whether off-policy agents have a socket for this class, and whether on-policy agents have."""
     own: Any = cls
     off, on = (table.get(own.socket) for table in INTERFACES)
     fits_off = issubclass(cls, off) if off else own.socket == "modifier"
-    if own.socket == "normaliser":  # on-policy agents ask for methods alone
+    if own.socket == "normaliser":  # for on-policy agents the methods are enough, without the base class
         return fits_off, all(hasattr(cls, name) for name in vars(on_policy.Normaliser) if name[0] != "_")
     return fits_off, bool(on) and issubclass(cls, on)
 
@@ -236,10 +243,10 @@ def _fitting(cls: type) -> tuple[bool, bool]:
 
 
 def _guard(cls: type) -> None:
-    """Make the methods of a part name it in their errors, and refuse results of a wrong shape.
+    """Wrap the methods of a part: their errors name the part, and results of a wrong shape are refused.
 
-    The methods are replaced in the class, once; those inherited from qscape stay. Checks happen while JAX
-    traces a method, so that compiled programs do not change.
+    The methods are replaced in the class, once; methods inherited from qscape are not wrapped. The checks run
+    while JAX traces a method, so that compiled programs do not change.
     """
     for owner in cls.__mro__:
         if issubclass(owner, Part) and not owner.__module__.startswith("qscape."):
@@ -249,6 +256,8 @@ def _guard(cls: type) -> None:
 
 
 def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the wrapped method; `name` is its name in errors."""
+
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **options: Any) -> Any:
         try:
@@ -267,7 +276,7 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrong_shapes(part: Any, method: str, args: tuple[Any, ...], result: Any) -> Iterator[str]:
-    """What is wrong with the result of a part's method."""
+    """Yield what is wrong with the result of a part's method, for its error."""
     if method in LOSSES.get(part.socket, ()):
         if result is None and method not in ("learn", "loss"):
             return

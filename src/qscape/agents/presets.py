@@ -1,10 +1,13 @@
 """Presets: settings of papers, by agent, part and environment.
 
 A row holds the settings of a base alone, or of a base with one part. A recipe takes the rows of its base and
-of its parts from one paper. Among the papers that have some of them, a paper of the part that improves or
-chooses the policy comes before one of a regulariser, then one with settings for the environment, then the one
-with the most rows. Parts that this paper does not have take their fields from other papers.
-A user's value wins over all of them.
+of its parts from one paper. Of the papers that have some of these rows, the first by this order is taken:
+
+1. papers with a row for a policy loss or a selector of the recipe;
+2. papers with settings for the environment;
+3. the paper with the most rows.
+
+Parts that this paper does not have take their fields from other papers. A user's value wins over all of them.
 """
 
 from collections.abc import Mapping
@@ -17,27 +20,32 @@ Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # fields by part
 
 
 class Paper(NamedTuple):
-    """Settings of one paper, by base, part ("" for the base alone) and environment."""
+    """The settings of one paper.
+
+    Attributes:
+        source: the paper, as runs print it.
+        rows: settings by (base, part, environment); part "" is the base alone.
+    """
 
     source: str
     rows: Mapping[tuple[str, str, str], Settings]
 
     def known(self, base: str, parts: list[str]) -> list[str]:
-        """The parts with rows for this base; "" comes first if the base alone has rows."""
+        """Return the parts with rows for this base; "" comes first if the base alone has rows."""
         pairs = {key[:2] for key in self.rows}
         return [part for part in ("", *parts) if (base, part) in pairs]
 
 
 def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
-    """The settings of a preset for a recipe in an environment.
+    """Return the settings of a preset for a recipe in an environment.
 
     Args:
-        name: of the preset, such as "paper".
+        name: name of the preset, such as "paper".
         recipe: base and parts joined by +.
         env: id of the environment.
 
     Returns:
-        The settings by part, and the papers they are from.
+        The settings by part, and the papers that they are from.
 
     Raises:
         UsageError: the preset is unknown, or has no settings for this recipe or environment.
@@ -72,13 +80,13 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         for other in PRESETS[name]:
             if fields := other.rows.get((base, part, env), {}).get(part):
                 found, sources = merge_settings(found, {part: fields}), [*sources, f"{part}: {other.source}"]
-    present = {"base", *agent.parts}  # a part of the base may have made room for another
+    present = {"base", *agent.parts}  # a part of the recipe may have replaced one of the base
     given = {part: fields for part, fields in found.items() if part in present}
     return given, "; ".join(sources)
 
 
 def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
-    """Merge two settings; where both have a field, the second wins."""
+    """Merge two settings; if both have a field, the second wins."""
     both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
     return {**{part: dict(fields) for part, fields in first.items()}, **both}
 
@@ -106,7 +114,7 @@ PAVE_WEIGHTS = {
     WALKER: ((0.1, 0.1, 0.01), (2.0, 0.005, 2.0)),
     HUMANOID: ((0.1, 0.005, 0.5), (0.1, 0.0005, 1.0)),
 }
-# (λS, λT) on TD3, and λS on SAC, where λT is 0.5; λP is 2 everywhere.
+# (λS, λT) on TD3, and λS on SAC, where λT is 0.5; λP is always 2.
 ASAP_WEIGHTS = {
     LUNAR: ((0.03, 0.005), 10.0),
     PENDULUM: ((0.03, 0.005), 5.0),
@@ -190,7 +198,7 @@ RESTRICTED = [f"restricted/{name}-v0" for name in ("Hopper", "Walker2d")]
 RESTRICTED += [f"restricted/Inverted{name}Pendulum-v0" for name in ("", "Double")]
 DEXTEROUS = [f"AdroitHand{name}-v1" for name in ("Door", "Pen", "Hammer")]
 RECSIM = [f"recsim/{name}-v0" for name in ("10k", "100k", "500k", "Data", "DataSynthetic")]
-# Not restricted, to see that nothing is lost there; the paper's are of version 4.
+# Unrestricted tasks, on which the paper shows that SAVO loses nothing; the paper uses version 4.
 STANDARD = [f"{name}-v{n}" for name in ("Ant", "HalfCheetah", "Hopper", "Walker2d") for n in (4, 5)]
 STANDARD += [f"InvertedPendulum-v{n}" for n in (4, 5)]
 COMPARED = ("savo", "ou", "wolpertinger", "ensemble", "joint", "cem", "greedy_ac", "greedy_td3")
@@ -207,7 +215,7 @@ def _savo() -> dict[tuple[str, str, str], Settings]:
     return rows
 
 
-# --- ACPG: the paper's settings, and those of the library it builds on (Tianshou) where it gives none -------
+# --- ACPG: the paper's settings; if it gives none, those of Tianshou, on which it builds ------------------
 
 PICTURES = ("ALE/Breakout-v5", "ALE/Pong-v5", "ALE/Enduro-v5", "ALE/Qbert-v5", "CarRacing-v3")
 PPO_PICTURES: Settings = {
@@ -244,7 +252,7 @@ A2C_CARTPOLE: Settings = {
 
 def _action_collapse() -> dict[tuple[str, str, str], Settings]:
     rows: dict[tuple[str, str, str], Settings] = {
-        ("reinforce", "", "CartPole-v1"): {},  # its defaults are these
+        ("reinforce", "", "CartPole-v1"): {},  # these are the defaults
         ("ppo", "", "CartPole-v1"): PPO_CARTPOLE,
         ("a2c", "", "CartPole-v1"): A2C_CARTPOLE,
     }

@@ -1,7 +1,7 @@
 """The recipe grammar `base+part+part` and the tables behind it.
 
-A method of qscape is one file in `methods/` and one line in `PARTS`. Parts of other packages come in by
-`register` (see `plugins`).
+A method of qscape is one file in `methods/` and one line in `PARTS`. `register` adds parts of other packages
+(see `plugins`).
 """
 
 import contextlib
@@ -64,7 +64,7 @@ SAC = OffPolicyAgent(
     target_update=plain.Polyak(when="always"),
 )
 
-# From data alone; online they explore with TD3's noise.
+# For learning from datasets; in an environment they explore with TD3's noise.
 IMITATION = OffPolicyAgent(recipe="bc", base=OffPolicyBase(policy_delay=1), policy_loss=BC(alpha=0.0))
 IMPLICIT = OffPolicyAgent(
     recipe="iql",
@@ -132,7 +132,7 @@ SOCKET_MEANS = {
 }
 
 
-# Of `qs.Model` and `qs.Plan`; other libraries have other names for them.
+# Keywords of `qs.Model` and `qs.Plan` for which other libraries have other names.
 KEYWORDS = ("env", "envs", "steps", "eval_every", "eval_episodes")
 
 
@@ -156,7 +156,7 @@ class Override(NamedTuple):
 
 
 def register(part: type | str) -> type:
-    """Make a part from outside qscape known to this process, so that recipes can name it.
+    """Register a part from outside qscape in this process, so that recipes can name it.
 
     Args:
         part: a class (a frozen dataclass that subclasses the interface of its socket), or its place
@@ -196,15 +196,15 @@ def register_all_installed() -> list[str]:
 
 
 def split(recipe: str) -> list[str]:
-    """The names in a recipe, without blanks and in lower case, but for `module:Class`."""
+    """Return the names in a recipe, without blanks and in lower case; `module:Class` keeps its case."""
     names = [name.strip() for name in recipe.split("+")]
     return [name if ":" in name else name.lower() for name in names]
 
 
 def parse(recipe: str) -> tuple[str, list[str]]:
-    """Base and names of the parts of a recipe, with expansions such as td7 written out.
+    """Return the base and the names of the parts of a recipe, with expansions such as td7 written out.
 
-    Parts of installed packages are imported here; `module:Class` must be registered already.
+    Imports parts of installed packages; a part `module:Class` must be registered already.
 
     Raises:
         UsageError: an unknown name (the nearest ones are offered) or a part named twice.
@@ -246,7 +246,11 @@ def parse(recipe: str) -> tuple[str, list[str]]:
 
 
 def _registered_name(name: str) -> str:
-    """The name of the part that a recipe calls by its name or its place; installed ones are registered."""
+    """Return the name of a part that a recipe gives by name or place; register it if it is installed.
+
+    Raises:
+        UsageError: it is a place `module:Class` that was not registered.
+    """
     if name in plugins.PLACES:
         return plugins.PLACES[name]
     tables = (PARTS, onpolicy.PARTS)
@@ -257,7 +261,7 @@ def _registered_name(name: str) -> str:
 
 
 def known_agents() -> list[str]:
-    """The names that a recipe can begin with."""
+    """Return the names that a recipe can begin with."""
     return [*BASES, *EXPANSIONS, *onpolicy.BASES]
 
 
@@ -291,7 +295,7 @@ def recipe_for_dataset(recipe: str) -> tuple[str, list[str]]:
 
 
 def parts_of(base: str) -> dict[str, type]:
-    """The parts, by name, that agents of a base can have."""
+    """Return the parts, by name, that agents of a base can have."""
     return onpolicy.PARTS if base in onpolicy.BASES else PARTS
 
 
@@ -300,7 +304,7 @@ def _family(base: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known names, or all of them."""
+    """Return the end of an error about an unknown name: the most similar known names, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"near to it: {', '.join(close)}" if close else f"there are {', '.join(known)}"
@@ -328,10 +332,10 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     Args:
         recipe: base and parts joined by +.
         settings: fields by part, e.g. `{"base": {"discount": 0.98}, "lap": {"alpha": 0.6}}`. They win over
-            what parts override, and that wins over the base.
+            the parts' overrides, which win over the base.
 
     Raises:
-        UsageError: an unknown name or field, or a combination that cannot be.
+        UsageError: an unknown name or field, or an invalid combination.
     """
     base_name, names = parse(recipe)
     agent: Any = (BASES | onpolicy.BASES)[base_name]
@@ -354,10 +358,10 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 
 
 def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
-    """The base with the overrides of all parts, and a list of these; of two parts the later one wins.
+    """Return the base with the overrides of all parts, and a list of these; of two parts the later one wins.
 
     Raises:
-        UsageError: a part overrides a field that the base has not.
+        UsageError: a part overrides a field that the base does not have.
     """
     base_name, names = parse(agent.recipe)
     base: Any = (BASES | onpolicy.BASES)[base_name].base
@@ -391,7 +395,7 @@ def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
 
 
 def _filled_sockets(agent: Agent) -> dict[str, Any]:
-    """The sockets of an agent with the parts that fill them."""
+    """Return the sockets of an agent with the parts that fill them."""
     skip = {"recipe", "base", "spec"}
     return {f.name: getattr(agent, f.name) for f in dataclasses.fields(agent) if f.name not in skip}
 
@@ -403,7 +407,7 @@ def _with_settings(part: Any, settings: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
-    """Refuse settings of parts that the agent has not, and settings that are no fields with values."""
+    """Raise a UsageError for settings of a part that the agent does not have, or that are no mapping."""
     for name, fields in settings.items():
         if name == "base" or name in agent.parts:
             if not isinstance(fields, Mapping):
@@ -424,12 +428,12 @@ def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
 
 
 def _field_names(agent: Agent) -> list[str]:
-    """Every field of an agent as `part.field`."""
+    """Return every field of an agent as `part.field`."""
     return [f"{part}.{field}" for part, fields in settings_of(agent).items() for field in fields]
 
 
 def _in_python(names: Iterable[str]) -> str:
-    """Fields `part.field` as the keyword arguments that set them, e.g. `base={"discount": ...}`."""
+    """Format fields `part.field` as the keyword arguments that set them, e.g. `base={"discount": ...}`."""
     by_part: dict[str, list[str]] = {}
     for name in names:
         part, _, field = name.rpartition(".")
@@ -441,15 +445,15 @@ def _in_python(names: Iterable[str]) -> str:
 
 
 def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
-    """A part (or base) with some of its fields set to other values.
+    """Return a part (or base) with some of its fields set to other values.
 
     Args:
         part: a dataclass.
-        name: what it is called in settings, for messages.
+        name: its name in settings, for messages.
         fields: values by field, of Python, JSON, TOML or NumPy.
 
     Raises:
-        UsageError: an unknown field, or a value that it cannot take; `part` and `field` name it.
+        UsageError: a field is unknown or cannot take its value; the error's `part` and `field` name it.
     """
     known = {f.name for f in dataclasses.fields(part)}
     hints = get_type_hints(type(part))
@@ -472,7 +476,7 @@ def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def _refused_field(part: Any, values: Mapping[str, Any]) -> str | None:
-    """The first field without which the part takes the other values, or None."""
+    """Return the field at fault: the first one without which the part accepts the other values, or None."""
     for field in values:
         with contextlib.suppress(UsageError):
             dataclasses.replace(part, **{other: v for other, v in values.items() if other != field})
@@ -481,15 +485,16 @@ def _refused_field(part: Any, values: Mapping[str, Any]) -> str | None:
 
 
 def convert(label: str, hint: Any, value: Any) -> Any:
-    """A value from JSON, TOML or a caller as the type of a field.
+    """Convert a value from JSON, TOML or a caller to the type of a field.
 
     Args:
         label: the field, for the message.
         hint: its annotation: float, int, bool, str, `T | None`, `Literal[...]` or `tuple[T, ...]`.
-        value: lists become tuples, whole floats integers, NumPy's numbers Python's.
+        value: the value. Lists become tuples; whole floats become integers where `hint` is int; NumPy's
+            numbers become Python's.
 
     Raises:
-        UsageError: it cannot be of that type.
+        UsageError: the value cannot be converted.
     """
     options = get_args(hint)
     origin = get_origin(hint)
@@ -515,18 +520,18 @@ def convert(label: str, hint: Any, value: Any) -> Any:
 
 
 def settings_of(agent: Agent) -> dict[str, dict[str, Any]]:
-    """All fields of the base and of the parts, by part: the `settings` of run.json."""
+    """Return all fields of the base and of the parts, by part: the `settings` of run.json."""
     named: dict[str, Any] = {"base": agent.base, **agent.parts}
     found = {name: dataclasses.asdict(part) for name, part in named.items()}
     return {name: fields for name, fields in found.items() if fields}
 
 
 def changed_fields(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """The fields of an agent that differ from its recipe's defaults, as `part.field`, for the run's label.
+    """Return the fields of an agent that differ from the defaults, by `part.field`, for the run's label.
 
     Args:
-        agent: with the settings of a run.
-        given: settings that count as defaults, such as those of a preset; None for the recipe's own.
+        agent: the agent, with the settings of a run.
+        given: settings that count as defaults, such as those of a preset; None: the recipe's defaults.
     """
     defaults = settings_of(build(agent.recipe, given))
     return {

@@ -1,6 +1,6 @@
-"""The command line: argument parsing and printing, nothing else. Exit code 2 for usage, 1 for failure.
+"""The command line: parses arguments and prints. Exit code 2: wrong usage; 1: failure; 130: interrupted.
 
-Nothing heavy is imported here, so that `qscape --help` answers at once.
+This module imports nothing heavy, so that `qscape --help` is fast.
 """
 
 import importlib
@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `qscape --help` prints."""
+    """Return the text that `qscape --help` prints."""
     lines = [
         "qscape: learn, shape and search the action-value landscape",
         "",
@@ -52,8 +52,11 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code."""
-    argv = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a command here
+    """Run a command line and return the exit code.
+
+    `argv`: the arguments after `qscape`; None: those of this process.
+    """
+    argv = [*(sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in argv
     argv, places = _without_parts([a for a in argv if a != "--debug"])
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("qscape: interrupted.", file=sys.stderr)
         return 130
-    except OSError as problem:  # a folder that may not be read, a name too long, a full disk
+    except OSError as problem:  # a folder without permission, a name that is too long, a full disk
         if debug:
             raise
         print(f"qscape: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without every `--parts module:Class`, and the places that these name."""
+    """Split the arguments into those without `--parts module:Class`, and the places that `--parts` names."""
     rest: list[str] = []
     places: list[str] = []
     given = iter(argv)
@@ -113,5 +116,5 @@ def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def entry() -> None:
-    """The console script."""
+    """Run the console script `qscape`."""
     sys.exit(main())

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     if "envs" in wanted:
         groups: dict[str, list[str]] = {}
         for spec in gym.registry.values():
-            if not isinstance(spec.entry_point, str):  # ids that only say that their package is gone
+            if not isinstance(spec.entry_point, str):  # an old id whose only effect is an error
                 continue
             family = str(spec.entry_point).split(":")[0].split(".")
             groups.setdefault(".".join(family[:3]), []).append(spec.id)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _left(made: Table) -> Table:
-    """The table with all columns aligned to the left."""
+    """Align all columns of a table to the left, and return it."""
     for column in made.columns:
         column.justify, column.overflow = "left", "fold"
     return made

@@ -1,4 +1,4 @@
-"""Flags from dataclasses: those of the run, of the base, and of the parts that are present."""
+"""Command-line flags made from dataclasses: the options of a run, and the fields of the agent's parts."""
 
 import ast
 import contextlib
@@ -43,15 +43,15 @@ class Run(Pace):
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
-    """A dataclass from the flags of a command line; `--help` prints the flags and ends the program.
+    """Make a dataclass from the flags of a command line; `--help` prints the flags and ends the program.
 
     Args:
         cls: a dataclass of `flags_of` or `command_of`; each field is a flag, a nested one `--part.field`.
         argv: the flags with their values, `--name value ...` or `--name=value`.
-        prog: what the user typed before them, for messages.
+        prog: the command before the flags, for messages, such as "qscape tune td3".
 
     Raises:
-        UsageError: an unknown flag, or a value that does not fit. SystemExit: help was asked for.
+        UsageError: an unknown flag, or a value that does not fit. SystemExit: `--help` was given.
     """
     given = read_flags(cls, argv, prog)
     values: dict[str, Any] = {name: value for (part, name), value in given.items() if not part}
@@ -61,9 +61,9 @@ def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
 
 
 def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str], Any]:
-    """The values that were typed, by (part, field); the part of a flag without a dot is "".
+    """Return the values of the flags that were typed, by (part, field); without a dot, the part is "".
 
-    Arguments and errors are those of `parse`.
+    Flags that were not typed are absent. Arguments and errors are those of `parse`.
     """
     known, found, position = _flags(cls), {}, 0
     if {"-h", "--help"} & {*argv}:
@@ -90,7 +90,7 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
 
 
 def _nearest_flags(flag: str, known: Mapping[str, Any], prog: str) -> str:
-    """The end of the error about an unknown flag: what it is called here, or the nearest ones."""
+    """Return the end of the error about an unknown flag: its name in qscape, or similar flags."""
     if names := ours(flag, (other[2:] for other in known)):
         return f"what others call {flag[2:].split('.')[-1]} is {' and '.join(f'--{n}' for n in names)} here."
     close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
@@ -98,10 +98,10 @@ def _nearest_flags(flag: str, known: Mapping[str, Any], prog: str) -> str:
 
 
 def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
-    """The value of a field's type from the words that follow its flag.
+    """Convert the words after a flag to the type of its field.
 
     Raises:
-        UsageError: too many or too few of them, or one that is not of the type.
+        UsageError: there are too many or too few words, or one is not of the type.
     """
     options = get_args(hint)
     if get_origin(hint) is tuple:
@@ -114,7 +114,7 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
 
 
 def _read_word(flag: str, hint: Any, word: str) -> Any:
-    """One word as a value of a type."""
+    """Convert one word to the type `hint`. Raises UsageError if it is not of this type."""
     options = get_args(hint)
     if get_origin(hint) is Literal:
         if word in map(str, options):
@@ -132,7 +132,7 @@ def _read_word(flag: str, hint: Any, word: str) -> Any:
 
 
 def _form(flag: str, hint: Any) -> str:
-    """A flag with its kind of value, such as `--steps INT`."""
+    """Return a flag with its kind of value as text, such as `--steps INT`."""
     if get_origin(hint) is Literal:
         return f"{flag} {'|'.join(map(str, get_args(hint)))}"
     kinds = get_args(hint) or (hint,)
@@ -140,7 +140,7 @@ def _form(flag: str, hint: Any) -> str:
 
 
 def _flags(cls: type, part: str = "") -> dict[str, tuple[str, str, Any]]:
-    """All flags of a dataclass with their part, field and type; nested ones have a dot."""
+    """Return all flags of a dataclass with their part, field and type; flags of nested fields have a dot."""
     found: dict[str, tuple[str, str, Any]] = {}
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -157,7 +157,7 @@ def flags_of(value: Any, only: set[str] | None = None) -> type:
 
     Args:
         value: a dataclass; the metadata `help` of its fields explains the flags.
-        only: names of the fields to take; None for all.
+        only: names of the fields to take; None: all.
     """
     hints = get_type_hints(type(value))
     fields = []
@@ -173,7 +173,9 @@ def flags_of(value: Any, only: set[str] | None = None) -> type:
 
 
 def command_of(recipe: str, agent: Agent, run: Run) -> type:
-    """The dataclass behind `qscape train RECIPE`: the run's flags, `base`, and each part with fields.
+    """Make the dataclass whose fields are the flags of `qscape train RECIPE`.
+
+    Its fields are those of the run, and nested dataclasses for `base` and each part that has fields.
 
     Args:
         recipe: as the user typed it.
@@ -182,7 +184,7 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
     """
     own = flags_of(run)
     fields: list[tuple[str, Any, Any]] = [(f.name, f.type, f) for f in dataclasses.fields(own)]
-    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # those of Pace come last
+    fields.sort(key=lambda field: field[0] not in Run.__annotations__)  # the fields of Pace come last
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
     for name, part in parts.items():
         if dataclasses.fields(part):
@@ -194,7 +196,7 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
 
 
 def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
-    """Raise an error for a flag of a part that is not in the recipe; it names the recipe that has it.
+    """Refuse flags of parts that are not in the recipe; the error names a recipe with the part.
 
     Raises:
         UsageError: there is such a flag.
@@ -208,13 +210,17 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
 def train_command(
     recipe: str, argv: Sequence[str], settings: Mapping[str, Any] | None = None, run: Run | None = None
 ) -> tuple[Run, dict[str, dict[str, Any]]]:
-    """The run's options and the settings that were given on the command line or in a config.
+    """Read the flags of `qscape train RECIPE`, on top of the values of a config file.
 
     Args:
         recipe: base and parts joined by +.
-        argv: the flags after it. What was typed counts, also where it repeats a default.
-        settings: fields by part of a config; flags win over them.
-        run: the options of a config; flags win over them. None: the defaults.
+        argv: the flags after the recipe.
+        settings: fields by part from a config; flags win over them. None: no settings.
+        run: the run's options from a config; flags win over them. None: the defaults.
+
+    Returns:
+        The run's options, and the settings by part: the config's and those that were typed. A field that was
+        typed is a setting even if its value is the default.
 
     Raises:
         UsageError: an unknown recipe or flag, or a value that does not fit.
@@ -252,16 +258,20 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
 def positional(
     argv: Sequence[str], what: str, prog: str, flags_for: str | None = "RUN"
 ) -> tuple[str, list[str]]:
-    """The first argument, which is not a flag, and the rest.
+    """Split off the first argument, which must not be a flag.
 
     Args:
         argv: the arguments after the command.
-        what: the argument in messages, such as RECIPE.
-        prog: what the user typed before.
-        flags_for: the argument to return for a bare --help, which then prints flags; None ends the program.
+        what: the name of the argument in messages, such as RECIPE.
+        prog: the command, for messages.
+        flags_for: the argument to return for --help alone, so that the caller prints flags; None: --help
+            prints the usage and ends the program.
+
+    Returns:
+        The argument, and the rest.
 
     Raises:
-        UsageError: it is missing.
+        UsageError: the argument is missing.
     """
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
@@ -270,13 +280,16 @@ def positional(
             print(f"usage: {prog} {COMMANDS[prog.split()[-1]][1]}")
             if flags_for is None:
                 sys.exit(0)
-            return flags_for, ["--help"]  # which prints the flags
+            return flags_for, ["--help"]  # the caller parses --help, which prints the flags
         raise UsageError(f"{prog} needs {what} first, e.g. {prog} {what}.")
     return argv[0], list(argv[1:])
 
 
 def positionals(argv: Sequence[str], what: str, prog: str) -> tuple[list[str], list[str]]:
-    """The arguments before the first flag, at least one, and the rest.
+    """Split off the arguments before the first flag, at least one. Arguments are those of `positional`.
+
+    Returns:
+        These arguments, and the rest.
 
     Raises:
         UsageError: there is none.

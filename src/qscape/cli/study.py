@@ -24,7 +24,7 @@ from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.types import setting
 
-LONG = 3600.0  # core-seconds: a study beyond that asks before it begins
+LONG = 3600.0  # core-seconds above which a study asks the user before it begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Run(Status):
 
 
 def main(argv: list[str]) -> int:
-    """Run a study, or show how far it is."""
+    """Run a study, or print the state of its runs. Returns the exit code."""
     what, rest = options.positional(argv, "run|status FILE", "qscape study", flags_for=None)
     if what not in ("run", "status"):
         raise UsageError(f"qscape study has no '{what}'; write qscape study run FILE or study status FILE.")
@@ -65,7 +65,19 @@ def main(argv: list[str]) -> int:
 
 
 def run(board: "StudyBoard", given: Run, command: str) -> int:
-    """Run what is missing. Returns the exit code."""
+    """Run the runs of a study that are not finished.
+
+    Args:
+        board: the study on the screen.
+        given: the flags.
+        command: the command line, printed if the study was interrupted.
+
+    Returns:
+        The exit code: 0, or 130 after an interrupt.
+
+    Raises:
+        RunError: runs failed.
+    """
     progress, say = board.progress, board.say
     for line in board.beginning():
         say(line)
@@ -96,7 +108,7 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the study's folder."""
+    """Create the study's folder. Raises RunError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -107,7 +119,11 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
-    """What starts workers, and how many it can have."""
+    """Yield a function that starts a worker for a job, and the maximal number of workers.
+
+    Workers run on the Ray cluster that the flags name, or on this machine. The cluster is left at the end of
+    the `with` block.
+    """
     if given.ray is None:
         yield partial(LocalWorker, log=folder / "workers.log"), given.workers or count_cores()
         return
@@ -118,7 +134,11 @@ def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], 
 
 
 def measured(board: "StudyBoard", workers: int) -> bool:
-    """Measure what was not measured yet. False: it was interrupted."""
+    """Measure the costs of agents and environments that are unknown on this machine.
+
+    Returns:
+        False if the measurement was interrupted.
+    """
     groups = {s.row.folder.parent: s.row for s in board.progress.of("waiting")}
     new = [row for group, row in groups.items() if board.costs.of(group) is None]
     if not new:
@@ -135,7 +155,15 @@ def measured(board: "StudyBoard", workers: int) -> bool:
 
 
 def agreed(board: "StudyBoard", workers: int, yes: bool) -> bool:
-    """Say what the study will cost; where that is much, and somebody is there to ask, ask."""
+    """Print the estimated cost of the study; ask the user if it is high and this is a terminal.
+
+    Args:
+        workers: number of workers.
+        yes: never ask.
+
+    Returns:
+        False if the user declined.
+    """
     left = board.left()
     busy = min(workers, len(board.progress.of("waiting")) or 1)
     board.say(f"about {left / 3600:.2f} core-hours, {clock(left / busy)} with {busy} worker(s)")
@@ -148,7 +176,7 @@ def agreed(board: "StudyBoard", workers: int, yes: bool) -> bool:
 
 
 class StudyBoard(LiveBoard):
-    """A study's runs on the screen: one live table on a terminal, lines elsewhere."""
+    """A study's runs on the screen: one live table on a terminal, else one line for each change."""
 
     def __init__(self, study: Study, console: Console) -> None:
         super().__init__(console)
@@ -157,14 +185,14 @@ class StudyBoard(LiveBoard):
         self.workers = 1
 
     def beginning(self) -> Iterator[str]:
-        """What is there already."""
+        """Yield the first lines: the study, changed agents, and runs that other processes have."""
         yield f"{self.title()}; in {self.progress.study.folder}"
         yield from self.progress.describe_changes()
         for run in self.progress.of("elsewhere"):
             yield line(run)
 
     def take(self, k: int, event: ev.RunEvent | Failure | None) -> None:
-        """Take over what a worker tells."""
+        """Apply an event of run k; None: its worker has ended."""
         run = self.progress.runs[k]
         before = run.state
         run.take(event)
@@ -172,12 +200,12 @@ class StudyBoard(LiveBoard):
             self.changed(run)
 
     def changed(self, run: RunProgress) -> None:
-        """Say what became of a run; the table on a terminal shows it anyhow."""
+        """Print the new state of a run, unless a live table shows it."""
         if not self.console.is_terminal:
             self.say(line(run))
 
     def left(self) -> float:
-        """Core-seconds that are left, of what was measured."""
+        """Estimate the core-seconds that are left; runs whose cost was not measured are not counted."""
         total = 0.0
         for run in self.progress.of("waiting", "elsewhere", "running"):
             cost = self.costs.of(run.row.folder.parent)
@@ -185,18 +213,18 @@ class StudyBoard(LiveBoard):
         return total
 
     def counts(self) -> str:
-        """How many runs are in which state."""
+        """Return the number of runs in each state, as text."""
         found = {state: len(self.progress.of(state)) for state in STATES}
         return (
             ", ".join(f"{n} {state}" for state, n in found.items() if n) + f" of {sum(found.values())} runs"
         )
 
     def table(self) -> Group:
-        """All runs."""
+        """Make the table of all runs."""
         return Group(Text(self.title()), runs_table(self.progress.runs))
 
     def short_table(self) -> Group:
-        """As many runs as fit on the screen, a line each: the running ones first."""
+        """Make the table of as many runs as fit on the screen, the running ones first."""
         room = max(self.console.height - 4, 3)
         shown = self.progress.runs
         if len(shown) > room:
@@ -211,16 +239,17 @@ class StudyBoard(LiveBoard):
         return Group(title, made)
 
     def title(self) -> str:
-        """Which study, and how many runs are in which state."""
+        """Return the study's name and budget, and the number of runs in each state."""
         study = self.progress.study
         return f"{study.name} ({study.budget}): {self.counts()}"
 
 
+# In the order in which `short_table` shows them.
 STATES = ("running", "failed", "elsewhere", "waiting", "done")
 
 
 def runs_table(runs: list[RunProgress]) -> Table:
-    """A line for each run."""
+    """Make a table with one row for each run."""
     columns = ["environment", "agent", "seed", "state", "steps", "of", "steps/s", "return", "left"]
     made = table("", columns, [cells(s) for s in runs])
     made.columns[1].justify = "left"
@@ -228,7 +257,7 @@ def runs_table(runs: list[RunProgress]) -> Table:
 
 
 def cells(run: RunProgress) -> list[str]:
-    """A run as a row of the table."""
+    """Return the cells of a run's row in the table."""
     plan = run.row.plan
     speed = run.speed if run.state == "running" else None
     return [
@@ -245,7 +274,7 @@ def cells(run: RunProgress) -> list[str]:
 
 
 def line(run: RunProgress) -> str:
-    """What became of a run."""
+    """Describe the state of a run in one line."""
     score = "" if run.score is None else f", return {run.score:,.1f}"
     says = {
         "running": f"{run.step:,} of {run.row.plan.steps:,} steps{score}",
@@ -258,10 +287,10 @@ def line(run: RunProgress) -> str:
 
 
 def name(run: RunProgress) -> str:
-    """A run in words."""
+    """Return the environment, agent and seed of a run as text."""
     return f"{run.row.folder.parents[1].name} {run.row.plan.label} seed {run.row.plan.seed}"
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

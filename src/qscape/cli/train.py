@@ -22,7 +22,7 @@ from qscape.run.sinks import TRACKERS
 
 
 def main(argv: list[str]) -> int:
-    """Train one agent with one or several seeds."""
+    """Train one agent with one or several seeds. Returns the exit code."""
     recipe, settings, config = "", None, None
     argv = [x for arg in argv for x in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in argv:
@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
         register_named(recipe)
     notes: list[str] = []
     if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
-        recipe, notes = recipe_for_dataset(recipe)  # before its flags are read: other parts have other flags
+        recipe, notes = recipe_for_dataset(recipe)  # before flags are read: it changes the parts
     run, given = options.train_command(recipe, argv, settings, config)
-    if run.config:  # the first one is taken off before flags are read
+    if run.config:  # a second one; the first was removed from argv above
         raise UsageError("--config is there twice; name one run.json.")
     if not (run.env or run.dataset):
         raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         )
         for seed in run.seeds
     ]
-    plan, agent, _ = prepare(plans[0])  # refuses what cannot be, before any folder is made
+    plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
     together = _together(run.seeds_as, plans, agent, run.log)
     place = (str(Path(run.dataset)) if run.dataset else run.env).strip("/").replace("/", "-")
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     jobs = [
         Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
     ]
-    if len(jobs) > 1 and not plan.dataset:  # else the run itself refuses, before it makes its folder
+    if len(jobs) > 1 and not plan.dataset:  # a single run, or one on a dataset, checks itself
         for job in jobs:
             refuse_taken(job.folder, run.overwrite)
         adapter = open_adapter(plan, agent)
@@ -85,13 +85,23 @@ def main(argv: list[str]) -> int:
 
 
 def _anywhere(name: str) -> str:
-    """A path that means the same in any folder; a dataset's name, such as local/pendulum-v0, stays."""
+    """Make a path absolute; a dataset's name, such as local/pendulum-v0, is returned unchanged."""
     is_path = name.startswith(".") or not re.search(r"-v\d+$", name)
     return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] = ()) -> bool:
-    """Are the seeds trained in one vmapped program?"""
+    """Return whether the seeds are trained in one vmapped program.
+
+    Args:
+        how: the flag --seeds-as: "auto", "processes" or "vmap".
+        plans: one plan for each seed.
+        agent: their agent.
+        loggers: further loggers, which need one process per run.
+
+    Raises:
+        UsageError: "vmap" was required, and these seeds cannot share a program.
+    """
     if how == "processes" or (how == "auto" and (len(plans) == 1 or jax.default_backend() == "cpu")):
         return False
     needs = why_not_together(plans[0], agent)
@@ -103,7 +113,7 @@ def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] 
 
 
 def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run]:
-    """Recipe, settings and options of a run.json. Imports none of the parts that it names.
+    """Read recipe, settings and options from a run.json, without importing the parts that it names.
 
     Raises:
         UsageError: the file cannot be read, or is no run.json.

@@ -21,7 +21,7 @@ from qscape.jobs.tune import Tuner, open_search
 from qscape.run.plan import Plan
 from qscape.types import setting
 
-SHOWN = 10  # trials of the table at the end
+SHOWN = 10  # maximal number of trials in the table at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Search the fields of one agent."""
+    """Search the fields of one agent. Returns the exit code."""
     recipe, rest = options.positional(argv, "RECIPE", "qscape tune", flags_for="RECIPE")
     register_named(recipe)
     own, agents = split(rest)
@@ -73,14 +73,17 @@ def main(argv: list[str]) -> int:
     ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
     index_actions = build(recipe, settings).index_actions
     adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=index_actions)
-    adapter.close()  # one that does not fit is refused before a folder is made
+    adapter.close()  # made so that an unfit environment is refused before a folder is created
     folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
     search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
     return run(search, given.trials, given.workers or count_cores(), shlex.join(["qscape", "tune", *argv]))
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags of the command and those of the agent, which have a dot; what follows a flag goes with it."""
+    """Split arguments into flags of the command and flags of the agent, each with its values.
+
+    Flags of the agent have a dot, such as --base.batch-size.
+    """
     own: list[str] = []
     agents: list[str] = []
     taken = own
@@ -92,7 +95,20 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(search: Search, trials: int, workers: int, command: str) -> int:
-    """Go on with a search until it has its trials. Returns the exit code."""
+    """Run a search until it has its trials; one that exists is continued.
+
+    Args:
+        search: the search.
+        trials: total number of trials.
+        workers: maximal number of runs in parallel.
+        command: the command line, printed if the search was interrupted.
+
+    Returns:
+        The exit code: 0, or 130 after an interrupt.
+
+    Raises:
+        RunError: no trial was finished.
+    """
     board = SearchBoard(search, trials, plain_console())
     with open_search(search, board.changed) as tuner:
         board.tuner = tuner
@@ -109,7 +125,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
 
 
 class SearchBoard(LiveBoard):
-    """A search on the screen: one live table on a terminal, lines elsewhere."""
+    """A search on the screen: one live table on a terminal, else one line for each change."""
 
     tuner: Tuner
 
@@ -118,12 +134,12 @@ class SearchBoard(LiveBoard):
         self.search, self.trials = search, trials
 
     def changed(self, trial: Trial) -> None:
-        """Say what became of a trial; the table on a terminal shows it anyhow, but for reasons."""
+        """Print the new state of a trial; on a terminal only if it failed, since the table has no reasons."""
         if not self.console.is_terminal or trial.why:
             self.say(self.line(trial))
 
     def line(self, trial: Trial) -> str:
-        """What became of a trial."""
+        """Describe the state of a trial in one line."""
         if trial.state == "running":
             text = fields(trial)
         elif trial.state == "failed":
@@ -136,7 +152,7 @@ class SearchBoard(LiveBoard):
         return f"trial {trial.number:>3}  {trial.state:<8} {text}"
 
     def counts(self) -> str:
-        """How far the search is."""
+        """Return the number of trials in each state and the best trial, as text."""
         of = self.tuner.of
         ended = len(of("done", "pruned", "failed"))
         states: list[State] = ["running", "pruned", "failed"]
@@ -147,7 +163,7 @@ class SearchBoard(LiveBoard):
         return text + (f"; best: trial {best.number}, {best.score:,.1f}" if best else "")
 
     def table(self, trials: list[Trial]) -> Table:
-        """Some trials with their fields."""
+        """Make a table of trials with their fields."""
         rows = [
             [str(t.number), t.state, f"{t.step:,}", "" if t.score is None else f"{t.score:,.1f}", fields(t)]
             for t in trials
@@ -158,16 +174,16 @@ class SearchBoard(LiveBoard):
         return made
 
     def short_table(self) -> Table:
-        """As much as fits on the screen: what runs, and the best."""
+        """Make the table of the trials that fit on the screen: the running ones, then the best ones."""
         room = max(self.console.height - 6, 3)
         return self.table([*self.tuner.of("running"), *self.ranking()][:room])
 
     def ranking(self) -> list[Trial]:
-        """Trials that are done, the best first."""
+        """Return the finished trials, the best first."""
         return sorted(self.tuner.of("done"), key=lambda t: -(t.score or 0.0))
 
     def ending(self) -> None:
-        """The best trials, the best one as a command, and which fields mattered."""
+        """Print the best trials, the importance of each field, and the best trial as a command."""
         best = self.tuner.best
         if best is None:
             return
@@ -183,13 +199,13 @@ class SearchBoard(LiveBoard):
 
 
 def fields(trial: Trial) -> str:
-    """A trial's fields, short."""
+    """Return a trial's fields as text, with 4 digits."""
     text = {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in trial.fields.items()}
     return ", ".join(f"{name} {value}" for name, value in text.items())
 
 
 def train_command(trial: Trial) -> list[str]:
-    """The command that makes a trial's runs again."""
+    """Return the command that repeats a trial's runs, as a list of arguments."""
     plan, search = trial.plan(0), trial.search
     command = ["qscape", "train", plan.recipe, "--env", plan.env, "--steps", str(plan.steps)]
     command += ["--eval-every", str(plan.eval_every), "--eval-episodes", str(plan.eval_episodes)]
@@ -206,7 +222,7 @@ def train_command(trial: Trial) -> list[str]:
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """A field as a flag with its values."""
+    """Return the flag that sets a field `part.field` to a value, as a list of arguments."""
     if isinstance(value, bool):
         part, _, field = name.partition(".")
         return [f"--{part}.{'' if value else 'no-'}{field}".replace("_", "-")]

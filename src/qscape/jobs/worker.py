@@ -123,9 +123,7 @@ def main() -> None:
     except QscapeError as problem:
         tell({"kind": "Failed", "why": str(problem), "code": problem.code})
         sys.exit(problem.code)
-    except (
-        Exception
-    ) as problem:  # a bug in an environment or in qscape; `raise` puts its traceback in the log
+    except Exception as problem:  # a bug in an environment or in qscape: the log shows its traceback
         tell({"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"})
         raise
 
