@@ -306,6 +306,7 @@ def load(
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded: `Model` would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
+        folders.refuse_local_code(folder, plan)
     model = Model(
         plan.recipe,
         plan.env if env is None else env,

@@ -31,6 +31,7 @@ class Job:
     steps: int | None = None
     overwrite: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
+    trusted: bool = False  # did the user name the environment of the run to resume, as in a study file?
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON, with the parts that the user's process registered by their place."""
@@ -62,7 +63,9 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
                 job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
             )
         else:
-            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach)
+            yield from resume(
+                job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach, trusted=job.trusted
+            )
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:

@@ -143,11 +143,14 @@ def resume(
     *,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
+    trusted: bool = False,
 ) -> Iterator[ev.RunEvent]:
-    """Go on with the run in a folder from its newest save (or from the start, if it has none yet).
+    """Continue the run in a folder from its newest save, or from the start if it has no save yet.
 
     Args:
         steps: a new total; None: what the run was started with.
+        trusted: the user named the environment and the probes, as in a study file, so that modules of the
+            current directory may be imported.
 
     Raises:
         UsageError: the run has made these steps already. RunError: no run, or no readable save.
@@ -160,6 +163,8 @@ def resume(
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
         folders.refuse_nameless(folder, plan)
+        if not trusted:
+            folders.refuse_local_code(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
         made = folders.steps_made(folder)
