@@ -30,7 +30,7 @@ def fill(key):
     """Fill a replay with random transitions.
 
     Returns:
-        The storage (packed rows) and the index of the replay.
+        The storage (packed rows) and the replay state (write positions, sizes and priorities).
     """
     k_place, k_action = jax.random.split(key)
     place = jax.random.uniform(k_place, (TRANSITIONS, 1, SIZE), minval=-1.0, maxval=1.0)
@@ -46,14 +46,14 @@ def fill(key):
     return jax.lax.scan(insert, agent.replay.init(layout), rows)[0]
 
 
-def train(update, state, rows, index, key, updates):
+def train(update, state, storage, replay_state, key, updates):
     """Apply `updates` updates to `state`; returns the new state and the metrics of the last update.
 
     The key stays the same, because every update folds its own number into it.
     """
     metrics = {}
     for _ in range(updates):
-        state, index, metrics = update(state, rows, index, key)
+        state, replay_state, metrics = update(state, storage, replay_state, key)
     return state, metrics
 
 

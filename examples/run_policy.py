@@ -47,9 +47,9 @@ def main() -> None:
         print(np.round(row, 3), "->", action)
     seconds = []
     for _ in range(1_000):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         act(session, rows[0])
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     print(f"one action takes {1e3 * np.median(seconds):.3f} ms")
 
 

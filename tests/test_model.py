@@ -75,8 +75,15 @@ def test_fields_of_the_base_are_keywords_of_named_agents():
     model = qs.TD3("Pendulum-v1", discount=0.9, base={"batch_size": 8}, polyak={"rate": 0.1})
     assert model.recipe == "td3"
     assert model.settings == {"base": {"batch_size": 8, "discount": 0.9}, "polyak": {"rate": 0.1}}
-    with pytest.raises(qs.UsageError, match=r"no keyword 'gamma'; write base=\{'discount': ...\}"):
-        qs.TD3("Pendulum-v1", gamma=0.9)
+    for name, hint in {
+        "gamma": "write discount=...",
+        "tau": r"write polyak=\{'rate': ...\}",
+        "net_arch": "write actor_hidden=... and critic_hidden=...",
+        "n_envs": "write envs=...",
+        "discoun": "near to it: discount",
+    }.items():
+        with pytest.raises(qs.UsageError, match=f"TD3 has no keyword '{name}'; {hint}"):
+            qs.TD3("Pendulum-v1", **{name: 1})
     with pytest.raises(qs.UsageError, match=r"base.discount is 2.0; it must lie in \[0, 1\]") as refused:
         qs.PPO("Pendulum-v1", discount=2.0)
     assert (refused.value.part, refused.value.field) == ("base", "discount")

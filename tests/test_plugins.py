@@ -247,6 +247,24 @@ def test_a_forged_run_folder_imports_nothing(copied, refused, place):
     assert not {"mine", "antigravity"} & ({*sys.modules} - before)
 
 
+@pytest.mark.parametrize("key", ["env", "probe"])
+def test_a_run_folder_imports_no_module_of_the_current_directory(copied, refused, key, monkeypatch):
+    """As with `python -m qscape.cli`, where this directory is on the path."""
+    Path("local_code.py").write_text("raise SystemExit('imported')")
+    value = "local_code:Clock-v0" if key == "env" else ["local_code:Probe"]
+    folders.write_record(copied, folders.read_record(copied) | {key: value})
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    loaded = ["--parts", "mine:Penalty"]
+    for argv in (["resume", copied, "--steps", 150, *loaded], ["evaluate", copied, *loaded]):
+        assert "local_code:" in (sentence := refused(*argv))
+        assert "a module of the current directory, which a run folder does not import" in sentence
+    with pytest.raises(UsageError, match="a run folder does not import"):
+        qs.load(copied)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    with pytest.raises(SystemExit, match="imported"):
+        qs.load(copied).evaluate(1)
+
+
 def test_a_run_whose_package_is_gone(copied, refused):
     record = folders.read_record(copied) | {"recipe": "td3+penalty", "plugins": {"penalty": "mypackage 0.1"}}
     folders.write_record(copied, record)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import BASE_HELP, build, register_named, settings_of
+from qscape.agents import BASE_HELP, build, nearest, ours, register_named, settings_of
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -321,6 +321,7 @@ def load(
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
+        folders.refuse_local_code(folder, plan)
     model = Model(
         plan.recipe,
         plan.env if env is None else env,
@@ -411,10 +412,28 @@ class NamedModel(Model):
         seed: int = 0,
         **keywords: Any,
     ) -> None:
+        self._refuse_unknown(keywords)
         base = {name: keywords.pop(name) for name in [*keywords] if name in self.base_fields}
         if base:
             keywords["base"] = {**keywords.get("base", {}), **base}
         super().__init__(self.base_name, env, seed, **keywords)
+
+    def _refuse_unknown(self, keywords: Mapping[str, Any]) -> None:
+        """Raise an error for a keyword that is none, with the name that is meant."""
+        known = [*inspect.signature(type(self)).parameters, "base"]
+        settings = settings_of(build(self.base_name))
+        fields = [f"{part}.{field}" for part, of in settings.items() for field in of]
+        for name in keywords:
+            if name not in known and name not in settings:
+                meant = [_keyword(field) for field in ours(name, [*known, *fields])]
+                hint = f"write {' and '.join(meant)}" if meant else nearest(name, known)
+                raise UsageError(f"{type(self).__name__} has no keyword '{name}'; {hint}.", field=name)
+
+
+def _keyword(field: str) -> str:
+    """Write a field `part.field` as the keyword of a named agent that sets it."""
+    part, _, name = field.rpartition(".")
+    return f"{name}=..." if part in ("", "base") else f"{part}={{{name!r}: ...}}"
 
 
 class TD3(NamedModel, agent="td3"):

@@ -10,19 +10,19 @@ from qscape.errors import QscapeError
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
-    "resume": ("go on with an interrupted run, or make it longer", "RUN [--steps N]"),
+    "resume": ("continue an interrupted run, or make it longer", "RUN [--steps N]"),
     "study": ("run agents on environments, as a file says", "run|status FILE [--workers N] [--budget quick]"),
     "tune": ("search for better fields of an agent", "RECIPE --env ID --trials N --steps M"),
     "watch": ("watch a run while it trains", "RUN [--show METRIC] [--once]"),
     "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),
-    "compare": ("compare runs by sound statistics", "RUNS... [--csv|--latex|--json|--png FILE]"),
+    "compare": ("compare runs statistically", "RUNS... [--csv|--latex|--json|--png FILE]"),
     "plot": ("draw the learning curves of runs", "RUNS... --png FILE"),
     "video": ("film a trained policy", "RUN [--mp4 FILE]"),
     "landscape": (
         "draw Q over actions, measure its optima",
         "RUN [RUN2] [--over-training] [--html FILE]",
     ),
-    "smoothness": ("measure how much policies chatter", "RUN... [--robustness] [--json|--png FILE]"),
+    "smoothness": ("measure how smoothly policies act", "RUN... [--robustness] [--json|--png FILE]"),
     "embedding": ("draw the geometry of values that savgo learned", "RUN [--state-from EPISODE:STEP]"),
     "record": ("record episodes of a policy as a dataset", "RUN --episodes N --dataset NAME"),
     "dataset": ("show what a dataset holds", "NAME"),

@@ -44,6 +44,7 @@ class Job:
     steps: int | None = None
     overwrite: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
+    trusted: bool = False  # did the user name the environment of the run to resume, as in a study file?
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` that this process registered."""
@@ -78,7 +79,9 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
                 job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
             )
         else:
-            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach)
+            yield from resume(
+                job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach, trusted=job.trusted
+            )
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:

@@ -206,7 +206,12 @@ class Agent(Bound):
             known_actor = None if part in (self.representation, self.selector) else actor
             part_state = part.init(stream(key, f"{name}.init"), nets, spec, self.base, known_actor)
             if part_state.params is not None and part.socket not in LEARNING_SOCKETS:
-                raise TypeError(f"{name}: only parts in {', '.join(LEARNING_SOCKETS)} have a `learn` step")
+                learning = ", ".join(LEARNING_SOCKETS)
+                raise UsageError(
+                    f"The part '{name}' is wrong in init: it returns `params`, and only a {learning} has a "
+                    "`learn` step for them; use `actor_params` or `extra`.",
+                    part=name,
+                )
             if part_state != PartState():
                 part_states[name] = part_state
         optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -246,6 +247,31 @@ def refuse_nameless(folder: Path, plan: Plan) -> None:
             f"{folder} ran in {plan.env}, which no id makes: "
             f"give it in Python, qs.load({str(folder)!r}, env=...)."
         )
+
+
+def refuse_local_code(folder: Path, plan: Plan) -> None:
+    """Raise an error for a run whose environment or probe is a module of the current directory.
+
+    The user chose the modules that are installed, on PYTHONPATH or imported already. The current directory
+    may hold files of whoever made the run folder.
+
+    Raises:
+        UsageError: the run folder names such a module.
+    """
+    here, chosen = Path.cwd().resolve(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if here in [Path(path).resolve() for path in chosen if path]:
+        return
+    for place in (plan.env, *plan.probe):
+        module = place.partition(":")[0].partition(".")[0]
+        if ":" not in place or module in sys.modules:
+            continue
+        spec = importlib.util.find_spec(module)
+        files = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else []
+        if here in [Path(file).resolve().parent for file in files if file]:
+            raise UsageError(
+                f"{folder} names {place}, a module of the current directory, which a run folder does not "
+                f"import; put the directory on PYTHONPATH, or import {module} before you load the run."
+            )
 
 
 LOCK_PATIENCE = 1.0  # seconds to wait for a lock; `in_use` in another process holds it for a moment
