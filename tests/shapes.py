@@ -71,6 +71,7 @@ def trace_column_target() -> None:
 
 
 def main() -> None:
+    """Trace all recipes of the contract tests and some on-policy agents; print the errors as JSON."""
     traces = {
         f"{kind} {name}": partial(trace, agent)
         for name, row in test_contract.TABLE.items()

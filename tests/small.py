@@ -44,6 +44,7 @@ class Run(NamedTuple):
     key: jax.Array
 
     def step(self) -> "Run":
+        """Return the run after one update."""
         state, replay_state = self.program(self.state, self.storage, self.replay_state, self.key)
         return self._replace(state=state, replay_state=replay_state)
 

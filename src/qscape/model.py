@@ -127,6 +127,7 @@ class Model:
         return TrainedAgent(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
 
     def _plan(self, steps: int) -> Plan:
+        """Return the plan of a run of `steps` steps, before `prepare`."""
         return Plan(
             recipe=self.recipe,
             env=self.adapter.env_id,
@@ -211,10 +212,12 @@ class Model:
         return self._policy().predict(observation, state, episode_start, deterministic, counter)
 
     def _policy(self) -> "Policy":
+        """Return the best policy so far; an untrained one if `learn` was not called."""
         trainer = self.trainer or self._untrained()
         return Policy(self.adapter, trainer.programs, trainer.best, trainer.env_steps)
 
     def _untrained(self) -> Loop:
+        """Make and keep a trainer that has made no step, to predict, evaluate or save before `learn`."""
         plan, agent, _ = prepare(self._plan(FOREVER))
         self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
         return self.trainer
@@ -419,7 +422,7 @@ class NamedModel(Model):
         super().__init__(self.base_name, env, seed, **keywords)
 
     def _refuse_unknown(self, keywords: Mapping[str, Any]) -> None:
-        """Raise an error for a keyword that is none, with the name that is meant."""
+        """Raise a UsageError for an unknown keyword; it names the keyword that is probably meant."""
         known = [*inspect.signature(type(self)).parameters, "base"]
         settings = settings_of(build(self.base_name))
         fields = [f"{part}.{field}" for part, of in settings.items() for field in of]
@@ -431,7 +434,7 @@ class NamedModel(Model):
 
 
 def _keyword(field: str) -> str:
-    """Write a field `part.field` as the keyword of a named agent that sets it."""
+    """Format a field `part.field` as the keyword argument of a named agent that sets it."""
     part, _, name = field.rpartition(".")
     return f"{name}=..." if part in ("", "base") else f"{part}={{{name!r}: ...}}"
 

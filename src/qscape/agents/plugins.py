@@ -196,6 +196,7 @@ def missing(name: str, origin: str) -> str:
 
 
 def _how_to_allow(place: str) -> str:
+    """Return the end of an error that says how to load a part `module:Class`."""
     return (
         "a file that names code does not run it; if you trust this code, "
         f"add --parts {place} to the command, or call qs.register('{place}') in Python."

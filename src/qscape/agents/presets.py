@@ -93,7 +93,7 @@ def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any
 
 # --- Lee et al. 2026: PAVE and the methods it is compared with --------------------------------------------
 
-SMOOTH = {"actor_activation": "silu", "critic_activation": "silu"}  # every arm, the bases too
+SMOOTH = {"actor_activation": "silu", "critic_activation": "silu"}  # for all agents of the paper
 FAST = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "warmup": 10_000}
 TD3_BASE = SMOOTH | FAST | {"actor_hidden": (400, 300), "critic_hidden": (400, 300)}
 SHORT = {"discount": 0.98, "replay_capacity": 200_000}  # TD3 on the two smaller tasks
@@ -149,6 +149,7 @@ def _l2c2(env: str) -> dict[str, float]:
 
 
 def _smooth_control() -> dict[tuple[str, str, str], Settings]:
+    """Return the rows of Lee et al. 2026."""
     rows: dict[tuple[str, str, str], Settings] = {}
     for env in ENVIRONMENTS:
         rows["td3", "", env] = {"base": TD3_BASE | (SHORT if env in (LUNAR, PENDULUM) else {})}
@@ -175,6 +176,7 @@ RELEASED = {"bootstrap_at_time_limits": False, "warmup": 5_000}
 
 
 def _savgo() -> dict[tuple[str, str, str], Settings]:
+    """Return the rows of SAVGO."""
     rows: dict[tuple[str, str, str], Settings] = {}
     for env, candidates in (SAVGO_V1 | SAVGO_V2).items():
         first = env in SAVGO_V1
@@ -205,6 +207,7 @@ COMPARED = ("savo", "ou", "wolpertinger", "ensemble", "joint", "cem", "greedy_ac
 
 
 def _savo() -> dict[tuple[str, str, str], Settings]:
+    """Return the rows of SAVO and the methods that it is compared with."""
     tasks = dict.fromkeys([*RESTRICTED, *STANDARD, *DEXTEROUS], ON_MUJOCO) | dict.fromkeys(RECSIM, ON_ITEMS)
     tasks |= {"mineworld/MineWorld-v0": ON_MINES}
     rows: dict[tuple[str, str, str], Settings] = {}
@@ -251,6 +254,7 @@ A2C_CARTPOLE: Settings = {
 
 
 def _action_collapse() -> dict[tuple[str, str, str], Settings]:
+    """Return the rows of ACPG."""
     rows: dict[tuple[str, str, str], Settings] = {
         ("reinforce", "", "CartPole-v1"): {},  # these are the defaults
         ("ppo", "", "CartPole-v1"): PPO_CARTPOLE,

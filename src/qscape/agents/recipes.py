@@ -185,7 +185,11 @@ def register_named(recipe: str) -> None:
 
 
 def register_all_installed() -> list[str]:
-    """Register the parts that installed packages declare; returns the errors of those that cannot be used."""
+    """Register the parts that installed packages declare.
+
+    Returns:
+        The errors of the parts that cannot be used.
+    """
     problems = []
     for name in plugins.entry_points():
         try:
@@ -300,6 +304,7 @@ def parts_of(base: str) -> dict[str, type]:
 
 
 def _family(base: str) -> str:
+    """Return "on-policy" or "off-policy", for messages."""
     return "on-policy" if base in onpolicy.BASES else "off-policy"
 
 
@@ -401,6 +406,7 @@ def _filled_sockets(agent: Agent) -> dict[str, Any]:
 
 
 def _with_settings(part: Any, settings: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Set the fields of a part, or of each part in a tuple, by the settings under its name."""
     if isinstance(part, tuple):
         return tuple(_with_settings(p, settings) for p in part)
     return set_fields(part, part.name, settings.get(part.name, {}))

@@ -105,11 +105,11 @@ class LocalWorker:
             yield {"kind": "Failed", "why": f"its process {how}", "lost": True}
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask the job to save and end."""
         self.process.terminate()
 
     def kill(self) -> None:
-        """End it now."""
+        """End the job now, without a save."""
         self.process.kill()
 
 
@@ -186,6 +186,7 @@ class Pool:
         return not self.stopping
 
     def _listen(self, k: int, worker: Worker) -> None:
+        """Put the events of worker k into the queue, then None. Runs in a thread for each worker."""
         try:
             for data in worker.events():
                 self._queue.put((k, data))
@@ -196,6 +197,7 @@ class Pool:
 
 
 def _parse_event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
+    """Convert an event from JSON; None stays None."""
     if data is None:
         return None
     if data["kind"] == "Failed":

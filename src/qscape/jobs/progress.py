@@ -63,6 +63,11 @@ class RunProgress:
         self.score = read_last_return(self.row.folder)
 
     def _read_folder(self) -> None:
+        """Set `step`, and `state` or `job`, from a folder that no other process uses.
+
+        Raises:
+            UsageError: the folder holds another run. RunError: the run made no update, or cannot be read.
+        """
         plan, folder = self.row
         if not (folder / folders.RECORD).exists():
             folders.refuse_taken(folder)
@@ -135,6 +140,7 @@ class StudyProgress:
             yield self._next()
 
     def _next(self) -> tuple[int, Job] | None:
+        """Return the index and job of the first run that can start, and mark it as running; else None."""
         for k, run in enumerate(self.runs):
             if run.state in ("waiting", "elsewhere"):
                 before = run.state
@@ -152,7 +158,11 @@ class StudyProgress:
         return [s for s in self.runs if s.state in states]
 
     def describe_changes(self) -> list[str]:
-        """Describe, for each agent without a run, its differences from an earlier agent of the study."""
+        """Describe how agents without a run differ from agents of an earlier version of the study file.
+
+        Returns:
+            One line for each new agent that has a predecessor with the same recipe.
+        """
         labels = {s.row.plan.label for s in self.runs}
         groups = {s.row.folder.parent: s.row for s in self.runs if s.step == 0}
         before: dict[Path, list[dict[str, Any]]] = {}
@@ -188,6 +198,7 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
 
 
 def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
+    """Return the fields that identify a run of a study, prepared for a total of `steps`."""
     plan, agent, _ = prepare(dataclasses.replace(row.plan, steps=steps))
     return _flatten_record(to_json(plan, agent))
 

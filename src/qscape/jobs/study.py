@@ -164,6 +164,7 @@ def _steps(source: Source, path: Where) -> dict[str, int]:
 
 
 def _agent(source: Source, path: Where) -> Entry:
+    """Read an entry [[agents]]."""
     recipe = source.get((*path, "recipe"), str)
     if recipe is None:
         raise source.error(path, '[[agents]] needs a recipe, such as recipe = "td3+lap"')
@@ -191,6 +192,7 @@ def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]
 
 
 def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
+    """Read an entry [[environments]]; make the environment once, to see that it exists and fits."""
     source.table(path, ENVIRONMENT_KEYS)
     env, args = source.get((*path, "id"), str), source.get((*path, "args"), dict, {})
     if env is None:
@@ -225,6 +227,7 @@ def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
 def _duplicate(
     source: Source, plan: Plan, before: tuple[Plan, Entry, Entry], agent: Entry, environment: Entry
 ) -> UsageError:
+    """Return the error for two entries with the same agent and environment; `before`: the first of them."""
     same_agent = before[1].path == agent.path
     first, second = (before[2], environment) if same_agent else (before[1], agent)
     what = _folder_of_environment(plan.env, plan.env_args) if same_agent else plan.label

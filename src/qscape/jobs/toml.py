@@ -106,6 +106,7 @@ class Source(NamedTuple):
 
 
 def _at(data: Any, path: Where) -> Any:
+    """Return the value at a path in parsed TOML, or None."""
     for key in path:
         if isinstance(data, dict) and isinstance(key, str):
             data = data.get(key)

@@ -111,7 +111,7 @@ class Trial:
         _, agent, _ = prepare(self.plan(0))
         field, wait = agent.base.find_learning_start()
         keeps = isinstance(agent, OffPolicyAgent) and agent.schedule.keeps_best_policy
-        # On-policy the first update precedes the evaluation at that step; off-policy it follows the warm-up.
+        # On-policy, the first update is made before the evaluation at step `wait`; off-policy, after it.
         return "kept" if keeps else "current", wait if field == "rollout" else wait + 1
 
     def add_evaluation(self, seed: int, step: int, policy: str, ret: float) -> None:
@@ -121,7 +121,7 @@ class Trial:
             self.curves[seed][step] = ret
 
     def curve(self) -> dict[int, float]:
-        """Average over the seeds, at the steps that all of them have reached."""
+        """Return the learning curve, step -> mean return over the seeds, at steps that all seeds reached."""
         steps = sorted(set.intersection(*(set(curve) for curve in self.curves)))
         return {step: mean(curve[step] for curve in self.curves) for step in steps}
 

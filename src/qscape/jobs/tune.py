@@ -117,7 +117,7 @@ class Tuner:
                 yield job
 
     def _begin_trial(self) -> None:
-        """Start a trial. Its draws depend only on the trials before it."""
+        """Start a trial; its fields depend only on the seed of the search and on the trials before it."""
         self.study.sampler = _make_sampler(self.search.seed, len(self.trials))
         handle = self.study.ask()
         fields = {r.field: _suggest(handle, r) for r in self.search.ranges}
@@ -256,7 +256,7 @@ def _open_study(search: Search) -> "optuna.Study":
 
 
 def _default_fields(search: Search) -> dict[str, Any]:
-    """Return the recipe's own values of the fields, where they lie in their ranges."""
+    """Return the recipe's own values of the searched fields, without those outside of their ranges."""
     agent = prepare(search.plan)[1]
     parts: dict[str, Any] = {"base": agent.base, **agent.parts}
     fields = {}

@@ -36,6 +36,7 @@ class Job:
         steps: new total of environment steps; None: that of the run, or of the plan.
         overwrite: replace a run that is in the folder.
         trackers: further loggers, "wandb" or "trackio".
+        trusted: with "resume": whether the user named the environment, as in a study file (see `resume`).
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Job:
     steps: int | None = None
     overwrite: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
-    trusted: bool = False  # did the user name the environment of the run to resume, as in a study file?
+    trusted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` that this process registered."""

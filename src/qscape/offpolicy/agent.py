@@ -194,7 +194,7 @@ class Agent(Bound):
             A state whose every leaf has a buffer of its own, so that it can be donated.
 
         Raises:
-            TypeError: a part has `params`, but its socket has no `learn` step.
+            UsageError: a part has `params`, but its socket has no `learn` step.
         """
         spec, nets = self.task, self.nets
         if actor is None:
@@ -390,4 +390,5 @@ def make_action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes
 
 
 def _unavailable(*args: Any) -> Any:
+    """Stands for `context.policy` while the selector makes it; the selector must not call it."""
     raise RuntimeError("a selector's `policy` used context.policy, which is made of it")

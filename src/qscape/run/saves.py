@@ -64,7 +64,7 @@ class Large:
 
 
 def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[str, Any]) -> Path:
-    """Writes the save `folder/name`; an older save of that name stays readable until the new one is whole.
+    """Write the save `folder/name`; an older save of that name stays readable until the new one is whole.
 
     Arrays are streamed to the disk: host arrays, and jax arrays on the CPU, are not copied.
 
@@ -109,7 +109,7 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
 
 
 def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """Reads the trees named in `templates`, and only those, into the structures of `templates`.
+    """Read the trees named in `templates`, and only those, into the structures of `templates`.
 
     A leaf is returned as a numpy array if its template is one, else as a jax array on the default device
     (64-bit leaves stay numpy arrays where jax would narrow them). If its template is `Large`, the leaf is
@@ -147,12 +147,12 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Reads the `meta` of a save, from its JSON alone. Raises RunError like `read`."""
+    """Read the `meta` of a save, from its JSON alone. Raises RunError like `read`."""
     return _read_record(path)["meta"]
 
 
 def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
-    """Reads one tree as numpy arrays by leaf name, such as "critics/0/layers/1/weight"; keys as their data.
+    """Read one tree as numpy arrays by leaf name, such as "critics/0/layers/1/weight"; keys as their data.
 
     Raises RunError like `read`.
     """
@@ -162,23 +162,23 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
 
 
 def arrays(tree: PyTree) -> dict[str, Any]:
-    """Returns a tree in memory in the form in which `read_arrays` would return it from a save."""
+    """Return a tree in memory in the form in which `read_arrays` would return it from a save."""
     return {name: _stored(name, leaf)[1] for name, leaf in _flatten(tree)[0].items()}
 
 
 def tree_names(path: Path) -> list[str]:
-    """Returns the names of a save's trees. Raises RunError like `read`."""
+    """Return the names of a save's trees. Raises RunError like `read`."""
     return list(_read_record(path)["trees"])
 
 
 def names(folder: Path) -> list[str]:
-    """Returns the names of the complete saves in `folder` that are whole numbers, smallest (oldest) first."""
+    """Return the names of the complete saves in `folder` that are whole numbers, smallest (oldest) first."""
     found = (record.parent.name for record in folder.glob(f"*/{_RECORD}"))
     return sorted((name for name in found if name.isdecimal()), key=int)
 
 
 def prune(folder: Path, keep: int, protect: Callable[[str], bool] = lambda name: False) -> None:
-    """Deletes old saves of a folder.
+    """Delete old saves of a folder.
 
     Args:
         folder: the folder of a run's saves.
@@ -198,7 +198,7 @@ def prune(folder: Path, keep: int, protect: Callable[[str], bool] = lambda name:
 
 
 def drop(path: Path, tree_name: str) -> None:
-    """Deletes one tree of the save at `path`; does nothing if the save has no tree of that name.
+    """Delete one tree of the save at `path`; do nothing if the save has no tree of that name.
 
     Raises RunError if `path` is no readable save or cannot be written.
     """
@@ -213,7 +213,7 @@ def drop(path: Path, tree_name: str) -> None:
 
 
 def _flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
-    """Returns the leaves of a tree by name, and its structure.
+    """Return the leaves of a tree by name, and its structure.
 
     Raises ValueError if two leaves share one name, TypeError if a leaf is no array.
     """
@@ -228,7 +228,7 @@ def _flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
 
 
 def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
-    """Returns the entry of a leaf in `save.json`, and the array that is written to the file."""
+    """Return the entry of a leaf in `save.json`, and the array that is written to the file."""
     record: _Json = {"name": name, "shape": list(leaf.shape), "dtype": leaf.dtype.name}
     if isinstance(leaf, Large):
         return record, leaf
@@ -243,7 +243,7 @@ def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
 
 
 def _restore(array: np.ndarray, leaf: _Json, like: Any) -> Any:
-    """Turns the array of a file into a key, a numpy array or a jax array, as its template `like` is one."""
+    """Turn the array of a file into a key, a numpy array or a jax array, as its template `like` is one."""
     if "impl" in leaf:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=leaf["impl"])
     if isinstance(like, np.ndarray | np.generic):
@@ -253,7 +253,7 @@ def _restore(array: np.ndarray, leaf: _Json, like: Any) -> Any:
 
 
 def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> str | None:
-    """Describes the first leaf that differs between a save and a template; None if no leaf differs."""
+    """Describe the first leaf that differs between a save and a template; None if no leaf differs."""
 
     def show(shape: Any, dtype: str) -> str:
         return f"{dtype}[{','.join(map(str, shape))}]"
@@ -271,7 +271,7 @@ def _first_difference(saved: Mapping[str, _Json], wanted: Mapping[str, Any]) -> 
 
 
 def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
-    """Writes the leaves of a tree to a file, and returns their entries in `save.json`."""
+    """Write the leaves of a tree to a file, and return their entries in `save.json`."""
     records = []
     with zipfile.ZipFile(file, "x") as archive:
         for name, leaf in _flatten(tree)[0].items():
@@ -297,7 +297,7 @@ def _tree_record(path: Path, record: _Json, tree_name: str) -> _Json:
 
 
 def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
-    """Opens the file of a tree's leaves; it is closed when the last reference to it is gone."""
+    """Open the file of a tree's leaves; it is closed when the last reference to it is gone."""
     file = path / tree["file"]
     try:
         if (size := file.stat().st_size) != tree["bytes"]:
@@ -316,7 +316,7 @@ def _read_leaf(archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
 
 
 def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
-    """Returns a leaf of an open file as `Large`, without reading it."""
+    """Return a leaf of an open file as `Large`, without reading it."""
     shape, dtype = tuple(leaf["shape"]), np.dtype(leaf["dtype"])
     *before, rows, width = shape
     stride = width * dtype.itemsize
@@ -337,7 +337,7 @@ def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
 
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
-    """Opens the file of one leaf; compares its checksum when it was read to its end."""
+    """Open the file of one leaf; its checksum is compared when it was read to its end."""
     try:
         info = archive.getinfo(f"{leaf.get('member', leaf['name'])}.npy")
         if leaf["crc32"] != info.CRC:
@@ -359,6 +359,10 @@ def _write_record(file: Path, record: _Json) -> None:
 
 
 def _read_record(path: Path) -> _Json:
+    """Read the `save.json` of a save, with today's names of leaves.
+
+    Raises RunError if it is missing, damaged, of another format or of a newer version.
+    """
     file = path / _RECORD
     try:
         record = json.loads(file.read_bytes())
@@ -381,14 +385,17 @@ def _read_record(path: Path) -> _Json:
 
 
 def _checksum(record: _Json) -> int:
+    """Return the CRC-32 of a record without its own checksum."""
     return crc32(json.dumps(record).encode())
 
 
 def _foreign(path: Path, reason: str) -> RunError:
+    """Return the error for a folder that is no save."""
     return RunError(f"{path} is not a qscape save ({reason}); name a folder like saves/100000.")
 
 
 def _replace(target: Path, temporary: Path, record: _Json) -> None:
+    """Replace the save `target` by the one in `temporary`, whose `save.json` holds `record`."""
     # A rename replaces a file atomically, but not a folder that has content. So the new trees move beside
     # the old ones under unused names, and then the new save.json replaces the old one.
     for tree in record["trees"].values():
@@ -400,11 +407,13 @@ def _replace(target: Path, temporary: Path, record: _Json) -> None:
 
 
 def _unused(stem: str, *folders: Path) -> str:
+    """Return a file name `stem.npz`, `stem-2.npz`, ... that exists in none of the folders."""
     candidates = itertools.chain([f"{stem}.npz"], (f"{stem}-{n}.npz" for n in itertools.count(2)))
     return next(name for name in candidates if not any((folder / name).exists() for folder in folders))
 
 
 def _remove_unnamed(path: Path, record: _Json) -> None:
+    """Delete the trees in a save's folder that `record` does not name."""
     named = {tree["file"] for tree in record["trees"].values()}
     for file in path.glob("*.npz"):
         if file.name not in named:
@@ -412,16 +421,18 @@ def _remove_unnamed(path: Path, record: _Json) -> None:
 
 
 def _temporary(target: Path) -> Path:
+    """Return the hidden folder beside `target` in which this process writes or deletes it."""
     return target.with_name(f".{target.name}.tmp-{os.getpid()}")
 
 
 def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary folders of processes that were killed."""
     for leftover in folder.glob(".*.tmp-*"):
         shutil.rmtree(leftover)
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file's bytes, or the renames in a folder, to the disk (does nothing on Windows)."""
+    """Flush a file's bytes, or the renames in a folder, to the disk (nothing on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -433,7 +444,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(action: str) -> Iterator[None]:
-    """Turns an OSError of the `with` block into a RunError that begins with `action`."""
+    """Turn an OSError of the `with` block into a RunError that begins with `action`."""
     try:
         yield
     except OSError as error:

@@ -121,12 +121,12 @@ class Trainer(Loop):
         jax.block_until_ready(self.storage)
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """Take one step of every environment, or many where the whole cycle is one program."""
+        """Take one step of every environment; many steps if the whole cycle runs as one program."""
         if self._drives():
             yield from self._drive()
             return
-        step = self.adapter.step(np.asarray(self.carry.action))  # the only wait for the device
-        self.carry = self.programs.insert(self.carry, Outcome(*step[:-1]))  # moves numpy to the device
+        step = self.adapter.step(np.asarray(self.carry.action))  # np.asarray waits for the device
+        self.carry = self.programs.insert(self.carry, Outcome(*step[:-1]))
         self._count(step)
         self.carry = self.carry._replace(
             observation=step.observation, first=step.starts_episode, action=None, columns={}
@@ -164,6 +164,7 @@ class Trainer(Loop):
         return self.driver is not None
 
     def _drive(self) -> Iterator[ev.RunEvent]:
+        """Run the driven program until an episode ends or something is due."""
         assert self.driver is not None
         self.halt = self._next_due()
         self.carry = self.driver(self.carry, self.key)
@@ -177,6 +178,7 @@ class Trainer(Loop):
         return due
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
+        """Ask the schedule how many updates are due after an event, and whether to keep the policy."""
         self.schedule, updates, keep = self.agent.schedule.updates_due(self.schedule, event, self.agent.base)
         if keep:
             self.kept = self.programs.copy(self.acting)
@@ -205,7 +207,7 @@ class Trainer(Loop):
         self.carry = self.carry._replace(action=action, columns=columns, noise_state=noise_state)
 
     def _explores_next(self) -> bool:
-        """Return whether the next step is past a random phase that ends at a step."""
+        """Return whether the next action is past a warm-up that ends at a fixed step."""
         base = self.agent.base
         return not base.warmup_to_episode_end and self.env_steps >= base.warmup
 

@@ -231,11 +231,13 @@ def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> 
 
 
 def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
+    """Add notes for the user to a `Started` event; other events are returned unchanged."""
     return event._replace(notes=[*notes, *event.notes]) if isinstance(event, ev.Started) else event
 
 
 def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
-    with contextlib.ExitStack() as stack:  # close all of them, even if one raises
+    """Close all sinks and adapters, even if one of them raises an error."""
+    with contextlib.ExitStack() as stack:
         for resource in (*adapters, *sinks):
             if resource is not None:
                 stack.callback(resource.close)
