@@ -292,7 +292,7 @@ def positionals(argv: Sequence[str], what: str, prog: str) -> tuple[list[str], l
         These arguments, and the rest.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the first argument is missing or a flag.
     """
     first, rest = positional(argv, what, prog)
     at = next((k for k, a in enumerate(rest) if a.startswith("-")), len(rest))

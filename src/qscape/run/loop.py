@@ -1,7 +1,7 @@
 """The training loop: one object holds a whole run and yields the events of its training.
 
 All agents share this part: when a run evaluates, logs, saves and stops. `trainer` (off-policy) and `rollouts`
-(on-policy) say how it steps and learns.
+(on-policy) implement how a run steps and learns.
 """
 
 import time
@@ -56,11 +56,18 @@ class Loop:
         eval_adapter: EnvAdapter | None,
         saver: Saver | None,
     ):
-        """
+        """Set up a run before its first step.
+
         Args:
-            eval_adapter: None: the run does not evaluate.
-            saver: called with the trainer, and with whether this save is a milestone that stays; None: the
-                run saves nothing.
+            plan: the completed plan.
+            agent: its agent, bound to no task.
+            adapter: the training environments.
+            eval_adapter: the evaluation environments; None: the run does not evaluate.
+            saver: called with the trainer, and with whether this save is a milestone that is never deleted;
+                None: the run saves nothing.
+
+        Raises:
+            UsageError: the agent does not fit the environment.
         """
         self.plan, self.agent, self.adapter = plan, agent.on(adapter.spec), adapter
         if eval_adapter is not None:
@@ -69,16 +76,16 @@ class Loop:
         self.probes = Probes(plan.probe, self.agent) if plan.probe else None
         self.key = jax.random.key(plan.seed)
         self.env_steps = self.updates = 0
-        self.returns: list[float] = []  # of the episodes since the last log line
+        self.returns: list[float] = []  # returns of the episodes since the last log line
         self.due = {
             "log": plan.log_every,
             "evaluate": 0,
             "save": plan.saves_every,
             "milestone": plan.milestone_every,
         }
-        self.until = plan.steps  # the steps that were last asked for
-        self.finished = False  # were all steps that were asked for made, and their updates?
-        self.seconds = 0.0  # of training in earlier processes
+        self.until = plan.steps  # total of environment steps to make
+        self.finished = False  # whether these steps and their updates were made
+        self.seconds = 0.0  # seconds of training so far, with those in earlier processes
         self.fresh = True
         self._stop = False
 
@@ -86,32 +93,36 @@ class Loop:
 
     @property
     def acting(self) -> Any:
-        """The current acting state: one object, as long as the state is the same."""
+        """The current acting state; the same object as long as `state` is the same object."""
         if self._shown is not self.state:
             self._shown, self._acting = self.state, self.agent.acting(self.state)
         return self._acting
 
     def _notes(self) -> list[str]:
-        """Sentences for the user when training starts."""
+        """Return sentences for the user when training starts."""
         raise NotImplementedError
 
     def _take_memory(self) -> None:
         """Allocate the memory that the notes announced."""
 
     def _prepare(self) -> bool:
-        """Learn what is due and choose an action; return False while more is due before the next step."""
+        """Make some of the pending updates, and choose an action after the last one.
+
+        Returns:
+            Whether everything is done that precedes the next step; if not, it is called again.
+        """
         raise NotImplementedError
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """Take one step of every environment."""
+        """Take one step of every environment (a driven or offline run: many steps); yield its events."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, Any]:
-        """All arrays of the run, by tree; only the newest save holds the tree "replay"."""
+        """Return all arrays of the run, by tree; only the newest save holds the tree "replay"."""
         raise NotImplementedError
 
     def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
-        """The structure of the `arrays` of a save with these counters."""
+        """Return the structure of the `arrays` in a save with these counters."""
         raise NotImplementedError
 
     # --- what all loops share -----------------------------------------------------------------------
@@ -126,7 +137,10 @@ class Loop:
         self._stop = True
 
     def events(self, until: int) -> Iterator[ev.RunEvent]:
-        """Train until `until` environment steps were made; yield the events.
+        """Train until `until` environment steps were made, counted from the start of the run.
+
+        Yields:
+            The events of the run; it proceeds as they are consumed.
 
         Raises:
             RunError: the environment returned NaN, the disk is full, the replay does not fit into memory or
@@ -155,10 +169,10 @@ class Loop:
         if self.saver is not None:
             yield ev.Saved(self.env_steps, self.saver(self, self.finished))
         yield ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished)
-        self._stop = False  # not earlier: a request before the first step counts
+        self._stop = False  # reset here, since `stop` may be called before `events`
 
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
-        """Evaluate, log and save, if due at this step."""
+        """Evaluate, log and save, if due at this step; `last`: whether it is the last step of the run."""
         plan = self.plan
         if (
             self.eval_adapter is not None
@@ -181,7 +195,7 @@ class Loop:
         return True
 
     def _next_due(self) -> int:
-        """The first step after this one at which something is due."""
+        """Return the next step at which an evaluation, a log line, a save or the end of the run is due."""
         return min(self.until, *(step for step in self.due.values() if step > self.env_steps))
 
     def evaluations(self, adapter: EnvAdapter) -> Iterator[ev.Evaluated]:
@@ -211,14 +225,14 @@ class Loop:
         return ev.Logged(self.env_steps, self.updates, metrics)
 
     def _episode_events(self, finished: list[Episode]) -> Iterator[ev.EpisodeDone]:
-        """Yield the ends of episodes; last, so that a listener that saves finds a whole step."""
+        """Yield the ends of episodes. Called last in a step, so that a callback can save a complete step."""
         for episode in finished:
             yield ev.EpisodeDone(self.env_steps, *episode)
 
     # --- saving and resuming ------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        """All counters on the host, JSON-able."""
+        """Return the host's counters as JSON data."""
         names = ("env_steps", "updates", "returns", "due", "finished", "seconds")
         return {name: getattr(self, name) for name in names}
 
@@ -229,7 +243,10 @@ class Loop:
         self.fresh = False
 
     def on_environment_restart(self) -> None:
-        """Called when the environment's state could not be restored: a new episode begins at the save."""
+        """Adapt the run to environments that start new episodes, since their state was not restored.
+
+        Called after `restore`.
+        """
 
 
 def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:

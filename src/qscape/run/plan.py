@@ -49,18 +49,18 @@ class Plan(Pace):
 
     Attributes:
         recipe: base and parts of the agent, e.g. `td3+lap`.
-        env: a Gymnasium id; "" with a dataset that names its own.
+        env: a Gymnasium id; "": the environment that the dataset names.
         steps: environment steps, over all sub-environments; updates where `dataset` is given.
-        seed: of all random numbers of the run.
+        seed: seed of all random numbers of the run.
         envs: sub-environments that are stepped in parallel.
         env_args: arguments of the environment.
         settings: fields of the base and of parts that the user gave, by part.
         label: the recipe with the fields that the user changed; "" until `prepare` writes it.
-        preset: name of a paper's settings, which hold where `settings` has no value; None for none.
-        dataset: the dataset to learn from; then `env` only evaluates. "" for none.
-        reference: (random, expert) returns that the dataset's score maps to 0 and 100; None for no score.
-        start: folder of the run whose networks this one starts with; "" for none.
-        keep_data: start with the dataset of that run in the replay.
+        preset: name of a preset, e.g. "paper"; `settings` win over it. None: no preset.
+        dataset: the dataset to learn from; then `env` only evaluates. "": no dataset.
+        reference: (random, expert) returns that the normalised score maps to 0 and 100; None: no score.
+        start: folder of the run whose networks this run starts with; "": new networks.
+        keep_data: whether the dataset of that run is in the replay from the start.
 
     Raises:
         UsageError: a value is out of its range, or two values exclude each other.
@@ -208,7 +208,7 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
 
     Args:
         agent: the agent, with the settings of the run.
-        preset: name of the preset, which the label then shows; None for none.
+        preset: name of the preset, which the label shows; None: no preset.
         given: the settings that the preset gave; fields that differ from them are shown.
 
     Returns:

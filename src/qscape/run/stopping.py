@@ -1,4 +1,4 @@
-"""Signals as requests to stop: the run ends at its next step and keeps everything learned."""
+"""Signals as requests to stop: the run saves and ends at its next step."""
 
 import signal
 import threading
@@ -8,12 +8,15 @@ from qscape.run.loop import Loop
 
 
 class StopOnSignal:
-    """Context manager: the first signal of each kind asks the trainer to stop, the second acts as before.
+    """Context manager: the first signal of each kind asks the trainer to stop; the second has its old effect.
 
     Python delivers signals in its main thread only; in another thread the context changes nothing.
 
+    Args:
+        numbers: the signals, such as SIGINT.
+
     Attributes:
-        asked: whether a signal came.
+        asked: whether a signal arrived after `attach`.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -23,7 +26,7 @@ class StopOnSignal:
         self.asked = False
 
     def attach(self, trainer: Loop) -> None:
-        """Set the trainer to stop; before that, a signal raises KeyboardInterrupt."""
+        """Set the trainer that a signal stops. Before this call, a signal raises KeyboardInterrupt."""
         self.trainer = trainer
 
     def __enter__(self) -> "StopOnSignal":
