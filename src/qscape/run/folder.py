@@ -253,8 +253,8 @@ def refuse_local_code(folder: Path, plan: Plan) -> None:
     """Raise an error if the run's environment or a probe is a module of the current directory.
 
     Called before a run folder is loaded, unless the user named the environment. The user chose the modules
-    that are installed, on PYTHONPATH or imported already. The current directory may hold files of whoever made
-    the run folder.
+    that are installed, on PYTHONPATH or imported already. The current directory may hold files of whoever
+    made the run folder.
 
     Raises:
         UsageError: the run folder names such a module.
