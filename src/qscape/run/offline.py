@@ -220,7 +220,10 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
 
     def leaf(path: Any, own: Array) -> Array:
-        """Return the saved leaf at this path, or `own` if the other run has no leaf of this shape."""
+        """Return the saved leaf at this path, or `own` if the other run has no leaf of this shape.
+
+        Raises UsageError for a leaf of the actor or the critics that the other run does not have.
+        """
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in ("updates", "env_steps"):
             return own
