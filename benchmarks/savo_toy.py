@@ -144,7 +144,7 @@ def run(row: Row, column: str, seeds: int) -> dict[str, Any]:
 
     def begin(key: Key) -> scan.Run:
         run = scan.start(agent, env, key, envs=1)
-        return run._replace(state=on_the_lower_peak(run.state))
+        return run._replace(carry=run.carry._replace(state=on_the_lower_peak(run.state)))
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def further(agent: Agent, run: scan.Run, due: Array) -> tuple[scan.Run, scan.History]:

@@ -42,10 +42,10 @@ import sys
 from pathlib import Path
 from qscape.jobs.cluster import Cluster
 from qscape.jobs.pool import Pool
-from qscape.jobs.progress import Progress
+from qscape.jobs.progress import StudyProgress
 from qscape.jobs.study import read_study
 
-progress = Progress(read_study(Path("tiny.toml")))
+progress = StudyProgress(read_study(Path("tiny.toml")))
 folder = progress.study.folder
 folder.mkdir(parents=True)
 with Cluster("auto", folder, 2) as cluster:

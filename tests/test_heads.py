@@ -239,7 +239,7 @@ def test_the_l2_term():
     lengths = [jnp.linalg.norm(n.head.projector.weight) for n in (flat, after.networks)]
     assert lengths[1] < lengths[0]
     bare = build("a2c+etf")
-    assert bare.views(state.part_states, state.networks, made.observation).penalty is None
+    assert bare.apply_networks(state.part_states, state.networks, made.observation).penalty is None
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,7 @@ def test_surrogates_are_what_the_actors_climb(recipe, spec, savo):
         else seen.plane.at(np.stack(np.meshgrid(*seen.grid, indexing="ij"), -1))
     )
     rows = np.float32(at).reshape(-1, spec.action_size)
-    own, context, _ = agent._seen(acting, jnp.asarray(obs[None]), jnp.zeros((), jnp.int32))
+    own, context, _ = agent._acting_context(acting, jnp.asarray(obs[None]), jnp.zeros((), jnp.int32))
     exact = dataclasses.replace(agent.selector, surrogate="exact")
     for selector, kind in ((exact, "exact"), (agent.selector, "learned")):
         hills = [q for _, q in selector.actor_objectives(acting.actor, own, context, None)[1:]]

@@ -104,7 +104,7 @@ def test_a_share_is_one_of_the_run_that_is_made():
         base = {**SMALL, "warmup": 5, "exploration": "ou", "epsilon_end": 0.0, "epsilon_decay": decay}
         agent = agents.build("td3", {"base": base}).on(scan.spec_of(Line()))
         program = jax.jit(partial(scan.train, agent, envs=1, steps=40))
-        runs.append(quick(program, Line(), KEYS[0])(Line(), KEYS[0])[0].replay[0])
+        runs.append(quick(program, Line(), KEYS[0])(Line(), KEYS[0])[0].carry.storage)
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
 

@@ -442,7 +442,7 @@ def test_td7_on_a_dataset(run, name, capsys):
     assert main(["evaluate", str(run), "--episodes", "1"]) == 0
     assert "score" in capsys.readouterr().out
     newest = run / "saves" / saves.names(run / "saves")[-1]
-    assert saves.read_arrays(newest, "replay")["rows"].size == 0, "the dataset is on the disk already"
+    assert saves.read_arrays(newest, "replay")["storage"].size == 0, "the dataset is on the disk already"
 
 
 @pytest.mark.slow

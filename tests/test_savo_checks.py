@@ -135,10 +135,10 @@ class Bumps(eqx.Module):
     def net(self):
         return self
 
-    def context(self, obs, earlier):
+    def conditioning(self, obs, earlier):
         return None
 
-    def __call__(self, obs, action, context=None):
+    def __call__(self, obs, action, conditioning=None):
         return (self.w * phi(action)).sum(1) + self.b
 
 
@@ -256,7 +256,8 @@ def test_later_actors_stay_on_the_floor_of_an_exact_surrogate():
     def start(key):
         run = scan.start(agent, env, key, envs=1)
         first, *later = run.state.actor
-        return run._replace(state=run.state._replace(actor=[on_the_lower_peak(first), *later]))
+        state = run.state._replace(actor=[on_the_lower_peak(first), *later])
+        return run._replace(carry=run.carry._replace(state=state))
 
     def look(state):
         acting = agent.acting(state)
@@ -271,9 +272,8 @@ def test_later_actors_stay_on_the_floor_of_an_exact_surrogate():
         run, _ = further(run, key, due)
     state, new = run.state, begun.state
     optimisers = state.optimisers | {"actor": new.optimisers["actor"]}
-    run = run._replace(
-        state=state._replace(actor=new.actor, actor_target=new.actor_target, optimisers=optimisers)
-    )
+    state = state._replace(actor=new.actor, actor_target=new.actor_target, optimisers=optimisers)
+    run = run._replace(carry=run.carry._replace(state=state))
     before, q = (np.asarray(x) for x in looked(run.state))
     assert before[0] == pytest.approx(-0.5, abs=0.01)
     assert LINE[q.argmax()] == pytest.approx(0.6, abs=0.05)

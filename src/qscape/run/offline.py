@@ -58,7 +58,7 @@ class OfflineTrainer(Trainer):
         refuse_columns(self.layout, self.agent.recipe)
         self.data, self.score = data, None
         learn = partial(cycle.learn, self.agent, self.layout, stride=1)
-        self.learn = Program(learn, LEARNED, ("storage",))
+        self.programs.learn = Program(learn, LEARNED, ("storage",))
         _fill_replay(self, data)
         if self.agent.normalises:
             self.state = self.programs.see(self.state, data.observation)
@@ -78,7 +78,7 @@ class OfflineTrainer(Trainer):
     def _environment_step(self) -> Iterator[ev.RunEvent]:
         """Make updates until an evaluation, a log line or a save is due, but at most `CHUNK`."""
         n = min(self._next_due() - self.env_steps, CHUNK)
-        self.carry = self.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
+        self.carry = self.programs.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
         jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
         self.updates, self.env_steps = self.updates + n, self.env_steps + n
         yield from ()
