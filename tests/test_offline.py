@@ -457,12 +457,12 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
 
 def stop_after(trainer, steps):
     """Stops a trainer at the first boundary past these updates."""
-    burst = trainer.programs.learn
+    learn = trainer.programs.learn
 
     def watched(*args, **given):
-        if trainer.env_steps + int(args[-1]) >= steps:
+        if trainer.env_steps + int(args[1]) >= steps:
             trainer.stop()
-        return burst(*args, **given)
+        return learn(*args, **given)
 
     trainer.programs.learn = watched
 
