@@ -123,7 +123,12 @@ MUTANTS = [
         "discount * q",
         ORACLE + "[sac+savgo-32-300]",
     ),
-    Mutant("onpolicy/update.py", "segment_end = done.at[-1].set(1.0)", "segment_end = done", "onpolicy onpolicy_oracles"),
+    Mutant(
+        "onpolicy/update.py",
+        "segment_end = done.at[-1].set(1.0)",
+        "segment_end = done",
+        "onpolicy onpolicy_oracles",
+    ),
     Mutant("onpolicy/update.py", "target if scale is None else target / scale", "target", "onpolicy"),
     Mutant(
         "ops/returns.py",
