@@ -19,7 +19,7 @@ from qscape import agents
 from qscape.cli import main
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
-from qscape.export import card, graph, policy, primitives
+from qscape.export import card, convert, policy, primitives
 from qscape.offpolicy.plain import Single
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.policy import LoadedPolicy, make_programs
@@ -79,7 +79,7 @@ def source(agent, env) -> policy.Source:
 
 def answers(made: policy.Source, obs: np.ndarray) -> np.ndarray:
     """What the file says, read by onnxruntime."""
-    model = graph.to_onnx(policy.make_policy_function(made.loaded), obs.shape[1], {})
+    model = convert.to_onnx(policy.make_policy_function(made.loaded), obs.shape[1], {})
     return ort.InferenceSession(model.SerializeToString()).run(None, {"observation": obs})[0]
 
 
@@ -113,7 +113,7 @@ def test_every_recipe_of_the_contract_acts_like_the_library(row):
 def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
     made = source(make("td3", {"base": {"actor_hidden": (32, 32)}}), env)
     size = made.loaded.adapter.spec.observation_size
-    data = graph.to_onnx(policy.make_policy_function(made.loaded), size, {}).SerializeToString()
+    data = convert.to_onnx(policy.make_policy_function(made.loaded), size, {}).SerializeToString()
     policy.check_onnx(data, made, tolerance)
     space = policy.action_space(made.loaded.adapter)
     obs = policy.sample_observations(made, 50)
@@ -127,7 +127,9 @@ def test_actions_come_out_as_the_environment_takes_them(env, tolerance):
 def test_rows_of_a_table_become_their_indices(env):
     adapter = make_adapter(env)
     rows = adapter.spec.table
-    session = ort.InferenceSession(graph.to_onnx(policy.make_action_map(adapter), 2, {}).SerializeToString())
+    session = ort.InferenceSession(
+        convert.to_onnx(policy.make_action_map(adapter), 2, {}).SerializeToString()
+    )
     np.testing.assert_array_equal(session.run(None, {"observation": rows})[0], np.arange(81) + 3)
     np.testing.assert_array_equal(adapter.actions(rows), np.arange(81) + 3)
 
@@ -152,7 +154,7 @@ def test_picking_rows_by_index_is_what_jax_does():
         )
 
     x = np.random.default_rng(1).normal(size=(50, 12)).astype(np.float32)
-    session = ort.InferenceSession(graph.to_onnx(f, 12, {}).SerializeToString())
+    session = ort.InferenceSession(convert.to_onnx(f, 12, {}).SerializeToString())
     np.testing.assert_allclose(session.run(None, {"observation": x})[0], f(x), rtol=1e-6)
 
 
@@ -175,7 +177,7 @@ def test_choices_loops_and_ranking_are_what_jax_does():
         return jnp.concatenate(rows, 1)
 
     x = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
-    session = ort.InferenceSession(graph.to_onnx(f, 6, {}).SerializeToString())
+    session = ort.InferenceSession(convert.to_onnx(f, 6, {}).SerializeToString())
     for sign in (1, -1):
         shown = sign * np.abs(x).astype(np.float32)  # either branch
         np.testing.assert_allclose(session.run(None, {"observation": shown})[0], f(shown), atol=2e-6)
@@ -201,11 +203,11 @@ def test_what_has_no_node_is_refused_with_one_sentence():
     import jax.numpy as jnp
 
     with pytest.raises(UsageError, match="computes 'cumsum', which qscape cannot write"):
-        graph.to_onnx(lambda x: jnp.cumsum(x, 1), 3, {})
+        convert.to_onnx(lambda x: jnp.cumsum(x, 1), 3, {})
     with pytest.raises(UsageError, match="samples its actions"):
-        graph.to_onnx(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), 3, {})
+        convert.to_onnx(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), 3, {})
     with pytest.raises(UsageError, match="needs the batch size"):
-        graph.to_onnx(lambda x: x * len(x), 3, {})
+        convert.to_onnx(lambda x: x * len(x), 3, {})
 
 
 # --- the command ---------------------------------------------------------------------------------------
@@ -324,9 +326,9 @@ def test_a_slightly_wrong_model_is_found_out(run):
     """A weight that is off by 1e-4 is no rounding."""
     made = policy.load_source(run, 2)
     size = made.loaded.adapter.spec.observation_size
-    data = graph.to_onnx(policy.make_policy_function(made.loaded), size, {})
+    data = convert.to_onnx(policy.make_policy_function(made.loaded), size, {})
     policy.check_onnx(data.SerializeToString(), made)
-    off = graph.to_onnx(lambda x: policy.make_policy_function(made.loaded)(x) * 1.0001, size, {})
+    off = convert.to_onnx(lambda x: policy.make_policy_function(made.loaded)(x) * 1.0001, size, {})
     with pytest.raises(RunError, match="no file was written"):
         policy.check_onnx(off.SerializeToString(), made)
     policy.check_onnx(off.SerializeToString(), made, tolerance=1e-2)

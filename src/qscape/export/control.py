@@ -1,17 +1,15 @@
 """Primitives that run other jaxprs: branches, and loops of a known length."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from qscape.export.graph import Graph
 from qscape.export.values import Value, broadcast_shape
 
-if TYPE_CHECKING:
-    from qscape.export.graph import Graph
 
-
-def convert_cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
+def convert_cond(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
     """Convert `cond`: one branch if the index is constant, else all branches and a selection."""
     which, operands = given[0], given[1:]
     branches = equation.params["branches"]
@@ -29,7 +27,7 @@ def convert_cond(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
     return chosen
 
 
-def unroll_scan(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
+def unroll_scan(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
     """Convert `scan` by unrolling its loop."""
     params = equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
@@ -47,14 +45,14 @@ def unroll_scan(graph: "Graph", equation: Any, given: list[Any]) -> list[Any]:
     return [*carry, *(_stack_rows(graph, [row[j] for row in collected], v.aval) for j, v in enumerate(outs))]
 
 
-def _take_row(graph: "Graph", x: Any, aval: Any, k: int) -> Any:
+def _take_row(graph: Graph, x: Any, aval: Any, k: int) -> Any:
     if not isinstance(x, Value):
         return jnp.asarray(x)[k]
     at = graph.constant(np.array(k, np.int64))
     return Value(graph.node("Gather", [graph.whole(x, aval), at], axis=0), aval.shape[1:])
 
 
-def _stack_rows(graph: "Graph", rows: list[Any], aval: Any) -> Value:
+def _stack_rows(graph: Graph, rows: list[Any], aval: Any) -> Value:
     axis = graph.constant(np.array([0], np.int64))
     inner = aval.update(shape=aval.shape[1:])
     names = [graph.node("Unsqueeze", [graph.whole(row, inner), axis]) for row in rows]

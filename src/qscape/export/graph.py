@@ -1,73 +1,32 @@
-"""Convert a jax function of one array to an ONNX graph.
+"""An ONNX graph that is built from a jaxpr.
 
-The function is traced once with a symbolic batch size. Each equation of its jaxpr becomes ONNX nodes by the
-table in `primitives`. Values that depend on no input are computed here and stored as constants, so that
-weights are stored transposed as the matrix products need them. Unused values are dropped.
+Values that depend on no input are computed here and stored as constants, so that weights are stored
+transposed, as the matrix products need them. Unused values are dropped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from jax.export import symbolic_shape
 from jax.extend.core import ClosedJaxpr, Literal
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from qscape.errors import UsageError
-from qscape.export.control import CONTROL
-from qscape.export.primitives import CALLS, TABLE
-from qscape.export.values import Value, element_type, same_shape
+from qscape.export.values import Value, same_shape
 
-OPSET = 18
-IR = 8  # the IR version of opset 18's first release, for old runtimes
 RANDOM = ("random_bits", "threefry2x32", "random_wrap", "random_fold_in", "random_split", "random_seed")
-
-
-def to_onnx(
-    function: Callable[[jax.Array], jax.Array], size: int, metadata: dict[str, str], name: str = "policy"
-) -> onnx.ModelProto:
-    """Convert `function`, from "observation" float32 [batch, size] to "action" [batch, ...].
-
-    Args:
-        function: a jax function of a batch of observations.
-        size: length of an observation.
-        metadata: strings stored in the file.
-        name: name of the graph.
-
-    Raises:
-        UsageError: the function uses an operation without a conversion to ONNX.
-    """
-    (batch,) = symbolic_shape("batch")
-    try:
-        traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((batch, size), jnp.float32))
-    except (TypeError, ValueError) as problem:
-        raise UsageError(
-            f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
-        ) from problem
-    graph = Graph(batch)
-    (result,) = graph.run(traced, [Value("observation", (batch, size))])
-    (aval,) = traced.out_avals
-    graph.node("Identity", [graph.whole(result, aval)], out="action")
-    dims = lambda shape: ["batch" if d is batch or str(d) == "batch" else int(d) for d in shape]  # noqa: E731
-    made = helper.make_graph(
-        graph.nodes,
-        name,
-        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", size])],
-        [helper.make_tensor_value_info("action", element_type(aval.dtype), dims(aval.shape))],
-        graph.constants,
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
-    model.producer_name = "qscape"
-    helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 class Graph:
     """Nodes and constants collected while a jaxpr is walked.
+
+    Args:
+        conversions: by primitive, the function (graph, equation, inputs) that adds its nodes and returns its
+            outputs.
+        calls: primitives that only call another jaxpr.
 
     Attributes:
         batch: the symbolic batch size.
@@ -76,8 +35,10 @@ class Graph:
         count: counter for unique names.
     """
 
-    def __init__(self, batch: Any) -> None:
-        self.batch = batch
+    def __init__(
+        self, batch: Any, conversions: Mapping[str, Callable[..., Any]], calls: Collection[str]
+    ) -> None:
+        self.batch, self.conversions, self.calls = batch, conversions, calls
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -97,7 +58,7 @@ class Graph:
 
     def _equation(self, equation: Any, given: list[Any]) -> list[Any]:
         primitive, params = equation.primitive.name, equation.params
-        if primitive in CALLS:
+        if primitive in self.calls:
             inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in params)
             closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             return self.run(closed, given)
@@ -105,15 +66,13 @@ class Graph:
         if static and primitive != "dim_as_value" and not any(isinstance(x, Value) for x in given):
             outputs = equation.primitive.bind(*given, **params)
             return list(outputs) if equation.primitive.multiple_results else [outputs]
-        if primitive in CONTROL:
-            return CONTROL[primitive](self, equation, given)
         if primitive in RANDOM:
             raise UsageError(
                 "this policy samples its actions, which an ONNX file cannot do; export a deterministic one."
             )
-        if primitive not in TABLE:
+        if primitive not in self.conversions:
             raise UsageError(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
-        outputs = TABLE[primitive](self, equation, given)
+        outputs = self.conversions[primitive](self, equation, given)
         return outputs if isinstance(outputs, list) else [outputs]
 
     # --- used by the conversions ------------------------------------------------------------------

@@ -194,7 +194,7 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
     try:
         import onnxruntime  # noqa: F401
 
-        from qscape.export.graph import to_onnx
+        from qscape.export.convert import to_onnx
     except ImportError as problem:
         raise UsageError(
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'

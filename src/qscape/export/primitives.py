@@ -1,34 +1,32 @@
 """The conversions of jax primitives to ONNX nodes: (graph, equation, inputs) -> output."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jax import lax
 
 from qscape.errors import UsageError
 from qscape.export import products
+from qscape.export.graph import Graph
 from qscape.export.values import Value, broadcast_shape, element_type
-
-if TYPE_CHECKING:
-    from qscape.export.graph import Graph
 
 
 def _elementwise(op: str, **attributes: Any) -> Callable[..., Value]:
     """Make the conversion to an ONNX node that broadcasts its inputs as numpy does."""
 
-    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
         values = [graph.loose(x) for x in given]
         return Value(graph.node(op, [v.name for v in values], **attributes), broadcast_shape(values))
 
     return build
 
 
-def _cast(graph: "Graph", x: Value, dtype: Any) -> Value:
+def _cast(graph: Graph, x: Value, dtype: Any) -> Value:
     return Value(graph.node("Cast", [x.name], to=element_type(dtype)), x.shape)
 
 
-def _convert(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _convert(graph: Graph, equation: Any, given: list[Any]) -> Value:
     return _cast(graph, graph.loose(given[0]), equation.params["new_dtype"])
 
 
@@ -38,7 +36,7 @@ def _with_one(op: str, before: str | None = None, after: str | None = None) -> C
     In float32 the absolute error stays below 1e-7.
     """
 
-    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
         x = graph.loose(given[0])
         one = graph.constant(np.ones((), equation.invars[0].aval.dtype))
         name = graph.node(before, [x.name, one]) if before else x.name
@@ -48,7 +46,7 @@ def _with_one(op: str, before: str | None = None, after: str | None = None) -> C
     return build
 
 
-def _integer_pow(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _integer_pow(graph: Graph, equation: Any, given: list[Any]) -> Value:
     x, y = graph.loose(given[0]), equation.params["y"]
     if y == 2:
         return Value(graph.node("Mul", [x.name, x.name]), x.shape)
@@ -56,28 +54,28 @@ def _integer_pow(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     return Value(graph.node("Pow", [x.name, power]), x.shape)
 
 
-def _square(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _square(graph: Graph, equation: Any, given: list[Any]) -> Value:
     x = graph.loose(given[0])
     return Value(graph.node("Mul", [x.name, x.name]), x.shape)
 
 
-def _rsqrt(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _rsqrt(graph: Graph, equation: Any, given: list[Any]) -> Value:
     x = graph.loose(given[0])
     return Value(graph.node("Reciprocal", [graph.node("Sqrt", [x.name])]), x.shape)
 
 
-def _not_equal(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _not_equal(graph: Graph, equation: Any, given: list[Any]) -> Value:
     equal = _elementwise("Equal")(graph, equation, given)
     return Value(graph.node("Not", [equal.name]), equal.shape)
 
 
-def _round(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _round(graph: Graph, equation: Any, given: list[Any]) -> Value:
     if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
         raise UsageError("this policy rounds halves away from zero, which ONNX does not.")
     return _elementwise("Round")(graph, equation, given)
 
 
-def _select(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _select(graph: Graph, equation: Any, given: list[Any]) -> Value:
     if len(given) != 3:
         raise UsageError("this policy chooses among more than two arrays, which ONNX does not.")
     which, no, yes = (graph.loose(x) for x in given)
@@ -86,13 +84,13 @@ def _select(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     return Value(graph.node("Where", [which.name, yes.name, no.name]), broadcast_shape([which, no, yes]))
 
 
-def _clamp(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _clamp(graph: Graph, equation: Any, given: list[Any]) -> Value:
     low, x, high = (graph.loose(v) for v in given)
     raised = Value(graph.node("Max", [x.name, low.name]), broadcast_shape([x, low]))
     return Value(graph.node("Min", [raised.name, high.name]), broadcast_shape([raised, high]))
 
 
-def _broadcast_in_dim(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _broadcast_in_dim(graph: Graph, equation: Any, given: list[Any]) -> Value:
     """Insert dimensions of size one; the node that needs the full shape repeats them."""
     shape, at = equation.params["shape"], equation.params["broadcast_dimensions"]
     x = graph.loose(given[0])
@@ -110,31 +108,31 @@ def _broadcast_in_dim(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     return Value(graph.node("Unsqueeze", [x.name, axes]), tuple(spread))
 
 
-def _reshape(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _reshape(graph: Graph, equation: Any, given: list[Any]) -> Value:
     name, shape = graph.whole(given[0], equation.invars[0].aval), equation.outvars[0].aval.shape
     return Value(graph.reshape(name, shape), shape)
 
 
-def _transpose(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _transpose(graph: Graph, equation: Any, given: list[Any]) -> Value:
     name = graph.whole(given[0], equation.invars[0].aval)
     permutation = list(equation.params["permutation"])
     return Value(graph.node("Transpose", [name], perm=permutation), equation.outvars[0].aval.shape)
 
 
-def _concatenate(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _concatenate(graph: Graph, equation: Any, given: list[Any]) -> Value:
     names = [graph.whole(x, v.aval) for x, v in zip(given, equation.invars, strict=True)]
     joined = graph.node("Concat", names, axis=equation.params["dimension"])
     return Value(joined, equation.outvars[0].aval.shape)
 
 
-def _stack(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _stack(graph: Graph, equation: Any, given: list[Any]) -> Value:
     axis = graph.constant(np.array([equation.params["axis"]], np.int64))
     names = [graph.whole(x, v.aval) for x, v in zip(given, equation.invars, strict=True)]
     rows = [graph.node("Unsqueeze", [name, axis]) for name in names]
     return Value(graph.node("Concat", rows, axis=equation.params["axis"]), equation.outvars[0].aval.shape)
 
 
-def _split(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
+def _split(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
     name, axis = graph.whole(given[0], equation.invars[0].aval), equation.params["axis"]
     ends = np.cumsum([0, *equation.params["sizes"]])
     at = graph.constant(np.array([axis], np.int64))
@@ -147,7 +145,7 @@ def _split(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
     ]
 
 
-def _slice(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _slice(graph: Graph, equation: Any, given: list[Any]) -> Value:
     aval = equation.invars[0].aval
     starts, stops = equation.params["start_indices"], equation.params["limit_indices"]
     steps = equation.params["strides"] or (1,) * len(starts)
@@ -166,7 +164,7 @@ def _slice(graph: "Graph", equation: Any, given: list[Any]) -> Value:
 
 
 def _reduce(op: str) -> Callable[..., Value]:
-    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
         name = graph.whole(given[0], equation.invars[0].aval)
         axes = graph.constant(np.array(equation.params["axes"], np.int64))
         return Value(graph.node(op, [name, axes], keepdims=0), equation.outvars[0].aval.shape)
@@ -177,7 +175,7 @@ def _reduce(op: str) -> Callable[..., Value]:
 def _reduce_bool(op: str) -> Callable[..., Value]:
     """Reduce booleans as the minimum (all) or maximum (any) of zeros and ones."""
 
-    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
         x = _cast(graph, Value(graph.whole(given[0], equation.invars[0].aval), ()), np.dtype(np.int32))
         axes = graph.constant(np.array(equation.params["axes"], np.int64))
         found = Value(graph.node(op, [x.name, axes], keepdims=0), equation.outvars[0].aval.shape)
@@ -187,7 +185,7 @@ def _reduce_bool(op: str) -> Callable[..., Value]:
 
 
 def _arg(op: str) -> Callable[..., Value]:
-    def build(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+    def build(graph: Graph, equation: Any, given: list[Any]) -> Value:
         name = graph.whole(given[0], equation.invars[0].aval)
         found = graph.node(op, [name], axis=equation.params["axes"][0], keepdims=0)  # the first of equals
         return _cast(graph, Value(found, equation.outvars[0].aval.shape), equation.params["index_dtype"])
@@ -195,7 +193,7 @@ def _arg(op: str) -> Callable[..., Value]:
     return build
 
 
-def _iota(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _iota(graph: Graph, equation: Any, given: list[Any]) -> Value:
     (size,) = equation.params["shape"] if len(equation.params["shape"]) == 1 else (None,)
     if size is None:
         raise UsageError("this policy numbers its rows in a way that qscape cannot write as ONNX.")
@@ -205,13 +203,13 @@ def _iota(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     return _cast(graph, numbers, equation.params["dtype"])
 
 
-def _dim_as_value(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def _dim_as_value(graph: Graph, equation: Any, given: list[Any]) -> Value:
     return _cast(
         graph, Value(graph.node("Squeeze", [graph.rows(equation.params["dim"])]), ()), np.dtype(np.int32)
     )
 
 
-def _same_value(graph: "Graph", equation: Any, given: list[Any]) -> Any:
+def _same_value(graph: Graph, equation: Any, given: list[Any]) -> Any:
     return given[0]
 
 
@@ -233,7 +231,7 @@ _ELEMENTWISE = {
     "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual",
     "and": "And", "or": "Or", "not": "Not",
 }  # fmt: skip
-TABLE: dict[str, Callable[["Graph", Any, list[Any]], Any]] = {
+TABLE: dict[str, Callable[[Graph, Any, list[Any]], Any]] = {
     **{name: _elementwise(op) for name, op in _ELEMENTWISE.items()},
     "add_any": _elementwise("Add"),
     "expm1": _with_one("Exp", after="Sub"),

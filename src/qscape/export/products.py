@@ -1,19 +1,17 @@
 """Primitives that ONNX has in another form: general products, indexing and sorting."""
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from qscape.errors import UsageError
+from qscape.export.graph import Graph
 from qscape.export.values import Value, same_shape
 
-if TYPE_CHECKING:
-    from qscape.export.graph import Graph
 
-
-def convert_dot_general(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> Value:
     """Convert to a MatMul of [batch..., free..., contracted] and [batch..., contracted, free].
 
     Several dimensions of a kind are merged into one first if MatMul does not take them.
@@ -34,11 +32,11 @@ def convert_dot_general(graph: "Graph", equation: Any, given: list[Any]) -> Valu
     return Value(graph.reshape(graph.node("MatMul", [x, y]), out.shape), out.shape)
 
 
-def _permute(graph: "Graph", name: str, order: list[int]) -> str:
+def _permute(graph: Graph, name: str, order: list[int]) -> str:
     return name if order == sorted(order) else graph.node("Transpose", [name], perm=order)
 
 
-def convert_gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
+def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
     """Convert indexing: one entry of an axis by a constant index (Gather), or computed indices (GatherND)."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     operand, indices = (v.aval for v in equation.invars)
@@ -65,7 +63,7 @@ def convert_gather(graph: "Graph", equation: Any, given: list[Any]) -> Value:
     return Value(_permute(graph, gathered, back), out.shape)
 
 
-def convert_top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
+def convert_top_k(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
     """Convert `top_k`: the k largest along an axis and their indices; of equals the first, as in jax."""
     name = graph.whole(given[0], equation.invars[0].aval)
     values, at = _add_top_k(graph, name, equation.params["k"], equation.params.get("axis", -1), largest=1)
@@ -73,7 +71,7 @@ def convert_top_k(graph: "Graph", equation: Any, given: list[Any]) -> list[Value
     return [Value(values, equation.outvars[0].aval.shape), Value(where, places.shape)]
 
 
-def convert_sort(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]:
+def convert_sort(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:
     """Convert an ascending sort by the first operand; the other operands are permuted along."""
     avals, axis = [v.aval for v in equation.invars], equation.params["dimension"]
     size = avals[0].shape[axis]
@@ -85,7 +83,7 @@ def convert_sort(graph: "Graph", equation: Any, given: list[Any]) -> list[Value]
     return [Value(name, v.aval.shape) for name, v in zip([ranked, *moved], equation.outvars, strict=True)]
 
 
-def _add_top_k(graph: "Graph", name: str, k: int, axis: int, largest: int) -> tuple[str, str]:
+def _add_top_k(graph: Graph, name: str, k: int, axis: int, largest: int) -> tuple[str, str]:
     """Add a node for the k largest or smallest along an axis, in order, and their indices (int64)."""
     graph.count += 1
     outs = [f"t{graph.count}", f"i{graph.count}"]

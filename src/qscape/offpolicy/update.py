@@ -1,25 +1,23 @@
 """The update of every off-policy agent: one pure function that reads like a paper's pseudo-code."""
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from qscape.offpolicy.assembly import Assembly
 from qscape.offpolicy.sockets import Context, StatefulPart, bind_critics
 from qscape.offpolicy.state import State
 from qscape.ops.td import CRITIC_LOSSES, td_target
 from qscape.replay.storage import OBSERVATIONS, Layout, ReplayState, rows_at
 from qscape.types import Batch, Event, Key, Metrics, Part, stream
 
-if TYPE_CHECKING:
-    from qscape.offpolicy.agent import Agent
-
 
 def update(
-    agent: "Agent",
+    agent: Assembly,
     layout: Layout,
     state: State,
     storage: Array,
@@ -94,7 +92,7 @@ class Stage(NamedTuple):
         key: the key of this update.
     """
 
-    agent: "Agent"
+    agent: Assembly
     batch: Batch
     event: Event
     key: Key
@@ -108,7 +106,7 @@ class Stage(NamedTuple):
         return self.agent.functions(state, self.event)
 
 
-def _normalise_batch(agent: "Agent", state: State, batch: Batch) -> Batch:
+def _normalise_batch(agent: Assembly, state: State, batch: Batch) -> Batch:
     """Normalise every observation of a batch; replay stores raw observations."""
     if not agent.normalises:
         return batch

@@ -1,23 +1,20 @@
 """One update of an on-policy agent, as a pure function that reads like a paper's pseudo-code."""
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.onpolicy.assembly import Assembly
 from qscape.onpolicy.sockets import Rollout, RolloutSamples, Trajectory
 from qscape.onpolicy.state import State
 from qscape.ops.surrogate import explained_variance, weighted_mean
 from qscape.types import Key, Metrics, Scalar, stream
 
-if TYPE_CHECKING:
-    from qscape.onpolicy.agent import Agent
-
 
 def update(
-    agent: "Agent", state: State, rollout: Rollout, progress: Scalar | float, key: Key
+    agent: Assembly, state: State, rollout: Rollout, progress: Scalar | float, key: Key
 ) -> tuple[State, Metrics]:
     """Train the agent on one rollout of its current policy.
 
@@ -82,7 +79,7 @@ def _find_episode_ends(rollout: Rollout) -> Float[Array, "T E"]:
     return done.astype(jnp.float32)
 
 
-def _estimate_advantages(agent: "Agent", state: State, trajectory: Trajectory) -> tuple[State, Array, Array]:
+def _estimate_advantages(agent: Assembly, state: State, trajectory: Trajectory) -> tuple[State, Array, Array]:
     """The state with the new states of scaling and estimator, advantages [T, E] and critic targets [T, E]."""
     estimator, scaling = agent.estimator, agent.scaling
     part_states = dict(state.part_states)

@@ -25,7 +25,8 @@ from qscape.envs.spaces import ActionBox, make_action_map
 from qscape.envs.world import World, reset_world, step_world
 from qscape.errors import UsageError
 from qscape.offpolicy import cycle
-from qscape.offpolicy.agent import Agent, make_action_table
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.assembly import make_action_table
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd

@@ -1,0 +1,62 @@
+"""Convert a jax function of one array to an ONNX model.
+
+The function is traced once with a symbolic batch size. Each equation of its jaxpr becomes ONNX nodes by the
+tables in `primitives` and `control`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import onnx
+from jax.export import symbolic_shape
+from onnx import TensorProto, helper
+
+from qscape.errors import UsageError
+from qscape.export.control import CONTROL
+from qscape.export.graph import Graph
+from qscape.export.primitives import CALLS, TABLE
+from qscape.export.values import Value, element_type
+
+OPSET = 18
+IR = 8  # the IR version of opset 18's first release, for old runtimes
+
+
+def to_onnx(
+    function: Callable[[jax.Array], jax.Array], size: int, metadata: dict[str, str], name: str = "policy"
+) -> onnx.ModelProto:
+    """Convert `function`, from "observation" float32 [batch, size] to "action" [batch, ...].
+
+    Args:
+        function: a jax function of a batch of observations.
+        size: length of an observation.
+        metadata: strings stored in the file.
+        name: name of the graph.
+
+    Raises:
+        UsageError: the function uses an operation without a conversion to ONNX.
+    """
+    (batch,) = symbolic_shape("batch")
+    try:
+        traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((batch, size), jnp.float32))
+    except (TypeError, ValueError) as problem:
+        raise UsageError(
+            f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
+        ) from problem
+    graph = Graph(batch, TABLE | CONTROL, CALLS)
+    (result,) = graph.run(traced, [Value("observation", (batch, size))])
+    (aval,) = traced.out_avals
+    graph.node("Identity", [graph.whole(result, aval)], out="action")
+    dims = lambda shape: ["batch" if d is batch or str(d) == "batch" else int(d) for d in shape]  # noqa: E731
+    made = helper.make_graph(
+        graph.nodes,
+        name,
+        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", size])],
+        [helper.make_tensor_value_info("action", element_type(aval.dtype), dims(aval.shape))],
+        graph.constants,
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    model.producer_name = "qscape"
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -1,0 +1,379 @@
+"""An off-policy agent without its update: one part in every socket, the state of a run, and how it acts."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from qscape.errors import UsageError
+from qscape.nets import Actor
+from qscape.nets.heads import Snapped
+from qscape.offpolicy import plain
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import (
+    ActionSelector,
+    BootstrapValue,
+    Context,
+    Nets,
+    Normaliser,
+    PartState,
+    PolicyLoss,
+    Regulariser,
+    Representation,
+    Reset,
+    Schedule,
+    StatefulPart,
+    TargetUpdate,
+    Version,
+    bind_critics,
+    bind_network,
+)
+from qscape.offpolicy.state import ActingState, State
+from qscape.ops.nearest import ActionTable
+from qscape.replay.base import Replay
+from qscape.replay.storage import Layout
+from qscape.replay.uniform import Uniform
+from qscape.types import Bound, Event, Key, Part, Spec, stream
+
+LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assembly(Bound):
+    """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
+
+    Attributes:
+        recipe: the recipe that it was built from, `base+part+part`.
+        base: settings that all off-policy agents have.
+        representation, replay, ..., normaliser: the part in each socket.
+        regularisers: parts that add terms to the losses, in the order of the recipe.
+        modifiers: parts that only override fields of the base.
+        spec: the task; None until `on` binds the agent to one.
+        index_actions: False: a discrete action is a row of an action table, not its index.
+    """
+
+    index_actions: ClassVar[bool] = False
+
+    recipe: str = "td3"
+    base: Base = Base()
+    representation: Representation = plain.Plain()
+    replay: Replay = Uniform()
+    bootstrap: BootstrapValue = plain.MinTarget()
+    target_update: TargetUpdate = plain.Polyak()
+    policy_loss: PolicyLoss = plain.DPG()
+    selector: ActionSelector = plain.Single()
+    regularisers: tuple[Regulariser, ...] = ()
+    schedule: Schedule = plain.EveryStep()
+    reset: Reset = plain.NoReset()
+    normaliser: Normaliser = plain.Raw()
+    modifiers: tuple[Part, ...] = ()
+    spec: Spec | None = None
+
+    # --- what the agent is made of ----------------------------------------------------------------
+
+    def on(self, spec: Spec) -> Self:
+        """Binds the agent to a task. Called once the environment is known, before `init`.
+
+        Args:
+            spec: sizes of observations and actions, and the action table if actions are discrete.
+
+        Returns:
+            A copy of the agent with `spec` set.
+
+        Raises:
+            UsageError: a part does not work on this task.
+        """
+        for part in self.parts.values():
+            if why := part.fits(spec, self.base):
+                raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
+        return dataclasses.replace(self, spec=spec)
+
+    def conflict(self) -> str | None:
+        """Checks that the parts have the capabilities that other parts need, then asks every part itself.
+
+        Returns:
+            One sentence that says why the parts do not work together; None if they do.
+        """
+        selector, policy_loss = self.selector, self.policy_loss
+        if not selector.has_actor:
+            for part in self.stateful_parts.values():
+                if part.needs_actor:
+                    return (
+                        f"{selector.name} has no actor that {part.name} could act on; "
+                        "leave one of the two out."
+                    )
+        if policy_loss.needs_single_policy and not selector.has_single_policy:
+            return (
+                f"{policy_loss.name} improves one policy and {selector.name} does not act by one; "
+                "leave one of them out."
+            )
+        if selector.climbs_surrogates and not policy_loss.climbs_q:
+            return (
+                f"{policy_loss.name} does not climb the slope of Q, and {selector.name}'s actors climb "
+                "that of surrogates; leave one of them out."
+            )
+        return super().conflict()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """All parts by name, in the order in which they are initialised."""
+        filled = (
+            self.representation,
+            self.normaliser,
+            self.selector,
+            self.policy_loss,
+            self.bootstrap,
+            self.target_update,
+            self.replay,
+            *self.regularisers,
+            self.schedule,
+            self.reset,
+            *self.modifiers,
+        )
+        return {part.name: part for part in filled}
+
+    @property
+    def derived_columns(self) -> frozenset[str]:
+        """Batch columns that replay computes from neighbouring rows, for all parts together."""
+        return frozenset().union(*(part.derived_columns for part in self.parts.values()))
+
+    @property
+    def sampling_options(self) -> tuple[int, float, frozenset[str], bool]:
+        """Last arguments of `rows_at`.
+
+        These are n of the n-step returns, the discount, the derived columns, and whether the critics
+        bootstrap at time limits.
+        """
+        base = self.base
+        return base.n_step, base.discount, self.derived_columns, base.bootstrap_at_time_limits
+
+    @property
+    def stateful_parts(self) -> dict[str, StatefulPart]:
+        """The parts that may have arrays in the state, by name."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, StatefulPart)}
+
+    def layout(self, envs: int = 1) -> Layout:
+        """Returns how replay packs a transition of E environments, with the columns that parts declare."""
+        columns: dict[str, tuple[int, ...]] = {}
+        for part in self.parts.values():
+            columns |= part.columns(self.task)
+        return Layout(
+            observation_size=self.task.observation_size,
+            action_size=self.task.action_size,
+            columns=tuple(sorted(columns.items())),
+            stores_next=self.base.next_observation == "stored",
+            envs=envs,
+            capacity=self.base.replay_capacity,
+        )
+
+    @property
+    def nets(self) -> Nets:
+        """Builders of networks in this agent's architecture."""
+        rep, base, spec = self.representation, self.base, self.task
+        return Nets(
+            actor=lambda key, conditioning=0: rep.actor(key, base, spec, conditioning),
+            critic=lambda key, conditioning=0: rep.critic(key, base, spec, conditioning),
+        )
+
+    # --- the state --------------------------------------------------------------------------------
+
+    def init(self, key: Key, actor: PyTree | None = None) -> State:
+        """Makes the state of a new run. Slow copies start equal to their originals.
+
+        Args:
+            key: the run's key.
+            actor: actors to start from, e.g. of another run; None: new ones.
+
+        Returns:
+            A state whose every leaf has a buffer of its own, so that it can be donated.
+
+        Raises:
+            UsageError: a part has `params`, but its socket has no `learn` step.
+        """
+        spec, nets = self.task, self.nets
+        if actor is None:
+            actor = self.selector.actors(stream(key, f"{self.selector.name}.actors"), nets, spec)
+        keys = jax.random.split(stream(key, "critics"), self.base.critics)
+        critics = [nets.critic(k) for k in keys]
+        part_states: dict[str, PartState] = {}
+        for name, part in self.stateful_parts.items():
+            known_actor = None if part in (self.representation, self.selector) else actor
+            part_state = part.init(stream(key, f"{name}.init"), nets, spec, self.base, known_actor)
+            if part_state.params is not None and part.socket not in LEARNING_SOCKETS:
+                learning = ", ".join(LEARNING_SOCKETS)
+                raise UsageError(
+                    f"The part '{name}' is wrong in init: it returns `params`, and only a {learning} has a "
+                    "`learn` step for them; use `actor_params` or `extra`.",
+                    part=name,
+                )
+            if part_state != PartState():
+                part_states[name] = part_state
+        optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
+        for name, part_state in part_states.items():
+            optimised |= {f"{name}.{kind}": getattr(part_state, kind) for kind in ("params", "actor_params")}
+        state = State(
+            actor=actor,
+            actor_target=actor if self.base.target_actor else None,
+            critics=critics,
+            critics_target=critics,
+            part_states=part_states,
+            optimisers={
+                name: self.optimiser(name).init(params)
+                for name, params in optimised.items()
+                if params is not None
+            },
+            updates=jnp.zeros((), jnp.int32),
+            env_steps=jnp.zeros((), jnp.int32),
+        )
+        # Donation needs every leaf in a buffer of its own: copies and Adam's zeros share theirs.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+    def reinitialise(self, state: State, key: Key) -> State:
+        """Makes new networks and optimiser states; keeps the counters and the normaliser's statistics.
+
+        Called by `reset` parts during an update.
+        """
+        initial, name = self.init(key), self.normaliser.name
+        kept = {name: state.part_states[name]} if name in state.part_states else {}
+        return initial._replace(
+            part_states=initial.part_states | kept, updates=state.updates, env_steps=state.env_steps
+        )
+
+    def optimiser(self, name: str) -> optax.GradientTransformation:
+        """Returns the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
+        base = self.base
+        if name == "actor":
+            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
+        if name == "critics":
+            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
+        part, kind = name.split(".")
+        params, actor_params = self.stateful_parts[part].learning_rates(base)
+        return base.optimiser(params if kind == "params" else actor_params)
+
+    def functions(self, state: State, event: Event) -> Context:
+        """Returns the state's networks as functions of normalised observations and actions.
+
+        `event` says which update this is. Parts receive the result as `context`.
+        """
+        rep, rep_state = self.representation, state.part(self.representation)
+        table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
+
+        def bind(module: PyTree, which: Version = "fixed") -> Callable:
+            function = bind_network(rep, rep.encoder_params(rep_state, which), module)
+            return snap_policy(function, table) if table and isinstance(module, Actor) else function
+
+        context = Context(
+            policy=_unavailable,
+            policy_target=_unavailable,
+            policy_of=_unavailable,
+            q=bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics),
+            q_target=bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target),
+            bind=bind,
+            nets=self.nets,
+            event=event,
+            spec=self.task,
+            base=self.base,
+            table=table,
+        )
+        selector_state = state.part(self.selector)
+        policy = self.selector.policy(state.actor, selector_state, context)
+        context = context._replace(
+            policy=policy,
+            policy_target=policy,
+            policy_of=lambda actor: self.selector.policy(actor, selector_state, context),
+        )
+        if not self.base.target_actor:
+            return context
+        slow = context._replace(bind=partial(bind, which="target"), q=context.q_target)
+        return context._replace(policy_target=self.selector.policy(state.actor_target, selector_state, slow))
+
+    # --- acting -----------------------------------------------------------------------------------
+
+    def acting(self, state: State) -> ActingState:
+        """Returns the part of a state that acting needs."""
+        needed = {p.name for p in (self.representation, self.selector, self.normaliser)}
+        return ActingState(
+            state.actor, state.critics, {k: v for k, v in state.part_states.items() if k in needed}
+        )
+
+    def act(
+        self,
+        acting: ActingState,
+        noise_state: PyTree,
+        obs: Array,
+        first: Array,
+        env_steps: Int[Array, ""] | int,
+        key: Key,
+        mode: str = "evaluate",
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """Selects actions for the raw observations of E environments.
+
+        Args:
+            noise_state: the state of the exploration noise (`selector.init_noise`), or None.
+            obs: raw observations [E, S].
+            first: [E], true where an episode starts; the noise of that environment starts again.
+            env_steps: environment steps made so far. They count the draws: the same key and the same number
+                of steps give the same action.
+            key: the run's key for acting.
+            mode: "evaluate" (the policy's mode), "explore" or "warm_up" (uniform actions); static.
+
+        Returns:
+            Actions [E, A] in [-1, 1], further columns for replay, and the next noise state.
+        """
+        steps = jnp.asarray(env_steps, jnp.int32)
+        part_state, context, obs = self._acting_context(acting, obs, steps)
+        key = stream(jax.random.fold_in(key, steps), f"{self.selector.name}.act.{mode}")
+        return self.selector.act(acting.actor, part_state, context, noise_state, obs, first, key, mode)
+
+    def proposals(self, acting: ActingState, obs: Array) -> Array:
+        """Returns the L actions [B, L, A] that acting chooses from at raw observations [B, S]; no noise."""
+        part_state, context, obs = self._acting_context(acting, obs, jnp.zeros((), jnp.int32))
+        return self.selector.proposals(acting.actor, part_state, context, obs)
+
+    def _acting_context(
+        self, acting: ActingState, obs: Array, steps: Array
+    ) -> tuple[PartState, Context, Array]:
+        """Returns the selector's state, the context while acting, and normalised observations."""
+        obs = self.normaliser.apply(acting.part_states.get(self.normaliser.name, PartState()), obs)
+        no = jnp.array(False)
+        state = State(
+            acting.actor, acting.actor, acting.critics, acting.critics, acting.part_states, {}, steps, steps
+        )
+        context = self.functions(state, Event(steps, steps, no, no))
+        return acting.part_states.get(self.selector.name, PartState()), context, obs
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the normaliser changes observations."""
+        return self.normaliser.changes_observations
+
+    def see(self, state: State, obs: Array) -> State:
+        """Updates the normaliser's statistics by the raw observations [E, S] that are acted on next."""
+        if not self.normalises:
+            return state
+        name = self.normaliser.name
+        return state._replace(
+            part_states=state.part_states
+            | {name: self.normaliser.update_statistics(state.part_states[name], obs)}
+        )
+
+
+def snap_policy(policy: Callable, table: ActionTable) -> Callable:
+    """Returns a policy whose actions are those of `policy`, moved to the nearest rows of the table."""
+    return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table)
+
+
+@lru_cache(maxsize=8)
+def make_action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
+    """Returns the search in the task's action table, made once per task; None for continuous actions."""
+    return None if spec.table is None else ActionTable(spec.table, nearest, probes)
+
+
+def _unavailable(*args: Any) -> Any:
+    """Stands for `context.policy` while the selector makes it; the selector must not call it."""
+    raise RuntimeError("a selector's `policy` used context.policy, which is made of it")

@@ -1,0 +1,259 @@
+"""An on-policy agent without its update: one part in every socket, its initial state, and how it acts."""
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from qscape.errors import RunError, UsageError
+from qscape.nets.layers import dense
+from qscape.nets.orthogonal import orthogonal_linear
+from qscape.onpolicy import plain
+from qscape.onpolicy.base import Base
+from qscape.onpolicy.descent import Clipped
+from qscape.onpolicy.heads import Learnable
+from qscape.onpolicy.sockets import (
+    ActionHead,
+    Context,
+    Distribution,
+    Estimator,
+    FeatureExtractor,
+    NetworkOutputs,
+    Normaliser,
+    PolicyUpdate,
+    Scaling,
+    StatefulPart,
+)
+from qscape.onpolicy.state import ActingState, Networks, State
+from qscape.types import Bound, Key, Part, Scalar, Spec, stream
+
+PartStates = dict[str, PyTree]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assembly(Bound):
+    """One part in every socket and the settings of the base. Holds no arrays; hashed by identity.
+
+    `agents.build` makes it from a recipe; `on` binds it to a task. Its methods are pure functions of the
+    state.
+
+    Attributes:
+        index_actions: discrete actions are passed by index, not as rows of an action table.
+        recipe: the name it was made from, `base+part+part`.
+        base: the settings.
+        extractor, head, estimator, policy_update, scaling, normaliser: the part in each socket.
+        spec: the task; None until `on` binds the agent to one.
+    """
+
+    index_actions: ClassVar[bool] = True
+
+    recipe: str = "ppo"
+    base: Base = Base()
+    extractor: FeatureExtractor = plain.Plain()
+    head: ActionHead = Learnable()
+    estimator: Estimator = plain.GAE()
+    policy_update: PolicyUpdate = Clipped()
+    scaling: Scaling = plain.NoScaling()
+    normaliser: Normaliser | plain.Raw = plain.Raw()
+    spec: Spec | None = None
+
+    # --- what the agent is made of ----------------------------------------------------------------
+
+    def on(self, spec: Spec) -> Self:
+        """This agent, bound to a task.
+
+        Raises:
+            UsageError: a part or a setting does not fit the task.
+        """
+        for part in self.parts.values():
+            why = part.fits(spec, self.base) if isinstance(part, StatefulPart) else None
+            if why:
+                raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
+        if self.base.exploration and not spec.choices:
+            raise UsageError(
+                "base.exploration is for discrete actions; continuous policies already sample with noise."
+            )
+        if spec.frame is not None and self.normalises:
+            raise UsageError(
+                f"{self.normaliser.name} is for vectors; images are divided by 255: leave it out."
+            )
+        return dataclasses.replace(self, spec=spec)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """All parts, by name."""
+        filled: tuple[Part | Normaliser, ...] = (
+            self.extractor,
+            self.head,
+            self.estimator,
+            self.policy_update,
+            self.scaling,
+            self.normaliser,
+        )
+        return {part.name: part for part in filled}
+
+    @property
+    def normalises(self) -> bool:
+        """Does the normaliser do anything?"""
+        return not isinstance(self.normaliser, plain.Raw)
+
+    @property
+    def has_shared_torso(self) -> bool:
+        """Is the critic one linear layer on the actor's features?"""
+        if self.base.shared_torso is None:
+            return self.task.frame is not None and self.policy_update.allows_shared_torso
+        return self.base.shared_torso
+
+    # --- the state --------------------------------------------------------------------------------
+
+    def init(self, key: Key, envs: int = 1) -> State:
+        """The initial state for `envs` environments. Every leaf has its own buffer, as donation requires."""
+        spec, base, torso = self.task, self.base, self.extractor
+        k_actor, k_head, k_critic, k_value = (
+            stream(key, name) for name in ("actor", f"{self.head.name}.init", "critic", "critic.value")
+        )
+        width = torso.width(spec, base, base.actor_hidden)
+        learned, fixed = self.head.init(k_head, spec, base, width)
+        critic = None
+        if self.estimator.needs_critic and self.has_shared_torso:
+            critic = (None, orthogonal_linear(k_value, width, 1, 1.0))
+        elif self.estimator.needs_critic:
+            critic_torso = torso.init(k_critic, spec, base, base.critic_hidden)
+            critic = (
+                critic_torso,
+                orthogonal_linear(k_value, torso.width(spec, base, base.critic_hidden), 1, 1.0),
+            )
+        networks = Networks(torso.init(k_actor, spec, base, base.actor_hidden), learned, critic)
+        part_states = {self.head.name: fixed}
+        part_states |= {p.name: p.init_state(spec, envs) for p in (self.estimator, self.scaling)}
+        if not isinstance(self.normaliser, plain.Raw):
+            part_states[self.normaliser.name] = self.normaliser.init(key, None, spec, base, None)
+        optimiser = base.make_optimiser()
+        state = State(
+            networks=networks,
+            part_states={k: v for k, v in part_states.items() if v is not None},
+            optimisers={
+                k: optimiser.init(v) for k, v in self.policy_update.optimised_params(networks).items()
+            },
+            updates=jnp.zeros((), jnp.int32),
+            env_steps=jnp.zeros((), jnp.int32),
+        )
+        # Adam's zeros share one buffer, and a shared buffer cannot be donated.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+    def check_part_states(self, part_states: PartStates) -> None:
+        """Check part states that were read from a save: a fixed action layer must not have changed.
+
+        Raises:
+            RunError: it has changed.
+        """
+        if self.head.name in part_states and (why := self.head.explain_damage(part_states[self.head.name])):
+            raise RunError(f"the save of '{self.recipe}' cannot be used: {why}.")
+
+    # --- the networks as functions ------------------------------------------------------------------
+
+    def apply_networks(self, part_states: PartStates, networks: Networks, obs: Array) -> NetworkOutputs:
+        """Distribution, values and penalty at normalised observations [*b, S]."""
+        features = networks.torso(obs)
+        dist, penalty = self.head.distribution(networks.head, part_states.get(self.head.name), features)
+        value = None if networks.critic is None else _value(networks.critic, features, obs)
+        return NetworkOutputs(dist, value, penalty)
+
+    def distribution(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
+        """The policy's distribution at normalised observations [*b, S]; `actor` is the pair (torso, head)."""
+        torso, head = actor
+        return self.head.distribution(head, part_states.get(self.head.name), torso(obs))[0]
+
+    def value(self, part_states: PartStates, networks: Networks, obs: Array) -> Array:
+        """The critic's values [*b] at normalised observations [*b, S]."""
+        features = networks.torso(obs) if self.has_shared_torso else None
+        return _value(networks.critic, features, obs)
+
+    def make_context(self, state: State, progress: Scalar | float, key: Key) -> Context:
+        """The functions and settings that `PolicyUpdate.improve` receives; arguments as in `update`."""
+        part_states, base = state.part_states, self.base
+        rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
+        return Context(
+            apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),
+            distribution=lambda actor, obs: self.distribution(part_states, actor, obs),
+            value=lambda critic, obs: _value(critic, None, obs),
+            base=base,
+            rate=jnp.asarray(rate, jnp.float32),
+            key=key,
+        )
+
+    def normalise_obs(self, part_states: PartStates, obs: Array) -> Array:
+        """Raw observations [*b, S] as the networks see them."""
+        if isinstance(self.normaliser, plain.Raw):
+            return obs
+        return self.normaliser.apply(part_states[self.normaliser.name], obs)
+
+    def update_normaliser(self, state: State, obs: Array, weight: Array | None) -> State:
+        """The state after the normaliser's statistics took in the raw observations [T, E, S] of a rollout.
+
+        `weight` [T, E] is 0 for rows that are no environment steps; None: all rows are steps.
+        """
+        if isinstance(self.normaliser, plain.Raw):
+            return state
+        name = self.normaliser.name
+        rows = None if weight is None else weight.reshape(-1)
+        statistics = self.normaliser.update_from_rollout(
+            state.part_states[name], obs.reshape(-1, obs.shape[-1]), rows
+        )
+        return state._replace(part_states=state.part_states | {name: statistics})
+
+    # --- acting -----------------------------------------------------------------------------------
+
+    def acting(self, state: State) -> ActingState:
+        """The part of a state that acting needs."""
+        needed = (self.head.name, self.normaliser.name)
+        return ActingState(state.networks, {k: v for k, v in state.part_states.items() if k in needed})
+
+    def get_distribution(self, acting: ActingState, obs: Array) -> Distribution:
+        """The policy's distribution at raw observations [B, S]."""
+        networks = acting.networks
+        obs = self.normalise_obs(acting.part_states, obs)
+        return self.distribution(acting.part_states, (networks.torso, networks.head), obs)
+
+    def act(
+        self,
+        acting: ActingState,
+        noise_state: None,
+        obs: Array,
+        first: Array,
+        env_steps: Int[Array, ""] | int,
+        key: Key,
+        mode: str = "evaluate",
+    ) -> tuple[Array, dict[str, Array], None]:
+        """Actions [E, A] for raw observations [E, S]; the index of a discrete action, as a float.
+
+        Args:
+            noise_state, first: unused; off-policy exploration noise needs them.
+            env_steps: folded into the key; the same key and step give the same action.
+            mode: "evaluate" (the mode of the distribution) or "explore" (a sample); static.
+
+        Returns:
+            The actions, no further replay columns, and no noise state.
+        """
+        dist = self.get_distribution(acting, obs)
+        if mode == "evaluate":
+            return dist.mode(), {}, None
+        key = stream(jax.random.fold_in(key, env_steps), f"{self.head.name}.act")
+        if not self.base.exploration:
+            return dist.sample(key)[0], {}, None
+        k_sample, k_choose, k_uniform = jax.random.split(key, 3)
+        action = dist.sample(k_sample)[0]
+        uniform = jax.random.randint(k_uniform, action.shape, 0, self.task.choices or 1).astype(jnp.float32)
+        is_random = jax.random.bernoulli(k_choose, self.base.exploration, action.shape)
+        return jnp.where(is_random, uniform, action), {}, None
+
+
+def _value(critic: Any, features: Array | None, obs: Array) -> Array:
+    """The critic's value [*b]; `features` are the actor's, for a critic that shares the torso."""
+    torso, out = critic
+    if torso is not None:
+        features = torso(obs)
+    assert features is not None
+    return dense(out, features)[..., 0]
