@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ from qscape.types import Bound, Event, Key, Part, Spec, stream
 LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
 
 
+AgentT = TypeVar("AgentT", bound="Assembly")  # typing.Self, which beartype does not check in functions
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Assembly(Bound):
     """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
@@ -76,7 +79,7 @@ class Assembly(Bound):
 
     # --- what the agent is made of ----------------------------------------------------------------
 
-    def on(self, spec: Spec) -> Self:
+    def on(self: AgentT, spec: Spec) -> AgentT:
         """Binds the agent to a task. Called once the environment is known, before `init`.
 
         Args:

@@ -1,7 +1,7 @@
 """An on-policy agent without its update: one part in every socket, its initial state, and how it acts."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from qscape.onpolicy.state import ActingState, Networks, State
 from qscape.types import Bound, Key, Part, Scalar, Spec, stream
 
 PartStates = dict[str, PyTree]
+
+
+AgentT = TypeVar("AgentT", bound="Assembly")  # typing.Self, which beartype does not check in functions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ class Assembly(Bound):
 
     # --- what the agent is made of ----------------------------------------------------------------
 
-    def on(self, spec: Spec) -> Self:
+    def on(self: AgentT, spec: Spec) -> AgentT:
         """This agent, bound to a task.
 
         Raises:
