@@ -442,7 +442,6 @@ def test_compiled_runs_refuse_continuous_actions():
         scan_rollouts.spec_of(Continuous())
 
 
-@pytest.mark.slow
 def test_scaled_returns():
     """The critic learns R / σ and says v = σ v̂ to the estimator; σ moves after its use."""
     agent = build("ppo+scale_rewards", scale_rewards={"what": "returns"})

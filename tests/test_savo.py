@@ -184,7 +184,6 @@ def test_the_exact_surrogate_is_flat_below_the_best_proposal():
     )
 
 
-@pytest.mark.slow
 def test_at_a_tie_the_whole_gradient_passes():
     """Where Q equals τ the slope is that of Q, not half of it."""
     agent = make(spec=Spec(S, 1), list_length=2, surrogate="exact", actor_list="replay")
