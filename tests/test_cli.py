@@ -167,8 +167,9 @@ def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "runs" / "0")
     before = arrays(done)
     argv = ["train", "td3", *SHORT, "--out", "runs"]
-    assert "runs/0 holds a run already; go on with 'qscape resume runs/0', or add --overwrite" in refused(
-        *argv
+    assert (
+        "runs/0 holds a run already; continue it with 'qscape resume runs/0', or add --overwrite"
+        in refused(*argv)
     )
     assert arrays(tmp_path / "runs" / "0") == before
     assert run(*argv, "--overwrite", "--base.discount", 0.9) == 0

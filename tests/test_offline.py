@@ -578,7 +578,7 @@ def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path)
         seen.update(state=jax.tree.map(np.asarray, trainer.state))
 
     started, *_ = train(plan, tmp_path / "on", on_trainer=look)
-    assert "begin afresh: actor_target, asap" in " ".join(started.notes)
+    assert "newly initialised: actor_target, asap" in " ".join(started.notes)
     state = seen["state"]
     for copy in (state.actor_target, state.part_states["asap"].extra[0]):
         for slow, taken in zip(jax.tree.leaves(copy), jax.tree.leaves(state.actor), strict=True):

@@ -279,9 +279,9 @@ def line(run: RunProgress) -> str:
     says = {
         "running": f"{run.step:,} of {run.row.plan.steps:,} steps{score}",
         "done": f"{run.step:,} steps{score}",
-        "elsewhere": f"another process has {run.row.folder}; it is waited for",
+        "elsewhere": f"another process trains {run.row.folder}; waiting for it",
         "failed": run.why,
-        "waiting": f"{run.step:,} steps{score}; {run.why or 'stopped'}; to be gone on with",
+        "waiting": f"{run.step:,} steps{score}; {run.why or 'stopped'}; to be continued",
     }
     return f"{run.state:<9} {name(run)}  {says[run.state]}"
 

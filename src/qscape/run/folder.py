@@ -91,7 +91,7 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
         raise UsageError(f"{folder} exists and is no run; choose another --out.")
     if not overwrite:
         raise UsageError(
-            f"{folder} holds a run already; go on with 'qscape resume {folder}', or add --overwrite."
+            f"{folder} holds a run already; continue it with 'qscape resume {folder}', or add --overwrite."
         )
 
 
@@ -427,5 +427,5 @@ def load_into(trainer: Loop, path: Path) -> list[str]:
         trainer.on_environment_restart()
     if meta["threads"] != os.environ.get("NPROC"):
         was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
-        notes.append(f"saved with NPROC={was}, going on with NPROC={now}: the last digits may differ")
+        notes.append(f"saved with NPROC={was}, continued with NPROC={now}: the last digits may differ")
     return notes

@@ -250,7 +250,7 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
         trainer.kept = trainer.programs.copy(trainer.acting)
     notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
     if fresh - taken:
-        notes.append(f"not in that run, so they begin afresh: {', '.join(sorted(fresh - taken))}")
+        notes.append(f"not in that run, newly initialised: {', '.join(sorted(fresh - taken))}")
     afresh = trainer.agent.normalises and trainer.agent.normaliser.name in fresh - taken
     if afresh and isinstance(trainer, OfflineTrainer):
         trainer.state = trainer.programs.see(trainer.state, trainer.data.observation)
