@@ -426,8 +426,9 @@ class NamedModel(Model):
         known = [*inspect.signature(type(self)).parameters, "base"]
         settings = settings_of(build(self.base_name))
         fields = [f"{part}.{field}" for part, of in settings.items() for field in of]
-        for name in keywords:
-            if name not in known and name not in settings:
+        for name, value in keywords.items():
+            # A mapping may be settings of a part that the agent has not: `Model` names the recipe for it.
+            if name not in known and name not in settings and not isinstance(value, Mapping):
                 meant = [_keyword(field) for field in ours(name, [*known, *fields])]
                 hint = f"write {' and '.join(meant)}" if meant else nearest(name, known)
                 raise UsageError(f"{type(self).__name__} has no keyword '{name}'; {hint}.", field=name)
