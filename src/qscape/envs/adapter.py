@@ -29,6 +29,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from jaxtyping import Bool, Float, Int
 
 from qscape.envs.build import build_env
+from qscape.envs.native import find_jax_env
 from qscape.envs.spaces import box_leaves, describe_other_table, is_image, make_action_map, make_flatten
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.types import Spec
@@ -120,6 +121,7 @@ def make(
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
     asynchronous: bool = False,
     index_actions: bool = False,
+    one_if_jax: bool = False,
 ) -> "EnvAdapter":
     """Make an environment, or E of them, and the adapter around it.
 
@@ -132,6 +134,7 @@ def make(
         autoreset: mode of the vector environment that is built if E > 1.
         asynchronous: one process per environment; pays only if a step takes milliseconds.
         index_actions: pass discrete actions by index, as on-policy agents do.
+        one_if_jax: make only one of an environment in JAX, whose copies a compiled program holds.
 
     Raises:
         UsageError: an unknown id, a missing package, wrong `env_args`, or spaces that do not fit.
@@ -152,7 +155,7 @@ def make(
 
     first = build()
     name = env_id if isinstance(env_id, str) else None
-    if envs == 1:
+    if envs == 1 or (one_if_jax and find_jax_env(first) is not None):
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     if asynchronous:
         first.close()
@@ -182,6 +185,7 @@ class EnvAdapter:
         spec: sizes and bounds that an agent is bound to.
         seed: of the first reset.
         time_limit: steps after which an episode is truncated; None: no limit is known.
+        jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
     """
@@ -217,6 +221,7 @@ class EnvAdapter:
         self.env_id = env_id or _id_of(about, env) or _class_name(about)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
+        self.jax_env = find_jax_env(about) if isinstance(about, gym.Env) else None
         size, flatten = make_flatten(space, self.env_id, images=index_actions)
         convert = functools.partial(
             make_action_map,

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.errors import UsageError
@@ -160,12 +161,20 @@ def play(env: JaxEnv, policy: Callable[[PyTree, Array, Key], Array], key: Key, e
 
 
 def find_jax_env(env: gym.Env) -> JaxEnv | None:
-    """The `JaxEnv` behind a Gymnasium environment, with the latter's time limit; None if there is none."""
-    bare = env.unwrapped
-    if not isinstance(bare, GymnasiumEnv):
+    """The `JaxEnv` behind a Gymnasium environment, with the latter's time limit.
+
+    None if there is none, or if a wrapper changes what the environment returns.
+    """
+    limit: int | None = None
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            limit = env._max_episode_steps if limit is None else min(limit, env._max_episode_steps)
+        elif not isinstance(env, OrderEnforcing | PassiveEnvChecker):
+            return None
+        env = env.env
+    if not isinstance(env, GymnasiumEnv):
         return None
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    return bare.native if limit is None else dataclasses.replace(bare.native, time_limit=limit)
+    return env.native if limit is None else dataclasses.replace(env.native, time_limit=limit)
 
 
 @jax.jit

@@ -1,13 +1,12 @@
 """E copies of a `JaxEnv` side by side, as training inside one compiled program steps them."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from qscape.envs.native import JaxEnv, Outcome, step_autoreset
+from qscape.envs.native import JaxEnv, Outcome
 from qscape.types import Key, Scalar, stream
 
 
@@ -19,12 +18,14 @@ class World(NamedTuple):
         observation: what the agent acts on next.
         ret: undiscounted return of the current episode so far.
         length: steps of the current episode so far; 0 if the next action starts it.
+        success: did the current episode report success so far?
     """
 
     state: PyTree
     observation: Float[Array, "E S"]
     ret: Float[Array, " E"]
     length: Int[Array, " E"]
+    success: Bool[Array, " E"]
 
 
 class EpisodeEnds(NamedTuple):
@@ -34,11 +35,13 @@ class EpisodeEnds(NamedTuple):
         done: did the episode end in this step?
         ret: undiscounted return of the episode up to this step.
         length: steps of the episode up to this step.
+        success: did the episode report success up to this step?
     """
 
     done: Bool[Array, "*T E"]
     ret: Float[Array, "*T E"]
     length: Int[Array, "*T E"]
+    success: Bool[Array, "*T E"]
 
     def num_episodes(self) -> Int[Array, ""]:
         """The number of episodes that ended."""
@@ -49,10 +52,55 @@ class EpisodeEnds(NamedTuple):
         return jnp.where(self.done, self.ret, 0.0).sum() / self.num_episodes()
 
 
+class EpisodeLog(NamedTuple):
+    """The episodes that ended in a compiled chunk of training, in the order of their ends.
+
+    Attributes:
+        ended: how many episodes ended.
+        rows: one row for each: step of the chunk, environment, length, return, success. As float32 they are
+            exact up to 2^24; one array takes one scatter. Rows from `ended` on are unused.
+        finite: were all observations and rewards of the chunk finite?
+    """
+
+    ended: Int[Array, ""]
+    rows: Float[Array, "room 5"]
+    finite: Bool[Array, ""]
+
+
+def empty_log(room: int) -> EpisodeLog:
+    """Return a log without episodes, with room for so many."""
+    return EpisodeLog(jnp.int32(0), jnp.zeros((room, 5)), jnp.bool_(True))
+
+
+def log_ends(
+    log: EpisodeLog, step: Int[ArrayLike, ""], ended: EpisodeEnds, finite: Bool[Array, ""]
+) -> EpisodeLog:
+    """Add the episodes that ended in one step or in T steps of a chunk.
+
+    Args:
+        log: the episodes so far.
+        step: the step of the chunk, or the first of the T steps.
+        ended: which episodes ended, [E] or [T, E].
+        finite: were all observations and rewards of these steps finite?
+    """
+    envs = ended.done.shape[-1]
+    done, ret, length, success = (x.reshape(-1) for x in (ended.done, ended.ret, ended.length, ended.success))
+    index = jnp.arange(len(done))
+    columns = step + index // envs, index % envs, length, ret, success
+    where = jnp.where(done, log.ended + jnp.cumsum(done) - 1, len(log.rows))
+    rows = log.rows.at[where].set(jnp.stack([jnp.float32(x) for x in columns], -1), mode="drop")
+    return EpisodeLog(log.ended + done.sum(), rows, log.finite & finite)
+
+
+def is_finite(outcome: Outcome) -> Bool[Array, ""]:
+    """Return whether all observations and rewards of a step are finite."""
+    return jnp.isfinite(outcome.observation).all() & jnp.isfinite(outcome.reward).all()
+
+
 def reset_world(env: JaxEnv, envs: int, key: Key) -> World:
     """Start an episode in each of `envs` environments."""
     state, observation = jax.vmap(env.reset)(jax.random.split(key, envs))
-    return World(state, observation, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
+    return World(state, observation, jnp.zeros(envs), jnp.zeros(envs, jnp.int32), jnp.zeros(envs, bool))
 
 
 def step_world(
@@ -71,8 +119,23 @@ def step_world(
         The new world, the outcomes (with the true successors), and which episodes ended.
     """
     keys = jax.random.split(stream(jax.random.fold_in(key, env_steps), "world.step"), len(world.length))
-    state, observation, outcome = jax.vmap(partial(step_autoreset, env))(world.state, action, keys)
+    key_step, key_reset = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    state, outcome = jax.vmap(env.step)(world.state, action, key_step)
     done = outcome.terminated | outcome.truncated
-    ended = EpisodeEnds(done, world.ret + outcome.reward, world.length + 1)
-    world = World(state, observation, jnp.where(done, 0.0, ended.ret), jnp.where(done, 0, ended.length))
+    after = state, outcome.observation
+
+    def restart() -> tuple[PyTree, Array]:
+        new = jax.vmap(env.reset)(key_reset)
+        return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
+
+    # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.
+    state, observation = jax.lax.cond(done.any(), restart, lambda: after)
+    ended = EpisodeEnds(done, world.ret + outcome.reward, world.length + 1, world.success | outcome.success)
+    world = World(
+        state,
+        observation,
+        jnp.where(done, 0.0, ended.ret),
+        jnp.where(done, 0, ended.length),
+        ended.success & ~done,
+    )
     return world, outcome, ended

@@ -349,7 +349,7 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
     name, place = f"{trainer.env_steps:09d}", folder / "saves"
-    shot = snapshot.take(trainer.adapter)
+    shot = trainer.snapshot()
     meta = {
         "qscape": importlib.metadata.version("qscape"),
         "milestone": milestone or _is_milestone(place / name),  # it may replace a save of the same step
@@ -419,8 +419,8 @@ def load_into(trainer: Loop, path: Path) -> list[str]:
     refuse_other_table(trainer.adapter.env_id, meta.get("table"), trainer.adapter.spec.table)
     trees, _ = saves.read(path, trainer.templates(numbers))
     trainer.restore(trees, numbers)
-    why = snapshot.restore(
-        trainer.adapter, snapshot.Snapshot(saves.read_arrays(path, "environment"), meta["environment"])
+    why = trainer.restore_environments(
+        snapshot.Snapshot(saves.read_arrays(path, "environment"), meta["environment"])
     )
     notes = [why] if why else []
     if why:

@@ -18,6 +18,9 @@ from qscape.agents import Agent
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
+from qscape.envs.snapshot import Snapshot
+from qscape.envs.snapshot import restore as restore_snapshot
+from qscape.envs.snapshot import take as take_snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.run import events as ev
 from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
@@ -98,6 +101,15 @@ class Loop:
             self._shown, self._acting = self.state, self.agent.acting(self.state)
         return self._acting
 
+    @property
+    def envs(self) -> int:
+        """The number of environments that are stepped side by side."""
+        return self.adapter.envs
+
+    def _reset_environments(self) -> None:
+        """Start an episode in every environment, before the first step of a run."""
+        self.adapter.reset()
+
     def _notes(self) -> list[str]:
         """Return sentences for the user when training starts."""
         raise NotImplementedError
@@ -150,7 +162,7 @@ class Loop:
         begun = time.perf_counter() - self.seconds
         self._rate = (self.env_steps, time.perf_counter())
         if self.fresh:
-            self.adapter.reset()
+            self._reset_environments()
             self.fresh = False
         yield ev.Started(
             self.env_steps, until, self.plan.label, self.adapter.env_id, self.plan.seed, self._notes()
@@ -242,11 +254,24 @@ class Loop:
             setattr(self, name, counters[name])
         self.fresh = False
 
+    def snapshot(self) -> Snapshot:
+        """Return the state of the environments, for a save."""
+        return take_snapshot(self.adapter)
+
+    def restore_environments(self, saved: Snapshot) -> str:
+        """Restore the environments. Returns why they start new episodes instead; "" if they do not."""
+        return restore_snapshot(self.adapter, saved)
+
     def on_environment_restart(self) -> None:
         """Adapt the run to environments that start new episodes, since their state was not restored.
 
         Called after `restore`.
         """
+
+
+def may_compile(plan: Plan) -> bool:
+    """Return whether the run is compiled as a whole if its environment is written in JAX."""
+    return plan.loop != "host" and not plan.dataset and not plan.start
 
 
 def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:
@@ -259,9 +284,19 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
 
 
 def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
-    """Open the training environments of a plan."""
+    """Open the training environments of a plan.
+
+    Of an environment in JAX only one is opened if the run is compiled: the program holds the copies.
+    """
     args = training_args(plan.env, dict(plan.env_args))
-    return make_adapter(plan.env, plan.envs, args, seed=plan.seed, index_actions=agent.index_actions)
+    return make_adapter(
+        plan.env,
+        plan.envs,
+        args,
+        seed=plan.seed,
+        index_actions=agent.index_actions,
+        one_if_jax=may_compile(plan),
+    )
 
 
 def copy_buffers(tree: PyTree) -> PyTree:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from qscape.agents import (
     Agent,
@@ -27,7 +27,7 @@ LONGEST = 250  # bytes of a folder's name; file systems take 255
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How often a run is evaluated, logged and saved."""
+    """How often a run is evaluated, logged and saved, and by which loop it is made."""
 
     eval_every: int = setting(5_000, "Environment steps between evaluations; 0 switches them off.")
     eval_episodes: int = setting(10, "Episodes in each evaluation.")
@@ -40,6 +40,11 @@ class Pace:
     probe: tuple[str, ...] = setting(
         (),
         "Further measures of every evaluation: smoothness, geometry, landscape, collapse, or module:Class.",
+    )
+    loop: Literal["auto", "host", "compiled"] = setting(
+        "auto",
+        "host: Python steps the environments. compiled: steps and updates are one program, which needs an "
+        "environment in JAX. auto: compiled where possible.",
     )
 
 
@@ -88,6 +93,11 @@ class Plan(Pace):
                 raise UsageError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1."
                 )
+        if self.loop not in (loops := get_args(Pace.__annotations__["loop"])):
+            raise UsageError(f"--loop {self.loop} is unknown; choose {', '.join(loops)}.")
+        if self.loop == "compiled" and (self.dataset or self.start):
+            flag = "--dataset" if self.dataset else "--from"
+            raise UsageError(f"--loop compiled trains from the start on an environment; leave {flag} out.")
         if self.dataset and self.envs > 1:
             raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
         if self.dataset and self.keep_data:
@@ -244,6 +254,10 @@ def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
-    """Return the plan that `to_json` wrote. Keys that are no field of a plan are ignored."""
+    """Return the plan that `to_json` wrote. Keys that are no field of a plan are ignored.
+
+    A record without `loop` was written when every run was stepped by the host.
+    """
     known = {f.name for f in dataclasses.fields(Plan)}
-    return Plan(**{k: v for k, v in data.items() if k in known})
+    fields: dict[str, Any] = {"loop": "host"} | {k: v for k, v in data.items() if k in known}
+    return Plan(**fields)

@@ -21,8 +21,18 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from qscape.envs.native import JaxEnv
+from qscape.envs.native import Outcome as EnvOutcome
 from qscape.envs.spaces import ActionBox, make_action_map
-from qscape.envs.world import World, reset_world, step_world
+from qscape.envs.world import (
+    EpisodeEnds,
+    EpisodeLog,
+    World,
+    empty_log,
+    is_finite,
+    log_ends,
+    reset_world,
+    step_world,
+)
 from qscape.errors import UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
@@ -153,29 +163,80 @@ def run_steps(
     Returns:
         The run after these steps, and the history with a row for each of them.
     """
-    layout = agent.layout(len(run.world.length))
-    names = cycle.metric_names(agent, layout)
+    names = cycle.metric_names(agent, agent.layout(len(run.world.length)))
 
     def step(run: Run, updates: Array) -> tuple[Run, History]:
-        carry, world = run
-        steps = carry.state.env_steps
-        carry = cycle.choose(agent, carry, steps, key, steps < agent.base.warmup)
-        world, outcome, ended = step_world(env, world, in_units(agent, env, carry.action), steps, key)
-        answer = Outcome(
-            outcome.observation,
-            outcome.reward,
-            outcome.terminated,
-            outcome.truncated,
-            world.observation,
-            jnp.ones(layout.envs, bool),
+        run, _, ended = _step(agent, env, run, updates, jnp.int32(agent.base.warmup), key)
+        state, metrics = run.state, {name: run.carry.metrics[k] for k, name in enumerate(names)}
+        return run, History(
+            metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates
         )
-        carry = cycle.insert(agent, layout, carry, answer)
-        carry = cycle.learn(agent, layout, carry, updates, steps + layout.envs, key)
-        state, metrics = carry.state, {name: carry.metrics[k] for k, name in enumerate(names)}
-        history = History(metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates)
-        return Run(carry, world), history
 
     return jax.lax.scan(step, run, jnp.asarray(counts))
+
+
+def run_chunk(
+    agent: Agent,
+    env: JaxEnv,
+    run: Run,
+    key: Key,
+    counts: Int[ArrayLike, " most"],
+    steps: Int[ArrayLike, ""],
+    warmup: Int[ArrayLike, ""],
+    *,
+    room: int,
+    until_end: bool = False,
+) -> tuple[Run, Int[Array, ""], EpisodeLog]:
+    """Make up to `steps` steps of all environments, and the updates that follow each step.
+
+    A chunk of n steps equals n chunks of one step to the bit: the number of steps is an argument of one
+    program. Under `vmap` the same axes serve as for `run_steps`; `steps` and `warmup` are shared.
+
+    Args:
+        agent, env, run, key: as for `run_steps`.
+        counts: the number of updates after each step, at least `steps` of them.
+        steps: how many steps.
+        warmup: environment steps before which actions are uniform.
+        room: the number of episodes that the log can hold; static.
+        until_end: return after the first step in which an episode ends; static. A schedule that waits for
+            ends of episodes decides then on the host.
+
+    Returns:
+        The run after the chunk, the number of steps made, and the episodes that ended in them.
+    """
+    counts, steps = jnp.asarray(counts), jnp.asarray(steps)
+
+    def further(made: Array, run: Run, log: EpisodeLog) -> tuple[Array, Run, EpisodeLog]:
+        run, outcome, ended = _step(agent, env, run, counts[made], jnp.asarray(warmup), key)
+        return made + 1, run, log_ends(log, made, ended, is_finite(outcome))
+
+    def unfinished(made: Array, run: Run, log: EpisodeLog) -> Array:
+        return (made < steps) & (log.ended == 0) if until_end else made < steps
+
+    start = jnp.int32(0), run, empty_log(room)
+    made, run, log = jax.lax.while_loop(lambda c: unfinished(*c), lambda c: further(*c), start)
+    return run, made, log
+
+
+def _step(
+    agent: Agent, env: JaxEnv, run: Run, updates: Array, warmup: Array, key: Key
+) -> tuple[Run, EnvOutcome, EpisodeEnds]:
+    """Choose actions, step all environments, insert the transitions and make the updates that follow."""
+    carry, world = run
+    layout, steps = agent.layout(len(world.length)), carry.state.env_steps
+    carry = cycle.choose(agent, carry, steps, key, steps < warmup)
+    world, outcome, ended = step_world(env, world, in_units(agent, env, carry.action), steps, key)
+    answer = Outcome(
+        outcome.observation,
+        outcome.reward,
+        outcome.terminated,
+        outcome.truncated,
+        world.observation,
+        jnp.ones(layout.envs, bool),
+    )
+    carry = cycle.insert(agent, layout, carry, answer)
+    carry = cycle.learn(agent, layout, carry, updates, steps + layout.envs, key)
+    return Run(carry, world), outcome, ended
 
 
 def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:

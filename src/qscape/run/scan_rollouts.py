@@ -5,14 +5,23 @@ state, history = train(env, key)                                              # 
 state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten seeds in parallel
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from qscape.envs.native import JaxEnv
-from qscape.envs.world import EpisodeEnds, World, reset_world, step_world
+from qscape.envs.world import (
+    EpisodeEnds,
+    EpisodeLog,
+    World,
+    empty_log,
+    log_ends,
+    reset_world,
+    step_world,
+)
 from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
@@ -146,16 +155,67 @@ def run_updates(
     """
 
     def rollout_and_update(run: Run, _: None) -> tuple[Run, History]:
-        state, world = run
-        acting, steps = agent.acting(state), state.env_steps
-        world, rollout, ended = collect(agent, env, acting, world, steps, key)
-        valid = rollout.valid
-        made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
-        state, metrics = agent.update(state, rollout, state.updates / total, key)
-        history = History(metrics, ended.mean_return(), ended.num_episodes(), steps)
-        return Run(state._replace(env_steps=steps + made), world), history
+        steps, progress = run.state.env_steps, run.state.updates / total
+        run, metrics, _rollout, ended = _rollout_and_update(agent, env, run, progress, key)
+        return run, History(metrics, ended.mean_return(), ended.num_episodes(), steps)
 
     return jax.lax.scan(rollout_and_update, run, None, updates)
+
+
+def run_chunk(
+    agent: Agent,
+    env: JaxEnv,
+    run: Run,
+    metrics: Float[Array, " M"],
+    key: Key,
+    updates: Int[ArrayLike, ""],
+    until: Float[ArrayLike, ""],
+    *,
+    room: int,
+) -> tuple[Run, Float[Array, " M"], EpisodeLog]:
+    """Collect `updates` rollouts and make the update after each, in a run of `until` environment steps.
+
+    A chunk of n rollouts equals n chunks of one to the bit: the number is an argument of one program.
+
+    Args:
+        agent, env, run, key: as for `run_updates`.
+        metrics: the metrics of the last update, in the order of `metric_names`; NaN before the first.
+        updates: how many rollouts.
+        until: environment steps of the whole run; schedules follow the fraction of them that is made.
+        room: the number of episodes that the log can hold; static.
+
+    Returns:
+        The run after the chunk, the metrics of its last update, and the episodes that ended in it.
+    """
+
+    def further(k: Array, carry: tuple[Run, Array, EpisodeLog]) -> tuple[Run, Array, EpisodeLog]:
+        run, _, log = carry
+        progress = jnp.minimum(run.state.env_steps / until, 1.0)
+        run, values, rollout, ended = _rollout_and_update(agent, env, run, progress, key)
+        finite = jnp.isfinite(rollout.next_observation).all() & jnp.isfinite(rollout.reward).all()
+        metrics = jnp.stack([values[name] for name in sorted(values)])
+        return run, metrics, log_ends(log, k * len(rollout.reward), ended, finite)
+
+    return jax.lax.fori_loop(0, updates, further, (run, metrics, empty_log(room)))
+
+
+def metric_names(agent: Agent, env: JaxEnv, run: Run, key: Key) -> list[str]:
+    """Return the names of an update's metrics, sorted; `run` and `key` may be shapes."""
+    made = partial(_rollout_and_update, agent)
+    return sorted(jax.eval_shape(made, env, run, jnp.float32(0), key)[1])
+
+
+def _rollout_and_update(
+    agent: Agent, env: JaxEnv, run: Run, progress: Array, key: Key
+) -> tuple[Run, Metrics, Rollout, EpisodeEnds]:
+    """Collect a rollout and learn from it; `progress` is the fraction of the run made before."""
+    state, world = run
+    acting, steps = agent.acting(state), state.env_steps
+    world, rollout, ended = collect(agent, env, acting, world, steps, key)
+    valid = rollout.valid
+    made = rollout.reward.size if valid is None else valid.any(1).sum() * valid.shape[1]
+    state, metrics = agent.update(state, rollout, progress, key)
+    return Run(state._replace(env_steps=steps + made), world), metrics, rollout, ended
 
 
 def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, updates: int) -> tuple[State, History]:

@@ -197,8 +197,8 @@ class Seeds(Trainer):
         self.of, self.due = None, dict(self.runs[0].due)
         self.next = self._next_due()
 
-    def _count(self, step: Step) -> None:
-        super()._count(step._replace(valid=step.valid[0]))  # counts the steps of one seed, not of all
+    def _count_step(self, step: Step) -> None:
+        super()._count_step(step._replace(valid=step.valid[0]))  # counts the steps of one seed, not of all
         for run, finished in zip(self.runs, self.adapter.finished, strict=True):
             run.returns += [episode.ret for episode in finished]
 

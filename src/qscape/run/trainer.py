@@ -4,7 +4,7 @@ Exact semantics: the action at step t comes from the parameters after the update
 update sees every transition up to its step. What a step computes is in `qscape.offpolicy.cycle`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qscape.envs import EnvAdapter, Step
+from qscape.envs import EnvAdapter, Episode, Step
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
@@ -58,7 +58,7 @@ class Trainer(Loop):
         saver: Saver | None = None,
     ):
         super().__init__(plan, agent, adapter, eval_adapter, saver)
-        self.layout = self.agent.layout(adapter.envs)
+        self.layout = self.agent.layout(self.envs)
         self.carry = self._start()
         self.schedule = self.agent.schedule.start()
         self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps_best_policy else None
@@ -76,10 +76,10 @@ class Trainer(Loop):
             state=self.agent.init(self.key),
             storage=None,  # type: ignore[arg-type]
             replay_state=self.agent.replay.init_state(self.layout),
-            noise_state=self.programs.init_noise(self.adapter.envs),
+            noise_state=self.programs.init_noise(self.envs),
             metrics=jnp.full(len(self.programs.metrics), jnp.nan),
             observation=None,  # type: ignore[arg-type]
-            first=np.ones(self.adapter.envs, bool),
+            first=np.ones(self.envs, bool),
             action=None,  # type: ignore[arg-type]
             columns={},
         )
@@ -127,25 +127,33 @@ class Trainer(Loop):
             return
         step = self.adapter.step(np.asarray(self.carry.action))  # np.asarray waits for the device
         self.carry = self.programs.insert(self.carry, Outcome(*step[:-1]))
-        self._count(step)
+        self._count_step(step)
         self.carry = self.carry._replace(
             observation=step.observation, first=step.starts_episode, action=None, columns={}
         )
         yield from self._episode_events(step.finished)
 
-    def _count(self, step: Step) -> None:
-        """Update the host's counters, and add the updates that the schedule makes due to `pending`."""
+    def _count_step(self, step: Step) -> None:
+        """Count a step of the adapter's environments."""
+        self.returns += [episode.ret for episode in step.finished]
+        self._count(int(np.count_nonzero(step.valid)), step.finished)
+
+    def _count(self, made: int, finished: Sequence[Episode]) -> None:
+        """Update the host's counters, and add the updates that the schedule makes due to `pending`.
+
+        Args:
+            made: environment steps that were made side by side.
+            finished: the episodes that ended with them.
+        """
         base = self.agent.base
         warm = self.env_steps >= base.warmup  # was this step one past the random phase?
-        made = int(np.count_nonzero(step.valid))
         self.env_steps += made
         was_learning = self.learning
         if warm and not base.warmup_to_episode_end:
             was_learning = self.learning = True
         if was_learning:
             self._schedule(StepEnd(made))
-        for episode in step.finished:
-            self.returns.append(episode.ret)
+        for episode in finished:
             if was_learning:
                 self._schedule(EpisodeEnd(episode.length, episode.ret, self.updates + self.pending))
             if warm:
@@ -172,7 +180,7 @@ class Trainer(Loop):
 
     def _due(self, step: Step) -> Due:
         """Return what the driven program has to do after a step. Called in XLA's thread."""
-        self._count(step)
+        self._count_step(step)
         due = Due(self.env_steps, self.pending, self._stop or self.env_steps >= self.halt)
         self.updates, self.pending = self.updates + self.pending, 0
         return due
@@ -186,16 +194,14 @@ class Trainer(Loop):
 
     def _advance(self) -> None:
         """Make the pending updates (at most a chunk of them), then choose the next action."""
-        steps, n = np.int32(self.env_steps), min(self.pending, CHUNK)
+        steps = np.int32(self.env_steps)
         warm_up = not (self.learning or self._explores_next())
         if self.pending == 1 and not warm_up:
             self.carry = self.programs.step(self.carry, np.int32(1), steps, self.key)
             self.updates, self.pending = self.updates + 1, 0
             return
-        if n:
-            self.carry = self.programs.learn(self.carry, np.int32(n), steps, self.key)
-            self.updates, self.pending = self.updates + n, self.pending - n
-            jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
+        if self.pending:
+            self._learn_pending()
             if self.pending:
                 return
         observation, first, noise_state = self.carry.observation, self.carry.first, self.carry.noise_state
@@ -205,6 +211,13 @@ class Trainer(Loop):
             self.acting, noise_state, observation, first, steps, self.key, mode=mode
         )
         self.carry = self.carry._replace(action=action, columns=columns, noise_state=noise_state)
+
+    def _learn_pending(self) -> None:
+        """Make the pending updates, but at most a chunk of them."""
+        n = min(self.pending, CHUNK)
+        self.carry = self.programs.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
+        self.updates, self.pending = self.updates + n, self.pending - n
+        jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
 
     def _explores_next(self) -> bool:
         """Return whether the next action is past a warm-up that ends at a fixed step."""
@@ -285,7 +298,7 @@ class Trainer(Loop):
             storage=storage,
             replay_state=replay_state,
             observation=None,
-            first=np.ones(self.adapter.envs, bool),
+            first=np.ones(self.envs, bool),
             action=None,
             columns={},
         )

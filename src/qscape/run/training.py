@@ -19,7 +19,8 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import probes
-from qscape.run.loop import Loop, Saver, open_adapter, open_adapters
+from qscape.run.compiled import CompiledRollouts, CompiledTrainer
+from qscape.run.loop import Loop, Saver, may_compile, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
@@ -52,12 +53,19 @@ def trainer_of(
     eval_adapter: EnvAdapter | None = None,
     saver: Saver | None = None,
 ) -> Loop:
-    """Make the loop for an agent: from rollouts, from a dataset, or from replay."""
-    if isinstance(agent, OnPolicyAgent):
-        return RolloutTrainer(plan, agent, adapter, eval_adapter, saver)
-    if plan.dataset:
-        return OfflineTrainer(plan, agent, adapter, eval_adapter, saver)
-    return Trainer(plan, agent, adapter, eval_adapter, saver)
+    """Make the loop for an agent: from rollouts, from a dataset, or from replay; compiled as a whole or not.
+
+    Raises:
+        UsageError: `plan.loop` is "compiled", and the run cannot be compiled as a whole.
+    """
+    on_policy = isinstance(agent, OnPolicyAgent)
+    if may_compile(plan) and adapter.jax_env is not None:
+        kind: Any = CompiledRollouts if on_policy else CompiledTrainer
+        return kind(dataclasses.replace(plan, loop="compiled"), agent, adapter, eval_adapter, saver)
+    if plan.loop == "compiled":
+        raise UsageError(f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.")
+    kind = RolloutTrainer if on_policy else OfflineTrainer if plan.dataset else Trainer
+    return kind(dataclasses.replace(plan, loop="host"), agent, adapter, eval_adapter, saver)
 
 
 def train(
@@ -93,7 +101,7 @@ def train(
     if plan.start:
         notes += take_over(trainer, plan)
     with folders.locked(folder):
-        folders.create(folder, plan, trainer.agent, overwrite)
+        folders.create(folder, trainer.plan, trainer.agent, overwrite)
         on_trainer(trainer)
         yield from _recorded_events(trainer, folder, plan, notes, trackers)
 

@@ -1,0 +1,285 @@
+"""Training on environments in JAX: steps, replay, updates and episode statistics in one compiled program.
+
+The host calls the program for a chunk of steps. A chunk ends where an evaluation, a log line, a save or the
+end of the run is due, and after about half a second, so that a request to stop is seen in time. Its length is
+an argument of the program: n steps in one chunk equal n chunks of one step to the bit.
+
+A schedule that waits for ends of episodes (TD7's checkpoints) decides on the host, by the rule of the host
+loop: the program returns after the first step in which an episode ends, and the burst of updates follows.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qscape.envs import Episode
+from qscape.envs.native import JaxEnv
+from qscape.envs.snapshot import Snapshot
+from qscape.envs.world import EpisodeLog, World, reset_world
+from qscape.errors import RunError
+from qscape.offpolicy.cycle import Carry
+from qscape.offpolicy.plain import EveryStep
+from qscape.run import events as ev
+from qscape.run import scan, scan_rollouts
+from qscape.run.loop import Loop, copy_buffers
+from qscape.run.rollouts import RolloutPrograms
+from qscape.run.trainer import Trainer
+from qscape.types import stream
+
+SECONDS = 0.5  # of a chunk
+MOST = 1024  # steps of a chunk
+ROOM = 65_536  # episodes that can end in a chunk
+IN_PROGRAM = "the whole run in one program: {} environments in JAX"
+
+
+class ChunkLength:
+    """The length of chunks: doubled while they are fast, halved when they are slow.
+
+    Attributes:
+        steps: how many steps the next chunk may have.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = max(1, most)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with short chunks again, because the cost of a step changes."""
+        self.steps = min(8, self.most)
+        self.compiled = False
+
+    def took(self, seconds: float, steps: int) -> None:
+        """Adapt to a chunk of so many steps. The first one is not counted, since it may compile."""
+        if not self.compiled:
+            self.compiled = True
+        elif seconds > SECONDS:
+            self.steps = max(1, steps // 2)
+        elif steps == self.steps and seconds < SECONDS / 2:
+            self.steps = min(self.most, 2 * steps)
+
+
+class InProgram(Loop):
+    """What compiled runs of off-policy and on-policy agents share.
+
+    The adapter has one environment, of which nothing is stepped: it gives the task, the names and the units.
+
+    Attributes:
+        env: the environment in JAX.
+        world: the states of its E copies; None before the first step.
+        length: the length of chunks.
+    """
+
+    env: JaxEnv
+    world: World
+    length: ChunkLength
+
+    @property
+    def envs(self) -> int:
+        return self.plan.envs
+
+    def _reset_environments(self) -> None:
+        reset = jax.jit(reset_world, static_argnums=1)
+        self.world = reset(self.env, self.envs, stream(self.key, "world.begin"))
+
+    def _blank_world(self) -> World:
+        """Return the shapes of `world`."""
+        return jax.eval_shape(partial(reset_world, envs=self.envs), self.env, key=self.key)
+
+    def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
+        """Yield the episodes of a chunk; `steps_before`: environment steps made before it.
+
+        Raises:
+            RunError: an observation or a reward was NaN or infinite.
+        """
+        if not log.finite:
+            raise RunError(
+                f"{self.adapter.env_id}: an observation or a reward is NaN or infinite between steps "
+                f"{steps_before} and {self.env_steps}: nothing can be learnt from it"
+            )
+        for step, episode in self._episodes(log):
+            self.returns.append(episode.ret)
+            yield ev.EpisodeDone(steps_before + (step + 1) * self.envs, *episode)
+
+    def _episodes(self, log: EpisodeLog) -> Iterator[tuple[int, Episode]]:
+        """Yield the step of the chunk and the episode, for every episode that ended."""
+        reports = self.env.reports_success
+        for step, env, length, ret, success in np.asarray(log.rows[: int(log.ended)]).tolist():
+            yield int(step), Episode(int(env), int(length), ret, success if reports else None)
+
+    def snapshot(self) -> Snapshot:
+        """Return an empty snapshot: the environments' states are arrays of the run."""
+        return Snapshot({}, {"world": True})
+
+    def restore_environments(self, saved: Snapshot) -> str:
+        return ""
+
+
+class CompiledTrainer(InProgram, Trainer):
+    """A run of an off-policy agent whose whole cycle is one program."""
+
+    def __init__(self, plan: Any, agent: Any, adapter: Any, eval_adapter: Any = None, saver: Any = None):
+        self.env = adapter.jax_env
+        super().__init__(plan, agent, adapter, eval_adapter, saver)
+        self.length = ChunkLength(min(MOST, ROOM // self.envs))
+        chunk = partial(scan.run_chunk, self.agent, room=max(ROOM, self.envs))
+        self._chunk = jax.jit(chunk, static_argnames="until_end", donate_argnums=1)
+
+    def _notes(self) -> list[str]:
+        return [*super()._notes(), IN_PROGRAM.format(self.envs)]
+
+    def _reset_environments(self) -> None:
+        super()._reset_environments()
+        self.carry = self._acted(self.carry)
+
+    def _acted(self, carry: Carry) -> Carry:
+        """Return a carry with the arrays that a program needs: observations, actions and their columns."""
+        layout = self.layout
+        return carry._replace(
+            observation=jnp.copy(self.world.observation),
+            first=jnp.asarray(carry.first),
+            action=jnp.zeros((layout.envs, layout.action_size)) if carry.action is None else carry.action,
+            columns=carry.columns or {k: jnp.zeros((layout.envs, *s)) for k, s in layout.columns},
+        )
+
+    @property
+    def _waits(self) -> bool:
+        """Does the host decide after the next end of an episode?"""
+        base = self.agent.base
+        waits = not isinstance(self.agent.schedule, EveryStep)
+        return waits or (base.warmup_to_episode_end and not self.learning)
+
+    def _prepare(self) -> bool:
+        """Make the updates that are due between chunks."""
+        if self.pending:
+            self._learn_pending()
+        return not self.pending
+
+    def _environment_step(self) -> Iterator[ev.RunEvent]:
+        """Make a chunk of steps."""
+        base, before, waits = self.agent.base, self.env_steps, self._waits
+        left = self._next_due() - before
+        if before < base.warmup:
+            left = min(left, base.warmup - before)
+        steps = min(-(-left // self.envs), self.length.steps)
+        counts = np.zeros(MOST, np.int32)
+        for k in range(0 if waits else steps):  # a schedule by steps is known before they are made
+            self._count(self.envs, [])
+            counts[k], self.pending = self.pending, 0
+        warmup = base.warmup
+        if base.warmup_to_episode_end:
+            warmup = 0 if self.learning else np.iinfo(np.int32).max
+        begun = time.perf_counter()
+        run, made, log = self._chunk(
+            self.env,
+            scan.Run(self.carry, self.world),
+            self.key,
+            counts,
+            np.int32(steps),
+            np.int32(warmup),
+            until_end=waits,
+        )
+        self.carry, self.world = run
+        made = int(made)
+        self.length.took(time.perf_counter() - begun, made)
+        if before < base.warmup <= before + made * self.envs:
+            self.length.restart()
+        if waits:
+            episodes = [episode for _, episode in self._episodes(log)]
+            for k in range(made):
+                self._count(self.envs, episodes if k == made - 1 else [])
+        else:
+            self.updates += int(counts.sum())
+        yield from self._finished(log, before)
+
+    # --- saving and resuming ------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, Any]:
+        arrays = super().arrays()
+        return arrays | {"replay": arrays["replay"] | {"world": self.world}}
+
+    def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
+        self.world = self._blank_world()
+        return super().templates(counters)
+
+    def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
+        super().restore(arrays, counters)
+        self.world = copy_buffers(arrays["replay"]["world"])
+        self.carry = self._acted(self.carry)
+
+
+class CompiledRollouts(InProgram):
+    """A run of an on-policy agent: rollouts, advantages and passes in one program.
+
+    Rollouts are always whole, so a run may make a few steps more than it was asked for.
+    """
+
+    def __init__(self, plan: Any, agent: Any, adapter: Any, eval_adapter: Any = None, saver: Any = None):
+        self.env = adapter.jax_env
+        super().__init__(plan, agent, adapter, eval_adapter, saver)
+        base = self.agent.base
+        self.programs = RolloutPrograms(self.agent)
+        self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, self.envs)
+        self.rollout = -(-base.rollout // self.envs) * self.envs
+        self.length = ChunkLength(min(MOST, ROOM // self.rollout))
+        chunk = partial(scan_rollouts.run_chunk, self.agent, room=max(ROOM, self.rollout))
+        self._chunk = jax.jit(chunk, donate_argnums=(1, 2))
+        run = jax.eval_shape(partial(scan_rollouts.start, self.agent, envs=self.envs), self.env, self.key)
+        self.programs.metrics = scan_rollouts.metric_names(self.agent, self.env, run, self.key)
+        self.metrics = jnp.full(len(self.programs.metrics), jnp.nan)
+
+    def _notes(self) -> list[str]:
+        base = self.agent.base
+        what = f"{base.episodes} episodes" if base.episodes else f"{self.rollout:,} steps"
+        return [
+            f"rollouts of {what} in {self.envs} environments, {base.passes} passes over each",
+            IN_PROGRAM.format(self.envs),
+        ]
+
+    def _prepare(self) -> bool:
+        return True
+
+    def _environment_step(self) -> Iterator[ev.RunEvent]:
+        """Make a chunk of rollouts, each with its update."""
+        before = self.env_steps
+        updates = min(-(-(self._next_due() - before) // self.rollout), self.length.steps)
+        begun = time.perf_counter()
+        run, self.metrics, log = self._chunk(
+            self.env,
+            scan_rollouts.Run(self.state, self.world),
+            self.metrics,
+            self.key,
+            np.int32(updates),
+            np.float32(self.until),
+        )
+        self.state, self.world = run
+        self.env_steps = int(self.state.env_steps)
+        self.updates += updates
+        self.length.took(time.perf_counter() - begun, updates)
+        yield from self._finished(log, before)
+
+    # --- saving and resuming ------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, Any]:
+        loop = {"metrics": self.metrics, "key": self.key}
+        return {
+            "acting": self.acting,
+            "state": self.state,
+            "replay": {"world": self.world},
+            "loop": loop,
+        }
+
+    def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
+        self.world = self._blank_world()
+        return self.arrays()
+
+    def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
+        self.agent.check_part_states(arrays["state"].part_states)
+        arrays = copy_buffers({name: arrays[name] for name in ("state", "replay", "loop")})
+        self.state, self.world = arrays["state"], arrays["replay"]["world"]
+        self.metrics = arrays["loop"]["metrics"]
+        super().restore(arrays, counters)
