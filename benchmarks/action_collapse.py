@@ -26,7 +26,7 @@ from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import action_collapse
-from qscape.run import scan_rollouts
+from qscape.run import scan, scan_rollouts
 from qscape.run.folder import origin
 
 PLACE = Path(__file__).parent / "results" / "action_collapse"
@@ -51,7 +51,7 @@ def build(recipe: str, head: str, env: Any, **settings: Any) -> Agent:
     added, of_head = HEADS[head]
     agent = agents.build(recipe + added, settings | of_head)
     assert isinstance(agent, Agent)
-    return agent.on(scan_rollouts.spec_of(env))
+    return agent.on(scan.spec_of(env, index_actions=True))
 
 
 def once(name: str, make: Callable[[], Rows]) -> Rows:

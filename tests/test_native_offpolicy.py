@@ -21,7 +21,7 @@ from qscape.envs.recsim import RecSim
 from qscape.envs.spaces import make_action_map
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import UsageError
-from qscape.run import scan
+from qscape.run import scan, scan_rollouts
 from qscape.run.plan import Plan
 from qscape.run.trainer import Trainer
 from qscape.types import stream
@@ -279,10 +279,33 @@ def test_whole_numbers_are_those_of_the_ordinary_loop(boxed):
     between = np.float32(np.linspace(-1, 1, 12))[:, None].repeat(2, 1)
     said = between if boxed else agent.task.table
     wanted = make_action_map(env.action_space, len(said), env, "whole")[2](said)
-    found = scan.in_units(agent, env, jnp.asarray(said))
+    found = scan.to_env_action(agent, env, jnp.asarray(said))
     np.testing.assert_array_equal(found, wanted)
     assert jnp.issubdtype(found.dtype, jnp.integer)
     assert [found.min(), found.max()] == ([-1, 4] if boxed else [10, 14])
+
+
+def test_actions_by_index_are_those_of_the_ordinary_loop():
+    env = Whole(boxed=False)
+    agent = agents.build("ppo").on(scan.spec_of(env, index_actions=True))
+    assert (agent.task.choices, agent.task.action_size, agent.task.table) == (5, 1, None)
+    found = scan.to_env_action(agent, env, jnp.array([[0.0], [4.0]]))
+    np.testing.assert_array_equal(found, [10, 14])
+    assert jnp.issubdtype(found.dtype, jnp.integer)
+
+
+def test_on_policy_rollouts_step_in_the_units_of_a_box():
+    """The reward of a `Line` tells which action it was given."""
+    env, envs, key = Line(), 3, KEYS[0]
+    agent = agents.build("ppo", {"base": {"actor_hidden": (16,), "critic_hidden": (16,), "rollout": 96}})
+    agent = agent.on(scan.spec_of(env, index_actions=True))
+    begun = scan_rollouts.start(agent, env, key, envs=envs)
+    acting = agent.acting(begun.state)
+    rollout = scan_rollouts.collect(agent, env, acting, begun.world, jnp.int32(0), key)[1]
+    said = np.asarray(rollout.action).reshape(-1, 1)
+    assert (np.abs(said) > 1).any(), "samples of a Gaussian policy leave the box"
+    wanted = make_action_map(env.action_space, len(said), env, "line", True)[2](said)
+    np.testing.assert_allclose(rollout.reward.ravel(), -np.abs(wanted[:, 0] - 1.0), atol=1e-6)
 
 
 @pytest.mark.parametrize("search", ["exact", "clustered"])
@@ -302,7 +325,7 @@ def test_what_is_done_is_the_row_that_is_stored(search):
 
     settings = {"base": {"nearest": search, "nearest_probes": 1}}
     agent = agents.build("td3", settings).on(scan.spec_of(Shelf()))
-    index = scan.in_units(agent, Shelf(), jnp.asarray(agent.task.table))
+    index = scan.to_env_action(agent, Shelf(), jnp.asarray(agent.task.table))
     np.testing.assert_array_equal(index, np.arange(2000))
 
 
@@ -314,9 +337,9 @@ def test_a_policy_is_played_and_its_actions_are_rows():
     played = play(env, chosen, jax.random.key(3), 16)
     assert played.length.tolist() == [20] * 16
     table = agent.task.table
-    index = scan.in_units(agent, env, jnp.asarray(table))
+    index = scan.to_env_action(agent, env, jnp.asarray(table))
     assert index.tolist() == list(range(50))
-    line = scan.in_units(case("line").agent, Line(), jnp.array([[-1.0], [0.0], [1.0], [3.0]]))
+    line = scan.to_env_action(case("line").agent, Line(), jnp.array([[-1.0], [0.0], [1.0], [3.0]]))
     np.testing.assert_allclose(line[:, 0], [0.5, 1.25, 2.0, 2.0])
 
 

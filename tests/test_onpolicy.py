@@ -6,7 +6,6 @@ from collections import Counter
 from functools import partial
 
 import equinox as eqx
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,6 @@ from qscape.onpolicy.trust_region import TrustRegion
 from qscape.ops import surrogate
 from qscape.ops.returns import discounted_returns, gae, running_returns
 from qscape.ops.running import Moments, add_batch, init_moments
-from qscape.run import scan_rollouts
 from qscape.types import Spec
 
 column = lambda *x: jnp.array(x, jnp.float32)[:, None]  # noqa: E731
@@ -431,15 +429,6 @@ def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):
 def test_a_fixed_layer_needs_a_choice():
     with pytest.raises(UsageError, match="needs at least two actions, and this environment has one"):
         agents.build("ppo+etf").on(Spec(4, 1, choices=1))
-
-
-def test_compiled_runs_refuse_continuous_actions():
-    class Continuous:
-        observation_space = gym.spaces.Box(-1, 1, (4,))
-        action_space = gym.spaces.Box(-2, 2, (3,))
-
-    with pytest.raises(UsageError, match="compiled on-policy runs take Discrete ones"):
-        scan_rollouts.spec_of(Continuous())
 
 
 def test_scaled_returns():

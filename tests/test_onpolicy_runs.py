@@ -21,7 +21,7 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
-from qscape.run import Plan, resume, saves, scan_rollouts, train
+from qscape.run import Plan, resume, saves, scan, scan_rollouts, train
 from qscape.run.plan import prepare
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
@@ -347,7 +347,9 @@ def test_next_step_autoreset_learns_from_real_steps_only():
 
 @lru_cache
 def learn(recipe, updates, rollout):
-    agent = agents.build(recipe, {"base": {"rollout": rollout}}).on(scan_rollouts.spec_of(CartPole()))
+    agent = agents.build(recipe, {"base": {"rollout": rollout}}).on(
+        scan.spec_of(CartPole(), index_actions=True)
+    )
     run = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=updates))
     return run(CartPole(), jax.random.key(1))
 
@@ -370,7 +372,7 @@ def test_steps_of_whole_episodes_are_counted_as_in_a_run():
     """All that environments walk until the last episode is over: no random number is drawn twice."""
     env, envs = IdealCliffWalking(), 3
     agent = agents.build("reinforce", {"base": {"rollout": 300, "episodes": 4}}).on(
-        scan_rollouts.spec_of(env)
+        scan.spec_of(env, index_actions=True)
     )
     begun = scan_rollouts.start(agent, env, jax.random.key(0), envs=envs)
     run, _ = scan_rollouts.run_updates(agent, env, begun, jax.random.key(0), updates=1, total=1)
@@ -388,7 +390,9 @@ def test_ideal_cliff_walking_collapses():
     The specification asks 8 of 10 seeds within 4,000 updates; here 4 seeds make 1,200 of them.
     """
     env = IdealCliffWalking()
-    agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(scan_rollouts.spec_of(env))
+    agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(
+        scan.spec_of(env, index_actions=True)
+    )
     run = jax.jit(jax.vmap(partial(scan_rollouts.train, agent, envs=8, updates=1_200), (None, 0)))
     state, history = run(env, jax.random.split(jax.random.key(0), 4))
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)

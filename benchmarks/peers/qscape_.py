@@ -24,6 +24,7 @@ from qscape.replay.storage import Rows
 from qscape.run import scan_rollouts
 from qscape.run.loop import open_adapters
 from qscape.run.plan import Plan
+from qscape.run.scan import spec_of
 from qscape.run.trainer import Trainer
 from qscape.run.training import trainer_of
 
@@ -99,7 +100,7 @@ def ppo(name: str) -> Contender:
 def native_ppo(agent: Any, task: PPOTask) -> Contender:
     """Environments and updates in one compiled program of `NATIVE` steps."""
     env, updates = CartPole(), NATIVE // task.rollout
-    agent = agent.on(scan_rollouts.spec_of(env))
+    agent = agent.on(spec_of(env, index_actions=True))
     start = partial(scan_rollouts.start, agent, env, envs=task.envs)
     further = partial(scan_rollouts.run_updates, agent, env, updates=updates, total=ENDLESS)
     key, made = jax.random.key(0), 0

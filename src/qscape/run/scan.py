@@ -20,6 +20,7 @@ from gymnasium.spaces import Box, Discrete
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from qscape.agents import Agent as AnyAgent
 from qscape.envs.native import JaxEnv
 from qscape.envs.native import Outcome as EnvOutcome
 from qscape.envs.spaces import ActionBox, make_action_map
@@ -83,16 +84,22 @@ class History(NamedTuple):
     updates: Int[Array, ""]
 
 
-def spec_of(env: JaxEnv) -> Spec:
+def spec_of(env: JaxEnv, index_actions: bool = False) -> Spec:
     """Return the task of a JAX environment for `Agent.on`. Call it outside of jit: it reads the action table.
 
+    Args:
+        env: the environment.
+        index_actions: `Agent.index_actions`; True for on-policy agents, whose discrete action is its index.
+
     Raises:
-        UsageError: the actions are neither a bounded Box nor a Discrete set with a valid table.
+        UsageError: the actions are neither a bounded Box nor a Discrete set; without `index_actions` the set
+            needs a valid table.
     """
     space = env.action_space
-    size, table, _ = make_action_map(space, 1, env, type(env).__name__)
+    size, table, _ = make_action_map(space, 1, env, type(env).__name__, index_actions)
     bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
-    return Spec(int(env.observation_space.shape[0]), size, table, *bounds)
+    choices = int(space.n) if index_actions and isinstance(space, Discrete) else None
+    return Spec(int(env.observation_space.shape[0]), size, table, *bounds, choices=choices)
 
 
 def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
@@ -225,7 +232,7 @@ def _step(
     carry, world = run
     layout, steps = agent.layout(len(world.length)), carry.state.env_steps
     carry = cycle.choose(agent, carry, steps, key, steps < warmup)
-    world, outcome, ended = step_world(env, world, in_units(agent, env, carry.action), steps, key)
+    world, outcome, ended = step_world(env, world, to_env_action(agent, env, carry.action), steps, key)
     answer = Outcome(
         outcome.observation,
         outcome.reward,
@@ -266,11 +273,18 @@ def policy(agent: Agent, env: JaxEnv, acting: ActingState) -> Partial:
     return Partial(_evaluate, agent, env, acting)
 
 
-def in_units(agent: Agent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
-    """Convert actions in [-1, 1] to the environment's: indices of table rows, or vectors of its Box."""
-    spec, base, space = agent.task, agent.base, env.action_space
-    table = make_action_table(spec, base.nearest, base.nearest_probes)
-    if table is not None and isinstance(space, Discrete):
+def to_env_action(agent: AnyAgent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
+    """Convert an agent's actions to the environment's: indices of its Discrete set, or vectors of its Box.
+
+    The agent's actions are rows of the action table, indices (`Spec.choices`), or vectors in [-1, 1].
+    """
+    spec, space = agent.task, env.action_space
+    if isinstance(space, Discrete):
+        if spec.choices is not None:
+            return action[:, 0].astype(jnp.int32) + int(space.start)
+        assert isinstance(agent, Agent)
+        table = make_action_table(spec, agent.base.nearest, agent.base.nearest_probes)
+        assert table is not None
         # `index` finds the equal row; a search for the nearest one would be slower.
         return table.index(action) + int(space.start)
     assert isinstance(space, Box)
@@ -285,4 +299,4 @@ def _evaluate(
     noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
     fixed = jax.random.key(0)  # the key of evaluations, `programs.evaluation_key`
     action = agent.act(acting, noise_state, observation[None], first, 0, fixed, "evaluate")[0]
-    return in_units(agent, env, action)[0]
+    return to_env_action(agent, env, action)[0]

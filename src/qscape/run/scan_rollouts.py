@@ -1,5 +1,6 @@
 """On-policy training inside one compiled program, on environments that are pure JAX functions.
 
+agent = qs.agent("ppo").on(scan.spec_of(env, index_actions=True))
 train = jax.jit(partial(scan_rollouts.train, agent, envs=8, updates=200))
 state, history = train(env, key)                                              # one seed
 state, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 10))   # ten seeds in parallel
@@ -22,26 +23,11 @@ from qscape.envs.world import (
     reset_world,
     step_world,
 )
-from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import ActingState, State
-from qscape.types import Key, Metrics, Scalar, Spec, stream
-
-
-def spec_of(env: JaxEnv) -> Spec:
-    """Return the task of a JAX environment with discrete actions, for `Agent.on`.
-
-    Raises:
-        UsageError: the actions are not discrete.
-    """
-    choices = getattr(env.action_space, "n", None)
-    if choices is None:
-        raise UsageError(
-            f"{type(env).__name__} has actions {env.action_space}: compiled on-policy runs take Discrete "
-            "ones; use its Gymnasium face with run.train."
-        )
-    return Spec(int(env.observation_space.shape[0]), 1, choices=int(choices))
+from qscape.run.scan import to_env_action
+from qscape.types import Key, Metrics, Scalar, stream
 
 
 def collect(
@@ -76,8 +62,7 @@ def collect(
         world, left = carry
         at = env_steps + t * envs
         action = agent.act(acting, None, world.observation, jnp.zeros(envs, bool), at, key, "explore")[0]
-        chosen = action[:, 0].astype(jnp.int32) if agent.task.choices else action
-        after, outcome, ended = step_world(env, world, chosen, at, key)
+        after, outcome, ended = step_world(env, world, to_env_action(agent, env, action), at, key)
         valid = None if left is None else left > 0
         row = Rollout(
             world.observation,
@@ -141,7 +126,7 @@ class History(NamedTuple):
 
 
 def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
-    """Return a run before its first step; `agent` is bound to its task, `agent.on(spec_of(env))`."""
+    """Return a run before its first step; the agent is bound: `agent.on(scan.spec_of(env, True))`."""
     return Run(agent.init(key, envs), reset_world(env, envs, stream(key, "world.begin")))
 
 
