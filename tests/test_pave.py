@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rows import slow
 from small import A, S, same, start
@@ -274,6 +275,15 @@ def lived(recipe, updates, settings=None, **base):
 def test_no_weight_is_the_base_to_the_bit(recipe, base):
     plain, more = lived(recipe, 40, **base), lived(f"{recipe}+pave", 40, NONE)
     assert same(plain, more)
+
+
+def test_the_scale_of_the_critics_loss_is_that_of_its_gradient():
+    """Adam's steps hardly show it, its first moment does."""
+    one, quarter = (
+        optax.tree_utils.tree_get(lived("td3", 1, critic_loss_scale=x)[0].optimisers["critics"], "mu")
+        for x in (1.0, 0.25)
+    )
+    assert same(jax.tree.map(lambda x: 0.25 * x, one), quarter)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qscape.errors import UsageError
 from qscape.ops import sum_tree
+from qscape.ops.td import lap_priority
 from qscape.replay import storage
 from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
@@ -82,8 +83,7 @@ class LAP(Replay):
         if replay_state.priorities is None:
             return replay_state
         tree, max_priority = replay_state.priorities
-        error = jnp.max(jnp.abs(td_error), axis=-1)
-        p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
+        p = lap_priority(td_error, self.alpha, self.min_priority)
         p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # pads and heads keep priority 0
         max_priority = jnp.maximum(max_priority, jnp.max(p))
         return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))
