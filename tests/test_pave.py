@@ -335,8 +335,8 @@ def test_what_pave_remarks():
             for name in (*TERMS, "delta")
         ),
         ({"curvature": float("nan")}, "pave.curvature is nan; it must be a number, 0 or more."),
-        ({"sigma": 0}, "pave.sigma is 0.0; it must be above 0"),
-        ({"sigma": -1}, "pave.sigma is -1.0; it must be above 0"),
+        ({"sigma": 0}, "pave.sigma is 0.0; it must be a number above 0"),
+        ({"sigma": -1}, "pave.sigma is -1.0; it must be a number above 0"),
         ({"fraction": 0}, "pave.fraction is 0.0; it must lie in (0, 1]."),
         ({"fraction": 1.5}, "pave.fraction is 1.5; it must lie in (0, 1]."),
     ],
