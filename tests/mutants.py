@@ -39,7 +39,7 @@ class Mutant(NamedTuple):
 ORACLE = "oracles::test_agent_equals_its_oracle_to_the_bit"
 MUTANTS = [
     Mutant("ops/td.py", "(1.0 - terminated) * discount", "discount", ORACLE + "[td3-32-300]"),
-    Mutant("ops/td.py", "jnp.abs(td_error).max(-1)", "jnp.abs(td_error).min(-1)", "lap oracles"),
+    Mutant("ops/td.py", "jnp.abs(td_error).max(-1)", "jnp.abs(td_error).min(-1)", "td7_checks lap"),
     Mutant("ops/td.py", "0.5 * jnp.square(x), x)", "0.5 * jnp.square(x), 2.0 * x)", ORACLE + "[td7-32-520]"),
     Mutant("offpolicy/update.py", "total = base.critic_loss_scale *", "total = 1.0 *", "pave contract"),
     Mutant(

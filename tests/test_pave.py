@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rows import slow
 from small import A, S, same, start
@@ -276,6 +277,15 @@ def test_no_weight_is_the_base_to_the_bit(recipe, base):
     assert same(plain, more)
 
 
+def test_the_scale_of_the_critics_loss_is_that_of_its_gradient():
+    """Adam's steps hardly show it, its first moment does."""
+    one, quarter = (
+        optax.tree_utils.tree_get(lived("td3", 1, critic_loss_scale=x)[0].optimisers["critics"], "mu")
+        for x in (1.0, 0.25)
+    )
+    assert same(jax.tree.map(lambda x: 0.25 * x, one), quarter)
+
+
 @pytest.mark.slow
 def test_gradients_reach_the_critics_alone():
     plain, more = lived("td3", 2, **SMOOTH), lived("td3+pave", 2)
@@ -325,8 +335,8 @@ def test_what_pave_remarks():
             for name in (*TERMS, "delta")
         ),
         ({"curvature": float("nan")}, "pave.curvature is nan; it must be a number, 0 or more."),
-        ({"sigma": 0}, "pave.sigma is 0.0; it must be above 0"),
-        ({"sigma": -1}, "pave.sigma is -1.0; it must be above 0"),
+        ({"sigma": 0}, "pave.sigma is 0.0; it must be a number above 0"),
+        ({"sigma": -1}, "pave.sigma is -1.0; it must be a number above 0"),
         ({"fraction": 0}, "pave.fraction is 0.0; it must lie in (0, 1]."),
         ({"fraction": 1.5}, "pave.fraction is 1.5; it must lie in (0, 1]."),
     ],

@@ -239,7 +239,11 @@ def test_refused_recipes(toys, recipe, sentence):
             {"base": {"critic_loss": "huber"}},
             "base.critic_loss is 'huber'; it must be one of 'mse', 'lap_huber', 'pal'.",
         ),
-        ("sac", {"soft": {"temperature": -1}}, "soft.temperature is -1.0; it must be 0 or more."),
+        (
+            "sac",
+            {"soft": {"temperature": -1}},
+            "soft.temperature is -1.0; it must be a number, 0 or more, or None.",
+        ),
         ("td3+sale", {"sale": {"critic_inputs": ["s"]}}, "sale.critic_inputs is ('s',)"),
         ("td3+sale", {"sale": {"critic_inputs": ["zs"]}}, "sale.critic_inputs is only zs: critics would not"),
         (

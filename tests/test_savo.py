@@ -672,8 +672,8 @@ def test_epsilon_greedy_is_sometimes_anything():
 @pytest.mark.parametrize(
     ("recipe", "settings", "why"),
     [
-        ("td3+savo", {"savo": {"list_length": 0}}, "there has to be one actor at least"),
-        ("td3+ensemble", {"ensemble": {"members": 0}}, "one actor at least"),
+        ("td3+savo", {"savo": {"list_length": 0}}, "savo.list_length is 0; it must be at least 1"),
+        ("td3+ensemble", {"ensemble": {"members": 0}}, "ensemble.members is 0; it must be at least 1"),
         ("td3+savo+cem", {}, "savo and cem both fill one place"),
         ("sac+savo+savgo", {}, "leave one of them out"),
         ("td3+savo+greedy_ac", {}, "leave one of them out"),
@@ -682,7 +682,7 @@ def test_epsilon_greedy_is_sometimes_anything():
         ("sac+cem", {}, "write td3\\+cem"),
         ("sac+joint", {}, "write td3\\+joint"),
         ("sac+greedy_td3", {}, "write td3\\+greedy_td3"),
-        ("td3+cem", {"cem": {"elites": 65}}, "1 ≤ elites ≤ samples"),
+        ("td3+cem", {"cem": {"elites": 65}}, "cem.elites is 65; it must be at most cem.samples = 64"),
         ("td3+wolpertinger", {"wolpertinger": {"candidates": 0}}, "at least 1"),
         ("td3+greedy_ac", {"greedy_ac": {"share": 0.01}}, "at least one"),
         ("td3", {"base": {"epsilon_decay": 0.0}}, "must be a number above 0"),

@@ -349,7 +349,7 @@ def test_an_actor_is_needed(part):
             {"lipsnet": {"weight": -1}},
             "lipsnet.weight is -1.0; it must be a number, 0 or more.",
         ),
-        ("td3+lipsnet", {"lipsnet": {"width": 0}}, "lipsnet.width is 0; it must be above 0."),
+        ("td3+lipsnet", {"lipsnet": {"width": 0}}, "lipsnet.width is 0; it must be at least 1."),
         ("td3+lipsnet+sale", {}, "'td3+lipsnet+sale' cannot be: lipsnet and sale both fill one place"),
         ("sac+l2c2", {"l2c2": {"sigma": 0}}, "l2c2.sigma is 0.0; it must be a number above 0."),
         ("sac+l2c2", {"l2c2": {"beta": -1}}, "l2c2.beta is -1.0; it must be a number, 0 or more."),

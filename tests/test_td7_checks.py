@@ -3,6 +3,8 @@
 Those of prioritised replay alone are in `test_lap.py`; that everything fits together in `test_oracles.py`.
 """
 
+import dataclasses
+
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from qscape.envs import make
 from qscape.methods.checkpoints import Checkpoints
 from qscape.methods.value_clip import Bounds, ValueClip
 from qscape.nets.heads import Point
-from qscape.offpolicy.plain import DPG
+from qscape.offpolicy.plain import DPG, EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, PartState, StepEnd
 from qscape.ops.norm import avg_l1_norm
 from qscape.ops.td import lap_huber, lap_huber_loss, lap_priority, pal_loss, td_target
@@ -79,6 +81,7 @@ def test_prioritised_huber_and_uniform_pal_have_one_expected_gradient():
     errors = jnp.array([[0.5], [2.0], [-3.0]])
     p = lap_priority(errors, 0.4, 1.0)
     np.testing.assert_allclose(p, [1.0, 1.3195079, 1.5518456], rtol=1e-6)
+    np.testing.assert_allclose(lap_priority(jnp.hstack([errors, 0.1 * errors]), 0.4, 1.0), p)  # the largest
     slopes = 3 * jax.grad(lap_huber_loss)(errors)[:, 0]
     np.testing.assert_allclose((p * slopes).sum() / p.sum(), 0.0691392, rtol=1e-5)
     np.testing.assert_allclose(jax.grad(pal_loss)(errors).sum(), 0.0691392, rtol=1e-5)
@@ -269,6 +272,28 @@ def test_several_environments_are_judged_by_whole_episodes_of_one_policy():
         (9, 1, 0, False),  # begun under the policy before the last one
         (12, 0, 8, True),
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder(EveryStep):
+    """Updates at every step, and keeps the numbers that it gets at the ends of episodes."""
+
+    heard: list[int] = dataclasses.field(default_factory=list, hash=False, compare=False)
+
+    def updates_due(self, state, event, base):
+        if isinstance(event, EpisodeEnd):
+            self.heard.append(event.update)
+        return super().updates_due(state, event, base)
+
+
+def test_a_schedule_hears_of_updates_that_are_still_due():
+    """Episodes end at steps 6, 9, 12; updates begin with step 5; that of the last step is not made yet."""
+    schedule = Recorder()
+    agent = dataclasses.replace(build("td3", size=4, warmup=4), schedule=schedule)
+    trainer = Trainer(Plan("td3", "Clock", 12, eval_every=0), agent, make(Clock(3)))
+    for _ in trainer.events(12):
+        pass
+    assert schedule.heard == [2, 5, 8]
 
 
 class Clock(gym.Env):

@@ -1,6 +1,7 @@
 """Types that all layers share: tasks, batches, events, distributions and parts."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -10,21 +11,56 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qscape.errors import UsageError
+
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = Float[Array, ""]
 Metrics: TypeAlias = dict[str, Scalar]
 
 
-def setting(default: Any, help: str, *, tune: tuple | None = None) -> Any:
+# Ranges that a setting may have: a test of its value, and the end of the sentence that refuses a value.
+RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "> 0": (lambda x: 0 < x < math.inf, "be a number above 0"),
+    ">= 0": (lambda x: 0 <= x < math.inf, "be a number, 0 or more"),
+    ">= 1": (lambda x: 1 <= x < math.inf, "be at least 1"),
+    "(0, inf]": (lambda x: x > 0, "be above 0"),
+    "[0, 1]": (lambda x: 0 <= x <= 1, "lie in [0, 1]"),
+    "(0, 1]": (lambda x: 0 < x <= 1, "lie in (0, 1]"),
+    "(0, 1)": (lambda x: 0 < x < 1, "lie in (0, 1)"),
+}
+
+
+def setting(default: Any, help: str, *, within: str | None = None, tune: tuple | None = None) -> Any:
     """A dataclass field that is also a command-line flag and a line of documentation.
 
     Args:
         default: the paper's value.
         help: one sentence; `qscape train RECIPE --help` and the reference show it.
+        within: the range of its values, one of `RANGES`; of a tuple, the range of each entry, and the tuple
+            must not be empty. None is always allowed. Without a range every value of the type is.
         tune: the range that `qscape tune` searches: `(low, high)`, `(low, high, "log")` or
             `("choice", a, b, ...)`; None: the field is not tuned.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "tune": tune})
+    return dataclasses.field(default=default, metadata={"help": help, "within": within, "tune": tune})
+
+
+def check_ranges(settings: Any, name: str) -> None:
+    """Checks that the fields of a dataclass lie in their ranges; `name` is that of the part, or "base".
+
+    Raises:
+        UsageError: a field does not.
+    """
+    for field in dataclasses.fields(settings):
+        within, value = field.metadata.get("within"), getattr(settings, field.name)
+        if within is None or value is None:
+            continue
+        is_inside, rule = RANGES[within]
+        entries = value if isinstance(value, tuple) else (value,)
+        if entries and all(map(is_inside, entries)):
+            continue
+        what = "it has one entry or more, and each must" if isinstance(value, tuple) else "it must"
+        otherwise = ", or None" if field.default is None else ""
+        raise UsageError(f"{name}.{field.name} is {value}; {what} {rule}{otherwise}.", name, field.name)
 
 
 def stream(key: Key, name: str) -> Key:
@@ -166,6 +202,14 @@ class Part:
     name: ClassVar[str]
     socket: ClassVar[str]
     derived_columns: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Checks the fields. A subclass that checks more calls `super().__post_init__()` first.
+
+        Raises:
+            UsageError: a field is out of its range.
+        """
+        check_ranges(self, self.name)
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         """Values of base fields that this part changes. Called when a recipe is built.

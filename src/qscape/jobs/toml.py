@@ -1,7 +1,9 @@
 """TOML files, with errors that name the line."""
 
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,16 @@ from qscape.errors import UsageError
 
 Where = tuple[str | int, ...]  # keys and indices from the top, e.g. ("agents", 0, "lap", "alpha")
 KINDS = {str: "a string", dict: "a table", int: "a whole number", list: "a list"}
+# Strings and comments, which may hold brackets and ends of lines; then brackets and ends of lines themselves.
+TOKEN = re.compile(
+    r'"""(?:\\.|[^\\])*?"""+'
+    r"|'''.*?'''+"
+    r'|"(?:\\.|[^"\\])*"'
+    r"|'[^']*'"
+    r"|#[^\n]*"
+    r"|[][{}\n]",
+    re.DOTALL,
+)
 
 
 class Source(NamedTuple):
@@ -45,22 +57,8 @@ class Source(NamedTuple):
         return _at(self.data, path)
 
     def line(self, path: Where) -> int:
-        """Return the line on which the value at a path begins; 1 for the empty path.
-
-        tomllib does not report lines. So the first n lines are parsed, for growing n. The value ends with the
-        first text that is valid and has the path; it begins after the longest valid text before that.
-        """
-        lines = self.text.splitlines(keepends=True)
-        begin = 1
-        for n in range(1, len(lines) + 1):
-            try:
-                data = tomllib.loads("".join(lines[:n]))
-            except tomllib.TOMLDecodeError:  # inside an array or a string of several lines
-                continue
-            if path and _at(data, path) is not None:
-                return begin
-            begin = n + 1
-        return 1
+        """Return the line of the statement that a value first appears in; 1 for the empty path."""
+        return next((line for line, place in _places(self.text) if place == path), 1)
 
     def error(self, path: Where, why: str) -> UsageError:
         """Return an error that names file and line; without a value at the path, the line of its parent."""
@@ -115,3 +113,52 @@ def _at(data: Any, path: Where) -> Any:
         else:
             return None
     return data
+
+
+def _places(text: str) -> Iterator[tuple[int, Where]]:
+    """Yield the line and the path of every table and value of a TOML file, in their order in the file.
+
+    tomllib does not report lines. So each statement is parsed by itself, below the table of the last header.
+    """
+    entries: Counter[Where] = Counter()  # of each [[array of tables]], up to this line
+    table: Where = ()
+    for line, statement in _statements(text):
+        paths = [*_paths(tomllib.loads(statement))]
+        if not statement.lstrip().startswith("["):
+            yield from ((line, (*table, *path)) for path in paths)
+            continue
+        table = ()
+        for key in paths[-1]:  # those of [[a.b]] are "a", "b" and 0
+            if key == 0:
+                entries[table] += 1
+            else:
+                table = (*_newest(table, entries), key)
+                yield line, table
+        table = _newest(table, entries)
+        yield line, table
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the first line and the text of every statement, which ends outside strings and brackets."""
+    line, begin, depth = 1, 0, 0
+    for token in TOKEN.finditer(text + "\n"):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if token[0] == "\n" and not depth:
+            statement = text[begin : token.end()]
+            yield line, statement
+            line, begin = line + statement.count("\n"), token.end()
+
+
+def _paths(value: Any) -> Iterator[Where]:
+    """Yield the paths of all values in parsed TOML, first that of the whole."""
+    yield ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, child in children:
+        yield from ((key, *path) for path in _paths(child))
+
+
+def _newest(table: Where, entries: Counter[Where]) -> Where:
+    """Return the path of the newest entry of an array of tables, and other paths as they are."""
+    return (*table, entries[table] - 1) if table in entries else table

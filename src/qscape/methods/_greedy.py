@@ -6,7 +6,6 @@ An entropy bonus lets π̃ narrow more slowly than the policy that acts.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
@@ -30,18 +29,21 @@ class BestDraws(PolicyLoss):
         30, "N: actions sampled from the proposal policy in each state.", tune=("choice", 10, 30)
     )
     share: float = setting(
-        0.1, "ρ: fraction of the samples, those of greatest Q, that is imitated.", tune=(0.05, 0.5)
+        0.1,
+        "ρ: fraction of the samples, those of greatest Q, that is imitated.",
+        within="(0, 1]",
+        tune=(0.05, 0.5),
     )
-    entropy: float = setting(0.01, "α: weight of the proposal policy's entropy.", tune=(1e-3, 1.0, "log"))
+    entropy: float = setting(
+        0.01, "α: weight of the proposal policy's entropy.", within=">= 0", tune=(1e-3, 1.0, "log")
+    )
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.followed_draws < 1:
+        super().__post_init__()
+        if self.followed_draws < 1:
             raise UsageError(
-                f"{self.name}.share is {self.share} of {self.draws} draws; "
-                "it must leave at least one of them, and be at most 1."
+                f"{self.name}.share is {self.share} of {self.draws} draws; it must leave at least one."
             )
-        if not 0 <= self.entropy < math.inf:
-            raise UsageError(f"{self.name}.entropy is {self.entropy}; it must be a number, 0 or more.")
 
     @property
     def followed_draws(self) -> int:

@@ -6,7 +6,6 @@ policy is regularised towards its predictions. GRAD's second difference is added
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.methods._three_states import ThreeInARow
 from qscape.nets import dense
 from qscape.offpolicy.base import Base
@@ -37,21 +35,19 @@ class ASAP(ThreeInARow):
 
     name: ClassVar[str] = "asap"
 
-    prediction: float = setting(2.0, "λP: weight of the head's prediction loss.", tune=(0.1, 10.0, "log"))
+    prediction: float = setting(
+        2.0, "λP: weight of the head's prediction loss.", within=">= 0", tune=(0.1, 10.0, "log")
+    )
     spatial: float = setting(
         0.3,
         "λS: weight of the distance between the next action and its prediction.",
+        within=">= 0",
         tune=(1e-3, 50.0, "log"),
     )
-    temporal: float = setting(0.05, "λT: weight of the second difference.", tune=(1e-3, 10.0, "log"))
-    rate: float = setting(0.01, "Rate at which the slow copy follows actor and head.")
-
-    def __post_init__(self) -> None:
-        for name in ("prediction", "spatial", "temporal"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"asap.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
-        if not 0 <= self.rate <= 1:
-            raise UsageError(f"asap.rate is {self.rate}; it must lie in [0, 1].")
+    temporal: float = setting(
+        0.05, "λT: weight of the second difference.", within=">= 0", tune=(1e-3, 10.0, "log")
+    )
+    rate: float = setting(0.01, "Rate at which the slow copy follows actor and head.", within="[0, 1]")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes the head, which the actor's loss trains, and a slow copy of actor and head."""

@@ -5,14 +5,12 @@ TD7: Fujimoto et al. 2023, arXiv 2306.02451.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.plain import explain_untrained_spread
 from qscape.offpolicy.sockets import Composition, Context, PartState, PolicyLoss, Regulariser, combine_heads
@@ -31,11 +29,9 @@ class BC(PolicyLoss):
 
     name: ClassVar[str] = "bc"
     needs_actor: ClassVar[bool] = True
-    alpha: float = setting(2.5, "Weight α of the scaled Q; 0: only imitate the data.", tune=(0.0, 10.0))
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise UsageError(f"bc.alpha is {self.alpha}; it must be a number, 0 or more.")
+    alpha: float = setting(
+        2.5, "Weight α of the scaled Q; 0: only imitate the data.", within=">= 0", tune=(0.0, 10.0)
+    )
 
     def conflict(self, agent: Composition) -> str | None:
         return explain_untrained_spread("bc", "td3+bc", agent.base)
@@ -71,11 +67,9 @@ class Clone(Regulariser):
 
     name: ClassVar[str] = "clone"
     needs_actor: ClassVar[bool] = True
-    weight: float = setting(0.1, "Weight λ of the distance to the data's actions.", tune=(1e-3, 10.0, "log"))
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UsageError(f"clone.weight is {self.weight}; it must be a number, 0 or more.")
+    weight: float = setting(
+        0.1, "Weight λ of the distance to the data's actions.", within=">= 0", tune=(1e-3, 10.0, "log")
+    )
 
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key

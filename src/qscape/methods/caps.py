@@ -3,14 +3,12 @@
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.offpolicy.sockets import Context, PartState, Regulariser
 from qscape.ops.smooth import half_mse
 from qscape.types import Batch, Key, Metrics, Scalar, setting
@@ -25,21 +23,23 @@ class CAPS(Regulariser):
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     temporal: float = setting(
-        0.1, "λT: weight of the distance to the action in the next state.", tune=(1e-3, 10.0, "log")
+        0.1,
+        "λT: weight of the distance to the action in the next state.",
+        within=">= 0",
+        tune=(1e-3, 10.0, "log"),
     )
     spatial: float = setting(
-        0.5, "λS: weight of the distance to the action in a nearby state.", tune=(1e-3, 10.0, "log")
+        0.5,
+        "λS: weight of the distance to the action in a nearby state.",
+        within=">= 0",
+        tune=(1e-3, 10.0, "log"),
     )
     sigma: float = setting(
-        0.2, "σ: standard deviation of nearby states, in units of the observation.", tune=(1e-3, 1.0, "log")
+        0.2,
+        "σ: standard deviation of nearby states, in units of the observation.",
+        within="> 0",
+        tune=(1e-3, 1.0, "log"),
     )
-
-    def __post_init__(self) -> None:
-        for name in ("temporal", "spatial"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"caps.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
-        if not 0 < self.sigma < math.inf:
-            raise UsageError(f"caps.sigma is {self.sigma}; it must be a number above 0.")
 
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key

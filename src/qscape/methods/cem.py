@@ -4,7 +4,6 @@ A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it 
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,22 +27,19 @@ class CEM(ProposalSelector):
     adds_noise_to_each: ClassVar[bool] = False
 
     samples: int = setting(64, "Actions sampled in each round.", tune=("choice", 32, 64, 128))
-    elites: int = setting(6, "Best samples, to which the next round's normal distribution is fitted.")
-    rounds: int = setting(2, "Number of rounds.", tune=("choice", 1, 2, 4))
-    spread: float = setting(0.5, "Standard deviation of the first round; its mean is 0.")
-    least_spread: float = setting(0.01, "Lower bound of the standard deviation in later rounds.")
+    elites: int = setting(
+        6, "Best samples, to which the next round's normal distribution is fitted.", within=">= 1"
+    )
+    rounds: int = setting(2, "Number of rounds.", within=">= 1", tune=("choice", 1, 2, 4))
+    spread: float = setting(0.5, "Standard deviation of the first round; its mean is 0.", within="> 0")
+    least_spread: float = setting(
+        0.01, "Lower bound of the standard deviation in later rounds.", within=">= 0"
+    )
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 1 <= self.elites <= self.samples:
-            raise UsageError(
-                f"cem.samples, elites, rounds are {self.samples}, {self.elites}, {self.rounds}; "
-                "there must be 1 ≤ elites ≤ samples, and at least one round."
-            )
-        if not (0 < self.spread < math.inf and 0 <= self.least_spread < math.inf):
-            raise UsageError(
-                f"cem.spread is {self.spread} and cem.least_spread {self.least_spread}; "
-                "the first must be above 0, the second 0 or more."
-            )
+        super().__post_init__()
+        if self.elites > self.samples:
+            raise UsageError(f"cem.elites is {self.elites}; it must be at most cem.samples = {self.samples}.")
 
     def length(self) -> int:
         return 1

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, EpisodeEnd, Schedule, StepEnd
 from qscape.types import setting
@@ -23,11 +22,15 @@ class Checkpoints(Schedule):
     name: ClassVar[str] = "checkpoints"
     keeps_best_policy: ClassVar[bool] = True
 
-    early_episodes: int = setting(1, "Episodes per assessment before the switch.")
-    late_episodes: int = setting(20, "Episodes per assessment after the switch.", tune=(1, 50))
-    switch: int = setting(750_000, "Number of updates after which assessments take `late_episodes`.")
+    early_episodes: int = setting(1, "Episodes per assessment before the switch.", within=">= 1")
+    late_episodes: int = setting(20, "Episodes per assessment after the switch.", within=">= 1", tune=(1, 50))
+    switch: int = setting(
+        750_000, "Number of updates after which assessments take `late_episodes`.", within=">= 0"
+    )
     bar_factor: float = setting(
-        0.9, "Factor of the best score at the switch, so that the kept policy can be replaced."
+        0.9,
+        "Factor of the best score at the switch, so that the kept policy can be replaced.",
+        within="(0, 1]",
     )
     lower_negative_bars: bool = setting(
         False,
@@ -36,14 +39,6 @@ class Checkpoints(Schedule):
     criterion: Literal["min", "mean"] = setting(
         "min", "Score of an assessment: the minimum or the mean of its returns."
     )
-
-    def __post_init__(self) -> None:
-        if self.early_episodes < 1 or self.late_episodes < 1:
-            raise UsageError("checkpoints.early_episodes and late_episodes must be at least 1.")
-        if not 0 < self.bar_factor <= 1:
-            raise UsageError(f"checkpoints.bar_factor is {self.bar_factor}; it must lie in (0, 1].")
-        if self.switch < 0:
-            raise UsageError(f"checkpoints.switch is {self.switch}; it must be 0 or more updates.")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {"warmup_to_episode_end": True}

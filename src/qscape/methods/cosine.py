@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets.distributions import Categorical
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.base import Base
@@ -35,14 +34,10 @@ class Cosine(DiscreteHead):
     scale: float = setting(
         5.0,
         "Scale s, the largest possible logit (its initial value if it is trained).",
+        within="> 0",
         tune=(1.0, 20.0, "log"),
     )
     learned_scale: bool = setting(False, "Train log s.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.scale < math.inf:
-            raise UsageError(f"cosine.scale is {self.scale}; it must be above 0.")
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)

@@ -7,7 +7,6 @@ from typing import ClassVar
 import jax
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor
 from qscape.offpolicy.plain import smooth_dist
@@ -21,11 +20,7 @@ class Ensemble(ProposalSelector):
 
     name: ClassVar[str] = "ensemble"
 
-    members: int = setting(3, "Number of actors.", tune=("choice", 2, 3, 5))
-
-    def __post_init__(self) -> None:
-        if self.members < 1:
-            raise UsageError(f"ensemble.members is {self.members}; there has to be one actor at least.")
+    members: int = setting(3, "Number of actors.", within=">= 1", tune=("choice", 2, 3, 5))
 
     def length(self) -> int:
         return self.members

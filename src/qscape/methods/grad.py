@@ -3,12 +3,10 @@ IROS 2024, arXiv 2407.04315), in the form of its comparison with PAVE (Lee et al
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.methods._three_states import ThreeInARow
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops.smooth import second_difference
@@ -21,11 +19,9 @@ class GRAD(ThreeInARow):
 
     name: ClassVar[str] = "grad"
 
-    temporal: float = setting(1.0, "λT: weight of the second difference.", tune=(1e-3, 10.0, "log"))
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temporal < math.inf:
-            raise UsageError(f"grad.temporal is {self.temporal}; it must be a number, 0 or more.")
+    temporal: float = setting(
+        1.0, "λT: weight of the second difference.", within=">= 0", tune=(1e-3, 10.0, "log")
+    )
 
     def actor(
         self, actor_params: PyTree, state: PartState, context: Context, batch: Batch, key: Key

@@ -4,14 +4,12 @@ Kostrikov, Nair and Levine, "Offline Reinforcement Learning with Implicit Q-Lear
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets import MLP
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
@@ -36,20 +34,18 @@ class IQL(PolicyLoss):
     name: ClassVar[str] = "iql"
     climbs_q: ClassVar[bool] = False
     expectile: float = setting(
-        0.7, "Expectile τ: 0.5 is the mean over the data, 1 its best action.", tune=(0.5, 0.95)
+        0.7,
+        "Expectile τ: 0.5 is the mean over the data, 1 its best action.",
+        within="(0, 1)",
+        tune=(0.5, 0.95),
     )
     temperature: float = setting(
-        3.0, "β: inverse temperature of the advantage weights exp(β A).", tune=(0.5, 10.0, "log")
+        3.0,
+        "β: inverse temperature of the advantage weights exp(β A).",
+        within=">= 0",
+        tune=(0.5, 10.0, "log"),
     )
-    max_weight: float = setting(100.0, "Upper bound of the advantage weights.")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.expectile < 1:
-            raise UsageError(f"iql.expectile is {self.expectile}; it must lie in (0, 1).")
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"iql.temperature is {self.temperature}; it must be a number, 0 or more.")
-        if not 0 < self.max_weight < math.inf:
-            raise UsageError(f"iql.max_weight is {self.max_weight}; it must be a number above 0.")
+    max_weight: float = setting(100.0, "Upper bound of the advantage weights.", within="> 0")
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes V, an MLP of the observation with the critics' widths."""

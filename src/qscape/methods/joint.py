@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, unsnap
@@ -23,14 +22,10 @@ class Joint(ProposalSelector):
 
     name: ClassVar[str] = "joint"
 
-    list_length: int = setting(3, "L: actions in the output.", tune=("choice", 2, 3, 5))
+    list_length: int = setting(3, "L: actions in the output.", within=">= 1", tune=("choice", 2, 3, 5))
     climbs_by: Literal["max", "mean"] = setting(
         "max", "Climb the value of the best proposal, or the mean value of all proposals."
     )
-
-    def __post_init__(self) -> None:
-        if self.list_length < 1:
-            raise UsageError(f"joint.list_length is {self.list_length}; it must be at least 1.")
 
     def length(self) -> int:
         return self.list_length

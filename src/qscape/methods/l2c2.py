@@ -6,7 +6,6 @@ weight of the comparison falls with the distance.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
@@ -28,27 +27,34 @@ class L2C2(Regulariser):
     name: ClassVar[str] = "l2c2"
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
-    sigma: float = setting(1.0, "σ: range of the points, in multiples of the step to the successor.")
+    sigma: float = setting(
+        1.0, "σ: range of the points, in multiples of the step to the successor.", within="> 0"
+    )
     lower: float = setting(
-        0.1, "λD: with λU it bounds the smallest distance, κ = σ λD / (λU − σ λD).", tune=(0.01, 1.0, "log")
+        0.1,
+        "λD: with λU it bounds the smallest distance, κ = σ λD / (λU − σ λD).",
+        within="> 0",
+        tune=(0.01, 1.0, "log"),
     )
     upper: float = setting(
-        10.0, "λU: greatest weight of the policy's term, for distance 0.", tune=(1.0, 100.0, "log")
+        10.0,
+        "λU: greatest weight of the policy's term, for distance 0.",
+        within="> 0",
+        tune=(1.0, 100.0, "log"),
     )
     beta: float = setting(
-        0.1, "β: weight of the values' term relative to the policy's term.", tune=(0.01, 1.0, "log")
+        0.1,
+        "β: weight of the values' term relative to the policy's term.",
+        within=">= 0",
+        tune=(0.01, 1.0, "log"),
     )
 
     def __post_init__(self) -> None:
-        for name in ("sigma", "lower", "upper"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"l2c2.{name} is {getattr(self, name)}; it must be a number above 0.")
+        super().__post_init__()
         if not self.sigma * self.lower < self.upper:
             raise UsageError(
                 f"l2c2.upper is {self.upper}; it must be above sigma · lower = {self.sigma * self.lower}."
             )
-        if not 0 <= self.beta < math.inf:
-            raise UsageError(f"l2c2.beta is {self.beta}; it must be a number, 0 or more.")
 
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "gaussian":

@@ -1,7 +1,6 @@
 """Loss-adjusted prioritized replay (Fujimoto, Meger, Precup 2020, arXiv 2007.06049), as TD7 uses it."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qscape.errors import UsageError
 from qscape.ops import sum_tree
+from qscape.ops.td import lap_priority
 from qscape.replay import storage
 from qscape.replay.base import Replay
 from qscape.replay.storage import Layout, Priorities, ReplayState, Rows, Storage
@@ -29,8 +28,8 @@ class LAP(Replay):
 
     name: ClassVar[str] = "lap"
 
-    alpha: float = setting(0.4, "Exponent α of the priorities; 0: uniform.", tune=(0.0, 1.0))
-    min_priority: float = setting(1.0, "Lower bound of the TD errors that make priorities.")
+    alpha: float = setting(0.4, "Exponent α of the priorities; 0: uniform.", within=">= 0", tune=(0.0, 1.0))
+    min_priority: float = setting(1.0, "Lower bound of the TD errors that make priorities.", within="> 0")
     prioritised: bool = setting(True, "If off, sample uniformly but keep the Huber loss (an ablation).")
     reset_highest: bool = setting(
         True, "Let the priority of new rows fall at syncs, as in TD7; off: the original LAP."
@@ -38,12 +37,6 @@ class LAP(Replay):
 
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise UsageError(f"lap.alpha is {self.alpha}; it must be a number, 0 or more.")
-        if not 0 < self.min_priority < math.inf:
-            raise UsageError(f"lap.min_priority is {self.min_priority}; it must be a number above 0.")
 
     def init_state(self, layout: Layout) -> ReplayState:
         replay_state = super().init_state(layout)
@@ -82,8 +75,7 @@ class LAP(Replay):
         if replay_state.priorities is None:
             return replay_state
         tree, max_priority = replay_state.priorities
-        error = jnp.max(jnp.abs(td_error), axis=-1)
-        p = jnp.maximum(error, self.min_priority).astype(jnp.float32) ** self.alpha
+        p = lap_priority(td_error, self.alpha, self.min_priority)
         p = jnp.where(sum_tree.leaves(tree, i) > 0, p, 0.0)  # pads and heads keep priority 0
         max_priority = jnp.maximum(max_priority, jnp.max(p))
         return replay_state._replace(priorities=Priorities(sum_tree.set(tree, i, p), max_priority))

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense, make_head
 from qscape.nets.heads import Point, SquashedNormal
 from qscape.offpolicy.base import Base
@@ -70,17 +69,12 @@ class LipsNet(Plain):
     name: ClassVar[str] = "lipsnet"
     needs_actor: ClassVar[bool] = True
 
-    weight: float = setting(1e-5, "λ_K: weight of mean K(s)² in the actor's loss.", tune=(1e-7, 1e-2, "log"))
-    epsilon: float = setting(1e-4, "ε: added to the Jacobian's norm.")
-    initial: float = setting(50.0, "Initial value of K.", tune=(1.0, 100.0, "log"))
-    width: int = setting(32, "Hidden width of the network of K.")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UsageError(f"lipsnet.weight is {self.weight}; it must be a number, 0 or more.")
-        for name in ("epsilon", "initial", "width"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"lipsnet.{name} is {getattr(self, name)}; it must be above 0.")
+    weight: float = setting(
+        1e-5, "λ_K: weight of mean K(s)² in the actor's loss.", within=">= 0", tune=(1e-7, 1e-2, "log")
+    )
+    epsilon: float = setting(1e-4, "ε: added to the Jacobian's norm.", within="> 0")
+    initial: float = setting(50.0, "Initial value of K.", within="> 0", tune=(1.0, 100.0, "log"))
+    width: int = setting(32, "Hidden width of the network of K.", within=">= 1")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         small = {"actor_hidden": (64, 64), "critic_hidden": (64, 64)}

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.offpolicy.sockets import Normaliser, PartState
 from qscape.ops.running import add_batch, add_rows, init_moments, standardise
 from qscape.types import Key, Spec, setting
@@ -17,11 +16,9 @@ class Normalise(Normaliser):
     """Normalises observations by their running mean and standard deviation; replay stays raw."""
 
     name: ClassVar[str] = "normalise"
-    clip: float | None = setting(None, "Clip normalised observations to ± this; None: no clipping.")
-
-    def __post_init__(self) -> None:
-        if self.clip is not None and self.clip <= 0:
-            raise UsageError(f"normalise.clip is {self.clip}; it must be above 0.")
+    clip: float | None = setting(
+        None, "Clip normalised observations to ± this; None: no clipping.", within="(0, inf]"
+    )
 
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=init_moments(spec.observation_size))

@@ -11,7 +11,6 @@ directional derivative of g.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -20,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
@@ -34,30 +32,30 @@ class PAVE(Regulariser):
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
 
     mixed_partial: float = setting(
-        0.1, "λ1 of MPR: weight of the action gradient's change near a state.", tune=(1e-3, 10.0, "log")
+        0.1,
+        "λ1 of MPR: weight of the action gradient's change near a state.",
+        within=">= 0",
+        tune=(1e-3, 10.0, "log"),
     )
     vector_field: float = setting(
-        0.1, "λ2 of VFC: weight of its change from a state to its successor.", tune=(1e-3, 10.0, "log")
+        0.1,
+        "λ2 of VFC: weight of its change from a state to its successor.",
+        within=">= 0",
+        tune=(1e-3, 10.0, "log"),
     )
-    curvature: float = setting(0.01, "λ3 of Curv: weight of curvature above −δ.", tune=(1e-4, 1.0, "log"))
+    curvature: float = setting(
+        0.01, "λ3 of Curv: weight of curvature above −δ.", within=">= 0", tune=(1e-4, 1.0, "log")
+    )
     sigma: float = setting(
         0.01,
         "σ of MPR: standard deviation of the state's change, in units of the observation.",
+        within="> 0",
         tune=(1e-3, 0.1, "log"),
     )
-    delta: float = setting(1.0, "δ of Curv: demanded curvature, summed over the action.", tune=(0.1, 5.0))
-    fraction: float = setting(1.0, "Fraction of the batch that the terms are evaluated on.")
-
-    def __post_init__(self) -> None:
-        for name in ("mixed_partial", "vector_field", "curvature", "delta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"pave.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
-        if not 0 < self.sigma < math.inf:
-            raise UsageError(
-                f"pave.sigma is {self.sigma}; it must be above 0, and pave.mixed_partial = 0 leaves MPR out."
-            )
-        if not 0 < self.fraction <= 1:
-            raise UsageError(f"pave.fraction is {self.fraction}; it must lie in (0, 1].")
+    delta: float = setting(
+        1.0, "δ of Curv: demanded curvature, summed over the action.", within=">= 0", tune=(0.1, 5.0)
+    )
+    fraction: float = setting(1.0, "Fraction of the batch that the terms are evaluated on.", within="(0, 1]")
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         """Sets SiLU, which has second derivatives, and on SAC the paper's factor ½ of the TD loss, which the

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 
-from qscape.errors import UsageError
 from qscape.nets import Actor, Critic
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Reset
@@ -32,16 +31,13 @@ class Resets(Reset):
     every: int = setting(
         200_000,
         "Environment steps between two resets, without those of the random phase.",
+        within=">= 1",
         tune=("choice", 200_000, 500_000, 1_000_000),
     )
     what: Literal["all", "last"] = setting(
         "all",
         "All parameters, or the last layers of all actors and critics, SAVO's surrogates included.",
     )
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UsageError(f"resets.every is {self.every}; it must be at least 1.")
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
         """Re-initialises networks at every update whose number is a multiple of the period."""

@@ -7,7 +7,6 @@ f_{t-1}.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -82,9 +81,13 @@ class SALE(Representation):
     has_smooth_critics: ClassVar[bool] = True  # ELU
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})  # of one step
 
-    width: int = setting(256, "Length of the embeddings z_s and z_sa.", tune=("choice", 64, 128, 256))
-    hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.")
-    learning_rate: float = setting(3e-4, "Adam's learning rate of the encoders.", tune=(1e-5, 1e-2, "log"))
+    width: int = setting(
+        256, "Length of the embeddings z_s and z_sa.", within=">= 1", tune=("choice", 64, 128, 256)
+    )
+    hidden: tuple[int, ...] = setting((256, 256), "Hidden widths of both encoders.", within=">= 1")
+    learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the encoders.", within="> 0", tune=(1e-5, 1e-2, "log")
+    )
     target: Literal["next_embedding", "fixed_embedding", "next_observation", "next_pair"] = setting(
         "next_embedding", "Target of z_sa: f(s'), its frozen copy's f_t(s'), s' itself, or g(f(s'), a')."
     )
@@ -95,21 +98,16 @@ class SALE(Representation):
     state_norm: Norm = setting("avg_l1", "Normalisation of z_s.")
     pair_norm: Norm = setting("none", "Normalisation of z_sa.")
     input_norm: Norm = setting("avg_l1", "Normalisation of φ, the first layer of critic and actor.")
-    input_width: int | None = setting(None, "Width of φ; None: the width of the first hidden layer.")
+    input_width: int | None = setting(
+        None, "Width of φ; None: the width of the first hidden layer.", within=">= 1"
+    )
     frozen: bool = setting(True, "Feed frozen copies of the encoders; off: the current encoder everywhere.")
     end_to_end: float | None = setting(
-        None, "Weight β of the encoder's loss in the critics' loss; None: no joint training."
+        None, "Weight β of the encoder's loss in the critics' loss; None: no joint training.", within="> 0"
     )
 
     def __post_init__(self) -> None:
-        if self.width < 1 or not self.hidden or min(self.hidden) < 1:
-            raise UsageError(f"sale.width is {self.width}, sale.hidden {self.hidden}; widths are at least 1.")
-        if self.input_width is not None and self.input_width < 1:
-            raise UsageError(f"sale.input_width is {self.input_width}; it must be at least 1, or None.")
-        for field in ("learning_rate", "end_to_end"):
-            value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"sale.{field} is {value}; it must be a number above 0.")
+        super().__post_init__()
         for field, allowed in (("critic_inputs", {"sa", "zsa", "zs"}), ("actor_inputs", {"s", "zs"})):
             chosen = getattr(self, field)
             if not chosen or not set(chosen) <= allowed:

@@ -10,7 +10,6 @@ The equations are in `qscape.methods._value_geometry`.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -71,46 +70,65 @@ class SAVGO(Entropic):
     climbs_q: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = True
 
-    learning_rate: float = setting(1e-3, "Adam's learning rate of log α.", tune=(1e-5, 1e-2, "log"))
+    learning_rate: float = setting(
+        1e-3, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+    )
     candidates: int = setting(
         128, "K: candidate actions sampled in each state.", tune=("choice", 16, 32, 64, 128, 256)
     )
     jitter: float = setting(
-        0.2, "σ_c: standard deviation of noise added to candidates and to the encoder's next action."
+        0.2,
+        "σ_c: standard deviation of noise added to candidates and to the encoder's next action.",
+        within=">= 0",
     )
-    tau: float = setting(1.0, "τ: initial temperature of the kernel.", tune=(0.1, 2.0, "log"))
-    tau_end: float = setting(0.3, "τ at the end of its cosine schedule; equal to tau: no schedule.")
-    tau_horizon: int = setting(200_000, "Environment steps of the schedule; independent of the run's length.")
+    tau: float = setting(1.0, "τ: initial temperature of the kernel.", within="> 0", tune=(0.1, 2.0, "log"))
+    tau_end: float = setting(
+        0.3, "τ at the end of its cosine schedule; equal to tau: no schedule.", within="> 0"
+    )
+    tau_horizon: int = setting(
+        200_000, "Environment steps of the schedule; independent of the run's length.", within="> 0"
+    )
     adaptive: bool = setting(False, "Add the standard deviation of a state's cosines to its τ (v1).")
-    uniform: float = setting(0.05, "ε: uniform fraction of the weights; 1 switches the kernel off.")
+    uniform: float = setting(
+        0.05, "ε: uniform fraction of the weights; 1 switches the kernel off.", within="[0, 1]"
+    )
     center: bool = setting(
         False, "κ: subtract the weighted mean from the values; the gradient stays the same."
     )
-    kernel_batch: int | None = setting(None, "States of a batch that the kernel is evaluated on; None: all.")
+    kernel_batch: int | None = setting(
+        None, "States of a batch that the kernel is evaluated on; None: all.", within=">= 1"
+    )
     policy_gradient: float = setting(
         0.0,
         "w: weight of SAC's policy gradient; 0: only the kernel, 1: SAC with SAVGO's settings.",
+        within="[0, 1]",
         tune=(0.0, 1.0),
     )
 
     variant: Literal["v1", "v2"] = setting(
         "v2", "Value that pairs are compared by: v1 q(s, a); v2 r + γ (1 - d) q(s, a)."
     )
-    exponent: float = setting(1.5, "λ: exponent of the similarity (v1: 2).", tune=(0.25, 2.5))
-    mixing: float = setting(0.5, "m: weight of the next pairs' similarity.", tune=(0.0, 0.9))
-    threshold: float = setting(0.2, "b: error at which the encoder's loss turns from quadratic to linear.")
-    gap_scale: float | None = setting(None, "β: scale of the value gaps; None: their running 0.95 quantile.")
-    gap_rate: float = setting(0.005, "Weight of a batch's quantile in the running β.")
+    exponent: float = setting(1.5, "λ: exponent of the similarity (v1: 2).", within="> 0", tune=(0.25, 2.5))
+    mixing: float = setting(0.5, "m: weight of the next pairs' similarity.", within="[0, 1]", tune=(0.0, 0.9))
+    threshold: float = setting(
+        0.2, "b: error at which the encoder's loss turns from quadratic to linear.", within="> 0"
+    )
+    gap_scale: float | None = setting(
+        None, "β: scale of the value gaps; None: their running 0.95 quantile.", within="> 0"
+    )
+    gap_rate: float = setting(0.005, "Weight of a batch's quantile in the running β.", within="[0, 1]")
     frozen: bool = setting(False, "Keep the initial random encoder (an ablation).")
     action_scale: Literal["unit", "released"] = setting(
         "unit", "Candidates enter critic and encoder in [-1, 1], or in the environment's units (as released)."
     )
-    embedding: int = setting(256, "H: length of the embedding.", tune=("choice", 64, 128, 256))
-    hidden: tuple[int, ...] = setting((256, 256, 256), "Hidden widths of the encoder.")
+    embedding: int = setting(256, "H: length of the embedding.", within=">= 1", tune=("choice", 64, 128, 256))
+    hidden: tuple[int, ...] = setting((256, 256, 256), "Hidden widths of the encoder.", within=">= 1")
     encoder_learning_rate: float = setting(
-        1e-3, "Adam's learning rate of the encoder.", tune=(1e-5, 1e-2, "log")
+        1e-3, "Adam's learning rate of the encoder.", within="> 0", tune=(1e-5, 1e-2, "log")
     )
-    encoder_rate: float = setting(0.005, "Rate at which the encoder's slow copy follows it, at every update.")
+    encoder_rate: float = setting(
+        0.005, "Rate at which the encoder's slow copy follows it, at every update.", within="[0, 1]"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,25 +136,6 @@ class SAVGO(Entropic):
             raise UsageError(
                 f"savgo.candidates is {self.candidates}; the kernel weighs candidates against each other: "
                 "at least 2 are needed (the paper has 32 to 256)."
-            )
-        for name in ("exponent", "tau", "tau_end", "tau_horizon", "threshold", "encoder_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                greek = {"exponent": " (λ)", "tau": " (τ)", "tau_end": " (τ)"}.get(name, "")
-                raise UsageError(
-                    f"savgo.{name}{greek} is {getattr(self, name)}; it must be a number above 0."
-                )
-        for name in ("uniform", "mixing", "policy_gradient", "gap_rate", "encoder_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"savgo.{name} is {getattr(self, name)}; it must lie in [0, 1].")
-        if not 0 <= self.jitter < math.inf:
-            raise UsageError(f"savgo.jitter is {self.jitter}; it must be a number, 0 or more.")
-        if self.gap_scale is not None and not 0 < self.gap_scale < math.inf:
-            raise UsageError(f"savgo.gap_scale (β) is {self.gap_scale}; it must be above 0, or None.")
-        if self.kernel_batch is not None and self.kernel_batch < 1:
-            raise UsageError(f"savgo.kernel_batch is {self.kernel_batch}; it must be at least 1, or None.")
-        if min(self.embedding, *self.hidden) < 1:
-            raise UsageError(
-                f"savgo.embedding is {self.embedding}, savgo.hidden {self.hidden}; widths are at least 1."
             )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:

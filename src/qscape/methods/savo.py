@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.errors import UsageError
 from qscape.methods._list_encoder import Conditioned
 from qscape.methods._proposals import ProposalSelector, proposal_columns
 from qscape.nets import Actor, Critic
@@ -38,7 +37,9 @@ class SAVO(ProposalSelector):
     name: ClassVar[str] = "savo"
     climbs_surrogates: ClassVar[bool] = True
 
-    list_length: int = setting(3, "L: number of actors, the first included.", tune=("choice", 2, 3, 5))
+    list_length: int = setting(
+        3, "L: number of actors, the first included.", within=">= 1", tune=("choice", 2, 3, 5)
+    )
     summariser: Literal["deepset", "lstm", "transformer"] = setting(
         "deepset", "Network that encodes the list of earlier proposals."
     )
@@ -61,12 +62,6 @@ class SAVO(ProposalSelector):
     straight_through: bool = setting(
         True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
     )
-
-    def __post_init__(self) -> None:
-        if self.list_length < 1:
-            raise UsageError(
-                f"savo.list_length is {self.list_length}; there has to be one actor at least (td3 has one)."
-            )
 
     def length(self) -> int:
         return self.list_length

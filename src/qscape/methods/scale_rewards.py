@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.sockets import Scaling, Trajectory
 from qscape.ops.returns import running_returns
@@ -29,11 +28,9 @@ class ScaleRewards(Scaling):
     what: Literal["rewards", "returns"] = setting(
         "rewards", "What is scaled: 'rewards' before the estimator, or 'returns', the critic's targets."
     )
-    clip: float | None = setting(10.0, "Bound on the absolute value of scaled rewards; None: no bound.")
-
-    def __post_init__(self) -> None:
-        if self.clip is not None and not self.clip > 0:
-            raise UsageError(f"scale_rewards.clip is {self.clip}; it must be above 0, or None.")
+    clip: float | None = setting(
+        10.0, "Bound on the absolute value of scaled rewards; None: no bound.", within="(0, inf]"
+    )
 
     def conflict(self, agent: Any) -> str | None:
         if self.what == "returns" and not agent.estimator.needs_critic:

@@ -5,7 +5,6 @@ Dulac-Arnold et al. 2015 (arXiv 1512.07679) for discrete actions; for continuous
 """
 
 import dataclasses
-import math
 from functools import partial
 from typing import ClassVar
 
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor
 from qscape.nets.heads import Point, unsnap
@@ -31,18 +29,14 @@ class Wolpertinger(ProposalSelector):
     adds_noise_to_each: ClassVar[bool] = False
 
     candidates: int = setting(
-        3, "Actions to choose among, the actor's own included.", tune=("choice", 3, 5, 10)
+        3, "Actions to choose among, the actor's own included.", within=">= 1", tune=("choice", 3, 5, 10)
     )
-    spread: float = setting(0.1, "Standard deviation of the samples (continuous actions).", tune=(0.02, 0.5))
+    spread: float = setting(
+        0.1, "Standard deviation of the samples (continuous actions).", within=">= 0", tune=(0.02, 0.5)
+    )
     straight_through: bool = setting(
         True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
     )
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise UsageError(f"wolpertinger.candidates is {self.candidates}; it must be at least 1.")
-        if not 0 <= self.spread < math.inf:
-            raise UsageError(f"wolpertinger.spread is {self.spread}; it must be a number, 0 or more.")
 
     def length(self) -> int:
         return self.candidates

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
 from qscape.nets.heads import Point, unsnap
 from qscape.nets.mlp import MLP
@@ -94,14 +93,12 @@ class Polyak(TargetUpdate):
     """Target networks are an exponential moving average: θ̄ ← (1 − ρ) θ̄ + ρ θ."""
 
     name: ClassVar[str] = "polyak"
-    rate: float = setting(0.005, "ρ: weight of the online networks in the average.", tune=(1e-3, 0.1, "log"))
+    rate: float = setting(
+        0.005, "ρ: weight of the online networks in the average.", within="[0, 1]", tune=(1e-3, 0.1, "log")
+    )
     when: Literal["actor", "always"] = setting(
         "actor", "Move targets when the actor moves (TD3) or at every update (SAC)."
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise UsageError(f"polyak.rate is {self.rate}; it must lie in [0, 1].")
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         def move() -> PyTree:
@@ -158,22 +155,15 @@ class Entropic(PolicyLoss):
     maximises_entropy: ClassVar[bool] = True
 
     temperature: float | None = setting(
-        None, "Entropy weight α; None: α is learned.", tune=(0.01, 1.0, "log")
+        None, "Entropy weight α; None: α is learned.", within=">= 0", tune=(0.01, 1.0, "log")
     )
-    initial_temperature: float = setting(1.0, "Initial value of a learned α.")
+    initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0")
     target_entropy: float | None = setting(
         None, "Entropy that a learned α aims at; None: minus the action's dimension."
     )
-    learning_rate: float = setting(3e-4, "Adam's learning rate of log α.", tune=(1e-5, 1e-2, "log"))
-
-    def __post_init__(self) -> None:
-        name = self.name
-        if self.temperature is not None and self.temperature < 0:
-            raise UsageError(f"{name}.temperature is {self.temperature}; it must be 0 or more.")
-        if self.initial_temperature <= 0:
-            raise UsageError(f"{name}.initial_temperature is {self.initial_temperature}; it must be above 0.")
-        if not 0 <= self.learning_rate < math.inf:
-            raise UsageError(f"{name}.learning_rate is {self.learning_rate}; it must be 0 or more.")
+    learning_rate: float = setting(
+        3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+    )
 
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "gaussian":
@@ -319,11 +309,9 @@ class EveryStep(Schedule):
     """A fixed number of updates per environment step."""
 
     name: ClassVar[str] = "every_step"
-    every: int = setting(1, "Run updates after every this many steps, as many as are due by then.")
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UsageError(f"every_step.every is {self.every}; it must be at least 1.")
+    every: int = setting(
+        1, "Run updates after every this many steps, as many as are due by then.", within=">= 1"
+    )
 
     def start(self) -> dict[str, Any]:
         return {"steps": 0, "updates": 0}

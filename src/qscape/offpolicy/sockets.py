@@ -431,7 +431,7 @@ class EpisodeEnd(NamedTuple):
     Attributes:
         length: steps of the episode.
         ret: its undiscounted return.
-        update: number of updates made so far.
+        update: number of updates made so far, with those that are due before the next action.
     """
 
     length: int

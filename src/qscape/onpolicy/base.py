@@ -1,14 +1,13 @@
 """The settings of every on-policy agent. A part may override a default; a value that the user gave wins."""
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import optax
 
 from qscape.errors import UsageError
-from qscape.types import setting
+from qscape.types import check_ranges, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,21 +18,27 @@ class Base:
         UsageError: a value is out of its range, or a minibatch is larger than a rollout.
     """
 
-    discount: float = setting(0.99, "Discount factor γ, in [0, 1].", tune=(0.9, 0.999))
+    discount: float = setting(0.99, "Discount factor γ, in [0, 1].", within="[0, 1]", tune=(0.9, 0.999))
     rollout: int = setting(
         2_048,
         "Environment steps between updates, over all environments; an upper bound if base.episodes is set.",
+        within=">= 1",
     )
     episodes: int = setting(
-        0, "Whole episodes between two updates; 0: a fixed number of steps (base.rollout)."
+        0, "Whole episodes between two updates; 0: a fixed number of steps (base.rollout).", within=">= 0"
     )
     batch_size: int = setting(
-        64, "Samples in one minibatch; 0: the whole rollout.", tune=("choice", 32, 64, 128, 256)
+        64,
+        "Samples in one minibatch; 0: the whole rollout.",
+        within=">= 0",
+        tune=("choice", 32, 64, 128, 256),
     )
-    passes: int = setting(10, "Passes (epochs) over one rollout.", tune=("choice", 1, 4, 10, 20))
+    passes: int = setting(
+        10, "Passes (epochs) over one rollout.", within=">= 1", tune=("choice", 1, 4, 10, 20)
+    )
 
-    actor_hidden: tuple[int, ...] = setting((64, 64), "Widths of the actor's hidden layers.")
-    critic_hidden: tuple[int, ...] = setting((64, 64), "Widths of the critic's hidden layers.")
+    actor_hidden: tuple[int, ...] = setting((64, 64), "Widths of the actor's hidden layers.", within=">= 1")
+    critic_hidden: tuple[int, ...] = setting((64, 64), "Widths of the critic's hidden layers.", within=">= 1")
     activation: Literal["relu", "elu", "silu", "tanh"] = setting(
         "tanh", "Activation of the hidden layers of actor and critic."
     )
@@ -43,37 +48,26 @@ class Base:
     )
 
     optimiser: Literal["adam", "rmsprop"] = setting("adam", "Optimiser of actor and critic.")
-    learning_rate: float = setting(3e-4, "Learning rate.", tune=(1e-5, 1e-2, "log"))
+    learning_rate: float = setting(3e-4, "Learning rate.", within="> 0", tune=(1e-5, 1e-2, "log"))
     anneal: bool = setting(False, "Decrease the learning rate linearly to 0 over the run.")
-    optimiser_epsilon: float = setting(1e-5, "ε of Adam or RMSprop, added outside the square root.")
-    gradient_clip: float | None = setting(0.5, "Clip gradients to this global norm; None: no clipping.")
-    value_coefficient: float = setting(0.5, "Weight of the critic's loss in the total loss.", tune=(0.1, 1.0))
+    optimiser_epsilon: float = setting(
+        1e-5, "ε of Adam or RMSprop, added outside the square root.", within="> 0"
+    )
+    gradient_clip: float | None = setting(
+        0.5, "Clip gradients to this global norm; None: no clipping.", within="(0, inf]"
+    )
+    value_coefficient: float = setting(
+        0.5, "Weight of the critic's loss in the total loss.", within=">= 0", tune=(0.1, 1.0)
+    )
     entropy_coefficient: float = setting(
-        0.0, "Weight of the entropy bonus in the total loss.", tune=(0.0, 0.05)
+        0.0, "Weight of the entropy bonus in the total loss.", within=">= 0", tune=(0.0, 0.05)
     )
     exploration: float = setting(
-        0.0, "Probability of a uniformly random action in a rollout (discrete actions only)."
+        0.0, "Probability of a uniformly random action in a rollout (discrete actions only).", within="[0, 1]"
     )
 
     def __post_init__(self) -> None:
-        for name in ("rollout", "passes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("episodes", "batch_size", "value_coefficient", "entropy_coefficient"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be a number, 0 or more.")
-        for name in ("learning_rate", "optimiser_epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"base.{name} is {getattr(self, name)}; it must be a number above 0.")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise UsageError(f"base.gradient_clip is {self.gradient_clip}; it must be above 0, or None.")
-        for name in ("discount", "exploration"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"base.{name} is {getattr(self, name)}; it must lie in [0, 1].")
-        for name in ("actor_hidden", "critic_hidden"):
-            widths = getattr(self, name)
-            if not widths or min(widths) < 1:
-                raise UsageError(f"base.{name} is {widths}; it needs at least one width, each at least 1.")
+        check_ranges(self, "base")
         if self.batch_size > self.rollout:
             raise UsageError(
                 f"base.batch_size is {self.batch_size} and base.rollout {self.rollout}: a minibatch is drawn "

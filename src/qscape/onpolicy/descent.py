@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from qscape.errors import UsageError
 from qscape.onpolicy.sockets import Context, NetworkOutputs, PolicyUpdate, RolloutSamples
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.surrogate import (
@@ -208,19 +207,20 @@ class Clipped(_MinibatchDescent):
     """
 
     name: ClassVar[str] = "clipped"
-    bound: float = setting(0.2, "Clipping range ε of the probability ratio.", tune=(0.05, 0.4))
+    bound: float = setting(
+        0.2, "Clipping range ε of the probability ratio.", within="(0, inf]", tune=(0.05, 0.4)
+    )
     value_bound: float | None = setting(
-        None, "Clipping range of the critic's change in one update, in units of returns; None: no clipping."
+        None,
+        "Clipping range of the critic's change in one update, in units of returns; None: no clipping.",
+        within="(0, inf]",
     )
     normalise_advantages: bool = setting(True, "Standardise advantages within each minibatch.")
     target_kl: float | None = setting(
-        None, "Stop training on a rollout once the estimated KL exceeds 1.5 times this value; None: never."
+        None,
+        "Stop training on a rollout once the estimated KL exceeds 1.5 times this value; None: never.",
+        within="(0, inf]",
     )
-
-    def __post_init__(self) -> None:
-        for name in ("bound", "value_bound", "target_kl"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UsageError(f"clipped.{name} is {getattr(self, name)}; it must be above 0.")
 
     @property
     def kl_limit(self) -> float | None:

@@ -46,19 +46,16 @@ class FeatureHead(ActionHead):
     projector: Literal["none", "linear"] = setting(
         "linear", "Layer between the torso and the action layer: a linear layer, or none."
     )
-    width: int = setting(16, "Width d of the projector's output.", tune=("choice", 8, 16, 32, 64))
+    width: int = setting(
+        16, "Width d of the projector's output.", within=">= 1", tune=("choice", 8, 16, 32, 64)
+    )
     bound: Literal["none", "ball", "sphere", "l2"] = setting(
         "ball", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
     )
-    feature_energy: float = setting(25.0, "Feature energy E_H, the bound on ‖h‖².", tune=(1.0, 100.0, "log"))
-    l2: float = setting(5e-4, "Weight λ_H of mean ‖g‖² in the loss, if bound = l2.")
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UsageError(f"{self.name}.width is {self.width}; it must be at least 1.")
-        for name in ("feature_energy", "l2"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"{self.name}.{name} is {getattr(self, name)}; it must be above 0.")
+    feature_energy: float = setting(
+        25.0, "Feature energy E_H, the bound on ‖h‖².", within="> 0", tune=(1.0, 100.0, "log")
+    )
+    l2: float = setting(5e-4, "Weight λ_H of mean ‖g‖² in the loss, if bound = l2.", within="> 0")
 
     def conflict(self, agent: Any) -> str | None:
         if self.bound == "l2" and not agent.policy_update.adds_head_penalty:
@@ -134,12 +131,9 @@ class DiscreteHead(FeatureHead):
 class FixedHead(DiscreteHead):
     """A discrete head whose action layer is drawn once and never trained. Subclasses define `draw_layer`."""
 
-    energy: float = setting(1.0, "Squared length E_W of the action layer's rows.", tune=(0.25, 4.0, "log"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.energy < float("inf"):
-            raise UsageError(f"{self.name}.energy is {self.energy}; it must be above 0.")
+    energy: float = setting(
+        1.0, "Squared length E_W of the action layer's rows.", within="> 0", tune=(0.25, 4.0, "log")
+    )
 
     def draw_layer(self, rng: np.random.Generator, actions: int, width: int) -> Float[np.ndarray, "K d"]:
         """A random action layer, a row for each action, in float64. Called once, when the agent is made."""

@@ -6,7 +6,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.errors import UsageError
 from qscape.nets.conv import Convolutions, image_layout, min_image_size
 from qscape.nets.orthogonal import orthogonal_torso
 from qscape.onpolicy.base import Base
@@ -25,14 +24,8 @@ class Plain(FeatureExtractor):
 
     name: ClassVar[str] = "plain"
     image_hidden: tuple[int, ...] = setting(
-        (512,), "Widths of the linear layers after the convolutions (images only)."
+        (512,), "Widths of the linear layers after the convolutions (images only).", within=">= 1"
     )
-
-    def __post_init__(self) -> None:
-        if not self.image_hidden or min(self.image_hidden) < 1:
-            raise UsageError(
-                f"plain.image_hidden is {self.image_hidden}; it needs at least one width, each at least 1."
-            )
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.frame is None:
@@ -60,11 +53,9 @@ class GAE(Estimator):
     """
 
     name: ClassVar[str] = "gae"
-    decay: float = setting(0.95, "λ: 0 uses one-step TD errors, 1 uses Monte Carlo returns.", tune=(0.8, 1.0))
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay <= 1:
-            raise UsageError(f"gae.decay is {self.decay}; it must lie in [0, 1].")
+    decay: float = setting(
+        0.95, "λ: 0 uses one-step TD errors, 1 uses Monte Carlo returns.", within="[0, 1]", tune=(0.8, 1.0)
+    )
 
     def estimate(self, state: PyTree, base: Base, trajectory: Trajectory) -> tuple[Array, Array, PyTree]:
         assert trajectory.value is not None

@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qscape.errors import UsageError
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
 from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples
@@ -49,27 +48,22 @@ class TrustRegion(PolicyUpdate):
     name: ClassVar[str] = "trust_region"
     allows_shared_torso: ClassVar[bool] = False
     adds_head_penalty: ClassVar[bool] = False
-    max_kl: float = setting(0.01, "Bound δ on the mean KL(old ‖ new), in nats.", tune=(1e-3, 0.1, "log"))
+    max_kl: float = setting(
+        0.01, "Bound δ on the mean KL(old ‖ new), in nats.", within="> 0", tune=(1e-3, 0.1, "log")
+    )
     damping: float = setting(
-        0.1, "Constant added to the diagonal of the Fisher matrix.", tune=(1e-3, 1.0, "log")
+        0.1, "Constant added to the diagonal of the Fisher matrix.", within=">= 0", tune=(1e-3, 1.0, "log")
     )
-    iterations: int = setting(10, "Iterations of conjugate gradients, at most.")
-    backtrack: float = setting(0.8, "Factor by which the line search shortens a rejected step.")
+    iterations: int = setting(10, "Iterations of conjugate gradients, at most.", within=">= 1")
+    backtrack: float = setting(
+        0.8, "Factor by which the line search shortens a rejected step.", within="(0, 1)"
+    )
     tries: int = setting(
-        10, "Steps that the line search tries; if all are rejected, the policy stays as it is."
+        10, "Steps that the line search tries; if all are rejected, the policy stays as it is.", within=">= 1"
     )
-    critic_steps: int = setting(20, "Optimiser steps of the critic per update, each on the whole rollout.")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.max_kl < float("inf"):
-            raise UsageError(f"trust_region.max_kl is {self.max_kl}; it must be above 0.")
-        if not 0 < self.backtrack < 1:
-            raise UsageError(f"trust_region.backtrack is {self.backtrack}; it must lie between 0 and 1.")
-        for name, least in (("damping", 0), ("iterations", 1), ("tries", 1), ("critic_steps", 0)):
-            if not getattr(self, name) >= least:
-                raise UsageError(
-                    f"trust_region.{name} is {getattr(self, name)}; it must be at least {least}."
-                )
+    critic_steps: int = setting(
+        20, "Optimiser steps of the critic per update, each on the whole rollout.", within=">= 0"
+    )
 
     def conflict(self, agent: Any) -> str | None:
         base: Base = agent.base
