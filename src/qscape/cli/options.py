@@ -30,7 +30,9 @@ class Run(Pace):
     keep_data: bool = setting(False, "With --from: start with that run's dataset in the replay.")
     seeds: tuple[int, ...] = setting((0,), "One run for each seed; several run in parallel.")
     seeds_as: Literal["auto", "processes", "vmap"] = setting(
-        "auto", "Run several seeds in a process each, or in one vmapped program. auto: vmap on accelerators."
+        "auto",
+        "Run several seeds in a process each, or in one vmapped program. auto: vmap on accelerators and for "
+        "environments in JAX.",
     )
     out: str | None = setting(None, "Folder for the folders of the seeds. None: runs/ENV/RECIPE.")
     envs: int = setting(1, "Parallel environments in one run.")

@@ -15,7 +15,7 @@ from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
-from qscape.run.loop import open_adapter
+from qscape.run.loop import may_compile, open_adapter
 from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
@@ -67,7 +67,13 @@ def main(argv: list[str]) -> int:
         for seed in run.seeds
     ]
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
-    together = _together(run.seeds_as, plans, agent, run.log)
+    in_jax = False
+    if len(plans) > 1 and not plan.dataset:  # a single run, or one on a dataset, checks itself
+        adapter = open_adapter(plan, agent)
+        agent.on(adapter.spec)
+        in_jax = may_compile(plan) and adapter.jax_env is not None
+        adapter.close()
+    together = _together(run.seeds_as, plans, agent, in_jax, run.log)
     place = (str(Path(run.dataset)) if run.dataset else run.env).strip("/").replace("/", "-")
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
@@ -75,12 +81,8 @@ def main(argv: list[str]) -> int:
     jobs = [
         Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
     ]
-    if len(jobs) > 1 and not plan.dataset:  # a single run, or one on a dataset, checks itself
-        for job in jobs:
-            refuse_taken(job.folder, run.overwrite)
-        adapter = open_adapter(plan, agent)
-        agent.on(adapter.spec)
-        adapter.close()
+    for job in jobs:
+        refuse_taken(job.folder, run.overwrite)
     return run_all(jobs, together)
 
 
@@ -90,21 +92,24 @@ def _anywhere(name: str) -> str:
     return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
-def _together(how: str, plans: list[Plan], agent: Agent, loggers: Sequence[str] = ()) -> bool:
+def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: Sequence[str] = ()) -> bool:
     """Return whether the seeds are trained in one vmapped program.
 
     Args:
         how: the flag --seeds-as: "auto", "processes" or "vmap".
         plans: one plan for each seed.
         agent: their agent.
+        in_jax: whether environments in JAX are part of the program.
         loggers: further loggers, which need one process per run.
 
     Raises:
         UsageError: "vmap" was required, and these seeds cannot share a program.
     """
-    if how == "processes" or (how == "auto" and (len(plans) == 1 or jax.default_backend() == "cpu")):
+    slow = jax.default_backend() == "cpu" and not in_jax
+    if how == "processes" or (how == "auto" and (len(plans) == 1 or slow)):
         return False
-    needs = why_not_together(plans[0], agent)
+    loop = plans[0].loop if in_jax else "host"
+    needs = why_not_together(dataclasses.replace(plans[0], loop=loop), agent)
     if loggers:
         needs = f"seeds without --log {' '.join(loggers)}, which takes one run in a process"
     if needs and how == "vmap":

@@ -9,7 +9,7 @@ loop: the program returns after the first step in which an episode ends, and the
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from qscape.run import scan, scan_rollouts
 from qscape.run.loop import Loop, copy_buffers
 from qscape.run.rollouts import RolloutPrograms
 from qscape.run.trainer import Trainer
-from qscape.types import stream
+from qscape.types import Key, stream
 
 SECONDS = 0.5  # of a chunk
 MOST = 1024  # steps of a chunk
@@ -82,13 +82,19 @@ class InProgram(Loop):
     def envs(self) -> int:
         return self.plan.envs
 
+    def _map(self, function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+        """Map a function over runs; the identity here, `vmap` over seeds where several share a program."""
+        return function
+
+    def _begin_world(self, env: JaxEnv, key: Key) -> World:
+        return reset_world(env, self.envs, stream(key, "world.begin"))
+
     def _reset_environments(self) -> None:
-        reset = jax.jit(reset_world, static_argnums=1)
-        self.world = reset(self.env, self.envs, stream(self.key, "world.begin"))
+        self.world = jax.jit(self._map(self._begin_world, (None, 0)))(self.env, self.key)
 
     def _blank_world(self) -> World:
         """Return the shapes of `world`."""
-        return jax.eval_shape(partial(reset_world, envs=self.envs), self.env, key=self.key)
+        return jax.eval_shape(self._begin_world, self.env, self.key)
 
     def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
         """Yield the episodes of a chunk; `steps_before`: environment steps made before it.
@@ -126,8 +132,15 @@ class CompiledTrainer(InProgram, Trainer):
         self.env = adapter.jax_env
         super().__init__(plan, agent, adapter, eval_adapter, saver)
         self.length = ChunkLength(min(MOST, ROOM // self.envs))
-        chunk = partial(scan.run_chunk, self.agent, room=max(ROOM, self.envs))
-        self._chunk = jax.jit(chunk, static_argnames="until_end", donate_argnums=1)
+        self._compiled: dict[bool, Callable[..., Any]] = {}
+
+    def _chunk(self, until_end: bool) -> Callable[..., Any]:
+        """Return the program of a chunk, which was compiled by an earlier call with the same argument."""
+        if until_end not in self._compiled:
+            chunk = partial(scan.run_chunk, self.agent, room=max(ROOM, self.envs), until_end=until_end)
+            axes = (None, scan.RUN_AXES, 0, None, None, None), (scan.RUN_AXES, None, 0)
+            self._compiled[until_end] = jax.jit(self._map(chunk, *axes), donate_argnums=1)
+        return self._compiled[until_end]
 
     def _notes(self) -> list[str]:
         return [*super()._notes(), IN_PROGRAM.format(self.envs)]
@@ -138,12 +151,13 @@ class CompiledTrainer(InProgram, Trainer):
 
     def _acted(self, carry: Carry) -> Carry:
         """Return a carry with the arrays that a program needs: observations, actions and their columns."""
-        layout = self.layout
+        rows = *self.key.shape, self.layout.envs  # with an axis of seeds where several share the program
+        columns = {name: jnp.zeros((*rows, *shape)) for name, shape in self.layout.columns}
         return carry._replace(
             observation=jnp.copy(self.world.observation),
             first=jnp.asarray(carry.first),
-            action=jnp.zeros((layout.envs, layout.action_size)) if carry.action is None else carry.action,
-            columns=carry.columns or {k: jnp.zeros((layout.envs, *s)) for k, s in layout.columns},
+            action=jnp.zeros((*rows, self.layout.action_size)) if carry.action is None else carry.action,
+            columns=carry.columns or columns,
         )
 
     @property
@@ -174,14 +188,13 @@ class CompiledTrainer(InProgram, Trainer):
         if base.warmup_to_episode_end:
             warmup = 0 if self.learning else np.iinfo(np.int32).max
         begun = time.perf_counter()
-        run, made, log = self._chunk(
+        run, made, log = self._chunk(until_end=waits)(
             self.env,
             scan.Run(self.carry, self.world),
             self.key,
             counts,
             np.int32(steps),
             np.int32(warmup),
-            until_end=waits,
         )
         self.carry, self.world = run
         made = int(made)
@@ -216,21 +229,29 @@ class CompiledRollouts(InProgram):
     """A run of an on-policy agent: rollouts, advantages and passes in one program.
 
     Rollouts are always whole, so a run may make a few steps more than it was asked for.
+
+    Attributes:
+        rollout: environment steps of a rollout; of a rollout of whole episodes the most steps.
     """
 
     def __init__(self, plan: Any, agent: Any, adapter: Any, eval_adapter: Any = None, saver: Any = None):
         self.env = adapter.jax_env
         super().__init__(plan, agent, adapter, eval_adapter, saver)
-        base = self.agent.base
-        self.programs = RolloutPrograms(self.agent)
-        self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, self.envs)
-        self.rollout = -(-base.rollout // self.envs) * self.envs
+        self.rollout = -(-self.agent.base.rollout // self.envs) * self.envs
         self.length = ChunkLength(min(MOST, ROOM // self.rollout))
+        self._start()
+
+    def _start(self) -> None:
+        """Make the initial state and the program of a chunk."""
+        self.programs = RolloutPrograms(self.agent)
+        self.state = jax.jit(self._map(partial(self.agent.init, envs=self.envs)))(self.key)
+        begin = partial(scan_rollouts.start, self.agent, self.env, envs=self.envs)
+        key = jax.random.key(0)
+        run = jax.eval_shape(begin, key)
+        self.programs.metrics = scan_rollouts.metric_names(self.agent, self.env, run, key)
+        self.metrics = jnp.full((*self.key.shape, len(self.programs.metrics)), jnp.nan)
         chunk = partial(scan_rollouts.run_chunk, self.agent, room=max(ROOM, self.rollout))
-        self._chunk = jax.jit(chunk, donate_argnums=(1, 2))
-        run = jax.eval_shape(partial(scan_rollouts.start, self.agent, envs=self.envs), self.env, self.key)
-        self.programs.metrics = scan_rollouts.metric_names(self.agent, self.env, run, self.key)
-        self.metrics = jnp.full(len(self.programs.metrics), jnp.nan)
+        self._chunk = jax.jit(self._map(chunk, (None, 0, 0, 0, None, None)), donate_argnums=(1, 2))
 
     def _notes(self) -> list[str]:
         base = self.agent.base
@@ -257,7 +278,7 @@ class CompiledRollouts(InProgram):
             np.float32(self.until),
         )
         self.state, self.world = run
-        self.env_steps = int(self.state.env_steps)
+        self.env_steps = int(np.max(self.state.env_steps))  # the same for all seeds
         self.updates += updates
         self.length.took(time.perf_counter() - begun, updates)
         yield from self._finished(log, before)

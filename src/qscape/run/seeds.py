@@ -1,10 +1,10 @@
-"""Several seeds of one agent in one vmapped program, which is fast on an accelerator.
+"""Several seeds of one agent in one vmapped program.
 
-A step of this loop is a step of every seed. The environments step one after the other, on the host; the
-compiled programs work on all seeds at once. Every array of a run has a leading axis of seeds here. The
-counters are the same for all seeds and have no such axis. Evaluations, logs and saves are made for one seed
-at a time, from its arrays: run folders do not differ from those of single runs, and each can be resumed
-alone.
+A step of this loop is a step of every seed, and the compiled programs work on all seeds at once. Environments
+in JAX are in these programs; others step one after the other, on the host. Every array of a run has a leading
+axis of seeds here. The counters are the same for all seeds and have no such axis. Evaluations, logs and saves
+are made for one seed at a time, from its arrays: run folders do not differ from those of single runs, and
+each can be resumed alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qscape.envs import EnvAdapter, Step
+from qscape.envs.world import EpisodeLog
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
@@ -25,9 +26,11 @@ from qscape.offpolicy.state import SEED_AXES, State
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import Layout
 from qscape.run import events as ev
+from qscape.run.compiled import CompiledRollouts, CompiledTrainer, InProgram
 from qscape.run.loop import Loop, Saver, copy_buffers
 from qscape.run.plan import Plan
 from qscape.run.programs import EMPTY, Act, Programs
+from qscape.run.rollouts import RolloutPrograms
 from qscape.run.trainer import Trainer
 from qscape.types import Key
 
@@ -37,8 +40,12 @@ def why_not_together(plan: Plan, agent: Any) -> str | None:
 
     The sentence begins with "Several seeds in one program need".
     """
-    if not isinstance(agent, Agent) or plan.dataset or plan.start:
-        return "an off-policy agent that learns from an environment, from the start"
+    if plan.dataset or plan.start:
+        return "an agent that learns from an environment, from the start"
+    if not isinstance(agent, Agent):
+        if plan.loop == "host":
+            return "an off-policy agent, or an environment in JAX"
+        return "rollouts of a fixed number of steps" if agent.base.episodes else None
     if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
         return "updates at the same steps in every seed, not when an episode ends"
     return None
@@ -113,7 +120,7 @@ class SeedAdapters:
             adapter.close()
 
 
-class Seeds(Trainer):
+class SeedGroup(Loop):
     """Runs that differ in their seed only, all at the same step.
 
     Attributes:
@@ -126,7 +133,6 @@ class Seeds(Trainer):
         UsageError: seeds of this agent cannot share one program.
     """
 
-    adapter: Any
     key: Any
 
     def __init__(
@@ -139,37 +145,25 @@ class Seeds(Trainer):
     ) -> None:
         if why := why_not_together(plans[0], agent):
             raise UsageError(f"Several seeds in one program need {why}.")
-        self.plans, self.savers = plans, savers
+        self.plans, self.savers, self.adapters = plans, savers, adapters
         self.paths: list[Path] = []
         self.of: int | None = None
         self.next = 0
-        together: Any = SeedAdapters(adapters)
-        super().__init__(plans[0], agent, together, eval_adapter, self._save if savers else None)
-        self.runs = [SeedRun(self, k) for k in range(len(plans))]
+        adapter = self._join(adapters)
+        super().__init__(plans[0], agent, adapter, eval_adapter, self._save if savers else None)
+        self.runs = [self._run(k) for k in range(len(plans))]
 
-    def _start(self) -> Carry:
-        count = len(self.plans)
-        ring_buffer.check_memory(self.layout, count)
-        self.alone = Programs(self.agent, self.layout)  # programs of a single seed, for its evaluations
-        self.programs = SeedPrograms(self.agent, self.layout)
-        self.key = jnp.stack([jax.random.key(plan.seed) for plan in self.plans])
-        self._allocate = partial(ring_buffer.create, self.layout, count)
-        replay_state = jax.vmap(lambda _: self.agent.replay.init_state(self.layout))
+    def _join(self, adapters: Sequence[EnvAdapter]) -> Any:
+        """Return the adapter that all seeds share."""
+        return adapters[0]
 
-        def tile(x: Any) -> Any:
-            return jnp.tile(x, (count, *[1] * jnp.ndim(x)))
+    def _run(self, k: int) -> Any:
+        """Make the run of seed k, for its evaluations, logs and saves; its `read` copies the arrays."""
+        raise NotImplementedError
 
-        return Carry(
-            state=copy_buffers(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key)),
-            storage=None,  # type: ignore[arg-type]
-            replay_state=jax.jit(replay_state)(jnp.arange(count)),
-            noise_state=jax.tree.map(tile, self.programs.init_noise(self.adapter.envs)),
-            metrics=tile(jnp.full(len(self.programs.metrics), jnp.nan)),
-            observation=None,  # type: ignore[arg-type]
-            first=np.ones((count, self.adapter.envs), bool),
-            action=None,  # type: ignore[arg-type]
-            columns={},
-        )
+    def seed_keys(self) -> Key:
+        """Return the key of every seed."""
+        return jnp.stack([jax.random.key(plan.seed) for plan in self.plans])
 
     def seed_events(self, until: int) -> Iterator[tuple[int, ev.RunEvent]]:
         """Train like `events`; yield every event with the index of its seed."""
@@ -183,10 +177,15 @@ class Seeds(Trainer):
                 else:
                     yield k, event
 
-    def run(self, k: int) -> "SeedRun":
+    def run(self, k: int) -> Any:
         """Return the run of seed k, with its current arrays and counters."""
-        self.runs[k].read()
-        return self.runs[k]
+        run = self.runs[k]
+        run.read()
+        for name in ("env_steps", "updates", "finished", "seconds"):
+            setattr(run, name, getattr(self, name))
+        if run._rate[1] < self._rate[1]:
+            run._rate = self._rate
+        return run
 
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
         if self.env_steps < self.next and not last:
@@ -196,6 +195,46 @@ class Seeds(Trainer):
             yield from Loop._boundary(self.run(k), last)
         self.of, self.due = None, dict(self.runs[0].due)
         self.next = self._next_due()
+
+    def _save(self, _: Any, milestone: bool) -> Path:
+        self.paths = [save(self.run(k), milestone) for k, save in enumerate(self.savers)]
+        return self.paths[0]
+
+
+class Seeds(SeedGroup, Trainer):
+    """Off-policy runs of several seeds, whose environments step on the host."""
+
+    adapter: Any
+
+    def _join(self, adapters: Sequence[EnvAdapter]) -> Any:
+        return SeedAdapters(adapters)
+
+    def _run(self, k: int) -> "SeedRun":
+        return SeedRun(self, k)
+
+    def _start(self) -> Carry:
+        count = len(self.plans)
+        ring_buffer.check_memory(self.layout, count)
+        self.alone = Programs(self.agent, self.layout)  # programs of a single seed, for its evaluations
+        self.programs = SeedPrograms(self.agent, self.layout)
+        self.key = self.seed_keys()
+        self._allocate = partial(ring_buffer.create, self.layout, count)
+        replay_state = jax.vmap(lambda _: self.agent.replay.init_state(self.layout))
+
+        def tile(x: Any) -> Any:
+            return jnp.tile(x, (count, *[1] * jnp.ndim(x)))
+
+        return Carry(
+            state=copy_buffers(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key)),
+            storage=None,  # type: ignore[arg-type]
+            replay_state=jax.jit(replay_state)(jnp.arange(count)),
+            noise_state=jax.tree.map(tile, self.programs.init_noise(self.envs)),
+            metrics=tile(jnp.full(len(self.programs.metrics), jnp.nan)),
+            observation=None,  # type: ignore[arg-type]
+            first=np.ones((count, self.envs), bool),
+            action=None,  # type: ignore[arg-type]
+            columns={},
+        )
 
     def _count_step(self, step: Step) -> None:
         super()._count_step(step._replace(valid=step.valid[0]))  # counts the steps of one seed, not of all
@@ -208,10 +247,6 @@ class Seeds(Trainer):
             yield from super()._episode_events(episodes)
         self.of = None
 
-    def _save(self, _: Any, milestone: bool) -> Path:
-        self.paths = [save(self.run(k), milestone) for k, save in enumerate(self.savers)]
-        return self.paths[0]
-
 
 class SeedRun(Trainer):
     """The run of one seed, for its evaluations, logs and saves; `Seeds` makes its steps.
@@ -222,8 +257,8 @@ class SeedRun(Trainer):
     def __init__(self, seeds: Seeds, k: int) -> None:
         self.seeds, self.k = seeds, k
         saver = seeds.savers[k] if seeds.savers else None
-        super().__init__(seeds.plans[k], seeds.agent, seeds.adapter.each[k], seeds.eval_adapter, saver)
-        self.probes, self.first_ring = seeds.probes, k * seeds.adapter.envs
+        super().__init__(seeds.plans[k], seeds.agent, seeds.adapters[k], seeds.eval_adapter, saver)
+        self.probes, self.first_ring = seeds.probes, k * seeds.envs
         self._rate = (0, 0.0)
 
     def _start(self) -> Carry:
@@ -232,13 +267,81 @@ class SeedRun(Trainer):
         return EMPTY
 
     def read(self) -> None:
-        """Copy the current arrays (without the storage) and counters of this seed from `Seeds`."""
+        """Copy the current arrays (without the storage) and the counters of a trainer from `Seeds`."""
+        self.carry = of_seed(self.k, self.seeds.carry._replace(storage=None))
+        for name in ("pending", "learning", "schedule"):
+            setattr(self, name, getattr(self.seeds, name))
+
+
+class CompiledSeeds(Seeds, CompiledTrainer):
+    """Off-policy runs of several seeds, with their environments, in one program."""
+
+    _join = SeedGroup._join
+    _environment_step = CompiledTrainer._environment_step
+
+    def _run(self, k: int) -> "CompiledSeedRun":
+        return CompiledSeedRun(self, k)
+
+    def _map(self, function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+        return jax.vmap(function, in_axes, out_axes)
+
+    def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
+        yield from finished_in_seeds(self, log, steps_before)
+
+
+class CompiledSeedRun(SeedRun, CompiledTrainer):
+    """The run of one seed of `CompiledSeeds`."""
+
+    seeds: CompiledSeeds
+
+    def read(self) -> None:
+        super().read()
+        self.world = jax.tree.map(lambda x: x[self.k], self.seeds.world)
+
+
+class RolloutSeeds(SeedGroup, CompiledRollouts):
+    """On-policy runs of several seeds, with their environments, in one program."""
+
+    def _start(self) -> None:
+        self.alone = RolloutPrograms(self.agent)
+        self.key = self.seed_keys()
+        super()._start()
+        self.alone.metrics = self.programs.metrics
+
+    def _run(self, k: int) -> "RolloutSeedRun":
+        return RolloutSeedRun(self, k)
+
+    _map = CompiledSeeds._map
+
+    def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
+        yield from finished_in_seeds(self, log, steps_before)
+
+
+class RolloutSeedRun(CompiledRollouts):
+    """The run of one seed of `RolloutSeeds`."""
+
+    def __init__(self, seeds: RolloutSeeds, k: int) -> None:
+        self.seeds, self.k = seeds, k
+        saver = seeds.savers[k] if seeds.savers else None
+        super().__init__(seeds.plans[k], seeds.agent, seeds.adapter, seeds.eval_adapter, saver)
+        self.probes, self._rate = seeds.probes, (0, 0.0)
+
+    def _start(self) -> None:
+        self.programs = self.seeds.alone
+
+    def read(self) -> None:
+        """Copy the current arrays from `RolloutSeeds`."""
         seeds = self.seeds
-        self.carry = of_seed(self.k, seeds.carry._replace(storage=None))
-        for name in ("env_steps", "updates", "pending", "learning", "schedule", "finished", "seconds"):
-            setattr(self, name, getattr(seeds, name))
-        if self._rate[1] < seeds._rate[1]:
-            self._rate = seeds._rate
+        run = seeds.state, seeds.world, seeds.metrics
+        self.state, self.world, self.metrics = jax.tree.map(lambda x: x[self.k], run)
+
+
+def finished_in_seeds(seeds: Any, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
+    """Yield the episodes of a chunk, seed by seed."""
+    for k, run in enumerate(seeds.runs):
+        seeds.of, run.env_steps = k, seeds.env_steps
+        yield from InProgram._finished(run, jax.tree.map(lambda x, k=k: x[k], log), steps_before)
+    seeds.of = None
 
 
 def of_seed(k: int, carry: Carry) -> Carry:

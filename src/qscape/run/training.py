@@ -24,7 +24,7 @@ from qscape.run.loop import Loop, Saver, may_compile, open_adapter, open_adapter
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
-from qscape.run.seeds import Seeds
+from qscape.run.seeds import CompiledSeeds, RolloutSeeds, Seeds
 from qscape.run.sinks import TRACKERS, FolderSink, Sink, refuse_missing
 from qscape.run.trainer import Trainer
 
@@ -138,7 +138,12 @@ def train_together(
     adapter, eval_adapter = open_adapters(plans[0], agent)  # evaluations of all seeds are the same episodes
     adapters = [adapter, *(open_adapter(plan, agent) for plan in plans[1:])]
     savers = [partial(folders.save, place) for place in places]
-    trainer = Seeds(plans, agent, adapters, eval_adapter, savers)
+    kind: Any = Seeds
+    if may_compile(plans[0]) and adapter.jax_env is not None:
+        kind = RolloutSeeds if isinstance(agent, OnPolicyAgent) else CompiledSeeds
+    loop = "host" if kind is Seeds else "compiled"
+    plans = [dataclasses.replace(plan, loop=loop) for plan in plans]
+    trainer = kind(plans, agent, adapters, eval_adapter, savers)
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.enter_context(folders.locked(place))
