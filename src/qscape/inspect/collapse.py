@@ -8,7 +8,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import jax
 import numpy as np
 from jaxtyping import Float, Int
@@ -106,7 +105,7 @@ def collect_states(trained: TrainedAgent, count: int = STATES, seed: int = SEED)
     gives the first `count` states of evaluation rollouts, or fewer if `count` episodes have fewer states.
     """
     adapter = trained.make(seed=seed)
-    native: Any = find_jax_env(adapter.env) if isinstance(adapter.env, gym.Env) else None
+    native: Any = find_jax_env(adapter.env)
     adapter.close()
     if native is not None and hasattr(native, "optimal_q"):
         q = native.optimal_q(trained.agent.base.discount)
