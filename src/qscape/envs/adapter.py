@@ -19,7 +19,7 @@ How an environment resets itself:
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -221,7 +221,7 @@ class EnvAdapter:
         self.env_id = env_id or _id_of(about, env) or _class_name(about)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
-        self.jax_env = find_jax_env(about) if isinstance(about, gym.Env) else None
+        self.jax_env = find_jax_env(env)
         size, flatten = make_flatten(space, self.env_id, images=index_actions)
         convert = functools.partial(
             make_action_map,
@@ -437,12 +437,9 @@ class EnvAdapter:
         if np.count_nonzero(np.isfinite(rows)) == rows.size:  # ndarray.all costs a microsecond more
             return
         row, *index = np.argwhere(~np.isfinite(rows))[0].tolist()
-        where = f"{field}[{index[0]}]" if index else field
-        step, episode = self.statistics.steps - self.statistics.began[row], self.statistics.episodes[row] + 1
-        raise RunError(
-            f"{self.env_id}: {where} is {rows[(row, *index)]} in environment {row}, step {step} of "
-            f"its episode {episode}: nothing can be learnt from it"
-        )
+        step = int(self.statistics.steps - self.statistics.began[row])
+        episode, value = int(self.statistics.episodes[row]) + 1, float(rows[(row, *index)])
+        raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode))
 
 
 class _Plain:
@@ -526,6 +523,26 @@ class _Vector:
                 values = values.astype(float).reshape(len(reported), -1)[:, 0]
                 reported = np.where(is_reported, values, reported)
         return reported
+
+
+def describe_not_finite(
+    env_id: str, field: str, index: Sequence[int], value: float, row: int, step: int, episode: int
+) -> str:
+    """The error for a number that is NaN or infinite.
+
+    Args:
+        env_id: name of the environment.
+        field: what the number belongs to, e.g. "observation".
+        index: its place there; empty for a scalar.
+        value: the number.
+        row: index of the environment.
+        step, episode: when it came, both counted from 1; step 0 is the reset.
+    """
+    where = f"{field}[{index[0]}]" if index else field
+    return (
+        f"{env_id}: {where} is {value} in environment {row}, step {step} of its episode {episode}: "
+        "nothing can be learnt from it"
+    )
 
 
 def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -160,21 +161,34 @@ def play(env: JaxEnv, policy: Callable[[PyTree, Array, Key], Array], key: Key, e
     return jax.vmap(play_one)(jax.random.split(key, episodes))
 
 
-def find_jax_env(env: gym.Env) -> JaxEnv | None:
-    """The `JaxEnv` behind a Gymnasium environment, with the latter's time limit.
+def find_jax_env(env: gym.Env | VectorEnv) -> JaxEnv | None:
+    """The `JaxEnv` that does what a Gymnasium environment does, with the latter's time limit.
 
-    None if there is none, or if a wrapper changes what the environment returns.
+    None if there is none: the environment is no `GymnasiumEnv`, one of its wrappers may change what it does,
+    or the copies of a vector environment differ.
     """
-    limit: int | None = None
+    if type(env) is SyncVectorEnv:
+        first, *others = map(find_jax_env, env.envs)
+        return first if all(_is_same(first, other) for other in others) else None
+    limits = []
     while isinstance(env, gym.Wrapper):
-        if isinstance(env, TimeLimit):
-            limit = env._max_episode_steps if limit is None else min(limit, env._max_episode_steps)
-        elif not isinstance(env, OrderEnforcing | PassiveEnvChecker):
+        if not isinstance(env, TimeLimit | OrderEnforcing | PassiveEnvChecker):
             return None
+        limits += [env._max_episode_steps] if isinstance(env, TimeLimit) else []
         env = env.env
     if not isinstance(env, GymnasiumEnv):
         return None
-    return env.native if limit is None else dataclasses.replace(env.native, time_limit=limit)
+    if (type(env).reset, type(env).step) != (GymnasiumEnv.reset, GymnasiumEnv.step):
+        return None
+    return dataclasses.replace(env.native, time_limit=min(limits)) if limits else env.native
+
+
+def _is_same(one: JaxEnv | None, other: JaxEnv | None) -> bool:
+    """Are both the same environment with the same tables?"""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    tables = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(a is b or np.array_equal(a, b) for a, b in tables)
 
 
 @jax.jit

@@ -1,13 +1,20 @@
-"""Evaluation: whole episodes with the deterministic policy, in an environment apart from training."""
+"""Evaluation: whole episodes with the deterministic policy, in an environment apart from training.
+
+On JAX-native environments all episodes run side by side in one compiled program (`qscape.run.episodes`), on
+others step by step through the adapter. The episodes are the same in both ways.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from gymnasium.utils.seeding import np_random
+from jaxtyping import Float, UInt32
 
 from qscape.envs import EnvAdapter, Episode, Step
+from qscape.envs.native import JaxEnv
 from qscape.errors import RunError
+from qscape.run.episodes import Steps, play_policy
 from qscape.run.programs import Acts, act_evaluating
 
 LONGEST = 100_000  # maximal steps of an evaluation episode in an environment without a time limit
@@ -48,12 +55,13 @@ def evaluate(
     """Run whole episodes with the deterministic policy; the same episodes at every call with the same seed.
 
     Sub-environment i of E runs episodes i, i + E, ...: a fixed share. Otherwise short episodes would be
-    counted more often than long ones.
+    counted more often than long ones. JAX-native environments are not stepped themselves: a program plays
+    the episodes that they would.
 
     Args:
         programs: the programs of the agent.
         acting: the acting state of the policy.
-        adapter: the evaluation environments, which are reseeded.
+        adapter: the evaluation environments, which are seeded again.
         episodes: number of episodes.
         seed: sub-environment i is seeded with `seed + i`.
 
@@ -63,6 +71,9 @@ def evaluate(
     Raises:
         RunError: an episode does not end, or the environment returned NaN.
     """
+    env = adapter.jax_env
+    if env is not None and episodes > 0:
+        return _play_episodes(programs, acting, adapter, env, episodes, seed)[0]
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
     for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed):
         for episode in ended:
@@ -85,6 +96,10 @@ def rollouts(
         observation_filter: maps the observations [E, S] to those that the policy sees, e.g. by adding noise;
             None: the policy sees them unchanged. The recorded observations are always the unchanged ones.
     """
+    env = adapter.jax_env if observation_filter is None else None
+    if env is not None and episodes > 0:
+        ended, steps_of_each = _play_episodes(programs, acting, adapter, env, episodes, seed, record=True)
+        return [Rollout(*steps, episode) for steps, episode in zip(steps_of_each, ended, strict=True)]
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
     for obs, action, step, ended in _walk_episodes(
@@ -98,6 +113,34 @@ def rollouts(
         for i in np.flatnonzero(step.terminated | step.truncated).tolist():
             steps[i].clear()
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
+
+
+def _play_episodes(
+    programs: Acts,
+    acting: Any,
+    adapter: EnvAdapter,
+    env: JaxEnv,
+    episodes: int,
+    seed: int,
+    record: bool = False,
+) -> tuple[list[Episode], list[Steps]]:
+    """Return the episodes of `evaluate` on a JAX-native environment, and their steps if they are recorded."""
+    envs, agent = adapter.envs, programs.agent
+    seeds = episode_seeds(envs, episodes, seed)
+    played = play_policy(agent, env, acting, seeds, record=record, name=adapter.env_id, envs=envs)
+    success = played.success.astype(float).tolist() if env.reports_success else [None] * episodes
+    numbers = zip(played.length.tolist(), played.ret.tolist(), success, strict=True)
+    return [Episode(k % envs, *of) for k, of in enumerate(numbers)], played.steps
+
+
+def episode_seeds(envs: int, episodes: int, seed: int) -> UInt32[np.ndarray, " n"]:
+    """Return the seeds of the first episodes of E copies of a `GymnasiumEnv`, in the order of `evaluate`.
+
+    Gymnasium seeds copy i with `seed + i`; a copy draws the seed of each of its episodes.
+    """
+    generators = [np_random(seed + i)[0] for i in range(envs)]
+    drawn = [generators[k % envs].integers(2**32, dtype=np.uint32) for k in range(episodes)]
+    return np.array(drawn, np.uint32)
 
 
 def _walk_episodes(

@@ -1,0 +1,244 @@
+"""Whole episodes of a policy, side by side inside one compiled program, on environments that are pure JAX.
+
+    played = play_policy(agent, env, agent.acting(state), seeds=range(100))
+
+An episode depends on its seed and the policy alone. It is the episode that the environment's Gymnasium face
+(`envs.native.GymnasiumEnv`) plays with this seed.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
+
+from qscape.agents import Agent
+from qscape.envs.adapter import describe_not_finite
+from qscape.envs.native import JaxEnv
+from qscape.errors import RunError
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.run.programs import evaluation_key
+from qscape.run.scan import to_env_action
+
+BUFFER_BYTES = 1 << 30  # what one call may record; more episodes are played in several calls
+
+
+class Steps(NamedTuple):
+    """The steps of an episode of t steps.
+
+    Attributes:
+        observation: raw observation before each step.
+        action: the agent's action of each step: in [-1, 1], or the index of a discrete action.
+        reward: reward of each step.
+    """
+
+    observation: Float[np.ndarray, "t S"]
+    action: Float[np.ndarray, "t A"]
+    reward: Float[np.ndarray, " t"]
+
+
+class Played(NamedTuple):
+    """Results of n episodes.
+
+    Attributes:
+        ret: undiscounted return.
+        length: number of steps.
+        success: did any step report success? Always False if the environment reports none.
+        steps: the steps of each episode; [] if they were not recorded.
+    """
+
+    ret: Float[np.ndarray, " n"]
+    length: Int[np.ndarray, " n"]
+    success: Bool[np.ndarray, " n"]
+    steps: list[Steps]
+
+
+class Walk(NamedTuple):
+    """n episodes between two steps; finished ones stand still.
+
+    Attributes:
+        made: steps made so far by every unfinished episode.
+        state: the environments' states, with a leading axis n.
+        noise_state: the state of the exploration noise, which acting needs.
+        observation: what the agent acts on next.
+        action: the agent's last actions.
+        running: is the episode unfinished?
+        broken: did the last step of the episode give NaN or infinity?
+        length: steps of the episode.
+        success: did any of them report success?
+        rewards: of each step; 0 after the episode's end.
+        recorded: observations `[T, n, S]` and actions `[T, n, A]` of each step; () if they are not recorded.
+    """
+
+    made: Int[Array, ""]
+    state: PyTree
+    noise_state: PyTree
+    observation: Float[Array, "n S"]
+    action: Float[Array, "n A"]
+    running: Bool[Array, " n"]
+    broken: Bool[Array, " n"]
+    length: Int[Array, " n"]
+    success: Bool[Array, " n"]
+    rewards: Float[Array, "T n"]
+    recorded: tuple[Array, ...]
+
+
+def play_policy(
+    agent: Agent,
+    env: JaxEnv,
+    acting: Any,
+    seeds: Iterable[int],
+    *,
+    record: bool = False,
+    name: str | None = None,
+    envs: int = 1,
+) -> Played:
+    """Play one episode for each seed with the deterministic policy.
+
+    A policy that draws random numbers in evaluations too (`cem`) draws them for all episodes together.
+
+    Args:
+        agent: bound to its task.
+        env: the environment; its time limit ends an episode.
+        acting: the acting state of the policy.
+        seeds: of the episodes, from 0 to 2**32 - 1.
+        record: keep every step.
+        name: of the environment, for errors; None: its class.
+        envs: number of environments that the episodes are of in turn, for errors.
+
+    Raises:
+        RunError: an action, observation or reward is NaN or infinite.
+    """
+    seed = np.asarray(list(seeds), np.uint32)
+    size = agent.task.observation_size + agent.task.action_size if record else 0
+    most = max(1, BUFFER_BYTES // (4 * env.time_limit * (size + 1)))
+    calls = max(1, -(-len(seed) // most))
+    each = -(-len(seed) // calls)
+    play = _compile(agent, record)
+    ret, length, success, steps = [], [], [], []
+    for start in range(0, len(seed), max(1, each)):
+        own = seed[start : start + each]
+        # The last call is filled up, so that all of them are one compiled program.
+        filled = np.concatenate([own, np.repeat(own[-1:], each - len(own))])
+        walk = play(env, acting, filled)
+        _check_finite(walk, name or type(env).__name__, start, envs)
+        made = int(walk.made)
+        rewards = np.asarray(walk.rewards)[:made, : len(own)]
+        # In double precision and one after the other, as the adapter adds them.
+        ret.append(np.add.accumulate(rewards, axis=0, dtype=np.float64)[-1])
+        length.append(np.asarray(walk.length)[: len(own)])
+        success.append(np.asarray(walk.success)[: len(own)])
+        if record:
+            observations, actions = map(np.asarray, walk.recorded)
+            for i, t in enumerate(length[-1].tolist()):
+                rows = Steps(observations[:t, i], actions[:t, i], rewards[:t, i])
+                steps.append(Steps._make(map(np.copy, rows)))  # views would keep all buffers alive
+    return Played(np.concatenate(ret), np.concatenate(length), np.concatenate(success), steps)
+
+
+@lru_cache(maxsize=8)  # bounded, because a compiled program keeps its agent alive
+def _compile(agent: Agent, record: bool) -> Any:
+    """Compile `_play` for an agent; once for each number of episodes and structure of the environment."""
+    return jax.jit(partial(_play, agent, record))
+
+
+def _play(agent: Agent, record: bool, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) -> Walk:
+    """Play until all episodes are finished, or until one gives NaN or infinity."""
+    task, n, limit = agent.task, len(seeds), env.time_limit
+    keys, fixed = jax.vmap(jax.random.key)(seeds), evaluation_key()
+    kind = jnp.uint8 if task.frame else jnp.float32
+
+    def to_rows(observation: Array) -> Array:
+        return observation.reshape(n, -1).astype(kind)
+
+    def step(walk: Walk) -> Walk:
+        running, t = walk.running, walk.made
+        action, _, noise_state = agent.act(
+            acting, walk.noise_state, walk.observation, jnp.full(n, t == 0), t, fixed, "evaluate"
+        )
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t + 1)
+        state, outcome = jax.vmap(env.step)(walk.state, to_env_action(agent, env, action), step_keys)
+        observation, reward = to_rows(outcome.observation), outcome.reward.astype(jnp.float32)
+        is_finite = _all_finite(action) & _all_finite(observation) & jnp.isfinite(reward)
+        return Walk(
+            made=t + 1,
+            state=_choose_rows(running, state, walk.state),
+            noise_state=noise_state,
+            observation=_choose_rows(running, observation, walk.observation),
+            action=action,
+            # The face truncates by the time limit alone, so `outcome.truncated` is not asked.
+            running=running & ~outcome.terminated & (t + 1 < limit),
+            broken=running & ~is_finite,
+            length=walk.length + running,
+            success=walk.success | (running & outcome.success),
+            rewards=walk.rewards.at[t].set(jnp.where(running, reward, 0.0)),
+            recorded=tuple(
+                buffer.at[t].set(rows)
+                for buffer, rows in zip(walk.recorded, (walk.observation, action), strict=record)
+            ),
+        )
+
+    state, first = jax.vmap(env.reset)(keys)
+    observation = to_rows(first)
+    begin = Walk(
+        made=jnp.int32(0),
+        state=state,
+        noise_state=None
+        if isinstance(agent, OnPolicyAgent)
+        else agent.selector.init_noise(task, n, agent.base),
+        observation=observation,
+        action=jnp.zeros((n, task.action_size)),
+        running=jnp.ones(n, bool),
+        broken=~_all_finite(observation),
+        length=jnp.zeros(n, jnp.int32),
+        success=jnp.zeros(n, bool),
+        rewards=jnp.zeros((limit, n)),
+        recorded=(
+            jnp.zeros((limit, n, task.observation_size), kind),
+            jnp.zeros((limit, n, task.action_size)),
+        )
+        if record
+        else (),
+    )
+    return jax.lax.while_loop(lambda walk: walk.running.any() & ~walk.broken.any(), step, begin)
+
+
+def _all_finite(rows: Float[Array, "n w"]) -> Bool[Array, " n"]:
+    """Return whether all numbers of each row are finite."""
+    return jnp.isfinite(rows).all(1)
+
+
+def _choose_rows(which: Bool[Array, " n"], new: PyTree, old: PyTree) -> PyTree:
+    """Return the rows of `new` where `which` is true, and those of `old` elsewhere."""
+    return jax.vmap(lambda one, new, old: jax.tree.map(partial(jnp.where, one), new, old))(which, new, old)
+
+
+def _check_finite(walk: Walk, name: str, start: int, envs: int) -> None:
+    """Raise a RunError if an action, observation or reward is NaN or infinite.
+
+    Args:
+        walk: the episodes when the program ended.
+        name: of the environment.
+        start: number of the first episode.
+        envs: number of environments that the episodes are of in turn.
+    """
+    if not np.asarray(walk.broken).any():
+        return
+    made = int(walk.made)
+    fields = {"reset observation": walk.observation}
+    if made:
+        reward = walk.rewards[made - 1]
+        fields = {"the agent's action": walk.action, "observation": walk.observation, "reward": reward}
+    for field, values in fields.items():
+        rows = np.asarray(values)
+        wrong = ~np.isfinite(rows) & np.asarray(walk.broken).reshape(-1, *[1] * (rows.ndim - 1))
+        if wrong.any():
+            episode, *index = np.argwhere(wrong)[0].tolist()
+            number = start + episode
+            value = float(rows[(episode, *index)])
+            raise RunError(
+                describe_not_finite(name, field, index, value, number % envs, made, number // envs + 1)
+            )

@@ -1,0 +1,199 @@
+"""Evaluation episodes inside one compiled program: the same as step by step through the Gymnasium face."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit, TransformReward
+from jaxtyping import Array
+from rows import slow
+
+from qscape import agents
+from qscape.envs import make
+from qscape.envs.cartpole import CartPole
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env
+from qscape.errors import RunError
+from qscape.run import episodes
+from qscape.run.evaluation import evaluate, rollouts
+from qscape.run.policy import make_programs
+
+NETS = {"actor_hidden": (16, 16), "critic_hidden": (16, 16)}
+
+
+class Place(NamedTuple):
+    x: Array
+    steps: Array
+
+
+class Gusts(JaxEnv):
+    """A wind moves a point [2], and the action in [0.5, 2] pushes it; beyond 3 the episode is terminated.
+
+    With `bad`, a number becomes NaN in its fourth step in the episodes that start to the right of `edge`.
+    """
+
+    reports_success = True
+    bad: str = eqx.field(static=True, default="")
+    edge: Array = eqx.field(default_factory=lambda: jnp.float32(0.5))
+    time_limit: int = eqx.field(static=True, kw_only=True, default=12)
+
+    @property
+    def observation_space(self):
+        return spaces.Box(-9.0, 9.0, (2,), np.float32)
+
+    @property
+    def action_space(self):
+        return spaces.Box(0.5, 2.0, (1,), np.float32)
+
+    def reset(self, key):
+        x = jax.random.uniform(key, (2,))
+        x = jnp.where((self.bad == "reset") & (x > self.edge), jnp.inf, x)
+        return Place(x, jnp.int32(0)), x
+
+    def step(self, state, action, key):
+        wind = jax.random.normal(key, (2,))
+        state = Place(state.x + 0.2 * action[0] + 0.3 * wind, state.steps + 1)
+        wrong = (state.steps == 4) & (state.x[1] > self.edge)
+        wrong |= state.x[0] - 0.2 * action[0] - 0.3 * wind[0] > 3  # nobody steps a finished episode
+        seen = jnp.where(wrong & (self.bad == "observation"), jnp.nan, state.x)
+        reward = jnp.where(wrong & (self.bad == "reward"), jnp.nan, -jnp.abs(action[0] - wind[0]))
+        end = state.x[0] > 3
+        return state, Outcome(seen, reward, end, state.steps >= self.time_limit, end & (wind[1] > 0))
+
+
+def gusts(limit=12, bad=""):
+    return TimeLimit(GymnasiumEnv(Gusts(bad)), limit)
+
+
+TASKS = {
+    "gusts": (gusts, {}),
+    "cart": ("jax/CartPole-v1", {"max_episode_steps": 60}),
+    "recsim": ("recsim/10k-v0", {"max_episode_steps": 7}),
+    "mines": ("mineworld/MineWorld-v0", {"max_episode_steps": 15}),
+    "cliff": ("cliff/IdealCliffWalking-v0", {"max_episode_steps": 9, "cliff_mode": "restart"}),
+}
+
+
+@lru_cache
+def policy(task, recipe, envs=3):
+    """An untrained policy with larger weights, so that its actions differ between observations."""
+    agent = agents.build(recipe, {"base": NETS})
+    env_id, args = TASKS[task]
+    adapter = make(env_id, envs, args, index_actions=agent.index_actions)
+    agent = agent.on(adapter.spec)
+    acting = jax.jit(lambda key: agent.acting(agent.init(key)))(jax.random.key(3))
+    acting = jax.tree.map(lambda x: 3 * x, acting)
+    if task == "mines":  # most policies use one tool for ever
+        drawn = np.random.default_rng({"ppo": 131, "td3": 113}[recipe])
+        acting = jax.tree.map(lambda x: x + np.float32(drawn.normal(size=x.shape)), acting)
+    return make_programs(agent), acting, adapter
+
+
+def step_by_step(programs, acting, adapter, count, seed):
+    """`rollouts` through the Gymnasium face: a program cannot call a filter of observations."""
+    return rollouts(programs, acting, adapter, count, seed, observation_filter=lambda seen: seen)
+
+
+CASES = [
+    ("gusts", "td3+normalise", 3),
+    slow("gusts", "ppo+normalise", 3),
+    ("cart", "ppo+etf", 1),
+    ("recsim", "td3", 3),
+    slow("recsim", "td3+savo", 3),
+    slow("recsim", "ppo", 3),
+    slow("mines", "td3", 3),
+    ("mines", "ppo", 3),
+    ("cliff", "reinforce", 3),
+]
+
+
+@pytest.mark.parametrize(("task", "recipe", "envs"), CASES)
+def test_the_episodes_are_those_of_the_gymnasium_face(task, recipe, envs):
+    programs, acting, adapter = policy(task, recipe, envs)
+    expected = step_by_step(programs, acting, adapter, 8, seed=5)
+    found = rollouts(programs, acting, adapter, 8, seed=5)
+    shown = np.concatenate([e.action for e in expected])
+    assert len(np.unique(shown, axis=0)) > 1, "else a wrong order of episodes would not be seen"
+    assert len({e.observation.tobytes() for e in expected}) > 3
+    for one, other in zip(found, expected, strict=True):
+        assert (one.episode.env, one.episode.length) == (other.episode.env, other.episode.length)
+        assert one.episode.success == other.episode.success
+        for name in ("observation", "action", "reward"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert (a.dtype, a.shape) == (b.dtype, b.shape)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.episode.ret, other.episode.ret, rtol=1e-6)
+    assert evaluate(programs, acting, adapter, 8, seed=5) == [one.episode for one in found]
+    if task in ("recsim", "cliff", "cart"):
+        assert [e.episode.ret for e in found] == [e.episode.ret for e in expected]
+
+
+def test_more_episodes_than_fit_are_played_in_several_calls_of_one_program(monkeypatch):
+    programs, acting, adapter = policy("gusts", "td3+normalise", 3)
+    whole = rollouts(programs, acting, adapter, 7, seed=5)
+    traced = []
+    play = episodes._play
+    monkeypatch.setattr(episodes, "_play", lambda *args: traced.append(len(args[-1])) or play(*args))
+    monkeypatch.setattr(episodes, "BUFFER_BYTES", 3 * 4 * 12 * (2 + 1 + 1))
+    episodes._compile.cache_clear()
+    parts = rollouts(programs, acting, adapter, 7, seed=5)
+    episodes._compile.cache_clear()
+    assert traced == [3]
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(one.observation, other.observation, rtol=1e-5, atol=1e-6)
+        assert one.episode[:2] == other.episode[:2]
+
+
+def test_a_program_is_compiled_once_and_the_environments_are_not_stepped(monkeypatch):
+    programs, acting, adapter = policy("cliff", "reinforce", 3)
+    traced = []
+    play = episodes._play
+    monkeypatch.setattr(episodes, "_play", lambda *args: traced.append(len(args[-1])) or play(*args))
+    monkeypatch.setattr(adapter.env.envs[0].unwrapped, "step", None)
+    episodes._compile.cache_clear()
+    first, second = (evaluate(programs, acting, adapter, 100, seed) for seed in (5, 6))
+    assert first != second
+    evaluate(programs, jax.tree.map(jnp.negative, acting), adapter, 100, 5)
+    episodes._compile.cache_clear()
+    assert traced == [100]
+    assert [episode.env for episode in first] == [k % 3 for k in range(100)]
+
+
+@pytest.mark.parametrize("bad", ["reset", "observation", "reward"])
+def test_numbers_that_are_not_finite_are_told_as_by_the_adapter(bad):
+    programs, acting, _ = policy("gusts", "td3+normalise", 3)
+    told = []
+    for play in (step_by_step, rollouts):
+        with pytest.raises(RunError) as error:
+            play(programs, acting, make(lambda: gusts(bad=bad), 3), 8, 5)
+        told.append(str(error.value))
+    assert told[0] == told[1]
+    assert f"{bad}" in told[0]
+
+
+def test_actions_that_are_not_finite_are_told():
+    programs, acting, adapter = policy("gusts", "td3+normalise", 3)
+    with pytest.raises(RunError, match=r"the agent's action\[0\] is nan in environment 0, step 1 of its"):
+        evaluate(programs, jax.tree.map(lambda x: x * np.nan, acting), adapter, 4)
+
+
+def test_only_environments_that_are_stepped_as_they_are_have_a_jax_env():
+    assert find_jax_env(TimeLimit(gusts(9), 20)).time_limit == 9
+    assert find_jax_env(make(gusts, 3).env).time_limit == 12
+    assert find_jax_env(TransformReward(gusts(), lambda reward: 2 * reward)) is None
+    assert find_jax_env(RecordEpisodeStatistics(gusts())) is None, "the user reads them"
+
+    class Slower(GymnasiumEnv):
+        def step(self, action):
+            return super().step(0.5 * action)
+
+    assert find_jax_env(Slower(Gusts())) is None
+    others = iter([CartPole(), CartPole(time_limit=3), Gusts(), Gusts(edge=jnp.float32(0.1))])
+    for _ in range(2):
+        env = gym.vector.SyncVectorEnv([lambda: GymnasiumEnv(next(others))] * 2)
+        assert find_jax_env(env) is None
