@@ -140,6 +140,6 @@ def _explain_failure(env_id: str, problem: Exception) -> str:
             newest[key] = spec
     asked = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].lower())
     near = difflib.get_close_matches(asked if "/" in asked else f"/{asked}", newest, n=3)
-    if near:
-        return f"no environment is called {env_id!r}; near to it: {', '.join(newest[key].id for key in near)}"
+    if near := [newest[key].id for key in near] + simulators.find_near(env_id):
+        return f"no environment is called {env_id!r}; near to it: {', '.join(near)}"
     return f"no environment is called {env_id!r}; one of another package is written package:Name-v0"

@@ -11,6 +11,7 @@ import gymnasium as gym
 
 from qscape.envs import simulators
 from qscape.envs.native import JaxEnv
+from qscape.envs.simulators.pool import make_pool
 from qscape.errors import UsageError
 
 
@@ -75,6 +76,7 @@ def make_own(
     if isinstance(env, JaxEnv):
         if max_episode_steps is not None:
             env = dataclasses.replace(env, time_limit=max_episode_steps)
+        env = make_pool(env, start_pool) if start_pool else env
         return simulators.make_gymnasium(env, render_mode)
     if start_pool:
         raise UsageError("start_pool needs an environment in JAX", field="env_args")

@@ -15,19 +15,23 @@ from typing import Any
 import gymnasium as gym
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv
+from qscape.envs.simulators.pool import StartPool, make_pool
 from qscape.errors import QscapeError, UsageError
 
 # prefix of the ids, which is the name of the extra and of the module here: the package to import
 PACKAGES = {"brax": "brax", "playground": "mujoco_playground", "gymnax": "gymnax"}
 
+COMMON = ["max_episode_steps", "start_pool", "render_mode"]  # arguments of all simulators
+
 
 class SimulatorEnv(GymnasiumEnv):
     """The Gymnasium face of a `JaxEnv` that was not written for it: `render_mode` only if it can draw."""
 
-    def __init__(self, native: JaxEnv, render_mode: str | None = None, render_fps: int | None = None):
-        draws = type(native).draw is not JaxEnv.draw
+    def __init__(self, native: JaxEnv, render_mode: str | None = None):
+        inner = native.inner if isinstance(native, StartPool) else native
+        draws = type(inner).draw is not JaxEnv.draw
         modes: dict[str, Any] = {"render_modes": ["rgb_array"] if draws else []}
-        self.metadata = GymnasiumEnv.metadata | modes | ({"render_fps": render_fps} if render_fps else {})
+        self.metadata = GymnasiumEnv.metadata | modes | {"render_fps": getattr(inner, "render_fps", 30)}
         super().__init__(native, render_mode)
 
 
@@ -38,13 +42,12 @@ def is_simulator(env_id: Any) -> bool:
 
 def make_gymnasium(native: JaxEnv, render_mode: str | None = None, render_fps: int | None = None) -> gym.Env:
     """The Gymnasium environment of a `JaxEnv`, which truncates episodes where the `JaxEnv` does."""
-    return gym.wrappers.TimeLimit(SimulatorEnv(native, render_mode, render_fps), native.time_limit)
+    return gym.wrappers.TimeLimit(SimulatorEnv(native, render_mode), native.time_limit)
 
 
 def make(env_id: str, render_mode: str | None = None, **args: Any) -> gym.Env:
     """The Gymnasium environment of an id; arguments as in `load`."""
-    native = load(env_id, args)
-    return make_gymnasium(native, render_mode, getattr(native, "render_fps", None))
+    return make_gymnasium(load(env_id, args), render_mode)
 
 
 def load(env_id: str, args: Mapping[str, Any]) -> JaxEnv:
@@ -52,7 +55,7 @@ def load(env_id: str, args: Mapping[str, Any]) -> JaxEnv:
 
     Args:
         env_id: `package/name`.
-        args: arguments of the environment, and `max_episode_steps`.
+        args: arguments of the environment; `max_episode_steps`; `start_pool`, see `make_pool`.
 
     Raises:
         UsageError: a package is missing, or there is no such environment or argument.
@@ -77,30 +80,41 @@ def _load(env_id: str, given: str) -> JaxEnv:
         raise UsageError(
             f"no environment is called {env_id!r}; {close if near else prefix + ' has ' + ', '.join(names)}"
         )
-    limit = args.pop("max_episode_steps", None)
+    limit, starts = args.pop("max_episode_steps", None), args.pop("start_pool", 0)
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise UsageError(f"max_episode_steps is {limit!r}: it has to be 1 or more", field="env_args")
     known = package.list_arguments(name)
     for arg in args:
         if arg not in known:
             raise UsageError(
-                f"{env_id} takes no {arg!r}; it takes {', '.join(['max_episode_steps', *known])}",
+                f"{env_id} takes no {arg!r}; it takes {', '.join([*COMMON, *known])}",
                 field="env_args",
             )
     shown = args.copy()
     try:
-        return package.load(name, args, limit)
+        made = package.load(name, args, limit)
     except QscapeError:
         raise
     except Exception as problem:
         raise UsageError(
             f"{env_id} cannot be made with env_args {shown}: {problem}", field="env_args"
         ) from problem
+    return make_pool(made, starts) if starts else made
 
 
 def list_ids(prefix: str) -> list[str]:
     """All ids of an installed package."""
     return [f"{prefix}/{name}" for name in _import_adapter(prefix, prefix).list_names()]
+
+
+def find_near(env_id: str) -> list[str]:
+    """Ids near to one whose prefix is nearly that of an installed package, such as Brax/ant."""
+    prefix, _, name = env_id.partition("/")
+    for known in difflib.get_close_matches(prefix.lower(), PACKAGES, n=1, cutoff=0.7):
+        if is_installed(known):
+            lower = {known_id.lower(): known_id for known_id in list_ids(known)}
+            return [lower[near] for near in difflib.get_close_matches(f"{known}/{name}".lower(), lower, n=3)]
+    return []
 
 
 def is_installed(prefix: str) -> bool:

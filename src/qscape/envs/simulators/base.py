@@ -165,8 +165,8 @@ class StateEnv(JaxEnv):
 
     @property
     def render_fps(self) -> int:
-        """Steps in a second of simulated time."""
-        return max(1, round(1 / (float(self.sim.dt) * self.repeat))) if self.model is not None else 30
+        """Steps in a second of simulated time; 30 if the environment has no bodies."""
+        return 30 if self.model is None else max(1, round(1 / (float(self.sim.dt) * self.repeat)))
 
     @property
     def observation_space(self) -> spaces.Box:

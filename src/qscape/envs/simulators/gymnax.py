@@ -56,7 +56,7 @@ class GymnaxEnv(JaxEnv):
         """One step, without gymnax's own reset."""
         inner = self.layout.unpack(state.leaves)
         with explain_failure(self.sim):
-            seen, inner, reward, done, *_ = self.sim.step_env(key, inner, action, self.params)
+            seen, inner, reward, done, _ = self.sim.step_env(key, inner, action, self.params)
         steps, reward = state.steps + 1, jnp.asarray(reward, jnp.float32).reshape(())
         ended = jnp.asarray(done, bool).reshape(())
         outcome = Outcome(_flat(seen), reward, ended, steps >= self.time_limit, jnp.bool_(False))
