@@ -39,7 +39,9 @@ class Run(Pace):
     preset: str | None = setting(
         None, "Settings of a paper for this environment: paper. Flags win over them."
     )
-    env_args: tuple[str, ...] = setting((), "Arguments of the environment, e.g. continuous=False.")
+    env_args: tuple[str, ...] = setting(
+        (), "Arguments of the environment, e.g. continuous=False; --env.continuous False is the same."
+    )
     overwrite: bool = setting(False, "Replace a run in the same folder.")
     log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio.")
 
@@ -68,6 +70,7 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
     Flags that were not typed are absent. Arguments and errors are those of `parse`.
     """
     known, found, position = _flags(cls), {}, 0
+    env_args: list[str] = []
     if {"-h", "--help"} & {*argv}:
         tyro.cli(cls, args=["--help"], prog=prog)
     while position < len(argv):
@@ -79,6 +82,9 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
         while position < len(argv) and not argv[position].startswith("--"):
             words.append(argv[position])
             position += 1
+        if flag.startswith("--env.") and "--env-args" in known:
+            env_args.append(_env_argument(flag, words, prog))
+            continue
         flag = flag.replace("_", "-")
         switch = flag if flag in known else flag.replace("--no-", "--", 1).replace(".no-", ".", 1)
         if switch not in known or (switch != flag and known[switch][2] is not bool):
@@ -88,7 +94,16 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
         if hint is bool and words:
             raise UsageError(f"{prog} does not take '{words[0]}' after {flag}; see {prog} --help.")
         found[part, name] = value
+    if env_args:
+        found["", "env_args"] = (*found.get(("", "env_args"), ()), *env_args)
     return found
+
+
+def _env_argument(flag: str, words: Sequence[str], prog: str) -> str:
+    """Convert `--env.name value`, which is `--env-args name=value`, to the pair."""
+    if len(words) != 1:
+        raise UsageError(f"{flag} needs one value, like --env.max-episode-steps 500.", field=flag)
+    return f"{flag.removeprefix('--env.').replace('-', '_')}={words[0]}"
 
 
 def _nearest_flags(flag: str, known: Mapping[str, Any], prog: str) -> str:
@@ -248,7 +263,7 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     args = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        if not sign or not name.isidentifier():
+        if not sign or not all(part.isidentifier() for part in name.split(".")):
             raise UsageError(f"--env-args {pair} is no name=value pair, like continuous=False.")
         try:
             args[name] = ast.literal_eval(value)

@@ -13,6 +13,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
+from qscape.envs import simulators
+from qscape.envs.own import find_maker, make_own
 from qscape.errors import QscapeError, UsageError
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
@@ -31,7 +33,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     """Make one environment.
 
     Args:
-        env_id: a registered id, or a function that returns an environment.
+        env_id: a registered id, one of a simulator (`brax/ant`), `module:make` with a function or class that
+            makes an environment, or a function that returns an environment.
         args: arguments of the environment and of `gymnasium.make`.
 
     Raises:
@@ -71,6 +74,10 @@ def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:
 
 def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
     """A function that makes the environment: `gymnasium.make`, or the usual preprocessing of pictures."""
+    if simulators.is_simulator(env_id):
+        return functools.partial(simulators.make, env_id)
+    if (maker := find_maker(env_id)) is not None:
+        return functools.partial(make_own, maker)
     if re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args:
         return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
     if re.match("CarRacing", env_id) and args.get("continuous") is False:
@@ -91,9 +98,10 @@ def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
 def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
     """Make MuJoCo's warnings Python warnings. By default MuJoCo prints them and writes MUJOCO_LOG.TXT."""
     spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
-    if spec is None or not importlib.util.find_spec("mujoco"):
+    place = env_id if simulators.is_simulator(env_id) else spec.entry_point if spec else ""
+    if not importlib.util.find_spec("mujoco"):
         return
-    if any(word in str(spec.entry_point) for word in ("mujoco", "restricted", "gymnasium_robotics")):
+    if re.search("mujoco|restricted|gymnasium_robotics|brax/|playground/", str(place)):
         mujoco: Any = importlib.import_module("mujoco")
 
         def warn(message: str) -> None:
@@ -106,7 +114,9 @@ def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
 def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
     """The names of an environment's arguments, as the end of an error sentence."""
     # Without "module:", which was imported when the environment was made.
-    entry: Any = gym.spec(env_id.rpartition(":")[2]).entry_point if isinstance(env_id, str) else env_id
+    entry: Any = env_id
+    if isinstance(env_id, str):
+        entry = find_maker(env_id) or gym.spec(env_id.rpartition(":")[2]).entry_point
     creator = load_env_creator(entry) if isinstance(entry, str) else entry
     named = [
         parameter.name
@@ -130,6 +140,6 @@ def _explain_failure(env_id: str, problem: Exception) -> str:
             newest[key] = spec
     asked = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].lower())
     near = difflib.get_close_matches(asked if "/" in asked else f"/{asked}", newest, n=3)
-    if near:
-        return f"no environment is called {env_id!r}; near to it: {', '.join(newest[key].id for key in near)}"
+    if near := [newest[key].id for key in near] + simulators.find_near(env_id):
+        return f"no environment is called {env_id!r}; near to it: {', '.join(near)}"
     return f"no environment is called {env_id!r}; one of another package is written package:Name-v0"

@@ -1,0 +1,231 @@
+"""What adapters of simulators share: a state as a tuple of arrays, environments with a `State` object."""
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from qscape.envs.native import JaxEnv, Outcome
+from qscape.errors import QscapeError, UsageError
+from qscape.types import Key
+
+
+class Simulated(NamedTuple):
+    """State of an adapter. Snapshots store it under this name.
+
+    Attributes:
+        leaves: the arrays of the package's own state, in the order of `jax.tree.leaves`.
+        steps: steps of the episode so far.
+    """
+
+    leaves: tuple[Array, ...]
+    steps: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a package's state becomes a tuple of arrays, and back.
+
+    Simulators write into dicts of their state, and return numbers whose type changes between reset and step.
+    A tuple of arrays shares no dict, and every leaf keeps the shape and type that it has after a reset.
+
+    Attributes:
+        tree: structure of the state.
+        shapes: shape of every leaf.
+        dtypes: type of every leaf.
+    """
+
+    tree: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, state: PyTree) -> "Layout":
+        """The layout of a state after a reset; `jax.eval_shape` gives one without computing it."""
+        leaves, tree = jax.tree.flatten(state)
+        arrays = [jax.eval_shape(jnp.asarray, leaf) for leaf in leaves]
+        return cls(tree, tuple(a.shape for a in arrays), tuple(np.dtype(a.dtype) for a in arrays))
+
+    def pack(self, state: PyTree) -> tuple[Array, ...]:
+        """The arrays of a state.
+
+        Raises:
+            UsageError: the state has another structure, shape or kind of number than after a reset.
+        """
+        leaves, tree = jax.tree.flatten(state)
+        if tree != self.tree:
+            raise UsageError("the simulator's state has another structure after a step than after a reset")
+        arrays = [jnp.asarray(leaf) for leaf in leaves]
+        for array, shape, dtype in zip(arrays, self.shapes, self.dtypes, strict=True):
+            if array.size != np.prod(shape) or jnp.promote_types(array.dtype, dtype) != dtype:
+                raise UsageError(
+                    f"the simulator's state has an array {array.dtype}{list(array.shape)} after a step "
+                    f"where a reset puts {dtype}{list(shape)}"
+                )
+        # `astype` alone would keep a weak type, which changes in the next step.
+        return tuple(
+            jax.lax.convert_element_type(jnp.reshape(array, shape), dtype)
+            for array, shape, dtype in zip(arrays, self.shapes, self.dtypes, strict=True)
+        )
+
+    def unpack(self, leaves: tuple[Array, ...]) -> Any:
+        """The state of these arrays, with dicts of its own."""
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+@contextlib.contextmanager
+def explain_failure(sim: Any) -> Iterator[None]:
+    """Turn an error inside a simulator, such as a function that JAX no longer has, into one sentence."""
+    try:
+        yield
+    except QscapeError:
+        raise
+    except Exception as problem:
+        package, what = type(sim).__module__.partition(".")[0], str(problem).strip().partition("\n")[0]
+        raise UsageError(
+            f"{type(sim).__name__} of {package} fails beside JAX {jax.__version__}: {what}"
+        ) from problem
+
+
+class StateEnv(JaxEnv):
+    """An environment `sim` with `sim.reset(rng) -> State` and `sim.step(state, action) -> State`.
+
+    `State` has obs, reward, done (0 or 1) and info. Brax and MuJoCo Playground have this interface. An
+    observation or a reward that is not finite ends the episode: it is terminated, the observation before it
+    is repeated, and the reward is 0.
+
+    Attributes:
+        model: arrays of the physical model, which are arguments of a compiled program.
+        sim: the package's environment.
+        layout: of its state.
+        size: length of the observation.
+        key: name of the observation that the agent sees, if the environment makes several; else "".
+        repeat: times that an action is applied in one step; the rewards are summed.
+    """
+
+    MODEL: ClassVar[str] = ""  # attribute of `sim` that holds the model
+
+    model: PyTree
+    sim: Any = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    key: str = eqx.field(static=True, default="")
+    repeat: int = eqx.field(static=True, default=1)
+
+    @classmethod
+    def wrap(cls, sim: Any, time_limit: int, key: str | None = None, repeat: int = 1) -> Self:
+        """The adapter of an environment.
+
+        Args:
+            sim: the environment, without wrappers.
+            time_limit: steps after which an episode is truncated.
+            key: name of the observation, if the environment makes several; None: "state".
+            repeat: times that an action is applied in one step.
+
+        Raises:
+            UsageError: there is no such observation.
+        """
+        model = getattr(sim, cls.MODEL, None)
+        rng = jax.random.key_data(jax.random.key(0))
+        with explain_failure(sim):
+            state: Any = jax.eval_shape(lambda model, rng: cls._with_model(sim, model).reset(rng), model, rng)
+        if isinstance(state.obs, dict):
+            key = key or "state"
+            if key not in state.obs:
+                raise UsageError(f"observation is {key!r}, but there are only {', '.join(state.obs)}")
+        elif key:
+            raise UsageError(f"observation is {key!r}, but the environment makes one without a name")
+        seen: Any = state.obs[key] if key else state.obs
+        return cls(
+            model=model,
+            sim=sim,
+            layout=Layout.of(state),
+            size=int(np.prod(seen.shape)),
+            key=key or "",
+            repeat=repeat,
+            time_limit=time_limit,
+        )
+
+    @classmethod
+    def _with_model(cls, sim: Any, model: PyTree) -> Any:
+        """A copy of the environment with this model, which may be traced."""
+        if model is None:
+            return sim
+        sim = copy.copy(sim)
+        setattr(sim, cls.MODEL, model)
+        return sim
+
+    @property
+    def render_fps(self) -> int:
+        """Steps in a second of simulated time; 30 if the environment has no bodies."""
+        return 30 if self.model is None else max(1, round(1 / (float(self.sim.dt) * self.repeat)))
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, (self.size,), np.float32)
+
+    @property
+    def action_space(self) -> spaces.Box:
+        return spaces.Box(-1.0, 1.0, (int(self.sim.action_size),), np.float32)
+
+    def reset(self, key: Key) -> tuple[Simulated, Float[Array, " S"]]:
+        """A start state that the simulator draws."""
+        # Numbers instead of a typed key: the simulator keeps them in its state, and snapshots store numbers.
+        with explain_failure(self.sim):
+            state = self._with_model(self.sim, self.model).reset(jax.random.key_data(key))
+        return Simulated(self.layout.pack(state), jnp.int32(0)), self._observe(state)
+
+    def step(self, state: Simulated, action: Array, key: Key) -> tuple[Simulated, Outcome]:
+        """One step, or `repeat` of them. Random numbers come from the state, not from `key`."""
+        sim, before = self._with_model(self.sim, self.model), self.layout.unpack(state.leaves)
+
+        def advance(leaves: tuple[Array, ...]) -> Any:
+            with explain_failure(sim):
+                return sim.step(self.layout.unpack(leaves), action)
+
+        def once(carry: tuple, _: None) -> tuple[tuple, None]:
+            leaves, reward, done = carry
+            after = advance(leaves)
+            new = (self.layout.pack(after), reward + after.reward, after.done > 0)
+            return jax.tree.map(lambda x, y: jnp.where(done, x, y), carry, new), None
+
+        if self.repeat == 1:
+            after = advance(state.leaves)
+            leaves, reward, done = self.layout.pack(after), after.reward, jnp.asarray(after.done) > 0
+        else:
+            start = (state.leaves, jnp.float32(0), jnp.bool_(False))
+            (leaves, reward, done), _ = jax.lax.scan(once, start, length=self.repeat)
+        seen, reward = self._observe(self.layout.unpack(leaves)), jnp.asarray(reward, jnp.float32).reshape(())
+        sound = jnp.isfinite(seen).all() & jnp.isfinite(reward)
+        steps = state.steps + 1
+        outcome = Outcome(
+            jnp.where(sound, seen, self._observe(before)),
+            jnp.where(sound, reward, 0),
+            done.reshape(()) | ~sound,
+            steps >= self.time_limit,
+            self._success(self.layout.unpack(leaves)),
+        )
+        return Simulated(leaves, steps), outcome
+
+    def renew(self, state: Simulated, key: Key) -> Simulated:
+        """The state with other random numbers ahead, so that equal starts lead to different episodes."""
+        ours = self.layout.unpack(state.leaves)
+        if "rng" not in ours.info:
+            return state
+        ours.info["rng"] = jax.random.key_data(key)
+        return state._replace(leaves=self.layout.pack(ours))
+
+    def _observe(self, state: Any) -> Float[Array, " S"]:
+        seen = state.obs[self.key] if self.key else state.obs
+        return jax.lax.convert_element_type(jnp.ravel(seen), jnp.float32)
+
+    def _success(self, state: Any) -> Bool[Array, ""]:
+        return jnp.bool_(False)
