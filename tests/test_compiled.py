@@ -1,0 +1,226 @@
+"""Runs on environments in JAX as one program: exact chunks, resuming, seeds, schedules and refusals."""
+
+import dataclasses
+import json
+from functools import partial
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_native_offpolicy import Beside, Line
+
+from qscape.envs import make
+from qscape.envs.native import GymnasiumEnv, step_autoreset
+from qscape.envs.world import reset_world, step_world
+from qscape.errors import RunError, UsageError
+from qscape.run import compiled, training
+from qscape.run import events as ev
+from qscape.run.compiled import CompiledRollouts, CompiledTrainer
+from qscape.run.plan import Plan, prepare
+from qscape.run.trainer import Trainer
+from qscape.types import stream
+
+TINY = {"actor_hidden": (8,), "critic_hidden": (8,), "batch_size": 8, "replay_capacity": 2_000}
+OFF = {"base": {**TINY, "warmup": 20}}
+ON = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 32, "passes": 2, "batch_size": 16}}
+
+
+class LineEnv(GymnasiumEnv):
+    """The Gymnasium face of a point on a line."""
+
+    def __init__(self):
+        super().__init__(Line())
+
+
+gym.register("compiled/Line-v0", LineEnv, max_episode_steps=9)
+
+
+def plan_of(recipe, env, steps, settings, **more):
+    more = {"eval_every": 0, "log_every": 10_000, "save_every": 10_000} | more
+    return Plan(recipe, env, steps, settings=settings, **more)
+
+
+def trainer_of(plan):
+    plan, agent, _ = prepare(plan)
+    adapter, eval_adapter = training.open_adapters(plan, agent)
+    return training.trainer_of(plan, agent, adapter, eval_adapter)
+
+
+def trained(plan, most=None):
+    """A trainer that made all steps, in chunks of at most `most` steps."""
+    trainer = trainer_of(plan)
+    if most:
+        trainer.length.most = trainer.length.steps = most
+    events = list(trainer.events(plan.steps))
+    return trainer, events
+
+
+def assert_equal(x, y):
+    assert jax.tree.structure(x) == jax.tree.structure(y)
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+CASES = {
+    "replay": plan_of("td3+lap+normalise", "compiled/Line-v0", 80, OFF, envs=2),
+    "episodes": plan_of("td3+checkpoints", "compiled/Line-v0", 140, OFF, envs=2),
+    "rollouts": plan_of("ppo", "jax/CartPole-v1", 200, ON, envs=2),
+}
+
+
+def state_of(trainer):
+    """Everything that a run carries, without the storage's unused rows."""
+    if isinstance(trainer, CompiledRollouts):
+        return trainer.state, trainer.world, trainer.metrics
+    return trainer.carry, trainer.world
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_chunk_of_n_steps_equals_n_chunks_of_one(name):
+    (one, told), (many, also) = trained(CASES[name], 1), trained(CASES[name])
+    assert_equal(state_of(one), state_of(many))
+    assert (one.env_steps, one.updates) == (many.env_steps, many.updates)
+    assert one.updates > 3
+    ended = [[e for e in events if isinstance(e, ev.EpisodeDone)] for events in (told, also)]
+    assert ended[0] == ended[1]
+    assert len(ended[0]) > 3
+
+
+def test_checkpoints_decide_as_in_the_host_loop():
+    """The rule for many environments is that of the host: same bursts at the same steps, same kept policy."""
+    short = dataclasses.replace(CASES["episodes"], steps=80)  # before rounding errors change a decision
+    plan, agent, _ = prepare(short)
+    program, _ = trained(plan)
+    beside = Beside(Line(), plan.envs, jax.random.key(plan.seed))
+    host = Trainer(dataclasses.replace(plan, loop="host"), agent, beside)
+    list(host.events(plan.steps))
+    assert (host.env_steps, host.updates) == (program.env_steps, program.updates)
+    assert host.updates > 20
+    close = partial(np.testing.assert_allclose, rtol=2e-2, atol=5e-3)
+    jax.tree.map(close, host.state.actor, program.state.actor)
+    jax.tree.map(close, host.kept, program.kept)
+    for name in ("steps", "age", "episodes"):
+        assert host.schedule[name] == program.schedule[name]
+    close(host.schedule["returns"], program.schedule["returns"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resuming_in_an_episode_changes_no_bit(name, tmp_path):
+    plan = CASES[name]
+    half = dataclasses.replace(plan, steps=plan.steps // 2 + 2)
+    whole, _ = trained(plan)
+    folder, found = tmp_path / "run", []
+    for _ in training.train(half, folder):
+        pass
+    for _ in training.resume(folder, plan.steps, on_trainer=found.append):
+        pass
+    assert json.loads((folder / "run.json").read_text())["loop"] == "compiled"
+    if name == "rollouts":  # the learning rate follows the length of the run, which was another
+        assert found[0].env_steps == whole.env_steps
+        return
+    assert_equal(state_of(whole), state_of(found[0]))
+    assert not np.isin(np.asarray(found[0].world.length), 0).all(), "in the middle of episodes"
+
+
+def test_resuming_rollouts_changes_no_bit(tmp_path):
+    plan = dataclasses.replace(CASES["rollouts"], save_every=64)
+    whole, _ = trained(plan)
+    folder, stopped, found = tmp_path / "run", [], []
+    for event in training.train(plan, folder, on_trainer=stopped.append):
+        if isinstance(event, ev.Saved):
+            stopped[0].stop()
+    assert stopped[0].env_steps < whole.env_steps
+    for _ in training.resume(folder, on_trainer=found.append):
+        pass
+    assert_equal(state_of(whole), state_of(found[0]))
+
+
+def test_many_environments_restart_as_one_does():
+    env, key = Line(), jax.random.key(3)
+    world = reset_world(env, 5, key)
+    world = world._replace(state=world.state._replace(steps=jnp.array([8, 0, 3, 8, 0])))
+    action = jnp.full((5, 1), 1.5)
+    after, outcome, ended = jax.jit(step_world)(env, world, action, jnp.int32(7), key)
+    keys = jax.random.split(stream(jax.random.fold_in(key, 7), "world.step"), 5)
+    state, observation, alone = jax.vmap(partial(step_autoreset, env))(world.state, action, keys)
+    wanted = state, observation, alone
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-6), (after.state, after.observation, outcome), wanted
+    )
+    assert ended.done.tolist() == [True, False, False, True, False]
+    assert ended.length.tolist() == [1] * 5, "the world counts for itself"
+
+
+@pytest.mark.parametrize("name", ["replay", "rollouts"])
+def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
+    plan = dataclasses.replace(CASES[name], eval_every=100, eval_episodes=2)
+    plans = [dataclasses.replace(plan, seed=seed) for seed in (0, 1)]
+    places, found = [tmp_path / "0", tmp_path / "1"], []
+    told = list(training.train_together(plans, places, on_trainer=found.append))
+    assert {k for k, _ in told} == {0, 1}
+    for k, seed in enumerate(plans):
+        single, events = trained(seed)
+        run = found[0].run(k)
+        assert (run.env_steps, run.updates) == (single.env_steps, single.updates)
+        close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
+        for field in ("actor", "critics") if name == "replay" else ("networks",):
+            jax.tree.map(close, getattr(single.state, field), getattr(run.state, field))
+        ended = [e for e in events if isinstance(e, ev.EpisodeDone)]
+        mine = [e for n, e in told if n == k and isinstance(e, ev.EpisodeDone)]
+        assert [e[:3] for e in ended] == [e[:3] for e in mine]
+        record = json.loads((places[k] / "run.json").read_text())
+        assert (record["loop"], record["seed"]) == ("compiled", k)
+    for _ in training.resume(places[1], 2 * plan.steps):  # each alone
+        pass
+
+
+class Broken(Line):
+    """Its observation is NaN from the sixth step of an episode on."""
+
+    def step(self, state, action, key):
+        after, outcome = super().step(state, action, key)
+        bad = jnp.where(after.steps > 5, jnp.nan, 0.0)
+        return after, outcome._replace(observation=outcome.observation + bad)
+
+
+def test_an_observation_that_is_nan_ends_the_run():
+    gym.register("compiled/Broken-v0", lambda: GymnasiumEnv(Broken()), max_episode_steps=9)
+    with pytest.raises(RunError, match=r"compiled/Broken-v0: an observation or a reward is NaN or infinite"):
+        trained(plan_of("td3", "compiled/Broken-v0", 40, OFF))
+
+
+class Shifted(gym.RewardWrapper):
+    def reward(self, reward):
+        return reward + 1
+
+
+def test_only_the_environment_itself_is_compiled():
+    """A wrapper that changes rewards or observations is not in the JAX environment."""
+    assert make("compiled/Line-v0").jax_env.time_limit == 9
+    assert make(lambda: Shifted(LineEnv())).jax_env is None
+    assert make("Pendulum-v1").jax_env is None
+    with pytest.raises(UsageError, match=r"--loop compiled needs an environment in JAX.*Pendulum-v1 is not"):
+        trainer_of(plan_of("td3", "Pendulum-v1", 100, OFF, loop="compiled"))
+    with pytest.raises(UsageError, match=r"--loop quick is unknown"):
+        plan_of("td3", "Pendulum-v1", 100, OFF, loop="quick")
+    host = trainer_of(plan_of("td3", "compiled/Line-v0", 100, OFF, loop="host", envs=3))
+    assert type(host) is Trainer
+    assert host.adapter.envs == 3
+    many = trainer_of(plan_of("td3", "compiled/Line-v0", 100, OFF, envs=3))
+    assert isinstance(many, CompiledTrainer)
+    assert (many.adapter.envs, many.envs) == (1, 3)
+
+
+def test_a_slow_chunk_is_followed_by_a_shorter_one():
+    length = compiled.ChunkLength(100)
+    length.took(9.0, 8)  # compiles
+    assert length.steps == 8
+    for _ in range(5):
+        length.took(0.01, length.steps)
+    assert length.steps == 100
+    length.took(2.0, 100)
+    assert length.steps == 50
