@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -49,6 +49,8 @@ class Model:
         probe: further measures of every evaluation, e.g. `["smoothness"]`, in `Evaluated.probes`.
         preset: "paper" for the settings of a paper for this environment; `settings` win over them. None: no
             preset.
+        loop: "compiled" makes steps and updates in one program, which needs an environment in JAX; "host"
+            steps it from Python; "auto" compiles where possible, if `env` is an id or a function.
         settings: fields by part, e.g. `base={"discount": 0.98}, sale={"width": 128}`.
 
     Raises:
@@ -68,6 +70,7 @@ class Model:
         eval_episodes: int = 10,
         probe: Sequence[str] = (),
         preset: str | None = None,
+        loop: Literal["auto", "host", "compiled"] = "auto",
         **settings: Mapping[str, Any],
     ) -> None:
         set_up_jax()
@@ -80,11 +83,17 @@ class Model:
         index_actions = build(recipe, settings).index_actions
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
         args = training_args(env, env_args) if isinstance(env, str) else env_args
-        self.adapter = make_adapter(env, envs, args, seed=seed, index_actions=index_actions)
+        made = isinstance(env, gym.Env | gym.vector.VectorEnv)
+        if made and loop == "auto":  # this very object is stepped
+            loop = "host"
+        self.adapter = make_adapter(
+            env, envs, args, seed=seed, index_actions=index_actions, one_if_jax=loop != "host"
+        )
+        self.envs = self.adapter.envs if made else envs
         self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
             self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions)
-        elif not isinstance(env, gym.Env | gym.vector.VectorEnv):
+        elif not made:
             n = min(eval_episodes, 10)
             self.eval_adapter = make_adapter(env, n, env_args, seed=SEED, index_actions=index_actions)
         if self.eval_adapter is not None and not self.adapter.environments.isdisjoint(
@@ -101,6 +110,7 @@ class Model:
             "eval_episodes": eval_episodes,
             "probe": tuple(probe),
             "preset": preset,
+            "loop": loop,
         }
         self._env_args = env_args
 
@@ -133,7 +143,7 @@ class Model:
             env=self.adapter.env_id,
             steps=steps,
             seed=self.seed,
-            envs=self.adapter.envs,
+            envs=self.envs,
             env_args=self._env_args,
             settings=self.settings,
             **self._asked,
@@ -336,6 +346,7 @@ def load(
         eval_episodes=plan.eval_episodes,
         probe=plan.probe,
         preset=plan.preset,
+        loop=plan.loop,
         **cast(dict[str, Any], plan.settings),
     )
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)

@@ -7,21 +7,20 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import jax
 import numpy as np
 
 from qscape.agents import build
-from qscape.envs import make as make_adapter
-from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.run.compiled import CompiledTrainer
 from qscape.run.events import Measured
+from qscape.run.loop import open_adapter
 from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.trainer import Trainer
-from qscape.run.training import set_up_jax
+from qscape.run.training import set_up_jax, trainer_of
 
 STEPS = 300
 FIRST = 20  # updates of the first, rough measurement
@@ -44,8 +43,10 @@ def measure_costs(plan: Plan) -> Measured:
     if isinstance(agent, OnPolicyAgent):
         return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
-    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed)
-    trainer = Trainer(plan, cast(Agent, build(plan.recipe, never)), adapter)
+    adapter = open_adapter(plan, agent)
+    trainer = trainer_of(plan, build(plan.recipe, never), adapter)
+    assert isinstance(trainer, Trainer)
+    compiled = isinstance(trainer, CompiledTrainer)
     programs, spent = trainer.programs, 0.0
     jax.block_until_ready(trainer.storage)  # the first access allocates the storage
 
@@ -74,14 +75,17 @@ def measure_costs(plan: Plan) -> Measured:
         return took
 
     exhaust(trainer.events(STEPS))
-    step = seconds(lambda: exhaust(trainer.events(2 * STEPS))) / STEPS
+    made = trainer.env_steps
+    step = seconds(lambda: exhaust(trainer.events(2 * max(STEPS, made)))) / (trainer.env_steps - made)
     steps = np.int32(trainer.env_steps)
     update(1)
     first = seconds(lambda: update(FIRST)) / FIRST
     more = int(np.clip(SECONDS / first, FIRST, UPDATES))
     once = seconds(lambda: update(more)) / more
-    act()
-    choice = seconds(lambda: [act() for _ in range(STEPS)]) / STEPS
+    choice = 0.0  # a step of a compiled run includes it
+    if not compiled:
+        act()
+        choice = seconds(lambda: [act() for _ in range(STEPS)]) / STEPS
     adapter.close()
     episode = (adapter.time_limit or EPISODE) * (step + choice)
     return Measured(time.perf_counter() - start - spent, step, once, episode)
@@ -94,8 +98,8 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
     length.
     """
     start = time.perf_counter()
-    adapter = make_adapter(plan.env, plan.envs, dict(plan.env_args), seed=plan.seed, index_actions=True)
-    trainer = RolloutTrainer(plan, agent, adapter)
+    adapter = open_adapter(plan, agent)
+    trainer = trainer_of(plan, agent, adapter)
 
     def rollout() -> list[float]:
         """Run until the next update; return the seconds of each step, the last one with its update."""
@@ -113,7 +117,8 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
     step = sum(spans) / (trainer.env_steps - first)
     spent = step * trainer.env_steps
     begin = max(time.perf_counter() - start - spent, 0.0)
-    return Measured(begin, step, 0.0, (adapter.time_limit or EPISODE) * min(spans))
+    alone = min(spans) if isinstance(trainer, RolloutTrainer) else step  # without the update
+    return Measured(begin, step, 0.0, (adapter.time_limit or EPISODE) * alone)
 
 
 def exhaust(events: Iterator[object]) -> None:
