@@ -150,6 +150,10 @@ MUTANTS = [
         "td7_checks run",
     ),
     Mutant("run/trainer.py", "self.updates + self.pending))", "self.updates))", "td7_checks run"),
+    Mutant("run/episodes.py", "(keys, t + 1)", "(keys, t)", "episodes"),
+    Mutant("run/episodes.py", "jnp.where(running, reward, 0.0)", "reward", "episodes"),
+    Mutant("run/evaluation.py", "np_random(seed + i)", "np_random(seed)", "episodes"),
+    Mutant("envs/native.py", "min(limits)", "max(limits)", "episodes"),
     Mutant(
         "run/saves.py",
         "for name in names(folder)[: -keep or None]",

@@ -16,7 +16,7 @@ from test_contract import QUICK
 
 from qscape import agents
 from qscape.envs.adapter import Episode, Step
-from qscape.envs.native import JaxEnv, Outcome, play
+from qscape.envs.native import JaxEnv, Outcome
 from qscape.envs.recsim import RecSim
 from qscape.envs.spaces import make_action_map
 from qscape.envs.world import reset_world, step_world
@@ -329,13 +329,8 @@ def test_what_is_done_is_the_row_that_is_stored(search):
     np.testing.assert_array_equal(index, np.arange(2000))
 
 
-@pytest.mark.slow
-def test_a_policy_is_played_and_its_actions_are_rows():
+def test_actions_are_rows_of_the_table_and_vectors_of_the_box():
     agent, env, *_ = case("items")
-    run, _ = alone("items")[1][0]
-    chosen = scan.policy(agent, env, agent.acting(run.state))
-    played = play(env, chosen, jax.random.key(3), 16)
-    assert played.length.tolist() == [20] * 16
     table = agent.task.table
     index = scan.to_env_action(agent, env, jnp.asarray(table))
     assert index.tolist() == list(range(50))

@@ -128,12 +128,11 @@ class Episodes(NamedTuple):
 
 @eqx.filter_jit
 def play(env: JaxEnv, policy: Callable[[PyTree, Array, Key], Array], key: Key, episodes: int) -> Episodes:
-    """Play whole episodes side by side, to evaluate a policy.
+    """Play whole episodes side by side, to evaluate a scripted policy (agents: `run.episodes`).
 
     Args:
         env: the environment.
-        policy: (state, observation [S], key) -> action, for one environment. A learned policy ignores the
-            state; a scripted one may use it.
+        policy: (state, observation [S], key) -> action, for one environment; it may use the state.
         key: makes all random numbers.
         episodes: how many; static.
     """

@@ -23,7 +23,7 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.programs import evaluation_key
 from qscape.run.scan import to_env_action
 
-BUFFER_BYTES = 1 << 30  # what one call may record; more episodes are played in several calls
+BUFFER_BYTES = 1 << 30  # of one call; more episodes are played in several calls
 
 
 class Steps(NamedTuple):
@@ -47,7 +47,7 @@ class Played(NamedTuple):
         ret: undiscounted return.
         length: number of steps.
         success: did any step report success? Always False if the environment reports none.
-        steps: the steps of each episode; [] if they were not recorded.
+        steps: the steps of each episode; [] if they were not asked for.
     """
 
     ret: Float[np.ndarray, " n"]
@@ -70,7 +70,8 @@ class Walk(NamedTuple):
         length: steps of the episode.
         success: did any of them report success?
         rewards: of each step; 0 after the episode's end.
-        recorded: observations `[T, n, S]` and actions `[T, n, A]` of each step; () if they are not recorded.
+        observations, actions: of each step, as in `Steps`. They are always recorded: another program would
+            round in another way, and a measurement of the steps must not change the returns.
     """
 
     made: Int[Array, ""]
@@ -83,7 +84,8 @@ class Walk(NamedTuple):
     length: Int[Array, " n"]
     success: Bool[Array, " n"]
     rewards: Float[Array, "T n"]
-    recorded: tuple[Array, ...]
+    observations: Float[Array, "T n S"]
+    actions: Float[Array, "T n A"]
 
 
 def play_policy(
@@ -105,7 +107,7 @@ def play_policy(
         env: the environment; its time limit ends an episode.
         acting: the acting state of the policy.
         seeds: of the episodes, from 0 to 2**32 - 1.
-        record: keep every step.
+        record: return every step.
         name: of the environment, for errors; None: its class.
         envs: number of environments that the episodes are of in turn, for errors.
 
@@ -113,11 +115,11 @@ def play_policy(
         RunError: an action, observation or reward is NaN or infinite.
     """
     seed = np.asarray(list(seeds), np.uint32)
-    size = agent.task.observation_size + agent.task.action_size if record else 0
-    most = max(1, BUFFER_BYTES // (4 * env.time_limit * (size + 1)))
+    size = agent.task.observation_size + agent.task.action_size + 1
+    most = max(1, BUFFER_BYTES // (4 * env.time_limit * size))
     calls = max(1, -(-len(seed) // most))
     each = -(-len(seed) // calls)
-    play = _compile(agent, record)
+    play = _compile(agent)
     ret, length, success, steps = [], [], [], []
     for start in range(0, len(seed), max(1, each)):
         own = seed[start : start + each]
@@ -132,7 +134,7 @@ def play_policy(
         length.append(np.asarray(walk.length)[: len(own)])
         success.append(np.asarray(walk.success)[: len(own)])
         if record:
-            observations, actions = map(np.asarray, walk.recorded)
+            observations, actions = np.asarray(walk.observations), np.asarray(walk.actions)
             for i, t in enumerate(length[-1].tolist()):
                 rows = Steps(observations[:t, i], actions[:t, i], rewards[:t, i])
                 steps.append(Steps._make(map(np.copy, rows)))  # views would keep all buffers alive
@@ -140,12 +142,12 @@ def play_policy(
 
 
 @lru_cache(maxsize=8)  # bounded, because a compiled program keeps its agent alive
-def _compile(agent: Agent, record: bool) -> Any:
+def _compile(agent: Agent) -> Any:
     """Compile `_play` for an agent; once for each number of episodes and structure of the environment."""
-    return jax.jit(partial(_play, agent, record))
+    return jax.jit(partial(_play, agent))
 
 
-def _play(agent: Agent, record: bool, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) -> Walk:
+def _play(agent: Agent, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) -> Walk:
     """Play until all episodes are finished, or until one gives NaN or infinity."""
     task, n, limit = agent.task, len(seeds), env.time_limit
     keys, fixed = jax.vmap(jax.random.key)(seeds), evaluation_key()
@@ -175,10 +177,8 @@ def _play(agent: Agent, record: bool, env: JaxEnv, acting: Any, seeds: UInt32[Ar
             length=walk.length + running,
             success=walk.success | (running & outcome.success),
             rewards=walk.rewards.at[t].set(jnp.where(running, reward, 0.0)),
-            recorded=tuple(
-                buffer.at[t].set(rows)
-                for buffer, rows in zip(walk.recorded, (walk.observation, action), strict=record)
-            ),
+            observations=walk.observations.at[t].set(walk.observation),
+            actions=walk.actions.at[t].set(action),
         )
 
     state, first = jax.vmap(env.reset)(keys)
@@ -196,12 +196,8 @@ def _play(agent: Agent, record: bool, env: JaxEnv, acting: Any, seeds: UInt32[Ar
         length=jnp.zeros(n, jnp.int32),
         success=jnp.zeros(n, bool),
         rewards=jnp.zeros((limit, n)),
-        recorded=(
-            jnp.zeros((limit, n, task.observation_size), kind),
-            jnp.zeros((limit, n, task.action_size)),
-        )
-        if record
-        else (),
+        observations=jnp.zeros((limit, n, task.observation_size), kind),
+        actions=jnp.zeros((limit, n, task.action_size)),
     )
     return jax.lax.while_loop(lambda walk: walk.running.any() & ~walk.broken.any(), step, begin)
 

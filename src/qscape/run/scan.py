@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from qscape.agents import Agent as AnyAgent
 from qscape.envs.native import JaxEnv
@@ -41,7 +40,7 @@ from qscape.offpolicy.assembly import make_action_table
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd
-from qscape.offpolicy.state import ActingState, State
+from qscape.offpolicy.state import State
 from qscape.types import Key, Metrics, Scalar, Spec, stream
 
 
@@ -268,11 +267,6 @@ def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tupl
     return run_steps(agent, env, start(agent, env, key, envs=envs), key, counts)
 
 
-def policy(agent: Agent, env: JaxEnv, acting: ActingState) -> Partial:
-    """Return the deterministic policy for one environment, in the form that `envs.native.play` takes."""
-    return Partial(_evaluate, agent, env, acting)
-
-
 def to_env_action(agent: AnyAgent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
     """Convert an agent's actions to the environment's: indices of its Discrete set, or vectors of its Box.
 
@@ -291,12 +285,3 @@ def to_env_action(agent: AnyAgent, env: JaxEnv, action: Float[Array, "E A"]) -> 
     box = ActionBox.from_space(space, np.float32)
     units = box.to_env(action)
     return (units.astype(jnp.int32) if box.is_integer else units).reshape(-1, *space.shape)
-
-
-def _evaluate(
-    agent: Agent, env: JaxEnv, acting: ActingState, state: PyTree, observation: Array, key: Key
-) -> Array:
-    noise_state, first = agent.selector.init_noise(agent.task, 1, agent.base), jnp.ones(1, bool)
-    fixed = jax.random.key(0)  # the key of evaluations, `programs.evaluation_key`
-    action = agent.act(acting, noise_state, observation[None], first, 0, fixed, "evaluate")[0]
-    return to_env_action(agent, env, action)[0]
