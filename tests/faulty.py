@@ -1,0 +1,106 @@
+"""Environments in JAX that keep the protocol, or break it in one way that is asked for."""
+
+import itertools
+from typing import NamedTuple
+
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jax.custom_batching import custom_vmap
+
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
+
+
+class Place(NamedTuple):
+    x: jax.Array
+    steps: jax.Array
+
+
+@custom_vmap
+def _wrong_under_vmap(x):
+    return x
+
+
+@_wrong_under_vmap.def_vmap
+def _(size, batched, x):
+    return x + 0.1, True
+
+
+_counter = itertools.count()
+
+
+class Walk(JaxEnv):
+    """Walk on a line from around 0; beyond ±2 the episode terminates. `flaw` names what is wrong."""
+
+    flaw: str = eqx.field(static=True, default="")
+    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
+
+    @property
+    def observation_space(self):
+        bound = 1.0 if self.flaw == "bounds" else 3.0
+        return spaces.Box(-bound, bound, (1,), np.float32)
+
+    @property
+    def action_space(self):
+        return spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, key):
+        start = jax.random.uniform(key, minval=-0.5, maxval=0.5)
+        steps = jnp.asarray(0) if self.flaw == "weak" else jnp.int32(0)
+        return Place(start, 0.0 * steps if self.flaw == "dtype" else steps), start[None]
+
+    def step(self, state, action, key):
+        move = action[0]
+        if self.flaw == "random":
+            shape = jax.ShapeDtypeStruct((), jnp.float32)
+            draw = lambda _: np.float32(next(_counter) % 7 / 10)  # noqa: E731
+            move += jax.pure_callback(draw, shape, state.x, vmap_method="sequential")
+        x, steps = state.x + move, state.steps + 1
+        if self.flaw == "vmap":
+            x = _wrong_under_vmap(x)
+        out, limit = jnp.abs(x) > 2, steps >= self.time_limit
+        if self.flaw == "limit":
+            out = limit
+        x = jnp.clip(x, -3, 3)
+        reward = jnp.where(jnp.abs(x) > 1.9, jnp.nan, x) if self.flaw == "nan" else -jnp.abs(x)
+        truncated = {"early": steps >= 5, "never": limit & False, "mixed": limit | out}.get(self.flaw, limit)
+        seen = x[None].astype(jnp.float16) if self.flaw == "half" else x[None]
+        return Place(x, steps.astype(state.steps.dtype)), Outcome(seen, reward, out, truncated, out & False)
+
+
+def make(flaw: str = "") -> JaxEnv:
+    return Walk(flaw)
+
+
+def make_limited(longer: int = 0) -> gym.Env:
+    """A Gymnasium environment whose time limit may differ from that of its `JaxEnv`."""
+    native = Walk()
+    return gym.wrappers.TimeLimit(GymnasiumEnv(native), native.time_limit + longer)
+
+
+def unannotated():
+    return Walk()
+
+
+class Careless(gym.Env):
+    """A Gymnasium environment without a `JaxEnv`."""
+
+    def __init__(self, flaw: str = ""):
+        self.observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.flaw = flaw
+
+    def _see(self):
+        kind = np.float64 if self.flaw == "dtype" else np.float32
+        number = next(_counter) % 7 / 10 if self.flaw == "random" else self.np_random.uniform(-1, 1)
+        return np.array([number + 2 * (self.flaw == "bounds")], kind)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._see(), {}
+
+    def step(self, action):
+        return self._see(), float("nan") if self.flaw == "nan" else 0.0, False, False, {}
