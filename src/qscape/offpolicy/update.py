@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.offpolicy.assembly import Assembly
 from qscape.offpolicy.sockets import Context, StatefulPart, bind_critics
 from qscape.offpolicy.state import State
+from qscape.ops.devices import split_batch
 from qscape.ops.td import CRITIC_LOSSES, td_target
 from qscape.replay.storage import OBSERVATIONS, Layout, ReplayState, rows_at
 from qscape.types import Batch, Event, Key, Metrics, Part, stream
@@ -51,7 +52,7 @@ def update(
     picked = replay.sample(
         layout, storage, replay_state, stream(key, f"{replay.name}.sample"), base.batch_size
     )
-    batch = rows_at(layout, storage, replay_state, picked, *agent.sampling_options)
+    batch = split_batch(rows_at(layout, storage, replay_state, picked, *agent.sampling_options))
     stage = Stage(agent, _normalise_batch(agent, state, batch), event, key)
 
     # 2. representation and policy loss learn

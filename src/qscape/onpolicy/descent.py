@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from qscape.onpolicy.sockets import Context, NetworkOutputs, PolicyUpdate, RolloutSamples
 from qscape.onpolicy.state import Networks, State
+from qscape.ops.devices import split_batch
 from qscape.ops.surrogate import (
     clipped_surrogate,
     clipped_value_loss,
@@ -178,8 +179,8 @@ class Minibatches(NamedTuple):
 
 
 def take_samples(samples: RolloutSamples, i: Int[Array, " B"]) -> RolloutSamples:
-    """The samples at indices [B]."""
-    return jax.tree.map(lambda x: x[i], samples)
+    """The samples at indices [B]; several devices take a share each."""
+    return split_batch(jax.tree.map(lambda x: x[i], samples))
 
 
 def _add_metrics(after: tuple, sums: Metrics, taken: Array) -> tuple:

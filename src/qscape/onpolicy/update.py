@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from qscape.onpolicy.assembly import Assembly
 from qscape.onpolicy.sockets import Rollout, RolloutSamples, Trajectory
 from qscape.onpolicy.state import State
+from qscape.ops.devices import replicate, split_batch
 from qscape.ops.surrogate import explained_variance, weighted_mean
 from qscape.types import Key, Metrics, Scalar, stream
 
@@ -32,6 +33,7 @@ def update(
     key = jax.random.fold_in(key, number)
     state = state._replace(updates=number)
     base, policy_update = agent.base, agent.policy_update
+    rollout = split_batch(rollout, axis=1)
 
     # 1. Log-probabilities and values under the parameters that collected the rollout.
     obs = agent.normalise_obs(state.part_states, rollout.observation)
@@ -54,6 +56,9 @@ def update(
     # 3. Actor and critic are trained.
     columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, outputs.value, weight)
     samples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), columns)
+    # With several devices each gets the whole rollout once, since minibatches are drawn from all of it.
+    samples = replicate(samples)
+    samples = samples if base.batch_size else split_batch(samples)
     context = agent.make_context(state, progress, stream(key, f"{policy_update.name}.improve"))
     state, metrics = policy_update.improve(context, state, samples)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qscape.ops.devices import replicate
 from qscape.types import Key
 
 SINGLE_DRAW_LEVELS = 12  # the depth to which one float32 uniform is fine enough
@@ -38,6 +39,7 @@ def set(tree: Float[Array, " nodes"], i: Int[Array, " B"], p: Float[Array, " B"]
     """
     # On some devices the order of a scatter with repeated indices is undefined. So sort stably, and let all
     # rows of equal index write the value of the last one.
+    i, p = replicate((i, p))  # of several devices each holds the whole tree
     order = _stable_order(i, tree.size // 2)
     i = i[order]
     last = order[jnp.searchsorted(i, i, side="right") - 1]

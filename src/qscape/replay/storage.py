@@ -20,9 +20,11 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, Sharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from qscape.errors import RunError, UsageError
+from qscape.ops.devices import device_count, on_each_device, replicate
 from qscape.types import Batch
 
 Storage: TypeAlias = Float[Array, "rows W"]
@@ -160,32 +162,61 @@ def pieces(
 ) -> Iterator[Float[np.ndarray, "n W"]]:
     """Yields the first `used` rows of every ring, one ring after the other, in arrays of at most `nbytes`.
 
-    One array at a time takes memory, on the host and on the device.
+    One array at a time takes memory, on the host and on the device. Of storage that is split over devices,
+    each ring is read on the device that holds it.
 
     Args:
         first_ring: the first of the layout's rings, if `rows` holds the storage of several seeds.
     """
     most = max(1, min(layout.ring, nbytes // (4 * layout.width)))
     for ring in range(first_ring, first_ring + layout.envs):
+        held, first = _holder(rows, ring * layout.ring)
         for start in range(0, used, most):
             at = min(
                 start, layout.ring - most
             )  # all stretches have one length, so that one program serves all
-            stretch = np.asarray(_stretch(rows, ring * layout.ring + at, most))
+            stretch = np.asarray(_stretch(held, first + at, most))
             yield stretch[start - at : used - at]
 
 
-def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]]) -> Storage:
+def _holder(rows: Array, first: int) -> tuple[Array, int]:
+    """Returns the array of the device that holds the row `first`, and the number of that row in it."""
+    if len(rows.sharding.device_set) == 1:
+        return rows, first
+    spans = _spans(rows.sharding, rows.shape)
+    for shard in rows.addressable_shards:
+        start, stop = spans[shard.device]
+        if start <= first < stop:
+            return shard.data, first - start
+    raise ValueError(f"row {first} is on no device of this process")
+
+
+def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[jax.Device, tuple[int, int]]:
+    """Returns the first row, and the row behind the last one, that each device of this process holds."""
+    parts = sharding.addressable_devices_indices_map(shape).items()
+    return {device: (index or [slice(None)])[0].indices(shape[0])[:2] for device, index in parts}
+
+
+def restored(
+    layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]], split: NamedSharding | None = None
+) -> Storage:
     """Allocates storage that begins with the saved rows of another one.
 
     Args:
         used: saved rows of every ring.
         saved: arrays from `pieces`; each holds rows of one ring only.
+        split: how to split the storage over devices; no device holds more than its share of it at any time.
 
     Raises:
         RunError: the machine has not enough memory left.
     """
-    rows, count = create(layout), 0
+    if split is not None:
+        return _restored_split(layout, used, iter(saved), split)
+    return _filled(layout, create(layout), used, saved)
+
+
+def _filled(layout: Layout, rows: Storage, used: int, saved: Iterable[np.ndarray]) -> Storage:
+    count = 0
     for piece in saved:
         ring, at = divmod(count, used)
         rows = jax.block_until_ready(
@@ -193,6 +224,24 @@ def restored(layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]
         )  # otherwise all pieces wait in memory
         count += len(piece)
     return rows
+
+
+def _restored_split(layout: Layout, used: int, saved: Iterator[np.ndarray], split: NamedSharding) -> Storage:
+    shape = layout.envs * layout.ring, layout.width
+    shares = []
+    for device, (start, stop) in sorted(_spans(split, shape).items(), key=lambda item: item[1]):
+        share = jnp.zeros((stop - start, layout.width), device=device)
+        mine = _take_rows(saved, (stop - start) // layout.ring * used)
+        shares.append(_filled(layout, share, used, mine))
+    return jax.make_array_from_single_device_arrays(shape, split, shares)
+
+
+def _take_rows(saved: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Yields the next pieces that hold `count` rows together."""
+    while count > 0:
+        piece = next(saved)
+        count -= len(piece)
+        yield piece
 
 
 @partial(jax.jit, static_argnums=2)
@@ -215,21 +264,30 @@ def insert(
     storage. Mask out steps only between two episodes (the idle step of an environment that resets itself):
     within an episode, the rows before and after the gap would count as consecutive.
     """
-    written, following = write_rows(layout, replay_state)
-    packed = _pack(layout, new)
+    # Sampling needs the positions and sizes of all rings, and they are small: several devices all hold them.
+    before = replicate(replay_state.position)
+    at = before[:, None]
+    packed = _pack(layout, new)[:, None]
     advance = jnp.ones(layout.envs, jnp.int32)
     if not layout.stores_next:
-        head = (
-            jnp.zeros_like(packed).at[:, layout.slices["observation"]].set(jnp.float32(new.next_observation))
-        )
-        written, mask = jnp.concatenate([written, following]), jnp.concatenate([mask, mask])
-        packed = jnp.concatenate([packed, head])
+        head = jnp.zeros_like(packed)
+        head = head.at[:, 0, layout.slices["observation"]].set(jnp.float32(new.next_observation))
+        at = jnp.concatenate([at, (at + 1) % layout.ring], axis=1)
+        packed = jnp.concatenate([packed, head], axis=1)
         advance += jnp.logical_or(new.terminated, new.truncated).astype(jnp.int32)
-    rows = rows.at[jnp.where(mask, written, len(rows))].set(packed, mode="drop")
-    advance = jnp.where(mask[: layout.envs], advance, 0)
-    position = (replay_state.position + advance) % layout.ring
-    size = jnp.minimum(replay_state.size + advance, layout.ring)
+    at = jnp.where(mask[:, None], at, layout.ring)
+    rows = on_each_device(partial(_write, layout.ring), rows, at, packed)
+    advance = replicate(jnp.where(mask, advance, 0))
+    position = (before + advance) % layout.ring
+    size = jnp.minimum(replicate(replay_state.size) + advance, layout.ring)
     return rows, replay_state._replace(position=position, size=size)
+
+
+def _write(ring: int, rows: Storage, at: Int[Array, "rings k"], packed: Float[Array, "rings k W"]) -> Storage:
+    """Writes k rows of every ring at the positions `at` in it; those at `ring` are dropped."""
+    first = jnp.arange(len(at), dtype=jnp.int32)[:, None] * ring
+    i = jnp.where(at < ring, first + at, len(rows))
+    return rows.at[i.reshape(-1)].set(packed.reshape(-1, packed.shape[-1]), mode="drop")
 
 
 def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Storage, ReplayState]:
@@ -320,8 +378,10 @@ def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n
     dimensions = jax.lax.GatherDimensionNumbers(
         offset_dims=(i.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
     )
-    start = jnp.stack([i, jnp.full_like(i, columns.start)], axis=-1)
-    return jax.lax.gather(rows, start, dimensions, (1, width), mode="promise_in_bounds")
+    start = replicate(jnp.stack([i, jnp.full_like(i, columns.start)], axis=-1))
+    taken = jax.lax.gather(rows, start, dimensions, (1, width), mode="promise_in_bounds")
+    # Of several devices each reads the rows that it holds, and zeros for the others; the sum is the rows.
+    return replicate(taken)
 
 
 def neighbour(layout: Layout, i: Int[Array, "..."], step: int | Int[Array, "..."]) -> Int[Array, "..."]:
@@ -341,12 +401,10 @@ def _n_step(layout: Layout, rows: Storage, replay_state: ReplayState, i: Array, 
     powers = jnp.asarray([discount**k for k in range(n + 1)], jnp.float32)
     count = jnp.sum(used, axis=0)
     total = jnp.sum(jnp.where(used, powers[:n, None] * reward, 0.0), axis=0)
-    return (
-        total,
-        jnp.max(jnp.where(used, terminated, 0.0), axis=0),
-        at[count - 1, jnp.arange(i.size)],
-        powers[count],
-    )
+    last = at[count - 1, jnp.arange(i.size)]
+    terminated = jnp.max(jnp.where(used, terminated, 0.0), axis=0)
+    # If several devices split this, they would have to send each other the rows to read.
+    return replicate((total, terminated, last, powers[count]))
 
 
 def _next_observation(layout: Layout, rows: Storage, i: Array) -> Array:
@@ -415,10 +473,13 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
 
 
 def _available_bytes() -> int | None:
-    """Returns the free memory of the default device in bytes; None if it is unknown."""
+    """Returns the free memory in bytes of the default device, or of as many like it as split the program.
+
+    None if it is unknown.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+        return (stats["bytes_limit"] - stats["bytes_in_use"]) * device_count()
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
