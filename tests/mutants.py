@@ -147,7 +147,7 @@ MUTANTS = [
         "run/trainer.py",
         "if keep:\n            self.kept",
         "if not keep:\n            self.kept",
-        "td7_checks run",
+        "run::test_training_is_the_same_with_and_without_evaluation",
     ),
     Mutant("run/trainer.py", "self.updates + self.pending))", "self.updates))", "td7_checks run"),
     Mutant("run/episodes.py", "(keys, t + 1)", "(keys, t)", "episodes"),

@@ -14,7 +14,7 @@ from qscape import agents
 from qscape.errors import RunError, UsageError
 from qscape.nets.distributions import Categorical
 from qscape.ops.bounds import BOUNDS
-from qscape.ops.etf import haar_frame, helmert, is_simplex_etf, largest_probability, simplex_etf
+from qscape.ops.etf import haar_frame, helmert, is_simplex_etf, simplex_etf
 from qscape.types import Spec
 
 HEADS = ("etf", "fixed_gaussian", "fixed_orthogonal", "cosine")
@@ -73,10 +73,10 @@ def test_logits_and_gradient():
     ],
 )
 def test_largest_probability(k, scale, p):
+    """1 / (1 + (K - 1) exp(-σ K / (K - 1))) with σ = √(E_H E_W) (arXiv 2509.02737, Section 4)."""
     w = simplex_etf(k, haar_frame(rng(), 32, k - 1))
     at_best = Categorical(jnp.zeros(1), jnp.asarray(scale * w[0] @ w.T))
     np.testing.assert_allclose(jnp.exp(at_best.log_prob(jnp.zeros(1))), p, atol=2e-6)
-    np.testing.assert_allclose(largest_probability(scale, k), p, atol=1e-6)
 
 
 def test_orthogonal_rows_are_an_etf_in_disguise():

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 from zlib import crc32
 
 import jax
@@ -94,10 +94,39 @@ class Spec:
     frame: tuple[int, ...] | None = None
 
 
-class Bound:
-    """An agent, which `on` binds to a task."""
+AgentT = TypeVar("AgentT", bound="Bound")  # typing.Self, which beartype does not check in functions
 
+
+class Bound:
+    """An agent, which `on` binds to a task. Subclasses are frozen dataclasses."""
+
+    recipe: str
+    base: Any
     spec: Spec | None
+
+    def on(self: AgentT, spec: Spec) -> AgentT:
+        """Binds the agent to a task. Called once the environment is known, before `init`.
+
+        Args:
+            spec: sizes of observations and actions, and the action table if actions are discrete.
+
+        Returns:
+            A copy of the agent with `spec` set.
+
+        Raises:
+            UsageError: a part or a setting does not fit the task.
+        """
+        if why := self.fits(spec):
+            raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
+        return dataclasses.replace(self, spec=spec)  # type: ignore[type-var]
+
+    def fits(self, spec: Spec) -> str | None:
+        """Checks all parts against a task.
+
+        Returns:
+            One sentence that says why the agent cannot work on it; None if it works.
+        """
+        return next((why for part in self.parts.values() if (why := part.fits(spec, self.base))), None)
 
     @property
     def parts(self) -> Mapping[str, Any]:

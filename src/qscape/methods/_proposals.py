@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -22,7 +23,7 @@ from qscape.offpolicy.exploration import (
     sample_uniform_action,
 )
 from qscape.offpolicy.sockets import ActionSelector, Composition, Context, PartState
-from qscape.types import Columns, Dist, Key, Policy, Spec
+from qscape.types import Dist, Key, Policy, Spec
 
 FIXED = 0  # seed of the key for policies that sample proposals, where the caller has no key
 
@@ -62,6 +63,14 @@ class BestProposal(eqx.Module):
 
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         return self.chosen.log_prob(action)
+
+
+def bind_target_actors(actor: PyTree, actor_target: PyTree, context: Context) -> tuple[PyTree, Context]:
+    """Returns the actors that propose at the next state, the online ones without target actors, and the
+    context that binds them."""
+    if actor_target is None:
+        return actor, context
+    return actor_target, context._replace(bind=partial(context.bind, which="target"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +163,3 @@ class ProposalSelector(ActionSelector):
         if context.base.epsilon_mode == "greedy":
             action = apply_epsilon_greedy(context, action, k_uniform)
         return action, dict.fromkeys(columns, jnp.moveaxis(samples, 0, 1)), noise_state
-
-
-def proposal_columns(length: int, spec: Spec) -> Columns:
-    """Returns the replay column that holds the list of proposals."""
-    return {"proposals": (length, spec.action_size)}

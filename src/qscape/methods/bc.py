@@ -55,11 +55,6 @@ class BC(PolicyLoss):
         scale = self.alpha / jax.lax.stop_gradient(jnp.abs(value).mean())
         return clone - scale * value.mean(), {"actor_value": value.mean(), "clone_distance": clone}
 
-    def target_values(
-        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], None]:
-        return context.q_target(next_obs, policy(next_obs).mode()), None
-
 
 @dataclasses.dataclass(frozen=True)
 class Clone(Regulariser):

@@ -1,13 +1,12 @@
 """Ensemble: independent actors, and Q chooses (a baseline of SAVO, arXiv 2410.11833)."""
 
 import dataclasses
-from functools import partial
 from typing import ClassVar
 
 import jax
 from jaxtyping import Array, PyTree
 
-from qscape.methods._proposals import ProposalSelector
+from qscape.methods._proposals import ProposalSelector, bind_target_actors
 from qscape.nets import Actor
 from qscape.offpolicy.plain import smooth_dist
 from qscape.offpolicy.sockets import Context, Nets, PartState
@@ -46,10 +45,7 @@ class Ensemble(ProposalSelector):
         key: Key,
     ) -> Policy:
         """Smooths each target actor's action; the online critics choose among them."""
-        slow = (
-            context if actor_target is None else context._replace(bind=partial(context.bind, which="target"))
-        )
-        members = actor if actor_target is None else actor_target
+        members, slow = bind_target_actors(actor, actor_target, context)
 
         def best(obs: Array) -> Dist:
             options = self.propose(members, slow, obs, key)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import unsnap
@@ -59,8 +59,3 @@ class GreedyTD3(BestDraws):
             value = combine_heads(context.base, q(obs, context.snap(action)))
             total -= value.mean() / jax.lax.stop_gradient(jnp.abs(value).mean())
         return total, metrics
-
-    def target_values(
-        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], None]:
-        return context.q_target(next_obs, policy(next_obs).mode()), None

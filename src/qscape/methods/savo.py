@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.methods._list_encoder import Conditioned
-from qscape.methods._proposals import ProposalSelector, proposal_columns
+from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
@@ -70,7 +70,7 @@ class SAVO(ProposalSelector):
         return {**super().overrides(agent), "target_actor": False, "target_noise": 0.0}
 
     def columns(self, spec: Spec) -> Columns:
-        return proposal_columns(self.list_length, spec)
+        return {"proposals": (self.list_length, spec.action_size)}
 
     # --- networks ---------------------------------------------------------------------------------
 

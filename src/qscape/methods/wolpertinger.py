@@ -5,14 +5,13 @@ Dulac-Arnold et al. 2015 (arXiv 1512.07679) for discrete actions; for continuous
 """
 
 import dataclasses
-from functools import partial
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.methods._proposals import ProposalSelector
+from qscape.methods._proposals import ProposalSelector, bind_target_actors
 from qscape.nets import Actor
 from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
@@ -90,10 +89,7 @@ class Wolpertinger(ProposalSelector):
     ) -> Policy:
         """Makes candidates around the target actor's smoothed action; the online critics choose."""
         k_smooth, k_draw = jax.random.split(key)
-        slow = (
-            context if actor_target is None else context._replace(bind=partial(context.bind, which="target"))
-        )
-        chosen = actor if actor_target is None else actor_target
+        chosen, slow = bind_target_actors(actor, actor_target, context)
 
         def best(obs: Array) -> Dist:
             dist = slow.bind(chosen)(obs)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,6 @@ from qscape.types import Bound, Event, Key, Part, Spec, stream
 LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
 
 
-AgentT = TypeVar("AgentT", bound="Assembly")  # typing.Self, which beartype does not check in functions
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Assembly(Bound):
     """One part in every socket, and the settings of the base. Holds no arrays; hashed by identity.
@@ -78,23 +75,6 @@ class Assembly(Bound):
     spec: Spec | None = None
 
     # --- what the agent is made of ----------------------------------------------------------------
-
-    def on(self: AgentT, spec: Spec) -> AgentT:
-        """Binds the agent to a task. Called once the environment is known, before `init`.
-
-        Args:
-            spec: sizes of observations and actions, and the action table if actions are discrete.
-
-        Returns:
-            A copy of the agent with `spec` set.
-
-        Raises:
-            UsageError: a part does not work on this task.
-        """
-        for part in self.parts.values():
-            if why := part.fits(spec, self.base):
-                raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
-        return dataclasses.replace(self, spec=spec)
 
     def conflict(self) -> str | None:
         """Checks that the parts have the capabilities that other parts need, then asks every part itself.

@@ -142,11 +142,6 @@ class DPG(PolicyLoss):
         value = combine_heads(context.base, q(obs, policy(obs).mode())).mean()
         return -value, {"actor_value": value}
 
-    def target_values(
-        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], None]:
-        return context.q_target(next_obs, policy(next_obs).mode()), None
-
 
 @dataclasses.dataclass(frozen=True)
 class Entropic(PolicyLoss):

@@ -282,9 +282,10 @@ class PolicyLoss(StatefulPart):
             next_obs: [B, S].
 
         Returns:
-            One value [B] per target critic, and the entropy bonus -α log π [B] of soft agents or None.
+            One value [B] per target critic, by default of the policy's mode, and the entropy bonus
+            -α log π [B] of soft agents or None.
         """
-        raise NotImplementedError
+        return context.q_target(next_obs, policy(next_obs).mode()), None
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """Returns the part's state after an update of all networks; `actor` is the actor after its step."""

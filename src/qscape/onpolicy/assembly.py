@@ -1,13 +1,13 @@
 """An on-policy agent without its update: one part in every socket, its initial state, and how it acts."""
 
 import dataclasses
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import RunError
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy import plain
@@ -24,15 +24,11 @@ from qscape.onpolicy.sockets import (
     Normaliser,
     PolicyUpdate,
     Scaling,
-    StatefulPart,
 )
 from qscape.onpolicy.state import ActingState, Networks, State
 from qscape.types import Bound, Key, Part, Scalar, Spec, stream
 
 PartStates = dict[str, PyTree]
-
-
-AgentT = TypeVar("AgentT", bound="Assembly")  # typing.Self, which beartype does not check in functions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,25 +60,12 @@ class Assembly(Bound):
 
     # --- what the agent is made of ----------------------------------------------------------------
 
-    def on(self: AgentT, spec: Spec) -> AgentT:
-        """This agent, bound to a task.
-
-        Raises:
-            UsageError: a part or a setting does not fit the task.
-        """
-        for part in self.parts.values():
-            why = part.fits(spec, self.base) if isinstance(part, StatefulPart) else None
-            if why:
-                raise UsageError(f"'{self.recipe}' does not fit this environment: {why}")
+    def fits(self, spec: Spec) -> str | None:
         if self.base.exploration and not spec.choices:
-            raise UsageError(
-                "base.exploration is for discrete actions; continuous policies already sample with noise."
-            )
+            return "base.exploration is for discrete actions; continuous policies already sample with noise."
         if spec.frame is not None and self.normalises:
-            raise UsageError(
-                f"{self.normaliser.name} is for vectors; images are divided by 255: leave it out."
-            )
-        return dataclasses.replace(self, spec=spec)
+            return f"{self.normaliser.name} is for vectors; images are divided by 255: leave it out."
+        return super().fits(spec)
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -47,11 +47,3 @@ def gaussian_rows(
     """Standard normal rows, each scaled to squared length `energy`."""
     rows = rng.standard_normal((actions, width))
     return np.sqrt(energy) * rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def largest_probability(scale: float, actions: int) -> float:
-    """The largest probability that an ETF head can assign: 1 / (1 + (K - 1) exp(-σ K / (K - 1))).
-
-    `scale` is σ = √(E_H E_W), under ‖h‖² ≤ E_H (arXiv 2509.02737, Section 4).
-    """
-    return float(1.0 / (1.0 + (actions - 1.0) * np.exp(-scale * actions / (actions - 1.0))))

@@ -7,17 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def log_std_clip(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Array, "*b A"]:
-    """log σ = clip(raw, low, high); no gradient outside."""
-    return jnp.clip(raw, low, high)
-
-
 def log_std_tanh(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Array, "*b A"]:
     """log σ = low + (high - low) (tanh(raw) + 1) / 2."""
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
-LOG_STD_BOUNDS = {"clip": log_std_clip, "tanh": log_std_tanh}
+LOG_STD_BOUNDS = {"clip": jnp.clip, "tanh": log_std_tanh}
 
 
 def squashed_log_prob(

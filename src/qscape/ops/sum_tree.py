@@ -22,11 +22,6 @@ def create(size: int) -> Float[Array, " nodes"]:
     return jnp.zeros(2 * leaves, jnp.float32)
 
 
-def total(tree: Float[Array, " nodes"]) -> Float[Array, ""]:
-    """The sum of all priorities."""
-    return tree[1]
-
-
 def leaves(tree: Float[Array, " nodes"], i: Int[Array, " B"]) -> Float[Array, " B"]:
     """The priorities of the leaves i."""
     return _at(tree, i + tree.size // 2)
