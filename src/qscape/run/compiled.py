@@ -8,6 +8,7 @@ A schedule that waits for ends of episodes (TD7's checkpoints) decides on the ho
 loop: the program returns after the first step in which an episode ends, and the burst of updates follows.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,16 +17,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from qscape.envs import Episode
 from qscape.envs.native import JaxEnv
 from qscape.envs.snapshot import Snapshot
 from qscape.envs.world import EpisodeLog, World, reset_world
-from qscape.errors import RunError
+from qscape.errors import RunError, UsageError
 from qscape.offpolicy.cycle import Carry
 from qscape.offpolicy.plain import EveryStep
+from qscape.replay import storage as ring_buffer
 from qscape.run import events as ev
 from qscape.run import scan, scan_rollouts
+from qscape.run.devices import jit_on, make_mesh, place, split_rows
 from qscape.run.loop import Loop, copy_buffers
 from qscape.run.rollouts import RolloutPrograms
 from qscape.run.trainer import Trainer
@@ -34,7 +38,6 @@ from qscape.types import Key, stream
 SECONDS = 0.5  # of a chunk
 MOST = 1024  # steps of a chunk
 ROOM = 65_536  # episodes that can end in a chunk
-IN_PROGRAM = "the whole run in one program: {} environments in JAX"
 
 
 class ChunkLength:
@@ -82,6 +85,38 @@ class InProgram(Loop):
     def envs(self) -> int:
         return self.plan.envs
 
+    @functools.cached_property
+    def _mesh(self) -> Mesh | None:
+        """The devices that the run is split over; None for one device."""
+        base = self.agent.base
+        if self.plan.devices == 1:
+            return None
+        if self._waits:
+            raise UsageError(
+                f"{self.agent.recipe} decides on the host when episodes end, which --devices does not split: "
+                "leave checkpoints out, or train on one device."
+            )
+        return make_mesh(self.plan.devices, self.envs, base.batch_size)
+
+    def _in_program(self) -> str:
+        """Return a sentence for the user."""
+        where = f", split over {self.plan.devices} devices" if self.plan.devices > 1 else ""
+        return f"the whole run in one program: {self.envs} environments in JAX{where}"
+
+    def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """Compile a function for the devices of the run."""
+        return jit_on(self._mesh, function, **options)
+
+    def _place(self, tree: Any) -> Any:
+        """Copy arrays into buffers of their own on the devices of the run."""
+        tree = copy_buffers(tree)
+        return tree if self._mesh is None else place(tree, self._mesh)
+
+    @property
+    def _waits(self) -> bool:
+        """Does the host decide after the next end of an episode?"""
+        return False
+
     def _map(self, function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         """Map a function over runs; the identity here, `vmap` over seeds where several share a program."""
         return function
@@ -90,7 +125,7 @@ class InProgram(Loop):
         return reset_world(env, self.envs, stream(key, "world.begin"))
 
     def _reset_environments(self) -> None:
-        self.world = jax.jit(self._map(self._begin_world, (None, 0)))(self.env, self.key)
+        self.world = self._jit(self._map(self._begin_world, (None, 0)))(self.env, self.key)
 
     def _blank_world(self) -> World:
         """Return the shapes of `world`."""
@@ -139,11 +174,11 @@ class CompiledTrainer(InProgram, Trainer):
         if until_end not in self._compiled:
             chunk = partial(scan.run_chunk, self.agent, room=max(ROOM, self.envs), until_end=until_end)
             axes = (None, scan.RUN_AXES, 0, None, None, None), (scan.RUN_AXES, None, 0)
-            self._compiled[until_end] = jax.jit(self._map(chunk, *axes), donate_argnums=1)
+            self._compiled[until_end] = self._jit(self._map(chunk, *axes), donate_argnums=1)
         return self._compiled[until_end]
 
     def _notes(self) -> list[str]:
-        return [*super()._notes(), IN_PROGRAM.format(self.envs)]
+        return [*super()._notes(), self._in_program()]
 
     def _reset_environments(self) -> None:
         super()._reset_environments()
@@ -153,12 +188,22 @@ class CompiledTrainer(InProgram, Trainer):
         """Return a carry with the arrays that a program needs: observations, actions and their columns."""
         rows = *self.key.shape, self.layout.envs  # with an axis of seeds where several share the program
         columns = {name: jnp.zeros((*rows, *shape)) for name, shape in self.layout.columns}
-        return carry._replace(
+        carry = carry._replace(
             observation=jnp.copy(self.world.observation),
             first=jnp.asarray(carry.first),
             action=jnp.zeros((*rows, self.layout.action_size)) if carry.action is None else carry.action,
             columns=carry.columns or columns,
         )
+        return carry if self._mesh is None else place(carry, self._mesh)
+
+    def _start(self) -> Carry:
+        if self._mesh is None:
+            return super()._start()
+        with jax.set_mesh(self._mesh):  # the memory of all devices counts
+            carry = super()._start()
+        create = partial(ring_buffer.create, self.layout)
+        self._allocate = jax.jit(create, out_shardings=split_rows(self._mesh))
+        return carry
 
     @property
     def _waits(self) -> bool:
@@ -221,7 +266,13 @@ class CompiledTrainer(InProgram, Trainer):
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         super().restore(arrays, counters)
-        self.world = copy_buffers(arrays["replay"]["world"])
+        self.world = self._place(arrays["replay"]["world"])
+        if self._mesh is not None and counters["used_rows"]:
+            saved = arrays["replay"]["storage"]
+            split = split_rows(self._mesh)
+            self._allocate = lambda: ring_buffer.restored(
+                self.layout, counters["used_rows"], saved.pieces(), split
+            )
         self.carry = self._acted(self.carry)
 
 
@@ -244,21 +295,21 @@ class CompiledRollouts(InProgram):
     def _start(self) -> None:
         """Make the initial state and the program of a chunk."""
         self.programs = RolloutPrograms(self.agent)
-        self.state = jax.jit(self._map(partial(self.agent.init, envs=self.envs)))(self.key)
+        self.state = self._jit(self._map(partial(self.agent.init, envs=self.envs)))(self.key)
         begin = partial(scan_rollouts.start, self.agent, self.env, envs=self.envs)
         key = jax.random.key(0)
         run = jax.eval_shape(begin, key)
         self.programs.metrics = scan_rollouts.metric_names(self.agent, self.env, run, key)
         self.metrics = jnp.full((*self.key.shape, len(self.programs.metrics)), jnp.nan)
         chunk = partial(scan_rollouts.run_chunk, self.agent, room=max(ROOM, self.rollout))
-        self._chunk = jax.jit(self._map(chunk, (None, 0, 0, 0, None, None)), donate_argnums=(1, 2))
+        self._chunk = self._jit(self._map(chunk, (None, 0, 0, 0, None, None)), donate_argnums=(1, 2))
 
     def _notes(self) -> list[str]:
         base = self.agent.base
         what = f"{base.episodes} episodes" if base.episodes else f"{self.rollout:,} steps"
         return [
             f"rollouts of {what} in {self.envs} environments, {base.passes} passes over each",
-            IN_PROGRAM.format(self.envs),
+            self._in_program(),
         ]
 
     def _prepare(self) -> bool:
@@ -300,7 +351,7 @@ class CompiledRollouts(InProgram):
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         self.agent.check_part_states(arrays["state"].part_states)
-        arrays = copy_buffers({name: arrays[name] for name in ("state", "replay", "loop")})
+        arrays = self._place({name: arrays[name] for name in ("state", "replay", "loop")})
         self.state, self.world = arrays["state"], arrays["replay"]["world"]
         self.metrics = arrays["loop"]["metrics"]
         super().restore(arrays, counters)

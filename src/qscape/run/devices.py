@@ -67,23 +67,28 @@ def shard_run(run: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     Returns:
         The tree with a sharding in the place of each array.
     """
-    split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
+    split, whole = split_rows(mesh), NamedSharding(mesh, P())
 
     def shard(tree: PyTree) -> PyTree:
         if isinstance(tree, World):
-            return split_rows(tree, len(tree.length))
+            return by_rows(tree, len(tree.length))
         if isinstance(tree, Carry):
-            fields = {name: split_rows(getattr(tree, name), None) for name in SPLIT}
+            fields = {name: by_rows(getattr(tree, name), None) for name in SPLIT}
             return jax.tree.map(lambda _: whole, tree)._replace(**fields)
         return whole
 
-    def split_rows(tree: PyTree, envs: int | None) -> PyTree:
+    def by_rows(tree: PyTree, envs: int | None) -> PyTree:
         # An environment's state may hold arrays that all environments share.
         return jax.tree.map(
             lambda x: split if envs is None or (x.ndim and x.shape[0] == envs) else whole, tree
         )
 
     return jax.tree.map(shard, run, is_leaf=lambda tree: isinstance(tree, World | Carry))
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array whose leading axis is split over the devices."""
+    return NamedSharding(mesh, P(AXIS))
 
 
 def place(run: Run, mesh: Mesh) -> Run:

@@ -46,6 +46,7 @@ class Pace:
         "host: Python steps the environments. compiled: steps and updates are one program, which needs an "
         "environment in JAX. auto: compiled where possible.",
     )
+    devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Plan(Pace):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
-        for name in ("envs", "log_every", "eval_episodes", "keep_saves"):
+        for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
             if getattr(self, name) < 1:
                 raise UsageError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1."
@@ -98,6 +99,11 @@ class Plan(Pace):
         if self.loop == "compiled" and (self.dataset or self.start):
             flag = "--dataset" if self.dataset else "--from"
             raise UsageError(f"--loop compiled trains from the start on an environment; leave {flag} out.")
+        if self.devices > 1 and (self.loop == "host" or self.dataset or self.start):
+            raise UsageError(
+                f"--devices {self.devices} splits a compiled run; leave it out with --loop host, --dataset "
+                "and --from."
+            )
         if self.dataset and self.envs > 1:
             raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
         if self.dataset and self.keep_data:

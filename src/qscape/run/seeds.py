@@ -40,6 +40,8 @@ def why_not_together(plan: Plan, agent: Any) -> str | None:
 
     The sentence begins with "Several seeds in one program need".
     """
+    if plan.devices > 1:
+        return "one device, or the seeds one after the other"
     if plan.dataset or plan.start:
         return "an agent that learns from an environment, from the start"
     if not isinstance(agent, Agent):

@@ -114,8 +114,9 @@ class Trainer(Loop):
         return False
 
     def _notes(self) -> list[str]:
-        gib = self.layout.nbytes / GIB
-        return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB"]
+        gib, devices = self.layout.nbytes / GIB, self.plan.devices
+        each = f", {gib / devices:.2f} on each of {devices} devices" if devices > 1 else ""
+        return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
 
     def _take_memory(self) -> None:
         jax.block_until_ready(self.storage)

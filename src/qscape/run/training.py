@@ -64,6 +64,11 @@ def trainer_of(
         return kind(dataclasses.replace(plan, loop="compiled"), agent, adapter, eval_adapter, saver)
     if plan.loop == "compiled":
         raise UsageError(f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.")
+    if plan.devices > 1:
+        raise UsageError(
+            f"--devices {plan.devices} needs an environment in JAX, which {adapter.env_id} is not: what the host "
+            "steps trains on one device."
+        )
     kind = RolloutTrainer if on_policy else OfflineTrainer if plan.dataset else Trainer
     return kind(dataclasses.replace(plan, loop="host"), agent, adapter, eval_adapter, saver)
 
