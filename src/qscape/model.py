@@ -342,7 +342,7 @@ def load(
         envs=plan.envs,
         env_args=plan.env_args if env is None else None,
         eval_env=eval_env,
-        eval_every=plan.eval_every,
+        eval_every=plan.evals_every,
         eval_episodes=plan.eval_episodes,
         probe=plan.probe,
         preset=plan.preset,

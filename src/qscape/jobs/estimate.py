@@ -140,7 +140,7 @@ def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
     updates = 0.0
     if isinstance(base, OffPolicyBase):
         updates = base.updates_per_step * max(0, plan.steps - max(made, base.warmup))
-    episodes = plan.eval_episodes * left / plan.eval_every if plan.eval_every else 0.0
+    episodes = plan.eval_episodes * left / plan.evals_every if plan.evals_every else 0.0
     return cost.begin + left * cost.step + updates * cost.update + episodes * cost.episode
 
 

@@ -81,7 +81,7 @@ class Loop:
         self.env_steps = self.updates = 0
         self.returns: list[float] = []  # returns of the episodes since the last log line
         self.due = {
-            "log": plan.log_every,
+            "log": plan.logs_every,
             "evaluate": 0,
             "save": plan.saves_every,
             "milestone": plan.milestone_every,
@@ -188,11 +188,11 @@ class Loop:
         plan = self.plan
         if (
             self.eval_adapter is not None
-            and plan.eval_every
-            and self._is_due("evaluate", plan.eval_every, last)
+            and plan.evals_every
+            and self._is_due("evaluate", plan.evals_every, last)
         ):
             yield from self.evaluations(self.eval_adapter)
-        if self._is_due("log", plan.log_every, last):
+        if self._is_due("log", plan.logs_every, last):
             yield self._log()
         milestone = self._is_due("milestone", plan.milestone_every, last)
         due = self._is_due("save", plan.saves_every, False) or milestone
@@ -277,7 +277,7 @@ def may_compile(plan: Plan) -> bool:
 def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:
     """Open the training and evaluation environments of a plan; the latter have the seeds `SEED` + i."""
     adapter = open_adapter(plan, agent)
-    if not plan.eval_every:
+    if not plan.evals_every:
         return adapter, None
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
     return adapter, make_adapter(plan.env, count, args, seed=SEED, index_actions=agent.index_actions)

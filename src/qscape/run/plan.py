@@ -29,9 +29,17 @@ LONGEST = 250  # bytes of a folder's name; file systems take 255
 class Pace:
     """How often a run is evaluated, logged and saved, and by which loop it is made."""
 
-    eval_every: int = setting(5_000, "Environment steps between evaluations; 0 switches them off.")
+    eval_every: int | None = setting(
+        None,
+        "Environment steps between evaluations; 0 switches them off. None: 5,000, or a 200th of the run if "
+        "that is more.",
+    )
     eval_episodes: int = setting(10, "Episodes in each evaluation.")
-    log_every: int = setting(1_000, "Environment steps between two lines of metrics.jsonl.")
+    log_every: int | None = setting(
+        None,
+        "Environment steps between two lines of metrics.jsonl. None: 1,000, or a 1,000th of the run if that "
+        "is more.",
+    )
     save_every: int | None = setting(
         None, "Environment steps between saves. None: a tenth of the run, but at most 25,000."
     )
@@ -90,10 +98,9 @@ class Plan(Pace):
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1."
-                )
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
         if self.loop not in (loops := get_args(Pace.__annotations__["loop"])):
             raise UsageError(f"--loop {self.loop} is unknown; choose {', '.join(loops)}.")
         if self.loop == "compiled" and (self.dataset or self.start):
@@ -111,15 +118,25 @@ class Plan(Pace):
                 "--keep-data keeps the dataset of the run that --from names beside what an environment "
                 "gives; with --dataset a replay holds that one alone: leave one of them out."
             )
-        if self.eval_every < 0:
+        if self.evals_every < 0:
             raise UsageError(f"--eval-every is {self.eval_every}; it must be 0 (never) or more.")
         if self.save_every is not None and self.save_every < 1:
             raise UsageError(f"--save-every is {self.save_every}; it must be at least 1.")
         if not 0 < self.milestones <= 1:
             raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
         probes.check_names(self.probe)
-        if self.probe and not self.eval_every:
+        if self.probe and not self.evals_every:
             raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
+
+    @property
+    def evals_every(self) -> int:
+        """Steps between evaluations; 0: never."""
+        return max(5_000, self.steps // 200) if self.eval_every is None else self.eval_every
+
+    @property
+    def logs_every(self) -> int:
+        """Steps between log lines."""
+        return self.log_every or max(1_000, self.steps // 1_000)
 
     @property
     def saves_every(self) -> int:

@@ -66,8 +66,8 @@ def trainer_of(
         raise UsageError(f"--loop compiled needs an environment in JAX, which {adapter.env_id} is not.")
     if plan.devices > 1:
         raise UsageError(
-            f"--devices {plan.devices} needs an environment in JAX, which {adapter.env_id} is not: what the host "
-            "steps trains on one device."
+            f"--devices {plan.devices} needs an environment in JAX, which {adapter.env_id} is not: what the "
+            "host steps trains on one device."
         )
     kind = RolloutTrainer if on_policy else OfflineTrainer if plan.dataset else Trainer
     return kind(dataclasses.replace(plan, loop="host"), agent, adapter, eval_adapter, saver)
