@@ -278,7 +278,8 @@ def check_last_observation(subject: Subject) -> str:
     record = _play_record(subject)
     ended = record.outcome.terminated | record.outcome.truncated
     # Not to the bit: XLA may compute a number twice, in two fusions.
-    same = np.isclose(record.shown, record.outcome.observation, 1e-5, 1e-5, equal_nan=True).all(-1)
+    close = np.isclose(record.shown, record.outcome.observation, 1e-5, 1e-5, equal_nan=True)
+    same = np.all(close, axis=-1)
     if not same[~ended].all():
         raise Broken("within an episode, the observation to act on is not the successor")
     steps, envs = (index[:ROWS] for index in np.nonzero(ended))
