@@ -7,6 +7,7 @@ from qscape.agents import BASE_HELP, BASES, EXPANSIONS, PARTS, onpolicy, plugins
 from qscape.agents.recipes import SOCKET_MEANS
 from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
+from qscape.envs import simulators
 from qscape.errors import UsageError
 
 SECTIONS = ("agents", "parts", "envs")
@@ -54,8 +55,16 @@ def main(argv: list[str]) -> int:
             family = str(spec.entry_point).split(":")[0].split(".")
             groups.setdefault(".".join(family[:3]), []).append(spec.id)
         rows = [[family, ", ".join(sorted(ids))] for family, ids in sorted(groups.items())]
-        console.print(_left(table("\nEnvironments registered with Gymnasium", ["from", "ids"], rows)))
+        rows += [[f"extra {name}", _list_simulator(name, "envs" in argv)] for name in simulators.PACKAGES]
+        console.print(_left(table("\nEnvironments", ["from", "ids"], rows)))
     return 0
+
+
+def _list_simulator(name: str, fully: bool) -> str:
+    """Name the environments of a simulator, if it is installed; `fully` because its import takes seconds."""
+    if not simulators.is_installed(name):
+        return f'{name}/...: pip install "qscape[{name}]"'
+    return ", ".join(simulators.list_ids(name)) if fully else f"{name}/...: see qscape list envs"
 
 
 def _left(made: Table) -> Table:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Run(Pace):
     """Flags of `qscape train` beside those of the agent."""
 
-    env: str = setting("", "Environment: a Gymnasium id, or module:Env-v0.")
+    env: str = setting("", "Environment: a Gymnasium id, module:Env-v0, brax/ant, module:make.")
     config: str = setting("", "Recipe, settings and options of this run.json; other flags win over them.")
     dataset: str = setting("", "Learn from this dataset. Then --steps counts updates; --env only evaluates.")
     steps: int = setting(1_000_000, "Environment steps of each run, over all its parallel environments.")

@@ -278,8 +278,8 @@ def check_last_observation(subject: Subject) -> str:
     record = _play_record(subject)
     ended = record.outcome.terminated | record.outcome.truncated
     # Not to the bit: XLA may compute a number twice, in two fusions.
-    shown, wanted = record.shown, record.outcome.observation
-    same: np.ndarray = np.all(np.isclose(shown, wanted, 1e-5, 1e-5, equal_nan=True), axis=-1)
+    close = np.isclose(record.shown, record.outcome.observation, 1e-5, 1e-5, equal_nan=True)
+    same: np.ndarray = np.all(close, axis=-1)
     if not same[~ended].all():
         raise Broken("within an episode, the observation to act on is not the successor")
     steps, envs = (index[:ROWS] for index in np.nonzero(ended))

@@ -29,7 +29,11 @@ class SimulatorEnv(GymnasiumEnv):
 
     def __init__(self, native: JaxEnv, render_mode: str | None = None):
         inner = native.inner if isinstance(native, StartPool) else native
-        draws = type(inner).draw is not JaxEnv.draw
+        draws = type(inner).draw is not JaxEnv.draw and getattr(inner, "model", inner) is not None
+        if render_mode and not draws:
+            raise UsageError(
+                f"{type(inner).__name__} has no render_mode {render_mode!r}: it draws no pictures"
+            )
         modes: dict[str, Any] = {"render_modes": ["rgb_array"] if draws else []}
         self.metadata = GymnasiumEnv.metadata | modes | {"render_fps": getattr(inner, "render_fps", 30)}
         super().__init__(native, render_mode)

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import dataclasses
+import functools
+import importlib
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -79,6 +81,28 @@ class Layout:
     def unpack(self, leaves: tuple[Array, ...]) -> Any:
         """The state of these arrays, with dicts of its own."""
         return jax.tree.unflatten(self.tree, leaves)
+
+
+@functools.lru_cache(maxsize=2)
+def _renderer(model: Any) -> Any:
+    """MuJoCo's renderer of a model. It is kept, because making one takes longer than many pictures."""
+    return importlib.import_module("mujoco").Renderer(model, height=480, width=640)
+
+
+def draw_bodies(model: Any, **place: Any) -> np.ndarray:
+    """The picture of a `mujoco.MjModel` from its first camera, which follows the robot in most models.
+
+    Args:
+        model: the model.
+        place: entries of `mujoco.MjData`: `qpos`, `qvel`, `mocap_pos`, `mocap_quat`.
+    """
+    mujoco: Any = importlib.import_module("mujoco")
+    renderer, data = _renderer(model), mujoco.MjData(model)
+    for name, value in place.items():
+        getattr(data, name)[...] = np.reshape(value, getattr(data, name).shape)
+    mujoco.mj_forward(model, data)
+    renderer.update_scene(data, camera=0 if model.ncam else -1)
+    return renderer.render()
 
 
 @contextlib.contextmanager

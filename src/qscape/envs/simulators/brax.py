@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qscape.envs.simulators.base import Simulated, StateEnv
+from qscape.envs.simulators.base import Simulated, StateEnv, draw_bodies
 
 TIME_LIMIT = 1000  # of Brax's own training
 
@@ -21,7 +21,8 @@ class BraxEnv(StateEnv):
         """The image of MuJoCo's renderer; None for `brax/fast`, which has no bodies."""
         if self.model is None:
             return None
-        return self.sim.render([self.layout.unpack(state.leaves).pipeline_state], 480, 640)[0]
+        inner = self.layout.unpack(state.leaves).pipeline_state
+        return draw_bodies(self.sim.sys.mj_model, qpos=inner.q, qvel=inner.qd)
 
 
 def list_names() -> list[str]:

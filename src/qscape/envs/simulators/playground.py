@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Array, Bool
 
-from qscape.envs.simulators.base import Simulated, StateEnv
+from qscape.envs.simulators.base import Simulated, StateEnv, draw_bodies
 
 SUCCESS = "reward/success"  # name among the metrics
 
@@ -19,8 +19,9 @@ class PlaygroundEnv(StateEnv):
 
     def draw(self, state: Simulated) -> np.ndarray | None:
         """The image of MuJoCo's renderer."""
-        render = importlib.import_module("mujoco_playground._src.mjx_env").render_array
-        return render(self.sim.mj_model, self.layout.unpack(state.leaves))
+        data = self.layout.unpack(state.leaves).data
+        place = {name: getattr(data, name) for name in ("qpos", "qvel", "mocap_pos", "mocap_quat")}
+        return draw_bodies(self.sim.mj_model, **place)
 
 
 class SuccessEnv(PlaygroundEnv):
