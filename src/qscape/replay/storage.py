@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +191,7 @@ def _holder(rows: Array, first: int) -> tuple[Array, int]:
     raise ValueError(f"row {first} is on no device of this process")
 
 
-def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[jax.Device, tuple[int, int]]:
+def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[Any, tuple[int, int]]:
     """Returns the first row, and the row behind the last one, that each device of this process holds."""
     parts = sharding.addressable_devices_indices_map(shape).items()
     return {device: (index or [slice(None)])[0].indices(shape[0])[:2] for device, index in parts}
