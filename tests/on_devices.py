@@ -22,6 +22,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from jax.sharding import NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
 from test_contract import QUICK  # noqa: E402
 from test_native_offpolicy import Line  # noqa: E402
 
@@ -105,7 +107,7 @@ def compare(env: JaxEnv, begin: Any, further: Any, chunks: list[tuple]) -> dict[
         "compiled": program.compiled,
         "reused": all(reused),
         "kept": shardings == devices.shard_run(run, mesh),
-        "split": sorted({leaf.sharding.spec == jax.P("envs") for leaf in jax.tree.leaves(run)}),
+        "split": sorted({leaf.sharding.spec == P("envs") for leaf in jax.tree.leaves(run)}),
         "collectives": collectives(text),
         "gradients": 4 * sum(leaf.size for leaf in jax.tree.leaves(networks(run))),
     }
@@ -163,7 +165,7 @@ def save() -> dict[str, Any]:
     shape = E * 11, layout.width
     rows = jnp.arange(prod(shape), dtype=jnp.float32).reshape(shape)
     mesh = devices.make_mesh(COUNT, E)
-    split = jax.NamedSharding(mesh, jax.P("envs"))
+    split = NamedSharding(mesh, P("envs"))
     wanted = list(storage.pieces(layout, rows, 7, 4 * 4 * layout.width))
     pieces = list(storage.pieces(layout, jax.device_put(rows, split), 7, 4 * 4 * layout.width))
     again = storage.restored(layout, 7, pieces, split)
@@ -184,7 +186,7 @@ def iterate() -> dict[str, Any]:
 
     x = jnp.arange(8.0)
     mesh = devices.make_mesh(COUNT, E)
-    split = jax.NamedSharding(mesh, jax.P("envs"))
+    split = NamedSharding(mesh, P("envs"))
     found = {}
     for name, function in (("all", jax.vmap(halve)), ("each", partial(on_each_device, jax.vmap(halve)))):
         with jax.set_mesh(mesh):
