@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
@@ -116,8 +117,13 @@ class MeshProgram:
     """
 
     def __init__(self, mesh: Mesh, function: Callable[..., Any], **options: Any) -> None:
-        self.mesh, self.function, self.options = mesh, function, options
+        self.mesh, self.options = mesh, options
         self._jitted: Any = None
+
+        def strongly_typed(*args: Any, **static: Any) -> Any:
+            return jax.tree.map(_strong, function(*args, **static))
+
+        self.function = strongly_typed
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         with jax.set_mesh(self.mesh):
@@ -128,6 +134,11 @@ class MeshProgram:
         with jax.set_mesh(self.mesh):
             return self._jit(*args, **static).lower(*args, **static)
 
+    @property
+    def compiled(self) -> int:
+        """The number of programs compiled so far."""
+        return 0 if self._jitted is None else self._jitted._cache_size()
+
     def _jit(self, *args: Any, **static: Any) -> Any:
         if self._jitted is None:
             # Traced once: the second program finds the trace of the first.
@@ -135,3 +146,8 @@ class MeshProgram:
             shardings = shard_run(shapes, self.mesh)
             self._jitted = jax.jit(self.function, out_shardings=shardings, **self.options)
         return self._jitted
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    """Return an array whose type is its own; that of a Python number would need a program of its own."""
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.astype(x.dtype)
