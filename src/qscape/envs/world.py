@@ -1,5 +1,6 @@
 """E copies of a `JaxEnv` side by side, as training inside one compiled program steps them."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
+from qscape.ops.devices import on_each_device, replicate
 from qscape.types import Key, Scalar, stream
 
 
@@ -83,6 +85,7 @@ def log_ends(
         ended: which episodes ended, [E] or [T, E].
         finite: were all observations and rewards of these steps finite?
     """
+    ended = replicate(ended)  # several devices all keep the log
     envs = ended.done.shape[-1]
     done, ret, length, success = (x.reshape(-1) for x in (ended.done, ended.ret, ended.length, ended.success))
     index = jnp.arange(len(done))
@@ -119,17 +122,9 @@ def step_world(
         The new world, the outcomes (with the true successors), and which episodes ended.
     """
     keys = jax.random.split(stream(jax.random.fold_in(key, env_steps), "world.step"), len(world.length))
-    key_step, key_reset = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    state, outcome = jax.vmap(env.step)(world.state, action, key_step)
+    # On several devices a simulator's loops would otherwise wait for the slowest environment of all of them.
+    state, observation, outcome = on_each_device(partial(_step_rows, env), world.state, action, keys)
     done = outcome.terminated | outcome.truncated
-    after = state, outcome.observation
-
-    def restart() -> tuple[PyTree, Array]:
-        new = jax.vmap(env.reset)(key_reset)
-        return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
-
-    # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.
-    state, observation = jax.lax.cond(done.any(), restart, lambda: after)
     ended = EpisodeEnds(done, world.ret + outcome.reward, world.length + 1, world.success | outcome.success)
     world = World(
         state,
@@ -139,3 +134,19 @@ def step_world(
         ended.success & ~done,
     )
     return world, outcome, ended
+
+
+def _step_rows(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTree, Array, Outcome]:
+    """Step environments and reset those whose episode ended: states, observations and outcomes."""
+    key_step, key_reset = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    state, outcome = jax.vmap(env.step)(state, action, key_step)
+    done = outcome.terminated | outcome.truncated
+    after = state, outcome.observation
+
+    def restart() -> tuple[PyTree, Array]:
+        new = jax.vmap(env.reset)(key_reset)
+        return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
+
+    # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.
+    state, observation = jax.lax.cond(done.any(), restart, lambda: after)
+    return state, observation, outcome

@@ -226,7 +226,7 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
         return moved, terms
 
     def wait() -> tuple[State, Metrics]:  # traced after `move`, which fills `names`
-        return state, {name: previous.get(name, jnp.full((), jnp.nan)) for name in names}
+        return state, {name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names}
 
     if stage.agent.base.policy_delay == 1:
         state, terms = move()

@@ -300,7 +300,7 @@ class CompiledRollouts(InProgram):
         key = jax.random.key(0)
         run = jax.eval_shape(begin, key)
         self.programs.metrics = scan_rollouts.metric_names(self.agent, self.env, run, key)
-        self.metrics = jnp.full((*self.key.shape, len(self.programs.metrics)), jnp.nan)
+        self.metrics = jnp.full((*self.key.shape, len(self.programs.metrics)), jnp.nan, jnp.float32)
         chunk = partial(scan_rollouts.run_chunk, self.agent, room=max(ROOM, self.rollout))
         self._chunk = self._jit(self._map(chunk, (None, 0, 0, 0, None, None)), donate_argnums=(1, 2))
 

@@ -44,7 +44,7 @@ class RolloutPrograms:
         """Set `metrics` by tracing an update, and return the metrics vector before the first one: all NaN."""
         metrics = jax.eval_shape(self.agent.update, state, rollout, np.float32(0), key)[1]
         self.metrics = sorted(metrics)
-        return jnp.full(len(self.metrics), jnp.nan)
+        return jnp.full(len(self.metrics), jnp.nan, jnp.float32)
 
     def _update(self, state: State, rollout: Rollout, progress: Array, key: Key) -> tuple[State, Array]:
         state, metrics = self.agent.update(state, rollout, progress, key)

@@ -142,7 +142,7 @@ def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
         storage=storage,
         replay_state=replay_state,
         noise_state=agent.selector.init_noise(task, envs, agent.base),
-        metrics=jnp.full(len(cycle.metric_names(agent, layout)), jnp.nan),
+        metrics=jnp.full(len(cycle.metric_names(agent, layout)), jnp.nan, jnp.float32),
         observation=world.observation,
         first=jnp.ones(envs, bool),
         action=jnp.zeros((envs, task.action_size)),

@@ -231,7 +231,7 @@ class Seeds(SeedGroup, Trainer):
             storage=None,  # type: ignore[arg-type]
             replay_state=jax.jit(replay_state)(jnp.arange(count)),
             noise_state=jax.tree.map(tile, self.programs.init_noise(self.envs)),
-            metrics=tile(jnp.full(len(self.programs.metrics), jnp.nan)),
+            metrics=tile(jnp.full(len(self.programs.metrics), jnp.nan, jnp.float32)),
             observation=None,  # type: ignore[arg-type]
             first=np.ones((count, self.envs), bool),
             action=None,  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ class Trainer(Loop):
             storage=None,  # type: ignore[arg-type]
             replay_state=self.agent.replay.init_state(self.layout),
             noise_state=self.programs.init_noise(self.envs),
-            metrics=jnp.full(len(self.programs.metrics), jnp.nan),
+            metrics=jnp.full(len(self.programs.metrics), jnp.nan, jnp.float32),
             observation=None,  # type: ignore[arg-type]
             first=np.ones(self.envs, bool),
             action=None,  # type: ignore[arg-type]
