@@ -74,7 +74,7 @@ def list_arguments(name: str) -> list[str]:
     return sorted({*vars(params), *inspect.signature(type(sim)).parameters} - {LIMIT})
 
 
-def load(name: str, args: dict[str, Any], time_limit: int | None) -> GymnaxEnv:
+def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
     """The environment of this name; `args` are parameters of it or arguments of its constructor."""
     gymnax: Any = importlib.import_module("gymnax")
     sim, params = gymnax.make(name)
@@ -82,7 +82,7 @@ def load(name: str, args: dict[str, Any], time_limit: int | None) -> GymnaxEnv:
     if own:
         sim, params = gymnax.make(name, **own)
     params = params.replace(**{k: v for k, v in args.items() if k not in own})
-    limit = time_limit or int(params.max_steps_in_episode)
+    limit = int(params.max_steps_in_episode)
     params = params.replace(max_steps_in_episode=2**31 - 1)
     seen, actions = sim.observation_space(params), sim.action_space(params)
     arrays = jax.tree.map(jnp.asarray, params)
