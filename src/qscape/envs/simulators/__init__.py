@@ -1,4 +1,4 @@
-"""Simulators of other packages as `JaxEnv`: `brax/ant`, `playground/CheetahRun`, `gymnax/CartPole-v1`.
+"""Simulators of other packages as `JaxEnv`: `brax/ant`, `playground/CheetahRun`, `gymnax/CartPole-v1`, `craftax/...`.
 
 `load(env_id, args)` makes the `JaxEnv`, `SimulatorEnv` its Gymnasium face. Nothing of a package is imported
 before one of its ids is used.
@@ -20,7 +20,7 @@ from qscape.envs.simulators.pool import StartPool, make_pool
 from qscape.errors import QscapeError, UsageError
 
 # prefix of the ids, which is the name of the extra and of the module here: the package to import
-PACKAGES = {"brax": "brax", "playground": "mujoco_playground", "gymnax": "gymnax"}
+PACKAGES = {"brax": "brax", "playground": "mujoco_playground", "gymnax": "gymnax", "craftax": "craftax"}
 
 COMMON = ["max_episode_steps", "start_pool", "render_mode"]  # arguments of all simulators
 
@@ -141,7 +141,7 @@ def _import_adapter(env_id: str, prefix: str) -> Any:
     try:
         adapter = importlib.import_module(f"qscape.envs.simulators.{prefix}")
         adapter.list_names()
-    except ImportError as problem:
+    except Exception as problem:  # beside a version of JAX that does not fit, also other errors
         raise UsageError(
             f'{env_id} cannot be imported ({problem}): pip install "qscape[{prefix}]"'
         ) from problem
