@@ -1,4 +1,4 @@
-"""Simulators of other packages as `JaxEnv`: `brax/ant`, `playground/CheetahRun`, `gymnax/CartPole-v1`, `craftax/...`.
+"""Simulators of other packages as `JaxEnv`: `brax/ant`, `playground/CheetahRun`, `gymnax/CartPole-v1`.
 
 `load(env_id, args)` makes the `JaxEnv`, `SimulatorEnv` its Gymnasium face. Nothing of a package is imported
 before one of its ids is used.
