@@ -17,6 +17,7 @@ OTHERS = {
     "brax/fast": "brax",
     "brax/inverted_pendulum": "brax",
     "playground/CartpoleBalance": "mujoco_playground",
+    "craftax/Craftax-Classic-Symbolic-v1": "craftax",
 }
 
 

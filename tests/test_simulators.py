@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import gymnasium as gym
 import jax
@@ -312,21 +315,34 @@ def test_brax_fast_by_its_id():
     assert build_env("brax/fast", seen).observation_space.shape == (4,)
 
 
+DRAW = """
+import sys
+from qscape.envs.build import build_env
+env = build_env(sys.argv[1], {"render_mode": "rgb_array"})
+env.reset(seed=0)
+try:
+    import mujoco
+    mujoco.GLContext(8, 8).free()
+except Exception as problem:
+    sys.exit(f"no OpenGL: {problem}")
+picture = env.render()
+print(env.metadata["render_fps"], picture.shape, picture.std() > 5, (picture == env.render()).all())
+"""
+
+
 @pytest.mark.slow
-def test_brax_and_playground_draw(monkeypatch):
-    pytest.importorskip("brax")
-    pytest.importorskip("mujoco_playground")
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    for env_id, fps in [("brax/inverted_pendulum", 25), ("playground/CartpoleBalance", 100)]:
-        env = build_env(env_id, {"render_mode": "rgb_array"})
-        assert env.metadata["render_fps"] == fps
-        env.reset(seed=0)
-        try:
-            picture = env.render()
-        except Exception as problem:  # a machine without EGL
-            pytest.skip(str(problem))
-        assert picture.shape == (480, 640, 3)
-        assert picture.std() > 5
+@pytest.mark.parametrize(
+    ("package", "env_id", "fps"),
+    [("brax", "brax/inverted_pendulum", 25), ("mujoco_playground", "playground/CartpoleBalance", 100)],
+)
+def test_bodies_are_drawn(package, env_id, fps):
+    """In a process of its own, because MuJoCo chooses its OpenGL when it is imported."""
+    pytest.importorskip(package)
+    env = os.environ | {"MUJOCO_GL": "egl"}
+    run = subprocess.run([sys.executable, "-c", DRAW, env_id], capture_output=True, text=True, env=env)
+    if "no OpenGL" in run.stderr:
+        pytest.skip(run.stderr.strip().splitlines()[-1])
+    assert run.stdout.strip().splitlines()[-1] == f"{fps} (480, 640, 3) True True"
 
 
 def test_training_takes_arguments_by_flags(tmp_path, monkeypatch, capsys):

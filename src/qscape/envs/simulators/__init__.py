@@ -4,6 +4,7 @@
 before one of its ids is used.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -19,7 +20,7 @@ from qscape.envs.simulators.pool import StartPool, make_pool
 from qscape.errors import QscapeError, UsageError
 
 # prefix of the ids, which is the name of the extra and of the module here: the package to import
-PACKAGES = {"brax": "brax", "playground": "mujoco_playground", "gymnax": "gymnax"}
+PACKAGES = {"brax": "brax", "playground": "mujoco_playground", "gymnax": "gymnax", "craftax": "craftax"}
 
 COMMON = ["max_episode_steps", "start_pool", "render_mode"]  # arguments of all simulators
 
@@ -64,12 +65,22 @@ def load(env_id: str, args: Mapping[str, Any]) -> JaxEnv:
     Raises:
         UsageError: a package is missing, or there is no such environment or argument.
     """
+    given = dict(args)
+    limit = given.pop("max_episode_steps", None)
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UsageError(f"max_episode_steps is {limit!r}: it has to be 1 or more", field="env_args")
     try:
-        return _load(env_id, json.dumps(dict(args), sort_keys=True))
+        return _load_limited(env_id, json.dumps(given, sort_keys=True), limit)
     except TypeError as problem:
         if "JSON" not in str(problem):
             raise
         raise UsageError(f"{env_id} takes numbers, words and lists: {problem}", field="env_args") from problem
+
+
+@functools.lru_cache(maxsize=16)
+def _load_limited(env_id: str, given: str, limit: int | None) -> JaxEnv:
+    made = _load(env_id, given)
+    return made if limit is None else dataclasses.replace(made, time_limit=limit)
 
 
 @functools.lru_cache(maxsize=16)
@@ -84,9 +95,7 @@ def _load(env_id: str, given: str) -> JaxEnv:
         raise UsageError(
             f"no environment is called {env_id!r}; {close if near else prefix + ' has ' + ', '.join(names)}"
         )
-    limit, starts = args.pop("max_episode_steps", None), args.pop("start_pool", 0)
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UsageError(f"max_episode_steps is {limit!r}: it has to be 1 or more", field="env_args")
+    starts = args.pop("start_pool", 0)
     known = package.list_arguments(name)
     for arg in args:
         if arg not in known:
@@ -96,7 +105,7 @@ def _load(env_id: str, given: str) -> JaxEnv:
             )
     shown = args.copy()
     try:
-        made = package.load(name, args, limit)
+        made = package.load(name, args)
     except QscapeError:
         raise
     except Exception as problem:
@@ -132,7 +141,7 @@ def _import_adapter(env_id: str, prefix: str) -> Any:
     try:
         adapter = importlib.import_module(f"qscape.envs.simulators.{prefix}")
         adapter.list_names()
-    except ImportError as problem:
+    except Exception as problem:  # beside a version of JAX that does not fit, also other errors
         raise UsageError(
             f'{env_id} cannot be imported ({problem}): pip install "qscape[{prefix}]"'
         ) from problem

@@ -39,10 +39,10 @@ def list_arguments(name: str) -> list[str]:
     return ["observation", *sorted(known)]
 
 
-def load(name: str, args: dict[str, Any], time_limit: int | None) -> BraxEnv:
+def load(name: str, args: dict[str, Any]) -> BraxEnv:
     """The environment of this name; `args` go to its constructor."""
     key = args.pop("observation", None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Brax System")  # that Brax is not developed further
         sim = importlib.import_module("brax.envs").get_environment(name, **args)
-    return BraxEnv.wrap(sim, time_limit or TIME_LIMIT, key)
+    return BraxEnv.wrap(sim, TIME_LIMIT, key)

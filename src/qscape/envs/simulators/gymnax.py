@@ -48,15 +48,16 @@ class GymnaxEnv(JaxEnv):
 
     def reset(self, key: Key) -> tuple[Simulated, Float[Array, " S"]]:
         """A start state that gymnax draws."""
+        # Numbers instead of a typed key, because Craftax keeps it in its state, and snapshots store numbers.
         with explain_failure(self.sim):
-            seen, state = self.sim.reset_env(key, self.params)
+            seen, state = self.sim.reset_env(jax.random.key_data(key), self.params)
         return Simulated(self.layout.pack(state), jnp.int32(0)), _flat(seen)
 
     def step(self, state: Simulated, action: Array, key: Key) -> tuple[Simulated, Outcome]:
         """One step, without gymnax's own reset."""
-        inner = self.layout.unpack(state.leaves)
+        inner, numbers = self.layout.unpack(state.leaves), jax.random.key_data(key)
         with explain_failure(self.sim):
-            seen, inner, reward, done, _ = self.sim.step_env(key, inner, action, self.params)
+            seen, inner, reward, done, _ = self.sim.step_env(numbers, inner, action, self.params)
         steps, reward = state.steps + 1, jnp.asarray(reward, jnp.float32).reshape(())
         ended = jnp.asarray(done, bool).reshape(())
         outcome = Outcome(_flat(seen), reward, ended, steps >= self.time_limit, jnp.bool_(False))
@@ -74,7 +75,7 @@ def list_arguments(name: str) -> list[str]:
     return sorted({*vars(params), *inspect.signature(type(sim)).parameters} - {LIMIT})
 
 
-def load(name: str, args: dict[str, Any], time_limit: int | None) -> GymnaxEnv:
+def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
     """The environment of this name; `args` are parameters of it or arguments of its constructor."""
     gymnax: Any = importlib.import_module("gymnax")
     sim, params = gymnax.make(name)
@@ -82,19 +83,22 @@ def load(name: str, args: dict[str, Any], time_limit: int | None) -> GymnaxEnv:
     if own:
         sim, params = gymnax.make(name, **own)
     params = params.replace(**{k: v for k, v in args.items() if k not in own})
-    limit = time_limit or int(params.max_steps_in_episode)
-    params = params.replace(max_steps_in_episode=2**31 - 1)
+    return wrap(sim, params, LIMIT)
+
+
+def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
+    """The adapter of an environment with gymnax's interface; `limit` is the parameter of its step limit."""
+    arrays = jax.tree.map(jnp.asarray, params.replace(**{limit: 2**31 - 1}))
     seen, actions = sim.observation_space(params), sim.action_space(params)
-    arrays = jax.tree.map(jnp.asarray, params)
     with explain_failure(sim):
-        _, state = jax.eval_shape(sim.reset_env, jax.random.key(0), arrays)
+        _, state = jax.eval_shape(sim.reset_env, jax.random.key_data(jax.random.key(0)), arrays)
     return GymnaxEnv(
         params=arrays,
         sim=sim,
         layout=Layout.of(state),
         bounds=_bounds(seen),
         actions=int(actions.n) if hasattr(actions, "n") else _bounds(actions),
-        time_limit=limit,
+        time_limit=int(getattr(params, limit)),
     )
 
 

@@ -43,7 +43,7 @@ def list_arguments(name: str) -> list[str]:
     return ["observation", *_flatten(_config(name))]
 
 
-def load(name: str, args: dict[str, Any], time_limit: int | None) -> PlaygroundEnv:
+def load(name: str, args: dict[str, Any]) -> PlaygroundEnv:
     """The environment of this name; `args` override its configuration.
 
     MJX computes the physics in JAX unless `impl` says otherwise: Playground's own default, Warp, needs an
@@ -54,7 +54,7 @@ def load(name: str, args: dict[str, Any], time_limit: int | None) -> PlaygroundE
     registry: Any = importlib.import_module("mujoco_playground").registry
     config.update_from_flattened_dict(overrides)
     repeat = int(config.get("action_repeat", 1))
-    limit = time_limit or -(-int(config.episode_length) // repeat)
+    limit = -(-int(config.episode_length) // repeat)
     made = PlaygroundEnv.wrap(registry.load(name, config=config), limit, key, repeat)
     if SUCCESS not in _metrics(made):
         return made
