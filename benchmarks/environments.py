@@ -6,7 +6,7 @@ Prints the tables of docs/reference/environments.md: the mean return over episod
 mean length of an episode, and the share of successes if the task reports success.
 """
 
-import sys
+import argparse
 import time
 
 import gymnasium as gym
@@ -115,6 +115,18 @@ def speed(batch: int = 1024, steps: int = 200) -> None:
         print(f"| {env_id} | {batch * steps / best:,.0f} |", flush=True)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tables = {"scores": scores, "speed": speed}
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="scores or speed (default: both)")
+    asked = parser.parse_args().tables or [*tables]
+    if unknown := {*asked} - {*tables}:
+        parser.error(f"there is no table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
+    for name in asked:
+        tables[name]()
+
+
 if __name__ == "__main__":
-    for what in sys.argv[1:] or ["scores", "speed"]:
-        {"scores": scores, "speed": speed}[what]()
+    main()

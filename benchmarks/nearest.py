@@ -1,12 +1,12 @@
 """Measure speed and recall of the search for the nearest row of an action table.
 
-python benchmarks/nearest.py [ROWS ...]
+    python benchmarks/nearest.py [ROWS ...]
 
 The table holds RecSim's items, scaled to [-1, 1]. The 256 queries lie beside items or anywhere. Recall is
 measured against distances in float64.
 """
 
-import sys
+import argparse
 import time
 
 import jax
@@ -41,8 +41,14 @@ def measure(table: ActionTable, queries: np.ndarray) -> tuple[float, float, floa
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = [10_000, 100_000, 500_000]
+    parser.add_argument("rows", type=int, nargs="*", default=sizes, metavar="ROWS", help="sizes of tables")
+    asked = parser.parse_args()
     print("rows search probes queries ms recall farther")
-    for n in [int(arg) for arg in sys.argv[1:]] or [10_000, 100_000, 500_000]:
+    for n in asked.rows:
         rows, rng = items(n), np.random.default_rng(1)
         beside = rows[rng.integers(0, n, QUERIES)] + rng.normal(0.0, 0.1, (QUERIES, 30))
         anywhere = rng.uniform(-1.0, 1.0, (QUERIES, 30))

@@ -1,6 +1,6 @@
 """Measure the cost of one update of each method beside its base: time, FLOPs and GFLOP/s.
 
-    NPROC=1 python benchmarks/updates.py [RECIPE ...]
+    NPROC=1 python benchmarks/updates.py [NAME ...]
 
 The sizes are those of HalfCheetah-v5 (17 observations, 6 actions): batch size 256, networks 256-256, random
 transitions. All contenders take turns, one block of updates each, so that a disturbance affects all of
@@ -9,6 +9,7 @@ FLOPs are XLA's count of an update with the actor's step. XLA counts the body of
 for SAVGO, which processes its candidates in blocks, does not contain all of them.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -103,7 +104,16 @@ def filled(agent: Any, layout: Any) -> Any:
 
 
 def main() -> None:
-    names = [name for name in CONTENDERS if not sys.argv[1:] or name in sys.argv[1:]]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of: {'; '.join(CONTENDERS)} (default: all)"
+    )
+    asked = parser.parse_args().names
+    if unknown := {*asked} - {*CONTENDERS}:
+        parser.error(f"there is no contender {', '.join(sorted(unknown))}")
+    names = [name for name in CONTENDERS if not asked or name in asked]
     load = os.getloadavg()
     contenders = {name: Contender(*CONTENDERS[name]) for name in names}
     turns = [{name: one.turn() for name, one in contenders.items()} for _ in range(TURNS)]
