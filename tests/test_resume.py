@@ -485,6 +485,30 @@ def test_several_seeds_kill_and_ctrl_c(tmp_path, begin):
     assert_same_run(alone, b)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["td3", "td7", "ppo"])
+def test_a_killed_run_in_one_program_is_resumed_to_the_bit(name, tmp_path, begin):
+    """Its environments are in JAX; TD7's bursts wait for ends of episodes."""
+    argv = {
+        "td3": ["recsim/10k-v0", "--envs", 4, "--steps", 1200, *flags("td3", warmup=100)],
+        "td7": ["recsim/10k-v0", "--envs", 4, "--steps", 1200, *flags("td7", warmup=100), "--sale.width", 8],
+        "ppo": ["jax/CartPole-v1", "--envs", 4, "--steps", 6000, "--base.rollout", 64],
+    }[name]
+    argv = ["train", name, "--env", *argv, "--save-every", 100, "--eval-every", 1000, "--eval-episodes", 2]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _, err = begin(*argv, "--out", whole).communicate()
+    assert folders.read_record(whole / "0")["loop"] == "compiled", err
+    process = begin(*argv, "--out", killed)
+    wait_for_save(process, killed / "0", 0)
+    process.kill()
+    process.communicate()
+    assert folders.unfinished(killed / "0")
+    process = begin("resume", killed / "0")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_same_run(killed / "0", whole / "0")
+
+
 def test_ctrl_c_reaches_every_seed(tmp_path, begin):
     """Sent to the command alone, as a batch system does; of more seeds than cores the last is never begun."""
     argv = ["td3", "--env", "Pendulum-v1", "--steps", 100_000, *flags("td3", warmup=100), "--save-every", 60]
