@@ -6,7 +6,7 @@ import pytest
 from rows import slow_except
 from tiny import TESTS, python
 
-CASES = ("td3", "sac", "td7", "rows", "ppo", "a2c")
+CASES = ("td3", "sac", "td7", "rows", "half", "ppo", "a2c")
 TOLERANCE = (
     1e-3  # largest |a - b| / (|a| + 0.01) after 36 updates; sums over a batch are added in another order
 )
@@ -67,7 +67,8 @@ def test_meshes_that_cannot_be_are_refused(parts):
 
 
 def test_split_storage_is_saved_and_restored_by_rings(parts):
-    assert parts["save"] == {"pieces": True, "restored": True, "rest": 0.0, "split": True}
+    whole = {"pieces": True, "restored": True, "rest": 0.0, "split": True}
+    assert parts["save"] == {"float32": whole, "bfloat16": whole}
 
 
 def test_a_loop_on_each_device_waits_for_no_other(parts):

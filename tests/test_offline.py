@@ -350,10 +350,12 @@ def test_recipes_on_a_dataset():
 # --- training -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("observations", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recipe", ["td3", "td3+lap", "derived"])
-def test_the_replay_holds_the_dataset(name, recipe):
+def test_the_replay_holds_the_dataset(name, recipe, observations):
     data = read(name)
     base = tiny.SIZES | {"next_observation": "derived" if recipe == "derived" else "stored"}
+    base |= {"replay_observations": observations}
     agent = build(recipe.replace("derived", "td3"), {"base": base}).on(Spec(3, 1))
     layout = agent.layout(2)
     rows, index = offline.fill(agent, layout, *agent.replay.init(layout), data)
@@ -364,13 +366,17 @@ def test_the_replay_holds_the_dataset(name, recipe):
         at = np.arange(27)
         assert int(index.size[0]) == 27
     batch = rows_at(layout, rows, index, jnp.asarray(at), 1, 0.9, {"truncated"})
+
+    def kept(x: np.ndarray) -> np.ndarray:
+        return x.astype(observations).astype(np.float32)
+
     for mine, theirs in zip(
         (batch.observation, batch.action, batch.reward, batch.terminated, batch.extra["truncated"]),
-        (data.observation, data.action, data.reward, data.terminated, data.truncated),
+        (kept(data.observation), data.action, data.reward, data.terminated, data.truncated),
         strict=True,
     ):
         np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_array_equal(batch.next_observation, data.next_observation)
+    np.testing.assert_array_equal(batch.next_observation, kept(data.next_observation))
     assert int(index.size[1]) == 0
     if recipe == "td3+lap":
         priorities = sum_tree.leaves(index.priorities.tree, jnp.arange(len(rows)))

@@ -72,6 +72,12 @@ CHEETAH = Plan(  # a replay that is overwritten; synchronisation at step 300, an
 )
 LAP = settings("td3+lap", warmup=50, replay_capacity=200, next_observation="derived")
 SIMPLER = dataclasses.replace(CHEETAH, recipe="td3+lap", settings=LAP)  # the same without embeddings
+HALF = dataclasses.replace(
+    SIMPLER,
+    env="Pendulum-v1",
+    env_args={"max_episode_steps": 100},
+    settings={"base": {**LAP["base"], "replay_observations": "bfloat16"}},
+)
 VECTOR = Plan(
     "sac+normalise",
     "Pendulum-v1",
@@ -102,9 +108,16 @@ CLOCK = Plan(
         slow(PENDULUM, [(333, "step"), (600, "learn")]),
         slow(CHEETAH, [(149, "step"), (299, "step")]),  # in an episode, and at the end of one
         (SIMPLER, [(149, "step"), (299, "step")]),
+        (HALF, [(299, "step")]),
         slow(VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
     ],
-    ids=["pendulum-td7", "cheetah-td3+sale+lap", "cheetah-td3+lap", "vector-sac+normalise"],
+    ids=[
+        "pendulum-td7",
+        "cheetah-td3+sale+lap",
+        "cheetah-td3+lap",
+        "pendulum-bfloat16",
+        "vector-sac+normalise",
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):
     one, other = tmp_path / "whole", tmp_path / "resumed"

@@ -152,6 +152,7 @@ class Assembly(Bound):
             stores_next=self.base.next_observation == "stored",
             envs=envs,
             capacity=self.base.replay_capacity,
+            observations=self.base.replay_observations,
         )
 
     @property

@@ -38,6 +38,10 @@ class Base:
         "stored",
         "How replay holds s': in the row itself, or 'derived' from the following row with half the memory.",
     )
+    replay_observations: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "How replay keeps observations: as they are, or rounded to 'bfloat16' (8 bits) in half the memory.",
+    )
     warmup: int = setting(
         25_000, "Environment steps with uniformly random actions before learning starts.", within=">= 0"
     )

@@ -8,6 +8,10 @@ The next observation is a column of its own ("stored"), or is read from the foll
 which halves the memory. For the latter an insert also writes the next observation into the following row,
 the head of the ring. At the end of an episode the head is left behind as a pad row: it keeps the final
 observation, and the next episode starts after it. Head and pads are no transitions: their `valid` is 0.
+
+Observations may be kept as bfloat16, two in one word of a row. The array then is one of unsigned integers,
+because a pair of bfloat16 may look like a subnormal number or a NaN, whose bits a sum over devices changes.
+The other columns are the bits of their float32 numbers.
 """
 
 import dataclasses
@@ -15,19 +19,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from qscape.errors import RunError, UsageError
 from qscape.ops.devices import device_count, on_each_device, replicate
 from qscape.types import Batch
 
-Storage: TypeAlias = Float[Array, "rows W"]
+Storage: TypeAlias = Float[Array, "rows W"] | UInt32[Array, "rows W"]
 
 # Derived columns that are observations: they are normalised if the agent normalises observations.
 OBSERVATIONS = frozenset({"successor", "previous_observation", "last_observation"})
@@ -93,6 +97,7 @@ class Layout:
         stores_next: is the next observation a column, or derived from the following row?
         envs: E, parallel environments, each with a ring of its own.
         capacity: rows of all rings together.
+        observations: how observations are kept; bfloat16 takes half the memory.
 
     Raises:
         UsageError: the capacity leaves less than two rows for an environment, or more than 2^31 in all.
@@ -104,6 +109,7 @@ class Layout:
     stores_next: bool
     envs: int
     capacity: int
+    observations: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.ring < 2 or self.capacity >= 2**31:
@@ -119,10 +125,12 @@ class Layout:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """The slice of a row that each column takes, by name."""
-        widths = {"observation": self.observation_size, "action": self.action_size}
+        """The slice of a row's words that each column takes, by name."""
+        packed = 1 if self.observations == "float32" else 2  # entries in one word
+        observation = -(-self.observation_size // packed)
+        widths = {"observation": observation, "action": self.action_size}
         widths |= {"reward": 1, "terminated": 1, "truncated": 1}
-        widths |= {"next_observation": self.observation_size} if self.stores_next else {"valid": 1}
+        widths |= {"next_observation": observation} if self.stores_next else {"valid": 1}
         widths |= {name: prod(shape) for name, shape in sorted(self.columns)}
         slices, start = {}, 0
         for name, width in widths.items():
@@ -132,8 +140,13 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """W, the numbers in one row."""
+        """W, the words in one row; each takes four bytes."""
         return max(s.stop for s in self.slices.values())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the words."""
+        return np.dtype(np.float32 if self.observations == "float32" else np.uint32)
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +161,7 @@ def create(layout: Layout, *seeds: int) -> Storage:
         RunError: the machine has not enough memory left.
     """
     check_memory(layout, prod(seeds))
-    return jnp.zeros((*seeds, layout.envs * layout.ring, layout.width), jnp.float32)
+    return jnp.zeros((*seeds, layout.envs * layout.ring, layout.width), layout.dtype)
 
 
 def create_state(layout: Layout) -> ReplayState:
@@ -157,13 +170,11 @@ def create_state(layout: Layout) -> ReplayState:
     return ReplayState(position, size)
 
 
-def pieces(
-    layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int = 0
-) -> Iterator[Float[np.ndarray, "n W"]]:
+def pieces(layout: Layout, rows: Array, used: int, nbytes: int, first_ring: int = 0) -> Iterator[np.ndarray]:
     """Yields the first `used` rows of every ring, one ring after the other, in arrays of at most `nbytes`.
 
-    One array at a time takes memory, on the host and on the device. Of storage that is split over devices,
-    each ring is read on the device that holds it.
+    An array holds the words [n, W] of n rows of one ring. One array at a time takes memory, on the host and
+    on the device. Of storage that is split over devices, each ring is read on the device that holds it.
 
     Args:
         first_ring: the first of the layout's rings, if `rows` holds the storage of several seeds.
@@ -199,7 +210,7 @@ def _spans(sharding: Sharding, shape: tuple[int, ...]) -> dict[Any, tuple[int, i
 
 
 def restored(
-    layout: Layout, used: int, saved: Iterable[Float[np.ndarray, "n W"]], split: NamedSharding | None = None
+    layout: Layout, used: int, saved: Iterable[np.ndarray], split: NamedSharding | None = None
 ) -> Storage:
     """Allocates storage that begins with the saved rows of another one.
 
@@ -231,7 +242,7 @@ def _restored_split(layout: Layout, used: int, saved: Iterator[np.ndarray], spli
     shape = layout.envs * layout.ring, layout.width
     shares = []
     for device, (start, stop) in sorted(_spans(split, shape).items(), key=lambda item: item[1]):
-        share = jnp.zeros((stop - start, layout.width), device=device)
+        share = jnp.zeros((stop - start, layout.width), layout.dtype, device=device)
         mine = _take_rows(saved, (stop - start) // layout.ring * used)
         shares.append(_filled(layout, share, used, mine))
     return jax.make_array_from_single_device_arrays(shape, split, shares)
@@ -246,7 +257,7 @@ def _take_rows(saved: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
 
 
 @partial(jax.jit, static_argnums=2)
-def _stretch(rows: Array, at: int, n: int) -> Float[Array, "n W"]:
+def _stretch(rows: Array, at: int, n: int) -> Storage:
     # Reshaping is free inside a program; outside it copies.
     return jax.lax.dynamic_slice_in_dim(rows.reshape(-1, rows.shape[-1]), at, n)
 
@@ -272,7 +283,8 @@ def insert(
     advance = jnp.ones(layout.envs, jnp.int32)
     if not layout.stores_next:
         head = jnp.zeros_like(packed)
-        head = head.at[:, 0, layout.slices["observation"]].set(jnp.float32(new.next_observation))
+        final = _observation_words(layout, jnp.float32(new.next_observation))
+        head = head.at[:, 0, layout.slices["observation"]].set(final)
         at = jnp.concatenate([at, (at + 1) % layout.ring], axis=1)
         packed = jnp.concatenate([packed, head], axis=1)
         advance += jnp.logical_or(new.terminated, new.truncated).astype(jnp.int32)
@@ -284,8 +296,8 @@ def insert(
     return rows, replay_state._replace(position=position, size=size)
 
 
-def _write(ring: int, rows: Storage, at: Int[Array, "rings k"], packed: Float[Array, "rings k W"]) -> Storage:
-    """Writes k rows of every ring at the positions `at` in it; those at `ring` are dropped."""
+def _write(ring: int, rows: Storage, at: Int[Array, "rings k"], packed: Array) -> Storage:
+    """Writes the rows `packed` [rings, k, W] at the positions `at` of their rings; drops those at `ring`."""
     first = jnp.arange(len(at), dtype=jnp.int32)[:, None] * ring
     i = jnp.where(at < ring, first + at, len(rows))
     return rows.at[i.reshape(-1)].set(packed.reshape(-1, packed.shape[-1]), mode="drop")
@@ -295,11 +307,12 @@ def cut(layout: Layout, rows: Storage, replay_state: ReplayState) -> tuple[Stora
     """Ends running episodes as a time limit does, so that the next inserted rows begin new ones."""
     newest = neighbour(layout, write_rows(layout, replay_state)[0], -1)
     outcome = slice(layout.slices["terminated"].start, layout.slices["truncated"].stop)
-    under_way = (replay_state.size > 0) & (take(rows, newest, outcome).sum(-1) == 0)
+    under_way = (replay_state.size > 0) & (take_numbers(rows, newest, outcome).sum(-1) == 0)
     if not layout.stores_next:  # behind an episode that ended lies a pad
-        under_way &= take(rows, newest, layout.slices["valid"])[:, 0] > 0
+        under_way &= take_numbers(rows, newest, layout.slices["valid"])[:, 0] > 0
     where = jnp.where(under_way, newest, len(rows))
-    rows = rows.at[where, layout.slices["truncated"].start].set(1.0, mode="drop")
+    true = np.float32(1.0).view(layout.dtype)
+    rows = rows.at[where, layout.slices["truncated"].start].set(true, mode="drop")
     if layout.stores_next:
         return rows, replay_state
     advance = under_way.astype(jnp.int32)  # the head becomes the pad
@@ -347,15 +360,16 @@ def rows_at(
     if unknown := set(derived_names) - DERIVED:
         raise UsageError(f"Replay cannot derive {sorted(unknown)}; it knows {sorted(DERIVED)}.")
     columns = layout.slices
-    taken = take(rows, i, slice(0, layout.width))
-    observation = taken[:, columns["observation"]]
+    words = take(rows, i, slice(0, layout.width))
+    taken = _numbers(words)
+    observation = _observations(layout, words[:, columns["observation"]])
     if n_step == 1:
         reward, terminated = taken[:, columns["reward"].start], taken[:, columns["terminated"].start]
         last, power = i, discount
     else:
         reward, terminated, last, power = _n_step(layout, rows, replay_state, i, n_step, discount)
     if n_step == 1 and layout.stores_next:
-        next_observation = taken[:, columns["next_observation"]]
+        next_observation = _observations(layout, words[:, columns["next_observation"]])
     else:
         next_observation = _next_observation(layout, rows, last)
     extra = {name: taken[:, columns[name]].reshape(-1, *shape) for name, shape in layout.columns}
@@ -366,15 +380,15 @@ def rows_at(
     if "successor" in derived_names:
         extra["successor"] = next_observation if n_step == 1 else _next_observation(layout, rows, i)
     if "truncated" in derived_names:
-        extra["truncated"] = take(rows, last, columns["truncated"])[:, 0]
+        extra["truncated"] = take_numbers(rows, last, columns["truncated"])[:, 0]
     if not bootstrap_at_time_limits:
-        terminated = jnp.maximum(terminated, take(rows, last, columns["truncated"])[:, 0])
+        terminated = jnp.maximum(terminated, take_numbers(rows, last, columns["truncated"])[:, 0])
     action = taken[:, columns["action"]]
     return Batch(observation, action, reward, terminated, next_observation, power, extra)
 
 
-def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
-    """Reads some neighbouring columns of the rows i without touching the other columns."""
+def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Array:
+    """Reads the words [*n, columns] of neighbouring columns of the rows i, without touching other columns."""
     width = columns.stop - columns.start
     dimensions = jax.lax.GatherDimensionNumbers(
         offset_dims=(i.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
@@ -383,6 +397,11 @@ def take(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n
     taken = jax.lax.gather(rows, start, dimensions, (1, width), mode="promise_in_bounds")
     # Of several devices each reads the rows that it holds, and zeros for the others; the sum is the rows.
     return replicate(taken)
+
+
+def take_numbers(rows: Storage, i: Int[Array, "*n"], columns: slice) -> Float[Array, "*n columns"]:
+    """Reads neighbouring columns that are not observations, as `take` does."""
+    return _numbers(take(rows, i, columns))
 
 
 def neighbour(layout: Layout, i: Int[Array, "..."], step: int | Int[Array, "..."]) -> Int[Array, "..."]:
@@ -394,7 +413,7 @@ def neighbour(layout: Layout, i: Int[Array, "..."], step: int | Int[Array, "..."
 def _n_step(layout: Layout, rows: Storage, replay_state: ReplayState, i: Array, n: int, discount: float):
     steps = jnp.arange(n)[:, None]
     at = neighbour(layout, i, steps)  # [n, B]
-    outcome = take(rows, at, slice(layout.slices["reward"].start, layout.slices["truncated"].stop))
+    outcome = take_numbers(rows, at, slice(layout.slices["reward"].start, layout.slices["truncated"].stop))
     reward, terminated, truncated = jnp.moveaxis(outcome, -1, 0)
     newest = neighbour(layout, at, 1) % layout.ring == replay_state.position[i // layout.ring]
     stop = (terminated + truncated > 0) | newest
@@ -410,8 +429,8 @@ def _n_step(layout: Layout, rows: Storage, replay_state: ReplayState, i: Array, 
 
 def _next_observation(layout: Layout, rows: Storage, i: Array) -> Array:
     if layout.stores_next:
-        return take(rows, i, layout.slices["next_observation"])
-    return take(rows, neighbour(layout, i, 1), layout.slices["observation"])
+        return _take_observations(layout, rows, i, "next_observation")
+    return _take_observations(layout, rows, neighbour(layout, i, 1), "observation")
 
 
 def _previous_observation(
@@ -419,13 +438,14 @@ def _previous_observation(
 ) -> Array:
     columns = layout.slices
     before = neighbour(layout, i, -1)
-    previous = take(rows, before, slice(0, columns["truncated"].stop + (not layout.stores_next)))
+    words = take(rows, before, slice(0, columns["truncated"].stop + (not layout.stores_next)))
+    previous = _numbers(words)
     first = (previous[:, columns["terminated"].start] + previous[:, columns["truncated"].start]) > 0
     if layout.stores_next:
         first |= _oldest(layout, replay_state, i)
     else:
         first |= previous[:, columns["valid"].start] == 0  # so is the row before the oldest: head or pad
-    return jnp.where(first[:, None], observation, previous[:, columns["observation"]])
+    return jnp.where(first[:, None], observation, _observations(layout, words[:, columns["observation"]]))
 
 
 def _last_observation(
@@ -436,11 +456,11 @@ def _last_observation(
         gone = _oldest(layout, replay_state, i)
     else:  # an invalid row is a pad between two episodes, or at the row written next: there history ends
         written = replay_state.position[i // layout.ring]
-        pad = take(rows, before, columns["valid"])[:, 0] == 0
+        pad = take_numbers(rows, before, columns["valid"])[:, 0] == 0
         gone = (i % layout.ring == written) | (pad & (before % layout.ring == written))
         before = jnp.where(pad, neighbour(layout, i, -2), before)
-        gone |= take(rows, before, columns["valid"])[:, 0] == 0
-    return jnp.where(gone[:, None], observation, take(rows, before, columns["observation"]))
+        gone |= take_numbers(rows, before, columns["valid"])[:, 0] == 0
+    return jnp.where(gone[:, None], observation, _take_observations(layout, rows, before, "observation"))
 
 
 def _oldest(layout: Layout, replay_state: ReplayState, i: Array) -> Array:
@@ -449,10 +469,48 @@ def _oldest(layout: Layout, replay_state: ReplayState, i: Array) -> Array:
     return i % layout.ring == oldest[i // layout.ring]
 
 
-def _pack(layout: Layout, new: Rows) -> Float[Array, "E W"]:
+def _pack(layout: Layout, new: Rows) -> Storage:
     values = new._asdict() | {"valid": jnp.ones(layout.envs)} | dict(new.columns)
-    parts = [jnp.asarray(values[name], jnp.float32).reshape(layout.envs, -1) for name in layout.slices]
+    words = {"observation": _observation_words, "next_observation": _observation_words}
+    parts = []
+    for name in layout.slices:
+        column = jnp.asarray(values[name], jnp.float32).reshape(layout.envs, -1)
+        parts.append(words.get(name, _number_words)(layout, column))
     return jnp.concatenate(parts, axis=1)
+
+
+def _number_words(layout: Layout, numbers: Float[Array, "..."]) -> Array:
+    """Returns numbers as words of the storage, without a change of their bits."""
+    return numbers if layout.dtype == np.float32 else jax.lax.bitcast_convert_type(numbers, jnp.uint32)
+
+
+def _numbers(words: Array) -> Float[Array, "..."]:
+    """Returns the numbers of words; those of observations in bfloat16 mean nothing."""
+    return words if words.dtype == np.float32 else jax.lax.bitcast_convert_type(words, jnp.float32)
+
+
+def _observation_words(layout: Layout, observation: Float[Array, "E S"]) -> Array:
+    """Returns observations as words of the storage, if it says so rounded to bfloat16 (to nearest even)."""
+    if layout.observations == "float32":
+        return observation
+    halves = jax.lax.bitcast_convert_type(observation.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
+    halves = jnp.pad(halves, [(0, 0), (0, layout.observation_size % 2)])
+    # A word holds entries k and k + S / 2, not k and k + 1: reading then joins two pieces and moves no entry.
+    low, high = jnp.split(halves, 2, axis=1)
+    return low | high << 16
+
+
+def _observations(layout: Layout, words: Array) -> Float[Array, "B S"]:
+    """Returns the observations that `_observation_words` made words of."""
+    if layout.observations == "float32":
+        return words
+    # A bfloat16 is the upper half of the float32 that it stands for.
+    both = jnp.concatenate([words << 16, words & np.uint32(0xFFFF0000)], axis=1)
+    return jax.lax.bitcast_convert_type(both, jnp.float32)[:, : layout.observation_size]
+
+
+def _take_observations(layout: Layout, rows: Storage, i: Array, name: str) -> Float[Array, "B S"]:
+    return _observations(layout, take(rows, i, layout.slices[name]))
 
 
 def check_memory(layout: Layout, seeds: int = 1) -> None:
@@ -464,12 +522,13 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
     available, needed = _available_bytes(), layout.nbytes * seeds
     if available is None or needed <= available:
         return
-    derive = " or --base.next-observation derived" if layout.stores_next else ""
+    saving = " or --base.next-observation derived" if layout.stores_next else ""
+    saving += " or --base.replay-observations bfloat16" if layout.observations == "float32" else ""
     fits = available // (4 * layout.width * seeds)
     each = f" for each of {seeds} seeds" if seeds > 1 else ""
     raise RunError(
         f"A replay of {layout.capacity} rows{each} needs {needed / GIB:.1f} GiB but "
-        f"{available / GIB:.1f} GiB are available; use --base.replay-capacity below {fits}{derive}."
+        f"{available / GIB:.1f} GiB are available; use --base.replay-capacity below {fits}{saving}."
     )
 
 

@@ -46,7 +46,7 @@ def sample_uniformly(
     def draw_again(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, i, valid = carry
         i = jnp.where(valid, i, _sample_rows_in_use(layout, replay_state, jax.random.fold_in(key, count), n))
-        return count + 1, i, storage.take(rows, i, layout.slices["valid"])[:, 0] > 0
+        return count + 1, i, storage.take_numbers(rows, i, layout.slices["valid"])[:, 0] > 0
 
     start = jnp.zeros((), jnp.int32), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool)
     return jax.lax.while_loop(unfinished, draw_again, start)[1]

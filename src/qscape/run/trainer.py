@@ -268,7 +268,7 @@ class Trainer(Loop):
         def pieces() -> Iterator[np.ndarray]:
             return ring_buffer.pieces(self.layout, self.storage, used, PIECE, self.first_ring)
 
-        return Large((self.layout.envs, used, self.layout.width), np.dtype(np.float32), pieces)
+        return Large((self.layout.envs, used, self.layout.width), self.layout.dtype, pieces)
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         saved, used = arrays["replay"]["storage"], counters["used_rows"]
