@@ -76,7 +76,7 @@ def make(flaw: str = "") -> JaxEnv:
 
 
 def make_limited(longer: int = 0) -> gym.Env:
-    """A Gymnasium environment whose time limit may differ from that of its `JaxEnv`."""
+    """A Gymnasium environment whose time limit may be longer than that of its `JaxEnv`."""
     native = Walk()
     return gym.wrappers.TimeLimit(GymnasiumEnv(native), native.time_limit + longer)
 

@@ -185,14 +185,17 @@ def test_what_cannot_be_one_program_is_refused(recipe, needs, tmp_path, capsys):
 def test_it_is_chosen_on_an_accelerator(device, one_program, monkeypatch):
     monkeypatch.setattr(command.jax, "default_backend", lambda: device)
 
-    def chosen(recipe, how, seeds=2, loggers=()):
+    def chosen(recipe, how, seeds=2, loggers=(), in_jax=False):
         plans = [plan_of(recipe, seed) for seed in range(seeds)]
-        return command._together(how, plans, agents.build(recipe, plans[0].settings), loggers)
+        agent = agents.build(recipe, plans[0].settings if recipe != "ppo" else None)
+        return command._together(how, plans, agent, in_jax, loggers)
 
     assert chosen("td3", "auto") is one_program
     assert chosen("td3", "vmap") is True
     assert chosen("td3", "processes") is chosen("td3", "auto", seeds=1) is False
-    assert chosen("td7", "auto") is False
+    assert chosen("td7", "auto") is chosen("td7", "auto", in_jax=True) is False
+    assert chosen("td3", "auto", in_jax=True) is chosen("ppo", "auto", in_jax=True) is True
+    assert chosen("ppo", "auto") is False, "host loops of on-policy agents have no program of many seeds"
     assert chosen("td3", "auto", loggers=["trackio"]) is False
     with pytest.raises(UsageError, match="vmap needs seeds without --log wandb, which takes one run in a p"):
         chosen("td3", "vmap", loggers=["wandb"])

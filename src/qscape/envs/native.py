@@ -179,7 +179,8 @@ def find_jax_env(env: gym.Env | VectorEnv) -> JaxEnv | None:
         return None
     if (type(env).reset, type(env).step) != (GymnasiumEnv.reset, GymnasiumEnv.step):
         return None
-    return dataclasses.replace(env.native, time_limit=min(limits)) if limits else env.native
+    limit = min(limits, default=env.native.time_limit)
+    return env.native if limit == env.native.time_limit else dataclasses.replace(env.native, time_limit=limit)
 
 
 def _is_same(one: JaxEnv | None, other: JaxEnv | None) -> bool:

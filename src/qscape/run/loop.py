@@ -15,12 +15,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from qscape.agents import Agent
-from qscape.envs import EnvAdapter, Episode
+from qscape.envs import EnvAdapter, Episode, snapshot
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
 from qscape.envs.snapshot import Snapshot
-from qscape.envs.snapshot import restore as restore_snapshot
-from qscape.envs.snapshot import take as take_snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.run import events as ev
 from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
@@ -256,11 +254,11 @@ class Loop:
 
     def snapshot(self) -> Snapshot:
         """Return the state of the environments, for a save."""
-        return take_snapshot(self.adapter)
+        return snapshot.take(self.adapter)
 
     def restore_environments(self, saved: Snapshot) -> str:
         """Restore the environments. Returns why they start new episodes instead; "" if they do not."""
-        return restore_snapshot(self.adapter, saved)
+        return snapshot.restore(self.adapter, saved)
 
     def on_environment_restart(self) -> None:
         """Adapt the run to environments that start new episodes, since their state was not restored.
