@@ -4,15 +4,17 @@ import dataclasses
 import json
 from functools import partial
 
+import equinox as eqx
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 from test_native_offpolicy import Beside, Line
 
 from qscape.envs import make
-from qscape.envs.native import GymnasiumEnv, step_autoreset
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_autoreset
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
 from qscape.run import compiled, training
@@ -224,3 +226,55 @@ def test_a_slow_chunk_is_followed_by_a_shorter_one():
     assert length.steps == 100
     length.took(2.0, 100)
     assert length.steps == 50
+
+
+class Echo(JaxEnv):
+    """An episode is one step: the reward is highest for the action that equals the observation."""
+
+    time_limit: int = eqx.field(static=True, kw_only=True, default=5)
+    discrete: bool = eqx.field(static=True, default=False)
+
+    @property
+    def observation_space(self):
+        return spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    @property
+    def action_space(self):
+        return spaces.Discrete(2) if self.discrete else spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, key):
+        x = jax.random.uniform(key, (1,), minval=-1.0)
+        return x, x
+
+    def step(self, state, action, key):
+        reward = (action == (state[0] > 0)) * 1.0 if self.discrete else -jnp.square(action - state)[0]
+        return state, Outcome(state, reward, jnp.bool_(True), jnp.bool_(False), jnp.bool_(False))
+
+
+gym.register("compiled/Echo-v0", lambda discrete=False: GymnasiumEnv(Echo(discrete=discrete)))
+FAST = {"actor_hidden": (32,), "critic_hidden": (32,), "batch_size": 64}
+RATES = {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3}
+PROBES = {
+    "td3": ({**FAST, **RATES, "warmup": 200, "replay_capacity": 5_000}, {}, -0.03),
+    "sac": ({**FAST, **RATES, "warmup": 200, "replay_capacity": 5_000}, {}, -0.1),
+    "ppo": ({**FAST, "rollout": 256, "learning_rate": 1e-2}, {"discrete": True}, 0.9),
+}
+
+
+@pytest.mark.parametrize("recipe", PROBES)
+def test_agents_learn_in_one_program(recipe):
+    """A random policy reaches -0.67, or 0.5 with two actions."""
+    base, args, enough = PROBES[recipe]
+    steps = 2_000 if recipe != "ppo" else 6_000
+    plan = plan_of(recipe, "compiled/Echo-v0", steps, {"base": base}, envs=8, env_args=args)
+    _, events = trained(dataclasses.replace(plan, eval_every=steps, eval_episodes=50))
+    evaluated = [e for e in events if isinstance(e, ev.Evaluated)]
+    assert evaluated[-1].mean > enough > evaluated[0].mean
+
+
+@pytest.mark.slow
+def test_ppo_balances_the_pole_of_gymnax():
+    pytest.importorskip("gymnax")
+    plan = Plan("ppo", "gymnax/CartPole-v1", 30_000, envs=8, eval_every=30_000)
+    _, events = trained(plan)
+    assert next(e for e in reversed(events) if isinstance(e, ev.Evaluated)).mean > 300
