@@ -247,7 +247,7 @@ class Echo(JaxEnv):
         return x, x
 
     def step(self, state, action, key):
-        reward = (action == (state[0] > 0)) * 1.0 if self.discrete else -jnp.square(action - state)[0]
+        reward = (action == (jnp.abs(state[0]) > 0.5)) * 1.0 if self.discrete else -jnp.square(action - state)[0]
         return state, Outcome(state, reward, jnp.bool_(True), jnp.bool_(False), jnp.bool_(False))
 
 
