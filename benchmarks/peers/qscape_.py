@@ -53,7 +53,8 @@ def build(name: str) -> Contender:
     adapter = make(ENV)
     transitions = random_transitions(adapter)
     return scan(
-        adapter, flat(algorithm, transitions) if kind == ["scan"] else assembled(algorithm, transitions)
+        adapter,
+        straight_line(algorithm, transitions) if kind == ["scan"] else assembled(algorithm, transitions),
     )
 
 
@@ -138,9 +139,9 @@ def scan(adapter: EnvAdapter, updates: Updates) -> Contender:
     return Contender(advance, lambda: made, block=SCAN)
 
 
-def flat(algorithm: str, transitions: Any) -> Updates:
-    """The straight-line oracle of the tests."""
-    sys.path.append(str(Path(__file__).parents[2] / "tests"))
+def straight_line(algorithm: str, transitions: Any) -> Updates:
+    """The straight-line file of the algorithm, in `reference/`."""
+    sys.path.append(str(Path(__file__).parents[2]))
     oracle = importlib.import_module(f"reference.{algorithm}")
     columns = (getattr(transitions, name)[:, 0] for name in COLUMNS)
     memory = oracle.Transitions(*(jnp.asarray(column, jnp.float32) for column in columns))
