@@ -313,6 +313,8 @@ def test_brax_fast_by_its_id():
         build_env("brax/fast", {"asymmetric_obs": True, "obs_mode": "dict_state", "observation": "depth"})
     seen = {"asymmetric_obs": True, "obs_mode": "dict_state", "observation": "privileged_state"}
     assert build_env("brax/fast", seen).observation_space.shape == (4,)
+    both = build_env("brax/fast", seen | {"observation": "asymmetric"})
+    assert (both.observation_space.shape, both.get_wrapper_attr("actor_size")) == ((6,), 2)
 
 
 DRAW = """

@@ -83,6 +83,11 @@ class Spec:
         low, high: [A] bounds of the action in the environment's units; None if there are none.
         choices: N if an action is the index of one of N actions (then A = 1); None otherwise.
         frame: shape of the image whose bytes an observation holds; None for vectors.
+        actor_size: actors see the first `actor_size` entries of an observation only, critics all S; None:
+            actors see everything.
+
+    Raises:
+        UsageError: `actor_size` leaves nothing for the actor, or nothing that critics alone see.
     """
 
     observation_size: int
@@ -92,6 +97,25 @@ class Spec:
     high: np.ndarray | None = None
     choices: int | None = None
     frame: tuple[int, ...] | None = None
+    actor_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:
+            raise UsageError(
+                f"actors should see the first {self.actor_size} of {self.observation_size} entries of an "
+                f"observation: choose from 1 to {self.observation_size - 1}, or None for all."
+            )
+
+    def actor_part(self, obs: Array) -> Array:
+        """Returns the entries of observations [..., S] that actors see."""
+        return obs if self.actor_size is None else jax.lax.slice_in_dim(obs, 0, self.actor_size, axis=-1)
+
+    @property
+    def of_actor(self) -> "Spec":
+        """The task as an actor sees it, to build its networks."""
+        if self.actor_size is None:
+            return self
+        return dataclasses.replace(self, observation_size=self.actor_size, actor_size=None)
 
 
 AgentT = TypeVar("AgentT", bound="Bound")  # typing.Self, which beartype does not check in functions

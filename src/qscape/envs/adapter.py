@@ -30,7 +30,14 @@ from jaxtyping import Bool, Float, Int
 
 from qscape.envs.build import build_env
 from qscape.envs.native import find_jax_env
-from qscape.envs.spaces import box_leaves, describe_other_table, is_image, make_action_map, make_flatten
+from qscape.envs.spaces import (
+    box_leaves,
+    describe_other_table,
+    is_image,
+    make_action_map,
+    make_flatten,
+    split_space,
+)
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.types import Spec
 
@@ -222,6 +229,7 @@ class EnvAdapter:
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
         self.jax_env = find_jax_env(env)
+        space, actor_space = split_space(space, self.env_id, about.unwrapped, _privileged_keys(about))
         size, flatten = make_flatten(space, self.env_id, images=index_actions)
         convert = functools.partial(
             make_action_map,
@@ -236,12 +244,15 @@ class EnvAdapter:
             first, *others = (copy.action_table for copy in copies)
             if not all(np.array_equal(first, other) for other in others):
                 raise UsageError(describe_other_table(self.env_id))
-        self._space, self._flatten = space, flatten
+        self._space, self._actor_space, self._flatten = space, actor_space, flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
         choices = int(actions.n) if index_actions and isinstance(actions, Discrete) else None
         frame = space.shape if is_image(space) else None
-        self.spec = Spec(size, action_size, table, *bounds, choices=choices, frame=frame)
+        actor_size = None if actor_space is None else make_flatten(actor_space, self.env_id)[0]
+        self.spec = Spec(
+            size, action_size, table, *bounds, choices=choices, frame=frame, actor_size=actor_size
+        )
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
@@ -284,6 +295,11 @@ class EnvAdapter:
     def leaves(self) -> list[tuple[tuple[str, ...], Box]]:
         """The Boxes of the observation space and the keys that lead to them, in the order of a flat row."""
         return box_leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
+
+    @property
+    def actor_leaves(self) -> list[tuple[tuple[str, ...], Box]]:
+        """The `leaves` of what actors see, which are the first ones."""
+        return self.leaves if self._actor_space is None else box_leaves(self._actor_space, (), self.env_id)
 
     @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
@@ -368,11 +384,16 @@ class EnvAdapter:
     def observations(self, observation: Any) -> tuple[Float[np.ndarray, "n S"], bool]:
         """Observations of the environment's space as flat rows, and whether there was a batch axis.
 
+        What critics alone see may be left out; it becomes zeros, on which no action depends.
+
         Raises:
             UsageError: the shape is neither that of one observation nor that of a batch, or a number is NaN
                 or infinite.
         """
-        path, box = self.leaves[0]
+        flatten, leaves = self._flatten, self.leaves
+        if self._actor_space is not None and self._is_actor_part(observation):
+            flatten, leaves = make_flatten(self._actor_space, self.env_id)[1], self.actor_leaves
+        path, box = leaves[0]
         leaf = observation
         for key in path:
             leaf = leaf[key]
@@ -380,11 +401,19 @@ class EnvAdapter:
         batched = shape != box.shape
         if batched and shape[1:] != box.shape:
             raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
-        rows = self._flatten(observation, shape[0] if batched else 1)
+        rows = flatten(observation, shape[0] if batched else 1)
+        if missing := self.spec.observation_size - rows.shape[1]:
+            rows = np.pad(rows, [(0, 0), (0, missing)])
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
             raise UsageError(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
         return rows, batched
+
+    def _is_actor_part(self, observation: Any) -> bool:
+        """Is something left out that critics alone see?"""
+        if isinstance(self._space, gym.spaces.Dict):
+            return not self._space.spaces.keys() <= observation.keys()
+        return np.shape(observation)[-1:] == (self.spec.actor_size,)
 
     def actions(self, action: Float[np.ndarray, "n A"]) -> np.ndarray:
         """Actions in the environment's units and shape, one for each row of `action` in [-1, 1]."""
@@ -562,6 +591,14 @@ def _class_name(about: Any) -> str:
     """A name for an environment that no id makes; it is never a registered name."""
     name = type(about.unwrapped).__name__
     return f"{name}_" if name in {spec.name for spec in gym.registry.values()} else name
+
+
+def _privileged_keys(about: Any) -> Any:
+    """What an environment, or one of its wrappers, declares as `privileged_keys`; None if none does."""
+    name = "privileged_keys"
+    if isinstance(about, gym.Env):
+        return about.get_wrapper_attr(name) if about.has_wrapper_attr(name) else None
+    return getattr(about.unwrapped, name, None)
 
 
 def _time_limit(about: Any) -> int | None:

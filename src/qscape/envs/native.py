@@ -79,6 +79,11 @@ class JaxEnv(eqx.Module):
         """A vector for each action of a large discrete set; None if the set is small or continuous."""
         return None
 
+    @property
+    def actor_size(self) -> int | None:
+        """Actors see the first entries of an observation, this many; critics see all. None: both see all."""
+        return None
+
     def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
         """The state and the first observation [S] of a new episode."""
         raise NotImplementedError
@@ -231,6 +236,11 @@ class GymnasiumEnv(gym.Env):
     def action_table(self) -> Float[np.ndarray, "N d"] | None:
         """A vector for each action of a large discrete set; None if the set is small or continuous."""
         return self.native.action_table
+
+    @property
+    def actor_size(self) -> int | None:
+        """How many entries of an observation actors see; None: all."""
+        return self.native.actor_size
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float
 
+from qscape.envs.native import GymnasiumEnv
 from qscape.errors import UsageError
 
 
@@ -111,6 +112,45 @@ def make_flatten(
         return np.concatenate(columns, axis=1)
 
     return size, flatten
+
+
+def split_space(
+    space: spaces.Space, env_id: str, bare: Any, privileged: Any
+) -> tuple[spaces.Space, spaces.Space | None]:
+    """Finds out which part of an observation actors see.
+
+    Args:
+        space: of one observation.
+        env_id: name of the environment, for errors.
+        bare: the environment without its wrappers; a face of a `JaxEnv` may have an `actor_size`.
+        privileged: the keys of a Dict that critics alone see, which the environment declares; None: none.
+
+    Returns:
+        The space with these keys moved behind all others, and the space of what actors see; None: everything.
+
+    Raises:
+        UsageError: the declaration does not fit the space.
+    """
+    size = bare.actor_size if isinstance(bare, GymnasiumEnv) else None
+    if size is not None:
+        if space != bare.observation_space or not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise UsageError(
+                f"{env_id} shows actors the first {size} entries of its observation, and a wrapper changes "
+                "these: leave it out"
+            )
+        return space, spaces.Box(space.low[:size], space.high[:size], dtype=np.float32)
+    if privileged is None:
+        return space, None
+    keys = [privileged] if isinstance(privileged, str) else list(privileged)
+    if not isinstance(space, spaces.Dict) or not keys or not set(keys) < set(space.spaces):
+        has = f"a Dict of {', '.join(space.spaces)}" if isinstance(space, spaces.Dict) else f"{space}"
+        raise UsageError(
+            f"{env_id} declares privileged_keys {keys}, and its observation is {has}: name one key or more "
+            "of a Dict, but not all, and use no wrapper that flattens it"
+        )
+    seen = [(key, part) for key, part in space.spaces.items() if key not in keys]
+    hidden = [(key, part) for key, part in space.spaces.items() if key in keys]
+    return spaces.Dict(seen + hidden), spaces.Dict(seen)
 
 
 def box_leaves(

@@ -129,11 +129,16 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
 def make_policy_function(loaded: LoadedPolicy) -> Callable[[Float[Array, "B S"]], Array]:
     """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
 
-    Normalisation and action scaling are inside.
+    Normalisation and action scaling are inside. Of a task whose critics see more than its actor, the function
+    takes the actor's part.
     """
     agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
+    spec = loaded.adapter.spec
 
     def policy(obs: Float[Array, "B S"]) -> Array:
+        if spec.actor_size is not None:  # the normaliser knows whole observations
+            rest = jnp.zeros((obs.shape[0], spec.observation_size - spec.actor_size))
+            obs = jnp.concatenate([obs, rest], axis=1)
         first = jnp.ones(obs.shape[0], bool)
         action, _, _ = agent.act(loaded.acting, None, obs, first, 0, evaluation_key(), "evaluate")
         return convert(action)
@@ -200,7 +205,8 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
-    model = to_onnx(make_policy_function(source.loaded), source.loaded.adapter.spec.observation_size, about)
+    size = source.loaded.adapter.spec.of_actor.observation_size
+    model = to_onnx(make_policy_function(source.loaded), size, about)
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)
@@ -221,11 +227,12 @@ def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> Onn
     obs = sample_observations(source)
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
     alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in range(len(obs))])
-    batched = np.asarray(session.run(None, {"observation": obs})[0])
+    shown = np.ascontiguousarray(obs[:, : source.loaded.adapter.spec.actor_size])
+    batched = np.asarray(session.run(None, {"observation": shown})[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
         begun = time.perf_counter()
-        (answer,) = session.run(None, {"observation": obs[k : k + 1]})
+        (answer,) = session.run(None, {"observation": shown[k : k + 1]})
         seconds[k] = time.perf_counter() - begun
         single[k] = np.asarray(answer)[0]
     rounding = float(np.abs(alone - wanted).max())
@@ -284,7 +291,7 @@ def describe(source: Source) -> dict[str, Any]:
     adapter, space = loaded.adapter, action_space(loaded.adapter)
     order = [
         {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
-        for path, box in adapter.leaves
+        for path, box in adapter.actor_leaves
     ]
     listed = lambda x: None if x is None else np.asarray(x).tolist()  # noqa: E731
     return {
@@ -295,7 +302,7 @@ def describe(source: Source) -> dict[str, Any]:
         "seed": record["seed"],
         "step": loaded.step,
         "policy": loaded.policy,
-        "observation": {"size": adapter.spec.observation_size, "order": order},
+        "observation": {"size": adapter.spec.of_actor.observation_size, "order": order},
         "action": {
             "shape": list(space.shape or ()),
             "dtype": str(space.dtype),

@@ -191,6 +191,11 @@ def _read_settings(recipe: str, arrays: Arrays, about: Mapping[str, Any]) -> dic
 def _refuse_other_spaces(file: Path, arrays: Arrays, about: Mapping[str, Any], adapter: EnvAdapter) -> None:
     """Refuse an environment with other sizes, or with another action range if the file records its own."""
     spec = adapter.spec
+    if spec.actor_size is not None:
+        raise UsageError(
+            f"critics see more than actors in {adapter.env_id}, and those of Stable-Baselines3 see the same: "
+            "name the environment it was trained in."
+        )
     first = "actor.latent_pi.0.weight" if "actor.log_std.weight" in arrays else "actor.mu.0.weight"
     seen, both = arrays[first].shape[1], arrays["critic.qf0.0.weight"].shape[1]
     if (seen, both - seen) != (spec.observation_size, spec.action_size):

@@ -114,7 +114,8 @@ class LipsNet(Plain):
     ) -> tuple[Scalar, Metrics] | None:
         """Returns λ_K mean K(s)², summed over all actors."""
         actors = jax.tree.leaves(actor, is_leaf=lambda x: isinstance(x, LipsActor))
-        gains = [a.lipschitz_constant(batch.observation) for a in actors if isinstance(a, LipsActor)]
+        obs = context.spec.actor_part(batch.observation)
+        gains = [a.lipschitz_constant(obs) for a in actors if isinstance(a, LipsActor)]
         loss = self.weight * jnp.stack([jnp.square(gain).mean() for gain in gains]).sum()
         return loss, {"lipsnet_gain": gains[0].mean(), "lipsnet_loss": loss}
 

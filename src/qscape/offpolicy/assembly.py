@@ -102,6 +102,20 @@ class Assembly(Bound):
             )
         return super().conflict()
 
+    def fits(self, spec: Spec) -> str | None:
+        rep, selector = self.representation, self.selector
+        if spec.actor_size is not None and not rep.splits_observations:
+            return (
+                f"{rep.name} embeds observations for actor and critics together, and here some entries are "
+                f"for critics only; leave {rep.name} out, or let the actor see all of the observation."
+            )
+        if spec.actor_size is not None and not selector.has_single_policy:
+            return (
+                f"{selector.name} lets critics choose the action that is executed, and here they see more "
+                f"than the actor may; leave {selector.name} out, or let the actor see all of the observation."
+            )
+        return super().fits(spec)
+
     @property
     def parts(self) -> dict[str, Part]:
         """All parts by name, in the order in which they are initialised."""
@@ -160,7 +174,7 @@ class Assembly(Bound):
         """Builders of networks in this agent's architecture."""
         rep, base, spec = self.representation, self.base, self.task
         return Nets(
-            actor=lambda key, conditioning=0: rep.actor(key, base, spec, conditioning),
+            actor=lambda key, conditioning=0: rep.actor(key, base, spec.of_actor, conditioning),
             critic=lambda key, conditioning=0: rep.critic(key, base, spec, conditioning),
         )
 
@@ -249,7 +263,10 @@ class Assembly(Bound):
 
         def bind(module: PyTree, which: Version = "fixed") -> Callable:
             function = bind_network(rep, rep.encoder_params(rep_state, which), module)
-            return snap_policy(function, table) if table and isinstance(module, Actor) else function
+            if not isinstance(module, Actor):
+                return function
+            function = hide_privileged(function, self.task)
+            return snap_policy(function, table) if table else function
 
         context = Context(
             policy=_unavailable,
@@ -345,6 +362,13 @@ class Assembly(Bound):
             part_states=state.part_states
             | {name: self.normaliser.update_statistics(state.part_states[name], obs)}
         )
+
+
+def hide_privileged(policy: Callable, spec: Spec) -> Callable:
+    """Returns a policy that gets whole observations and sees the actor's part of them."""
+    if spec.actor_size is None:
+        return policy
+    return lambda obs, conditioning=None: policy(spec.actor_part(obs), conditioning)
 
 
 def snap_policy(policy: Callable, table: ActionTable) -> Callable:

@@ -41,6 +41,7 @@ class Plain(Representation):
     """Actor and critics see observation and action without embeddings."""
 
     name: ClassVar[str] = "plain"
+    splits_observations: ClassVar[bool] = True
 
     def encoder_params(self, state: PartState, which: Version) -> None:
         return None

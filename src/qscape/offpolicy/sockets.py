@@ -141,11 +141,14 @@ class Representation(StatefulPart):
         joint_loss_weight: weight β of the part's own loss in the critics' loss, if the critics' step trains
             the encoder too; None: the encoder has a step of its own.
         has_smooth_critics: the part itself chooses activations that have second derivatives.
+        splits_observations: actors may see less of an observation than critics, because no network embeds it
+            for both.
     """
 
     socket: ClassVar[str] = "representation"
     joint_loss_weight: ClassVar[float | None] = None
     has_smooth_critics: ClassVar[bool] = False
+    splits_observations: ClassVar[bool] = False
 
     def encoder_params(self, state: PartState, which: Version) -> PyTree:
         """Returns the encoder that embeddings are computed with.

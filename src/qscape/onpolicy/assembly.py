@@ -65,6 +65,11 @@ class Assembly(Bound):
             return "base.exploration is for discrete actions; continuous policies already sample with noise."
         if spec.frame is not None and self.normalises:
             return f"{self.normaliser.name} is for vectors; images are divided by 255: leave it out."
+        if spec.actor_size is not None and self.base.shared_torso:
+            return (
+                "the critic is a layer on the actor's features, and here critics see more than the actor "
+                "may: base.shared_torso = False."
+            )
         return super().fits(spec)
 
     @property
@@ -100,7 +105,7 @@ class Assembly(Bound):
         k_actor, k_head, k_critic, k_value = (
             stream(key, name) for name in ("actor", f"{self.head.name}.init", "critic", "critic.value")
         )
-        width = torso.width(spec, base, base.actor_hidden)
+        width = torso.width(spec.of_actor, base, base.actor_hidden)
         learned, fixed = self.head.init(k_head, spec, base, width)
         critic = None
         if self.estimator.needs_critic and self.has_shared_torso:
@@ -111,7 +116,7 @@ class Assembly(Bound):
                 critic_torso,
                 orthogonal_linear(k_value, torso.width(spec, base, base.critic_hidden), 1, 1.0),
             )
-        networks = Networks(torso.init(k_actor, spec, base, base.actor_hidden), learned, critic)
+        networks = Networks(torso.init(k_actor, spec.of_actor, base, base.actor_hidden), learned, critic)
         part_states = {self.head.name: fixed}
         part_states |= {p.name: p.init_state(spec, envs) for p in (self.estimator, self.scaling)}
         if not isinstance(self.normaliser, plain.Raw):
@@ -142,7 +147,7 @@ class Assembly(Bound):
 
     def apply_networks(self, part_states: PartStates, networks: Networks, obs: Array) -> NetworkOutputs:
         """Distribution, values and penalty at normalised observations [*b, S]."""
-        features = networks.torso(obs)
+        features = networks.torso(self.task.actor_part(obs))
         dist, penalty = self.head.distribution(networks.head, part_states.get(self.head.name), features)
         value = None if networks.critic is None else _value(networks.critic, features, obs)
         return NetworkOutputs(dist, value, penalty)
@@ -150,7 +155,8 @@ class Assembly(Bound):
     def distribution(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
         """The policy's distribution at normalised observations [*b, S]; `actor` is the pair (torso, head)."""
         torso, head = actor
-        return self.head.distribution(head, part_states.get(self.head.name), torso(obs))[0]
+        features = torso(self.task.actor_part(obs))
+        return self.head.distribution(head, part_states.get(self.head.name), features)[0]
 
     def value(self, part_states: PartStates, networks: Networks, obs: Array) -> Array:
         """The critic's values [*b] at normalised observations [*b, S]."""

@@ -56,6 +56,7 @@ class OfflineTrainer(Trainer):
         data = read(plan.dataset, plan.env if known else None, plan.env_args if known else None)
         super().__init__(plan, _holding(agent, data, plan), adapter, eval_adapter, saver)
         refuse_columns(self.layout, self.agent.recipe)
+        refuse_privileged(self.agent)
         self.data, self.score = data, None
         learn = partial(cycle.learn, self.agent, self.layout, stride=1)
         self.programs.learn = Program(learn, LEARNED, ("storage",))
@@ -130,6 +131,19 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
         raise UsageError(
             f"'{recipe}' replays {names}, which it writes down when it acts; a dataset holds none: "
             "leave that part out."
+        )
+
+
+def refuse_privileged(agent: Agent) -> None:
+    """Refuse a dataset for a task in which critics see more than actors.
+
+    Raises:
+        UsageError: it is such a task, and the entries of a dataset's observation have an order of their own.
+    """
+    if agent.task.actor_size is not None:
+        raise UsageError(
+            "here critics see more than actors, and a dataset does not say which entries of an observation "
+            "are whose: learn in the environment."
         )
 
 
@@ -294,6 +308,7 @@ def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
     if not source.dataset:
         raise UsageError(f"--keep-data: {run} was not trained on a dataset, so it has none to keep.")
     refuse_columns(trainer.layout, trainer.agent.recipe)
+    refuse_privileged(trainer.agent)
     known = source.env != RECORDED
     data = read(source.dataset, source.env if known else None, source.env_args if known else None)
     _fill_replay(trainer, data)

@@ -98,7 +98,8 @@ def spec_of(env: JaxEnv, index_actions: bool = False) -> Spec:
     size, table, _ = make_action_map(space, 1, env, type(env).__name__, index_actions)
     bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
     choices = int(space.n) if index_actions and isinstance(space, Discrete) else None
-    return Spec(int(env.observation_space.shape[0]), size, table, *bounds, choices=choices)
+    seen = int(env.observation_space.shape[0])
+    return Spec(seen, size, table, *bounds, choices=choices, actor_size=env.actor_size)
 
 
 def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:

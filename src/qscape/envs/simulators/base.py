@@ -19,6 +19,9 @@ from qscape.envs.native import JaxEnv, Outcome
 from qscape.errors import QscapeError, UsageError
 from qscape.types import Key
 
+ASYMMETRIC = "asymmetric"  # the choice of both: actors see the first, critics both
+STATE, PRIVILEGED = "state", "privileged_state"  # names that Brax and Playground give them
+
 
 class Simulated(NamedTuple):
     """State of an adapter. Snapshots store it under this name.
@@ -133,6 +136,8 @@ class StateEnv(JaxEnv):
         size: length of the observation.
         key: name of the observation that the agent sees, if the environment makes several; else "".
         repeat: times that an action is applied in one step; the rewards are summed.
+        privileged: name of an observation that critics see beside it, or "".
+        size_of_actor: length of what actors see; None: everything.
     """
 
     MODEL: ClassVar[str] = ""  # attribute of `sim` that holds the model
@@ -143,6 +148,8 @@ class StateEnv(JaxEnv):
     size: int = eqx.field(static=True)
     key: str = eqx.field(static=True, default="")
     repeat: int = eqx.field(static=True, default=1)
+    privileged: str = eqx.field(static=True, default="")
+    size_of_actor: int | None = eqx.field(static=True, default=None)
 
     @classmethod
     def wrap(cls, sim: Any, time_limit: int, key: str | None = None, repeat: int = 1) -> Self:
@@ -151,7 +158,8 @@ class StateEnv(JaxEnv):
         Args:
             sim: the environment, without wrappers.
             time_limit: steps after which an episode is truncated.
-            key: name of the observation, if the environment makes several; None: "state".
+            key: name of the observation, if the environment makes several; None: "state"; "asymmetric":
+                "state" for actors, and "privileged_state" beside it for critics.
             repeat: times that an action is applied in one step.
 
         Raises:
@@ -161,20 +169,26 @@ class StateEnv(JaxEnv):
         rng = jax.random.key_data(jax.random.key(0))
         with explain_failure(sim):
             state: Any = jax.eval_shape(lambda model, rng: cls._with_model(sim, model).reset(rng), model, rng)
+        privileged = ""
         if isinstance(state.obs, dict):
-            key = key or "state"
+            key = key or STATE
+            if key == ASYMMETRIC and {STATE, PRIVILEGED} <= state.obs.keys():
+                key, privileged = STATE, PRIVILEGED
             if key not in state.obs:
                 raise UsageError(f"observation is {key!r}, but there are only {', '.join(state.obs)}")
         elif key:
             raise UsageError(f"observation is {key!r}, but the environment makes one without a name")
         seen: Any = state.obs[key] if key else state.obs
+        size = int(np.prod(seen.shape))
         return cls(
             model=model,
             sim=sim,
             layout=Layout.of(state),
-            size=int(np.prod(seen.shape)),
+            size=size + (int(np.prod(state.obs[privileged].shape)) if privileged else 0),
             key=key or "",
             repeat=repeat,
+            privileged=privileged,
+            size_of_actor=size if privileged else None,
             time_limit=time_limit,
         )
 
@@ -195,6 +209,10 @@ class StateEnv(JaxEnv):
     @property
     def observation_space(self) -> spaces.Box:
         return spaces.Box(-np.inf, np.inf, (self.size,), np.float32)
+
+    @property
+    def actor_size(self) -> int | None:
+        return self.size_of_actor
 
     @property
     def action_space(self) -> spaces.Box:
@@ -249,6 +267,8 @@ class StateEnv(JaxEnv):
 
     def _observe(self, state: Any) -> Float[Array, " S"]:
         seen = state.obs[self.key] if self.key else state.obs
+        if self.privileged:
+            seen = jnp.concatenate([jnp.ravel(seen), jnp.ravel(state.obs[self.privileged])])
         return jax.lax.convert_element_type(jnp.ravel(seen), jnp.float32)
 
     def _success(self, state: Any) -> Bool[Array, ""]:

@@ -48,6 +48,10 @@ class StartPool(JaxEnv):
     def action_table(self) -> Float[np.ndarray, "N d"] | None:
         return self.inner.action_table
 
+    @property
+    def actor_size(self) -> int | None:
+        return self.inner.actor_size
+
     def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
         """One of the starts. Random numbers that its state would draw later are drawn anew."""
         key_row, key_state = jax.random.split(key)
