@@ -13,6 +13,8 @@ import pytest
 from gymnasium import spaces
 from test_native_offpolicy import Beside, Line
 
+from qscape import agents
+from qscape.cli import main
 from qscape.envs import make
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_autoreset
 from qscape.envs.world import reset_world, step_world
@@ -207,6 +209,8 @@ def test_only_the_environment_itself_is_compiled():
     assert make("Pendulum-v1").jax_env is None
     with pytest.raises(UsageError, match=r"--loop compiled needs an environment in JAX.*Pendulum-v1 is not"):
         trainer_of(plan_of("td3", "Pendulum-v1", 100, OFF, loop="compiled"))
+    with pytest.raises(UsageError, match=r"batch_size is 99, more than the 50 transitions that replay holds"):
+        agents.build("td3", {"base": {"batch_size": 99, "replay_capacity": 50}})
     with pytest.raises(UsageError, match=r"--loop quick is unknown"):
         plan_of("td3", "Pendulum-v1", 100, OFF, loop="quick")
     host = trainer_of(plan_of("td3", "compiled/Line-v0", 100, OFF, loop="host", envs=3))
@@ -247,7 +251,9 @@ class Echo(JaxEnv):
         return x, x
 
     def step(self, state, action, key):
-        reward = (action == (jnp.abs(state[0]) > 0.5)) * 1.0 if self.discrete else -jnp.square(action - state)[0]
+        reward = (
+            (action == (jnp.abs(state[0]) > 0.5)) * 1.0 if self.discrete else -jnp.square(action - state)[0]
+        )
         return state, Outcome(state, reward, jnp.bool_(True), jnp.bool_(False), jnp.bool_(False))
 
 
@@ -278,3 +284,33 @@ def test_ppo_balances_the_pole_of_gymnax():
     plan = Plan("ppo", "gymnax/CartPole-v1", 30_000, envs=8, eval_every=30_000)
     _, events = trained(plan)
     assert next(e for e in reversed(events) if isinstance(e, ev.Evaluated)).mean > 300
+
+
+@pytest.mark.slow
+def test_sac_learns_in_brax_and_mixes_with_other_simulators_in_a_study(tmp_path):
+    """A random policy balances for 6 steps."""
+    pytest.importorskip("brax")
+    base = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "warmup": 1_000}
+    pace = {"eval_every": 4_000, "eval_episodes": 5}
+    _, events = trained(
+        Plan("sac", "brax/inverted_pendulum", 4_000, envs=16, settings={"base": base}, **pace)
+    )
+    assert next(e for e in reversed(events) if isinstance(e, ev.Evaluated)).mean > 40
+    study = """
+        [budgets.full]
+        seeds = 2
+        steps = 200
+        [[agents]]
+        recipe = "td3"
+        base = {warmup = 50, actor_hidden = [8], critic_hidden = [8], batch_size = 16}
+        [[environments]]
+        id = "brax/fast"
+        envs = 4
+        [[environments]]
+        id = "gymnax/Pendulum-v1"
+        envs = 2
+    """
+    (tmp_path / "two.toml").write_text(study)
+    assert main(["study", "run", str(tmp_path / "two.toml"), "--runs", str(tmp_path / "out")]) == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("run.json")]
+    assert [record["loop"] for record in records] == ["compiled"] * 4

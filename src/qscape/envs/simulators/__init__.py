@@ -4,11 +4,13 @@
 before one of its ids is used.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
 import importlib.util
+import io
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -140,7 +142,8 @@ def _import_adapter(env_id: str, prefix: str) -> Any:
         raise UsageError(f'{env_id} needs a package that is not installed: pip install "qscape[{prefix}]"')
     try:
         adapter = importlib.import_module(f"qscape.envs.simulators.{prefix}")
-        adapter.list_names()
+        with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
+            adapter.list_names()
     except Exception as problem:  # beside a version of JAX that does not fit, also other errors
         raise UsageError(
             f'{env_id} cannot be imported ({problem}): pip install "qscape[{prefix}]"'
