@@ -73,7 +73,7 @@ class InProgram(Loop):
 
     Attributes:
         env: the environment in JAX.
-        world: the states of its E copies; None before the first step.
+        world: the states of its E copies; made before the first step, or restored.
         length: the length of chunks.
     """
 
@@ -149,7 +149,8 @@ class InProgram(Loop):
     def _episodes(self, log: EpisodeLog) -> Iterator[tuple[int, Episode]]:
         """Yield the step of the chunk and the episode, for every episode that ended."""
         reports = self.env.reports_success
-        for step, env, length, ret, success in np.asarray(log.rows[: int(log.ended)]).tolist():
+        # Cut on the host: on the device every other number of rows would be another program.
+        for step, env, length, ret, success in np.asarray(log.rows)[: int(log.ended)].tolist():
             yield int(step), Episode(int(env), int(length), ret, success if reports else None)
 
     def snapshot(self) -> Snapshot:

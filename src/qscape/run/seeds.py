@@ -340,6 +340,7 @@ class RolloutSeedRun(CompiledRollouts):
 
 def finished_in_seeds(seeds: Any, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
     """Yield the episodes of a chunk, seed by seed."""
+    log = jax.tree.map(np.asarray, log)
     for k, run in enumerate(seeds.runs):
         seeds.of, run.env_steps = k, seeds.env_steps
         yield from InProgram._finished(run, jax.tree.map(lambda x, k=k: x[k], log), steps_before)
