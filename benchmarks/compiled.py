@@ -457,7 +457,8 @@ def seeds(record: Record, options: argparse.Namespace) -> None:
 def processes(record: Record, options: argparse.Namespace) -> None:
     """Five seeds in one program (one thread, two threads) against two processes of one thread each.
 
-    Wall seconds count here: steps of all processes a second. Each process waits until its turn.
+    Steps of all processes a wall second, and the sum of their steps a processor second: the latter is what
+    processes of one thread make a second if each has a core to itself. Each process waits until its turn.
     """
     for recipe, env, envs, hidden, settings in seed_cases(options):
         args = [recipe, env, envs, settings]
@@ -470,6 +471,7 @@ def processes(record: Record, options: argparse.Namespace) -> None:
         case = {"recipe": recipe, "env": env, "envs": envs, "hidden": hidden}
         print(", ".join(f"{k} {v}" for k, v in case.items()), flush=True)
         rates: dict[str, list[float]] = {name: [] for name in workers}
+        free: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(options.rounds):
             for name, members in workers.items():
                 for worker in members:
@@ -477,6 +479,7 @@ def processes(record: Record, options: argparse.Namespace) -> None:
                 answers = [worker.answer() for worker in members]
                 longest = max(answer["wall"] for answer in answers)
                 rates[name].append(sum(a["steps"] for a in answers) / longest)
+                free[name].append(sum(a["steps"] / a["processor"] for a in answers))
                 record.write({"case": case, "contender": name, "round": number, "answers": answers})
         for members in workers.values():
             for worker in members:
@@ -484,7 +487,11 @@ def processes(record: Record, options: argparse.Namespace) -> None:
         medians = {name: statistics.median(values) for name, values in rates.items()}
         for name, rate in medians.items():
             low, high = min(rates[name]), max(rates[name])
-            print(f"  {name:34}{rate:12,.0f} steps/s of wall time ({low:,.0f} to {high:,.0f})", flush=True)
+            print(
+                f"  {name:34}{rate:12,.0f} steps/s of wall time ({low:,.0f} to {high:,.0f}), "
+                f"{statistics.median(free[name]):,.0f} steps a processor second, summed over processes",
+                flush=True,
+            )
         record.write({"case": case, "steps a second": medians})
 
 
