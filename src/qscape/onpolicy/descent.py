@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from qscape.onpolicy.sockets import Context, NetworkOutputs, PolicyUpdate, RolloutSamples
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.devices import split_batch
+from qscape.ops.order import argsort_draws
 from qscape.ops.surrogate import (
     clipped_surrogate,
     clipped_value_loss,
@@ -151,7 +152,9 @@ class Minibatches(NamedTuple):
         if not self.size and self.weight is None:
             return jnp.arange(self.samples)
         draws = jax.random.uniform(key, (self.samples,))
-        return jnp.argsort(draws if self.weight is None else jnp.where(self.weight > 0, draws, 2.0))
+        if self.weight is None:
+            return argsort_draws(draws)
+        return jnp.argsort(jnp.where(self.weight > 0, draws, 2.0))
 
     def _run_pass(self, step: Callable, carry: tuple, samples: RolloutSamples, order: Array) -> tuple:
         """One pass over the samples in the given order, a step for each minibatch."""
