@@ -13,7 +13,6 @@ import pytest
 from gymnasium import spaces
 from test_native_offpolicy import Beside, Line
 
-from qscape import agents
 from qscape.cli import main
 from qscape.envs import make
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_autoreset
@@ -210,7 +209,7 @@ def test_only_the_environment_itself_is_compiled():
     with pytest.raises(UsageError, match=r"--loop compiled needs an environment in JAX.*Pendulum-v1 is not"):
         trainer_of(plan_of("td3", "Pendulum-v1", 100, OFF, loop="compiled"))
     with pytest.raises(UsageError, match=r"batch_size is 99, more than the 50 transitions that replay holds"):
-        agents.build("td3", {"base": {"batch_size": 99, "replay_capacity": 50}})
+        prepare(plan_of("td3", "compiled/Line-v0", 9, {"base": {"batch_size": 99, "replay_capacity": 50}}))
     with pytest.raises(UsageError, match=r"--loop quick is unknown"):
         plan_of("td3", "Pendulum-v1", 100, OFF, loop="quick")
     host = trainer_of(plan_of("td3", "compiled/Line-v0", 100, OFF, loop="host", envs=3))

@@ -152,6 +152,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "td3",
         {
             "base": {"next_observation": "derived", "actor_activation": "tanh", "gradient_clip": 1.0}
+            | {"replay_observations": "bfloat16"}
             | {"critic_weight_decay": 1e-2, "actor_weight_decay": 1e-2},
         },
     ),

@@ -199,9 +199,9 @@ def test_lipsnet(recipe, squashed):
         np.testing.assert_allclose(action, expected, atol=1e-5)
 
     def penalty(actor):
-        return agent.representation.penalty(
-            actor, PartState(), None, batch_of()._replace(observation=obs), None
-        )
+        context = SimpleNamespace(spec=Spec(4, 3))
+        batch = batch_of()._replace(observation=obs)
+        return agent.representation.penalty(actor, PartState(), context, batch, None)
 
     gains = np.array([bound(x) for x in obs])
     assert gains.mean() == pytest.approx(2.0, abs=1.0)

@@ -148,5 +148,19 @@ def _step_rows(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[Py
         return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
 
     # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.
-    state, observation = jax.lax.cond(done.any(), restart, lambda: after)
+    state, observation = jax.lax.cond(_any(done), restart, lambda: after)
     return state, observation, outcome
+
+
+@jax.custom_batching.custom_vmap
+def _any(done: Bool[Array, " E"]) -> Bool[Array, ""]:
+    """Return whether an episode ended; under `vmap` over seeds, whether one ended in any seed.
+
+    A predicate for each seed would turn the `cond` into a `select`, which computes a reset in every step.
+    """
+    return done.any()
+
+
+@_any.def_vmap
+def _any_seed(axis_size: int, is_batched: list[bool], done: Array) -> tuple[Array, bool]:
+    return done.any(), False

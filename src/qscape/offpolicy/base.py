@@ -145,11 +145,6 @@ class Base:
 
     def __post_init__(self) -> None:
         check_ranges(self, "base")
-        if self.batch_size > self.replay_capacity:
-            raise UsageError(
-                f"base.batch_size is {self.batch_size}, more than the {self.replay_capacity} transitions "
-                "that replay holds; make it smaller, or base.replay_capacity larger."
-            )
         if self.epsilon_mode == "greedy" and self.epsilon_end == 1:
             raise UsageError(
                 "base.epsilon_mode is greedy and base.epsilon_end 1: all actions would be random for ever; "

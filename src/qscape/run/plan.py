@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -173,6 +174,7 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     notes += describe_overrides(agent) + part_notes(agent)
     if plan.dataset:
         return plan, agent, notes
+    _refuse_large_batch(plan, agent)
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
     if asked and (wait > plan.steps if field == "rollout" else wait >= plan.steps):
@@ -195,6 +197,16 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         ]
         plan = _with_base(plan, shares)
     return plan, build(plan.recipe, plan.settings), notes
+
+
+def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
+    """Raise UsageError if a batch has more rows than replay holds, so that most of them would be repeated."""
+    capacity = getattr(agent.base, "replay_capacity", math.inf)  # on-policy agents have no replay
+    if 2 * plan.envs <= capacity < agent.base.batch_size:  # a smaller replay is refused by its layout
+        raise UsageError(
+            f"base.batch_size is {agent.base.batch_size}, more than the {capacity} transitions that replay "
+            "holds; make it smaller, or base.replay_capacity larger."
+        )
 
 
 def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
