@@ -95,9 +95,9 @@ def log_ends(
     return EpisodeLog(log.ended + done.sum(), rows, log.finite & finite)
 
 
-def is_finite(outcome: Outcome) -> Bool[Array, ""]:
-    """Return whether all observations and rewards of a step are finite."""
-    return jnp.isfinite(outcome.observation).all() & jnp.isfinite(outcome.reward).all()
+def is_finite(observation: Array, reward: Array) -> Bool[Array, ""]:
+    """Return whether all observations and rewards of one or several steps are finite."""
+    return jnp.isfinite(observation).all() & jnp.isfinite(reward).all()
 
 
 def reset_world(env: JaxEnv, envs: int, key: Key) -> World:

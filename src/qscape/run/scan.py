@@ -215,7 +215,7 @@ def run_chunk(
 
     def further(made: Array, run: Run, log: EpisodeLog) -> tuple[Array, Run, EpisodeLog]:
         run, outcome, ended = _step(agent, env, run, counts[made], jnp.asarray(warmup), key)
-        return made + 1, run, log_ends(log, made, ended, is_finite(outcome))
+        return made + 1, run, log_ends(log, made, ended, is_finite(outcome.observation, outcome.reward))
 
     def unfinished(made: Array, run: Run, log: EpisodeLog) -> Array:
         return (made < steps) & (log.ended == 0) if until_end else made < steps

@@ -19,6 +19,7 @@ from qscape.envs.world import (
     EpisodeLog,
     World,
     empty_log,
+    is_finite,
     log_ends,
     reset_world,
     step_world,
@@ -177,7 +178,7 @@ def run_chunk(
         run, _, log = carry
         progress = jnp.minimum(run.state.env_steps / until, 1.0)
         run, values, rollout, ended = _rollout_and_update(agent, env, run, progress, key)
-        finite = jnp.isfinite(rollout.next_observation).all() & jnp.isfinite(rollout.reward).all()
+        finite = is_finite(rollout.next_observation, rollout.reward)
         metrics = jnp.stack([values[name] for name in sorted(values)])
         return run, metrics, log_ends(log, k * len(rollout.reward), ended, finite)
 

@@ -275,20 +275,27 @@ class SeedRun(Trainer):
             setattr(self, name, getattr(self.seeds, name))
 
 
-class CompiledSeeds(Seeds, CompiledTrainer):
-    """Off-policy runs of several seeds, with their environments, in one program."""
-
-    _join = SeedGroup._join
-    _environment_step = CompiledTrainer._environment_step
-
-    def _run(self, k: int) -> "CompiledSeedRun":
-        return CompiledSeedRun(self, k)
+class SeedsInProgram(SeedGroup, InProgram):
+    """Several seeds whose environments are in the program too."""
 
     def _map(self, function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(function, in_axes, out_axes)
 
     def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
-        yield from finished_in_seeds(self, log, steps_before)
+        log = jax.tree.map(np.asarray, log)
+        for k, run in enumerate(self.runs):
+            self.of, run.env_steps = k, self.env_steps
+            yield from run._finished(jax.tree.map(lambda x, k=k: x[k], log), steps_before)
+        self.of = None
+
+
+class CompiledSeeds(SeedsInProgram, Seeds, CompiledTrainer):
+    """Off-policy runs of several seeds, with their environments, in one program."""
+
+    _join = SeedGroup._join
+
+    def _run(self, k: int) -> "CompiledSeedRun":
+        return CompiledSeedRun(self, k)
 
 
 class CompiledSeedRun(SeedRun, CompiledTrainer):
@@ -301,7 +308,7 @@ class CompiledSeedRun(SeedRun, CompiledTrainer):
         self.world = jax.tree.map(lambda x: x[self.k], self.seeds.world)
 
 
-class RolloutSeeds(SeedGroup, CompiledRollouts):
+class RolloutSeeds(SeedsInProgram, CompiledRollouts):
     """On-policy runs of several seeds, with their environments, in one program."""
 
     def _start(self) -> None:
@@ -312,11 +319,6 @@ class RolloutSeeds(SeedGroup, CompiledRollouts):
 
     def _run(self, k: int) -> "RolloutSeedRun":
         return RolloutSeedRun(self, k)
-
-    _map = CompiledSeeds._map
-
-    def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
-        yield from finished_in_seeds(self, log, steps_before)
 
 
 class RolloutSeedRun(CompiledRollouts):
@@ -336,15 +338,6 @@ class RolloutSeedRun(CompiledRollouts):
         seeds = self.seeds
         run = seeds.state, seeds.world, seeds.metrics
         self.state, self.world, self.metrics = jax.tree.map(lambda x: x[self.k], run)
-
-
-def finished_in_seeds(seeds: Any, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
-    """Yield the episodes of a chunk, seed by seed."""
-    log = jax.tree.map(np.asarray, log)
-    for k, run in enumerate(seeds.runs):
-        seeds.of, run.env_steps = k, seeds.env_steps
-        yield from InProgram._finished(run, jax.tree.map(lambda x, k=k: x[k], log), steps_before)
-    seeds.of = None
 
 
 def of_seed(k: int, carry: Carry) -> Carry:
