@@ -17,6 +17,7 @@ from qscape.agents.other_names import ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
+from qscape.methods.c51 import C51
 from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
@@ -24,6 +25,7 @@ from qscape.methods.ensemble import Ensemble
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
 from qscape.methods.greedy_td3 import GreedyTD3
+from qscape.methods.hl_gauss import HLGauss
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
@@ -33,6 +35,7 @@ from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
 from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
+from qscape.methods.quantile import Quantile
 from qscape.methods.resets import Resets
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
@@ -115,10 +118,15 @@ PARTS: dict[str, type] = {
         BC,
         Clone,
         IQL,
+        C51,
+        HLGauss,
+        Quantile,
     )
 }
 SOCKET_MEANS = {
-    "representation": "builds the networks",
+    "representation": "embeds what networks see",
+    "network": "makes hidden layers and outputs",
+    "value": "represents the value of a critic",
     "replay": "chooses what is replayed",
     "bootstrap": "makes the bootstrap value",
     "target_update": "moves the target networks",
