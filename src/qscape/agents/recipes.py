@@ -18,10 +18,12 @@ from qscape.agents.other_names import ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
+from qscape.methods.bronet import BroNet
 from qscape.methods.c51 import C51
 from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
+from qscape.methods.crossq import CrossQ, CrossQWN
 from qscape.methods.ensemble import Ensemble
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
@@ -41,8 +43,11 @@ from qscape.methods.resets import Resets
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
+from qscape.methods.simba import Simba
+from qscape.methods.simbav2 import SimbaV2
 from qscape.methods.value_clip import ValueClip
 from qscape.methods.wolpertinger import Wolpertinger
+from qscape.methods.xqc import XQC
 from qscape.offpolicy import plain
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
@@ -154,6 +159,12 @@ PARTS: dict[str, type] = {
         C51,
         HLGauss,
         Quantile,
+        Simba,
+        SimbaV2,
+        BroNet,
+        CrossQ,
+        CrossQWN,
+        XQC,
     )
 }
 SOCKET_MEANS = {

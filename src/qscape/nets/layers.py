@@ -82,6 +82,14 @@ def concatenate_inputs(parts: Sequence[Inputs]) -> Inputs:
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, -1)
 
 
+def join_inputs(x: Inputs) -> Array:
+    """Concatenate a tuple of inputs along the last axis, with leading axes broadcast."""
+    if not isinstance(x, tuple):
+        return x
+    leading = jnp.broadcast_shapes(*(part.shape[:-1] for part in x))
+    return jnp.concatenate([jnp.broadcast_to(part, (*leading, part.shape[-1])) for part in x], -1)
+
+
 def fold_batch_norm(
     layer: eqx.nn.Linear, mean: Float[Array, " i"], covariance: Float[Array, "i i"], epsilon: float = 1e-5
 ) -> eqx.nn.Linear:

@@ -101,6 +101,11 @@ class Assembly(Bound):
                 f"{policy_loss.name} improves one policy and {selector.name} does not act by one; "
                 "leave one of them out."
             )
+        if self.network.trains_on_joint_batch and policy_loss.values_next_state:
+            return (
+                f"{self.network.name} trains critics on (s, a) and (s', a') as one batch, and "
+                f"{policy_loss.name} has no a'; leave one of them out."
+            )
         if policy_loss.values_next_state and not self.value.learns_from_values:
             return (
                 f"{policy_loss.name} values the next state by a number, and {self.value.name} learns from a "
@@ -245,7 +250,7 @@ class Assembly(Bound):
             actor=actor,
             actor_target=actor if self.base.target_actor else None,
             critics=critics,
-            critics_target=critics if self.target_update.keeps_target_critics else [],
+            critics_target=critics if self.network.keeps_target_critics else [],
             part_states=part_states,
             optimisers={
                 name: self.optimiser(name).init(params)
@@ -302,7 +307,7 @@ class Assembly(Bound):
 
         q = bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics)
         q_target = q
-        if self.target_update.keeps_target_critics:
+        if self.network.keeps_target_critics:
             q_target = bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target)
         context = Context(
             policy=_unavailable,

@@ -162,14 +162,14 @@ class Network(StatefulPart):
         has_linear_outputs: its output layers are single linear layers.
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
-        is_smooth: its critics have second derivatives whatever the activation of the base is.
+        keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
     """
 
     socket: ClassVar[str] = "network"
     trains_on_joint_batch: ClassVar[bool] = False
     has_linear_outputs: ClassVar[bool] = True
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
-    is_smooth: ClassVar[bool] = False
+    keeps_target_critics: ClassVar[bool] = True
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         """Makes the hidden layers.
@@ -414,14 +414,9 @@ class BootstrapRule(NamedTuple):
 
 
 class TargetUpdate(StatefulPart):
-    """Moves the target networks.
-
-    Attributes:
-        keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
-    """
+    """Moves the target networks."""
 
     socket: ClassVar[str] = "target_update"
-    keeps_target_critics: ClassVar[bool] = True
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         """Returns the target networks after this update.

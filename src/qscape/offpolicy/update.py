@@ -207,7 +207,8 @@ def _critic_outputs(
     _, obs, action = zip(*rows, strict=True)
     joined = [jnp.concatenate(both) for both in zip(*embeddings, strict=True)]
     obs, action = jnp.concatenate(obs), jnp.concatenate(action)
-    raws, moved = zip(*(critic.train(obs, action, joined) for critic in critics), strict=True)
+    adapted = [rep.adapt_network(view, critic) for critic in critics]
+    raws, moved = zip(*(critic.train(obs, action, joined) for critic in adapted), strict=True)
     raw, size = jnp.stack(raws, 1), len(batch.reward)
     return {"now": raw[:size], "next": raw[size:], "both": raw}[halves], list(moved)
 
@@ -255,7 +256,7 @@ def _step_critics(
     targets = None
     if following.value is not None:
         targets = _targets(stage, state, following, None)
-    elif agent.target_update.keeps_target_critics:
+    elif agent.network.keeps_target_critics:
         view = rep.encoder_params(part_state, "fixed")
         raw, _ = _critic_outputs(stage, view, state, state.critics_target, following, "next")
         targets = _targets(stage, state, following, raw)
@@ -351,7 +352,8 @@ def _refresh_actors(stage: Stage, state: State) -> PyTree:
     def refresh(node: Any) -> Any:
         if not (isinstance(node, Actor) and has_statistics(node)):
             return node
-        return with_statistics(node, node.train(obs, rep.actor_embeddings(view, obs))[1])
+        trained = rep.adapt_network(view, node).train(obs, rep.actor_embeddings(view, obs))[1]
+        return with_statistics(node, trained)
 
     return jax.tree.map(refresh, state.actor, is_leaf=lambda node: isinstance(node, Actor))
 
@@ -391,7 +393,7 @@ def _update_targets(stage: Stage, state: State) -> State:
     target = (state.actor_target, state.critics_target)
     online = (
         None if state.actor_target is None else state.actor,
-        state.critics if stage.agent.target_update.keeps_target_critics else [],
+        state.critics if stage.agent.network.keeps_target_critics else [],
     )
     online, statistics = split_statistics(online)
     moved = stage.agent.target_update.target_update(online, split_statistics(target)[0], stage.event)
