@@ -80,6 +80,7 @@ class ScalarValue(Value):
     """A critic computes the value itself, and learns it by the loss of the TD errors."""
 
     name: ClassVar[str] = "scalar"
+    uses_critic_loss: ClassVar[bool] = True
 
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
         return raw[..., 0]
