@@ -1,10 +1,17 @@
-"""The two errors a user may meet. Each carries one sentence: what was wrong, where, what would work."""
+"""The two errors a user may meet. Each carries one sentence: what was wrong, where, what would work.
+
+A sentence may quote a file or an environment of somebody else. So it is one line without control characters,
+which a terminal would obey.
+"""
 
 
 class QscapeError(Exception):
     """Base of both; the command line prints its sentence and exits with `code`."""
 
     code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(QscapeError):
@@ -25,3 +32,25 @@ class UsageError(QscapeError):
 
 class RunError(QscapeError):
     """Something broke while running: NaN from the environment, an unreadable save. Exit code 1."""
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that is safe to print: blanks for line ends, escapes for control characters.
+
+    Also used for labels, names and notes, since they come from files.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_printable, text))
+
+
+def describe(problem: BaseException) -> str:
+    """Return the type and the text of an error as one line, for a sentence."""
+    text = " ".join(one_line(str(problem)).split()).rstrip(".: ")
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()

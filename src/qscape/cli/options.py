@@ -13,6 +13,7 @@ import tyro
 from qscape.agents import PARTS, Agent, build, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace
+from qscape.trusted import list_code, trust
 from qscape.types import setting
 
 T = TypeVar("T")
@@ -96,7 +97,14 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
         found[part, name] = value
     if env_args:
         found["", "env_args"] = (*found.get(("", "env_args"), ()), *env_args)
+    _trust_typed(found)
     return found
+
+
+def _trust_typed(found: Mapping[tuple[str, str], Any]) -> None:
+    """Allow files to name the environment, its arguments and the probes that the user typed as well."""
+    env, args, probe = (found.get(("", name)) for name in ("env", "env_args", "probe"))
+    trust(*list_code(env or "", env_args(args or ()), probe or ()))
 
 
 def _env_argument(flag: str, words: Sequence[str], prog: str) -> str:

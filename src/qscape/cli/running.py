@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from qscape import trusted
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import Failure, Pool, count_cores
 from qscape.jobs.worker import Job, run_job, run_together
@@ -137,7 +138,7 @@ class Screen:
             )
             if end.interrupted:
                 folder = shlex.quote(str(jobs[k].folder))
-                self.console.print(f"  to continue: qscape resume {folder}", soft_wrap=True)
+                self.console.print(f"  to continue: qscape resume {folder}{trusted.flag()}", soft_wrap=True)
 
 
 class LiveBoard:

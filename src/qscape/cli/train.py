@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from qscape import trusted
 from qscape.agents import Agent, recipe_for_dataset, register_named
 from qscape.agents.recipes import set_fields
 from qscape.cli import options
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> int:
     if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
         recipe, notes = recipe_for_dataset(recipe)  # before flags are read: it changes the parts
     run, given = options.train_command(recipe, argv, settings, config)
+    if config is not None:
+        named = trusted.list_code(run.env, options.env_args(run.env_args), run.probe)
+        trusted.refuse_untrusted(named, "--config")
     if run.config:  # a second one; the first was removed from argv above
         raise UsageError("--config is there twice; name one run.json.")
     if not (run.env or run.dataset):

@@ -174,7 +174,6 @@ def resume(
     *,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
-    trusted: bool = False,
 ) -> Iterator[ev.RunEvent]:
     """Continue the run in a folder from its newest save, or from the start if it has no save yet.
 
@@ -182,8 +181,6 @@ def resume(
         folder: the run folder.
         steps: new total of environment steps; None: the total that the run was started with.
         trackers, on_trainer: as for `train`.
-        trusted: whether the user named the environment and the probes, as in a study file. Then modules of
-            the current directory may be imported.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -200,8 +197,7 @@ def resume(
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
         folders.refuse_nameless(folder, plan)
-        if not trusted:
-            folders.refuse_local_code(folder, plan)
+        folders.refuse_untrusted(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
         made = folders.steps_made(folder)
