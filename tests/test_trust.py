@@ -81,8 +81,8 @@ def test_a_run_folder_imports_nothing(run, fields, capsys):
         assert "Traceback" not in out + err
     with pytest.raises(UsageError, match="trust"):
         qs.load(run)
-    for looks in (["compare", "run"], ["plot", "run", "--png", "x.png"], ["watch", "run", "--once"], ["list"]):
-        assert main(looks) in (0, 1, 2), "which may find nothing to show"
+    for looks in ("compare run", "plot run --png x.png", "watch run --once", "list"):
+        assert main(looks.split()) in (0, 1, 2), "which may find nothing to show"
     assert "evil" not in sys.modules
     assert not Path("ran").exists()
 
@@ -111,7 +111,11 @@ def test_flags_name_modules_for_files_and_workers(run):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("tiny:Clock-v0", "evil:Clock-v0"), ('"td3"', '"td3+evil:Part"'), ("seeds = 1", 'seeds = 1\nprobe = ["evil:P"]')],
+    [
+        ("tiny:Clock-v0", "evil:Clock-v0"),
+        ('"td3"', '"td3+evil:Part"'),
+        ("seeds = 1", 'seeds = 1\nprobe = ["evil:P"]'),
+    ],
 )
 def test_a_study_names_no_code_by_itself(run, old, new, capsys):
     Path("study.toml").write_text(STUDY.replace(old, new))

@@ -47,8 +47,8 @@ def usage() -> str:
         "",
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
         "qscape train td7 --help shows those of td7. --debug shows tracebacks. --parts module:Class imports",
-        "a part of your own, e.g. for a run that was trained with it. --trust imports the modules that a run,",
-        "a dataset or a study names; without it, files run no code.",
+        "a part of your own, e.g. for a run that was trained with it. --trust imports modules that a run, a",
+        "dataset or a study names; without it, files run no code.",
     ]
     return "\n".join(lines)
 
