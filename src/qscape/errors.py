@@ -4,6 +4,8 @@ A sentence may quote a file or an environment of somebody else. So it is one lin
 which a terminal would obey.
 """
 
+import re
+
 
 class QscapeError(Exception):
     """Base of both; the command line prints its sentence and exits with `code`."""
@@ -32,6 +34,20 @@ class UsageError(QscapeError):
 
 class RunError(QscapeError):
     """Something broke while running: NaN from the environment, an unreadable save. Exit code 1."""
+
+
+def memory_error(problem: BaseException) -> RunError | None:
+    """Return the error for a machine or an accelerator that ran out of memory; None for another problem."""
+    text = str(problem)
+    if not (isinstance(problem, MemoryError) or re.search("RESOURCE_EXHAUSTED|OUT_OF_MEMORY", text)):
+        return None
+    asked = re.search(r"allocat\w+ (?:request for )?([\d.]+ ?(?:bytes|[KMGT]i?B))", text)
+    size = f" for {asked[1]}" if asked else ""
+    return RunError(
+        f"there was no memory left{size}: make the batch (base.batch_size, base.rollout), the networks "
+        "(base.actor_hidden, base.critic_hidden), the replay (base.replay_capacity) or --envs smaller, or "
+        "ask for fewer states, points or episodes."
+    )
 
 
 def one_line(text: str) -> str:

@@ -6,8 +6,7 @@ This module imports nothing heavy, so that `qscape --help` is fast.
 import importlib
 import sys
 
-from qscape import trusted
-from qscape.errors import QscapeError
+from qscape.errors import QscapeError, memory_error
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
@@ -74,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         if trusting:
+            from qscape import trusted
+
             trusted.trust(trusted.EVERYTHING)
         if places:
             from qscape.agents import register
@@ -98,11 +99,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"qscape: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
         return 1
-    except MemoryError:
-        if debug:
+    except Exception as problem:
+        full = memory_error(problem)
+        if debug or full is None:
             raise
-        print("qscape: the machine ran out of memory; use a smaller --base.replay-capacity.", file=sys.stderr)
-        return 1
+        print(f"qscape: {full}", file=sys.stderr)
+        return full.code
 
 
 def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:

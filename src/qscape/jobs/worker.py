@@ -17,7 +17,7 @@ from typing import Any
 
 from qscape import trusted
 from qscape.agents import plugins, register
-from qscape.errors import QscapeError
+from qscape.errors import QscapeError, describe, memory_error
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
@@ -126,9 +126,12 @@ def main() -> None:
     except QscapeError as problem:
         tell({"kind": "Failed", "why": str(problem), "code": problem.code})
         sys.exit(problem.code)
-    except Exception as problem:  # a bug in an environment or in qscape: the log shows its traceback
-        tell({"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"})
-        raise
+    except Exception as problem:
+        if full := memory_error(problem):
+            tell({"kind": "Failed", "why": str(full), "code": full.code})
+            sys.exit(full.code)
+        tell({"kind": "Failed", "why": describe(problem)})
+        raise  # a bug in an environment or in qscape: the log shows its traceback
 
 
 def _end_with_parent() -> None:
