@@ -597,7 +597,7 @@ def test_what_does_not_fit_into_memory_is_one_sentence(refused):
     ("said", "size"),
     [
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 95.37GiB.", " for 95.37GiB"),
-        ("RESOURCE_EXHAUSTED: Failed to allocate request for 2.00TiB (1B) on device ordinal 0", " for 2.00TiB"),
+        ("RESOURCE_EXHAUSTED: Failed to allocate request for 2.00TiB (1B) on device 0", " for 2.00TiB"),
         ("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY", ""),
     ],
 )
