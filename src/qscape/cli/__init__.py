@@ -6,7 +6,7 @@ This module imports nothing heavy, so that `qscape --help` is fast.
 import importlib
 import sys
 
-from qscape.errors import QscapeError, memory_error
+from qscape.errors import QscapeError, UsageError, memory_error
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Exception as problem:
         full = memory_error(problem)
+        if isinstance(problem, ValueError) and "null byte" in str(problem):
+            full = UsageError("a file's name holds a NUL byte, on the command line or in a file; remove it.")
         if debug or full is None:
             raise
         print(f"qscape: {full}", file=sys.stderr)

@@ -141,6 +141,8 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
 def _read_word(flag: str, hint: Any, word: str) -> Any:
     """Convert one word to the type `hint`. Raises UsageError if it is not of this type."""
     options = get_args(hint)
+    if not word:
+        raise UsageError(f"{flag} is empty; it is {_form(flag, hint)}.", field=flag)
     if get_origin(hint) is Literal:
         if word in map(str, options):
             return next(option for option in options if str(option) == word)
@@ -298,7 +300,7 @@ def positional(
     Raises:
         UsageError: the argument is missing.
     """
-    if not argv or argv[0].startswith("-"):
+    if not argv or not argv[0] or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
             from qscape.cli import COMMANDS
 

@@ -83,6 +83,8 @@ def take(adapter: EnvAdapter) -> Snapshot:
         "episodes": adapter.statistics.episodes.tolist(),
     }
     try:
+        if adapter.interrupted:
+            raise _NotCapturable(f"it was interrupted in the middle of a step ({adapter.interrupted})")
         layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}

@@ -155,6 +155,7 @@ class Loop:
         Raises:
             RunError: the environment returned NaN, the disk is full, the replay does not fit into memory or
                 is damaged. The last save stays.
+            SystemExit, KeyboardInterrupt: the environment raised them; the run has saved.
         """
         self.finished, self.until = False, until
         begun = time.perf_counter() - self.seconds
@@ -166,20 +167,30 @@ class Loop:
             self.env_steps, until, self.plan.label, self.adapter.env_id, self.plan.seed, self._notes()
         )
         self._take_memory()
-        while not self._stop:
-            if not self._prepare():
-                continue
-            self.seconds = time.perf_counter() - begun
-            yield from self._boundary(last=self.env_steps >= until)
-            if self.env_steps >= until:
-                self.finished = True
-                break
-            yield from self._environment_step()
+        try:
+            while not self._stop:
+                if not self._prepare():
+                    continue
+                self.seconds = time.perf_counter() - begun
+                yield from self._boundary(last=self.env_steps >= until)
+                if self.env_steps >= until:
+                    self.finished = True
+                    break
+                yield from self._environment_step()
+        except (KeyboardInterrupt, SystemExit):
+            self._save_if_environment_exits()
+            raise
         self.seconds = time.perf_counter() - begun
         if self.saver is not None:
             yield ev.Saved(self.env_steps, self.saver(self, self.finished))
         yield ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished)
         self._stop = False  # reset here, since `stop` may be called before `events`
+
+    def _save_if_environment_exits(self) -> None:
+        """Save if an environment raised SystemExit or KeyboardInterrupt; a second Ctrl-C ends without."""
+        adapters = [a for a in (self.adapter, self.eval_adapter) if a is not None]
+        if self.saver is not None and not self._stop and any(a.interrupted for a in adapters):
+            self.saver(self, False)
 
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
         """Evaluate, log and save, if due at this step; `last`: whether it is the last step of the run."""

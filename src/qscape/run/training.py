@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -250,8 +251,11 @@ def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
 
 
 def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
-    """Close all sinks and adapters, even if one of them raises an error."""
+    """Close all sinks and adapters, even if one raises an error; an error of the run itself stays the one."""
+    broken = sys.exception()
     with contextlib.ExitStack() as stack:
+        if broken is not None:
+            stack.enter_context(contextlib.suppress(Exception))
         for resource in (*adapters, *sinks):
             if resource is not None:
                 stack.callback(resource.close)
