@@ -4,19 +4,25 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny import TESTS, settings
 
 import qscape as qs
 from qscape import trusted
 from qscape.cli import main
-from qscape.errors import UsageError
+from qscape.cli.running import plain_console, print_table
+from qscape.errors import RunError, UsageError, describe
+from qscape.export import card
+from qscape.jobs.parcel import Parcel, unpack
 from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
 from qscape.run import folder as folders
-from qscape.run.plan import Plan
+from qscape.run import saves
 
 MARKED = "from pathlib import Path\nPath('ran').touch()\n"  # what a module here does when it is imported
 STUDY = """
@@ -151,7 +157,6 @@ def test_modules_of_the_current_folder_do_not_reach_workers(run, monkeypatch):
     assert [event["kind"] for event in events] == ["Failed"]
     assert "names evil:Clock-v0, and a file does not make qscape import a module" in events[0]["why"]
     assert not Path("ran").exists()
-    Plan("td3", "tiny:Clock-v0", 1)
 
 
 @pytest.mark.slow
@@ -162,3 +167,95 @@ def test_the_command_imports_no_module_of_the_current_folder(run):
     out, err = start("list").communicate(timeout=100)
     assert "td3" in out, err
     assert not Path("ran").exists()
+
+
+# --- names and texts of files -----------------------------------------------------------------------------
+
+NASTY = "td3\x1b[2J\x07\nsteps: 0 <script>alert(1)</script> \u202etxt` [x](javascript:y)"
+
+
+@pytest.mark.parametrize("field", ["label", "env", "recipe", "dataset", "start", "probe"])
+def test_names_hold_no_control_characters(run, field, capsys):
+    forge(run, **{field: [f"a:{NASTY}"] if field == "probe" else NASTY})
+    for command in ("resume", "watch", "evaluate"):
+        assert main([command, "run"]) in (1, 2)
+        out, err = capsys.readouterr()
+        assert "a name holds no control characters" in err
+        assert err.count("\n") == 1
+        assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}
+
+
+def test_what_is_printed_or_raised_is_shown_and_not_obeyed(capsys, monkeypatch):
+    from rich.text import Text
+
+    console = plain_console()
+    console.print(NASTY)
+    console.print(Text(NASTY))
+    print_table(console, NASTY, [NASTY], [[NASTY]])
+    assert not {"\x1b", "\x07", "\u202e"} & {*capsys.readouterr().out}
+    said = str(UsageError(NASTY))
+    assert said.startswith(r"td3\x1b[2J\x07 steps: 0 <script>")
+    assert said.isprintable()
+    assert describe(OSError("a\nb.")) == "OSError: a b"
+
+
+def test_a_model_card_shows_names_and_obeys_none():
+    yaml = pytest.importorskip("yaml")
+    about = {"env": NASTY, "label": NASTY, "recipe": NASTY}
+    lines = card._hub_header(SimpleNamespace(episodes=[]), about)
+    assert lines[0] == lines[-2] == "---"
+    head = yaml.safe_load("\n".join(lines[1:-2]))
+    assert head["tags"] == ["reinforcement-learning", NASTY, NASTY]
+    assert head["model-index"][0]["name"] == head["model-index"][0]["results"][0]["dataset"]["name"] == NASTY
+    text = card._text(NASTY) + card._code(NASTY)
+    assert text.isprintable()
+    assert r"\<script\>" in text
+    assert r"\](javascript:" in text
+
+
+def test_a_page_shows_names_and_obeys_none(run):
+    pytest.importorskip("plotly")
+    from qscape.report import page
+    from qscape.report.runs import identify_run
+
+    for text in (page.escape(NASTY), page.escape_with_breaks(NASTY), page.wrap_for_plotly(NASTY)):
+        assert "<script" not in text
+        assert not {"\x1b", "\x07", "\u202e"} & {*text}
+    record = {"recipe": NASTY, "label": NASTY, "env": "x", "env_args": {"a": NASTY}, "seed": 0}
+    head = identify_run("run", record)
+    assert all(head[name].isprintable() for name in ("recipe", "label", "env"))
+
+
+def rewritten(folder, file="a.npz", **options):
+    """A save whose archive was written again, with all sums right; returns the sentence that refuses it."""
+    saves.write(folder, "1", {"a": {"x": np.zeros(3)}}, {})
+    path = folder / "1"
+    with zipfile.ZipFile(path / "a.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path / "a.npz", "w", **options) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    record = json.loads((path / "save.json").read_text())
+    record.pop("crc32")
+    record["trees"]["a"] |= {"bytes": (path / "a.npz").stat().st_size, "file": file}
+    saves._write_record(path / "save.json", record)
+    with pytest.raises(RunError) as caught:
+        saves.read_arrays(path, "a")
+    return str(caught.value)
+
+
+def test_compressed_members_are_refused(tmp_path):
+    said = rewritten(tmp_path, compression=zipfile.ZIP_DEFLATED)
+    assert "a member is compressed, which qscape never does" in said
+
+
+@pytest.mark.parametrize("file", ["../a.npz", "/etc/passwd", "..\\a.npz"])
+def test_a_save_names_no_file_elsewhere(file, tmp_path):
+    assert f"names {file!r}, a file in another folder" in rewritten(tmp_path, file)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "saves/../../evil"])
+def test_a_parcel_names_no_file_elsewhere(name, tmp_path):
+    with pytest.raises(RunError, match="a file outside of the run folder"):
+        unpack(Parcel([name], {name: b""}), tmp_path / "run")
+    assert not (tmp_path / "evil").exists()

@@ -26,6 +26,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter
 from qscape.envs.native import JaxEnv
+from qscape.errors import one_line
 
 # Classes of objects without state, which the environment's constructor makes again.
 _FIXED = (
@@ -124,7 +125,7 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
     adapter.reseed(int(np.random.SeedSequence([meta["seed"], *meta["episodes"]]).generate_state(1)[0] >> 1))
     adapter.reset()
     adapter.statistics.episodes = episodes
-    return why
+    return one_line(why)
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:

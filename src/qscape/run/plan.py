@@ -96,6 +96,9 @@ class Plan(Pace):
     keep_data: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("recipe", "env", "label", "dataset", "start"):
+            if not getattr(self, name).isprintable():
+                raise UsageError(f"{name} is {getattr(self, name)!r}: a name holds no control characters.")
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):

@@ -83,6 +83,8 @@ def check_names(names: Sequence[str]) -> None:
         UsageError: a name is unknown or given twice.
     """
     for name in names:
+        if not name.isprintable():
+            raise UsageError(f"--probe {name!r}: a name holds no control characters.")
         if name not in PROBES and ":" not in name:
             raise UsageError(
                 f"--probe {name} is unknown; choose {', '.join(PROBES)}, or your own module:Class."
