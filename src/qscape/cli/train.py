@@ -21,6 +21,8 @@ from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
 
+MOST_SEEDS = 1_000
+
 
 def main(argv: list[str]) -> int:
     """Train one agent with one or several seeds. Returns the exit code."""
@@ -52,7 +54,9 @@ def main(argv: list[str]) -> int:
         if tracker not in TRACKERS:
             raise UsageError(f"--log {tracker} is unknown; there are {', '.join(TRACKERS)}.")
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
-        raise UsageError(f"--seeds {' '.join(map(str, run.seeds))}: name each seed once, 0 or more.")
+        raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
+    if len(run.seeds) > MOST_SEEDS:
+        raise UsageError(f"--seeds names {len(run.seeds):,} seeds; one command takes at most {MOST_SEEDS:,}.")
     plans = [
         Plan(
             recipe=recipe,

@@ -360,7 +360,9 @@ class EnvAdapter:
         )
         statistics.ret = statistics.ret + reward
         self._check_finite(after, "observation")
-        self._check_finite(reward, "reward")
+        with np.errstate(over="ignore"):
+            learnt = np.asarray(reward, np.float32)
+        self._check_finite(learnt, "reward", reward)
         if success is not None:
             statistics.success = np.fmax(statistics.success, success)
         finished: list[Episode] = []
@@ -372,7 +374,7 @@ class EnvAdapter:
         statistics.observation = now
         if self._source.has_reset_rows:
             statistics.resetting = ended
-        return Step(after, reward.astype(np.float32), terminated, truncated, now, valid, finished)
+        return Step(after, learnt, terminated, truncated, now, valid, finished)
 
     def render_frame(self) -> np.ndarray:
         """Render the first environment as an image `[H, W, 3]`, uint8.
@@ -480,13 +482,14 @@ class EnvAdapter:
             self.interrupted = describe(problem)
             raise
 
-    def _check_finite(self, rows: np.ndarray, field: str) -> None:
-        """Raise a RunError if a number is NaN or infinite."""
+    def _check_finite(self, rows: np.ndarray, field: str, given: np.ndarray | None = None) -> None:
+        """Raise a RunError if a number is NaN or infinite; `given`: the numbers before they were cast."""
         if np.count_nonzero(np.isfinite(rows)) == rows.size:  # ndarray.all costs a microsecond more
             return
         row, *index = np.argwhere(~np.isfinite(rows))[0].tolist()
         step = int(self.statistics.steps - self.statistics.began[row])
-        episode, value = int(self.statistics.episodes[row]) + 1, float(rows[(row, *index)])
+        value = float((rows if given is None else given)[(row, *index)])
+        episode = int(self.statistics.episodes[row]) + 1
         raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode))
 
 
@@ -587,8 +590,9 @@ def describe_not_finite(
         step, episode: when it came, both counted from 1; step 0 is the reset.
     """
     where = f"{field}[{index[0]}]" if index else field
+    large = " (float32 ends at 3.4e38)" if np.isfinite(value) else ""
     return (
-        f"{env_id}: {where} is {value} in environment {row}, step {step} of its episode {episode}: "
+        f"{env_id}: {where} is {value}{large} in environment {row}, step {step} of its episode {episode}: "
         "nothing can be learnt from it"
     )
 
