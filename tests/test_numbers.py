@@ -2,17 +2,25 @@
 
 import json
 import re
+import subprocess
+import sys
 
+import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import settings
+from tiny import environment, settings
 
+from qscape.agents import build
 from qscape.cli import main
 from qscape.envs import make
 from qscape.errors import RunError
+from qscape.nets.heads import SquashedNormal
 from qscape.ops.finite import guard_names, watch
+from qscape.ops.gaussian import squashed_log_prob
+from qscape.ops.quantile import quantile
 from qscape.run import Plan, saves, train
 
 CLOCK = {"env": "tiny:Clock-v0", "steps": 100}
@@ -111,3 +119,50 @@ def test_numbers_that_no_program_can_hold(flags, says, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"qscape: {says}"), err
     assert err.count("\n") == 1
+
+
+# --- small numeric differences ----------------------------------------------------------------------------
+
+
+def test_quantiles_where_float64_is_the_default():
+    with jax.enable_x64(True):
+        x = jnp.linspace(0.0, 1.0, 101)
+        assert x.dtype == jnp.float64
+        assert float(quantile(x, 0.95)) == pytest.approx(0.95, abs=1e-6)
+        assert quantile(x, 0.5).dtype == jnp.float32
+
+
+@pytest.mark.slow
+def test_savgo_trains_where_float64_is_the_default(tmp_path):
+    code = (
+        "import sys; from qscape.cli import main; from tiny import flags\n"
+        "argv = ['train', 'sac+savgo', '--env', 'tiny:Clock-v0', '--steps', '60', '--eval-every', '0']\n"
+        f"sys.exit(main([*argv, *flags('sac', warmup=30), '--out', {str(tmp_path / 'run')!r}]))"
+    )
+    env = environment() | {"JAX_ENABLE_X64": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "60 steps, 30 updates" in done.stdout
+
+
+def test_the_released_density_is_that_of_the_released_code():
+    u = jnp.array([[0.3, -2.0, 8.0]])
+    mean, log_std = jnp.array([[0.1, -1.0, 6.0]]), jnp.array([[-0.5, 0.2, 0.7]])
+    normal = -0.5 * jnp.square((u - mean) / jnp.exp(log_std)) - log_std - 0.5 * jnp.log(2 * jnp.pi)
+    released = (normal - jnp.log(1 - jnp.tanh(u) ** 2 + 1e-6)).sum(-1)
+    np.testing.assert_allclose(squashed_log_prob(u, mean, log_std, "released"), released, rtol=1e-6)
+    assert abs(squashed_log_prob(u, mean, log_std)[0] - released[0]) > 1, "in the tails they differ"
+
+    key, dist = jax.random.key(0), SquashedNormal(u, mean, log_std)
+    for recipe, part in (("sac", "soft"), ("sac+savgo", "savgo")):
+        agent = build(recipe, {part: {"density": "released"}})
+        action, log_prob = agent.policy_loss.sample(dist, key)
+        assert jnp.array_equal(action, dist.sample(key)[0])
+        assert not jnp.array_equal(log_prob, dist.sample(key)[1])
+    assert build("sac").policy_loss.density == "exact"
+
+
+def test_an_environment_without_pictures_says_so_as_a_type_error():
+    """After which Stable-Baselines3's `make_vec_env` makes it without a render mode."""
+    with pytest.raises(TypeError, match="RecSimEnv has no render_mode 'rgb_array': it has none"):
+        gym.make("recsim/10k-v0", render_mode="rgb_array")

@@ -133,7 +133,7 @@ def learn(
         state = state._replace(env_steps=env_steps + stride * i)
         before: Metrics = {name: values[k] for k, name in enumerate(names)}
         state, replay_state, metrics = update(state, carry.storage, replay_state, key, before)
-        values = jnp.stack([metrics[name] for name in names])
+        values = jnp.stack([metrics[name] for name in names]).astype(jnp.float32)
         if guard is not None:
             guard = finite.watch(guard, state.optimisers, names, values, state.updates)
         return state, replay_state, values, guard

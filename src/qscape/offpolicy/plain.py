@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
-from qscape.nets.heads import Point, unsnap
+from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
@@ -160,6 +160,10 @@ class Entropic(PolicyLoss):
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
     )
+    density: Literal["exact", "released"] = setting(
+        "exact",
+        "log π of a = tanh(u): exact, or 'released', with log(1 - a² + 1e-6) as the code of SAVGO and PAVE.",
+    )
 
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "gaussian":
@@ -175,6 +179,10 @@ class Entropic(PolicyLoss):
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
+
+    def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:
+        """Draws actions [B, A] and computes log π [B] as `density` says."""
+        return with_density(dist, self.density).sample(key)
 
     def alpha(self, actor_params: PyTree) -> Array:
         """Returns α without gradient; `actor_params` is log α, or None if α is fixed."""
@@ -201,7 +209,7 @@ class Entropic(PolicyLoss):
     def target_values(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[list[Array], Array]:
-        action, log_prob = policy(next_obs).sample(key)
+        action, log_prob = self.sample(policy(next_obs), key)
         return context.q_target(next_obs, action), -self.alpha(state.actor_params) * log_prob
 
 
@@ -222,7 +230,7 @@ class Soft(Entropic):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        action, log_prob = policy(obs).sample(key)
+        action, log_prob = self.sample(policy(obs), key)
         value = combine_heads(context.base, q(obs, action))
         loss = (self.alpha(actor_params) * log_prob - value).mean()
         tuning, metrics = self.tuning(actor_params, log_prob, context.spec)
