@@ -53,6 +53,7 @@ from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.onpolicy.base import Base as OnPolicyBase
+from qscape.trusted import trust, trusts_everything
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase
@@ -242,8 +243,10 @@ def register_named(recipe: str) -> None:
         UsageError: one of them cannot be imported, or is no part.
     """
     for name in split(recipe)[1:]:
-        if ":" in name and name not in plugins.PLACES:
-            register(name)
+        if ":" in name:
+            trust(name)
+            if name not in plugins.PLACES:
+                register(name)
 
 
 def register_all_installed() -> list[str]:
@@ -317,6 +320,8 @@ def _registered_name(name: str) -> str:
     Raises:
         UsageError: it is a place `module:Class` that was not registered.
     """
+    if ":" in name and trusts_everything():
+        register_named(f"+{name}")
     if name in plugins.PLACES:
         return plugins.PLACES[name]
     tables = (PARTS, onpolicy.PARTS)

@@ -53,7 +53,7 @@ class Base:
         True, "Bootstrap at time limits. If off, a time limit ends the return like a terminal state."
     )
     updates_per_step: float = setting(
-        1.0, "Number of updates per environment step.", within="> 0", tune=("choice", 0.5, 1.0, 2.0)
+        1.0, "Number of updates per environment step.", within="(0, 1000]", tune=("choice", 0.5, 1.0, 2.0)
     )
 
     actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.", within=">= 1")

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Critic, Stage, Torso
-from qscape.nets.heads import Point, unsnap
+from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.offpolicy.base import Base
@@ -192,6 +192,10 @@ class Entropic(PolicyLoss):
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
     )
+    density: Literal["exact", "released"] = setting(
+        "exact",
+        "log π of a = tanh(u): exact, or 'released', with log(1 - a² + 1e-6) as the code of SAVGO and PAVE.",
+    )
 
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "gaussian":
@@ -207,6 +211,10 @@ class Entropic(PolicyLoss):
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
+
+    def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:
+        """Draws actions [B, A] and computes log π [B] as `density` says."""
+        return with_density(dist, self.density).sample(key)
 
     def alpha(self, actor_params: PyTree) -> Array:
         """Returns α without gradient; `actor_params` is log α, or None if α is fixed."""
@@ -235,7 +243,7 @@ class Entropic(PolicyLoss):
     def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[Array, Array]:
-        action, log_prob = policy(next_obs).sample(key)
+        action, log_prob = self.sample(policy(next_obs), key)
         return action, -self.alpha(state.actor_params) * log_prob
 
 
@@ -256,7 +264,7 @@ class Soft(Entropic):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        action, log_prob = policy(obs).sample(key)
+        action, log_prob = self.sample(policy(obs), key)
         value = combine_heads(context.base, q(obs, action))
         loss = (self.alpha(actor_params) * log_prob - value).mean()
         tuning, metrics = self.tuning(actor_params, log_prob, context.spec)
