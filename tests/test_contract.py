@@ -197,6 +197,19 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "sac+sale+savgo",
         {"savgo": {"frozen": True, "gap_scale": 1.0}, "base": {"policy_delay": 2}},
     ),
+    "pave on atoms": ("td7+c51+pave", {"c51": {"atoms": 11, "low": -20.0, "high": 20.0}}),
+    "savo on bins": (
+        "td3+savo+hl_gauss+own_target",
+        {"savo": {"list_length": 2}, "hl_gauss": {"atoms": 11}},
+    ),
+    "savgo on quantiles": (
+        "sac+savgo+quantile+lap",
+        {"quantile": {"quantiles": 5, "drop": 1}, "savgo": {"kernel_batch": 4}},
+    ),
+    "quantiles as in bro": ("sac+quantile+mean_target", {"quantile": {"quantiles": 5, "loss_sum": "sum"}}),
+    "implicit, with bins": ("iql+hl_gauss", {"hl_gauss": {"atoms": 11}}),
+    "redq with four": ("sac+redq+c51", {"base": {"critics": 4}, "c51": {"atoms": 11}}),
+    "dropout on sale": ("td3+sale+droq+pave", {"droq": {"rate": 0.1}}),
     "delayed sac": (
         "sac",
         {
@@ -240,6 +253,12 @@ QUICK_ROWS = (
     "three critics",
     "smooth actors, as released",
     "savgo: a random geometry on sale",
+    "pave on atoms",
+    "savo on bins",
+    "savgo on quantiles",
+    "quantiles as in bro",
+    "redq with four",
+    "dropout on sale",
     "delayed sac",
 )
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
@@ -260,6 +279,8 @@ def make(recipe: str, settings: dict[str, Any]) -> Agent:
         small["sale"] = {"width": WIDTH, "hidden": (WIDTH,)}
     if "savgo" in agents.build(recipe).parts:
         small["savgo"] = {"candidates": 4, "embedding": WIDTH, "hidden": (WIDTH,)}
+    if agents.build(recipe).base.policy_delay > UPDATES:
+        small["base"]["policy_delay"] = 2
     merged = {name: small.get(name, {}) | settings.get(name, {}) for name in small | settings}
     return agents.build(recipe, merged).on(Spec(S, A))
 
