@@ -209,6 +209,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "quantiles as in bro": ("sac+quantile+mean_target", {"quantile": {"quantiles": 5, "loss_sum": "sum"}}),
     "implicit, with bins": ("iql+hl_gauss", {"hl_gauss": {"atoms": 11}}),
     "redq with four": ("sac+redq+c51", {"base": {"critics": 4}, "c51": {"atoms": 11}}),
+    "dropout, own bins": ("sac+droq+hl_gauss+own_target", {"hl_gauss": {"atoms": 11}}),
     "dropout on sale": ("td3+sale+droq+pave", {"droq": {"rate": 0.1}}),
     "delayed sac": (
         "sac",
@@ -253,12 +254,9 @@ QUICK_ROWS = (
     "three critics",
     "smooth actors, as released",
     "savgo: a random geometry on sale",
-    "pave on atoms",
-    "savo on bins",
-    "savgo on quantiles",
     "quantiles as in bro",
     "redq with four",
-    "dropout on sale",
+    "dropout, own bins",
     "delayed sac",
 )
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
@@ -523,7 +521,7 @@ def test_schedules_speak_json(name):
             assert updates >= 0
             assert not keep or agent.schedule.keeps_best_policy
             asked += updates
-    assert 40 <= asked <= 80
+    assert 40 <= asked / agent.base.updates_per_step <= 80
 
 
 # --- checks that take seconds: for few rows ------------------------------------------------------------
@@ -647,9 +645,8 @@ def test_the_table_holds_every_choice():
     for row in TABLE.values():
         agent = make(*row)
         for part in (agent.base, *agent.parts.values()):
-            for field in get_type_hints(type(part)):
-                if hasattr(part, field):
-                    tried.setdefault((type(part), field), set()).add(getattr(part, field))
+            for field in dataclasses.fields(part):
+                tried.setdefault((type(part), field.name), set()).add(getattr(part, field.name))
     missing = {}
     for (kind, field), values in tried.items():
         hint = get_type_hints(kind)[field]
