@@ -29,6 +29,7 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "[0, 1]": (lambda x: 0 <= x <= 1, "lie in [0, 1]"),
     "(0, 1]": (lambda x: 0 < x <= 1, "lie in (0, 1]"),
     "(0, 1)": (lambda x: 0 < x < 1, "lie in (0, 1)"),
+    "[0, 1)": (lambda x: 0 <= x < 1, "lie in [0, 1)"),
 }
 
 

@@ -130,6 +130,12 @@ class Polyak(TargetUpdate):
         "actor", "Move targets when the actor moves (TD3) or at every update (SAC)."
     )
 
+    def notes(self, agent: Composition) -> list[str]:
+        delay = agent.base.policy_delay
+        if self.when == "always" or delay < 10:
+            return []
+        return [f"targets move at every {delay}th update, with the actor; polyak.when = always: at each one"]
+
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         def move() -> PyTree:
             return optax.incremental_update(online, target, self.rate)

@@ -163,6 +163,8 @@ class Network(StatefulPart):
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
+        drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
+            actor climbs the critics; it is off for everybody else.
     """
 
     socket: ClassVar[str] = "network"
@@ -170,6 +172,7 @@ class Network(StatefulPart):
     has_linear_outputs: ClassVar[bool] = True
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
     keeps_target_critics: ClassVar[bool] = True
+    drops_units: ClassVar[bool] = False
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         """Makes the hidden layers.
@@ -729,14 +732,28 @@ def bind_network(
     return value
 
 
-def bind_critics(representation: Representation, encoder: PyTree, critics: list[Critic]) -> QFn:
-    """Returns critics as one function; all of them share embeddings that are computed once."""
+def bind_critics(
+    representation: Representation, encoder: PyTree, critics: list[Critic], key: Key | None = None
+) -> QFn:
+    """Returns critics as one function; all of them share embeddings that are computed once.
+
+    Args:
+        key: draws the masks of dropout, the same at every call; None: nothing is dropped.
+    """
 
     def q(obs: Array, action: Array) -> list[Array]:
         embeddings = representation.critic_embeddings(encoder, obs, action)
-        return [representation.adapt_network(encoder, critic)(obs, action, embeddings) for critic in critics]
+        return [
+            representation.adapt_network(encoder, critic)(obs, action, embeddings, key=k)
+            for critic, k in zip(critics, split_key(key, len(critics)), strict=True)
+        ]
 
     return q
+
+
+def split_key(key: Key | None, number: int) -> list[Key | None]:
+    """Returns as many keys; None as often if there is no key."""
+    return [None] * number if key is None else [*jax.random.split(key, number)]
 
 
 def combine_heads(base: Base, heads: list[Array]) -> Array:
