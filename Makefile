@@ -18,7 +18,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (three minutes)
-	$(BIN)/qscape study run studies/make-demo.toml --workers 2
+	$(BIN)/qscape study run make-demo --workers 2
 	for run in $(DEMO)/*/*/0; do $(BIN)/qscape landscape $$run || exit 1; done
 	$(BIN)/qscape plot $(DEMO) --png $(DEMO)/curve.png
 	$(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png

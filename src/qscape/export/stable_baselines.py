@@ -114,7 +114,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         torch: Any = importlib.import_module("torch")
     except ImportError as problem:
         raise UsageError(
-            'files of Stable-Baselines3 need a package: pip install "qscape[bench]".'
+            'files of Stable-Baselines3 need a package: pip install "qscape[sb3]".'
         ) from problem
 
     def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:

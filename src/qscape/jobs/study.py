@@ -25,6 +25,7 @@ from qscape.run import probes
 from qscape.run.plan import Plan, folder_name, prepare
 
 BUDGETS = ("quick", "full")
+BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
 # Numbers in [budgets.NAME], with their smallest allowed values.
@@ -68,6 +69,29 @@ class Entry(NamedTuple):
     path: Where
     fields: Mapping[str, Any]
     steps: Mapping[str, int]
+
+
+def names_of_studies() -> list[str]:
+    """Return the names of the studies that come with qscape."""
+    return sorted(file.stem for file in BUNDLED.glob("*.toml"))
+
+
+def find_study(name: str) -> Path:
+    """Return the study file that a user means.
+
+    Args:
+        name: path of a file, or the name of a study of the package, such as "demo".
+
+    Raises:
+        UsageError: there is no such file and no such study.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name not in (names := names_of_studies()):
+        raise UsageError(
+            f"there is no file {name} and no study of that name; {nearest(name, names)}."
+        )
+    return BUNDLED / f"{name}.toml"
 
 
 def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
