@@ -494,7 +494,9 @@ def test_help_version_and_list(capsys):
     assert run("list", "parts") == 0
     assert "HalfCheetah" not in capsys.readouterr().out
     assert run("list", "studies") == 0
-    assert re.search(r"make-demo +What `make demo` trains: .* PAVE's smooth critics\.\n", capsys.readouterr().out)
+    assert re.search(
+        r"make-demo +What `make demo` trains: .* PAVE's smooth critics\. *\n", capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

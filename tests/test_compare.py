@@ -312,7 +312,7 @@ def test_missing_extras_are_named(runs):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
+    assert done.stderr == 'qscape: Tables of runs need the extra: pip install "qscape[report]".\n'
 
 
 @pytest.mark.slow

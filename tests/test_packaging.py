@@ -21,9 +21,7 @@ LINK = re.compile(r"!?\[[^]]*\]\((?!https?:|#)([^)#]+)")  # a relative address i
 
 def run(*argv, cwd: Path = ROOT, **env: str) -> str:
     """What a program prints."""
-    done = subprocess.run(
-        [*map(str, argv)], cwd=cwd, env=os.environ | env, capture_output=True, text=True
-    )
+    done = subprocess.run([*map(str, argv)], cwd=cwd, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -32,13 +30,15 @@ def test_package_citation_and_changelog_say_one_version():
     version = PROJECT["project"]["version"]
     assert importlib.metadata.version("qscape") == version, "installed before pyproject.toml changed"
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    released = re.findall(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = re.findall(
+        r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
     assert released[0] == version
 
 
 def test_the_readme_of_a_package_index_has_whole_addresses():
     readme = (ROOT / "README.md").read_text()
-    places = {place for place in LINK.findall(readme)}
+    places = set(LINK.findall(readme))
     assert len(places) > 30
     assert all((ROOT / place).exists() for place in places)
     hook = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
@@ -50,10 +50,17 @@ def test_the_readme_of_a_package_index_has_whole_addresses():
 
 def test_placeholders_stand_in_one_place():
     text = (ROOT / "pyproject.toml").read_text()
-    before, marked, after = re.split(r"^# --- (?:Placeholders|End of the placeholders) -+$", text, flags=re.MULTILINE)
+    before, marked, after = re.split(
+        r"^# --- (?:Placeholders|End of the placeholders) -+$", text, flags=re.MULTILINE
+    )
     assert "OWNER" in marked
     assert "OWNER" not in before + after
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("*.cff"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*")]
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.cff"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / ".github").rglob("*"),
+    ]
     assert not [p for p in pages if p.is_file() and "OWNER/" in p.read_text().replace("OWNER/NAME", "")]
 
 
@@ -83,7 +90,11 @@ def test_automation_follows_its_schemas(schema):
 def test_workflows_run_what_the_makefile_has():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     files = [*(ROOT / ".github").rglob("*.yml"), ROOT / "CONTRIBUTING.md", ROOT / "Dockerfile"]
-    named = [name for file in files for name in re.findall(r"(?:`|run: |^)make ([a-z-]+)", file.read_text(), re.MULTILINE)]
+    named = [
+        name
+        for file in files
+        for name in re.findall(r"(?:`|run: |^)make ([a-z-]+)", file.read_text(), re.MULTILINE)
+    ]
     assert len(named) > 5
     assert set(named) <= set(targets)
 
@@ -141,7 +152,9 @@ def test_an_sdist_runs_demo_test_and_docs_by_itself(built):
     assert (source / "runs/make-demo/report.html").exists()
     files = ["packaging", "examples", "study", "toml", "plugins", "model", "recipes"]
     chosen = " ".join(f"tests/test_{name}.py" for name in files)
-    pytest_ = f'.venv/bin/python -m pytest -q -p no:xdist -m "not slow" -k "not test_package_citation" {chosen}'
+    pytest_ = (
+        f'.venv/bin/python -m pytest -q -p no:xdist -m "not slow" -k "not test_package_citation" {chosen}'
+    )
     out = run("make", "test", f"PYTEST={pytest_} #", cwd=source, **env)
     assert " passed" in out
     out = run(source / ".venv/bin/python", "-m", "pytest", "-q", "--collect-only", cwd=source, **env)

@@ -14,7 +14,6 @@ from qscape.report import figures, references, statistics, tables
 from qscape.report.runs import read_runs
 
 
-
 @pytest.fixture(scope="module")
 def rliable():
     """The authors' own package; its dependency arch 7 and 8 cannot be imported beside pandas 3."""

@@ -11,7 +11,10 @@ from qscape.errors import QscapeError
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
     "resume": ("continue an interrupted run, or make it longer", "RUN [--steps N]"),
-    "study": ("run agents on environments, as a file says", "run|status STUDY [--workers N] [--budget quick]"),
+    "study": (
+        "run agents on environments",
+        "run|status STUDY [--workers N] [--budget quick]",
+    ),
     "tune": ("search for better fields of an agent", "RECIPE --env ID --trials N --steps M"),
     "watch": ("watch a run while it trains", "RUN [--show METRIC] [--once]"),
     "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),

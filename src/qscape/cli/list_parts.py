@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 def _first_comment(file: Path) -> str:
     """Return the first sentence of the comment that a study file begins with."""
-    lines = takewhile(lambda line: line.strip("# "), file.read_text().splitlines())
+    lines = takewhile(lambda line: line.strip("# "), file.read_text(encoding="utf-8").splitlines())
     text = " ".join(line.strip("# ") for line in lines)
     return re.split(r"(?<=[^l][.?]) ", text)[0]
 

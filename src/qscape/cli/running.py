@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qscape.errors import RunError, UsageError
-from qscape.jobs.pool import Failure, Pool, count_cores
+from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
+from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
 

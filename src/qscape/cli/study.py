@@ -17,11 +17,12 @@ from qscape.cli import options
 from qscape.cli.running import LiveBoard, plain_console, table
 from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
-from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker, count_cores
+from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
 from qscape.jobs.study import Study, find_study, read_study
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
+from qscape.system import count_cores
 from qscape.types import setting
 
 LONG = 3600.0  # core-seconds above which a study asks the user before it begins

@@ -30,7 +30,7 @@ def load(file: str) -> tuple[ort.InferenceSession, dict]:
 def act(session: ort.InferenceSession, observation: np.ndarray) -> np.ndarray:
     """Return the action for one observation `[S]`, or the actions for a batch `[B, S]`."""
     rows = np.atleast_2d(np.asarray(observation, np.float32))
-    actions = session.run(None, {"observation": rows})[0]
+    actions = np.asarray(session.run(None, {"observation": rows})[0])
     return actions if np.ndim(observation) == 2 else actions[0]
 
 

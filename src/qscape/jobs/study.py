@@ -23,6 +23,7 @@ from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.plan import Plan, folder_name, prepare
+from qscape.system import file_name
 
 BUDGETS = ("quick", "full")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
@@ -88,9 +89,7 @@ def find_study(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     if name not in (names := names_of_studies()):
-        raise UsageError(
-            f"there is no file {name} and no study of that name; {nearest(name, names)}."
-        )
+        raise UsageError(f"there is no file {name} and no study of that name; {nearest(name, names)}.")
     return BUNDLED / f"{name}.toml"
 
 
@@ -245,7 +244,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
     """Return the name of an environment's folder: its id and its arguments."""
     listed = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
-    return (f"{env}({listed})" if listed else env).replace("/", "-")
+    return file_name(f"{env}({listed})" if listed else env)
 
 
 def _duplicate(

@@ -1,8 +1,8 @@
 """Statistics for few runs, after Agarwal et al., "Deep RL at the edge of the statistical precipice".
 
 arXiv 2108.13264. The numbers equal those of their package rliable, which cannot be imported beside pandas 3.
-A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are percentiles of a bootstrap over runs, stratified by task, with a fixed seed: the
-same runs give the same interval.
+A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are percentiles of a bootstrap over
+runs, stratified by task, with a fixed seed: the same runs give the same interval.
 """
 
 from collections.abc import Callable, Iterable, Sequence
