@@ -378,10 +378,3 @@ def test_the_card_takes_over_what_smoothness_found(tmp_path):
     (tmp_path / "inspect/smoothness.json").write_text("{")
     with pytest.raises(RunError, match="measure it again"):
         card._describe_smoothness(tmp_path)
-
-
-def test_pushing_needs_a_package_or_a_token(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(UsageError, match="--hub needs a"):
-        card.push_to_hub("me/policy", tmp_path / "a.md", [])

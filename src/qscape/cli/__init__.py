@@ -31,6 +31,8 @@ COMMANDS = {
     "dataset": ("show what a dataset holds", "NAME"),
     "collapse": ("measure action collapse of on-policy agents", "RUN... [--states N] [--json|--png FILE]"),
     "export": ("write a policy as a file that runs without qscape", "RUN --onnx FILE [--npz FILE]"),
+    "push": ("upload a run to the Hugging Face hub", "RUN --repo OWNER/NAME"),
+    "pull": ("fetch a run from the Hugging Face hub", "OWNER/NAME [--out RUN]"),
     "import": ("make a run of a Stable-Baselines3 file", "FILE --env ID [--out RUN]"),
     "list": ("show agents, parts, environments and studies", "[agents|parts|envs|studies]"),
 }

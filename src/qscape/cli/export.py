@@ -30,7 +30,6 @@ class Options:
     episodes: int = setting(10, "Number of evaluation episodes for the model card.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
     runner: bool = setting(False, f"With --onnx, write {RUNNER} beside the file: it needs no qscape.")
-    hub: str | None = setting(None, "Push files and model card to OWNER/NAME on the Hugging Face hub.")
 
 
 def main(argv: list[str]) -> int:
@@ -73,8 +72,6 @@ def main(argv: list[str]) -> int:
         say(f"{npz}, {files[-1]}")
     written = card.write_card(made, files, checked)
     say(f"{written}: {card.describe_evaluation(made).replace('**', '')}")
-    if given.hub is not None:
-        say(card.push_to_hub(given.hub, written, files))
     return 0
 
 
