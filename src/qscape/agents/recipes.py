@@ -17,13 +17,17 @@ from qscape.agents.other_names import ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
+from qscape.methods.bronet import BroNet
+from qscape.methods.c51 import C51
 from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
+from qscape.methods.crossq import CrossQ, CrossQWN
 from qscape.methods.ensemble import Ensemble
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
 from qscape.methods.greedy_td3 import GreedyTD3
+from qscape.methods.hl_gauss import HLGauss
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
@@ -33,12 +37,16 @@ from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
 from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
+from qscape.methods.quantile import Quantile
 from qscape.methods.resets import Resets
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
+from qscape.methods.simba import Simba
+from qscape.methods.simbav2 import SimbaV2
 from qscape.methods.value_clip import ValueClip
 from qscape.methods.wolpertinger import Wolpertinger
+from qscape.methods.xqc import XQC
 from qscape.offpolicy import plain
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
@@ -115,10 +123,21 @@ PARTS: dict[str, type] = {
         BC,
         Clone,
         IQL,
+        C51,
+        HLGauss,
+        Quantile,
+        Simba,
+        SimbaV2,
+        BroNet,
+        CrossQ,
+        CrossQWN,
+        XQC,
     )
 }
 SOCKET_MEANS = {
-    "representation": "builds the networks",
+    "representation": "embeds what networks see",
+    "network": "makes hidden layers and outputs",
+    "value": "represents the value of a critic",
     "replay": "chooses what is replayed",
     "bootstrap": "makes the bootstrap value",
     "target_update": "moves the target networks",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.nets.layers import dense
+from qscape.nets.layers import Linear, dense
 from qscape.ops.gaussian import LOG_STD_BOUNDS, squashed_log_prob
 from qscape.ops.nearest import ActionTable
 from qscape.types import Dist, Key
@@ -88,7 +88,7 @@ def unsnap(dist: Dist) -> Dist:
 class Deterministic(eqx.Module):
     """The action is tanh of a linear layer (DPG, TD3)."""
 
-    out: eqx.nn.Linear
+    out: Linear
 
     def __call__(self, features: Float[Array, "*b h"]) -> Point:
         return Point(features, jnp.tanh(dense(self.out, features)))
@@ -103,8 +103,8 @@ class Gaussian(eqx.Module):
         low, high: its bounds.
     """
 
-    mean: eqx.nn.Linear
-    log_std: eqx.nn.Linear
+    mean: Linear
+    log_std: Linear
     bound: str = eqx.field(static=True)
     low: float = eqx.field(static=True)
     high: float = eqx.field(static=True)
@@ -126,24 +126,3 @@ class Projected(eqx.Module):
 
 
 Head: TypeAlias = Deterministic | Gaussian | Projected
-
-
-def make_head(
-    key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float
-) -> Deterministic | Gaussian:
-    """A new head on `width` features.
-
-    Args:
-        kind: "deterministic" or "gaussian".
-        bound, low, high: of the log standard deviation, see `Gaussian`.
-    """
-    if kind == "deterministic":
-        return Deterministic(eqx.nn.Linear(width, action_size, key=key))
-    k_mean, k_std = jax.random.split(key)
-    return Gaussian(
-        eqx.nn.Linear(width, action_size, key=k_mean),
-        eqx.nn.Linear(width, action_size, key=k_std),
-        bound,
-        low,
-        high,
-    )

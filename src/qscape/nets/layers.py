@@ -1,8 +1,9 @@
 """Linear layers on batches and on lists of inputs."""
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -15,20 +16,62 @@ from qscape.ops.product import product
 Inputs: TypeAlias = Array | tuple[Array, ...]
 
 
-def dense(layer: eqx.nn.Linear, x: Inputs) -> Float[Array, "*b o"]:
-    """Apply a linear layer to a batch, as one matrix product. (Equinox's own call takes one vector.)
+class UnitLinear(eqx.Module):
+    """A linear layer in which the weight vector of every output unit has length 1.
+
+    `project` restores the length after every step of an optimiser.
+
+    Attributes:
+        weight: [o, i], rows of length 1.
+        bias: [o], free; None: no bias.
+    """
+
+    weight: Float[Array, "o i"]
+    bias: Float[Array, " o"] | None = None
+
+
+@runtime_checkable
+class LinearLike(Protocol):
+    """A module that stands for a linear layer, such as the output block of a residual network."""
+
+    def __call__(self, x: Inputs) -> Float[Array, "*b o"]: ...
+
+
+Linear: TypeAlias = eqx.nn.Linear | UnitLinear | LinearLike
+Tree = TypeVar("Tree")
+
+
+def project(tree: Tree) -> Tree:
+    """Return a tree of networks in which every row of every `UnitLinear` is divided by its length."""
+
+    def unit_rows(module: Any) -> Any:
+        if not isinstance(module, UnitLinear):
+            return module
+        length = jnp.linalg.norm(module.weight, axis=-1, keepdims=True)
+        return dataclasses.replace(module, weight=module.weight / jnp.maximum(length, 1e-8))
+
+    return jax.tree.map(unit_rows, tree, is_leaf=lambda x: isinstance(x, UnitLinear))
+
+
+def dense(layer: Linear, x: Inputs) -> Float[Array, "*b o"]:
+    """Apply a linear layer, with or without bias, to a batch, as one matrix product.
+
+    Equinox's own call takes one vector. Another module that stands for a linear layer is called itself.
 
     A tuple of inputs stands for their concatenation along the last axis. Each is multiplied by its own
     columns of the weight, and the products are broadcast: an observation [B, 1, S] beside K actions
     [B, K, A] is multiplied once, not K times.
     """
-    assert layer.bias is not None
+    if not isinstance(layer, eqx.nn.Linear | UnitLinear):
+        return layer(x)
     if not isinstance(x, tuple):
-        return product(x, layer.weight) + layer.bias
-    *ends, _ = accumulate(part.shape[-1] for part in x)
-    weights = jnp.split(layer.weight, ends, axis=1)
-    first, *others = (product(part, weight) for part, weight in zip(x, weights, strict=True))
-    return sum(others, first) + layer.bias
+        y = product(x, layer.weight)
+    else:
+        *ends, _ = accumulate(part.shape[-1] for part in x)
+        weights = jnp.split(layer.weight, ends, axis=1)
+        first, *others = (product(part, weight) for part, weight in zip(x, weights, strict=True))
+        y = sum(others, first)
+    return y if layer.bias is None else y + layer.bias
 
 
 def concatenate_inputs(parts: Sequence[Inputs]) -> Inputs:
@@ -37,6 +80,14 @@ def concatenate_inputs(parts: Sequence[Inputs]) -> Inputs:
     if len({x.shape[:-1] for x in flat}) > 1:
         return tuple(flat)
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, -1)
+
+
+def join_inputs(x: Inputs) -> Array:
+    """Concatenate a tuple of inputs along the last axis, with leading axes broadcast."""
+    if not isinstance(x, tuple):
+        return x
+    leading = jnp.broadcast_shapes(*(part.shape[:-1] for part in x))
+    return jnp.concatenate([jnp.broadcast_to(part, (*leading, part.shape[-1])) for part in x], -1)
 
 
 def fold_batch_norm(
