@@ -139,7 +139,7 @@ def test_an_sdist_runs_demo_test_and_docs_by_itself(built):
     source = next(path for path in built.iterdir() if path.is_dir())
     run(sys.executable, "-m", "venv", "--without-pip", ".venv", cwd=source)
     library = next((source / ".venv").glob("[lL]ib/**/site-packages"))
-    (library / "all.pth").write_text(sysconfig.get_path("purelib"))
+    (library / "all.pth").write_text("\n".join(place for place in sys.path if "site-packages" in place))
     for program in Path(sysconfig.get_path("scripts")).iterdir():
         if not (source / ".venv/bin" / program.name).exists():
             (source / ".venv/bin" / program.name).symlink_to(program)
