@@ -11,12 +11,14 @@ import pytest
 from rows import slow
 from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
+import reference.crossq
 import reference.pave
 import reference.sac
 import reference.savgo
 import reference.td3
 import reference.td7
 from qscape.methods.checkpoints import Checkpoints
+from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.sockets import Regulariser
 from qscape.offpolicy.state import SEED_AXES
 
@@ -26,6 +28,7 @@ ORACLES = {
     "td3+pave": reference.pave,
     "sac": reference.sac,
     "td7": reference.td7,
+    "sac+crossq": reference.crossq,
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
@@ -35,9 +38,11 @@ def by_name(run):
     """What an agent carries, under the names that the oracles give it."""
     state, priorities = run.state, run.replay_state.priorities
     known = {
-        "actor": state.actor,
+        "actor": split_statistics(state.actor)[0],
+        "actor_seen": split_statistics(state.actor)[1],
         "actor_target": state.actor_target,
-        "critics": state.critics,
+        "critics": split_statistics(state.critics)[0],
+        "critics_seen": split_statistics(state.critics)[1],
         "critics_target": state.critics_target,
         "actor_adam": state.optimisers["actor"],
         "critics_adam": state.optimisers["critics"],
@@ -68,7 +73,8 @@ def by_name(run):
         known["max_priority"] = priorities.max_priority
     named, carried = jax.tree.leaves(known), jax.tree.leaves((state, priorities))
     assert len(named) == len(carried) - 1, "all but env_steps is compared"
-    return {name: part for name, part in known.items() if part is not None}  # SAC has no target actor
+    # SAC has no target actor, and only CrossQ has running statistics.
+    return {name: part for name, part in known.items() if jax.tree.leaves(part)}
 
 
 def oracle(run):
@@ -81,6 +87,8 @@ def oracle(run):
     if flat_file is reference.savgo:
         part = run.agent.policy_loss
         more = {"encoder_hidden": part.hidden, "embedding": part.embedding}
+    if flat_file is reference.crossq:
+        more = {"critic_hidden": base.critic_hidden}
     own = flat_file.init(jax.random.key(9), S, A, hidden=base.actor_hidden, **more)
 
     def graft(mine, theirs):

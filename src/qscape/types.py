@@ -299,6 +299,17 @@ class Part:
         """Sentences that a user should read before a run with this agent begins; they stop nothing."""
         return []
 
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """Checks the metrics of a log line. Called at every log line until it returns a sentence.
+
+        Args:
+            metrics: the newest value of each metric by name.
+
+        Returns:
+            A sentence that the user reads once in the run; None if all is well.
+        """
+        return None
+
     def columns(self, spec: Spec) -> Columns:
         """Returns further replay columns that acting emits: the shape of one row by name."""
         return {}

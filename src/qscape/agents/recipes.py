@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -55,6 +56,7 @@ from qscape.onpolicy.base import Base as OnPolicyBase
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # fields by part
 
 TD3 = OffPolicyAgent(recipe="td3")
 SAC = OffPolicyAgent(
@@ -82,18 +84,49 @@ IMPLICIT = OffPolicyAgent(
 )
 
 BASES: dict[str, OffPolicyAgent] = {"td3": TD3, "sac": SAC, "bc": IMITATION, "iql": IMPLICIT}
+
+
+class Expansion(NamedTuple):
+    """An agent that has a name of its own: a base with parts, and the settings of a paper.
+
+    Attributes:
+        recipe: base and parts joined by +.
+        help: what it is and where it comes from, for lists.
+        settings: fields by part that differ from the defaults of base and parts. They win over what its parts
+            override; parts that a user adds, and a user's own values, win over them.
+    """
+
+    recipe: str
+    help: str
+    settings: Settings = MappingProxyType({})
+
+
+EXPANSIONS: dict[str, Expansion] = {
+    "td7": Expansion(
+        "td3+sale+lap+periodic+value_clip+checkpoints",
+        "TD3 with state-action embeddings, prioritised replay and checkpoints (Fujimoto et al. 2023).",
+    ),
+    "td7_offline": Expansion(
+        "td3+sale+lap+periodic+value_clip+clone",
+        "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
+    ),
+    "tqc": Expansion(
+        "sac+quantile",
+        "SAC with a truncated mixture of quantile critics (Kuznetsov et al. 2020, arXiv 2005.04269).",
+        {
+            "base": {"critics": 5, "critic_hidden": (512, 512, 512), "actor_objective": "mean"}
+            | {"log_std_min": -20.0},
+            "quantile": {"drop": 2},
+        },
+    ),
+}
 BASE_HELP = {
     "td3": "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).",
     "sac": "Soft actor-critic with a learned temperature (Haarnoja et al. 2018).",
-    "td7": "TD3 with state-action embeddings, prioritised replay and checkpoints (Fujimoto et al. 2023).",
-    "td7_offline": "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
     "bc": "Behaviour cloning: the actor imitates the data, the critics judge it.",
     "iql": "Implicit Q-learning (Kostrikov et al. 2021).",
+    **{name: expansion.help for name, expansion in EXPANSIONS.items()},
     **onpolicy.BASE_HELP,
-}
-EXPANSIONS: dict[str, str] = {
-    "td7": "td3+sale+lap+periodic+value_clip+checkpoints",
-    "td7_offline": "td3+sale+lap+periodic+value_clip+clone",
 }
 PARTS: dict[str, type] = {
     cls.name: cls
@@ -162,7 +195,7 @@ class Override(NamedTuple):
         field: name of the field.
         before: its value without the part.
         after: the part's value.
-        by: name of the part.
+        by: name of the part, or of the `Expansion`.
     """
 
     field: str
@@ -234,7 +267,7 @@ def parse(recipe: str) -> tuple[str, list[str]]:
     """
     names = split(recipe)
     names[1:] = [_registered_name(name) for name in names[1:]]
-    head = EXPANSIONS.get(names[0], names[0]).split("+")
+    head = _expand(names[0])
     if head[0] not in BASES | onpolicy.BASES:
         base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
         hint = (
@@ -281,6 +314,11 @@ def _registered_name(name: str) -> str:
     if installed is None and ":" in name:
         raise plugins.not_loaded(name)
     return installed or name
+
+
+def _expand(name: str) -> list[str]:
+    """Return the base and the parts that the first name of a recipe stands for."""
+    return EXPANSIONS[name].recipe.split("+") if name in EXPANSIONS else [name]
 
 
 def known_agents() -> list[str]:
@@ -356,23 +394,24 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     Args:
         recipe: base and parts joined by +.
         settings: fields by part, e.g. `{"base": {"discount": 0.98}, "lap": {"alpha": 0.6}}`. They win over
-            the parts' overrides, which win over the base.
+            the parts' overrides and the settings of an `Expansion`, which win over the base.
 
     Raises:
         UsageError: an unknown name or field, or an invalid combination.
     """
     base_name, names = parse(recipe)
     agent: Any = (BASES | onpolicy.BASES)[base_name]
-    settings = dict(settings or {})
+    settings = settings or {}
     sockets: dict[str, Any] = {}
     for name in names:
         part = parts_of(base_name)[name]()
         _add_to_socket(sockets, part, recipe)
     agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
     _check_settings(agent, settings)
+    merged = merge_settings(_named_settings(agent), settings)
     agent = dataclasses.replace(
         agent,
-        **{slot: _with_settings(part, settings) for slot, part in _filled_sockets(agent).items()},
+        **{slot: _with_settings(part, merged) for slot, part in _filled_sockets(agent).items()},
     )
     base, _ = apply_overrides(agent)
     agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
@@ -382,24 +421,48 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 
 
 def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
-    """Return the base with the overrides of all parts, and a list of these; of two parts the later one wins.
+    """Return the base with all overrides, and a list of these; of two overrides the later one wins.
+
+    They come from parts and, after the parts that it stands for, from the settings of an `Expansion`.
 
     Raises:
         UsageError: a part overrides a field that the base does not have.
     """
     base_name, names = parse(agent.recipe)
+    first = split(agent.recipe)[0]
     base: Any = (BASES | onpolicy.BASES)[base_name].base
-    moves, parts = [], agent.parts
-    for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
-        for field, value in part.overrides(agent).items():
+    moves: list[Override] = []
+    turns: list[tuple[float, str, Mapping[str, Any]]] = [
+        (names.index(part.name) if part.name in names else -1, part.name, part.overrides(agent))
+        for part in agent.parts.values()
+    ]
+    turns.append((len(_expand(first)) - 1.5, first, _named_settings(agent).get("base", {})))
+    for _, by, fields in sorted(turns, key=lambda turn: turn[0]):
+        for field, value in fields.items():
             if not hasattr(base, field):
                 known = [f.name for f in dataclasses.fields(base)]
-                raise UsageError(f"{part.name} overrides base.{field}; {nearest(field, known)}.", part.name)
+                raise UsageError(f"{by} overrides base.{field}; {nearest(field, known)}.", by)
             before = getattr(base, field)
             if before != value:
-                moves.append(Override(field, before, value, part.name))
+                moves.append(Override(field, before, value, by))
                 base = dataclasses.replace(base, **{field: value})
     return base, moves
+
+
+def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
+    """Merge two settings; if both have a field, the second wins."""
+    both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
+    return {**{part: dict(fields) for part, fields in first.items()}, **both}
+
+
+def _named_settings(agent: Agent) -> Settings:
+    """Return the settings of the `Expansion` that a recipe begins with, for the parts that the agent has.
+
+    A part of the recipe may have taken the place of one of the base.
+    """
+    name = split(agent.recipe)[0]
+    found = EXPANSIONS[name].settings if name in EXPANSIONS else {}
+    return {part: fields for part, fields in found.items() if part == "base" or part in agent.parts}
 
 
 def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:

@@ -92,6 +92,10 @@ class Screen:
         elif isinstance(event, ev.Logged):
             speed = f"{event.metrics['steps_per_second']:,.0f} steps/s"
             self.progress.update(self.tasks[k][0], completed=event.step, speed=speed)
+            for warning in event.warnings:
+                self.console.print(
+                    f"{self.names[k]}  step {event.step:>9,}  {warning}", style="yellow", soft_wrap=True
+                )
         elif isinstance(event, ev.Evaluated):
             self.scores[k] = event
             which = f" ({event.policy} policy)" if event.policy != "current" else ""

@@ -1,6 +1,7 @@
 """What critics that compute a distribution on a fixed support have in common."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from qscape.ops.distributional import cross_entropy
 from qscape.types import Metrics, Scalar, setting
 
 SATURATED = 0.95  # share of the support beyond which a value counts as saturated
+NOTABLE = 0.01  # share of values and of targets from which a support counts as too narrow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,17 @@ class SupportedValue(Value):
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
         """Returns the mean of the distribution softmax(raw)."""
         return (jax.nn.softmax(raw) * self.points).sum(-1)
+
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """Says that the support is too narrow, once values have come near its ends and targets lie beyond."""
+        saturated, clipped = metrics.get("saturated_values", 0.0), metrics.get("clipped_targets", 0.0)
+        if min(saturated, clipped) < NOTABLE:
+            return None
+        return (
+            f"{self.name}: {clipped:.0%} of the critics' targets lie beyond the support "
+            f"[{self.low:g}, {self.high:g}] and {saturated:.0%} of the values near its ends, where they tell "
+            f"no actions apart; widen it (--{self.name}.low, --{self.name}.high), or scale the rewards."
+        )
 
     def fit(
         self, raw: Float[Array, "B J n"], probabilities: Float[Array, "B K n"], clipped: Array

@@ -53,6 +53,7 @@ class CrossQ(BatchNormNetwork):
             "actor_objective": "min",
             "critic_loss_scale": 0.5,
             "target_actor": False,
+            "log_std_min": -20.0,
         }
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> BatchNormTorso:

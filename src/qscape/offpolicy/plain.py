@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Critic, Stage, Torso
 from qscape.nets.heads import Point, unsnap
+from qscape.nets.layers import Linear
+from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
@@ -23,6 +25,7 @@ from qscape.offpolicy.sockets import (
     Nets,
     Network,
     Normaliser,
+    Output,
     PartState,
     PolicyLoss,
     Representation,
@@ -65,14 +68,22 @@ class Plain(Representation):
 
 @dataclasses.dataclass(frozen=True)
 class MLPNetwork(Network):
-    """Plain hidden layers with the base's widths and activations."""
+    """Plain hidden layers with the base's widths, activations, layer norms and initialisation."""
 
     name: ClassVar[str] = "mlp"
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Torso:
-        actor = role == "actor"
-        hidden = base.actor_hidden if actor else base.critic_hidden
-        return Torso(key, (size, *hidden), base.actor_activation if actor else base.critic_activation)
+        hidden, activation, norm = {
+            "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
+            "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),
+        }[role]
+        make = orthogonal_torso if base.init == "orthogonal" else Torso
+        return make(key, (size, *hidden), activation, norm == "layer")
+
+    def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
+        if base.init == "default":
+            return super().output(key, size, outputs, role, base)
+        return orthogonal_linear(key, size, outputs, 1.0 if role == "critic" else 0.01)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,7 @@ class ScalarValue(Value):
     """A critic computes the value itself, and learns it by the loss of the TD errors."""
 
     name: ClassVar[str] = "scalar"
+    uses_critic_loss: ClassVar[bool] = True
 
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
         return raw[..., 0]

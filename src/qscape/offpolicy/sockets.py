@@ -196,10 +196,17 @@ class Value(StatefulPart):
     Attributes:
         learns_from_values: a target is a number, so that critics can learn from values that no critic
             computed, such as V of implicit Q-learning.
+        uses_critic_loss: its loss is the one that `base.critic_loss` names.
     """
 
     socket: ClassVar[str] = "value"
     learns_from_values: ClassVar[bool] = True
+    uses_critic_loss: ClassVar[bool] = False
+
+    def notes(self, agent: Composition) -> list[str]:
+        if self.uses_critic_loss or agent.base.critic_loss == Base().critic_loss:
+            return []
+        return [f"{self.name} has a loss of its own: base.critic_loss = {agent.base.critic_loss} is not used"]
 
     @property
     def outputs(self) -> int:

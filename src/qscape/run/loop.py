@@ -87,6 +87,7 @@ class Loop:
         self.until = plan.steps  # total of environment steps to make
         self.finished = False  # whether these steps and their updates were made
         self.seconds = 0.0  # seconds of training so far, with those in earlier processes
+        self._warned: set[str] = set()  # parts whose warning the user has read
         self.fresh = True
         self._stop = False
 
@@ -232,7 +233,16 @@ class Loop:
         if self.returns:
             metrics["return"] = float(np.mean(self.returns))
         self.returns, self._rate = [], (self.env_steps, now)
-        return ev.Logged(self.env_steps, self.updates, metrics)
+        return ev.Logged(self.env_steps, self.updates, metrics, self._new_warnings(metrics))
+
+    def _new_warnings(self, metrics: dict[str, float]) -> list[str]:
+        """Return what parts say about the metrics; a part that has said something is not asked again."""
+        found = {
+            name: part.warning(metrics) for name, part in self.agent.parts.items() if name not in self._warned
+        }
+        told = {name: sentence for name, sentence in found.items() if sentence is not None}
+        self._warned |= told.keys()
+        return [*told.values()]
 
     def _episode_events(self, finished: list[Episode]) -> Iterator[ev.EpisodeDone]:
         """Yield the ends of episodes. Called last in a step, so that a callback can save a complete step."""

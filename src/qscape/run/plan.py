@@ -173,8 +173,10 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
     notes += describe_overrides(agent) + part_notes(agent)
-    if plan.dataset:
-        return plan, agent, notes
+    if plan.dataset:  # where a step is an update
+        base = dataclasses.replace(agent.base, updates_per_step=1.0)
+        plan = _scale_to_run(plan, base, notes)
+        return plan, build(plan.recipe, plan.settings), notes
     _refuse_large_batch(plan, agent)
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
@@ -192,12 +194,17 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         others = "".join(f", base.{name} = {value}" for name, value in fields.items() if name != field)
         notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
         plan = _with_base(plan, fields)
-    if shares := agent.base.scale_to_run(plan.steps):
-        notes += [
-            f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()
-        ]
-        plan = _with_base(plan, shares)
+    plan = _scale_to_run(plan, agent.base, notes)
     return plan, build(plan.recipe, plan.settings), notes
+
+
+def _scale_to_run(plan: Plan, base: Any, notes: list[str]) -> Plan:
+    """Return the plan with the fields of the base that follow from its length; add a note on each."""
+    fields = base.scale_to_run(plan.steps)
+    for name, value in fields.items():
+        unit = "updates" if name == "schedule_updates" else "steps"
+        notes.append(f"base.{name} = {value:.0f} {unit}, of a run of {plan.steps}")
+    return _with_base(plan, fields) if fields else plan
 
 
 def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
