@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.types import stream
 from reference.sac import DISCOUNT, linear
 from reference.sac import make_network as make_layers
@@ -24,8 +25,8 @@ POLICY_DELAY = 3  # critic updates per actor update
 EPSILON, MOMENTUM = 1e-3, 0.99
 PLAIN_BATCHES = 100_000  # batch statistics are corrected after so many batches
 MAX_RATIO, MAX_DISTANCE = 3.0, 5.0  # bounds of the correction
-adam = optax.adam(1e-3, b1=0.5)
-alpha_adam = optax.adam(1e-3)
+adam = make_adam(1e-3, b1=0.5)
+alpha_adam = make_adam(1e-3)
 
 
 # --- networks ------------------------------------------------------------------------------------------

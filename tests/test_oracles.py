@@ -17,6 +17,7 @@ import reference.sac
 import reference.savgo
 import reference.td3
 import reference.td7
+from qscape.agents.recipes import EXPANSIONS
 from qscape.methods.checkpoints import Checkpoints
 from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.sockets import Regulariser
@@ -32,6 +33,7 @@ ORACLES = {
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
+SETTINGS = {"sac+crossq": EXPANSIONS["crossq"].settings}
 
 
 def by_name(run):
@@ -113,6 +115,7 @@ def oracle(run):
         ("sac", 32, 300),
         ("sac+savgo", 32, 300),
         ("td7", 32, 520),
+        ("sac+crossq", 32, 100),
         (TD7_UPDATE, 32, 20),
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
@@ -122,7 +125,7 @@ def oracle(run):
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    run = start(build(recipe, size), options=AS_USERS)
+    run = start(build(recipe, size, SETTINGS.get(recipe)), options=AS_USERS)
     run = run._replace(state=run.state._replace(env_steps=jnp.array(60_000)))  # in the middle of schedules
     flat_update, flat_state = oracle(run)
     for number in range(1, updates + 1):

@@ -119,6 +119,16 @@ EXPANSIONS: dict[str, Expansion] = {
             "quantile": {"drop": 2},
         },
     ),
+    "crossq": Expansion(
+        "sac+crossq",
+        "SAC with batch normalisation and no target critics (Bhatt et al. 2024, arXiv 1902.05605).",
+        {"soft": {"learning_rate": 1e-3}},
+    ),
+    "crossq_wn": Expansion(
+        "sac+crossq_wn",
+        "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
+        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "target_entropy_scale": 0.5}},
+    ),
 }
 BASE_HELP = {
     "td3": "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).",

@@ -184,7 +184,10 @@ class Entropic(PolicyLoss):
     )
     initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0")
     target_entropy: float | None = setting(
-        None, "Entropy that a learned α aims at; None: minus the action's dimension."
+        None, "Entropy that a learned α aims at; None: −κ A, where A is the action's dimension."
+    )
+    target_entropy_scale: float = setting(
+        1.0, "κ of the target entropy −κ A; 0.5 in SimBa, BRO and XQC.", within=">= 0"
     )
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
@@ -223,7 +226,9 @@ class Entropic(PolicyLoss):
         metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
             return 0.0, metrics
-        target = -spec.action_size if self.target_entropy is None else self.target_entropy
+        target = self.target_entropy
+        if target is None:
+            target = -self.target_entropy_scale * spec.action_size
         loss = -(actor_params * jax.lax.stop_gradient(log_prob + target)).mean()
         return loss, metrics | {"temperature": self.alpha(actor_params)}
 

@@ -30,6 +30,8 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
     return optax.GradientTransformation(moments.init, update)
 
 
-def make_adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Adam with its usual decay rates."""
-    return optax.chain(scale_by_adam(), optax.scale_by_learning_rate(learning_rate))
+def make_adam(
+    learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformation:
+    """Adam."""
+    return optax.chain(scale_by_adam(b1, b2), optax.scale_by_learning_rate(learning_rate))
