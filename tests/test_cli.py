@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -71,7 +72,7 @@ NOT_A_NAME = [
     (["train", "td3", "--env", ":"], "names no environment"),
     (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
     (["train"], "needs RECIPE first"),
-    (["list", "things"], "takes agents, parts, envs, not 'things'"),
+    (["list", "things"], "takes agents, parts, envs, studies, not 'things'"),
     (["train", "td3", *SHORT, "--log", "paper"], "--log paper is unknown; there are wandb, trackio"),
 ]
 NOT_TOGETHER = [
@@ -493,6 +494,10 @@ def test_help_version_and_list(capsys):
         assert word in out
     assert run("list", "parts") == 0
     assert "HalfCheetah" not in capsys.readouterr().out
+    assert run("list", "studies") == 0
+    assert re.search(
+        r"make-demo +What `make demo` trains: .* PAVE's smooth critics\. *\n", capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
