@@ -37,6 +37,7 @@ from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
 from qscape.methods.quantile import Quantile
 from qscape.methods.resets import Resets
+from qscape.methods.reward_scale import RewardScale
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
@@ -99,6 +100,7 @@ PARTS: dict[str, type] = {
         ValueClip,
         Checkpoints,
         Normalise,
+        RewardScale,
         PAVE,
         CAPS,
         GRAD,
@@ -137,6 +139,7 @@ SOCKET_MEANS = {
     "schedule": "decides when updates happen",
     "reset": "re-initialises networks",
     "normaliser": "normalises observations",
+    "scaling": "scales rewards",
 }
 
 
