@@ -44,6 +44,7 @@ from qscape.methods.periodic import Periodic
 from qscape.methods.quantile import Quantile
 from qscape.methods.redq import REDQ
 from qscape.methods.resets import Resets
+from qscape.methods.reward_scale import RewardScale
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
@@ -132,7 +133,7 @@ EXPANSIONS: dict[str, Expansion] = {
     "crossq_wn": Expansion(
         "sac+crossq_wn",
         "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
-        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "target_entropy_scale": 0.5}},
+        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "entropy_per_action": -0.5}},
     ),
     "redq": Expansion(
         "sac+redq",
@@ -164,6 +165,7 @@ PARTS: dict[str, type] = {
         ValueClip,
         Checkpoints,
         Normalise,
+        RewardScale,
         PAVE,
         CAPS,
         GRAD,
@@ -212,6 +214,7 @@ SOCKET_MEANS = {
     "schedule": "decides when updates happen",
     "reset": "re-initialises networks",
     "normaliser": "normalises observations",
+    "scaling": "scales rewards",
 }
 
 

@@ -45,6 +45,7 @@ class Trainer(Loop):
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
         halt: the step at which the driven program returns, because something is due.
+        discount_rule: `base.discount_rule` before the agent was bound to its task.
         first_ring: index of this run's first ring in the storage; above 0 if several seeds share a storage.
     """
 
@@ -67,6 +68,7 @@ class Trainer(Loop):
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
         self.halt = 0
+        self.discount_rule = agent.base.discount_rule
 
     def _start(self) -> Carry:
         """Compile the programs and make the initial carry, without the storage."""
@@ -77,7 +79,7 @@ class Trainer(Loop):
         return Carry(
             state=state,
             storage=None,  # type: ignore[arg-type]
-            replay_state=self.agent.replay.init_state(self.layout),
+            replay_state=self.agent.init_replay_state(self.layout),
             noise_state=self.programs.init_noise(self.envs),
             metrics=jnp.full(len(self.programs.metrics), jnp.nan, jnp.float32),
             observation=None,  # type: ignore[arg-type]
@@ -125,7 +127,11 @@ class Trainer(Loop):
     def _notes(self) -> list[str]:
         gib, devices = self.layout.nbytes / GIB, self.plan.devices
         each = f", {gib / devices:.2f} on each of {devices} devices" if devices > 1 else ""
-        return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
+        notes = []
+        if self.discount_rule == "time_limit":
+            base, limit = self.agent.base, self.agent.task.time_limit
+            notes.append(f"base.discount = {base.discount:g}, by the time limit of {limit} steps")
+        return [*notes, f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
 
     def _take_memory(self) -> None:
         jax.block_until_ready(self.storage)
