@@ -274,7 +274,7 @@ def test_a_hostile_label_stays_text(tmp_path, monkeypatch, says):
     group("runs", label=label, seeds=2)
     out = says("compare", "runs", "--csv", "c.csv", "--latex", "c.tex", "--png", "c.png", "--json", "c.json")
     assert "<script>$x_1$ [red]&" in out
-    assert next(csv.DictReader(io.StringIO(Path("c.csv").read_text())))["label"] == label
+    assert next(csv.DictReader(io.StringIO(Path("c.csv").read_text())))["label"] == label.replace("\n", " ")
     tex = Path("c.tex").read_text()
     assert r"\textless{}script\textgreater{}\$x\_1\$ [red]\&" in tex
     body = [line for line in tex.splitlines() if not line.startswith("%")]
@@ -307,12 +307,12 @@ def test_files_that_cannot_be_written(runs, capsys):
 
 def test_missing_extras_are_named(runs):
     code = (
-        "import sys; sys.modules['rliable'] = None\n"
+        "import sys; sys.modules['pandas'] = None\n"
         "from qscape.cli import main; sys.exit(main(['compare', 'runs']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
+    assert done.stderr == 'qscape: Tables of runs need the extra: pip install "qscape[report]".\n'
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 from rows import slow, slow_except
-from small import S, fill, fits, same, transitions
+from small import S, fill, fits, fusion_emitters, same, transitions
 
 from qscape import agents
 from qscape.offpolicy.agent import Agent
@@ -264,7 +264,7 @@ UPDATES, SYNC, A = 6, 4, 3
 WIDTH, CAPACITY = 8, 1024
 # Half the time to compile, and the same HLO: only the machine code made of it is less good.
 SAME_HLO = {"xla_backend_optimization_level": 0}
-QUICK = SAME_HLO | {"xla_cpu_use_fusion_emitters": False}  # a third of the time
+QUICK = SAME_HLO | fusion_emitters(False)  # a third of the time
 
 
 def make(recipe: str, settings: dict[str, Any]) -> Agent:

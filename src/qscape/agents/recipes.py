@@ -57,6 +57,7 @@ from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.onpolicy.base import Base as OnPolicyBase
+from qscape.trusted import trust, trusts_everything
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase
@@ -122,6 +123,16 @@ EXPANSIONS: dict[str, Expansion] = {
             | {"log_std_min": -20.0},
             "quantile": {"drop": 2},
         },
+    ),
+    "crossq": Expansion(
+        "sac+crossq",
+        "SAC with batch normalisation and no target critics (Bhatt et al. 2024, arXiv 1902.05605).",
+        {"soft": {"learning_rate": 1e-3}},
+    ),
+    "crossq_wn": Expansion(
+        "sac+crossq_wn",
+        "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
+        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "target_entropy_scale": 0.5}},
     ),
     "redq": Expansion(
         "sac+redq",
@@ -252,8 +263,10 @@ def register_named(recipe: str) -> None:
         UsageError: one of them cannot be imported, or is no part.
     """
     for name in split(recipe)[1:]:
-        if ":" in name and name not in plugins.PLACES:
-            register(name)
+        if ":" in name:
+            trust(name)
+            if name not in plugins.PLACES:
+                register(name)
 
 
 def register_all_installed() -> list[str]:
@@ -327,6 +340,8 @@ def _registered_name(name: str) -> str:
     Raises:
         UsageError: it is a place `module:Class` that was not registered.
     """
+    if ":" in name and trusts_everything():
+        register_named(f"+{name}")
     if name in plugins.PLACES:
         return plugins.PLACES[name]
     tables = (PARTS, onpolicy.PARTS)

@@ -1,15 +1,15 @@
 """The model card of an exported policy: task, results, and how to run it."""
 
-import importlib
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import RunError, one_line
 from qscape.export.policy import OnnxCheck, Source, describe
 from qscape.inspect.store import write_atomically
 from qscape.run.folder import origin
@@ -43,12 +43,17 @@ def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None)
 
 def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
     if dataset := record.get("dataset"):
-        return f"by {steps:,} updates on the dataset `{dataset}`, without a step in an environment"
+        return f"by {steps:,} updates on the dataset {_code(dataset)}, without a step in an environment"
     return f"for {steps:,} steps"
 
 
-def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> str:
-    """Render the card in Markdown, with the header that model hubs read."""
+def render_card(
+    source: Source, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
+) -> str:
+    """Render the card in Markdown, with the header that model hubs read.
+
+    `further`: lines below the results.
+    """
     about, record = describe(source), source.record
     action, low_high = about["action"], "unbounded"
     if action["low"] is not None:
@@ -57,7 +62,7 @@ def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None
         low_high = f"{len(action['table'])} discrete actions"
     lines = [
         *_hub_header(source, about),
-        f"# {about['label']} on {about['env']}",
+        f"# {_text(about['label'])} on {_text(about['env'])}",
         "",
         f"A policy trained with qscape {_describe_training(about['step'], record)} "
         f"(seed {about['seed']}, the {about['policy']} policy).",
@@ -67,21 +72,22 @@ def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None
         describe_evaluation(source),
         "",
         *_describe_smoothness(source.folder),
+        *further,
         "## Task",
         "",
-        f"- environment: `{about['env']}`" + (f" with {about['env_args']}" if about["env_args"] else ""),
+        f"- environment: {_code(about['env'])}"
+        + (f" with {_code(about['env_args'])}" if about["env_args"] else ""),
         f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         "",
-        "## Files",
-        "",
-        *(f"- `{file.name}`" for file in files),
+        *(["## Files", "", *(f"- `{file.name}`" for file in files)] if files else []),
         *_describe_check(checked),
         "",
         *_usage_example(files, about),
         "## Agent",
         "",
-        f"Recipe `{about['recipe']}`. " + ("; ".join(record["moved"]) + "." if record.get("moved") else ""),
+        f"Recipe {_code(about['recipe'])}. "
+        + ("; ".join(map(_text, record["moved"])) + "." if record.get("moved") else ""),
         "",
         "```json",
         json.dumps(record["settings"], indent=1),
@@ -109,18 +115,29 @@ def describe_evaluation(source: Source) -> str:
     return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
 
 
+def _text(value: Any) -> str:
+    """Text of a record in Markdown: one line, whose markup is shown and not obeyed."""
+    return re.sub(r"([\\`*<>]|\](?=\())", r"\\\1", one_line(str(value)))
+
+
+def _code(value: Any) -> str:
+    """Text of a record as code in Markdown."""
+    return "`" + one_line(str(value)).replace("`", "'") + "`"
+
+
 def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
     returns = [r.episode.ret for r in source.episodes]
+    env, label, recipe = (json.dumps(about[name], ensure_ascii=False) for name in ("env", "label", "recipe"))
     metrics = [f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]"] if returns else []
     return [
         "---",
         "library_name: qscape",
-        "tags: [reinforcement-learning, " + ", ".join([about["recipe"], about["env"]]) + "]",
+        f"tags: [reinforcement-learning, {recipe}, {env}]",
         "model-index:",
-        f"- name: {about['label']}",
+        f"- name: {label}",
         "  results:",
         "  - task: {type: reinforcement-learning}",
-        f"    dataset: {{name: {about['env']}, type: {about['env']}}}",
+        f"    dataset: {{name: {env}, type: {env}}}",
         *metrics,
         "---",
         "",
@@ -174,31 +191,6 @@ def _usage_example(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
 def _describe_versions(record: Any) -> list[str]:
     trained, now = record.get("versions", {}), origin()["versions"]
     return [
-        "Trained with " + ", ".join(f"{k} {v}" for k, v in trained.items()) + ".",
+        "Trained with " + ", ".join(_text(f"{k} {v}") for k, v in trained.items()) + ".",
         f"Exported with qscape {now['qscape']}, jax {now['jax']}, Python {platform.python_version()}.",
     ]
-
-
-def push_to_hub(repository: str, card: Path, files: Sequence[Path]) -> str:
-    """Upload the files, and the card as README.md, to a model hub; returns the address.
-
-    Needs `pip install huggingface_hub` and a token (`hf auth login`, or HF_TOKEN).
-
-    Raises:
-        UsageError: the package or the token is missing.
-        RunError: the hub refused the upload.
-    """
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError as problem:
-        raise UsageError("--hub needs a package: pip install huggingface_hub.") from problem
-    if hub.get_token() is None:
-        raise UsageError("--hub needs a token: run 'hf auth login', or set HF_TOKEN.")
-    api = hub.HfApi()
-    try:
-        address = str(api.create_repo(repository, exist_ok=True))
-        for file, name in [(card, "README.md"), *((f, f.name) for f in files)]:
-            api.upload_file(path_or_fileobj=file, path_in_repo=name, repo_id=repository)
-    except Exception as problem:  # the hub's own errors, and those of the network below
-        raise RunError(f"--hub {repository}: {problem}") from problem
-    return address

@@ -113,9 +113,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError as problem:
-        raise UsageError(
-            'files of Stable-Baselines3 need a package: pip install "qscape[bench]".'
-        ) from problem
+        raise UsageError('files of Stable-Baselines3 need a package: pip install "qscape[sb3]".') from problem
 
     def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
         weights = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
@@ -123,6 +121,9 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         with zipfile.ZipFile(file) as archive:
+            size = file.stat().st_size
+            if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > size for m in archive.infolist()):
+                raise ValueError("a member is compressed or larger than the file, as SB3 never writes one")
             arrays = tensors(archive, "policy.pth")
             if "pytorch_variables.pth" in archive.namelist():
                 arrays |= tensors(archive, "pytorch_variables.pth")

@@ -21,9 +21,10 @@ from typing import Any
 
 from qscape.errors import RunError, UsageError
 from qscape.jobs.parcel import Packer, Parcel, unpack
-from qscape.jobs.pool import LocalWorker, count_cores
+from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
 from qscape.run.folder import locked
+from qscape.system import count_cores
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 12.0  # seconds for a cluster to answer
@@ -92,7 +93,7 @@ def _check_reachable(address: str) -> None:
         raise UsageError(f"--ray {address} is not an address; give HOST:PORT, or auto for a local cluster.")
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
-        command = [sys.executable, "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
+        command = [sys.executable, "-P", "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
         subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
         lines = (problem.stderr or b"").decode(errors="replace").strip().splitlines()

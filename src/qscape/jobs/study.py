@@ -17,14 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import PRESETS, Agent, agent, nearest
+from qscape import trusted
+from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.plan import Plan, folder_name, prepare
+from qscape.system import file_name
 
 BUDGETS = ("quick", "full")
+BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
 # Numbers in [budgets.NAME], with their smallest allowed values.
@@ -70,8 +73,29 @@ class Entry(NamedTuple):
     steps: Mapping[str, int]
 
 
+def names_of_studies() -> list[str]:
+    """Return the names of the studies that come with qscape."""
+    return sorted(file.stem for file in BUNDLED.glob("*.toml"))
+
+
+def find_study(name: str) -> Path:
+    """Return the study file that a user means.
+
+    Args:
+        name: path of a file, or the name of a study of the package, such as "demo".
+
+    Raises:
+        UsageError: there is no such file and no such study.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name not in (names := names_of_studies()):
+        raise UsageError(f"there is no file {name} and no study of that name; {nearest(name, names)}.")
+    return BUNDLED / f"{name}.toml"
+
+
 def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
-    """Read the runs of a study file. Imports the parts that its recipes name as `module:Class`.
+    """Read the runs of a study file. Code that it names must be trusted (see `qscape.trusted`).
 
     Args:
         file: the study file, in TOML.
@@ -93,7 +117,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
     entries = [_agent(source, path) for path in _entries_of_budget(source, "agents", budget)]
-    index_actions = any(agent(entry.fields["recipe"]).index_actions for entry in entries)
+    index_actions = any(build(entry.fields["recipe"]).index_actions for entry in entries)
     paths = _entries_of_budget(source, "environments", budget)
     environments = [_environment(source, path, index_actions) for path in paths]
     numbers, seeds = budgets[budget]
@@ -125,6 +149,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
         numbers["probe"] = tuple(map(str, probe))
         try:
             probes.check_names(numbers["probe"])
+            trusted.refuse_untrusted(trusted.list_code("", {}, numbers["probe"]), source.file)
         except UsageError as problem:
             raise source.error((*path, "probe"), str(problem)) from problem
     seeds = source.at((*path, "seeds"))
@@ -185,7 +210,7 @@ def _agent(source: Source, path: Where) -> Entry:
 def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
     """Build the agent of an entry; errors name the line of the part or field at fault, below `path`."""
     try:
-        return agent(recipe, settings)
+        return build(recipe, settings)
     except UsageError as problem:
         place = [name for name in (problem.part, problem.field) if name in settings or name == problem.field]
         raise source.error((*path, *filter(None, place)), str(problem)) from problem
@@ -198,6 +223,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
+        trusted.refuse_untrusted(trusted.list_code(env, args, ()), source.file)
         make_adapter(env, env_args=args, index_actions=index_actions).close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"
@@ -221,7 +247,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
     """Return the name of an environment's folder: its id and its arguments."""
     listed = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
-    return (f"{env}({listed})" if listed else env).replace("/", "-")
+    return file_name(f"{env}({listed})" if listed else env)
 
 
 def _duplicate(

@@ -22,4 +22,12 @@ class BroNet(BlockNetwork):
     gains: ClassVar[dict[str, float]] = {"critic": 2**0.5, "mean": 2**0.5, "log_std": 1.0}
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {"actor_hidden": (256,), "critic_hidden": (512, 512)}
+        return {
+            "actor_hidden": (256,),
+            "critic_hidden": (512, 512),
+            "decay": "decoupled",
+            "actor_weight_decay": 1e-4,
+            "critic_weight_decay": 1e-4,
+            "log_std_bound": "tanh",
+            "log_std_min": -10.0,
+        }

@@ -53,6 +53,8 @@ class CrossQ(BatchNormNetwork):
             "actor_objective": "min",
             "critic_loss_scale": 0.5,
             "target_actor": False,
+            "log_std_min": -20.0,
+            "adam_b1": 0.5,
         }
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> BatchNormTorso:
@@ -80,8 +82,17 @@ class CrossQWN(CrossQ):
     )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        rates = {"actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4}
-        return {**super().overrides(agent), **rates, "critic_hidden": (512, 512), "updates_per_step": 5.0}
+        return {
+            **super().overrides(agent),
+            "critic_hidden": (512, 512),
+            "actor_learning_rate": 3e-4,
+            "critic_learning_rate": 3e-4,
+            "adam_b1": 0.9,
+            "decay": "decoupled",
+            "decay_what": "weights",
+            "actor_weight_decay": 0.01,
+            "critic_weight_decay": 0.01,
+        }
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> BatchNormTorso:
         return self.make_torso(key, size, role, base, make_unit_linear, self.make_norm, before=False)

@@ -85,8 +85,10 @@ class LipsNet(Plain):
         base = agent.base
         moved = {"actor_activation": base.actor_activation != "relu"}
         moved["actor_projection"] = base.actor_projection
+        moved["actor_norm"] = base.actor_norm != "none"
         return [
-            f"lipsnet builds its own actor, with ReLU and without projection: base.{name} has no effect"
+            "lipsnet builds its own actor, with ReLU and without projection or layer norm: "
+            f"base.{name} has no effect"
             for name, is_moved in moved.items()
             if is_moved
         ]

@@ -20,4 +20,14 @@ class Simba(BlockNetwork):
     make_torso: ClassVar[Any] = SimbaTorso
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {"actor_hidden": (128,), "critic_hidden": (512, 512)}
+        return {
+            "actor_hidden": (128,),
+            "critic_hidden": (512, 512),
+            "actor_learning_rate": 1e-4,
+            "critic_learning_rate": 1e-4,
+            "decay": "decoupled",
+            "actor_weight_decay": 0.01,
+            "critic_weight_decay": 0.01,
+            "log_std_bound": "tanh",
+            "log_std_min": -10.0,
+        }

@@ -27,7 +27,14 @@ class SimbaV2(BlockNetwork):
     has_linear_outputs: ClassVar[bool] = False
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {"actor_hidden": (128,), "critic_hidden": (512, 512)}
+        return {
+            "actor_hidden": (128,),
+            "critic_hidden": (512, 512),
+            "actor_learning_rate": 1e-4,
+            "critic_learning_rate": 1e-4,
+            "log_std_bound": "tanh",
+            "log_std_min": -10.0,
+        }
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
         return SphereOutput(key, size, outputs)

@@ -44,7 +44,7 @@ class XQC(BatchNormNetwork):
             "warmup": 5_000,
             "actor_objective": "min",
             "target_actor": False,
-            "updates_per_step": 2.0,
+            "log_std_min": -10.0,
         }
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> BatchNormTorso:

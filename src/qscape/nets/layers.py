@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.ops.norm import layer_norm
 from qscape.ops.product import product
 
 # One array, or a tuple that stands for its concatenation (see `concatenate_inputs`).
@@ -28,6 +29,25 @@ class UnitLinear(eqx.Module):
 
     weight: Float[Array, "o i"]
     bias: Float[Array, " o"] | None = None
+
+
+class LayerNorm(eqx.Module):
+    """y = scale (x − mean) / √(variance + ε) + shift over the last axis.
+
+    Attributes:
+        scale, shift: learned; they start at 1 and 0.
+        epsilon: ε.
+    """
+
+    scale: Float[Array, " n"]
+    shift: Float[Array, " n"]
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, size: int, epsilon: float = 1e-5) -> None:
+        self.scale, self.shift, self.epsilon = jnp.ones(size), jnp.zeros(size), epsilon
+
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        return self.scale * layer_norm(x, self.epsilon) + self.shift
 
 
 @runtime_checkable
@@ -51,6 +71,22 @@ def project(tree: Tree) -> Tree:
         return dataclasses.replace(module, weight=module.weight / jnp.maximum(length, 1e-8))
 
     return jax.tree.map(unit_rows, tree, is_leaf=lambda x: isinstance(x, UnitLinear))
+
+
+def find_decayed(tree: Tree, matrices_only: bool) -> Tree:
+    """Return a tree of networks with True where weight decay acts, for `optax.masked`.
+
+    It skips the weights of `UnitLinear`, whose length is given.
+
+    Args:
+        matrices_only: it also skips biases and other vectors.
+    """
+
+    def skip_unit_rows(module: Any) -> Any:
+        return eqx.tree_at(lambda m: m.weight, module, False) if isinstance(module, UnitLinear) else module
+
+    found = jax.tree.map(lambda x: x.ndim > 1 or not matrices_only, tree)
+    return jax.tree.map(skip_unit_rows, found, is_leaf=lambda x: isinstance(x, UnitLinear))
 
 
 def dense(layer: Linear, x: Inputs) -> Float[Array, "*b o"]:

@@ -10,12 +10,19 @@ from jaxtyping import Array, Float
 
 from qscape.nets.batch_norm import has_statistics
 from qscape.nets.heads import Head
-from qscape.nets.layers import Inputs, Linear, concatenate_inputs, dense
+from qscape.nets.layers import Inputs, LayerNorm, Linear, concatenate_inputs, dense
 from qscape.ops.norm import NORMS
 from qscape.ops.silu import silu
 from qscape.types import Dist, Key
 
-ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": silu, "tanh": jnp.tanh}
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "silu": silu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "mish": jax.nn.mish,
+}
 
 
 class Conditioning(NamedTuple):
@@ -32,24 +39,27 @@ class Conditioning(NamedTuple):
 
 
 class Torso(eqx.Module):
-    """Hidden layers: linear layers, each followed by the activation (and preceded by FiLM, if given).
+    """Hidden layers: linear layers, each followed by layer norm and FiLM, if given, and by the activation.
 
     Weights and biases are initialised uniformly in ±1/√fan_in, the default of Equinox and PyTorch.
 
     Attributes:
         layers: the linear layers.
+        norms: the layer norm behind each of them; empty: there is none.
         activation: a key of `ACTIVATIONS`.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
+    norms: tuple[LayerNorm, ...]
     activation: str = eqx.field(static=True)
 
-    def __init__(self, key: Key, sizes: Sequence[int], activation: str) -> None:
-        """`sizes` are the input size and the widths of the layers."""
+    def __init__(self, key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> None:
+        """`sizes` are the input size and the widths of the layers; `normalise` adds layer norms."""
         keys = jax.random.split(key, len(sizes) - 1)
         self.layers = tuple(
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         )
+        self.norms = tuple(map(LayerNorm, sizes[1:])) if normalise else ()
         self.activation = activation
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
@@ -58,6 +68,7 @@ class Torso(eqx.Module):
         film = None if conditioning is None else conditioning.film
         for j, layer in enumerate(self.layers):
             h = dense(layer, x)
+            h = self.norms[j](h) if self.norms else h
             x = act(h if film is None else (1.0 + film[j][0]) * h + film[j][1])
         assert not isinstance(x, tuple)
         return x

@@ -277,13 +277,16 @@ class Assembly(Bound):
     def optimiser(self, name: str) -> optax.GradientTransformation:
         """Returns the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
         base = self.base
+        betas = base.adam_b1, base.adam_b2
         if name == "actor":
-            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
+            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay, *betas, delayed=True)
         if name == "critics":
-            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
+            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay, *betas)
         part, kind = name.split(".")
         params, actor_params = self.stateful_parts[part].learning_rates(base)
-        return base.optimiser(params if kind == "params" else actor_params)
+        if kind == "params":
+            return base.optimiser(params)
+        return base.optimiser(actor_params, delayed=True)
 
     def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
         """Returns the state's networks as functions of normalised observations and actions.

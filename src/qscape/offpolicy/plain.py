@@ -10,7 +10,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Critic, Stage, Torso
-from qscape.nets.heads import Point, unsnap
+from qscape.nets.heads import Point, unsnap, with_density
+from qscape.nets.layers import Linear
+from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
@@ -23,6 +25,7 @@ from qscape.offpolicy.sockets import (
     Nets,
     Network,
     Normaliser,
+    Output,
     PartState,
     PolicyLoss,
     Representation,
@@ -65,14 +68,22 @@ class Plain(Representation):
 
 @dataclasses.dataclass(frozen=True)
 class MLPNetwork(Network):
-    """Plain hidden layers with the base's widths and activations."""
+    """Plain hidden layers with the base's widths, activations, layer norms and initialisation."""
 
     name: ClassVar[str] = "mlp"
 
-    def torso(self, key: Key, size: int, role: Role, base: Base) -> Torso:
-        actor = role == "actor"
-        hidden = base.actor_hidden if actor else base.critic_hidden
-        return Torso(key, (size, *hidden), base.actor_activation if actor else base.critic_activation)
+    def torso(self, key: Key, size: int, role: Role, base: Base) -> Any:
+        hidden, activation, norm = {
+            "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
+            "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),
+        }[role]
+        make = orthogonal_torso if base.init == "orthogonal" else Torso
+        return make(key, (size, *hidden), activation, norm == "layer")
+
+    def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
+        if base.init == "default":
+            return super().output(key, size, outputs, role, base)
+        return orthogonal_linear(key, size, outputs, 1.0 if role == "critic" else 0.01)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +190,17 @@ class Entropic(PolicyLoss):
     )
     initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0")
     target_entropy: float | None = setting(
-        None, "Entropy that a learned α aims at; None: minus the action's dimension."
+        None, "Entropy that a learned α aims at; None: −κ A, where A is the action's dimension."
+    )
+    target_entropy_scale: float = setting(
+        1.0, "κ of the target entropy −κ A; 0.5 in SimBa, BRO and XQC.", within=">= 0"
     )
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+    )
+    density: Literal["exact", "released"] = setting(
+        "exact",
+        "log π of a = tanh(u): exact, or 'released', with log(1 - a² + 1e-6) as the code of SAVGO and PAVE.",
     )
 
     def conflict(self, agent: Composition) -> str | None:
@@ -199,6 +217,10 @@ class Entropic(PolicyLoss):
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
+
+    def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:
+        """Draws actions [B, A] and computes log π [B] as `density` says."""
+        return with_density(dist, self.density).sample(key)
 
     def alpha(self, actor_params: PyTree) -> Array:
         """Returns α without gradient; `actor_params` is log α, or None if α is fixed."""
@@ -218,14 +240,16 @@ class Entropic(PolicyLoss):
         metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
             return 0.0, metrics
-        target = -spec.action_size if self.target_entropy is None else self.target_entropy
+        target = self.target_entropy
+        if target is None:
+            target = -self.target_entropy_scale * spec.action_size
         loss = -(actor_params * jax.lax.stop_gradient(log_prob + target)).mean()
         return loss, metrics | {"temperature": self.alpha(actor_params)}
 
     def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
     ) -> tuple[Array, Array]:
-        action, log_prob = policy(next_obs).sample(key)
+        action, log_prob = self.sample(policy(next_obs), key)
         return action, -self.alpha(state.actor_params) * log_prob
 
 
@@ -246,7 +270,7 @@ class Soft(Entropic):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        action, log_prob = policy(obs).sample(key)
+        action, log_prob = self.sample(policy(obs), key)
         value = combine_heads(context.base, q(obs, action))
         loss = (self.alpha(actor_params) * log_prob - value).mean()
         tuning, metrics = self.tuning(actor_params, log_prob, context.spec)

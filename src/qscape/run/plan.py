@@ -21,7 +21,8 @@ from qscape.agents import (
 from qscape.data import RECORDED, read_origin
 from qscape.errors import UsageError
 from qscape.run import probes
-from qscape.types import setting
+from qscape.system import file_name
+from qscape.types import LARGEST, setting
 
 LONGEST = 250  # bytes of a folder's name; file systems take 255
 
@@ -96,6 +97,14 @@ class Plan(Pace):
     keep_data: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("recipe", "env", "label", "dataset", "start"):
+            if not getattr(self, name).isprintable():
+                raise UsageError(f"{name} is {getattr(self, name)!r}: a name holds no control characters.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value > LARGEST:
+                flag = field.name.replace("_", "-")
+                raise UsageError(f"--{flag} is {value}; a whole number is at most {LARGEST:,}.")
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
@@ -172,8 +181,10 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
     notes += describe_overrides(agent) + part_notes(agent)
-    if plan.dataset:
-        return plan, agent, notes
+    if plan.dataset:  # where a step is an update
+        base = dataclasses.replace(agent.base, updates_per_step=1.0)
+        plan = _scale_to_run(plan, base, notes)
+        return plan, build(plan.recipe, plan.settings), notes
     _refuse_large_batch(plan, agent)
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
@@ -191,12 +202,17 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         others = "".join(f", base.{name} = {value}" for name, value in fields.items() if name != field)
         notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
         plan = _with_base(plan, fields)
-    if shares := agent.base.scale_to_run(plan.steps):
-        notes += [
-            f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()
-        ]
-        plan = _with_base(plan, shares)
+    plan = _scale_to_run(plan, agent.base, notes)
     return plan, build(plan.recipe, plan.settings), notes
+
+
+def _scale_to_run(plan: Plan, base: Any, notes: list[str]) -> Plan:
+    """Return the plan with the fields of the base that follow from its length; add a note on each."""
+    fields = base.scale_to_run(plan.steps)
+    for name, value in fields.items():
+        unit = "updates" if name == "schedule_updates" else "steps"
+        notes.append(f"base.{name} = {value:.0f} {unit}, of a run of {plan.steps}")
+    return _with_base(plan, fields) if fields else plan
 
 
 def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
@@ -266,10 +282,11 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
 
 def folder_name(label: str) -> str:
     """Return a label as the name of a folder; a long label is cut and gets 8 digits of its hash."""
-    if len(label.encode()) <= LONGEST:
-        return label
+    name = file_name(label)
+    if len(name.encode()) <= LONGEST:
+        return name
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
-    return f"{label.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
+    return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
 
 
 def _format_settings(settings: Settings) -> str:
