@@ -36,6 +36,7 @@ class Job:
         steps: new total of environment steps; None: that of the run, or of the plan.
         overwrite: replace a run that is in the folder.
         trackers: further loggers, "wandb" or "trackio".
+        save, empty_replay: with "resume": as for `resume`.
         trusted: with "resume": whether the user named the environment, as in a study file (see `resume`).
     """
 
@@ -44,6 +45,8 @@ class Job:
     plan: Plan | None = None
     steps: int | None = None
     overwrite: bool = False
+    save: int | None = None
+    empty_replay: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
     trusted: bool = False
 
@@ -81,7 +84,13 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
             )
         else:
             yield from resume(
-                job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach, trusted=job.trusted
+                job.folder,
+                job.steps,
+                save=job.save,
+                empty_replay=job.empty_replay,
+                trackers=job.trackers,
+                on_trainer=asked.attach,
+                trusted=job.trusted,
             )
 
 

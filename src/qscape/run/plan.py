@@ -23,6 +23,7 @@ from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.types import setting
 
+REPLAYS = 2  # newest saves that hold the replay
 LONGEST = 250  # bytes of a folder's name; file systems take 255
 
 
@@ -44,7 +45,7 @@ class Pace:
     save_every: int | None = setting(
         None, "Environment steps between saves. None: a tenth of the run, but at most 25,000."
     )
-    keep_saves: int = setting(2, "Number of saves to keep. Only the newest holds the replay.")
+    keep_saves: int = setting(2, "Number of saves to keep. The newest two hold the replay.")
     milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
     probe: tuple[str, ...] = setting(
         (),
