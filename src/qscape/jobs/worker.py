@@ -20,7 +20,7 @@ from qscape.errors import QscapeError
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
-from qscape.run.stopping import StopOnSignal
+from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.training import resume, train, train_together
 
 
@@ -71,9 +71,9 @@ class Job:
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Run a job and yield its events.
 
-    SIGINT and SIGTERM make the run save and end; a second SIGINT ends it at once.
+    SIGINT, SIGTERM and SIGHUP make the run save and end; a second SIGINT ends it at once.
     """
-    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(*ENDING) as asked:
         if job.kind == "measure":
             assert job.plan is not None
             yield measure_costs(job.plan)
@@ -102,7 +102,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     """
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(*ENDING) as asked:
         yield from train_together(
             plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.attach
         )
