@@ -12,18 +12,24 @@ import sys
 import termios
 import threading
 import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import environment, flags, metrics, numbers, python, settings, stop_at
 
 import qscape as qs
-from qscape.errors import RunError
+from qscape.agents import build
+from qscape.errors import QscapeError, RunError
 from qscape.inspect import store
 from qscape.jobs.worker import Job, run_job
 from qscape.run import Plan, files, resume, saves, stopping, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
+from qscape.run.loop import open_adapters
+from qscape.run.training import trainer_of
+from qscape.sealed import seal
 
 PLAN = Plan(
     "td3",
@@ -294,3 +300,62 @@ def test_run_json_has_a_checksum_of_itself(run):
     assert folders.read_record(run)["steps"] == 120
     *_, end = resume(run)
     assert not end.interrupted
+
+
+WRONG = (None, "x", -1, 1.5, 10**30, float("inf"), float("nan"), True, [], {}, [["x"]], {"a": {"b": 1}})
+
+
+def test_a_wrong_type_in_run_json_is_one_sentence(run):
+    record = json.loads((run / "run.json").read_text())
+    for name in record.keys() - {"crc32"}:
+        for wrong in WRONG:
+            (run / "run.json").write_bytes(seal(record | {name: wrong}))
+            with contextlib.suppress(QscapeError):
+                plan = folders.read_plan(run)
+                build(plan.recipe, plan.settings)
+    for name, wrong in (("steps", "x"), ("seed", -1), ("env", 1.5), ("probe", [1]), ("together", {})):
+        (run / "run.json").write_bytes(seal(record | {name: wrong}))
+        with pytest.raises(RunError, match=r"run\.json cannot be read"):
+            folders.read_record(run)
+
+
+@pytest.mark.slow
+def test_a_forged_save_is_one_sentence(run):
+    file = folders.newest_save(run) / "save.json"
+    whole = json.loads(file.read_text())
+    adapter, _ = open_adapters(PLAN, build(PLAN.recipe, PLAN.settings))
+    trainer = trainer_of(PLAN, build(PLAN.recipe, PLAN.settings), adapter)
+    refused = 0
+    meta = ("numbers", "environment", "table", "milestone", "qscape", "threads")
+    places = [("meta", name) for name in meta]
+    places += [("meta", "numbers", name) for name in whole["meta"]["numbers"]]
+    places += [("meta", "environment", name) for name in whole["meta"]["environment"]]
+    places += [("trees", "state", name) for name in ("file", "bytes", "leaves")]
+    places += [("trees", "state", "leaves", 0, name) for name in ("name", "shape", "dtype", "crc32")]
+    for place in places:
+        for wrong in WRONG:
+            forged = json.loads(json.dumps(whole))
+            here = forged
+            for key in place[:-1]:
+                here = here[key]
+            here[place[-1]] = wrong
+            file.write_bytes(seal(forged))
+            try:
+                folders.load_into(trainer, file.parent)
+            except QscapeError:
+                refused += 1
+    assert refused > 0.8 * len(places) * len(WRONG)
+
+
+def test_an_array_is_not_read_if_its_header_promises_more_than_the_file_holds(tmp_path):
+    path = saves.write(tmp_path, "1", {"t": np.zeros(8)}, {})
+    record = json.loads((path / "save.json").read_text())
+    with zipfile.ZipFile(path / "t.npz") as archive:
+        data = archive.read(".npy")
+    with zipfile.ZipFile(path / "t.npz", "w") as archive:
+        archive.writestr(".npy", data.replace(b"(8,), }" + b" " * 9, b"(8" + b"0" * 9 + b",), }", 1))
+        record["trees"]["t"]["leaves"][0]["crc32"] = archive.infolist()[0].CRC
+    record["trees"]["t"]["bytes"] = (path / "t.npz").stat().st_size
+    (path / "save.json").write_bytes(seal(record))
+    with pytest.raises(RunError, match="its header promises another size"):
+        saves.read_arrays(path, "t")

@@ -27,7 +27,7 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typeguard import TypeCheckError, check_type
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape.agents import Agent, plugins
 from qscape.envs import snapshot
@@ -93,7 +93,7 @@ class Meta(TypedDict):
     milestone: bool
     numbers: dict[str, Any]
     environment: _Environment
-    table: NotRequired[Any]
+    table: NotRequired[list[float]]
     threads: str | None
 
 
@@ -474,7 +474,7 @@ def read_meta(path: Path) -> Meta:
     """
     meta = saves.read_meta(path)
     try:
-        check_type(meta, Meta)
+        check_type(meta, Meta, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         numbers = meta["numbers"]
         check_type(numbers["finished"], bool)
         for name in ("env_steps", "updates"):

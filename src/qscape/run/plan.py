@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape.agents import (
     Agent,
@@ -97,6 +99,8 @@ class Plan(Pace):
     keep_data: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seeds {self.seed}: a seed lies in [0, 2^63).")
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
@@ -293,7 +297,26 @@ def from_json(data: Mapping[str, Any]) -> Plan:
     """Return the plan that `to_json` wrote. Keys that are no field of a plan are ignored.
 
     A record without `loop` was written when every run was stepped by the host.
+
+    Raises:
+        UsageError: a value is of another type than its field, or out of its range. TypeError: one is missing.
     """
-    known = {f.name for f in dataclasses.fields(Plan)}
-    fields: dict[str, Any] = {"loop": "host"} | {k: v for k, v in data.items() if k in known}
+    hints = get_type_hints(Plan)
+    fields: dict[str, Any] = {"loop": "host"}
+    for name, value in data.items():
+        if name in hints:
+            fields[name] = _as_field(name, hints[name], value)
     return Plan(**fields)
+
+
+def _as_field(name: str, hint: Any, value: Any) -> Any:
+    """Return a value from JSON as a field of a plan. Raises UsageError if it is of another type."""
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        if isinstance(value, bool) and hint is not bool:
+            raise TypeCheckError("is True or False")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise TypeCheckError("has more than 64 bits")
+        return check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as problem:
+        raise UsageError(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem
