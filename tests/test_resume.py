@@ -493,7 +493,9 @@ def test_a_damaged_newest_save_gives_way_to_the_one_before(what, broken_off, tmp
 def test_a_run_without_its_newest_save_ends_as_if_nothing_had_happened(broken_off, clock, tmp_path):
     folder = shutil.copytree(broken_off, tmp_path / "run")
     shutil.rmtree(folder / "saves" / "000000171")
-    list(resume(folder))
+    started, *_ = resume(folder)
+    assert isinstance(started, ev.Started)
+    assert started.step == 150
     assert_same_run(folder, clock)
 
 
