@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.ops.product import product
 from qscape.ops.silu import silu
 from qscape.types import stream
@@ -29,7 +30,7 @@ TARGET_RATE = 0.005  # τ of Polyak averaging
 MIXED_PARTIAL, VECTOR_FIELD, CURVATURE = 0.1, 0.1, 0.01  # weights λ1, λ2, λ3
 SIGMA = 0.01  # standard deviation of the noise that makes a nearby state
 DELTA = 1.0  # margin δ: the curvature should be at most -δ
-adam = optax.adam(3e-4)
+adam = make_adam(3e-4)
 
 
 # --- networks --------------------------------------------------------------------------------------

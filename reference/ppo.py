@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import scale_by_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
@@ -22,7 +23,7 @@ BATCH_SIZE, PASSES = 64, 10
 BOUND = 0.2  # clipping range ε of the probability ratio
 VALUE_COEFFICIENT = 0.5
 LEARNING_RATE = 3e-4
-adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(eps=1e-5))
+adam = optax.chain(optax.clip_by_global_norm(0.5), scale_by_adam(eps=1e-5))
 
 
 # --- networks --------------------------------------------------------------------------------------

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from qscape.ops.adam import scale_by_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT = 0.95
 BATCH_SIZE, PASSES = 64, 2
 LEARNING_RATE = 1e-3
-adam = optax.scale_by_adam(eps=1e-8)
+adam = scale_by_adam(eps=1e-8)
 
 
 # --- networks --------------------------------------------------------------------------------------

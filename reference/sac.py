@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
 DISCOUNT = 0.99
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 TARGET_RATE = 0.005  # share of the online critics that the targets take over
-adam = optax.adam(3e-4)
+adam = make_adam(3e-4)
 
 
 # --- networks --------------------------------------------------------------------------------------

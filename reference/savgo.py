@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
@@ -43,9 +44,9 @@ UNIFORM = 0.05  # share of the kernel's weights that is uniform
 
 # Gradients are clipped; the critics' weights decay, by a term in the gradient.
 clip = optax.clip_by_global_norm(5.0)
-critics_optimiser = optax.chain(clip, optax.add_decayed_weights(1e-4), optax.adam(3e-4))
-actor_optimiser = optax.chain(clip, optax.adam(3e-4))
-encoder_optimiser = alpha_optimiser = optax.chain(clip, optax.adam(1e-3))
+critics_optimiser = optax.chain(clip, optax.add_decayed_weights(1e-4), make_adam(3e-4))
+actor_optimiser = optax.chain(clip, make_adam(3e-4))
+encoder_optimiser = alpha_optimiser = optax.chain(clip, make_adam(1e-3))
 
 
 # --- networks --------------------------------------------------------------------------------------

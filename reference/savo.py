@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
@@ -31,7 +32,7 @@ EPSILON_END, EPSILON_DECAY, WARMUP = (
     500_000,
     25_000,
 )  # the noise's factor falls linearly from 1, after the warm-up
-adam = optax.adam(3e-4)
+adam = make_adam(3e-4)
 stop_gradient = jax.lax.stop_gradient
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
@@ -23,7 +24,7 @@ POLICY_DELAY = 2  # critic updates per actor update
 TARGET_NOISE, TARGET_NOISE_CLIP = 0.2, 0.5
 EXPLORATION_NOISE = 0.1
 TARGET_RATE = 0.005  # τ of Polyak averaging
-adam = optax.adam(3e-4)
+adam = make_adam(3e-4)
 
 
 # --- networks --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qscape.ops.adam import make_adam
 from qscape.ops.product import product
 from qscape.types import stream
 
@@ -27,7 +28,7 @@ SYNC_EVERY = 250  # updates between two hard target updates
 TARGET_NOISE, TARGET_NOISE_CLIP = 0.2, 0.5
 EXPLORATION_NOISE = 0.1
 PRIORITY_EXPONENT, MIN_PRIORITY = 0.4, 1.0
-adam = optax.adam(3e-4)
+adam = make_adam(3e-4)
 
 
 # --- networks --------------------------------------------------------------------------------------

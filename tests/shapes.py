@@ -54,14 +54,14 @@ def trace_onpolicy(recipe: str, spec: Any) -> None:
     jax.eval_shape(lambda state, key: agent.update(state, made, 0.0, key), state, jax.random.key(1))
 
 
-WRONG = "update with a target [B, 1]"
+WRONG = "update with a target [B]"
 
 
 class ColumnTarget(MinTarget):
-    """A bootstrap value that returns [B, 1] instead of [B]; the sum with the reward [B] would be [B, B]."""
+    """A bootstrap value that returns [B] instead of [B, 1]; its sum with the reward would be [B, B]."""
 
-    def value(self, state, qs, bonus):
-        return super().value(state, qs, bonus)[:, None]
+    def value(self, state, qs, key):
+        return super().value(state, qs, key)[:, 0]
 
 
 def trace_column_target() -> None:

@@ -1,6 +1,6 @@
 """Small agents with a filled replay, for tests of the update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,15 +49,20 @@ class Run(NamedTuple):
         return self._replace(state=state, replay_state=replay_state)
 
 
-def build(recipe: str, size: int = 32, **base: Any) -> Agent:
-    """Build an agent whose layers and batch have the same size, bound to a task with S and A."""
+def build(recipe: str, size: int = 32, parts: Mapping[str, Any] | None = None, **base: Any) -> Agent:
+    """Build an agent whose layers and batch have the same size, bound to a task with S and A.
+
+    Args:
+        parts: settings of parts.
+        base: settings of the base.
+    """
     widths = {"actor_hidden": (size, size), "critic_hidden": (size, size)}
     settings = {"base": {"batch_size": size, "replay_capacity": CAPACITY, **widths, **base}}
     if "sale" in agents.build(recipe).parts:
         settings["sale"] = {"width": size, "hidden": (size, size)}
     if "savgo" in agents.build(recipe).parts:
         settings["savgo"] = {"candidates": 8, "hidden": (size, size, size), "embedding": size}
-    return agents.build(recipe, settings).on(Spec(S, A))
+    return agents.build(recipe, settings | dict(parts or {})).on(Spec(S, A))
 
 
 def fits(recipe: str) -> bool:

@@ -322,10 +322,7 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
     far = np.square(np.asarray(ACTION - DATA)).sum(-1)
     found, _ = part.loss(context().policy, context().q, None, own, context(), BATCH, jax.random.key(0))
     assert float(found) == pytest.approx((weight * far).mean())
-    (value,), bonus = part.target_values(
-        context().policy, own, context(), BATCH.next_observation, jax.random.key(0)
-    )
-    assert (value.tolist(), bonus) == ([1.0, -1.0], None)
+    assert part.next_value(own, BATCH.next_observation).tolist() == [1.0, -1.0]
 
 
 # --- recipes ------------------------------------------------------------------------------------------

@@ -11,12 +11,16 @@ import pytest
 from rows import slow
 from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
+import reference.crossq
 import reference.pave
 import reference.sac
 import reference.savgo
+import reference.simbav2
 import reference.td3
 import reference.td7
+from qscape.agents.recipes import EXPANSIONS
 from qscape.methods.checkpoints import Checkpoints
+from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.sockets import Regulariser
 from qscape.offpolicy.state import SEED_AXES
 
@@ -26,18 +30,25 @@ ORACLES = {
     "td3+pave": reference.pave,
     "sac": reference.sac,
     "td7": reference.td7,
+    "sac+crossq": reference.crossq,
+    "sac+simbav2+c51": reference.simbav2,
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
+SIMBAV2 = {"learning_rate": 1e-4, "initial_temperature": 0.01, "target_entropy_scale": 0.5}
+FALLING = {"schedule": "linear", "rate_end": 0.5, "schedule_updates": reference.simbav2.UPDATES}
+PARTS = {"sac+crossq": EXPANSIONS["crossq"].settings, "sac+simbav2+c51": {"soft": SIMBAV2}}
 
 
 def by_name(run):
     """What an agent carries, under the names that the oracles give it."""
     state, priorities = run.state, run.replay_state.priorities
     known = {
-        "actor": state.actor,
+        "actor": split_statistics(state.actor)[0],
+        "actor_seen": split_statistics(state.actor)[1],
         "actor_target": state.actor_target,
-        "critics": state.critics,
+        "critics": split_statistics(state.critics)[0],
+        "critics_seen": split_statistics(state.critics)[1],
         "critics_target": state.critics_target,
         "actor_adam": state.optimisers["actor"],
         "critics_adam": state.optimisers["critics"],
@@ -68,7 +79,8 @@ def by_name(run):
         known["max_priority"] = priorities.max_priority
     named, carried = jax.tree.leaves(known), jax.tree.leaves((state, priorities))
     assert len(named) == len(carried) - 1, "all but env_steps is compared"
-    return {name: part for name, part in known.items() if part is not None}  # SAC has no target actor
+    # SAC has no target actor, and only CrossQ has running statistics.
+    return {name: part for name, part in known.items() if jax.tree.leaves(part)}
 
 
 def oracle(run):
@@ -81,6 +93,8 @@ def oracle(run):
     if flat_file is reference.savgo:
         part = run.agent.policy_loss
         more = {"encoder_hidden": part.hidden, "embedding": part.embedding}
+    if hasattr(flat_file, "Network"):  # its critics have a size of their own
+        more = {"critic_hidden": base.critic_hidden}
     own = flat_file.init(jax.random.key(9), S, A, hidden=base.actor_hidden, **more)
 
     def graft(mine, theirs):
@@ -105,6 +119,8 @@ def oracle(run):
         ("sac", 32, 300),
         ("sac+savgo", 32, 300),
         ("td7", 32, 520),
+        ("sac+crossq", 32, 100),
+        ("sac+simbav2+c51", 32, 100),
         (TD7_UPDATE, 32, 20),
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
@@ -114,7 +130,8 @@ def oracle(run):
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    run = start(build(recipe, size), options=AS_USERS)
+    more = FALLING if "simbav2" in recipe else {}
+    run = start(build(recipe, size, PARTS.get(recipe), **more), options=AS_USERS)
     run = run._replace(state=run.state._replace(env_steps=jnp.array(60_000)))  # in the middle of schedules
     flat_update, flat_state = oracle(run)
     for number in range(1, updates + 1):

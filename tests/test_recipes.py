@@ -10,7 +10,7 @@ from small import fits
 
 import qscape as qs
 from qscape.agents import BASES, EXPANSIONS, PARTS, apply_overrides, build, changed_fields, parse, settings_of
-from qscape.agents.recipes import convert
+from qscape.agents.recipes import Expansion, convert
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
@@ -40,8 +40,37 @@ def all_parts(base: str) -> list[str]:
 
 def test_td7_is_its_five_parts():
     assert parse("td7") == ("td3", ["sale", "lap", "periodic", "value_clip", "checkpoints"])
-    assert filling(build("td7")) == filling(build(EXPANSIONS["td7"]))
-    assert filling(build("td7+normalise")) == filling(build(f"{EXPANSIONS['td7']}+normalise"))
+    assert filling(build("td7")) == filling(build(EXPANSIONS["td7"].recipe))
+    assert filling(build("td7+normalise")) == filling(build(f"{EXPANSIONS['td7'].recipe}+normalise"))
+
+
+@pytest.mark.parametrize("name", EXPANSIONS)
+def test_a_named_recipe_is_its_parts_with_its_settings(name):
+    expansion = EXPANSIONS[name]
+    named = build(name)
+    assert filling(named) == filling(build(expansion.recipe, expansion.settings))
+    assert changed_fields(named) == {}, "its settings are its defaults"
+    assert label(named) == name
+
+
+def test_a_users_word_wins_over_a_named_recipe(monkeypatch, toys):
+    settings = {
+        "base": {"discount": 0.7, "policy_delay": 5},
+        "quantile": {"quantiles": 30},
+        "soft": {"temperature": 0.3},
+    }
+    monkeypatch.setitem(EXPANSIONS, "mine", Expansion("sac+quantile+calm", "", settings))
+    agent = build("mine")
+    assert (agent.base.discount, agent.base.policy_delay, agent.value.quantiles) == (0.7, 5, 30)
+    assert [str(m) for m in apply_overrides(agent)[1] if m.by == "mine"] == [
+        "mine sets base.discount = 0.7 (was 0.9)",
+        "mine sets base.policy_delay = 5 (was 3)",
+    ]
+    own = build("mine", {"base": {"discount": 0.5}, "quantile": {"quantiles": 10}})
+    assert (own.base.discount, own.value.quantiles) == (0.5, 10)
+    assert changed_fields(own) == {"base.discount": 0.5, "quantile.quantiles": 10}
+    assert build("mine+rough").base.policy_delay == 4, "a part that the user adds comes later"
+    assert "soft" not in build("mine+greedy_ac").parts, "the settings of a part that was replaced are dropped"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +195,7 @@ def test_an_override_that_changes_nothing_is_no_move():
     ("recipe", "sentence"),
     [
         ("td8", "There is no agent 'td8'; near to it: td7, td3."),
-        ("", "There is no agent ''; there are td3, sac, bc, iql, td7, td7_offline, ppo, a2c"),
+        ("", "There is no agent ''; there are td3, sac, bc, iql, td7, td7_offline, tqc,"),
         ("lap", "There is no agent 'lap'; 'lap' is a part: write td3+lap."),
         ("td3+lab", "There is no part 'lab' (in 'td3+lab'); near to it: lap."),
         ("td3+", "There is no part '' (in 'td3+'); there are sale, lap,"),

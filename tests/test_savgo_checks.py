@@ -25,13 +25,12 @@ from qscape.methods.savgo import SAVGO, SlowEncoder
 from qscape.nets import MLP
 from qscape.nets.heads import SquashedNormal
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, PartState
+from qscape.offpolicy.sockets import BootstrapRule, Context, PartState
 from qscape.ops.gaussian import log_std_tanh
 from qscape.ops.norm import unit
 from qscape.ops.quantile import quantile
 from qscape.ops.ranking import rank_correlation
 from qscape.ops.running import add_row, init_moments, standardise
-from qscape.ops.td import td_target
 from qscape.replay.storage import rows_at
 from qscape.types import Batch, Event, Spec
 
@@ -227,12 +226,17 @@ def test_the_target_pays_for_entropy():
             return jnp.zeros((1, 1)), jnp.array([-1.0])
 
     part, own = SAVGO(), PartState(actor_params=jnp.log(0.5))
-    two = jnp.array([2.0])
-    context = stub(None, lambda obs, action: [two + 1, two], Spec(1, 1))
+    context = stub(None, lambda obs, action: [], Spec(1, 1))
     policy = lambda obs: Sure(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros((1, 1)))  # noqa: E731
-    heads, bonus = part.target_values(policy, own, context, jnp.zeros((1, 1)), jax.random.key(0))
-    value = agents.build("sac+savgo").bootstrap.value(PartState(), heads, bonus)
-    y = [td_target(jnp.ones(1), jnp.array([d]), 0.99, value)[0] for d in (0.0, 1.0)]
+    _, bonus = part.next_action(policy, own, context, jnp.zeros((1, 1)), jax.random.key(0))
+    agent = agents.build("sac+savgo")
+    rule = BootstrapRule(None, None, lambda qs: agent.bootstrap.value(PartState(), qs, None))
+    one = jnp.ones((1, 1))
+    heads = jnp.array([[[3.0], [2.0]]])
+    y = [
+        agent.value.target(heads, rule, bonus, Batch(one, one, one[0], jnp.array([d]), one, 0.99))[0, 0]
+        for d in (0.0, 1.0)
+    ]
     close(y, [3.475, 1.0])
 
 

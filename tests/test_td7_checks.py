@@ -100,22 +100,22 @@ def event(synced, update=1):
 
 @pytest.mark.parametrize(("low", "high", "y"), [(0, 0, [1, 1, 1]), (-1, 2, [2.98, 0.01, 1])])
 def test_the_next_value_is_clipped_and_the_target_is_not(low, high, y):
-    heads = [jnp.array([5.0, -4.0, 9.0]), jnp.array([3.0, 2.0, 9.0])]
-    value = ValueClip().value(bounds(1e8, -1e8, low, high), heads, None)
+    heads = jnp.array([[5.0, 3.0], [-4.0, 2.0], [9.0, 9.0]])
+    value = ValueClip().value(bounds(1e8, -1e8, low, high), heads, None)[:, 0]
     target = td_target(jnp.ones(3), jnp.array([0.0, 0.0, 1.0]), 0.99, value)
     np.testing.assert_allclose(target, y, rtol=1e-5)
 
 
 def test_trackers_follow_the_target_and_bounds_move_at_a_sync():
-    y = jnp.array([2.98, 0.01, 1.0])
+    y = jnp.array([[2.98], [0.01], [1.0]])
     before = bounds(1e8, -1e8, -1, 2)
     after = ValueClip().post_update(before, y, event(False)).extra
     np.testing.assert_allclose(after, [0.01, 2.98, -1, 2], rtol=1e-6)
     # The batch of the synchronising update itself counts.
-    after = ValueClip().post_update(PartState(extra=after), jnp.array([5.0, -3.0]), event(True)).extra
+    after = ValueClip().post_update(PartState(extra=after), jnp.array([[5.0], [-3.0]]), event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
     # Nothing narrows.
-    after = ValueClip().post_update(PartState(extra=after), jnp.ones(3), event(True)).extra
+    after = ValueClip().post_update(PartState(extra=after), jnp.ones((3, 1)), event(True)).extra
     np.testing.assert_allclose(after, [-3, 5, -3, 5])
 
 

@@ -19,10 +19,12 @@ Metrics: TypeAlias = dict[str, Scalar]
 
 
 # Ranges that a setting may have: a test of its value, and the end of the sentence that refuses a value.
+LARGEST = 2**31 - 1  # whole numbers are int32 inside of compiled programs
 RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "> 0": (lambda x: 0 < x < math.inf, "be a number above 0"),
     ">= 0": (lambda x: 0 <= x < math.inf, "be a number, 0 or more"),
     ">= 1": (lambda x: 1 <= x < math.inf, "be at least 1"),
+    "(0, 1000]": (lambda x: 0 < x <= 1000, "be above 0 and at most 1,000"),
     "(0, inf]": (lambda x: x > 0, "be above 0"),
     "[0, 1]": (lambda x: 0 <= x <= 1, "lie in [0, 1]"),
     "(0, 1]": (lambda x: 0 < x <= 1, "lie in (0, 1]"),
@@ -52,6 +54,10 @@ def check_ranges(settings: Any, name: str) -> None:
     """
     for field in dataclasses.fields(settings):
         within, value = field.metadata.get("within"), getattr(settings, field.name)
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, int) and abs(entry) > LARGEST:
+                sentence = f"{name}.{field.name} is {entry}; a whole number is at most {LARGEST:,}."
+                raise UsageError(sentence, name, field.name)
         if within is None or value is None:
             continue
         is_inside, rule = RANGES[within]
@@ -298,6 +304,17 @@ class Part:
     def notes(self, agent: Any) -> list[str]:
         """Sentences that a user should read before a run with this agent begins; they stop nothing."""
         return []
+
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """Checks the metrics of a log line. Called at every log line until it returns a sentence.
+
+        Args:
+            metrics: the newest value of each metric by name.
+
+        Returns:
+            A sentence that the user reads once in the run; None if all is well.
+        """
+        return None
 
     def columns(self, spec: Spec) -> Columns:
         """Returns further replay columns that acting emits: the shape of one row by name."""

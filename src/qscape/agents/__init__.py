@@ -2,18 +2,21 @@
 
 from qscape.agents import onpolicy, plugins
 from qscape.agents.other_names import ours
-from qscape.agents.presets import PRESETS, Settings, merge_settings, preset
+from qscape.agents.presets import PRESETS, preset
 from qscape.agents.recipes import (
     BASE_HELP,
     BASES,
     EXPANSIONS,
     PARTS,
     Agent,
+    Expansion,
     Override,
+    Settings,
     agent,
     apply_overrides,
     build,
     changed_fields,
+    merge_settings,
     nearest,
     parse,
     parts_of,
@@ -31,6 +34,7 @@ __all__ = [
     "PARTS",
     "PRESETS",
     "Agent",
+    "Expansion",
     "Override",
     "Settings",
     "agent",

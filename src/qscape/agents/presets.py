@@ -11,12 +11,10 @@ Parts that this paper does not have take their fields from other papers. A user'
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from qscape.agents.recipes import PARTS, build, nearest
+from qscape.agents.recipes import PARTS, Settings, build, merge_settings, nearest
 from qscape.errors import UsageError
-
-Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # fields by part
 
 
 class Paper(NamedTuple):
@@ -83,12 +81,6 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     present = {"base", *agent.parts}  # a part of the recipe may have replaced one of the base
     given = {part: fields for part, fields in found.items() if part in present}
     return given, "; ".join(sources)
-
-
-def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
-    """Merge two settings; if both have a field, the second wins."""
-    both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
-    return {**{part: dict(fields) for part, fields in first.items()}, **both}
 
 
 # --- Lee et al. 2026: PAVE and the methods it is compared with --------------------------------------------

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -17,13 +18,17 @@ from qscape.agents.other_names import ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
+from qscape.methods.bronet import BroNet
+from qscape.methods.c51 import C51
 from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
+from qscape.methods.crossq import CrossQ, CrossQWN
 from qscape.methods.ensemble import Ensemble
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
 from qscape.methods.greedy_td3 import GreedyTD3
+from qscape.methods.hl_gauss import HLGauss
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
@@ -33,20 +38,26 @@ from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
 from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
+from qscape.methods.quantile import Quantile
 from qscape.methods.resets import Resets
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
+from qscape.methods.simba import Simba
+from qscape.methods.simbav2 import SimbaV2
 from qscape.methods.value_clip import ValueClip
 from qscape.methods.wolpertinger import Wolpertinger
+from qscape.methods.xqc import XQC
 from qscape.offpolicy import plain
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.onpolicy.base import Base as OnPolicyBase
+from qscape.trusted import trust, trusts_everything
 
 Agent: TypeAlias = OffPolicyAgent | OnPolicyAgent
 Base: TypeAlias = OffPolicyBase | OnPolicyBase
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # fields by part
 
 TD3 = OffPolicyAgent(recipe="td3")
 SAC = OffPolicyAgent(
@@ -74,18 +85,59 @@ IMPLICIT = OffPolicyAgent(
 )
 
 BASES: dict[str, OffPolicyAgent] = {"td3": TD3, "sac": SAC, "bc": IMITATION, "iql": IMPLICIT}
+
+
+class Expansion(NamedTuple):
+    """An agent that has a name of its own: a base with parts, and the settings of a paper.
+
+    Attributes:
+        recipe: base and parts joined by +.
+        help: what it is and where it comes from, for lists.
+        settings: fields by part that differ from the defaults of base and parts. They win over what its parts
+            override; parts that a user adds, and a user's own values, win over them.
+    """
+
+    recipe: str
+    help: str
+    settings: Settings = MappingProxyType({})
+
+
+EXPANSIONS: dict[str, Expansion] = {
+    "td7": Expansion(
+        "td3+sale+lap+periodic+value_clip+checkpoints",
+        "TD3 with state-action embeddings, prioritised replay and checkpoints (Fujimoto et al. 2023).",
+    ),
+    "td7_offline": Expansion(
+        "td3+sale+lap+periodic+value_clip+clone",
+        "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
+    ),
+    "tqc": Expansion(
+        "sac+quantile",
+        "SAC with a truncated mixture of quantile critics (Kuznetsov et al. 2020, arXiv 2005.04269).",
+        {
+            "base": {"critics": 5, "critic_hidden": (512, 512, 512), "actor_objective": "mean"}
+            | {"log_std_min": -20.0},
+            "quantile": {"drop": 2},
+        },
+    ),
+    "crossq": Expansion(
+        "sac+crossq",
+        "SAC with batch normalisation and no target critics (Bhatt et al. 2024, arXiv 1902.05605).",
+        {"soft": {"learning_rate": 1e-3}},
+    ),
+    "crossq_wn": Expansion(
+        "sac+crossq_wn",
+        "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
+        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "target_entropy_scale": 0.5}},
+    ),
+}
 BASE_HELP = {
     "td3": "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).",
     "sac": "Soft actor-critic with a learned temperature (Haarnoja et al. 2018).",
-    "td7": "TD3 with state-action embeddings, prioritised replay and checkpoints (Fujimoto et al. 2023).",
-    "td7_offline": "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
     "bc": "Behaviour cloning: the actor imitates the data, the critics judge it.",
     "iql": "Implicit Q-learning (Kostrikov et al. 2021).",
+    **{name: expansion.help for name, expansion in EXPANSIONS.items()},
     **onpolicy.BASE_HELP,
-}
-EXPANSIONS: dict[str, str] = {
-    "td7": "td3+sale+lap+periodic+value_clip+checkpoints",
-    "td7_offline": "td3+sale+lap+periodic+value_clip+clone",
 }
 PARTS: dict[str, type] = {
     cls.name: cls
@@ -115,10 +167,21 @@ PARTS: dict[str, type] = {
         BC,
         Clone,
         IQL,
+        C51,
+        HLGauss,
+        Quantile,
+        Simba,
+        SimbaV2,
+        BroNet,
+        CrossQ,
+        CrossQWN,
+        XQC,
     )
 }
 SOCKET_MEANS = {
-    "representation": "builds the networks",
+    "representation": "embeds what networks see",
+    "network": "makes hidden layers and outputs",
+    "value": "represents the value of a critic",
     "replay": "chooses what is replayed",
     "bootstrap": "makes the bootstrap value",
     "target_update": "moves the target networks",
@@ -143,7 +206,7 @@ class Override(NamedTuple):
         field: name of the field.
         before: its value without the part.
         after: the part's value.
-        by: name of the part.
+        by: name of the part, or of the `Expansion`.
     """
 
     field: str
@@ -180,8 +243,10 @@ def register_named(recipe: str) -> None:
         UsageError: one of them cannot be imported, or is no part.
     """
     for name in split(recipe)[1:]:
-        if ":" in name and name not in plugins.PLACES:
-            register(name)
+        if ":" in name:
+            trust(name)
+            if name not in plugins.PLACES:
+                register(name)
 
 
 def register_all_installed() -> list[str]:
@@ -215,7 +280,7 @@ def parse(recipe: str) -> tuple[str, list[str]]:
     """
     names = split(recipe)
     names[1:] = [_registered_name(name) for name in names[1:]]
-    head = EXPANSIONS.get(names[0], names[0]).split("+")
+    head = _expand(names[0])
     if head[0] not in BASES | onpolicy.BASES:
         base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
         hint = (
@@ -255,6 +320,8 @@ def _registered_name(name: str) -> str:
     Raises:
         UsageError: it is a place `module:Class` that was not registered.
     """
+    if ":" in name and trusts_everything():
+        register_named(f"+{name}")
     if name in plugins.PLACES:
         return plugins.PLACES[name]
     tables = (PARTS, onpolicy.PARTS)
@@ -262,6 +329,11 @@ def _registered_name(name: str) -> str:
     if installed is None and ":" in name:
         raise plugins.not_loaded(name)
     return installed or name
+
+
+def _expand(name: str) -> list[str]:
+    """Return the base and the parts that the first name of a recipe stands for."""
+    return EXPANSIONS[name].recipe.split("+") if name in EXPANSIONS else [name]
 
 
 def known_agents() -> list[str]:
@@ -337,23 +409,24 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     Args:
         recipe: base and parts joined by +.
         settings: fields by part, e.g. `{"base": {"discount": 0.98}, "lap": {"alpha": 0.6}}`. They win over
-            the parts' overrides, which win over the base.
+            the parts' overrides and the settings of an `Expansion`, which win over the base.
 
     Raises:
         UsageError: an unknown name or field, or an invalid combination.
     """
     base_name, names = parse(recipe)
     agent: Any = (BASES | onpolicy.BASES)[base_name]
-    settings = dict(settings or {})
+    settings = settings or {}
     sockets: dict[str, Any] = {}
     for name in names:
         part = parts_of(base_name)[name]()
         _add_to_socket(sockets, part, recipe)
     agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
     _check_settings(agent, settings)
+    merged = merge_settings(_named_settings(agent), settings)
     agent = dataclasses.replace(
         agent,
-        **{slot: _with_settings(part, settings) for slot, part in _filled_sockets(agent).items()},
+        **{slot: _with_settings(part, merged) for slot, part in _filled_sockets(agent).items()},
     )
     base, _ = apply_overrides(agent)
     agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
@@ -363,24 +436,48 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 
 
 def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
-    """Return the base with the overrides of all parts, and a list of these; of two parts the later one wins.
+    """Return the base with all overrides, and a list of these; of two overrides the later one wins.
+
+    They come from parts and, after the parts that it stands for, from the settings of an `Expansion`.
 
     Raises:
         UsageError: a part overrides a field that the base does not have.
     """
     base_name, names = parse(agent.recipe)
+    first = split(agent.recipe)[0]
     base: Any = (BASES | onpolicy.BASES)[base_name].base
-    moves, parts = [], agent.parts
-    for part in sorted(parts.values(), key=lambda p: names.index(p.name) if p.name in names else -1):
-        for field, value in part.overrides(agent).items():
+    moves: list[Override] = []
+    turns: list[tuple[float, str, Mapping[str, Any]]] = [
+        (names.index(part.name) if part.name in names else -1, part.name, part.overrides(agent))
+        for part in agent.parts.values()
+    ]
+    turns.append((len(_expand(first)) - 1.5, first, _named_settings(agent).get("base", {})))
+    for _, by, fields in sorted(turns, key=lambda turn: turn[0]):
+        for field, value in fields.items():
             if not hasattr(base, field):
                 known = [f.name for f in dataclasses.fields(base)]
-                raise UsageError(f"{part.name} overrides base.{field}; {nearest(field, known)}.", part.name)
+                raise UsageError(f"{by} overrides base.{field}; {nearest(field, known)}.", by)
             before = getattr(base, field)
             if before != value:
-                moves.append(Override(field, before, value, part.name))
+                moves.append(Override(field, before, value, by))
                 base = dataclasses.replace(base, **{field: value})
     return base, moves
+
+
+def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
+    """Merge two settings; if both have a field, the second wins."""
+    both = {part: {**first.get(part, {}), **fields} for part, fields in second.items()}
+    return {**{part: dict(fields) for part, fields in first.items()}, **both}
+
+
+def _named_settings(agent: Agent) -> Settings:
+    """Return the settings of the `Expansion` that a recipe begins with, for the parts that the agent has.
+
+    A part of the recipe may have taken the place of one of the base.
+    """
+    name = split(agent.recipe)[0]
+    found = EXPANSIONS[name].settings if name in EXPANSIONS else {}
+    return {part: fields for part, fields in found.items() if part == "base" or part in agent.parts}
 
 
 def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:

@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     console = plain_console()
     wanted = argv or list(SECTIONS)
     if "agents" in wanted:
-        rows = [[name, EXPANSIONS.get(name, ""), BASE_HELP[name]] for name in [*BASES, *EXPANSIONS]]
+        rows = [[name, "", BASE_HELP[name]] for name in BASES]
+        rows += [[name, expansion.recipe, expansion.help] for name, expansion in EXPANSIONS.items()]
         console.print(_left(table("Agents, off-policy", ["name", "is", "what"], rows)))
         rows = [[name, BASE_HELP[name]] for name in onpolicy.BASES]
         console.print(_left(table("\nAgents, on-policy", ["name", "what"], rows)))

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from qscape.run.files import unused_name, write_whole
+from qscape.errors import RunError
+from qscape.run.files import remove_leftovers, unused_name, write_whole
 
 RECORD = "save.json"  # makes a folder a save, so it is written last
 
@@ -60,8 +61,15 @@ def unpack(parcel: Parcel, folder: Path) -> None:
 
     Files outside of the saves are written first. New saves follow; each is renamed into place when it is
     complete. Changes of older saves are last. Files that the parcel does not name are deleted from the saves.
+
+    Raises:
+        RunError: a name of the parcel leaves the folder.
     """
+    for name in (*parcel.files, *parcel.names):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RunError(f"a worker sent {name!r}, a file outside of the run folder {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / "saves")
     groups: dict[Path, dict[str, bytes]] = {}
     for name, data in parcel.files.items():
         path = Path(name)

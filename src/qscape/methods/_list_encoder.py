@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.nets.layers import dense
-from qscape.nets.mlp import MLP, Actor, Conditioning, Critic
+from qscape.nets.mlp import MLP, Actor, Conditioning, Critic, Torso
 from qscape.types import Key
 
 WIDTH = 64  # of a summary
@@ -149,6 +149,7 @@ class Conditioned(eqx.Module):
         self.film = None
         if conditioning in ("film", "both"):
             torso = self.net.torso if isinstance(self.net, Actor) else self.net.body.torso
+            assert isinstance(torso, Torso)
             keys = jax.random.split(k_film, len(torso.layers))
             widths = [len(layer.weight) for layer in torso.layers]
             self.film = [_make_film(k, width) for k, width in zip(keys, widths, strict=True)]

@@ -63,8 +63,8 @@ class GreedyAC(BestDraws):
         proposal_loss = self.proposal_loss(proposer, best, k_entropy)
         return fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
 
-    def target_values(
+    def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], None]:
-        """Returns the target critics at an action sampled from the policy."""
-        return context.q_target(next_obs, policy(next_obs).sample(key)[0]), None
+    ) -> tuple[Array, None]:
+        """Returns an action sampled from the policy."""
+        return policy(next_obs).sample(key)[0], None

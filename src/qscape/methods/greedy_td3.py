@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import make_action_head
+from qscape.offpolicy.plain import make_mlp_architecture
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
@@ -35,8 +35,8 @@ class GreedyTD3(BestDraws):
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes the proposal policy, an actor with a Gaussian head."""
         k_net, k_head = jax.random.split(key)
-        gaussian = make_action_head(k_head, dataclasses.replace(base, head="gaussian"), spec)
-        return PartState(actor_params=eqx.tree_at(lambda net: net.head, nets.actor(k_net), gaussian))
+        gaussian = make_mlp_architecture(dataclasses.replace(base, head="gaussian")).head(k_head, spec)
+        return PartState(actor_params=eqx.tree_at(lambda net: net.head, nets.actor(k_net, 0), gaussian))
 
     def loss(
         self,

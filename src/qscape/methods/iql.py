@@ -33,6 +33,7 @@ class IQL(PolicyLoss):
 
     name: ClassVar[str] = "iql"
     climbs_q: ClassVar[bool] = False
+    values_next_state: ClassVar[bool] = True
     expectile: float = setting(
         0.7,
         "Expectile τ: 0.5 is the mean over the data, 1 its best action.",
@@ -60,11 +61,9 @@ class IQL(PolicyLoss):
         loss = expectile_loss(_min_target_q(context, batch) - value, self.expectile).mean()
         return loss, {"v": value.mean()}, None
 
-    def target_values(
-        self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], None]:
+    def next_value(self, state: PartState, next_obs: Array) -> Array:
         """Returns V(s'), so that Q regresses to r + γ V(s') (Eq. 6)."""
-        return [state.params(next_obs)[..., 0]], None
+        return state.params(next_obs)[..., 0]
 
     def loss(
         self,

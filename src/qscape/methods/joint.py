@@ -36,6 +36,8 @@ class Joint(ProposalSelector):
     def conflict(self, agent: Composition) -> str | None:
         if agent.base.head != "deterministic":
             return "joint splits a deterministic output into actions; write td3+joint."
+        if not agent.network.has_linear_outputs:
+            return f"joint splits a linear output layer, which {agent.network.name} has not; leave it out."
         if agent.base.target_noise:
             return "joint does not smooth its target: base.target_noise = 0 with joint."
         return None
@@ -82,4 +84,5 @@ def _output_layer(actor: Actor) -> eqx.nn.Linear:
     """Returns the linear layer below the tanh."""
     head = actor.head.head if isinstance(actor.head, Projected) else actor.head
     assert isinstance(head, Deterministic)
+    assert isinstance(head.out, eqx.nn.Linear)
     return head.out

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense, make_head
+from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense
 from qscape.nets.heads import Point, SquashedNormal
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import DPG, Plain
-from qscape.offpolicy.sockets import Composition, Context, PartState
+from qscape.offpolicy.plain import DPG, Plain, make_mlp_architecture
+from qscape.offpolicy.sockets import Architecture, Composition, Context, PartState
 from qscape.types import Batch, Dist, Key, Metrics, Scalar, Spec, setting
 
 
@@ -42,7 +41,9 @@ class LipsActor(Actor):
     def output_layer(self) -> eqx.nn.Linear:
         """The last linear layer of f."""
         assert isinstance(self.head, Deterministic | Gaussian)
-        return self.head.out if isinstance(self.head, Deterministic) else self.head.mean
+        layer = self.head.out if isinstance(self.head, Deterministic) else self.head.mean
+        assert isinstance(layer, eqx.nn.Linear)
+        return layer
 
     def __call__(self, obs: Array, embeddings: Any, conditioning: Conditioning | None = None) -> Dist:
         extra = None if conditioning is None else conditioning.concat
@@ -84,23 +85,26 @@ class LipsNet(Plain):
         base = agent.base
         moved = {"actor_activation": base.actor_activation != "relu"}
         moved["actor_projection"] = base.actor_projection
+        moved["actor_norm"] = base.actor_norm != "none"
         return [
-            f"lipsnet builds its own actor, with ReLU and without projection: base.{name} has no effect"
+            "lipsnet builds its own actor, with ReLU and without projection or layer norm: "
+            f"base.{name} has no effect"
             for name, is_moved in moved.items()
             if is_moved
         ]
 
-    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> LipsActor:
+    def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> LipsActor:
         """Makes f with ReLU and K with tanh; normal weights, Kaiming's before ReLU and Xavier's elsewhere."""
         k_torso, k_head, k_bound, k_normal = jax.random.split(key, 4)
+        base = dataclasses.replace(architecture.base, actor_projection=False)
         sizes = (spec.observation_size + conditioning, *base.actor_hidden)
-        bounds = (base.log_std_bound, base.log_std_min, base.log_std_max)
         torso = Torso(k_torso, sizes, "relu")
-        head = make_head(k_head, base.head, sizes[-1], spec.action_size, *bounds)
+        head = make_mlp_architecture(base).head(k_head, spec)
         bound = MLP(k_bound, (spec.observation_size, self.width, 1), "tanh")
         actor = LipsActor(Stage(), torso, head, bound, self.epsilon)
 
         def layers(actor: LipsActor) -> list[eqx.nn.Linear]:
+            assert isinstance(actor.torso, Torso)
             return [*actor.torso.layers, actor.output_layer, *actor.bound.torso.layers, actor.bound.out]
 
         keys = jax.random.split(k_normal, len(layers(actor)))

@@ -57,7 +57,7 @@ class Resets(Reset):
         )
         return mixed._replace(
             actor_target=None if old.actor_target is None else mixed.actor,
-            critics_target=mixed.critics,
+            critics_target=mixed.critics if old.critics_target else [],
             optimisers=initial.optimisers,
         )
 

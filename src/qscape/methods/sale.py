@@ -16,10 +16,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets import MLP, Actor, Critic, Stage, Torso, concatenate_inputs, fold_batch_norm
+from qscape.nets import MLP, Actor, Critic, Stage, concatenate_inputs, fold_batch_norm
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import make_action_head
-from qscape.offpolicy.sockets import Composition, Context, Net, Nets, PartState, Representation, Version
+from qscape.offpolicy.sockets import (
+    Architecture,
+    Composition,
+    Context,
+    Net,
+    Nets,
+    PartState,
+    Representation,
+    Version,
+)
 from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
@@ -230,21 +238,20 @@ class SALE(Representation):
         inputs = x.mean(0), jnp.cov(x, rowvar=False, ddof=0)
         return Statistics((f.mean(0), f.var(0)), (g.mean(0), g.var(0)), inputs)
 
-    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
+    def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
         k_stage, k_torso, k_head = jax.random.split(key, 3)
-        phi = self.input_width or base.actor_hidden[0]
+        phi = self.input_width or architecture.base.actor_hidden[0]
         stage, width = self._make_stage(k_stage, spec.observation_size, phi, "s" in self.actor_inputs)
         width += self.width * ("zs" in self.actor_inputs) + conditioning
-        torso = Torso(k_torso, (width, *base.actor_hidden), base.actor_activation)
-        return Actor(stage, torso, make_action_head(k_head, base, spec))
+        return architecture.actor(stage, width, k_torso, k_head, spec)
 
-    def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
+    def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
         k_stage, k_body = jax.random.split(key)
         size = spec.observation_size + spec.action_size
-        phi = self.input_width or base.critic_hidden[0]
+        phi = self.input_width or architecture.base.critic_hidden[0]
         stage, width = self._make_stage(k_stage, size, phi, "sa" in self.critic_inputs)
         width += self.width * sum(e in self.critic_inputs for e in ("zsa", "zs")) + conditioning
-        return Critic(stage, MLP(k_body, (width, *base.critic_hidden, 1), base.critic_activation))
+        return architecture.critic(stage, width, k_body)
 
     def _make_stage(self, key: Key, size: int, width: int, keep: bool) -> tuple[Stage, int]:
         """Makes φ(x) = AvgL1Norm(Linear x), and returns its width, which is 0 if an ablation leaves x out."""

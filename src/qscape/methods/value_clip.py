@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import add_bonus
-from qscape.offpolicy.sockets import BootstrapValue, Nets, PartState
+from qscape.offpolicy.plain import MinTarget
+from qscape.offpolicy.sockets import Nets, PartState
 from qscape.types import Event, Key, Spec
 
 
@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueClip(BootstrapValue):
+class ValueClip(MinTarget):
     """Clips the next state's value to the range of all targets up to the last sync."""
 
     name: ClassVar[str] = "value_clip"
@@ -35,11 +35,10 @@ class ValueClip(BootstrapValue):
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         return PartState(extra=Bounds(*(jnp.array(x, float) for x in (1e8, -1e8, 0.0, 0.0))))
 
-    def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
-        value = jnp.stack(qs, -1).min(-1)
-        return add_bonus(jnp.clip(value, state.extra.low, state.extra.high), bonus)
+    def bound(self, state: PartState, value: Array) -> Array:
+        return jnp.clip(value, state.extra.low, state.extra.high)
 
-    def post_update(self, state: PartState, target_values: Float[Array, " B"], event: Event) -> PartState:
+    def post_update(self, state: PartState, target_values: Float[Array, "B K"], event: Event) -> PartState:
         bounds = state.extra
         low, high = (
             jnp.minimum(bounds.run_min, target_values.min()),

@@ -1,16 +1,18 @@
 """Networks: Equinox modules whose leaves are all arrays. They are called on whole batches."""
 
-from qscape.nets.heads import Deterministic, Gaussian, Head, Projected, make_head
+from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
 from qscape.nets.layers import concatenate_inputs, dense, fold_batch_norm
-from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Conditioning, Critic, Stage, Torso
+from qscape.nets.mlp import ACTIVATIONS, MLP, Actor, Body, Conditioning, Critic, Features, Stage, Torso
 
 __all__ = [
     "ACTIVATIONS",
     "MLP",
     "Actor",
+    "Body",
     "Conditioning",
     "Critic",
     "Deterministic",
+    "Features",
     "Gaussian",
     "Head",
     "Projected",
@@ -19,5 +21,4 @@ __all__ = [
     "concatenate_inputs",
     "dense",
     "fold_batch_norm",
-    "make_head",
 ]

@@ -1,13 +1,14 @@
 """Action heads of off-policy actors: the last layer, and the distribution that it parameterises."""
 
-from typing import TypeAlias
+import dataclasses
+from typing import Literal, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.nets.layers import dense
+from qscape.nets.layers import Linear, dense
 from qscape.ops.gaussian import LOG_STD_BOUNDS, squashed_log_prob
 from qscape.ops.nearest import ActionTable
 from qscape.types import Dist, Key
@@ -38,6 +39,7 @@ class SquashedNormal(eqx.Module):
     features: Float[Array, "*b h"]
     mean: Float[Array, "*b A"]
     log_std: Float[Array, "*b A"]
+    density: Literal["exact", "released"] = eqx.field(static=True, default="exact")
 
     def mode(self) -> Float[Array, "*b A"]:
         return jnp.tanh(self.mean)
@@ -45,11 +47,11 @@ class SquashedNormal(eqx.Module):
     def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         u = self.mean + jnp.exp(self.log_std) * noise
-        return jnp.tanh(u), squashed_log_prob(u, self.mean, self.log_std)
+        return jnp.tanh(u), squashed_log_prob(u, self.mean, self.log_std, self.density)
 
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
-        return squashed_log_prob(u, self.mean, self.log_std)
+        return squashed_log_prob(u, self.mean, self.log_std, self.density)
 
 
 class Snapped(eqx.Module):
@@ -80,6 +82,13 @@ class Snapped(eqx.Module):
         return self.raw.log_prob(action)
 
 
+def with_density(dist: Dist, density: Literal["exact", "released"]) -> Dist:
+    """The distribution with log-densities as `squashed_log_prob` computes them; others stay as they are."""
+    if isinstance(dist, Snapped):
+        return dataclasses.replace(dist, raw=with_density(dist.raw, density))
+    return dataclasses.replace(dist, density=density) if isinstance(dist, SquashedNormal) else dist
+
+
 def unsnap(dist: Dist) -> Dist:
     """The distribution of proposals, before actions are snapped to rows of an action table (if they are)."""
     return dist.raw if isinstance(dist, Snapped) else dist
@@ -88,7 +97,7 @@ def unsnap(dist: Dist) -> Dist:
 class Deterministic(eqx.Module):
     """The action is tanh of a linear layer (DPG, TD3)."""
 
-    out: eqx.nn.Linear
+    out: Linear
 
     def __call__(self, features: Float[Array, "*b h"]) -> Point:
         return Point(features, jnp.tanh(dense(self.out, features)))
@@ -103,8 +112,8 @@ class Gaussian(eqx.Module):
         low, high: its bounds.
     """
 
-    mean: eqx.nn.Linear
-    log_std: eqx.nn.Linear
+    mean: Linear
+    log_std: Linear
     bound: str = eqx.field(static=True)
     low: float = eqx.field(static=True)
     high: float = eqx.field(static=True)
@@ -126,24 +135,3 @@ class Projected(eqx.Module):
 
 
 Head: TypeAlias = Deterministic | Gaussian | Projected
-
-
-def make_head(
-    key: Key, kind: str, width: int, action_size: int, bound: str, low: float, high: float
-) -> Deterministic | Gaussian:
-    """A new head on `width` features.
-
-    Args:
-        kind: "deterministic" or "gaussian".
-        bound, low, high: of the log standard deviation, see `Gaussian`.
-    """
-    if kind == "deterministic":
-        return Deterministic(eqx.nn.Linear(width, action_size, key=key))
-    k_mean, k_std = jax.random.split(key)
-    return Gaussian(
-        eqx.nn.Linear(width, action_size, key=k_mean),
-        eqx.nn.Linear(width, action_size, key=k_std),
-        bound,
-        low,
-        high,
-    )

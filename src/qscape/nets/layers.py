@@ -1,34 +1,113 @@
 """Linear layers on batches and on lists of inputs."""
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.ops.norm import layer_norm
 from qscape.ops.product import product
 
 # One array, or a tuple that stands for its concatenation (see `concatenate_inputs`).
 Inputs: TypeAlias = Array | tuple[Array, ...]
 
 
-def dense(layer: eqx.nn.Linear, x: Inputs) -> Float[Array, "*b o"]:
-    """Apply a linear layer to a batch, as one matrix product. (Equinox's own call takes one vector.)
+class UnitLinear(eqx.Module):
+    """A linear layer in which the weight vector of every output unit has length 1.
+
+    `project` restores the length after every step of an optimiser.
+
+    Attributes:
+        weight: [o, i], rows of length 1.
+        bias: [o], free; None: no bias.
+    """
+
+    weight: Float[Array, "o i"]
+    bias: Float[Array, " o"] | None = None
+
+
+class LayerNorm(eqx.Module):
+    """y = scale (x − mean) / √(variance + ε) + shift over the last axis.
+
+    Attributes:
+        scale, shift: learned; they start at 1 and 0.
+        epsilon: ε.
+    """
+
+    scale: Float[Array, " n"]
+    shift: Float[Array, " n"]
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, size: int, epsilon: float = 1e-5) -> None:
+        self.scale, self.shift, self.epsilon = jnp.ones(size), jnp.zeros(size), epsilon
+
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        return self.scale * layer_norm(x, self.epsilon) + self.shift
+
+
+@runtime_checkable
+class LinearLike(Protocol):
+    """A module that stands for a linear layer, such as the output block of a residual network."""
+
+    def __call__(self, x: Inputs) -> Float[Array, "*b o"]: ...
+
+
+Linear: TypeAlias = eqx.nn.Linear | UnitLinear | LinearLike
+Tree = TypeVar("Tree")
+
+
+def project(tree: Tree) -> Tree:
+    """Return a tree of networks in which every row of every `UnitLinear` is divided by its length."""
+
+    def unit_rows(module: Any) -> Any:
+        if not isinstance(module, UnitLinear):
+            return module
+        length = jnp.linalg.norm(module.weight, axis=-1, keepdims=True)
+        return dataclasses.replace(module, weight=module.weight / jnp.maximum(length, 1e-8))
+
+    return jax.tree.map(unit_rows, tree, is_leaf=lambda x: isinstance(x, UnitLinear))
+
+
+def find_decayed(tree: Tree, matrices_only: bool) -> Tree:
+    """Return a tree of networks with True where weight decay acts, for `optax.masked`.
+
+    It skips the weights of `UnitLinear`, whose length is given.
+
+    Args:
+        matrices_only: it also skips biases and other vectors.
+    """
+
+    def skip_unit_rows(module: Any) -> Any:
+        return eqx.tree_at(lambda m: m.weight, module, False) if isinstance(module, UnitLinear) else module
+
+    found = jax.tree.map(lambda x: x.ndim > 1 or not matrices_only, tree)
+    return jax.tree.map(skip_unit_rows, found, is_leaf=lambda x: isinstance(x, UnitLinear))
+
+
+def dense(layer: Linear, x: Inputs) -> Float[Array, "*b o"]:
+    """Apply a linear layer, with or without bias, to a batch, as one matrix product.
+
+    Equinox's own call takes one vector. Another module that stands for a linear layer is called itself.
 
     A tuple of inputs stands for their concatenation along the last axis. Each is multiplied by its own
     columns of the weight, and the products are broadcast: an observation [B, 1, S] beside K actions
     [B, K, A] is multiplied once, not K times.
     """
-    assert layer.bias is not None
+    if not isinstance(layer, eqx.nn.Linear | UnitLinear):
+        return layer(x)
     if not isinstance(x, tuple):
-        return product(x, layer.weight) + layer.bias
-    *ends, _ = accumulate(part.shape[-1] for part in x)
-    weights = jnp.split(layer.weight, ends, axis=1)
-    first, *others = (product(part, weight) for part, weight in zip(x, weights, strict=True))
-    return sum(others, first) + layer.bias
+        y = product(x, layer.weight)
+    else:
+        *ends, _ = accumulate(part.shape[-1] for part in x)
+        weights = jnp.split(layer.weight, ends, axis=1)
+        first, *others = (product(part, weight) for part, weight in zip(x, weights, strict=True))
+        y = sum(others, first)
+    return y if layer.bias is None else y + layer.bias
 
 
 def concatenate_inputs(parts: Sequence[Inputs]) -> Inputs:
@@ -37,6 +116,14 @@ def concatenate_inputs(parts: Sequence[Inputs]) -> Inputs:
     if len({x.shape[:-1] for x in flat}) > 1:
         return tuple(flat)
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, -1)
+
+
+def join_inputs(x: Inputs) -> Array:
+    """Concatenate a tuple of inputs along the last axis, with leading axes broadcast."""
+    if not isinstance(x, tuple):
+        return x
+    leading = jnp.broadcast_shapes(*(part.shape[:-1] for part in x))
+    return jnp.concatenate([jnp.broadcast_to(part, (*leading, part.shape[-1])) for part in x], -1)
 
 
 def fold_batch_norm(

@@ -1,20 +1,28 @@
 """Multilayer perceptrons, and the actor and critic that representations build."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.nets.batch_norm import has_statistics
 from qscape.nets.heads import Head
-from qscape.nets.layers import Inputs, concatenate_inputs, dense
+from qscape.nets.layers import Inputs, LayerNorm, Linear, concatenate_inputs, dense
 from qscape.ops.norm import NORMS
 from qscape.ops.silu import silu
 from qscape.types import Dist, Key
 
-ACTIVATIONS = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": silu, "tanh": jnp.tanh}
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "silu": silu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "mish": jax.nn.mish,
+}
 
 
 class Conditioning(NamedTuple):
@@ -31,24 +39,27 @@ class Conditioning(NamedTuple):
 
 
 class Torso(eqx.Module):
-    """Hidden layers: linear layers, each followed by the activation (and preceded by FiLM, if given).
+    """Hidden layers: linear layers, each followed by layer norm and FiLM, if given, and by the activation.
 
     Weights and biases are initialised uniformly in ±1/√fan_in, the default of Equinox and PyTorch.
 
     Attributes:
         layers: the linear layers.
+        norms: the layer norm behind each of them; empty: there is none.
         activation: a key of `ACTIVATIONS`.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
+    norms: tuple[LayerNorm, ...]
     activation: str = eqx.field(static=True)
 
-    def __init__(self, key: Key, sizes: Sequence[int], activation: str) -> None:
-        """`sizes` are the input size and the widths of the layers."""
+    def __init__(self, key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> None:
+        """`sizes` are the input size and the widths of the layers; `normalise` adds layer norms."""
         keys = jax.random.split(key, len(sizes) - 1)
         self.layers = tuple(
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         )
+        self.norms = tuple(map(LayerNorm, sizes[1:])) if normalise else ()
         self.activation = activation
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
@@ -57,13 +68,41 @@ class Torso(eqx.Module):
         film = None if conditioning is None else conditioning.film
         for j, layer in enumerate(self.layers):
             h = dense(layer, x)
+            h = self.norms[j](h) if self.norms else h
             x = act(h if film is None else (1.0 + film[j][0]) * h + film[j][1])
         assert not isinstance(x, tuple)
         return x
 
 
+@runtime_checkable
+class Features(Protocol):
+    """Hidden layers of any kind: a `Torso`, or what a `network` part builds in its place.
+
+    Hidden layers with batch normalisation also have `train`, with the arguments and the result of `__call__`
+    and a second result, the hidden layers with new running statistics.
+    """
+
+    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]: ...
+
+
+class Body(eqx.Module):
+    """Hidden layers and an output layer."""
+
+    torso: Features
+    out: Linear
+
+    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b o"]:
+        """Outputs at inputs `[*b, i]`."""
+        return dense(self.out, self.torso(x, conditioning))
+
+    def train(self, x: Inputs) -> tuple[Float[Array, "*b o"], "Body"]:
+        """Outputs, normalised by the batch; and the body with new running statistics."""
+        features, torso = train_features(self.torso, x)
+        return dense(self.out, features), eqx.tree_at(lambda m: m.torso, self, torso)
+
+
 class MLP(eqx.Module):
-    """A torso and a linear output layer."""
+    """A torso and a linear output layer, for networks of parts such as encoders."""
 
     torso: Torso
     out: eqx.nn.Linear
@@ -74,9 +113,17 @@ class MLP(eqx.Module):
         self.torso = Torso(k_torso, sizes[:-1], activation)
         self.out = eqx.nn.Linear(sizes[-2], sizes[-1], key=k_out)
 
-    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b o"]:
+    def __call__(self, x: Inputs) -> Float[Array, "*b o"]:
         """Outputs at inputs `[*b, i]`."""
-        return dense(self.out, self.torso(x, conditioning))
+        return dense(self.out, self.torso(x))
+
+
+def train_features(torso: Any, x: Inputs) -> tuple[Float[Array, "*b h"], Any]:
+    """Features of hidden layers in training, and the hidden layers with new running statistics.
+
+    Hidden layers without batch normalisation compute what they compute in evaluation, and do not change.
+    """
+    return torso.train(x) if has_statistics(torso) else (torso(x), torso)
 
 
 class Stage(eqx.Module):
@@ -112,7 +159,7 @@ class Actor(eqx.Module):
     """Maps an observation and embeddings of it to a distribution over actions: stage, torso, head."""
 
     stage: Stage
-    torso: Torso
+    torso: Features
     head: Head
 
     def __call__(
@@ -122,17 +169,49 @@ class Actor(eqx.Module):
         extra = None if conditioning is None else conditioning.concat
         return self.head(self.torso(self.stage(obs, *embeddings, extra), conditioning))
 
+    def train(self, obs: Array, embeddings: Sequence[Array]) -> tuple[Dist, "Actor"]:
+        """The distribution, normalised by the batch; and the actor with new running statistics."""
+        features, torso = train_features(self.torso, self.stage(obs, *embeddings))
+        return self.head(features), eqx.tree_at(lambda m: m.torso, self, torso)
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """Says how many numbers a critic computes, and how they become the value Q."""
+
+    @property
+    def outputs(self) -> int: ...
+
+    def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]: ...
+
 
 class Critic(eqx.Module):
-    """Maps an observation, an action and embeddings of them to one value: stage, torso, linear layer."""
+    """Maps an observation, an action and embeddings of them to a value: stage, hidden layers, output layer.
+
+    Attributes:
+        readout: makes the value of the n outputs; hashable.
+    """
 
     stage: Stage
-    body: MLP
+    body: Body
+    readout: Readout = eqx.field(static=True)
 
     def __call__(
         self, obs: Array, action: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
     ) -> Float[Array, "*b"]:
         """Q(s, a) at observations `[*b, S]` and actions `[*b, A]`."""
+        return self.readout.read(self.outputs(obs, action, embeddings, conditioning))
+
+    def outputs(
+        self, obs: Array, action: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
+    ) -> Float[Array, "*b n"]:
+        """The n outputs, e.g. the logits of a distribution, that `readout` makes the value of."""
         extra = None if conditioning is None else conditioning.concat
-        x = self.stage(concatenate_inputs([obs, action]), *embeddings, extra)
-        return self.body(x, conditioning)[..., 0]
+        return self.body(self.stage(concatenate_inputs([obs, action]), *embeddings, extra), conditioning)
+
+    def train(
+        self, obs: Array, action: Array, embeddings: Sequence[Array]
+    ) -> tuple[Float[Array, "*b n"], "Critic"]:
+        """The n outputs, normalised by the batch; and the critic with new running statistics."""
+        raw, body = self.body.train(self.stage(concatenate_inputs([obs, action]), *embeddings))
+        return raw, eqx.tree_at(lambda m: m.body, self, body)

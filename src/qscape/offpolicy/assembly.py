@@ -12,14 +12,17 @@ from jaxtyping import Array, Int, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor
+from qscape.nets.batch_norm import split_statistics
 from qscape.nets.heads import Snapped
 from qscape.offpolicy import plain
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import (
     ActionSelector,
+    Architecture,
     BootstrapValue,
     Context,
     Nets,
+    Network,
     Normaliser,
     PartState,
     PolicyLoss,
@@ -29,6 +32,7 @@ from qscape.offpolicy.sockets import (
     Schedule,
     StatefulPart,
     TargetUpdate,
+    Value,
     Version,
     bind_critics,
     bind_network,
@@ -50,7 +54,7 @@ class Assembly(Bound):
     Attributes:
         recipe: the recipe that it was built from, `base+part+part`.
         base: settings that all off-policy agents have.
-        representation, replay, ..., normaliser: the part in each socket.
+        representation, network, ..., normaliser: the part in each socket.
         regularisers: parts that add terms to the losses, in the order of the recipe.
         modifiers: parts that only override fields of the base.
         spec: the task; None until `on` binds the agent to one.
@@ -62,6 +66,8 @@ class Assembly(Bound):
     recipe: str = "td3"
     base: Base = Base()
     representation: Representation = plain.Plain()
+    network: Network = plain.MLPNetwork()
+    value: Value = plain.ScalarValue()
     replay: Replay = Uniform()
     bootstrap: BootstrapValue = plain.MinTarget()
     target_update: TargetUpdate = plain.Polyak()
@@ -95,6 +101,16 @@ class Assembly(Bound):
                 f"{policy_loss.name} improves one policy and {selector.name} does not act by one; "
                 "leave one of them out."
             )
+        if self.network.trains_on_joint_batch and policy_loss.values_next_state:
+            return (
+                f"{self.network.name} trains critics on (s, a) and (s', a') as one batch, and "
+                f"{policy_loss.name} has no a'; leave one of them out."
+            )
+        if policy_loss.values_next_state and not self.value.learns_from_values:
+            return (
+                f"{policy_loss.name} values the next state by a number, and {self.value.name} learns from a "
+                "distribution; leave one of them out, or take hl_gauss."
+            )
         if selector.climbs_surrogates and not policy_loss.climbs_q:
             return (
                 f"{policy_loss.name} does not climb the slope of Q, and {selector.name}'s actors climb "
@@ -121,6 +137,8 @@ class Assembly(Bound):
         """All parts by name, in the order in which they are initialised."""
         filled = (
             self.representation,
+            self.network,
+            self.value,
             self.normaliser,
             self.selector,
             self.policy_loss,
@@ -171,11 +189,21 @@ class Assembly(Bound):
 
     @property
     def nets(self) -> Nets:
-        """Builders of networks in this agent's architecture."""
-        rep, base, spec = self.representation, self.base, self.task
+        """Builders of networks for this agent and its task."""
+        rep, spec = self.representation, self.task
+
+        def architecture(conditioning: int | None) -> Architecture:
+            if conditioning is None:
+                return Architecture(self.base, self.network, self.value)
+            return plain.make_mlp_architecture(self.base)
+
         return Nets(
-            actor=lambda key, conditioning=0: rep.actor(key, base, spec.of_actor, conditioning),
-            critic=lambda key, conditioning=0: rep.critic(key, base, spec, conditioning),
+            actor=lambda key, conditioning=None: rep.actor(
+                key, architecture(conditioning), spec.of_actor, conditioning or 0
+            ),
+            critic=lambda key, conditioning=None: rep.critic(
+                key, architecture(conditioning), spec, conditioning or 0
+            ),
         )
 
     # --- the state --------------------------------------------------------------------------------
@@ -211,14 +239,18 @@ class Assembly(Bound):
                 )
             if part_state != PartState():
                 part_states[name] = part_state
-        optimised: dict[str, PyTree] = {"actor": actor, "critics": critics}
+        # Running statistics have no optimiser.
+        optimised: dict[str, PyTree] = {
+            "actor": split_statistics(actor)[0],
+            "critics": split_statistics(critics)[0],
+        }
         for name, part_state in part_states.items():
             optimised |= {f"{name}.{kind}": getattr(part_state, kind) for kind in ("params", "actor_params")}
         state = State(
             actor=actor,
             actor_target=actor if self.base.target_actor else None,
             critics=critics,
-            critics_target=critics,
+            critics_target=critics if self.network.keeps_target_critics else [],
             part_states=part_states,
             optimisers={
                 name: self.optimiser(name).init(params)
@@ -245,35 +277,47 @@ class Assembly(Bound):
     def optimiser(self, name: str) -> optax.GradientTransformation:
         """Returns the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
         base = self.base
+        betas = base.adam_b1, base.adam_b2
         if name == "actor":
-            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay)
+            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay, *betas, delayed=True)
         if name == "critics":
-            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay)
+            return base.optimiser(base.critic_learning_rate, base.critic_weight_decay, *betas)
         part, kind = name.split(".")
         params, actor_params = self.stateful_parts[part].learning_rates(base)
-        return base.optimiser(params if kind == "params" else actor_params)
+        if kind == "params":
+            return base.optimiser(params)
+        return base.optimiser(actor_params, delayed=True)
 
-    def functions(self, state: State, event: Event) -> Context:
+    def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
         """Returns the state's networks as functions of normalised observations and actions.
 
-        `event` says which update this is. Parts receive the result as `context`.
+        Parts receive the result as `context`.
+
+        Args:
+            event: which update this is.
+            trains_actors: actors with batch normalisation normalise by the batch that they are called with.
+                For the policy's own loss only; everybody else sees running statistics.
         """
         rep, rep_state = self.representation, state.part(self.representation)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
         def bind(module: PyTree, which: Version = "fixed") -> Callable:
-            function = bind_network(rep, rep.encoder_params(rep_state, which), module)
+            function = bind_network(rep, rep.encoder_params(rep_state, which), module, trains_actors)
             if not isinstance(module, Actor):
                 return function
             function = hide_privileged(function, self.task)
             return snap_policy(function, table) if table else function
 
+        q = bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics)
+        q_target = q
+        if self.network.keeps_target_critics:
+            q_target = bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target)
         context = Context(
             policy=_unavailable,
             policy_target=_unavailable,
             policy_of=_unavailable,
-            q=bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics),
-            q_target=bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target),
+            q=q,
+            q_target=q_target,
             bind=bind,
             nets=self.nets,
             event=event,

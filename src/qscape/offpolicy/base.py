@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import optax
 
 from qscape.errors import UsageError
+from qscape.nets.layers import find_decayed
+from qscape.ops.adam import scale_by_adam
 from qscape.types import check_ranges, setting
 
 
@@ -50,21 +53,32 @@ class Base:
         True, "Bootstrap at time limits. If off, a time limit ends the return like a terminal state."
     )
     updates_per_step: float = setting(
-        1.0, "Number of updates per environment step.", within="> 0", tune=("choice", 0.5, 1.0, 2.0)
+        1.0, "Number of updates per environment step.", within="(0, 1000]", tune=("choice", 0.5, 1.0, 2.0)
     )
 
     actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.", within=">= 1")
     critic_hidden: tuple[int, ...] = setting(
         (256, 256), "Widths of the critics' hidden layers.", within=">= 1"
     )
-    actor_activation: Literal["relu", "elu", "silu", "tanh"] = setting(
-        "relu", "Activation of the actor's hidden layers."
+    actor_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish"] = setting(
+        "relu", "Activation of the actor's hidden layers; gelu in its tanh form."
+    )
+    actor_norm: Literal["none", "layer"] = setting(
+        "none", "Layer normalisation before each activation of the actor's hidden layers."
     )
     actor_projection: bool = setting(
         False, "Add a linear layer without activation between the actor's hidden layers and its head."
     )
-    critic_activation: Literal["relu", "elu", "silu", "tanh"] = setting(
-        "relu", "Activation of the critics' hidden layers."
+    critic_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish"] = setting(
+        "relu", "Activation of the critics' hidden layers; gelu in its tanh form."
+    )
+    critic_norm: Literal["none", "layer"] = setting(
+        "none", "Layer normalisation before each activation of the critics' hidden layers."
+    )
+    init: Literal["default", "orthogonal"] = setting(
+        "default",
+        "Initial weights of hidden and output layers: uniform in ±1/√fan_in, or orthogonal with biases 0 and "
+        "gain √2, 1 of critics' outputs and 0.01 of the actor's.",
     )
     critics: int = setting(2, "Number of critics.", within=">= 1")
     head: Literal["deterministic", "gaussian"] = setting(
@@ -87,11 +101,29 @@ class Base:
         "Clip the global norm of each optimiser's gradient to this; None: no clipping.",
         within="(0, inf]",
     )
-    critic_weight_decay: float = setting(
-        0.0, "Weight decay added to the critics' gradient before Adam.", within=">= 0"
+    critic_weight_decay: float = setting(0.0, "Weight decay λ of the critics.", within=">= 0")
+    actor_weight_decay: float = setting(0.0, "Weight decay λ of the actor.", within=">= 0")
+    decay: Literal["l2", "decoupled"] = setting(
+        "l2", "Weight decay adds λθ to the gradient before Adam, or (decoupled, AdamW) to Adam's step."
     )
-    actor_weight_decay: float = setting(
-        0.0, "Weight decay added to the actor's gradient before Adam.", within=">= 0"
+    decay_what: Literal["all", "weights"] = setting(
+        "all", "What weight decay acts on: all parameters, or matrices only. It skips rows of unit length."
+    )
+    adam_b1: float = setting(0.9, "Adam's b1 of actor and critics.", within="(0, 1)")
+    adam_b2: float = setting(0.999, "Adam's b2 of actor and critics.", within="(0, 1)")
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "How all learning rates change over the run."
+    )
+    rate_end: float = setting(
+        0.1, "Learning rates at the end of a schedule, as a fraction of those at its start.", within="[0, 1]"
+    )
+    schedule_updates: int | None = setting(
+        None, "Updates until a schedule ends; None: all updates of the run.", within=">= 1"
+    )
+    actor_horizon: Literal["run", "updates"] = setting(
+        "run",
+        "When the schedule of the actor and of all that steps with it ends: with the run, or (updates, as in "
+        "XQC) after as many of its own steps as the critics make, which a delayed actor does not reach.",
     )
 
     critic_loss: Literal["mse", "lap_huber", "pal"] = setting(
@@ -168,16 +200,57 @@ class Base:
         return {"warmup": steps // 5}
 
     def scale_to_run(self, steps: int) -> Mapping[str, Any]:
-        """Returns the fields that are a fraction of the run, converted to steps of a run of that length."""
-        if self.epsilon_start == self.epsilon_end or self.epsilon_decay > 1:
-            return {}
-        return {"epsilon_decay": float(max(2, round(self.epsilon_decay * steps)))}
+        """Returns the fields that follow from the length of a run of `steps`.
 
-    def optimiser(self, learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
-        """Makes the optimiser: gradient clipping, weight decay, Adam (b1 0.9, b2 0.999, ε 1e-8)."""
-        steps = []
-        if self.gradient_clip is not None:
-            steps.append(optax.clip_by_global_norm(self.gradient_clip))
+        These are fields that are a fraction of the run, converted to steps, and the updates of a schedule.
+        """
+        fields: dict[str, Any] = {}
+        if self.epsilon_start != self.epsilon_end and self.epsilon_decay <= 1:
+            fields["epsilon_decay"] = float(max(2, round(self.epsilon_decay * steps)))
+        if self.schedule != "constant" and self.schedule_updates is None:
+            fields["schedule_updates"] = max(1, round(steps * self.updates_per_step))
+        return fields
+
+    def optimiser(
+        self,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        b1: float = 0.9,
+        b2: float = 0.999,
+        *,
+        delayed: bool = False,
+    ) -> optax.GradientTransformation:
+        """Makes an optimiser: gradient clipping, Adam with ε 1e-8, weight decay, the scheduled learning rate.
+
+        Args:
+            learning_rate: at the start of the run.
+            weight_decay: λ.
+            b1, b2: Adam's decay rates.
+            delayed: the optimiser steps with the actor only.
+
+        Raises:
+            UsageError: learning rates follow a schedule and the run's length is unknown.
+        """
+        clip = [] if self.gradient_clip is None else [optax.clip_by_global_norm(self.gradient_clip)]
+        decay = []
         if weight_decay:
-            steps.append(optax.add_decayed_weights(weight_decay))
-        return optax.chain(*steps, optax.adam(learning_rate))
+            mask = partial(find_decayed, matrices_only=self.decay_what == "weights")
+            decay = [optax.add_decayed_weights(weight_decay, mask)]
+        before, after = (decay, []) if self.decay == "l2" else ([], decay)
+        rate = optax.scale_by_learning_rate(self._scheduled(learning_rate, delayed))
+        return optax.chain(*clip, *before, optax.chain(scale_by_adam(b1, b2), *after, rate))
+
+    def _scheduled(self, start: float, delayed: bool) -> float | optax.Schedule:
+        """Returns a learning rate as a function of the steps that its optimiser made; a number if constant."""
+        if self.schedule == "constant":
+            return start
+        if self.schedule_updates is None:
+            raise UsageError(
+                f"base.schedule is {self.schedule} and nothing says how long the run is: train for a number "
+                "of steps, or set base.schedule_updates."
+            )
+        shortened = delayed and self.actor_horizon == "run"
+        steps = max(1, round(self.schedule_updates / (self.policy_delay if shortened else 1)))
+        if self.schedule == "linear":
+            return optax.linear_schedule(start, self.rate_end * start, steps)
+        return optax.cosine_decay_schedule(start, steps, self.rate_end)

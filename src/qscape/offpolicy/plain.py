@@ -4,35 +4,41 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Actor, Critic, Head, Projected, Stage, Torso, make_head
-from qscape.nets.heads import Point, unsnap
-from qscape.nets.mlp import MLP
+from qscape.nets import Actor, Critic, Stage, Torso
+from qscape.nets.heads import Point, unsnap, with_density
+from qscape.nets.layers import Linear
+from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActionSelector,
+    Architecture,
     BootstrapValue,
     Composition,
     Context,
     EpisodeEnd,
     Nets,
+    Network,
     Normaliser,
+    Output,
     PartState,
     PolicyLoss,
     Representation,
     Reset,
+    Role,
     Schedule,
     StepEnd,
     TargetUpdate,
+    Value,
     Version,
     combine_heads,
 )
+from qscape.ops.td import CRITIC_LOSSES
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
@@ -52,26 +58,51 @@ class Plain(Representation):
     def critic_embeddings(self, encoder: PyTree, obs: Array, action: Array) -> list[Array]:
         return []
 
-    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
+    def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
         k_torso, k_head = jax.random.split(key)
-        sizes = (spec.observation_size + conditioning, *base.actor_hidden)
-        return Actor(
-            Stage(), Torso(k_torso, sizes, base.actor_activation), make_action_head(k_head, base, spec)
-        )
+        return architecture.actor(Stage(), spec.observation_size + conditioning, k_torso, k_head, spec)
 
-    def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
-        sizes = (spec.observation_size + spec.action_size + conditioning, *base.critic_hidden, 1)
-        return Critic(Stage(), MLP(key, sizes, base.critic_activation))
+    def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
+        return architecture.critic(Stage(), spec.observation_size + spec.action_size + conditioning, key)
 
 
-def make_action_head(key: Key, base: Base, spec: Spec) -> Head:
-    """Makes the action head that `base.head` names, behind a linear projection if the base has one."""
-    width, bounds = base.actor_hidden[-1], (base.log_std_bound, base.log_std_min, base.log_std_max)
-    if not base.actor_projection:
-        return make_head(key, base.head, width, spec.action_size, *bounds)
-    k_linear, key = jax.random.split(key)
-    linear = eqx.nn.Linear(width, width, key=k_linear)
-    return Projected(linear, make_head(key, base.head, width, spec.action_size, *bounds))
+@dataclasses.dataclass(frozen=True)
+class MLPNetwork(Network):
+    """Plain hidden layers with the base's widths, activations, layer norms and initialisation."""
+
+    name: ClassVar[str] = "mlp"
+
+    def torso(self, key: Key, size: int, role: Role, base: Base) -> Torso:
+        hidden, activation, norm = {
+            "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
+            "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),
+        }[role]
+        make = orthogonal_torso if base.init == "orthogonal" else Torso
+        return make(key, (size, *hidden), activation, norm == "layer")
+
+    def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
+        if base.init == "default":
+            return super().output(key, size, outputs, role, base)
+        return orthogonal_linear(key, size, outputs, 1.0 if role == "critic" else 0.01)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarValue(Value):
+    """A critic computes the value itself, and learns it by the loss of the TD errors."""
+
+    name: ClassVar[str] = "scalar"
+    uses_critic_loss: ClassVar[bool] = True
+
+    def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+        return raw[..., 0]
+
+    def loss(self, raw: Float[Array, "B J n"], target: PyTree, base: Base) -> tuple[Scalar, Metrics]:
+        return CRITIC_LOSSES[base.critic_loss](self.read(raw) - target), {}
+
+
+def make_mlp_architecture(base: Base) -> Architecture:
+    """Returns the architecture of a part's own networks: multilayer perceptrons with one output."""
+    return Architecture(base, MLPNetwork(), ScalarValue())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +111,11 @@ class MinTarget(BootstrapValue):
 
     name: ClassVar[str] = "min_target"
 
-    def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
-        return add_bonus(jnp.stack(qs, -1).min(-1), bonus)
+    def weights(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B 1 J"]:
+        return jax.nn.one_hot(qs.argmin(-1), qs.shape[-1])[:, None]
 
-
-def add_bonus(value: Array, bonus: Array | None) -> Array:
-    """Returns the value [B] plus the entropy bonus [B], if there is one."""
-    return value if bonus is None else value + bonus
+    def value(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B 1"]:
+        return self.bound(state, qs.min(-1, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +184,17 @@ class Entropic(PolicyLoss):
     )
     initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0")
     target_entropy: float | None = setting(
-        None, "Entropy that a learned α aims at; None: minus the action's dimension."
+        None, "Entropy that a learned α aims at; None: −κ A, where A is the action's dimension."
+    )
+    target_entropy_scale: float = setting(
+        1.0, "κ of the target entropy −κ A; 0.5 in SimBa, BRO and XQC.", within=">= 0"
     )
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
+    )
+    density: Literal["exact", "released"] = setting(
+        "exact",
+        "log π of a = tanh(u): exact, or 'released', with log(1 - a² + 1e-6) as the code of SAVGO and PAVE.",
     )
 
     def conflict(self, agent: Composition) -> str | None:
@@ -175,6 +211,10 @@ class Entropic(PolicyLoss):
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
+
+    def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:
+        """Draws actions [B, A] and computes log π [B] as `density` says."""
+        return with_density(dist, self.density).sample(key)
 
     def alpha(self, actor_params: PyTree) -> Array:
         """Returns α without gradient; `actor_params` is log α, or None if α is fixed."""
@@ -194,15 +234,17 @@ class Entropic(PolicyLoss):
         metrics: Metrics = {"entropy": -log_prob.mean()}
         if actor_params is None:
             return 0.0, metrics
-        target = -spec.action_size if self.target_entropy is None else self.target_entropy
+        target = self.target_entropy
+        if target is None:
+            target = -self.target_entropy_scale * spec.action_size
         loss = -(actor_params * jax.lax.stop_gradient(log_prob + target)).mean()
         return loss, metrics | {"temperature": self.alpha(actor_params)}
 
-    def target_values(
+    def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], Array]:
-        action, log_prob = policy(next_obs).sample(key)
-        return context.q_target(next_obs, action), -self.alpha(state.actor_params) * log_prob
+    ) -> tuple[Array, Array]:
+        action, log_prob = self.sample(policy(next_obs), key)
+        return action, -self.alpha(state.actor_params) * log_prob
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +264,7 @@ class Soft(Entropic):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        action, log_prob = policy(obs).sample(key)
+        action, log_prob = self.sample(policy(obs), key)
         value = combine_heads(context.base, q(obs, action))
         loss = (self.alpha(actor_params) * log_prob - value).mean()
         tuning, metrics = self.tuning(actor_params, log_prob, context.spec)

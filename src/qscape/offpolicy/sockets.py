@@ -9,25 +9,36 @@ not define have a default that does nothing and adds nothing to the compiled pro
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Actor, Conditioning, Critic
+from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
+from qscape.nets.batch_norm import has_statistics
+from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
+from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.state import PartState, State
 from qscape.ops.nearest import ActionTable
+from qscape.ops.td import td_target
 from qscape.types import Batch, Event, Key, Metrics, Part, Policy, QFn, Scalar, Spec
 
 Net = TypeVar("Net", Actor, Critic)
 Version = Literal["online", "fixed", "target"]
+Role = Literal["actor", "critic"]
+Output = Literal["critic", "mean", "log_std"]
 
 
 class Nets(NamedTuple):
-    """Builders of networks in the agent's architecture.
+    """Builders of networks.
+
+    With `conditioning`, the width of a further input, possibly 0, they build for a part's own use: multilayer
+    perceptrons with one output, whatever the agent's `network` and `value` are.
 
     Attributes:
-        actor: `(key, conditioning=0)` returns a new actor.
-        critic: `(key, conditioning=0)` returns a new critic. `conditioning` is the width of a further input.
+        actor: `(key, conditioning=None)` returns a new actor.
+        critic: `(key, conditioning=None)` returns a new critic.
     """
 
     actor: Callable[..., Actor]
@@ -84,6 +95,14 @@ class Composition(Protocol):
     @property
     def representation(self) -> "Representation": ...
     @property
+    def network(self) -> "Network": ...
+    @property
+    def value(self) -> "Value": ...
+    @property
+    def bootstrap(self) -> "BootstrapValue": ...
+    @property
+    def target_update(self) -> "TargetUpdate": ...
+    @property
     def policy_loss(self) -> "PolicyLoss": ...
     @property
     def selector(self) -> "ActionSelector": ...
@@ -134,6 +153,155 @@ class StatefulPart(Part):
         return base.critic_learning_rate, base.actor_learning_rate
 
 
+class Network(StatefulPart):
+    """Builds the hidden layers of actor and critics, and their output layers.
+
+    Attributes:
+        trains_on_joint_batch: the critics have batch normalisation. In the critics' step they see the rows
+            (s, a) and (s', a') as one batch.
+        has_linear_outputs: its output layers are single linear layers.
+        refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
+            of the actor, or with every update.
+        keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
+    """
+
+    socket: ClassVar[str] = "network"
+    trains_on_joint_batch: ClassVar[bool] = False
+    has_linear_outputs: ClassVar[bool] = True
+    refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
+    keeps_target_critics: ClassVar[bool] = True
+
+    def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
+        """Makes the hidden layers.
+
+        Args:
+            size: length of their input.
+            role: "actor" or "critic"; `base.actor_hidden` or `base.critic_hidden` are their widths.
+
+        Returns:
+            Hidden layers; their features are as long as the last width.
+        """
+        raise NotImplementedError
+
+    def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
+        """Makes an output layer on `size` features: of a critic, or for "mean" or "log_std" of an actor."""
+        return eqx.nn.Linear(size, outputs, key=key)
+
+
+class Value(StatefulPart):
+    """What a critic computes, how that becomes the value Q, and the loss that trains it.
+
+    Everything but the critics' own loss and target sees Q only.
+
+    Attributes:
+        learns_from_values: a target is a number, so that critics can learn from values that no critic
+            computed, such as V of implicit Q-learning.
+        uses_critic_loss: its loss is the one that `base.critic_loss` names.
+    """
+
+    socket: ClassVar[str] = "value"
+    learns_from_values: ClassVar[bool] = True
+    uses_critic_loss: ClassVar[bool] = False
+
+    def notes(self, agent: Composition) -> list[str]:
+        if self.uses_critic_loss or agent.base.critic_loss == Base().critic_loss:
+            return []
+        return [f"{self.name} has a loss of its own: base.critic_loss = {agent.base.critic_loss} is not used"]
+
+    @property
+    def outputs(self) -> int:
+        """n, the number of outputs of a critic."""
+        return 1
+
+    def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+        """Returns Q of the n outputs."""
+        raise NotImplementedError
+
+    def target(
+        self,
+        raw: Float[Array, "B J n"],
+        rule: "BootstrapRule",
+        bonus: Float[Array, " B"] | None,
+        batch: Batch,
+    ) -> PyTree:
+        """Computes what the critics learn from the next state. Its gradient is stopped by the caller.
+
+        Args:
+            raw: outputs of the J target critics at the next state and action.
+            rule: how the target critics together value the next state.
+            bonus: the entropy bonus; None without one.
+            batch: the transitions.
+
+        Returns:
+            The target in the form that `loss` and `target_mean` take; by default numbers y [B, K].
+        """
+        value = rule.value(self.read(raw))
+        value = value if bonus is None else value + bonus[:, None]
+        reward, terminated, discount = (
+            jnp.broadcast_to(x, value.shape[:1])[:, None]
+            for x in (batch.reward, batch.terminated, batch.discount)
+        )
+        return td_target(reward, terminated, discount, value)
+
+    def target_mean(self, target: PyTree) -> Float[Array, "B K"]:
+        """Returns the number that a target stands for."""
+        return target
+
+    def loss(self, raw: Float[Array, "B J n"], target: PyTree, base: Base) -> tuple[Scalar, Metrics]:
+        """Computes the critics' loss, summed over critics, and metrics of it.
+
+        Args:
+            raw: outputs of the critics at the batch; the gradient reaches them.
+            target: what `target` returned.
+        """
+        raise NotImplementedError
+
+
+class Architecture(NamedTuple):
+    """What networks of an agent are made of; representations build actor and critics with it.
+
+    Attributes:
+        base: the settings.
+        network: hidden layers and output layers.
+        value: what a critic computes.
+    """
+
+    base: Base
+    network: Network
+    value: Value
+
+    def head(self, key: Key, spec: Spec) -> Head:
+        """Makes the action head that `base.head` names, behind a linear projection if the base has one."""
+        base, width = self.base, self.base.actor_hidden[-1]
+        projection = None
+        if base.actor_projection:
+            k_linear, key = jax.random.split(key)
+            projection = eqx.nn.Linear(width, width, key=k_linear)
+
+        def output(key: Key, role: Output) -> Linear:
+            return self.network.output(key, width, spec.action_size, role, base)
+
+        if base.head == "deterministic":
+            head = Deterministic(output(key, "mean"))
+        else:
+            k_mean, k_std = jax.random.split(key)
+            bounds = base.log_std_bound, base.log_std_min, base.log_std_max
+            head = Gaussian(output(k_mean, "mean"), output(k_std, "log_std"), *bounds)
+        return head if projection is None else Projected(projection, head)
+
+    def actor(self, stage: Stage, size: int, k_torso: Key, k_head: Key, spec: Spec) -> Actor:
+        """Makes an actor behind a stage that computes `size` numbers."""
+        return Actor(stage, self.network.torso(k_torso, size, "actor", self.base), self.head(k_head, spec))
+
+    def critic(self, stage: Stage, size: int, key: Key) -> Critic:
+        """Makes a critic behind a stage that computes `size` numbers."""
+        k_torso, k_out = jax.random.split(key)
+        base, outputs = self.base, self.value.outputs
+        torso = self.network.torso(k_torso, size, "critic", base)
+        out = self.network.output(k_out, base.critic_hidden[-1], outputs, "critic", base)
+        return Critic(stage, Body(torso, out), self.value)
+
+
 class Representation(StatefulPart):
     """Builds actor and critics, and embeds what they see of observation and action.
 
@@ -171,11 +339,11 @@ class Representation(StatefulPart):
         """Returns the network with layers adapted to the encoder, if some layer depends on it."""
         return net
 
-    def actor(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Actor:
+    def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
         """Makes a new actor; `conditioning` is the width of a vector that joins the input of its torso."""
         raise NotImplementedError
 
-    def critic(self, key: Key, base: Base, spec: Spec, conditioning: int = 0) -> Critic:
+    def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
         """Makes a new critic; `conditioning` is as for the actor."""
         raise NotImplementedError
 
@@ -202,25 +370,47 @@ class Representation(StatefulPart):
 
 
 class BootstrapValue(StatefulPart):
-    """Reduces the target critics' heads at the next state to one bootstrap value."""
+    """Says how the target critics together value the next state."""
 
     socket: ClassVar[str] = "bootstrap"
 
-    def value(self, state: PartState, qs: list[Array], bonus: Array | None) -> Array:
-        """Computes the value of the next state.
+    def weights(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B K J"]:
+        """Weighs the target critics.
 
         Args:
-            qs: one value [B] for each target critic.
-            bonus: the entropy bonus [B] that a soft agent adds; None without one.
+            qs: the values of the J target critics at the next state and action.
+            key: a key of this update.
 
         Returns:
-            V [B] of the target y = r + γ (1 - terminated) V.
+            The weight of target critic j in the target of critic k; K is 1 if all have the same target.
         """
         raise NotImplementedError
 
-    def post_update(self, state: PartState, target_values: Float[Array, " B"], event: Event) -> PartState:
-        """Returns the part's state after an update; `target_values` are the targets y [B] of the critics."""
+    def bound(self, state: PartState, value: Array) -> Array:
+        """Returns values of the next state within bounds; without an entropy bonus."""
+        return value
+
+    def value(self, state: PartState, qs: Float[Array, "B J"], key: Key) -> Float[Array, "B K"]:
+        """Returns the bounded value of the next state, for critics that learn from numbers."""
+        return self.bound(state, (self.weights(state, qs, key) * qs[:, None]).sum(-1))
+
+    def post_update(self, state: PartState, target_values: Float[Array, "B K"], event: Event) -> PartState:
+        """Returns the part's state after an update; `target_values` are the targets y of the critics."""
         return state
+
+
+class BootstrapRule(NamedTuple):
+    """The methods of a `BootstrapValue` with the state and the key of one update.
+
+    Attributes:
+        weights: qs [B, J] -> weights [B, K, J].
+        bound: values [...] -> bounded values [...].
+        value: qs [B, J] -> bounded values [B, K].
+    """
+
+    weights: Callable[[Array], Array]
+    bound: Callable[[Array], Array]
+    value: Callable[[Array], Array]
 
 
 class TargetUpdate(StatefulPart):
@@ -243,12 +433,14 @@ class PolicyLoss(StatefulPart):
 
     Attributes:
         climbs_q: the loss follows ∂Q/∂a, so that it can be given another value function to climb.
+        values_next_state: the part itself values the next state, by `next_value`.
         needs_single_policy: the loss trains one policy, and refuses a selector that does not act by one.
         maximises_entropy: the loss keeps the policy stochastic, so that it explores without added noise.
     """
 
     socket: ClassVar[str] = "policy_loss"
     climbs_q: ClassVar[bool] = True
+    values_next_state: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = False
     maximises_entropy: ClassVar[bool] = False
 
@@ -275,20 +467,24 @@ class PolicyLoss(StatefulPart):
         """
         raise NotImplementedError
 
-    def target_values(
+    def next_action(
         self, policy: Policy, state: PartState, context: Context, next_obs: Array, key: Key
-    ) -> tuple[list[Array], Array | None]:
-        """Computes the values of the next state, for the critics' target.
+    ) -> tuple[Array, Array | None]:
+        """Selects the action of the next state that the critics' target values.
 
         Args:
             policy: the selector's target policy.
             next_obs: [B, S].
 
         Returns:
-            One value [B] per target critic, by default of the policy's mode, and the entropy bonus
-            -α log π [B] of soft agents or None.
+            The action [B, A], by default the policy's mode, and the entropy bonus -α log π [B] of soft agents
+            or None.
         """
-        return context.q_target(next_obs, policy(next_obs).mode()), None
+        return policy(next_obs).mode(), None
+
+    def next_value(self, state: PartState, next_obs: Array) -> Array | None:
+        """Returns values V [B] of the next state that take the place of the target critics'; None: theirs."""
+        return None
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """Returns the part's state after an update of all networks; `actor` is the actor after its step."""
@@ -503,8 +699,13 @@ class Normaliser(StatefulPart):
         return obs
 
 
-def bind_network(representation: Representation, encoder: PyTree, module: Actor | Critic) -> Callable:
+def bind_network(
+    representation: Representation, encoder: PyTree, module: Actor | Critic, trains_actors: bool = False
+) -> Callable:
     """Returns an actor or critic module as a function of normalised observations and actions.
+
+    Args:
+        trains_actors: an actor with batch normalisation normalises by the batch.
 
     Returns:
         For an actor `(obs, conditioning=None)` -> distribution, for a critic
@@ -513,32 +714,27 @@ def bind_network(representation: Representation, encoder: PyTree, module: Actor 
     if isinstance(module, Actor):
 
         def policy(obs: Array, conditioning: Conditioning | None = None):
-            return representation.adapt_network(encoder, module)(
-                obs, representation.actor_embeddings(encoder, obs), conditioning
-            )
+            actor = representation.adapt_network(encoder, module)
+            embeddings = representation.actor_embeddings(encoder, obs)
+            if trains_actors and has_statistics(module):
+                return actor.train(obs, embeddings)[0]
+            return actor(obs, embeddings, conditioning)
 
         return policy
 
     def value(obs: Array, action: Array, conditioning: Conditioning | None = None) -> Array:
-        return bind_critics(representation, encoder, [module], conditioning)(obs, action)[0]
+        embeddings = representation.critic_embeddings(encoder, obs, action)
+        return representation.adapt_network(encoder, module)(obs, action, embeddings, conditioning)
 
     return value
 
 
-def bind_critics(
-    representation: Representation,
-    encoder: PyTree,
-    critics: list[Critic],
-    conditioning: Conditioning | None = None,
-) -> QFn:
+def bind_critics(representation: Representation, encoder: PyTree, critics: list[Critic]) -> QFn:
     """Returns critics as one function; all of them share embeddings that are computed once."""
 
     def q(obs: Array, action: Array) -> list[Array]:
         embeddings = representation.critic_embeddings(encoder, obs, action)
-        return [
-            representation.adapt_network(encoder, critic)(obs, action, embeddings, conditioning)
-            for critic in critics
-        ]
+        return [representation.adapt_network(encoder, critic)(obs, action, embeddings) for critic in critics]
 
     return q
 

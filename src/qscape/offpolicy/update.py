@@ -1,18 +1,22 @@
 """The update of every off-policy agent: one pure function that reads like a paper's pseudo-code."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from qscape.nets import Actor, Critic
+from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
+from qscape.nets.layers import project
 from qscape.offpolicy.assembly import Assembly
-from qscape.offpolicy.sockets import Context, StatefulPart, bind_critics
+from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
-from qscape.ops.td import CRITIC_LOSSES, td_target
+from qscape.ops.td import td_target
 from qscape.replay.storage import OBSERVATIONS, Layout, ReplayState, rows_at
 from qscape.types import Batch, Event, Key, Metrics, Part, stream
 
@@ -61,8 +65,7 @@ def update(
     state = _learn_part(stage, state, agent.policy_loss, metrics)
 
     # 3. critics regress to the target
-    y = _td_targets(stage, state)
-    state, td_error = _step_critics(stage, state, y, metrics)
+    state, y, td_error = _step_critics(stage, state, metrics)
 
     # 4. priorities
     replay_state = replay.update_priorities(replay_state, picked, td_error)
@@ -102,9 +105,9 @@ class Stage(NamedTuple):
         """Return the key for one method of a part."""
         return stream(self.key, f"{part.name}.{method}")
 
-    def context(self, state: State) -> Context:
-        """Return the networks of a state as functions."""
-        return self.agent.functions(state, self.event)
+    def context(self, state: State, trains_actors: bool = False) -> Context:
+        """Return the networks of a state as functions; see `Assembly.functions`."""
+        return self.agent.functions(state, self.event, trains_actors)
 
 
 def _normalise_batch(agent: Assembly, state: State, batch: Batch) -> Batch:
@@ -141,63 +144,161 @@ def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
     return state._replace(part_states=state.part_states | {part.name: part_state})
 
 
-def _td_targets(stage: Stage, state: State) -> Float[Array, " B"]:
-    """Compute the targets y = r + γ (1 − terminated) · value(s′), without gradient."""
-    agent, batch, context = stage.agent, stage.batch, stage.context(state)
-    obs, selector, policy_loss = batch.next_observation, agent.selector, agent.policy_loss
+class NextState(NamedTuple):
+    """What the critics' target needs of the next state.
+
+    Attributes:
+        action: the target policy's action [B, A]; None if `value` is given.
+        bonus: the entropy bonus [B]; None without one.
+        value: values [B] that no critic computes; None: the target critics value the action.
+    """
+
+    action: Array | None = None
+    bonus: Array | None = None
+    value: Array | None = None
+
+
+def _look_ahead(stage: Stage, state: State) -> NextState:
+    """Choose the action of the next state, or value the next state without critics."""
+    agent, context, obs = stage.agent, stage.context(state), stage.batch.next_observation
+    selector, policy_loss = agent.selector, agent.policy_loss
+    value = policy_loss.next_value(state.part(policy_loss), obs)
+    if value is not None:
+        return NextState(value=value)
     actors = (state.actor, state.actor_target)
     policy = selector.target_policy(
         *actors, state.part(selector), context, obs, stage.stream(selector, "target")
     )
-    heads, bonus = policy_loss.target_values(
+    action, bonus = policy_loss.next_action(
         policy, state.part(policy_loss), context, obs, stage.stream(policy_loss, "target_values")
     )
-    value = agent.bootstrap.value(state.part(agent.bootstrap), heads, bonus)
-    return jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, batch.discount, value))
+    return NextState(action, bonus)
+
+
+def _critic_outputs(
+    stage: Stage, view: PyTree, state: State, critics: list[Critic], following: NextState, halves: str
+) -> tuple[Float[Array, "rows J n"], list[Critic]]:
+    """Compute the outputs of critics in their training step.
+
+    With batch normalisation the rows (s, a) and (s', a') are one batch, whatever half is asked for.
+
+    Args:
+        view: the encoder that embeds (s, a).
+        halves: "now" for the rows (s, a), "next" for the rows (s', a'), "both" for one after the other.
+
+    Returns:
+        The outputs, and the critics with new running statistics.
+    """
+    batch, rep = stage.batch, stage.agent.representation
+    joint = stage.agent.network.trains_on_joint_batch
+    rows: list[tuple[PyTree, Array, Array]] = []
+    if halves != "next" or joint:
+        rows.append((view, batch.observation, batch.action))
+    if halves != "now" or joint:
+        assert following.action is not None
+        rows.append((rep.encoder_params(state.part(rep), "target"), batch.next_observation, following.action))
+    embeddings = [rep.critic_embeddings(*row) for row in rows]
+    if not joint:
+        raws = [
+            jnp.stack([rep.adapt_network(row[0], critic).outputs(*row[1:], also) for critic in critics], 1)
+            for row, also in zip(rows, embeddings, strict=True)
+        ]
+        return jnp.concatenate(raws), critics
+    _, obs, action = zip(*rows, strict=True)
+    joined = [jnp.concatenate(both) for both in zip(*embeddings, strict=True)]
+    obs, action = jnp.concatenate(obs), jnp.concatenate(action)
+    adapted = [rep.adapt_network(view, critic) for critic in critics]
+    raws, moved = zip(*(critic.train(obs, action, joined) for critic in adapted), strict=True)
+    raw, size = jnp.stack(raws, 1), len(batch.reward)
+    return {"now": raw[:size], "next": raw[size:], "both": raw}[halves], list(moved)
+
+
+def _targets(stage: Stage, state: State, following: NextState, raw: Array | None) -> PyTree:
+    """Compute the critics' targets, without gradient.
+
+    Args:
+        raw: outputs [B, J, n] of the critics that value the next state; None if they do not.
+    """
+    agent, batch = stage.agent, stage.batch
+    if raw is None:
+        assert following.value is not None
+        y = td_target(batch.reward, batch.terminated, batch.discount, following.value)
+        return jax.lax.stop_gradient(y[:, None])
+    part, part_state = agent.bootstrap, state.part(agent.bootstrap)
+    key = stage.stream(part, "weights")
+
+    def weights(qs: Float[Array, "B J"]) -> Float[Array, "B K J"]:
+        return part.weights(part_state, qs, key)
+
+    def value(qs: Float[Array, "B J"]) -> Float[Array, "B K"]:
+        return part.value(part_state, qs, key)
+
+    rule = BootstrapRule(weights, partial(part.bound, part_state), value)
+    target = agent.value.target(raw, rule, following.bonus, batch)
+    return jax.lax.stop_gradient(target)
 
 
 def _step_critics(
-    stage: Stage, state: State, y: Float[Array, " B"], metrics: Metrics
-) -> tuple[State, Float[Array, "B heads"]]:
+    stage: Stage, state: State, metrics: Metrics
+) -> tuple[State, Float[Array, "B K"], Float[Array, "B heads"]]:
     """Make a gradient step of the critics, and of the representation if it shares their loss.
 
     Args:
-        y: the targets.
         metrics: gets the metrics of the step.
 
     Returns:
-        The new state, and the TD errors q − y of every head before the step.
+        The new state, the targets as numbers, and the TD errors q − y of every head before the step.
     """
     agent, batch, base, rep = stage.agent, stage.batch, stage.agent.base, stage.agent.representation
     context, part_state, joint = stage.context(state), state.part(rep), rep.joint_loss_weight
+    critics, statistics = split_statistics(state.critics)
+    following = _look_ahead(stage, state)
+    targets = None
+    if following.value is not None:
+        targets = _targets(stage, state, following, None)
+    elif agent.network.keeps_target_critics:
+        view = rep.encoder_params(part_state, "fixed")
+        raw, _ = _critic_outputs(stage, view, state, state.critics_target, following, "next")
+        targets = _targets(stage, state, following, raw)
 
-    def loss(moved: tuple[PyTree, PyTree]) -> tuple[Array, tuple[Array, Metrics, PyTree]]:
-        critics, params = moved
+    def loss(
+        moved: tuple[PyTree, PyTree],
+    ) -> tuple[Array, tuple[Array, Array, Metrics, PyTree, list[Critic]]]:
+        online, params = eqx.combine(moved[0], statistics), moved[1]
         view = rep.encoder_params(
             part_state if joint is None else part_state._replace(params=params), "fixed"
         )
-        q = bind_critics(rep, view, critics)
-        heads = q(batch.observation, batch.action)
-        td_error = jnp.stack(heads, -1) - y[:, None]
-        total = base.critic_loss_scale * CRITIC_LOSSES[base.critic_loss](td_error)
-        terms: Metrics = {"critic_loss": total, "q": heads[0].mean()}
+        halves = "both" if targets is None else "now"
+        raw, trained = _critic_outputs(stage, view, state, online, following, halves)
+        y = targets
+        if targets is None:
+            raw, next_raw = jnp.split(raw, 2)
+            y = _targets(stage, state, following, next_raw)
+        value, aux = agent.value.loss(raw, y, base)
+        total = base.critic_loss_scale * value
+        q = agent.value.read(raw)
+        mean = agent.value.target_mean(y)
+        terms: Metrics = {"critic_loss": total, "q": q[:, 0].mean()} | aux
         extra = part_state.extra
+        evaluated = bind_critics(rep, view, online)
         for part in agent.regularisers:
-            term = part.critic(state.part(part), context._replace(q=q), batch, stage.stream(part, "critic"))
+            term = part.critic(
+                state.part(part), context._replace(q=evaluated), batch, stage.stream(part, "critic")
+            )
             total, terms = _add_term(total, terms, term)
         if joint is not None:
             value, aux, extra = rep.learn(params, part_state, context, batch, stage.stream(rep, "learn"))
             total, terms = total + joint * value, terms | aux
-        return total, (td_error, terms, extra)
+        return total, (q - mean, mean, terms, extra, trained)
 
-    moved = (state.critics, None if joint is None else part_state.params)
-    gradient, (td_error, terms, extra) = jax.grad(loss, has_aux=True)(moved)
+    moved = (critics, None if joint is None else part_state.params)
+    gradient, (td_error, y, terms, extra, trained) = jax.grad(loss, has_aux=True)(moved)
     metrics |= terms
-    state = _optimise(stage, state, "critics", state.critics, gradient[0])
+    state = _optimise(stage, state, "critics", with_statistics(state.critics, trained), gradient[0])
     if joint is not None:
         state = _with_extra(state, rep, extra)
         state = _optimise(stage, state, f"{rep.name}.params", part_state.params, gradient[1])
-    return state, td_error
+    return state, y, td_error
 
 
 def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics) -> State:
@@ -214,19 +315,26 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
     }
 
     names: list[str] = []
+    refreshed = state.actor
+    if stage.agent.network.refreshes_actor == "always":
+        refreshed = _refresh_actors(stage, state)
 
     def move() -> tuple[State, Metrics]:
-        gradient, terms = jax.grad(lambda x: _actor_loss(stage, state, *x), has_aux=True)(
-            (state.actor, actor_params)
-        )
-        moved = _optimise(stage, state, "actor", state.actor, gradient[0])
+        actor, statistics = split_statistics(state.actor)
+        gradient, terms = jax.grad(
+            lambda x: _actor_loss(stage, state, eqx.combine(x[0], statistics), x[1]), has_aux=True
+        )((actor, actor_params))
+        new = refreshed if refreshed is not state.actor else _refresh_actors(stage, state)
+        moved = _optimise(stage, state, "actor", new, gradient[0])
         for name, value in actor_params.items():
             moved = _optimise(stage, moved, f"{name}.actor_params", value, gradient[1][name])
         names[:] = terms
         return moved, terms
 
     def wait() -> tuple[State, Metrics]:  # traced after `move`, which fills `names`
-        return state, {name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names}
+        return state._replace(actor=refreshed), {
+            name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names
+        }
 
     if stage.agent.base.policy_delay == 1:
         state, terms = move()
@@ -234,6 +342,20 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
         state, terms = jax.lax.cond(stage.event.actor_moved, move, wait)
     metrics |= terms
     return state
+
+
+def _refresh_actors(stage: Stage, state: State) -> PyTree:
+    """Return the actors with running statistics that took in the observations of the batch."""
+    rep, obs = stage.agent.representation, stage.agent.task.actor_part(stage.batch.observation)
+    view = rep.encoder_params(state.part(rep), "fixed")
+
+    def refresh(node: Any) -> Any:
+        if not (isinstance(node, Actor) and has_statistics(node)):
+            return node
+        trained = rep.adapt_network(view, node).train(obs, rep.actor_embeddings(view, obs))[1]
+        return with_statistics(node, trained)
+
+    return jax.tree.map(refresh, state.actor, is_leaf=lambda node: isinstance(node, Actor))
 
 
 def _actor_loss(
@@ -245,8 +367,9 @@ def _actor_loss(
     """
     agent, batch, state = stage.agent, stage.batch, state._replace(actor=actor)
     context, part = stage.context(state), agent.policy_loss
+    training = stage.context(state, trains_actors=True)
     total, terms = jnp.zeros(()), {}
-    objectives = agent.selector.actor_objectives(actor, state.part(agent.selector), context, batch)
+    objectives = agent.selector.actor_objectives(actor, state.part(agent.selector), training, batch)
     for number, (policy, q) in enumerate(objectives):
         params = actor_params.get(part.name)
         params = params if number == 0 else jax.lax.stop_gradient(params)
@@ -266,14 +389,19 @@ def _actor_loss(
 
 
 def _update_targets(stage: Stage, state: State) -> State:
-    """Update the target networks by the agent's `target_update`."""
-    online = (None if state.actor_target is None else state.actor, state.critics)
+    """Update the target networks by the agent's `target_update`; running statistics are copied."""
     target = (state.actor_target, state.critics_target)
-    actor_target, critics_target = stage.agent.target_update.target_update(online, target, stage.event)
+    online = (
+        None if state.actor_target is None else state.actor,
+        state.critics if stage.agent.network.keeps_target_critics else [],
+    )
+    online, statistics = split_statistics(online)
+    moved = stage.agent.target_update.target_update(online, split_statistics(target)[0], stage.event)
+    actor_target, critics_target = eqx.combine(moved, statistics)
     return state._replace(actor_target=actor_target, critics_target=critics_target)
 
 
-def _post_update(stage: Stage, state: State, y: Float[Array, " B"]) -> State:
+def _post_update(stage: Stage, state: State, y: Float[Array, "B K"]) -> State:
     """Call `post_update` of every part that has a state, for slow copies, moving averages and bounds."""
     agent, event, part_states = stage.agent, stage.event, dict(state.part_states)
     if (name := agent.representation.name) in part_states:
@@ -298,9 +426,13 @@ def _reset_networks(stage: Stage, state: State) -> State:
 
 
 def _optimise(stage: Stage, state: State, name: str, params: PyTree, gradient: PyTree) -> State:
-    """Make one optimiser step of "actor", "critics", or a part's "NAME.params" or "NAME.actor_params"."""
-    updates, moments = stage.agent.optimiser(name).update(gradient, state.optimisers[name], params)
-    params = optax.apply_updates(params, updates)
+    """Make one optimiser step of "actor", "critics", or a part's "NAME.params" or "NAME.actor_params".
+
+    Running statistics keep the values that `params` has.
+    """
+    trained, statistics = split_statistics(params)
+    updates, moments = stage.agent.optimiser(name).update(gradient, state.optimisers[name], trained)
+    params = eqx.combine(project(optax.apply_updates(trained, updates)), statistics)
     state = state._replace(optimisers=state.optimisers | {name: moments})
     if name in ("actor", "critics"):
         return state._replace(**{name: params})

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import optax
 
 from qscape.errors import UsageError
+from qscape.ops.adam import scale_by_adam
 from qscape.types import check_ranges, setting
 
 
@@ -107,6 +108,6 @@ class Base:
         if self.gradient_clip is not None:
             steps.append(optax.clip_by_global_norm(self.gradient_clip))
         if self.optimiser == "adam":
-            return optax.chain(*steps, optax.scale_by_adam(eps=self.optimiser_epsilon))
+            return optax.chain(*steps, scale_by_adam(eps=self.optimiser_epsilon))
         rms = optax.scale_by_rms(decay=0.99, eps=self.optimiser_epsilon, eps_in_sqrt=False)
         return optax.chain(*steps, rms)

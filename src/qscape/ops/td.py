@@ -46,10 +46,10 @@ def lap_priority(td_error: Float[Array, "B heads"], alpha: float, min_priority: 
 
 
 def td_target(
-    reward: Float[Array, " B"],
-    terminated: Float[Array, " B"],
-    discount: Float[Array, " B"] | float,
-    next_value: Float[Array, " B"],
-) -> Float[Array, " B"]:
-    """y = r + γ (1 - d) V(s'); d is 1 at a terminal state, and 0 at a time limit."""
+    reward: Float[Array, "*#b"],
+    terminated: Float[Array, "*#b"],
+    discount: Float[Array, "*#b"] | float,
+    next_value: Float[Array, "*#b"],
+) -> Float[Array, "*#b"]:
+    """y = r + γ (1 - d) V(s'); d is 1 at a terminal state, and 0 at a time limit. Shapes are broadcast."""
     return reward + (1.0 - terminated) * discount * next_value

@@ -1,5 +1,6 @@
 """The events of a run. The command line, loggers, studies, searches and callbacks consume them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
 
@@ -50,11 +51,13 @@ class Logged(NamedTuple):
         updates: gradient updates so far.
         metrics: newest value of each metric by name, mean `return` of the interval's episodes, and
             `steps_per_second`.
+        warnings: sentences for the user; each comes once in a run.
     """
 
     step: int
     updates: int
     metrics: dict[str, float]
+    warnings: Sequence[str] = ()
 
 
 class Evaluated(NamedTuple):

@@ -277,7 +277,7 @@ def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
     With the same weights they would be other functions.
     """
     theirs = build(source.recipe, source.settings).base
-    names = ["actor_activation", "actor_projection", "critic_activation", "head"]
+    names = ["actor_activation", "actor_norm", "actor_projection", "critic_activation", "critic_norm", "head"]
     if base.head == "gaussian":
         names += ["log_std_bound", "log_std_min", "log_std_max"]
     for name in names:

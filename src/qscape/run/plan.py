@@ -23,7 +23,7 @@ from qscape.agents import (
 from qscape.data import RECORDED, read_origin
 from qscape.errors import UsageError
 from qscape.run import probes
-from qscape.types import setting
+from qscape.types import LARGEST, setting
 
 REPLAYS = 2  # newest saves that hold the replay
 LONGEST = 250  # bytes of a folder's name; file systems take 255
@@ -99,8 +99,16 @@ class Plan(Pace):
     keep_data: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seeds {self.seed}: a seed lies in [0, 2^63).")
+        if self.seed < 0:
+            raise UsageError(f"--seeds {self.seed}: a seed is 0 or more.")
+        for name in ("recipe", "env", "label", "dataset", "start"):
+            if not getattr(self, name).isprintable():
+                raise UsageError(f"{name} is {getattr(self, name)!r}: a name holds no control characters.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value > LARGEST:
+                flag = field.name.replace("_", "-")
+                raise UsageError(f"--{flag} is {value}; a whole number is at most {LARGEST:,}.")
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
@@ -177,8 +185,10 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
     notes += describe_overrides(agent) + part_notes(agent)
-    if plan.dataset:
-        return plan, agent, notes
+    if plan.dataset:  # where a step is an update
+        base = dataclasses.replace(agent.base, updates_per_step=1.0)
+        plan = _scale_to_run(plan, base, notes)
+        return plan, build(plan.recipe, plan.settings), notes
     _refuse_large_batch(plan, agent)
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
@@ -196,12 +206,17 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         others = "".join(f", base.{name} = {value}" for name, value in fields.items() if name != field)
         notes.append(f"the run is short: base.{field} = {fields[field]}{fifth} instead of {wait}{others}")
         plan = _with_base(plan, fields)
-    if shares := agent.base.scale_to_run(plan.steps):
-        notes += [
-            f"base.{name} = {value:g} steps, of a run of {plan.steps}" for name, value in shares.items()
-        ]
-        plan = _with_base(plan, shares)
+    plan = _scale_to_run(plan, agent.base, notes)
     return plan, build(plan.recipe, plan.settings), notes
+
+
+def _scale_to_run(plan: Plan, base: Any, notes: list[str]) -> Plan:
+    """Return the plan with the fields of the base that follow from its length; add a note on each."""
+    fields = base.scale_to_run(plan.steps)
+    for name, value in fields.items():
+        unit = "updates" if name == "schedule_updates" else "steps"
+        notes.append(f"base.{name} = {value:.0f} {unit}, of a run of {plan.steps}")
+    return _with_base(plan, fields) if fields else plan
 
 
 def _refuse_large_batch(plan: Plan, agent: Agent) -> None:
@@ -315,8 +330,6 @@ def _as_field(name: str, hint: Any, value: Any) -> Any:
     try:
         if isinstance(value, bool) and hint is not bool:
             raise TypeCheckError("is True or False")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise TypeCheckError("has more than 64 bits")
         return check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as problem:
         raise UsageError(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem

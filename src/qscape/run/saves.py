@@ -18,7 +18,6 @@ import dataclasses
 import errno
 import itertools
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -357,7 +356,13 @@ def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
     try:
         if (size := file.stat().st_size) != tree["bytes"]:
             raise RunError(f"{file} is truncated: {size} of {tree['bytes']} bytes; use another save.")
-        return zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("a member is compressed, which qscape never does")
+        if sum(member.file_size for member in members) > tree["bytes"]:
+            raise ValueError("its members are larger than the file")
+        return archive
     except OSError as error:
         raise RunError(f"{file} cannot be read ({error.strerror}); use another save.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
@@ -410,9 +415,6 @@ def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
         info = archive.getinfo(f"{leaf.get('member', leaf['name'])}.npy")
         if leaf["crc32"] != info.CRC:
             raise ValueError("another checksum than in save.json")
-        whole = archive.fp and os.fstat(archive.fp.fileno()).st_size
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > (whole or 0):
-            raise ValueError("it is compressed, or larger than its file")
         with archive.open(info) as member:
             if _promised_bytes(member) != info.file_size:
                 raise ValueError("its header promises another size")
@@ -468,8 +470,8 @@ def _read_record(path: Path) -> _Json:
 def _refuse_paths(record: _Json) -> None:
     """Raise a ValueError if the file of a tree is not a plain name inside the save."""
     for name, tree in record["trees"].items():
-        if not tree["file"].endswith(".npz") or tree["file"] != Path(tree["file"]).name:
-            raise ValueError(f"the file of {name} is {tree['file']!r}")
+        if not tree["file"].endswith(".npz") or any(sign in tree["file"] for sign in "/\\:"):
+            raise ValueError(f"{name} names {tree['file']!r}, a file in another folder")
 
 
 def _foreign(path: Path, reason: str) -> RunError:

@@ -19,6 +19,7 @@ from qscape.offpolicy.cycle import Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import State
+from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
 from qscape.run import events as ev
@@ -73,8 +74,9 @@ class Trainer(Loop):
         ring_buffer.check_memory(self.layout)
         self.programs = Programs(self.agent, self.layout)
         self._allocate: Callable[[], Storage] = partial(ring_buffer.create, self.layout)
+        state = self.agent.init(self.key)
         return Carry(
-            state=self.agent.init(self.key),
+            state=state,
             storage=None,  # type: ignore[arg-type]
             replay_state=self.agent.replay.init_state(self.layout),
             noise_state=self.programs.init_noise(self.envs),
@@ -83,6 +85,7 @@ class Trainer(Loop):
             first=np.ones(self.envs, bool),
             action=None,  # type: ignore[arg-type]
             columns={},
+            guard=jnp.zeros(len(guard_names(state.optimisers)), jnp.int32),
         )
 
     @property
@@ -98,6 +101,12 @@ class Trainer(Loop):
     def metrics(self) -> Array:
         """The newest value of every metric, in the order of `programs.metrics`."""
         return self.carry.metrics
+
+    @property
+    def guard(self) -> Array:
+        """The first update at which each quantity of `guard_names` was not finite; 0: none."""
+        assert self.carry.guard is not None
+        return self.carry.guard
 
     @property
     def storage(self) -> Storage:
@@ -291,6 +300,7 @@ class Trainer(Loop):
             first=np.asarray(loop["first"]),
             action=loop.get("action"),
             columns=loop["columns"],
+            guard=self.carry.guard,
         )
         if used and replay:  # else the run learns from a dataset, which is in the storage already
             self.carry = self.carry._replace(storage=None)

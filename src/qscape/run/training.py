@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -177,7 +178,6 @@ def resume(
     empty_replay: bool = False,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
-    trusted: bool = False,
 ) -> Iterator[ev.RunEvent]:
     """Continue the run in a folder from its newest save, or from the start if it never had one.
 
@@ -191,8 +191,6 @@ def resume(
         save: continue from the save of this step; None: from the newest.
         empty_replay: continue with the networks alone. Off-policy agents fill the replay before they learn.
         trackers, on_trainer: as for `train`.
-        trusted: whether the user named the environment and the probes, as in a study file. Then modules of
-            the current directory may be imported.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -211,8 +209,7 @@ def resume(
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
         folders.refuse_nameless(folder, plan)
-        if not trusted:
-            folders.refuse_local_code(folder, plan)
+        folders.refuse_untrusted(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
         newest, notes = folders.choose_save(folder, save, empty_replay)
@@ -269,8 +266,11 @@ def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
 
 
 def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
-    """Close all sinks and adapters, even if one of them raises an error."""
+    """Close all sinks and adapters, even if one raises an error; an error of the run itself stays the one."""
+    broken = sys.exception()
     with contextlib.ExitStack() as stack:
+        if broken is not None:
+            stack.enter_context(contextlib.suppress(Exception))
         for resource in (*adapters, *sinks):
             if resource is not None:
                 stack.callback(resource.close)

@@ -1,0 +1,94 @@
+"""Quantile critics, with the truncated mixture of TQC and the losses of TQC and BRO.
+
+Kuznetsov et al., "Controlling Overestimation Bias with Truncated Mixture of Continuous Distributional
+Quantile Critics", 2020, arXiv 2005.04269. Nauman et al., BRO, 2024, arXiv 2405.16158.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import MinTarget
+from qscape.offpolicy.sockets import BootstrapRule, Composition, Value
+from qscape.ops.distributional import quantile_huber
+from qscape.ops.td import td_target
+from qscape.types import Batch, Metrics, Scalar, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantile(Value):
+    """Each critic computes n quantiles of the return; Q is their mean.
+
+    The target is a set of quantiles. With `drop`, the quantiles of all target critics are pooled and the
+    largest `drop` per critic are left out (TQC). Without, `bootstrap` weighs the critics' quantiles, each
+    with those of the same level.
+    """
+
+    name: ClassVar[str] = "quantile"
+    learns_from_values: ClassVar[bool] = False
+
+    quantiles: int = setting(25, "Quantiles of each critic.", within=">= 1", tune=("choice", 25, 50, 100))
+    drop: int | None = setting(
+        None, "Quantiles per critic that are left out at the top of the pool; None: no pool.", within=">= 0"
+    )
+    loss_sum: Literal["mean", "sum"] = setting(
+        "mean", "Over a critic's own quantiles the loss is averaged (TQC) or summed (BRO)."
+    )
+
+    def conflict(self, agent: Composition) -> str | None:
+        if self.drop is None:
+            return None
+        if self.drop >= self.quantiles:
+            return (
+                f"quantile.drop is {self.drop} and quantile.quantiles {self.quantiles}: nothing would be "
+                "left; drop fewer."
+            )
+        if type(agent.bootstrap) is not MinTarget:
+            return (
+                f"quantile.drop pools the target critics, which {agent.bootstrap.name} would weigh; "
+                "leave one of them out."
+            )
+        return None
+
+    @property
+    def outputs(self) -> int:
+        return self.quantiles
+
+    def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+        return raw.mean(-1)
+
+    def target(
+        self,
+        raw: Float[Array, "B J n"],
+        rule: BootstrapRule,
+        bonus: Float[Array, " B"] | None,
+        batch: Batch,
+    ) -> Float[Array, "B K m"]:
+        """Returns the m quantiles that critics learn from."""
+        if self.drop is None:
+            quantiles = rule.bound(jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), raw))
+        else:
+            critics = raw.shape[1]
+            pool = jnp.sort(raw.reshape(len(raw), -1))
+            quantiles = pool[:, None, : critics * (self.quantiles - self.drop)]
+        quantiles = quantiles if bonus is None else quantiles + bonus[:, None, None]
+        kept = jnp.broadcast_to(batch.discount, batch.reward.shape)
+        reward, terminated, discount = (x[:, None, None] for x in (batch.reward, batch.terminated, kept))
+        return td_target(reward, terminated, discount, quantiles)
+
+    def target_mean(self, target: Float[Array, "B K m"]) -> Float[Array, "B K"]:
+        return target.mean(-1)
+
+    def loss(
+        self, raw: Float[Array, "B J n"], target: Float[Array, "B K m"], base: Base
+    ) -> tuple[Scalar, Metrics]:
+        """Returns the quantile Huber loss of every own quantile and target quantile.
+
+        It is averaged over rows and target quantiles. Over critics it is averaged with `loss_sum` mean, as in
+        TQC, and summed with sum, as in BRO.
+        """
+        each = quantile_huber(raw, target).mean((0, -1))
+        return each.sum() if self.loss_sum == "sum" else each.mean(), {}

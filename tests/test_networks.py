@@ -1,0 +1,244 @@
+"""Networks of 2024 to 2026 against numbers computed apart from the code, and their place in an agent."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import S, build, start
+
+from qscape.errors import UsageError
+from qscape.nets import residual
+from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
+from qscape.nets.layers import UnitLinear, project
+from qscape.types import Spec
+
+KEY = jax.random.key(0)
+CHEETAH = Spec(17, 6)
+BATCH_NORMALISED = ("crossq", "crossq_wn", "xqc")
+NETWORKS = ("simba", "simbav2", "bronet", *BATCH_NORMALISED)
+
+
+def close(found, expected, rtol=2e-5, atol=2e-6):
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=rtol, atol=atol)
+
+
+def parameters(net):
+    return sum(x.size for x in jax.tree.leaves(split_statistics(net)[0]))
+
+
+def unit_layers(net):
+    found = jax.tree.leaves(net, is_leaf=lambda x: isinstance(x, UnitLinear))
+    return [x for x in found if isinstance(x, UnitLinear)]
+
+
+def lengths(net):
+    return np.concatenate([np.linalg.norm(layer.weight, axis=1) for layer in unit_layers(net)])
+
+
+# --- sizes of the papers, at 17 observations and 6 actions ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "critic", "actor"),
+    [
+        ("sac+crossq", 4_255_791, 74_542),
+        ("sac+crossq_wn", 277_551, None),
+        ("sac+simba", 4_215_297, 136_076),
+        ("sac+simbav2+c51", 4_526_693, 168_716),
+        ("sac+xqc+c51", 854_163, 206_126),
+        ("sac+bronet+quantile", 1_119_332, None),
+    ],
+)
+def test_parameters_are_as_many_as_in_the_papers(recipe, critic, actor):
+    from qscape.agents import recipes
+
+    more = {"quantile": {"quantiles": 100}} if "quantile" in recipe else {}
+    nets = recipes.build(recipe, more).on(CHEETAH).nets
+    assert parameters(jax.eval_shape(nets.critic, KEY)) == critic
+    if actor is not None:
+        assert parameters(jax.eval_shape(nets.actor, KEY)) == actor
+
+
+# --- batch normalisation (section 1, checks 2 to 5 and 7) ------------------------------------------------
+
+COLUMN = jnp.array([[1.0], [2.0], [3.0], [4.0]])
+
+
+def seen(norm, mean, variance, batches):
+    new = Statistics(jnp.array([mean]), jnp.array([variance]), jnp.array(batches))
+    return eqx.tree_at(lambda m: m.statistics, norm, new)
+
+
+def test_a_batch_is_normalised_by_itself_and_then_by_what_was_seen():
+    y, norm = BatchNorm(1).train(COLUMN)
+    close(y[:, 0], [-1.341104, -0.447035, 0.447035, 1.341104])
+    close(norm.statistics.mean, [0.025])
+    close(norm.statistics.variance, [1.0025])
+    assert int(norm.statistics.batches) == 1
+    close(norm(COLUMN)[:, 0], [0.973298, 1.971553, 2.969807, 3.968062])
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "y"),
+    [
+        (2.0, 4.0, [-0.500175, -0.000100, 0.499975, 1.000050]),
+        (-4.0, 0.04, [0.971586, 3.645260, 6.318933, 8.992607]),  # both corrections meet their bounds
+    ],
+)
+def test_batch_renormalisation_after_its_start(mean, variance, y):
+    norm = seen(BatchNorm(1, renorm_after=100), mean, variance, 100)
+    close(norm.train(COLUMN)[0][:, 0], y)
+    plain = seen(BatchNorm(1, renorm_after=100), mean, variance, 99)
+    close(plain.train(COLUMN)[0], BatchNorm(1).train(COLUMN)[0])
+
+
+def test_the_sum_over_a_batch_has_no_gradient_in_training_and_one_in_evaluation():
+    norm = BatchNorm(1)
+    in_training = jax.grad(lambda x: norm.train(x)[0].sum())(COLUMN)
+    close(in_training, np.zeros((4, 1)), atol=1e-5)
+    close(jax.grad(lambda x: norm(x).sum())(COLUMN), np.full((4, 1), 0.9995), rtol=1e-5)
+
+
+def test_both_halves_are_one_batch():
+    both = jnp.array([[0.0], [2.0], [4.0], [6.0]])
+    close(BatchNorm(1).train(both)[0][:, 0], [-1.341507, -0.447169, 0.447169, 1.341507])
+
+
+# --- residual networks ------------------------------------------------------------------------------------
+
+
+def test_layer_norm_has_the_epsilon_of_flax():
+    close(residual.LayerNorm(4)(jnp.array([0.0, 0.0, 0.0, 0.004]))[-1], 1.5)
+
+
+def test_a_simba_block_with_a_zero_layer_is_the_identity():
+    block = residual.SimbaBlock(KEY, 8, "relu")
+    block = eqx.tree_at(lambda b: b.down.weight, block, jnp.zeros((8, 32)))
+    x = jax.random.normal(KEY, (3, 8))
+    np.testing.assert_array_equal(block(x), x)
+
+
+def test_the_sphere():
+    shifted = residual.to_sphere(jnp.array([[3.0, 0, 4, 3], [0, 0, 0, 3]]))
+    close(shifted, [[0.514496, 0, 0.685994, 0.514496], [0, 0, 0, 1]])
+    h, m = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    close(residual.to_sphere(h + (m - h) / 3), [0.894427, 0.447214])
+    assert np.isfinite(jax.grad(lambda x: residual.to_sphere(x).sum())(jnp.zeros(3))).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "blocks", "embed", "inner", "step"),
+    [(512, 2, 0.0625, 0.03125, 1 / 3), (128, 1, 0.125, 0.0625, 1 / 2)],
+)
+def test_scalers_start_as_the_paper_says(width, blocks, embed, inner, step):
+    torso = residual.SphereTorso(KEY, 4, (width,) * blocks, "relu")
+    one = jnp.ones(width)
+    close(torso.scaler(one), np.full(width, embed))
+    close(torso.blocks[0].scaler(jnp.ones(4 * width)), np.full(4 * width, inner))
+    close(torso.blocks[0].step(one), np.full(width, step))
+    close(torso.blocks[0].step.parameter, np.full(width, width**-0.5))
+
+
+def test_projection_divides_rows_by_their_lengths():
+    layer = UnitLinear(jnp.array([[3.0, 4.0], [1.0, 0.0]]), jnp.array([12.0, 0.0]))
+    close(project(layer).weight, [[0.6, 0.8], [1.0, 0.0]])
+    close(project([layer])[0].bias, [12.0, 0.0])
+
+
+def test_a_block_of_xqc_does_not_depend_on_the_size_of_its_weights():
+    nets = build("sac+xqc", 16).on(Spec(3, 1)).nets
+    torso = nets.critic(KEY).body.torso
+    big = eqx.tree_at(lambda t: t.layers[1].weight, torso, replace_fn=lambda w: 10 * w)
+    x = jax.random.normal(KEY, (64, 4))
+    close(big.train(x)[0], torso.train(x)[0], rtol=0.05, atol=0.02)
+
+
+# --- in an agent ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["sac+simbav2+c51", "sac+xqc+c51", "sac+crossq_wn", "td7+simbav2"])
+def test_weight_vectors_have_length_one_at_the_start_and_after_every_update(recipe):
+    run = start(build(recipe, 16))
+    trees = [run.state.actor, run.state.critics]
+    for _ in range(3):
+        run = run.step()
+        trees += [run.state.actor, run.state.critics]
+    assert len(lengths(trees[0])) > 16
+    for tree in trees:
+        close(lengths(tree), 1.0, rtol=1e-6)
+
+
+def statistics(tree):
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_statistics) if is_statistics(x)]
+
+
+def batches(tree):
+    return [int(x.batches) for x in statistics(tree)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "actor"),
+    [("sac+crossq", 2), ("td3+crossq", 2), ("td7+crossq", 2), ("sac+xqc+c51", 6), ("sac+crossq+pave", 2)],
+)
+def test_statistics_move_with_the_step_of_their_network_alone(recipe, actor):
+    """Six updates, of which the third and the sixth move the actor. Acting and regularisers move nothing."""
+    run = start(build(recipe, 16))
+    for _ in range(6):
+        run = run.step()
+    assert set(batches(run.state.critics)) == {6}
+    assert set(batches(run.state.actor)) == {actor}
+    before = jax.tree.leaves(run.state.actor)
+    run.agent.act(run.agent.acting(run.state), None, jnp.zeros((1, S)), jnp.array([True]), 0, KEY, "evaluate")
+    np.testing.assert_array_equal(before[0], jax.tree.leaves(run.state.actor)[0])
+
+
+def test_crossq_has_no_target_critics_and_crossq_wn_has():
+    assert start(build("sac+crossq", 16)).state.critics_target == []
+    assert len(start(build("sac+crossq_wn", 16)).state.critics_target) == 2
+
+
+def test_target_critics_have_the_statistics_of_the_critics():
+    run = start(build("sac+xqc", 16))
+    for _ in range(3):
+        run = run.step()
+    for target, online in zip(
+        statistics(run.state.critics_target), statistics(run.state.critics), strict=True
+    ):
+        np.testing.assert_array_equal(target.mean, online.mean)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_of_parts_are_plain(network):
+    """SAVO's later actors and surrogates are multilayer perceptrons beside any network."""
+    run = start(build(f"td3+{network}+savo+c51", 16))
+    run = run.step()
+    first, *later = run.state.actor
+    assert type(first.torso).__name__ != "Torso"
+    assert {type(one.net.torso).__name__ for one in later} == {"Torso"}
+    surrogates = run.state.part_states["savo"].params
+    assert {one.net.body.out.weight.shape[0] for one in surrogates} == {1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "says"),
+    [
+        ("iql+crossq", {}, "crossq trains critics on .* iql has no a'"),
+        ("iql+c51", {}, "iql values the next state by a number, and c51 learns from a distribution"),
+        ("sac+crossq", {"base": {"batch_size": 1}}, "base.batch_size is 1; take at least 2"),
+        ("sac+simba", {"base": {"critic_hidden": (64, 32)}}, "blocks of simba all have one width"),
+        ("sac+simba+crossq", {}, "simba and crossq both fill one place"),
+        ("td3+c51", {"c51": {"low": 5.0}}, "c51.low is 5.0; it must be below c51.high = 5.0"),
+        ("td3+joint+simbav2", {}, "joint splits a linear output layer, which simbav2 has not"),
+    ],
+)
+def test_combinations_without_sense_are_refused(recipe, settings, says):
+    from qscape.agents import recipes
+
+    with pytest.raises(UsageError, match=says):
+        recipes.build(recipe, settings)
+
+
+def test_a_note_where_normalise_is_redundant():
+    agent = build("sac+crossq+normalise", 16)
+    assert any("redundant" in note for note in agent.network.notes(agent))
