@@ -332,7 +332,7 @@ def test_what_is_there_decides_what_is_left(calm, place):
     assert kinds == ["resume", None, None, "train"]
     assert "run.json cannot be read" in progress.runs[1].why
     assert "exists and is no run" in progress.runs[2].why
-    for leftover in (folders.LOCK, folders.ASIDE):  # of a run that was killed as it began
+    for leftover in (folders.LOCK, ".run.json.tmp-1f"):  # of a run that was killed as it began
         rows[3].folder.mkdir(exist_ok=True)
         (rows[3].folder / leftover).write_text("")
     assert states(StudyProgress(study()))[3] == "waiting"
