@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from qscape.ops.adam import scale_by_adam
 from qscape.ops.product import product

@@ -17,6 +17,7 @@ from tiny import arrays, environment, flags, numbers, python, start, stop_at
 import qscape
 from qscape.cli import main
 from qscape.envs import EnvAdapter
+from qscape.errors import memory_error
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
 
@@ -416,11 +417,11 @@ def test_codes_and_sentences_of_a_real_process(done, tmp_path):
 
     folder = shutil.copytree(done, tmp_path / "run")
     truncate(folder / "saves" / "000000120")
-    code, out, err = process("evaluate", folder)
+    code, out, err = process("evaluate", folder, "--trust")
     assert code == 1
     assert err.startswith("qscape: ")
     assert "Traceback" not in err
-    code, _, err = process("evaluate", folder, "--debug")
+    code, _, err = process("evaluate", folder, "--trust", "--debug")
     assert code == 1
     assert "Traceback" in err
     assert "RunError" in err
@@ -585,3 +586,26 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
 
 def test_an_environment_without_pictures(refused, done):
     assert "unexpected keyword argument 'render_mode'" in refused("video", done)
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_into_memory_is_one_sentence(refused):
+    """What XLA says when it cannot allocate the arrays of a network of 36 TB."""
+    wide = ["--base.critic-hidden", 3_000_000, 3_000_000]
+    sentence = refused("train", "td3", *CLOCK, *wide, "--out", "wide", code=1)
+    assert "there was no memory left for 36000000000000 bytes: make the batch (base.batch_size" in sentence
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 95.37GiB.", " for 95.37GiB"),
+        ("RESOURCE_EXHAUSTED: Failed to allocate request for 2.00TiB (1B) on device 0", " for 2.00TiB"),
+        ("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY", ""),
+    ],
+)
+def test_what_an_accelerator_says_without_memory(said, size):
+    assert f"no memory left{size}: make" in str(memory_error(RuntimeError(said)))
+    assert memory_error(RuntimeError("INTERNAL: another error")) is None

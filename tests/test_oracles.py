@@ -15,6 +15,7 @@ import reference.crossq
 import reference.pave
 import reference.sac
 import reference.savgo
+import reference.simbav2
 import reference.td3
 import reference.td7
 from qscape.agents.recipes import EXPANSIONS
@@ -30,10 +31,13 @@ ORACLES = {
     "sac": reference.sac,
     "td7": reference.td7,
     "sac+crossq": reference.crossq,
+    "sac+simbav2+c51": reference.simbav2,
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
-SETTINGS = {"sac+crossq": EXPANSIONS["crossq"].settings}
+SIMBAV2 = {"learning_rate": 1e-4, "initial_temperature": 0.01, "entropy_per_action": -0.5}
+FALLING = {"schedule": "linear", "rate_end": 0.5, "schedule_updates": reference.simbav2.UPDATES}
+PARTS = {"sac+crossq": EXPANSIONS["crossq"].settings, "sac+simbav2+c51": {"soft": SIMBAV2}}
 
 
 def by_name(run):
@@ -89,7 +93,7 @@ def oracle(run):
     if flat_file is reference.savgo:
         part = run.agent.policy_loss
         more = {"encoder_hidden": part.hidden, "embedding": part.embedding}
-    if flat_file is reference.crossq:
+    if hasattr(flat_file, "Network"):  # its critics have a size of their own
         more = {"critic_hidden": base.critic_hidden}
     own = flat_file.init(jax.random.key(9), S, A, hidden=base.actor_hidden, **more)
 
@@ -116,6 +120,7 @@ def oracle(run):
         ("sac+savgo", 32, 300),
         ("td7", 32, 520),
         ("sac+crossq", 32, 100),
+        ("sac+simbav2+c51", 32, 100),
         (TD7_UPDATE, 32, 20),
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
@@ -125,7 +130,8 @@ def oracle(run):
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    run = start(build(recipe, size, SETTINGS.get(recipe)), options=AS_USERS)
+    more = FALLING if "simbav2" in recipe else {}
+    run = start(build(recipe, size, PARTS.get(recipe), **more), options=AS_USERS)
     run = run._replace(state=run.state._replace(env_steps=jnp.array(60_000)))  # in the middle of schedules
     flat_update, flat_state = oracle(run)
     for number in range(1, updates + 1):

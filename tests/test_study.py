@@ -261,7 +261,7 @@ def test_the_full_comparison_of_pave():
 
 
 def start(*argv, **where):
-    command = [sys.executable, "-m", "qscape.cli", "study", *map(str, argv)]
+    command = [sys.executable, "-m", "qscape.cli", "study", *map(str, argv), "--trust"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), **where)
 
@@ -496,7 +496,7 @@ def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(cal
     wait_for(lambda: saves(runs) >= 1)
     first.send_signal(signal.SIGINT)
     said = ended(first, 130)
-    assert "to continue: qscape study run tiny.toml --budget quick --workers 2" in said
+    assert "to continue: qscape study run tiny.toml --budget quick --workers 2 --trust" in said
     assert "measuring" not in said
 
     second, before = start(*argv), saves(runs)

@@ -407,7 +407,7 @@ def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path)
     shutil.copytree(searched[0] / "trials/0/0", run)
     assert next_job(run, asked) is None
     shutil.rmtree(run / "saves")
-    assert next_job(run, asked) == Job("resume", run, trusted=True)
+    assert next_job(run, asked) == Job("resume", run)
     (run / "run.json").write_text("{")
     assert next_job(run, asked) == Job("train", run, asked, overwrite=True)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qscape.onpolicy import sockets as onpolicy_sockets
     from qscape.report.runs import load_runs
     from qscape.run import Plan, events, resume, train
+    from qscape.trusted import trust
     from qscape.types import Batch, Event, Key, Metrics, Part, Scalar, Spec, setting
 
 _MODULES = {
@@ -56,6 +57,7 @@ _PLACES = {
     "Plan": "qscape.run",
     "resume": "qscape.run",
     "train": "qscape.run",
+    "trust": "qscape.trusted",
     "Batch": "qscape.types",
     "Event": "qscape.types",
     "Key": "qscape.types",
@@ -104,6 +106,7 @@ __all__ = [
     "setting",
     "sockets",
     "train",
+    "trust",
 ]
 
 

@@ -1,10 +1,19 @@
-"""The two errors a user may meet. Each carries one sentence: what was wrong, where, what would work."""
+"""The two errors a user may meet. Each carries one sentence: what was wrong, where, what would work.
+
+A sentence may quote a file or an environment of somebody else. So it is one line without control characters,
+which a terminal would obey.
+"""
+
+import re
 
 
 class QscapeError(Exception):
     """Base of both; the command line prints its sentence and exits with `code`."""
 
     code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(QscapeError):
@@ -25,3 +34,39 @@ class UsageError(QscapeError):
 
 class RunError(QscapeError):
     """Something broke while running: NaN from the environment, an unreadable save. Exit code 1."""
+
+
+def memory_error(problem: BaseException) -> RunError | None:
+    """Return the error for a machine or an accelerator that ran out of memory; None for another problem."""
+    text = str(problem)
+    if not (isinstance(problem, MemoryError) or re.search("RESOURCE_EXHAUSTED|OUT_OF_MEMORY", text)):
+        return None
+    asked = re.search(r"allocat\w+ (?:request for )?([\d.]+ ?(?:bytes|[KMGT]i?B))", text)
+    size = f" for {asked[1]}" if asked else ""
+    return RunError(
+        f"there was no memory left{size}: make the batch (base.batch_size, base.rollout), the networks "
+        "(base.actor_hidden, base.critic_hidden), the replay (base.replay_capacity) or --envs smaller, or "
+        "ask for fewer states, points or episodes."
+    )
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that is safe to print: blanks for line ends, escapes for control characters.
+
+    Also used for labels, names and notes, since they come from files.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_printable, text))
+
+
+def describe(problem: BaseException) -> str:
+    """Return the type and the text of an error as one line, for a sentence."""
+    text = " ".join(one_line(str(problem)).split()).rstrip(".: ")
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()

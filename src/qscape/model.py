@@ -340,7 +340,7 @@ def load(
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
     if env is None:
         folders.refuse_nameless(folder, plan)
-        folders.refuse_local_code(folder, plan)
+        folders.refuse_untrusted(folder, plan)
     model = Model(
         plan.recipe,
         plan.env if env is None else env,

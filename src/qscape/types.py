@@ -19,14 +19,17 @@ Metrics: TypeAlias = dict[str, Scalar]
 
 
 # Ranges that a setting may have: a test of its value, and the end of the sentence that refuses a value.
+LARGEST = 2**31 - 1  # whole numbers are int32 inside of compiled programs
 RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "> 0": (lambda x: 0 < x < math.inf, "be a number above 0"),
     ">= 0": (lambda x: 0 <= x < math.inf, "be a number, 0 or more"),
     ">= 1": (lambda x: 1 <= x < math.inf, "be at least 1"),
+    "(0, 1000]": (lambda x: 0 < x <= 1000, "be above 0 and at most 1,000"),
     "(0, inf]": (lambda x: x > 0, "be above 0"),
     "[0, 1]": (lambda x: 0 <= x <= 1, "lie in [0, 1]"),
     "(0, 1]": (lambda x: 0 < x <= 1, "lie in (0, 1]"),
     "(0, 1)": (lambda x: 0 < x < 1, "lie in (0, 1)"),
+    "[0, 1)": (lambda x: 0 <= x < 1, "lie in [0, 1)"),
 }
 
 
@@ -52,6 +55,10 @@ def check_ranges(settings: Any, name: str) -> None:
     """
     for field in dataclasses.fields(settings):
         within, value = field.metadata.get("within"), getattr(settings, field.name)
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, int) and abs(entry) > LARGEST:
+                sentence = f"{name}.{field.name} is {entry}; a whole number is at most {LARGEST:,}."
+                raise UsageError(sentence, name, field.name)
         if within is None or value is None:
             continue
         is_inside, rule = RANGES[within]
@@ -85,6 +92,7 @@ class Spec:
         frame: shape of the image whose bytes an observation holds; None for vectors.
         actor_size: actors see the first `actor_size` entries of an observation only, critics all S; None:
             actors see everything.
+        time_limit: steps after which an episode is truncated; None: no limit is known.
 
     Raises:
         UsageError: `actor_size` leaves nothing for the actor, or nothing that critics alone see.
@@ -98,6 +106,7 @@ class Spec:
     choices: int | None = None
     frame: tuple[int, ...] | None = None
     actor_size: int | None = None
+    time_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:

@@ -7,8 +7,9 @@ A part from outside qscape is named in a recipe in one of two ways:
 - by its place, `module:Class` (`td3+mypackage.penalty:ActionChange`).
 
 A recipe from a run folder never imports a module. Only `register` imports `module:Class`. It is called for
-names that the user typed: in the recipe of a command, of `qs.Model`, `qs.agent` or a study, in `--parts` and
-in `qs.register`. Parts that installed packages declare as entry points are imported for every recipe.
+names that the user typed: in the recipe of a command, of `qs.Model` or `qs.agent`, in `--parts` and in
+`qs.register`; and for those of files after `--trust`. Parts that installed packages declare as entry points
+are imported for every recipe.
 """
 
 import dataclasses
@@ -199,7 +200,7 @@ def _how_to_allow(place: str) -> str:
     """Return the end of an error that says how to load a part `module:Class`."""
     return (
         "a file that names code does not run it; if you trust this code, "
-        f"add --parts {place} to the command, or call qs.register('{place}') in Python."
+        f"add --parts {place} or --trust to the command, or call qs.register('{place}') in Python."
     )
 
 

@@ -6,7 +6,7 @@ This module imports nothing heavy, so that `qscape --help` is fast.
 import importlib
 import sys
 
-from qscape.errors import QscapeError
+from qscape.errors import QscapeError, UsageError, memory_error
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
@@ -51,7 +51,8 @@ def usage() -> str:
         "",
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
         "qscape train td7 --help shows those of td7. --debug shows tracebacks. --parts module:Class imports",
-        "a part of your own, e.g. for a run that was trained with it.",
+        "a part of your own, e.g. for a run that was trained with it. --trust imports modules that a run, a",
+        "dataset or a study names; without it, files run no code.",
     ]
     return "\n".join(lines)
 
@@ -62,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     `argv`: the arguments after `qscape`; None: those of this process.
     """
     argv = [*(sys.argv[1:] if argv is None else argv)]
-    debug = "--debug" in argv
-    argv, places = _without_parts([a for a in argv if a != "--debug"])
+    debug, trusting = "--debug" in argv, "--trust" in argv
+    argv, places = _without_parts([a for a in argv if a not in ("--debug", "--trust")])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
@@ -76,6 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qscape: there is no command '{argv[0]}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
+        if trusting:
+            from qscape import trusted
+
+            trusted.trust(trusted.EVERYTHING)
         if places:
             from qscape.agents import register
 
@@ -99,11 +104,14 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"qscape: {problem.filename or 'a file'}: {problem.strerror or problem}.", file=sys.stderr)
         return 1
-    except MemoryError:
-        if debug:
+    except Exception as problem:
+        full = memory_error(problem)
+        if isinstance(problem, ValueError) and "null byte" in str(problem):
+            full = UsageError("a file's name holds a NUL byte, on the command line or in a file; remove it.")
+        if debug or full is None:
             raise
-        print("qscape: the machine ran out of memory; use a smaller --base.replay-capacity.", file=sys.stderr)
-        return 1
+        print(f"qscape: {full}", file=sys.stderr)
+        return full.code
 
 
 def _without_parts(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ import tyro
 from qscape.agents import PARTS, Agent, build, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace
+from qscape.trusted import list_code, trust
 from qscape.types import setting
 
 T = TypeVar("T")
@@ -96,7 +97,14 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
         found[part, name] = value
     if env_args:
         found["", "env_args"] = (*found.get(("", "env_args"), ()), *env_args)
+    _trust_typed(found)
     return found
+
+
+def _trust_typed(found: Mapping[tuple[str, str], Any]) -> None:
+    """Allow files to name the environment, its arguments and the probes that the user typed as well."""
+    env, args, probe = (found.get(("", name)) for name in ("env", "env_args", "probe"))
+    trust(*list_code(env or "", env_args(args or ()), probe or ()))
 
 
 def _env_argument(flag: str, words: Sequence[str], prog: str) -> str:
@@ -133,6 +141,8 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
 def _read_word(flag: str, hint: Any, word: str) -> Any:
     """Convert one word to the type `hint`. Raises UsageError if it is not of this type."""
     options = get_args(hint)
+    if not word:
+        raise UsageError(f"{flag} is empty; it is {_form(flag, hint)}.", field=flag)
     if get_origin(hint) is Literal:
         if word in map(str, options):
             return next(option for option in options if str(option) == word)
@@ -290,7 +300,7 @@ def positional(
     Raises:
         UsageError: the argument is missing.
     """
-    if not argv or argv[0].startswith("-"):
+    if not argv or not argv[0] or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
             from qscape.cli import COMMANDS
 

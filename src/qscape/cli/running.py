@@ -4,14 +4,16 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 
-from qscape.errors import RunError, UsageError
+from qscape import trusted
+from qscape.errors import RunError, UsageError, one_line
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
@@ -121,7 +123,7 @@ class Screen:
         if k == 0 or event.step:
             self.console.print(f"{self.names[k]}  {event.steps:,} steps", style="bold")
             for note in event.notes:
-                self.console.print(f"  {note}", style="dim", soft_wrap=True)
+                self.console.print(f"  {one_line(note)}", style="dim", soft_wrap=True)
 
     def print_failure(self, job: Job, why: str) -> None:
         """Report that a run failed; the others continue."""
@@ -142,7 +144,7 @@ class Screen:
             )
             if end.interrupted:
                 folder = shlex.quote(str(jobs[k].folder))
-                self.console.print(f"  to continue: qscape resume {folder}", soft_wrap=True)
+                self.console.print(f"  to continue: qscape resume {folder}{trusted.flag()}", soft_wrap=True)
 
 
 class LiveBoard:
@@ -171,8 +173,20 @@ class LiveBoard:
         )
 
 
-class PipeSafeConsole(Console):
-    """A console that survives a closed pipe: `qscape train … | head` continues training silently."""
+class SafeConsole(Console):
+    """A console that survives a closed pipe, and that no name, label or error text can take over.
+
+    `qscape train … | head` continues training silently. Control characters are printed as escapes, since a
+    terminal would obey them.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = segment.text.split("\n")
+                yield Segment("\n".join(map(one_line, lines)), segment.style)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -184,7 +198,7 @@ def plain_console() -> Console:
 
     In a file or a pipe the width is 170 columns, so that tables are not folded.
     """
-    console = PipeSafeConsole(markup=False, highlight=False)
+    console = SafeConsole(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDE
     return console

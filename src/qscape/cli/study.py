@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from qscape import trusted
 from qscape.cli import options
 from qscape.cli.running import LiveBoard, plain_console, table
 from qscape.errors import RunError, UsageError
@@ -101,7 +102,7 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     for run in failed:
         say(f"failed {run.row.folder}: {run.why}")
     if interrupted and progress.of("waiting", "elsewhere"):
-        say(f"to continue: {command}")
+        say(f"to continue: {command}{trusted.flag()}")
         return 130
     if failed:
         raise RunError(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")

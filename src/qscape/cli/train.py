@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from qscape import trusted
 from qscape.agents import Agent, recipe_for_dataset, register_named
 from qscape.agents.recipes import set_fields
 from qscape.cli import options
@@ -20,6 +21,8 @@ from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
 from qscape.system import file_name
+
+MOST_SEEDS = 1_000
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +42,9 @@ def main(argv: list[str]) -> int:
     if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
         recipe, notes = recipe_for_dataset(recipe)  # before flags are read: it changes the parts
     run, given = options.train_command(recipe, argv, settings, config)
+    if config is not None:
+        named = trusted.list_code(run.env, options.env_args(run.env_args), run.probe)
+        trusted.refuse_untrusted(named, "--config")
     if run.config:  # a second one; the first was removed from argv above
         raise UsageError("--config is there twice; name one run.json.")
     if not (run.env or run.dataset):
@@ -49,7 +55,9 @@ def main(argv: list[str]) -> int:
         if tracker not in TRACKERS:
             raise UsageError(f"--log {tracker} is unknown; there are {', '.join(TRACKERS)}.")
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
-        raise UsageError(f"--seeds {' '.join(map(str, run.seeds))}: name each seed once, 0 or more.")
+        raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
+    if len(run.seeds) > MOST_SEEDS:
+        raise UsageError(f"--seeds names {len(run.seeds):,} seeds; one command takes at most {MOST_SEEDS:,}.")
     plans = [
         Plan(
             recipe=recipe,

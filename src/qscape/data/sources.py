@@ -14,6 +14,7 @@ from qscape.data.dataset import Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
 from qscape.envs.spaces import ActionBox, make_flatten
 from qscape.errors import RunError, UsageError
+from qscape.trusted import list_code, refuse_untrusted
 
 HDF5 = (".hdf5", ".h5")
 NEEDED = ("observations", "actions", "rewards", "terminals")
@@ -170,7 +171,11 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if text is None:
         return None, {}, [f"{name} names no environment, so nothing is evaluated; add one with --env."]
-    spec = EnvSpec.from_json(text)
+    try:
+        spec = EnvSpec.from_json(text)
+    except Exception as problem:  # of JSON, of the types of its fields or of the form of its id
+        why = _first_line(problem)
+        raise RunError(f"{name} names an environment that cannot be read ({why}).") from problem
     args = dict(spec.kwargs)
     known = gym.registry.get(spec.id)
     if spec.max_episode_steps is not None and (
@@ -179,6 +184,7 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
         args["max_episode_steps"] = spec.max_episode_steps
     args.pop("render_mode", None)
     try:
+        refuse_untrusted(list_code(spec.id, args, ()), name)
         build_env(spec.id, args).close()
     except UsageError as problem:
         return None, {}, [f"nothing is evaluated: {problem}"]

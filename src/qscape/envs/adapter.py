@@ -38,7 +38,7 @@ from qscape.envs.spaces import (
     make_flatten,
     split_space,
 )
-from qscape.errors import QscapeError, RunError, UsageError
+from qscape.errors import QscapeError, RunError, UsageError, describe
 from qscape.system import start_method
 from qscape.types import Spec
 
@@ -169,7 +169,12 @@ def make(
         first.close()
         many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context=start_method())
     else:
-        many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
+        try:
+            many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
+        except QscapeError:
+            raise
+        except Exception as problem:  # e.g. copies with different spaces
+            raise UsageError(f"{env_id} cannot be made {envs} times ({describe(problem)})") from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
     if not asynchronous and len(adapter.environments) < envs:
         raise UsageError(
@@ -195,6 +200,8 @@ class EnvAdapter:
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
         statistics: the state between two steps.
+        interrupted: what ended a call of the environment from within, `SystemExit` or `KeyboardInterrupt`;
+            "" as long as there was none.
     """
 
     def __init__(
@@ -215,14 +222,16 @@ class EnvAdapter:
             example: one of its sub-environments, for the spec and the time limit; None: found if possible.
             index_actions: pass discrete actions by index.
         """
-        self.env, self.seed = env, seed
+        self.env, self.seed, self.interrupted = env, seed, ""
         if isinstance(env, VectorEnv):
             if example is None and isinstance(env.unwrapped, SyncVectorEnv):
                 example = env.unwrapped.envs[0]
-            self.envs, space, actions = env.num_envs, env.single_observation_space, env.single_action_space
+            self.envs, prefix = env.num_envs, "single_"
         else:
-            example = env
-            self.envs, space, actions = 1, env.observation_space, env.action_space
+            example, self.envs, prefix = env, 1, ""
+        space, actions = (
+            _find_space(env, f"{prefix}{name}_space", env_id) for name in ("observation", "action")
+        )
         about: Any = example or env
         registered = about.spec
         self.env_id = env_id or _id_of(about, env) or _class_name(about)
@@ -251,7 +260,14 @@ class EnvAdapter:
         frame = space.shape if is_image(space) else None
         actor_size = None if actor_space is None else make_flatten(actor_space, self.env_id)[0]
         self.spec = Spec(
-            size, action_size, table, *bounds, choices=choices, frame=frame, actor_size=actor_size
+            size,
+            action_size,
+            table,
+            *bounds,
+            choices=choices,
+            frame=frame,
+            actor_size=actor_size,
+            time_limit=self.time_limit,
         )
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)
@@ -351,7 +367,9 @@ class EnvAdapter:
         )
         statistics.ret = statistics.ret + reward
         self._check_finite(after, "observation")
-        self._check_finite(reward, "reward")
+        with np.errstate(over="ignore"):
+            learnt = np.asarray(reward, np.float32)
+        self._check_finite(learnt, "reward", reward)
         if success is not None:
             statistics.success = np.fmax(statistics.success, success)
         finished: list[Episode] = []
@@ -363,7 +381,7 @@ class EnvAdapter:
         statistics.observation = now
         if self._source.has_reset_rows:
             statistics.resetting = ended
-        return Step(after, reward.astype(np.float32), terminated, truncated, now, valid, finished)
+        return Step(after, learnt, terminated, truncated, now, valid, finished)
 
     def render_frame(self) -> np.ndarray:
         """Render the first environment as an image `[H, W, 3]`, uint8.
@@ -420,8 +438,15 @@ class EnvAdapter:
         return self._convert(len(action))(action)
 
     def close(self) -> None:
-        """Close the environments."""
-        self.env.close()
+        """Close the environments.
+
+        Raises:
+            RunError: an environment raised an error.
+        """
+        try:
+            self.env.close()
+        except Exception as problem:
+            raise RunError(f"{self.env_id} broke when it was closed ({describe(problem)}).") from problem
 
     def _reset_statistics(self, observation: np.ndarray, episodes: np.ndarray) -> None:
         """Start the statistics of new episodes in all environments."""
@@ -458,16 +483,20 @@ class EnvAdapter:
             raise
         except Exception as problem:
             step = self.statistics.steps - self.statistics.began.max()
-            what = f"{type(problem).__name__}: {problem}".rstrip(".: ")
-            raise RunError(f"{self.env_id} broke in step {step} of an episode ({what}).") from problem
+            why = describe(problem)
+            raise RunError(f"{self.env_id} broke in step {step} of an episode ({why}).") from problem
+        except BaseException as problem:
+            self.interrupted = describe(problem)
+            raise
 
-    def _check_finite(self, rows: np.ndarray, field: str) -> None:
-        """Raise a RunError if a number is NaN or infinite."""
+    def _check_finite(self, rows: np.ndarray, field: str, given: np.ndarray | None = None) -> None:
+        """Raise a RunError if a number is NaN or infinite; `given`: the numbers before they were cast."""
         if np.count_nonzero(np.isfinite(rows)) == rows.size:  # ndarray.all costs a microsecond more
             return
         row, *index = np.argwhere(~np.isfinite(rows))[0].tolist()
         step = int(self.statistics.steps - self.statistics.began[row])
-        episode, value = int(self.statistics.episodes[row]) + 1, float(rows[(row, *index)])
+        value = float((rows if given is None else given)[(row, *index)])
+        episode = int(self.statistics.episodes[row]) + 1
         raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode))
 
 
@@ -568,10 +597,20 @@ def describe_not_finite(
         step, episode: when it came, both counted from 1; step 0 is the reset.
     """
     where = f"{field}[{index[0]}]" if index else field
+    large = " (float32 ends at 3.4e38)" if np.isfinite(value) else ""
     return (
-        f"{env_id}: {where} is {value} in environment {row}, step {step} of its episode {episode}: "
+        f"{env_id}: {where} is {value}{large} in environment {row}, step {step} of its episode {episode}: "
         "nothing can be learnt from it"
     )
+
+
+def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
+    """A space of an environment, or a UsageError if it has none."""
+    space = getattr(env, name, None)
+    if not isinstance(space, gym.Space):
+        which = env_id or type(env.unwrapped).__name__
+        raise UsageError(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
+    return space
 
 
 def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:

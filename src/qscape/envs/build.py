@@ -15,7 +15,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from qscape.envs import simulators
 from qscape.envs.own import find_maker, make_own
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, UsageError, describe
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
@@ -53,7 +53,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UsageError(f"'{name}' names no environment") from problem
         if not args and not isinstance(problem, TypeError):
-            raise
+            raise UsageError(f"{name} cannot be made ({describe(problem)})") from problem
         raise UsageError(
             f"{name} cannot be made with env_args {args}: {problem}{_list_arguments(env_id)}",
             field="env_args",
@@ -118,11 +118,12 @@ def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
     if isinstance(env_id, str):
         entry = find_maker(env_id) or gym.spec(env_id.rpartition(":")[2]).entry_point
     creator = load_env_creator(entry) if isinstance(entry, str) else entry
-    named = [
-        parameter.name
-        for parameter in inspect.signature(creator).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+    try:
+        parameters = inspect.signature(creator).parameters.values()
+    except (TypeError, ValueError):  # of a class written in C
+        return ""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = [parameter.name for parameter in parameters if parameter.kind in kinds]
     return f"; it takes {', '.join(named)}" if named else ""
 
 

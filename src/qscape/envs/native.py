@@ -207,6 +207,10 @@ def _step(native: JaxEnv, state: PyTree, action: Array, seed: Array, step: Array
     return native.step(state, action, jax.random.fold_in(jax.random.key(seed), step))
 
 
+class NoRenderMode(UsageError, TypeError):
+    """A render mode that an environment lacks; a TypeError, after which other libraries try without one."""
+
+
 class GymnasiumEnv(gym.Env):
     """A Gymnasium environment made of a `JaxEnv`.
 
@@ -225,7 +229,7 @@ class GymnasiumEnv(gym.Env):
     def __init__(self, native: JaxEnv, render_mode: str | None = None):
         if render_mode not in (None, *self.metadata["render_modes"]):
             known = ", ".join(self.metadata["render_modes"]) or "none"
-            raise UsageError(f"{type(self).__name__} has no render_mode {render_mode!r}: it has {known}")
+            raise NoRenderMode(f"{type(self).__name__} has no render_mode {render_mode!r}: it has {known}")
         self.native, self.render_mode = native, render_mode
         self.observation_space, self.action_space = native.observation_space, native.action_space
         self.state: Any = None

@@ -26,6 +26,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter
 from qscape.envs.native import JaxEnv
+from qscape.errors import one_line
 
 # Classes of objects without state, which the environment's constructor makes again.
 _FIXED = (
@@ -83,6 +84,8 @@ def take(adapter: EnvAdapter) -> Snapshot:
         "episodes": adapter.statistics.episodes.tolist(),
     }
     try:
+        if adapter.interrupted:
+            raise _NotCapturable(f"it was interrupted in the middle of a step ({adapter.interrupted})")
         layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
@@ -122,7 +125,7 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
     adapter.reseed(int(np.random.SeedSequence([meta["seed"], *meta["episodes"]]).generate_state(1)[0] >> 1))
     adapter.reset()
     adapter.statistics.episodes = episodes
-    return why
+    return one_line(why)
 
 
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:

@@ -2,13 +2,14 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qscape.errors import RunError
+from qscape.errors import RunError, one_line
 from qscape.export.policy import OnnxCheck, Source, describe
 from qscape.inspect.store import write_atomically
 from qscape.run.folder import origin
@@ -42,7 +43,7 @@ def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None)
 
 def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
     if dataset := record.get("dataset"):
-        return f"by {steps:,} updates on the dataset `{dataset}`, without a step in an environment"
+        return f"by {steps:,} updates on the dataset {_code(dataset)}, without a step in an environment"
     return f"for {steps:,} steps"
 
 
@@ -61,7 +62,7 @@ def render_card(
         low_high = f"{len(action['table'])} discrete actions"
     lines = [
         *_hub_header(source, about),
-        f"# {about['label']} on {about['env']}",
+        f"# {_text(about['label'])} on {_text(about['env'])}",
         "",
         f"A policy trained with qscape {_describe_training(about['step'], record)} "
         f"(seed {about['seed']}, the {about['policy']} policy).",
@@ -74,7 +75,8 @@ def render_card(
         *further,
         "## Task",
         "",
-        f"- environment: `{about['env']}`" + (f" with {about['env_args']}" if about["env_args"] else ""),
+        f"- environment: {_code(about['env'])}"
+        + (f" with {_code(about['env_args'])}" if about["env_args"] else ""),
         f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         "",
@@ -84,7 +86,8 @@ def render_card(
         *_usage_example(files, about),
         "## Agent",
         "",
-        f"Recipe `{about['recipe']}`. " + ("; ".join(record["moved"]) + "." if record.get("moved") else ""),
+        f"Recipe {_code(about['recipe'])}. "
+        + ("; ".join(map(_text, record["moved"])) + "." if record.get("moved") else ""),
         "",
         "```json",
         json.dumps(record["settings"], indent=1),
@@ -112,18 +115,29 @@ def describe_evaluation(source: Source) -> str:
     return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
 
 
+def _text(value: Any) -> str:
+    """Text of a record in Markdown: one line, whose markup is shown and not obeyed."""
+    return re.sub(r"([\\`*<>]|\](?=\())", r"\\\1", one_line(str(value)))
+
+
+def _code(value: Any) -> str:
+    """Text of a record as code in Markdown."""
+    return "`" + one_line(str(value)).replace("`", "'") + "`"
+
+
 def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
     returns = [r.episode.ret for r in source.episodes]
+    env, label, recipe = (json.dumps(about[name], ensure_ascii=False) for name in ("env", "label", "recipe"))
     metrics = [f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]"] if returns else []
     return [
         "---",
         "library_name: qscape",
-        "tags: [reinforcement-learning, " + ", ".join([about["recipe"], about["env"]]) + "]",
+        f"tags: [reinforcement-learning, {recipe}, {env}]",
         "model-index:",
-        f"- name: {about['label']}",
+        f"- name: {label}",
         "  results:",
         "  - task: {type: reinforcement-learning}",
-        f"    dataset: {{name: {about['env']}, type: {about['env']}}}",
+        f"    dataset: {{name: {env}, type: {env}}}",
         *metrics,
         "---",
         "",
@@ -177,6 +191,6 @@ def _usage_example(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
 def _describe_versions(record: Any) -> list[str]:
     trained, now = record.get("versions", {}), origin()["versions"]
     return [
-        "Trained with " + ", ".join(f"{k} {v}" for k, v in trained.items()) + ".",
+        "Trained with " + ", ".join(_text(f"{k} {v}") for k, v in trained.items()) + ".",
         f"Exported with qscape {now['qscape']}, jax {now['jax']}, Python {platform.python_version()}.",
     ]

@@ -121,6 +121,9 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         with zipfile.ZipFile(file) as archive:
+            size = file.stat().st_size
+            if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > size for m in archive.infolist()):
+                raise ValueError("a member is compressed or larger than the file, as SB3 never writes one")
             arrays = tensors(archive, "policy.pth")
             if "pytorch_variables.pth" in archive.namelist():
                 arrays |= tensors(archive, "pytorch_variables.pth")

@@ -93,7 +93,7 @@ def _check_reachable(address: str) -> None:
         raise UsageError(f"--ray {address} is not an address; give HOST:PORT, or auto for a local cluster.")
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
-        command = [sys.executable, "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
+        command = [sys.executable, "-P", "-c", "import ray, sys; ray.init(address=sys.argv[1])", address]
         subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
         lines = (problem.stderr or b"").decode(errors="replace").strip().splitlines()

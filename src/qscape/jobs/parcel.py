@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from qscape.errors import RunError
+
 RECORD = "save.json"  # makes a folder a save, so it is written last
 
 
@@ -59,7 +61,13 @@ def unpack(parcel: Parcel, folder: Path) -> None:
 
     Files outside of the saves are written first. New saves follow; each is renamed into place when it is
     complete. Changes of older saves are last. Files that the parcel does not name are deleted from the saves.
+
+    Raises:
+        RunError: a name of the parcel leaves the folder.
     """
+    for name in (*parcel.files, *parcel.names):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RunError(f"a worker sent {name!r}, a file outside of the run folder {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[Path, dict[str, bytes]] = {}
     for name, data in parcel.files.items():

@@ -66,7 +66,7 @@ class LocalWorker:
     def __init__(self, job: Job, log: Path | None = None) -> None:
         with log.open("a") if log else contextlib.nullcontext() as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qscape.jobs.worker"],
+                [sys.executable, "-P", "-m", "qscape.jobs.worker"],  # -P: no module of the current folder,
                 stdin=subprocess.PIPE,  # the worker ends when this pipe closes
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -92,7 +92,7 @@ class RunProgress:
         if enough:
             self.state = "done"
         else:
-            self.job = Job("resume", folder, steps=plan.steps, trusted=True)
+            self.job = Job("resume", folder, steps=plan.steps)
 
     def take(self, event: ev.RunEvent | Failure | None) -> None:
         """Apply an event of the worker; None: the worker has ended."""

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import PRESETS, Agent, agent, nearest
+from qscape import trusted
+from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_adapter
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
@@ -94,7 +95,7 @@ def find_study(name: str) -> Path:
 
 
 def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
-    """Read the runs of a study file. Imports the parts that its recipes name as `module:Class`.
+    """Read the runs of a study file. Code that it names must be trusted (see `qscape.trusted`).
 
     Args:
         file: the study file, in TOML.
@@ -116,7 +117,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
             f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
         )
     entries = [_agent(source, path) for path in _entries_of_budget(source, "agents", budget)]
-    index_actions = any(agent(entry.fields["recipe"]).index_actions for entry in entries)
+    index_actions = any(build(entry.fields["recipe"]).index_actions for entry in entries)
     paths = _entries_of_budget(source, "environments", budget)
     environments = [_environment(source, path, index_actions) for path in paths]
     numbers, seeds = budgets[budget]
@@ -148,6 +149,7 @@ def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
         numbers["probe"] = tuple(map(str, probe))
         try:
             probes.check_names(numbers["probe"])
+            trusted.refuse_untrusted(trusted.list_code("", {}, numbers["probe"]), source.file)
         except UsageError as problem:
             raise source.error((*path, "probe"), str(problem)) from problem
     seeds = source.at((*path, "seeds"))
@@ -208,7 +210,7 @@ def _agent(source: Source, path: Where) -> Entry:
 def _build(source: Source, path: Where, recipe: str, settings: Mapping[str, Any]) -> Agent:
     """Build the agent of an entry; errors name the line of the part or field at fault, below `path`."""
     try:
-        return agent(recipe, settings)
+        return build(recipe, settings)
     except UsageError as problem:
         place = [name for name in (problem.part, problem.field) if name in settings or name == problem.field]
         raise source.error((*path, *filter(None, place)), str(problem)) from problem
@@ -221,6 +223,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
     if env is None:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
+        trusted.refuse_untrusted(trusted.list_code(env, args, ()), source.file)
         make_adapter(env, env_args=args, index_actions=index_actions).close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"

@@ -152,7 +152,7 @@ def next_job(folder: Path, plan: Plan) -> Job | None:
     if (folder / folders.RECORD).exists():
         with contextlib.suppress(QscapeError):
             folders.read_record(folder)
-            return Job("resume", folder, trusted=True) if folders.unfinished(folder) else None
+            return Job("resume", folder) if folders.unfinished(folder) else None
     return Job("train", folder, plan, overwrite=True)
 
 

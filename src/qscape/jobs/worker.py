@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qscape import system
+from qscape import system, trusted
 from qscape.agents import plugins, register
-from qscape.errors import QscapeError
+from qscape.errors import QscapeError, describe, memory_error
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
@@ -37,7 +37,6 @@ class Job:
         steps: new total of environment steps; None: that of the run, or of the plan.
         overwrite: replace a run that is in the folder.
         trackers: further loggers, "wandb" or "trackio".
-        trusted: with "resume": whether the user named the environment, as in a study file (see `resume`).
     """
 
     kind: str
@@ -46,20 +45,21 @@ class Job:
     steps: int | None = None
     overwrite: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
-    trusted: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job as JSON, with the parts `module:Class` that this process registered."""
-        return dataclasses.asdict(self) | {"folder": str(self.folder), "parts": plugins.places()}
+        """Return the job as JSON, with the parts `module:Class` and the code that this process allows."""
+        allowed = {"parts": plugins.places(), "trusted": trusted.trusted_places()}
+        return dataclasses.asdict(self) | {"folder": str(self.folder)} | allowed
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Job":
-        """Return the job that `to_json` wrote, and register the same parts in this process.
+        """Return the job that `to_json` wrote; register the same parts and allow the same code here.
 
         Raises:
             UsageError: a part cannot be imported here.
         """
         data = dict(data)
+        trusted.trust(*data.pop("trusted"))
         for place in data.pop("parts"):
             register(place)
         plan = data["plan"] and from_json(data["plan"])
@@ -81,9 +81,7 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
                 job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
             )
         else:
-            yield from resume(
-                job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach, trusted=job.trusted
-            )
+            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach)
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -128,9 +126,12 @@ def main() -> None:
     except QscapeError as problem:
         tell({"kind": "Failed", "why": str(problem), "code": problem.code})
         sys.exit(problem.code)
-    except Exception as problem:  # a bug in an environment or in qscape: the log shows its traceback
-        tell({"kind": "Failed", "why": f"{type(problem).__name__}: {problem}"})
-        raise
+    except Exception as problem:
+        if full := memory_error(problem):
+            tell({"kind": "Failed", "why": str(full), "code": full.code})
+            sys.exit(full.code)
+        tell({"kind": "Failed", "why": describe(problem)})
+        raise  # a bug in an environment or in qscape: the log shows its traceback
 
 
 def _end_with_parent() -> None:

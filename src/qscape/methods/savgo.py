@@ -255,7 +255,7 @@ class SAVGO(Entropic):
         obs, w = batch.observation, self.policy_gradient
         k_own, k_candidates = jax.random.split(key)
         dist = policy(obs)
-        action, log_prob = dist.sample(k_own)
+        action, log_prob = self.sample(dist, k_own)
         loss, metrics = self.tuning(actor_params, log_prob, context.spec)
         loss += (self.alpha(actor_params) * log_prob).mean()
         if w < 1.0:

@@ -1,6 +1,7 @@
 """Action heads of off-policy actors: the last layer, and the distribution that it parameterises."""
 
-from typing import TypeAlias
+import dataclasses
+from typing import Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -38,6 +39,7 @@ class SquashedNormal(eqx.Module):
     features: Float[Array, "*b h"]
     mean: Float[Array, "*b A"]
     log_std: Float[Array, "*b A"]
+    density: Literal["exact", "released"] = eqx.field(static=True, default="exact")
 
     def mode(self) -> Float[Array, "*b A"]:
         return jnp.tanh(self.mean)
@@ -45,11 +47,11 @@ class SquashedNormal(eqx.Module):
     def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         u = self.mean + jnp.exp(self.log_std) * noise
-        return jnp.tanh(u), squashed_log_prob(u, self.mean, self.log_std)
+        return jnp.tanh(u), squashed_log_prob(u, self.mean, self.log_std, self.density)
 
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
-        return squashed_log_prob(u, self.mean, self.log_std)
+        return squashed_log_prob(u, self.mean, self.log_std, self.density)
 
 
 class Snapped(eqx.Module):
@@ -78,6 +80,13 @@ class Snapped(eqx.Module):
 
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         return self.raw.log_prob(action)
+
+
+def with_density(dist: Dist, density: Literal["exact", "released"]) -> Dist:
+    """The distribution with log-densities as `squashed_log_prob` computes them; others stay as they are."""
+    if isinstance(dist, Snapped):
+        return dataclasses.replace(dist, raw=with_density(dist.raw, density))
+    return dataclasses.replace(dist, density=density) if isinstance(dist, SquashedNormal) else dist
 
 
 def unsnap(dist: Dist) -> Dist:

@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
+from qscape.ops import finite
 from qscape.replay.storage import Layout, ReplayState, Rows, Storage
 from qscape.types import Key, Metrics
 
@@ -42,6 +43,8 @@ class Carry(NamedTuple):
         first: True where an episode begins with this observation.
         action: the chosen actions in [-1, 1]; None on the host until they are chosen.
         columns: further replay columns that the action selector emitted with these actions.
+        guard: the first update at which each quantity of `ops.finite.guard_names` was not finite, 0: none;
+            None: nothing is watched.
     """
 
     state: State
@@ -53,6 +56,7 @@ class Carry(NamedTuple):
     first: Bool[HostOrDevice, " E"]
     action: Float[Array, "E A"]
     columns: dict[str, Array]
+    guard: Int[Array, " K"] | None = None
 
 
 # in_axes and out_axes of `vmap` for a carry whose leaves have a leading axis of seeds.
@@ -94,7 +98,7 @@ def insert(agent: Agent, layout: Layout, carry: Carry, outcome: Outcome) -> Carr
     next_observation, reward, terminated, truncated, observation, valid = map(jnp.asarray, outcome)
     ends = terminated, truncated
     new = Rows(carry.observation, carry.action, reward, *ends, next_observation, carry.columns)
-    storage, replay_state = agent.replay.insert(layout, carry.storage, carry.replay_state, new, valid)
+    storage, replay_state = agent.insert(layout, carry.storage, carry.replay_state, new, valid)
     first = terminated | truncated | ~valid
     return carry._replace(storage=storage, replay_state=replay_state, observation=observation, first=first)
 
@@ -120,22 +124,25 @@ def learn(
         stride: environment steps between two of these updates (1 when learning from a dataset; static).
 
     Returns:
-        The carry with new `state`, `replay_state` and `metrics`.
+        The carry with new `state`, `replay_state`, `metrics` and `guard`.
     """
     names, update = metric_names(agent, layout), _compiled_update(agent, layout)
 
-    def one(i: Array, changing: tuple[State, ReplayState, Array]) -> tuple[State, ReplayState, Array]:
-        state, replay_state, values = changing
+    def one(i: Array, changing: Any) -> tuple[State, ReplayState, Array, Array | None]:
+        state, replay_state, values, guard = changing
         state = state._replace(env_steps=env_steps + stride * i)
         before: Metrics = {name: values[k] for k, name in enumerate(names)}
         state, replay_state, metrics = update(state, carry.storage, replay_state, key, before)
-        return state, replay_state, jnp.stack([metrics[name] for name in names])
+        values = jnp.stack([metrics[name] for name in names]).astype(jnp.float32)
+        if guard is not None:
+            guard = finite.watch(guard, state.optimisers, names, values, state.updates)
+        return state, replay_state, values, guard
 
     state = carry.state._replace(env_steps=jnp.asarray(env_steps, jnp.int32))
-    changing = state, carry.replay_state, carry.metrics
+    changing = state, carry.replay_state, carry.metrics, carry.guard
     # A loop even for one update: inside a loop XLA reads the storage in place.
-    state, replay_state, metrics = jax.lax.fori_loop(0, updates, one, changing)
-    return carry._replace(state=state, replay_state=replay_state, metrics=metrics)
+    state, replay_state, metrics, guard = jax.lax.fori_loop(0, updates, one, changing)
+    return carry._replace(state=state, replay_state=replay_state, metrics=metrics, guard=guard)
 
 
 def choose(
@@ -173,7 +180,7 @@ def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
     """Return the names of an update's metrics, sorted: the order of `Carry.metrics`."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(agent.init, key)
-    storage, replay_state = jax.eval_shape(partial(agent.replay.init, layout))
+    storage, replay_state = jax.eval_shape(partial(agent.init_replay, layout))
     return tuple(sorted(jax.eval_shape(partial(agent.update, layout), state, storage, replay_state, key)[2]))
 
 

@@ -1,6 +1,7 @@
 """Diagonal Gaussians: the tanh-squashed one of soft actor-critic, and the plain one of PPO."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,10 @@ LOG_STD_BOUNDS = {"clip": jnp.clip, "tanh": log_std_tanh}
 
 
 def squashed_log_prob(
-    pre_tanh: Float[Array, "*b A"], mean: Float[Array, "*#b A"], log_std: Float[Array, "*#b A"]
+    pre_tanh: Float[Array, "*b A"],
+    mean: Float[Array, "*#b A"],
+    log_std: Float[Array, "*#b A"],
+    density: Literal["exact", "released"] = "exact",
 ) -> Float[Array, "*b"]:
     """Log-density of a = tanh(u), u ~ N(mean, std²), summed over the action's dimensions (SAC, App. C).
 
@@ -26,9 +30,12 @@ def squashed_log_prob(
     Args:
         pre_tanh: u.
         mean, log_std: of u.
+        density: "released" computes log(1 - tanh²u + 1e-6) instead, as the released code of SAVGO and PAVE.
     """
     z = (pre_tanh - mean) * jnp.exp(-log_std)
     log_normal = -0.5 * jnp.square(z) - log_std - 0.5 * math.log(2.0 * math.pi)
+    if density == "released":
+        return (log_normal - jnp.log(1.0 - jnp.square(jnp.tanh(pre_tanh)) + 1e-6)).sum(-1)
     log_jacobian = 2.0 * (math.log(2.0) - pre_tanh - jax.nn.softplus(-2.0 * pre_tanh))
     return (log_normal - log_jacobian).sum(-1)
 

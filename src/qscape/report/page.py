@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from qscape.errors import one_line
 from qscape.report import require_extra
 
 with require_extra("Pages"):
@@ -96,7 +97,7 @@ def render_document(
 
 def escape(value: Any) -> str:
     """Escape any value as HTML text; also safe in an attribute."""
-    return html.escape(str(value))
+    return html.escape(one_line(str(value)))
 
 
 def escape_with_breaks(value: Any) -> str:
@@ -108,7 +109,7 @@ def wrap_for_plotly(value: Any, width: int = 40) -> str:
     """Escape any value for plotly, which interprets some tags, in lines of at most `width` characters."""
     lines, words = (
         [""],
-        re.split(r"(?<=[\s,+\[])", " ".join(str(value).split())),
+        re.split(r"(?<=[\s,+\[])", " ".join(one_line(str(value)).split())),
     )  # also between an agent's fields
     for word in words:
         for piece in re.findall(rf".{{1,{width}}}", word):

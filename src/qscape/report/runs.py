@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qscape.errors import UsageError
+from qscape.errors import UsageError, one_line
 from qscape.report import environment_label, require_extra
 
 with require_extra("Tables of runs"):
@@ -138,9 +138,9 @@ def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
     """Return the columns that identify a run: run, recipe, label, env, seed."""
     return {
         "run": str(folder),
-        "recipe": record["recipe"],
-        "label": str(record.get("label") or record["recipe"]),
-        "env": environment_label(record),
+        "recipe": one_line(str(record["recipe"])),
+        "label": one_line(str(record.get("label") or record["recipe"])),
+        "env": one_line(environment_label(record)),
         "seed": int(record["seed"]),
     }
 

@@ -56,7 +56,7 @@ class Driver:
         self.adapter, self.count = adapter, count
         self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # the episodes that ended in the last step
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.program = jax.jit(_program(agent, layout, self._answer), donate_argnums=0)
 
     def __call__(self, carry: Carry, key: Key) -> Carry:
@@ -78,7 +78,7 @@ class Driver:
         """Return the episodes that ended in the last step. Call it after every call of the driver.
 
         Raises:
-            RunError: the environment failed in that step.
+            RunError: the environment failed in that step. SystemExit and KeyboardInterrupt: it raised them.
         """
         if self.error is not None:
             error, self.error = self.error, None
@@ -93,7 +93,7 @@ class Driver:
         try:
             step = self.adapter.step(action)
             due = self.count(step)
-        except Exception as error:
+        except BaseException as error:
             self.error, seen = error, self.adapter.observation
             out.fill(Answer(Outcome(seen, 0.0, False, False, seen, False), 0, 0, False))  # type: ignore[arg-type]
             return

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -28,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.agents import Agent, plugins
+from qscape import trusted
+from qscape.agents import Agent, plugins, register
 from qscape.envs import snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
 from qscape.errors import RunError, UsageError
@@ -222,7 +222,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_plan(folder: Path) -> Plan:
-    """Read the plan of the run in a folder, without importing the parts that it names.
+    """Read the plan of the run in a folder. A part `module:Class` is imported only after `trusted.trust()`.
 
     Raises:
         UsageError: the run has a part of another package, and that is neither registered in this process nor
@@ -231,6 +231,9 @@ def read_plan(folder: Path) -> Plan:
     record = read_record(folder)
     for name, origin in record.get("plugins", {}).items():
         if name not in plugins.ORIGINS and name not in plugins.entry_points():
+            if ":" in origin and trusted.trusts_everything():
+                register(origin)
+                continue
             raise UsageError(f"{folder} was trained with {plugins.missing(name, origin)}", part=name)
     return from_json(record)
 
@@ -249,30 +252,15 @@ def refuse_nameless(folder: Path, plan: Plan) -> None:
         )
 
 
-def refuse_local_code(folder: Path, plan: Plan) -> None:
-    """Raise an error if the run's environment or a probe is a module of the current directory.
+def refuse_untrusted(folder: Path, plan: Plan) -> None:
+    """Raise an error if the run names code that this process may not import (see `qscape.trusted`).
 
-    Called before a run folder is loaded, unless the user named the environment. The user chose the modules
-    that are installed, on PYTHONPATH or imported already. The current directory may hold files of whoever
-    made the run folder.
+    Called before the environment and the probes of a run folder are made.
 
     Raises:
-        UsageError: the run folder names such a module.
+        UsageError: its environment, an argument of that or a probe is such code.
     """
-    here, chosen = Path.cwd().resolve(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if here in [Path(path).resolve() for path in chosen if path]:
-        return
-    for place in (plan.env, *plan.probe):
-        module = place.partition(":")[0].partition(".")[0]
-        if ":" not in place or module in sys.modules:
-            continue
-        spec = importlib.util.find_spec(module)
-        files = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else []
-        if here in [Path(file).resolve().parent for file in files if file]:
-            raise UsageError(
-                f"{folder} names {place}, a module of the current directory, which a run folder does not "
-                f"import; put the directory on PYTHONPATH, or import {module} before you load the run."
-            )
+    trusted.refuse_untrusted(trusted.list_code(plan.env, plan.env_args, plan.probe), folder)
 
 
 LOCK_PATIENCE = 1.0  # seconds to wait for a lock; `in_use` in another process holds it for a moment

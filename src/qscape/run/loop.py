@@ -20,6 +20,8 @@ from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
 from qscape.envs.snapshot import Snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
+from qscape.errors import RunError
+from qscape.ops.finite import LOSSES, guard_names, watch
 from qscape.run import events as ev
 from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
 from qscape.run.plan import Plan
@@ -136,6 +138,13 @@ class Loop:
         """Return the structure of the `arrays` in a save with these counters."""
         raise NotImplementedError
 
+    @property
+    def guard(self) -> Any:
+        """The first update at which each quantity of `guard_names` was not finite, 0: none; here the last."""
+        count, names = len(guard_names(self.state.optimisers)), self.programs.metrics
+        none = jnp.zeros(count, jnp.int32)
+        return watch(none, self.state.optimisers, names, jnp.asarray(self.metrics), self.state.updates)
+
     # --- what all loops share -----------------------------------------------------------------------
 
     @property
@@ -156,6 +165,7 @@ class Loop:
         Raises:
             RunError: the environment returned NaN, the disk is full, the replay does not fit into memory or
                 is damaged. The last save stays.
+            SystemExit, KeyboardInterrupt: the environment raised them; the run has saved.
         """
         self.finished, self.until = False, until
         begun = time.perf_counter() - self.seconds
@@ -167,29 +177,44 @@ class Loop:
             self.env_steps, until, self.plan.label, self.adapter.env_id, self.plan.seed, self._notes()
         )
         self._take_memory()
-        while not self._stop:
-            if not self._prepare():
-                continue
-            self.seconds = time.perf_counter() - begun
-            yield from self._boundary(last=self.env_steps >= until)
-            if self.env_steps >= until:
-                self.finished = True
-                break
-            yield from self._environment_step()
+        try:
+            while not self._stop:
+                if not self._prepare():
+                    continue
+                self.seconds = time.perf_counter() - begun
+                yield from self._boundary(last=self.env_steps >= until)
+                if self.env_steps >= until:
+                    self.finished = True
+                    break
+                yield from self._environment_step()
+        except RunError:  # e.g. that an action is NaN, which may have a deeper cause
+            self._refuse_divergence()
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._save_if_environment_exits()
+            raise
         self.seconds = time.perf_counter() - begun
         if self.saver is not None:
+            self._refuse_divergence()
             yield ev.Saved(self.env_steps, self.saver(self, self.finished))
         yield ev.Ended(self.env_steps, self.updates, self.seconds, not self.finished)
         self._stop = False  # reset here, since `stop` may be called before `events`
 
+    def _save_if_environment_exits(self) -> None:
+        """Save if an environment raised SystemExit or KeyboardInterrupt; a second Ctrl-C ends without."""
+        adapters = [a for a in (self.adapter, self.eval_adapter) if a is not None]
+        if self.saver is not None and not self._stop and any(a.interrupted for a in adapters):
+            self.saver(self, False)
+
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
         """Evaluate, log and save, if due at this step; `last`: whether it is the last step of the run."""
         plan = self.plan
-        if (
-            self.eval_adapter is not None
-            and plan.evals_every
-            and self._is_due("evaluate", plan.evals_every, last)
-        ):
+        evaluates = self.eval_adapter is not None and plan.evals_every > 0
+        times = [step for what, step in self.due.items() if evaluates or what != "evaluate"]
+        if last or self.env_steps >= min(times):
+            self._refuse_divergence()
+        if evaluates and self._is_due("evaluate", plan.evals_every, last):
+            assert self.eval_adapter is not None
             yield from self.evaluations(self.eval_adapter)
         if self._is_due("log", plan.logs_every, last):
             yield self._log()
@@ -197,6 +222,26 @@ class Loop:
         due = self._is_due("save", plan.saves_every, False) or milestone
         if due and self.saver is not None and not last:
             yield ev.Saved(self.env_steps, self.saver(self, milestone))
+
+    def _refuse_divergence(self) -> None:
+        """Raise a RunError if a loss or an optimiser's moments were not finite after an update."""
+        guard = np.asarray(self.guard)
+        if not self.updates or not guard.any():
+            return
+        update = int(guard[guard > 0].min())
+        wrong = guard_names(self.state.optimisers)[int(np.argmax(guard == update))]
+        what = f"the gradient of {wrong.removesuffix('.params')} is not finite, or too large for float32"
+        if wrong == LOSSES:
+            what = "a loss is infinite"
+        shown = zip(self.programs.metrics, np.asarray(self.metrics).tolist(), strict=True)
+        losses = [f"{name} is {value}" for name, value in shown if "loss" in name and not np.isfinite(value)]
+        fields = [name.replace("_", "-") for name in vars(self.agent.base) if "learning_rate" in name]
+        rates = " or ".join(f"--base.{name}" for name in fields)
+        raise RunError(
+            f"{self.plan.label or self.plan.recipe} diverged at update {update:,}, before step "
+            f"{self.env_steps:,}: {', '.join([what, *losses])}. A smaller {rates}, smaller "
+            "rewards or --base.gradient-clip 1 usually help; earlier saves stay."
+        )
 
     def _is_due(self, what: str, every: int, last: bool) -> bool:
         """Return whether `what` is due at this step, and set the step at which it is due again."""
@@ -228,7 +273,7 @@ class Loop:
         now = time.perf_counter()
         steps, then = self._rate
         values = np.asarray(self.metrics)
-        metrics = {k: float(v) for k, v in zip(self.programs.metrics, values, strict=True) if not np.isnan(v)}
+        metrics = {k: float(v) for k, v in zip(self.programs.metrics, values, strict=True) if np.isfinite(v)}
         metrics["steps_per_second"] = (self.env_steps - steps) / max(now - then, 1e-9)
         if self.returns:
             metrics["return"] = float(np.mean(self.returns))

@@ -22,7 +22,7 @@ from qscape.data import RECORDED, read_origin
 from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.system import file_name
-from qscape.types import setting
+from qscape.types import LARGEST, setting
 
 LONGEST = 250  # bytes of a folder's name; file systems take 255
 
@@ -97,6 +97,14 @@ class Plan(Pace):
     keep_data: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("recipe", "env", "label", "dataset", "start"):
+            if not getattr(self, name).isprintable():
+                raise UsageError(f"{name} is {getattr(self, name)!r}: a name holds no control characters.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value > LARGEST:
+                flag = field.name.replace("_", "-")
+                raise UsageError(f"--{flag} is {value}; a whole number is at most {LARGEST:,}.")
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):

@@ -14,7 +14,7 @@ from qscape.errors import RunError, UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, read_plan, refuse_local_code, refuse_nameless
+from qscape.run.folder import newest_save, read_plan, refuse_nameless, refuse_untrusted
 from qscape.run.programs import Acts, Programs
 from qscape.run.rollouts import RolloutPrograms
 
@@ -69,7 +69,7 @@ def load_policy(
     if path is None:
         raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     refuse_nameless(folder, plan)
-    refuse_local_code(folder, plan)
+    refuse_untrusted(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
     args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
     adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)

@@ -6,10 +6,11 @@ above `run`. `module:Class` names a probe of the user.
 """
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from qscape.errors import UsageError
+from qscape.errors import UsageError, describe
 from qscape.run.evaluation import Rollout
 
 PROBES = {
@@ -82,6 +83,8 @@ def check_names(names: Sequence[str]) -> None:
         UsageError: a name is unknown or given twice.
     """
     for name in names:
+        if not name.isprintable():
+            raise UsageError(f"--probe {name!r}: a name holds no control characters.")
         if name not in PROBES and ":" not in name:
             raise UsageError(
                 f"--probe {name} is unknown; choose {', '.join(PROBES)}, or your own module:Class."
@@ -98,6 +101,9 @@ def load_probe(name: str) -> Any:
     """
     module, _, attribute = PROBES.get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as problem:
-        raise UsageError(f"--probe {name} cannot be loaded ({problem}).") from problem
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as problem:  # a module of the user's may raise anything
+        raise UsageError(f"--probe {name} cannot be loaded ({describe(problem)}).") from problem
+    if not (inspect.isclass(found) and hasattr(found, "columns")):
+        raise UsageError(f"--probe {name} is no probe: it must be a class with the attribute columns.")
+    return found

@@ -21,7 +21,7 @@ from qscape.replay.storage import Layout
 from qscape.types import Key
 
 EMPTY = Carry(*[None] * len(Carry._fields))  # type: ignore[arg-type]
-LEARNED = ("state", "replay_state", "metrics")  # the fields of a carry that an update changes
+LEARNED = ("state", "replay_state", "metrics", "guard")  # the fields of a carry that an update changes
 CHOSEN = ("noise_state", "action", "columns")  # the fields that choosing actions changes
 
 

@@ -302,7 +302,13 @@ def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
     try:
         if (size := file.stat().st_size) != tree["bytes"]:
             raise RunError(f"{file} is truncated: {size} of {tree['bytes']} bytes; use another save.")
-        return zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("a member is compressed, which qscape never does")
+        if sum(member.file_size for member in members) > tree["bytes"]:
+            raise ValueError("its members are larger than the file")
+        return archive
     except OSError as error:
         raise RunError(f"{file} cannot be read ({error.strerror}); use another save.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
@@ -381,6 +387,9 @@ def _read_record(path: Path) -> _Json:
         )
     if record.pop("crc32", None) != _checksum(record):
         raise RunError(f"{file} is damaged: its checksum does not match; use another save.")
+    for tree in record["trees"].values():
+        if "/" in tree["file"] or "\\" in tree["file"]:
+            raise RunError(f"{file} names {tree['file']!r}, a file in another folder; use another save.")
     return old_names.upgrade(record) if version == 1 else record
 
 

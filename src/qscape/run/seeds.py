@@ -23,6 +23,7 @@ from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.state import SEED_AXES, State
+from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import Layout
 from qscape.run import events as ev
@@ -189,6 +190,10 @@ class SeedGroup(Loop):
             run._rate = self._rate
         return run
 
+    def _refuse_divergence(self) -> None:
+        for k in range(len(self.plans)):
+            self.run(k)._refuse_divergence()
+
     def _boundary(self, last: bool) -> Iterator[ev.RunEvent]:
         if self.env_steps < self.next and not last:
             return
@@ -221,13 +226,14 @@ class Seeds(SeedGroup, Trainer):
         self.programs = SeedPrograms(self.agent, self.layout)
         self.key = self.seed_keys()
         self._allocate = partial(ring_buffer.create, self.layout, count)
-        replay_state = jax.vmap(lambda _: self.agent.replay.init_state(self.layout))
+        replay_state = jax.vmap(lambda _: self.agent.init_replay_state(self.layout))
 
         def tile(x: Any) -> Any:
             return jnp.tile(x, (count, *[1] * jnp.ndim(x)))
 
+        state = copy_buffers(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key))
         return Carry(
-            state=copy_buffers(jax.jit(jax.vmap(self.agent.init, out_axes=SEED_AXES))(self.key)),
+            state=state,
             storage=None,  # type: ignore[arg-type]
             replay_state=jax.jit(replay_state)(jnp.arange(count)),
             noise_state=jax.tree.map(tile, self.programs.init_noise(self.envs)),
@@ -236,6 +242,7 @@ class Seeds(SeedGroup, Trainer):
             first=np.ones((count, self.envs), bool),
             action=None,  # type: ignore[arg-type]
             columns={},
+            guard=tile(jnp.zeros(len(guard_names(state.optimisers)), jnp.int32)),
         )
 
     def _count_step(self, step: Step) -> None:

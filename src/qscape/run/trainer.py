@@ -19,6 +19,7 @@ from qscape.offpolicy.cycle import Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import State
+from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
 from qscape.run import events as ev
@@ -44,6 +45,7 @@ class Trainer(Loop):
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
         halt: the step at which the driven program returns, because something is due.
+        discount_rule: `base.discount_rule` before the agent was bound to its task.
         first_ring: index of this run's first ring in the storage; above 0 if several seeds share a storage.
     """
 
@@ -66,22 +68,25 @@ class Trainer(Loop):
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
         self.halt = 0
+        self.discount_rule = agent.base.discount_rule
 
     def _start(self) -> Carry:
         """Compile the programs and make the initial carry, without the storage."""
         ring_buffer.check_memory(self.layout)
         self.programs = Programs(self.agent, self.layout)
         self._allocate: Callable[[], Storage] = partial(ring_buffer.create, self.layout)
+        state = self.agent.init(self.key)
         return Carry(
-            state=self.agent.init(self.key),
+            state=state,
             storage=None,  # type: ignore[arg-type]
-            replay_state=self.agent.replay.init_state(self.layout),
+            replay_state=self.agent.init_replay_state(self.layout),
             noise_state=self.programs.init_noise(self.envs),
             metrics=jnp.full(len(self.programs.metrics), jnp.nan, jnp.float32),
             observation=None,  # type: ignore[arg-type]
             first=np.ones(self.envs, bool),
             action=None,  # type: ignore[arg-type]
             columns={},
+            guard=jnp.zeros(len(guard_names(state.optimisers)), jnp.int32),
         )
 
     @property
@@ -97,6 +102,12 @@ class Trainer(Loop):
     def metrics(self) -> Array:
         """The newest value of every metric, in the order of `programs.metrics`."""
         return self.carry.metrics
+
+    @property
+    def guard(self) -> Array:
+        """The first update at which each quantity of `guard_names` was not finite; 0: none."""
+        assert self.carry.guard is not None
+        return self.carry.guard
 
     @property
     def storage(self) -> Storage:
@@ -116,7 +127,11 @@ class Trainer(Loop):
     def _notes(self) -> list[str]:
         gib, devices = self.layout.nbytes / GIB, self.plan.devices
         each = f", {gib / devices:.2f} on each of {devices} devices" if devices > 1 else ""
-        return [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
+        notes = []
+        if self.discount_rule == "time_limit":
+            base, limit = self.agent.base, self.agent.task.time_limit
+            notes.append(f"base.discount = {base.discount:g}, by the time limit of {limit} steps")
+        return [*notes, f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
 
     def _take_memory(self) -> None:
         jax.block_until_ready(self.storage)
@@ -283,6 +298,7 @@ class Trainer(Loop):
             first=np.asarray(loop["first"]),
             action=loop.get("action"),
             columns=loop["columns"],
+            guard=self.carry.guard,
         )
         if used:  # else the run learns from a dataset, which is in the storage already
             self.carry = self.carry._replace(storage=None)

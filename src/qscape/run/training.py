@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -174,7 +175,6 @@ def resume(
     *,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
-    trusted: bool = False,
 ) -> Iterator[ev.RunEvent]:
     """Continue the run in a folder from its newest save, or from the start if it has no save yet.
 
@@ -182,8 +182,6 @@ def resume(
         folder: the run folder.
         steps: new total of environment steps; None: the total that the run was started with.
         trackers, on_trainer: as for `train`.
-        trusted: whether the user named the environment and the probes, as in a study file. Then modules of
-            the current directory may be imported.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -200,8 +198,7 @@ def resume(
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
         folders.refuse_nameless(folder, plan)
-        if not trusted:
-            folders.refuse_local_code(folder, plan)
+        folders.refuse_untrusted(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
         made = folders.steps_made(folder)
@@ -254,8 +251,11 @@ def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
 
 
 def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
-    """Close all sinks and adapters, even if one of them raises an error."""
+    """Close all sinks and adapters, even if one raises an error; an error of the run itself stays the one."""
+    broken = sys.exception()
     with contextlib.ExitStack() as stack:
+        if broken is not None:
+            stack.enter_context(contextlib.suppress(Exception))
         for resource in (*adapters, *sinks):
             if resource is not None:
                 stack.callback(resource.close)

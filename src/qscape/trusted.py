@@ -1,0 +1,97 @@
+"""Which modules a file may name.
+
+A run folder, a dataset or a study file may come from somebody else. It names its environment, its parts and
+its probes, and `module:Name` among them is code. A file alone never makes qscape import a module. It may name
+
+- what the user named in this process, on the command line or with `trust`;
+- a module that is imported already, since nothing is imported then;
+- a plug-in: a module that an installed package declares for qscape or for Gymnasium;
+- anything, once the user has said so: `--trust`, or `trust("*")`.
+"""
+
+import functools
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from qscape.errors import UsageError
+
+GROUPS = ("qscape.parts", "gymnasium.envs")  # entry points of plug-ins
+PLUGINS = ("gymnasium_robotics", "ale_py")  # packages of environments that qscape has extras for
+PLACE = re.compile(r"[A-Za-z_][\w.]*:\w[\w./-]*")  # an argument that names code
+
+EVERYTHING = "*"
+
+_places: set[str] = set()
+
+
+def trust(*places: str) -> None:
+    """Allow files to name code, in this process and in its workers.
+
+    Call it before a run is loaded that names a module of yours: `qs.trust("mypackage.walk:Walk-v0")`.
+
+    Args:
+        places: what files may name, such as `module:Id`; "*" allows every module.
+    """
+    _places.update(places)
+
+
+def trusts_everything() -> bool:
+    """Return whether files may name every module."""
+    return EVERYTHING in _places
+
+
+def trusted_places() -> list[str]:
+    """Return the places that were passed to `trust`, for worker processes."""
+    return sorted(_places)
+
+
+def flag() -> str:
+    """Return what a command needs that continues what this process does: " --trust", or "" without code."""
+    return " --trust" if _places else ""
+
+
+def list_code(env: str, env_args: Mapping[str, Any], probe: Iterable[str]) -> Iterator[str]:
+    """Yield what names code among an environment, its arguments and the probes of a run."""
+    yield from (name for name in (env, *probe) if ":" in name)
+    yield from _places_in(env_args)
+
+
+def refuse_untrusted(places: Iterable[str], file: object) -> None:
+    """Raise an error if a file names code that it may not name. Nothing is imported.
+
+    Args:
+        places: what the file names, such as `module:Id`.
+        file: the file or folder, for the error.
+
+    Raises:
+        UsageError: the user has not allowed one of the places.
+    """
+    for place in places:
+        module = place.partition(":")[0]
+        if not (trusts_everything() or place in _places or module in sys.modules or module in _plugins()):
+            raise UsageError(
+                f"{file} names {place}, and a file does not make qscape import a module: if you trust that "
+                f"code, add --trust to the command, or call qs.trust({place!r}) in Python."
+            )
+
+
+def _places_in(value: Any) -> Iterator[str]:
+    """Yield the strings in nested arguments that name code."""
+    if isinstance(value, str) and PLACE.fullmatch(value):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _places_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _places_in(item)
+
+
+@functools.cache
+def _plugins() -> frozenset[str]:
+    """The modules of plug-ins that are installed."""
+    points = [point for group in GROUPS for point in importlib.metadata.entry_points(group=group)]
+    return frozenset([*PLUGINS, *(point.module for point in points)])

@@ -1,0 +1,138 @@
+"""Environments that raise where nobody expects it: one sentence, or what they raised, after a save."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny import Clock, settings
+
+from qscape.cli import main
+from qscape.envs import make
+from qscape.errors import RunError, UsageError
+from qscape.run import Plan, resume, saves, train
+
+
+class Broken(Clock):
+    """Raises in its constructor, or in `close`; or has no spaces."""
+
+    def __init__(self, where: str = "constructor"):
+        super().__init__()
+        self.where = where
+        if where == "constructor":
+            raise KeyError("a \x1b[31mred\x07\ntext")
+        if where.endswith("_space"):
+            delattr(self, where)
+
+    def close(self):
+        if self.where == "close":
+            raise OSError("no display")
+
+
+class Exits(Clock):
+    """Raises `exit` in its step number `at`, counted over all episodes of all environments."""
+
+    exit: BaseException = SystemExit(7)
+    at = 0
+    count = 0
+
+    def step(self, action):
+        Exits.count += 1
+        if Exits.count == Exits.at:
+            raise self.exit
+        return super().step(action)
+
+
+class Twins(Clock):
+    """Every further one has other spaces."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        Twins.made += 1
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (Twins.made,), np.float32)
+
+
+for made in (Broken, Exits):
+    gym.register(f"{made.__name__}-v0", made, disable_env_checker=True)
+
+
+def test_a_constructor_that_raises():
+    with pytest.raises(UsageError) as caught:
+        make("Broken-v0")
+    assert str(caught.value) == r"Broken-v0 cannot be made (KeyError: 'a \x1b[31mred\x07\ntext')"
+    with pytest.raises(UsageError, match=r"cannot be made 3 times \(RuntimeError: "):
+        make(Twins, envs=3)
+
+
+@pytest.mark.parametrize("space", ["observation_space", "action_space"])
+def test_a_missing_space(space):
+    with pytest.raises(UsageError, match=f"Broken has no {space}: set self.{space} = gymnasium.spaces.Box"):
+        make(Broken(space))
+
+
+def test_an_error_in_close_is_one_sentence_and_hides_no_other(tmp_path):
+    plan = Plan("td3", "Broken-v0", 40, env_args={"where": "close"}, settings=settings("td3", warmup=20))
+    with pytest.raises(RunError, match=r"Broken-v0 broke when it was closed \(OSError: no display\)"):
+        list(train(plan, tmp_path / "a"))
+    assert saves.names(tmp_path / "a" / "saves")[-1] == "000000040"
+
+    def fail(trainer):
+        trainer.adapter.step = lambda action: 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        list(train(plan, tmp_path / "b", on_trainer=fail))
+
+
+@pytest.mark.parametrize("raised", [SystemExit(7), KeyboardInterrupt()], ids=repr)
+def test_an_environment_that_exits_is_saved_first(raised, tmp_path, monkeypatch):
+    monkeypatch.setattr(Exits, "exit", raised)
+    monkeypatch.setattr(Exits, "count", 0)
+    monkeypatch.setattr(Exits, "at", 61)
+    plan = Plan("td3", "Exits-v0", 100, eval_every=0, save_every=1000, settings=settings("td3", warmup=20))
+    with pytest.raises(type(raised)) as caught:
+        list(train(plan, tmp_path / "run"))
+    assert caught.value is raised
+    assert saves.names(tmp_path / "run" / "saves")[-1] == "000000060"
+    started, *_, ended = resume(tmp_path / "run")
+    assert started.step == 60
+    assert "it was interrupted in the middle of a step" in " ".join(started.notes)
+    assert (ended.step, ended.updates) == (100, 80)
+
+
+@pytest.mark.slow
+def test_an_environment_that_exits_inside_a_program(tmp_path, monkeypatch):
+    """Of the driven program, which calls the environments from XLA's thread."""
+    from qscape.envs import adapter
+    from qscape.run import trainer
+
+    monkeypatch.setattr(trainer, "CHUNK", 5)
+    monkeypatch.setattr(trainer, "LONG", 10)
+    monkeypatch.setattr(adapter, "HOST_ONLY", (*adapter.HOST_ONLY, Exits.__module__))
+    monkeypatch.setattr(Exits, "count", 0)
+    monkeypatch.setattr(Exits, "at", 61)
+    plan = Plan("td3", "Exits-v0", 200, eval_every=0, save_every=1000, settings=settings("td3", warmup=20))
+    seen = []
+    with pytest.raises(SystemExit):
+        list(train(plan, tmp_path / "run", on_trainer=seen.append))
+    assert seen[0].driver is not None
+    assert saves.names(tmp_path / "run" / "saves")[-1] == "000000060"
+    *_, ended = resume(tmp_path / "run")
+    assert (ended.step, ended.updates) == (200, 180)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["export", "run", "--onnx", ""], "--onnx is empty"),
+        (["train", "td3", "--env", "", "--steps", "10"], "--env is empty"),
+        (["evaluate", ""], "qscape evaluate needs RUN first"),
+        (["train", "td3", "--env", "Pendulum-v1", "--out", "a\0b", "--steps", "10"], "holds a NUL byte"),
+        (["evaluate", "a\0b"], r"a\x00b is no run"),
+    ],
+)
+def test_empty_words_and_nul_bytes(argv, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
