@@ -7,15 +7,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qscape.nets import Features, Torso
+from qscape.nets import Features
 from qscape.nets.dropout import DropoutTorso
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Composition, Network, Role
+from qscape.offpolicy.plain import MLPNetwork
+from qscape.offpolicy.sockets import Composition, Role
 from qscape.types import Key, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class DroQ(Network):
+class DroQ(MLPNetwork):
     """Hidden layers of critics are linear, dropout, layer norm, activation; actors are plain.
 
     Units are dropped in the critics' loss, in the target critics and where the actor climbs the critics, with
@@ -34,5 +35,5 @@ class DroQ(Network):
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         if role == "actor":
-            return Torso(key, (size, *base.actor_hidden), base.actor_activation)
+            return super().torso(key, size, role, base)
         return DropoutTorso(key, (size, *base.critic_hidden), base.critic_activation, self.rate)

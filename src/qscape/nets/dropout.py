@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.nets.layers import Inputs, dense
+from qscape.nets.layers import Inputs, LayerNorm, dense
 from qscape.nets.mlp import ACTIVATIONS, Conditioning, Torso
-from qscape.nets.residual import LayerNorm
 from qscape.types import Key
 
 
@@ -33,7 +32,7 @@ class DropoutTorso(eqx.Module):
     def __init__(self, key: Key, sizes: Sequence[int], activation: str, rate: float) -> None:
         """`sizes` are the input size and the widths of the layers."""
         self.layers = Torso(key, sizes, activation).layers
-        self.norms = tuple(LayerNorm(width, epsilon=1e-5) for width in sizes[1:])
+        self.norms = tuple(map(LayerNorm, sizes[1:]))
         self.activation, self.rate = activation, rate
 
     def __call__(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Actor, Critic, Stage, Torso
+from qscape.nets import Actor, Critic, Features, Stage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
@@ -73,7 +73,10 @@ class MLPNetwork(Network):
 
     name: ClassVar[str] = "mlp"
 
-    def torso(self, key: Key, size: int, role: Role, base: Base) -> Torso:
+    def notes(self, agent: Composition) -> list[str]:
+        return []
+
+    def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         hidden, activation, norm = {
             "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
             "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),
