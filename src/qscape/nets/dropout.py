@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.nets.layers import Inputs, LayerNorm, dense
+from qscape.nets.layers import Inputs, dense
 from qscape.nets.mlp import ACTIVATIONS, Conditioning, Torso
 from qscape.types import Key
 
