@@ -6,10 +6,17 @@ BIN := $(VENV)/bin
 DEMO := runs/make-demo
 PYTEST := NPROC=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=25 --durations-min=5
 # Programs are compiled in about half the time and run more slowly; `make test-all` compiles them as users do.
-QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
-  --xla_llvm_disable_expensive_passes=true"
+# XLA ends a program at a flag that it does not know, and from 0.11 on it does not know the last one.
+quick = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true $$($(1) -c \
+  'from jaxlib.version import __version_info__ as v; print("--xla_cpu_use_fusion_emitters=false" * (v < (0, 11)))')"
 
-.PHONY: help demo test test-all lint docs bench clean browser
+# The interpreters, the extras and the tests of `make test-oldest` and `make test-newest`: files that touch every library.
+OLDEST ?= 3.11
+NEWEST ?= 3.13
+VERSIONED := test,report,tune,video,export,offline
+TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot record report compare tune export probes)
+
+.PHONY: help demo test test-all test-oldest test-newest lint docs bench clean browser
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -18,7 +25,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (three minutes)
-	$(BIN)/qscape study run studies/make-demo.toml --workers 2
+	$(BIN)/qscape study run make-demo --workers 2
 	for run in $(DEMO)/*/*/0; do $(BIN)/qscape landscape $$run || exit 1; done
 	$(BIN)/qscape plot $(DEMO) --png $(DEMO)/curve.png
 	$(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png
@@ -32,10 +39,24 @@ demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report
 	@echo "  $(BIN)/qscape list"
 
 test: lint browser ## check style and types and run the quick tests (minutes)
-	@$(QUICK) $(PYTEST) -m "not slow"
+	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev browser ## run every test (half an hour)
 	@$(PYTEST)
+
+test-oldest: ## run a part of the tests with the oldest dependencies that are allowed (needs uv)
+	$(call with-versions,oldest,$(OLDEST),lowest-direct)
+
+test-newest: ## run a part of the tests with the newest dependencies and Python 3.13 (needs uv)
+	$(call with-versions,newest,$(NEWEST),highest)
+
+# A virtual environment .venv-NAME of its own, with a Python and a resolution of uv.
+define with-versions
+@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
+@uv venv --quiet --clear --python $(2) .venv-$(1)
+@uv pip install --quiet --python .venv-$(1) --resolution $(3) --upgrade --editable '.[$(VERSIONED)]'
+@$(call quick,.venv-$(1)/bin/python) NPROC=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(TOUCHING)
+endef
 
 lint: $(VENV)/.dev ## style, import rules and types
 	@$(BIN)/ruff check
@@ -61,8 +82,8 @@ docs: $(VENV)/.docs ## build the documentation into site/
 bench: $(VENV)/.bench ## measure training speed beside other libraries
 	$(BIN)/python benchmarks/throughput.py --quick
 
-clean: ## remove caches and builds; runs/ and .venv stay
-	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove caches, builds and test environments; runs/ and .venv stay
+	rm -rf .venv-oldest .venv-newest build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .venv/.EXTRA stands for "installed with that extra".

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qscape.agents import BASES, PARTS, build
+from qscape.agents import BASES, EXPANSIONS, PARTS, build
 from qscape.agents import onpolicy as on_policy
 from qscape.agents.recipes import SOCKET_MEANS
 from qscape.errors import UsageError
@@ -80,6 +80,19 @@ def table_of_overrides() -> str:
     return format_table(["part", "field", "becomes", "on"], rows)
 
 
+def table_of_expansions() -> str:
+    """Make the table of the agents that are a base with parts and settings."""
+    rows = []
+    for name, expansion in EXPANSIONS.items():
+        fields = [
+            f"`{part}.{field}` {format_value(value)}"
+            for part, of in expansion.settings.items()
+            for field, value in of.items()
+        ]
+        rows.append([f"`{name}`", f"`{expansion.recipe}`", ", ".join(fields), escape(expansion.help)])
+    return format_table(["agent", "is", "with", "what"], rows)
+
+
 def sections_of_parts(parts: dict[str, type], socket_means: dict[str, str], family: str = "") -> list[str]:
     """Make a section for each part; `family` is "on-policy " or empty."""
     sections = []
@@ -98,6 +111,8 @@ def make_page() -> str:
         table_of_base(BASES),
         "\n## What parts override in the base\n",
         table_of_overrides(),
+        "\n## Agents that are a base with parts and settings\n",
+        table_of_expansions(),
         "\n## Polyak averaging (every agent without `periodic`)\n",
         table_of_fields(plain.Polyak(), "polyak."),
         "\n`sac` has `'always'` for `polyak.when`.",

@@ -212,7 +212,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place)
-        for name in ("src", "tests", "reference", "docs", "studies", "examples"):
+        for name in ("src", "tests", "reference", "docs", "examples"):
             if (asked.tree / name).exists():
                 shutil.copytree(asked.tree / name, copy / name)
         shutil.copy(asked.tree / "pyproject.toml", copy)

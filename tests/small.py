@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxlib.version import __version_info__
 
 from qscape import agents
 from qscape.errors import UsageError
@@ -18,12 +19,18 @@ from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
 
+
+def fusion_emitters(used: bool) -> dict[str, bool]:
+    """The compiler option of that name, which jaxlib 0.11 does not know any more."""
+    return {"xla_cpu_use_fusion_emitters": used} if __version_info__ < (0, 11) else {}
+
+
 # XLA's defaults, which `make test` overrides by XLA_FLAGS. Two programs of the same mathematics agree to the
 # bit only if XLA fuses them in the same way, so agents and oracles are compiled as users' programs are.
 AS_USERS = {
     "xla_backend_optimization_level": 3,
-    "xla_cpu_use_fusion_emitters": True,
     "xla_llvm_disable_expensive_passes": False,
+    **fusion_emitters(True),
 }
 
 
@@ -96,9 +103,9 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
     steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, columns)
 
     def insert(carry, step):
-        return agent.replay.insert(layout, *carry, step, jnp.array([True])), None
+        return agent.insert(layout, *carry, step, jnp.array([True])), None
 
-    return jax.jit(lambda: jax.lax.scan(insert, agent.replay.init(layout), steps)[0])()
+    return jax.jit(lambda: jax.lax.scan(insert, agent.init_replay(layout), steps)[0])()
 
 
 def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) -> Run:

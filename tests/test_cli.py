@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -71,7 +72,7 @@ NOT_A_NAME = [
     (["train", "td3", "--env", ":"], "names no environment"),
     (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
     (["train"], "needs RECIPE first"),
-    (["list", "things"], "takes agents, parts, envs, not 'things'"),
+    (["list", "things"], "takes agents, parts, envs, studies, not 'things'"),
     (["train", "td3", *SHORT, "--log", "paper"], "--log paper is unknown; there are wandb, trackio"),
 ]
 NOT_TOGETHER = [
@@ -286,7 +287,8 @@ def flipped(save):
 )
 def test_saves_that_cannot_be_read(refused, done, tmp_path, command, damage, why):
     folder = shutil.copytree(done, tmp_path / "runs" / "0")
-    damage(folder / "saves" / saves.names(folder / "saves")[-1])
+    for name in saves.names(folder / "saves"):  # `resume` goes on from an older one that can be read
+        damage(folder / "saves" / name)
     more = ["--steps", 200] if command == "resume" else []
     assert why in refused(command, folder, *more, code=1)
 
@@ -493,6 +495,10 @@ def test_help_version_and_list(capsys):
         assert word in out
     assert run("list", "parts") == 0
     assert "HalfCheetah" not in capsys.readouterr().out
+    assert run("list", "studies") == 0
+    assert re.search(
+        r"make-demo +What `make demo` trains: .* PAVE's smooth critics\. *\n", capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

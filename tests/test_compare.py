@@ -307,12 +307,12 @@ def test_files_that_cannot_be_written(runs, capsys):
 
 def test_missing_extras_are_named(runs):
     code = (
-        "import sys; sys.modules['rliable'] = None\n"
+        "import sys; sys.modules['pandas'] = None\n"
         "from qscape.cli import main; sys.exit(main(['compare', 'runs']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == 'qscape: Statistics need the extra: pip install "qscape[report]".\n'
+    assert done.stderr == 'qscape: Tables of runs need the extra: pip install "qscape[report]".\n'
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.policy import LoadedPolicy, make_programs
 
 ort = pytest.importorskip("onnxruntime")
-ROOT = Path(__file__).parent.parent
 RANDOM = {"cem", "wolpertinger"}  # parts that search by drawing
 
 
@@ -233,6 +232,7 @@ def exported(run, tmp_path_factory) -> Path:
         str(folder / "p.onnx"),
         "--npz",
         str(folder / "p"),
+        "--runner",
         "--episodes",
         "3",
     ]
@@ -247,10 +247,8 @@ def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
     obs = policy.sample_observations(made, 5)
     np.save(tmp_path / "obs.npy", obs)
     without = "import sys; sys.modules['qscape'] = sys.modules['jax'] = None; "
-    code = (
-        without
-        + f"import runpy; runpy.run_path({str(ROOT / 'examples/run_policy.py')!r}, run_name='__main__')"
-    )
+    runner = str(exported / "run_policy.py")
+    code = without + f"import runpy; runpy.run_path({runner!r}, run_name='__main__')"
     argv = [sys.executable, "-c", code]
     argv += [exported / "p.onnx", "--observations", tmp_path / "obs.npy"]
     done = subprocess.run([*map(str, argv)], capture_output=True, text=True)
@@ -380,10 +378,3 @@ def test_the_card_takes_over_what_smoothness_found(tmp_path):
     (tmp_path / "inspect/smoothness.json").write_text("{")
     with pytest.raises(RunError, match="measure it again"):
         card._describe_smoothness(tmp_path)
-
-
-def test_pushing_needs_a_package_or_a_token(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(UsageError, match="--hub needs a"):
-        card.push_to_hub("me/policy", tmp_path / "a.md", [])

@@ -266,3 +266,19 @@ def test_python():
     assert agent.parts["pave"].curvature == 2.0
     with pytest.raises(UsageError, match="no settings for td3 on MountainCarContinuous-v0"):
         qs.Model("td3", "MountainCarContinuous-v0", preset="paper")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "env", "part", "field", "value"),
+    [
+        ("tqc", "Hopper-v5", "quantile", "drop", 5),
+        ("tqc", "HalfCheetah-v4", "quantile", "drop", 0),
+        ("redq", "Walker2d-v5", "soft", "target_entropy", -3.0),
+        ("droq", "Humanoid-v5", "soft", "target_entropy", -2.0),
+        ("droq+pave", "Humanoid-v5", "droq", "rate", 0.1),
+    ],
+)
+def test_named_recipes_have_settings_of_their_environments(recipe, env, part, field, value):
+    agent = made(recipe, env)
+    assert getattr(agent.parts[part], field) == value
+    assert agent.base.policy_delay == build(recipe).base.policy_delay

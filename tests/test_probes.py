@@ -1,9 +1,11 @@
 """Agents learn environments of which the right Q and the best action are known, each in a few seconds."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import slow
+from rows import slow, slow_except
 
 from qscape import agents
 from qscape.envs import make
@@ -28,6 +30,8 @@ SETTINGS = {
     "polyak": {"rate": 0.1},
     "sale": {"width": 32, "hidden": (32,), "learning_rate": 3e-3},
     "soft": {"initial_temperature": 0.01},
+    "c51": {"low": -8.0, "high": 8.0, "atoms": 65},
+    "hl_gauss": {"low": -8.0, "high": 8.0, "atoms": 65},
 }
 STEPS = 1_000
 
@@ -59,14 +63,31 @@ def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("recipe", ["td3", "sac", slow("td7")])
 @pytest.mark.parametrize("probe", PROBES)
 def test_probe(recipe, probe):
+    check_probe(recipe, probe)
+
+
+def check_probe(recipe: str, probe: str) -> None:
+    """Checks Q and the policy of an agent that learned an environment."""
     trainer, kind = learn(recipe, probe), PROBES[probe]
     shown = np.unique(np.asarray(trainer.storage)[: int(trainer.carry.replay_state.size[0]), 0])
     observation, action = (x.ravel() for x in np.meshgrid(shown, np.linspace(-0.9, 0.9, 7)))
     known = kind.q(observation, action, DISCOUNT)
     found = values(trainer, observation, action)
-    np.testing.assert_allclose(found, np.stack([known, known], -1), rtol=0.03, atol=0.08)
+    np.testing.assert_allclose(found, np.stack([known] * found.shape[1], -1), rtol=0.03, atol=0.08)
     if kind.best_action(shown) is not None:
         np.testing.assert_allclose(choices(trainer, shown), kind.best_action(shown), atol=0.1)
+
+
+KINDS = ("td3+c51", "td3+hl_gauss", "td3+quantile", "tqc", "sac+droq", "sac+redq")
+KINDS += ("td3+c51+own_target", "td3+quantile+mean_target")
+
+
+QUICK = ("td3+c51", "qscape/ProbeDiscount-v0")
+
+
+@pytest.mark.parametrize("case", slow_except([QUICK], itertools.product(KINDS, PROBES)), ids=" ".join)
+def test_probe_of_critics_of_other_kinds(case):
+    check_probe(*case)
 
 
 class Cut(ProbeTimeLimit):

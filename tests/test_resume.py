@@ -85,7 +85,7 @@ CHEETAH = Plan(  # a replay that is overwritten; synchronisation at step 300, an
     save_every=100,
 )
 LAP = settings("td3+lap", warmup=50, replay_capacity=200, next_observation="derived")
-SIMPLER = dataclasses.replace(CHEETAH, recipe="td3+lap", settings=LAP)  # the same without embeddings
+SIMPLER = dataclasses.replace(CHEETAH, recipe="td3+lap+reward_scale", settings=LAP)  # no embeddings
 HALF = dataclasses.replace(
     SIMPLER,
     env="Pendulum-v1",
@@ -128,7 +128,7 @@ CLOCK = Plan(
     ids=[
         "pendulum-td7",
         "cheetah-td3+sale+lap",
-        "cheetah-td3+lap",
+        "cheetah-td3+lap+reward_scale",
         "pendulum-bfloat16",
         "vector-sac+normalise",
     ],

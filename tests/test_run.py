@@ -109,9 +109,9 @@ def by_hand(recipe, steps, warmup, lag=0):
     agent = build(recipe, settings(recipe, warmup=warmup)).on(adapter.spec)
     layout, key = agent.layout(), jax.random.key(0)
     act = jax.jit(agent.act, static_argnames="mode")
-    insert = jax.jit(partial(agent.replay.insert, layout))
+    insert = jax.jit(partial(agent.insert, layout))
     update = jax.jit(partial(agent.update, layout))
-    state, (rows, index) = agent.init(key), agent.replay.init(layout)
+    state, (rows, index) = agent.init(key), agent.init_replay(layout)
     actions, states, first, obs = [], [state], np.ones(1, bool), adapter.reset()
     for t in range(steps):
         mode = "warm_up" if t < warmup else "explore"

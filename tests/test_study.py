@@ -27,7 +27,7 @@ from qscape.run import folder as folders
 from qscape.run.events import Logged, Measured, Saved
 from qscape.run.plan import folder_name, prepare
 
-STUDIES = TESTS.parent / "studies"
+STUDIES = TESTS.parent / "src/qscape/jobs/studies"
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
 LINES = "\n".join(SMALL)
 TEXT = f"""\
@@ -201,7 +201,8 @@ def test_files_that_are_none(place, capsys):
     assert main(["study", "run", "tiny.toml"]) == 2
     assert "has no budget 'full', only quick; add [budgets.full]" in capsys.readouterr().err
     for argv, why in (
-        (["run"], "qscape study run needs FILE first"),
+        (["run"], "qscape study run needs a study first"),
+        (["run", "dmo"], "no file dmo and no study of that name; near to it: demo, make-demo."),
         (["start"], "qscape study has no 'start'"),
         (["run", "tiny.toml", "--budget", "quick", "--workers", "0"], "--workers is 0"),
         (["run", "tiny.toml", "--worker", "1"], "did you mean --workers"),

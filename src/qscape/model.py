@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qscape.inspect.trained_agent import TrainedAgent
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
+HUB = "hub:"  # begins the name of a run on the hub
 FOREVER = 10**9  # steps of a plan that is prepared but not run, so that no warm-up is shortened
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
@@ -317,7 +318,8 @@ def load(
     declares them (see `qscape.agents.plugins`). A warning says why if the environment starts a new episode.
 
     Args:
-        path: a run folder, or a group with one seed.
+        path: a run folder, or a group with one seed; "hub:OWNER/NAME" or "hub:OWNER/NAME@REVISION" fetches
+            one from the Hugging Face hub.
         env: replaces the run's environment; it must have the same spaces. None: the run's own.
         eval_env: as for `Model`.
 
@@ -326,6 +328,10 @@ def load(
             None.
         RunError: there is no readable save, or it does not fit `env`.
     """
+    if isinstance(path, str) and path.startswith(HUB):
+        from qscape.export.hub import download_run
+
+        path = download_run(path.removeprefix(HUB))
     folder = folders.one_run(Path(path))
     plan = folders.read_plan(folder)
     newest, notes = folders.choose_save(folder)

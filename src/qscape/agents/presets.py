@@ -257,11 +257,38 @@ def _action_collapse() -> dict[tuple[str, str, str], Settings]:
     return rows
 
 
+# --- critics that are distributions, ensembles or have dropout ---------------------------------------------
+
+# TQC's quantiles left out per critic; REDQ's target entropies, which are MBPO's; DroQ's rates of dropout,
+# which its other code sets to 0.01. The papers use versions 2 and 3 of the environments.
+TRUNCATED = {"HalfCheetah": 0, "Hopper": 5, "Walker2d": 2, "Ant": 2, "Humanoid": 2}
+TARGET_ENTROPY = {"HalfCheetah": -3.0, "Hopper": -1.0, "Walker2d": -3.0, "Ant": -4.0, "Humanoid": -2.0}
+DROPOUT = {"Hopper": 1e-4, "Walker2d": 5e-3, "Ant": 0.01, "Humanoid": 0.1}
+
+
+def _critics() -> tuple[Paper, Paper, Paper]:
+    """Return the rows of TQC, REDQ and DroQ."""
+    tqc, redq, droq = {}, {}, {}
+    for name in TRUNCATED:
+        for env in (f"{name}-v4", f"{name}-v5"):
+            entropy = {"soft": {"target_entropy": TARGET_ENTROPY[name]}}
+            tqc["tqc", "", env] = {"quantile": {"drop": TRUNCATED[name]}}
+            redq["redq", "", env] = entropy
+            if name in DROPOUT:
+                droq["droq", "", env] = entropy | {"droq": {"rate": DROPOUT[name]}}
+    return (
+        Paper("TQC, arXiv 2005.04269", tqc),
+        Paper("REDQ, arXiv 2101.05982", redq),
+        Paper("DroQ, arXiv 2110.02034", droq),
+    )
+
+
 PRESETS: dict[str, list[Paper]] = {
     "paper": [
         Paper("Lee et al. 2026, arXiv 2601.22970", _smooth_control()),
         Paper("SAVGO, arXiv 2605.00787", _savgo()),
         Paper("ACPG, arXiv 2509.02737, and Tianshou", _action_collapse()),
         Paper("SAVO, arXiv 2410.11833", _savo()),
+        *_critics(),
     ],
 }

@@ -24,6 +24,7 @@ from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
 from qscape.methods.crossq import CrossQ, CrossQWN
+from qscape.methods.droq import DroQ
 from qscape.methods.ensemble import Ensemble
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
@@ -34,12 +35,16 @@ from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
 from qscape.methods.lap import LAP
 from qscape.methods.lipsnet import LipsNet
+from qscape.methods.mean_target import MeanTarget
 from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
+from qscape.methods.own_target import OwnTarget
 from qscape.methods.pave import PAVE
 from qscape.methods.periodic import Periodic
 from qscape.methods.quantile import Quantile
+from qscape.methods.redq import REDQ
 from qscape.methods.resets import Resets
+from qscape.methods.reward_scale import RewardScale
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
@@ -128,7 +133,19 @@ EXPANSIONS: dict[str, Expansion] = {
     "crossq_wn": Expansion(
         "sac+crossq_wn",
         "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
-        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "target_entropy_scale": 0.5}},
+        {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "entropy_per_action": -0.5}},
+    ),
+    "redq": Expansion(
+        "sac+redq",
+        "SAC with ten critics, two of them drawn for a target, at 20 updates per step (Chen et al. 2021, "
+        "arXiv 2101.05982).",
+        {"base": {"log_std_min": -20.0}},
+    ),
+    "droq": Expansion(
+        "sac+droq",
+        "SAC whose critics have dropout and layer norm, at 20 updates per step (Hiraoka et al. 2022, arXiv "
+        "2110.02034).",
+        {"base": {"log_std_min": -20.0}},
     ),
 }
 BASE_HELP = {
@@ -148,6 +165,7 @@ PARTS: dict[str, type] = {
         ValueClip,
         Checkpoints,
         Normalise,
+        RewardScale,
         PAVE,
         CAPS,
         GRAD,
@@ -176,6 +194,10 @@ PARTS: dict[str, type] = {
         CrossQ,
         CrossQWN,
         XQC,
+        MeanTarget,
+        OwnTarget,
+        REDQ,
+        DroQ,
     )
 }
 SOCKET_MEANS = {
@@ -192,6 +214,7 @@ SOCKET_MEANS = {
     "schedule": "decides when updates happen",
     "reset": "re-initialises networks",
     "normaliser": "normalises observations",
+    "scaling": "scales rewards",
 }
 
 

@@ -11,7 +11,10 @@ from qscape.errors import QscapeError, UsageError, memory_error
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
     "resume": ("continue an interrupted run, or make it longer", "RUN [--steps N]"),
-    "study": ("run agents on environments, as a file says", "run|status FILE [--workers N] [--budget quick]"),
+    "study": (
+        "run agents on environments",
+        "run|status STUDY [--workers N] [--budget quick]",
+    ),
     "tune": ("search for better fields of an agent", "RECIPE --env ID --trials N --steps M"),
     "watch": ("watch a run while it trains", "RUN [--show METRIC] [--once]"),
     "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),
@@ -28,8 +31,10 @@ COMMANDS = {
     "dataset": ("show what a dataset holds", "NAME"),
     "collapse": ("measure action collapse of on-policy agents", "RUN... [--states N] [--json|--png FILE]"),
     "export": ("write a policy as a file that runs without qscape", "RUN --onnx FILE [--npz FILE]"),
+    "push": ("upload a run to the Hugging Face hub", "RUN --repo OWNER/NAME"),
+    "pull": ("fetch a run from the Hugging Face hub", "OWNER/NAME [--out RUN]"),
     "import": ("make a run of a Stable-Baselines3 file", "FILE --env ID [--out RUN]"),
-    "list": ("show agents, parts and environments", "[agents|parts|envs]"),
+    "list": ("show agents, parts, environments and studies", "[agents|parts|envs|studies]"),
 }
 
 

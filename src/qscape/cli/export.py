@@ -1,15 +1,19 @@
 """The command `qscape export RUN --onnx FILE`."""
 
 import dataclasses
+from importlib.resources import files as files_of
 from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console
 from qscape.errors import UsageError
 from qscape.export import card, policy
+from qscape.inspect.store import write_atomically
 from qscape.run.folder import one_run
 from qscape.run.training import set_up_jax
 from qscape.types import setting
+
+RUNNER = "run_policy.py"  # a program of its own, which is also a file of the package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Options:
     )
     episodes: int = setting(10, "Number of evaluation episodes for the model card.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
-    hub: str | None = setting(None, "Push files and model card to OWNER/NAME on the Hugging Face hub.")
+    runner: bool = setting(False, f"With --onnx, write {RUNNER} beside the file: it needs no qscape.")
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +43,11 @@ def main(argv: list[str]) -> int:
     if not files:
         raise UsageError("qscape export RUN needs a file to write: add --onnx FILE, or --npz FILE.")
     policy.refuse_foreign(files[0].with_suffix(".md"), "library_name: qscape")  # before any is written
+    if given.runner and onnx is None:
+        raise UsageError("--runner runs an ONNX file: add --onnx FILE.")
+    runner = files[0].with_name(RUNNER)
+    if given.runner:
+        policy.refuse_foreign(runner, "Run an exported policy")
     if npz is not None:
         policy.refuse_foreign(npz.with_suffix(".json"), f'"format": "{policy.FORMAT}"')
     set_up_jax()
@@ -55,13 +64,14 @@ def main(argv: list[str]) -> int:
             f"single and batched (the library from itself: {checked.rounding:.1e}); "
             f"p50 {checked.p50:.3f} ms, p99 {checked.p99:.3f} ms on one core"
         )
+    if given.runner:
+        write_atomically(runner, (files_of("qscape.export") / RUNNER).read_bytes())
+        say(f"{runner}: python {runner} {onnx}")
     if npz is not None:
         files.append(policy.write_arrays(made, npz))
         say(f"{npz}, {files[-1]}")
     written = card.write_card(made, files, checked)
     say(f"{written}: {card.describe_evaluation(made).replace('**', '')}")
-    if given.hub is not None:
-        say(card.push_to_hub(given.hub, written, files))
     return 0
 
 

@@ -8,6 +8,7 @@ from qscape.cli.running import plain_console
 from qscape.errors import UsageError
 from qscape.export.stable_baselines import convert_file
 from qscape.run.training import set_up_jax
+from qscape.system import file_name
 from qscape.types import setting
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             "qscape import FILE needs the environment it was trained in, e.g. --env Pendulum-v1."
         )
-    name = Path("runs") / given.env.replace("/", "-") / Path(file).stem / "0"
+    name = Path("runs") / file_name(given.env) / Path(file).stem / "0"
     folder = Path(given.out) if given.out else name
     set_up_jax()
     off = convert_file(Path(file), given.env, folder, options.env_args(given.env_args), given.overwrite)

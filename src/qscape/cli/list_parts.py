@@ -1,4 +1,8 @@
-"""`qscape list`: agents, parts and environments."""
+"""`qscape list`: agents, parts, environments and studies."""
+
+import re
+from itertools import takewhile
+from pathlib import Path
 
 import gymnasium as gym
 from rich.table import Table
@@ -9,8 +13,9 @@ from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
 from qscape.envs import simulators
 from qscape.errors import UsageError
+from qscape.jobs.study import BUNDLED, names_of_studies
 
-SECTIONS = ("agents", "parts", "envs")
+SECTIONS = ("agents", "parts", "envs", "studies")
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +63,17 @@ def main(argv: list[str]) -> int:
         rows = [[family, ", ".join(sorted(ids))] for family, ids in sorted(groups.items())]
         rows += [[f"extra {name}", _list_simulator(name, "envs" in argv)] for name in simulators.PACKAGES]
         console.print(_left(table("\nEnvironments", ["from", "ids"], rows)))
+    if "studies" in wanted:
+        rows = [[name, _first_comment(BUNDLED / f"{name}.toml")] for name in names_of_studies()]
+        console.print(_left(table("\nStudies, for qscape study run NAME", ["name", "what"], rows)))
     return 0
+
+
+def _first_comment(file: Path) -> str:
+    """Return the first sentence of the comment that a study file begins with."""
+    lines = takewhile(lambda line: line.strip("# "), file.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.strip("# ") for line in lines)
+    return re.split(r"(?<=[^l][.?]) ", text)[0]
 
 
 def _list_simulator(name: str, fully: bool) -> str:

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from qscape import trusted
 from qscape.errors import RunError, UsageError, one_line
-from qscape.jobs.pool import Failure, Pool, count_cores
+from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
+from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
 

@@ -1,4 +1,4 @@
-"""`qscape study run FILE` and `qscape study status FILE`."""
+"""`qscape study run STUDY` and `qscape study status STUDY`."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,12 @@ from qscape.cli import options
 from qscape.cli.running import LiveBoard, plain_console, table
 from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
-from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker, count_cores
+from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
-from qscape.jobs.study import Study, read_study
+from qscape.jobs.study import Study, find_study, read_study
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
+from qscape.system import count_cores
 from qscape.types import setting
 
 LONG = 3600.0  # core-seconds above which a study asks the user before it begins
@@ -47,16 +48,16 @@ class Run(Status):
 
 def main(argv: list[str]) -> int:
     """Run a study, or print the state of its runs. Returns the exit code."""
-    what, rest = options.positional(argv, "run|status FILE", "qscape study", flags_for=None)
+    what, rest = options.positional(argv, "run|status STUDY", "qscape study", flags_for=None)
     if what not in ("run", "status"):
-        raise UsageError(f"qscape study has no '{what}'; write qscape study run FILE or study status FILE.")
+        raise UsageError(f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY.")
     cls = options.flags_of(Run() if what == "run" else Status())
     if rest[:1] in (["-h"], ["--help"]):
-        options.parse(cls, rest, f"qscape study {what} FILE")
+        options.parse(cls, rest, f"qscape study {what} STUDY")
     if not rest or rest[0].startswith("-"):
-        raise UsageError(f"qscape study {what} needs FILE first, e.g. studies/demo.toml.")
-    given = options.parse(cls, rest[1:], f"qscape study {what} FILE")
-    board = StudyBoard(read_study(Path(rest[0]), given.budget, Path(given.runs)), plain_console())
+        raise UsageError(f"qscape study {what} needs a study first: demo, or a file such as my-study.toml.")
+    given = options.parse(cls, rest[1:], f"qscape study {what} STUDY")
+    board = StudyBoard(read_study(find_study(rest[0]), given.budget, Path(given.runs)), plain_console())
     if what == "status":
         board.console.print(board.table())
         return 0

@@ -20,6 +20,7 @@ from qscape.run.loop import may_compile, open_adapter
 from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.sinks import TRACKERS
+from qscape.system import file_name
 
 MOST_SEEDS = 1_000
 
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
         in_jax = may_compile(plan) and adapter.jax_env is not None
         adapter.close()
     together = _together(run.seeds_as, plans, agent, in_jax, run.log)
-    place = (str(Path(run.dataset)) if run.dataset else run.env).strip("/").replace("/", "-")
+    place = file_name((str(Path(run.dataset)) if run.dataset else run.env).strip("/\\"))
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)

@@ -14,11 +14,11 @@ from qscape.cli import options
 from qscape.cli.running import LiveBoard, plain_console, table
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
-from qscape.jobs.pool import count_cores
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, open_search
-from qscape.run.plan import Plan
+from qscape.run.plan import Plan, folder_name
+from qscape.system import count_cores, file_name
 from qscape.types import setting
 
 SHOWN = 10  # maximal number of trials in the table at the end
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     index_actions = build(recipe, settings).index_actions
     adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=index_actions)
     adapter.close()  # made so that an unfit environment is refused before a folder is created
-    folder = Path(given.out) if given.out else Path("runs", "tune", plan.env.replace("/", "-"), recipe)
+    folder = Path(given.out) if given.out else Path("runs", "tune", file_name(plan.env), folder_name(recipe))
     search = Search(plan, ranges, folder, given.seeds, given.metric, given.seed)
     return run(search, given.trials, given.workers or count_cores(), shlex.join(["qscape", "tune", *argv]))
 

@@ -39,6 +39,7 @@ from qscape.envs.spaces import (
     split_space,
 )
 from qscape.errors import QscapeError, RunError, UsageError, describe
+from qscape.system import start_method
 from qscape.types import Spec
 
 
@@ -166,8 +167,7 @@ def make(
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     if asynchronous:
         first.close()
-        # Not forked: JAX runs threads, and a forked child may hang.
-        many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context="forkserver")
+        many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context=start_method())
     else:
         try:
             many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
@@ -260,7 +260,14 @@ class EnvAdapter:
         frame = space.shape if is_image(space) else None
         actor_size = None if actor_space is None else make_flatten(actor_space, self.env_id)[0]
         self.spec = Spec(
-            size, action_size, table, *bounds, choices=choices, frame=frame, actor_size=actor_size
+            size,
+            action_size,
+            table,
+            *bounds,
+            choices=choices,
+            frame=frame,
+            actor_size=actor_size,
+            time_limit=self.time_limit,
         )
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)

@@ -1,6 +1,5 @@
 """The model card of an exported policy: task, results, and how to run it."""
 
-import importlib
 import json
 import platform
 import re
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qscape.errors import RunError, UsageError, one_line
+from qscape.errors import RunError, one_line
 from qscape.export.policy import OnnxCheck, Source, describe
 from qscape.inspect.store import write_atomically
 from qscape.run.folder import origin
@@ -48,8 +47,13 @@ def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
     return f"for {steps:,} steps"
 
 
-def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> str:
-    """Render the card in Markdown, with the header that model hubs read."""
+def render_card(
+    source: Source, files: Sequence[Path], checked: OnnxCheck | None, further: Sequence[str] = ()
+) -> str:
+    """Render the card in Markdown, with the header that model hubs read.
+
+    `further`: lines below the results.
+    """
     about, record = describe(source), source.record
     action, low_high = about["action"], "unbounded"
     if action["low"] is not None:
@@ -68,6 +72,7 @@ def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None
         describe_evaluation(source),
         "",
         *_describe_smoothness(source.folder),
+        *further,
         "## Task",
         "",
         f"- environment: {_code(about['env'])}"
@@ -75,9 +80,7 @@ def render_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None
         f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         "",
-        "## Files",
-        "",
-        *(f"- `{file.name}`" for file in files),
+        *(["## Files", "", *(f"- `{file.name}`" for file in files)] if files else []),
         *_describe_check(checked),
         "",
         *_usage_example(files, about),
@@ -191,28 +194,3 @@ def _describe_versions(record: Any) -> list[str]:
         "Trained with " + ", ".join(_text(f"{k} {v}") for k, v in trained.items()) + ".",
         f"Exported with qscape {now['qscape']}, jax {now['jax']}, Python {platform.python_version()}.",
     ]
-
-
-def push_to_hub(repository: str, card: Path, files: Sequence[Path]) -> str:
-    """Upload the files, and the card as README.md, to a model hub; returns the address.
-
-    Needs `pip install huggingface_hub` and a token (`hf auth login`, or HF_TOKEN).
-
-    Raises:
-        UsageError: the package or the token is missing.
-        RunError: the hub refused the upload.
-    """
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError as problem:
-        raise UsageError("--hub needs a package: pip install huggingface_hub.") from problem
-    if hub.get_token() is None:
-        raise UsageError("--hub needs a token: run 'hf auth login', or set HF_TOKEN.")
-    api = hub.HfApi()
-    try:
-        address = str(api.create_repo(repository, exist_ok=True))
-        for file, name in [(card, "README.md"), *((f, f.name) for f in files)]:
-            api.upload_file(path_or_fileobj=file, path_in_repo=name, repo_id=repository)
-    except Exception as problem:  # the hub's own errors, and those of the network below
-        raise RunError(f"--hub {repository}: {problem}") from problem
-    return address

@@ -113,9 +113,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError as problem:
-        raise UsageError(
-            'files of Stable-Baselines3 need a package: pip install "qscape[bench]".'
-        ) from problem
+        raise UsageError('files of Stable-Baselines3 need a package: pip install "qscape[sb3]".') from problem
 
     def tensors(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
         weights = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)

@@ -21,9 +21,10 @@ from typing import Any
 
 from qscape.errors import RunError, UsageError
 from qscape.jobs.parcel import Packer, Parcel, unpack
-from qscape.jobs.pool import LocalWorker, count_cores
+from qscape.jobs.pool import LocalWorker
 from qscape.jobs.worker import Job
 from qscape.run.folder import locked
+from qscape.system import count_cores
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 12.0  # seconds for a cluster to answer

@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from qscape import system
 from qscape.errors import RunError
 from qscape.jobs.worker import INTERRUPTED, Job
 from qscape.run import events as ev
@@ -78,7 +79,7 @@ class LocalWorker:
                     "NPROC": "1",
                     COMMAND: command(),
                 },
-                start_new_session=True,  # so that Ctrl-C reaches the worker only through the pool
+                **system.detached(),  # Ctrl-C reaches the worker only through the pool
             )
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the process has died; `events` reports it
@@ -107,16 +108,11 @@ class LocalWorker:
 
     def stop(self) -> None:
         """Ask the job to save and end."""
-        self.process.terminate()
+        system.ask_to_stop(self.process)
 
     def kill(self) -> None:
         """End the job now, without a save."""
         self.process.kill()
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class Pool:

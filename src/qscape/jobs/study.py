@@ -24,8 +24,10 @@ from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.plan import Plan, folder_name, prepare
+from qscape.system import file_name
 
 BUDGETS = ("quick", "full")
+BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
 # Numbers in [budgets.NAME], with their smallest allowed values.
@@ -69,6 +71,27 @@ class Entry(NamedTuple):
     path: Where
     fields: Mapping[str, Any]
     steps: Mapping[str, int]
+
+
+def names_of_studies() -> list[str]:
+    """Return the names of the studies that come with qscape."""
+    return sorted(file.stem for file in BUNDLED.glob("*.toml"))
+
+
+def find_study(name: str) -> Path:
+    """Return the study file that a user means.
+
+    Args:
+        name: path of a file, or the name of a study of the package, such as "demo".
+
+    Raises:
+        UsageError: there is no such file and no such study.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name not in (names := names_of_studies()):
+        raise UsageError(f"there is no file {name} and no study of that name; {nearest(name, names)}.")
+    return BUNDLED / f"{name}.toml"
 
 
 def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> Study:
@@ -224,7 +247,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
     """Return the name of an environment's folder: its id and its arguments."""
     listed = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
-    return (f"{env}({listed})" if listed else env).replace("/", "-")
+    return file_name(f"{env}({listed})" if listed else env)
 
 
 def _duplicate(

@@ -45,7 +45,7 @@ class Source(NamedTuple):
             UsageError: the file cannot be read, or is no TOML.
         """
         try:
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8")
             return Source(file, text, tomllib.loads(text))
         except OSError as problem:
             raise UsageError(f"{file} cannot be read ({problem.strerror}).") from problem

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qscape import trusted
+from qscape import system, trusted
 from qscape.agents import plugins, register
 from qscape.errors import QscapeError, describe, memory_error
 from qscape.jobs.estimate import measure_costs
@@ -148,7 +148,7 @@ def _end_with_parent() -> None:
     """Wait for the end of standard input, then make the run save and end; kill the process if it does not."""
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    system.signal_self(signal.SIGTERM)
     time.sleep(PATIENCE)
     os._exit(1)
 

@@ -79,7 +79,8 @@ class Features(Protocol):
     """Hidden layers of any kind: a `Torso`, or what a `network` part builds in its place.
 
     Hidden layers with batch normalisation also have `train`, with the arguments and the result of `__call__`
-    and a second result, the hidden layers with new running statistics.
+    and a second result, the hidden layers with new running statistics. Hidden layers with dropout take a
+    third argument, the key of the masks.
     """
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]: ...
@@ -91,9 +92,13 @@ class Body(eqx.Module):
     torso: Features
     out: Linear
 
-    def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b o"]:
-        """Outputs at inputs `[*b, i]`."""
-        return dense(self.out, self.torso(x, conditioning))
+    def __call__(
+        self, x: Inputs, conditioning: Conditioning | None = None, key: Key | None = None
+    ) -> Float[Array, "*b o"]:
+        """Outputs at inputs `[*b, i]`; `key` draws masks of dropout, which only some hidden layers have."""
+        torso: Any = self.torso
+        features = torso(x, conditioning) if key is None else torso(x, conditioning, key)
+        return dense(self.out, features)
 
     def train(self, x: Inputs) -> tuple[Float[Array, "*b o"], "Body"]:
         """Outputs, normalised by the batch; and the body with new running statistics."""
@@ -197,17 +202,32 @@ class Critic(eqx.Module):
     readout: Readout = eqx.field(static=True)
 
     def __call__(
-        self, obs: Array, action: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
+        self,
+        obs: Array,
+        action: Array,
+        embeddings: Sequence[Array],
+        conditioning: Conditioning | None = None,
+        key: Key | None = None,
     ) -> Float[Array, "*b"]:
-        """Q(s, a) at observations `[*b, S]` and actions `[*b, A]`."""
-        return self.readout.read(self.outputs(obs, action, embeddings, conditioning))
+        """Q(s, a) at observations `[*b, S]` and actions `[*b, A]`; see `outputs`."""
+        return self.readout.read(self.outputs(obs, action, embeddings, conditioning, key))
 
     def outputs(
-        self, obs: Array, action: Array, embeddings: Sequence[Array], conditioning: Conditioning | None = None
+        self,
+        obs: Array,
+        action: Array,
+        embeddings: Sequence[Array],
+        conditioning: Conditioning | None = None,
+        key: Key | None = None,
     ) -> Float[Array, "*b n"]:
-        """The n outputs, e.g. the logits of a distribution, that `readout` makes the value of."""
+        """The n outputs, e.g. the logits of a distribution, that `readout` makes the value of.
+
+        Args:
+            key: draws the masks of dropout; None: nothing is dropped.
+        """
         extra = None if conditioning is None else conditioning.concat
-        return self.body(self.stage(concatenate_inputs([obs, action]), *embeddings, extra), conditioning)
+        x = self.stage(concatenate_inputs([obs, action]), *embeddings, extra)
+        return self.body(x, conditioning, key)
 
     def train(
         self, obs: Array, action: Array, embeddings: Sequence[Array]

@@ -27,5 +27,7 @@ def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.n
 def orthogonal_torso(key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> Torso:
     """A torso with orthogonal weights of gain √2 and biases 0; arguments as in `Torso`."""
     keys = jax.random.split(key, len(sizes) - 1)
-    layers = [orthogonal_linear(k, i, o, 2.0**0.5) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+    layers = [
+        orthogonal_linear(k, i, o, 2.0**0.5) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
+    ]
     return eqx.tree_at(lambda x: x.layers, Torso(key, sizes, activation, normalise), tuple(layers))

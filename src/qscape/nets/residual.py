@@ -19,18 +19,19 @@ SHIFT = 3.0  # the constant coordinate that SimbaV2 appends to its input
 
 
 class LayerNorm(eqx.Module):
-    """y = scale (x − mean) / √(variance + 1e-6) + shift over the last axis; Flax's ε."""
+    """y = scale (x − mean) / √(variance + ε) + shift over the last axis; ε is Flax's by default."""
 
     scale: Float[Array, " n"]
     shift: Float[Array, " n"]
+    epsilon: float = eqx.field(static=True)
 
-    def __init__(self, size: int) -> None:
-        self.scale, self.shift = jnp.ones(size), jnp.zeros(size)
+    def __init__(self, size: int, epsilon: float = 1e-6) -> None:
+        self.scale, self.shift, self.epsilon = jnp.ones(size), jnp.zeros(size), epsilon
 
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
         mean = x.mean(-1, keepdims=True)
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        return self.scale * (x - mean) * jax.lax.rsqrt(variance + 1e-6) + self.shift
+        return self.scale * (x - mean) * jax.lax.rsqrt(variance + self.epsilon) + self.shift
 
 
 class SimbaBlock(eqx.Module):

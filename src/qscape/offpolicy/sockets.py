@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtim
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
 from qscape.nets.batch_norm import has_statistics
@@ -163,6 +163,8 @@ class Network(StatefulPart):
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
+        drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
+            actor climbs the critics; it is off for everybody else.
     """
 
     socket: ClassVar[str] = "network"
@@ -170,6 +172,7 @@ class Network(StatefulPart):
     has_linear_outputs: ClassVar[bool] = True
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
     keeps_target_critics: ClassVar[bool] = True
+    drops_units: ClassVar[bool] = False
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         """Makes the hidden layers.
@@ -699,6 +702,37 @@ class Normaliser(StatefulPart):
         return obs
 
 
+class Scaling(Part):
+    """Scales the rewards of a batch. Replay stays raw; what the part keeps lies in `ReplayState.scaling`."""
+
+    socket: ClassVar[str] = "scaling"
+
+    def init_state(self, envs: int) -> PyTree:
+        """Returns what the part keeps before the first step of E environments; None: nothing."""
+        return None
+
+    def observe(
+        self,
+        state: PyTree,
+        reward: Float[Array, " E"],
+        over: Bool[Array, " E"],
+        valid: Bool[Array, " E"],
+        base: Base,
+    ) -> PyTree:
+        """Returns the state after a step of E environments. Called once per step, when replay stores it.
+
+        Args:
+            reward: in the environment's units.
+            over: whether the episode ended with this step, in whatever way.
+            valid: False where no step was made.
+        """
+        return state
+
+    def divisor(self, state: PyTree) -> Scalar | None:
+        """Returns the number that all rewards of a batch are divided by; None: they stay as they are."""
+        return None
+
+
 def bind_network(
     representation: Representation, encoder: PyTree, module: Actor | Critic, trains_actors: bool = False
 ) -> Callable:
@@ -729,14 +763,28 @@ def bind_network(
     return value
 
 
-def bind_critics(representation: Representation, encoder: PyTree, critics: list[Critic]) -> QFn:
-    """Returns critics as one function; all of them share embeddings that are computed once."""
+def bind_critics(
+    representation: Representation, encoder: PyTree, critics: list[Critic], key: Key | None = None
+) -> QFn:
+    """Returns critics as one function; all of them share embeddings that are computed once.
+
+    Args:
+        key: draws the masks of dropout, the same at every call; None: nothing is dropped.
+    """
 
     def q(obs: Array, action: Array) -> list[Array]:
         embeddings = representation.critic_embeddings(encoder, obs, action)
-        return [representation.adapt_network(encoder, critic)(obs, action, embeddings) for critic in critics]
+        return [
+            representation.adapt_network(encoder, critic)(obs, action, embeddings, key=k)
+            for critic, k in zip(critics, split_key(key, len(critics)), strict=True)
+        ]
 
     return q
+
+
+def split_key(key: Key | None, number: int) -> list[Key | None]:
+    """Returns as many keys; None as often if there is no key."""
+    return [None] * number if key is None else [*jax.random.split(key, number)]
 
 
 def combine_heads(base: Base, heads: list[Array]) -> Array:

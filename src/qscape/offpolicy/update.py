@@ -13,7 +13,7 @@ from qscape.nets import Actor, Critic
 from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
 from qscape.nets.layers import project
 from qscape.offpolicy.assembly import Assembly
-from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics
+from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics, split_key
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
 from qscape.ops.td import td_target
@@ -57,6 +57,10 @@ def update(
         layout, storage, replay_state, stream(key, f"{replay.name}.sample"), base.batch_size
     )
     batch = split_batch(rows_at(layout, storage, replay_state, picked, *agent.sampling_options))
+    divisor = agent.scaling.divisor(replay_state.scaling)
+    if divisor is not None:
+        batch = batch._replace(reward=batch.reward / divisor)
+        metrics["reward_divisor"] = divisor
     stage = Stage(agent, _normalise_batch(agent, state, batch), event, key)
 
     # 2. representation and policy loss learn
@@ -67,7 +71,8 @@ def update(
     # 3. critics regress to the target
     state, y, td_error = _step_critics(stage, state, metrics)
 
-    # 4. priorities
+    # 4. priorities, from TD errors in the unit of raw rewards
+    td_error = td_error if divisor is None else td_error * divisor
     replay_state = replay.update_priorities(replay_state, picked, td_error)
 
     # 5. the selector learns, on the stepped critics
@@ -104,6 +109,11 @@ class Stage(NamedTuple):
     def stream(self, part: Part, method: str) -> Key:
         """Return the key for one method of a part."""
         return stream(self.key, f"{part.name}.{method}")
+
+    def dropout(self, which: str) -> Key | None:
+        """Return the key of the masks of dropout in one use of the critics; None without dropout."""
+        network = self.agent.network
+        return self.stream(network, f"dropout.{which}") if network.drops_units else None
 
     def context(self, state: State, trains_actors: bool = False) -> Context:
         """Return the networks of a state as functions; see `Assembly.functions`."""
@@ -199,8 +209,15 @@ def _critic_outputs(
         rows.append((rep.encoder_params(state.part(rep), "target"), batch.next_observation, following.action))
     embeddings = [rep.critic_embeddings(*row) for row in rows]
     if not joint:
+        keys = split_key(stage.dropout(halves), len(critics))
         raws = [
-            jnp.stack([rep.adapt_network(row[0], critic).outputs(*row[1:], also) for critic in critics], 1)
+            jnp.stack(
+                [
+                    rep.adapt_network(row[0], critic).outputs(*row[1:], also, key=key)
+                    for critic, key in zip(critics, keys, strict=True)
+                ],
+                1,
+            )
             for row, also in zip(rows, embeddings, strict=True)
         ]
         return jnp.concatenate(raws), critics
@@ -368,6 +385,10 @@ def _actor_loss(
     agent, batch, state = stage.agent, stage.batch, state._replace(actor=actor)
     context, part = stage.context(state), agent.policy_loss
     training = stage.context(state, trains_actors=True)
+    if (key := stage.dropout("actor")) is not None:
+        rep = agent.representation
+        view = rep.encoder_params(state.part(rep), "fixed")
+        training = training._replace(q=bind_critics(rep, view, state.critics, key))
     total, terms = jnp.zeros(()), {}
     objectives = agent.selector.actor_objectives(actor, state.part(agent.selector), training, batch)
     for number, (policy, q) in enumerate(objectives):

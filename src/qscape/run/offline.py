@@ -198,7 +198,7 @@ def _insert(
     ) -> tuple[tuple[Array, ReplayState], None]:
         row, counts = step
         spread = Rows(*(jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row), columns={})
-        return agent.replay.insert(layout, *carry, spread, first & counts), None
+        return agent.insert(layout, *carry, spread, first & counts), None
 
     return jax.lax.scan(one, (rows, replay_state), (columns, real))[0]
 

@@ -23,6 +23,7 @@ from qscape.agents import (
 from qscape.data import RECORDED, read_origin
 from qscape.errors import UsageError
 from qscape.run import probes
+from qscape.system import file_name
 from qscape.types import LARGEST, setting
 
 REPLAYS = 2  # newest saves that hold the replay
@@ -286,10 +287,11 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
 
 def folder_name(label: str) -> str:
     """Return a label as the name of a folder; a long label is cut and gets 8 digits of its hash."""
-    if len(label.encode()) <= LONGEST:
-        return label
+    name = file_name(label)
+    if len(name.encode()) <= LONGEST:
+        return name
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
-    return f"{label.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
+    return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
 
 
 def _format_settings(settings: Settings) -> str:

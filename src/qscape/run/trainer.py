@@ -46,6 +46,7 @@ class Trainer(Loop):
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
         halt: the step at which the driven program returns, because something is due.
+        discount_rule: `base.discount_rule` before the agent was bound to its task.
         first_ring: index of this run's first ring in the storage; above 0 if several seeds share a storage.
     """
 
@@ -68,6 +69,7 @@ class Trainer(Loop):
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
         self.halt = 0
+        self.discount_rule = agent.base.discount_rule
 
     def _start(self) -> Carry:
         """Compile the programs and make the initial carry, without the storage."""
@@ -78,7 +80,7 @@ class Trainer(Loop):
         return Carry(
             state=state,
             storage=None,  # type: ignore[arg-type]
-            replay_state=self.agent.replay.init_state(self.layout),
+            replay_state=self.agent.init_replay_state(self.layout),
             noise_state=self.programs.init_noise(self.envs),
             metrics=jnp.full(len(self.programs.metrics), jnp.nan, jnp.float32),
             observation=None,  # type: ignore[arg-type]
@@ -126,7 +128,11 @@ class Trainer(Loop):
     def _notes(self) -> list[str]:
         gib, devices = self.layout.nbytes / GIB, self.plan.devices
         each = f", {gib / devices:.2f} on each of {devices} devices" if devices > 1 else ""
-        notes = [f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
+        notes = []
+        if self.discount_rule == "time_limit":
+            base, limit = self.agent.base, self.agent.task.time_limit
+            notes.append(f"base.discount = {base.discount:g}, by the time limit of {limit} steps")
+        notes.append(f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}")
         if self.saver is not None and self._used_rows() and gib >= 1:
             saved = min(REPLAYS, self.plan.keep_saves)
             notes.append(

@@ -1,0 +1,28 @@
+"""The command `qscape pull OWNER/NAME`."""
+
+import dataclasses
+from pathlib import Path
+
+from qscape.cli import options
+from qscape.cli.running import plain_console
+from qscape.types import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `qscape pull`."""
+
+    out: str | None = setting(None, "Run folder to write. None: runs/hub/OWNER/NAME.")
+
+
+def main(argv: list[str]) -> int:
+    """Fetch a run from the hub and check it."""
+    name, rest = options.positional(argv, "OWNER/NAME", "qscape pull")
+    given = options.parse(options.flags_of(Options()), rest, "qscape pull OWNER/NAME")
+    from qscape.export.hub import pull_run
+
+    name = name.removeprefix("hub:")
+    folder = Path(given.out) if given.out else Path("runs", "hub", *name.partition("@")[0].split("/"))
+    pull_run(name, folder)
+    plain_console().print(f"{folder}: qscape evaluate {folder}", soft_wrap=True)
+    return 0

@@ -1,0 +1,232 @@
+"""Run folders on the Hugging Face hub: `push_run` uploads one with a card, `download_run` fetches one.
+
+A repository holds the files of a run folder, `digests.json` with the SHA-256 of each, the card README.md and
+its pictures. A run is JSON, CSV and arrays, so no file is a pickle or a program; others are never fetched.
+"""
+
+import hashlib
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from qscape.errors import QscapeError, RunError, UsageError
+from qscape.export.card import render_card
+from qscape.export.policy import Source, load_source
+from qscape.inspect import store
+from qscape.run.folder import RECORD, newest_save, one_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DIGESTS = "digests.json"
+CARD = "README.md"
+PICTURES = "pictures"
+ENDINGS = (".json", ".jsonl", ".csv", ".npz", ".onnx")  # of the files of a run
+
+
+def _hub() -> Any:
+    """Return the client package of the hub.
+
+    Raises:
+        UsageError: its package is missing.
+    """
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as problem:
+        raise UsageError('The hub needs the extra: pip install "qscape[hub]".') from problem
+
+
+# --- from here to the hub -----------------------------------------------------------------------------
+
+
+def push_run(
+    path: Path, repository: str, *, private: bool = False, episodes: int = 10
+) -> tuple[str, list[str]]:
+    """Upload the newest save and the records of a run, with a card, in one commit.
+
+    Files of an earlier push that this run has not are deleted there. The card shows the learning curve, and
+    smoothness and landscape where the agent has them; they are measured now and kept in RUN/inspect.
+
+    Args:
+        path: a run folder, or a group with one seed.
+        repository: OWNER/NAME; created if it does not exist.
+        private: whether a new repository is private.
+        episodes: evaluation episodes of the card and its measurements.
+
+    Returns:
+        The address of the repository, and a sentence for every picture that the card lacks.
+
+    Raises:
+        UsageError: the package or a token is missing, or the policy cannot be exported.
+        RunError: there is no save, or the hub cannot be reached or refuses the run. The run is unchanged.
+    """
+    hub, folder = _hub(), one_run(path)
+    if hub.get_token() is None:
+        raise UsageError("qscape push needs a token of the hub: run 'hf auth login', or set HF_TOKEN.")
+    source = load_source(folder, episodes)
+    about = source.record
+    with tempfile.TemporaryDirectory() as place:
+        pictures, notes = _draw_pictures(folder, Path(place), episodes)
+        files = {str(file.relative_to(folder).as_posix()): file for file in _files_of(folder)}
+        digests = {name: _digest(file) for name, file in files.items()}
+        texts = {DIGESTS: json.dumps(digests, indent=1), CARD: _render(source, repository, pictures)}
+        add: dict[str, Any] = files | {name: text.encode() for name, text in texts.items()}
+        add |= {f"{PICTURES}/{picture.name}": picture for picture in pictures}
+        api = hub.HfApi()
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            old = {*api.list_repo_files(repository)} - {*add, ".gitattributes"}
+            api.create_commit(
+                repository,
+                [
+                    *(hub.CommitOperationDelete(path_in_repo=name) for name in sorted(old)),
+                    *(hub.CommitOperationAdd(name, what) for name, what in add.items()),
+                ],
+                commit_message=f"{about['label']} on {about['env']}, seed {about['seed']}",
+            )
+        except Exception as problem:  # the hub's own errors, and those of the network below
+            raise RunError(
+                f"{repository} was not pushed ({_first_line(problem)}); the run is unchanged."
+            ) from problem
+    return str(address), notes
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files of a run that are uploaded: records, the newest save, findings, exported policies."""
+    save = newest_save(folder)
+    if save is None:
+        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
+    for place in (folder, folder / "inspect", save):
+        for file in sorted(place.glob("*")):
+            if file.is_file() and file.suffix in ENDINGS and not file.name.startswith("."):
+                yield file
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _draw_pictures(folder: Path, place: Path, episodes: int) -> tuple[list[Path], list[str]]:
+    """Draw what can be drawn of a run. Returns the files, and a sentence for each picture that is missing."""
+    from qscape.inspect.landscape import to_jsonable
+    from qscape.inspect.landscapes import measure_landscapes
+    from qscape.inspect.smoothness import measure_smoothness
+    from qscape.inspect.trained_agent import load_trained_agent
+    from qscape.report import figures, landscapes, runs, smoothness, statistics
+
+    def curve() -> "Figure":
+        rows, _ = runs.read_runs([str(folder)])
+        return figures.draw_overview(statistics.select_policy(rows), each=True)
+
+    def actions() -> "Figure":
+        findings = measure_smoothness(load_trained_agent(folder), episodes)
+        store.write_findings(folder, "smoothness", findings)
+        return smoothness.draw_smoothness([findings])
+
+    def landscape() -> "Figure":
+        findings = measure_landscapes(load_trained_agent(folder), episodes=episodes)
+        store.write_findings(folder, "landscape", to_jsonable(findings))
+        return landscapes.draw_findings(findings)
+
+    drawn, notes = [], []
+    for name, draw in {"curve": curve, "smoothness": actions, "landscape": landscape}.items():
+        try:
+            figure = draw()
+        except QscapeError as problem:
+            notes.append(f"the card has no {name}: {problem}")
+            continue
+        drawn.append(place / f"{name}.png")
+        figure.savefig(drawn[-1], dpi=100)
+    return drawn, notes
+
+
+SAYS = {
+    "curve": "Evaluation return over training",
+    "smoothness": "Actions in an episode and their spectrum",
+    "landscape": "Q over actions, its local optima, the best action and the one taken",
+}
+
+
+def _render(source: Source, repository: str, pictures: list[Path]) -> str:
+    """Render the card of a run, with its pictures and how to load it."""
+    lines = ["```python", "import qscape as qs", "", f'model = qs.load("hub:{repository}")', "```", ""]
+    for picture in pictures:
+        lines += [f"![{SAYS[picture.stem]}]({PICTURES}/{picture.name})", ""]
+    return render_card(source, [], None, lines)
+
+
+# --- from the hub to here -----------------------------------------------------------------------------
+
+
+def download_run(name: str) -> Path:
+    """Fetch a run into the hub's cache, or find it there, and check every file.
+
+    Nothing but the files that `digests.json` lists is fetched, and no code of the repository runs.
+
+    Args:
+        name: OWNER/NAME or OWNER/NAME@REVISION.
+
+    Returns:
+        The run folder in the cache; not to be written to.
+
+    Raises:
+        UsageError: the package is missing. RunError: the hub cannot be reached, the repository holds no run,
+            or a file differs from its digest.
+    """
+    repository, _, revision = name.partition("@")
+    api = _hub().HfApi()
+    try:
+        listed = Path(api.hf_hub_download(repository, DIGESTS, revision=revision or None))
+        digests = json.loads(listed.read_text())
+        if not _is_listing(digests):
+            raise ValueError(f"its {DIGESTS} names other files than those of a run")
+        # Of the commit that the listing is from, even if another push came between.
+        folder = api.snapshot_download(repository, revision=listed.parent.name, allow_patterns=[*digests])
+    except Exception as problem:  # the hub's own errors, and those of the network below
+        raise RunError(f"hub:{name} cannot be fetched ({_first_line(problem)}).") from problem
+    for file, digest in digests.items():
+        place = Path(folder) / file
+        if not place.is_file() or _digest(place) != digest:
+            raise RunError(f"hub:{name}: {file} is not what was pushed; its owner should push again.")
+    return Path(folder)
+
+
+def pull_run(name: str, folder: Path) -> None:
+    """Fetch a run into a new run folder.
+
+    Raises:
+        UsageError: the folder is taken, or the package is missing. RunError: as `download_run`, or the folder
+            cannot be written.
+    """
+    if folder.exists():
+        raise UsageError(f"{folder} exists; choose another --out.")
+    cached = download_run(name)
+    aside = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        for file in json.loads((cached / DIGESTS).read_text()):
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(cached / file, aside / file)
+        aside.replace(folder)
+    except OSError as problem:
+        raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+
+
+def _is_listing(digests: Any) -> bool:
+    """Return whether a value lists a run: names inside of the folder, and no program among them."""
+    if not isinstance(digests, dict) or RECORD not in digests:
+        return False
+    paths = [PurePosixPath(name) for name in digests]
+    return all(
+        path.suffix in ENDINGS and not path.is_absolute() and not {"..", "\\"} & {*path.parts, *str(path)}
+        for path in paths
+    )
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,38 @@
+"""DroQ: critics with dropout and layer normalisation in place of REDQ's ensemble (arXiv 2110.02034).
+
+Hiraoka et al., "Dropout Q-Functions for Doubly Efficient Reinforcement Learning", ICLR 2022.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from qscape.nets import Features, Torso
+from qscape.nets.dropout import DropoutTorso
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.sockets import Composition, Network, Role
+from qscape.types import Key, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class DroQ(Network):
+    """Hidden layers of critics are linear, dropout, layer norm, activation; actors are plain.
+
+    Units are dropped in the critics' loss, in the target critics and where the actor climbs the critics, with
+    new masks each time. Everybody else sees critics without dropout.
+    """
+
+    name: ClassVar[str] = "droq"
+    drops_units: ClassVar[bool] = True
+
+    rate: float = setting(
+        0.01, "Probability that a unit is dropped.", within="[0, 1)", tune=(1e-4, 0.1, "log")
+    )
+
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        return {"updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
+
+    def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
+        if role == "actor":
+            return Torso(key, (size, *base.actor_hidden), base.actor_activation)
+        return DropoutTorso(key, (size, *base.critic_hidden), base.critic_activation, self.rate)
