@@ -41,9 +41,9 @@ def fill(key):
     rows = Rows(place, action, -jnp.square(moved).sum(-1), never, ~never, moved, {})
 
     def insert(carry, row):
-        return agent.replay.insert(layout, *carry, row, jnp.array([True])), None
+        return agent.insert(layout, *carry, row, jnp.array([True])), None
 
-    return jax.lax.scan(insert, agent.replay.init(layout), rows)[0]
+    return jax.lax.scan(insert, agent.init_replay(layout), rows)[0]
 
 
 def train(update, state, storage, replay_state, key, updates):

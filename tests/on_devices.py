@@ -45,7 +45,7 @@ OFFPOLICY = {
     "td3": ("td3", {}),
     "sac": ("sac", {}),
     "td7": ("td3+sale+lap+periodic+value_clip", {"base": {"sync_every": 10}, "sale": SMALL_SALE}),
-    "rows": ("td3+normalise", {"base": ROWS}),
+    "rows": ("td3+normalise+reward_scale", {"base": ROWS}),
     "half": ("td3", {"base": {**ROWS, "replay_observations": "bfloat16"}}),
 }
 ONPOLICY = {"ppo": ("ppo", {"base": {"rollout": 128, "batch_size": BATCH, "passes": 2}}), "a2c": ("a2c", {})}

@@ -31,7 +31,7 @@ def trace_update(agent: Agent) -> None:
     layout = agent.layout(1)
 
     def update(key: jax.Array) -> Any:
-        return agent.update(layout, agent.init(key), *agent.replay.init(layout), key)
+        return agent.update(layout, agent.init(key), *agent.init_replay(layout), key)
 
     jax.eval_shape(update, jax.random.key(0))
 

@@ -103,9 +103,9 @@ def fill(agent: Agent, memory: Transitions, truncated: jax.Array) -> tuple[jax.A
     steps = Rows(obs, action, reward, terminated > 0, truncated[:, None], next_obs, columns)
 
     def insert(carry, step):
-        return agent.replay.insert(layout, *carry, step, jnp.array([True])), None
+        return agent.insert(layout, *carry, step, jnp.array([True])), None
 
-    return jax.jit(lambda: jax.lax.scan(insert, agent.replay.init(layout), steps)[0])()
+    return jax.jit(lambda: jax.lax.scan(insert, agent.init_replay(layout), steps)[0])()
 
 
 def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) -> Run:

@@ -164,6 +164,37 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
             "polyak": {"when": "always"},
         },
     ),
+    "plain options, scaled rewards": (
+        "sac+reward_scale",
+        {
+            "base": {
+                "discount_rule": "time_limit",
+                "init": "orthogonal",
+                "decay": "decoupled",
+                "decay_what": "weights",
+                "schedule": "linear",
+                "schedule_updates": 20,
+                "actor_horizon": "updates",
+                "policy_delay": 2,
+            }
+            | {f"{net}_norm": "layer" for net in ("actor", "critic")}
+            | {f"{net}_weight_decay": 1e-2 for net in ("actor", "critic")}
+            | {"actor_activation": "gelu", "critic_activation": "mish"},
+            "soft": {"temperature_loss": "alpha"},
+            "reward_scale": {"bound": None},
+        },
+    ),
+    "plain options, scaled rewards in priorities": (
+        "td3+lap+reward_scale",
+        {
+            "base": {
+                "schedule": "cosine",
+                "schedule_updates": 20,
+                "actor_activation": "mish",
+                "critic_activation": "gelu",
+            }
+        },
+    ),
     "fixed temperature": (
         "sac",
         {"soft": {"temperature": 0.2}, "base": {"log_std_bound": "tanh", "actor_activation": "silu"}},
@@ -195,7 +226,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "savgo: a random geometry on sale": (
         "sac+sale+savgo",
-        {"savgo": {"frozen": True, "gap_scale": 1.0}, "base": {"policy_delay": 2}},
+        {
+            "savgo": {"frozen": True, "gap_scale": 1.0, "temperature_loss": "alpha"},
+            "base": {"policy_delay": 2},
+        },
     ),
     "pave on atoms": ("td7+c51+pave", {"c51": {"atoms": 11, "low": -20.0, "high": 20.0}}),
     "savo on bins": (
@@ -258,6 +292,7 @@ QUICK_ROWS = (
     "redq with four",
     "dropout, own bins",
     "delayed sac",
+    "plain options, scaled rewards",
 )
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
 UPDATES, SYNC, A = 6, 4, 3
@@ -269,6 +304,11 @@ QUICK = SAME_HLO | fusion_emitters(False)  # a third of the time
 
 def make(recipe: str, settings: dict[str, Any]) -> Agent:
     """The agent of a row, small and synchronising often."""
+    return unbound(recipe, settings).on(Spec(S, A, time_limit=100))
+
+
+def unbound(recipe: str, settings: dict[str, Any]) -> Agent:
+    """The agent of a row before it is bound to its task."""
     small: dict[str, Any] = {
         "base": {"batch_size": WIDTH, "replay_capacity": CAPACITY, "sync_every": SYNC}
         | {f"{net}_hidden": (WIDTH, WIDTH) for net in ("actor", "critic")}
@@ -280,7 +320,7 @@ def make(recipe: str, settings: dict[str, Any]) -> Agent:
     if agents.build(recipe).base.policy_delay > UPDATES:
         small["base"]["policy_delay"] = 2
     merged = {name: small.get(name, {}) | settings.get(name, {}) for name in small | settings}
-    return agents.build(recipe, merged).on(Spec(S, A))
+    return agents.build(recipe, merged)
 
 
 FILLED: dict[tuple, Any] = {}
@@ -288,7 +328,7 @@ FILLED: dict[tuple, Any] = {}
 
 def memory(agent: Agent, seed: int = 0) -> tuple[jax.Array, Any]:
     """A filled replay; filling it is compiled once for all rows that share it."""
-    kind = (agent.replay, agent.layout(1), seed)
+    kind = (agent.replay, agent.scaling, agent.layout(1), seed)
     if kind not in FILLED:
         FILLED[kind] = fill(agent, *transitions(seed))
     return FILLED[kind]
@@ -643,7 +683,7 @@ def test_the_table_holds_every_choice():
     """Every option of every field that offers options stands in some row, and every part in two."""
     tried: dict[tuple[type, str], set] = {}
     for row in TABLE.values():
-        agent = make(*row)
+        agent = unbound(*row)
         for part in (agent.base, *agent.parts.values()):
             for field in dataclasses.fields(part):
                 tried.setdefault((type(part), field.name), set()).add(getattr(part, field.name))

@@ -74,7 +74,7 @@ CASES = {
     "td3": ("td3", {}),
     "sac, three environments that fall out of step": ("sac+lap", {"envs": 3}),
     "fewer updates than steps, columns in replay": ("td3+savo", {"updates_per_step": 0.29}),
-    "more updates than steps, running normalisation": ("sac+normalise", {"updates_per_step": 2}),
+    "more updates than steps, running normalisation": ("sac+normalise+reward_scale", {"updates_per_step": 2}),
     "Pendulum, three of them": ("td3", {"env": "Pendulum-v1", "envs": 3}),
 }
 

@@ -355,7 +355,7 @@ def test_the_replay_holds_the_dataset(name, recipe, observations):
     base |= {"replay_observations": observations}
     agent = build(recipe.replace("derived", "td3"), {"base": base}).on(Spec(3, 1))
     layout = agent.layout(2)
-    rows, index = offline.fill(agent, layout, *agent.replay.init(layout), data)
+    rows, index = offline.fill(agent, layout, *agent.init_replay(layout), data)
     if recipe == "derived":  # two ends by time and two real ones leave pads behind
         at = np.flatnonzero(np.asarray(rows)[:, layout.slices["valid"]][:, 0])
         assert int(index.size[0]) == 27 + 4

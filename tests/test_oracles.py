@@ -35,7 +35,7 @@ ORACLES = {
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
-SIMBAV2 = {"learning_rate": 1e-4, "initial_temperature": 0.01, "target_entropy_scale": 0.5}
+SIMBAV2 = {"learning_rate": 1e-4, "initial_temperature": 0.01, "entropy_per_action": -0.5}
 FALLING = {"schedule": "linear", "rate_end": 0.5, "schedule_updates": reference.simbav2.UPDATES}
 PARTS = {"sac+crossq": EXPANSIONS["crossq"].settings, "sac+simbav2+c51": {"soft": SIMBAV2}}
 

@@ -283,6 +283,6 @@ def test_encoders_learn_once_in_an_update(monkeypatch, beta):
     monkeypatch.setattr(SALE, "learn", lambda *args: learned.append(1) or learn(*args))
     agent, *_ = sale(end_to_end=beta)
     layout = agent.layout(1)
-    rows, index = jax.eval_shape(lambda: agent.replay.init(layout))
+    rows, index = jax.eval_shape(lambda: agent.init_replay(layout))
     jax.eval_shape(partial(agent.update, layout), jax.eval_shape(agent.init, KEY), rows, index, KEY)
     assert len(learned) == 1

@@ -569,7 +569,7 @@ def test_the_memory_of_an_update_at_256_candidates():
     """77 MiB as XLA plans it; all candidates at once would take 322 MiB."""
     agent = agents.build("sac+savgo", {"savgo": {"candidates": 256}}).on(Spec(17, 6))
     layout, key = agent.layout(1), jax.random.key(0)
-    replay = jax.eval_shape(lambda: agent.replay.init(layout))
+    replay = jax.eval_shape(lambda: agent.init_replay(layout))
     update = jax.jit(partial(agent.update, layout))
     planned = update.lower(jax.eval_shape(agent.init, key), *replay, key).compile().memory_analysis()
     assert 2**20 < planned.temp_size_in_bytes < 150 * 2**20

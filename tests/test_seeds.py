@@ -64,7 +64,7 @@ def alike(one, other):
 
 CASES = {
     "td3": ("td3", {}),
-    "priorities, running normalisation, three environments": ("sac+lap+normalise", {"envs": 3}),
+    "priorities, running normalisation, three environments": ("sac+lap+normalise+reward_scale", {"envs": 3}),
     "columns in replay, fewer updates than steps": ("td3+savo", {"updates_per_step": 0.5}),
     "more updates than steps, previous observations": ("td3+grad", {"updates_per_step": 2}),
 }

@@ -244,11 +244,11 @@ def test_no_pair_crosses_a_reset_unless_asked_for(across):
     agent = build("td3+grad", {"grad": {"across_resets": across}, "base": {"replay_capacity": 16}})
     agent = agent.on(Spec(1, 1))
     layout = agent.layout(1)
-    rows, index = agent.replay.init(layout)
+    rows, index = agent.init_replay(layout)
     for t in range(6):
         obs, ends = np.full((1, 1), t + 1.0), np.array([t % 3 == 2])
         new = Rows(obs, obs, obs[0], ends, ~ends & False, obs + 0.5, {})
-        rows, index = agent.replay.insert(layout, rows, index, new, np.array([True]))
+        rows, index = agent.insert(layout, rows, index, new, np.array([True]))
     batch = rows_at(layout, rows, index, jnp.arange(6), *agent.sampling_options)
     previous = batch.extra[agent.regularisers[0].previous][:, 0]
     np.testing.assert_array_equal(previous, [1, 1, 2, 3 if across else 4, 4, 5])

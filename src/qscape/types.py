@@ -92,6 +92,7 @@ class Spec:
         frame: shape of the image whose bytes an observation holds; None for vectors.
         actor_size: actors see the first `actor_size` entries of an observation only, critics all S; None:
             actors see everything.
+        time_limit: steps after which an episode is truncated; None: no limit is known.
 
     Raises:
         UsageError: `actor_size` leaves nothing for the actor, or nothing that critics alone see.
@@ -105,6 +106,7 @@ class Spec:
     choices: int | None = None
     frame: tuple[int, ...] | None = None
     actor_size: int | None = None
+    time_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:

@@ -260,7 +260,14 @@ class EnvAdapter:
         frame = space.shape if is_image(space) else None
         actor_size = None if actor_space is None else make_flatten(actor_space, self.env_id)[0]
         self.spec = Spec(
-            size, action_size, table, *bounds, choices=choices, frame=frame, actor_size=actor_size
+            size,
+            action_size,
+            table,
+            *bounds,
+            choices=choices,
+            frame=frame,
+            actor_size=actor_size,
+            time_limit=self.time_limit,
         )
         self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
         self._action_shape = (self.envs, action_size)

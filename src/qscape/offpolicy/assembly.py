@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor
@@ -29,6 +29,7 @@ from qscape.offpolicy.sockets import (
     Regulariser,
     Representation,
     Reset,
+    Scaling,
     Schedule,
     StatefulPart,
     TargetUpdate,
@@ -38,11 +39,12 @@ from qscape.offpolicy.sockets import (
     bind_network,
 )
 from qscape.offpolicy.state import ActingState, State
+from qscape.ops.devices import replicate
 from qscape.ops.nearest import ActionTable
 from qscape.replay.base import Replay
-from qscape.replay.storage import Layout
+from qscape.replay.storage import Layout, ReplayState, Rows, Storage
 from qscape.replay.uniform import Uniform
-from qscape.types import Bound, Event, Key, Part, Spec, stream
+from qscape.types import AgentT, Bound, Event, Key, Part, Spec, stream
 
 LEARNING_SOCKETS = ("representation", "policy_loss", "selector")
 
@@ -54,7 +56,7 @@ class Assembly(Bound):
     Attributes:
         recipe: the recipe that it was built from, `base+part+part`.
         base: settings that all off-policy agents have.
-        representation, network, ..., normaliser: the part in each socket.
+        representation, network, ..., scaling: the part in each socket.
         regularisers: parts that add terms to the losses, in the order of the recipe.
         modifiers: parts that only override fields of the base.
         spec: the task; None until `on` binds the agent to one.
@@ -77,6 +79,7 @@ class Assembly(Bound):
     schedule: Schedule = plain.EveryStep()
     reset: Reset = plain.NoReset()
     normaliser: Normaliser = plain.Raw()
+    scaling: Scaling = plain.RawRewards()
     modifiers: tuple[Part, ...] = ()
     spec: Spec | None = None
 
@@ -118,8 +121,18 @@ class Assembly(Bound):
             )
         return super().conflict()
 
+    def on(self: AgentT, spec: Spec) -> AgentT:
+        """Binds the agent to a task, see `Bound.on`. A discount by the time limit becomes a number."""
+        bound = super().on(spec)
+        return dataclasses.replace(bound, base=bound.base.with_time_limit(spec.time_limit))
+
     def fits(self, spec: Spec) -> str | None:
         rep, selector = self.representation, self.selector
+        if self.base.discount_rule == "time_limit" and spec.time_limit is None:
+            return (
+                "base.discount_rule = time_limit, and it has no known time limit: give it one "
+                "(max_episode_steps), or set base.discount_rule = fixed."
+            )
         if spec.actor_size is not None and not rep.splits_observations:
             return (
                 f"{rep.name} embeds observations for actor and critics together, and here some entries are "
@@ -148,6 +161,7 @@ class Assembly(Bound):
             *self.regularisers,
             self.schedule,
             self.reset,
+            self.scaling,
             *self.modifiers,
         )
         return {part.name: part for part in filled}
@@ -186,6 +200,28 @@ class Assembly(Bound):
             capacity=self.base.replay_capacity,
             observations=self.base.replay_observations,
         )
+
+    def init_replay(self, layout: Layout) -> tuple[Storage, ReplayState]:
+        """Allocates an empty replay.
+
+        Raises:
+            RunError: the machine has not enough memory left.
+        """
+        storage, replay_state = self.replay.init(layout)
+        return storage, replay_state._replace(scaling=self.scaling.init_state(layout.envs))
+
+    def init_replay_state(self, layout: Layout) -> ReplayState:
+        """Returns the state of an empty replay, without its storage."""
+        return self.replay.init_state(layout)._replace(scaling=self.scaling.init_state(layout.envs))
+
+    def insert(
+        self, layout: Layout, storage: Storage, replay_state: ReplayState, new: Rows, mask: Bool[Array, " E"]
+    ) -> tuple[Storage, ReplayState]:
+        """Stores one step of each environment e with mask[e]; the scaling sees its reward."""
+        storage, replay_state = self.replay.insert(layout, storage, replay_state, new, mask)
+        step = replicate((jnp.float32(new.reward), jnp.logical_or(new.terminated, new.truncated), mask))
+        scaling = self.scaling.observe(replay_state.scaling, *step, self.base)
+        return storage, replay_state._replace(scaling=scaling)
 
     @property
     def nets(self) -> Nets:

@@ -22,6 +22,10 @@ class Base:
     """
 
     discount: float = setting(0.99, "Discount factor γ.", within="[0, 1]", tune=(0.9, 0.999))
+    discount_rule: Literal["fixed", "time_limit"] = setting(
+        "fixed",
+        "time_limit: γ follows from the time limit of T steps, as (T/5 − 1) / (T/5) within [0.95, 0.995].",
+    )
     batch_size: int = setting(
         256,
         "Transitions drawn from replay for one update.",
@@ -211,6 +215,13 @@ class Base:
             fields["schedule_updates"] = max(1, round(steps * self.updates_per_step))
         return fields
 
+    def with_time_limit(self, time_limit: int | None) -> "Base":
+        """Returns the settings for a task with a time limit in steps (None: no limit is known)."""
+        if self.discount_rule == "fixed" or time_limit is None:
+            return self
+        discount = min(max(1 - 5 / time_limit, 0.95), 0.995)  # TD-MPC2's rule
+        return dataclasses.replace(self, discount=discount, discount_rule="fixed")
+
     def optimiser(
         self,
         learning_rate: float,
@@ -241,7 +252,7 @@ class Base:
         return optax.chain(*clip, *before, optax.chain(scale_by_adam(b1, b2), *after, rate))
 
     def _scheduled(self, start: float, delayed: bool) -> float | optax.Schedule:
-        """Returns a learning rate as a function of the steps that its optimiser made; a number if constant."""
+        """Returns a learning rate: a number, or a function of the steps that its optimiser made."""
         if self.schedule == "constant":
             return start
         if self.schedule_updates is None:

@@ -98,7 +98,7 @@ def insert(agent: Agent, layout: Layout, carry: Carry, outcome: Outcome) -> Carr
     next_observation, reward, terminated, truncated, observation, valid = map(jnp.asarray, outcome)
     ends = terminated, truncated
     new = Rows(carry.observation, carry.action, reward, *ends, next_observation, carry.columns)
-    storage, replay_state = agent.replay.insert(layout, carry.storage, carry.replay_state, new, valid)
+    storage, replay_state = agent.insert(layout, carry.storage, carry.replay_state, new, valid)
     first = terminated | truncated | ~valid
     return carry._replace(storage=storage, replay_state=replay_state, observation=observation, first=first)
 
@@ -180,7 +180,7 @@ def metric_names(agent: Agent, layout: Layout) -> tuple[str, ...]:
     """Return the names of an update's metrics, sorted: the order of `Carry.metrics`."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(agent.init, key)
-    storage, replay_state = jax.eval_shape(partial(agent.replay.init, layout))
+    storage, replay_state = jax.eval_shape(partial(agent.init_replay, layout))
     return tuple(sorted(jax.eval_shape(partial(agent.update, layout), state, storage, replay_state, key)[2]))
 
 

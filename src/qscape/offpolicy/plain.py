@@ -31,6 +31,7 @@ from qscape.offpolicy.sockets import (
     Representation,
     Reset,
     Role,
+    Scaling,
     Schedule,
     StepEnd,
     TargetUpdate,
@@ -71,6 +72,9 @@ class MLPNetwork(Network):
     """Plain hidden layers with the base's widths, activations, layer norms and initialisation."""
 
     name: ClassVar[str] = "mlp"
+
+    def notes(self, agent: Composition) -> list[str]:
+        return []
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Any:
         hidden, activation, norm = {
@@ -190,10 +194,13 @@ class Entropic(PolicyLoss):
     )
     initial_temperature: float = setting(1.0, "Initial value of a learned α.", within="> 0")
     target_entropy: float | None = setting(
-        None, "Entropy that a learned α aims at; None: −κ A, where A is the action's dimension."
+        None, "Entropy that a learned α aims at; None: `entropy_per_action` times the action's dimension."
     )
-    target_entropy_scale: float = setting(
-        1.0, "κ of the target entropy −κ A; 0.5 in SimBa, BRO and XQC.", within=">= 0"
+    entropy_per_action: float = setting(
+        -1.0, "Entropy that a learned α aims at for each entry of the action, without `target_entropy`."
+    )
+    temperature_loss: Literal["log_alpha", "alpha"] = setting(
+        "log_alpha", "What the loss of a learned α multiplies the entropy's error by: log α, or α itself."
     )
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
@@ -231,7 +238,7 @@ class Entropic(PolicyLoss):
         )
 
     def tuning(self, actor_params: PyTree, log_prob: Array, spec: Spec) -> tuple[Array | float, Metrics]:
-        """Computes the loss of α, −log α · (log π + target entropy), and the metrics of the entropy.
+        """Computes the loss of α, −log α · (log π + target entropy) or with α, and metrics of the entropy.
 
         Args:
             actor_params: log α, or None if α is fixed; then the loss is 0.
@@ -241,9 +248,9 @@ class Entropic(PolicyLoss):
         if actor_params is None:
             return 0.0, metrics
         target = self.target_entropy
-        if target is None:
-            target = -self.target_entropy_scale * spec.action_size
-        loss = -(actor_params * jax.lax.stop_gradient(log_prob + target)).mean()
+        target = self.entropy_per_action * spec.action_size if target is None else target
+        factor = actor_params if self.temperature_loss == "log_alpha" else jnp.exp(actor_params)
+        loss = -(factor * jax.lax.stop_gradient(log_prob + target)).mean()
         return loss, metrics | {"temperature": self.alpha(actor_params)}
 
     def next_action(
@@ -376,6 +383,13 @@ class NoReset(Reset):
     """Networks are never reset."""
 
     name: ClassVar[str] = "never"
+
+
+@dataclasses.dataclass(frozen=True)
+class RawRewards(Scaling):
+    """Rewards are not scaled."""
+
+    name: ClassVar[str] = "as_they_are"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtim
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
 from qscape.nets.batch_norm import has_statistics
@@ -185,6 +185,12 @@ class Network(StatefulPart):
             Hidden layers; their features are as long as the last width.
         """
         raise NotImplementedError
+
+    def notes(self, agent: Composition) -> list[str]:
+        """Says which layer options that the user set are for plain layers only."""
+        options, usual = ("actor_norm", "critic_norm", "init"), Base()
+        moved = [name for name in options if getattr(agent.base, name) != getattr(usual, name)]
+        return [f"{self.name} makes layers of its own, without base.{name}" for name in moved]
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
         """Makes an output layer on `size` features: of a critic, or for "mean" or "log_std" of an actor."""
@@ -700,6 +706,37 @@ class Normaliser(StatefulPart):
     def apply(self, state: PartState, obs: Array) -> Array:
         """Returns normalised observations [..., S]."""
         return obs
+
+
+class Scaling(Part):
+    """Scales the rewards of a batch. Replay stays raw; what the part keeps lies in `ReplayState.scaling`."""
+
+    socket: ClassVar[str] = "scaling"
+
+    def init_state(self, envs: int) -> PyTree:
+        """Returns what the part keeps before the first step of E environments; None: nothing."""
+        return None
+
+    def observe(
+        self,
+        state: PyTree,
+        reward: Float[Array, " E"],
+        over: Bool[Array, " E"],
+        valid: Bool[Array, " E"],
+        base: Base,
+    ) -> PyTree:
+        """Returns the state after a step of E environments. Called once per step, when replay stores it.
+
+        Args:
+            reward: in the environment's units.
+            over: whether the episode ended with this step, in whatever way.
+            valid: False where no step was made.
+        """
+        return state
+
+    def divisor(self, state: PyTree) -> Scalar | None:
+        """Returns the number that all rewards of a batch are divided by; None: they stay as they are."""
+        return None
 
 
 def bind_network(

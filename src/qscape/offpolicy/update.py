@@ -57,6 +57,10 @@ def update(
         layout, storage, replay_state, stream(key, f"{replay.name}.sample"), base.batch_size
     )
     batch = split_batch(rows_at(layout, storage, replay_state, picked, *agent.sampling_options))
+    divisor = agent.scaling.divisor(replay_state.scaling)
+    if divisor is not None:
+        batch = batch._replace(reward=batch.reward / divisor)
+        metrics["reward_divisor"] = divisor
     stage = Stage(agent, _normalise_batch(agent, state, batch), event, key)
 
     # 2. representation and policy loss learn
@@ -67,7 +71,8 @@ def update(
     # 3. critics regress to the target
     state, y, td_error = _step_critics(stage, state, metrics)
 
-    # 4. priorities
+    # 4. priorities, from TD errors in the unit of raw rewards
+    td_error = td_error if divisor is None else td_error * divisor
     replay_state = replay.update_priorities(replay_state, picked, td_error)
 
     # 5. the selector learns, on the stepped critics

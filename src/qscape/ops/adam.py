@@ -20,9 +20,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
         share = -jnp.expm1(count * math.log(decay))
         return jax.tree.map(lambda m: m / share, moment)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         state = moments.update(updates, state)[1]
         mean, square = correct(state.mu, b1, state.count), correct(state.nu, b2, state.count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square), state

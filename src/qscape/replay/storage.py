@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, UInt32
 
 from qscape.errors import RunError, UsageError
 from qscape.ops.devices import device_count, on_each_device, replicate
@@ -59,11 +59,13 @@ class ReplayState(NamedTuple):
         position: [E], the row of each ring that is written next.
         size: [E], rows of each ring in use; those of them that are valid can be sampled.
         priorities: None for uniform replay.
+        scaling: what the agent's `scaling` part keeps of all rewards so far; None: nothing.
     """
 
     position: Int[Array, " E"]
     size: Int[Array, " E"]
     priorities: Priorities | None = None
+    scaling: PyTree = None
 
 
 class Rows(NamedTuple):

@@ -99,7 +99,9 @@ def spec_of(env: JaxEnv, index_actions: bool = False) -> Spec:
     bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
     choices = int(space.n) if index_actions and isinstance(space, Discrete) else None
     seen = int(env.observation_space.shape[0])
-    return Spec(seen, size, table, *bounds, choices=choices, actor_size=env.actor_size)
+    return Spec(
+        seen, size, table, *bounds, choices=choices, actor_size=env.actor_size, time_limit=env.time_limit
+    )
 
 
 def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T"]:
@@ -136,7 +138,7 @@ def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
     Call it under jit: then every array of the run has a buffer of its own and may be donated to `run_steps`.
     """
     layout, task = agent.layout(envs), agent.task
-    storage, replay_state = agent.replay.init(layout)
+    storage, replay_state = agent.init_replay(layout)
     world = reset_world(env, envs, stream(key, "world.begin"))
     carry = Carry(
         state=agent.init(key),

@@ -226,7 +226,7 @@ class Seeds(SeedGroup, Trainer):
         self.programs = SeedPrograms(self.agent, self.layout)
         self.key = self.seed_keys()
         self._allocate = partial(ring_buffer.create, self.layout, count)
-        replay_state = jax.vmap(lambda _: self.agent.replay.init_state(self.layout))
+        replay_state = jax.vmap(lambda _: self.agent.init_replay_state(self.layout))
 
         def tile(x: Any) -> Any:
             return jnp.tile(x, (count, *[1] * jnp.ndim(x)))
