@@ -311,7 +311,8 @@ def targets(agent, state, next_obs):
     still, nothing = jnp.zeros_like(next_obs), jnp.zeros(len(next_obs))
     batch = Batch(still, jnp.zeros((len(still), agent.task.action_size)), nothing, nothing, next_obs, 1.0)
     event = Event(jnp.asarray(1), jnp.asarray(0), jnp.array(False), jnp.array(False))
-    return np.asarray(update._td_targets(update.Stage(agent, batch, event, jax.random.key(0)), state))
+    now = update.Stage(agent, batch, event, jax.random.key(0))
+    return np.asarray(update._fixed_targets(now, state, update._look_ahead(now, state)))[:, 0]
 
 
 def nearest(action, count=1):

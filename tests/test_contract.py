@@ -245,6 +245,19 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "redq with four": ("sac+redq+c51", {"base": {"critics": 4}, "c51": {"atoms": 11}}),
     "dropout, own bins": ("sac+droq+hl_gauss+own_target", {"hl_gauss": {"atoms": 11}}),
     "dropout on sale": ("td3+sale+droq+pave", {"droq": {"rate": 0.1}}),
+    "batch norm, as in xqc's code": (
+        "sac+crossq_wn",
+        {
+            "crossq_wn": {"target_critics": False, "renorm_after": None, "project_last": True},
+            "soft": {"density": "released"},
+        },
+    ),
+    "crossq with targets on sale": ("td3+sale+crossq", {"crossq": {"target_critics": True}}),
+    "xqc, free outputs": ("sac+xqc+c51", {"xqc": {"project_last": False}, "c51": {"atoms": 11}}),
+    "simbav2 with savo and pave": ("sac+simbav2+c51+savo+pave", {"c51": {"atoms": 11}}),
+    "simba on td7": ("td7+simba+pave", {}),
+    "bro": ("bro", {"quantile": {"quantiles": 5}, "resets": {"at": (4,)}, "base": {"warmup": 1}}),
+    "savgo, as released": ("sac+savgo+crossq", {"savgo": {"density": "released"}}),
     "delayed sac": (
         "sac",
         {
@@ -293,6 +306,12 @@ QUICK_ROWS = (
     "dropout, own bins",
     "delayed sac",
     "plain options, scaled rewards",
+    "batch norm, as in xqc's code",
+    "td3+crossq",
+    "xqc, free outputs",
+    "simbav2 with savo and pave",
+    "td3+simba",
+    "bro",
 )
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
 UPDATES, SYNC, A = 6, 4, 3

@@ -425,7 +425,8 @@ def test_the_target_is_made_of_the_lesser_target_critic():
     reward, terminated = jnp.array([1.0, 0, -1]), jnp.array([0.0, 0, 1])
     batch = Batch(jnp.zeros((3, 3)), jnp.zeros((3, A)), reward, terminated, jnp.eye(3), 0.99)
     now = update.Stage(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), jax.random.key(0))
-    y = update._td_targets(now, state_of(agent)._replace(**critics))
+    state = state_of(agent)._replace(**critics)
+    y = update._fixed_targets(now, state, update._look_ahead(now, state))[:, 0]
     np.testing.assert_allclose(y, [3.475, 0.99, -1.0], rtol=1e-6)
 
 

@@ -255,6 +255,18 @@ def _targets(stage: Stage, state: State, following: NextState, raw: Array | None
     return jax.lax.stop_gradient(target)
 
 
+def _fixed_targets(stage: Stage, state: State, following: NextState) -> PyTree:
+    """Compute the targets by what the critics' step does not move; None: the critics themselves make them."""
+    if following.value is not None:
+        return _targets(stage, state, following, None)
+    if not stage.agent.network.keeps_target_critics:
+        return None
+    rep = stage.agent.representation
+    view = rep.encoder_params(state.part(rep), "fixed")
+    raw, _ = _critic_outputs(stage, view, state, state.critics_target, following, "next")
+    return _targets(stage, state, following, raw)
+
+
 def _step_critics(
     stage: Stage, state: State, metrics: Metrics
 ) -> tuple[State, Float[Array, "B K"], Float[Array, "B heads"]]:
@@ -270,13 +282,7 @@ def _step_critics(
     context, part_state, joint = stage.context(state), state.part(rep), rep.joint_loss_weight
     critics, statistics = split_statistics(state.critics)
     following = _look_ahead(stage, state)
-    targets = None
-    if following.value is not None:
-        targets = _targets(stage, state, following, None)
-    elif agent.network.keeps_target_critics:
-        view = rep.encoder_params(part_state, "fixed")
-        raw, _ = _critic_outputs(stage, view, state, state.critics_target, following, "next")
-        targets = _targets(stage, state, following, raw)
+    targets = _fixed_targets(stage, state, following)
 
     def loss(
         moved: tuple[PyTree, PyTree],
