@@ -123,11 +123,12 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
             f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
             "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."
         )
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_envs(envs))
     counters, counts = agent.schedule.start(), []
     for made in range(0, steps, envs):
         updates = 0
-        if made >= agent.base.warmup:
-            counters, updates, _ = agent.schedule.updates_due(counters, StepEnd(envs), agent.base)
+        if made >= base.warmup:
+            counters, updates, _ = agent.schedule.updates_due(counters, StepEnd(envs), base)
         counts.append(updates)
     return np.array(counts, np.int32)
 
@@ -264,7 +265,8 @@ def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tupl
     Raises:
         UsageError: the agent learns when episodes end.
     """
-    base = dataclasses.replace(agent.base, **agent.base.scale_to_run(steps))
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_envs(envs))
+    base = dataclasses.replace(base, **base.scale_to_run(steps))
     agent = dataclasses.replace(agent, base=base)
     counts = update_counts(agent, envs=envs, steps=steps)
     return run_steps(agent, env, start(agent, env, key, envs=envs), key, counts)
