@@ -507,7 +507,7 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     argv += ["--env-args", "length=15", "--seeds", 4, "--eval-episodes", 3, "--lap.alpha=0.3"]
     assert run(*argv, "--base.no-target-actor", "--base.gradient-clip", 5) == 0
     out = capsys.readouterr().out
-    (folder,) = Path("runs/tiny:Clock-v0").glob("*/4")
+    (folder,) = Path("runs/tiny-Clock-v0").glob("*/4")
     assert "lap.alpha=0.3" in folder.parent.name
     assert "gradient_clip=5.0" in folder.parent.name
     assert f"done: {folder}  60 steps, 40 updates" in out

@@ -14,7 +14,7 @@ from qscape.methods.mean_target import MeanTarget
 from qscape.methods.own_target import OwnTarget
 from qscape.methods.quantile import Quantile
 from qscape.methods.redq import REDQ
-from qscape.nets import dropout
+from qscape.nets import Torso, dropout
 from qscape.offpolicy.plain import MinTarget, ScalarValue
 from qscape.offpolicy.sockets import PartState
 from qscape.run.plan import part_notes
@@ -131,17 +131,18 @@ def test_forwards_with_two_keys_differ():
     assert not same(at(one), at(two))
     assert same(at(one), at(one))
     assert same(at(None), at(None))
-    layers = critic.body.torso
+    layers = critic.body.torso.plain
     assert (len(layers.layers), len(layers.norms)) == (2, 2)
     plain, at = critic_and_rows("sac+redq")
     assert same(at(None), at(None))
-    assert not hasattr(plain.body.torso, "norms") or not plain.body.torso.norms
+    assert isinstance(plain.body.torso, Torso)
 
 
 def test_a_layer_is_linear_dropout_norm_activation():
-    torso = dropout.DropoutTorso(jax.random.key(0), (3, 4), "relu", 0.5)
+    plain = Torso(jax.random.key(0), (3, 4), "relu", normalise=True)
+    torso = dropout.DropoutTorso(plain, 0.5)
     x, key = jnp.array([[1.0, -2.0, 0.5]]), jax.random.key(3)
-    h = x @ torso.layers[0].weight.T + torso.layers[0].bias
+    h = x @ plain.layers[0].weight.T + plain.layers[0].bias
     h = dropout.drop(h, 0.5, jax.random.split(key, 1)[0])
     h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(torso(x, None, key), jnp.maximum(h, 0.0), rtol=1e-5)

@@ -10,7 +10,7 @@ from small import S, build, start
 from qscape.errors import UsageError
 from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
-from qscape.nets.layers import UnitLinear, project
+from qscape.nets.layers import LayerNorm, UnitLinear, project
 from qscape.types import Spec
 
 KEY = jax.random.key(0)
@@ -109,7 +109,7 @@ def test_both_halves_are_one_batch():
 
 
 def test_layer_norm_has_the_epsilon_of_flax():
-    close(residual.LayerNorm(4)(jnp.array([0.0, 0.0, 0.0, 0.004]))[-1], 1.5)
+    close(LayerNorm(4, residual.EPSILON)(jnp.array([0.0, 0.0, 0.0, 0.004]))[-1], 1.5)
 
 
 def test_a_simba_block_with_a_zero_layer_is_the_identity():

@@ -162,6 +162,13 @@ def test_networks_have_the_layers_of_the_base():
     assert not any(bias.any() for bias in biases)
 
 
+@pytest.mark.parametrize("recipe", ["sac+xqc", "sac+simba", "sac", "sac+droq"])
+def test_networks_with_layers_of_their_own_say_so(recipe):
+    _, _, notes = prepare(Plan(recipe, "Pendulum-v1", 60_000, settings={"base": {"actor_norm": "layer"}}))
+    note = f"{recipe[4:]} makes layers of its own, without base.actor_norm"
+    assert (note in notes) == (recipe in ("sac+xqc", "sac+simba"))
+
+
 def test_new_activations():
     x = jnp.array([-1.0, 0.0, 1.0])
     np.testing.assert_allclose(ACTIVATIONS["gelu"](x), [-0.158808, 0.0, 0.841192], atol=1e-6)

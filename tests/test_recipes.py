@@ -254,7 +254,11 @@ def test_refused_recipes(toys, recipe, sentence):
             "base has no field 'gamma'; what others call gamma is base.disc",
         ),
         ("td3", {"discount": 0.9}, "There is no keyword 'discount'; write base={'discount': ...}."),
-        ("td3", {"base": {"discnt": 1}}, "base has no field 'discnt'; near to it: discount, init."),
+        (
+            "td3",
+            {"base": {"discnt": 1}},
+            "base has no field 'discnt'; near to it: discount, discount_rule, init.",
+        ),
         ("td3", {"base": {"discount": "x"}}, "base.discount is 'x'; it must be of type float."),
         ("td3", {"base": {"discount": True}}, "base.discount is True; it must be of type float."),
         ("td3", {"base": {"discount": 2.0}}, "base.discount is 2.0; it must lie in [0, 1]."),

@@ -34,6 +34,16 @@ def test_resets_come_every_so_many_environment_steps(every, updates_per_step, up
     assert found == updates
 
 
+def test_resets_at_given_environment_steps():
+    """BRO: the learning starts after 2,500 steps and makes ten updates for each later one."""
+    part = Resets(at=(15_000, 50_000, 1_000))
+    base = Base(warmup=2_500, updates_per_step=10.0)
+    old, new = jnp.array(0), jnp.array(1)
+    numbers = (1, 2, 124_999, 125_000, 125_001, 475_000, 500_000)
+    due = [number for number in numbers if part.reset(old, lambda: new, at(number), base)]
+    assert due == [1, 125_000, 475_000]
+
+
 def test_seeds_side_by_side_are_reset_together():
     """The number of the update is no array of seeds, so that nothing is made anew where nothing is reset."""
     part, seeds = Resets(every=3), jnp.arange(2)

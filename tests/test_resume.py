@@ -5,12 +5,15 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +33,7 @@ from tiny import (
 )
 
 import qscape as qs
+from qscape.cli import main as qscape
 from qscape.errors import RunError, UsageError
 from qscape.replay import storage
 from qscape.run import Plan, resume, saves, train
@@ -42,11 +46,21 @@ def whole(plan: Plan, folder: Path) -> list[ev.RunEvent]:
 
 
 def interrupted(plan: Plan, folder: Path, steps: int, where: str = "step") -> None:
-    """Begin a run, or go on with it, and stop it there."""
-    hold = stop_at(steps, where)
+    """Begin a run, or go on with it, and stop it there; `where` "": at its first save."""
+    hold = stop_at(steps, where) if where else stop_at_save
     *_, end = resume(folder, on_trainer=hold) if folder.exists() else train(plan, folder, on_trainer=hold)
     assert isinstance(end, ev.Ended)
     assert end.interrupted
+
+
+def stop_at_save(trainer: Any) -> None:
+    saver = trainer.saver
+
+    def stopping(*args: Any) -> Path:
+        trainer.stop()
+        return saver(*args)
+
+    trainer.saver = stopping
 
 
 PENDULUM = Plan(  # one burst of 400 updates after step 600, across the synchronisation at 250
@@ -422,14 +436,153 @@ def test_neither_a_save_nor_a_resume_makes_a_second_replay(tmp_path):
     assert {what: grown for what, grown in sizes.items() if grown > 64 * 2**20} == {}
 
 
-def test_a_damaged_replay_is_noticed(broken_off, tmp_path):
-    folder = shutil.copytree(broken_off, tmp_path / "run")
-    file = folder / "saves" / saves.names(folder / "saves")[-1] / "replay.npz"
+# --- damaged saves --------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(RunError, match=r"Leaf storage in .*replay\.npz does not match its checksum"):
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run folder but its lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != folders.LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def lose_replays(folder: Path) -> None:
+    for name in saves.names(folder / "saves"):
+        saves.drop(folder / "saves" / name, "replay")
+
+
+def notes_of(folder: Path, **how: Any) -> list[str]:
+    """The notes with which a run goes on; it is stopped there."""
+    events = resume(folder, **how)
+    started = next(events)
+    events.close()
+    assert isinstance(started, ev.Started)
+    return started.notes
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "replay": (lambda save: flip(save / "replay.npz"), r"Leaf storage in .*171/replay\.npz does not match"),
+    "networks": (lambda save: flip(save / "state.npz"), r"171/state\.npz"),
+    "save.json": (lambda save: flip(save / "save.json"), r"171/save\.json is"),
+    "no save.json": (
+        lambda save: (save / "save.json").unlink(),
+        "171 has no save.json, so it is no complete",
+    ),
+    "no replay": (lambda save: saves.drop(save, "replay"), "171 has no replay"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_newest_save_gives_way_to_the_one_before(what, broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    damage, said = DAMAGE[what]
+    damage(folder / "saves" / "000000171")
+    damaged = contents(folder / "saves" / "000000171")
+    notes = notes_of(folder)
+    assert re.search(rf"{said}.*The run goes back to the save of step 150", notes[0])
+    assert f"what is newer than step 150 was moved to {folder}/aside/000000150" in notes
+    assert contents(folder / "aside" / "000000150" / "000000171") == damaged
+    assert (folder / "aside" / "000000150" / "metrics.jsonl").exists()
+
+
+def test_a_run_without_its_newest_save_ends_as_if_nothing_had_happened(broken_off, clock, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    shutil.rmtree(folder / "saves" / "000000171")
+    started, *_ = resume(folder)
+    assert isinstance(started, ev.Started)
+    assert started.step == 150
+    assert_same_run(folder, clock)
+
+
+def test_a_run_goes_on_from_the_save_that_the_user_names(broken_off, clock, tmp_path, capsys):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"no save of step 7; it has 30, 60, 90, 120, 150, 171"):
+        list(resume(folder, save=7))
+    assert qscape(["resume", str(folder), "--save", "150"]) == 0
+    assert f"what is newer than step 150 was moved to {folder}/aside/000000150" in capsys.readouterr().out
+    assert_same_run(folder, clock)
+    assert saves.tree_names(folder / "aside" / "000000150" / "000000171")
+    with pytest.raises(RunError, match=r"060 has no replay.*resume .* --save 60 --empty-replay"):
+        list(resume(folder, save=60))
+
+
+def test_a_run_that_cannot_go_on_is_not_begun_again(broken_off, tmp_path, capsys):
+    """Not without a word, and nothing is erased."""
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    lose_replays(folder)
+    before = contents(folder)
+    assert qscape(["resume", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "171 has no replay. Nothing was changed." in said
+    assert f"qscape resume {folder} --empty-replay" in said
+    assert contents(folder) == before
+    shutil.rmtree(folder / "saves")
+    before = contents(folder)
+    with pytest.raises(RunError, match=r"has lost its saves\. Nothing was changed\. To begin again: qsc"):
         list(resume(folder))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("loop", ["host", slow("compiled"), slow("on-policy")])
+def test_a_run_goes_on_with_its_networks_alone(loop, broken_off, tmp_path):
+    """The policy fills the replay before updates go on; a second interruption changes nothing."""
+    folder = tmp_path / "run"
+    if loop == "host":
+        shutil.copytree(broken_off, folder)
+    else:
+        recipe, env = ("ppo", "jax/CartPole-v1") if loop == "on-policy" else ("td3", "recsim/10k-v0")
+        small = {"base": {"rollout": 64}} if loop == "on-policy" else settings("td3", warmup=50)
+        interrupted(Plan(recipe, env, 300, settings=small, eval_every=0, save_every=60), folder, 0, "")
+    lose_replays(folder)
+    made = numbers(folder)
+    list(resume(folder, empty_replay=True, on_trainer=lambda trainer: trainer.stop()))
+    *_, end = resume(folder)
+    assert end.step >= 300
+    assert not end.interrupted
+    if loop != "on-policy":
+        refill = numbers(folder)["refill"]
+        assert refill == made["env_steps"] + 50
+        assert end.updates == made["updates"] + 300 - refill
+    assert len([name for name in saves.names(folder / "saves") if "replay" in trees(folder, name)]) == 2
+
+
+def test_damaged_lines_of_the_logs_are_dropped_with_a_word(broken_off, clock, tmp_path, capsys):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    wanted = metrics(folder)
+    for log, line in LINES:
+        lines = (folder / log).read_bytes().split(b"\n")
+        lines.insert(line - 1, lines[line - 1].replace(b",", b"\xff", 1))
+        (folder / log).write_bytes(b"\n".join(lines))
+    said = [f"{folder}/{log}: 1 damaged lines are left out (line {k})" for log, k in LINES]
+    assert qscape(["watch", str(folder), "--once"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert all("".join(note.split()) in shown for note in said)
+    notes = notes_of(folder)
+    assert [note for note in notes if "damaged" in note] == said
+    assert metrics(folder) == wanted
+    list(resume(folder))
+    assert_same_run(folder, clock)
+
+
+def test_damaged_column_names_are_written_again(broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    wanted = evaluations(folder)
+    text = (folder / "evaluations.csv").read_bytes()
+    (folder / "evaluations.csv").write_bytes(text.replace(b"step", b"stop", 1))
+    assert any("evaluations.csv: 1 damaged lines" in note for note in notes_of(folder))
+    assert evaluations(folder) == wanted
+
+
+LINES = (("metrics.jsonl", 2), ("evaluations.csv", 3))
+
+
+def trees(folder: Path, name: str) -> list[str]:
+    return saves.tree_names(folder / "saves" / name)
 
 
 # --- processes ------------------------------------------------------------------------------------------

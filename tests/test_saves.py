@@ -236,7 +236,7 @@ def test_names_prune_drop_and_replace(tmp_path):
 def test_something_else_of_the_same_name_is_not_overwritten(tmp_path):
     (tmp_path / "10").mkdir()
     (tmp_path / "10" / "thesis.npz").write_text("precious")
-    with pytest.raises(RunError, match="in the way"):
+    with pytest.raises(RunError, match=r"10 has no save\.json, so it is no complete save"):
         small(tmp_path)
     assert (tmp_path / "10" / "thesis.npz").read_text() == "precious"
 

@@ -84,7 +84,7 @@ def test_rows_of_a_file(place):
     rows = study().rows
     assert [(r.plan.recipe, r.plan.seed) for r in rows] == [("td3", 0), ("sac", 0), ("td3", 1), ("sac", 1)]
     plan, folder = rows[0]
-    assert folder == Path("runs/tiny/tiny:Clock-v0", plan.label, "0")
+    assert folder == Path("runs/tiny/tiny-Clock-v0", plan.label, "0")
     assert plan.label.startswith("td3[base.batch_size=16,")
     assert (plan.steps, plan.eval_every, plan.save_every) == (2_000, 1_000, 250)
     assert rows[1].plan.settings["base"]["warmup"] == 60
@@ -93,7 +93,7 @@ def test_rows_of_a_file(place):
     named = TEXT.replace('id = "', 'args = { length = 20 }\nsteps = { quick = 900 }\nid = "')
     named = 'name = "other"\n' + named.replace('recipe = "sac"', 'recipe = "sac"\nsteps = 800')
     rows = study(named, runs="x").rows
-    assert rows[0].folder == Path("x/other/tiny:Clock-v0(length=20)", rows[0].plan.label, "0")
+    assert rows[0].folder == Path("x/other/tiny-Clock-v0(length=20)", rows[0].plan.label, "0")
     assert [r.plan.steps for r in rows[:2]] == [900, 800]
     assert [r.plan.steps for r in study(named, "full").rows[:2]] == [2_500, 800]
 
@@ -332,7 +332,7 @@ def test_what_is_there_decides_what_is_left(calm, place):
     assert kinds == ["resume", None, None, "train"]
     assert "run.json cannot be read" in progress.runs[1].why
     assert "exists and is no run" in progress.runs[2].why
-    for leftover in (folders.LOCK, folders.ASIDE):  # of a run that was killed as it began
+    for leftover in (folders.LOCK, ".run.json.tmp-1f"):  # of a run that was killed as it began
         rows[3].folder.mkdir(exist_ok=True)
         (rows[3].folder / leftover).write_text("")
     assert states(StudyProgress(study()))[3] == "waiting"
@@ -547,7 +547,7 @@ def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
     out, err = capsys.readouterr()
     assert err == "qscape: 2 of 4 runs failed; see above.\n"
     failed = [
-        line for line in out.splitlines() if line.startswith("failed runs/tiny/tiny:Clock-v0(fail_at=90)/")
+        line for line in out.splitlines() if line.startswith("failed runs/tiny/tiny-Clock-v0(fail_at=90)/")
     ]
     assert len(failed) == 2
     assert all("reward is nan in environment 0, step 30 of its episode 3" in line for line in failed)
@@ -595,5 +595,5 @@ def test_the_live_table_fits_on_the_screen(place):
         "return",
         "left",
     ]
-    assert re.match(r"tiny:Clock-v0  sac\[base.* +20  running +1,000 +2,000 +100 +0:00:10$", first)
-    assert re.match(r"tiny:Clock-v0  sac\[base.* +8 +failed", second)
+    assert re.match(r"tiny-Clock-v0  sac\[base.* +20  running +1,000 +2,000 +100 +0:00:10$", first)
+    assert re.match(r"tiny-Clock-v0  sac\[base.* +8 +failed", second)

@@ -334,7 +334,7 @@ def load(
         path = download_run(path.removeprefix(HUB))
     folder = folders.one_run(Path(path))
     plan = folders.read_plan(folder)
-    newest = folders.newest_save(folder, "replay")
+    newest, notes = folders.choose_save(folder)
     if newest is None:
         raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
@@ -357,7 +357,7 @@ def load(
     )
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
-    for note in folders.load_into(model.trainer, newest):
+    for note in notes + folders.load_into(model.trainer, newest):
         warnings.warn(note, stacklevel=2)
     if not model.env_steps:  # saved untrained; `learn` will fit the warm-up to the length of the run
         model.settings = _own_settings(plan)

@@ -41,7 +41,12 @@ PACKAGES = ("jax", "jaxlib", "numpy", "gymnasium")
 NETWORKS = {"actor_hidden": (8, 8), "critic_hidden": (8, 8), "batch_size": 16}
 OFF_POLICY = NETWORKS | {"replay_capacity": 500, "warmup": 60, "actor_learning_rate": 3e-3}
 PENDULUM: dict[str, Any] = {"env": "Pendulum-v1", "env_args": {"max_episode_steps": 40}}
-SIZES = {"Pendulum-v1": 3, "jax/CartPole-v1": 4, "mineworld/MineWorld-v0": 23}  # of an observation
+SIZES = {
+    "Pendulum-v1": 3,
+    "jax/CartPole-v1": 4,
+    "recsim/10k-v0": 30,
+    "mineworld/MineWorld-v0": 23,
+}  # of an observation
 PACE: dict[str, Any] = {
     "steps": 375,
     "seed": 3,
@@ -102,6 +107,8 @@ PLANS: dict[str, qs.Plan] = {
         settings={"base": NETWORKS | {"rollout": 64, "passes": 2, "learning_rate": 3e-3}},
         **PACE,
     ),
+    # Written in format 2: steps and updates in one program, environments' states among the arrays.
+    "sac": qs.Plan("sac", "recsim/10k-v0", envs=2, settings={"base": OFF_POLICY}, **PACE),
 }
 KILLED = {"td3+savo"}  # interrupted as by kill -9: the newest save is older than the last lines of the files
 

@@ -108,6 +108,9 @@ class Expansion(NamedTuple):
     settings: Settings = MappingProxyType({})
 
 
+TWO_UPDATES = {"updates_per_step": 2.0}
+# The temperature of SimBa, SimbaV2 and XQC.
+CAUTIOUS = {"initial_temperature": 0.01, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
 EXPANSIONS: dict[str, Expansion] = {
     "td7": Expansion(
         "td3+sale+lap+periodic+value_clip+checkpoints",
@@ -135,6 +138,42 @@ EXPANSIONS: dict[str, Expansion] = {
         "sac+crossq_wn",
         "CrossQ with weight normalisation, five updates a step (Palenicek et al. 2025, arXiv 2502.07523).",
         {"base": {"updates_per_step": 5.0}, "soft": {"learning_rate": 1e-4, "entropy_per_action": -0.5}},
+    ),
+    "simba": Expansion(
+        "sac+simba+normalise",
+        "SAC with layer-normalised residual networks (Lee et al. 2025, arXiv 2410.09754).",
+        {"base": TWO_UPDATES | {"discount_rule": "time_limit"}, "soft": CAUTIOUS | {"learning_rate": 1e-4}},
+    ),
+    "simbav2": Expansion(
+        "sac+simbav2+c51+reward_scale+normalise",
+        "SAC with networks on the unit sphere and categorical critics (Lee et al. 2025, arXiv 2502.15280).",
+        {
+            "base": TWO_UPDATES | {"discount_rule": "time_limit", "schedule": "linear", "rate_end": 0.5},
+            "soft": CAUTIOUS | {"learning_rate": 1e-4},
+        },
+    ),
+    "bro": Expansion(
+        "sac+bronet+quantile+mean_target+resets",
+        "SAC with large residual quantile critics, no pessimism and resets, ten updates a step, without the "
+        "paper's second policy (Nauman et al. 2024, arXiv 2405.16158).",
+        {
+            "base": {"batch_size": 128, "updates_per_step": 10.0, "warmup": 2_500}
+            | {"actor_objective": "mean"},
+            "quantile": {"quantiles": 100, "loss_sum": "sum"},
+            "resets": {"at": (15_000, 50_000, 250_000, 500_000, 750_000, 1_000_000, 1_500_000, 2_000_000)},
+            "soft": {"entropy_per_action": -0.5, "temperature_loss": "alpha"},
+        },
+    ),
+    "xqc": Expansion(
+        "sac+xqc+c51+reward_scale",
+        "SAC with batch and weight normalisation and categorical critics (Palenicek et al. 2026, arXiv "
+        "2509.25174).",
+        {
+            "base": TWO_UPDATES
+            | {"discount_rule": "time_limit", "schedule": "linear", "actor_horizon": "updates"},
+            "reward_scale": {"bound": None},
+            "soft": CAUTIOUS,
+        },
     ),
     "redq": Expansion(
         "sac+redq",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import run_all
@@ -16,6 +17,8 @@ class Options:
     """Flags of `qscape resume`."""
 
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
+    save: int | None = setting(None, "Continue from the save of this step; None: from the newest.")
+    empty_replay: bool = setting(False, "Continue with the networks alone, if no save has a replay.")
     log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
 
 
@@ -24,8 +27,9 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape resume")
     given = options.parse(options.flags_of(Options()), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
-    if len(folders) > 1:  # a group: only its unfinished runs
+    if len(folders) > 1 and given.save is None:  # a group: only its unfinished runs
         folders = [f for f in folders if unfinished(f, given.steps)]
         if not folders:
             raise UsageError(f"every run in {path} has finished its steps; add more with --steps.")
-    return run_all([Job("resume", f, steps=given.steps, trackers=list(given.log)) for f in folders])
+    shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
+    return run_all([Job("resume", f, trackers=list(given.log), **shared) for f in folders])

@@ -1,11 +1,8 @@
 """The command `qscape watch RUN`."""
 
-import csv
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.errors import QscapeError, UsageError
 from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
+from qscape.run.logs import read_evaluations, read_metrics
 from qscape.types import setting
 
 SLICE = 81  # points of the curve of Q
@@ -65,6 +63,7 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
     looks = [RunView(folder) for folder in folders]
     columns = ["run", "agent", "step", "of", "steps/s", "left", "return", "state"]
     parts: list[Any] = [table("", columns, (look.row() for look in looks))]
+    parts += [Text(note, style="dim") for look in looks for note in look.notes]
     width, height = min(console.width, ACROSS), HIGH
     if console.is_terminal:
         height = max(8, min(HIGH, (console.height - 5 - len(looks)) // 3))
@@ -79,12 +78,17 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
 
 
 class RunView:
-    """The contents of a run's files at one moment; the last line of a file may be incomplete."""
+    """The contents of a run's files at one moment, without damaged and incomplete lines."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.record = folder, read_record(folder)
-        self.logged = [*_read_json_lines(folder / "metrics.jsonl")]
-        self.returns = _read_returns(folder / "evaluations.csv")
+        metrics, evaluations = read_metrics(folder), read_evaluations(folder)
+        self.logged = [row for _, row in metrics.lines]
+        self.returns: dict[str, dict[int, list[float]]] = {}  # policy -> step -> returns of the episodes
+        for _, row in evaluations.lines:
+            of = self.returns.setdefault(row["policy"], {})
+            of.setdefault(int(row["step"]), []).append(float(row["return"]))
+        self.notes = metrics.notes + evaluations.notes
 
     def policies(self) -> list[str]:
         """The evaluated policies: the current one, and the kept one if the agent keeps one."""
@@ -194,18 +198,3 @@ def _chart(title: str, x: str, curves: list[Any], width: int, height: int, span:
         return Text(f"{title}: nothing yet", style="dim")
     lines = [terminal.Curve(*curve) for curve in curves]
     return Text.from_ansi(terminal.render_chart(title, x, lines, width, height, span))
-
-
-def _read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    text = file.read_text() if file.exists() else ""
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        yield json.loads(line)
-
-
-def _read_returns(file: Path) -> dict[str, dict[int, list[float]]]:
-    """Read the returns of each evaluation's episodes: policy -> step -> returns."""
-    text = file.read_text() if file.exists() else ""
-    returns: dict[str, dict[int, list[float]]] = {}
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
-        returns.setdefault(row["policy"], {}).setdefault(int(row["step"]), []).append(float(row["return"]))
-    return returns

@@ -28,16 +28,23 @@ def convert_cond(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
 
 
 def unroll_scan(graph: Graph, equation: Any, given: list[Any]) -> list[Any]:
-    """Convert `scan` by unrolling its loop."""
-    params = equation.params
-    fixed, carried = params["num_consts"], params["num_carry"]
+    """Convert `scan` by unrolling its loop.
+
+    Its inputs are constants, what is carried, and columns, of which the body takes a row. JAX names their
+    numbers differently from version to version, so they are counted: only a column loses an axis.
+    """
+    params, body = equation.params, equation.params["jaxpr"]
+    pairs = zip(equation.outvars, body.out_avals, strict=True)
+    carried = sum(whole.aval.ndim == row.ndim for whole, row in pairs)
+    pairs = zip(equation.invars, body.in_avals, strict=True)
+    fixed = sum(whole.aval.ndim == row.ndim for whole, row in pairs) - carried
     consts, carry, columns = given[:fixed], given[fixed : fixed + carried], given[fixed + carried :]
     avals = [v.aval for v in equation.invars[fixed + carried :]]
     collected: list[list[Any]] = []
     steps = range(params["length"])
     for k in reversed(steps) if params["reverse"] else steps:
         rows = [_take_row(graph, x, aval, k) for x, aval in zip(columns, avals, strict=True)]
-        outputs = graph.run(params["jaxpr"], [*consts, *carry, *rows])
+        outputs = graph.run(body, [*consts, *carry, *rows])
         carry = outputs[:carried]
         collected.append(outputs[carried:])
     collected = collected[::-1] if params["reverse"] else collected

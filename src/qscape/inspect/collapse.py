@@ -18,6 +18,7 @@ from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import Collapse, action_collapse
 from qscape.run import saves
 from qscape.run.evaluation import SEED
+from qscape.run.folder import read_meta
 from qscape.run.probes import PolicyEvaluation
 
 STATES = 10_000
@@ -166,9 +167,12 @@ def _load_saves(last: TrainedAgent, folder: Path):
     """Yield the step and the policy of each save of a run, oldest first."""
     place = folder / "saves"
     for name in saves.names(place):
-        trees, meta = saves.read(place / name, {"acting": last.acting})
+        trees, _ = saves.read(place / name, {"acting": last.acting})
         last.agent.check_part_states(trees["acting"].part_states)
-        yield meta["numbers"]["env_steps"], dataclasses.replace(last, acting=trees["acting"])
+        yield (
+            read_meta(place / name)["numbers"]["env_steps"],
+            dataclasses.replace(last, acting=trees["acting"]),
+        )
 
 
 def project_on_simplex(

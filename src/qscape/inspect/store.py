@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from qscape.errors import RunError
+from qscape.run.files import refuse_link, write_whole
 
 
 def write_findings(folder: Path | str, name: str, findings: Mapping[str, Any]) -> Path:
     """Write results to RUN/inspect/NAME.json and return the path. NaN becomes null.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written, or RUN/inspect is a link.
     """
     file = Path(folder) / "inspect" / f"{name}.json"
+    refuse_link(file.parent)
     write_atomically(file, to_json(findings).encode())
     return file
 
@@ -27,11 +29,9 @@ def write_atomically(file: Path, data: bytes) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    aside = file.with_name(f".{file.name}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(file)
+        write_whole(file, data)
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
 

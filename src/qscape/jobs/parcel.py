@@ -1,10 +1,10 @@
 """Packs the files of a run folder, to send them to a machine that does not see its disk."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from qscape.errors import RunError
+from qscape.run.files import remove_leftovers, unused_name, write_whole
 
 RECORD = "save.json"  # makes a folder a save, so it is written last
 
@@ -34,7 +34,7 @@ class Packer:
         self.sent: dict[str, tuple[int, int]] = {}
 
     def pack(self) -> Parcel:
-        """Return the changed files since the last call, without hidden ones (locks, unfinished saves)."""
+        """Return the changed files since the last call, without links and hidden files (locks)."""
         while True:
             try:
                 return self._pack()
@@ -45,7 +45,7 @@ class Packer:
         names, files, stamps = [], {}, {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder)
-            if path.is_dir() or any(part.startswith(".") for part in name.parts):
+            if path.is_dir() or path.is_symlink() or any(part.startswith(".") for part in name.parts):
                 continue
             about = path.stat()
             stamps[str(name)] = (about.st_size, about.st_mtime_ns)
@@ -69,6 +69,7 @@ def unpack(parcel: Parcel, folder: Path) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise RunError(f"a worker sent {name!r}, a file outside of the run folder {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / "saves")
     groups: dict[Path, dict[str, bytes]] = {}
     for name, data in parcel.files.items():
         path = Path(name)
@@ -77,16 +78,14 @@ def unpack(parcel: Parcel, folder: Path) -> None:
     for place in sorted(groups, key=lambda p: (len(p.parts), p not in new, p)):
         files = dict(sorted(groups[place].items(), key=lambda item: item[0] == RECORD))
         if place in new:
-            aside = folder / place.with_name(f".{place.name}.tmp-{os.getpid()}")
+            aside = unused_name(folder / place)
             aside.mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
                 (aside / name).write_bytes(data)
             aside.rename(folder / place)
         else:
             for name, data in files.items():
-                aside = folder / place / f".{name}.tmp"
-                aside.write_bytes(data)
-                aside.replace(folder / place / name)
+                write_whole(folder / place / name, data)
     for path in (folder / "saves").glob("*/*"):
         if str(path.relative_to(folder)) not in parcel.names and not path.parent.name.startswith("."):
             path.unlink()

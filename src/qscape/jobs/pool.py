@@ -20,6 +20,7 @@ from qscape.errors import RunError
 from qscape.jobs.worker import INTERRUPTED, Job
 from qscape.run import events as ev
 from qscape.run.folder import COMMAND, command
+from qscape.run.stopping import ENDING, take_signals
 
 ASK_AGAIN = 1.0  # seconds between two requests for a job when none can start
 
@@ -146,7 +147,7 @@ class Pool:
         self.stopping = True
 
     def events(self) -> Iterator[tuple[int, ev.RunEvent | Failure | None]]:
-        """Run the jobs until all are done. In the main thread, SIGINT and SIGTERM stop the pool.
+        """Run the jobs until all are done. In the main thread, SIGINT, SIGTERM and SIGHUP stop it.
 
         Yields:
             The number of a job and one of its events. The last event of a job is None: its worker has ended.
@@ -203,11 +204,8 @@ def _parse_event(data: dict[str, Any] | None) -> ev.RunEvent | Failure | None:
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[..., None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM inside the `with` block, if this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Handle SIGINT, SIGTERM and SIGHUP inside the `with` block, as `take_signals` does."""
+    before = take_signals(ENDING, handler)
     try:
         yield
     finally:

@@ -1,7 +1,6 @@
 """The progress of a study: the state of every run, read from its folder, and the jobs that are left."""
 
 import contextlib
-import csv
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from qscape.jobs.study import Row, Study
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run import saves
+from qscape.run.logs import read_evaluations
 from qscape.run.plan import prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
@@ -74,8 +73,8 @@ class RunProgress:
             self.step, self.job = 0, Job("train", folder, plan)
             return
         record = folders.read_record(folder)
-        newest = folders.newest_save(folder, "replay")
-        made = saves.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
+        newest = folders.resumable_save(folder)
+        made = folders.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
         # Compared at the same length, since the warm-up of a short run depends on its length.
@@ -242,9 +241,8 @@ def read_last_return(folder: Path) -> float | None:
     If the schedule keeps a policy, the return is that of the kept one.
     """
     try:
-        with (folder / "evaluations.csv").open(newline="") as file:
-            rows = [(int(r["step"]), r["policy"], float(r["return"])) for r in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError):  # no file yet, or an incomplete last line
+        rows = [(int(r["step"]), r["policy"], float(r["return"])) for _, r in read_evaluations(folder).lines]
+    except OSError:
         return None
     last = [row for row in rows if row[0] == rows[-1][0]]
     return mean(ret for _, policy, ret in last if policy == last[-1][1]) if last else None

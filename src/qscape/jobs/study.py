@@ -87,7 +87,7 @@ def find_study(name: str) -> Path:
     Raises:
         UsageError: there is no such file and no such study.
     """
-    if Path(name).is_file():
+    if name.endswith(".toml") or Path(name).is_file():
         return Path(name)
     if name not in (names := names_of_studies()):
         raise UsageError(f"there is no file {name} and no study of that name; {nearest(name, names)}.")

@@ -1,7 +1,6 @@
 """The trials of a hyperparameter search. A trial is one run, or several that differ in their seed only."""
 
 import contextlib
-import csv
 import dataclasses
 import json
 import math
@@ -16,6 +15,7 @@ from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
+from qscape.run import logs
 from qscape.run.plan import Plan, prepare
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
@@ -159,8 +159,7 @@ def next_job(folder: Path, plan: Plan) -> Job | None:
 def read_evaluations(folder: Path) -> list[tuple[int, str, float]]:
     """Read step, policy and mean return of every evaluation in a run folder."""
     by_evaluation: dict[tuple[int, str], list[float]] = {}
-    with contextlib.suppress(OSError), (folder / "evaluations.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # an incomplete last line
-                by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
+    with contextlib.suppress(OSError):
+        for _, row in logs.read_evaluations(folder).lines:
+            by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
     return [(step, policy, mean(returns)) for (step, policy), returns in by_evaluation.items()]

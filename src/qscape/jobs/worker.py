@@ -21,7 +21,7 @@ from qscape.errors import QscapeError, describe, memory_error
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
-from qscape.run.stopping import StopOnSignal
+from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.training import resume, train, train_together
 
 
@@ -37,6 +37,7 @@ class Job:
         steps: new total of environment steps; None: that of the run, or of the plan.
         overwrite: replace a run that is in the folder.
         trackers: further loggers, "wandb" or "trackio".
+        save, empty_replay: with "resume": as for `resume`.
     """
 
     kind: str
@@ -44,6 +45,8 @@ class Job:
     plan: Plan | None = None
     steps: int | None = None
     overwrite: bool = False
+    save: int | None = None
+    empty_replay: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,9 +72,9 @@ class Job:
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Run a job and yield its events.
 
-    SIGINT and SIGTERM make the run save and end; a second SIGINT ends it at once.
+    SIGINT, SIGTERM and SIGHUP make the run save and end; a second SIGINT ends it at once.
     """
-    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(*ENDING) as asked:
         if job.kind == "measure":
             assert job.plan is not None
             yield measure_costs(job.plan)
@@ -81,7 +84,14 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
                 job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
             )
         else:
-            yield from resume(job.folder, job.steps, trackers=job.trackers, on_trainer=asked.attach)
+            yield from resume(
+                job.folder,
+                job.steps,
+                save=job.save,
+                empty_replay=job.empty_replay,
+                trackers=job.trackers,
+                on_trainer=asked.attach,
+            )
 
 
 def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
@@ -92,7 +102,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     """
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with StopOnSignal(signal.SIGINT, signal.SIGTERM) as asked:
+    with StopOnSignal(*ENDING) as asked:
         yield from train_together(
             plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.attach
         )

@@ -25,9 +25,11 @@ class BatchNormNetwork(Network):
         return None
 
     def notes(self, agent: Composition) -> list[str]:
-        if not agent.normaliser.changes_observations:
-            return []
-        return [f"{self.name} normalises its input itself; {agent.normaliser.name} beside it is redundant"]
+        notes = super().notes(agent)
+        if agent.normaliser.changes_observations:
+            twice = agent.normaliser.name
+            notes.append(f"{self.name} normalises its input itself; {twice} beside it is redundant")
+        return notes
 
     def make_torso(
         self,

@@ -7,15 +7,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qscape.nets import Features, Torso
+from qscape.nets import Features
 from qscape.nets.dropout import DropoutTorso
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Composition, Network, Role
+from qscape.offpolicy.plain import MLPNetwork
+from qscape.offpolicy.sockets import Composition, Role
 from qscape.types import Key, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class DroQ(Network):
+class DroQ(MLPNetwork):
     """Hidden layers of critics are linear, dropout, layer norm, activation; actors are plain.
 
     Units are dropped in the critics' loss, in the target critics and where the actor climbs the critics, with
@@ -30,9 +31,9 @@ class DroQ(Network):
     )
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
-        return {"updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
+        many = {"updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
+        return {"critic_norm": "layer", **many}
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
-        if role == "actor":
-            return Torso(key, (size, *base.actor_hidden), base.actor_activation)
-        return DropoutTorso(key, (size, *base.critic_hidden), base.critic_activation, self.rate)
+        plain = super().torso(key, size, role, base)
+        return plain if role == "actor" else DropoutTorso(plain, self.rate)

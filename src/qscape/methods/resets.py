@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from qscape.nets import Actor, Critic
 from qscape.offpolicy.base import Base
@@ -34,17 +35,26 @@ class Resets(Reset):
         within=">= 1",
         tune=("choice", 200_000, 500_000, 1_000_000),
     )
+    at: tuple[int, ...] | None = setting(
+        None,
+        "Environment steps, random ones included, after which networks are reset; None: by `every`.",
+        within=">= 1",
+    )
     what: Literal["all", "last"] = setting(
         "all",
         "All parameters, or the last layers of all actors and critics, SAVO's surrogates included.",
     )
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
-        """Re-initialises networks at every update whose number is a multiple of the period."""
+        """Re-initialises networks at every multiple of the period, or after the given steps."""
         # The number of updates is the same for all seeds of one program, so that `cond` stays one branch.
-        period = max(1, round(self.every * base.updates_per_step))
+        if self.at is None:
+            due = event.update % max(1, round(self.every * base.updates_per_step)) == 0
+        else:
+            updates = [round(max(0, step - base.warmup) * base.updates_per_step) for step in self.at]
+            due = (event.update == jnp.array([max(1, number) for number in updates])).any()
         return jax.lax.cond(
-            event.update % period == 0,
+            due,
             lambda: self._reinitialise(state, make_initial_state()),
             lambda: state,
         )

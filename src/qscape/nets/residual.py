@@ -10,28 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.nets.layers import Inputs, UnitLinear, dense, join_inputs, project
+from qscape.nets.layers import Inputs, LayerNorm, UnitLinear, dense, join_inputs, project
 from qscape.nets.mlp import ACTIVATIONS, Conditioning
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.types import Key
 
+EPSILON = 1e-6  # of layer norms: Flax's
 SHIFT = 3.0  # the constant coordinate that SimbaV2 appends to its input
-
-
-class LayerNorm(eqx.Module):
-    """y = scale (x − mean) / √(variance + ε) + shift over the last axis; ε is Flax's by default."""
-
-    scale: Float[Array, " n"]
-    shift: Float[Array, " n"]
-    epsilon: float = eqx.field(static=True)
-
-    def __init__(self, size: int, epsilon: float = 1e-6) -> None:
-        self.scale, self.shift, self.epsilon = jnp.ones(size), jnp.zeros(size), epsilon
-
-    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-        mean = x.mean(-1, keepdims=True)
-        variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        return self.scale * (x - mean) * jax.lax.rsqrt(variance + self.epsilon) + self.shift
 
 
 class SimbaBlock(eqx.Module):
@@ -44,7 +29,7 @@ class SimbaBlock(eqx.Module):
 
     def __init__(self, key: Key, width: int, activation: str) -> None:
         k_up, k_down = jax.random.split(key)
-        self.norm, self.activation = LayerNorm(width), activation
+        self.norm, self.activation = LayerNorm(width, EPSILON), activation
         self.up = he_linear(k_up, width, 4 * width)
         self.down = he_linear(k_down, 4 * width, width)
 
@@ -64,7 +49,7 @@ class SimbaTorso(eqx.Module):
         k_embed, *keys = jax.random.split(key, len(widths) + 1)
         self.embed = orthogonal_linear(k_embed, size, widths[0], 1.0)
         self.blocks = tuple(SimbaBlock(k, widths[0], activation) for k in keys)
-        self.norm = LayerNorm(widths[0])
+        self.norm = LayerNorm(widths[0], EPSILON)
 
     def __call__(self, x: Inputs, conditioning: Conditioning | None = None) -> Float[Array, "*b h"]:
         h = dense(self.embed, x)
@@ -86,7 +71,7 @@ class BroBlock(eqx.Module):
         k_first, k_second = jax.random.split(key)
         self.first = orthogonal_linear(k_first, width, width, 2**0.5)
         self.second = orthogonal_linear(k_second, width, width, 2**0.5)
-        self.first_norm, self.second_norm = LayerNorm(width), LayerNorm(width)
+        self.first_norm, self.second_norm = LayerNorm(width, EPSILON), LayerNorm(width, EPSILON)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
@@ -106,7 +91,7 @@ class BroTorso(eqx.Module):
         """`widths`: one entry, always the same, for each block."""
         k_embed, *keys = jax.random.split(key, len(widths) + 1)
         self.embed = orthogonal_linear(k_embed, size, widths[0], 2**0.5)
-        self.norm = LayerNorm(widths[0])
+        self.norm = LayerNorm(widths[0], EPSILON)
         self.blocks = tuple(BroBlock(k, widths[0], activation) for k in keys)
         self.activation = activation
 

@@ -74,7 +74,10 @@ class MLPNetwork(Network):
 
     name: ClassVar[str] = "mlp"
 
-    def torso(self, key: Key, size: int, role: Role, base: Base) -> Torso:
+    def notes(self, agent: Composition) -> list[str]:
+        return []
+
+    def torso(self, key: Key, size: int, role: Role, base: Base) -> Any:
         hidden, activation, norm = {
             "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
             "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),

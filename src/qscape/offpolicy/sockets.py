@@ -186,6 +186,12 @@ class Network(StatefulPart):
         """
         raise NotImplementedError
 
+    def notes(self, agent: Composition) -> list[str]:
+        """Says which layer options that the user set are for plain layers only."""
+        options, usual = ("actor_norm", "critic_norm", "init"), Base()
+        moved = [name for name in options if getattr(agent.base, name) != getattr(usual, name)]
+        return [f"{self.name} makes layers of its own, without base.{name}" for name in moved]
+
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
         """Makes an output layer on `size` features: of a critic, or for "mean" or "log_std" of an actor."""
         return eqx.nn.Linear(size, outputs, key=key)

@@ -21,6 +21,8 @@ NO_SETTINGS = {
     "machine",
     "threads",
     "command",
+    "saved",
+    "crc32",
 }
 NO_VALUE = "–"
 

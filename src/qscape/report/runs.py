@@ -2,7 +2,6 @@
 
 import glob
 import io
-import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from qscape.errors import UsageError, one_line
 from qscape.report import environment_label, require_extra
+from qscape.sealed import unseal
 
 with require_extra("Tables of runs"):
     import numpy as np
@@ -104,9 +104,10 @@ def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     Raises:
         ValueError, KeyError, TypeError or OSError: the folder is broken.
     """
-    record = json.loads((folder / "run.json").read_text())
-    if not isinstance(record, dict):
-        raise ValueError("run.json is broken")
+    try:
+        record = unseal((folder / "run.json").read_bytes())
+    except ValueError as problem:
+        raise ValueError("run.json is broken") from problem
     text = (folder / "evaluations.csv").read_text()
     whole = text[: text.rfind("\n") + 1]  # the file of a running or killed run may end in half a line
     if not whole:
@@ -148,6 +149,4 @@ def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
 def _describe_problem(problem: Exception) -> str:
     if isinstance(problem, FileNotFoundError):
         return f"it has no {Path(str(problem.filename)).name}"
-    if isinstance(problem, json.JSONDecodeError):
-        return "run.json is broken"
     return str(problem).strip().split("\n")[0]

@@ -160,6 +160,9 @@ class InProgram(Loop):
     def restore_environments(self, saved: Snapshot) -> str:
         return ""
 
+    def on_empty_replay(self) -> list[str]:
+        return [*super().on_empty_replay(), "the environments begin new episodes"]
+
 
 class CompiledTrainer(InProgram, Trainer):
     """A run of an off-policy agent whose whole cycle is one program."""
@@ -232,7 +235,7 @@ class CompiledTrainer(InProgram, Trainer):
             counts[k], self.pending = self.pending, 0
         warmup = base.warmup
         if base.warmup_to_episode_end:
-            warmup = 0 if self.learning else np.iinfo(np.int32).max
+            warmup = 0 if self.learning or self.refill else np.iinfo(np.int32).max
         begun = time.perf_counter()
         run, made, log = self._chunk(until_end=waits)(
             self.env,
@@ -267,6 +270,10 @@ class CompiledTrainer(InProgram, Trainer):
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         super().restore(arrays, counters)
+        if "replay" not in arrays:
+            self.carry = self.carry._replace(first=np.ones(self.envs, bool), action=None, columns={})
+            self._reset_environments()
+            return
         self.world = self._place(arrays["replay"]["world"])
         if self._mesh is not None and counters["used_rows"]:
             saved = arrays["replay"]["storage"]
@@ -352,7 +359,11 @@ class CompiledRollouts(InProgram):
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         self.agent.check_part_states(arrays["state"].part_states)
-        arrays = self._place({name: arrays[name] for name in ("state", "replay", "loop")})
-        self.state, self.world = arrays["state"], arrays["replay"]["world"]
-        self.metrics = arrays["loop"]["metrics"]
+        kept = ("state", "replay", "loop")
+        arrays = self._place({name: tree for name, tree in arrays.items() if name in kept})
+        self.state, self.metrics = arrays["state"], arrays["loop"]["metrics"]
+        if "replay" in arrays:
+            self.world = arrays["replay"]["world"]
+        else:
+            self._reset_environments()
         super().restore(arrays, counters)

@@ -3,47 +3,98 @@
 RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command
 RUN/metrics.jsonl       one line per logging interval
 RUN/evaluations.csv     step, policy, episode, return, length, success, seconds
-RUN/saves/<steps>/      acting state, full state, replay (newest only), environment
+RUN/saves/<steps>/      acting state, full state, replay (newest two only), environment
+RUN/aside/<steps>/      what was newer than the save to which `resume` went back
 RUN/events.out.*        TensorBoard
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
-import json
+import itertools
 import os
 import platform
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
+import filelock
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape import trusted
 from qscape.agents import Agent, plugins, register
 from qscape.envs import snapshot
 from qscape.envs.spaces import fingerprint, refuse_other_table
-from qscape.errors import RunError, UsageError
+from qscape.errors import QscapeError, RunError, UsageError
 from qscape.run import saves
+from qscape.run.files import delete, refuse_link, sync, write_whole
 from qscape.run.loop import Loop
-from qscape.run.plan import Plan, from_json, to_json
+from qscape.run.plan import REPLAYS, Plan, from_json, to_json
+from qscape.sealed import seal, unseal
 
 RECORD = "run.json"
-ASIDE = f".{RECORD}.tmp"  # run.json while it is written
+LOGS = ("metrics.jsonl", "evaluations.csv")
+SAVES = "saves"
+SET_ASIDE = "aside"
 LOCK = ".lock"
 NEW = ".new"  # `replace` writes the new run here
 OLD = ".old"  # `replace` moves the old run here before it deletes it
 COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
+OLDER = {"refill": 0}  # counters that saves of earlier versions lack
+
+
+class _Origin(TypedDict, total=False):
+    """What run.json holds beside the plan: `origin()`, and what runs and versions of qscape add."""
+
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    threads: str | None
+    command: str
+    moved: list[str]
+    plugins: dict[str, str]
+    together: list[int]
+    saved: bool
+
+
+class _Environment(TypedDict):
+    """The JSON of an environment's snapshot; `world` where the run holds the environments' states."""
+
+    exact: NotRequired[bool]
+    why: NotRequired[str]
+    seed: NotRequired[int]
+    autoreset: NotRequired[Any]
+    episodes: NotRequired[list[int]]
+    layers: NotRequired[dict[str, dict[str, Any]]]
+    world: NotRequired[bool]
+
+
+class Meta(TypedDict):
+    """The `meta` of a run's saves.
+
+    Attributes:
+        qscape: version that wrote the save.
+        milestone: whether the save is never deleted.
+        numbers: the loop's counters.
+        environment: the JSON of the environments' snapshot.
+        table: fingerprint of the action table.
+        threads: NPROC; None if it was not set.
+    """
+
+    qscape: str
+    milestone: bool
+    numbers: dict[str, Any]
+    environment: _Environment
+    table: NotRequired[list[float]]
+    threads: str | None
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -52,6 +103,8 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
         UsageError: the path is no run folder and holds none.
     """
+    for left in (path / OLD, *path.glob(f"*/{OLD}")):
+        heal(left.parent)
     if (path / RECORD).exists():
         return [path]
     found = sorted(p.parent for p in path.glob(f"*/{RECORD}"))
@@ -85,7 +138,9 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     Raises:
         UsageError: the folder holds a run and `overwrite` is False, or it holds something else.
     """
-    if not folder.is_dir() or all(p.name in (LOCK, ASIDE, NEW, OLD) for p in folder.iterdir()):
+    heal(folder)
+    ours = (LOCK, NEW, f".{RECORD}.tmp")  # of a process that was killed before it wrote run.json
+    if not folder.is_dir() or all(p.name.startswith(ours) for p in folder.iterdir()):
         return
     if not (folder / RECORD).exists():
         raise UsageError(f"{folder} exists and is no run; choose another --out.")
@@ -119,7 +174,7 @@ def _empty(folder: Path) -> None:
     """Delete everything in a folder except its lock; run.json last, since it marks the folder as a run."""
     paths = [p for p in folder.iterdir() if p.name != LOCK] if folder.is_dir() else []
     for path in sorted(paths, key=lambda p: p.name == RECORD):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        delete(path)
 
 
 def replace(folder: Path, trainer: Loop) -> None:
@@ -133,27 +188,62 @@ def replace(folder: Path, trainer: Loop) -> None:
     refuse_taken(folder, overwrite=True)
     new, old = folder / NEW, folder / OLD
     with locked(folder):
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
         plan = dataclasses.replace(trainer.plan, steps=max(trainer.env_steps, 1))
         try:
+            if new.is_symlink() or new.exists():
+                delete(new)
             write_record(new, to_json(plan, trainer.agent) | origin())
             save(new, trainer, milestone=False)
+            old.mkdir()
+            _finish_replacing(folder)
         except BaseException as problem:
-            shutil.rmtree(new, ignore_errors=True)
+            if not old.exists():
+                shutil.rmtree(new, ignore_errors=True)
             if isinstance(problem, OSError):
                 raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
             raise
-        try:  # the old run is deleted only after the new one is in place
-            old.mkdir()
-            for path in [p for p in folder.iterdir() if p.name not in (LOCK, NEW, OLD)]:
-                path.rename(old / path.name)
-            for path in new.iterdir():
-                path.rename(folder / path.name)
-            new.rmdir()
+
+
+def heal(folder: Path) -> None:
+    """Finish a `Model.save` that was interrupted between two renames. Does nothing to other folders.
+
+    Called when a run folder is opened. Its writer, if it still lives, holds the folder's lock.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    if not (folder / OLD).is_dir() or in_use(folder):
+        return
+    refuse_link(folder / OLD)
+    refuse_link(folder / NEW)
+    with locked(folder):
+        try:
+            _finish_replacing(folder)
         except OSError as problem:
-            raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
-        shutil.rmtree(old, ignore_errors=True)
+            raise RunError(
+                f"{folder} holds a run that was saved only in part, and cannot be written "
+                f"({problem.strerror}); make it writable."
+            ) from problem
+
+
+def _finish_replacing(folder: Path) -> None:
+    """Move the old run to `OLD`, the new one from `NEW` into its place, and delete the old one.
+
+    It starts when the new run is complete and `OLD` exists, and goes on where a killed process stopped.
+    """
+    new, old = folder / NEW, folder / OLD
+    parts = (SAVES, RECORD)  # of a new run, in the order in which they are moved; run.json marks a run
+    if all((new / name).exists() for name in parts):  # otherwise nothing of the old run is left in its place
+        present = [p for p in folder.iterdir() if p.name not in (LOCK, NEW, OLD)]
+        for path in sorted(present, key=lambda p: p.name == RECORD):
+            path.rename(old / path.name)
+    for name in parts:
+        if (new / name).exists():
+            (new / name).rename(folder / name)
+    sync(folder)
+    if new.exists():
+        delete(new)
+    delete(old)
 
 
 def origin() -> dict[str, Any]:
@@ -190,31 +280,31 @@ def _processor() -> str:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json atomically: a crash leaves the old file or the new one.
+    """Write run.json with its checksum: a crash leaves the old file or the new one.
 
     Raises:
         RunError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / ASIDE
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.replace(folder / RECORD)
+        write_whole(folder / RECORD, seal(record))
     except OSError as problem:
         raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read run.json, without importing the parts that it names.
+    """Read run.json and check its types, without importing the parts that it names.
 
     Raises:
-        RunError: the file is missing or broken.
+        RunError: the file is missing, damaged, or of another form.
     """
+    heal(folder)
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = unseal((folder / RECORD).read_bytes())
         from_json(record)
-        dict(record.get("plugins", {}))
-    except (OSError, ValueError, TypeError, KeyError) as problem:
+        hints = _Origin.__annotations__
+        check_type({name: record[name] for name in hints if name in record}, _Origin)
+    except (OSError, ValueError, TypeError, KeyError, TypeCheckError, QscapeError) as problem:
         raise RunError(
             f"{folder / RECORD} cannot be read ({problem}): this is no run, or a broken one."
         ) from problem
@@ -263,7 +353,8 @@ def refuse_untrusted(folder: Path, plan: Plan) -> None:
     trusted.refuse_untrusted(trusted.list_code(plan.env, plan.env_args, plan.probe), folder)
 
 
-LOCK_PATIENCE = 1.0  # seconds to wait for a lock; `in_use` in another process holds it for a moment
+LOCK_PATIENCE = 1.0  # seconds to wait for a lock
+LOOK_PATIENCE = 0.05  # seconds to wait before a folder counts as in use: another `in_use` holds it for less
 
 
 @contextlib.contextmanager
@@ -271,52 +362,48 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock a run folder for this process. The system releases the lock however the process ends.
 
     Raises:
-        RunError: another process holds the lock, or the folder cannot be written.
+        RunError: another process holds the lock, its file is a link, or the folder cannot be written.
     """
+    refuse_link(folder / LOCK)
+    lock = filelock.FileLock(folder / LOCK, thread_local=False)  # does not follow links either
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / LOCK).open("w")
+        lock.acquire(timeout=LOCK_PATIENCE)
+    except filelock.Timeout as problem:
+        raise RunError(
+            f"{folder} is in use by another process; wait for it or choose another --out."
+        ) from problem
     except OSError as problem:
         raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
-    with handle:
-        until = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as problem:
-                if time.monotonic() > until:
-                    raise RunError(
-                        f"{folder} is in use by another process; wait for it or choose another --out."
-                    ) from problem
-                time.sleep(0.05)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def in_use(folder: Path) -> bool:
     """Return whether another process holds the lock of a run folder.
 
-    Raises:
-        RunError: the lock file cannot be read.
+    False for a folder whose lock this user may not open: then nothing else may be written there either.
     """
-    try:
-        with (folder / LOCK).open() as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    except (FileNotFoundError, NotADirectoryError):
+    if not (folder / LOCK).is_file():
         return False
-    except OSError as problem:
-        raise RunError(f"{folder} cannot be read ({problem.strerror}).") from problem
-    return False
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=LOOK_PATIENCE, poll_interval=0.01, thread_local=False):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:
+        return False
 
 
 # --- saves ----------------------------------------------------------------------------------------
 
 
 def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
-    """Write a save of a run; delete the replay of earlier saves, and saves beyond `keep_saves`.
+    """Write a save of a run; delete the replay of all but the newest two, and saves beyond `keep_saves`.
+
+    The lines of the log that precede the save are on the disk before it is.
 
     Args:
         folder: the run folder.
@@ -336,7 +423,7 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
             f"{folder}: its networks hold NaN at step {trainer.env_steps}, after {trainer.updates} updates; "
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
-    name, place = f"{trainer.env_steps:09d}", folder / "saves"
+    name, place = f"{trainer.env_steps:09d}", folder / SAVES
     shot = trainer.snapshot()
     meta = {
         "qscape": importlib.metadata.version("qscape"),
@@ -346,55 +433,207 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
         "table": fingerprint(trainer.adapter.spec.table),
         "threads": os.environ.get("NPROC"),
     }
+    for log in LOGS:
+        with contextlib.suppress(FileNotFoundError):
+            sync(folder / log)
     path = saves.write(place, name, trainer.arrays() | {"environment": shot.arrays}, meta)
-    for older in saves.names(place):
+    for older in saves.names(place)[:-REPLAYS]:
         with contextlib.suppress(RunError):  # a damaged old save must not end the run
-            if older != name and "replay" in saves.tree_names(place / older):
+            if "replay" in saves.tree_names(place / older):
                 saves.drop(place / older, "replay")
     saves.prune(place, trainer.plan.keep_saves, lambda n: _is_milestone(place / n))
+    if (folder / RECORD).exists() and not (record := read_record(folder)).get("saved"):
+        write_record(folder, record | {"saved": True})
     return path
 
 
 def _is_milestone(path: Path) -> bool:
     try:
-        return path.exists() and saves.read_meta(path)["milestone"]
+        return path.exists() and read_meta(path)["milestone"]
     except RunError:
         return False
+
+
+def read_meta(path: Path) -> Meta:
+    """Read the `meta` of a run's save.
+
+    Raises:
+        RunError: the JSON of the save is damaged, of another program or of a newer version.
+    """
+    meta = saves.read_meta(path)
+    try:
+        check_type(meta, Meta, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        numbers = meta["numbers"]
+        check_type(numbers["finished"], bool)
+        for name in ("env_steps", "updates"):
+            _check_like(numbers[name], 0, name)
+    except (KeyError, ValueError, TypeCheckError) as problem:
+        raise RunError(f"{path / saves.RECORD} is damaged ({problem}); use another save.") from problem
+    return cast(Meta, meta)
+
+
+def _check_like(value: Any, like: Any, name: str) -> None:
+    """Raise a ValueError if a value from JSON has another form than `like`, or is no possible count.
+
+    A list may have any length; its entries are numbers.
+    """
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            raise ValueError(f"{name} has other entries than {', '.join(like)}")
+        for key in like:
+            _check_like(value[key], like[key], f"{name}.{key}")
+    elif isinstance(like, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is no list")
+        for entry in value:
+            _check_like(entry, 0.0, f"an entry of {name}")
+    elif isinstance(like, bool) or isinstance(value, bool):
+        if type(value) is not type(like):
+            raise ValueError(f"{name} is {value!r}")
+    elif isinstance(like, int):
+        kind = int | float if ".schedule." in name else int
+        if not isinstance(value, kind) or not 0 <= value < (2**63 if ".due." in name else 2**31):
+            raise ValueError(f"{name} is {value!r}")
+    elif not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r}")
 
 
 def newest_save(folder: Path, tree: str = "acting") -> Path | None:
     """Return the newest save that holds the tree called `tree`, or None.
 
     Raises:
-        RunError: the JSON of a save is damaged, of another program or of a newer version.
+        RunError: a save that is newer has no save.json, or its JSON is damaged, of another program or of a
+            newer version.
     """
-    place = folder / "saves"
-    for name in reversed(saves.names(place)) if place.exists() else []:
-        if tree in saves.tree_names(place / name):
-            return place / name
+    for path in _newest_first(folder):
+        if tree in _tree_names(path):
+            return path
     return None
 
 
-def steps_made(folder: Path) -> int:
-    """Return the steps of the newest save with a replay, from which `resume` continues; 0 without a save."""
-    newest = newest_save(folder, "replay")
-    return saves.read_meta(newest)["numbers"]["env_steps"] if newest else 0
+def _tree_names(path: Path) -> list[str]:
+    """Return the names of a save's trees; raises RunError if it cannot be read."""
+    if not (path / saves.RECORD).exists():
+        raise RunError(f"{path} has no {saves.RECORD}, so it is no complete save; move it elsewhere.")
+    return saves.tree_names(path)
 
 
-def unfinished(folder: Path, steps: int | None = None) -> bool:
+def _newest_first(folder: Path) -> list[Path]:
+    """Return the folders of saves, also of damaged ones, the newest first."""
+    return [folder / SAVES / name for name in reversed(saves.folder_names(folder / SAVES))]
+
+
+def resumable_save(folder: Path) -> Path | None:
+    """Return the newest save that can be read and has a replay, or None. Its arrays are not read."""
+    for path in _newest_first(folder):
+        with contextlib.suppress(RunError):
+            if "replay" in _tree_names(path) and read_meta(path):
+                return path
+    return None
+
+
+def choose_save(
+    folder: Path, step: int | None = None, empty_replay: bool = False
+) -> tuple[Path | None, list[str]]:
+    """Choose the save from which a run goes on: the newest one that is whole and has a replay.
+
+    All of its bytes are read and compared with their checksums.
+
+    Args:
+        folder: the run folder.
+        step: take the save of this step instead of the newest; None: the newest.
+        empty_replay: also take a save without a replay.
+
+    Returns:
+        The save, or None if the run has not saved yet. A sentence for each newer save that was passed over.
+
+    Raises:
+        UsageError: there is no save of this step. RunError: no save is usable, though the run had some, or
+            one is of a newer version.
+    """
+    found, notes = _newest_first(folder), []
+    if step is not None:
+        steps = [str(int(path.name)) for path in reversed(found)]
+        found = [path for path in found if int(path.name) == step]
+        if not found:
+            raise UsageError(f"{folder} has no save of step {step}; it has {', '.join(steps) or 'none'}.")
+    for path in found:
+        try:
+            if not empty_replay and "replay" not in _tree_names(path):
+                raise RunError(f"{path} has no replay.")
+            read_meta(path)
+            saves.check(path, skip=("replay",) if empty_replay else ())
+            return path, [f"{why} The run goes back to the save of step {int(path.name)}." for why in notes]
+        except saves.NewerFormatError:
+            raise
+        except RunError as problem:
+            notes.append(str(problem))
+    if not found and not read_record(folder).get("saved"):
+        return None, []
+    why = notes[0] if notes else f"{folder} has lost its saves."
+    if found and not empty_replay:
+        flags = "--empty-replay" if step is None else f"--save {step} --empty-replay"
+        remedy = f"To go on with the networks alone: qscape resume {shlex.quote(str(folder))} {flags}."
+    else:
+        remedy = f"To begin again: qscape train --config {shlex.quote(str(folder / RECORD))} --out NEW."
+    raise RunError(f"{why} Nothing was changed. {remedy}")
+
+
+def set_aside(folder: Path, path: Path) -> Path | None:
+    """Move the saves that are newer than `path` to RUN/aside/<its step>, beside copies of the logs.
+
+    Called before a run goes on from `path`, which overwrites them.
+
+    Returns:
+        The folder that they are in now, or None if there are none.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    newer = [other for other in _newest_first(folder) if int(other.name) > int(path.name)]
+    if not newer:
+        return None
+    names = itertools.chain([path.name], (f"{path.name}-{n}" for n in itertools.count(2)))
+    place = next(p for name in names if not (p := folder / SET_ASIDE / name).exists())
+    try:
+        place.mkdir(parents=True)
+        for log in LOGS:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(folder / log, place / log)
+        for other in newer:
+            other.rename(place / other.name)
+    except OSError as problem:
+        raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+    return place
+
+
+def steps_made(path: Path | None) -> int:
+    """Return the steps of a save, from which `resume` continues; 0 without a save."""
+    return read_meta(path)["numbers"]["env_steps"] if path else 0
+
+
+def unfinished(folder: Path, steps: int | None = None, path: Path | None = None) -> bool:
     """Return whether a run was interrupted or has made fewer than `steps` steps.
 
-    `steps`: a total of environment steps; None: the total that the run was started with.
+    Args:
+        folder: the run folder.
+        steps: a total of environment steps; None: the total that the run was started with.
+        path: the save from which it would go on; None: the newest one that has a replay.
     """
-    newest = newest_save(folder, "replay")
+    newest = path or resumable_save(folder)
     if newest is None:
         return True
-    made = saves.read_meta(newest)["numbers"]
+    made = read_meta(newest)["numbers"]
     return not made["finished"] or made["env_steps"] < (steps or read_record(folder)["steps"])
 
 
-def load_into(trainer: Loop, path: Path) -> list[str]:
+def load_into(trainer: Loop, path: Path, empty_replay: bool = False) -> list[str]:
     """Restore a save into a trainer that has made no step.
+
+    Args:
+        trainer: the run.
+        path: the save.
+        empty_replay: leave the replay of the save out.
 
     Returns:
         Notes for the user, such as why the environment starts a new episode.
@@ -402,17 +641,26 @@ def load_into(trainer: Loop, path: Path) -> list[str]:
     Raises:
         RunError: the save is damaged, of another program, or of another agent.
     """
-    meta = saves.read_meta(path)
-    numbers = meta["numbers"]
+    meta = read_meta(path)
+    own = trainer.counters()
+    numbers = {name: value for name, value in OLDER.items() if name in own} | meta["numbers"]
     refuse_other_table(trainer.adapter.env_id, meta.get("table"), trainer.adapter.spec.table)
-    trees, _ = saves.read(path, trainer.templates(numbers))
-    trainer.restore(trees, numbers)
-    why = trainer.restore_environments(
-        snapshot.Snapshot(saves.read_arrays(path, "environment"), meta["environment"])
-    )
+    environment = saves.read_arrays(path, "environment")
+    try:
+        _check_like(numbers, own, "numbers")
+        templates = trainer.templates(numbers)
+        if empty_replay:
+            del templates["replay"]
+        trees, _ = saves.read(path, templates)
+        trainer.restore(trees, numbers)
+        why = trainer.restore_environments(snapshot.Snapshot(environment, cast(Any, meta["environment"])))
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as problem:
+        raise RunError(f"{path} is damaged ({problem}); use another save.") from problem
     notes = [why] if why else []
     if why:
         trainer.on_environment_restart()
+    if empty_replay:
+        notes += trainer.on_empty_replay()
     if meta["threads"] != os.environ.get("NPROC"):
         was, now = meta["threads"] or "all", os.environ.get("NPROC") or "all"
         notes.append(f"saved with NPROC={was}, continued with NPROC={now}: the last digits may differ")

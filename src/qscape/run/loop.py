@@ -321,6 +321,13 @@ class Loop:
         Called after `restore`.
         """
 
+    def on_empty_replay(self) -> list[str]:
+        """Return notes for the user of a run that goes on without the replay of its save.
+
+        Called after `restore`, which got no tree "replay".
+        """
+        return []
+
 
 def may_compile(plan: Plan) -> bool:
     """Return whether the run is compiled as a whole if its environment is written in JAX."""

@@ -25,7 +25,7 @@ from qscape.offpolicy.base import Base
 from qscape.replay.storage import Layout, ReplayState, Rows
 from qscape.run import events as ev
 from qscape.run import saves
-from qscape.run.folder import newest_save, one_run, read_plan
+from qscape.run.folder import newest_save, one_run, read_meta, read_plan
 from qscape.run.loop import Saver, copy_buffers
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
@@ -262,7 +262,7 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     trainer.state = copy_buffers(jax.tree_util.tree_map_with_path(leaf, around))
     if trainer.kept is not None:
         trainer.kept = trainer.programs.copy(trainer.acting)
-    notes = [f"starts from {run} at step {saves.read_meta(save)['numbers']['env_steps']:,}"]
+    notes = [f"starts from {run} at step {read_meta(save)['numbers']['env_steps']:,}"]
     if fresh - taken:
         notes.append(f"not in that run, newly initialised: {', '.join(sorted(fresh - taken))}")
     afresh = trainer.agent.normalises and trainer.agent.normaliser.name in fresh - taken

@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape.agents import (
     Agent,
@@ -24,6 +26,7 @@ from qscape.run import probes
 from qscape.system import file_name
 from qscape.types import LARGEST, setting
 
+REPLAYS = 2  # newest saves that hold the replay
 LONGEST = 250  # bytes of a folder's name; file systems take 255
 
 
@@ -45,7 +48,7 @@ class Pace:
     save_every: int | None = setting(
         None, "Environment steps between saves. None: a tenth of the run, but at most 25,000."
     )
-    keep_saves: int = setting(2, "Number of saves to keep. Only the newest holds the replay.")
+    keep_saves: int = setting(2, "Number of saves to keep. The newest two hold the replay.")
     milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
     probe: tuple[str, ...] = setting(
         (),
@@ -97,6 +100,8 @@ class Plan(Pace):
     keep_data: bool = False
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"--seeds {self.seed}: a seed is 0 or more.")
         for name in ("recipe", "env", "label", "dataset", "start"):
             if not getattr(self, name).isprintable():
                 raise UsageError(f"{name} is {getattr(self, name)!r}: a name holds no control characters.")
@@ -314,7 +319,24 @@ def from_json(data: Mapping[str, Any]) -> Plan:
     """Return the plan that `to_json` wrote. Keys that are no field of a plan are ignored.
 
     A record without `loop` was written when every run was stepped by the host.
+
+    Raises:
+        UsageError: a value is of another type than its field, or out of its range. TypeError: one is missing.
     """
-    known = {f.name for f in dataclasses.fields(Plan)}
-    fields: dict[str, Any] = {"loop": "host"} | {k: v for k, v in data.items() if k in known}
+    hints = get_type_hints(Plan)
+    fields: dict[str, Any] = {"loop": "host"}
+    for name, value in data.items():
+        if name in hints:
+            fields[name] = _as_field(name, hints[name], value)
     return Plan(**fields)
+
+
+def _as_field(name: str, hint: Any, value: Any) -> Any:
+    """Return a value from JSON as a field of a plan. Raises UsageError if it is of another type."""
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        if isinstance(value, bool) and hint is not bool:
+            raise TypeCheckError("is True or False")
+        return check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as problem:
+        raise UsageError(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem

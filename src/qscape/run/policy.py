@@ -14,7 +14,7 @@ from qscape.errors import RunError, UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, read_plan, refuse_nameless, refuse_untrusted
+from qscape.run.folder import newest_save, read_meta, read_plan, refuse_nameless, refuse_untrusted
 from qscape.run.programs import Acts, Programs
 from qscape.run.rollouts import RolloutPrograms
 
@@ -73,7 +73,7 @@ def load_policy(
     agent: Any = build(plan.recipe, plan.settings)
     args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
     adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)
-    refuse_other_table(plan.env, saves.read_meta(path).get("table"), adapter.spec.table)
+    refuse_other_table(plan.env, read_meta(path).get("table"), adapter.spec.table)
     agent = agent.on(adapter.spec)
     acting, step, policy = read_acting(path, agent, current)
     return LoadedPolicy(make_programs(agent, envs), acting, adapter, step, policy)
@@ -95,10 +95,11 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
     """
     like = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))
     name = "kept" if "kept" in saves.tree_names(path) and not current else "acting"
-    trees, meta = saves.read(path, {name: like})
+    numbers = read_meta(path)["numbers"]
+    trees, _ = saves.read(path, {name: like})
     if isinstance(agent, OnPolicyAgent):
         agent.check_part_states(trees[name].part_states)
-    return trees[name], meta["numbers"]["env_steps"], "kept" if name == "kept" else "current"
+    return trees[name], numbers["env_steps"], "kept" if name == "kept" else "current"
 
 
 def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False):

@@ -249,8 +249,12 @@ class RolloutTrainer(Loop):
         self.agent.check_part_states(arrays["state"].part_states)
         self.state, self.metrics = copy_buffers(arrays["state"]), copy_buffers(arrays["loop"]["metrics"])
         self.first = np.asarray(arrays["loop"]["first"])
-        self.buffer.restore(arrays["replay"])
+        if "replay" in arrays:
+            self.buffer.restore(arrays["replay"])
         super().restore(arrays, counters)
+
+    def on_empty_replay(self) -> list[str]:
+        return ["the rollout that was being collected is left out"]
 
     def on_environment_restart(self) -> None:
         self.first = np.ones(self.adapter.envs, bool)

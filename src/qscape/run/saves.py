@@ -2,7 +2,7 @@
 
 A save is a folder:
 
-    saves/100000/save.json     format, version, the trees with their leaves and checksums, and `meta`
+    saves/100000/save.json     format, version, trees with leaves and checksums, `meta`, its checksum
     saves/100000/acting.npz    one uncompressed file per tree; `numpy.load` opens it as well
 
 `save.json` alone decides what a save is: it is written after every file that it names, and a file that it
@@ -18,28 +18,61 @@ import dataclasses
 import errno
 import itertools
 import json
-import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import IO, Any, TypeAlias
-from zlib import crc32
+from typing import IO, Any, NotRequired, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from qscape.errors import RunError
 from qscape.run import old_names
+from qscape.run.files import delete, refuse_link, remove_leftovers, sync, unused_name, write_whole
+from qscape.sealed import seal, unseal
 
 FORMAT = "qscape-save"
 VERSION = 2  # 1 has the same layout and older names of leaves
 PIECE = 2**22  # bytes of a large leaf that are in memory at once
-_RECORD = "save.json"
+RECORD = "save.json"
 _Json: TypeAlias = dict[str, Any]
+
+
+class _Leaf(TypedDict):
+    """A leaf in `save.json`. `impl`: of a key; `member`: its name in the archive if that differs."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    crc32: int
+    impl: NotRequired[str]
+    member: NotRequired[str]
+
+
+class _Tree(TypedDict):
+    """A tree in `save.json`: the name and the size of its file, and its leaves."""
+
+    file: str
+    bytes: int
+    leaves: list[_Leaf]
+
+
+class _Record(TypedDict):
+    """The content of `save.json`."""
+
+    format: str
+    version: int
+    trees: dict[str, _Tree]
+    meta: _Json
+
+
+class NewerFormatError(RunError):
+    """A save of a newer version of qscape."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,17 +111,20 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
         The folder of the save.
 
     Raises:
-        RunError: the disk is full, the folder cannot be written, or a folder of this name is no save.
+        RunError: the disk is full, the folder cannot be written or is a link, or a folder of this name is no
+            save.
         TypeError, ValueError: a leaf is no numeric array, or two leaves of a tree share one name.
     """
     target = folder / name
-    temporary = _temporary(target)
+    temporary = unused_name(target)
+    for path in (folder, target, target / RECORD):
+        refuse_link(path)
     try:
         with _disk_errors(f"Writing the save {name} in {folder}"):
-            if target.exists() and not (target / _RECORD).exists():
-                raise RunError(f"{target} is in the way and is not a qscape save; move it elsewhere.")
+            if target.exists() and not (target / RECORD).exists():
+                raise RunError(f"{target} has no {RECORD}, so it is no complete save; move it elsewhere.")
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(folder)
+            remove_leftovers(folder)
             temporary.mkdir()
             record = {"format": FORMAT, "version": VERSION, "trees": {}, "meta": json.loads(json.dumps(meta))}
             for tree_name, tree in trees.items():
@@ -96,13 +132,13 @@ def write(folder: Path, name: str, trees: Mapping[str, PyTree], meta: Mapping[st
                 leaves = _write_tree(file, tree)
                 size = file.stat().st_size
                 record["trees"][tree_name] = {"file": file.name, "bytes": size, "leaves": leaves}
-            _write_record(temporary / _RECORD, record)
-            _sync(temporary)
+            write_whole(temporary / RECORD, seal(record))
+            sync(temporary)
             if target.exists():
                 _replace(target, temporary, record)
             else:
                 temporary.rename(target)
-            _sync(folder)
+            sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -128,7 +164,7 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
             its template in a name, a shape or a dtype.
     """
     record = _read_record(path)
-    trees = {}
+    trees: dict[str, PyTree] = {}
     for tree_name, template in templates.items():
         leaves, structure = _flatten(template)
         tree = _tree_record(path, record, tree_name)
@@ -139,7 +175,7 @@ def read(path: Path, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree]
             restored = {
                 name: _large(_archive(path, tree), leaf)
                 if isinstance(leaves[name], Large)
-                else _restore(_read_leaf(archive, leaf), leaf, leaves[name])
+                else _restore(archive, leaf, leaves[name])
                 for name, leaf in saved.items()
             }
         trees[tree_name] = jax.tree_util.tree_unflatten(structure, [restored[leaf] for leaf in leaves])
@@ -161,6 +197,20 @@ def read_arrays(path: Path, tree_name: str) -> dict[str, np.ndarray]:
         return {leaf["name"]: _read_leaf(archive, leaf) for leaf in tree["leaves"]}
 
 
+def check(path: Path, skip: Collection[str] = ()) -> None:
+    """Read the trees of a save once, in pieces, and compare all checksums. Raises RunError like `read`.
+
+    `skip`: names of trees that are not read.
+    """
+    trees = _read_record(path)["trees"]
+    for tree in (trees[name] for name in trees if name not in skip):
+        with _archive(path, tree) as archive:
+            for leaf in tree["leaves"]:
+                with _member(archive, leaf) as member:
+                    while member.read(PIECE):
+                        pass
+
+
 def arrays(tree: PyTree) -> dict[str, Any]:
     """Return a tree in memory in the form in which `read_arrays` would return it from a save."""
     return {name: _stored(name, leaf)[1] for name, leaf in _flatten(tree)[0].items()}
@@ -173,8 +223,13 @@ def tree_names(path: Path) -> list[str]:
 
 def names(folder: Path) -> list[str]:
     """Return the names of the complete saves in `folder` that are whole numbers, smallest (oldest) first."""
-    found = (record.parent.name for record in folder.glob(f"*/{_RECORD}"))
-    return sorted((name for name in found if name.isdecimal()), key=int)
+    return [name for name in folder_names(folder) if (folder / name / RECORD).exists()]
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Return the names in `folder` that are whole numbers, smallest first: saves and remains."""
+    found = (path.name for path in folder.glob("*") if path.is_dir())
+    return sorted((name for name in found if name.isascii() and name.isdecimal()), key=int)
 
 
 def prune(folder: Path, keep: int, protect: Callable[[str], bool] = lambda name: False) -> None:
@@ -189,12 +244,11 @@ def prune(folder: Path, keep: int, protect: Callable[[str], bool] = lambda name:
         RunError: the folder cannot be written.
     """
     with _disk_errors(f"Removing old saves from {folder}"):
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         for name in names(folder)[: -keep or None]:
             if not protect(name):
                 # Renamed first, in one step: a half-deleted folder must not look like a save.
-                temporary = (folder / name).rename(_temporary(folder / name))
-                shutil.rmtree(temporary)
+                delete((folder / name).rename(unused_name(folder / name)))
 
 
 def drop(path: Path, tree_name: str) -> None:
@@ -203,12 +257,11 @@ def drop(path: Path, tree_name: str) -> None:
     Raises RunError if `path` is no readable save or cannot be written.
     """
     record = _read_record(path)
+    refuse_link(path)
     with _disk_errors(f"Removing {tree_name} from the save {path}"):
         if record["trees"].pop(tree_name, None):
-            temporary = path / f"{_RECORD}.tmp"
-            _write_record(temporary, record)
-            temporary.replace(path / _RECORD)
-            _sync(path)
+            write_whole(path / RECORD, seal(record))
+            sync(path)
         _remove_unnamed(path, record)
 
 
@@ -242,10 +295,11 @@ def _stored(name: str, leaf: Any) -> tuple[_Json, np.ndarray | Large]:
     raise TypeError(f"Leaf {name} has dtype {array.dtype}, which is not numeric; put it into meta.")
 
 
-def _restore(array: np.ndarray, leaf: _Json, like: Any) -> Any:
-    """Turn the array of a file into a key, a numpy array or a jax array, as its template `like` is one."""
+def _restore(archive: zipfile.ZipFile, leaf: _Json, like: Any) -> Any:
+    """Read a leaf as a key, a numpy array or a jax array, as its template `like` is one."""
+    array = _read_leaf(archive, leaf)
     if "impl" in leaf:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=leaf["impl"])
+        return _key(array, leaf)
     if isinstance(like, np.ndarray | np.generic):
         return array
     moved = jax.device_put(array)
@@ -286,7 +340,7 @@ def _write_tree(file: Path, tree: PyTree) -> list[_Json]:
                 else:
                     np.lib.format.write_array(member, array, allow_pickle=False)
             records.append(record | {"crc32": info.CRC})
-    _sync(file)
+    sync(file)
     return records
 
 
@@ -316,9 +370,19 @@ def _archive(path: Path, tree: _Json) -> zipfile.ZipFile:
 
 
 def _read_leaf(archive: zipfile.ZipFile, leaf: _Json) -> np.ndarray:
+    """Read a leaf of an open file; of keys their data."""
     with _member(archive, leaf) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
-        return array if "impl" in leaf else array.view(leaf["dtype"])
+        if "impl" not in leaf:
+            array = array.view(leaf["dtype"])
+        shape = (_key(array, leaf) if "impl" in leaf else array).shape
+        if list(shape) != leaf["shape"]:
+            raise ValueError("another shape than in save.json")
+        return array
+
+
+def _key(data: np.ndarray, leaf: _Json) -> jax.Array:
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=leaf["impl"])
 
 
 def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
@@ -343,11 +407,17 @@ def _large(archive: zipfile.ZipFile, leaf: _Json) -> Large:
 
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
-    """Open the file of one leaf; its checksum is compared when it was read to its end."""
+    """Open the file of one leaf; its checksum is compared when it was read to its end.
+
+    The size that its header promises is compared before: a reader takes that much memory.
+    """
     try:
         info = archive.getinfo(f"{leaf.get('member', leaf['name'])}.npy")
         if leaf["crc32"] != info.CRC:
             raise ValueError("another checksum than in save.json")
+        with archive.open(info) as member:
+            if _promised_bytes(member) != info.file_size:
+                raise ValueError("its header promises another size")
         with archive.open(info) as member:  # compares what it reads with info.CRC at the member's end
             yield member
     except MemoryError:
@@ -359,9 +429,11 @@ def _member(archive: zipfile.ZipFile, leaf: _Json) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _write_record(file: Path, record: _Json) -> None:
-    file.write_text(json.dumps(record | {"crc32": _checksum(record)}, indent=1), encoding="utf-8")
-    _sync(file)
+def _promised_bytes(member: IO[bytes]) -> int:
+    """Return the size of an array's file that its header promises; reads the header alone."""
+    reads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = reads[np.lib.format.read_magic(member)](member)
+    return member.tell() + prod(shape) * dtype.itemsize
 
 
 def _read_record(path: Path) -> _Json:
@@ -369,33 +441,37 @@ def _read_record(path: Path) -> _Json:
 
     Raises RunError if it is missing, damaged, of another format or of a newer version.
     """
-    file = path / _RECORD
+    file = path / RECORD
     try:
-        record = json.loads(file.read_bytes())
+        record = json.loads(data := file.read_bytes())
     except OSError as error:
-        raise _foreign(path, f"{_RECORD}: {error.strerror}") from error
-    except ValueError as error:
+        raise _foreign(path, f"{RECORD}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{file} is truncated or damaged ({error}); use another save.") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise _foreign(path, f"its {_RECORD} is of another format")
+        raise _foreign(path, f"its {RECORD} is of another format")
     version = record.get("version")
     if isinstance(version, int) and version > VERSION:
-        writer = record.get("meta", {}).get("qscape", "(a newer version)")
-        raise RunError(
+        meta = record.get("meta")
+        writer = meta.get("qscape", "") if isinstance(meta, dict) else "(a newer version)"
+        raise NewerFormatError(
             f"{path} was written by qscape {writer} in save format {version}, and this qscape reads formats "
             f"up to {VERSION}; upgrade qscape."
         )
-    if record.pop("crc32", None) != _checksum(record):
-        raise RunError(f"{file} is damaged: its checksum does not match; use another save.")
-    for tree in record["trees"].values():
-        if "/" in tree["file"] or "\\" in tree["file"]:
-            raise RunError(f"{file} names {tree['file']!r}, a file in another folder; use another save.")
-    return old_names.upgrade(record) if version == 1 else record
+    try:
+        record = unseal(data, required=True)
+        check_type(record, _Record, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        _refuse_paths(record)
+        return old_names.upgrade(record) if version == 1 else record
+    except (ValueError, KeyError, TypeError, TypeCheckError) as error:
+        raise RunError(f"{file} is damaged ({error}); use another save.") from error
 
 
-def _checksum(record: _Json) -> int:
-    """Return the CRC-32 of a record without its own checksum."""
-    return crc32(json.dumps(record).encode())
+def _refuse_paths(record: _Json) -> None:
+    """Raise a ValueError if the file of a tree is not a plain name inside the save."""
+    for name, tree in record["trees"].items():
+        if not tree["file"].endswith(".npz") or any(sign in tree["file"] for sign in "/\\:"):
+            raise ValueError(f"{name} names {tree['file']!r}, a file in another folder")
 
 
 def _foreign(path: Path, reason: str) -> RunError:
@@ -409,9 +485,9 @@ def _replace(target: Path, temporary: Path, record: _Json) -> None:
     # the old ones under unused names, and then the new save.json replaces the old one.
     for tree in record["trees"].values():
         (temporary / tree["file"]).rename(target / tree["file"])
-    _sync(target)
-    (temporary / _RECORD).replace(target / _RECORD)
-    _sync(target)
+    sync(target)
+    (temporary / RECORD).replace(target / RECORD)
+    sync(target)
     _remove_unnamed(target, record)
 
 
@@ -422,33 +498,12 @@ def _unused(stem: str, *folders: Path) -> str:
 
 
 def _remove_unnamed(path: Path, record: _Json) -> None:
-    """Delete the trees in a save's folder that `record` does not name."""
+    """Delete the trees in a save's folder that `record` does not name, and leftovers."""
+    remove_leftovers(path)
     named = {tree["file"] for tree in record["trees"].values()}
     for file in path.glob("*.npz"):
         if file.name not in named:
             file.unlink()
-
-
-def _temporary(target: Path) -> Path:
-    """Return the hidden folder beside `target` in which this process writes or deletes it."""
-    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary folders of processes that were killed."""
-    for leftover in folder.glob(".*.tmp-*"):
-        shutil.rmtree(leftover)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file's bytes, or the renames in a folder, to the disk (nothing on Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from tensorboardX.summary import scalar
 
 from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
+from qscape.run.files import write_whole
+from qscape.run.logs import EVALUATION_COLUMNS, Log, read_evaluations, read_metrics
 
 _proto: Any = event_pb2  # generated code: its classes are created at run time
-
-EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 
 
 @runtime_checkable
@@ -34,7 +34,11 @@ class Sink(Protocol):
 
 
 class FolderSink:
-    """Writes metrics.jsonl, evaluations.csv and TensorBoard events into a run folder."""
+    """Writes metrics.jsonl, evaluations.csv and TensorBoard events into a run folder.
+
+    Attributes:
+        notes: sentences for the user about damaged lines that were dropped.
+    """
 
     def __init__(self, folder: Path, step: int = -1, probed: Sequence[str] = ()) -> None:
         """Open the files of a run folder.
@@ -42,7 +46,7 @@ class FolderSink:
         Args:
             folder: the run folder.
             step: the step that the run continues from; lines of later steps are dropped, since the run
-                repeats these. -1: drop all lines.
+                repeats these, and damaged lines. -1: drop all lines.
             probed: columns that probes add to evaluations.csv.
 
         Raises:
@@ -50,7 +54,7 @@ class FolderSink:
         """
         self.folder = folder
         try:
-            _truncate_after(folder, step)
+            self.notes = _truncate_after(folder, step, probed)
             self.metrics = (folder / "metrics.jsonl").open("a")
             self.evaluations = (folder / "evaluations.csv").open("a", newline="")
             self.rows = csv.writer(self.evaluations)
@@ -110,28 +114,21 @@ def _evaluation_means(event: ev.Evaluated) -> dict[str, float]:
     return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
 
 
-def _truncate_after(folder: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, and incomplete lines of a killed run."""
-    metrics, evaluations = folder / "metrics.jsonl", folder / "evaluations.csv"
-    if metrics.exists():
-        kept = []
-        for line in metrics.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):  # an incomplete last line of a killed run
-                continue
-        _rewrite(metrics, kept)
-    if evaluations.exists() and (text := evaluations.read_text()):
-        head, *lines = text.splitlines()
-        whole = [line for line in lines if line.count(",") == head.count(",")]
-        _rewrite(evaluations, [head, *(line for line in whole if int(line.split(",")[0]) <= step)])
+def _truncate_after(folder: Path, step: int, probed: Sequence[str]) -> list[str]:
+    """Drop the lines of steps after `step`, damaged ones, and half a line of a killed run.
 
-
-def _rewrite(path: Path, lines: list[str]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("".join(line + "\n" for line in lines))
-    aside.replace(path)
+    Returns:
+        Sentences about the damaged lines.
+    """
+    notes = []
+    log: Log[Any]
+    for log in (read_metrics(folder), read_evaluations(folder, probed)):
+        if log.file.exists():
+            kept = [line for line, row in log.lines if int(row["step"]) <= step]
+            head = [log.head] if log.head else []
+            write_whole(log.file, "".join(f"{line}\n" for line in [*head, *kept]).encode())
+            notes += log.notes
+    return notes
 
 
 class TrackerSink:

@@ -1,16 +1,51 @@
 """Signals as requests to stop: the run saves and ends at its next step."""
 
+import os
 import signal
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from qscape.run.loop import Loop
+
+HANGUP = getattr(signal, "SIGHUP", None)  # the end of a terminal; Windows has none
+ENDING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))  # end a run after a save
+
+
+def take_signals(numbers: Iterable[signal.Signals], handler: Callable[[int, Any], Any]) -> dict[int, Any]:
+    """Call `handler` when one of these signals arrives; return the handlers before, by signal.
+
+    Python delivers signals in its main thread only; in another thread nothing changes. SIGHUP stays ignored
+    where it is, as below `nohup`. The first one cuts the process off its terminal; a shell sends further
+    ones, which are ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+
+    terminals = [d for d in (0, 1, 2) if os.isatty(d)]  # not to be told any more after SIGHUP
+
+    def handle(number: int, frame: Any) -> None:
+        if number == HANGUP:
+            signal.signal(number, signal.SIG_IGN)
+            _leave(terminals)
+        handler(number, frame)
+
+    taken = [n for n in numbers if n != HANGUP or signal.getsignal(n) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in taken}
+
+
+def _leave(terminals: Iterable[int]) -> None:
+    """Redirect file descriptors of a terminal that is gone to nowhere: writing to them would fail."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in terminals:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 class StopOnSignal:
     """Context manager: the first signal of each kind asks the trainer to stop; the second has its old effect.
 
-    Python delivers signals in its main thread only; in another thread the context changes nothing.
+    `take_signals` says where signals change nothing.
 
     Args:
         numbers: the signals, such as SIGINT.
@@ -30,8 +65,7 @@ class StopOnSignal:
         self.trainer = trainer
 
     def __enter__(self) -> "StopOnSignal":
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in self.signals}
+        self.before = take_signals(self.signals, self._ask)
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -39,7 +73,8 @@ class StopOnSignal:
             raise KeyboardInterrupt
         self.asked = True
         self.trainer.stop()
-        signal.signal(number, self.before[number])
+        if number != HANGUP:
+            signal.signal(number, self.before[number])
 
     def __exit__(self, *problem: object) -> None:
         for number, handler in self.before.items():

@@ -25,7 +25,7 @@ from qscape.replay.storage import GIB, Storage
 from qscape.run import events as ev
 from qscape.run.drive import Driver, Due
 from qscape.run.loop import Loop, Saver, copy_buffers
-from qscape.run.plan import Plan
+from qscape.run.plan import REPLAYS, Plan
 from qscape.run.programs import Programs
 from qscape.run.saves import PIECE, Large
 
@@ -42,6 +42,7 @@ class Trainer(Loop):
         kept: the acting state that the schedule keeps, or None.
         schedule: counters of the agent's schedule.
         pending: updates to make before the next action.
+        refill: step at which updates begin again, if the run was resumed with an empty replay; else 0.
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
         halt: the step at which the driven program returns, because something is due.
@@ -64,7 +65,7 @@ class Trainer(Loop):
         self.carry = self._start()
         self.schedule = self.agent.schedule.start()
         self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps_best_policy else None
-        self.pending = 0
+        self.pending = self.refill = 0
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
         self.halt = 0
@@ -131,7 +132,14 @@ class Trainer(Loop):
         if self.discount_rule == "time_limit":
             base, limit = self.agent.base, self.agent.task.time_limit
             notes.append(f"base.discount = {base.discount:g}, by the time limit of {limit} steps")
-        return [*notes, f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}"]
+        notes.append(f"replay: {self.layout.envs * self.layout.ring:,} transitions, {gib:.2f} GiB{each}")
+        if self.saver is not None and self._used_rows() and gib >= 1:
+            saved = min(REPLAYS, self.plan.keep_saves)
+            notes.append(
+                f"saves hold the replay {saved} times, and once more while one is written: up to "
+                f"{(saved + 1) * gib:.1f} GiB on the disk"
+            )
+        return notes
 
     def _take_memory(self) -> None:
         jax.block_until_ready(self.storage)
@@ -162,7 +170,7 @@ class Trainer(Loop):
             finished: the episodes that ended with them.
         """
         base = self.agent.base
-        warm = self.env_steps >= base.warmup  # was this step one past the random phase?
+        warm = self.env_steps >= max(base.warmup, self.refill)  # was this step one past the random phase?
         self.env_steps += made
         was_learning = self.learning
         if warm and not base.warmup_to_episode_end:
@@ -211,7 +219,7 @@ class Trainer(Loop):
     def _advance(self) -> None:
         """Make the pending updates (at most a chunk of them), then choose the next action."""
         steps = np.int32(self.env_steps)
-        warm_up = not (self.learning or self._explores_next())
+        warm_up = not (self.learning or self.refill or self._explores_next())
         if self.pending == 1 and not warm_up:
             self.carry = self.programs.step(self.carry, np.int32(1), steps, self.key)
             self.updates, self.pending = self.updates + 1, 0
@@ -258,6 +266,7 @@ class Trainer(Loop):
     def counters(self) -> dict[str, Any]:
         return super().counters() | {
             "pending": self.pending,
+            "refill": self.refill,
             "learning": self.learning,
             "schedule": self.schedule,
             "chosen": self.carry.action is not None,
@@ -286,12 +295,11 @@ class Trainer(Loop):
         return Large((self.layout.envs, used, self.layout.width), self.layout.dtype, pieces)
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
-        saved, used = arrays["replay"]["storage"], counters["used_rows"]
-        loop = copy_buffers(arrays["loop"])
+        loop, replay, used = copy_buffers(arrays["loop"]), arrays.get("replay"), counters["used_rows"]
         self.carry = Carry(
             state=copy_buffers(arrays["state"]),
             storage=self.carry.storage,
-            replay_state=copy_buffers(arrays["replay"]["replay_state"]),
+            replay_state=copy_buffers(replay["replay_state"]) if replay else self.carry.replay_state,
             noise_state=loop["noise_state"],
             metrics=loop["metrics"],
             observation=None,  # type: ignore[arg-type]
@@ -300,13 +308,21 @@ class Trainer(Loop):
             columns=loop["columns"],
             guard=self.carry.guard,
         )
-        if used:  # else the run learns from a dataset, which is in the storage already
+        if used and replay:  # else the run learns from a dataset, which is in the storage already
             self.carry = self.carry._replace(storage=None)
+            saved = replay["storage"]
             self._allocate = lambda: ring_buffer.restored(self.layout, used, saved.pieces())
         self.kept = copy_buffers(arrays["kept"]) if "kept" in arrays else None
-        for name in ("pending", "learning", "schedule"):
+        for name in ("pending", "refill", "learning", "schedule"):
             setattr(self, name, counters[name])
         super().restore(arrays, counters)
+
+    def on_empty_replay(self) -> list[str]:
+        if not self._used_rows():
+            return []  # the run learns from a dataset, which is in the storage
+        self.pending, self.learning = 0, False
+        self.refill = self.env_steps + max(self.agent.base.warmup, self.agent.base.batch_size)
+        return [f"the replay is empty: the policy fills it until step {self.refill:,}, then updates go on"]
 
     def on_environment_restart(self) -> None:
         cut = jax.jit(partial(ring_buffer.cut, self.layout), donate_argnums=0)

@@ -21,6 +21,7 @@ from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run import probes
 from qscape.run.compiled import CompiledRollouts, CompiledTrainer
+from qscape.run.files import refuse_links, remove_leftovers
 from qscape.run.loop import Loop, Saver, may_compile, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, prepare
@@ -173,47 +174,60 @@ def resume(
     folder: str | Path,
     steps: int | None = None,
     *,
+    save: int | None = None,
+    empty_replay: bool = False,
     trackers: Sequence[str] = (),
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[ev.RunEvent]:
-    """Continue the run in a folder from its newest save, or from the start if it has no save yet.
+    """Continue the run in a folder from its newest save, or from the start if it never had one.
+
+    If the newest save is damaged, the run goes back to the one before it, which also holds a replay, and a
+    note of `Started` says so. Saves that are newer than the one from which the run goes on are moved to
+    RUN/aside.
 
     Args:
         folder: the run folder.
         steps: new total of environment steps; None: the total that the run was started with.
+        save: continue from the save of this step; None: from the newest.
+        empty_replay: continue with the networks alone. Off-policy agents fill the replay before they learn.
         trackers, on_trainer: as for `train`.
 
     Yields:
         The events of the run, after they were written to the folder.
 
     Raises:
-        UsageError: the run has made these steps already. RunError: there is no run, its save cannot be read,
-            or the run failed.
+        UsageError: the run has made these steps already, or has no save of that step. RunError: there is no
+            run, none of its saves can be used, or the run failed.
     """
     set_up_jax()
     refuse_missing(trackers)
     folder = Path(folder)
     folders.read_record(folder)  # refuses a folder without a run before a lock file is written into it
     with folders.locked(folder):
+        refuse_links(folder)
+        remove_leftovers(folder)
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
         folders.refuse_nameless(folder, plan)
         folders.refuse_untrusted(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
-        made = folders.steps_made(folder)
-        if (steps or made) < made or not folders.unfinished(folder, steps):
+        newest, notes = folders.choose_save(folder, save, empty_replay)
+        made = folders.steps_made(newest)
+        if (steps or made) < made or not folders.unfinished(folder, steps, newest):
             more = f"qscape resume {shlex.quote(str(folder))} --steps {2 * made}"
             raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
         adapter, eval_adapter = open_adapters(plan, agent)
         trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
-        newest = folders.newest_save(folder, "replay")
-        notes = [] if newest else ["there is no save yet: the run starts again"]
         if newest:
-            notes = folders.load_into(trainer, newest)
-        elif plan.start:
-            notes += take_over(trainer, plan)
+            notes += folders.load_into(trainer, newest, empty_replay)
+            if aside := folders.set_aside(folder, newest):
+                notes.append(f"what is newer than step {made:,} was moved to {aside}")
+        else:
+            notes.append("there is no save yet: the run starts again")
+            if plan.start:
+                notes += take_over(trainer, plan)
         folders.write_record(folder, record | {"steps": plan.steps})
         on_trainer(trainer)
         yield from _recorded_events(trainer, folder, plan, notes, trackers)
@@ -226,6 +240,7 @@ def _recorded_events(
     sinks: list[Sink] = []
     try:
         sinks += _sinks(trainer, folder, plan, trackers)
+        notes = [*notes, *(note for sink in sinks if isinstance(sink, FolderSink) for note in sink.notes)]
         for event in trainer.events(plan.steps):
             for sink in sinks:
                 sink(event)
