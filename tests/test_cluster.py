@@ -13,6 +13,7 @@ import pytest
 from tiny import SIZES, assert_same_run, environment
 
 from qscape.errors import RunError, UsageError
+from qscape.jobs import parcel as parcels
 from qscape.jobs.cluster import Cluster
 from qscape.jobs.parcel import Packer, unpack
 from qscape.jobs.study import read_study
@@ -242,7 +243,7 @@ def test_a_parcel_that_is_cut_off_leaves_a_run_to_go_on_with(tmp_path, monkeypat
     plan = Plan("td3", "tiny:Clock-v0", 100, settings={"base": SIZES | {"warmup": 20}}, eval_every=0)
     *_, _ = train(plan, here)
     parcel = Packer(here).pack()
-    write = Path.write_bytes
+    write = parcels.write_whole
     for last in range(len(parcel.files)):
         there, left = tmp_path / f"there{last}", iter([True] * last)
 
@@ -251,11 +252,11 @@ def test_a_parcel_that_is_cut_off_leaves_a_run_to_go_on_with(tmp_path, monkeypat
                 raise OSError("cut off")
             return write(path, data)
 
-        monkeypatch.setattr(Path, "write_bytes", cut)
+        monkeypatch.setattr(parcels, "write_whole", cut)
         with pytest.raises(OSError, match="cut off"):
             unpack(parcel, there)
         shown = [p for p in (there / "saves").glob("*") if not p.name.startswith(".")]
         assert all((p / "save.json").exists() for p in shown)
-        monkeypatch.setattr(Path, "write_bytes", write)
+        monkeypatch.setattr(parcels, "write_whole", write)
         unpack(parcel, there)
         assert files(there) == files(here)

@@ -45,7 +45,7 @@ def test_devices_send_each_other_gradients_and_what_they_learn_from(made):
     if "read" in made:
         needed = made["gradients"] + made["read"]
         assert needed <= summed < needed + 100
-        assert gathered <= 128, "the priorities of a batch, or which environments ended an episode"
+        assert gathered <= 160, "the priorities of a batch, or rewards and ends of episodes"
     else:
         assert made["gradients"] <= summed < made["gradients"] + 100
         assert made["observations"] <= gathered < 3 * made["observations"]

@@ -697,8 +697,9 @@ def test_one_dimension_has_no_plane_and_no_q_no_landscape():
             refused()
 
 
-def test_a_model_in_memory_can_be_looked_at():
-    model = qs.Model("td3", "Pendulum-v1", seed=3, **tiny.settings("td3"))
+@pytest.mark.parametrize("recipe", ["td3", slow("td3+c51"), slow("td3+quantile")])
+def test_a_model_in_memory_can_be_looked_at(recipe):
+    model = qs.Model(recipe, "Pendulum-v1", seed=3, **tiny.settings("td3"))
     seen = qs.landscape(model, np.array([1.0, 0.0, 0.5]), points=5)
     q = model.trained_agent.q(np.tile(np.float32([1.0, 0.0, 0.5]), (5, 1)), np.linspace(-1, 1, 5)[:, None])[0]
     np.testing.assert_allclose(seen.q, q, rtol=1e-4, atol=1e-6)

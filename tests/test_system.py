@@ -79,7 +79,7 @@ def test_training_needs_no_function_of_linux(tmp_path):
         "import os, sys, multiprocessing\n"
         "for name in ('sched_getaffinity', 'fork', 'forkpty', 'setsid', 'killpg', 'getuid'):\n"
         "    delattr(os, name)\n"
-        "for name in ('resource', 'termios', 'pwd', 'grp'):\n"
+        "for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):\n"
         "    sys.modules[name] = None\n"
         "from qscape.cli import main; sys.exit(main(sys.argv[1:]))"
     )

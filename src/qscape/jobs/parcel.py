@@ -81,7 +81,7 @@ def unpack(parcel: Parcel, folder: Path) -> None:
             aside = unused_name(folder / place)
             aside.mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
-                (aside / name).write_bytes(data)
+                write_whole(aside / name, data)
             aside.rename(folder / place)
         else:
             for name, data in files.items():
