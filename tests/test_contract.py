@@ -245,6 +245,9 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "redq with four": ("sac+redq+c51", {"base": {"critics": 4}, "c51": {"atoms": 11}}),
     "dropout, own bins": ("sac+droq+hl_gauss+own_target", {"hl_gauss": {"atoms": 11}}),
     "dropout on sale": ("td3+sale+droq+pave", {"droq": {"rate": 0.1}}),
+    "fast on proposals": ("td3+savo+fast", {"savo": {"list_length": 2}}),
+    "fast on atoms and a geometry": ("fast_sac+savgo", {"c51": {"atoms": 11}}),
+    "fast on sale": ("td7+fast+pave", {}),
     "delayed sac": (
         "sac",
         {
