@@ -258,6 +258,9 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "simba on td7": ("td7+simba+pave", {}),
     "bro": ("bro", {"quantile": {"quantiles": 5}, "resets": {"at": (4,)}, "base": {"warmup": 1}}),
     "savgo, as released": ("sac+savgo+crossq", {"savgo": {"density": "released"}}),
+    "fast on proposals": ("td3+savo+fast", {"savo": {"list_length": 2}}),
+    "fast on atoms and a geometry": ("fast_sac+savgo", {"c51": {"atoms": 11}}),
+    "fast on sale": ("td7+fast+pave", {}),
     "delayed sac": (
         "sac",
         {
@@ -479,7 +482,8 @@ def test_only_what_may_move_moves(case):
     """Each network, its optimiser and all that a part carries move when their turn is, and only then."""
     base, follow = case.agent.base, case.agent.target_update
     for number, (old, new) in enumerate(zip(case.states[:-1], case.states[1:], strict=True), 1):
-        climbs, syncs = number % base.policy_delay == 0, number % base.sync_every == 0
+        climbs = (number - base.policy_phase) % base.policy_delay == 0
+        syncs = number % base.sync_every == 0
         follows = syncs if follow.name == "periodic" else climbs or follow.when == "always"
         due = {"critics": True, "actor": climbs, "critics_target": follows, "actor_target": follows}
         due |= {

@@ -76,6 +76,10 @@ CASES = {
     "fewer updates than steps, columns in replay": ("td3+savo", {"updates_per_step": 0.29}),
     "more updates than steps, running normalisation": ("sac+normalise+reward_scale", {"updates_per_step": 2}),
     "Pendulum, three of them": ("td3", {"env": "Pendulum-v1", "envs": 3}),
+    "three environments, each with noise of its own": (
+        "td3",
+        {"envs": 3, "exploration": "per_environment"},
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Off-policy training inside one program: equal to the ordinary loop, and to itself under vmap."""
 
+import dataclasses
 import re
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -68,8 +69,16 @@ CASES = {
     ),
     # Real ends; priorities; successors from the following row; observations normalised; two updates a step.
     "line": ("td3+lap+normalise", Line(), 2, 10 + 30 * 2, {"warmup": 10, "next_observation": "derived"}),
+    # Noise of its own for each environment; numbers that count steps of all environments.
+    "fast": (
+        "td3+fast+c51+normalise",
+        Line(),
+        4,
+        40 * 4,
+        {"updates_per_step": 2.0, "actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4},
+    ),
 }
-PIECE = {"items": 11, "line": 7}
+PIECE = {"items": 11, "line": 7, "fast": 8}
 KEYS = jax.vmap(jax.random.key)(jnp.arange(2))
 
 
@@ -161,6 +170,8 @@ class Beside:
 def by_hand(name: str) -> Trainer:
     """The ordinary loop: one call after the other, on the host."""
     agent, env, envs, steps = case(name)
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_envs(envs))
+    agent = dataclasses.replace(agent, base=base)
     plan = Plan(agent.recipe, "beside", steps, envs=envs, eval_every=0)
     trainer = Trainer(plan, agent, Beside(env, envs, KEYS[0]))  # type: ignore[arg-type]
     for name in ("insert", "step", "learn"):

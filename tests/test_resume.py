@@ -104,6 +104,9 @@ VECTOR = Plan(
     log_every=37,
     save_every=100,
 )
+FAST = dataclasses.replace(  # noise of its own for each environment
+    VECTOR, recipe="fast_td3", settings=settings("fast_td3", warmup=20, updates_per_step=4)
+)
 CLOCK = Plan(
     "td3",
     "tiny:Clock-v0",
@@ -124,6 +127,7 @@ CLOCK = Plan(
         (SIMPLER, [(149, "step"), (299, "step")]),
         (HALF, [(299, "step")]),
         slow(VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
+        slow(FAST, [(200, "step")]),
     ],
     ids=[
         "pendulum-td7",
@@ -131,6 +135,7 @@ CLOCK = Plan(
         "cheetah-td3+lap+reward_scale",
         "pendulum-bfloat16",
         "vector-sac+normalise",
+        "vector-fast_td3",
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):

@@ -67,6 +67,10 @@ CASES = {
     "priorities, running normalisation, three environments": ("sac+lap+normalise+reward_scale", {"envs": 3}),
     "columns in replay, fewer updates than steps": ("td3+savo", {"updates_per_step": 0.5}),
     "more updates than steps, previous observations": ("td3+grad", {"updates_per_step": 2}),
+    "three environments, each with noise of its own": (
+        "td3+fast",
+        {"envs": 3, "counts": "steps", "updates_per_step": 0.5},
+    ),
 }
 
 

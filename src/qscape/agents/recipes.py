@@ -26,6 +26,7 @@ from qscape.methods.checkpoints import Checkpoints
 from qscape.methods.crossq import CrossQ, CrossQWN
 from qscape.methods.droq import DroQ
 from qscape.methods.ensemble import Ensemble
+from qscape.methods.fast import Fast
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
 from qscape.methods.greedy_td3 import GreedyTD3
@@ -186,6 +187,27 @@ EXPANSIONS: dict[str, Expansion] = {
         "2110.02034).",
         {"base": {"log_std_min": -20.0}},
     ),
+    "fast_td3": Expansion(
+        "td3+fast+c51+normalise",
+        "TD3 with large batches and distributional critics, for many environments (Seo et al. 2025, arXiv "
+        "2505.22642).",
+        {
+            "c51": {"low": -250.0, "high": 250.0},
+            "normalise": {"epsilon": 0.01},
+            "polyak": {"rate": 0.1, "when": "always"},
+        },
+    ),
+    "fast_sac": Expansion(
+        "sac+fast+c51+own_target+normalise",
+        "SAC with large batches and distributional critics, for many environments (Seo et al. 2025, arXiv "
+        "2512.01996).",
+        {
+            "c51": {"low": -20.0, "high": 20.0},
+            "normalise": {"epsilon": 0.01},
+            "polyak": {"rate": 0.125},
+            "soft": {"initial_temperature": 0.001, "entropy_per_action": 0.0, "temperature_loss": "alpha"},
+        },
+    ),
 }
 BASE_HELP = {
     "td3": "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).",
@@ -237,6 +259,7 @@ PARTS: dict[str, type] = {
         OwnTarget,
         REDQ,
         DroQ,
+        Fast,
     )
 }
 SOCKET_MEANS = {

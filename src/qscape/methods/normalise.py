@@ -19,6 +19,7 @@ class Normalise(Normaliser):
     clip: float | None = setting(
         None, "Clip normalised observations to ± this; None: no clipping.", within="(0, inf]"
     )
+    epsilon: float = setting(1e-8, "Added to the standard deviation that divides.", within="(0, inf]")
 
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=init_moments(spec.observation_size))
@@ -31,5 +32,5 @@ class Normalise(Normaliser):
         return state._replace(extra=add_batch(state.extra, obs, weight))
 
     def apply(self, state: PartState, obs: Array) -> Array:
-        x = standardise(state.extra, obs)
+        x = standardise(state.extra, obs, self.epsilon)
         return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)

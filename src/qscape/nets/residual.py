@@ -201,6 +201,11 @@ def lecun_linear(key: Key, size: int, outputs: int) -> eqx.nn.Linear:
     return _drawn(jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2), key, size, outputs)
 
 
+def normal_linear(key: Key, size: int, outputs: int, std: float) -> eqx.nn.Linear:
+    """A linear layer with weights from N(0, std²) and bias 0."""
+    return _drawn(jax.nn.initializers.normal(std), key, size, outputs)
+
+
 def _drawn(draw: jax.nn.initializers.Initializer, key: Key, size: int, outputs: int) -> eqx.nn.Linear:
     layer = eqx.nn.Linear(size, outputs, key=key)
     start = draw(key, (outputs, size), jnp.float32), jnp.zeros(outputs)

@@ -59,6 +59,11 @@ class Base:
     updates_per_step: float = setting(
         1.0, "Number of updates per environment step.", within="(0, 1000]", tune=("choice", 0.5, 1.0, 2.0)
     )
+    counts: Literal["steps", "vector_steps"] = setting(
+        "steps",
+        "What `warmup` and `updates_per_step` count: environment steps, or steps of all E environments at "
+        "once, which are E environment steps.",
+    )
 
     actor_hidden: tuple[int, ...] = setting((256, 256), "Widths of the actor's hidden layers.", within=">= 1")
     critic_hidden: tuple[int, ...] = setting(
@@ -83,6 +88,12 @@ class Base:
         "default",
         "Initial weights of hidden and output layers: uniform in ±1/√fan_in, or orthogonal with biases 0 and "
         "gain √2, 1 of critics' outputs and 0.01 of the actor's.",
+    )
+    actor_output_std: float | None = setting(
+        None,
+        "Initial weights of the actor's output layers are normal with this standard deviation, biases 0; 0: "
+        "all are 0; None: as `init` says.",
+        within=">= 0",
     )
     critics: int = setting(2, "Number of critics.", within=">= 1")
     head: Literal["deterministic", "gaussian"] = setting(
@@ -139,6 +150,11 @@ class Base:
     policy_delay: int = setting(
         2, "Critic updates per actor update.", within=">= 1", tune=("choice", 1, 2, 4)
     )
+    policy_phase: int = setting(
+        0,
+        "Which of `policy_delay` updates moves the actor: 0 the last of them, 1 the first, 2 the second.",
+        within=">= 0",
+    )
     actor_objective: Literal["first", "min", "mean"] = setting(
         "first", "Value that the actor climbs: the first critic, the minimum or the mean."
     )
@@ -153,8 +169,16 @@ class Base:
         within=">= 0",
         tune=(0.02, 0.5),
     )
-    exploration: Literal["gaussian", "ou"] = setting(
-        "gaussian", "Exploration noise: independent in each step, or an Ornstein-Uhlenbeck process."
+    exploration: Literal["gaussian", "ou", "per_environment"] = setting(
+        "gaussian",
+        "Exploration noise: independent in each step, an Ornstein-Uhlenbeck process, or independent with a "
+        "standard deviation that each environment draws at the start of an episode.",
+    )
+    noise_min: float = setting(
+        0.001, "Least standard deviation that `per_environment` draws, uniformly.", within=">= 0"
+    )
+    noise_max: float = setting(
+        0.4, "Greatest standard deviation that `per_environment` draws.", within=">= 0"
     )
     ou_rate: float = setting(
         0.15, "Mean-reversion rate θ of the OU noise: x ← (1 − θ) x + σ N(0, 1).", within="[0, 1]"
@@ -186,6 +210,10 @@ class Base:
                 "base.epsilon_mode is greedy and base.epsilon_end 1: all actions would be random for ever; "
                 "set base.epsilon_end below 1, such as 0.01."
             )
+        if self.noise_min > self.noise_max:
+            raise UsageError(
+                f"base.noise_min is {self.noise_min}; it must be at most noise_max = {self.noise_max}."
+            )
         if not self.log_std_min < self.log_std_max:
             raise UsageError(
                 f"base.log_std_min is {self.log_std_min}; it must be below log_std_max = {self.log_std_max}."
@@ -202,6 +230,13 @@ class Base:
             asked: fields that the user has set.
         """
         return {"warmup": steps // 5}
+
+    def scale_to_envs(self, envs: int) -> Mapping[str, Any]:
+        """Returns the fields that count steps of E environments at once, converted to environment steps."""
+        if self.counts == "steps":
+            return {}
+        per_step = self.updates_per_step / envs
+        return {"counts": "steps", "warmup": self.warmup * envs, "updates_per_step": per_step}
 
     def scale_to_run(self, steps: int) -> Mapping[str, Any]:
         """Returns the fields that follow from the length of a run of `steps`.

@@ -1,7 +1,8 @@
 """Exploration: Gaussian or Ornstein-Uhlenbeck noise times ε(t), or ε-greedy actions.
 
 The default is TD3's Gaussian noise of constant size. SAVO and its baselines use an Ornstein-Uhlenbeck process
-whose factor ε decays from 1 to 0.01 (arXiv 2410.11833, Algorithm 1 and Table 2).
+whose factor ε decays from 1 to 0.01 (arXiv 2410.11833, Algorithm 1 and Table 2). FastTD3's environments each
+draw a standard deviation for an episode (arXiv 2505.22642).
 """
 
 from collections.abc import Mapping
@@ -30,26 +31,31 @@ def epsilon(base: Base, env_steps: Int[Array, ""] | int) -> Scalar:
 
 
 def init_noise(base: Base | None, *shape: int) -> Float[Array, "..."] | None:
-    """Returns the state of Ornstein-Uhlenbeck processes at their start; None for noise without a state.
+    """Returns the state of the noise at its start; None for noise without a state.
+
+    Ornstein-Uhlenbeck processes start at 0. The standard deviation of an environment is 0 until it is drawn.
 
     Args:
         base: the agent's settings; None for an agent that only evaluates.
         shape: environments, processes per environment if several, action size.
     """
-    return jnp.zeros(shape) if base is not None and base.exploration == "ou" else None
+    if base is None or base.exploration == "gaussian":
+        return None
+    return jnp.zeros(shape if base.exploration == "ou" else (shape[0], *[1] * (len(shape) - 1)))
 
 
 def sample_noise(
     context: Context,
-    noise_state: Float[Array, "E *n A"] | None,
+    noise_state: Float[Array, "E ..."] | None,
     first: Bool[Array, " E"],
     shape: tuple[int, ...],
     key: Key,
-) -> tuple[Float[Array, "E *n A"] | None, Float[Array, "E *n A"] | None]:
+) -> tuple[Float[Array, "E *n A"] | None, Float[Array, "E ..."] | None]:
     """Samples exploration noise. An OU process x ← (1 − θ) x + σ N(0, I) starts at 0 with each episode.
 
     Args:
-        noise_state: the processes' values, or None.
+        noise_state: what `init_noise` or an earlier call returned: the processes' values [E, ..., A], the
+            environments' standard deviations [E, ..., 1], or None.
         first: true for environments whose episode starts now.
         shape: of the noise; it begins with E.
 
@@ -59,11 +65,18 @@ def sample_noise(
     base = context.base
     if not base.exploration_noise:
         return None, noise_state
-    noise = base.exploration_noise * jax.random.normal(key, shape)
-    if base.exploration == "ou":
-        before = jnp.zeros(shape) if noise_state is None else noise_state
-        before = jnp.where(first.reshape(-1, *[1] * (len(shape) - 1)), 0.0, before)
-        noise = noise_state = (1.0 - base.ou_rate) * before + noise
+    before = init_noise(base, *shape) if noise_state is None else noise_state
+    first = first.reshape(-1, *[1] * (len(shape) - 1))
+    if base.exploration == "per_environment" and before is not None:
+        key, k_size = jax.random.split(key)
+        drawn = jax.random.uniform(k_size, before.shape, minval=base.noise_min, maxval=base.noise_max)
+        # 0: nothing was drawn for an episode that began in the random phase.
+        noise_state = jnp.where(first | (before == 0.0), drawn, before)
+        noise = noise_state * jax.random.normal(key, shape)
+    else:
+        noise = base.exploration_noise * jax.random.normal(key, shape)
+        if base.exploration == "ou" and before is not None:
+            noise = noise_state = (1.0 - base.ou_rate) * jnp.where(first, 0.0, before) + noise
     if base.epsilon_mode == "noise" and base.epsilon_start == base.epsilon_end == 1.0:
         return noise, noise_state
     size = 1.0 if base.epsilon_mode == "greedy" else epsilon(base, context.event.env_steps)
@@ -80,10 +93,10 @@ def add_noise(
 def explore(
     context: Context,
     action: Float[Array, "E A"],
-    noise_state: Float[Array, "E A"] | None,
+    noise_state: Float[Array, "E ..."] | None,
     first: Array,
     key: Key,
-) -> tuple[Float[Array, "E A"], Float[Array, "E A"] | None]:
+) -> tuple[Float[Array, "E A"], Float[Array, "E ..."] | None]:
     """Adds exploration to a selected action; returns the action to execute and the next noise state."""
     greedy = context.base.epsilon_mode == "greedy"
     key, k_uniform = jax.random.split(key) if greedy else (key, key)

@@ -13,6 +13,7 @@ from qscape.nets import Actor, Critic, Stage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
+from qscape.nets.residual import normal_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
@@ -85,6 +86,8 @@ class MLPNetwork(Network):
         return make(key, (size, *hidden), activation, norm == "layer")
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
+        if role != "critic" and base.actor_output_std is not None:
+            return normal_linear(key, size, outputs, base.actor_output_std)
         if base.init == "default":
             return super().output(key, size, outputs, role, base)
         return orthogonal_linear(key, size, outputs, 1.0 if role == "critic" else 0.01)

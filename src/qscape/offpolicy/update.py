@@ -48,7 +48,9 @@ def update(
     base, replay = agent.base, agent.replay
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
-    event = Event(number, state.env_steps, number % base.policy_delay == 0, number % base.sync_every == 0)
+    delay, sync = base.policy_delay, base.sync_every
+    moves = number % delay == base.policy_phase % delay
+    event = Event(number, state.env_steps, moves, number % sync == 0)
     state = state._replace(updates=number)
     metrics: Metrics = {}
 

@@ -98,6 +98,10 @@ class Base:
             return {"rollout": max(rollout, min(self.batch_size, steps))}
         return {"rollout": rollout} | ({"batch_size": rollout} if self.batch_size > rollout else {})
 
+    def scale_to_envs(self, envs: int) -> Mapping[str, Any]:
+        """New values of fields that count steps of E environments at once; here there are none."""
+        return {}
+
     def scale_to_run(self, steps: int) -> Mapping[str, Any]:
         """New values, in steps, of fields that were given as a share of the run; here there are none."""
         return {}

@@ -49,6 +49,6 @@ def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | N
     return Moments(m.mean + delta * count / total, jnp.where(seen > 0, spread / total, m.var), seen)
 
 
-def standardise(m: Moments, x: Float[Array, "*b S"]) -> Float[Array, "*b S"]:
-    """(x - mean) / (√var + 1e-8), unclipped."""
-    return (x - m.mean) / (jnp.sqrt(m.var) + 1e-8)
+def standardise(m: Moments, x: Float[Array, "*b S"], epsilon: float = 1e-8) -> Float[Array, "*b S"]:
+    """(x - mean) / (√var + ε), unclipped."""
+    return (x - m.mean) / (jnp.sqrt(m.var) + epsilon)

@@ -191,6 +191,11 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan = _scale_to_run(plan, base, notes)
         return plan, build(plan.recipe, plan.settings), notes
     _refuse_large_batch(plan, agent)
+    if fields := agent.base.scale_to_envs(plan.envs):
+        counted = ", ".join(f"base.{name} = {value:g}" for name, value in fields.items() if name != "counts")
+        notes.append(f"a step of all {plan.envs} environments is {plan.envs} environment steps: {counted}")
+        plan = _with_base(plan, fields)
+        agent = build(plan.recipe, plan.settings)
     field, wait = agent.base.find_learning_start()
     asked = field in own.get("base", {})
     if asked and (wait > plan.steps if field == "rollout" else wait >= plan.steps):
