@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +124,18 @@ def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) ->
     key = jax.random.key(seed + 1)
     program = jax.jit(program, compiler_options=options)
     return Run(agent, program, state, *fill(agent, memory, truncated), memory, key)
+
+
+class Says(eqx.Module):
+    """A critic that computes what it is told to: values [...] of observations and actions."""
+
+    value: Callable = eqx.field(static=True)
+
+    def __call__(self, obs, action, embeddings, conditioning=None, key=None):
+        return self.value(obs, action)
+
+    def outputs(self, obs, action, embeddings, key=None):
+        return self.value(obs, action)[..., None]
 
 
 def same(x: Any, y: Any) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rows import slow
+from small import Says
 from test_savo import A, S, flat_batch, functions, grown, make, state_of, two_peaks
 
 from qscape import agents
@@ -354,9 +355,9 @@ def test_which_action_is_valued_at_the_next_state(monkeypatch, candidates, spec,
     chooses. Every draw from N(0, 1) is one number here, and target critics say the action's first entry."""
     agent = make(f"td3+{candidates.__name__}", spec=spec)
     place = jnp.linspace(-1, 1, 64)
-    liked = lambda obs, a, *_: -((a[..., 0] - obs[..., 0]) ** 2)  # noqa: E731
-    critics = [liked, lambda *args: -40.0 - 9.0 * liked(*args)][: agent.base.critics]
-    others = [lambda obs, a, *_: a[..., 0] for _ in critics]
+    liked = lambda obs, a: -((a[..., 0] - obs[..., 0]) ** 2)  # noqa: E731
+    critics = [Says(liked), Says(lambda *args: -40.0 - 9.0 * liked(*args))][: agent.base.critics]
+    others = [Says(lambda obs, a: a[..., 0]) for _ in critics]
     state = state_of(agent)._replace(critics=critics, critics_target=others)
     obs = jnp.stack([place] + [0.0 * place] * (S - 1), 1)
     monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.full(shape, normal))
@@ -373,7 +374,7 @@ def test_which_action_is_valued_at_the_next_state(monkeypatch, candidates, spec,
 def test_smoothing_is_drawn_anew_for_every_row(recipe, settings):
     agent = make(recipe, spec=ONE, **settings)
     state, obs = state_of(agent), jnp.zeros((2000, S))
-    state = state._replace(critics_target=[lambda obs, a, *_: a[..., 0]] * 2)
+    state = state._replace(critics_target=[Says(lambda obs, a: a[..., 0])] * 2)
     off = targets(agent, state, obs) - functions(agent, state).bind(state.actor_target)(obs).mode()[0]
     assert 0.18 < off.std() < 0.21
     assert 0.49 < np.abs(off).max() <= 0.5 + 1e-6
@@ -384,10 +385,10 @@ def test_cem_searches_the_online_first_critic_at_the_next_state():
     """And the lesser target critic says what that is worth."""
     agent = make("td3+cem", spec=ONE)
     critics = [
-        lambda obs, a, *_: -((a - obs)[..., 0] ** 2),
-        lambda obs, a, *_: -9.0 * ((a + obs)[..., 0] ** 2),
+        Says(lambda obs, a: -((a - obs)[..., 0] ** 2)),
+        Says(lambda obs, a: -9.0 * ((a + obs)[..., 0] ** 2)),
     ]
-    others = [lambda obs, a, *_: 3.0 + a[..., 0], lambda obs, a, *_: 3.0 - 2.0 * a[..., 0]]
+    others = [Says(lambda obs, a: 3.0 + a[..., 0]), Says(lambda obs, a: 3.0 - 2.0 * a[..., 0])]
     state = state_of(agent)._replace(critics=critics, critics_target=others)
     places = jnp.linspace(-0.8, 0.8, 9)
     found = targets(agent, state, jnp.tile(places[:, None], (1, S)))

@@ -45,7 +45,9 @@ from qscape.jobs.cluster import Cluster
 from qscape.jobs.pool import Pool
 from qscape.jobs.progress import StudyProgress
 from qscape.jobs.study import read_study
+from qscape.trusted import trust
 
+trust("tiny:Clock-v0")
 progress = StudyProgress(read_study(Path("tiny.toml")))
 folder = progress.study.folder
 folder.mkdir(parents=True)

@@ -21,6 +21,7 @@ from rows import slow, slow_except
 from small import S, fill, fits, fusion_emitters, same, transitions
 
 from qscape import agents
+from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import Carry, Outcome
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
@@ -486,6 +487,12 @@ def test_only_what_may_move_moves(case):
         syncs = number % base.sync_every == 0
         follows = syncs if follow.name == "periodic" else climbs or follow.when == "always"
         due = {"critics": True, "actor": climbs, "critics_target": follows, "actor_target": follows}
+        if jax.tree.leaves(split_statistics(old.critics_target)[1]):
+            due["critics_target"] = True  # running statistics are copied at every update
+        if not case.agent.network.keeps_target_critics:
+            due["critics_target"] = False
+        if case.agent.network.refreshes_actor:
+            due["actor"] = True
         due |= {
             f"optimisers.{name}": climbs or not name.endswith(("actor", "actor_params"))
             for name in old.optimisers

@@ -63,7 +63,7 @@ def test_a_run(whole):
 def test_networks_that_diverged_are_not_saved(tmp_path):
     """Indices of actions are finite whatever the logits are."""
     settings = {"base": {**SMALL, "rollout": 100, "batch_size": 50, "learning_rate": 1e38, "anneal": False}}
-    with pytest.raises(RunError, match=r"its networks hold NaN at step \d+, after \d updates"):
+    with pytest.raises(RunError, match=r"diverged at update \d, .* the gradient of networks is not finite"):
         drain(train(plan("ppo", settings=settings), tmp_path / "0"))
     kept = tmp_path / "0" / "saves"
     for name in saves.names(kept):
@@ -363,7 +363,7 @@ def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     assert int(state.updates) == updates
     assert returned[0] < 40
     assert episodes[0] > rollout / 40
-    assert returned[-3:].mean() > good
+    assert jnp.nanmean(returned[-3:]) > good, "nan: no episode ended in that rollout"
     assert jnp.isfinite(metrics["entropy"]).all()
 
 
@@ -387,19 +387,19 @@ def test_steps_of_whole_episodes_are_counted_as_in_a_run():
 def test_ideal_cliff_walking_collapses():
     """REINFORCE with a fixed simplex: the greedy policy is optimal in all states and features lie along W.
 
-    The specification asks 8 of 10 seeds within 4,000 updates; here 4 seeds make 1,200 of them.
+    The specification asks 8 of 10 seeds within 4,000 updates; here 4 seeds make 1,600 of them.
     """
     env = IdealCliffWalking()
     agent = agents.build("reinforce+etf", {"base": {"rollout": 800}}).on(
         scan.spec_of(env, index_actions=True)
     )
-    run = jax.jit(jax.vmap(partial(scan_rollouts.train, agent, envs=8, updates=1_200), (None, 0)))
+    run = jax.jit(jax.vmap(partial(scan_rollouts.train, agent, envs=8, updates=1_600), (None, 0)))
     state, history = run(env, jax.random.split(jax.random.key(0), 4))
     best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
     dist = jax.vmap(lambda s: agent.get_distribution(agent.acting(s), cells))(state)
     solved = (dist.mode()[..., 0] == best).all(1)
     assert solved.sum() >= 3
-    assert (history.env_steps[:, -1] < 1_200 * 800 / 4).all(), "rollouts are as long as their episodes"
+    assert (history.env_steps[:, -1] < 1_600 * 800 / 4).all(), "rollouts are as long as their episodes"
     for features, w in zip(dist.features[solved], state.part_states["etf"][solved], strict=True):
         found = action_collapse(np.asarray(features), best, np.asarray(w))
         assert found.alignment > 0.93

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rows import slow, slow_except
-from small import AS_USERS, A, S, build, randomised, same, start
+from small import AS_USERS, A, S, Says, build, randomised, same, start
 
 import reference.savo
 from qscape import agents
@@ -408,20 +408,13 @@ def test_next_actions_come_from_online_actors_and_the_online_first_critic():
     assert len(np.unique(best)) > 1
 
 
-class Says(eqx.Module):
-    """A critic that says one number for each place where an observation can be 1."""
-
-    values: jax.Array
-
-    def __call__(self, obs, action, embeddings, context=None):
-        return obs @ self.values
-
-
 def test_the_target_is_made_of_the_lesser_target_critic():
     """y = r + γ (1 − d) min(Q_1′, Q_2′), where the online critics say something else."""
     agent = make(spec=Spec(3, A))
     says = {"critics": ([7.0, 7, 7], [9.0, 9, 9]), "critics_target": ([3.0, 1, 4], [2.5, 1.5, 5])}
-    critics = {name: [Says(jnp.array(v)) for v in values] for name, values in says.items()}
+    critics = {
+        name: [Says(lambda obs, a, v=v: obs @ jnp.array(v)) for v in values] for name, values in says.items()
+    }
     reward, terminated = jnp.array([1.0, 0, -1]), jnp.array([0.0, 0, 1])
     batch = Batch(jnp.zeros((3, 3)), jnp.zeros((3, A)), reward, terminated, jnp.eye(3), 0.99)
     now = update.Stage(agent, batch, Event(jnp.asarray(1), jnp.asarray(0), NO, NO), jax.random.key(0))

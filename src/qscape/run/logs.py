@@ -3,8 +3,9 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
 _COUNTS, _NUMBERS = ("step", "episode", "length"), ("return", "seconds")
@@ -12,7 +13,8 @@ _COUNTS, _NUMBERS = ("step", "episode", "length"), ("return", "seconds")
 Row = TypeVar("Row")
 
 
-class Log(NamedTuple, Generic[Row]):
+@dataclass(frozen=True)
+class Log(Generic[Row]):
     """The lines of a log.
 
     Attributes:
