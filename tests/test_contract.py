@@ -491,7 +491,7 @@ def test_only_what_may_move_moves(case):
             due["critics_target"] = True  # running statistics are copied at every update
         if not case.agent.network.keeps_target_critics:
             due["critics_target"] = False
-        if case.agent.network.refreshes_actor:
+        if case.agent.network.refreshes_actor == "always":
             due["actor"] = True
         due |= {
             f"optimisers.{name}": climbs or not name.endswith(("actor", "actor_params"))
