@@ -45,6 +45,7 @@ class Run(Pace):
     )
     overwrite: bool = setting(False, "Replace a run in the same folder.")
     log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio.")
+    quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:

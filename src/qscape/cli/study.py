@@ -5,7 +5,6 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, plain_console, table
+from qscape.cli.running import LiveBoard, clock, plain_console, table
 from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
@@ -291,8 +290,3 @@ def line(run: RunProgress) -> str:
 def name(run: RunProgress) -> str:
     """Return the environment, agent and seed of a run as text."""
     return f"{run.row.folder.parents[1].name} {run.row.plan.label} seed {run.row.plan.seed}"
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))

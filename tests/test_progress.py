@@ -1,0 +1,96 @@
+"""What a user sees while something runs: bars with the time left, an estimate, or nothing."""
+
+import pytest
+import tiny
+from rich.console import Console
+
+from qscape import agents
+from qscape.cli import main, running
+from qscape.cli.running import Screen
+from qscape.envs import make
+from qscape.run import events as ev
+from qscape.run import loop
+from qscape.run.plan import Plan
+from qscape.run.trainer import Trainer
+from qscape.tracking import track
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def screen_with_clock(**how):
+    screen, clock = Screen(**how), Clock()
+    screen.progress.get_time = clock
+    screen.show(0, ev.Started(0, 10_000, "td3", "Hopper-v5", 0, []))
+    return screen, clock
+
+
+def go_on(screen, clock, step, updates, seconds, rate):
+    """Let a run make steps at a rate, with an event in every second."""
+    for _ in range(seconds):
+        clock.now, step = clock.now + 1.0, step + rate
+        screen.show(0, ev.Progressed(step, updates, 3 * 2**30, 0))
+    return step
+
+
+def test_the_bar_knows_the_time_left_of_a_slow_run(capsys):
+    screen, clock = screen_with_clock()
+    step = go_on(screen, clock, 0, 0, seconds=10, rate=100)  # random steps are fast
+    bar, column = screen.progress.tasks[0], running.TimeLeftColumn()
+    assert column.render(bar).plain == "-:--:--"
+    step = go_on(screen, clock, step, 1, seconds=60, rate=5)
+    assert bar.completed == step
+    assert bar.time_remaining == pytest.approx((10_000 - step) / 5, abs=1)
+    assert column.render(bar).plain == "0:29:00"
+    assert capsys.readouterr().out.count("about 0:29") == 1  # said once
+
+
+def test_the_estimate_counts_all_runs_of_the_command(capsys):
+    screen, clock = screen_with_clock(runs=5, workers=2)
+    go_on(screen, clock, 0, 1, seconds=10, rate=100)
+    said = capsys.readouterr().out
+    assert "about 0:01:34 left at 100.0 steps/s, 3.0 GiB of memory" in said
+    assert "5 runs, 2 at a time: about 0:04:42" in said
+
+
+def test_a_quiet_screen_tells_warnings_only(capsys):
+    screen, clock = screen_with_clock(quiet=True)
+    go_on(screen, clock, 0, 1, seconds=10, rate=100)
+    screen.show(0, ev.Evaluated(1_000, "current", [1.0], [1], [], {}, 0.1))
+    assert capsys.readouterr().out == ""
+    screen.show(0, ev.Logged(1_000, 10, {"steps_per_second": 1.0}, ["something is wrong"]))
+    assert "something is wrong" in capsys.readouterr().out
+
+
+def test_quiet_training_prints_its_last_line(tmp_path, capsys):
+    argv = ["train", "td3", "--env", "tiny:Clock-v0", "--steps", "60", "--quiet", "--base.warmup", "20"]
+    assert main([*argv, "--out", str(tmp_path / "a"), *tiny.flags("td3")]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("done: ")
+
+
+def test_a_run_tells_its_progress(monkeypatch):
+    monkeypatch.setattr(loop, "SECOND", 0.0)
+    plan = Plan("td3", "Clock", 40, settings=tiny.settings("td3", warmup=20))
+    told = [*Trainer(plan, agents.build("td3", plan.settings), make(tiny.Clock)).events(40)]
+    told = [event for event in told if isinstance(event, ev.Progressed)]
+    assert {event.step for event in told} == {*range(41)}
+    assert told[-1].updates == 20
+    assert told[-1].memory > 2**20
+    assert ev.from_json(ev.to_json(told[-1])) == told[-1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_loops_show_a_bar_on_a_terminal_only(terminal, capsys, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: terminal and self.stderr))
+    assert [*track([1, 2], "saves")] == [1, 2]
+    with running.show_tracks():
+        assert [*track([1, 2, 3], "saves")] == [1, 2, 3]
+        assert [[*track(range(k), "landscapes")] for k in track([1, 2], "saves")] == [[0], [0, 1]]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("saves" in err) == terminal
