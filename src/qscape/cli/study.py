@@ -47,7 +47,7 @@ class Run(Status):
 
 def main(argv: list[str]) -> int:
     """Run a study, or print the state of its runs. Returns the exit code."""
-    what, rest = options.positional(argv, "run|status STUDY", "qscape study", flags_for=None)
+    what, rest = options.positional(argv, "run|status STUDY", "qscape study", flags_for="run")
     if what not in ("run", "status"):
         raise UsageError(f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY.")
     cls = options.flags_of(Run() if what == "run" else Status())
