@@ -24,7 +24,7 @@ COMMANDS = {
     "video": ("film a trained policy", "RUN [--mp4 FILE]"),
     "landscape": (
         "draw Q over actions, measure its optima",
-        "RUN [RUN2] [--over-training] [--html FILE]",
+        "RUN [RUN2] [--over-training]",
     ),
     "smoothness": ("measure how smoothly policies act", "RUN... [--robustness] [--json|--png FILE]"),
     "embedding": ("draw the geometry that savgo learned", "RUN [--state-from EPISODE:STEP]"),
