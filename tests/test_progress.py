@@ -1,13 +1,18 @@
 """What a user sees while something runs: bars with the time left, an estimate, or nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 from rich.console import Console
+from runs_on_disk import write_run
 
 from qscape import agents
-from qscape.cli import main, running
+from qscape.cli import main, running, tune
 from qscape.cli.running import Screen
+from qscape.cli.tune import SearchBoard
 from qscape.envs import make
+from qscape.jobs.trials import Search, Trial
 from qscape.run import events as ev
 from qscape.run import loop
 from qscape.run.plan import Plan
@@ -94,3 +99,31 @@ def test_long_loops_show_a_bar_on_a_terminal_only(terminal, capsys, monkeypatch)
     out, err = capsys.readouterr()
     assert out == ""
     assert ("saves" in err) == terminal
+
+
+def test_comparing_shows_its_progress(tmp_path, capsys, monkeypatch):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed)
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: self.stderr))
+    assert main(["compare", str(tmp_path), "--reps", "10"]) == 0
+    out, err = capsys.readouterr()
+    assert "runs to read" in err
+    assert "runs to read" not in out
+
+
+def test_a_search_tells_the_time_left(tmp_path, monkeypatch):
+    plan = Plan("td3", "Clock", 100)
+    search = Search(plan, [], tmp_path)
+    board, now = SearchBoard(search, 4, Console()), [0.0]
+    board.tuner = SimpleNamespace(
+        trials={0: Trial(search, 0, {}, "done")}, best=None
+    )  # of an earlier process
+    monkeypatch.setattr(tune.time, "monotonic", lambda: now[0])
+    assert board.left() is None
+    board.tuner.trials[1] = trial = Trial(search, 1, {})
+    now[0], trial.made[0] = 10.0, 50
+    assert board.left() == pytest.approx(50.0)  # half a trial took 10 seconds; 2.5 are left
+    trial.state = "pruned"
+    assert board.left() == pytest.approx(20.0)
+    board.tuner.trials |= {2: Trial(search, 2, {}, "done"), 3: Trial(search, 3, {}, "done")}
+    assert board.left() is None

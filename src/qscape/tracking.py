@@ -1,25 +1,34 @@
-"""Long loops tell how far they are. The command line shows it; without a display nothing happens."""
+"""Long work tells how far it is. The command line shows it; without a display nothing happens."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
-Display = Callable[[Collection[Any], str], Iterable[Any]]
+Tick: TypeAlias = Callable[[], None]
+Display: TypeAlias = Callable[[int, str], contextlib.AbstractContextManager[Tick]]
 
 _display: ContextVar[Display | None] = ContextVar("display", default=None)
 
 
-def track(items: Collection[T], what: str) -> Iterable[T]:
-    """Yield items and tell the display, if there is one, when each is done. `what` names them."""
+def count(total: int, what: str) -> contextlib.AbstractContextManager[Tick]:
+    """Show work of `total` pieces inside the `with` block; call the result of `with` after each piece."""
     display = _display.get()
-    return items if display is None else display(items, what)
+    return contextlib.nullcontext(lambda: None) if display is None else display(total, what)
+
+
+def track(items: Collection[T], what: str) -> Iterator[T]:
+    """Yield items, and show how many of them are done. `what` names them."""
+    with count(len(items), what) as tick:
+        for item in items:
+            yield item
+            tick()
 
 
 @contextlib.contextmanager
 def shown_by(display: Display) -> Iterator[None]:
-    """Show the loops inside the `with` block by `display`, which yields the items that it gets."""
+    """Show the work inside the `with` block by `display`, which takes the arguments of `count`."""
     token = _display.set(display)
     try:
         yield

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, print_table, print_written, require_positive
+from qscape.cli.running import plain_console, print_table, print_written, require_positive, show_tracks
 from qscape.errors import RunError, UsageError
 from qscape.types import setting
 
@@ -50,20 +50,21 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
     require_positive(given, "final", "reps")
-    frame, notes = runs.read_runs(paths)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
-    made = tables.compare(
-        frame,
-        policy=given.policy,
-        final=given.final,
-        best=given.best,
-        unequal=given.unequal,
-        reps=given.reps,
-        normalise=given.normalise,
-        metric=given.metric,
-        smooth=given.smooth,
-        reference=names,
-    )
+    with show_tracks():
+        frame, notes = runs.read_runs(paths)
+        made = tables.compare(
+            frame,
+            policy=given.policy,
+            final=given.final,
+            best=given.best,
+            unequal=given.unequal,
+            reps=given.reps,
+            normalise=given.normalise,
+            metric=given.metric,
+            smooth=given.smooth,
+            reference=names,
+        )
     made = made._replace(notes=notes + made.notes)
     console = plain_console()
     print_comparison(console, made, given)
@@ -74,12 +75,13 @@ def main(argv: list[str]) -> int:
     ):
         if file:
             save_text(write(made), file)
-    if given.png:
-        draw_comparison(made, names, given)
-    if given.html:
-        from qscape.report import html  # imports plotly, which is slow, only when it is needed
+    with show_tracks():
+        if given.png:
+            draw_comparison(made, names, given)
+        if given.html:
+            from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
-        save_text(html.render_report(made, names, given.reps), given.html)
+            save_text(html.render_report(made, names, given.reps), given.html)
     print_written(console, given.csv, given.latex, given.json, given.png, given.html)
     return 0
 

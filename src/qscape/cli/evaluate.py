@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, show_tracks, table
 from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, run_folders
 from qscape.run.offline import score
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
     rows, means = [], []
     for folder in run_folders(Path(path)):
-        step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
+        with show_tracks():
+            step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))

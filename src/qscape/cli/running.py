@@ -4,9 +4,8 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -30,7 +29,6 @@ from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run import events as ev
 from qscape.system import count_cores
 
-T = TypeVar("T")
 WIDE = 170  # columns of output into a file or a pipe
 PERIOD = 600.0  # the newest seconds whose speed tells the time that is left
 MEASURED = 5.0  # seconds of updates after which a run's time is estimated
@@ -77,6 +75,11 @@ def run_all(jobs: list[Job], together: bool = False, quiet: bool = False) -> int
     return 130 if screen.interrupted else 0
 
 
+def name_column() -> Column:
+    """Build the column of a bar's name, which is cut so that the numbers beside it fit on the screen."""
+    return Column(ratio=1, no_wrap=True, overflow="ellipsis")
+
+
 class TimeLeftColumn(TimeRemainingColumn):
     """The time that is left; unknown while steps are random, since these are faster than those that learn."""
 
@@ -96,9 +99,8 @@ class Screen:
     def __init__(self, quiet: bool = False, runs: int = 1, workers: int = 1) -> None:
         self.console = plain_console()
         self.quiet, self.runs, self.workers = quiet, runs, workers
-        name = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a long one leaves room for the numbers
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False, table_column=name),
+            TextColumn("{task.description}", markup=False, table_column=name_column()),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
@@ -220,24 +222,30 @@ class Screen:
 
 @contextlib.contextmanager
 def show_tracks() -> Iterator[None]:
-    """Show the loops that `tracking.track` tells of as bars with the time left, inside the `with` block.
+    """Show the work that `tracking` is told of as bars with the time left, inside the `with` block.
 
-    The bars are on standard error and vanish at the end; if that is no terminal, there are none.
+    The bars are on standard error and vanish at the end; if that is no terminal, there are none. Nothing may
+    be printed inside the block.
     """
     console = SafeConsole(stderr=True, markup=False, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     bars = Progress(
-        *columns,
+        TextColumn("{task.description}", markup=False, table_column=name_column()),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
+        expand=True,
         transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
         disable=not console.is_terminal,
         speed_estimate_period=PERIOD,
     )
 
-    def show(items: Collection[T], what: str) -> Iterator[T]:
-        task = bars.add_task(what, total=len(items))
-        yield from bars.track(items, task_id=task)
+    @contextlib.contextmanager
+    def show(total: int, what: str) -> Iterator[tracking.Tick]:
+        task = bars.add_task(what, total=total)
+        yield lambda: bars.advance(task)
         bars.remove_task(task)
 
     with bars, tracking.shown_by(show):

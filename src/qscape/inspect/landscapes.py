@@ -13,6 +13,7 @@ from qscape.inspect.trained_agent import TrainedAgent
 from qscape.inspect.valid import find_valid_balls
 from qscape.report import environment_label
 from qscape.run.evaluation import SEED
+from qscape.tracking import track
 
 WIDEST = "widest"  # a value of --state-from that selects several states
 LINES, PLANES = 501, 61  # grid points along each axis if every save gets a landscape
@@ -179,10 +180,10 @@ def _measure_agent(
         whole = surveyor(trained.acting, visits.obs) if known is None else known
         survey = whole.rows(0, len(visits.places))
         title = f"{label} on {env}, step {trained.step:,}"
-        spots = (
+        spots = [
             SurveyedState(surveyor, trained.acting, visits.obs[k], whole.rows(k, k + 1), title, place, balls)
             for k, place in rows
-        )
+        ]
         return {
             "step": trained.step,
             "policy": trained.policy,
@@ -191,10 +192,13 @@ def _measure_agent(
             "gap": survey.gap,
             "gap_share": survey.share(survey.gap),
             "optima": survey.optima,
-            "landscapes": [spot.compute_landscape(plane, visits.taken, points).to_dict() for spot in spots],
+            "landscapes": [
+                spot.compute_landscape(plane, visits.taken, points).to_dict()
+                for spot in track(spots, f"landscapes of {label}")
+            ],
         }
 
-    moments = [moment(trained) for trained in saves]
+    moments = [moment(trained) for trained in track(saves, f"saves of {label}")]
     result = {
         "name": saves[-1].name,
         "label": label,

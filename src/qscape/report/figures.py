@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import references, require_extra, statistics
+from qscape.tracking import track
 
 with require_extra("Pictures"):
     import numpy as np
@@ -123,7 +124,7 @@ def draw_overview(
     figure = new_figure((5.6 * columns, (4.2 + below) * lines))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     styles = line_styles(rows["label"].tolist())
-    for env, ax in zip(envs, axes, strict=False):
+    for env, ax in zip(track(envs, "learning curves"), axes, strict=False):
         of_env = rows[rows["env"] == env]
         draw_learning_curves(
             of_env, ax, published=published, each=each, reps=reps, styles=styles, metric=metric

@@ -12,6 +12,7 @@ from qscape.report.page import escape_with_breaks
 from qscape.report.records import NO_VALUE
 from qscape.report.tables import Comparison
 from qscape.report.words import digits_of, format_interval, format_number
+from qscape.tracking import track
 
 with require_extra("Pages"):
     import pandas as pd
@@ -188,7 +189,7 @@ def add_curves(draft: Draft) -> None:
             "",
             env,
         )
-        for env in draft.envs
+        for env in track(draft.envs, "learning curves")
     ]
     intro = (
         "<p>Interquartile mean over seeds with a 95% bootstrap band. Click on a name to hide its curve and "

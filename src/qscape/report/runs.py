@@ -11,6 +11,7 @@ from typing import Any
 from qscape.errors import UsageError, one_line
 from qscape.report import environment_label, require_extra
 from qscape.sealed import unseal
+from qscape.tracking import track
 
 with require_extra("Tables of runs"):
     import numpy as np
@@ -55,7 +56,7 @@ def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
         UsageError: no run is found, or no complete one.
     """
     frames, skipped = [], []
-    for folder in find_runs(runs):
+    for folder in track(find_runs(runs), "runs to read"):
         try:
             frames.append(_read_run(folder))
         except (OSError, ValueError, KeyError, TypeError) as problem:

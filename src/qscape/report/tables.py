@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from qscape.errors import UsageError
 from qscape.report import references, require_extra, statistics
+from qscape.tracking import track
 
 with require_extra("Tables of runs"):
     import numpy as np
@@ -150,7 +151,7 @@ def format_seeds(n: int) -> str:
 
 def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> pd.DataFrame:
     lines = []
-    for key, group in rows.groupby(["env", "label"]):
+    for key, group in track([*rows.groupby(["env", "label"])], "intervals"):
         env, label = map(str, cast(tuple, key))
         row: dict[str, Any] = {
             "env": env,
@@ -195,7 +196,7 @@ def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) 
     scores = references.reference_scores()
     scale = scores[scores["table"] == table]["high_is"].iloc[0]
     lines = []
-    for label, x in matrices.items():
+    for label, x in track([*matrices.items()], "intervals over environments"):
         row: dict[str, Any] = {"label": label, "score": of, "one_is": scale}
         row |= {"seeds": x.shape[0], "environments": x.shape[1]}
         for name, estimate in statistics.estimate_aggregates(x, reps).items():
@@ -208,7 +209,7 @@ def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
     """Compare pairs of labels over their common environments. Only the order counts: raw returns suffice."""
     lines = []
     where = scores.groupby("label")["env"].agg(set)
-    for x, y in itertools.combinations(sorted(where.index), 2):
+    for x, y in track([*itertools.combinations(sorted(where.index), 2)], "pairs of agents"):
         envs = sorted(where[x] & where[y])
         if envs:
             a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
