@@ -276,22 +276,22 @@ def test_words_over_environments_and_of_few_seeds(tmp_path):
 
 def test_settings_that_differ(tmp_path):
     base = {"discount": 0.99, "warmup": 10}
+    parts = {"a": [], "b": ["lap"], "c": ["lap", "periodic"]}  # periodic has no fields
     told = {
         "a": {"base": base, "polyak": {"rate": 0.1}},
         "b": {"base": {**base, "discount": 0.98}, "lap": {"alpha": 0.4}},
         "c": {"base": base, "lap": {"alpha": 0.4, "prioritised": [1, "x"]}},
     }
     for label, settings in told.items():
-        write_run(tmp_path / label, label=label, record={"settings": settings, "eval_every": 5})
+        known = {"eval_every": 5, "together": [0], "parts": parts[label]}
+        write_run(tmp_path / label, label=label, record={"settings": settings, **known})
         more = {**settings, "base": {**settings["base"], "warmup": 99}}
-        write_run(
-            tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, "eval_every": 5}
-        )
+        write_run(tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, **known})
     found, _ = records.read_records(sorted(str(p) for p in tmp_path.iterdir()))
     columns, rows = records.differing_settings(found)
     assert columns == ["setting", "a", "b", "c"]
     # warm-ups differ between environments, not between agents; lap.alpha is equal where there is lap
-    assert rows == [["parts", "polyak", "lap", "lap"], ["base.discount", "0.99", "0.98", "0.99"]]
+    assert rows == [["parts", "–", "lap", "lap, periodic"], ["base.discount", "0.99", "0.98", "0.99"]]
 
 
 def test_smoothness_is_measured_or_else_probed(tmp_path):

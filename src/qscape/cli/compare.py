@@ -66,18 +66,18 @@ def main(argv: list[str]) -> int:
             reference=names,
         )
     made = made._replace(notes=notes + made.notes)
-    console = plain_console()
-    print_comparison(console, made, given)
-    for file, write in (
-        (given.csv, tables.to_csv),
-        (given.latex, tables.to_latex),
-        (given.json, tables.to_json),
+    shown, console = tables.shorten(made), plain_console()
+    print_comparison(console, shown, given)
+    for file, text in (
+        (given.csv, tables.to_csv(made)),
+        (given.latex, tables.to_latex(shown)),
+        (given.json, tables.to_json(made)),
     ):
         if file:
-            save_text(write(made), file)
+            save_text(text, file)
     with show_tracks():
         if given.png:
-            draw_comparison(made, names, given)
+            draw_comparison(shown, names, given)
         if given.html:
             from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
@@ -89,7 +89,10 @@ def main(argv: list[str]) -> int:
 def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     """Print a table per environment, those over environments, and the notes for the reader."""
     from qscape.report import statistics
+    from qscape.report.labels import describe_shared
 
+    if made.shared:
+        console.print(f"{describe_shared(made.shared)}\n", soft_wrap=True)
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
     for env, group in made.per_env.groupby("env"):
         rows = [
@@ -132,13 +135,20 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     """Draw learning curves and profiles into the file of `--png`."""
     from qscape.report import figures, references, statistics
+    from qscape.report.labels import describe_shared
 
     published = references.load_published(names) if names else None
+    labels = [*made.names] or made.rows["label"].tolist()
     figure = figures.draw_overview(
-        made.rows, published=published, scores=made.scores, reps=given.reps, metric=made.metric
+        made.rows,
+        published=published,
+        scores=made.scores,
+        reps=given.reps,
+        metric=made.metric,
+        styles=figures.line_styles(labels, made.names),
     )
-    if given.smooth:
-        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
+    smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
+    figures.set_notes(figure, describe_shared(made.shared), smoothed)
     save_figure(figure, given.png)
 
 

@@ -19,7 +19,7 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
-from qscape.jobs.study import Study, find_study, read_study
+from qscape.jobs.study import Study, find_study, read_study, write_rows
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.system import count_cores
@@ -82,9 +82,9 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     progress, say = board.progress, board.say
     for line in board.beginning():
         say(line)
+    write_rows(progress.study)
     interrupted = False
     if progress.of("waiting", "elsewhere"):
-        make_folder(progress.study.folder)
         with engine(given, progress.study.folder) as (start, workers):
             interrupted = not measured(board, min(workers, count_cores())) or not agreed(
                 board, workers, given.yes
@@ -106,16 +106,6 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     if failed:
         raise RunError(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")
     return 0
-
-
-def make_folder(folder: Path) -> None:
-    """Create the study's folder. Raises RunError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise RunError(
-            f"{folder} cannot be written ({problem.strerror}); choose another --runs."
-        ) from problem
 
 
 @contextlib.contextmanager

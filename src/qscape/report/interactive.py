@@ -10,6 +10,7 @@ from qscape.report import references, require_extra, statistics
 from qscape.report.collapse import FLOOR, METRICS, metric_over_saves
 from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
+from qscape.report.labels import number_agents
 from qscape.report.page import make_translucent, wrap_for_plotly
 
 with require_extra("Pages"):
@@ -25,11 +26,11 @@ BAR = {"thickness": 12, "outlinewidth": 0, "title": {"side": "right", "font": {"
 LineStyle = Mapping[str, Any]  # colour and dash
 
 
-def make_line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
-    """Choose colour and dash of each label, the same in every chart of a page."""
+def make_line_styles(labels: Sequence[str], names: Mapping[str, str] = {}) -> dict[str, LineStyle]:
+    """Choose colour and dash of each agent; arguments and keys are those of `number_agents`."""
     return {
         name: {"color": COLOURS[k % len(COLOURS)], "dash": DASHES[k // len(COLOURS) % len(DASHES)]}
-        for k, name in enumerate(sorted(set(labels)))
+        for name, k in number_agents(labels, names).items()
     }
 
 
@@ -116,7 +117,7 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
     """Draw smoothness against return in one environment.
 
     Large markers: interquartile mean over seeds with 95% intervals; small ones: the seeds. A line joins the
-    agents that no other agent beats in both.
+    agents that no other agent beats in both, if all have several seeds.
 
     Args:
         runs: label, seed, sm and return of each run.
@@ -146,7 +147,7 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
             legendgroup=name, hovertemplate=wrap_for_plotly(name) + hover,
         )  # fmt: skip
     front = np.array([centres[name] for name in find_pareto_front(centres)])
-    if len(front) > 1:
+    if len(front) > 1 and runs.groupby("label").size().min() > 1:  # one seed says nothing about the next one
         line = {"color": GREYS[1], "dash": "dot", "width": 1.5}
         chart.add_scatter(
             x=front[:, 0], y=front[:, 1], mode="lines", line=line, name="Pareto front", hoverinfo="skip"

@@ -2,11 +2,12 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from qscape.errors import UsageError
 from qscape.report import references, require_extra, statistics
+from qscape.report.labels import describe_shared, shorten_labels
 from qscape.tracking import track
 
 with require_extra("Tables of runs"):
@@ -28,6 +29,8 @@ class Comparison(NamedTuple):
     scores: dict[str, np.ndarray]  # normalised scores [R, T] by label
     notes: list[str]  # sentences for the reader
     metric: str = "return"  # the meaning of the column return: "return", or "success" in percent
+    names: Mapping[str, str] = {}
+    shared: Sequence[str] = ()  # after `shorten`: the settings that all agents share
 
 
 def compare(
@@ -93,6 +96,36 @@ def compare(
         matrices,
         notes + more,
         metric,
+    )
+
+
+def shorten(comparison: Comparison) -> Comparison:
+    """Take the settings that all agents share out of their labels, for tables and pictures that people read.
+
+    `shared` holds these settings, and `names` the shown name of every label.
+    """
+    names, shared = shorten_labels(sorted(comparison.rows["label"].unique()))
+    if not shared:
+        return comparison
+
+    def rename(frame: pd.DataFrame) -> pd.DataFrame:
+        columns = [name for name in ("label", "x", "y") if name in frame]
+        return frame.assign(**{name: frame[name].map(names) for name in columns})
+
+    def reword(note: str) -> str:
+        for label in sorted(names, key=len, reverse=True):
+            note = note.replace(label, names[label])
+        return note
+
+    return comparison._replace(
+        rows=rename(comparison.rows),
+        per_env=rename(comparison.per_env),
+        aggregate=rename(comparison.aggregate),
+        improvement=rename(comparison.improvement),
+        scores={names[label]: x for label, x in comparison.scores.items()},
+        notes=[*map(reword, comparison.notes)],
+        names=names,
+        shared=shared,
     )
 
 
@@ -206,13 +239,16 @@ def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) 
 
 
 def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
-    """Compare pairs of labels over their common environments. Only the order counts: raw returns suffice."""
+    """Compare pairs of labels over their common environments, where both have several seeds.
+
+    Only the order counts: raw returns suffice.
+    """
     lines = []
     where = scores.groupby("label")["env"].agg(set)
     for x, y in track([*itertools.combinations(sorted(where.index), 2)], "pairs of agents"):
         envs = sorted(where[x] & where[y])
-        if envs:
-            a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
+        a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
+        if envs and min(map(len, (*a, *b))) > 1:  # one seed says nothing about the next one
             estimate = statistics.probability_of_improvement(a, b, reps)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
             lines.append(row | _estimate_columns("probability", estimate))
@@ -287,7 +323,8 @@ def to_latex(comparison: Comparison) -> str:
     return "\n".join(
         [
             *(
-                f"% {' '.join(note.split())}" for note in comparison.notes
+                f"% {' '.join(note.split())}"
+                for note in filter(None, [describe_shared(comparison.shared), *comparison.notes])
             ),  # a line break in a label must not end the comment
             f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, "
             "95% bootstrap interval.",
