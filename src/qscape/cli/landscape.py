@@ -91,6 +91,8 @@ def main(argv: list[str]) -> int:
     if given.json:
         save_text(store.to_json(plain), given.json)
     written = [given.json or str(store.write_findings(folders[0], "landscape", plain))]
+    if "other" in plain and not given.json:  # so that a report shows both agents at the same states
+        written.insert(0, str(store.write_findings(folders[1], "landscape", plain["other"])))
     written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
     save_figure(draw_findings(findings), written[-1])
     climbed = [x for agent in name_agents(findings).values() for x in agent["landscapes"] if x["surrogates"]]

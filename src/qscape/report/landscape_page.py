@@ -8,7 +8,8 @@ from importlib.resources import files
 from typing import Any
 
 from qscape.report import page
-from qscape.report.figures import COLOURS, add_break_points
+from qscape.report.figures import add_break_points
+from qscape.report.interactive import make_line_styles
 from qscape.report.landscape_charts import format_action, landscape_chart
 from qscape.report.marks import describe, format_number, list_marks, name_agents
 from qscape.report.page import escape, wrap_for_plotly
@@ -229,14 +230,15 @@ def _optima_chart(agents: Agents) -> dict[str, Any]:
 
 
 def _training_chart(agents: Agents, unit: str, of: Any) -> dict[str, Any]:
+    styles = make_line_styles([*agents])
     traces = [
         {
-            "mode": "lines+markers", "name": wrap_for_plotly(name), "line": {"color": colour, "width": 2},
+            "mode": "lines+markers", "name": wrap_for_plotly(name), "line": {**styles[name], "width": 2},
             "x": [moment["step"] for moment in agent["over_training"]],
             "y": [of(moment["summary"]) for moment in agent["over_training"]],
             "hovertemplate": "step %{x:,}<br>%{y:.3g} " + unit + "<extra></extra>",
         }
-        for (name, agent), colour in zip(agents.items(), COLOURS, strict=False)
+        for name, agent in agents.items()
     ]  # fmt: skip
     layout = {
         "xaxis": {"title": "environment steps"},

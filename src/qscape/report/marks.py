@@ -16,7 +16,8 @@ class Mark(NamedTuple):
     """n points of one kind.
 
     Attributes:
-        kind: "optima" of the line or plane, the "best" action found, a "proposal", or the "chosen" proposal.
+        kind: "optima" of the line or plane, the "best" action found, the agent's "action" if it makes no
+            proposals, a "proposal", or the "chosen" proposal.
         name: for the legend.
         place: index of a proposal in the agent's list; else 0.
         at: `[n, d]` coordinates in the plot.
@@ -25,7 +26,7 @@ class Mark(NamedTuple):
         off: the point lies off the plane; the plot beneath it does not show its Q.
     """
 
-    kind: Literal["optima", "best", "proposal", "chosen"]
+    kind: Literal["optima", "best", "action", "proposal", "chosen"]
     name: str
     place: int
     at: "np.ndarray"
@@ -42,8 +43,8 @@ def list_marks(fields: Mapping[str, Any]) -> list[Mark]:
     marks.append(_point(fields, "best", "best found", 0, survey["best"], survey["best_q"]))
     alone = len(survey["proposals"]) == 1
     for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
-        name = "the agent's action" if alone else f"proposal {k}"
-        marks.append(_point(fields, "proposal", name, k, action, value))
+        kind, name = ("action", "the agent's action") if alone else ("proposal", f"proposal {k}")
+        marks.append(_point(fields, kind, name, k, action, value))
     if not alone:
         chosen = _point(fields, "chosen", "chosen", 0, survey["action"], survey["action_q"])
         marks.append(chosen._replace(name="chosen"))
