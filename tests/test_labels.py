@@ -9,8 +9,11 @@ from runs_on_disk import write_run
 
 import qscape as qs
 from qscape.cli import main
-from qscape.report import figures, interactive, tables
+from qscape.inspect.planes import share_plane
+from qscape.inspect.survey import Survey
+from qscape.report import collapse, figures, interactive, landscape_charts, landscapes, tables
 from qscape.report.labels import describe_shared, number_agents, shorten_labels
+from qscape.report.marks import Mark, list_shared, name_agents, shown_names
 from qscape.run.plan import Plan, prepare, to_json
 
 LABELS = (
@@ -129,3 +132,61 @@ def test_a_comparison_of_a_study_says_which_runs_are_missing(tmp_path, capsys):
     (root / "study.json").write_text("{}")
     assert main(["compare", str(root), "--reps", "5"]) == 0
     assert "study.json: it is broken" in capsys.readouterr().out
+
+
+# --- pictures of landscapes and of collapse ---------------------------------------------------------------
+
+
+def test_marks_of_a_landscape_are_told_apart_and_the_star_lies_over_crosses():
+    def mark(kind):
+        return Mark(kind, kind, 0, np.zeros((1, 2)), np.zeros(1), np.zeros((1, 2)))
+
+    drawn = {kind: landscapes._mark_style(mark(kind)) for kind in ("optima", "best", "action", "proposal")}
+    assert drawn["optima"]["zorder"] < drawn["best"]["zorder"] < drawn["action"]["zorder"]
+    assert (drawn["action"]["marker"], drawn["action"]["color"]) == ("o", landscapes.ORANGE)
+    assert drawn["proposal"]["marker"] != "o"
+    assert drawn["proposal"]["color"] != landscapes.ORANGE
+    charts = {kind: landscape_charts._mark(mark(kind), np.zeros(1))["marker"] for kind in drawn}
+    assert charts["action"]["symbol"] != charts["proposal"]["symbol"]
+    assert charts["action"]["color"] != charts["proposal"]["color"]
+
+
+def test_two_measured_agents_share_what_their_labels_share():
+    both = {"label": LABELS[0], "name": "a", "other": {"label": LABELS[2], "name": "b"}}
+    assert [*name_agents(both)] == ["td3[base.warmup=9]", "sac"]
+    assert list_shared(both) == ["base.batch_size=64"]
+    same = {"label": LABELS[0], "name": "a", "other": {"label": LABELS[0], "name": "b"}}
+    assert [*name_agents(same)] == [f"{LABELS[0]} (a)", f"{LABELS[0]} (b)"]
+    assert list_shared(same) == []
+    assert shown_names(name_agents(both)) == {LABELS[0]: "td3[base.warmup=9]", LABELS[2]: "sac"}
+
+
+def test_two_agents_have_one_plane_through_both_actions():
+    def survey(action, best):
+        rows = {name: np.zeros((1, 1)) for name in Survey._fields}
+        found = {"action": np.array([action]), "best": np.array([best]), "proposals": np.array([[action]])}
+        return Survey(**rows | found)
+
+    first, second = survey([0.5, 0.0, 0.0], [0.0, 0.0, 0.9]), survey([0.0, 0.5, 0.0], [0.9, 0.9, 0.9])
+    plane = share_plane(None, first, second, None)
+    for point in (first.action[0], second.action[0], first.best[0]):
+        np.testing.assert_allclose(plane.at(plane.coordinates(point[None]))[0], point, atol=1e-6)
+    assert share_plane("0,2", first, second, None).names == ("action dimension 0", "action dimension 2")
+
+
+@pytest.mark.parametrize("actions", [2, 3])
+def test_metrics_that_two_actions_make_trivial_are_named(actions):
+    row = dict.fromkeys(("step", *collapse.METRICS, "max_angle_w", "alignment"), 0.5) | {"classes": actions}
+    record = {
+        "history": [row], "label": "ppo", "env": "CartPole-v1", "seed": 0, "actions": [0],
+        "points": [[0.0, 1.0]], "shown": [*range(actions)],
+        "rows": [[0.0, 1.0]] * actions, "means": [[0.0, 1.0]] * actions,
+    }  # fmt: skip
+    note = collapse.note_trivial(record)
+    assert ("equinorm h, equiangularity h and max angle h are 0 whatever is learned" in note) == (
+        actions == 2
+    )
+    _, metrics, plane = collapse.draw_collapse([record]).axes
+    assert f"Features of {actions} actions" in plane.get_title()
+    assert ("whatever is learned" in metrics.get_title().replace("\n", " ")) == (actions == 2)
+    assert note in [caption for caption, _ in interactive.collapse_charts(record)][1]

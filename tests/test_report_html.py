@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import swipe
 from rows import slow
 from runs_on_disk import write_run
 
@@ -168,6 +169,24 @@ def test_what_comes_from_runs_is_text(report, visit):
     assert seen.locator("img").count() == 0
     assert seen.evaluate("[...document.scripts].filter((s) => s.textContent.includes('alert(')).every("
                          "(s) => s.type === 'application/json')")  # fmt: skip
+
+
+def test_a_finger_scrolls_over_charts_and_captions_fit_a_phone(report, visit):
+    seen = visit(report, 390, phone=True)
+    before = seen.evaluate("JSON.stringify(charts['1'].layout.xaxis.range)")
+    assert swipe(seen, "#chart-1") > 100
+    assert seen.evaluate("JSON.stringify(charts['1'].layout.xaxis.range)") == before
+    ends = seen.evaluate(
+        "[...document.querySelectorAll('figcaption')].map((e) => e.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 5
+    assert max(ends) <= 390
+
+
+def test_a_desktop_page_uses_the_width_and_a_mouse_still_zooms(report, visit):
+    seen = visit(report, 1600)
+    assert seen.evaluate("document.body.getBoundingClientRect().width") == 1600
+    assert seen.evaluate("charts['1']._fullLayout.dragmode") == "zoom"
 
 
 @pytest.mark.parametrize("dark", [False, slow(True)])

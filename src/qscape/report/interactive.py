@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qscape.report import references, require_extra, statistics
-from qscape.report.collapse import FLOOR, METRICS, metric_over_saves
+from qscape.report.collapse import FLOOR, METRICS, metric_over_saves, note_trivial
 from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
 from qscape.report.labels import number_agents
@@ -239,7 +239,7 @@ def _kernel_chart(findings: Mapping[str, Any]) -> Figure:
 
 def collapse_charts(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
     """Draw the three charts of `collapse`, each with a caption."""
-    steps = metric_over_saves(record, "step")
+    steps, note = metric_over_saves(record, "step"), note_trivial(record)
     angles = empty_chart(STEPS, {"title": "cosine, or distance"}, hovermode="x unified")
     lines = {"max_angle_h": "|cos − ideal|, class means", "max_angle_w": "|cos − ideal|, rows of W"}
     for k, (name, title) in enumerate({**lines, "alignment": "alignment cos(h, w)"}.items()):
@@ -259,7 +259,7 @@ def collapse_charts(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
         )
     return [
         ("How far the angles are from those of a simplex, and how well features and rows align.", angles),
-        ("Distance from a perfect collapse; 0 is perfect.", metrics),
+        (" ".join(filter(None, ["Distance from a perfect collapse; 0 is perfect.", note])), metrics),
         (
             "Features of the most frequent actions in the plane of their simplex; lines: rows of W.",
             _simplex_chart(record),

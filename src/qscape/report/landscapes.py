@@ -5,8 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.figures import COLOURS, add_break_points, line_styles, new_figure, wrap_label
-from qscape.report.marks import Mark, axis_name, describe_briefly, is_number, list_marks, name_agents
+from qscape.report.figures import COLOURS, add_break_points, line_styles, new_figure, set_notes, wrap_label
+from qscape.report.labels import describe_shared
+from qscape.report.marks import (
+    Mark,
+    axis_name,
+    describe_briefly,
+    is_number,
+    list_marks,
+    list_shared,
+    name_agents,
+    shown_names,
+)
 
 with require_extra("Pictures"):
     import numpy as np
@@ -69,15 +79,16 @@ def draw_findings(findings: Mapping[str, Any]) -> Figure:
     if len(agents) == 1 and "over_training" not in findings:
         return draw_panels(findings["landscapes"])
     states = range(len(findings["landscapes"]))
+    shared = describe_shared(list_shared(findings))
     if "over_training" not in findings:
         rows = [[(name, agent, k) for name, agent in agents.items()] for k in states]
-        return _draw_grid(agents, rows)
+        return _draw_grid(agents, rows, shared)
     rows = [
         [(name, moment, k) for moment in _first_middle_last(agent["over_training"])]
         for k in states
         for name, agent in agents.items()
     ]
-    return _draw_grid(agents, rows, curves=True)
+    return _draw_grid(agents, rows, shared, curves=True)
 
 
 def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
@@ -88,6 +99,7 @@ def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
 def _draw_grid(
     agents: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Sequence[tuple[str, Mapping[str, Any], int]]],
+    shared: str,
     curves: bool = False,
 ) -> Figure:
     """Draw panels of (agent, save, state), and the curves over training below."""
@@ -103,9 +115,8 @@ def _draw_grid(
         for ax in line[len(row) :]:
             ax.remove()
     env = next(iter(agents.values()))["env"]
-    figure.suptitle(
-        env if len(agents) > 1 else add_break_points(f"{next(iter(agents))} on {env}"), fontsize=11
-    )
+    title = env if len(agents) > 1 else add_break_points(f"{next(iter(agents))} on {env}")
+    set_notes(figure, title, shared)
     _add_legend(above, axes.ravel(), 7)
     if below:
         draw_training(agents, *below[0].subplots(1, 2))
@@ -114,7 +125,8 @@ def _draw_grid(
 
 def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
     """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent."""
-    styles = line_styles([*agents])
+    names = shown_names(agents)
+    styles = line_styles([*names], names)
     for name, agent in agents.items():
         colour = styles[name]["color"]
         steps = [moment["step"] for moment in agent["over_training"]]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from qscape.report import require_extra
+from qscape.report.labels import shorten_labels
 
 with require_extra("Pictures"):
     import numpy as np
@@ -129,15 +130,30 @@ def format_number(x: float) -> str:
     return f"{x:.4g}".replace("-", "−")
 
 
+def list_shared(marks: Mapping[str, Any]) -> list[str]:
+    """Return the settings that two measured agents share, which `name_agents` takes out of their names."""
+    return shorten_labels([marks["label"], marks["other"]["label"]])[1] if "other" in marks else []
+
+
+def shown_names(agents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the name of each measured agent by its label, which selects its colour."""
+    names = {agent["label"]: name for name, agent in agents.items()}
+    return names if len(names) == len(agents) else {name: name for name in agents}
+
+
 def name_agents(marks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the one or two measured agents by name.
 
-    The name is the label; equal labels get the folder added, equal folders their position too.
+    The name is the label, without the settings that both share; equal labels get the folder added, equal
+    folders their position too.
     """
     if "other" not in marks:
         return {marks["label"]: marks}
     both = (marks, marks["other"])
-    for name in ("{label}", "{label} ({name})", "{label} ({name}, {place})"):
+    short, _ = shorten_labels([agent["label"] for agent in both])
+    if len(short) > 1:
+        return {short[agent["label"]]: agent for agent in both}
+    for name in ("{label} ({name})", "{label} ({name}, {place})"):
         named = {name.format_map({**agent, "place": k + 1}): agent for k, agent in enumerate(both)}
         if len(named) == len(both):
             break

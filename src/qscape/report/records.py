@@ -95,9 +95,9 @@ def flatten_settings(run: RunRecord) -> dict[str, str]:
 
 
 def _list_parts(record: Mapping[str, Any]) -> list[str]:
-    """List the parts of a run's recipe. Runs of qscape 0.2 have none in their record: those of the name."""
+    """List the parts of a run's recipe; the recipe alone if the record of an older run has none."""
     known = record.get("parts")
-    return [str(part) for part in known] if isinstance(known, list) else str(record["recipe"]).split("+")[1:]
+    return [str(part) for part in known] if isinstance(known, list) else [str(record["recipe"])]
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
