@@ -80,8 +80,10 @@ def measure_landscapes(
     rows = visits.rows(newest[0])
     planes: list[str | Plane | None] = [plane] * len(rows)
     if len(agents) > 1 and first.agent.task.table is None:  # two agents are seen on the same axes
-        at_row = ([survey.rows(k, k + 1) for survey in newest] for k, _ in rows)
-        planes = [share_plane(plane, *pair, visits.taken) for pair in at_row]
+        here, there = newest
+        planes = [
+            share_plane(plane, here.rows(k, k + 1), there.rows(k, k + 1), visits.taken) for k, _ in rows
+        ]
     results = [
         _measure_agent(saves, surveyor, visits, rows, planes, points, survey)
         for saves, surveyor, survey in zip(agents, surveyors, newest, strict=True)

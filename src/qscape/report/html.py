@@ -8,6 +8,7 @@ from typing import Any
 from qscape.report import draft as drafts
 from qscape.report import findings, interactive, page, records, require_extra, runs, tables, words
 from qscape.report.draft import Draft
+from qscape.report.intervals import INTERVAL
 from qscape.report.labels import describe_shared
 from qscape.report.page import escape_with_breaks
 from qscape.report.records import NO_VALUE
@@ -22,8 +23,8 @@ LARGEST = 100_000  # episodes in the page's evaluations.csv; with more, a row is
 NAMED = 4  # agents or environments listed in the title; more are counted
 
 FOOTER = (
-    "<footer>Made by qscape compare --html. Intervals are percentiles of a stratified bootstrap over seeds. "
-    "The page is self-contained and needs no network.</footer>"
+    f"<footer>Made by qscape compare --html. Every interval is a {INTERVAL} over seeds, stratified by "
+    "environment. The page is self-contained and needs no network.</footer>"
 )
 
 
@@ -96,7 +97,7 @@ def add_leaders(draft: Draft) -> None:
     """Add tables with intervals: per environment, over environments, and pairwise."""
     comparison = draft.comparison
     of = "each run's best evaluation" if comparison.score == "best" else "the last evaluations of each run"
-    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its 95% bootstrap interval.</p>"
+    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its {INTERVAL}.</p>"
     parts = [_environment_table(comparison, env) for env in draft.envs]
     if len(comparison.aggregate):
         parts.append(_aggregate_table(comparison))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from qscape.errors import UsageError
 from qscape.report import references, require_extra, statistics
+from qscape.report.intervals import INTERVAL
 from qscape.report.labels import describe_shared, shorten_labels
 from qscape.tracking import track
 
@@ -326,8 +327,7 @@ def to_latex(comparison: Comparison) -> str:
                 f"% {' '.join(note.split())}"
                 for note in filter(None, [describe_shared(comparison.shared), *comparison.notes])
             ),  # a line break in a label must not end the comment
-            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, "
-            "95% bootstrap interval.",
+            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, {INTERVAL}.",
             rf"\begin{{tabular}}{{l{'r' * len(envs)}}}",
             r"\toprule",
             " & ".join(["", *map(escape_latex, envs)]) + r" \\",
