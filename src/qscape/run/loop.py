@@ -263,11 +263,18 @@ class Loop:
                 done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
             else:
                 walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
-                done, probed = [r.episode for r in walked], self.probes(PolicyEvaluation(acting, walked))
+                evaluation = PolicyEvaluation(acting, walked, self._reward_divisor())
+                done, probed = [r.episode for r in walked], self.probes(evaluation)
             returns, lengths = [e.ret for e in done], [e.length for e in done]
             successes = list_successes(done)
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
+
+    def _reward_divisor(self) -> float:
+        """Return what the rewards of the last update were divided by; 1 before it and without scaling."""
+        metrics = dict(zip(self.programs.metrics, np.asarray(self.metrics).tolist(), strict=True))
+        divisor = metrics.get("reward_divisor", 1.0)
+        return divisor if np.isfinite(divisor) else 1.0
 
     def _log(self) -> ev.Logged:
         now = time.perf_counter()
