@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, show_tracks, table
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
 from qscape.run.evaluation import list_successes
@@ -33,14 +33,15 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
     rows, means, biases = [], [], []
     for folder in run_folders(Path(path)):
-        if given.bias:
-            trained = load_trained_agent(folder, given.current)
-            rollouts = trained.rollouts(given.episodes, given.seed)
-            step, policy, done = trained.step, trained.policy, [r.episode for r in rollouts]
-            measured = measure_bias(trained, rollouts)
-            biases.append([str(folder), *(f"{measured[name]:.4g}" for name in BiasProbe.columns)])
-        else:
-            step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
+        with show_tracks():
+            if given.bias:
+                trained = load_trained_agent(folder, given.current)
+                rollouts = trained.rollouts(given.episodes, given.seed)
+                step, policy, done = trained.step, trained.policy, [r.episode for r in rollouts]
+                measured = measure_bias(trained, rollouts)
+                biases.append([str(folder), *(f"{measured[name]:.4g}" for name in BiasProbe.columns)])
+            else:
+                step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))

@@ -99,7 +99,7 @@ class RunProgress:
             self._settle()
         elif isinstance(event, Failure):
             self.failure = event
-        elif isinstance(event, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
+        elif isinstance(event, ev.Started | ev.Progressed | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
             self.step = event.step
             if isinstance(event, ev.Logged):
                 self.speed = event.metrics["steps_per_second"]

@@ -13,6 +13,7 @@ id = "Pendulum-v1"
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +21,16 @@ from typing import Any, NamedTuple
 from qscape import trusted
 from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_adapter
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
+from qscape.run.files import write_whole
 from qscape.run.plan import Plan, folder_name, prepare
 from qscape.system import file_name
 
 BUDGETS = ("quick", "full")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
+ROWS = "study.json"  # in the folder of a study
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
 # Numbers in [budgets.NAME], with their smallest allowed values.
@@ -135,6 +138,28 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
         for place, (plan, _, _) in groups.items()
     ]
     return Study(file, name, budget, runs / name, rows)
+
+
+def write_rows(study: Study) -> None:
+    """Write study.json into the study's folder: the runs of the budget, so that reports miss none.
+
+    Called when the study begins or goes on.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    runs = [
+        {"folder": row.folder.relative_to(study.folder).as_posix(), "seed": row.plan.seed}
+        | {"label": row.plan.label, "env": row.folder.parents[1].name, "steps": row.plan.steps}
+        for row in study.rows
+    ]
+    about = {"name": study.name, "budget": study.budget, "runs": runs}
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(study.folder / ROWS, (json.dumps(about, indent=1) + "\n").encode())
+    except OSError as problem:
+        why = f"{study.folder} cannot be written ({problem.strerror}); choose another --runs."
+        raise RunError(why) from problem
 
 
 def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
