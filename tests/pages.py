@@ -5,8 +5,9 @@
 A block with a title is a file of that name. Lines of `bash` blocks are run one after the other, and `python`
 blocks share their names, as in one session. What runs differs from what the page says in two ways:
 
-- Numbers of steps, episodes and trials are small (`NUMBER`, `shorten`), also in files, in studies that come with
-  qscape, and where `qscape train` has a default. Episodes of MuJoCo tasks have 50 steps. No other number changes.
+- Numbers of steps, episodes and trials are small (`NUMBER`, `shorten`), also in files, in studies that come
+  with qscape, and where `qscape train` has a default. Episodes of MuJoCo and Brax tasks have 20 steps. No other
+  number changes.
 - Lines that install something (`INSTALLS`) are left out: the tests have everything.
 """
 
@@ -15,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,8 @@ from typing import Any
 from qscape import cli, trusted
 
 BLOCK = re.compile(r'^( *)```(\w+)(?: title="([^"]+)")?[^\n]*\n(.*?)^\1```$', re.DOTALL | re.MULTILINE)
-NUMBER = re.compile(
-    r"(?<!\w)((?:steps|learn|warmup|(?:eval|log|save)[-_]every|(?:eval[-_])?episodes|trials)\"?(?: = |=|: | |\())([\d_]+)"
-)
+NAMES = r"steps|learn|warmup|(?:eval|log|save)[-_]every|(?:eval[-_])?episodes|trials"
+NUMBER = re.compile(rf'(?<!\w)((?:{NAMES})"?(?: = |=|: | |\())([\d_]+)')
 INSTALLS = ("pip install", "make ", "docker ", "uv ", "conda ", "python -m venv", "git clone", "cd ", "hf ")
 
 
@@ -34,7 +35,7 @@ def shorten(text: str) -> str:
     def small(found: re.Match[str]) -> str:
         name, number = found[1], int(found[2].replace("_", ""))
         few = "episodes" in name or "trials" in name
-        return name + str(min(number, 2) if few else min(number, 100 + number // 100, 400))
+        return name + str(min(number, 2) if few else min(number, 100 + number // 100, 300))
 
     return NUMBER.sub(small, text)
 
@@ -73,9 +74,9 @@ def run_line(line: str) -> None:
 def run_qscape(argv: list[str]) -> int | str | None:
     """Run a command of qscape, and forget the modules of this folder and the trust in them after it."""
     if argv[0] == "train" and "--help" not in argv:
-        defaults = {"--steps": "150", "--eval-episodes": "2"}
-        if any(word.endswith("-v5") for word in argv):  # TD7 needs whole episodes
-            defaults["--env-args"] = "max_episode_steps=50"
+        defaults = {"--steps": "60", "--eval-episodes": "2"}
+        if re.search(r"-v5|brax/", " ".join(argv)):  # TD7 needs whole episodes
+            defaults["--env-args"] = "max_episode_steps=20"
         argv += [word for flag in defaults if flag not in argv for word in (flag, defaults[flag])]
     if argv[0] == "study":
         copy_study(argv)
@@ -108,7 +109,9 @@ def run_page(page: Path, most: int | None = None) -> None:
             Path(title).write_text(code, encoding="utf-8")
         elif language == "bash":
             for line in split_lines(code):
+                begin = time.perf_counter()
                 run_line(line)
+                print(f"{time.perf_counter() - begin:.1f} s\n", flush=True)
         elif language == "python":
             print(code, flush=True)
             exec(compile(code, str(page), "exec"), names)

@@ -57,7 +57,11 @@ def test_compare_seeds_leaves_run_folders(tmp_path):
 
 def run_page(page: str, folder: Path, *most: int) -> str:
     """What the code blocks of a page print, with small numbers of steps (`pages.py` says what changes)."""
-    env = {"XLA_FLAGS": QUICK} | environment() | {"MINARI_DATASETS_PATH": str(folder / "minari"), "MPLBACKEND": "agg"}
+    env = (
+        {"XLA_FLAGS": QUICK}
+        | environment()
+        | {"MINARI_DATASETS_PATH": str(folder / "minari"), "MPLBACKEND": "agg"}
+    )
     argv = [sys.executable, ROOT / "tests/pages.py", ROOT / page, *most]
     done = subprocess.run([*map(str, argv)], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -72,17 +76,33 @@ def test_first_block_of_the_readme_trains_and_draws(tmp_path):
 
 # A page of the documentation: files that its blocks leave, and what they print.
 PAGES = {
-    "README.md": (["runs/first/0/inspect/smoothness.json", "report.html", "policy.onnx", "runs/mine/run.json"], "one action takes"),
-    "docs/quickstart.md": (["curve.png", "landscape.png", "runs/lap/0/run.json"], "Comparison|no ranking claim"),
-    "docs/tutorials/smooth-controller.md": (["actions.png", "policy.onnx", "policy.md"], "upright in the last second: "),
+    "README.md": (
+        ["runs/first/0/inspect/smoothness.json", "report.html", "policy.onnx", "runs/mine/run.json"],
+        "one action takes",
+    ),
+    "docs/quickstart.md": (
+        ["curve.png", "landscape.png", "runs/lap/0/run.json"],
+        "Comparison|no ranking claim",
+    ),
+    "docs/tutorials/smooth-controller.md": (
+        ["actions.png", "policy.onnx", "policy.md"],
+        "upright in the last second: ",
+    ),
     "docs/tutorials/items.md": (["items.png", "shop.onnx"], "the best item for one step: 11.9 clicks of 20"),
     "docs/tutorials/stuck-actor.md": (["stuck.png", "both.png"], "local optima: "),
-    "docs/tutorials/fair-comparison.md": (["curves.png", "table.tex", "report.html"], "no ranking claim|probability"),
-    "docs/tutorials/coming-from.md": (["runs/mine/run.json", "runs/command/0/run.json"], "done: runs/command/0"),
+    "docs/tutorials/fair-comparison.md": (
+        ["curves.png", "table.tex", "report.html"],
+        "no ranking claim|probability",
+    ),
+    "docs/tutorials/coming-from.md": (
+        ["runs/mine/run.json", "runs/command/0/run.json"],
+        "done: runs/command/0",
+    ),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_of_a_page_run(page, tmp_path):
     """All of them, in order, in an empty folder."""
@@ -98,13 +118,21 @@ def test_every_tutorial_is_run():
 
 
 def test_only_numbers_of_steps_and_episodes_of_a_page_change():
-    line = "qscape train td7 --steps 20000 --eval-every 1000 --base.warmup 500 --base.batch-size 512 --seeds 0 1 2"
+    line = (
+        "qscape train td7 --steps 20000 --eval-every 1000 --base.warmup 500 --base.batch-size 512 --seeds 0 1"
+    )
     assert shorten(line) == line.replace("20000", "300").replace("1000", "110").replace("500", "105")
     assert shorten("steps = 8_000\nseeds = 5") == "steps = 180\nseeds = 5"
-    assert shorten("qs.TD3(x, eval_every=2_000).learn(1_000_000, progress=True)") == "qs.TD3(x, eval_every=120).learn(400, progress=True)"
+    assert (
+        shorten("qs.TD3(x, eval_every=2_000).learn(1_000_000, progress=True)")
+        == "qs.TD3(x, eval_every=120).learn(300, progress=True)"
+    )
     same = 'gym.register("Shop-v0", Shop, max_episode_steps=2000)  # 0.2 updates_per_step=1000'
     assert shorten(same) == same
-    assert split_lines("pip install x\nqscape list  # all\n\npython a.py \\\n  b") == ["qscape list", "python a.py    b"]
+    assert split_lines("pip install x\nqscape list  # all\n\npython a.py \\\n  b") == [
+        "qscape list",
+        "python a.py    b",
+    ]
 
 
 def test_commands_of_the_documentation_can_be_parsed(monkeypatch):
