@@ -1,0 +1,837 @@
+"""Write docs/results.md: every number that the five papers publish, beside what the recorded runs measured.
+
+python benchmarks/ledger.py
+
+The page is made from two things alone: published.csv and the runs in results/. The same command renews the
+blocks between `<!-- ledger:NAME -->` and `<!-- ledger end -->` in README.md and docs. Nothing is trained.
+"""
+
+import csv
+import functools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+PAGE = ROOT / "docs" / "results.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"(<!-- ledger:([a-z0-9-]+) -->\n).*?(<!-- ledger end -->)", re.DOTALL)
+
+SEEDS = 3  # fewer seeds than this have no verdict
+LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
+NEAR, FAR = 2.0, 3.0  # combined standard errors: up to NEAR is equal, from FAR on is different
+WIDE = 0.5  # a number whose 95% interval reaches further than this share of it shows nothing
+EPISODES = 10  # of an evaluation in the PAVE paper, whose spread is over the episodes of all runs
+VERDICTS = ("reproduced", "not seen", "contradicted", "too short", "not run")
+
+
+# --- the rules ----------------------------------------------------------------------------------------
+
+
+class Ours(NamedTuple):
+    """What we measured for one published number.
+
+    Attributes:
+        mean: mean over seeds.
+        error: its standard error; NaN for one seed.
+        half: half the width of its 95% interval; NaN for one seed.
+        seeds: number of runs.
+        steps: environment steps of the runs that went into the number.
+    """
+
+    mean: float
+    error: float
+    half: float
+    seeds: int
+    steps: int
+
+
+def judge(ours: Ours | None, share: float, distance: float, *, same: bool) -> str:
+    """Return the verdict on a number.
+
+    Args:
+        ours: our measurement; None if nothing is recorded.
+        share: our steps as a share of the paper's.
+        distance: our mean less the published one, in combined standard errors.
+        same: whether our protocol is the paper's. Only then can a different number contradict the paper.
+    """
+    if ours is None:
+        return "not run"
+    if ours.seeds < SEEDS or share < LENGTH:
+        return "too short"
+    if abs(distance) <= NEAR and ours.half <= WIDE * abs(ours.mean):
+        return "reproduced"
+    return "contradicted" if abs(distance) >= FAR and same else "not seen"
+
+
+def judge_effect(low: float, high: float, sign: float, *, seeds: int, share: float) -> str:
+    """Return the verdict on a difference between two agents.
+
+    Args:
+        low: lower end of the 95% interval of our difference.
+        high: its upper end.
+        sign: sign of the published difference.
+        seeds: the smaller number of seeds of the two.
+        share: our steps as a share of the paper's.
+    """
+    if seeds < SEEDS or share < LENGTH:
+        return "too short"
+    if low <= 0 <= high:
+        return "not seen"
+    return "reproduced" if (low > 0) == (sign > 0) else "contradicted"
+
+
+def summarise(values: np.ndarray, steps: int) -> Ours:
+    """Summarise one number for each seed, or for each seed and episode.
+
+    All runs are evaluated from the same first states. So the error of the mean has two sources: the seeds,
+    and the choice of first states.
+
+    Args:
+        values: array [seeds] or [seeds, episodes].
+        steps: environment steps of the runs.
+    """
+    seeds = len(values)
+    means = values.reshape(seeds, -1).mean(1)
+    variances, halves = [0.0], [0.0]
+    if values.ndim == 2 and values.shape[1] > 1 and seeds > 1:
+        episodes = values.shape[1]
+        variances.append(float(values.mean(0).var(ddof=1)) / episodes)
+        halves.append(float(student.ppf(0.975, episodes - 1)) ** 2 * variances[-1])
+    variances.append(float(means.var(ddof=1)) / seeds if seeds > 1 else math.nan)
+    halves.append(float(student.ppf(0.975, max(seeds - 1, 1))) ** 2 * variances[-1])
+    return Ours(float(means.mean()), math.sqrt(sum(variances)), math.sqrt(sum(halves)), seeds, steps)
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Return the difference of two means and its 95% interval, by Welch's t; one number for each seed."""
+    parts = [x.var(ddof=1) / len(x) for x in (a, b)]
+    error, gap = math.sqrt(sum(parts)), float(a.mean() - b.mean())
+    if error == 0:
+        return gap, gap, gap
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
+    half = float(student.ppf(0.975, freedom)) * error
+    return gap, gap - half, gap + half
+
+
+# --- what the papers say ------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A row of published.csv. `mean` is NaN where the paper states only an order ("higher")."""
+
+    paper: str
+    table: str
+    task: str
+    agent: str
+    metric: str
+    mean: float
+    spread: float
+    spread_is: str
+    seeds: int
+    steps: int
+    text: str  # the published number as it is printed
+
+    @property
+    def error(self) -> float:
+        """The standard error of the published mean: of its spread, if that is published, and of rounding."""
+        rounding = 10.0 ** -len(self.text.split(" ")[0].partition(".")[2]) / math.sqrt(12)
+        if math.isnan(self.spread):
+            return rounding
+        runs = self.seeds * (EPISODES if "episodes" in self.spread_is else 1)
+        of_spread = self.spread / (1.96 if self.spread_is.startswith("half of the 95%") else math.sqrt(runs))
+        return math.hypot(of_spread, rounding)
+
+    @property
+    def agents(self) -> list[str]:
+        """The agents of the row: two where it states an order."""
+        return self.agent.split(" over ")
+
+
+@functools.cache
+def read_published() -> list[Row]:
+    """Read published.csv."""
+    rows = []
+    with (HERE / "published.csv").open(newline="") as file:
+        for r in csv.DictReader(file):
+            mean = float("nan" if r["mean"] == "higher" else r["mean"])
+            text = r["mean"] + (f" ± {r['spread']}" if r["spread"] else "")
+            numbers = (
+                float(r["spread"] or "nan"),
+                r["spread_is"],
+                int(r["seeds"] or 0),
+                int(r["steps"] or 0),
+            )
+            named = (r["paper"], r["table"], r["task"], r["agent"], r["metric"])
+            rows.append(Row(*named, mean, *numbers, text.replace("-", "−")))
+    return rows
+
+
+# --- the recorded runs --------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A recorded run.
+
+    Attributes:
+        study: folder of results/learning.
+        env: environment id.
+        label: recipe with the settings that differ from its defaults.
+        seed: random seed.
+        evaluations: column -> array [evaluations, episodes], of the policy that the run keeps, if it keeps
+            one; "step" is [evaluations].
+        seconds: wall seconds of training.
+    """
+
+    study: str
+    env: str
+    label: str
+    seed: int
+    evaluations: dict[str, np.ndarray]
+    seconds: float
+
+
+def read_evaluations(text: str, policy: str = "kept") -> dict[str, np.ndarray]:
+    """Read evaluations.csv; rows of another policy are left out, unless the run has no such policy."""
+    rows = [*csv.DictReader(text.splitlines())]
+    rows = [r for r in rows if r["policy"] == policy] or rows
+    steps = sorted({int(r["step"]) for r in rows})
+    found: dict[str, np.ndarray] = {"step": np.array(steps)}
+    for name in ("return", "sm"):
+        if name in rows[0]:
+            of = {step: [float(r[name]) for r in rows if int(r["step"]) == step] for step in steps}
+            found[name] = np.array([of[step] for step in steps])
+    return found
+
+
+def read_seconds(text: str) -> float:
+    """Return the wall seconds of training, from the lines of metrics.jsonl."""
+    seconds, before = 0.0, 0
+    for entry in map(json.loads, text.splitlines()):
+        if entry.get("steps_per_second"):
+            seconds += (entry["step"] - before) / entry["steps_per_second"]
+        before = entry["step"]
+    return seconds
+
+
+@functools.cache
+def read_runs() -> list[Run]:
+    """Read all recorded runs, in a fixed order."""
+    runs = []
+    for record in sorted(RESULTS.glob("learning/**/run.json")):
+        plan = json.loads(record.read_text())
+        study = record.relative_to(RESULTS / "learning").parts[0]
+        evaluations = read_evaluations((record.parent / "evaluations.csv").read_text())
+        seconds = read_seconds((record.parent / "metrics.jsonl").read_text())
+        runs.append(Run(study, plan["env"], plan["label"], plan["seed"], evaluations, seconds))
+    return runs
+
+
+@functools.cache
+def read_json(name: str) -> dict:
+    """Read a file of results/."""
+    return json.loads((RESULTS / name).read_text())
+
+
+ENVIRONMENTS = {
+    "Pendulum": "Pendulum-v1",
+    "LunarLander": "LunarLander-v3",
+    "RecSim": "recsim/10k-v0",
+    "RecSim-Data": "recsim/DataSynthetic-v0",
+    "MineWorld": "mineworld/MineWorld-v0",
+}
+
+
+def env_of(task: str) -> str:
+    """Return the environment of a task of the papers."""
+    if task.startswith("restricted "):
+        return f"restricted/{task.split()[1]}-v0"
+    return ENVIRONMENTS.get(task, f"{task}-v5")
+
+
+def label_of(paper: str, agent: str) -> str | None:
+    """Return the label of an agent of a paper's tables in our runs; None if qscape does not have it.
+
+    A label that ends in * stands for all labels that begin so.
+    """
+    plain = {"TD3": "td3", "SAC": "sac", "TD7": "td7", "TQC": "tqc", "REDQ": "redq", "PPO": "ppo"}
+    if paper == "PAVE":
+        return None if "," in agent and "PAVE" not in agent else f"{agent.lower()}[preset=paper]"
+    if paper == "SAVO":
+        agents = {"TD3": "td3+ou", "Wolpertinger": "td3+wolpertinger", "SAVO": "td3+savo"}
+        return f"{agents[agent.split(',')[0]]}[preset=paper*"
+    if paper == "SAVGO" and agent.startswith("SAVGO"):
+        return "sac+savgo+normalise[preset=paper]" if agent == "SAVGO" else f"sac+savgo ({agent[7:]})"
+    if paper == "ACPG":
+        algorithm, *rest = agent.split(", ")[0].split("+")
+        return {"A3C": "a2c"}.get(algorithm, algorithm.lower()) + ("+etf" if rest else "")
+    offline = {"TD3+BC": "td3+bc", "IQL": "iql"}
+    return (plain | offline).get(agent)
+
+
+def runs_of(paper: str, task: str, agent: str) -> list[Run]:
+    """Return the recorded runs of an agent in a task, of one study: that with the most seeds."""
+    label = label_of(paper, agent)
+    if label is None:
+        return []
+    by_study: dict[str, list[Run]] = {}
+    for run in read_runs():
+        fits = run.label.startswith(label[:-1]) if label.endswith("*") else run.label == label
+        if fits and run.env == env_of(task):
+            by_study.setdefault(run.study, []).append(run)
+    return max(by_study.values(), key=len, default=[])
+
+
+def at(run: Run, steps: int) -> int:
+    """Return the index of the last evaluation at or before a step; 0 steps: the last one of all."""
+    return int(np.searchsorted(run.evaluations["step"], steps or np.inf, side="right")) - 1
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Smooth a curve as the SAVGO paper does: 0.85 of the past and 0.15 of the present."""
+    made = values.copy()
+    for k in range(1, len(made)):
+        made[k] = 0.85 * made[k - 1] + 0.15 * values[k]
+    return made
+
+
+METRICS: dict[
+    str, Callable[[Run, int], np.ndarray]
+] = {  # of a run up to an evaluation: a number or [episodes]
+    "return": lambda run, k: run.evaluations["return"][k],
+    "sm": lambda run, k: run.evaluations["sm"][k],
+    "highest evaluation of a run": lambda run, k: run.evaluations["return"][: k + 1].mean(1).max(),
+    "smoothed return": lambda run, k: smooth(run.evaluations["return"].mean(1))[k],
+}
+GEOMETRY = {
+    "sup of the mixed derivative": "mixed_norm_sup",
+    "share of negative definite H": "negative_definite",
+    "mean gradient cosine": "gradient_cosine",
+    "gradient flip rate": "gradient_flips",
+}
+HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action_collapse/cartpole.json
+
+
+def values_of(row: Row) -> tuple[np.ndarray, int] | None:
+    """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run."""
+    if row.metric in GEOMETRY:
+        return geometry_of(row)
+    if row.paper == "ACPG" and row.task == "CartPole, MLP":
+        return cartpole_of(row.agent, row.metric)
+    task = "ALE/Pong-v5" if row.paper == "ACPG" and row.task == "Pong, CNN" else row.task
+    runs = runs_of(row.paper, task, row.agent) if task == row.task else pong(row.agent)
+    metric = METRICS.get("highest evaluation of a run" if row.metric == "best return" else row.metric)
+    if not runs or metric is None:
+        return None
+    index = [at(run, row.steps) for run in runs]
+    steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
+    return np.array([metric(run, k) for run, k in zip(runs, index, strict=True)]), steps
+
+
+def pong(agent: str) -> list[Run]:
+    """Return the runs on Pong: there is one, of plain PPO."""
+    return [run for run in read_runs() if run.study == "pong" and agent == "PPO"]
+
+
+def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
+    """Return a measure of the geometry of Q at the end, from results/smoothness."""
+    label = f"{row.agent.lower()}[preset=paper]"
+    found = [
+        measured["geometry_environment_units"][GEOMETRY[row.metric]]
+        for measured in read_json("smoothness/pave-effect-200-episodes.json")["runs"]
+        if (measured["label"], measured["env"]) == (label, env_of(row.task)) and measured["step"] == row.steps
+    ]
+    return (np.array(found), row.steps) if found else None
+
+
+def cartpole_of(agent: str, metric: str) -> tuple[np.ndarray, int] | None:
+    """Return a measure of REINFORCE on CartPole by seed; a seed that is not solved counts the whole run."""
+    recorded = read_json("action_collapse/cartpole.json")
+    steps, head = recorded["steps"], HEADS.get(agent)
+    measures: dict[str, Callable[[dict], float]] = {
+        "best return": lambda r: max(r["return"]),
+        "final return": lambda r: float(np.mean(r["return"][-3:])),
+        "epoch solved": lambda r: (r["solved_at"] or steps) / 1000,
+    }
+    rows = [r for r in recorded["rows"] if (r["algorithm"], r["head"]) == ("reinforce", head)]
+    return (np.array([measures[metric](r) for r in rows]), steps) if rows else None
+
+
+def same_protocol(row: Row) -> bool:
+    """Whether our runs follow the paper's protocol: its versions of the tasks, settings and measure.
+
+    TD7's tasks are of another version, SAVGO's baselines are of another library and are evaluated half as
+    often, and ACPG's paper defines neither an epoch nor "solved".
+    """
+    return row.paper == "PAVE" or (row.paper == "SAVGO" and row.agent.startswith("SAVGO"))
+
+
+# --- what a row would cost ----------------------------------------------------------------------------
+
+STEP = 3e-4  # seconds of an environment step with the choice of its action, MuJoCo, one core
+CAR = 2e-2  # the same of CarRacing, four frames: assumed, not measured
+FRAMES = 10_000_000  # steps of a run on images whose length the paper does not state: assumed
+SEEDS_UNSTATED = 5
+CANDIDATES = {
+    "HalfCheetah": 128,
+    "Humanoid": 256,
+    "Ant": 256,
+    "Swimmer": 128,
+    "Reacher": 128,
+    "InvertedDoublePendulum": 32,
+}
+UPDATES_PER_STEP = {"MineWorld": 0.01, "RecSim": 0.02, "RecSim-Data": 0.02}
+
+
+@functools.cache
+def update_seconds() -> dict[str, float]:
+    """Return the median seconds of an update by agent, on one core of the slower machine, idle."""
+    measured = read_json("updates/20261121-100318.json")["seconds an update"]
+    return {name: float(np.median(times)) for name, times in measured.items()}
+
+
+def cost_of_update(paper: str, task: str, agent: str) -> float | None:
+    """Return the seconds of one update of an agent; None if it is not measured."""
+    known = update_seconds()
+    name = agent.lower()
+    if paper == "SAVGO" and name.startswith("savgo"):
+        per_candidate = (known["sac+savgo, K 128"] - known["sac+savgo, K 32"]) / 96
+        candidates = int(name.split("k = ")[1]) if "k = " in name else CANDIDATES.get(task, 64)
+        candidates = 256 if "λ" in name else candidates
+        return known["sac+savgo, K 32"] + (candidates - 32) * per_candidate
+    if paper == "SAVO":
+        return known["td3+savo" if name.startswith("savo") else "td3"]
+    if name in known:
+        return known[name]
+    base, *parts = re.split(r"\+|, ", name)
+    if (
+        paper == "PAVE"
+        and base in ("td3", "sac")
+        and parts[0] in ("caps", "grad", "asap", "pave", "mpr", "vfc")
+    ):
+        return known[base] + known[f"td3+{parts[0]}"] - known["td3"]
+    return {"td3+bc": known["td3"], "iql": known["td3"]}.get(name)
+
+
+@functools.cache
+def on_policy_seconds(task: str) -> float:
+    """Return the seconds of an environment step of an on-policy agent, with its share of the updates."""
+    if task.startswith("CarRacing"):
+        return CAR
+    if re.match("Pong|Enduro|Qbert", task):
+        return sum(float(np.median(s)) for s in read_json("on_policy/atari.json")["seconds_a_step"].values())
+    name = "CartPole-v1" if task.startswith("CartPole") else "HalfCheetah-v5"
+    lines = map(json.loads, (RESULTS / "on_policy" / "returns.jsonl").read_text().splitlines())
+    ours = [r["cpu_seconds"] / r["steps"] for r in lines if (r["library"], r["task"]) == ("qscape", name)]
+    return float(np.median(ours))
+
+
+def hours(row: Row) -> dict[str, float] | None:
+    """Return the core-hours of all runs behind a row, by agent; None: an agent or its cost is unknown."""
+    found = {}
+    for agent in row.agents:
+        if label_of(row.paper, agent) is None or row.task.startswith(("sum", "mean of", "a ")):
+            return None
+        seconds = seconds_of_run(row, agent)
+        if seconds is None:
+            return None
+        found[agent] = (row.seeds or SEEDS_UNSTATED) * seconds / 3600
+    return found
+
+
+def seconds_of_run(row: Row, agent: str) -> float | None:
+    """Return the core-seconds of one run of an agent of a row; None if the cost of its update is unknown."""
+    if row.paper == "ACPG" or agent == "PPO":
+        return (row.steps or FRAMES) * on_policy_seconds(row.task)
+    update = cost_of_update(row.paper, row.task, agent)
+    step = 0.0 if "D4RL" in row.table else STEP
+    updates = UPDATES_PER_STEP.get(row.task, 0.133 if row.paper == "SAVO" else 1.0)
+    return None if update is None else row.steps * (step + updates * update)
+
+
+# --- the ledger ---------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A published number with our measurement, the distance in combined standard errors, and the verdict."""
+
+    row: Row
+    ours: Ours | None
+    share: float
+    distance: float
+    verdict: str
+
+
+class Effect(NamedTuple):
+    """A difference between two agents, as published and as measured, and the verdict."""
+
+    paper: str
+    table: str
+    task: str
+    metric: str
+    agent: str
+    base: str
+    published: str
+    ours: float
+    low: float
+    high: float
+    seeds: tuple[int, int]
+    share: float
+    verdict: str
+
+
+def enter(row: Row) -> Entry:
+    """Compare one published number with the recorded runs."""
+    if math.isnan(row.mean):
+        effects = [
+            e for e in effects_of([row]) if (e.task, f"{e.agent} over {e.base}") == (row.task, row.agent)
+        ]
+        share = effects[0].share if effects else math.nan
+        return Entry(row, None, share, math.nan, effects[0].verdict if effects else "not run")
+    found = values_of(row)
+    if found is None:
+        return Entry(row, None, math.nan, math.nan, judge(None, 0.0, 0.0, same=True))
+    ours = summarise(*found)
+    share = ours.steps / (row.steps or FRAMES)
+    error = math.hypot(ours.error, row.error)
+    gap = ours.mean - row.mean
+    return Entry(row, ours, share, gap / error, judge(ours, share, gap / error, same=same_protocol(row)))
+
+
+METHODS = {"TD7": ["TD7"], "PAVE": ["TD3+PAVE", "SAC+PAVE"], "SAVGO": ["SAVGO"], "ACPG": ["REINFORCE+ACPG"]}
+
+
+def effects_of(rows: Iterable[Row]) -> list[Effect]:
+    """Compare each paper's method with its baselines wherever the paper shows a difference and both ran.
+
+    A paper shows a difference if it is more than two combined standard errors, or if it prints no spread.
+    """
+    rows, found = [*rows], []
+    for row in rows:
+        if math.isnan(row.mean):
+            agent, base = row.agent.split(" over ")
+            found += compare(row, row._replace(agent=agent), row._replace(agent=base), "higher", 1.0)
+        elif row.agent in METHODS.get(row.paper, []):
+            for other in rows:
+                same = (*row[:3], row.metric, row.steps) == (*other[:3], other.metric, other.steps)
+                gap = row.mean - other.mean
+                if (
+                    same
+                    and other.agent not in METHODS[row.paper]
+                    and abs(gap) > NEAR * math.hypot(row.error, other.error)
+                ):
+                    found += compare(row, row, other, show(gap, sign=True), gap)
+    return found
+
+
+def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[Effect]:
+    """Return the effect of agent `one` over agent `two`, if both have two seeds or more."""
+    pair = [values_of(one), values_of(two)]
+    if pair[0] is None or pair[1] is None or min(len(found[0]) for found in pair if found) < 2:
+        return []
+    (a, steps), (b, others) = pair[0], pair[1]
+    a, b = a.reshape(len(a), -1).mean(1), b.reshape(len(b), -1).mean(1)
+    gap, low, high = welch(a, b)
+    share = min(steps, others) / row.steps
+    verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share)
+    names = (row.paper, row.table, row.task, row.metric, one.agent, two.agent)
+    return [Effect(*names, published, gap, low, high, (len(a), len(b)), share, verdict)]
+
+
+@functools.cache
+def ledger() -> tuple[list[Entry], list[Effect]]:
+    """Return all entries, in the order of published.csv, and all effects."""
+    return [enter(row) for row in read_published()], effects_of(read_published())
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def show(x: float | None, *, sign: bool = False) -> str:
+    """Format a number with about four digits, and a true minus."""
+    if x is None or math.isnan(x):
+        return "–"
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    digits = 0 if abs(x) >= 1000 else 1 if abs(x) >= 20 else 2 if abs(x) >= 1 else 3
+    return f"{x:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+
+
+def interval(ours: Ours | None) -> str:
+    """Format a mean with its 95% interval."""
+    if ours is None:
+        return ""
+    if math.isnan(ours.half):
+        return show(ours.mean)
+    return f"{show(ours.mean)} [{show(ours.mean - ours.half)}, {show(ours.mean + ours.half)}]"
+
+
+def share_text(share: float) -> str:
+    """Format a share of the paper's steps."""
+    return "" if math.isnan(share) else f"{100 * share:.0f}%"
+
+
+def table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """Format a Markdown table."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+COLUMNS = [
+    "task",
+    "agent",
+    "metric",
+    "published",
+    "ours [95%]",
+    "seeds",
+    "steps",
+    "distance",
+    "verdict",
+    "core-h",
+]
+
+
+def line_of(entry: Entry) -> list[str]:
+    """Return the cells of an entry."""
+    row, ours = entry.row, entry.ours
+    metric = f"{row.metric} at {row.steps // 1000:,}k" if row.steps else row.metric
+    needed = hours(row)
+    measured = ours is not None and ours.seeds > 1
+    return [
+        row.task,
+        row.agent,
+        metric,
+        row.text,
+        interval(ours),
+        str(ours.seeds) if ours else "",
+        share_text(entry.share),
+        show(entry.distance, sign=True) if measured else "",
+        entry.verdict,
+        "–" if needed is None else show(sum(needed.values())),
+    ]
+
+
+def line_of_effect(effect: Effect) -> list[str]:
+    """Return the cells of an effect."""
+    return [
+        effect.task,
+        f"{effect.agent} over {effect.base}",
+        effect.metric,
+        effect.published,
+        f"{show(effect.ours, sign=True)} [{show(effect.low, sign=True)}, {show(effect.high, sign=True)}]",
+        f"{effect.seeds[0]}, {effect.seeds[1]}",
+        share_text(effect.share),
+        effect.verdict,
+    ]
+
+
+# The study of each table. Budget `paper` repeats the table, `short` is what a machine of two cores affords.
+STUDIES = {
+    ("TD7", "Table 1"): "td7",
+    ("TD7", "abstract"): "td7",
+    ("TD7", "run time"): "td7",
+    ("TD7", "Table 2 (D4RL)"): "td7-d4rl",
+    ("PAVE", "Table: TD3"): "pave",
+    ("PAVE", "Table: SAC"): "pave",
+    ("PAVE", "Table: geometry (TD3)"): "pave",
+    ("PAVE", "Table: geometry during training (TD3)"): "pave",
+    ("PAVE", "Table: ablation"): "pave-ablation",
+    ("PAVE", "Table: other regularisers"): "pave-ablation",
+    ("SAVGO", "Table 1"): "savgo",
+    ("SAVGO", "Figure: learning curves"): "savgo",
+    ("SAVGO", "Figure: K"): "savgo-ablations",
+    ("SAVGO", "Figure: λ"): "savgo-ablations",
+    ("SAVGO", "Figure: components"): "savgo-ablations",
+    ("SAVO", "Table 1"): "savo-actors",
+    ("SAVO", "Figure 8 (order of the curves)"): "savo",
+    ("ACPG", "Table: scores"): "acpg",
+    ("ACPG", "Table: exploration"): "acpg-atari",
+}
+PAPERS = {
+    "TD7": "arXiv 2306.02451. Returns of 10 runs on Gym's -v4 tasks; ours are on -v5, with the kept policy.",
+    "PAVE": "arXiv 2601.22970. 5 runs of 10 episodes; the spread is over all 50. For the ablation and the "
+    "other regularisers the number of runs is not stated.",
+    "SAVGO": "arXiv 2605.00787. The highest of 200 evaluations of a run. Figures are read from plots.",
+    "SAVO": "arXiv 2410.11833. The paper prints one table, of a task that it does not name. Of its "
+    "curves, the ledger has the order that the text states.",
+    "ACPG": "arXiv 2509.02737. No spread is printed. An epoch is read as 1,000 steps. A run of the paper "
+    "has 100 or 500 epochs, ours on CartPole have 200; a seed that is not solved counts 200.",
+}
+MISSING = {
+    "TD7": "Not in the ledger, because the numbers are not at hand: TD3's column at 300,000 steps, and the "
+    "percentages of the design study and of the ablations (study `td7-design`).",
+    "PAVE": "Not in the ledger, because the numbers are not at hand: the tables of robustness and cost "
+    "(study `pave`), sensitivity (`pave-sweeps`) and LipsNet (`pave-lipsnet`).",
+    "SAVO": "These studies repeat its figures: `savo`, `savo-discrete`, `savo-actors`, `savo-adroit`, "
+    "`savo-items`, `savo-noise`, `savo-resets`, `savo-summarisers` and `savo-unrestricted`.",
+}
+RULES = f"""## How to read it
+
+A row of a table is a number that a paper publishes.
+
+- *Ours* is the mean over seeds of the recorded runs, with a 95% interval: t over the seeds, and over the
+  first states, which all runs share.
+- *Steps* is the length of our runs as a share of the paper's.
+- *Distance* is ours less the published number, in combined standard errors. A number that is published
+  without a spread counts as exact up to rounding.
+- *Core-h* is what all runs of the row take, estimated from the recorded costs of updates, on one core of the
+  slower machine of [Performance](performance.md). "–": qscape does not have the agent, or its cost is not
+  measured. Where a paper does not state them, {SEEDS_UNSTATED} seeds are assumed, and
+  {FRAMES // 10**6}M steps for images. CarRacing's {1000 * CAR:.0f} ms a step are a guess.
+
+| verdict on a number | rule |
+| --- | --- |
+| not run | no run is recorded |
+| too short | fewer than {SEEDS} seeds, or less than {LENGTH:.0%} of the paper's steps |
+| reproduced | at most {NEAR:.0f} standard errors away, and known to {WIDE:.0%}: our interval reaches no further |
+| contradicted | {FAR:.0f} standard errors away or more, under the paper's own protocol |
+| not seen | everything else: our runs neither show the number nor rule it out |
+
+An *effect* is the difference between a paper's method and a baseline, wherever the paper shows one (more than
+{NEAR:.0f} standard errors, or no spread printed) and both ran here.
+
+| verdict on an effect | rule |
+| --- | --- |
+| too short | as above |
+| reproduced | our 95% interval (Welch) excludes 0, on the paper's side |
+| contradicted | it excludes 0, on the other side |
+| not seen | it contains 0 |
+
+No verdict is corrected for the number of comparisons. A verdict is about these runs, not about a method.
+"""
+
+
+def count(verdicts: Iterable[str]) -> str:
+    """Count verdicts, in words."""
+    counted = Counter(verdicts)
+    return ", ".join(f"{counted[v]} {v}" for v in VERDICTS if counted[v])
+
+
+def total_hours(entries: Iterable[Entry]) -> float:
+    """Add the core-hours of all runs behind some entries; a run that serves several rows counts once."""
+    longest: dict[tuple[str, str, str], float] = {}
+    for entry in entries:
+        row = entry.row
+        for agent, needed in (hours(row) or {}).items():
+            key = (row.paper, row.task, agent)
+            longest[key] = max(longest.get(key, 0.0), needed)
+    return sum(longest.values())
+
+
+def named(entries: Iterable[Entry]) -> str:
+    """Name entries: the agents of each paper, task and metric."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for entry in entries:
+        row = entry.row
+        groups.setdefault((row.paper, row.task, row.metric), []).append(row.agent)
+    return "; ".join(
+        f"{paper}, {task}, {metric} of {', '.join(dict.fromkeys(agents))}"
+        for (paper, task, metric), agents in groups.items()
+    )
+
+
+def named_effects(effects: Iterable[Effect]) -> str:
+    """Name effects: the agents over whom, for each paper, task and metric."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for e in effects:
+        groups.setdefault((e.task, e.metric, e.agent), []).append(e.base)
+    return "; ".join(
+        f"{agent} over {' and '.join(bases)} in {metric} ({task})"
+        for (task, metric, agent), bases in groups.items()
+    )
+
+
+def make_summary() -> str:
+    """Make the summary in six lines."""
+    entries, effects = ledger()
+    numbers = {v: [e for e in entries if e.verdict == v] for v in VERDICTS}
+    of = {v: [e for e in effects if e.verdict == v] for v in VERDICTS}
+    spent = sum(run.seconds for run in read_runs()) / 3600
+    nothing = "none"
+    lines = [
+        f"**In all** {len(entries)} published numbers of five papers: {count(e.verdict for e in entries)}.",
+        f"**Reproduced** numbers: {named(numbers['reproduced']) or nothing}.",
+        f"**Reproduced** effects: {named_effects(of['reproduced']) or nothing}.",
+        f"**Not seen**: {named(numbers['not seen']) or nothing}; effects: "
+        f"{named_effects(of['not seen']) or nothing}.",
+        f"**Contradicted**: {named(numbers['contradicted']) or nothing}; effects: "
+        f"{named_effects(of['contradicted']) or nothing}.",
+        f"**Open**: all else. {spent:.0f} core-hours are recorded; all tables at the papers' length would "
+        f"take about {round(total_hours(entries), -2):,.0f}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def make_paper(paper: str) -> list[str]:
+    """Make the section of a paper."""
+    entries = [e for e in ledger()[0] if e.row.paper == paper]
+    effects = [e for e in ledger()[1] if e.paper == paper]
+    parts = [
+        f"## {paper}\n",
+        f"{PAPERS[paper]}\n",
+        f"{len(entries)} numbers: {count(e.verdict for e in entries)}. All at the paper's length: about "
+        f"{round(total_hours(entries)):,} core-hours.\n",
+    ]
+    if effects:
+        names = ["task", "effect", "metric", "published", "ours [95%]", "seeds", "steps", "verdict"]
+        parts += ["Effects:\n", table(names, map(line_of_effect, effects))]
+    if measured := [e for e in entries if e.ours]:
+        names = ["table", *COLUMNS]
+        parts += ["Numbers with runs:\n", table(names, ([e.row.table, *line_of(e)] for e in measured))]
+    for name in dict.fromkeys(e.row.table for e in entries):
+        of = [e for e in entries if e.row.table == name]
+        run = f"`qscape study run {STUDIES[paper, name]} --budget paper`"
+        counts = count(e.verdict for e in of)
+        parts += [
+            f"<details markdown>\n<summary>{name}: {len(of)} numbers, {counts}</summary>\n",
+            f"Command: {run} (or `--budget short`).\n",
+            table(COLUMNS, map(line_of, of)),
+            "</details>\n",
+        ]
+    return [*parts, *([f"{MISSING[paper]}\n"] if paper in MISSING else [])]
+
+
+def make_page() -> str:
+    """Make docs/results.md."""
+    head = [
+        "# Results: what the papers claim and what we measured\n",
+        "Made by `python benchmarks/ledger.py` from `benchmarks/published.csv` and `benchmarks/results`; do "
+        "not edit.\n",
+        make_summary(),
+        RULES,
+    ]
+    papers = dict.fromkeys(e.row.paper for e in ledger()[0])
+    return "\n".join([*head, *(part for paper in papers for part in make_paper(paper))])
+
+
+# --- blocks of other pages ----------------------------------------------------------------------------
+
+BLOCKS: dict[str, Callable[[], str]] = {"summary": make_summary}
+
+
+def renew(text: str) -> str:
+    """Renew the blocks of a page."""
+    return BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m[2]]()}{m[3]}", text)
+
+
+def outputs() -> dict[Path, str]:
+    """Return what every file should hold: the page, and all pages with blocks."""
+    made = {
+        page: renew(page.read_text()) for page in PAGES if page != PAGE and BLOCK.search(page.read_text())
+    }
+    return {PAGE: make_page(), **made}
+
+
+if __name__ == "__main__":
+    for file, content in outputs().items():
+        file.write_text(content, encoding="utf-8")
+        print(file.relative_to(ROOT))

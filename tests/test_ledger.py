@@ -1,0 +1,102 @@
+"""The ledger of published numbers: its rules, with numbers made by hand, and its pages."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+if not (ROOT / "benchmarks" / "results" / "learning").exists():
+    pytest.skip("a source distribution has no recorded runs", allow_module_level=True)
+spec = importlib.util.spec_from_file_location("ledger", ROOT / "benchmarks" / "ledger.py")
+ledger = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ledger)
+
+
+def ours(half=10.0, seeds=5):
+    return ledger.Ours(100.0, half / 2.776, half, seeds, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("measured", "share", "distance", "same", "verdict"),
+    [
+        (None, 1.0, 0.0, True, "not run"),
+        (ours(seeds=2), 1.0, 0.0, True, "too short"),
+        (ours(), 0.89, 0.0, True, "too short"),
+        (ours(), 0.9, -2.0, False, "reproduced"),
+        (ours(half=50), 1.0, 2.0, True, "reproduced"),
+        (ours(half=51), 1.0, 0.0, True, "not seen"),  # an interval as wide as that fits anything
+        (ours(), 1.0, 2.1, True, "not seen"),
+        (ours(), 1.0, -3.0, True, "contradicted"),
+        (ours(), 1.0, -3.0, False, "not seen"),  # another protocol contradicts nothing
+    ],
+)
+def test_verdicts_on_numbers(measured, share, distance, same, verdict):
+    assert ledger.judge(measured, share, distance, same=same) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "seeds", "share", "verdict"),
+    [
+        (0.1, 2.0, 1.0, 3, 1.0, "reproduced"),
+        (-2.0, -0.1, -13.0, 3, 0.9, "reproduced"),
+        (-2.0, -0.1, 1.0, 5, 1.0, "contradicted"),
+        (-0.1, 2.0, 1.0, 5, 1.0, "not seen"),
+        (0.1, 2.0, 1.0, 2, 1.0, "too short"),
+        (0.1, 2.0, 1.0, 5, 0.5, "too short"),
+    ],
+)
+def test_verdicts_on_effects(low, high, sign, seeds, share, verdict):
+    assert ledger.judge_effect(low, high, sign, seeds=seeds, share=share) == verdict
+
+
+def test_our_interval_is_over_seeds_and_first_states():
+    found = ledger.summarise(np.array([1.0, 2.0, 3.0]), 10)
+    assert (found.mean, found.seeds, found.steps) == (2.0, 3, 10)
+    assert found.error == pytest.approx(1 / math.sqrt(3))
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3))
+    # Two seeds that agree, and two first states that do not: all of the error is that of the states.
+    found = ledger.summarise(np.array([[0.0, 2.0], [0.0, 2.0]]), 10)
+    assert found.error == pytest.approx(1.0)
+    assert found.half == pytest.approx(12.706205)
+    assert math.isnan(ledger.summarise(np.array([[1.0, 2.0]]), 10).half)
+
+
+def test_a_difference_has_welch_s_interval():
+    gap, low, high = ledger.welch(np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]))
+    half = 2.776445 * math.sqrt(2 / 3)  # four degrees of freedom
+    assert (gap, low, high) == pytest.approx((-3.0, -3 - half, -3 + half))
+
+
+@pytest.mark.parametrize(
+    ("text", "spread", "kind", "seeds", "error"),
+    [
+        ("15031 ± 392", 392.0, "half of the 95% interval over runs", 10, 200.0),
+        ("7.0 ± 3", 3.0, "standard deviation over runs", 9, 1.0),
+        ("7.0 ± 10", 10.0, "standard deviation over all episodes", 10, 1.0),
+        ("9360 ± 0", 0.0, "standard deviation over runs", 10, 1 / math.sqrt(12)),
+        ("0.95", math.nan, "", 5, 0.01 / math.sqrt(12)),
+    ],
+)
+def test_the_error_of_a_published_number(text, spread, kind, seeds, error):
+    row = ledger.Row("P", "T", "task", "A", "return", 0.0, spread, kind, seeds, 1_000, text)
+    assert row.error == pytest.approx(error, rel=2e-3)
+
+
+def test_published_numbers_are_there_once():
+    rows = ledger.read_published()
+    assert len({(*row[:5], row.steps) for row in rows}) == len(rows)
+    assert {row.paper for row in rows} == {"TD7", "PAVE", "SAVGO", "SAVO", "ACPG"}
+    assert {(row.paper, row.table) for row in rows} == set(ledger.STUDIES)
+    cell = {(*row[:5], row.steps): row for row in rows}
+    pave = cell["PAVE", "Table: TD3", "Pendulum", "TD3+PAVE", "sm", 100_000]
+    assert (pave.mean, pave.spread, pave.seeds) == (0.351, 0.118, 5)
+    assert cell["TD7", "Table 1", "Humanoid", "TD7", "return", 5_000_000].text == "10281 ± 588"
+
+
+def test_pages_are_what_the_ledger_says():
+    for page, text in ledger.outputs().items():
+        assert page.read_text() == text, f"{page.name}: run python benchmarks/ledger.py"
+    assert ledger.make_summary().count("\n- ") == 5
