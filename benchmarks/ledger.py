@@ -189,6 +189,7 @@ class Run(NamedTuple):
         seed: random seed.
         evaluations: column -> array [evaluations, episodes], of the policy that the run keeps, if it keeps
             one; "step" is [evaluations].
+        current: the same of the current policy.
         seconds: wall seconds of training.
     """
 
@@ -197,16 +198,17 @@ class Run(NamedTuple):
     label: str
     seed: int
     evaluations: dict[str, np.ndarray]
+    current: dict[str, np.ndarray]
     seconds: float
 
 
-def read_evaluations(text: str, policy: str = "kept") -> dict[str, np.ndarray]:
+def read_evaluations(text: str, policy: str) -> dict[str, np.ndarray]:
     """Read evaluations.csv; rows of another policy are left out, unless the run has no such policy."""
     rows = [*csv.DictReader(text.splitlines())]
     rows = [r for r in rows if r["policy"] == policy] or rows
     steps = sorted({int(r["step"]) for r in rows})
     found: dict[str, np.ndarray] = {"step": np.array(steps)}
-    for name in ("return", "sm"):
+    for name in ("return", "sm", "action_change"):
         if name in rows[0]:
             of = {step: [float(r[name]) for r in rows if int(r["step"]) == step] for step in steps}
             found[name] = np.array([of[step] for step in steps])
@@ -230,9 +232,10 @@ def read_runs() -> list[Run]:
     for record in sorted(RESULTS.glob("learning/**/run.json")):
         plan = json.loads(record.read_text())
         study = record.relative_to(RESULTS / "learning").parts[0]
-        evaluations = read_evaluations((record.parent / "evaluations.csv").read_text())
+        evaluations = (record.parent / "evaluations.csv").read_text()
+        policies = [read_evaluations(evaluations, policy) for policy in ("kept", "current")]
         seconds = read_seconds((record.parent / "metrics.jsonl").read_text())
-        runs.append(Run(study, plan["env"], plan["label"], plan["seed"], evaluations, seconds))
+        runs.append(Run(study, plan["env"], plan["label"], plan["seed"], *policies, seconds))
     return runs
 
 
@@ -291,9 +294,9 @@ def runs_of(paper: str, task: str, agent: str) -> list[Run]:
     return max(by_study.values(), key=len, default=[])
 
 
-def at(run: Run, steps: int) -> int:
+def at(evaluations: dict[str, np.ndarray], steps: int = 0) -> int:
     """Return the index of the last evaluation at or before a step; 0 steps: the last one of all."""
-    return int(np.searchsorted(run.evaluations["step"], steps or np.inf, side="right")) - 1
+    return int(np.searchsorted(evaluations["step"], steps or np.inf, side="right")) - 1
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -332,7 +335,7 @@ def values_of(row: Row) -> tuple[np.ndarray, int] | None:
     metric = METRICS.get("highest evaluation of a run" if row.metric == "best return" else row.metric)
     if not runs or metric is None:
         return None
-    index = [at(run, row.steps) for run in runs]
+    index = [at(run.evaluations, row.steps) for run in runs]
     steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
     return np.array([metric(run, k) for run, k in zip(runs, index, strict=True)]), steps
 
@@ -556,13 +559,18 @@ def ledger() -> tuple[list[Entry], list[Effect]]:
 # --- the page -----------------------------------------------------------------------------------------
 
 
-def show(x: float | None, *, sign: bool = False) -> str:
-    """Format a number with about four digits, and a true minus."""
-    if x is None or math.isnan(x):
+def show(x: float, *, like: float | None = None, sign: bool = False) -> str:
+    """Format a number with about four digits, and a true minus.
+
+    Args:
+        x: the number.
+        like: take as many decimals as for this number.
+        sign: write a plus, too.
+    """
+    if math.isnan(x):
         return "–"
-    if math.isinf(x):
-        return "∞" if x > 0 else "−∞"
-    digits = 0 if abs(x) >= 1000 else 1 if abs(x) >= 20 else 2 if abs(x) >= 1 else 3
+    size = abs(x if like is None else like)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{x:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
@@ -572,7 +580,8 @@ def interval(ours: Ours | None) -> str:
         return ""
     if math.isnan(ours.half):
         return show(ours.mean)
-    return f"{show(ours.mean)} [{show(ours.mean - ours.half)}, {show(ours.mean + ours.half)}]"
+    low, high = (show(ours.mean + way * ours.half, like=ours.mean) for way in (-1, 1))
+    return f"{show(ours.mean)} [{low}, {high}]"
 
 
 def share_text(share: float) -> str:
@@ -692,7 +701,7 @@ A row of a table is a number that a paper publishes.
 | --- | --- |
 | not run | no run is recorded |
 | too short | fewer than {SEEDS} seeds, or less than {LENGTH:.0%} of the paper's steps |
-| reproduced | at most {NEAR:.0f} standard errors away, and known to {WIDE:.0%}: our interval reaches no further |
+| reproduced | {NEAR:.0f} standard errors away or less, and our interval is {WIDE:.0%} at most to a side |
 | contradicted | {FAR:.0f} standard errors away or more, under the paper's own protocol |
 | not seen | everything else: our runs neither show the number nor rule it out |
 
@@ -815,7 +824,197 @@ def make_page() -> str:
 
 # --- blocks of other pages ----------------------------------------------------------------------------
 
-BLOCKS: dict[str, Callable[[], str]] = {"summary": make_summary}
+
+def ends(study: str, env: str, label: str, *, metric: str = "return", steps: int = 0, current: bool = False):
+    """Return the evaluation at a step (0: the last one) of all runs of a study, [seeds, episodes].
+
+    Args:
+        study: folder of results/learning.
+        env: environment id.
+        label: label of the runs.
+        metric: column of the evaluations.
+        steps: environment steps.
+        current: take the current policy, not the kept one.
+    """
+    of = [r for r in read_runs() if (r.study, r.env, r.label) == (study, env, label)]
+    tables = [r.current if current else r.evaluations for r in sorted(of, key=lambda r: r.seed)]
+    return np.array([t[metric][at(t, steps)] for t in tables])
+
+
+def spread(values: np.ndarray) -> str:
+    """Format the mean and the standard deviation over seeds."""
+    means = values.mean(1)
+    return f"{show(means.mean())} ± {show(means.std(ddof=1), like=means.mean())}"
+
+
+def span(values: np.ndarray, scale: float = 1.0) -> str:
+    """Format the mean over seeds with the least and the greatest seed."""
+    means = scale * values.mean(1)
+    return f"{show(means.mean())} ({show(means.min())} to {show(means.max())})"
+
+
+def by_seed(values: np.ndarray) -> str:
+    """Format the mean of each seed."""
+    return ", ".join(show(mean) for mean in values.mean(1))
+
+
+def labels(study: str, env: str) -> list[str]:
+    """Return the labels of a study's recorded runs in an environment, in alphabetical order."""
+    return sorted({r.label for r in read_runs() if (r.study, r.env) == (study, env)})
+
+
+SINGLE, DOUBLE = "restricted/InvertedPendulum-v0", "restricted/InvertedDoublePendulum-v0"
+ITEMS = "recsim/10k-v0"
+CHEETAH, HOPPER = "HalfCheetah-v5", "Hopper-v5"
+
+
+def short(label: str) -> str:
+    """Shorten the label of an agent of a study to its recipe and what is special in it."""
+    recipe, _, rest = label.partition("[")
+    usual = ("preset=paper", "base.updates_per_step=0.133", "base.epsilon_decay=0.25", "base.warmup=1000")
+    special = [field for field in rest.rstrip("]").split(",") if field and field not in usual]
+    return f"`{recipe}`" + (f", {', '.join(special)}" if special else "")
+
+
+def arms(study: str, env: str, metric: str = "return") -> str:
+    """Format the last evaluations of all recorded arms of a study in an environment."""
+    cells = [f"{short(of)} {spread(ends(study, env, of, metric=metric))}" for of in labels(study, env)]
+    return "; ".join(cells)
+
+
+def seeds_of(study: str, env: str) -> str:
+    """Return the numbers of seeds of a study's recorded arms: 5, or 3 to 5."""
+    counts = Counter(r.label for r in read_runs() if (r.study, r.env) == (study, env)).values()
+    return f"{min(counts)} to {max(counts)}" if len({*counts}) > 1 else str(min(counts))
+
+
+def block_learning() -> str:
+    """Final returns of the recorded runs."""
+    current = spread(ends("pendulum", "Pendulum-v1", "td7[base.warmup=1000]", current=True))
+    tasks = [
+        ("Pendulum-v1", "pendulum", "Pendulum-v1", "20k", f"; `td7`, current policy {current}"),
+        ("Pendulum-v1, PAVE's settings", "pave-effect", "Pendulum-v1", "100k", ""),
+        ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "100k", ""),
+        ("restricted InvertedDoublePendulum, 0.133 updates per step", "savo-effect", DOUBLE, "100k", ""),
+        ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "1M", ""),
+        ("HalfCheetah-v5", "mujoco", CHEETAH, "100k", ""),
+        ("Hopper-v5", "mujoco", HOPPER, "100k", ""),
+    ]
+    rows = [
+        [task, steps, seeds_of(study, env), arms(study, env) + more]
+        for task, study, env, steps, more in tasks
+    ]
+    of_sm = arms("pave-effect", "Pendulum-v1", "sm")
+    rows.insert(2, ["the same: oscillation `sm`", "100k", seeds_of("pave-effect", "Pendulum-v1"), of_sm])
+    return table(["task", "steps", "seeds", "end of training, mean ± std over seeds"], rows)
+
+
+def block_pave() -> str:
+    """The last evaluation of every arm on Pendulum, with the settings of the PAVE paper."""
+    rows = []
+    for label in labels("pave-effect", "Pendulum-v1"):
+        cells = [
+            ends("pave-effect", "Pendulum-v1", label, metric=m) for m in ("return", "sm", "action_change")
+        ]
+        rows.append([short(label), str(len(cells[0])), *map(span, cells)])
+    return table(["agent", "seeds", "return", "`sm`", "mean change of the action, share of its range"], rows)
+
+
+def block_savo(env: str, study: str) -> str:
+    """The last evaluation of every recorded arm of a SAVO study, with the ledger's interval."""
+    rows = []
+    for label in labels(study, env):
+        values = ends(study, env, label)
+        rows.append([short(label), interval(summarise(values, 0)), by_seed(values)])
+    return table(["agent", "return [95%]", "by seed"], rows)
+
+
+def block_mujoco(agent: str) -> str:
+    """Published returns of an agent after 300k, 1M and 5M steps, and ours."""
+    cells = {
+        (r.task, r.steps): r.text
+        for r in read_published()
+        if r[:2] == ("TD7", "Table 1") and r.agent == agent
+    }
+    lengths = [n for n in (300_000, 1_000_000, 5_000_000) if any(steps == n for _, steps in cells)]
+    rows = []
+    for task in dict.fromkeys(task for task, _ in cells if (task, 5_000_000) in cells):
+        values = ends("mujoco", f"{task}-v5", agent.lower())
+        ours = f"at 100k: {spread(values)} ({len(values)} seeds)" if len(values) else "not measured"
+        rows.append([task, *(cells.get((task, n), "") for n in lengths), ours])
+    names = [f"published {n // 1000:,}k" for n in lengths]
+    return table(["task", *names, "ours"], rows)
+
+
+def block_td7_curves() -> str:
+    """Learning curves of TD7's kept and current policy."""
+    rows = []
+    for env in (CHEETAH, HOPPER):
+        for current in (False, True):
+            means = [
+                show(ends("mujoco", env, "td7", steps=steps, current=current).mean())
+                for steps in (50_000, 75_000, 100_000)
+            ]
+            rows.append([env, "current" if current else "kept", *means])
+    return table(["task", "policy", "50k", "75k", "100k"], rows)
+
+
+def block_savgo() -> str:
+    """The whole Table 1 of the SAVGO paper, with ours."""
+    entries = [e for e in ledger()[0] if (e.row.paper, e.row.table) == ("SAVGO", "Table 1")]
+    agents = [*dict.fromkeys(e.row.agent for e in entries)]
+    rows = []
+    for task in dict.fromkeys(e.row.task for e in entries):
+        of = {e.row.agent: e for e in entries if e.row.task == task}
+        best = max(e.row.mean for e in of.values())
+        cells = [f"**{of[a].row.text}**" if of[a].row.mean == best else of[a].row.text for a in agents]
+        ours = [f"{a} {show(e.ours.mean)} at {share_text(e.share)}" for a, e in of.items() if e.ours]
+        rows.append([task, *cells, "; ".join(ours) or "not measured"])
+    return table(["task", *agents, "ours, at a share of the steps"], rows)
+
+
+def block_acpg() -> str:
+    """The whole table of scores of the ACPG paper, with ours."""
+    entries = [e for e in ledger()[0] if (e.row.paper, e.row.table) == ("ACPG", "Table: scores")]
+    cell = {(e.row.task, e.row.agent, e.row.metric): e for e in entries}
+    rows = []
+    for task, agent in dict.fromkeys((e.row.task, e.row.agent) for e in entries):
+        if "+" in agent:
+            continue
+        cells, ours = [], []
+        for metric in ("best return", "final return", "epoch solved"):
+            pair = [cell.get((task, name, metric)) for name in (agent, f"{agent}+ACPG")]
+            cells.append(" → ".join(e.row.text for e in pair if e))
+            if any(e and e.ours for e in pair):
+                ours.append(f"{metric} " + " → ".join(show(e.ours.mean) for e in pair if e and e.ours))
+        rows.append([agent, task, *cells, "; ".join(ours) or "not measured"])
+    return table(["algorithm", "task, network", "best", "final", "epoch solved", "ours"], rows)
+
+
+def block_offline() -> str:
+    """Returns after learning from the Pendulum dataset."""
+    found: dict[str, list[list[float]]] = {}
+    for r in read_json("offline/pendulum.json")["rows"]:
+        found.setdefault(r["recipe"], []).append(r["returns"])
+    ordered = sorted(found.items(), key=lambda item: -np.mean(item[1]))
+    rows = [[f"`{name}`", spread(np.array(of)), by_seed(np.array(of))] for name, of in ordered]
+    return table(["agent", "return, mean ± std over seeds", "by seed"], rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "summary": make_summary,
+    "learning": block_learning,
+    "pave": block_pave,
+    "savo-single": functools.partial(block_savo, SINGLE, "savo-effect"),
+    "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect"),
+    "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
+    "td3": functools.partial(block_mujoco, "TD3"),
+    "td7": functools.partial(block_mujoco, "TD7"),
+    "td7-curves": block_td7_curves,
+    "savgo": block_savgo,
+    "acpg": block_acpg,
+    "offline": block_offline,
+}
 
 
 def renew(text: str) -> str:
