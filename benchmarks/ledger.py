@@ -328,9 +328,9 @@ def values_of(row: Row) -> tuple[np.ndarray, int] | None:
     """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run."""
     if row.metric in GEOMETRY:
         return geometry_of(row)
-    if row.paper == "ACPG" and row.task == "CartPole, MLP":
+    if row.paper == "ACPG" and row.task == "CartPole (MLP)":
         return cartpole_of(row.agent, row.metric)
-    task = "ALE/Pong-v5" if row.paper == "ACPG" and row.task == "Pong, CNN" else row.task
+    task = "ALE/Pong-v5" if row.paper == "ACPG" and row.task == "Pong (CNN)" else row.task
     runs = runs_of(row.paper, task, row.agent) if task == row.task else pong(row.agent)
     metric = METRICS.get("highest evaluation of a run" if row.metric == "best return" else row.metric)
     if not runs or metric is None:
@@ -737,26 +737,33 @@ def total_hours(entries: Iterable[Entry]) -> float:
 
 
 def named(entries: Iterable[Entry]) -> str:
-    """Name entries: the agents of each paper, task and metric."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    """Name entries: for each paper and task the metrics, and for each metric the agents."""
+    groups: dict[str, dict[str, list[str]]] = {}
     for entry in entries:
         row = entry.row
-        groups.setdefault((row.paper, row.task, row.metric), []).append(row.agent)
+        metrics = groups.setdefault(f"{row.paper} on {row.task}", {})
+        metrics.setdefault(row.metric, []).append(row.agent)
     return "; ".join(
-        f"{paper}, {task}, {metric} of {', '.join(dict.fromkeys(agents))}"
-        for (paper, task, metric), agents in groups.items()
+        f"{where}: " + ", ".join(f"{metric} of {_listed(agents)}" for metric, agents in metrics.items())
+        for where, metrics in groups.items()
     )
 
 
 def named_effects(effects: Iterable[Effect]) -> str:
-    """Name effects: the agents over whom, for each paper, task and metric."""
+    """Name effects: for each task and metric the agents over whom."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for e in effects:
         groups.setdefault((e.task, e.metric, e.agent), []).append(e.base)
     return "; ".join(
-        f"{agent} over {' and '.join(bases)} in {metric} ({task})"
+        f"{agent} over {_listed(bases)} on {task}: {metric}"
         for (task, metric, agent), bases in groups.items()
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """List names once each: A, B and C."""
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def make_summary() -> str:
@@ -1001,6 +1008,76 @@ def block_offline() -> str:
     return table(["agent", "return, mean ± std over seeds", "by seed"], rows)
 
 
+def block_starts() -> str:
+    """Return and `sm` of the same policies from the first ten, hundred and all recorded first states."""
+    rows = []
+    for measured in read_json("smoothness/pave-effect-200-episodes.json")["runs"]:
+        cells = [
+            show(float(np.mean(measured["per_episode"][metric][:n])))
+            for metric in ("return", "sm")
+            for n in (10, 100, 200)
+        ]
+        rows.append([short(measured["label"]), str(measured["seed"]), f"{measured['step'] // 1000}k", *cells])
+    names = [f"{metric}, {n} starts" for metric in ("return", "`sm`") for n in (10, 100, 200)]
+    return table(["agent", "seed", "step", *names], rows)
+
+
+LIBRARIES = {"sb3": "Stable-Baselines3", "sbx": "SBX", "torch": "eager PyTorch"}
+
+
+def read_speeds() -> list[dict]:
+    """Read the recorded runs of throughput.py beside other libraries, oldest first."""
+    files = sorted((RESULTS / "throughput").glob("*[0-9]-peers*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def between(values: Iterable[float]) -> str:
+    """Format the least and the greatest of some numbers."""
+    low, high = min(values := [*values]), max(values)
+    digits = 0 if high >= 10 else 2
+    return f"{low:,.{digits}f} to {high:,.{digits}f}"
+
+
+def block_speed() -> str:
+    """Steps per second over all recorded runs, beside other libraries: the least and the greatest median."""
+    runs, rows = read_speeds(), []
+    for agent in ("td3", "sac", "td7"):
+        medians = [{name: c["median"] for name, c in run["contenders"].items()} for run in runs]
+        ours = f"qscape-{agent}"
+        cells = []
+        for library in LIBRARIES:
+            name = f"{library}-{agent}"
+            ratios = [m[ours] / m[name] for m in medians if name in m]
+            cells.append(f"{between(m[name] for m in medians)}; {between(ratios)}" if ratios else "")
+        named = "TD7 without `checkpoints`" if agent == "td7" else agent.upper()
+        rows.append([named, between(m[ours] for m in medians), *cells])
+    return table(["agent", "qscape", *(f"{name}; qscape against it" for name in LIBRARIES.values())], rows)
+
+
+def block_speed_runs() -> str:
+    """Every recorded run of the comparison of speed."""
+    rows = []
+    for run in read_speeds():
+        made, machine = {name: c["median"] for name, c in run["contenders"].items()}, run["machine"]
+        cells = []
+        for agent in ("td3", "sac", "td7"):
+            ratios = [f"{made[ours] / made[name]:.2f}" for ours, name in _pairs(agent) if name in made]
+            cells.append(f"{made[f'qscape-{agent}']:,.0f}: {', '.join(ratios)}")
+        started = machine["started"][:16].replace("T", " ")
+        load = f"{machine['load_before'][0]:.1f}"
+        rows.append([started, machine["system"].split("-")[3], machine["commit"], load, *cells])
+    names = [
+        "TD3: against SB3, SBX, PyTorch",
+        "SAC: against SB3, SBX",
+        "TD7 without `checkpoints`: against PyTorch",
+    ]
+    return table(["started", "machine", "commit", "load", *names], rows)
+
+
+def _pairs(agent: str) -> list[tuple[str, str]]:
+    return [(f"qscape-{agent}", f"{library}-{agent}") for library in LIBRARIES]
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
@@ -1014,6 +1091,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savgo": block_savgo,
     "acpg": block_acpg,
     "offline": block_offline,
+    "starts": block_starts,
+    "speed": block_speed,
+    "speed-runs": block_speed_runs,
 }
 
 
