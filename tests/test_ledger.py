@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,12 @@ def test_published_numbers_are_there_once():
     pave = cell["PAVE", "Table: TD3", "Pendulum", "TD3+PAVE", "sm", 100_000]
     assert (pave.mean, pave.spread, pave.seeds) == (0.351, 0.118, 5)
     assert cell["TD7", "Table 1", "Humanoid", "TD7", "return", 5_000_000].text == "10281 ± 588"
+
+
+def test_every_table_has_a_study_with_three_budgets():
+    for study in {*ledger.STUDIES.values()}:
+        file = ROOT / "src/qscape/jobs/studies" / f"{study}.toml"
+        assert {*tomllib.loads(file.read_text())["budgets"]} == {"quick", "short", "paper"}, study
 
 
 def test_pages_are_what_the_ledger_says():
