@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from collect import read_archive
 from scipy.stats import t as student
 
 HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
 NEAR, FAR = 2.0, 3.0  # combined standard errors: up to NEAR is equal, from FAR on is different
 WIDE = 0.5  # a number whose 95% interval reaches further than this share of it shows nothing
 EPISODES = 10  # of an evaluation in the PAVE paper, whose spread is over the episodes of all runs
+POLICIES = ("kept", "current")
 VERDICTS = ("reproduced", "not seen", "contradicted", "too short", "not run")
 
 
@@ -183,7 +185,7 @@ class Run(NamedTuple):
     """A recorded run.
 
     Attributes:
-        study: folder of results/learning.
+        study: archive of results/learning.
         env: environment id.
         label: recipe with the settings that differ from its defaults.
         seed: random seed.
@@ -229,13 +231,14 @@ def read_seconds(text: str) -> float:
 def read_runs() -> list[Run]:
     """Read all recorded runs, in a fixed order."""
     runs = []
-    for record in sorted(RESULTS.glob("learning/**/run.json")):
-        plan = json.loads(record.read_text())
-        study = record.relative_to(RESULTS / "learning").parts[0]
-        evaluations = (record.parent / "evaluations.csv").read_text()
-        policies = [read_evaluations(evaluations, policy) for policy in ("kept", "current")]
-        seconds = read_seconds((record.parent / "metrics.jsonl").read_text())
-        runs.append(Run(study, plan["env"], plan["label"], plan["seed"], *policies, seconds))
+    for archive in sorted((RESULTS / "learning").glob("*.tar.xz")):
+        contents = {name: data.decode() for name, data in read_archive(archive).items()}
+        for name in (name for name in contents if name.endswith("/run.json")):
+            plan, folder = json.loads(contents[name]), name.removesuffix("run.json")
+            study = folder.split("/")[0]
+            policies = [read_evaluations(contents[f"{folder}evaluations.csv"], which) for which in POLICIES]
+            seconds = read_seconds(contents[f"{folder}metrics.jsonl"])
+            runs.append(Run(study, plan["env"], plan["label"], plan["seed"], *policies, seconds))
     return runs
 
 
@@ -836,7 +839,7 @@ def ends(study: str, env: str, label: str, *, metric: str = "return", steps: int
     """Return the evaluation at a step (0: the last one) of all runs of a study, [seeds, episodes].
 
     Args:
-        study: folder of results/learning.
+        study: archive of results/learning.
         env: environment id.
         label: label of the runs.
         metric: column of the evaluations.

@@ -1,7 +1,8 @@
 """The ledger of published numbers: its rules, with numbers made by hand, and its pages."""
 
-import importlib.util
+import json
 import math
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks" / "results" / "learning").exists():
     pytest.skip("a source distribution has no recorded runs", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("ledger", ROOT / "benchmarks" / "ledger.py")
-ledger = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ledger)
+sys.path.append(str(ROOT / "benchmarks"))
+import collect  # noqa: E402
+import ledger  # noqa: E402
 
 
 def ours(half=10.0, seeds=5):
@@ -113,3 +114,24 @@ def test_every_block_is_quoted_and_the_readme_has_the_summary():
     quoted = [m[2] for page in ledger.PAGES for m in ledger.BLOCK.finditer(page.read_text())]
     assert {*quoted} == {*ledger.BLOCKS}
     assert "<!-- ledger:summary -->" in (ROOT / "README.md").read_text()
+
+
+def test_finished_runs_are_packed_and_others_named(tmp_path):
+    for seed, step in ((0, 30), (1, 20)):
+        folder = tmp_path / "study" / "env" / "td3" / str(seed)
+        (folder / "saves" / f"{step:09d}").mkdir(parents=True)
+        (folder / "saves" / f"{step:09d}" / "save.json").touch()
+        (folder / "run.json").write_text(json.dumps({"steps": 30}))
+        for name in ("evaluations.csv", "metrics.jsonl"):
+            (folder / name).write_text(f"{name} of {seed}")
+    file = tmp_path / "study.tar.xz"
+    assert collect.pack(tmp_path / "study", file) == [tmp_path / "study/env/td3/1"]
+    first, names = file.read_bytes(), [*collect.read_archive(file)]
+    assert names == [f"study/env/td3/0/{name}" for name in ("evaluations.csv", "metrics.jsonl", "run.json")]
+    collect.pack(tmp_path / "study", file)
+    assert file.read_bytes() == first
+
+
+def test_recorded_runs_lie_in_archives():
+    loose = [place.name for place in (ROOT / "benchmarks/results/learning").iterdir() if place.is_dir()]
+    assert not loose, "pack them with benchmarks/collect.py"
