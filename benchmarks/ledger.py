@@ -441,13 +441,69 @@ def on_policy_seconds(task: str) -> float:
     return float(np.median(ours))
 
 
+FLAGS = {  # of variants in the papers' tables, beside the recipe
+    "MPR": "--pave.vector-field 0 --pave.curvature 0",
+    "VFC": "--pave.mixed-partial 0 --pave.curvature 0",
+    "MPR+VFC": "--pave.curvature 0",
+    "Curv": "--pave.mixed-partial 0 --pave.vector-field 0",
+    "MPR+Curv": "--pave.vector-field 0",
+    "VFC+Curv": "--pave.mixed-partial 0",
+    "K": "--savgo.candidates",
+    "λ": "--savgo.candidates 256 --savgo.exponent",
+    "ε": "--base.exploration",
+    "fixed τ": "--savgo.tau-end",
+    "β": "--savgo.gap-scale",
+    "random frozen encoder": "--savgo.frozen",
+    "uniform weights": "--savgo.uniform 1",
+}
+ENVS = {"MineWorld": 20, "RecSim": 16, "RecSim-Data": 16}
+
+
+def command_of(row: Row, agent: str) -> str:
+    """Return the command that makes the runs of an agent of a row; "" if qscape does not have it."""
+    label = label_of(row.paper, agent)
+    unnamed = row.task.startswith(("sum", "mean of", "a "))
+    no_network = row.paper == "ACPG" and row.task.endswith("(MLP)") != row.task.startswith("CartPole")
+    if label is None or unnamed or no_network:
+        return ""
+    _, _, variant = agent.partition(", ")
+    field, _, value = variant.partition(" = ")
+    recipe = re.split(r"\[| \(|, ", label)[0]
+    if row.paper == "SAVGO" and agent.startswith("SAVGO"):
+        recipe = "sac+savgo" if row.task == "Ant" else "sac+savgo+normalise"
+    words = ["qscape train", recipe, f"--env {env_of(row.task)}", f"--steps {row.steps or FRAMES}"]
+    if row.paper == "SAVO":
+        words.append(f"--envs {ENVS.get(row.task, 10)}")
+    if row.paper == "ACPG":
+        words[2] = f"--env {on_policy_env(row.task)}"
+    if "D4RL" in row.table:
+        words[2:2] = [f"--dataset {row.task.lower().replace(' ', '_').replace('-', '_')}-v2.hdf5"]
+        words[3] = f"--env {row.task.split()[0]}-v5"
+    if row.task == "LunarLander":
+        words.append("--env-args continuous=True")
+    on_images = row.paper == "ACPG" and row.task.endswith("(CNN)") and recipe.startswith(("ppo", "trpo"))
+    if "[preset" in label or "savgo" in recipe or on_images or (row.paper, agent) == ("TD7", "TQC"):
+        words.append("--preset paper")
+    return " ".join([*words, *filter(None, [FLAGS.get(field, ""), value])])
+
+
+def on_policy_env(task: str) -> str:
+    """Return the environment of a task of the ACPG paper, with its flags."""
+    name = task.split(" ")[0]
+    if name == "CartPole":
+        return "CartPole-v1 --envs 10"
+    return (
+        "CarRacing-v3 --env-args continuous=False --envs 10"
+        if name == "CarRacing"
+        else f"ALE/{name}-v5 --envs 10"
+    )
+
+
 def hours(row: Row) -> dict[str, float] | None:
     """Return the core-hours of all runs behind a row, by agent; None: an agent or its cost is unknown."""
     found = {}
     for agent in row.agents:
-        if label_of(row.paper, agent) is None or row.task.startswith(("sum", "mean of", "a ")):
-            return None
-        seconds = seconds_of_run(row, agent)
+        seconds = seconds_of_run(row, agent) if command_of(row, agent) else None
         if seconds is None:
             return None
         found[agent] = (row.seeds or SEEDS_UNSTATED) * seconds / 3600
@@ -632,6 +688,11 @@ def line_of(entry: Entry) -> list[str]:
     ]
 
 
+def commands_of(row: Row) -> str:
+    """Return the commands of a row, as cells show them."""
+    return ", ".join(f"`{command}`" for agent in row.agents if (command := command_of(row, agent)))
+
+
 def line_of_effect(effect: Effect) -> list[str]:
     """Return the cells of an effect."""
     return [
@@ -695,6 +756,7 @@ A row of a table is a number that a paper publishes.
 - *Steps* is the length of our runs as a share of the paper's.
 - *Distance* is ours less the published number, in combined standard errors. A number that is published
   without a spread counts as exact up to rounding.
+- *Command* makes one run of the row, with seed 0; `--seeds 0 1 2` makes more.
 - *Core-h* is what all runs of the row take, estimated from the recorded costs of updates, on one core of the
   slower machine of [Performance](performance.md). "–": qscape does not have the agent, or its cost is not
   measured. Where a paper does not state them, {SEEDS_UNSTATED} seeds are assumed, and
@@ -808,12 +870,12 @@ def make_paper(paper: str) -> list[str]:
         parts += ["Numbers with runs:\n", table(names, ([e.row.table, *line_of(e)] for e in measured))]
     for name in dict.fromkeys(e.row.table for e in entries):
         of = [e for e in entries if e.row.table == name]
-        run = f"`qscape study run {STUDIES[paper, name]} --budget paper`"
+        study = f"`qscape study run {STUDIES[paper, name]} --budget"
         counts = count(e.verdict for e in of)
         parts += [
             f"<details markdown>\n<summary>{name}: {len(of)} numbers, {counts}</summary>\n",
-            f"Command: {run} (or `--budget short`).\n",
-            table(COLUMNS, map(line_of, of)),
+            f"The whole table: {study} paper`. What a small machine affords: {study} short`.\n",
+            table([*COLUMNS, "command"], ([*line_of(e), commands_of(e.row)] for e in of)),
             "</details>\n",
         ]
     return [*parts, *([f"{MISSING[paper]}\n"] if paper in MISSING else [])]

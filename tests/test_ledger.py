@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qscape.cli import train
+
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks" / "results" / "learning").exists():
     pytest.skip("a source distribution has no recorded runs", allow_module_level=True)
@@ -102,6 +104,41 @@ def test_every_table_has_a_study_with_three_budgets():
     for study in {*ledger.STUDIES.values()}:
         file = ROOT / "src/qscape/jobs/studies" / f"{study}.toml"
         assert {*tomllib.loads(file.read_text())["budgets"]} == {"quick", "short", "paper"}, study
+
+
+@pytest.mark.slow
+def test_every_command_of_the_ledger_can_be_parsed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "run_all", lambda jobs, together: seen.append(jobs) or 0)
+    rows = ledger.read_published()
+    shortened = [
+        row._replace(steps=1_000) for row in rows if "D4RL" not in row.table and "Pong" not in row.task
+    ]
+    for command in sorted(
+        {ledger.command_of(row, agent) for row in shortened for agent in row.agents} - {""}
+    ):
+        assert train.main(command.split()[2:]) == 0, command
+    assert len(seen) > 60
+
+
+def test_the_command_of_a_row():
+    rows = {(*row[:5], row.steps): row for row in ledger.read_published()}
+    said = {
+        ("TD7", "Table 2 (D4RL)", "Walker2d medium-replay", "TD7", "normalised score", 1_000_000): (
+            "td7 --dataset walker2d_medium_replay-v2.hdf5 --env Walker2d-v5 --steps 1000000"
+        ),
+        ("PAVE", "Table: SAC", "LunarLander", "SAC+PAVE", "sm", 500_000): (
+            "sac+pave --env LunarLander-v3 --steps 500000 --env-args continuous=True --preset paper"
+        ),
+        ("SAVGO", "Figure: K", "Humanoid", "SAVGO, K = 16", "highest evaluation of a run", 1_000_000): (
+            "sac+savgo+normalise --env Humanoid-v5 --steps 1000000 --preset paper --savgo.candidates 16"
+        ),
+    }
+    for key, command in said.items():
+        assert ledger.command_of(rows[key], key[3]) == f"qscape train {command}"
+    ofe = rows["TD7", "Table 1", "Hopper", "TD3+OFE", "return", 300_000]
+    assert ledger.command_of(ofe, ofe.agent) == ""
+    assert ledger.hours(ofe) is None
 
 
 def test_pages_are_what_the_ledger_says():
