@@ -52,7 +52,8 @@ class Pace:
     milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
     probe: tuple[str, ...] = setting(
         (),
-        "Further measures of every evaluation: smoothness, geometry, landscape, collapse, or module:Class.",
+        "Further measures of every evaluation: smoothness, geometry, landscape, bias, collapse, or "
+        "module:Class.",
     )
     loop: Literal["auto", "host", "compiled"] = setting(
         "auto",

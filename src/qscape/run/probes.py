@@ -18,6 +18,7 @@ PROBES = {
     "geometry": "qscape.inspect.geometry:GeometryProbe",
     "collapse": "qscape.inspect.collapse:CollapseProbe",
     "landscape": "qscape.inspect.survey:LandscapeProbe",
+    "bias": "qscape.inspect.bias:BiasProbe",
 }
 
 
