@@ -954,9 +954,10 @@ def arms(study: str, env: str, metric: str = "return") -> str:
     return "; ".join(cells)
 
 
-def seeds_of(study: str, env: str) -> str:
-    """Return the numbers of seeds of a study's recorded arms: 5, or 3 to 5."""
-    counts = Counter(r.label for r in read_runs() if (r.study, r.env) == (study, env)).values()
+def seeds_of(study: str, env: str, label: str = "") -> str:
+    """Return the numbers of seeds of a study's recorded arms (or of one arm): 5, or 3 to 5."""
+    found = [r.label for r in read_runs() if (r.study, r.env) == (study, env) and label in ("", r.label)]
+    counts = Counter(found).values()
     return f"{min(counts)} to {max(counts)}" if len({*counts}) > 1 else str(min(counts))
 
 
@@ -1043,6 +1044,48 @@ def block_savgo() -> str:
         ours = [f"{a} {show(e.ours.mean)} at {share_text(e.share)}" for a, e in of.items() if e.ours]
         rows.append([task, *cells, "; ".join(ours) or "not measured"])
     return table(["task", *agents, "ours, at a share of the steps"], rows)
+
+
+def block_savgo_pendulum() -> str:
+    """Every recorded arm on InvertedDoublePendulum at the steps where they differ, by seed."""
+    study, env, rows = "savgo-effect", "InvertedDoublePendulum-v5", []
+    for label in labels(study, env):
+        cells = [by_seed(ends(study, env, label, steps=steps)) for steps in (10_000, 15_000, 20_000, 0)]
+        rows.append([short(label), seeds_of(study, env, label), *cells])
+    return table(["agent", "seeds", "10,000 steps, by seed", "15,000", "20,000", "last evaluation"], rows)
+
+
+def block_pave_published(base: str) -> str:
+    """Published returns and `sm` of the PAVE paper."""
+    rows = [r for r in read_published() if (r.paper, r.table) == ("PAVE", f"Table: {base}")]
+    tasks = dict.fromkeys(r.task for r in rows)
+    text = {(r.agent, r.task, r.metric): r.text.split(" ")[0] for r in rows}
+    lines = [
+        [agent, *(f"{text[agent, task, 'return']}, {text[agent, task, 'sm']}" for task in tasks)]
+        for agent in dict.fromkeys(r.agent for r in rows)
+    ]
+    return table(["return, `sm`", *tasks], lines)
+
+
+def block_cartpole() -> str:
+    """Seeds solved, steps until then, and seeds that hold 475 at the end, by head, on CartPole."""
+    recorded = read_json("action_collapse/cartpole.json")
+    rows = []
+    for head in recorded["heads"]:
+        cells = []
+        for algorithm in ("reinforce", "ppo"):
+            of = [r for r in recorded["rows"] if (r["algorithm"], r["head"]) == (algorithm, head)]
+            until = np.array([float(r["solved_at"] or recorded["steps"]) for r in of])
+            held = sum(np.mean(r["return"][-3:]) >= 475 for r in of)
+            solved = f"{sum(r['solved_at'] is not None for r in of)} of {len(of)}"
+            cells += [interval(summarise(until, 0)), solved, str(held)]
+        rows.append([head, *cells])
+    return table(
+        ["head", *(f"{a}: {c}" if c == "steps" else c for a in ("REINFORCE", "PPO") for c in SOLVED)], rows
+    )
+
+
+SOLVED = ("steps", "solved", "at the end")
 
 
 def block_acpg() -> str:
@@ -1155,6 +1198,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "td7-curves": block_td7_curves,
     "savgo": block_savgo,
     "acpg": block_acpg,
+    "savgo-pendulum": block_savgo_pendulum,
+    "pave-td3": functools.partial(block_pave_published, "TD3"),
+    "pave-sac": functools.partial(block_pave_published, "SAC"),
+    "cartpole": block_cartpole,
     "offline": block_offline,
     "starts": block_starts,
     "speed": block_speed,
