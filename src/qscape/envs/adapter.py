@@ -165,6 +165,14 @@ def make(
     def build() -> gym.Env:
         return build_env(env_id, args)
 
+    spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
+
+    def build_there() -> gym.Env:
+        """Make one in another process, which has not run what the user's script registers."""
+        if spec is not None:
+            gym.registry.setdefault(spec.id, spec)
+        return build()
+
     first = build()
     name = env_id if isinstance(env_id, str) else None
     alone = envs == 1 and vectorise != "envpool"
@@ -174,7 +182,7 @@ def make(
         if vectorise == "envpool":
             many: VectorEnv = Pool(env_id, envs, args, first)
         elif vectorise == "async":
-            many = Workers([build] * envs, autoreset)
+            many = Workers([build_there] * envs, autoreset)
         else:
             many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
     except QscapeError:
