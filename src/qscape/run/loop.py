@@ -350,11 +350,14 @@ class Loop:
 
 def may_compile(plan: Plan) -> bool:
     """Return whether the run is compiled as a whole if its environment is written in JAX."""
-    return plan.loop != "host" and not plan.dataset and not plan.start
+    return plan.loop != "host" and plan.vectorise == "sync" and not plan.dataset and not plan.start
 
 
 def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:
-    """Open the training and evaluation environments of a plan; the latter have the seeds `SEED` + i."""
+    """Open the training and evaluation environments of a plan; the latter have the seeds `SEED` + i.
+
+    Evaluation environments are stepped one after the other, and are Gymnasium's where EnvPool trains.
+    """
     adapter = open_adapter(plan, agent)
     if not plan.evals_every:
         return adapter, None
@@ -373,6 +376,7 @@ def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
         plan.envs,
         args,
         seed=plan.seed,
+        vectorise=plan.vectorise,
         index_actions=agent.index_actions,
         one_if_jax=may_compile(plan),
     )
