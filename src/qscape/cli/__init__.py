@@ -11,6 +11,7 @@ from qscape.errors import QscapeError, UsageError, memory_error
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
     "resume": ("continue an interrupted run, or make it longer", "RUN [--steps N]"),
+    "reproduce": ("run a run again, compare every number", "RUN [--out DIR]"),
     "study": (
         "run agents on environments",
         "run|status STUDY [--workers N] [--budget quick]",
