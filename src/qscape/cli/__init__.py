@@ -6,7 +6,7 @@ This module imports nothing heavy, so that `qscape --help` is fast.
 import importlib
 import sys
 
-from qscape.errors import QscapeError, UsageError, memory_error
+from qscape.errors import QscapeError, UsageError, memory_error, one_line
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qscape {version('qscape')}")
         return 0
     if argv[0] not in COMMANDS:
-        print(f"qscape: there is no command '{argv[0]}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        name = one_line(argv[0])
+        print(f"qscape: there is no command '{name}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
         if trusting:
