@@ -31,7 +31,7 @@ def _use(process: int) -> _Use:
     )
 
 
-def soak(rng: random.Random, place: Path, bench: Bench, seconds: float = SECONDS) -> str:
+def soak(rng: random.Random, place: Path, bench: Bench) -> str:
     """A run that saves, logs and evaluates all the time uses no more at its end than in its middle."""
     if not Path("/proc/self/statm").exists():
         raise Skipped("the memory of a process is not known here")
@@ -57,13 +57,13 @@ def soak(rng: random.Random, place: Path, bench: Bench, seconds: float = SECONDS
             time.sleep(0.1)
         if process.poll() is not None:
             raise Failed(f"it ended: {wait(process)}", argv)
-        time.sleep(seconds / 2)
+        time.sleep(SECONDS / 2)
         middle = _use(process.pid)
-        time.sleep(seconds / 2)
+        time.sleep(SECONDS / 2)
         end = _use(process.pid)
         process.send_signal(signal.SIGINT)
         check(wait(process), argv, codes=(130,))
     grown = _Use(*(b - a for a, b in zip(middle, end, strict=True)))
     if grown.memory > GROWTH or grown.descriptors > 3 or grown.threads > 0:
-        raise Failed(f"grown in {seconds / 2:.0f} s: {grown}", argv)
+        raise Failed(f"grown in {SECONDS / 2:.0f} s: {grown}", argv)
     return f"{name}: {grown.memory:+.1f} MiB, {newest(place / 'run')} steps"

@@ -122,12 +122,12 @@ class Bench:
         return place
 
 
-def start(argv: Sequence[object], cwd: Path, driven: bool = False, **how: Any) -> subprocess.Popen[str]:
+def start(argv: Sequence[object], cwd: Path, driven: bool = False) -> subprocess.Popen[str]:
     """Start `qscape ARGV` in the folder `cwd`."""
     program = ["-c", DRIVEN] if driven else ["-m", "qscape.cli"]
     pipe = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     command = [sys.executable, *program, *map(str, argv)]
-    return subprocess.Popen(command, text=True, env=tiny.environment(), cwd=cwd, **pipe, **how)
+    return subprocess.Popen(command, text=True, env=tiny.environment(), cwd=cwd, **pipe)
 
 
 def wait(process: subprocess.Popen[str], patience: float = PATIENCE) -> Done:
@@ -218,7 +218,7 @@ def next_command(loop: Loop, group: Path) -> list[str]:
         return loop.train(group, missing)
     places = [group / str(seed) for seed in loop.seeds]
     left = [place for place in places if folders.unfinished(place)]
-    return ["resume", str(group if len(left) > 1 else left[0])] if left else []
+    return ["resume", str(group if len(left) > 1 else left[0]), "--trust"] if left else []
 
 
 def go_on(loop: Loop, group: Path, cwd: Path) -> subprocess.Popen[str] | None:
