@@ -10,6 +10,7 @@ from qscape.envs import Episode
 from qscape.errors import UsageError
 from qscape.inspect.bias import BiasProbe, discounted_returns
 from qscape.run.evaluation import Rollout
+from qscape.run.probes import PolicyEvaluation
 from qscape.types import Spec
 
 GAMMA = 0.9
@@ -66,8 +67,14 @@ def test_too_short_a_cut_says_nothing():
     assert np.isnan(list(ours.measure(acting, [chain(3)]).values())).all()
 
 
-def test_agents_without_a_q_of_raw_rewards_are_refused():
-    with pytest.raises(UsageError, match=r"learns Q of scaled rewards \(reward_scale\)"):
-        BiasProbe(agents.build("sac+reward_scale").on(Spec(S, A)))
+def test_q_of_scaled_rewards_is_compared_in_the_unit_of_rewards():
+    ours, acting = probe()
+    scaled = [Says(lambda obs, a, c=c: c(obs, a, None) / 4.0) for c in acting.critics]
+    whole = ours(PolicyEvaluation(acting, [chain(30)]))
+    found = ours(PolicyEvaluation(acting._replace(critics=scaled), [chain(30)], reward_divisor=4.0))
+    assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_agents_without_q_are_refused():
     with pytest.raises(UsageError, match=r"ppo has no Q\(s, a\)"):
         BiasProbe(agents.build("ppo").on(Spec(S, A)))

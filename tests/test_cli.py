@@ -7,7 +7,6 @@ import resource
 import shlex
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +72,10 @@ NOT_A_NAME = [
     (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
     (["train"], "needs RECIPE first"),
     (["list", "things"], "takes agents, parts, envs, studies, not 'things'"),
-    (["train", "td3", *SHORT, "--log", "paper"], "--log paper is unknown; there are wandb, trackio"),
+    (
+        ["train", "td3", *SHORT, "--log", "paper"],
+        "--log paper is unknown; there are wandb, trackio, ml",
+    ),
 ]
 NOT_TOGETHER = [
     (["train", "td7+lap", *CLOCK], "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out"),
@@ -102,6 +104,7 @@ NOT_A_NUMBER = [
     (["train", "td3", *CLOCK, "--seeds", 1, 1], "--seeds 1 1: name each seed once"),
     (["train", "td3", *CLOCK, "--milestones", 0], "--milestones is 0.0; it must lie in (0, 1]"),
     (["train", "td3", *SHORT, "--base.replay-capacity", 1], "--base.replay-capacity 1 with 1 environments"),
+    (["tra\x1b[2Jin"], r"there is no command 'tra\x1b[2Jin'"),
     (["train", "--config", "no.json"], "--config no.json cannot be read as a run.json"),
     (["train", "td3", "--conf", "a"], "has no flag --conf; did you mean --config"),
 ]  # fmt: skip
@@ -353,13 +356,12 @@ def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, t
     assert arrays(tmp_path / "runs" / "0") == arrays(done)
 
 
-def test_a_logger_that_refuses_is_one_sentence(refused, monkeypatch):
-    def init(project, name, config):
-        raise ValueError(f"no key for {project}")
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    why = "--log wandb cannot begin: no key for qscape-tiny-Clock-v0"
-    assert why in refused("train", "td3", *SHORT, "--log", "wandb", "--out", "runs", code=1)
+def test_names_of_loggers_are_checked(refused):
+    assert "--log-tags 'a\\x07': give 1 to 64" in refused("train", "td3", *SHORT, "--log-tags", "a\a")
+    assert "--log nowhere:Sink cannot be loaded (Mod" in refused(
+        "train", "td3", *SHORT, "--log", "nowhere:Sink"
+    )
+    assert "--log tiny:Clock is no sink" in refused("train", "td3", *SHORT, "--log", "tiny:Clock")
 
 
 def test_what_several_seeds_were_asked_for_and_cannot_be_is_a_usage_error_too(refused):

@@ -46,7 +46,10 @@ class Run(Pace):
         (), "Arguments of the environment, e.g. continuous=False; --env.continuous False is the same."
     )
     overwrite: bool = setting(False, "Replace a run in the same folder.")
-    log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio.")
+    log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio, mlflow, your own module:Class.")
+    log_project: str = setting("", "Project of these loggers (MLflow: experiment). '': qscape-ENV.")
+    log_group: str = setting("", "Group of the run there. '': the agent's label, which all seeds share.")
+    log_tags: tuple[str, ...] = setting((), "Tags of the run there.")
     quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 

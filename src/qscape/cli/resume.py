@@ -19,7 +19,7 @@ class Options:
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
     save: int | None = setting(None, "Continue from the save of this step; None: from the newest.")
     empty_replay: bool = setting(False, "Continue with the networks alone, if no save has a replay.")
-    log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
+    log: tuple[str, ...] = setting((), "Loggers to go on with: wandb, trackio, mlflow, module:Class.")
     quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 

@@ -32,7 +32,7 @@ LONG = 3600.0  # core-seconds above which a study asks the user before it begins
 class Status:
     """Flags of `qscape study status`."""
 
-    budget: str = setting("full", "Budget of the file to take: quick or full.")
+    budget: str = setting("full", "Budget of the file to take: quick, short, full or paper.")
     runs: str = setting("runs", "Folder that holds the studies' folders.")
 
 

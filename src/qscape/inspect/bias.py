@@ -31,14 +31,9 @@ class BiasProbe:
     columns = ("q_bias", "q_bias_std", "q_bias_share")
 
     def __init__(self, agent: Any) -> None:
-        """Raises UsageError: the agent learns no Q, or its Q is not in the unit of rewards."""
+        """Raises UsageError: the agent learns no Q."""
         if not isinstance(agent, Agent):
             raise UsageError(f"{agent.recipe} has no Q(s, a), which the bias of Q needs.")
-        if not isinstance(agent.scaling, RawRewards):
-            raise UsageError(
-                f"{agent.recipe} learns Q of scaled rewards ({agent.scaling.name}), which are not what "
-                "returns are made of; measure the bias of a recipe without that part."
-            )
         self.agent = agent
         self.program = jax.jit(partial(_mean_value, agent))
 
@@ -46,10 +41,17 @@ class BiasProbe:
         """Raises UsageError: the agent has no Q."""
         if not has_q(evaluation.acting):
             raise UsageError("--probe bias needs a Q(s, a), which this agent does not have; leave it out.")
-        return self.measure(evaluation.acting, evaluation.rollouts)
+        return self.measure(evaluation.acting, evaluation.rollouts, evaluation.reward_divisor)
 
-    def measure(self, acting: ActingState, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    def measure(
+        self, acting: ActingState, rollouts: Sequence[Rollout], reward_divisor: float = 1.0
+    ) -> dict[str, float]:
         """Compare Q with the discounted return at every step of some episodes.
+
+        Args:
+            acting: the acting state with its critics.
+            rollouts: the episodes.
+            reward_divisor: what the critics' rewards are divided by.
 
         Returns:
             q_bias: mean of Q(s_t, a_t) − G_t, in units of Q; above 0 the critics promise too much.
@@ -59,9 +61,10 @@ class BiasProbe:
         """
         base, limit = self.agent.base, self.agent.task.time_limit
         joined = (np.concatenate([getattr(r, name) for r in rollouts]) for name in ("observation", "action"))
+        values = reward_divisor * self.values(acting, *joined)
         ends = np.cumsum([len(rollout.reward) for rollout in rollouts])[:-1]
         off, size = [], []
-        for rollout, q in zip(rollouts, np.split(self.values(acting, *joined), ends), strict=True):
+        for rollout, q in zip(rollouts, np.split(values, ends), strict=True):
             cut = base.bootstrap_at_time_limits and limit is not None and len(q) >= limit
             returns, counts = discounted_returns(rollout.reward, base.discount, q[-1] if cut else None)
             off.append((q - returns)[counts])
@@ -110,9 +113,14 @@ def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str
     """Compare the Q of a trained agent with the returns of its episodes; see `BiasProbe.measure`.
 
     Raises:
-        UsageError: the agent has no Q.
+        UsageError: the agent has no Q, or a Q of scaled rewards.
     """
     trained.require_q("the bias of Q")
+    if not isinstance(trained.agent.scaling, RawRewards):
+        raise UsageError(
+            f"{trained.name} has a Q of scaled rewards ({trained.agent.scaling.name}), and only training "
+            "knows the scale; train with --probe bias."
+        )
     return BiasProbe(trained.agent).measure(trained.acting, rollouts)
 
 

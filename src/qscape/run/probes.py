@@ -28,10 +28,12 @@ class PolicyEvaluation(NamedTuple):
     Attributes:
         acting: the acting state of the evaluated policy.
         rollouts: the episodes of the evaluation.
+        reward_divisor: what the critics' rewards are divided by; 1 without reward scaling.
     """
 
     acting: Any
     rollouts: list[Rollout]
+    reward_divisor: float = 1.0
 
 
 @runtime_checkable
