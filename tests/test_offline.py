@@ -601,7 +601,7 @@ def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):
     from qscape.cli import train as command
 
     jobs = []
-    monkeypatch.setattr(command, "run_all", lambda given, together: jobs.extend(given) or 0)
+    monkeypatch.setattr(command, "run_all", lambda given, *how: jobs.extend(given) or 0)
     assert main(["train", "--config", str(run / "run.json"), "--seeds", "3", "--out", str(tmp_path)]) == 0
     plan = prepare(jobs[0].plan)[0]
     mine = read_plan(run)
