@@ -52,6 +52,15 @@ EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their reward
 OLDER = {"refill": 0}  # counters that saves of earlier versions lack
 
 
+class _Tracking(TypedDict):
+    """The JSON of `trackers.Tracking`."""
+
+    project: str
+    group: str
+    tags: list[str]
+    ids: dict[str, str]
+
+
 class _Origin(TypedDict, total=False):
     """What run.json holds beside the plan: `origin()`, and what runs and versions of qscape add."""
 
@@ -63,6 +72,7 @@ class _Origin(TypedDict, total=False):
     plugins: dict[str, str]
     together: list[int]
     saved: bool
+    tracking: _Tracking
 
 
 class _Environment(TypedDict):
