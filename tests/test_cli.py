@@ -14,7 +14,7 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
-from qscape.cli import main
+from qscape.cli import COMMANDS, main
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
 from qscape.run import events, saves, sinks
@@ -469,6 +469,23 @@ print(xla_bridge.backends_are_initialized())
 # --- what it does --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("typed", "near"), [("trian", "train"), ("evalute", "evaluate"), ("smooth", "smoothness"), ("xyz", None)]
+)
+def test_a_command_that_does_not_exist_gets_near_names(typed, near, capsys):
+    assert run(typed) == 2
+    err = capsys.readouterr().err
+    assert (f"did you mean {near}" in err) == (near is not None)
+    assert near or all(command in err for command in COMMANDS)
+
+
+def test_help_fits_100_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for argv in ([], ["study"], ["landscape"]):
+        assert run(*argv, "--help") == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
 def test_help_version_and_list(capsys):
     assert run("--help") == 0
     out = capsys.readouterr().out
@@ -483,9 +500,12 @@ def test_help_version_and_list(capsys):
     for command, flag in {"evaluate": "--current", "landscape": "--plane", "tune": "--trials"}.items():
         assert run(command, "--help") == 0
         assert flag in capsys.readouterr().out
-    for command in ("list", "study"):
-        assert run(command, "--help") == 0
-        assert f"usage: qscape {command}" in capsys.readouterr().out
+    assert run("list", "--help") == 0
+    assert "usage: qscape list" in capsys.readouterr().out
+    assert run("study", "--help") == 0
+    out = capsys.readouterr().out
+    assert "usage: qscape study run|status STUDY" in out
+    assert all(flag in out for flag in ("--budget", "--runs", "--workers", "--ray", "--yes"))
     assert run("train", "td3+lap", "--help") == 0
     out = capsys.readouterr().out
     assert "--lap.alpha" in out

@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     ]
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
-    return run_all(jobs, together)
+    return run_all(jobs, together, run.quiet)
 
 
 def _anywhere(name: str) -> str:

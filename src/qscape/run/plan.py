@@ -15,6 +15,7 @@ from qscape.agents import (
     build,
     changed_fields,
     merge_settings,
+    parse,
     plugins,
     preset,
     recipe_for_dataset,
@@ -52,7 +53,8 @@ class Pace:
     milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
     probe: tuple[str, ...] = setting(
         (),
-        "Further measures of every evaluation: smoothness, geometry, landscape, collapse, or module:Class.",
+        "Further measures of every evaluation: smoothness, geometry, landscape, bias, collapse, or "
+        "module:Class.",
     )
     loop: Literal["auto", "host", "compiled"] = setting(
         "auto",
@@ -324,9 +326,10 @@ def _format_value(value: Any) -> str:
 
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
-    """Return the plan as JSON, with every field of every part and the origin of parts of other packages."""
+    """Return the plan as JSON, with the recipe's parts and every field of every part."""
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
     record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
+    record["parts"] = parse(plan.recipe)[1]
     return record | ({"plugins": origins} if origins else {})
 
 
