@@ -6,8 +6,8 @@ A block with a title is a file of that name. Lines of `bash` blocks are run one 
 blocks share their names, as in one session. What runs differs from what the page says in two ways:
 
 - Numbers of steps, episodes and trials are small (`NUMBER`, `shorten`), also in files, in studies that come
-  with qscape, and where `qscape train` has a default. Episodes of MuJoCo and Brax tasks have 20 steps.
-  No other number changes.
+  with qscape, and where `qscape train` has a default. Episodes of MuJoCo and Brax tasks have 20 steps. No
+  other number changes.
 - Lines that install something (`INSTALLS`) are left out: the tests have everything.
 """
 

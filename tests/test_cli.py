@@ -104,6 +104,7 @@ NOT_A_NUMBER = [
     (["train", "td3", *CLOCK, "--seeds", 1, 1], "--seeds 1 1: name each seed once"),
     (["train", "td3", *CLOCK, "--milestones", 0], "--milestones is 0.0; it must lie in (0, 1]"),
     (["train", "td3", *SHORT, "--base.replay-capacity", 1], "--base.replay-capacity 1 with 1 environments"),
+    (["tra\x1b[2Jin"], r"there is no command 'tra\x1b[2Jin'"),
     (["train", "--config", "no.json"], "--config no.json cannot be read as a run.json"),
     (["train", "td3", "--conf", "a"], "has no flag --conf; did you mean --config"),
 ]  # fmt: skip

@@ -1,14 +1,19 @@
 """Environments that raise where nobody expects it: one sentence, or what they raised, after a save."""
 
+import faulty
 import gymnasium as gym
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import Clock, settings
 
 from qscape.cli import main
 from qscape.envs import make
+from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
 from qscape.run import Plan, resume, saves, train
+from qscape.run.seeds import SeedAdapters
 
 
 class Broken(Clock):
@@ -97,6 +102,29 @@ def test_an_environment_that_exits_is_saved_first(raised, tmp_path, monkeypatch)
     assert started.step == 60
     assert "it was interrupted in the middle of a step" in " ".join(started.notes)
     assert (ended.step, ended.updates) == (100, 80)
+
+
+def test_an_exit_in_one_seed_ends_the_step_of_all(monkeypatch):
+    """No seed's environment is resumed exactly, as some of them have made a step more than their networks."""
+    monkeypatch.setattr(Exits, "count", 0)
+    monkeypatch.setattr(Exits, "at", 4)
+    together = SeedAdapters([make(Exits, seed=seed) for seed in (0, 1)])
+    together.reset()
+    action = np.zeros((2, 1, 1), np.float32)
+    together.step(action)
+    assert not together.interrupted
+    with pytest.raises(SystemExit):
+        together.step(action)
+    assert together.interrupted == "SystemExit: 7"
+    assert [adapter.interrupted for adapter in together.each] == ["SystemExit: 7"] * 2
+
+
+def test_a_jax_environment_whose_steps_give_other_types():
+    env, key = faulty.Walk("half"), jax.random.key(0)
+    with pytest.raises(
+        UsageError, match=r"an observation is float32\[1\] after `reset` and float16\[1\] after"
+    ):
+        jax.eval_shape(lambda: step_world(env, reset_world(env, 2, key), jnp.zeros((2, 1)), 0, key))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qscape.inspect.landscapes import measure_landscapes
     from qscape.inspect.smoothness import measure_robustness, measure_smoothness
     from qscape.inspect.trained_agent import TrainedAgent, load_history, load_trained_agent
+    from qscape.jobs.reproduce import reproduce
     from qscape.model import A2C, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
     from qscape.offpolicy import sockets
     from qscape.onpolicy import sockets as onpolicy_sockets
@@ -55,6 +56,7 @@ _PLACES = {
     "load_trained_agent": "qscape.inspect.trained_agent",
     "load_runs": "qscape.report.runs",
     "Plan": "qscape.run",
+    "reproduce": "qscape.jobs.reproduce",
     "resume": "qscape.run",
     "train": "qscape.run",
     "trust": "qscape.trusted",
@@ -102,6 +104,7 @@ __all__ = [
     "measure_smoothness",
     "onpolicy_sockets",
     "register",
+    "reproduce",
     "resume",
     "setting",
     "sockets",

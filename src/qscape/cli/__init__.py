@@ -7,11 +7,12 @@ import difflib
 import importlib
 import sys
 
-from qscape.errors import QscapeError, UsageError, memory_error
+from qscape.errors import QscapeError, UsageError, memory_error, one_line
 
 COMMANDS = {
     "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1]"),
     "resume": ("continue a run, or make it longer", "RUN [--steps N]"),
+    "reproduce": ("run a run again, compare every number", "RUN [--out DIR]"),
     "study": (
         "run agents on environments",
         "run|status STUDY [--budget quick]",
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=2)
         others = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}."
-        print(f"qscape: there is no command '{argv[0]}'; {others}", file=sys.stderr)
+        print(f"qscape: there is no command '{one_line(argv[0])}'; {others}", file=sys.stderr)
         return 2
     try:
         if trusting:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.envs.native import JaxEnv, Outcome
+from qscape.errors import UsageError
 from qscape.ops.devices import on_each_device, replicate
 from qscape.types import Key, Scalar, stream
 
@@ -143,6 +144,8 @@ def _step_rows(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[Py
     done = outcome.terminated | outcome.truncated
     after = state, outcome.observation
 
+    _refuse_other_types(env, jax.eval_shape(jax.vmap(env.reset), key_reset), after)
+
     def restart() -> tuple[PyTree, Array]:
         new = jax.vmap(env.reset)(key_reset)
         return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
@@ -150,6 +153,21 @@ def _step_rows(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[Py
     # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.
     state, observation = jax.lax.cond(_any(done), restart, lambda: after)
     return state, observation, outcome
+
+
+def _refuse_other_types(env: JaxEnv, start: PyTree, after: PyTree) -> None:
+    """Raise UsageError if `reset` and `step` give states or observations of other shapes or dtypes."""
+    one, other = (
+        {jax.tree_util.keystr(at): f"{x.dtype}{[*x.shape[1:]]}" for at, x in jax.tree.leaves_with_path(tree)}
+        for tree in (start, after)
+    )
+    for at in [*one, *other]:
+        if one.get(at) != other.get(at):
+            what = "an observation" if at == "[1]" else f"a state ({at.removeprefix('[0]') or 'itself'})"
+            raise UsageError(
+                f"{type(env).__name__}: {what} is {one.get(at, 'absent')} after `reset` and "
+                f"{other.get(at, 'absent')} after `step`; both must give the same."
+            )
 
 
 @jax.custom_batching.custom_vmap

@@ -1,6 +1,6 @@
 """Run folders: plain files that describe the run, written so that a crash at any moment loses no save.
 
-RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command
+RUN/run.json            agent, every field of every part, environment, seed, versions, machine, command, time
 RUN/metrics.jsonl       one line per logging interval
 RUN/evaluations.csv     step, policy, episode, return, length, success, seconds
 RUN/saves/<steps>/      acting state, full state, replay (newest two only), environment
@@ -10,6 +10,9 @@ RUN/events.out.*        TensorBoard
 
 import contextlib
 import dataclasses
+import datetime
+import functools
+import hashlib
 import importlib.metadata
 import itertools
 import os
@@ -61,18 +64,37 @@ class _Tracking(TypedDict):
     ids: dict[str, str]
 
 
+class Resumed(TypedDict):
+    """An entry of `resumed` in run.json.
+
+    Attributes:
+        at: the step from which the run went on.
+        of: the total of steps that it had before.
+        notes: what was said then, such as that the environment began a new episode.
+    """
+
+    at: int
+    of: int
+    notes: list[str]
+
+
 class _Origin(TypedDict, total=False):
     """What run.json holds beside the plan: `origin()`, and what runs and versions of qscape add."""
 
     versions: dict[str, str]
+    source: str
     machine: dict[str, Any]
     threads: str | None
     command: str
+    date: str
     moved: list[str]
     plugins: dict[str, str]
     together: list[int]
     saved: bool
     tracking: _Tracking
+    resumed: list[Resumed]
+    seconds: float
+    processor_seconds: float
 
 
 class _Environment(TypedDict):
@@ -257,7 +279,7 @@ def _finish_replacing(folder: Path) -> None:
 
 
 def origin() -> dict[str, Any]:
-    """Describe where the numbers of a run come from: versions, machine, threads and command."""
+    """Describe where the numbers of a run come from: versions, source, machine, threads, command and date."""
     versions = {"python": platform.python_version(), "qscape": importlib.metadata.version("qscape")}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in EXTRAS:
@@ -265,6 +287,7 @@ def origin() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     return {
         "versions": versions,
+        "source": _source(),
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
@@ -273,7 +296,34 @@ def origin() -> dict[str, Any]:
         },
         "threads": os.environ.get("NPROC"),
         "command": command(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def _source() -> str:
+    """Return the SHA-256 of qscape's own files: it tells changes that the version does not."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def record_end(folder: Path, seconds: float, processor_seconds: float) -> None:
+    """Add to run.json how long a run took; called when it ends, also after an interrupt.
+
+    Args:
+        folder: the run folder.
+        seconds: duration of the run, with earlier processes.
+        processor_seconds: time of all cores in this process; added to that of earlier processes.
+
+    Raises:
+        RunError: run.json cannot be read or written.
+    """
+    record = read_record(folder)
+    spent = record.get("processor_seconds", 0.0) + processor_seconds
+    times = {"seconds": round(seconds, 3), "processor_seconds": round(spent, 3)}
+    write_record(folder, record | times)
 
 
 def command() -> str:

@@ -99,6 +99,11 @@ class SeedAdapters:
         """The current observations [seeds, E, S]."""
         return np.stack([adapter.observation for adapter in self.each])
 
+    @property
+    def interrupted(self) -> str:
+        """What ended a call of an environment from within; "" as long as there was none."""
+        return next((adapter.interrupted for adapter in self.each if adapter.interrupted), "")
+
     def reset(self) -> None:
         for adapter in self.each:
             adapter.reset()
@@ -115,6 +120,10 @@ class SeedAdapters:
                 steps.append(adapter.step(chosen))
             except RunError as problem:
                 raise RunError(f"seed {adapter.seed}: {problem}") from problem
+            except (SystemExit, KeyboardInterrupt):
+                for other in self.each:  # some have made a step that the networks have not seen
+                    other.interrupted = adapter.interrupted
+                raise
         self.finished = [step.finished for step in steps]
         return Step(*map(np.stack, zip(*(step[:-1] for step in steps), strict=True)), finished=[])
 

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -164,11 +165,15 @@ def train_together(
             folders.write_record(place, folders.read_record(place) | record)
             _write_tracking(place, tracking)
         on_trainer(trainer)
+        begun = time.process_time()
         sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
         try:
             for k, event in trainer.seed_events(plans[0].steps):
                 for sink in sinks[k]:
                     sink(event)
+                if isinstance(event, ev.Ended):
+                    share = (time.process_time() - begun) / len(places)
+                    folders.record_end(places[k], event.seconds, share)
                 yield k, _noted(event, notes, sinks[k])
         finally:
             _close([sink for of in sinks for sink in of], trainer.adapter, trainer.eval_adapter)
@@ -234,7 +239,9 @@ def resume(
             notes.append("there is no save yet: the run starts again")
             if plan.start:
                 notes += take_over(trainer, plan)
-        folders.write_record(folder, record | {"steps": plan.steps})
+        went_on: folders.Resumed = {"at": trainer.env_steps, "of": record["steps"], "notes": notes}
+        resumed = [*record.get("resumed", []), went_on]
+        folders.write_record(folder, record | {"steps": plan.steps, "resumed": resumed})
         on_trainer(trainer)
         yield from _recorded_events(trainer, folder, plan, notes, trackers)
 
@@ -244,12 +251,15 @@ def _recorded_events(
 ) -> Iterator[ev.RunEvent]:
     """Yield the trainer's events after every sink wrote them."""
     sinks: list[Sink] = []
+    begun = time.process_time()
     try:
         sinks += _sinks(trainer, folder, plan, trackers)
         notes = [*notes, *(note for sink in sinks if isinstance(sink, FolderSink) for note in sink.notes)]
         for event in trainer.events(plan.steps):
             for sink in sinks:
                 sink(event)
+            if isinstance(event, ev.Ended):
+                folders.record_end(folder, event.seconds, time.process_time() - begun)
             yield _noted(event, notes, sinks)
     finally:
         _close(sinks, trainer.adapter, trainer.eval_adapter)

@@ -1,0 +1,203 @@
+"""Run again what a run folder records, and compare the numbers."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qscape.errors import UsageError
+from qscape.jobs.worker import Job, run_job, run_together
+from qscape.run.folder import (
+    read_plan,
+    read_record,
+    refuse_nameless,
+    refuse_taken,
+    refuse_untrusted,
+    run_folders,
+)
+from qscape.run.logs import read_evaluations, read_metrics
+from qscape.run.plan import Plan
+
+RunJobs = Callable[[list[Job], bool], Any]
+Numbers = dict[tuple[Any, ...], Mapping[str, Any]]  # the lines of a log, by what tells them apart
+
+
+class Reproduction(NamedTuple):
+    """A run beside the one that was made again from its record.
+
+    Attributes:
+        folder: the run.
+        again: the folder of the new run.
+        evaluations: number of evaluations that were compared.
+        lines: number of lines of metrics that were compared.
+        differences: a sentence on each log that differs, with its first number that does; [] if none does.
+        causes: if they differ, a sentence on each thing that may be the reason: versions, source, machine,
+            threads, interrupts.
+    """
+
+    folder: Path
+    again: Path
+    evaluations: int
+    lines: int
+    differences: list[str]
+    causes: list[str]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every evaluation and every line of metrics is equal, to the last digit."""
+        return not self.differences
+
+
+def _run_silently(jobs: list[Job], together: bool) -> None:
+    for _ in run_together(jobs) if together else (event for job in jobs for event in run_job(job)):
+        pass
+
+
+def reproduce(
+    run: str | Path, out: str | Path | None = None, *, run_jobs: RunJobs = _run_silently
+) -> list[Reproduction]:
+    """Train a run, or every seed of a group, again from its run.json, and compare all that was recorded.
+
+    An unfinished run is made again to its end, and compared as far as it came. A run that was made longer is
+    made longer again. Seeds that shared a program share one again.
+
+    Args:
+        run: a run folder, or the folder of a group.
+        out: folder for the folders of the new runs; None: a new temporary folder.
+        run_jobs: runs jobs, in one program if its second argument is True; called several times.
+
+    Returns:
+        A comparison for each run.
+
+    Raises:
+        UsageError: `run` holds no run, one of its runs cannot be made again, or `out` is taken.
+        RunError: a run.json is broken, or a new run failed.
+    """
+    folders = run_folders(Path(run))
+    plans = {folder: _plan(folder) for folder in folders}
+    place = Path(tempfile.mkdtemp(prefix="qscape-reproduce-") if out is None else out)
+    again = {folder: place / str(plan.seed) for folder, plan in plans.items()}
+    for new in again.values():
+        refuse_taken(new)
+    for jobs, together in _first_jobs(plans, again):
+        run_jobs(jobs, together)
+    longer = {folder: _totals(read_record(folder))[1:] for folder in folders}
+    for k in range(max(map(len, longer.values()))):
+        jobs = [Job("resume", again[f], steps=totals[k]) for f, totals in longer.items() if k < len(totals)]
+        run_jobs(jobs, False)
+    return [compare_runs(folder, new) for folder, new in again.items()]
+
+
+def _plan(folder: Path) -> Plan:
+    """Return the plan with which a run began. Raises UsageError if the run cannot be made again."""
+    plan = read_plan(folder)
+    refuse_nameless(folder, plan)
+    refuse_untrusted(folder, plan)
+    if not (_evaluations(folder) or _metrics(folder)):
+        raise UsageError(
+            f"{folder} cannot be reproduced: it has neither evaluations nor metrics to compare with, like a "
+            "model that was saved in Python or imported."
+        )
+    for what, name in (("the run", plan.start), ("the dataset", plan.dataset)):
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise UsageError(f"{folder} cannot be reproduced: {what} {name}, from which it learned, is gone.")
+    return dataclasses.replace(plan, steps=_totals(read_record(folder))[0])
+
+
+def _totals(record: Mapping[str, Any]) -> list[int]:
+    """Return the totals of steps that a run made one after the other; several if it was made longer."""
+    totals: list[int] = []
+    for resumed in record.get("resumed", []):
+        totals = [total for total in [*totals, resumed["of"]] if total <= resumed["at"]]
+    return [*totals, record["steps"]]
+
+
+def _first_jobs(plans: Mapping[Path, Plan], again: Mapping[Path, Path]) -> list[tuple[list[Job], bool]]:
+    """Return the jobs that begin the new runs: those of separate seeds, and those of seeds in one program."""
+    alone, shared = [], {}
+    for folder, plan in plans.items():
+        seeds = tuple(read_record(folder).get("together", ()))
+        if seeds:
+            shared[seeds] = (again[folder].parent, plan)
+        else:
+            alone.append(Job("train", again[folder], plan))
+    programs = [
+        ([Job("train", place / str(s), dataclasses.replace(plan, seed=s)) for s in seeds], True)
+        for seeds, (place, plan) in shared.items()
+    ]
+    return [*([(alone, False)] if alone else []), *programs]
+
+
+def _evaluations(folder: Path) -> Numbers:
+    rows = (row for _, row in read_evaluations(folder).lines)
+    return {(int(r["step"]), r["policy"], int(r["episode"])): _without(r, "seconds") for r in rows}
+
+
+def _metrics(folder: Path) -> Numbers:
+    return {(r["step"],): _without(r, "steps_per_second") for _, r in read_metrics(folder).lines}
+
+
+def _without(row: Mapping[str, Any], time: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != time}
+
+
+def compare_runs(folder: Path, again: Path) -> Reproduction:
+    """Compare the logs of a run, up to their end, with those of the run that was made again."""
+    was, now = read_record(folder), read_record(again)
+    read = {"evaluations": _evaluations, "lines of metrics": _metrics}
+    logs = {name: (log(folder), log(again)) for name, log in read.items()}
+    if max(key[0] for old, _ in logs.values() for key in old) < was["steps"]:  # unfinished
+        logs = {
+            name: (old, {key: row for key, row in new.items() if old and key <= max(old)})
+            for name, (old, new) in logs.items()
+        }
+    differences = [found for name, both in logs.items() if (found := _first_difference(name, *both))]
+    evaluations, lines = (len({key[:2] for key in old}) for old, _ in logs.values())
+    causes = _causes(was, now) if differences else []
+    return Reproduction(folder, again, evaluations, lines, differences, causes)
+
+
+def _first_difference(name: str, old: Numbers, new: Numbers) -> str:
+    """Return a sentence on the first line that differs, with both numbers; "" if all lines are equal.
+
+    Args:
+        name: what the lines are called.
+        old: the lines of the run.
+        new: the lines of the run that was made again.
+    """
+    keys = sorted(old.keys() | new.keys())
+    unequal = [key for key in keys if old.get(key) != new.get(key)]
+    if not unequal:
+        return ""
+    first = unequal[0]
+    where = f"step {first[0]:,}" + (f", {first[1]} policy, episode {first[2]}" if len(first) > 1 else "")
+    if first not in old or first not in new:
+        what = "missing in the run" if first not in old else "missing in the new run"
+    else:
+        was, now = old[first], new[first]
+        column = next(c for c in [*was, *now] if was.get(c) != now.get(c))
+        what = f"{column} was {was.get(column, 'missing')} and is {now.get(column, 'missing')}"
+    steps, of = len({key[:2] for key in unequal}), len({key[:2] for key in keys})
+    return f"{steps} of {of} {name} differ, first at {where}: {what}"
+
+
+def _causes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on each thing in which two records differ, or that may make runs differ."""
+    missing = "not recorded"
+    old, new = ({**r.get("versions", {}), **r.get("machine", {})} for r in (was, now))
+    found = [
+        f"{name} was {old.get(name, missing)} and is {new.get(name, missing)}"
+        for name in [*old, *(name for name in new if name not in old)]
+        if old.get(name) != new.get(name)
+    ]
+    if was.get("threads") != now.get("threads"):
+        found.append(f"NPROC was {was.get('threads') or 'not set'} and is {now.get('threads') or 'not set'}")
+    if was.get("source") != now.get("source"):
+        source = was.get("source", missing)
+        found.append(f"qscape's source (SHA-256) was {source[:12]} and is {now['source'][:12]}")
+    for resumed in was.get("resumed", []):
+        found += [f"at step {resumed['at']:,} the run was resumed: {note}" for note in resumed["notes"]]
+    if was.get("start"):
+        found.append(f"the run began with the networks of {was['start']}, which may have changed")
+    return found
