@@ -26,7 +26,7 @@ help: ## show this list
 
 demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report of both (three minutes)
 	$(BIN)/qscape study run make-demo --workers 2
-	for run in $(DEMO)/*/*/0; do $(BIN)/qscape landscape $$run || exit 1; done
+	$(BIN)/qscape landscape $(DEMO)/*/*/0
 	$(BIN)/qscape plot $(DEMO) --png $(DEMO)/curve.png
 	$(BIN)/qscape smoothness $(DEMO) --png $(DEMO)/smoothness.png
 	$(BIN)/qscape compare $(DEMO) --html $(DEMO)/report.html

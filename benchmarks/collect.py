@@ -1,33 +1,68 @@
-"""Copy the raw data of a study's finished runs to benchmarks/results/learning.
+"""Pack the raw data of a study's finished runs into benchmarks/results/learning/STUDY.tar.xz.
 
-python benchmarks/collect.py runs/pendulum
+    python benchmarks/collect.py runs/pendulum
+    tar -xf benchmarks/results/learning/pendulum.tar.xz -C runs      # and back: run folders without saves
+
+Runs that the archive holds already stay there, unless the study has them again.
 """
 
 import argparse
+import io
 import json
-import shutil
+import tarfile
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 FILES = ("run.json", "evaluations.csv", "metrics.jsonl")
 
 
+def read_archive(file: Path) -> dict[str, bytes]:
+    """Read the files of an archive by name, in the order of their names."""
+    with tarfile.open(file) as archive:
+        members = sorted(archive.getmembers(), key=lambda member: member.name)
+        return {member.name: archive.extractfile(member).read() for member in members if member.isfile()}
+
+
+def write_archive(file: Path, contents: dict[str, bytes]) -> None:
+    """Write files into an archive; the same files give the same archive."""
+    with tarfile.open(file, "w:xz") as archive:
+        for name in sorted(contents):
+            member = tarfile.TarInfo(name)
+            member.size = len(contents[name])
+            archive.addfile(member, io.BytesIO(contents[name]))
+
+
+def pack(runs: Path, file: Path) -> list[Path]:
+    """Add the finished runs of a study to its archive.
+
+    Args:
+        runs: the study's folder.
+        file: the archive; made if it does not exist.
+
+    Returns:
+        The unfinished runs, which are left out.
+    """
+    contents, left_out = read_archive(file) if file.exists() else {}, []
+    for record in sorted(runs.glob("**/run.json")):
+        folder, plan = record.parent, json.loads(record.read_text())
+        if not (folder / "saves" / f"{plan['steps']:09d}" / "save.json").exists():
+            left_out.append(folder)
+            continue
+        place = Path(runs.name) / folder.relative_to(runs)
+        contents |= {str(place / name): (folder / name).read_bytes() for name in FILES}
+    write_archive(file, contents)
+    return left_out
+
+
 def main() -> None:
-    """Copy run.json, evaluations.csv and metrics.jsonl of every finished run; name the unfinished ones."""
+    """Pack the finished runs of a study; name the unfinished ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
     runs = parser.parse_args().runs
-    for record in sorted(runs.glob("**/run.json")):
-        folder, plan = record.parent, json.loads(record.read_text())
-        if not (folder / "saves" / f"{plan['steps']:09d}" / "save.json").exists():
-            print(f"left out, not finished: {folder}")
-            continue
-        place = RESULTS / runs.name / folder.relative_to(runs)
-        place.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copy(folder / name, place / name)
+    for folder in pack(runs, RESULTS / f"{runs.name}.tar.xz"):
+        print(f"left out, not finished: {folder}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ A field is a flag (`--sale.width 128`), a setting in Python (`sale={"width": 128
 (`--base.actor-hidden 64 64`), and what is on by default is switched off by `no-` (`--lap.no-prioritised`).
 The flags of a part exist where the part is in the recipe. A user's value wins over what a part overrides, and
 that wins over the base.
+
+<p><input id="find-field" type="search" placeholder="Find a field by name or meaning"
+aria-label="Find a field"></p>
 """
 
 
@@ -58,13 +61,29 @@ def table_of_fields(part: Any, prefix: str) -> str:
     return format_table(["field", "default", "what"], rows) if rows else "No fields."
 
 
+def block(title: str, *content: str, name: str = "") -> str:
+    """Make a block that opens with a click, so that the page stays short. `name`: its anchor."""
+    anchor = f' id="{name}"' if name else ""
+    parts = (
+        f'<details class="fields"{anchor} markdown>',
+        f"<summary>{title}</summary>\n",
+        *content,
+        "\n</details>\n",
+    )
+    return "\n".join(parts)
+
+
 def table_of_base(bases: dict[str, Any]) -> str:
-    """Make the table of the fields of the base, with the default of each agent."""
+    """Make the table of the fields of the base; a default that is not that of all agents says whose it is."""
     rows = []
     for f in dataclasses.fields(next(iter(bases.values())).base):
-        defaults = [format_value(getattr(agent.base, f.name)) for agent in bases.values()]
-        rows.append([f"`base.{f.name}`", *defaults, escape(f.metadata["help"])])
-    return format_table(["field", *(f"`{name}`" for name in bases), "what"], rows)
+        agents: dict[str, list[str]] = {}
+        for name, agent in bases.items():
+            agents.setdefault(format_value(getattr(agent.base, f.name)), []).append(f"`{name}`")
+        (most, _), *others = agents.items()
+        exceptions = "".join(f"; {', '.join(names)}: {value}" for value, names in others)
+        rows.append([f"`base.{f.name}`", most + exceptions, escape(f.metadata["help"])])
+    return format_table(["field", "default", "what"], rows)
 
 
 def table_of_overrides() -> str:
@@ -93,51 +112,59 @@ def table_of_expansions() -> str:
     return format_table(["agent", "is", "with", "what"], rows)
 
 
-def sections_of_parts(parts: dict[str, type], socket_means: dict[str, str], family: str = "") -> list[str]:
-    """Make a section for each part; `family` is "on-policy " or empty."""
-    sections = []
-    for name, cls in parts.items():
-        summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-        means = socket_means[cls.socket]
-        sections += [f"\n## {family}`+{name}`: {means}\n", f"{summary}\n", table_of_fields(cls(), f"{name}.")]
-    return sections
+def block_of_part(part: Any, title: str, name: str) -> str:
+    """Make the block of one part: what it does, and its fields."""
+    summary = " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
+    return block(title, f"{summary}\n", table_of_fields(part, f"{name}."), name=name)
+
+
+def blocks_of_parts(parts: dict[str, type], socket_means: dict[str, str]) -> list[str]:
+    """Make a block for each part that a recipe can add."""
+    return [
+        block_of_part(cls(), f"<code>+{name}</code>: {socket_means[cls.socket]}", name)
+        for name, cls in parts.items()
+    ]
 
 
 def make_page() -> str:
     """Make the whole page."""
+    own = (Plain(), GAE(), MonteCarlo(), Learnable(), Clipped(), TrustRegion())
+    polyak = "`sac` has `'always'` for `polyak.when`."
     sections = [
         HEAD,
-        "## The base\n",
-        table_of_base(BASES),
-        "\n## What parts override in the base\n",
-        table_of_overrides(),
-        "\n## Agents that are a base with parts and settings\n",
+        "## Agents that are a base with parts and settings\n",
         table_of_expansions(),
-        "\n## Polyak averaging (every agent without `periodic`)\n",
-        table_of_fields(plain.Polyak(), "polyak."),
-        "\n`sac` has `'always'` for `polyak.when`.",
-        "\n## Updates (every agent without `checkpoints`)\n",
-        table_of_fields(plain.EveryStep(), "every_step."),
-        "\n## Soft improvement (`sac`)\n",
-        table_of_fields(plain.Soft(), "soft."),
-    ]
-    sections += sections_of_parts(PARTS, SOCKET_MEANS)
-    sections += [
-        "\n## The on-policy base\n",
-        table_of_base(on_policy.BASES),
-    ]
-    for part in (Plain(), GAE(), MonteCarlo(), Learnable(), Clipped(), TrustRegion()):
-        summary = " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
-        sections += [
-            f"\n## `{part.name}`, where a recipe has it\n",
-            f"{summary}\n",
-            table_of_fields(part, f"{part.name}."),
-        ]
-    sections += sections_of_parts(on_policy.PARTS, on_policy.SOCKET_MEANS, "on-policy ")
-    sections += [
+        "\n## Off-policy agents\n",
+        block(
+            f"The base: {', '.join(f'<code>{name}</code>' for name in BASES)}",
+            table_of_base(BASES),
+            name="base",
+        ),
+        block("What parts override in the base", table_of_overrides(), name="overrides"),
+        block(
+            "Polyak averaging (every agent without <code>periodic</code>)",
+            table_of_fields(plain.Polyak(), "polyak."),
+            f"\n{polyak}",
+            name="polyak",
+        ),
+        block(
+            "Updates (every agent without <code>checkpoints</code>)",
+            table_of_fields(plain.EveryStep(), "every_step."),
+            name="every_step",
+        ),
+        block("Soft improvement (<code>sac</code>)", table_of_fields(plain.Soft(), "soft."), name="soft"),
+        *blocks_of_parts(PARTS, SOCKET_MEANS),
+        "\n## On-policy agents\n",
+        block(
+            f"The base: {', '.join(f'<code>{name}</code>' for name in on_policy.BASES)}",
+            table_of_base(on_policy.BASES),
+            name="on-policy-base",
+        ),
+        *(block_of_part(part, f"<code>{part.name}</code>, where a recipe has it", part.name) for part in own),
+        *blocks_of_parts(on_policy.PARTS, on_policy.SOCKET_MEANS),
         "\n## The run\n",
         "Flags of `qscape train` and fields of `qscape.Plan`, beside recipe, environment, steps and seed.\n",
-        table_of_fields(Plan("td3", "Pendulum-v1", 1), ""),
+        block("The run", table_of_fields(Plan("td3", "Pendulum-v1", 1), ""), name="run"),
     ]
     return "\n".join(sections) + "\n"
 

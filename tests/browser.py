@@ -39,10 +39,11 @@ class Visitor:
     def __init__(self, browser: Any):
         self.browser, self.pages, self.problems = browser, [], []
 
-    def __call__(self, file: Path | str, width: int = 1200, dark: bool = False) -> Any:
-        """Open a file and return Playwright's page, once its charts are drawn."""
+    def __call__(self, file: Path | str, width: int = 1200, dark: bool = False, phone: bool = False) -> Any:
+        """Open a file and return Playwright's page, once its charts are drawn; `phone`: a touch screen."""
         size, scheme = {"width": width, "height": 900}, "dark" if dark else "light"
-        page = self.browser.new_page(viewport=size, color_scheme=scheme)
+        touch = {"has_touch": phone, "is_mobile": phone}
+        page = self.browser.new_page(viewport=size, color_scheme=scheme, **touch)
         page.wait_for_function = functools.partial(until, page)
         self.pages.append(page)
         address = Path(file).resolve().as_uri()
@@ -60,6 +61,22 @@ class Visitor:
     def requested(self, url: str, address: str) -> None:
         if url.partition("#")[0] != address and not url.startswith(("blob:", "data:")):
             self.note(f"request of {url}")
+
+
+def swipe(page: Any, selector: str, up: int = 200) -> float:
+    """Swipe upwards over an element of a page on a phone. Returns by how many pixels the page scrolled."""
+    page.evaluate("(s) => document.querySelector(s).scrollIntoView({block: 'center'})", selector)
+    box, before = page.query_selector(selector).bounding_box(), page.evaluate("scrollY")
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    finger = page.context.new_cdp_session(page)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for k in range(1, 11):
+        points = [{"x": x, "y": y - k * up / 10}]
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": points})
+        page.wait_for_timeout(16)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_timeout(100)
+    return page.evaluate("scrollY") - before
 
 
 def until(page: Any, condition: str, arg: Any = None, timeout: float = 10_000) -> None:

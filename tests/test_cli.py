@@ -7,7 +7,6 @@ import resource
 import shlex
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
-from qscape.cli import main
+from qscape.cli import COMMANDS, main
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
 from qscape.run import events, saves, sinks
@@ -73,7 +72,10 @@ NOT_A_NAME = [
     (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
     (["train"], "needs RECIPE first"),
     (["list", "things"], "takes agents, parts, envs, studies, not 'things'"),
-    (["train", "td3", *SHORT, "--log", "paper"], "--log paper is unknown; there are wandb, trackio"),
+    (
+        ["train", "td3", *SHORT, "--log", "paper"],
+        "--log paper is unknown; there are wandb, trackio, ml",
+    ),
 ]
 NOT_TOGETHER = [
     (["train", "td7+lap", *CLOCK], "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out"),
@@ -354,13 +356,12 @@ def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, t
     assert arrays(tmp_path / "runs" / "0") == arrays(done)
 
 
-def test_a_logger_that_refuses_is_one_sentence(refused, monkeypatch):
-    def init(project, name, config):
-        raise ValueError(f"no key for {project}")
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    why = "--log wandb cannot begin: no key for qscape-tiny-Clock-v0"
-    assert why in refused("train", "td3", *SHORT, "--log", "wandb", "--out", "runs", code=1)
+def test_names_of_loggers_are_checked(refused):
+    assert "--log-tags 'a\\x07': give 1 to 64" in refused("train", "td3", *SHORT, "--log-tags", "a\a")
+    assert "--log nowhere:Sink cannot be loaded (Mod" in refused(
+        "train", "td3", *SHORT, "--log", "nowhere:Sink"
+    )
+    assert "--log tiny:Clock is no sink" in refused("train", "td3", *SHORT, "--log", "tiny:Clock")
 
 
 def test_what_several_seeds_were_asked_for_and_cannot_be_is_a_usage_error_too(refused):
@@ -469,6 +470,23 @@ print(xla_bridge.backends_are_initialized())
 # --- what it does --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("typed", "near"), [("trian", "train"), ("evalute", "evaluate"), ("smooth", "smoothness"), ("xyz", None)]
+)
+def test_a_command_that_does_not_exist_gets_near_names(typed, near, capsys):
+    assert run(typed) == 2
+    err = capsys.readouterr().err
+    assert (f"did you mean {near}" in err) == (near is not None)
+    assert near or all(command in err for command in COMMANDS)
+
+
+def test_help_fits_100_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for argv in ([], ["study"], ["landscape"]):
+        assert run(*argv, "--help") == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
 def test_help_version_and_list(capsys):
     assert run("--help") == 0
     out = capsys.readouterr().out
@@ -483,9 +501,12 @@ def test_help_version_and_list(capsys):
     for command, flag in {"evaluate": "--current", "landscape": "--plane", "tune": "--trials"}.items():
         assert run(command, "--help") == 0
         assert flag in capsys.readouterr().out
-    for command in ("list", "study"):
-        assert run(command, "--help") == 0
-        assert f"usage: qscape {command}" in capsys.readouterr().out
+    assert run("list", "--help") == 0
+    assert "usage: qscape list" in capsys.readouterr().out
+    assert run("study", "--help") == 0
+    out = capsys.readouterr().out
+    assert "usage: qscape study run|status STUDY" in out
+    assert all(flag in out for flag in ("--budget", "--runs", "--workers", "--ray", "--yes"))
     assert run("train", "td3+lap", "--help") == 0
     out = capsys.readouterr().out
     assert "--lap.alpha" in out

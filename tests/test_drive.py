@@ -56,6 +56,8 @@ def told(trainer, until=STEPS):
     """The events of a run, without what depends on the clock."""
     said = []
     for event in trainer.events(until):
+        if isinstance(event, ev.Progressed):
+            continue
         values = {k: v for k, v in event._asdict().items() if k != "seconds"}
         if isinstance(event, ev.Logged):
             values["metrics"] = {k: v for k, v in event.metrics.items() if k != "steps_per_second"}

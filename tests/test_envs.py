@@ -1,7 +1,12 @@
 """The edge: transitions across resets, units of actions, shapes of observations, and what it refuses."""
 
+import contextlib
+import multiprocessing
+import os
 import sys
+import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -145,18 +150,69 @@ def test_a_reset_forgets_the_unfinished_episode():
 
 
 def test_asynchronous_environments_do_what_synchronous_ones_do():
-    both = [make("Pendulum-v1", 2, {"max_episode_steps": 7}, seed=3, asynchronous=a) for a in (False, True)]
+    """Also after a snapshot was put back in the middle of their episodes."""
+    args = {"max_episode_steps": 7}
+    both = [make("Pendulum-v1", 2, args, seed=3, vectorise=how) for how in ("sync", "async")]
     np.testing.assert_array_equal(*(adapter.reset() for adapter in both))
-    for action in np.random.default_rng(0).uniform(-1, 1, (20, 2, 1)).astype(np.float32):
+    walk = np.random.default_rng(0).uniform(-1, 1, (20, 2, 1)).astype(np.float32)
+    for k, action in enumerate(walk):
         sync, other = (adapter.step(action) for adapter in both)
         for a, b in zip(sync, other, strict=True):
             np.testing.assert_array_equal(a, b)
+        if k == 9:
+            saved = take(both[1])
+    assert saved.meta["exact"], saved.meta["why"]
     assert both[1].time_limit == 7
-    snapshot = take(both[1])
-    assert "other processes" in snapshot.meta["why"]
-    assert restore(both[1], snapshot) == snapshot.meta["why"]
-    assert both[1].statistics.episodes.tolist() == [2, 2]
+    assert both[1].is_host_only
+    assert restore(both[1], saved) == ""
+    assert both[1].statistics.episodes.tolist() == [1, 1]
+    for action in walk[10:]:
+        again = both[1].step(action)
+    for a, b in zip(sync, again, strict=True):
+        np.testing.assert_array_equal(a, b)
     both[1].close()
+    assert not any(process.is_alive() for process in both[1].env.processes)
+
+
+class Faulty(Counter):
+    """Breaks in a way that no pickle can tell, in one of its copies or in all."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        if how == "make" and multiprocessing.parent_process() is not None:
+            raise OSError("the port is taken")
+
+    def step(self, action):
+        class Local(Exception):
+            pass
+
+        if self.how == "step":
+            raise Local("the arm\nfell off")
+        os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        pytest.param("make", r"Faulty cannot be made with .*: the port is taken; it", marks=pytest.mark.slow),
+        ("step", r"broke in step 1 of an episode \(Local: the arm fell off\)"),
+        pytest.param("exit", r"\(the process of environment \d ended with code 3\)", marks=pytest.mark.slow),
+        pytest.param("send", "cannot be made 2 times .*pickle", marks=pytest.mark.slow),
+    ],
+)
+def test_a_faulty_environment_in_another_process_is_one_sentence(how, sentence, capfd):
+
+    def run():
+        args = {"how": threading.Lock() if how == "send" else how}
+        with contextlib.closing(make(Faulty, 2, args, vectorise="async")) as adapter:
+            adapter.reset()
+            adapter.step(np.zeros((2, 1)))
+
+    with pytest.raises((UsageError, RunError), match=sentence):
+        run()
+    assert not multiprocessing.active_children()
+    assert "Error" not in capfd.readouterr().err  # no traceback of a process
 
 
 class Echo(gym.Env):
@@ -424,3 +480,57 @@ def test_the_values_of_the_probes_fulfil_the_bellman_equation(env_id):
         assert seen == {(0.0, False, False), (0.0, False, True)}
     else:
         assert any(terminated for _, terminated, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "envs"), [("Pendulum-v1", 1), ("HalfCheetah-v5", 2), ("CartPole-v1", 3), ("given", 3)]
+)
+def test_environments_of_envpool_are_those_of_gymnasium(env_id, envs):
+    """No transition reaches across a reset, and a seed gives the same episodes again."""
+    envpool = pytest.importorskip("envpool")
+    args = {"max_episode_steps": 6}
+    if env_id == "given":
+        made = envpool.make("Pendulum-v1", env_type="gymnasium", num_envs=envs, **args)
+        adapter = make(made)
+    else:
+        adapter = make(env_id, envs, args, seed=3, vectorise="envpool", index_actions=True)
+        spec, plain = adapter.spec, make(env_id, envs, args, index_actions=True).spec
+        assert (spec.observation_size, spec.action_size, spec.choices, spec.time_limit) == (
+            plain.observation_size,
+            plain.action_size,
+            plain.choices,
+            6,
+        )
+        assert adapter.is_host_only
+    action = np.zeros((envs, adapter.spec.action_size), np.float32)
+    first = adapter.reset()
+    rows = [adapter.step(action) for _ in range(22)]
+    assert [e.length for row in rows for e in row.finished] == [6] * 3 * envs
+    for k in np.flatnonzero([row.truncated.any() for row in rows]):
+        assert (rows[k].next_observation != rows[k + 1].observation).any()
+        assert not rows[k + 1].valid.any()
+    if env_id != "given":
+        adapter.reseed(3)
+        np.testing.assert_array_equal(adapter.reset(), first)
+        assert "EnvPool" in take(adapter).meta["why"]
+    adapter.close()
+
+
+def test_what_envpool_has_not_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(UsageError, match=r'pip install "qscape\[envpool\]"'):
+        make("Pendulum-v1", 2, vectorise="envpool")
+    other = spaces.Box(-3, 3, (1,))
+
+    class Made:
+        single_observation_space, single_action_space = gym.make("Pendulum-v1").observation_space, other
+
+    pool = SimpleNamespace(list_all_envs=lambda: ["Pendulum-v1"], make=lambda *_, **more: Made())
+    monkeypatch.setitem(sys.modules, "envpool", pool)
+    with pytest.raises(UsageError, match="EnvPool has no CartPole-v1"):
+        make("CartPole-v1", 2, vectorise="envpool")
+    with pytest.raises(UsageError, match="EnvPool's Pendulum-v1 has another action_space"):
+        make("Pendulum-v1", 2, vectorise="envpool")
+    pool.make = lambda *_, gravity: None
+    with pytest.raises(UsageError, match="EnvPool cannot make Pendulum-v1 with env_args"):
+        make("Pendulum-v1", 2, {"g": 3.0}, vectorise="envpool")

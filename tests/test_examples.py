@@ -1,4 +1,4 @@
-"""Examples, the README's Python, the generated page and the list of long tests are as they say."""
+"""Examples, code blocks of the README and tutorials, the generated page and the commands are as they say."""
 
 import importlib.util
 import re
@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import shorten, split_lines
+from tiny import environment
 
 import qscape as qs
 from qscape.cli import train
 from qscape.run.folder import read_record
 
 ROOT = Path(__file__).parent.parent
+# Half the time of compiling, as in `make test`; a version of XLA that does not know a flag ends at it.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def run(*argv, cwd: Path) -> str:
@@ -51,12 +55,84 @@ def test_compare_seeds_leaves_run_folders(tmp_path):
     assert read_record(tmp_path / "td3+lap" / "3")["seed"] == 3
 
 
-def test_python_of_the_readme_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert "10_000" in code
-    out = run("-c", code.replace("10_000", "60"), cwd=tmp_path)
-    assert out.splitlines()[-1].count("-") == 10  # ten returns, each below zero
-    assert qs.load(tmp_path / "runs/mine").env_steps == 60
+def run_page(page: str, folder: Path, *most: int) -> str:
+    """What the code blocks of a page print, with small numbers of steps (`pages.py` says what changes)."""
+    env = (
+        {"XLA_FLAGS": QUICK}
+        | environment()
+        | {"MINARI_DATASETS_PATH": str(folder / "minari"), "MPLBACKEND": "agg"}
+    )
+    argv = [sys.executable, ROOT / "tests/pages.py", ROOT / page, *most]
+    done = subprocess.run([*map(str, argv)], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+def test_first_block_of_the_readme_trains_and_draws(tmp_path):
+    out = run_page("README.md", tmp_path, 1)
+    assert "done: runs/pendulum/0" in out
+    assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
+
+
+# A page of the documentation: files that its blocks leave, and what they print.
+PAGES = {
+    "README.md": (
+        ["runs/first/0/inspect/smoothness.json", "report.html", "policy.onnx", "runs/mine/run.json"],
+        "one action takes",
+    ),
+    "docs/quickstart.md": (
+        ["curve.png", "landscape.png", "runs/lap/0/run.json"],
+        "Comparison|no ranking claim",
+    ),
+    "docs/tutorials/smooth-controller.md": (
+        ["actions.png", "policy.onnx", "policy.md"],
+        "upright in the last second: ",
+    ),
+    "docs/tutorials/items.md": (["items.png", "shop.onnx"], "the best item for one step: 11.9 clicks of 20"),
+    "docs/tutorials/stuck-actor.md": (["stuck.png", "both.png"], "local optima: "),
+    "docs/tutorials/fair-comparison.md": (
+        ["curves.png", "table.tex", "report.html"],
+        "no ranking claim|probability",
+    ),
+    "docs/tutorials/coming-from.md": (
+        ["runs/mine/run.json", "runs/command/0/run.json"],
+        "done: runs/command/0",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_of_a_page_run(page, tmp_path):
+    """All of them, in order, in an empty folder."""
+    left, said = PAGES[page]
+    out = run_page(page, tmp_path)
+    assert [name for name in left if not (tmp_path / name).exists()] == []
+    assert re.search(said, out)
+
+
+def test_every_tutorial_is_run():
+    tutorials = {f"docs/tutorials/{page.name}" for page in (ROOT / "docs/tutorials").glob("*.md")}
+    assert tutorials == {page for page in PAGES if "tutorials" in page}
+
+
+def test_only_numbers_of_steps_and_episodes_of_a_page_change():
+    line = (
+        "qscape train td7 --steps 20000 --eval-every 1000 --base.warmup 500 --base.batch-size 512 --seeds 0 1"
+    )
+    assert shorten(line) == line.replace("20000", "300").replace("1000", "110").replace("500", "105")
+    assert shorten("steps = 8_000\nseeds = 5") == "steps = 180\nseeds = 5"
+    assert (
+        shorten("qs.TD3(x, eval_every=2_000).learn(1_000_000, progress=True)")
+        == "qs.TD3(x, eval_every=120).learn(300, progress=True)"
+    )
+    same = 'gym.register("Shop-v0", Shop, max_episode_steps=2000)  # 0.2 updates_per_step=1000'
+    assert shorten(same) == same
+    assert split_lines("pip install x\nqscape list  # all\n\npython a.py \\\n  b") == [
+        "qscape list",
+        "python a.py    b",
+    ]
 
 
 def test_commands_of_the_documentation_can_be_parsed(monkeypatch):

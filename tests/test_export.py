@@ -19,9 +19,10 @@ from qscape import agents
 from qscape.cli import main
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
-from qscape.export import card, convert, policy, primitives
+from qscape.export import card, convert, policy, primitives, run_policy
 from qscape.offpolicy.plain import Single
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
+from qscape.report.intervals import bootstrap
 from qscape.run.policy import LoadedPolicy, make_programs
 
 ort = pytest.importorskip("onnxruntime")
@@ -260,6 +261,18 @@ def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
     np.testing.assert_allclose(np.array(printed, float), policy.act_as_library(made.loaded, obs), atol=1e-3)
 
 
+def test_the_runner_acts_in_an_environment_as_the_library_does(run, exported, capsys, monkeypatch):
+    """A Dict observation, bounds that are not [-1, 1], and the seeds of `qscape evaluate`."""
+    source = policy.load_source(run, 3)
+    argv = ["run_policy.py", str(exported / "p.onnx"), "--env", source.record["env"], "--episodes", "3"]
+    monkeypatch.setattr(sys, "argv", argv)
+    run_policy.main()
+    out = capsys.readouterr().out
+    returns = [float(line.split()[3]) for line in out.splitlines() if line.startswith("episode")]
+    assert returns == pytest.approx([rollout.episode.ret for rollout in source.episodes], abs=0.06)
+    assert f"mean return {np.mean(returns):.1f} over 3 episodes" in out
+
+
 def test_the_command_prints_difference_and_latency_and_writes_a_card(run, exported, capsys):
     assert main(["export", str(run), "--onnx", str(exported / "q.onnx"), "--episodes", "3", "--current"]) == 0
     out = capsys.readouterr().out
@@ -357,11 +370,11 @@ def test_bad_flags_are_usage_errors(run, argv, says, capsys, tmp_path, monkeypat
 
 def test_interval_of_the_card_against_the_normal_approximation():
     values = np.random.default_rng(3).normal(10.0, 2.0, 400)
-    mean, low, high = card.bootstrap_interval(values)
+    mean, low, high = bootstrap([values[:, None]], np.mean, card.REPS)
     half = 1.96 * values.std() / 20
     assert mean == pytest.approx(values.mean())
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.03)
-    assert np.isnan(card.bootstrap_interval([1.0])[1])
+    assert np.isnan(bootstrap([np.ones((1, 1))], np.mean, card.REPS).low)
 
 
 def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():

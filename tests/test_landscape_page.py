@@ -37,7 +37,7 @@ class Bowl(eqx.Module):
 
     centre: Array
 
-    def __call__(self, obs, action, embeddings, context=None):
+    def __call__(self, obs, action, embeddings, context=None, key=None):
         return -jnp.square(action - self.centre).sum(-1)
 
 

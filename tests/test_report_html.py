@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import swipe
 from rows import slow
 from runs_on_disk import write_run
 
@@ -170,6 +171,24 @@ def test_what_comes_from_runs_is_text(report, visit):
                          "(s) => s.type === 'application/json')")  # fmt: skip
 
 
+def test_a_finger_scrolls_over_charts_and_captions_fit_a_phone(report, visit):
+    seen = visit(report, 390, phone=True)
+    before = seen.evaluate("JSON.stringify(charts['1'].layout.xaxis.range)")
+    assert swipe(seen, "#chart-1") > 100
+    assert seen.evaluate("JSON.stringify(charts['1'].layout.xaxis.range)") == before
+    ends = seen.evaluate(
+        "[...document.querySelectorAll('figcaption')].map((e) => e.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 5
+    assert max(ends) <= 390
+
+
+def test_a_desktop_page_uses_the_width_and_a_mouse_still_zooms(report, visit):
+    seen = visit(report, 1600)
+    assert seen.evaluate("document.body.getBoundingClientRect().width") == 1600
+    assert seen.evaluate("charts['1']._fullLayout.dragmode") == "zoom"
+
+
 @pytest.mark.parametrize("dark", [False, slow(True)])
 def test_a_phone_shows_it_without_sideways_scrolling(report, visit, dark):
     seen = visit(report, 375, dark)
@@ -276,22 +295,22 @@ def test_words_over_environments_and_of_few_seeds(tmp_path):
 
 def test_settings_that_differ(tmp_path):
     base = {"discount": 0.99, "warmup": 10}
+    parts = {"a": [], "b": ["lap"], "c": ["lap", "periodic"]}  # periodic has no fields
     told = {
         "a": {"base": base, "polyak": {"rate": 0.1}},
         "b": {"base": {**base, "discount": 0.98}, "lap": {"alpha": 0.4}},
         "c": {"base": base, "lap": {"alpha": 0.4, "prioritised": [1, "x"]}},
     }
     for label, settings in told.items():
-        write_run(tmp_path / label, label=label, record={"settings": settings, "eval_every": 5})
+        known = {"eval_every": 5, "together": [0], "parts": parts[label]}
+        write_run(tmp_path / label, label=label, record={"settings": settings, **known})
         more = {**settings, "base": {**settings["base"], "warmup": 99}}
-        write_run(
-            tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, "eval_every": 5}
-        )
+        write_run(tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, **known})
     found, _ = records.read_records(sorted(str(p) for p in tmp_path.iterdir()))
     columns, rows = records.differing_settings(found)
     assert columns == ["setting", "a", "b", "c"]
     # warm-ups differ between environments, not between agents; lap.alpha is equal where there is lap
-    assert rows == [["parts", "polyak", "lap", "lap"], ["base.discount", "0.99", "0.98", "0.99"]]
+    assert rows == [["parts", "–", "lap", "lap, periodic"], ["base.discount", "0.99", "0.98", "0.99"]]
 
 
 def test_smoothness_is_measured_or_else_probed(tmp_path):

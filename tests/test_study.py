@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tiny import SIZES, TESTS, assert_same_run, environment, evaluations
@@ -112,6 +114,15 @@ def test_entries_of_one_budget_only(place):
     assert {r.plan.recipe for r in study(fewer, "full").rows} == {"td3", "sac"}
 
 
+def test_an_environment_with_a_dataset_is_one_of_its_own(place):
+    data = '\n[[environments]]\nid = "tiny:Clock-v0"\ndataset = "some/clock_medium.hdf5"\n'
+    rows = study(TEXT.replace('recipe = "sac"', 'recipe = "td3+bc"') + data).rows
+    assert [r.plan.dataset for r in rows if "[clock_medium]" in str(r.folder)] == [
+        "some/clock_medium.hdf5"
+    ] * 4
+    assert len({r.folder for r in rows}) == len(rows) == 8
+
+
 def test_a_preset_fills_what_the_file_leaves_open(place):
     text = TEXT.replace("tiny:Clock-v0", "Pendulum-v1").replace("base = {", 'preset = "paper"\nbase = {')
     plan = study(text).rows[0].plan
@@ -127,14 +138,14 @@ REFUSED = [
     ('recipe = "td3"', 'recpe = "td3"', "[[agents]]", "[[agents]] needs a recipe"),
     ("warmup = 60", "warmpu = 60", "warmpu", "base has no field 'warmpu'; near to it: warmup"),
     ("warmup = 60", 'warmup = "x"', 'warmup = "x"', "base.warmup is 'x'; it must be of type int"),
-    ("warmup = 60", "warmup = 2_000", "#2 [[agents]]", "--base.warmup 2000 leaves no update in 2000 steps"),
+    ("warmup = 60", "warmup = 2_000", "#2 [[agents]]", "--base.warmup 2000 leaves no update in"),
     ("base = {", "lap = { alpha = 1.0 }\nbase = {", "lap = {", "'lap' do not belong to 'td3'; write td3+lap"),
     ("base = {", "stpes = 3\nbase = {", "stpes", "there is no key 'stpes' in agents; near to it: steps"),
     ("base = {", "base = 3 #", "base = 3", "base is 3; it must be a table of its fields"),
     ("Clock-v0", "Clok-v0", "id =", "Clok-v0"),
     ('id = "', 'args = { tall = 1 }\nid = "', "args =", "cannot be made with env_args {'tall': 1}"),
     ('id = "', 'arg = { tall = 1 }\nid = "', "arg =", "no key 'arg' in environments; near to it: args"),
-    ("[budgets.full]", "[budgets.huge]", "[budgets.huge]", "no key 'huge' in budgets; there are quick, full"),
+    ("[budgets.full]", "[budgets.huge]", "[budgets.huge]", "no key 'huge' in budgets; there are quick"),
     ("[budgets.quick]", "nmae = 'x'\n[budgets.quick]", "nmae", "there is no key 'nmae'; near to it: name"),
     ("[budgets.quick]", "name = 'a/b'\n[budgets.quick]", "name", "name is 'a/b'; it names a folder"),
     ("[budgets.quick]", "name = 3\n[budgets.quick]", "name", "name is 3; it must be a string"),
@@ -199,7 +210,10 @@ def test_files_that_are_none(place, capsys):
     Path("tiny.toml").write_text(TEXT[: TEXT.index("[budgets.full]")] + TEXT[TEXT.index("[[agents]]") :])
     capsys.readouterr()
     assert main(["study", "run", "tiny.toml"]) == 2
-    assert "has no budget 'full', only quick; add [budgets.full]" in capsys.readouterr().err
+    assert (
+        "no budget 'full', only quick; take another --budget, or add [budgets.full]"
+        in capsys.readouterr().err
+    )
     for argv, why in (
         (["run"], "qscape study run needs a study first"),
         (["run", "dmo"], "no file dmo and no study of that name; near to it: demo, make-demo."),
@@ -238,13 +252,37 @@ def test_the_studies_of_this_project():
         for part in ("", "+caps", "+grad", "+asap", "+pave")
     ]
     assert {(r.plan.env, r.plan.steps) for r in pave} == {("Pendulum-v1", 10_000)}
+
+
+def test_every_study_of_this_project_plans_a_quick_run():
+    pytest.importorskip("Box2D")
+    pytest.importorskip("ale_py")
     for file in STUDIES.glob("*.toml"):
         assert read_study(file, "quick").rows
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_study_of_this_project_plans_its_whole_length(file):
+    pytest.importorskip("Box2D")
+    pytest.importorskip("ale_py")
+    for budget in {"short", "full", "paper"} & {*tomllib.loads(file.read_text())["budgets"]}:
+        rows = read_study(file, budget).rows
+        assert len({row.folder for row in rows}) == len(rows) > 0
+
+
+def test_the_plan_of_a_study_is_printed_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "status", "td7-design", "--budget", "short"]) == 0
+    said = capsys.readouterr().out
+    assert "td7-design (short): 18 waiting of 18 runs" in said
+    assert "HalfCheetah-v5" in said
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_full_comparison_of_pave():
     pytest.importorskip("Box2D")
-    rows = read_study(STUDIES / "pave.toml").rows
+    rows = read_study(STUDIES / "pave.toml", "paper").rows
     steps = {r.plan.env: r.plan.steps for r in rows}
     assert steps == {
         "Pendulum-v1": 100_000,
@@ -566,6 +604,8 @@ def test_the_estimate():
     half = {"base": {"warmup": 2_000, "updates_per_step": 0.5}}
     plan = Plan("td3", "x", 10_000, settings=half, eval_every=0)
     assert estimate_seconds(plan, cost, made=1_000) == pytest.approx(10 + 9 + 40)
+    offline = Plan("td3+bc", "x", 10_000, dataset="x.hdf5", eval_every=0)  # a step is an update
+    assert estimate_seconds(offline, cost, made=4_000) == pytest.approx(10 + 60)
     short = Plan("td3", "x", 10_000, eval_every=0)  # a fifth of so short a run is warm-up
     assert estimate_seconds(short, cost) == pytest.approx(10 + 10 + 80)
 
@@ -597,3 +637,24 @@ def test_the_live_table_fits_on_the_screen(place):
     ]
     assert re.match(r"tiny-Clock-v0  sac\[base.* +20  running +1,000 +2,000 +100 +0:00:10$", first)
     assert re.match(r"tiny-Clock-v0  sac\[base.* +8 +failed", second)
+
+
+@pytest.mark.slow
+def test_a_study_learns_from_a_dataset_and_repeats_nothing(tmp_path, monkeypatch, capsys):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    with h5py.File("pendulum_medium.hdf5", "w") as file:
+        file["observations"], file["actions"] = rng.normal(size=(600, 3)), rng.uniform(-2, 2, (600, 1))
+        file["rewards"], file["terminals"] = rng.normal(size=600), np.zeros(600, bool)
+        file["timeouts"] = np.arange(1, 601) % 200 == 0
+    Path("offline.toml").write_text(
+        "[budgets.quick]\nsteps = 60\nseeds = 1\neval_every = 30\neval_episodes = 1\n"
+        '[[agents]]\nrecipe = "td3+bc"\n'
+        '[[environments]]\nid = "Pendulum-v1"\ndataset = "pendulum_medium.hdf5"\n'
+    )
+    argv = ["study", "run", "offline.toml", "--budget", "quick", "--workers", "1"]
+    assert main(argv) == 0
+    assert "done      Pendulum-v1[pendulum_medium] td3+bc seed 0  60 steps" in capsys.readouterr().out
+    assert main(argv) == 0
+    assert "1 done of 1 runs" in capsys.readouterr().out

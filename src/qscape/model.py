@@ -52,6 +52,8 @@ class Model:
             preset.
         loop: "compiled" makes steps and updates in one program, which needs an environment in JAX; "host"
             steps it from Python; "auto" compiles where possible, if `env` is an id or a function.
+        vectorise: how Python steps `envs` environments: "sync", one after the other; "async", a process for
+            each, for which a script needs `if __name__ == "__main__":`; "envpool", EnvPool's.
         settings: fields by part, e.g. `base={"discount": 0.98}, sale={"width": 128}`.
 
     Raises:
@@ -72,6 +74,7 @@ class Model:
         probe: Sequence[str] = (),
         preset: str | None = None,
         loop: Literal["auto", "host", "compiled"] = "auto",
+        vectorise: Literal["sync", "async", "envpool"] = "sync",
         **settings: Mapping[str, Any],
     ) -> None:
         set_up_jax()
@@ -85,10 +88,18 @@ class Model:
         env_args = {k: v.item() if isinstance(v, np.generic) else v for k, v in (env_args or {}).items()}
         args = training_args(env, env_args) if isinstance(env, str) else env_args
         made = isinstance(env, gym.Env | gym.vector.VectorEnv)
-        if made and loop == "auto":  # this very object is stepped
+        if made and vectorise != "sync":
+            raise UsageError(f"vectorise={vectorise!r} makes environments: give an id or a function.")
+        if (made or vectorise != "sync") and loop == "auto":  # this very object is stepped
             loop = "host"
         self.adapter = make_adapter(
-            env, envs, args, seed=seed, index_actions=index_actions, one_if_jax=loop != "host"
+            env,
+            envs,
+            args,
+            seed=seed,
+            vectorise=vectorise,
+            index_actions=index_actions,
+            one_if_jax=loop != "host",
         )
         self.envs = self.adapter.envs if made else envs
         self.eval_adapter: EnvAdapter | None = None
@@ -112,6 +123,7 @@ class Model:
             "probe": tuple(probe),
             "preset": preset,
             "loop": loop,
+            "vectorise": vectorise,
         }
         self._env_args = env_args
 
@@ -353,6 +365,7 @@ def load(
         probe=plan.probe,
         preset=plan.preset,
         loop=plan.loop,
+        vectorise=plan.vectorise if env is None else "sync",
         **cast(dict[str, Any], plan.settings),
     )
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)

@@ -9,7 +9,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 WINDOWS = os.name == "nt"
 # Windows allows none of these in a name, and no dot or space at its end.
@@ -21,6 +27,14 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Return the most memory in bytes that this process has held so far; 0 where the system is silent."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def file_name(text: str) -> str:

@@ -3,35 +3,36 @@
 This module imports nothing heavy, so that `qscape --help` is fast.
 """
 
+import difflib
 import importlib
 import sys
 
 from qscape.errors import QscapeError, UsageError, memory_error, one_line
 
 COMMANDS = {
-    "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1 2] [--out DIR]"),
-    "resume": ("continue an interrupted run, or make it longer", "RUN [--steps N]"),
+    "train": ("train an agent on an environment", "RECIPE --env ID [--steps N] [--seeds 0 1]"),
+    "resume": ("continue a run, or make it longer", "RUN [--steps N]"),
     "reproduce": ("run a run again, compare every number", "RUN [--out DIR]"),
     "study": (
         "run agents on environments",
-        "run|status STUDY [--workers N] [--budget quick]",
+        "run|status STUDY [--budget quick]",
     ),
     "tune": ("search for better fields of an agent", "RECIPE --env ID --trials N --steps M"),
     "watch": ("watch a run while it trains", "RUN [--show METRIC] [--once]"),
     "evaluate": ("run whole episodes with a trained policy", "RUN [--episodes N]"),
-    "compare": ("compare runs statistically", "RUNS... [--csv|--latex|--json|--png FILE]"),
+    "compare": ("compare runs statistically", "RUNS... [--html|--png|--csv|--json FILE]"),
     "plot": ("draw the learning curves of runs", "RUNS... --png FILE"),
     "video": ("film a trained policy", "RUN [--mp4 FILE]"),
     "landscape": (
         "draw Q over actions, measure its optima",
-        "RUN [RUN2] [--over-training] [--html FILE]",
+        "RUN [RUN2] [--over-training]",
     ),
     "smoothness": ("measure how smoothly policies act", "RUN... [--robustness] [--json|--png FILE]"),
-    "embedding": ("draw the geometry of values that savgo learned", "RUN [--state-from EPISODE:STEP]"),
+    "embedding": ("draw the geometry that savgo learned", "RUN [--state-from EPISODE:STEP]"),
     "record": ("record episodes of a policy as a dataset", "RUN --episodes N --dataset NAME"),
     "dataset": ("show what a dataset holds", "NAME"),
     "collapse": ("measure action collapse of on-policy agents", "RUN... [--states N] [--json|--png FILE]"),
-    "export": ("write a policy as a file that runs without qscape", "RUN --onnx FILE [--npz FILE]"),
+    "export": ("write a policy as a file for other programs", "RUN --onnx FILE [--npz FILE]"),
     "push": ("upload a run to the Hugging Face hub", "RUN --repo OWNER/NAME"),
     "pull": ("fetch a run from the Hugging Face hub", "OWNER/NAME [--out RUN]"),
     "import": ("make a run of a Stable-Baselines3 file", "FILE --env ID [--out RUN]"),
@@ -44,10 +45,10 @@ def usage() -> str:
     lines = [
         "qscape: learn, shape and search the action-value landscape",
         "",
-        "usage: qscape COMMAND ...",
+        "usage: qscape COMMAND ARGUMENTS",
         "",
     ]
-    lines += [f"  {name:<12}{says:<50}qscape {name} {args}" for name, (says, args) in COMMANDS.items()]
+    lines += [f"  {name:<12}{says:<45}{args}" for name, (says, args) in COMMANDS.items()]
     lines += [
         "",
         "A recipe is a base and parts joined by +: td3, sac, td7, td3+sale+lap. Flags follow the recipe:",
@@ -75,8 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qscape {version('qscape')}")
         return 0
     if argv[0] not in COMMANDS:
-        name = one_line(argv[0])
-        print(f"qscape: there is no command '{name}'; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=2)
+        others = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}."
+        print(f"qscape: there is no command '{one_line(argv[0])}'; {others}", file=sys.stderr)
         return 2
     try:
         if trusting:

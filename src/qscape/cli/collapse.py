@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
         title += f"{findings['labels']} {' '.join(map(str, findings['counts']))}"
         names = [name.replace("_", " ") for name in COLUMNS]
         console.print(table(title, ["step", *names], rows))
+        if note := report.note_trivial(findings):
+            console.print(note, style="yellow", soft_wrap=True)
     if given.json:
         save_text(store.to_json({"runs": records}), given.json)
         files.append(Path(given.json))

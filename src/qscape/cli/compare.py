@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, print_table, print_written, require_positive
+from qscape.cli.running import plain_console, print_table, print_written, require_positive, show_tracks
 from qscape.errors import RunError, UsageError
 from qscape.types import setting
 
@@ -50,36 +50,38 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
     require_positive(given, "final", "reps")
-    frame, notes = runs.read_runs(paths)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
-    made = tables.compare(
-        frame,
-        policy=given.policy,
-        final=given.final,
-        best=given.best,
-        unequal=given.unequal,
-        reps=given.reps,
-        normalise=given.normalise,
-        metric=given.metric,
-        smooth=given.smooth,
-        reference=names,
-    )
+    with show_tracks():
+        frame, notes = runs.read_runs(paths)
+        made = tables.compare(
+            frame,
+            policy=given.policy,
+            final=given.final,
+            best=given.best,
+            unequal=given.unequal,
+            reps=given.reps,
+            normalise=given.normalise,
+            metric=given.metric,
+            smooth=given.smooth,
+            reference=names,
+        )
     made = made._replace(notes=notes + made.notes)
-    console = plain_console()
-    print_comparison(console, made, given)
-    for file, write in (
-        (given.csv, tables.to_csv),
-        (given.latex, tables.to_latex),
-        (given.json, tables.to_json),
+    shown, console = tables.shorten(made), plain_console()
+    print_comparison(console, shown, given)
+    for file, text in (
+        (given.csv, tables.to_csv(made)),
+        (given.latex, tables.to_latex(shown)),
+        (given.json, tables.to_json(made)),
     ):
         if file:
-            save_text(write(made), file)
-    if given.png:
-        draw_comparison(made, names, given)
-    if given.html:
-        from qscape.report import html  # imports plotly, which is slow, only when it is needed
+            save_text(text, file)
+    with show_tracks():
+        if given.png:
+            draw_comparison(shown, names, given)
+        if given.html:
+            from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
-        save_text(html.render_report(made, names, given.reps), given.html)
+            save_text(html.render_report(made, names, given.reps), given.html)
     print_written(console, given.csv, given.latex, given.json, given.png, given.html)
     return 0
 
@@ -87,7 +89,10 @@ def main(argv: list[str]) -> int:
 def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     """Print a table per environment, those over environments, and the notes for the reader."""
     from qscape.report import statistics
+    from qscape.report.labels import describe_shared
 
+    if made.shared:
+        console.print(f"{describe_shared(made.shared)}\n", soft_wrap=True)
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
     for env, group in made.per_env.groupby("env"):
         rows = [
@@ -130,13 +135,20 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
     """Draw learning curves and profiles into the file of `--png`."""
     from qscape.report import figures, references, statistics
+    from qscape.report.labels import describe_shared
 
     published = references.load_published(names) if names else None
+    labels = [*made.names] or made.rows["label"].tolist()
     figure = figures.draw_overview(
-        made.rows, published=published, scores=made.scores, reps=given.reps, metric=made.metric
+        made.rows,
+        published=published,
+        scores=made.scores,
+        reps=given.reps,
+        metric=made.metric,
+        styles=figures.line_styles(labels, made.names),
     )
-    if given.smooth:
-        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
+    smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
+    figures.set_notes(figure, describe_shared(made.shared), smoothed)
     save_figure(figure, given.png)
 
 

@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, table
+from qscape.cli.running import plain_console, show_tracks, table
+from qscape.inspect.bias import BiasProbe, measure_bias
+from qscape.inspect.trained_agent import load_trained_agent
 from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, run_folders
 from qscape.run.offline import score
@@ -21,6 +23,7 @@ class Options:
     episodes: int = setting(10, "Number of episodes for each run.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
+    bias: bool = setting(False, "Also compare Q with the discounted return that followed.")
 
 
 def main(argv: list[str]) -> int:
@@ -28,9 +31,17 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape evaluate")
     set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
-    rows, means = [], []
+    rows, means, biases = [], [], []
     for folder in run_folders(Path(path)):
-        step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
+        with show_tracks():
+            if given.bias:
+                trained = load_trained_agent(folder, given.current)
+                rollouts = trained.rollouts(given.episodes, given.seed)
+                step, policy, done = trained.step, trained.policy, [r.episode for r in rollouts]
+                measured = measure_bias(trained, rollouts)
+                biases.append([str(folder), *(f"{measured[name]:.4g}" for name in BiasProbe.columns)])
+            else:
+                step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
@@ -48,6 +59,14 @@ def main(argv: list[str]) -> int:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     console = plain_console()
     console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))
+    if biases:
+        console.print(
+            table(
+                "Q minus the discounted return that followed, at the steps of these episodes",
+                ["run", "mean", "std", "mean / mean |return|"],
+                biases,
+            )
+        )
     if len(means) > 1:
         console.print(f"mean over {len(means)} runs: {sum(means) / len(means):,.1f}")
     return 0

@@ -5,7 +5,7 @@ from importlib.resources import files as files_of
 from pathlib import Path
 
 from qscape.cli import options
-from qscape.cli.running import plain_console
+from qscape.cli.running import plain_console, show_tracks
 from qscape.errors import UsageError
 from qscape.export import card, policy
 from qscape.inspect.store import write_atomically
@@ -51,14 +51,16 @@ def main(argv: list[str]) -> int:
     if npz is not None:
         policy.refuse_foreign(npz.with_suffix(".json"), f'"format": "{policy.FORMAT}"')
     set_up_jax()
-    made = policy.load_source(one_run(Path(path)), given.episodes, given.current)
+    with show_tracks():
+        made = policy.load_source(one_run(Path(path)), given.episodes, given.current)
     console, checked = plain_console(), None
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
 
     if onnx is not None:
-        checked = policy.write_onnx(made, onnx, given.tolerance)
+        with show_tracks():
+            checked = policy.write_onnx(made, onnx, given.tolerance)
         say(
             f"{onnx}: largest difference {checked.difference:.1e} on {policy.CHECKED:,} observations, "
             f"single and batched (the library from itself: {checked.rounding:.1e}); "

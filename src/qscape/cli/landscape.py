@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
 from qscape.cli.compare import refuse_ending, save_figure, save_text
-from qscape.cli.running import plain_console, print_written, table
+from qscape.cli.running import plain_console, print_written, show_tracks, table
 from qscape.errors import UsageError
 from qscape.types import setting
 
@@ -71,17 +71,18 @@ def main(argv: list[str]) -> int:
         refuse_ending(given.png)
     agents = [load_trained_agent(folder, given.current) for folder in folders]
     saves = [load_history(agent, given.current) if given.over_training else [agent] for agent in agents]
-    findings = measure_landscapes(
-        saves[0],
-        given.states,
-        given.state_from,
-        given.plane,
-        q=given.q,
-        points=given.grid,
-        episodes=given.episodes,
-        seed=given.seed,
-        other=saves[1] if len(saves) > 1 else (),
-    )
+    with show_tracks():
+        findings = measure_landscapes(
+            saves[0],
+            given.states,
+            given.state_from,
+            given.plane,
+            q=given.q,
+            points=given.grid,
+            episodes=given.episodes,
+            seed=given.seed,
+            other=saves[1] if len(saves) > 1 else (),
+        )
     console = plain_console()
     for agent_findings in (findings, findings.get("other")):
         if agent_findings:
@@ -90,6 +91,8 @@ def main(argv: list[str]) -> int:
     if given.json:
         save_text(store.to_json(plain), given.json)
     written = [given.json or str(store.write_findings(folders[0], "landscape", plain))]
+    if "other" in plain and not given.json:  # so that a report shows both agents at the same states
+        written.insert(0, str(store.write_findings(folders[1], "landscape", plain["other"])))
     written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
     save_figure(draw_findings(findings), written[-1])
     climbed = [x for agent in name_agents(findings).values() for x in agent["landscapes"] if x["surrogates"]]

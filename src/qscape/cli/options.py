@@ -4,7 +4,8 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import sys
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,7 @@ from qscape.trusted import list_code, trust
 from qscape.types import setting
 
 T = TypeVar("T")
+WIDEST = 100  # columns of help
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,11 @@ class Run(Pace):
         (), "Arguments of the environment, e.g. continuous=False; --env.continuous False is the same."
     )
     overwrite: bool = setting(False, "Replace a run in the same folder.")
-    log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio.")
+    log: tuple[str, ...] = setting((), "Additional loggers: wandb, trackio, mlflow, your own module:Class.")
+    log_project: str = setting("", "Project of these loggers (MLflow: experiment). '': qscape-ENV.")
+    log_group: str = setting("", "Group of the run there. '': the agent's label, which all seeds share.")
+    log_tags: tuple[str, ...] = setting((), "Tags of the run there.")
+    quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str) -> T:
@@ -73,6 +79,7 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
     known, found, position = _flags(cls), {}, 0
     env_args: list[str] = []
     if {"-h", "--help"} & {*argv}:
+        os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, WIDEST))
         tyro.cli(cls, args=["--help"], prog=prog)
     while position < len(argv):
         flag, sign, first = argv[position].partition("=")
@@ -282,17 +289,14 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     return args
 
 
-def positional(
-    argv: Sequence[str], what: str, prog: str, flags_for: str | None = "RUN"
-) -> tuple[str, list[str]]:
+def positional(argv: Sequence[str], what: str, prog: str, flags_for: str = "RUN") -> tuple[str, list[str]]:
     """Split off the first argument, which must not be a flag.
 
     Args:
         argv: the arguments after the command.
         what: the name of the argument in messages, such as RECIPE.
         prog: the command, for messages.
-        flags_for: the argument to return for --help alone, so that the caller prints flags; None: --help
-            prints the usage and ends the program.
+        flags_for: the argument to return for --help alone, so that the caller prints flags.
 
     Returns:
         The argument, and the rest.
@@ -305,8 +309,6 @@ def positional(
             from qscape.cli import COMMANDS
 
             print(f"usage: {prog} {COMMANDS[prog.split()[-1]][1]}")
-            if flags_for is None:
-                sys.exit(0)
             return flags_for, ["--help"]  # the caller parses --help, which prints the flags
         raise UsageError(f"{prog} needs {what} first, e.g. {prog} {what}.")
     return argv[0], list(argv[1:])

@@ -26,6 +26,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Plot the learning curve of each run as a line, without statistics; `qscape compare` has those."""
     from qscape.report import figures, runs, statistics
+    from qscape.report.labels import describe_shared, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(Options()), rest, "qscape plot RUNS")
@@ -36,9 +37,12 @@ def main(argv: list[str]) -> int:
         if given.policy == "both"
         else statistics.select_policy(frame, given.policy)
     )
-    figure = figures.draw_overview(rows, each=True, metric=given.metric)
-    if given.smooth:
-        figure.suptitle(statistics.smoothing_note(given.smooth), fontsize=9)
+    names, shared = shorten_labels(sorted(rows["label"].unique()))
+    styles = figures.line_styles([*names], names)
+    shown = rows.assign(label=rows["label"].map(names))
+    figure = figures.draw_overview(shown, each=True, metric=given.metric, styles=styles)
+    smoothed = statistics.smoothing_note(given.smooth) if given.smooth else ""
+    figures.set_notes(figure, describe_shared(shared), smoothed)
     save_figure(figure, given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()

@@ -19,7 +19,8 @@ class Options:
     steps: int | None = setting(None, "New total of environment steps; None: the total at the start.")
     save: int | None = setting(None, "Continue from the save of this step; None: from the newest.")
     empty_replay: bool = setting(False, "Continue with the networks alone, if no save has a replay.")
-    log: tuple[str, ...] = setting((), "Further loggers: wandb, trackio.")
+    log: tuple[str, ...] = setting((), "Loggers to go on with: wandb, trackio, mlflow, module:Class.")
+    quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 
 def main(argv: list[str]) -> int:
@@ -32,4 +33,5 @@ def main(argv: list[str]) -> int:
         if not folders:
             raise UsageError(f"every run in {path} has finished its steps; add more with --steps.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
-    return run_all([Job("resume", f, trackers=list(given.log), **shared) for f in folders])
+    jobs = [Job("resume", f, trackers=list(given.log), **shared) for f in folders]
+    return run_all(jobs, quiet=given.quiet)

@@ -5,14 +5,24 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from qscape import trusted
+from qscape import tracking, trusted
 from qscape.errors import RunError, UsageError, one_line
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
@@ -20,10 +30,15 @@ from qscape.run import events as ev
 from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
+PERIOD = 600.0  # the newest seconds whose speed tells the time that is left
+MEASURED = 5.0  # seconds of updates after which a run's time is estimated
+GIB = 2**30
 
 
-def run_all(jobs: list[Job], together: bool = False) -> int:
+def run_all(jobs: list[Job], together: bool = False, quiet: bool = False) -> int:
     """Run jobs: one in this process, several one per core, or `together` in one program.
+
+    `quiet`: show no progress, only warnings, failures and the last lines.
 
     Returns:
         The exit code: 0, or 130 after an interrupt.
@@ -32,7 +47,8 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
         UsageError: runs failed, all of them by a usage error.
         RunError: a run failed.
     """
-    screen, failures = Screen(), {}
+    workers = len(jobs) if together else min(count_cores(), len(jobs))
+    screen, failures = Screen(quiet, len(jobs), workers), {}
     with screen:
         if together:
             for k, event in run_together(jobs):
@@ -41,7 +57,7 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
             for event in run_job(jobs[0]):
                 screen.show(0, event)
         else:
-            pool = Pool(iter(enumerate(jobs)), workers=count_cores())
+            pool = Pool(iter(enumerate(jobs)), workers)
             for k, event in pool.events():
                 if isinstance(event, Failure):
                     failures[k] = event
@@ -59,26 +75,47 @@ def run_all(jobs: list[Job], together: bool = False) -> int:
     return 130 if screen.interrupted else 0
 
 
-class Screen:
-    """Progress bars on a terminal, plain lines elsewhere."""
+def name_column() -> Column:
+    """Build the column of a bar's name, which is cut so that the numbers beside it fit on the screen."""
+    return Column(ratio=1, no_wrap=True, overflow="ellipsis")
 
-    def __init__(self) -> None:
+
+class TimeLeftColumn(TimeRemainingColumn):
+    """The time that is left; unknown while steps are random, since these are faster than those that learn."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["learns"] else Text("-:--:--", style="progress.remaining")
+
+
+class Screen:
+    """Progress bars on a terminal, plain lines elsewhere.
+
+    Args:
+        quiet: show no progress, only warnings, failures and the last lines.
+        runs: the number of runs.
+        workers: how many of them run side by side.
+    """
+
+    def __init__(self, quiet: bool = False, runs: int = 1, workers: int = 1) -> None:
         self.console = plain_console()
+        self.quiet, self.runs, self.workers = quiet, runs, workers
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
+            TextColumn("{task.description}", markup=False, table_column=name_column()),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[score]}"),
-            TimeRemainingColumn(),
+            TimeLeftColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            expand=True,
+            disable=quiet or not self.console.is_terminal,
+            speed_estimate_period=PERIOD,
         )
-        self.tasks: dict[int, tuple] = {}
+        self.tasks: dict[int, TaskID] = {}
         self.names: dict[int, str] = {}
         self.ended: dict[int, ev.Ended] = {}
         self.scores: dict[int, ev.Evaluated] = {}
-        self.interrupted = False
+        self.interrupted = self.estimated = False
 
     def __enter__(self) -> "Screen":
         self.progress.start()
@@ -87,13 +124,18 @@ class Screen:
     def __exit__(self, *problem: object) -> None:
         self.progress.stop()
 
+    def say(self, line: str, style: str | None = None) -> None:
+        """Print a line about the progress."""
+        if not self.quiet:
+            self.console.print(line, style=style, soft_wrap=True)
+
     def show(self, k: int, event: ev.RunEvent) -> None:
         """Show one event of run k."""
         if isinstance(event, ev.Started):
             self._add_run(k, event)
+        elif isinstance(event, ev.Progressed):
+            self._measure(k, event)
         elif isinstance(event, ev.Logged):
-            speed = f"{event.metrics['steps_per_second']:,.0f} steps/s"
-            self.progress.update(self.tasks[k][0], completed=event.step, speed=speed)
             for warning in event.warnings:
                 self.console.print(
                     f"{self.names[k]}  step {event.step:>9,}  {warning}", style="yellow", soft_wrap=True
@@ -102,28 +144,59 @@ class Screen:
             self.scores[k] = event
             which = f" ({event.policy} policy)" if event.policy != "current" else ""
             n = len(event.returns)
-            self.progress.update(self.tasks[k][0], completed=event.step, score=f"return {event.mean:,.1f}")
+            self.progress.update(self.tasks[k], completed=event.step, score=f"return {event.mean:,.1f}")
             probed = "".join(f"  {name} {sum(v) / len(v):.4g}" for name, v in event.probes.items())
-            self.console.print(
+            self.say(
                 f"{self.names[k]}  step {event.step:>9,}  return {event.mean:>10,.1f}  over {n} episodes"
-                f"{which}{probed}",
-                soft_wrap=True,
+                f"{which}{probed}"
             )
         elif isinstance(event, ev.Ended):
             self.ended[k] = event
             self.interrupted |= event.interrupted
-            self.progress.update(self.tasks[k][0], completed=event.step)
+            self.progress.update(self.tasks[k], completed=event.step)
 
     def _add_run(self, k: int, event: ev.Started) -> None:
         self.names[k] = f"{event.label} {event.env} seed {event.seed}"
-        task = self.progress.add_task(
-            self.names[k], total=event.steps, completed=event.step, speed="compiling", score=""
+        self.tasks[k] = self.progress.add_task(
+            self.names[k],
+            total=event.steps,
+            completed=event.step,
+            speed="compiling",
+            score="",
+            learns=False,
         )
-        self.tasks[k] = (task, event)
         if k == 0 or event.step:
-            self.console.print(f"{self.names[k]}  {event.steps:,} steps", style="bold")
+            self.say(f"{self.names[k]}  {event.steps:,} steps", style="bold")
             for note in event.notes:
-                self.console.print(f"  {one_line(note)}", style="dim", soft_wrap=True)
+                self.say(f"  {one_line(note)}", style="dim")
+
+    def _measure(self, k: int, event: ev.Progressed) -> None:
+        """Move the bar of run k. Once updates were measured, say how long the command takes."""
+        task = self.progress.tasks[self.tasks[k]]
+        if event.updates and not task.fields["learns"]:
+            self.progress.reset(task.id, completed=event.step)
+            self.progress.update(task.id, learns=True)
+        self.progress.update(task.id, completed=event.step)
+        if task.speed:
+            self.progress.update(task.id, speed=f"{task.speed:,.{0 if task.speed >= 10 else 1}f} steps/s")
+        if self.estimated or not task.fields["learns"] or (task.elapsed or 0.0) < MEASURED:
+            return
+        if task.time_remaining is not None and not task.finished:
+            self.estimated = True
+            self.say(f"{self.names[k]}  {self._describe_cost(task, event)}", style="dim")
+
+    def _describe_cost(self, task: Task, event: ev.Progressed) -> str:
+        """Describe how long a run and the whole command still take, and the memory of the run."""
+        left = task.time_remaining or 0.0
+        line = f"about {clock(left)} left at {task.speed:,.1f} steps/s"
+        if event.memory:
+            line += f", {event.memory / GIB:.1f} GiB of memory"
+        if event.device_memory:
+            line += f", {event.device_memory / GIB:.1f} GiB of the accelerator's"
+        if self.runs > self.workers:
+            rounds = -(-self.runs // self.workers)
+            line += f"; {self.runs} runs, {self.workers} at a time: about {clock(rounds * left)}"
+        return line
 
     def print_failure(self, job: Job, why: str) -> None:
         """Report that a run failed; the others continue."""
@@ -145,6 +218,38 @@ class Screen:
             if end.interrupted:
                 folder = shlex.quote(str(jobs[k].folder))
                 self.console.print(f"  to continue: qscape resume {folder}{trusted.flag()}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_tracks() -> Iterator[None]:
+    """Show the work that `tracking` is told of as bars with the time left, inside the `with` block.
+
+    The bars are on standard error and vanish at the end; if that is no terminal, there are none. Nothing may
+    be printed inside the block.
+    """
+    console = SafeConsole(stderr=True, markup=False, highlight=False)
+    bars = Progress(
+        TextColumn("{task.description}", markup=False, table_column=name_column()),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+        speed_estimate_period=PERIOD,
+    )
+
+    @contextlib.contextmanager
+    def show(total: int, what: str) -> Iterator[tracking.Tick]:
+        task = bars.add_task(what, total=total)
+        yield lambda: bars.advance(task)
+        bars.remove_task(task)
+
+    with bars, tracking.shown_by(show):
+        yield
 
 
 class LiveBoard:
@@ -202,6 +307,11 @@ def plain_console() -> Console:
     if not console.is_terminal:
         console.width = WIDE
     return console
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def table(title: str, columns: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Table:

@@ -5,7 +5,6 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, plain_console, table
+from qscape.cli.running import LiveBoard, clock, plain_console, table
 from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
-from qscape.jobs.study import Study, find_study, read_study
+from qscape.jobs.study import Study, find_study, read_study, write_rows
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.system import count_cores
@@ -33,7 +32,7 @@ LONG = 3600.0  # core-seconds above which a study asks the user before it begins
 class Status:
     """Flags of `qscape study status`."""
 
-    budget: str = setting("full", "Budget of the file to take: quick or full.")
+    budget: str = setting("full", "Budget of the file to take: quick, short, full or paper.")
     runs: str = setting("runs", "Folder that holds the studies' folders.")
 
 
@@ -48,7 +47,7 @@ class Run(Status):
 
 def main(argv: list[str]) -> int:
     """Run a study, or print the state of its runs. Returns the exit code."""
-    what, rest = options.positional(argv, "run|status STUDY", "qscape study", flags_for=None)
+    what, rest = options.positional(argv, "run|status STUDY", "qscape study", flags_for="run")
     if what not in ("run", "status"):
         raise UsageError(f"qscape study has no '{what}'; write qscape study run STUDY or study status STUDY.")
     cls = options.flags_of(Run() if what == "run" else Status())
@@ -83,9 +82,9 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     progress, say = board.progress, board.say
     for line in board.beginning():
         say(line)
+    write_rows(progress.study)
     interrupted = False
     if progress.of("waiting", "elsewhere"):
-        make_folder(progress.study.folder)
         with engine(given, progress.study.folder) as (start, workers):
             interrupted = not measured(board, min(workers, count_cores())) or not agreed(
                 board, workers, given.yes
@@ -107,16 +106,6 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     if failed:
         raise RunError(f"{len(failed)} of {len(progress.runs)} runs failed; see above.")
     return 0
-
-
-def make_folder(folder: Path) -> None:
-    """Create the study's folder. Raises RunError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise RunError(
-            f"{folder} cannot be written ({problem.strerror}); choose another --runs."
-        ) from problem
 
 
 @contextlib.contextmanager
@@ -291,8 +280,3 @@ def line(run: RunProgress) -> str:
 def name(run: RunProgress) -> str:
     """Return the environment, agent and seed of a run as text."""
     return f"{run.row.folder.parents[1].name} {run.row.plan.label} seed {run.row.plan.seed}"
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))

@@ -19,7 +19,7 @@ from qscape.run.folder import refuse_taken
 from qscape.run.loop import may_compile, open_adapter
 from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
-from qscape.run.sinks import TRACKERS
+from qscape.run.trackers import Tracking, check_names
 from qscape.system import file_name
 
 MOST_SEEDS = 1_000
@@ -51,9 +51,8 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"qscape train {recipe} needs an environment, e.g. --env HalfCheetah-v5.")
     if run.keep_data and not run.from_:
         raise UsageError("--keep-data keeps the dataset of the run that --from names; name one.")
-    for tracker in run.log:
-        if tracker not in TRACKERS:
-            raise UsageError(f"--log {tracker} is unknown; there are {', '.join(TRACKERS)}.")
+    check_names(run.log)
+    tracking = Tracking(run.log_project, run.log_group, run.log_tags)
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
         raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
     if len(run.seeds) > MOST_SEEDS:
@@ -88,11 +87,19 @@ def main(argv: list[str]) -> int:
     for note in notes:
         plain_console().print(note, soft_wrap=True)
     jobs = [
-        Job("train", group / str(p.seed), p, overwrite=run.overwrite, trackers=list(run.log)) for p in plans
+        Job(
+            "train",
+            group / str(p.seed),
+            p,
+            overwrite=run.overwrite,
+            trackers=list(run.log),
+            tracking=tracking,
+        )
+        for p in plans
     ]
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
-    return run_all(jobs, together)
+    return run_all(jobs, together, run.quiet)
 
 
 def _anywhere(name: str) -> str:

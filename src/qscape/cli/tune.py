@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from qscape.agents import build, register_named
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, plain_console, table
+from qscape.cli.running import LiveBoard, clock, plain_console, table
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.ranges import find_ranges
@@ -132,6 +133,7 @@ class SearchBoard(LiveBoard):
     def __init__(self, search: Search, trials: int, console: Console) -> None:
         super().__init__(console)
         self.search, self.trials = search, trials
+        self.begun: tuple[float, float] | None = None  # the time and the progress when this process began
 
     def changed(self, trial: Trial) -> None:
         """Print the new state of a trial; on a terminal only if it failed, since the table has no reasons."""
@@ -149,6 +151,8 @@ class SearchBoard(LiveBoard):
             best = self.tuner.best
             so_far = f"; best so far: trial {best.number}, {best.score:,.1f}" if best else ""
             text = f"return {trial.score:,.1f}{at}{so_far}"
+        if trial.state != "running" and (left := self.left()) is not None:
+            text += f"; about {clock(left)} left"
         return f"trial {trial.number:>3}  {trial.state:<8} {text}"
 
     def counts(self) -> str:
@@ -160,7 +164,19 @@ class SearchBoard(LiveBoard):
         best = self.tuner.best
         text = f"{self.search.plan.recipe} on {self.search.plan.env}: {ended} of {self.trials} trials"
         text += f" ({', '.join(more)})" if more else ""
-        return text + (f"; best: trial {best.number}, {best.score:,.1f}" if best else "")
+        text += f"; best: trial {best.number}, {best.score:,.1f}" if best else ""
+        left = self.left()
+        return text if left is None else f"{text}; about {clock(left)} left"
+
+    def left(self) -> float | None:
+        """Estimate the seconds that are left from the steps of this process; None before the first ones."""
+        made = min(self.trials, sum(trial.progress for trial in self.tuner.trials.values()))
+        if self.begun is None:
+            self.begun = time.monotonic(), made
+        begun, before = self.begun
+        if made == before or made == self.trials:
+            return None
+        return (time.monotonic() - begun) * (self.trials - made) / (made - before)
 
     def table(self, trials: list[Trial]) -> Table:
         """Make a table of trials with their fields."""

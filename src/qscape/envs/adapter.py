@@ -20,12 +20,13 @@ How an environment resets itself:
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from jaxtyping import Bool, Float, Int
 
 from qscape.envs.build import build_env
@@ -38,8 +39,8 @@ from qscape.envs.spaces import (
     make_flatten,
     split_space,
 )
+from qscape.envs.workers import Pool, WorkerError, Workers
 from qscape.errors import QscapeError, RunError, UsageError, describe
-from qscape.system import start_method
 from qscape.types import Spec
 
 
@@ -118,6 +119,7 @@ HOST_ONLY = (
     "gymnasium.wrappers.common",
     "gymnasium_robotics.",
     "qscape.envs.restricted",
+    "qscape.envs.workers",  # whose environments may call JAX, in other processes
 )
 
 
@@ -127,7 +129,7 @@ def make(
     env_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
-    asynchronous: bool = False,
+    vectorise: Literal["sync", "async", "envpool"] = "sync",
     index_actions: bool = False,
     one_if_jax: bool = False,
 ) -> "EnvAdapter":
@@ -140,7 +142,9 @@ def make(
         env_args: arguments of the environment, and of `gymnasium.make` (`render_mode`, `max_episode_steps`).
         seed: environment i is seeded with `seed + i` at the first reset.
         autoreset: mode of the vector environment that is built if E > 1.
-        asynchronous: one process per environment; pays only if a step takes milliseconds.
+        vectorise: how E environments are stepped. "sync": one after the other. "async": one process for each;
+            pays only if a step takes milliseconds. "envpool": in the threads of EnvPool, whose autoreset
+            mode is next step.
         index_actions: pass discrete actions by index, as on-policy agents do.
         one_if_jax: make only one of an environment in JAX, whose copies a compiled program holds.
 
@@ -161,22 +165,34 @@ def make(
     def build() -> gym.Env:
         return build_env(env_id, args)
 
+    spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
+
+    def build_there() -> gym.Env:
+        """Make one in another process, which has not run what the user's script registers."""
+        if spec is not None:
+            gym.registry.setdefault(spec.id, spec)
+        return build()
+
     first = build()
     name = env_id if isinstance(env_id, str) else None
-    if envs == 1 or (one_if_jax and find_jax_env(first) is not None):
+    alone = envs == 1 and vectorise != "envpool"
+    if alone or (one_if_jax and find_jax_env(first) is not None):
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
-    if asynchronous:
-        first.close()
-        many: VectorEnv = AsyncVectorEnv([build] * envs, autoreset_mode=autoreset, context=start_method())
-    else:
-        try:
+    try:
+        if vectorise == "envpool":
+            many: VectorEnv = Pool(env_id, envs, args, first)
+        elif vectorise == "async":
+            many = Workers([build_there] * envs, autoreset)
+        else:
             many = SyncVectorEnv([lambda: first, *[build] * (envs - 1)], autoreset_mode=autoreset)
-        except QscapeError:
-            raise
-        except Exception as problem:  # e.g. copies with different spaces
-            raise UsageError(f"{env_id} cannot be made {envs} times ({describe(problem)})") from problem
+    except QscapeError:
+        raise
+    except Exception as problem:  # e.g. copies with different spaces
+        raise UsageError(f"{env_id} cannot be made {envs} times ({_describe(problem)})") from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
-    if not asynchronous and len(adapter.environments) < envs:
+    if vectorise != "sync":
+        first.close()
+    elif len(adapter.environments) < envs:
         raise UsageError(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
             "call: let it make a new one"
@@ -233,7 +249,7 @@ class EnvAdapter:
             _find_space(env, f"{prefix}{name}_space", env_id) for name in ("observation", "action")
         )
         about: Any = example or env
-        registered = about.spec
+        registered = _spec_of(about)
         self.env_id = env_id or _id_of(about, env) or _class_name(about)
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
@@ -248,9 +264,8 @@ class EnvAdapter:
             index_actions=index_actions,
         )
         action_size, table, self._to_env = convert(envs=self.envs)
-        if table is not None and isinstance(env.unwrapped, SyncVectorEnv):
-            copies: list[Any] = [copy.unwrapped for copy in env.unwrapped.envs]
-            first, *others = (copy.action_table for copy in copies)
+        if table is not None and isinstance(env.unwrapped, SyncVectorEnv | Workers):
+            first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
                 raise UsageError(describe_other_table(self.env_id))
         self._space, self._actor_space, self._flatten = space, actor_space, flatten
@@ -269,7 +284,7 @@ class EnvAdapter:
             actor_size=actor_size,
             time_limit=self.time_limit,
         )
-        self._source = _Plain(env, flatten) if isinstance(env, gym.Env) else _Vector(env, flatten)
+        self._source = _Vector(env, flatten) if isinstance(env, VectorEnv) else _Plain(env, flatten)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
         kind = np.uint8 if frame else np.float32
@@ -446,7 +461,7 @@ class EnvAdapter:
         try:
             self.env.close()
         except Exception as problem:
-            raise RunError(f"{self.env_id} broke when it was closed ({describe(problem)}).") from problem
+            raise RunError(f"{self.env_id} broke when it was closed ({_describe(problem)}).") from problem
 
     def _reset_statistics(self, observation: np.ndarray, episodes: np.ndarray) -> None:
         """Start the statistics of new episodes in all environments."""
@@ -483,7 +498,7 @@ class EnvAdapter:
             raise
         except Exception as problem:
             step = self.statistics.steps - self.statistics.began.max()
-            why = describe(problem)
+            why = _describe(problem)
             raise RunError(f"{self.env_id} broke in step {step} of an episode ({why}).") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
@@ -604,6 +619,16 @@ def describe_not_finite(
     )
 
 
+def _describe(problem: BaseException) -> str:
+    """`errors.describe` of an environment's error, in this process or in another one."""
+    return str(problem) if isinstance(problem, WorkerError) else describe(problem)
+
+
+def _spec_of(about: Any) -> EnvSpec | None:
+    """Gymnasium's spec of an environment; EnvPool's has another meaning."""
+    return about.spec if isinstance(about.spec, EnvSpec) else None
+
+
 def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
     """A space of an environment, or a UsageError if it has none."""
     space = getattr(env, name, None)
@@ -615,7 +640,7 @@ def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
 
 def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
     """The id that makes exactly this environment; "" if arguments, time limit or wrappers differ from it."""
-    spec = about.spec
+    spec = _spec_of(about)
     known = gym.registry.get(spec.id) if spec else None
     if spec is None or known is None or isinstance(env, VectorWrapper):
         return ""
@@ -642,8 +667,9 @@ def _privileged_keys(about: Any) -> Any:
 
 def _time_limit(about: Any) -> int | None:
     """Steps after which an episode is truncated, or None."""
-    if about.spec is not None and about.spec.max_episode_steps is not None:
-        return about.spec.max_episode_steps
+    spec = _spec_of(about)
+    if spec is not None and spec.max_episode_steps is not None:
+        return spec.max_episode_steps
     name = "_max_episode_steps"  # of a TimeLimit around an environment that is not registered
     return (
         about.get_wrapper_attr(name) if isinstance(about, gym.Env) and about.has_wrapper_attr(name) else None

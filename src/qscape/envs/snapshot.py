@@ -2,9 +2,10 @@
 
 A snapshot captures numbers, arrays, random generators and plain Python objects that are attributes of the
 environment or its wrappers; MuJoCo's simulation state and the numbers of its model (an environment may move a
-door at every reset); and the adapter's `EpisodeStatistics`. Other objects (a Box2D world, an environment in
-another process) cannot be captured. Then the snapshot says so, and `restore` starts a new episode with a seed
-of its own. Nothing is pickled, so loading a snapshot runs no code.
+door at every reset); and the adapter's `EpisodeStatistics`. Environments in other processes (`Workers`) are
+asked there. Other objects (a Box2D world, EnvPool's threads) cannot be captured. Then the snapshot says so,
+and `restore` starts a new episode with a seed of its own. Nothing of it is loaded by pickle, so loading a
+snapshot runs no code.
 
 The following state is not captured, without a warning: global variables and function closures, changed shapes
 of an `MjModel` (meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
@@ -26,6 +27,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter
 from qscape.envs.native import JaxEnv
+from qscape.envs.workers import Pool, Workers
 from qscape.errors import one_line
 
 # Classes of objects without state, which the environment's constructor makes again.
@@ -89,6 +91,12 @@ def take(adapter: EnvAdapter) -> Snapshot:
         layers = dict(_iterate_layers(adapter))
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
+        if isinstance(adapter.env, Workers):
+            for captured in adapter.env.apply(_capture_one):
+                if isinstance(captured, str):
+                    raise _NotCapturable(captured)
+                meta["layers"] |= captured[0]
+                writer.arrays |= captured[1]
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins there: {problem}"
         return Snapshot({}, meta | {"exact": False, "why": why})
@@ -109,15 +117,15 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
     adapter.reset()  # so that all attributes that are set below exist
     try:
         if meta["exact"]:
-            layers = dict(_iterate_layers(adapter))
-            if layers.keys() != meta["layers"].keys():
-                raise _NotCapturable("it is wrapped in another way now")
             if meta.get("autoreset", adapter.autoreset) != adapter.autoreset:
                 raise _NotCapturable("it resets itself in another way now")
-            reader = _Reader(snapshot.arrays)
-            reader.objects |= layers  # an attribute of a layer may be another layer
-            for name, layer in layers.items():
-                reader.attributes(layer, meta["layers"][name], name)
+            layers, arrays, inside = dict(_iterate_layers(adapter)), snapshot.arrays, {}
+            if isinstance(adapter.env, Workers):
+                parts = [_part(meta["layers"], arrays, f"env.{i}.") for i in range(adapter.envs)]
+                inside = {name: saved for of, _ in parts for name, saved in of.items()}
+                if why := next(filter(None, adapter.env.apply(_restore_one, parts)), ""):
+                    raise _NotCapturable(why)
+            _set_attributes(layers, {k: v for k, v in meta["layers"].items() if k not in inside}, arrays)
             return ""
     except _NotCapturable as problem:
         why = f"{adapter.env_id} cannot be resumed exactly, a new episode begins: {problem}"
@@ -128,6 +136,42 @@ def restore(adapter: EnvAdapter, snapshot: Snapshot) -> str:
     return one_line(why)
 
 
+def _set_attributes(layers: dict[str, Any], saved: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Restore the attributes of layers, by name. Raises _NotCapturable if they do not fit."""
+    if layers.keys() != saved.keys():
+        raise _NotCapturable("it is wrapped in another way now")
+    reader = _Reader(arrays)
+    reader.objects |= layers  # an attribute of a layer may be another layer
+    for name, layer in layers.items():
+        reader.attributes(layer, saved[name], name)
+
+
+def _part(
+    layers: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the layers and arrays of a snapshot whose names begin with `prefix`."""
+    return tuple({k: v for k, v in of.items() if k.startswith(prefix)} for of in (layers, arrays))  # type: ignore[return-value]
+
+
+def _capture_one(env: gym.Env, index: int, _: None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | str:
+    """Return the layers and arrays of an environment in its own process, or why there are none."""
+    layers = dict(_iterate_wrappers(env, f"env.{index}"))
+    writer = _Writer(layers)
+    try:
+        return {name: writer.attributes(layer, name) for name, layer in layers.items()}, writer.arrays
+    except _NotCapturable as problem:
+        return str(problem)
+
+
+def _restore_one(env: gym.Env, index: int, part: tuple[dict[str, Any], dict[str, np.ndarray]]) -> str:
+    """Restore an environment in its own process. Returns why it cannot be restored, or ""."""
+    try:
+        _set_attributes(dict(_iterate_wrappers(env, f"env.{index}")), *part)
+    except _NotCapturable as problem:
+        return str(problem)
+    return ""
+
+
 def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
     """Yield by name everything that may have state: the adapter's statistics, wrappers, environments."""
     yield "adapter", adapter.statistics
@@ -136,8 +180,12 @@ def _iterate_layers(adapter: EnvAdapter) -> Iterator[tuple[str, Any]]:
 
 def _iterate_wrappers(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str, Any]]:
     """Yield an environment, its wrappers and sub-environments, by name."""
+    if isinstance(env, Workers):
+        return  # `take` and `restore` ask each process
     if isinstance(env, AsyncVectorEnv):
         raise _NotCapturable("its environments run in other processes")
+    if isinstance(env, Pool):
+        raise _NotCapturable("EnvPool does not show the state of its environments")
     yield f"{name}.{type(env).__name__}", env
     if isinstance(env, gym.Wrapper | VectorWrapper):
         yield from _iterate_wrappers(env.env, f"{name}.env")

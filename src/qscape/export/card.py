@@ -12,22 +12,10 @@ import numpy as np
 from qscape.errors import RunError, one_line
 from qscape.export.policy import OnnxCheck, Source, describe
 from qscape.inspect.store import write_atomically
+from qscape.report.intervals import INTERVAL, bootstrap
 from qscape.run.folder import origin
 
 REPS = 2_000  # bootstrap resamples
-CONFIDENCE = 95
-
-
-def bootstrap_interval(
-    values: Sequence[float], reps: int = REPS, seed: int = 0
-) -> tuple[float, float, float]:
-    """Compute the mean and its 95% percentile bootstrap interval; NaN bounds for fewer than two values."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()), float("nan"), float("nan")
-    means = x[np.random.default_rng(seed).integers(len(x), size=(reps, len(x)))].mean(axis=1)
-    low, high = np.percentile(means, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
-    return float(x.mean()), float(low), float(high)
 
 
 def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None) -> Path:
@@ -106,11 +94,9 @@ def describe_evaluation(source: Source) -> str:
     returns = [r.episode.ret for r in source.episodes]
     if not returns:
         return "Not evaluated: the policy was trained on a dataset without an environment."
-    mean, low, high = bootstrap_interval(returns)
+    mean, low, high = bootstrap([np.array(returns)[:, None]], np.mean, REPS)
     between = f" [{low:,.1f}, {high:,.1f}]" if len(returns) > 1 else ""
-    what = (
-        f", 95% bootstrap interval of the mean over {len(returns)} episodes" if between else " in one episode"
-    )
+    what = f", {INTERVAL} of the mean over {len(returns)} episodes" if between else " in one episode"
     length = np.mean([r.episode.length for r in source.episodes])
     return f"Return **{mean:,.1f}**{between}{what}; deterministic policy, mean length {length:,.0f}."
 

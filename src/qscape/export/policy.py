@@ -32,6 +32,7 @@ from qscape.run.evaluation import SEED, Rollout, rollouts
 from qscape.run.folder import read_record
 from qscape.run.policy import LoadedPolicy, load_policy
 from qscape.run.programs import act_evaluating, evaluation_key
+from qscape.tracking import track
 
 CHECKED = 1_000  # observations on which file and library are compared
 TOLERANCE = 1e-5  # largest accepted difference of an action, in the environment's units
@@ -226,7 +227,8 @@ def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> Onn
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     obs = sample_observations(source)
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
-    alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in range(len(obs))])
+    one_by_one = track(range(len(obs)), "observations to check")
+    alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in one_by_one])
     shown = np.ascontiguousarray(obs[:, : source.loaded.adapter.spec.actor_size])
     batched = np.asarray(session.run(None, {"observation": shown})[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))

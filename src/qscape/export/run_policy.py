@@ -2,7 +2,9 @@
 
     python run_policy.py policy.onnx
     python run_policy.py policy.onnx --observations observations.npy
+    python run_policy.py policy.onnx --env Pendulum-v1 --episodes 5
 
+The last line needs gymnasium too: it runs whole episodes in which the policy acts on what it sees.
 The policy takes raw observations, one per row, and returns actions in the environment's units. The file
 contains the normalisation, squashing and scaling.
 """
@@ -10,6 +12,7 @@ contains the normalisation, squashing and scaling.
 import argparse
 import json
 import time
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -34,14 +37,59 @@ def act(session: ort.InferenceSession, observation: np.ndarray) -> np.ndarray:
     return actions if np.ndim(observation) == 2 else actions[0]
 
 
+def flatten(observation: Any, order: list[dict]) -> np.ndarray:
+    """Return an observation of an environment as the numbers that the policy takes.
+
+    `order`: the entries of a dictionary that it takes, as the metadata lists them.
+    """
+    rows = []
+    for leaf in order:
+        value = observation
+        for key in filter(None, leaf["key"].split(".")):
+            value = value[key]
+        rows.append(np.asarray(value, np.float32).ravel())
+    return np.concatenate(rows)
+
+
+def run_episodes(
+    session: ort.InferenceSession, about: dict, env_id: str, episodes: int, seed: int
+) -> list[float]:
+    """Run whole episodes in a Gymnasium environment, the k-th with seed + k, and return their returns."""
+    import gymnasium as gym
+
+    kwargs = about["env_args"] if env_id == about["env"] else {}
+    env = gym.make(env_id, **kwargs)
+    returns = []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        total, steps, over = 0.0, 0, False
+        while not over:
+            action = act(session, flatten(observation, about["observation"]["order"]))
+            observation, reward, terminated, truncated, _ = env.step(
+                action if action.shape else action.item()
+            )
+            total, steps, over = total + float(reward), steps + 1, terminated or truncated
+        returns.append(total)
+        print(f"episode {episode}: return {total:.1f} in {steps} steps")
+    env.close()
+    return returns
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run an exported policy.")
     parser.add_argument("file")
     parser.add_argument("--observations", help="a .npy file [B, S]; without it zeros")
+    parser.add_argument("--env", help="a Gymnasium id: run episodes in it")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1000, help="of the first episode")
     given = parser.parse_args()
     session, about = load(given.file)
     size = about["observation"]["size"]
     print(f"{about['label']} on {about['env']}: {size} numbers in, action {about['action']['shape']} out")
+    if given.env:
+        returns = run_episodes(session, about, given.env, given.episodes, given.seed)
+        print(f"mean return {np.mean(returns):.1f} over {len(returns)} episodes")
+        return
     rows = np.load(given.observations) if given.observations else np.zeros((3, size), np.float32)
     for row, action in zip(rows, act(session, rows), strict=True):
         print(np.round(row, 3), "->", action)

@@ -215,12 +215,13 @@ class SurveyedState(NamedTuple):
     balls: Balls | None
 
     def compute_landscape(
-        self, plane: str | None, taken: np.ndarray | None, points: int | None = None
+        self, plane: str | ops.Plane | None, taken: np.ndarray | None, points: int | None = None
     ) -> Landscape:
         """Compute Q on the requested line or plane, or over the agent's action table."""
         if self.surveyor.table is not None:
             return self.table()
-        return self.plane(make_plane(plane, self.survey, taken), points)
+        made = plane if isinstance(plane, ops.Plane) else make_plane(plane, self.survey, taken)
+        return self.plane(made, points)
 
     def plane(self, plane: ops.Plane, points: int | None = None) -> Landscape:
         """Compute Q on a line or plane."""

@@ -8,11 +8,14 @@ from jaxtyping import Float
 
 from qscape.errors import UsageError
 from qscape.inspect.landscape import SurveyedState, check_request, observation_at, parse_state
+from qscape.inspect.planes import share_plane
 from qscape.inspect.survey import QChoice, Survey, Surveyor, find_widest, pick_states, summarise
 from qscape.inspect.trained_agent import TrainedAgent
 from qscape.inspect.valid import find_valid_balls
+from qscape.ops.landscape import Plane
 from qscape.report import environment_label
 from qscape.run.evaluation import SEED
+from qscape.tracking import track
 
 WIDEST = "widest"  # a value of --state-from that selects several states
 LINES, PLANES = 501, 61  # grid points along each axis if every save gets a landscape
@@ -32,7 +35,8 @@ def measure_landscapes(
 ) -> dict[str, Any]:
     """Summarise many visited states and compute the landscapes of a few.
 
-    All agents and all saves are measured at the same states.
+    All agents and all saves are measured at the same states. Two agents also have the same line or plane at
+    each of them (`planes.share_plane`), which is that of all saves.
 
     Args:
         trained: an agent, or one agent at its saves, oldest first (`load_history`). The newest save visits
@@ -71,11 +75,18 @@ def measure_landscapes(
         line = first.agent.task.action_size == 1 or (plane or "").isdecimal()
         points = LINES if line else PLANES
     surveyors = [Surveyor(saves[0].agent, q) for saves in agents]
-    newest = surveyors[0](first.acting, visits.obs)  # all states in one call compile one program
-    rows = visits.rows(newest)
+    pairs = zip(surveyors, agents, strict=True)  # all states in one call compile one program
+    newest = [surveyor(saves[-1].acting, visits.obs) for surveyor, saves in pairs]
+    rows = visits.rows(newest[0])
+    planes: list[str | Plane | None] = [plane] * len(rows)
+    if len(agents) > 1 and first.agent.task.table is None:  # two agents are seen on the same axes
+        here, there = newest
+        planes = [
+            share_plane(plane, here.rows(k, k + 1), there.rows(k, k + 1), visits.taken) for k, _ in rows
+        ]
     results = [
-        _measure_agent(saves, surveyor, visits, rows, plane, points, newest if saves is agents[0] else None)
-        for saves, surveyor in zip(agents, surveyors, strict=True)
+        _measure_agent(saves, surveyor, visits, rows, planes, points, survey)
+        for saves, surveyor, survey in zip(agents, surveyors, newest, strict=True)
     ]
     return results[0] | ({"other": results[1]} if len(results) > 1 else {})
 
@@ -163,26 +174,25 @@ def _measure_agent(
     surveyor: Surveyor,
     visits: VisitedStates,
     rows: list[tuple[int, str]],
-    plane: str | None,
+    planes: Sequence[str | Plane | None],
     points: int | None,
-    newest: Survey | None,
+    newest: Survey,
 ) -> dict[str, Any]:
     """Measure one agent at its newest save and, if there are several, at all saves.
 
-    `newest`: the survey of the last save, if it was already computed.
+    `planes`: that of each row; `newest`: the survey of the last save.
     """
     label, env = saves[-1].record.get("label", saves[-1].agent.recipe), _environment_label(saves[-1])
     balls = find_valid_balls(saves[-1])
 
     def moment(trained: TrainedAgent) -> dict[str, Any]:
-        known = newest if trained is saves[-1] else None
-        whole = surveyor(trained.acting, visits.obs) if known is None else known
+        whole = newest if trained is saves[-1] else surveyor(trained.acting, visits.obs)
         survey = whole.rows(0, len(visits.places))
         title = f"{label} on {env}, step {trained.step:,}"
-        spots = (
+        spots = [
             SurveyedState(surveyor, trained.acting, visits.obs[k], whole.rows(k, k + 1), title, place, balls)
             for k, place in rows
-        )
+        ]
         return {
             "step": trained.step,
             "policy": trained.policy,
@@ -191,10 +201,13 @@ def _measure_agent(
             "gap": survey.gap,
             "gap_share": survey.share(survey.gap),
             "optima": survey.optima,
-            "landscapes": [spot.compute_landscape(plane, visits.taken, points).to_dict() for spot in spots],
+            "landscapes": [
+                spot.compute_landscape(plane, visits.taken, points).to_dict()
+                for spot, plane in track([*zip(spots, planes, strict=True)], f"landscapes of {label}")
+            ],
         }
 
-    moments = [moment(trained) for trained in saves]
+    moments = [moment(trained) for trained in track(saves, f"saves of {label}")]
     result = {
         "name": saves[-1].name,
         "label": label,

@@ -41,6 +41,19 @@ def check_plane(plane: str | None, trained: TrainedAgent) -> None:
         raise UsageError(f"--plane {plane}: the action has dimensions 0 to {size - 1}; name each once.")
 
 
+def share_plane(plane: str | None, first: Survey, second: Survey, taken: np.ndarray | None) -> ops.Plane:
+    """Construct one line or plane for two agents at the same state.
+
+    By default it passes through both agents' actions and the best action that the first one's Q has; else it
+    is the plane of that name through the first agent's action. Arguments are those of `make_plane`.
+    """
+    if len(first.action[0]) > 2 and plane in (None, "proposals"):
+        points = np.concatenate([first.action, second.action, first.best])
+        names = ("from the first agent's action to the second's", "at a right angle to it")
+        return ops.Plane(points[0], ops.span_axes(points, 2), names)
+    return make_plane(plane, first, taken)
+
+
 def make_plane(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"] | None) -> ops.Plane:
     """Construct the line or plane called `plane` through the action of a surveyed state.
 

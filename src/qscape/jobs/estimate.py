@@ -1,6 +1,7 @@
 """The cost of a run, estimated from a short measurement on one core."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ def measure_costs(plan: Plan) -> Measured:
     set_up_jax()
     start = time.perf_counter()
     plan, agent, _ = prepare(plan)  # applies the preset
+    plan = dataclasses.replace(plan, dataset="")  # an update costs the same, wherever its rows are from
     if isinstance(agent, OnPolicyAgent):
         return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
@@ -137,11 +139,13 @@ def estimate_seconds(plan: Plan, cost: Measured, made: int = 0) -> float:
     """
     base = prepare(plan)[1].base
     left = plan.steps - made
-    updates = 0.0
-    if isinstance(base, OffPolicyBase):
+    updates, step = 0.0, cost.step
+    if plan.dataset:  # where a step is an update, and no environment is stepped
+        updates, step = left, 0.0
+    elif isinstance(base, OffPolicyBase):
         updates = base.updates_per_step * max(0, plan.steps - max(made, base.warmup))
     episodes = plan.eval_episodes * left / plan.evals_every if plan.evals_every else 0.0
-    return cost.begin + left * cost.step + updates * cost.update + episodes * cost.episode
+    return cost.begin + left * step + updates * cost.update + episodes * cost.episode
 
 
 class Costs:

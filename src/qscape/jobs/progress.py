@@ -99,7 +99,7 @@ class RunProgress:
             self._settle()
         elif isinstance(event, Failure):
             self.failure = event
-        elif isinstance(event, ev.Started | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
+        elif isinstance(event, ev.Started | ev.Progressed | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
             self.step = event.step
             if isinstance(event, ev.Logged):
                 self.speed = event.metrics["steps_per_second"]
@@ -203,12 +203,15 @@ def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
 
 
 def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that identify a run: those in `COMPARED`, and the settings as `part.field`."""
+    """Return the fields that identify a run: `COMPARED`, the dataset, and the settings as `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
     fields = {
         f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
     }
-    return fields | {name: record.get(name) for name in COMPARED}
+    dataset = record.get("dataset") or ""
+    if dataset:
+        fields.pop("base.replay_capacity", None)  # a run takes the dataset's length
+    return fields | {name: record.get(name) for name in COMPARED} | {"dataset": dataset}
 
 
 def _read_first_records(place: Path) -> list[dict[str, Any]]:

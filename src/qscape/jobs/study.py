@@ -13,6 +13,7 @@ id = "Pendulum-v1"
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +21,18 @@ from typing import Any, NamedTuple
 from qscape import trusted
 from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.envs import make as make_adapter
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
+from qscape.run.files import write_whole
 from qscape.run.plan import Plan, folder_name, prepare
 from qscape.system import file_name
 
-BUDGETS = ("quick", "full")
+BUDGETS = ("quick", "short", "full", "paper")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
+ROWS = "study.json"  # in the folder of a study
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
-ENVIRONMENT_KEYS = ("id", "args", "steps", "budgets", "envs", "eval_episodes")
+ENVIRONMENT_KEYS = ("id", "args", "dataset", "steps", "budgets", "envs", "eval_episodes")
 # Numbers in [budgets.NAME], with their smallest allowed values.
 NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}
 
@@ -47,7 +50,7 @@ class Study(NamedTuple):
     Attributes:
         file: the study file.
         name: name of the study, by default that of the file.
-        budget: "quick" or "full".
+        budget: one of the file's budgets: quick, short, full or paper.
         folder: the folder of the study.
         rows: the runs, ordered by seed, so that early results cover all agents.
     """
@@ -99,7 +102,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
 
     Args:
         file: the study file, in TOML.
-        budget: "quick" or "full".
+        budget: one of the file's budgets: quick, short, full or paper.
         runs: the folder that holds the folders of studies.
 
     Raises:
@@ -114,7 +117,8 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     if budget not in budgets:
         known = f"only {', '.join(budgets)}" if budgets else "none at all"
         raise UsageError(
-            f"{file} has no budget '{budget}', {known}; add [budgets.{budget}] with steps and seeds."
+            f"{file} has no budget '{budget}', {known}; take another --budget, or add "
+            f"[budgets.{budget}] with steps and seeds."
         )
     entries = [_agent(source, path) for path in _entries_of_budget(source, "agents", budget)]
     index_actions = any(build(entry.fields["recipe"]).index_actions for entry in entries)
@@ -125,7 +129,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     for environment in environments:
         for entry in entries:
             plan = _plan(source, entry, environment, budget, numbers)
-            place = runs / name / _folder_of_environment(plan.env, plan.env_args) / folder_name(plan.label)
+            place = runs / name / _folder_of_environment(plan) / folder_name(plan.label)
             if place in groups:
                 raise _duplicate(source, plan, groups[place], entry, environment)
             groups[place] = (plan, entry, environment)
@@ -135,6 +139,28 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
         for place, (plan, _, _) in groups.items()
     ]
     return Study(file, name, budget, runs / name, rows)
+
+
+def write_rows(study: Study) -> None:
+    """Write study.json into the study's folder: the runs of the budget, so that reports miss none.
+
+    Called when the study begins or goes on.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    runs = [
+        {"folder": row.folder.relative_to(study.folder).as_posix(), "seed": row.plan.seed}
+        | {"label": row.plan.label, "env": row.folder.parents[1].name, "steps": row.plan.steps}
+        for row in study.rows
+    ]
+    about = {"name": study.name, "budget": study.budget, "runs": runs}
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(study.folder / ROWS, (json.dumps(about, indent=1) + "\n").encode())
+    except OSError as problem:
+        why = f"{study.folder} cannot be written ({problem.strerror}); choose another --runs."
+        raise RunError(why) from problem
 
 
 def _budget(source: Source, path: Where) -> tuple[dict[str, Any], list[int]]:
@@ -229,7 +255,9 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         where = "args" if problem.field == "env_args" else "id"
         raise source.error((*path, where), str(problem)) from problem
     numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
-    fields = {"env": env, "env_args": args} | {key: n for key, n in numbers.items() if n is not None}
+    dataset = source.get((*path, "dataset"), str, "")
+    fields = {"env": env, "env_args": args, "dataset": dataset}
+    fields |= {key: n for key, n in numbers.items() if n is not None}
     return Entry(path, fields, _steps(source, (*path, "steps")))
 
 
@@ -244,10 +272,11 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
         raise source.error(agent.path, str(problem)) from problem
 
 
-def _folder_of_environment(env: str, env_args: Mapping[str, Any]) -> str:
-    """Return the name of an environment's folder: its id and its arguments."""
-    listed = ",".join(f"{name}={value}" for name, value in sorted(env_args.items()))
-    return file_name(f"{env}({listed})" if listed else env)
+def _folder_of_environment(plan: Plan) -> str:
+    """Return the name of an environment's folder: its id, its arguments, and the dataset's name."""
+    listed = ",".join(f"{name}={value}" for name, value in sorted(plan.env_args.items()))
+    dataset = f"[{Path(plan.dataset).stem}]" if plan.dataset else ""
+    return file_name(plan.env + (f"({listed})" if listed else "") + dataset)
 
 
 def _duplicate(
@@ -256,6 +285,6 @@ def _duplicate(
     """Return the error for two entries with the same agent and environment; `before`: the first of them."""
     same_agent = before[1].path == agent.path
     first, second = (before[2], environment) if same_agent else (before[1], agent)
-    what = _folder_of_environment(plan.env, plan.env_args) if same_agent else plan.label
+    what = _folder_of_environment(plan) if same_agent else plan.label
     line = source.line(first.path)
     return source.error(second.path, f"{what} stands there twice, first in line {line}; leave one out")

@@ -68,6 +68,7 @@ class Trial:
         score: the return at `step`; of a finished trial the objective. None before the first evaluation.
         waiting, running, done: seeds of its runs by state.
         curves: the learning curve of each seed, step -> return.
+        made: the environment steps of each seed in this process.
     """
 
     def __init__(
@@ -91,11 +92,17 @@ class Trial:
         self.running: set[int] = set()
         self.done: set[int] = set()
         self.curves: list[dict[int, float]] = [{} for _ in range(search.seeds)]
+        self.made = [0] * search.seeds
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The fixed settings of the search and the fields of this trial, by part."""
         return with_fields(self.search.plan.settings, self.fields)
+
+    @property
+    def progress(self) -> float:
+        """The share of the trial's steps that were made; 1 once it has ended."""
+        return sum(self.made) / (len(self.made) * self.search.plan.steps) if self.state == "running" else 1.0
 
     def plan(self, seed: int) -> Plan:
         """Return the plan of one of its runs."""

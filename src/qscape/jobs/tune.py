@@ -148,7 +148,10 @@ class Tuner:
         before = trial.ending
         if isinstance(event, Failure) and trial.ending == "done":
             trial.ending, trial.why = "failed", event.why
+        elif isinstance(event, ev.Progressed):
+            trial.made[seed] = event.step
         elif isinstance(event, ev.Evaluated):
+            trial.made[seed] = event.step
             trial.add_evaluation(seed, event.step, event.policy, event.mean)
             if trial.ending == "done" and self._report(trial):
                 trial.ending = "pruned"

@@ -22,6 +22,7 @@ from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.plan import Plan, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
+from qscape.run.trackers import Tracking
 from qscape.run.training import resume, train, train_together
 
 
@@ -36,7 +37,8 @@ class Job:
         plan: the plan; None with "resume".
         steps: new total of environment steps; None: that of the run, or of the plan.
         overwrite: replace a run that is in the folder.
-        trackers: further loggers, "wandb" or "trackio".
+        trackers: further loggers: "wandb", "trackio", "mlflow", or `module:Class`.
+        tracking: with "train": how they name the run.
         save, empty_replay: with "resume": as for `resume`.
     """
 
@@ -48,6 +50,7 @@ class Job:
     save: int | None = None
     empty_replay: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
+    tracking: Tracking | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` and the code that this process allows."""
@@ -66,7 +69,8 @@ class Job:
         for place in data.pop("parts"):
             register(place)
         plan = data["plan"] and from_json(data["plan"])
-        return Job(**data | {"folder": Path(data["folder"]), "plan": plan})
+        tracking = data["tracking"] and Tracking.from_json(data["tracking"])
+        return Job(**data | {"folder": Path(data["folder"]), "plan": plan, "tracking": tracking})
 
 
 def run_job(job: Job) -> Iterator[ev.RunEvent]:
@@ -81,7 +85,12 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
         elif job.kind == "train":
             assert job.plan is not None
             yield from train(
-                job.plan, job.folder, overwrite=job.overwrite, trackers=job.trackers, on_trainer=asked.attach
+                job.plan,
+                job.folder,
+                overwrite=job.overwrite,
+                trackers=job.trackers,
+                tracking=job.tracking,
+                on_trainer=asked.attach,
             )
         else:
             yield from resume(
@@ -104,7 +113,12 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     first = jobs[0]
     with StopOnSignal(*ENDING) as asked:
         yield from train_together(
-            plans, places, overwrite=first.overwrite, trackers=first.trackers, on_trainer=asked.attach
+            plans,
+            places,
+            overwrite=first.overwrite,
+            trackers=first.trackers,
+            tracking=first.tracking,
+            on_trainer=asked.attach,
         )
 
 

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 METRICS = ("equinorm_h", "equiangularity_h", "max_angle_h", "within_variation", "self_duality")
+TRIVIAL = ("equinorm_h", "equiangularity_h", "max_angle_h")  # 0 for two actions
 FLOOR = 1e-4  # lowest value of a metric on the logarithmic axis
+
+
+def note_trivial(record: Record) -> str:
+    """Say which metrics mean nothing where only two actions occur; "" if more do at the last save."""
+    if record["history"][-1].get("classes") != 2:
+        return ""
+    names = " and ".join(", ".join(name.replace("_", " ") for name in TRIVIAL).rsplit(", ", 1))
+    return f"Two actions occur, and the means of two always are opposite: {names} are 0 whatever is learned."
 
 
 def draw_collapse(records: Sequence[Record]) -> "Figure":
@@ -72,11 +81,12 @@ def draw_metrics(axes: "Axes", record: Record) -> None:
             label=name.replace("_", " "),
         )
     axes.set_yscale("log")
-    style_axes(axes, "Distance from a perfect collapse", "environment steps", "metric")
+    title = " ".join(filter(None, ["Distance from a perfect collapse.", note_trivial(record)]))
+    style_axes(axes, title, "environment steps", "metric")
 
 
 def draw_plane(axes: "Axes", record: Record) -> None:
-    """Draw the features of three actions, their means, and the directions of their rows of W."""
+    """Draw the features of up to three actions, their means, and the directions of their rows of W."""
     points, actions = np.array(record["points"]).reshape(-1, 2), np.array(record["actions"])
     for k, action in enumerate(record["shown"]):
         selected = points[actions == action]
@@ -85,4 +95,5 @@ def draw_plane(axes: "Axes", record: Record) -> None:
         axes.plot([0.0, x], [0.0, y], color=COLOURS[k], lw=1.5)
     axes.scatter(*np.array(record["means"]).reshape(-1, 2).T, marker="x", color="black", label="means")
     axes.set_aspect("equal", adjustable="datalim")
-    style_axes(axes, "Features of three actions; lines: rows of W", "first axis of the plane", "second")
+    title = f"Features of {len(record['shown'])} actions; lines: rows of W"
+    style_axes(axes, title, "first axis of the plane", "second")

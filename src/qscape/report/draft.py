@@ -55,6 +55,8 @@ class Draft:
 def begin_draft(comparison: Comparison, reference: Sequence[str], reps: int) -> Draft:
     """Read the runs of a comparison and return an empty report of them."""
     runs, broken = records.read_records(comparison.rows["run"].unique())
+    labels, names = [run.label for run in runs], comparison.names
+    runs = [run._replace(label=names.get(run.label, run.label)) for run in runs]
     published = references.load_published(reference) if reference else None
-    styles = interactive.make_line_styles(comparison.rows["label"].tolist())
+    styles = interactive.make_line_styles(labels, names)
     return Draft(comparison, runs, published, reps, styles, [*comparison.notes, *broken])

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import references, require_extra, statistics
+from qscape.report.labels import number_agents
+from qscape.tracking import track
 
 with require_extra("Pictures"):
     import numpy as np
@@ -25,15 +27,15 @@ STROKES = ("-", "-.", "--", ":")  # change once all colours are used
 Styles = Mapping[str, Mapping[str, Any]]
 
 
-def line_styles(labels: Sequence[str]) -> Styles:
-    """Choose colour and line style of each label, the same in every panel."""
+def line_styles(labels: Sequence[str], names: Mapping[str, str] = {}) -> Styles:
+    """Choose colour and line style of each agent; arguments and keys are those of `number_agents`."""
     return {
-        label: {
+        name: {
             "color": COLOURS[k % len(COLOURS)],
             "ls": STROKES[k // len(COLOURS) % len(STROKES)],
             "lw": 2.0,
         }
-        for k, label in enumerate(sorted(set(labels)))
+        for name, k in number_agents(labels, names).items()
     }
 
 
@@ -110,6 +112,7 @@ def draw_overview(
     each: bool = False,
     reps: int = 2000,
     metric: str = "return",
+    styles: Styles | None = None,
 ) -> "Figure":
     """Draw a panel of learning curves for each environment, and a profile if there are normalised scores.
 
@@ -122,8 +125,8 @@ def draw_overview(
     below = 0.4 * (rows["label"].nunique() + (0 if published is None else published["method"].nunique()))
     figure = new_figure((5.6 * columns, (4.2 + below) * lines))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    styles = line_styles(rows["label"].tolist())
-    for env, ax in zip(envs, axes, strict=False):
+    styles = styles or line_styles(rows["label"].tolist())
+    for env, ax in zip(track(envs, "learning curves"), axes, strict=False):
         of_env = rows[rows["env"] == env]
         draw_learning_curves(
             of_env, ax, published=published, each=each, reps=reps, styles=styles, metric=metric
@@ -133,6 +136,12 @@ def draw_overview(
     for ax in axes[panels:]:
         ax.remove()
     return figure
+
+
+def set_notes(figure: "Figure", *notes: str) -> None:
+    """Write sentences above all panels; empty ones are left out."""
+    if lines := [textwrap.fill(note, int(16 * figure.get_figwidth())) for note in notes if note]:
+        figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=9)
 
 
 def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) -> None:

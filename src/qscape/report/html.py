@@ -8,10 +8,13 @@ from typing import Any
 from qscape.report import draft as drafts
 from qscape.report import findings, interactive, page, records, require_extra, runs, tables, words
 from qscape.report.draft import Draft
+from qscape.report.intervals import INTERVAL
+from qscape.report.labels import describe_shared
 from qscape.report.page import escape_with_breaks
 from qscape.report.records import NO_VALUE
 from qscape.report.tables import Comparison
 from qscape.report.words import digits_of, format_interval, format_number
+from qscape.tracking import track
 
 with require_extra("Pages"):
     import pandas as pd
@@ -20,8 +23,8 @@ LARGEST = 100_000  # episodes in the page's evaluations.csv; with more, a row is
 NAMED = 4  # agents or environments listed in the title; more are counted
 
 FOOTER = (
-    "<footer>Made by qscape compare --html. Intervals are percentiles of a stratified bootstrap over seeds. "
-    "The page is self-contained and needs no network.</footer>"
+    f"<footer>Made by qscape compare --html. Every interval is a {INTERVAL} over seeds, stratified by "
+    "environment. The page is self-contained and needs no network.</footer>"
 )
 
 
@@ -36,6 +39,7 @@ def render_report(comparison: Comparison, reference: Sequence[str] = (), reps: i
     Raises:
         UsageError: a published curve is unknown.
     """
+    full, comparison = comparison, tables.shorten(comparison)
     draft = drafts.begin_draft(comparison, reference, reps)
     add_leaders(draft)
     add_curves(draft)
@@ -45,7 +49,7 @@ def render_report(comparison: Comparison, reference: Sequence[str] = (), reps: i
     findings.add_embeddings(draft)
     findings.add_collapse(draft)
     add_settings(draft)
-    files = add_downloads(draft)
+    files = add_downloads(draft, full)
     add_origin(draft)
     agents = _join_names(sorted(comparison.rows["recipe"].unique()), "agents")
     title = f"{agents} on {_join_names(draft.envs, 'environments')}"
@@ -70,9 +74,9 @@ def render_header(draft: Draft, title: str) -> str:
     facts = " · ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     links = page.contents((name, title) for name, title, _ in draft.sections)
-    return (
-        f'<header><h1>{escape_with_breaks(title)}</h1><p class="quiet">{facts} · {date}</p>{links}</header>\n'
-    )
+    lines = filter(None, [f"{facts} · {date}", describe_shared(draft.comparison.shared)])
+    said = "".join(f'<p class="quiet">{escape_with_breaks(line)}</p>' for line in lines)
+    return f"<header><h1>{escape_with_breaks(title)}</h1>{said}{links}</header>\n"
 
 
 # --- results ------------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ def add_leaders(draft: Draft) -> None:
     """Add tables with intervals: per environment, over environments, and pairwise."""
     comparison = draft.comparison
     of = "each run's best evaluation" if comparison.score == "best" else "the last evaluations of each run"
-    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its 95% bootstrap interval.</p>"
+    intro = f"<p>Ranked by {of}: interquartile mean (IQM) over seeds, with its {INTERVAL}.</p>"
     parts = [_environment_table(comparison, env) for env in draft.envs]
     if len(comparison.aggregate):
         parts.append(_aggregate_table(comparison))
@@ -188,7 +192,7 @@ def add_curves(draft: Draft) -> None:
             "",
             env,
         )
-        for env in draft.envs
+        for env in track(draft.envs, "learning curves")
     ]
     intro = (
         "<p>Interquartile mean over seeds with a 95% bootstrap band. Click on a name to hide its curve and "
@@ -213,19 +217,22 @@ def add_profile(draft: Draft) -> None:
 def add_settings(draft: Draft) -> None:
     """Add the settings in which the agents differ."""
     columns, rows = records.differing_settings(draft.runs)
-    intro = "The settings that differ; a part's fields are compared among the agents that have the part."
-    if not rows:
+    intro = (
+        "The parts of every agent, and the settings that differ; a part's fields are compared among the "
+        "agents that have the part."
+    )
+    if len(rows) == 1:  # that of the parts
         intro = "All agents have the same settings."
-    draft.add_section("settings", "Settings", f"<p>{intro}</p>", page.table(columns, rows) if rows else "")
+    draft.add_section("settings", "Settings", f"<p>{intro}</p>", page.table(columns, rows))
 
 
-def add_downloads(draft: Draft) -> dict[str, str]:
-    """Add the section of raw data and return the files behind its buttons."""
+def add_downloads(draft: Draft, comparison: Comparison) -> dict[str, str]:
+    """Add the section of raw data and return the files behind its buttons, with the full labels."""
     evaluations, row = evaluations_csv(draft)
     files = {
         "evaluations.csv": evaluations,
-        "comparison.csv": tables.to_csv(draft.comparison),
-        "comparison.json": tables.to_json(draft.comparison),
+        "comparison.csv": tables.to_csv(comparison),
+        "comparison.json": tables.to_json(comparison),
     }
     links = "".join(f"<li>{page.download_link(name)}</li>" for name in files)
     intro = f"<p>Every run's evaluations (a row is {row}), and the tables above.</p>"
@@ -242,8 +249,8 @@ def evaluations_csv(draft: Draft) -> tuple[str, str]:
     """
     frames, heads = [], ["run", "label", "env", "seed"]
     for run in draft.runs:
-        _, rows = runs.read_episodes(Path(run.folder))
-        frames.append(rows.assign(run=run.folder, label=run.label, env=run.env, seed=run.seed))
+        record, rows = runs.read_episodes(Path(run.folder))
+        frames.append(rows.assign(**runs.identify_run(run.folder, record)).drop(columns="recipe"))
     frame = pd.concat(frames, ignore_index=True)
     if len(frame) > LARGEST:
         frame = frame.groupby([*heads, "step", "policy"], sort=False).mean(numeric_only=True)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qscape.report import references, require_extra, statistics
-from qscape.report.collapse import FLOOR, METRICS, metric_over_saves
+from qscape.report.collapse import FLOOR, METRICS, metric_over_saves, note_trivial
 from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
+from qscape.report.labels import number_agents
 from qscape.report.page import make_translucent, wrap_for_plotly
 
 with require_extra("Pages"):
@@ -25,11 +26,11 @@ BAR = {"thickness": 12, "outlinewidth": 0, "title": {"side": "right", "font": {"
 LineStyle = Mapping[str, Any]  # colour and dash
 
 
-def make_line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
-    """Choose colour and dash of each label, the same in every chart of a page."""
+def make_line_styles(labels: Sequence[str], names: Mapping[str, str] = {}) -> dict[str, LineStyle]:
+    """Choose colour and dash of each agent; arguments and keys are those of `number_agents`."""
     return {
         name: {"color": COLOURS[k % len(COLOURS)], "dash": DASHES[k // len(COLOURS) % len(DASHES)]}
-        for k, name in enumerate(sorted(set(labels)))
+        for name, k in number_agents(labels, names).items()
     }
 
 
@@ -116,7 +117,7 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
     """Draw smoothness against return in one environment.
 
     Large markers: interquartile mean over seeds with 95% intervals; small ones: the seeds. A line joins the
-    agents that no other agent beats in both.
+    agents that no other agent beats in both, if all have several seeds.
 
     Args:
         runs: label, seed, sm and return of each run.
@@ -146,7 +147,7 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
             legendgroup=name, hovertemplate=wrap_for_plotly(name) + hover,
         )  # fmt: skip
     front = np.array([centres[name] for name in find_pareto_front(centres)])
-    if len(front) > 1:
+    if len(front) > 1 and runs.groupby("label").size().min() > 1:  # one seed says nothing about the next one
         line = {"color": GREYS[1], "dash": "dot", "width": 1.5}
         chart.add_scatter(
             x=front[:, 0], y=front[:, 1], mode="lines", line=line, name="Pareto front", hoverinfo="skip"
@@ -238,7 +239,7 @@ def _kernel_chart(findings: Mapping[str, Any]) -> Figure:
 
 def collapse_charts(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
     """Draw the three charts of `collapse`, each with a caption."""
-    steps = metric_over_saves(record, "step")
+    steps, note = metric_over_saves(record, "step"), note_trivial(record)
     angles = empty_chart(STEPS, {"title": "cosine, or distance"}, hovermode="x unified")
     lines = {"max_angle_h": "|cos − ideal|, class means", "max_angle_w": "|cos − ideal|, rows of W"}
     for k, (name, title) in enumerate({**lines, "alignment": "alignment cos(h, w)"}.items()):
@@ -258,7 +259,7 @@ def collapse_charts(record: Mapping[str, Any]) -> list[tuple[str, Figure]]:
         )
     return [
         ("How far the angles are from those of a simplex, and how well features and rows align.", angles),
-        ("Distance from a perfect collapse; 0 is perfect.", metrics),
+        (" ".join(filter(None, ["Distance from a perfect collapse; 0 is perfect.", note])), metrics),
         (
             "Features of the most frequent actions in the plane of their simplex; lines: rows of W.",
             _simplex_chart(record),

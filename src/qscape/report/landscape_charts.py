@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qscape.report import require_extra
-from qscape.report.landscapes import GREEN, PINK, SHADES
+from qscape.report.landscapes import GREEN, ORANGE, PINK, SHADES
 from qscape.report.marks import Mark, axis_name, list_marks
 from qscape.report.page import wrap_for_plotly
 
@@ -13,7 +13,7 @@ with require_extra("Pages"):
     import numpy as np
 
 SYMBOLS = (
-    "circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left",
+    "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left",
     "triangle-right", "hexagon",
 )  # fmt: skip
 ARROWS = "rgba(255, 255, 255, 0.8)"
@@ -70,7 +70,7 @@ def _surrogate_traces(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """SAVO's surrogates Ψ_i and the learned Ψ̂_i, hidden until one clicks on the name."""
     traces = []
     for i, surrogate in enumerate(fields.get("surrogates", ()), 1):  # older files lack it
-        shade = SHADES[i % len(SHADES)]
+        shade = SHADES[1:][(i - 1) % len(SHADES[1:])]
         for name, q, dash in ((f"Ψ<sub>{i}</sub> = max(Q, τ<sub>{i}</sub>)", surrogate["exact"], "solid"),
                               (f"learned Ψ<sub>{i}</sub>", surrogate["learned"], "dash")):  # fmt: skip
             if q is not None:
@@ -159,7 +159,8 @@ def _mark(mark: Mark, y: "np.ndarray") -> dict[str, Any]:
     symbol, size, colour = {
         "optima": ("x-thin", 9, PINK),
         "best": ("star", 16, GREEN),
-        "chosen": ("circle-open", 20, SHADES[0]),
+        "chosen": ("circle-open", 20, ORANGE),
+        "action": ("circle", 11, ORANGE),
         "proposal": (SYMBOLS[mark.place % len(SYMBOLS)], 11, SHADES[mark.place % len(SHADES)]),
     }[mark.kind]
     bare = mark.kind in ("optima", "chosen")

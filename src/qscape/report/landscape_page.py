@@ -8,9 +8,11 @@ from importlib.resources import files
 from typing import Any
 
 from qscape.report import page
-from qscape.report.figures import COLOURS, add_break_points
+from qscape.report.figures import add_break_points
+from qscape.report.interactive import make_line_styles
+from qscape.report.labels import describe_shared
 from qscape.report.landscape_charts import format_action, landscape_chart
-from qscape.report.marks import describe, format_number, list_marks, name_agents
+from qscape.report.marks import describe, format_number, list_marks, list_shared, name_agents, shown_names
 from qscape.report.page import escape, wrap_for_plotly
 
 Agents = Mapping[str, Mapping[str, Any]]  # results of `measure_landscapes`, by agent
@@ -47,7 +49,9 @@ def render_page(findings: Mapping[str, Any]) -> str:
         parts.append(page.section("training", "Over training", _training(agents)))
     parts.append(page.section("numbers", "The numbers", *_number_tables(agents)))
     title = ": ".join(filter(None, ["Q over actions", findings["env"]]))
-    head = f"<header><h1>{escape(title)}</h1>\n{_lead_paragraphs(agents)}</header>"
+    said = describe_shared(list_shared(findings))
+    shared = f'<p class="quiet">{escape(add_break_points(said))}</p>' if said else ""
+    head = f"<header><h1>{escape(title)}</h1>\n{shared}{_lead_paragraphs(agents)}</header>"
     views = [
         _view(a, m, s, moment, fields)
         for a, saves in enumerate(moments)
@@ -229,14 +233,16 @@ def _optima_chart(agents: Agents) -> dict[str, Any]:
 
 
 def _training_chart(agents: Agents, unit: str, of: Any) -> dict[str, Any]:
+    names = shown_names(agents)
+    styles = make_line_styles([*names], names)
     traces = [
         {
-            "mode": "lines+markers", "name": wrap_for_plotly(name), "line": {"color": colour, "width": 2},
+            "mode": "lines+markers", "name": wrap_for_plotly(name), "line": {**styles[name], "width": 2},
             "x": [moment["step"] for moment in agent["over_training"]],
             "y": [of(moment["summary"]) for moment in agent["over_training"]],
             "hovertemplate": "step %{x:,}<br>%{y:.3g} " + unit + "<extra></extra>",
         }
-        for (name, agent), colour in zip(agents.items(), COLOURS, strict=False)
+        for name, agent in agents.items()
     ]  # fmt: skip
     layout = {
         "xaxis": {"title": "environment steps"},

@@ -5,8 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qscape.report import require_extra
-from qscape.report.figures import COLOURS, add_break_points, new_figure, wrap_label
-from qscape.report.marks import Mark, axis_name, describe_briefly, is_number, list_marks, name_agents
+from qscape.report.figures import COLOURS, add_break_points, line_styles, new_figure, set_notes, wrap_label
+from qscape.report.labels import describe_shared
+from qscape.report.marks import (
+    Mark,
+    axis_name,
+    describe_briefly,
+    is_number,
+    list_marks,
+    list_shared,
+    name_agents,
+    shown_names,
+)
 
 with require_extra("Pictures"):
     import numpy as np
@@ -17,9 +27,9 @@ with require_extra("Pictures"):
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROPOSALS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")  # markers of proposal 0, 1, ...
-SHADES = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])  # colours of proposal 0, 1, ...
-GREEN, PINK = COLOURS[2], COLOURS[3]
+PROPOSALS = ("s", "^", "D", "v", "P", "X", "<", ">", "h")  # markers of proposal 0, 1, ...
+SHADES = ("#FFFFFF", COLOURS[5], COLOURS[4], COLOURS[0])  # colours of proposal 0, 1, ...
+ORANGE, GREEN, PINK = COLOURS[1], COLOURS[2], COLOURS[3]  # the action or the chosen one, the best, optima
 FLATTENED = {"color": "#979797", "lw": 1.2, "ls": ":", "zorder": 0.5, "label": "Q where it is flattened"}
 LEARNED = {"color": COLOURS[0], "lw": 1.4, "ls": "--", "zorder": 2, "label": "learned surrogate"}
 
@@ -69,15 +79,16 @@ def draw_findings(findings: Mapping[str, Any]) -> Figure:
     if len(agents) == 1 and "over_training" not in findings:
         return draw_panels(findings["landscapes"])
     states = range(len(findings["landscapes"]))
+    shared = describe_shared(list_shared(findings))
     if "over_training" not in findings:
         rows = [[(name, agent, k) for name, agent in agents.items()] for k in states]
-        return _draw_grid(agents, rows)
+        return _draw_grid(agents, rows, shared)
     rows = [
         [(name, moment, k) for moment in _first_middle_last(agent["over_training"])]
         for k in states
         for name, agent in agents.items()
     ]
-    return _draw_grid(agents, rows, curves=True)
+    return _draw_grid(agents, rows, shared, curves=True)
 
 
 def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
@@ -88,6 +99,7 @@ def _first_middle_last(moments: Sequence[Any]) -> list[Any]:
 def _draw_grid(
     agents: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Sequence[tuple[str, Mapping[str, Any], int]]],
+    shared: str,
     curves: bool = False,
 ) -> Figure:
     """Draw panels of (agent, save, state), and the curves over training below."""
@@ -103,9 +115,8 @@ def _draw_grid(
         for ax in line[len(row) :]:
             ax.remove()
     env = next(iter(agents.values()))["env"]
-    figure.suptitle(
-        env if len(agents) > 1 else add_break_points(f"{next(iter(agents))} on {env}"), fontsize=11
-    )
+    title = env if len(agents) > 1 else add_break_points(f"{next(iter(agents))} on {env}")
+    set_notes(figure, title, shared)
     _add_legend(above, axes.ravel(), 7)
     if below:
         draw_training(agents, *below[0].subplots(1, 2))
@@ -114,7 +125,10 @@ def _draw_grid(
 
 def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
     """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent."""
-    for (name, agent), colour in zip(agents.items(), COLOURS, strict=False):
+    names = shown_names(agents)
+    styles = line_styles([*names], names)
+    for name, agent in agents.items():
+        colour = styles[name]["color"]
         steps = [moment["step"] for moment in agent["over_training"]]
         summaries = [moment["summary"] for moment in agent["over_training"]]
         shares = [100 * s["action"]["share"]["mean"] for s in summaries]
@@ -165,7 +179,7 @@ def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:
 def _draw_surrogate_row(figure: Figure, fields: Mapping[str, Any], rows: "np.ndarray") -> None:
     """Draw one landscape with its surrogates, in one row of panels or two."""
     shown, survey, surrogates = list_marks(fields), fields["survey"], fields["surrogates"]
-    proposals = [mark for mark in shown if mark.kind == "proposal"]
+    proposals = [mark for mark in shown if mark.kind in ("action", "proposal")]
     heights = [fields["q"], *(surrogate[kind] for surrogate in surrogates for kind in ("exact", "learned"))]
     heights = [np.asarray(h, float) for h in heights if h is not None]
     scale = Normalize(min(map(np.nanmin, heights)), max(map(np.nanmax, heights)))
@@ -291,11 +305,13 @@ def _mark_style(mark: Mark) -> dict[str, Any]:
     """Marker properties of a mark."""
     edge = {"edgecolors": "black", "linewidths": 0.8}
     if mark.kind == "optima":
-        return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 6}
+        return {"marker": "x", "s": 46, "color": PINK, "linewidths": 1.8, "zorder": 3}
     if mark.kind == "best":
         return {"marker": "*", "s": 190, "color": GREEN, "zorder": 4, **edge}
     if mark.kind == "chosen":
-        ring = {"facecolors": "none", "edgecolors": SHADES[0], "linewidths": 1.8}
+        ring = {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 1.8}
         return {"marker": "o", "s": 230, "zorder": 5, **ring}
+    if mark.kind == "action":
+        return {"marker": "o", "s": 70, "color": ORANGE, "zorder": 5, **edge}
     marker, shade = PROPOSALS[mark.place % len(PROPOSALS)], SHADES[mark.place % len(SHADES)]
     return {"marker": marker, "s": 70, "color": shade, "zorder": 5, **edge}

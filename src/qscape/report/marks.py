@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from qscape.report import require_extra
+from qscape.report.labels import shorten_labels
 
 with require_extra("Pictures"):
     import numpy as np
@@ -16,7 +17,8 @@ class Mark(NamedTuple):
     """n points of one kind.
 
     Attributes:
-        kind: "optima" of the line or plane, the "best" action found, a "proposal", or the "chosen" proposal.
+        kind: "optima" of the line or plane, the "best" action found, the agent's "action" if it makes no
+            proposals, a "proposal", or the "chosen" proposal.
         name: for the legend.
         place: index of a proposal in the agent's list; else 0.
         at: `[n, d]` coordinates in the plot.
@@ -25,7 +27,7 @@ class Mark(NamedTuple):
         off: the point lies off the plane; the plot beneath it does not show its Q.
     """
 
-    kind: Literal["optima", "best", "proposal", "chosen"]
+    kind: Literal["optima", "best", "action", "proposal", "chosen"]
     name: str
     place: int
     at: "np.ndarray"
@@ -42,8 +44,8 @@ def list_marks(fields: Mapping[str, Any]) -> list[Mark]:
     marks.append(_point(fields, "best", "best found", 0, survey["best"], survey["best_q"]))
     alone = len(survey["proposals"]) == 1
     for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
-        name = "the agent's action" if alone else f"proposal {k}"
-        marks.append(_point(fields, "proposal", name, k, action, value))
+        kind, name = ("action", "the agent's action") if alone else ("proposal", f"proposal {k}")
+        marks.append(_point(fields, kind, name, k, action, value))
     if not alone:
         chosen = _point(fields, "chosen", "chosen", 0, survey["action"], survey["action_q"])
         marks.append(chosen._replace(name="chosen"))
@@ -128,15 +130,30 @@ def format_number(x: float) -> str:
     return f"{x:.4g}".replace("-", "−")
 
 
+def list_shared(marks: Mapping[str, Any]) -> list[str]:
+    """Return the settings that two measured agents share, which `name_agents` takes out of their names."""
+    return shorten_labels([marks["label"], marks["other"]["label"]])[1] if "other" in marks else []
+
+
+def shown_names(agents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the name of each measured agent by its label, which selects its colour."""
+    names = {agent["label"]: name for name, agent in agents.items()}
+    return names if len(names) == len(agents) else {name: name for name in agents}
+
+
 def name_agents(marks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the one or two measured agents by name.
 
-    The name is the label; equal labels get the folder added, equal folders their position too.
+    The name is the label, without the settings that both share; equal labels get the folder added, equal
+    folders their position too.
     """
     if "other" not in marks:
         return {marks["label"]: marks}
     both = (marks, marks["other"])
-    for name in ("{label}", "{label} ({name})", "{label} ({name}, {place})"):
+    short, _ = shorten_labels([agent["label"] for agent in both])
+    if len(short) > 1:
+        return {short[agent["label"]]: agent for agent in both}
+    for name in ("{label} ({name})", "{label} ({name}, {place})"):
         named = {name.format_map({**agent, "place": k + 1}): agent for k, agent in enumerate(both)}
         if len(named) == len(both):
             break

@@ -168,9 +168,10 @@ def table(
     lines = "\n".join(
         f"<tr{' class=best' if k in marked else ''}>{cells('td', row)}</tr>" for k, row in enumerate(rows)
     )
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table>{title}{head}<tbody>\n{lines}</tbody></table></div>'
+    made = f'<div class="scroll" tabindex="0"><table>{head}<tbody>\n{lines}</tbody></table></div>'
+    # A caption inside of the table would be as wide as the table, and cut off on a phone.
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{made}</figure>" if caption else made
 
 
 def download_link(name: str) -> str:

@@ -16,6 +16,8 @@ NO_SETTINGS = {
     "env_args",
     "seed",
     "settings",
+    "parts",  # in a row of its own
+    "together",
     "moved",  # fields that parts set are among the settings
     "versions",
     "machine",
@@ -89,7 +91,13 @@ def flatten_settings(run: RunRecord) -> dict[str, str]:
     values = {name: value for name, value in run.record.items() if name not in NO_SETTINGS}
     values |= {f"{part}.{field}": value for part, fields in parts.items() for field, value in fields.items()}
     texts = {name: json.dumps(value, ensure_ascii=False).strip('"') for name, value in values.items()}
-    return {"parts": ", ".join(sorted({*parts} - {"base"})) or NO_VALUE} | texts
+    return {"parts": ", ".join(_list_parts(run.record)) or NO_VALUE} | texts
+
+
+def _list_parts(record: Mapping[str, Any]) -> list[str]:
+    """List the parts of a run's recipe; the recipe alone if the record of an older run has none."""
+    known = record.get("parts")
+    return [str(part) for part in known] if isinstance(known, list) else [str(record["recipe"])]
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -101,7 +109,7 @@ def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def differing_settings(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
     """Tabulate the settings in which agents of one environment differ, one column per label.
 
-    A field of a part is compared among the agents that have the part.
+    The first row has the parts of every agent. A field of a part is compared among the agents that have it.
 
     Returns:
         Column names and rows.
@@ -115,7 +123,7 @@ def differing_settings(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[
         for run, fields in settings:
             if name in fields:
                 values.setdefault(run.env, {}).setdefault(run.label, set()).add(fields[name])
-        if any(len(set().union(*of.values())) > 1 for of in values.values()):
+        if name == "parts" or any(len(set().union(*of.values())) > 1 for of in values.values()):
             rows.append([name, *(_describe_values(values, label) for label in labels)])
     return ["setting", *labels], rows
 

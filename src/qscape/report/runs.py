@@ -2,6 +2,7 @@
 
 import glob
 import io
+import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from qscape.errors import UsageError, one_line
 from qscape.report import environment_label, require_extra
 from qscape.sealed import unseal
+from qscape.tracking import track
 
 with require_extra("Tables of runs"):
     import numpy as np
@@ -18,6 +20,8 @@ with require_extra("Tables of runs"):
 
 MARKS = {"run.json", "evaluations.csv", "metrics.jsonl"}  # a folder with one of them is a run or part of one
 
+STUDY = "study.json"  # in the folder of a study; lists its runs
+NAMED = 8  # missing runs that a sentence names
 MEANS = ("return", "length", "success")  # averaged over the episodes of an evaluation
 COUNTS = ("step", "episode", "seconds")  # the other columns of every run; further columns belong to probes
 TYPES: dict[Hashable, Any] = {"step": "int64", **dict.fromkeys(MEANS, "float64")}
@@ -54,8 +58,9 @@ def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         UsageError: no run is found, or no complete one.
     """
-    frames, skipped = [], []
-    for folder in find_runs(runs):
+    frames, folders = [], find_runs(runs)
+    skipped = note_missing(runs, folders)
+    for folder in track(folders, "runs to read"):
         try:
             frames.append(_read_run(folder))
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -75,10 +80,8 @@ def find_runs(runs: Paths) -> list[Path]:
         UsageError: one of the paths holds none.
     """
     folders: dict[Path, Path] = {}
-    for path in [runs] if isinstance(runs, str | Path) else runs:
-        # Labels contain square brackets, so an existing path is not treated as a pattern.
-        roots = [Path(path)] if Path(path).exists() else map(Path, glob.glob(str(path), recursive=True))
-        inside = [folder for root in roots for folder in _find_below(root)]
+    for path in _list_paths(runs):
+        inside = [folder for root in _match(path) for folder in _find_below(root)]
         if not inside:
             raise UsageError(
                 f"{path} is no run and holds none: there is no run.json in it or in a folder below it."
@@ -86,6 +89,51 @@ def find_runs(runs: Paths) -> list[Path]:
         for folder in inside:
             folders.setdefault(folder.resolve(), folder)
     return list(folders.values())
+
+
+def _list_paths(runs: Paths) -> list[str | Path]:
+    return [runs] if isinstance(runs, str | Path) else [*runs]
+
+
+def _match(path: str | Path) -> list[Path]:
+    """List the files and folders that a path or a pattern names; labels contain brackets, so paths win."""
+    return [Path(path)] if Path(path).exists() else [*map(Path, glob.glob(str(path), recursive=True))]
+
+
+def note_missing(runs: Paths, found: Iterable[Path]) -> list[str]:
+    """Write a sentence for each study among the paths of which runs have no folder yet.
+
+    Args:
+        runs: the paths that the user named; a study is known by the study.json of its folder.
+        found: the run folders below them.
+    """
+    paths = [place.resolve() for path in _list_paths(runs) for place in _match(path)]
+    there, notes = {folder.resolve() for folder in found}, []
+    for file in dict.fromkeys(f for path in paths for f in [*_studies_above(path), *path.glob(f"*/{STUDY}")]):
+        try:
+            study = json.loads(file.read_text(encoding="utf-8"))
+            planned = {(file.parent / run["folder"]).resolve(): run for run in study["runs"]}
+            missing = [
+                f"{run['label']} on {run['env']} seed {run['seed']}"
+                for folder, run in planned.items()
+                if folder not in there and any(map(folder.is_relative_to, paths))
+            ]
+        except (OSError, ValueError, KeyError, TypeError):
+            notes.append(f"skipped {file}: it is broken.")
+            continue
+        if missing:
+            rest = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            listed = one_line(", ".join(missing[:NAMED]))
+            notes.append(
+                f"{file.parent}: {len(missing)} of the {len(planned)} runs of the study are missing: "
+                f"{listed}{rest}."
+            )
+    return notes
+
+
+def _studies_above(path: Path) -> Iterator[Path]:
+    """Yield the file of the study that a folder is, or is a part of."""
+    return (place / STUDY for place in (path, *path.parents) if (place / STUDY).is_file())
 
 
 def _find_below(root: Path) -> Iterator[Path]:

@@ -1,21 +1,19 @@
 """Statistics for few runs, after Agarwal et al., "Deep RL at the edge of the statistical precipice".
 
 arXiv 2108.13264. The numbers equal those of their package rliable, which cannot be imported beside pandas 3.
-A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are percentiles of a bootstrap over
-runs, stratified by task, with a fixed seed: the same runs give the same interval.
+A score matrix is [R, T]: runs (seeds) × tasks (environments). Intervals are those of `intervals.bootstrap`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from qscape.errors import UsageError
 from qscape.report import require_extra
+from qscape.report.intervals import Estimate, bootstrap
 
 with require_extra("Statistics"):
     import numpy as np
     import pandas as pd
-
-CONFIDENCE = 0.95
 
 
 def interquartile_mean(x: np.ndarray) -> np.ndarray:
@@ -30,14 +28,6 @@ METRICS: dict[str, Callable[[np.ndarray], Any]] = {  # of scores [R, T]
     "median": lambda x: np.median(x.mean(axis=0)),
     "optimality_gap": lambda x: 1 - np.minimum(x, 1).mean(),
 }
-
-
-class Estimate(NamedTuple):
-    """A number or an array with its 95% interval; the bounds of a single run are NaN."""
-
-    value: Any
-    low: Any
-    high: Any
 
 
 # --- from evaluations to scores -----------------------------------------------------------------------
@@ -143,26 +133,6 @@ def scores_by_env(scores: pd.DataFrame, label: str, envs: Sequence[str]) -> list
 # --- estimates with intervals -------------------------------------------------------------------------
 
 
-def _bootstrap(scores: Sequence[np.ndarray], function: Callable, reps: int, seed: int) -> Estimate:
-    """Estimate a function of one score matrix, or of several that are resampled independently.
-
-    Runs are drawn anew for every task (a stratified bootstrap), with the same random numbers as rliable's.
-    """
-    value = np.asarray(function(*scores))
-    if reps == 0 or min(map(len, scores)) < 2:
-        nothing = np.full(value.shape, np.nan)
-        return Estimate(value, nothing, nothing)
-    draw = np.random.RandomState(seed).choice
-
-    def resample(x: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(x, draw(len(x), x.shape), axis=0)
-
-    resampled = [function(*map(resample, scores)) for _ in range(reps)]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
-    return Estimate(value, low, high)
-
-
 def estimate_aggregates(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> dict[str, Estimate]:
     """Estimate interquartile mean, mean, median and optimality gap of scores [R, T], from the same resamples.
 
@@ -173,7 +143,7 @@ def estimate_aggregates(scores: np.ndarray, reps: int = 2000, seed: int = 0) -> 
     def all_metrics(x: np.ndarray) -> np.ndarray:
         return np.array([metric(x) for metric in METRICS.values()])
 
-    estimate = _bootstrap([scores], all_metrics, reps, seed)
+    estimate = bootstrap([scores], all_metrics, reps, seed)
     return {name: Estimate(*(part[k] for part in estimate)) for k, name in enumerate(METRICS)}
 
 
@@ -190,7 +160,7 @@ def probability_of_improvement(
         return np.array([np.mean([np.mean((a > b.T) + 0.5 * (a == b.T)) for a, b in pairs])])
 
     columns = [scores[:, None] for scores in (*x, *y)]
-    return Estimate(*(float(part[0]) for part in _bootstrap(columns, wins, reps, seed)))
+    return Estimate(*(float(part[0]) for part in bootstrap(columns, wins, reps, seed)))
 
 
 def profile_thresholds(scores: Iterable[np.ndarray], points: int = 101) -> np.ndarray:
@@ -205,7 +175,7 @@ def performance_profile(scores: np.ndarray, taus: np.ndarray, reps: int = 2000, 
     def above(x: np.ndarray) -> np.ndarray:
         return (x.reshape(-1, 1) > taus).mean(axis=0)
 
-    return _bootstrap([scores], above, reps, seed)
+    return bootstrap([scores], above, reps, seed)
 
 
 # --- learning curves ----------------------------------------------------------------------------------
@@ -247,6 +217,6 @@ def estimate_columns(
     whole = ~np.isnan(values).any(axis=0)
     parts = np.full((3, values.shape[1]), np.nan)
     if whole.any():
-        estimate = _bootstrap([values[:, whole]], of, reps, seed)
+        estimate = bootstrap([values[:, whole]], of, reps, seed)
         parts[:, whole] = estimate
     return Estimate(*parts)

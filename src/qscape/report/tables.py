@@ -2,11 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from qscape.errors import UsageError
 from qscape.report import references, require_extra, statistics
+from qscape.report.intervals import INTERVAL
+from qscape.report.labels import describe_shared, shorten_labels
+from qscape.tracking import track
 
 with require_extra("Tables of runs"):
     import numpy as np
@@ -27,6 +30,8 @@ class Comparison(NamedTuple):
     scores: dict[str, np.ndarray]  # normalised scores [R, T] by label
     notes: list[str]  # sentences for the reader
     metric: str = "return"  # the meaning of the column return: "return", or "success" in percent
+    names: Mapping[str, str] = {}
+    shared: Sequence[str] = ()  # after `shorten`: the settings that all agents share
 
 
 def compare(
@@ -95,6 +100,36 @@ def compare(
     )
 
 
+def shorten(comparison: Comparison) -> Comparison:
+    """Take the settings that all agents share out of their labels, for tables and pictures that people read.
+
+    `shared` holds these settings, and `names` the shown name of every label.
+    """
+    names, shared = shorten_labels(sorted(comparison.rows["label"].unique()))
+    if not shared:
+        return comparison
+
+    def rename(frame: pd.DataFrame) -> pd.DataFrame:
+        columns = [name for name in ("label", "x", "y") if name in frame]
+        return frame.assign(**{name: frame[name].map(names) for name in columns})
+
+    def reword(note: str) -> str:
+        for label in sorted(names, key=len, reverse=True):
+            note = note.replace(label, names[label])
+        return note
+
+    return comparison._replace(
+        rows=rename(comparison.rows),
+        per_env=rename(comparison.per_env),
+        aggregate=rename(comparison.aggregate),
+        improvement=rename(comparison.improvement),
+        scores={names[label]: x for label, x in comparison.scores.items()},
+        notes=[*map(reword, comparison.notes)],
+        names=names,
+        shared=shared,
+    )
+
+
 def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame, list[str]]:
     """Select the rows that may be compared: each run once, finished, of one budget per environment."""
     if rows.empty:
@@ -150,7 +185,7 @@ def format_seeds(n: int) -> str:
 
 def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> pd.DataFrame:
     lines = []
-    for key, group in rows.groupby(["env", "label"]):
+    for key, group in track([*rows.groupby(["env", "label"])], "intervals"):
         env, label = map(str, cast(tuple, key))
         row: dict[str, Any] = {
             "env": env,
@@ -195,7 +230,7 @@ def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) 
     scores = references.reference_scores()
     scale = scores[scores["table"] == table]["high_is"].iloc[0]
     lines = []
-    for label, x in matrices.items():
+    for label, x in track([*matrices.items()], "intervals over environments"):
         row: dict[str, Any] = {"label": label, "score": of, "one_is": scale}
         row |= {"seeds": x.shape[0], "environments": x.shape[1]}
         for name, estimate in statistics.estimate_aggregates(x, reps).items():
@@ -205,13 +240,16 @@ def _aggregate(matrices: dict[str, np.ndarray], of: str, table: str, reps: int) 
 
 
 def _improvement(scores: pd.DataFrame, of: str, reps: int) -> pd.DataFrame:
-    """Compare pairs of labels over their common environments. Only the order counts: raw returns suffice."""
+    """Compare pairs of labels over their common environments, where both have several seeds.
+
+    Only the order counts: raw returns suffice.
+    """
     lines = []
     where = scores.groupby("label")["env"].agg(set)
-    for x, y in itertools.combinations(sorted(where.index), 2):
+    for x, y in track([*itertools.combinations(sorted(where.index), 2)], "pairs of agents"):
         envs = sorted(where[x] & where[y])
-        if envs:
-            a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
+        a, b = (statistics.scores_by_env(scores, label, envs) for label in (x, y))
+        if envs and min(map(len, (*a, *b))) > 1:  # one seed says nothing about the next one
             estimate = statistics.probability_of_improvement(a, b, reps)
             row = {"x": x, "y": y, "score": of, "environments": len(envs)}
             lines.append(row | _estimate_columns("probability", estimate))
@@ -286,10 +324,10 @@ def to_latex(comparison: Comparison) -> str:
     return "\n".join(
         [
             *(
-                f"% {' '.join(note.split())}" for note in comparison.notes
+                f"% {' '.join(note.split())}"
+                for note in filter(None, [describe_shared(comparison.shared), *comparison.notes])
             ),  # a line break in a label must not end the comment
-            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, "
-            "95% bootstrap interval.",
+            f"% {comparison.score.capitalize()} evaluation, interquartile mean over seeds, {INTERVAL}.",
             rf"\begin{{tabular}}{{l{'r' * len(envs)}}}",
             r"\toprule",
             " & ".join(["", *map(escape_latex, envs)]) + r" \\",

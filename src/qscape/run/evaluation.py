@@ -16,6 +16,7 @@ from qscape.envs.native import JaxEnv
 from qscape.errors import RunError
 from qscape.run.episodes import Steps, play_policy
 from qscape.run.programs import Acts, act_evaluating
+from qscape.tracking import count
 
 LONGEST = 100_000  # maximal steps of an evaluation episode in an environment without a time limit
 SEED = 1000  # seed of the first evaluation environment
@@ -161,16 +162,18 @@ def _walk_episodes(
     choose = act_evaluating(programs, acting, adapter.envs)
     first = np.ones(adapter.envs, bool)
     t = 0
-    while any(share):
-        action = choose(obs if observation_filter is None else observation_filter(obs), first, t)
-        step = adapter.step(action)
-        if t >= LONGEST:
-            refuse_endless(adapter, adapter.longest)
-        ended = [e for e in step.finished if share[e.env] > 0]
-        for episode in ended:
-            share[episode.env] -= 1
-        yield obs, action, step, ended
-        obs, first, t = step.observation, step.starts_episode, t + 1
+    with count(episodes, "episodes") as tick:
+        while any(share):
+            action = choose(obs if observation_filter is None else observation_filter(obs), first, t)
+            step = adapter.step(action)
+            if t >= LONGEST:
+                refuse_endless(adapter, adapter.longest)
+            ended = [e for e in step.finished if share[e.env] > 0]
+            for episode in ended:
+                share[episode.env] -= 1
+                tick()
+            yield obs, action, step, ended
+            obs, first, t = step.observation, step.starts_episode, t + 1
 
 
 def refuse_endless(adapter: EnvAdapter, steps: int) -> None:

@@ -43,6 +43,22 @@ class EpisodeDone(NamedTuple):
     success: float | None
 
 
+class Progressed(NamedTuple):
+    """The run goes on; comes about once a second, between steps, for progress bars.
+
+    Attributes:
+        step: environment steps so far.
+        updates: gradient updates so far.
+        memory: the most memory of the machine that the process has held so far, in bytes; 0: unknown.
+        device_memory: the most memory of an accelerator, in bytes; 0: there is none.
+    """
+
+    step: int
+    updates: int
+    memory: int
+    device_memory: int
+
+
 class Logged(NamedTuple):
     """A logging interval has ended.
 
@@ -131,7 +147,7 @@ class Measured(NamedTuple):
     episode: float
 
 
-RunEvent: TypeAlias = Started | EpisodeDone | Logged | Evaluated | Saved | Ended | Measured
+RunEvent: TypeAlias = Started | EpisodeDone | Progressed | Logged | Evaluated | Saved | Ended | Measured
 
 
 def to_json(event: RunEvent) -> dict[str, Any]:

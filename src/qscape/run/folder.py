@@ -55,6 +55,15 @@ EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their reward
 OLDER = {"refill": 0}  # counters that saves of earlier versions lack
 
 
+class _Tracking(TypedDict):
+    """The JSON of `trackers.Tracking`."""
+
+    project: str
+    group: str
+    tags: list[str]
+    ids: dict[str, str]
+
+
 class Resumed(TypedDict):
     """An entry of `resumed` in run.json.
 
@@ -82,6 +91,7 @@ class _Origin(TypedDict, total=False):
     plugins: dict[str, str]
     together: list[int]
     saved: bool
+    tracking: _Tracking
     resumed: list[Resumed]
     seconds: float
     processor_seconds: float

@@ -26,7 +26,9 @@ from qscape.run import events as ev
 from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
 from qscape.run.plan import Plan
 from qscape.run.probes import PolicyEvaluation, Probes
+from qscape.system import peak_memory
 
+SECOND = 1.0  # between two `Progressed` events
 Saver: TypeAlias = Callable[[Any, bool], Path]
 
 
@@ -168,7 +170,8 @@ class Loop:
             SystemExit, KeyboardInterrupt: the environment raised them; the run has saved.
         """
         self.finished, self.until = False, until
-        begun = time.perf_counter() - self.seconds
+        told = time.perf_counter()
+        begun = told - self.seconds
         self._rate = (self.env_steps, time.perf_counter())
         if self.fresh:
             self._reset_environments()
@@ -179,7 +182,11 @@ class Loop:
         self._take_memory()
         try:
             while not self._stop:
-                if not self._prepare():
+                ready = self._prepare()
+                if time.perf_counter() - told >= SECOND:
+                    told = time.perf_counter()
+                    yield self._progress()
+                if not ready:
                     continue
                 self.seconds = time.perf_counter() - begun
                 yield from self._boundary(last=self.env_steps >= until)
@@ -263,11 +270,23 @@ class Loop:
                 done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
             else:
                 walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
-                done, probed = [r.episode for r in walked], self.probes(PolicyEvaluation(acting, walked))
+                evaluation = PolicyEvaluation(acting, walked, self._reward_divisor())
+                done, probed = [r.episode for r in walked], self.probes(evaluation)
             returns, lengths = [e.ret for e in done], [e.length for e in done]
             successes = list_successes(done)
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
+
+    def _reward_divisor(self) -> float:
+        """Return what the rewards of the last update were divided by; 1 before it and without scaling."""
+        metrics = dict(zip(self.programs.metrics, np.asarray(self.metrics).tolist(), strict=True))
+        divisor = metrics.get("reward_divisor", 1.0)
+        return divisor if np.isfinite(divisor) else 1.0
+
+    def _progress(self) -> ev.Progressed:
+        device = jax.local_devices()[0].memory_stats() or {}
+        taken = device.get("peak_bytes_in_use", 0)
+        return ev.Progressed(self.env_steps, self.updates, peak_memory(), taken)
 
     def _log(self) -> ev.Logged:
         now = time.perf_counter()
@@ -331,11 +350,14 @@ class Loop:
 
 def may_compile(plan: Plan) -> bool:
     """Return whether the run is compiled as a whole if its environment is written in JAX."""
-    return plan.loop != "host" and not plan.dataset and not plan.start
+    return plan.loop != "host" and plan.vectorise == "sync" and not plan.dataset and not plan.start
 
 
 def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | None]:
-    """Open the training and evaluation environments of a plan; the latter have the seeds `SEED` + i."""
+    """Open the training and evaluation environments of a plan; the latter have the seeds `SEED` + i.
+
+    Evaluation environments are stepped one after the other, and are Gymnasium's where EnvPool trains.
+    """
     adapter = open_adapter(plan, agent)
     if not plan.evals_every:
         return adapter, None
@@ -354,6 +376,7 @@ def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
         plan.envs,
         args,
         seed=plan.seed,
+        vectorise=plan.vectorise,
         index_actions=agent.index_actions,
         one_if_jax=may_compile(plan),
     )

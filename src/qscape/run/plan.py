@@ -15,6 +15,7 @@ from qscape.agents import (
     build,
     changed_fields,
     merge_settings,
+    parse,
     plugins,
     preset,
     recipe_for_dataset,
@@ -52,12 +53,18 @@ class Pace:
     milestones: float = setting(0.1, "Fraction of the run between saves that are never deleted.")
     probe: tuple[str, ...] = setting(
         (),
-        "Further measures of every evaluation: smoothness, geometry, landscape, collapse, or module:Class.",
+        "Further measures of every evaluation: smoothness, geometry, landscape, bias, collapse, or "
+        "module:Class.",
     )
     loop: Literal["auto", "host", "compiled"] = setting(
         "auto",
         "host: Python steps the environments. compiled: steps and updates are one program, which needs an "
         "environment in JAX. auto: compiled where possible.",
+    )
+    vectorise: Literal["sync", "async", "envpool"] = setting(
+        "sync",
+        "How the host steps parallel environments. sync: one after the other. async: a process for each. "
+        "envpool: EnvPool's environments of that id, in threads.",
     )
     devices: int = setting(1, "Devices that a compiled run is split over: environments, replay and batches.")
 
@@ -116,8 +123,18 @@ class Plan(Pace):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-        if self.loop not in (loops := get_args(Pace.__annotations__["loop"])):
-            raise UsageError(f"--loop {self.loop} is unknown; choose {', '.join(loops)}.")
+        for name in ("loop", "vectorise"):
+            known = get_args(Pace.__annotations__[name])
+            if getattr(self, name) not in known:
+                raise UsageError(f"--{name} {getattr(self, name)} is unknown; choose {', '.join(known)}.")
+        if self.vectorise != "sync" and (self.loop == "compiled" or self.dataset):
+            flag = "--dataset" if self.dataset else "--loop compiled"
+            raise UsageError(
+                f"--vectorise {self.vectorise} is how the host steps environments, which it does not with "
+                f"{flag}; leave one of them out."
+            )
+        if self.vectorise == "async" and self.envs == 1:
+            raise UsageError("--vectorise async steps several environments side by side; add --envs 4.")
         if self.loop == "compiled" and (self.dataset or self.start):
             flag = "--dataset" if self.dataset else "--from"
             raise UsageError(f"--loop compiled trains from the start on an environment; leave {flag} out.")
@@ -309,9 +326,10 @@ def _format_value(value: Any) -> str:
 
 
 def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
-    """Return the plan as JSON, with every field of every part and the origin of parts of other packages."""
+    """Return the plan as JSON, with the recipe's parts and every field of every part."""
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
     record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
+    record["parts"] = parse(plan.recipe)[1]
     return record | ({"plugins": origins} if origins else {})
 
 

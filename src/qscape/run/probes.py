@@ -18,6 +18,7 @@ PROBES = {
     "geometry": "qscape.inspect.geometry:GeometryProbe",
     "collapse": "qscape.inspect.collapse:CollapseProbe",
     "landscape": "qscape.inspect.survey:LandscapeProbe",
+    "bias": "qscape.inspect.bias:BiasProbe",
 }
 
 
@@ -27,10 +28,12 @@ class PolicyEvaluation(NamedTuple):
     Attributes:
         acting: the acting state of the evaluated policy.
         rollouts: the episodes of the evaluation.
+        reward_divisor: what the critics' rewards are divided by; 1 without reward scaling.
     """
 
     acting: Any
     rollouts: list[Rollout]
+    reward_divisor: float = 1.0
 
 
 @runtime_checkable

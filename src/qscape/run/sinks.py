@@ -1,10 +1,9 @@
-"""Sinks write a run's events: metrics.jsonl, evaluations.csv and TensorBoard; W&B and trackio on request."""
+"""Sinks write a run's events: metrics.jsonl, evaluations.csv and TensorBoard. `trackers` has further ones."""
 
 import csv
-import importlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import RunError
 from qscape.run import events as ev
 from qscape.run.files import write_whole
 from qscape.run.logs import EVALUATION_COLUMNS, Log, read_evaluations, read_metrics
@@ -89,7 +88,7 @@ class FolderSink:
                 row = (event.step, event.policy, k, ret, length, success, round(event.seconds, 3))
                 self.rows.writerow((*row, *(values[k] for values in event.probes.values())))
             self.evaluations.flush()
-            for name, value in _evaluation_means(event).items():
+            for name, value in evaluation_means(event).items():
                 self._write_scalar(name, value, event.step)
             self.board.flush()
 
@@ -108,7 +107,7 @@ class FolderSink:
         return RunError(f"{self.folder} cannot be written ({problem.strerror}); the last save stays.")
 
 
-def _evaluation_means(event: ev.Evaluated) -> dict[str, float]:
+def evaluation_means(event: ev.Evaluated) -> dict[str, float]:
     """Return the means over episodes, by the names under which loggers show them."""
     means = {name: sum(values) / len(values) for name, values in event.probes.items()}
     return {f"evaluation/{k}_{event.policy}": v for k, v in ({"return": event.mean} | means).items()}
@@ -129,46 +128,3 @@ def _truncate_after(folder: Path, step: int, probed: Sequence[str]) -> list[str]
             write_whole(log.file, "".join(f"{line}\n" for line in [*head, *kept]).encode())
             notes += log.notes
     return notes
-
-
-class TrackerSink:
-    """Sends events to Weights & Biases or trackio, which share one interface. Needs the extra `loggers`."""
-
-    def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any]) -> None:
-        self.tracker: Any = _import_tracker(package)
-        try:
-            self.tracker.init(project=project, name=name, config=dict(config))
-        except Exception as problem:  # the package's own errors: no key, no network, an invalid name
-            raise RunError(f"--log {package} cannot begin: {problem}") from problem
-
-    def __call__(self, event: ev.RunEvent) -> None:
-        if isinstance(event, ev.Logged):
-            self.tracker.log({f"train/{k}": v for k, v in event.metrics.items()} | {"step": event.step})
-        elif isinstance(event, ev.Evaluated):
-            self.tracker.log(_evaluation_means(event) | {"step": event.step})
-
-    def close(self) -> None:
-        self.tracker.finish()
-
-
-def refuse_missing(trackers: Sequence[str]) -> None:
-    """Raise an error for loggers that are not installed; called before anything is written.
-
-    Raises:
-        UsageError: the extra is missing.
-    """
-    for package in trackers:
-        _import_tracker(package)
-
-
-def _import_tracker(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as problem:
-        raise UsageError(f'--log {package} needs the extra: pip install "qscape[loggers]".') from problem
-
-
-TRACKERS: dict[str, Callable[..., TrackerSink]] = {
-    "wandb": lambda **kw: TrackerSink("wandb", **kw),
-    "trackio": lambda **kw: TrackerSink("trackio", **kw),
-}

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import shlex
 import sys
 import time
@@ -28,7 +27,8 @@ from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.seeds import CompiledSeeds, RolloutSeeds, Seeds
-from qscape.run.sinks import TRACKERS, FolderSink, Sink, refuse_missing
+from qscape.run.sinks import FolderSink, Sink
+from qscape.run.trackers import Tracker, Tracking, begin_trackers, refuse_missing
 from qscape.run.trainer import Trainer
 
 OnTrainer = Callable[[Loop], Any]
@@ -82,6 +82,7 @@ def train(
     *,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
+    tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[ev.RunEvent]:
     """Train a plan and write the run into a folder. A generator: the run proceeds as its events are consumed.
@@ -90,7 +91,8 @@ def train(
         plan: the plan; `prepare` completes it.
         folder: the run folder; created if it does not exist.
         overwrite: delete a run that is in the folder; otherwise such a folder is refused.
-        trackers: further loggers, "wandb" or "trackio".
+        trackers: further loggers: "wandb", "trackio", "mlflow", or your own "module:Class".
+        tracking: how these name and sort the run. None: by the environment and the agent.
         on_trainer: called with the trainer before it starts, e.g. to stop it later.
 
     Yields:
@@ -110,6 +112,7 @@ def train(
         notes += take_over(trainer, plan)
     with folders.locked(folder):
         folders.create(folder, trainer.plan, trainer.agent, overwrite)
+        _write_tracking(folder, tracking)
         on_trainer(trainer)
         yield from _recorded_events(trainer, folder, plan, notes, trackers)
 
@@ -120,6 +123,7 @@ def train_together(
     *,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
+    tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
     """Train plans that differ in their seed only, in one vmapped program.
@@ -129,7 +133,7 @@ def train_together(
     Args:
         plans: the plans, equal but for the seed.
         places: the run folder of each plan.
-        overwrite, trackers, on_trainer: as for `train`.
+        overwrite, trackers, tracking, on_trainer: as for `train`.
 
     Yields:
         The index of a plan and an event of its run.
@@ -159,6 +163,7 @@ def train_together(
             folders.create(place, plan, trainer.agent, overwrite)
             record = {"together": [plan.seed for plan in plans]}
             folders.write_record(place, folders.read_record(place) | record)
+            _write_tracking(place, tracking)
         on_trainer(trainer)
         begun = time.process_time()
         sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
@@ -169,7 +174,7 @@ def train_together(
                 if isinstance(event, ev.Ended):
                     share = (time.process_time() - begun) / len(places)
                     folders.record_end(places[k], event.seconds, share)
-                yield k, _noted(event, notes)
+                yield k, _noted(event, notes, sinks[k])
         finally:
             _close([sink for of in sinks for sink in of], trainer.adapter, trainer.eval_adapter)
     _refuse_no_update(trainer)
@@ -195,7 +200,8 @@ def resume(
         steps: new total of environment steps; None: the total that the run was started with.
         save: continue from the save of this step; None: from the newest.
         empty_replay: continue with the networks alone. Off-policy agents fill the replay before they learn.
-        trackers, on_trainer: as for `train`.
+        trackers: as for `train`; each goes on with the run that it began.
+        on_trainer: as for `train`.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -254,7 +260,7 @@ def _recorded_events(
                 sink(event)
             if isinstance(event, ev.Ended):
                 folders.record_end(folder, event.seconds, time.process_time() - begun)
-            yield _noted(event, notes)
+            yield _noted(event, notes, sinks)
     finally:
         _close(sinks, trainer.adapter, trainer.eval_adapter)
     _refuse_no_update(trainer)
@@ -263,16 +269,29 @@ def _recorded_events(
 def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> list[Sink]:
     """Open the sinks of a run: its folder and the trackers. Lines of steps beyond the save are dropped."""
     begun = -1 if trainer.fresh else trainer.env_steps
-    config = folders.read_record(folder)
-    name = f"{config['label']}/{plan.seed}"
-    project = "qscape-" + re.sub(r"[/\\#?%:]", "-", plan.env)  # Weights & Biases refuses these characters
-    further = [TRACKERS[tracker](project=project, name=name, config=config) for tracker in trackers]
-    return [FolderSink(folder, begun, probes.probe_columns(plan.probe)), *further]
+    written = FolderSink(folder, begun, probes.probe_columns(plan.probe))
+    record = folders.read_record(folder)
+    further, known = begin_trackers(trackers, folder, record)
+    if further and known != record:
+        folders.write_record(folder, known)
+    return [written, *further]
 
 
-def _noted(event: ev.RunEvent, notes: list[str]) -> ev.RunEvent:
-    """Add notes for the user to a `Started` event; other events are returned unchanged."""
-    return event._replace(notes=[*notes, *event.notes]) if isinstance(event, ev.Started) else event
+def _write_tracking(folder: Path, tracking: Tracking | None) -> None:
+    """Write how trackers name a new run into its run.json."""
+    if tracking is not None:
+        record = folders.read_record(folder)
+        folders.write_record(folder, record | {"tracking": dataclasses.asdict(tracking)})
+
+
+def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:
+    """Add notes to a `Started` event, and warnings of trackers to it or to a `Logged` event."""
+    if not isinstance(event, ev.Started | ev.Logged):
+        return event
+    warned = [sentence for sink in sinks if isinstance(sink, Tracker) for sentence in sink.take_warnings()]
+    if isinstance(event, ev.Started):
+        return event._replace(notes=[*notes, *warned, *event.notes])
+    return event._replace(warnings=[*event.warnings, *warned])
 
 
 def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:

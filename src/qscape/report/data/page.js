@@ -2,6 +2,7 @@
 "use strict";
 
 const root = document.documentElement;
+const touch = matchMedia("(pointer: coarse)"); // a finger, which scrolls
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const charts = {}; // name of a figure -> the element that plotly drew it in
 
@@ -69,6 +70,7 @@ function themed(name) {
   Object.assign(layout, { autosize: true, paper_bgcolor: css("--paper"), plot_bgcolor: css("--paper") });
   layout.margin = { l: 8, r: 20, t: 12, b: 8, ...layout.margin };
   layout.height = layout.height || 340;
+  if (touch.matches) layout.dragmode = false; // else a swipe would zoom
   layout.uirevision = "kept"; // what a reader hid or zoomed stays so when colours change
   const config = {
     responsive: true, displaylogo: false, plotlyServerURL: "", showTips: false,

@@ -1,0 +1,131 @@
+"""The bias of Q: what critics predict against the discounted return that followed.
+
+Van Hasselt et al. (AAAI 2016) and Fujimoto et al. (ICML 2018) measure it at the pairs (s_t, a_t) of a
+policy's own episodes; Chen et al. (ICLR 2021, section 3) divide mean and spread by the mean return.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qscape.errors import UsageError
+from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
+from qscape.offpolicy.agent import Agent
+from qscape.offpolicy.plain import RawRewards
+from qscape.offpolicy.state import ActingState
+from qscape.run.evaluation import Rollout
+from qscape.run.probes import PolicyEvaluation
+
+CHUNK = 512  # pairs in one call of the compiled program
+MOST_TAIL = 0.5  # largest weight of an estimated rest in a return that counts
+
+
+class BiasProbe:
+    """Measures the bias of one agent's Q, the mean of its critics; also the probe `bias` of evaluations."""
+
+    columns = ("q_bias", "q_bias_std", "q_bias_share")
+
+    def __init__(self, agent: Any) -> None:
+        """Raises UsageError: the agent learns no Q."""
+        if not isinstance(agent, Agent):
+            raise UsageError(f"{agent.recipe} has no Q(s, a), which the bias of Q needs.")
+        self.agent = agent
+        self.program = jax.jit(partial(_mean_value, agent))
+
+    def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
+        """Raises UsageError: the agent has no Q."""
+        if not has_q(evaluation.acting):
+            raise UsageError("--probe bias needs a Q(s, a), which this agent does not have; leave it out.")
+        return self.measure(evaluation.acting, evaluation.rollouts, evaluation.reward_divisor)
+
+    def measure(
+        self, acting: ActingState, rollouts: Sequence[Rollout], reward_divisor: float = 1.0
+    ) -> dict[str, float]:
+        """Compare Q with the discounted return at every step of some episodes.
+
+        Args:
+            acting: the acting state with its critics.
+            rollouts: the episodes.
+            reward_divisor: what the critics' rewards are divided by.
+
+        Returns:
+            q_bias: mean of Q(s_t, a_t) − G_t, in units of Q; above 0 the critics promise too much.
+            q_bias_std: standard deviation of that difference over the steps.
+            q_bias_share: q_bias divided by the mean of |G_t|.
+            All three are NaN if no step counts; see `discounted_returns`.
+        """
+        base, limit = self.agent.base, self.agent.task.time_limit
+        joined = (np.concatenate([getattr(r, name) for r in rollouts]) for name in ("observation", "action"))
+        values = reward_divisor * self.values(acting, *joined)
+        ends = np.cumsum([len(rollout.reward) for rollout in rollouts])[:-1]
+        off, size = [], []
+        for rollout, q in zip(rollouts, np.split(values, ends), strict=True):
+            cut = base.bootstrap_at_time_limits and limit is not None and len(q) >= limit
+            returns, counts = discounted_returns(rollout.reward, base.discount, q[-1] if cut else None)
+            off.append((q - returns)[counts])
+            size.append(np.abs(returns[counts]))
+        difference, returned = np.concatenate(off), np.concatenate(size)
+        if not len(difference):
+            return dict.fromkeys(self.columns, np.nan)
+        bias = float(difference.mean())
+        share = bias / returned.mean() if returned.mean() > 0 else np.nan
+        return dict(zip(self.columns, (bias, float(difference.std()), float(share)), strict=True))
+
+    def values(
+        self, acting: ActingState, obs: Float[np.ndarray, "n S"], action: Float[np.ndarray, "n A"]
+    ) -> Float[np.ndarray, " n"]:
+        """Compute Q at n pairs, in chunks: one program for any n."""
+        index = np.arange(-(-len(obs) // CHUNK) * CHUNK) % len(obs)  # pads the last chunk
+        chunks = [self.program(acting, obs[rows], action[rows]) for rows in index.reshape(-1, CHUNK)]
+        return np.concatenate(chunks)[: len(obs)].astype(np.float64)
+
+
+def discounted_returns(
+    reward: Float[np.ndarray, " n"], discount: float, tail: float | None
+) -> tuple[Float[np.ndarray, " n"], np.ndarray]:
+    """Compute G_t = Σ_k γᵏ r_{t+k} for every step of an episode.
+
+    Args:
+        reward: reward of each step.
+        discount: γ.
+        tail: value of the last step, if a time limit cut the episode off there and more would have followed;
+            it takes the place of the last reward. None: the episode ended by itself.
+
+    Returns:
+        The returns, and which steps [n] count: all of them without a tail, else those in whose return the
+        tail weighs at most `MOST_TAIL`. Otherwise critics would be compared with themselves.
+    """
+    returns, following = np.empty(len(reward)), 0.0
+    for t in range(len(reward) - 1, -1, -1):
+        last = t == len(reward) - 1 and tail is not None
+        following = float(tail) if last else float(reward[t]) + discount * following  # type: ignore[arg-type]
+        returns[t] = following
+    weight = discount ** np.arange(len(reward) - 1, -1, -1.0)
+    return returns, np.full(len(reward), True) if tail is None else weight <= MOST_TAIL
+
+
+def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Compare the Q of a trained agent with the returns of its episodes; see `BiasProbe.measure`.
+
+    Raises:
+        UsageError: the agent has no Q, or a Q of scaled rewards.
+    """
+    trained.require_q("the bias of Q")
+    if not isinstance(trained.agent.scaling, RawRewards):
+        raise UsageError(
+            f"{trained.name} has a Q of scaled rewards ({trained.agent.scaling.name}), and only training "
+            "knows the scale; train with --probe bias."
+        )
+    return BiasProbe(trained.agent).measure(trained.acting, rollouts)
+
+
+def _mean_value(
+    agent: Agent, acting: ActingState, obs: Float[Array, "n S"], action: Float[Array, "n A"]
+) -> Float[Array, " n"]:
+    """Compute the mean of the critics at n pairs."""
+    return jnp.stack(critic_values(agent, acting, obs, action)).mean(0)

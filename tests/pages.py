@@ -1,0 +1,121 @@
+"""Run the code blocks of a page of the documentation in order, in the current folder.
+
+    python tests/pages.py docs/tutorials/smooth-controller.md
+
+A block with a title is a file of that name. Lines of `bash` blocks are run one after the other, and `python`
+blocks share their names, as in one session. What runs differs from what the page says in two ways:
+
+- Numbers of steps, episodes and trials are small (`NUMBER`, `shorten`), also in files, in studies that come
+  with qscape, and where `qscape train` has a default. Episodes of MuJoCo and Brax tasks have 20 steps. No
+  other number changes.
+- Lines that install something (`INSTALLS`) are left out: the tests have everything.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from qscape import cli, trusted
+
+BLOCK = re.compile(r'^( *)```(\w+)(?: title="([^"]+)")?[^\n]*\n(.*?)^\1```$', re.DOTALL | re.MULTILINE)
+NAMES = r"steps|learn|warmup|(?:eval|log|save)[-_]every|(?:eval[-_])?episodes|trials"
+NUMBER = re.compile(rf'(?<!\w)((?:{NAMES})"?(?: = |=|: | |\())([\d_]+)')
+INSTALLS = ("pip install", "make ", "docker ", "uv ", "conda ", "python -m venv", "git clone", "cd ", "hf ")
+
+
+def shorten(text: str) -> str:
+    """Return code with small numbers of steps, episodes and trials; a longer run stays the longer one."""
+
+    def small(found: re.Match[str]) -> str:
+        name, number = found[1], int(found[2].replace("_", ""))
+        few = "episodes" in name or "trials" in name
+        return name + str(min(number, 2) if few else min(number, 100 + number // 100, 300))
+
+    return NUMBER.sub(small, text)
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the commands of a block, without comments and without those that install something."""
+    lines = [re.sub(r"(^| +)# .*", "", line) for line in text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith(INSTALLS)]
+
+
+def run_line(line: str) -> None:
+    """Run one command as a shell would: `qscape` in this process, everything else in another.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    print("$", line, flush=True)
+    words = shlex.split(line)
+    if words[0] == "export":
+        name, _, value = words[1].partition("=")
+        before = os.environ.get(name) if name == "PYTHONPATH" else None
+        os.environ[name] = os.pathsep.join([value, before] if before else [value])
+        sys.path[:0] = [value] if name == "PYTHONPATH" else []
+        return
+    if words[0] != "qscape":
+        programs = {"python": shlex.quote(sys.executable)}
+        code = subprocess.run(
+            " ".join([programs.get(words[0], words[0]), *line.split(" ")[1:]]), shell=True
+        ).returncode
+    else:
+        code = run_qscape(words[1:])
+    if code:
+        sys.exit(f"exit code {code}: {line}")
+
+
+def run_qscape(argv: list[str]) -> int | str | None:
+    """Run a command of qscape, and forget the modules of this folder and the trust in them after it."""
+    if argv[0] == "train" and "--help" not in argv:
+        defaults = {"--steps": "60", "--eval-episodes": "2"}
+        if re.search(r"-v5|brax/", " ".join(argv)):  # TD7 needs whole episodes
+            defaults["--env-args"] = "max_episode_steps=20"
+        argv += [word for flag in defaults if flag not in argv for word in (flag, defaults[flag])]
+    if argv[0] == "study":
+        copy_study(argv)
+    here, modules = Path.cwd(), {*sys.modules}
+    try:
+        return cli.main(argv)
+    except SystemExit as end:  # --help
+        return end.code
+    finally:
+        trusted._places.clear()
+        for name in {*sys.modules} - modules:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().is_relative_to(here):
+                del sys.modules[name]
+
+
+def copy_study(argv: list[str]) -> None:
+    """Make a study of qscape a file of this folder with small numbers, and name it in `argv`."""
+    packaged = files("qscape.jobs") / "studies" / f"{argv[2]}.toml"
+    if packaged.is_file():
+        Path(f"{argv[2]}.toml").write_text(shorten(packaged.read_text(encoding="utf-8")), encoding="utf-8")
+        argv[2] += ".toml"
+
+
+def run_page(page: Path, most: int | None = None) -> None:
+    """Run the blocks of a page, or the first `most` of them."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for indent, language, title, text in BLOCK.findall(page.read_text(encoding="utf-8"))[:most]:
+        code = shorten(re.sub(f"^{indent}", "", text, flags=re.MULTILINE))
+        if title:
+            Path(title).write_text(code, encoding="utf-8")
+        elif language == "bash":
+            for line in split_lines(code):
+                begin = time.perf_counter()
+                run_line(line)
+                print(f"{time.perf_counter() - begin:.1f} s\n", flush=True)
+        elif language == "python":
+            print(code, flush=True)
+            exec(compile(code, str(page), "exec"), names)
+
+
+if __name__ == "__main__":
+    run_page(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,174 @@
+"""The ledger of published numbers: its rules, with numbers made by hand, and its pages."""
+
+import json
+import math
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qscape.cli import train
+
+ROOT = Path(__file__).parent.parent
+if not (ROOT / "benchmarks" / "results" / "learning").exists():
+    pytest.skip("a source distribution has no recorded runs", allow_module_level=True)
+sys.path.append(str(ROOT / "benchmarks"))
+import collect  # noqa: E402
+import ledger  # noqa: E402
+
+
+def ours(half=10.0, seeds=5):
+    return ledger.Ours(100.0, half / 2.776, half, seeds, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("measured", "share", "distance", "same", "verdict"),
+    [
+        (None, 1.0, 0.0, True, "not run"),
+        (ours(seeds=2), 1.0, 0.0, True, "too short"),
+        (ours(), 0.89, 0.0, True, "too short"),
+        (ours(), 0.9, -2.0, False, "reproduced"),
+        (ours(half=50), 1.0, 2.0, True, "reproduced"),
+        (ours(half=51), 1.0, 0.0, True, "not seen"),  # an interval as wide as that fits anything
+        (ours(), 1.0, 2.1, True, "not seen"),
+        (ours(), 1.0, -3.0, True, "contradicted"),
+        (ours(), 1.0, -3.0, False, "not seen"),  # another protocol contradicts nothing
+    ],
+)
+def test_verdicts_on_numbers(measured, share, distance, same, verdict):
+    assert ledger.judge(measured, share, distance, same=same) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "seeds", "share", "verdict"),
+    [
+        (0.1, 2.0, 1.0, 3, 1.0, "reproduced"),
+        (-2.0, -0.1, -13.0, 3, 0.9, "reproduced"),
+        (-2.0, -0.1, 1.0, 5, 1.0, "contradicted"),
+        (-0.1, 2.0, 1.0, 5, 1.0, "not seen"),
+        (0.1, 2.0, 1.0, 2, 1.0, "too short"),
+        (0.1, 2.0, 1.0, 5, 0.5, "too short"),
+    ],
+)
+def test_verdicts_on_effects(low, high, sign, seeds, share, verdict):
+    assert ledger.judge_effect(low, high, sign, seeds=seeds, share=share) == verdict
+
+
+def test_our_interval_is_over_seeds_and_first_states():
+    found = ledger.summarise(np.array([1.0, 2.0, 3.0]), 10)
+    assert (found.mean, found.seeds, found.steps) == (2.0, 3, 10)
+    assert found.error == pytest.approx(1 / math.sqrt(3))
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3))
+    # Two seeds that agree, and two first states that do not: all of the error is that of the states.
+    found = ledger.summarise(np.array([[0.0, 2.0], [0.0, 2.0]]), 10)
+    assert found.error == pytest.approx(1.0)
+    assert found.half == pytest.approx(12.706205)
+    assert math.isnan(ledger.summarise(np.array([[1.0, 2.0]]), 10).half)
+
+
+def test_a_difference_has_welch_s_interval():
+    gap, low, high = ledger.welch(np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]))
+    half = 2.776445 * math.sqrt(2 / 3)  # four degrees of freedom
+    assert (gap, low, high) == pytest.approx((-3.0, -3 - half, -3 + half))
+
+
+@pytest.mark.parametrize(
+    ("text", "spread", "kind", "seeds", "error"),
+    [
+        ("15031 ± 392", 392.0, "half of the 95% interval over runs", 10, 200.0),
+        ("7.0 ± 3", 3.0, "standard deviation over runs", 9, 1.0),
+        ("7.0 ± 10", 10.0, "standard deviation over all episodes", 10, 1.0),
+        ("9360 ± 0", 0.0, "standard deviation over runs", 10, 1 / math.sqrt(12)),
+        ("0.95", math.nan, "", 5, 0.01 / math.sqrt(12)),
+    ],
+)
+def test_the_error_of_a_published_number(text, spread, kind, seeds, error):
+    row = ledger.Row("P", "T", "task", "A", "return", 0.0, spread, kind, seeds, 1_000, text)
+    assert row.error == pytest.approx(error, rel=2e-3)
+
+
+def test_published_numbers_are_there_once():
+    rows = ledger.read_published()
+    assert len({(*row[:5], row.steps) for row in rows}) == len(rows)
+    assert {row.paper for row in rows} == {"TD7", "PAVE", "SAVGO", "SAVO", "ACPG"}
+    assert {(row.paper, row.table) for row in rows} == set(ledger.STUDIES)
+    cell = {(*row[:5], row.steps): row for row in rows}
+    pave = cell["PAVE", "Table: TD3", "Pendulum", "TD3+PAVE", "sm", 100_000]
+    assert (pave.mean, pave.spread, pave.seeds) == (0.351, 0.118, 5)
+    assert cell["TD7", "Table 1", "Humanoid", "TD7", "return", 5_000_000].text == "10281 ± 588"
+
+
+def test_every_table_has_a_study_with_three_budgets():
+    for study in {*ledger.STUDIES.values()}:
+        file = ROOT / "src/qscape/jobs/studies" / f"{study}.toml"
+        assert {*tomllib.loads(file.read_text())["budgets"]} == {"quick", "short", "paper"}, study
+
+
+@pytest.mark.slow
+def test_every_command_of_the_ledger_can_be_parsed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "run_all", lambda jobs, together: seen.append(jobs) or 0)
+    rows = ledger.read_published()
+    shortened = [
+        row._replace(steps=1_000) for row in rows if "D4RL" not in row.table and "Pong" not in row.task
+    ]
+    for command in sorted(
+        {ledger.command_of(row, agent) for row in shortened for agent in row.agents} - {""}
+    ):
+        assert train.main(command.split()[2:]) == 0, command
+    assert len(seen) > 60
+
+
+def test_the_command_of_a_row():
+    rows = {(*row[:5], row.steps): row for row in ledger.read_published()}
+    said = {
+        ("TD7", "Table 2 (D4RL)", "Walker2d medium-replay", "TD7", "normalised score", 1_000_000): (
+            "td7 --dataset walker2d_medium_replay-v2.hdf5 --env Walker2d-v5 --steps 1000000"
+        ),
+        ("PAVE", "Table: SAC", "LunarLander", "SAC+PAVE", "sm", 500_000): (
+            "sac+pave --env LunarLander-v3 --steps 500000 --env-args continuous=True --preset paper"
+        ),
+        ("SAVGO", "Figure: K", "Humanoid", "SAVGO, K = 16", "highest evaluation of a run", 1_000_000): (
+            "sac+savgo+normalise --env Humanoid-v5 --steps 1000000 --preset paper --savgo.candidates 16"
+        ),
+    }
+    for key, command in said.items():
+        assert ledger.command_of(rows[key], key[3]) == f"qscape train {command}"
+    ofe = rows["TD7", "Table 1", "Hopper", "TD3+OFE", "return", 300_000]
+    assert ledger.command_of(ofe, ofe.agent) == ""
+    assert ledger.hours(ofe) is None
+
+
+def test_pages_are_what_the_ledger_says():
+    for page, text in ledger.outputs().items():
+        assert page.read_text() == text, f"{page.name}: run python benchmarks/ledger.py"
+    assert ledger.make_summary().count("\n- ") == 5
+
+
+def test_every_block_is_quoted_and_the_readme_has_the_summary():
+    quoted = [m[2] for page in ledger.PAGES for m in ledger.BLOCK.finditer(page.read_text())]
+    assert {*quoted} == {*ledger.BLOCKS}
+    assert "<!-- ledger:summary -->" in (ROOT / "README.md").read_text()
+
+
+def test_finished_runs_are_packed_and_others_named(tmp_path):
+    for seed, step in ((0, 30), (1, 20)):
+        folder = tmp_path / "study" / "env" / "td3" / str(seed)
+        (folder / "saves" / f"{step:09d}").mkdir(parents=True)
+        (folder / "saves" / f"{step:09d}" / "save.json").touch()
+        (folder / "run.json").write_text(json.dumps({"steps": 30}))
+        for name in ("evaluations.csv", "metrics.jsonl"):
+            (folder / name).write_text(f"{name} of {seed}")
+    file = tmp_path / "study.tar.xz"
+    assert collect.pack(tmp_path / "study", file) == [tmp_path / "study/env/td3/1"]
+    first, names = file.read_bytes(), [*collect.read_archive(file)]
+    assert names == [f"study/env/td3/0/{name}" for name in ("evaluations.csv", "metrics.jsonl", "run.json")]
+    collect.pack(tmp_path / "study", file)
+    assert file.read_bytes() == first
+
+
+def test_recorded_runs_lie_in_archives():
+    loose = [place.name for place in (ROOT / "benchmarks/results/learning").iterdir() if place.is_dir()]
+    assert not loose, "pack them with benchmarks/collect.py"

@@ -1,0 +1,129 @@
+"""What a user sees while something runs: bars with the time left, an estimate, or nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+from rich.console import Console
+from runs_on_disk import write_run
+
+from qscape import agents
+from qscape.cli import main, running, tune
+from qscape.cli.running import Screen
+from qscape.cli.tune import SearchBoard
+from qscape.envs import make
+from qscape.jobs.trials import Search, Trial
+from qscape.run import events as ev
+from qscape.run import loop
+from qscape.run.plan import Plan
+from qscape.run.trainer import Trainer
+from qscape.tracking import track
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def screen_with_clock(**how):
+    screen, clock = Screen(**how), Clock()
+    screen.progress.get_time = clock
+    screen.show(0, ev.Started(0, 10_000, "td3", "Hopper-v5", 0, []))
+    return screen, clock
+
+
+def go_on(screen, clock, step, updates, seconds, rate):
+    """Let a run make steps at a rate, with an event in every second."""
+    for _ in range(seconds):
+        clock.now, step = clock.now + 1.0, step + rate
+        screen.show(0, ev.Progressed(step, updates, 3 * 2**30, 0))
+    return step
+
+
+def test_the_bar_knows_the_time_left_of_a_slow_run(capsys):
+    screen, clock = screen_with_clock()
+    step = go_on(screen, clock, 0, 0, seconds=10, rate=100)  # random steps are fast
+    bar, column = screen.progress.tasks[0], running.TimeLeftColumn()
+    assert column.render(bar).plain == "-:--:--"
+    step = go_on(screen, clock, step, 1, seconds=60, rate=5)
+    assert bar.completed == step
+    assert bar.time_remaining == pytest.approx((10_000 - step) / 5, abs=1)
+    assert column.render(bar).plain == "0:29:00"
+    assert capsys.readouterr().out.count("about 0:29") == 1  # said once
+
+
+def test_the_estimate_counts_all_runs_of_the_command(capsys):
+    screen, clock = screen_with_clock(runs=5, workers=2)
+    go_on(screen, clock, 0, 1, seconds=10, rate=100)
+    said = capsys.readouterr().out
+    assert "about 0:01:34 left at 100.0 steps/s, 3.0 GiB of memory" in said
+    assert "5 runs, 2 at a time: about 0:04:42" in said
+
+
+def test_a_quiet_screen_tells_warnings_only(capsys):
+    screen, clock = screen_with_clock(quiet=True)
+    go_on(screen, clock, 0, 1, seconds=10, rate=100)
+    screen.show(0, ev.Evaluated(1_000, "current", [1.0], [1], [], {}, 0.1))
+    assert capsys.readouterr().out == ""
+    screen.show(0, ev.Logged(1_000, 10, {"steps_per_second": 1.0}, ["something is wrong"]))
+    assert "something is wrong" in capsys.readouterr().out
+
+
+def test_quiet_training_prints_its_last_line(tmp_path, capsys):
+    argv = ["train", "td3", "--env", "tiny:Clock-v0", "--steps", "60", "--quiet", "--base.warmup", "20"]
+    assert main([*argv, "--out", str(tmp_path / "a"), *tiny.flags("td3")]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("done: ")
+
+
+def test_a_run_tells_its_progress(monkeypatch):
+    monkeypatch.setattr(loop, "SECOND", 0.0)
+    plan = Plan("td3", "Clock", 40, settings=tiny.settings("td3", warmup=20))
+    told = [*Trainer(plan, agents.build("td3", plan.settings), make(tiny.Clock)).events(40)]
+    told = [event for event in told if isinstance(event, ev.Progressed)]
+    assert {event.step for event in told} == {*range(41)}
+    assert told[-1].updates == 20
+    assert told[-1].memory > 2**20
+    assert ev.from_json(ev.to_json(told[-1])) == told[-1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_loops_show_a_bar_on_a_terminal_only(terminal, capsys, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: terminal and self.stderr))
+    assert [*track([1, 2], "saves")] == [1, 2]
+    with running.show_tracks():
+        assert [*track([1, 2, 3], "saves")] == [1, 2, 3]
+        assert [[*track(range(k), "landscapes")] for k in track([1, 2], "saves")] == [[0], [0, 1]]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("saves" in err) == terminal
+
+
+def test_comparing_shows_its_progress(tmp_path, capsys, monkeypatch):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed)
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: self.stderr))
+    assert main(["compare", str(tmp_path), "--reps", "10"]) == 0
+    out, err = capsys.readouterr()
+    assert "runs to read" in err
+    assert "runs to read" not in out
+
+
+def test_a_search_tells_the_time_left(tmp_path, monkeypatch):
+    plan = Plan("td3", "Clock", 100)
+    search = Search(plan, [], tmp_path)
+    board, now = SearchBoard(search, 4, Console()), [0.0]
+    board.tuner = SimpleNamespace(
+        trials={0: Trial(search, 0, {}, "done")}, best=None
+    )  # of an earlier process
+    monkeypatch.setattr(tune.time, "monotonic", lambda: now[0])
+    assert board.left() is None
+    board.tuner.trials[1] = trial = Trial(search, 1, {})
+    now[0], trial.made[0] = 10.0, 50
+    assert board.left() == pytest.approx(50.0)  # half a trial took 10 seconds; 2.5 are left
+    trial.state = "pruned"
+    assert board.left() == pytest.approx(20.0)
+    board.tuner.trials |= {2: Trial(search, 2, {}, "done"), 3: Trial(search, 3, {}, "done")}
+    assert board.left() is None

@@ -1,0 +1,194 @@
+"""Trackers: what they are sent, that a resumed run goes on in the same one, and that none ends a run."""
+
+import sys
+import types
+from importlib import import_module
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from tiny import settings, stop_at
+
+from qscape.errors import RunError
+from qscape.run import Plan, events, resume, train
+from qscape.run import folder as folders
+from qscape.run.trackers import Tracking
+
+TRACKING = Tracking("cranes", "nightly", ("smooth", "short"))
+
+
+def plan():
+    small = settings("td3", warmup=20)
+    return Plan("td3", "Clock-v0", 60, seed=3, eval_every=30, eval_episodes=1, log_every=20, settings=small)
+
+
+class Own:
+    """A sink of the user, with an id."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, run):
+        self.id, self.run, self.events, self.closed = "mine", run, [], 0
+        self.made.append(self)
+
+    def __call__(self, event):
+        self.events.append(event)
+
+    def close(self):
+        self.closed += 1
+
+
+class Broken(Own):
+    """Loses its server at the second log line."""
+
+    def __call__(self, event):
+        if isinstance(event, events.Logged) and event.step > 20:
+            raise ConnectionError("no route to\nhost")
+
+
+class Unfinished(Own):
+    def close(self):
+        raise TimeoutError("still sending")
+
+
+class Absent(Own):
+    def __init__(self, run):
+        raise ConnectionError("no key")
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """The module `mine`, which a user would have installed."""
+    module = types.ModuleType("mine")
+    vars(module).update(Own=Own, Broken=Broken, Unfinished=Unfinished, Absent=Absent)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    monkeypatch.setattr(Own, "made", [])
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in of the package: what `init` and `log` were called with."""
+    calls = SimpleNamespace(begun=[], sent=[])
+    stand_in = SimpleNamespace(
+        init=lambda **given: calls.begun.append(given),
+        define_metric=lambda name, step_metric: None,
+        log=calls.sent.append,
+        finish=lambda: calls.sent.append({"step": "end"}),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    return calls
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    """A stand-in of the package: the calls of its client."""
+    calls = []
+
+    class Client:
+        def create_run(self, experiment_id, run_name, tags):
+            calls.append(("create", experiment_id, tags))
+            return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+        def update_run(self, run_id, status):
+            calls.append(("update", run_id, status))
+
+        def log_batch(self, run_id, metrics=(), params=()):
+            calls.append(("log", run_id, {m[0]: m[3] for m in metrics}, dict(params)))
+
+        def set_terminated(self, run_id):
+            calls.append(("end", run_id))
+
+    stand_in = SimpleNamespace(
+        MlflowClient=Client, set_experiment=lambda name: SimpleNamespace(experiment_id=f"e-{name}")
+    )
+    entities = SimpleNamespace(Metric=lambda *of: of, Param=lambda *of: of)
+    monkeypatch.setitem(sys.modules, "mlflow", stand_in)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    return calls
+
+
+def test_a_resumed_run_goes_on_in_the_same_runs_and_no_tracker_ends_it(tmp_path, wandb, mlflow):
+    good, bad = ["mine:Own", "wandb", "mlflow"], ["mine:Absent", "mine:Broken", "mine:Unfinished"]
+    with pytest.warns(UserWarning, match=r"Unfinished could not finish \(TimeoutError: still sending\)"):
+        first = [*train(plan(), tmp_path, trackers=good + bad, tracking=TRACKING, on_trainer=stop_at(40))]
+    told = [note for note in first[0].notes if "--log" in note]
+    assert told == ["--log mine:Absent cannot begin (ConnectionError: no key): the run goes on without it."]
+    told = [line for event in first if isinstance(event, events.Logged) for line in event.warnings]
+    assert told == [
+        "--log mine:Broken failed (ConnectionError: no route to host): the run goes on without it."
+    ]
+    record = folders.read_record(tmp_path)
+    assert record["tracking"]["ids"] == {
+        "mine:Own": "mine",
+        "wandb": wandb.begun[0]["id"],
+        "mlflow": "r1",
+    } | (dict.fromkeys(["mine:Broken", "mine:Unfinished"], "mine"))
+    record["tracking"]["ids"]["antigravity:Sink"] = "x"  # a file makes qscape import no module
+    folders.write_record(tmp_path, record)
+    begun, *_ = Own.made
+    Own.made.clear()
+    second = [*resume(tmp_path, trackers=good)]
+    assert "antigravity" not in sys.modules
+    assert not folders.unfinished(tmp_path)
+
+    (again,) = Own.made
+    assert [type(e) for e in begun.events + again.events] == [type(e) for e in first + second]
+    assert (begun.closed, again.closed, begun.run.id, again.run.id) == (1, 1, "", "mine")
+    assert begun.run[:5] == again.run[:5]  # all but run.json and the id
+    assert begun.run.name.endswith("/3")
+    assert (begun.run.project, begun.run.group, begun.run.tags) == ("cranes", "nightly", ("smooth", "short"))
+
+    one, other = wandb.begun
+    assert one["id"] == other["id"]
+    assert one["resume"] == other["resume"] == "allow"
+    assert (one["project"], one["group"], one["tags"]) == ("cranes", "nightly", ["smooth", "short"])
+    assert [s["step"] for s in wandb.sent if len(s) == 1 or "train/critic_loss" in s] == [
+        40,
+        "end",
+        60,
+        "end",
+    ]
+    assert [s["step"] for s in wandb.sent if "evaluation/return_current" in s] == [0, 30, 60]
+
+    assert [call for call in mlflow if call[0] != "log"] == [
+        ("create", "e-cranes", {"group": "nightly", "smooth": "true", "short": "true"}),
+        ("end", "r1"),
+        ("update", "r1", "RUNNING"),
+        ("end", "r1"),
+    ]
+    sent = [call for call in mlflow if call[0] == "log"]
+    assert {name: value for call in sent for name, value in call[3].items()}[
+        "settings.base.batch_size"
+    ] == "16"
+    name = "evaluation/return_current"
+    assert [call[2][name] for call in sent if name in call[2]] == [0, 30, 60]
+
+    folders.write_record(tmp_path, record | {"tracking": {"ids": [1]}})
+    with pytest.raises(RunError, match=r"run.json cannot be read"):
+        folders.read_record(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_the_packages_themselves(name, tmp_path, monkeypatch):
+    """W&B offline and MLflow in a folder, where they are installed."""
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run = tmp_path / "run"
+    seen = [*train(plan(), run, trackers=[name], tracking=TRACKING, on_trainer=stop_at(40))]
+    seen += resume(run, trackers=[name])
+    assert not [e for e in seen if isinstance(e, events.Logged) and e.warnings]
+    assert not [note for e in seen if isinstance(e, events.Started) for note in e.notes if "--log" in note]
+    known = folders.read_record(run)["tracking"]["ids"][name]
+    if name == "wandb":
+        found = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+        assert len(found) == 2
+        assert all(path.endswith(f"-{known}") for path in found)
+    else:
+        client = import_module("mlflow").MlflowClient()
+        steps = [m.step for m in client.get_metric_history(known, "evaluation/return_current")]
+        assert steps == [0, 30, 60]
+        assert client.get_run(known).info.status == "FINISHED"

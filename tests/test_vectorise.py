@@ -1,0 +1,97 @@
+"""Runs whose environments are in other processes: the same runs, resumed to the bit, and ended together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import Clock, arrays, environment, evaluations, flags, metrics, numbers, settings, stop_at
+
+import qscape as qs
+from qscape.errors import UsageError
+from qscape.run import Plan, resume, saves, train
+from qscape.run import folder as folders
+
+
+def plan(how="async", **more):
+    given = {"envs": 2, "eval_every": 50, "eval_episodes": 1, "log_every": 20, "save_every": 40} | more
+    return Plan("td3", "Clock-v0", 120, vectorise=how, settings=settings("td3", warmup=20), **given)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"how": "threads"}, "--vectorise threads is unknown; choose sync, async, envpool"),
+        ({"envs": 1}, "several environments side by side; add --envs"),
+        ({"loop": "compiled"}, "--vectorise async .* --loop compiled; leave one"),
+        ({"envs": 1, "dataset": "x", "how": "envpool"}, "--vectorise envpool .* --dataset; leave one"),
+    ],
+)
+def test_what_cannot_be_is_refused(more, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        plan(**more)
+
+
+def test_an_environment_that_is_made_cannot_be_sent():
+    with pytest.raises(UsageError, match="vectorise='async' makes environments"):
+        qs.TD3(Clock(), vectorise="async")
+
+
+@pytest.mark.slow
+def test_a_run_in_processes_is_the_run_of_one_and_resumes_to_the_bit(tmp_path):
+    """Stopped in the middle of episodes; the sub-environments end at different steps."""
+    one, other = tmp_path / "sync", tmp_path / "async"
+    list(train(plan("sync"), one))
+    list(train(plan(), other, on_trainer=stop_at(64)))
+    assert folders.unfinished(other)
+    assert folders.read_plan(other).vectorise == "async"
+    started, *_ = resume(other)
+    assert not [note for note in started.notes if "exactly" in note]
+    assert evaluations(one) == evaluations(other)
+    assert metrics(one) == metrics(other)
+    assert numbers(one) == numbers(other)
+    trees = {"state", "replay", "loop"}  # a vector environment in one process has buffers of its own
+    assert arrays(one, trees) == arrays(other, trees)
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_and_kill_end_all_processes(number, tmp_path):
+    """Ctrl-C reaches the whole group, as from a terminal, and saves; of a kill only the command knows."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('a module of the current folder was imported')")
+    argv = ["train", "td3", "--env", "tiny:Clock-v0", "--steps", 10**6, "--envs", 3, "--vectorise", "async"]
+    argv += [*flags("td3", warmup=20), "--save-every", 60, "--eval-every", 0, "--out", tmp_path / "runs"]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "qscape.cli", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 120
+    while not saves.names(tmp_path / "runs" / "0" / "saves"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert "to continue: qscape resume" in out
+    until = time.monotonic() + 20
+    while alive(process.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
