@@ -11,12 +11,14 @@ blocks share their names, as in one session. What runs differs from what the pag
 - Lines that install something (`INSTALLS`) are left out: the tests have everything.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ def run_line(line: str) -> None:
 
 
 def run_qscape(argv: list[str]) -> int | str | None:
-    """Run a command of qscape, and forget the modules of this folder and the trust in them after it."""
+    """Run a command of qscape and return its exit code."""
     if argv[0] == "train" and "--help" not in argv:
         defaults = {"--steps": "60", "--eval-episodes": "2"}
         if re.search(r"-v5|brax/", " ".join(argv)):  # TD7 needs whole episodes
@@ -80,16 +82,23 @@ def run_qscape(argv: list[str]) -> int | str | None:
         argv += [word for flag in defaults if flag not in argv for word in (flag, defaults[flag])]
     if argv[0] == "study":
         copy_study(argv)
-    here, modules = Path.cwd(), {*sys.modules}
-    try:
-        return cli.main(argv)
-    except SystemExit as end:  # --help
-        return end.code
-    finally:
-        trusted._places.clear()
-        for name in {*sys.modules} - modules:
-            if Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().is_relative_to(here):
-                del sys.modules[name]
+    with forget_modules():
+        try:
+            return cli.main(argv)
+        except SystemExit as end:  # --help
+            return end.code
+
+
+@contextlib.contextmanager
+def forget_modules() -> Iterator[None]:
+    """Forget what a process of its own would have: modules of this folder, and the trust in them."""
+    before = {*sys.modules}
+    yield
+    trusted._places.clear()
+    for name in {*sys.modules} - before:
+        place = Path(getattr(sys.modules[name], "__file__", None) or "/").resolve()
+        if place.is_relative_to(Path.cwd()):
+            del sys.modules[name]
 
 
 def copy_study(argv: list[str]) -> None:
@@ -114,7 +123,10 @@ def run_page(page: Path, most: int | None = None) -> None:
                 print(f"{time.perf_counter() - begin:.1f} s\n", flush=True)
         elif language == "python":
             print(code, flush=True)
-            exec(compile(code, str(page), "exec"), names)
+            sys.path.insert(0, "")  # as in a session of Python
+            with forget_modules():
+                exec(compile(code, str(page), "exec"), names)
+            sys.path.remove("")
 
 
 if __name__ == "__main__":

@@ -138,13 +138,12 @@ def test_only_numbers_of_steps_and_episodes_of_a_page_change():
 def test_commands_of_the_documentation_can_be_parsed(monkeypatch):
     """Recipes and flags of every `qscape train` line; nothing is trained."""
     seen, elsewhere = [], ROOT / "docs/how-to/add-a-method.md"
-    monkeypatch.setattr(train, "run_all", lambda jobs, *how: seen.append(jobs) or 0)
+    monkeypatch.setattr(train, "run_all", lambda jobs, *_: seen.append(jobs) or 0)
     for page in {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - {elsewhere}:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
-            for line in re.findall(
-                r"^(?:\S+=\S+ )?qscape train (\S.*--env .*)$", block.replace("\\\n", " "), re.MULTILINE
-            ):
-                assert train.main(re.sub(r" +#.*", "", line).split()) == 0, f"{page}: {line}"
+            for line in split_lines(block):
+                if found := re.match(r"(?:\S+=\S+ )?qscape train (\S.*--env .*)$", line):
+                    assert train.main(found[1].split()) == 0, f"{page}: {line}"
     assert len(seen) > 10
 
 
