@@ -759,8 +759,8 @@ A row of a table is a number that a paper publishes.
 - *Command* makes one run of the row, with seed 0; `--seeds 0 1 2` makes more.
 - *Core-h* is what all runs of the row take, estimated from the recorded costs of updates, on one core of the
   slower machine of [Performance](performance.md). "–": qscape does not have the agent, or its cost is not
-  measured. Where a paper does not state them, {SEEDS_UNSTATED} seeds are assumed, and
-  {FRAMES // 10**6}M steps for images. CarRacing's {1000 * CAR:.0f} ms a step are a guess.
+  measured. Where a paper does not state them, {SEEDS_UNSTATED} seeds are assumed, and on images
+  {FRAMES // 10**6}M steps. CarRacing's {1000 * CAR:.0f} ms a step are a guess.
 
 | verdict on a number | rule |
 | --- | --- |

@@ -132,9 +132,8 @@ def make_page() -> str:
     polyak = "`sac` has `'always'` for `polyak.when`."
     sections = [
         HEAD,
-        "## Agents that are a base with parts and settings\n",
-        table_of_expansions(),
-        "\n## Off-policy agents\n",
+        "## Off-policy agents\n",
+        block("Agents that are a base with parts and settings", table_of_expansions(), name="agents"),
         block(
             f"The base: {', '.join(f'<code>{name}</code>' for name in BASES)}",
             table_of_base(BASES),

@@ -151,4 +151,10 @@ def test_reference_of_fields_is_what_the_code_says():
     spec = importlib.util.spec_from_file_location("make_fields", ROOT / "docs/make_fields.py")
     make_fields = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_fields)
-    assert make_fields.PAGE.read_text() == make_fields.make_page(), "run python docs/make_fields.py"
+    page = make_fields.make_page()
+    assert make_fields.PAGE.read_text() == page, "run python docs/make_fields.py"
+    closed = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert not re.search(r"^\|", closed, re.MULTILINE)  # every table opens with a click
+    assert {"base", "sale", "lap", "pave", "on-policy-base", "run"} <= {
+        *re.findall(r' id="([\w-]+)" markdown', page)
+    }

@@ -230,7 +230,7 @@ class Hills(eqx.Module):
     heights: Array
     width: Array
 
-    def __call__(self, obs, action, embeddings, context=None):
+    def __call__(self, obs, action, embeddings, context=None, key=None):
         far = jnp.square(action[..., None, :] - self.centres).sum(-1)
         return (self.heights * jnp.exp(-far / self.width)).sum(-1)
 

@@ -152,6 +152,21 @@ def test_what_cannot_be_is_refused():
         make(gym.wrappers.FrameStackObservation(make_gymnasium(wrap(key="asymmetric")), 2))
 
 
+class Told(Hidden):
+    """Declares nothing; the user says it."""
+
+    privileged_keys = None
+
+
+@pytest.mark.parametrize("keys", ["a_wind", ("a_wind", "speed")])
+def test_the_user_names_what_critics_alone_see(keys):
+    adapter = make(Told, 2, {"critic_observation": keys})
+    assert (adapter.spec.observation_size, adapter.spec.actor_size) == (6, 4 if keys == "a_wind" else 2)
+    assert make(Told).spec.actor_size is None
+    with pytest.raises(UsageError, match="name one key or more"):
+        make(Told, env_args={"critic_observation": "depth"})
+
+
 @pytest.mark.parametrize("envs", [1, 2])
 def test_a_dict_is_put_in_order_by_its_keys(envs):
     adapter = make(limited, envs)

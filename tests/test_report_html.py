@@ -302,7 +302,7 @@ def test_settings_that_differ(tmp_path):
         "c": {"base": base, "lap": {"alpha": 0.4, "prioritised": [1, "x"]}},
     }
     for label, settings in told.items():
-        known = {"eval_every": 5, "together": [0], "parts": parts[label]}
+        known = {"eval_every": 5, "together": [0], "date": label, "seconds": 1.0, "parts": parts[label]}
         write_run(tmp_path / label, label=label, record={"settings": settings, **known})
         more = {**settings, "base": {**settings["base"], "warmup": 99}}
         write_run(tmp_path / f"{label}-2", label=label, env="Hopper-v5", record={"settings": more, **known})

@@ -145,7 +145,7 @@ class Quadratic(eqx.Module):
     k: jax.Array
     c: jax.Array
 
-    def __call__(self, obs, action, embeddings, context=None):
+    def __call__(self, obs, action, embeddings, context=None, key=None):
         half = 0.5 * jnp.einsum("...i,ij,...j->...", action, self.h, action)
         return half + jnp.einsum("...i,ij,...j->...", action, self.k, obs) + action @ self.c
 
@@ -155,7 +155,7 @@ class Unit(eqx.Module):
 
     f: object = eqx.field(static=True)
 
-    def __call__(self, obs, action, embeddings, context=None):
+    def __call__(self, obs, action, embeddings, context=None, key=None):
         return self.f(2 * action + 1.5 * obs).sum(-1)
 
 

@@ -1,17 +1,20 @@
 """Without the functions that Linux has and others have not, everything still works."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from qscape import system
 from qscape.run.folder import read_record
 from qscape.run.plan import folder_name
+from qscape.run.stopping import StopOnSignal
 
 
 def test_cores_are_counted_everywhere(monkeypatch):
@@ -87,3 +90,13 @@ def test_training_needs_no_function_of_linux(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_record(tmp_path / "0")["steps"] == 60
+
+
+def test_a_request_to_stop_that_python_swallowed_is_not_lost():
+    """Python ignores errors in callbacks of its garbage collector, one of which is JAX's."""
+    trainer = Mock()
+    with StopOnSignal(signal.SIGTERM) as asked:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        asked.attach(trainer)
+    trainer.stop.assert_called_once_with()

@@ -12,7 +12,7 @@ from tiny import settings, stop_at
 from qscape.errors import RunError
 from qscape.run import Plan, events, resume, train
 from qscape.run import folder as folders
-from qscape.run.trackers import Tracking
+from qscape.run.trackers import Tracking, begin_trackers
 
 TRACKING = Tracking("cranes", "nightly", ("smooth", "short"))
 
@@ -107,6 +107,34 @@ def mlflow(monkeypatch):
     return calls
 
 
+def test_a_tracker_that_fails_says_so_once_and_ids_come_back(tmp_path, wandb, mlflow):
+    """Without a run: its events, twice."""
+    names = ["wandb", "mlflow", "mine:Own", "mine:Absent", "mine:Broken"]
+    record = {"label": "td3", "seed": 3, "env": "a/b:Clock-v0"}
+    told = []
+    for _ in range(2):
+        trackers, record = begin_trackers(names, tmp_path, record)
+        for tracker in trackers:
+            for step in (20, 40, 60):
+                tracker(events.Logged(step, 0, {"loss": 0.5}))
+            told += tracker.take_warnings()
+            tracker.close()
+    assert [sentence.split(" (")[0] for sentence in told] == [
+        "--log mine:Absent cannot begin",
+        "--log mine:Broken failed",
+    ] * 2
+    one, other = wandb.begun
+    assert one["id"] == other["id"] == record["tracking"]["ids"]["wandb"]
+    assert (one["project"], one["group"], one["name"]) == ("qscape-a-b-Clock-v0", "td3", "td3/3")
+    assert wandb.sent[:2] == [{"train/loss": 0.5, "step": 20}, {"train/loss": 0.5, "step": 40}]
+    assert [call[:2] for call in mlflow if call[0] in ("create", "update")] == [
+        ("create", "e-qscape-a-b-Clock-v0"),
+        ("update", "r1"),
+    ]
+    assert [sink.run.id for sink in Own.made if type(sink) is Own] == ["", "mine"]
+
+
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_runs_and_no_tracker_ends_it(tmp_path, wandb, mlflow):
     good, bad = ["mine:Own", "wandb", "mlflow"], ["mine:Absent", "mine:Broken", "mine:Unfinished"]
     with pytest.warns(UserWarning, match=r"Unfinished could not finish \(TimeoutError: still sending\)"):

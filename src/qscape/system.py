@@ -4,12 +4,14 @@ The tests take the functions away that others have not. Only Linux is tried.
 """
 
 import _thread
+import contextlib
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 try:
@@ -45,6 +47,21 @@ def file_name(text: str) -> str:
 def start_method() -> str:
     """Return how multiprocessing starts processes: never by a fork, which may hang beside JAX's threads."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """Let Python processes that start inside the `with` block import nothing from the current folder."""
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def detached() -> dict[str, Any]:

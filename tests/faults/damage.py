@@ -45,7 +45,7 @@ def _folder(rng: random.Random, file: Path) -> None:
 
 
 def _link(rng: random.Random, file: Path) -> None:
-    target = file.parents[len(file.parts) - 1 - file.parts.index("run")].parent / "foreign" / "target"
+    target = next(p for p in file.parents if p.name == "run").parent / "foreign" / "target"
     file.unlink()
     file.symlink_to(target)
 
@@ -69,7 +69,7 @@ KINDS: tuple[Callable[[random.Random, Path], None], ...] = (
 
 
 def damage(rng: random.Random, place: Path, bench: Bench) -> str:
-    """One damaged file: `resume` ends as if nothing were, or changes nothing and says why."""
+    """One to four damaged files: `resume` ends as if nothing were, or changes nothing and says why."""
     whole = bench.whole("host") / "0"
     run = Path(shutil.copytree(bench.half(), place / "run"))
     (place / "foreign").mkdir()
@@ -79,9 +79,11 @@ def damage(rng: random.Random, place: Path, bench: Bench) -> str:
     if kind is _retype:
         files = [path for path in files if path.suffix == ".json"]
     read = [path for path in files if path.parent.name in ("run", "000000200", "000000218")]
-    file = rng.choice(read if rng.random() < 0.8 else files)
-    kind(rng, file)
-    what = f"{kind.__name__[1:]} of {file.relative_to(run)}"
+    those = read if rng.random() < 0.8 else files
+    hit = rng.sample(those, min(len(those), rng.choice([1, 1, 2, 4])))
+    for file in hit:
+        kind(rng, file)
+    what = f"{kind.__name__[1:]} of {', '.join(str(file.relative_to(run)) for file in hit)}"
     damaged = contents(run)
     looking = rng.choice(
         [["compare", run], ["list"], ["watch", run, "--once"], ["evaluate", run, "--episodes", 1]]

@@ -98,7 +98,7 @@ def fuzz(rng: random.Random, place: Path, bench: Bench) -> str:
     """A batch of command lines: exit code 0 or 2 (1 for files that are missing), and one sentence."""
     tried: list[Sequence[str]] = []
     run_all = train.run_all
-    train.run_all = lambda jobs, together=False: 0  # type: ignore[assignment]
+    train.run_all = lambda *args, **kwargs: 0  # type: ignore[assignment]
 
     @hypothesis.seed(rng.getrandbits(32))
     @hypothesis.settings(

@@ -40,8 +40,10 @@ class Status:
 class Run(Status):
     """Flags of `qscape study run`."""
 
-    workers: int | None = setting(None, "Runs side by side; None: one to a core.")
+    workers: int | None = setting(None, "Runs side by side; None: one to a core, or 64 SLURM jobs.")
     ray: str | None = setting(None, "Address of a Ray cluster; auto: a local one.")
+    slurm: bool = setting(False, "Run each run as a SLURM job.")
+    slurm_args: tuple[str, ...] = setting((), "Arguments of these jobs, e.g. partition=cpu time=240.")
     yes: bool = setting(False, "Do not ask before a long study begins.")
 
 
@@ -62,6 +64,10 @@ def main(argv: list[str]) -> int:
         return 0
     if given.workers is not None and given.workers < 1:
         raise UsageError(f"--workers is {given.workers}; it must be at least 1.")
+    if given.slurm and given.ray is not None:
+        raise UsageError("--slurm and --ray both say where the runs are; leave one of them out.")
+    if given.slurm_args and not given.slurm:
+        raise UsageError("--slurm-args are arguments of SLURM jobs; add --slurm.")
     return run(board, given, shlex.join(["qscape", "study", *argv]))
 
 
@@ -112,9 +118,15 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
 def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], int]]:
     """Yield a function that starts a worker for a job, and the maximal number of workers.
 
-    Workers run on the Ray cluster that the flags name, or on this machine. The cluster is left at the end of
-    the `with` block.
+    Workers run on the Ray cluster that the flags name, as SLURM jobs, or on this machine. The Ray cluster is
+    left at the end of the `with` block.
     """
+    if given.slurm:
+        from qscape.jobs.slurm import Slurm
+
+        slurm = Slurm(folder, given.workers, given.slurm_args)
+        yield slurm.start, slurm.workers
+        return
     if given.ray is None:
         yield partial(LocalWorker, log=folder / "workers.log"), given.workers or count_cores()
         return

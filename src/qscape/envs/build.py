@@ -28,6 +28,8 @@ _PACKAGES = {
     "ale_py": ("atari", r"ale_py:|ALE/", True),
 }
 
+CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
+
 
 def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
     """Make one environment.
@@ -35,11 +37,13 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     Args:
         env_id: a registered id, one of a simulator (`brax/ant`), `module:make` with a function or class that
             makes an environment, or a function that returns an environment.
-        args: arguments of the environment and of `gymnasium.make`.
+        args: arguments of the environment and of `gymnasium.make`, and `critic_observation`: a key of a Dict
+            of observations, or several, which critics alone see.
 
     Raises:
         UsageError: the id is unknown, a package is missing, or the arguments are wrong.
     """
+    hidden, args = args.get(CRITIC_ONLY), {k: v for k, v in args.items() if k != CRITIC_ONLY}
     _import_registering_package(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
@@ -60,6 +64,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         ) from problem
     if not isinstance(env, gym.Env):
         raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
+    if hidden is not None:
+        env.privileged_keys = hidden  # pyright: ignore[reportAttributeAccessIssue] (the adapter asks for it)
     return env
 
 

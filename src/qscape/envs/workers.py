@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import batch_space
 
 from qscape.errors import QscapeError, UsageError, describe
-from qscape.system import start_method
+from qscape.system import safe_path, start_method
 
 PATIENCE = 5.0  # seconds that a process gets to finish its step and end
 HANGUP = getattr(signal, "SIGHUP", None)
@@ -45,7 +44,7 @@ class Workers(AsyncVectorEnv):
             WorkerError: an environment cannot be made there.
         """
         self.parent_pipes, self.processes = [], []
-        with _safe_path(), contextlib.ExitStack() as stack:
+        with safe_path(), contextlib.ExitStack() as stack:
             stack.callback(self.close)
             super().__init__(env_fns, context=start_method(), worker=_work, autoreset_mode=autoreset_mode)
             stack.pop_all()
@@ -169,21 +168,6 @@ def _work(index: int, env_fn: Callable[[], gym.Env], pipe: Any, *rest: Any) -> N
             pipe.send((None, False))
         else:
             _async_worker(index, lambda: env, pipe, *rest)
-
-
-@contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
-    """Let Python processes that start here import nothing from the current folder."""
-    name = "PYTHONSAFEPATH"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 class Pool(VectorEnv):

@@ -20,6 +20,12 @@ NO_SETTINGS = {
     "together",
     "moved",  # fields that parts set are among the settings
     "versions",
+    "source",
+    "date",
+    "seconds",
+    "processor_seconds",
+    "resumed",
+    "tracking",
     "machine",
     "threads",
     "command",

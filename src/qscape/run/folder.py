@@ -88,6 +88,7 @@ class _Origin(TypedDict, total=False):
     command: str
     date: str
     moved: list[str]
+    parts: list[str]
     plugins: dict[str, str]
     together: list[int]
     saved: bool

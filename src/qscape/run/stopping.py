@@ -51,7 +51,7 @@ class StopOnSignal:
         numbers: the signals, such as SIGINT.
 
     Attributes:
-        asked: whether a signal arrived after `attach`.
+        asked: whether a signal arrived.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -61,17 +61,23 @@ class StopOnSignal:
         self.asked = False
 
     def attach(self, trainer: Loop) -> None:
-        """Set the trainer that a signal stops. Before this call, a signal raises KeyboardInterrupt."""
+        """Set the trainer that a signal stops. Before this call, a signal raises KeyboardInterrupt.
+
+        Python swallows that inside callbacks of its garbage collector, one of which is JAX's; then the
+        trainer is stopped here.
+        """
         self.trainer = trainer
+        if self.asked:
+            trainer.stop()
 
     def __enter__(self) -> "StopOnSignal":
         self.before = take_signals(self.signals, self._ask)
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
         if self.trainer is None:
             raise KeyboardInterrupt
-        self.asked = True
         self.trainer.stop()
         if number != HANGUP:
             signal.signal(number, self.before[number])
