@@ -253,7 +253,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
             "soft": {"density": "released"},
         },
     ),
-    "crossq with targets on sale": ("td3+sale+crossq", {"crossq": {"target_critics": True}}),
+    "crossq with targets on sale": (
+        "td3+sale+crossq",
+        {"crossq": {"target_critics": True, "renorm_after": None}},
+    ),
     "xqc, free outputs": ("sac+xqc+c51", {"xqc": {"project_last": False}, "c51": {"atoms": 11}}),
     "simbav2 with savo and pave": ("sac+simbav2+c51+savo+pave", {"c51": {"atoms": 11}}),
     "simba on td7": ("td7+simba+pave", {}),
@@ -316,6 +319,7 @@ QUICK_ROWS = (
     "simbav2 with savo and pave",
     "td3+simba",
     "bro",
+    "fast on proposals",
 )
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
 UPDATES, SYNC, A = 6, 4, 3

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import gymnasium as gym
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from qscape.cli import main
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.export import card, convert, policy, primitives, run_policy
+from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.plain import Single
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.report.intervals import bootstrap
@@ -66,6 +68,8 @@ def source(agent, env) -> policy.Source:
     agent = agent.on(adapter.spec)
     acting = jax.eval_shape(lambda: agent.acting(agent.init(jax.random.key(0))))  # compiles nothing
     acting = randomised(acting, lambda leaf: weights(leaf, rng), rng)
+    networks, statistics = split_statistics(acting)
+    acting = eqx.combine(networks, jax.tree.map(lambda x: abs(x) + 0.5, statistics))  # variances
     if "normalise" in acting.part_states:
         mine = acting.part_states["normalise"]
         acting.part_states["normalise"] = mine._replace(

@@ -151,7 +151,7 @@ def test_the_released_density_is_that_of_the_released_code():
     normal = -0.5 * jnp.square((u - mean) / jnp.exp(log_std)) - log_std - 0.5 * jnp.log(2 * jnp.pi)
     released = (normal - jnp.log(1 - jnp.tanh(u) ** 2 + 1e-6)).sum(-1)
     np.testing.assert_allclose(squashed_log_prob(u, mean, log_std, "released"), released, rtol=1e-6)
-    assert abs(squashed_log_prob(u, mean, log_std)[0] - released[0]) > 1, "in the tails they differ"
+    assert abs(squashed_log_prob(u, mean, log_std)[0] - released[0]) > 0.5, "in the tails they differ"
 
     key, dist = jax.random.key(0), SquashedNormal(u, mean, log_std)
     for recipe, part in (("sac", "soft"), ("sac+savgo", "savgo")):

@@ -59,7 +59,7 @@ def without_clock(event):
 def alike(one, other):
     """Equal, but for rounding: two programs that sum in another order drift apart, in 100 updates so far."""
     one, other = (np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x) for x in (one, other))
-    np.testing.assert_allclose(one, other, rtol=5e-3, atol=5e-4)
+    np.testing.assert_allclose(one, other, rtol=5e-3, atol=2e-3)
 
 
 CASES = {
