@@ -60,7 +60,7 @@ def done(tmp_path_factory):
 # --- what cannot be asked for: exit code 2, and nothing is written -------------------------------------
 
 NOT_A_NAME = [
-    (["trian"], "there is no command 'trian'; there are train, resume"),
+    (["xyz"], "there is no command 'xyz'; there are train, resume"),
     (["train", "td9", *CLOCK], "There is no agent 'td9'; near to it: td7, td3"),
     (["train", "sale", *CLOCK], "'sale' is a part: write td3+sale"),
     (["train", "td3+salle", *CLOCK], "There is no part 'salle' (in 'td3+salle'); near to it: sale"),
