@@ -144,7 +144,7 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
 def write_rows(study: Study) -> None:
     """Write study.json into the study's folder: the runs of the budget, so that reports miss none.
 
-    Called when the study begins or goes on.
+    Called when the study begins or goes on. An equal file is left alone.
 
     Raises:
         RunError: the folder cannot be written.
@@ -155,9 +155,11 @@ def write_rows(study: Study) -> None:
         for row in study.rows
     ]
     about = {"name": study.name, "budget": study.budget, "runs": runs}
+    text, file = (json.dumps(about, indent=1) + "\n").encode(), study.folder / ROWS
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(study.folder / ROWS, (json.dumps(about, indent=1) + "\n").encode())
+        if not file.is_file() or file.read_bytes() != text:  # a finished study changes nothing
+            write_whole(file, text)
     except OSError as problem:
         why = f"{study.folder} cannot be written ({problem.strerror}); choose another --runs."
         raise RunError(why) from problem
