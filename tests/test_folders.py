@@ -196,7 +196,15 @@ def test_an_interrupted_replacement_is_finished(moved, made, run):
 # --- signals and flushing -------------------------------------------------------------------------------
 
 
-def test_the_end_of_the_terminal_saves_the_run(run, monkeypatch):
+@pytest.fixture
+def attached():
+    """SIGHUP as a terminal leaves it, also where the tests themselves run below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_the_terminal_saves_the_run(run, attached, monkeypatch):
     left = []
     monkeypatch.setattr(stopping, "_leave", left.append)
     events = []
