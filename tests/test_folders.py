@@ -231,7 +231,7 @@ def test_below_nohup_the_end_of_the_terminal_changes_nothing(run):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_leaves_a_save(tmp_path):
+def test_a_terminal_that_is_closed_leaves_a_save(attached, tmp_path):
     argv = ["train", "td3", "--env", "Pendulum-v1", "--steps", 10**6, *flags("td3", warmup=100)]
     argv += ["--eval-every", 0, "--log-every", 20, "--out", tmp_path]
     argv += ["--save-every", 10**6, "--milestones", 1]
