@@ -1,4 +1,4 @@
-"""Examples, the first block of the README, blocks of tutorials, the generated page and the commands are as they say."""
+"""Examples, code blocks of pages, the generated page and the commands are as they say."""
 
 import importlib.util
 import re
@@ -74,8 +74,8 @@ def test_first_block_of_the_readme_trains_and_draws(tmp_path):
     assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
 
 
-# A page of the documentation: files that its blocks leave, and what they print. Not the README beyond its first
-# block: in small, TD7 of its study makes no update within the steps of two of Pendulum's episodes.
+# A page of the documentation: files that its blocks leave, and what they print. Not the README beyond its
+# first block: in small, TD7 of its study makes no update within the steps of two of Pendulum's episodes.
 PAGES = {
     "docs/quickstart.md": (
         ["curve.png", "landscape.png", "runs/lap/0/run.json"],
