@@ -2,7 +2,7 @@
 #
 #     docker build -t qscape .
 #     docker build -t qscape:cuda12 --build-arg EXTRAS=report,cuda12 .
-#     docker run --rm -v "$PWD/runs:/work/runs" qscape train td3 --env Pendulum-v1 --steps 3000
+#     docker run --rm -v "$PWD/runs:/runs" qscape train td3 --env Pendulum-v1 --steps 3000
 #
 # With --gpus all, the second image uses the GPU: the wheels bring CUDA's libraries, the host its driver.
 FROM python:3.12-slim
@@ -17,8 +17,8 @@ RUN apt-get update \
 COPY . /source
 RUN pip install --no-cache-dir "/source[${EXTRAS}]" && rm -r /source
 
-RUN useradd --create-home --uid 1000 user && install -d -o user /work/runs
+RUN useradd --create-home --uid 1000 user && install -d -o user /runs
 USER user
-WORKDIR /work
+WORKDIR /
 ENTRYPOINT ["qscape"]
 CMD ["--help"]

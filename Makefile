@@ -16,7 +16,7 @@ NEWEST ?= 3.13
 VERSIONED := test,report,tune,video,export,offline
 TOUCHING := $(patsubst %,tests/test_%.py,cli run saves resume envs snapshot record report compare tune export probes)
 
-.PHONY: help demo test test-all test-oldest test-newest lint docs bench clean browser
+.PHONY: help demo test test-slow test-all test-oldest test-newest lint docs bench clean browser
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -43,6 +43,9 @@ test: lint browser ## check style and types and run the quick tests (minutes)
 
 test-all: $(VENV)/.dev browser ## run every test (half an hour)
 	@$(PYTEST)
+
+test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out
+	@$(PYTEST) -m slow
 
 test-oldest: ## run a part of the tests with the oldest dependencies that are allowed (needs uv)
 	$(call with-versions,oldest,$(OLDEST),lowest-direct)

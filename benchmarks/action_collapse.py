@@ -1,6 +1,7 @@
 """Compare action layers on JAX-native environments, with all seeds of a head in one compiled program.
 
     python benchmarks/action_collapse.py cliff     # Ideal Cliff Walking: metrics of collapse over training
+    python benchmarks/action_collapse.py enumerate # the same with exact gradients: no rollouts
     python benchmarks/action_collapse.py cartpole  # CartPole: steps to a mean return of 475, up to 200,000
 
 Writes benchmarks/results/action_collapse/NAME.json: the settings, and one row for each head, algorithm,
@@ -40,6 +41,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # parts added to the base, and
     "etf, no bound": ("+etf", {"etf": {"bound": "none"}}),
     "fixed_gaussian": ("+fixed_gaussian", {}),
     "fixed_orthogonal": ("+fixed_orthogonal", {}),
+    "fixed_orthogonal, energy of ETF": ("+fixed_orthogonal", {"fixed_orthogonal": {"centred": True}}),
     "cosine": ("+cosine", {}),
 }
 ENVS = 8
@@ -76,37 +78,77 @@ def cliff(seeds: int, updates: int, moments: int) -> dict[str, Any]:
 def cliff_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
     """Train all seeds of one head in one program, and measure collapse at `moments` points of training."""
     env, rows = IdealCliffWalking(), []
-    best, cells = env.optimal_q(0.95).argmax(1), jnp.eye(8)
     keys = jax.random.split(jax.random.key(0), seeds)
     agent = build("reinforce", head, env, base={"rollout": 100 * ENVS})
     each = updates // moments
     run = jax.jit(jax.vmap(partial(scan_rollouts.start, agent, env, envs=ENVS)))(keys)
     go = partial(scan_rollouts.run_updates, agent, env, updates=each, total=updates)
     further = jax.jit(jax.vmap(go), donate_argnums=0)
-    look = jax.jit(jax.vmap(lambda state: agent.get_distribution(agent.acting(state), cells)))
+    look = look_at_cells(agent)
     for moment in range(1, moments + 1):
         run, history = further(run, keys)
-        dist = look(run.state)
-        for seed in range(seeds):
-            state = jax.tree.map(lambda x, seed=seed: x[seed], run.state)
-            w = np.asarray(
-                agent.head.action_layer(state.networks.head, state.part_states.get(agent.head.name))
-            )
-            h = np.asarray(dist.features[seed])
-            found = {
-                centre: action_collapse(h, best, w, centre)._asdict() for centre in ("classes", "samples")
-            }
-            rows += [
-                {
-                    "head": head,
-                    "seed": seed,
-                    "update": moment * each,
-                    "env_steps": int(run.state.env_steps[seed]),
-                    "solved": bool((np.asarray(dist.mode())[seed, :, 0] == best).all()),
-                    "return": float(jnp.nanmean(history.returned[seed][-50:])),
-                    **found,
-                }
-            ]
+        for seed, found in enumerate(measure_cells(agent, env, run.state, look)):
+            about = {"env_steps": int(run.state.env_steps[seed])}
+            about |= {"return": float(jnp.nanmean(history.returned[seed][-50:]))}
+            rows += [{"head": head, "seed": seed, "update": moment * each} | about | found]
+    return rows
+
+
+def look_at_cells(agent: Agent) -> Callable[[Any], Any]:
+    """Return a compiled function from the states of all seeds to their distributions in the eight cells."""
+    return jax.jit(jax.vmap(lambda state: agent.get_distribution(agent.acting(state), jnp.eye(8))))
+
+
+def measure_cells(agent: Agent, env: IdealCliffWalking, states: Any, look: Callable) -> Rows:
+    """Measure collapse in the eight cells and whether the greedy policy is right in all, for each seed."""
+    best, dist, rows = env.optimal_q(0.95).argmax(1), look(states), []
+    for seed, features in enumerate(np.asarray(dist.features)):
+        state = jax.tree.map(lambda x, seed=seed: x[seed], states)
+        w = np.asarray(agent.head.action_layer(state.networks.head, state.part_states.get(agent.head.name)))
+        found = {
+            centre: action_collapse(features, best, w, centre)._asdict() for centre in ("classes", "samples")
+        }
+        rows += [{"solved": bool((np.asarray(dist.mode())[seed, :, 0] == best).all())} | found]
+    return rows
+
+
+def enumerated(seeds: int, updates: int, moments: int) -> dict[str, Any]:
+    """Ascend the exact policy gradient on Ideal Cliff Walking with every head."""
+    asked, rows = f"enumerate-{seeds}x{updates}/{moments}", []
+    for head in HEADS:
+        rows += once(f"{asked}/{head}", partial(enumerated_of, head, seeds, updates, moments))
+    return {"environment": "cliff/IdealCliffWalking-v0", "updates": updates, "rows": rows}
+
+
+def enumerated_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
+    """Train all seeds of one head by Σ_s 1/8 Σ_a ∇π(a|s) Q^π(s, a): all eight cells, exact Q, no rollouts."""
+    env, rows = IdealCliffWalking(), []
+    agent = build("reinforce", head, env)
+    optimiser, each = agent.base.make_optimiser(), updates // moments
+
+    def objective(actor: Any, state: Any) -> Any:
+        probabilities = jax.nn.softmax(agent.distribution(state.part_states, actor, jnp.eye(8)).logits)
+        q = jax.lax.stop_gradient(env.policy_q(probabilities, agent.base.discount))
+        return -(probabilities * q).sum(1).mean()
+
+    def step(carry: tuple, _: None) -> tuple:
+        state, moments = carry
+        actor = (state.networks.torso, state.networks.head)
+        direction, moments = optimiser.update(jax.grad(objective)(actor, state), moments)
+        torso, layers = jax.tree.map(lambda p, d: p - agent.base.learning_rate * d, actor, direction)
+        return (state._replace(networks=state.networks._replace(torso=torso, head=layers)), moments), None
+
+    def begin(key: Any) -> tuple:
+        state = agent.init(key)
+        return state, optimiser.init((state.networks.torso, state.networks.head))
+
+    carry = jax.jit(jax.vmap(begin))(jax.random.split(jax.random.key(0), seeds))
+    further = jax.jit(jax.vmap(lambda carry: jax.lax.scan(step, carry, None, each)[0]))
+    look = look_at_cells(agent)
+    for moment in range(1, moments + 1):
+        carry = further(carry)
+        found = measure_cells(agent, env, carry[0], look)
+        rows += [{"head": head, "seed": i, "update": moment * each} | row for i, row in enumerate(found)]
     return rows
 
 
@@ -169,7 +211,7 @@ def solved(steps: np.ndarray, returned: np.ndarray, episodes: np.ndarray, until:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("cliff", "cartpole"))
+    parser.add_argument("what", choices=("cliff", "enumerate", "cartpole"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=4_000, help="of Ideal Cliff Walking")
     parser.add_argument("--moments", type=int, default=20, help="at which collapse is measured")
@@ -178,6 +220,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "cliff":
         found = cliff(given.seeds, given.updates, given.moments)
+    elif given.what == "enumerate":
+        found = enumerated(given.seeds, given.updates, given.moments)
     else:
         found = cartpole(given.seeds, given.steps)
     file = given.out or PLACE / f"{given.what}.json"

@@ -129,7 +129,7 @@ MUTANTS = [
         "segment_end = done",
         "onpolicy onpolicy_oracles",
     ),
-    Mutant("onpolicy/update.py", "target if scale is None else target / scale", "target", "onpolicy"),
+    Mutant("onpolicy/update.py", "target, reward = target / scale, reward / scale", "pass", "onpolicy"),
     Mutant(
         "ops/returns.py",
         "(1.0 - segment_end) * discount * decay * after",

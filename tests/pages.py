@@ -105,7 +105,10 @@ def copy_study(argv: list[str]) -> None:
     """Make a study of qscape a file of this folder with small numbers, and name it in `argv`."""
     packaged = files("qscape.jobs") / "studies" / f"{argv[2]}.toml"
     if packaged.is_file():
-        Path(f"{argv[2]}.toml").write_text(shorten(packaged.read_text(encoding="utf-8")), encoding="utf-8")
+        text = shorten(packaged.read_text(encoding="utf-8"))
+        # TD7's first update comes after whole episodes.
+        text = text.replace('id = "Pendulum-v1"', 'id = "Pendulum-v1"\nargs = { max_episode_steps = 20 }')
+        Path(f"{argv[2]}.toml").write_text(text, encoding="utf-8")
         argv[2] += ".toml"
 
 

@@ -16,6 +16,7 @@ from qscape.types import Spec
 
 T, E, S, A, K = 32, 4, 5, 2, 3
 DISCRETE, CONTINUOUS = Spec(S, 1, choices=K), Spec(S, A)
+FACTORED = Spec(S, 3, factors=(3, 2, 3))
 SIZES = {"actor_hidden": (16, 16), "critic_hidden": (16, 16)}
 
 
@@ -59,7 +60,8 @@ def rollout(seed: int = 0, spec: Spec = DISCRETE, steps: int = T, masked: bool =
     rng = np.random.default_rng(seed)
     obs, after = rng.normal(size=(2, steps, E, S)).astype(np.float32)
     shape = (steps, E, spec.action_size)
-    action = rng.integers(0, spec.choices, shape) if spec.choices else rng.normal(size=shape)
+    sizes = spec.index_sizes
+    action = rng.integers(0, sizes, shape) if sizes else rng.normal(size=shape)
     ends = rng.random((steps, E))
     valid = np.ones((steps, E), bool)
     if masked:

@@ -81,6 +81,8 @@ def main() -> None:
     for recipe in ("ppo", "a2c", "reinforce", "trpo+normalise", "ppo+etf+scale_rewards", "a2c+cosine"):
         traces[f"update {recipe}"] = partial(trace_onpolicy, recipe, rollouts.DISCRETE)
     traces["update ppo on a box"] = partial(trace_onpolicy, "ppo", rollouts.CONTINUOUS)
+    for recipe in ("ppo+etf", "trpo", "ppo+carsm"):
+        traces[f"update {recipe} on factors"] = partial(trace_onpolicy, recipe, rollouts.FACTORED)
     traces[WRONG] = trace_column_target
     errors = {}
     for name, trace in traces.items():

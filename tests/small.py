@@ -70,7 +70,16 @@ def build(recipe: str, size: int = 32, parts: Mapping[str, Any] | None = None, *
         settings["sale"] = {"width": size, "hidden": (size, size)}
     if "savgo" in agents.build(recipe).parts:
         settings["savgo"] = {"candidates": 8, "hidden": (size, size, size), "embedding": size}
-    return agents.build(recipe, settings | dict(parts or {})).on(Spec(S, A))
+    agent = agents.build(recipe, settings | dict(parts or {}))
+    return agent.on(make_spec(agent))
+
+
+def make_spec(agent: Agent, **more: Any) -> Spec:
+    """Make the task of a small agent: vectors [A], for `dpo` rows of a table, or an index."""
+    if agent.index_actions:
+        return Spec(S, 1, choices=A, **more)
+    grid = np.stack(np.meshgrid([-1, 1], [-1, 0, 1], [-1, 1], indexing="ij"), -1).reshape(-1, A)
+    return Spec(S, A, np.float32(grid) if "dpo" in agent.parts else None, **more)
 
 
 def fits(recipe: str) -> bool:
@@ -81,12 +90,18 @@ def fits(recipe: str) -> bool:
         return False
 
 
-def transitions(seed: int) -> tuple[Transitions, jax.Array]:
-    """Make random transitions whose TD errors lie on both sides of 1; return them and where they truncate."""
+def transitions(seed: int, choices: int | None = None) -> tuple[Transitions, jax.Array]:
+    """Make random transitions whose TD errors lie on both sides of 1; return them and where they truncate.
+
+    Args:
+        choices: number of actions if an action is an index; None: actions are vectors.
+    """
     rng = np.random.default_rng(seed)
     obs, next_obs = rng.normal(size=(2, TRANSITIONS, S))
     action = rng.uniform(-1.0, 1.0, (TRANSITIONS, A))
     reward, ends = rng.normal(0.5, 1.5, TRANSITIONS), rng.random(TRANSITIONS)
+    if choices is not None:
+        action = rng.integers(0, choices, (TRANSITIONS, 1))
     columns = (obs, action, reward, ends < 0.1, next_obs)
     truncated = jnp.asarray((ends > 0.1) & (ends < 0.2))
     return Transitions(*(jnp.asarray(x, jnp.float32) for x in columns)), truncated
@@ -115,7 +130,7 @@ def start(agent: Agent, seed: int = 0, options: dict[str, Any] | None = None) ->
     The update does not return metrics. XLA would fuse them with their inputs, which rounds SAC's
     log-probabilities in another way than in the oracle, which has no metrics.
     """
-    memory, truncated = transitions(seed)
+    memory, truncated = transitions(seed, agent.task.choices)
 
     def program(state, rows, replay_state, key):
         return agent.update(agent.layout(1), state, rows, replay_state, key)[:2]

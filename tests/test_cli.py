@@ -71,7 +71,7 @@ NOT_A_NAME = [
     (["train", "td3", "--env", ":"], "names no environment"),
     (["train", "td3"], "needs an environment, e.g. --env HalfCheetah-v5"),
     (["train"], "needs RECIPE first"),
-    (["list", "things"], "takes agents, parts, envs, studies, not 'things'"),
+    (["list", "things"], "takes agents, parts, presets, envs, studies, not 'things'"),
     (
         ["train", "td3", *SHORT, "--log", "paper"],
         "--log paper is unknown; there are wandb, trackio, ml",
@@ -81,7 +81,7 @@ NOT_TOGETHER = [
     (["train", "td7+lap", *CLOCK], "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out"),
     (["train", "td3+lap+lap", *CLOCK], "it is there twice"),
     (["train", "td3", "--env", "CartPole-v1"], "CartPole-v1 has Discrete actions: off-policy agents"),
-    (["train", "td3", "--env", "tiny:Picture-v0"], "is an image (8, 8, 3): off-policy agents take vectors"),
+    (["train", "td3", "--env", "tiny:Picture-v0"], "'td3+conv' does not fit this environment: conv needs"),
     (["train", "sac", "--env", "tiny:Unbounded-v0"], "dimension 1 of the action is unbounded"),
     (["train", "td3", *CLOCK, "--env-args", "tall=True"], "cannot be made with env_args {'tall': True}"),
 ]  # fmt: skip
@@ -131,7 +131,7 @@ def test_usage_errors(refused, argv, why):
             ["stray"],
             "qscape train td3 does not take 'stray' after --eval-every; see qscape train td3 --help.",
         ),
-        (["--base.critic-loss", "l1"], "is 'l1'; it is --base.critic-loss mse|lap_huber|pal.\n"),
+        (["--base.critic-loss", "l1"], "is 'l1'; it is --base.critic-loss mse|lap_huber|pal|huber.\n"),
         (["--overwrite", "yes"], "qscape train td3 does not take 'yes' after --overwrite"),
         (["--no-steps"], "qscape train td3 has no flag --no-steps; did you mean"),
         (["--gamma", 0.9], "has no flag --gamma; what others call gamma is --base.discount here.\n"),

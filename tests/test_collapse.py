@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qscape.inspect.collapse import share_at_bound
 from qscape.ops.collapse import action_collapse
 from qscape.ops.etf import haar_frame, simplex_etf
 
@@ -20,6 +21,12 @@ def of(y, w=W4, scale=5.0):
 def close(found, **expected):
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, atol=6e-7, err_msg=name)
+
+
+def test_the_share_of_features_at_the_bound():
+    features = np.array([[3.0, 4.0], [0.0, 4.99], [4.999, 0.0], [1.0, 0.0]])
+    assert share_at_bound(features, 25.0) == 0.5
+    assert np.isnan(share_at_bound(features, None))
 
 
 def test_everything_collapsed():

@@ -71,6 +71,7 @@ def assert_equal(x, y):
 CASES = {
     "replay": plan_of("td3+lap+normalise+reward_scale", "compiled/Line-v0", 80, OFF, envs=2),
     "episodes": plan_of("td3+checkpoints", "compiled/Line-v0", 140, OFF, envs=2),
+    "indices": plan_of("dqn", "jax/CartPole-v1", 120, OFF, envs=2),
     "rollouts": plan_of("ppo", "jax/CartPole-v1", 200, ON, envs=2),
 }
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 from rows import slow, slow_except
-from small import S, fill, fits, fusion_emitters, same, transitions
+from small import fill, fits, fusion_emitters, make_spec, same, transitions
 
 from qscape import agents
 from qscape.nets.batch_norm import split_statistics
@@ -28,7 +28,6 @@ from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.run import saves
 from qscape.run.programs import Programs
-from qscape.types import Spec
 
 EVERYTHING = "sale+lap+periodic+value_clip+checkpoints+normalise"
 
@@ -40,9 +39,16 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "sac",
         "td7",
         "td7_offline",
+        "drqv2",
         "bc",
         "iql",
-        *(f"{base}+{part}" for base in ("td3", "sac") for part in agents.PARTS if fits(f"{base}+{part}")),
+        "dqn",
+        *(
+            f"{base}+{part}"
+            for base in ("td3", "sac", "dqn")
+            for part in agents.PARTS
+            if fits(f"{base}+{part}")
+        ),
         "td7+pave",
         "td3+savo+pave",
         "td7+savo+pave",
@@ -70,6 +76,8 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
             "savo": {
                 "list_length": 2,
                 "summariser": "transformer",
+                "summarisers": "shared",
+                "summary_width": 8,
                 "conditioning": "concat",
                 "surrogate_points": "current",
             }
@@ -81,6 +89,22 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "joint: mean": ("td3+joint", {"joint": {"climbs_by": "mean"}}),
     "wolpertinger: at the proposal": ("td3+wolpertinger", {"wolpertinger": {"straight_through": False}}),
+    "eas: evaluations, imitated on sac": (
+        "sac+eas+imitate",
+        {"eas": {"apply_at": "act", "fitness": "min", "pulls_by": "particle", "includes_own": False}},
+    ),
+    "eas: targets, imitated": (
+        "td3+eas+imitate+normalise",
+        {"eas": {"apply_at": "all", "trust": 0.2}, "base": {"warmup": 0, "next_observation": "derived"}},
+    ),
+    "esa: evaluations, without units": (
+        "sac+esa",
+        {"esa": {"apply_at": "act", "scales_by_spread": False, "guard": True}},
+    ),
+    "esa: targets": (
+        "td3+esa",
+        {"esa": {"apply_at": "all"}, "base": {"epsilon_mode": "greedy"} | {"epsilon_end": 0.1}},
+    ),
     "resets: all networks": ("td3+savo+resets", {"savo": {"list_length": 2}, "resets": {"every": 4}}),
     "resets: last layers": ("sac+resets", {"resets": {"every": 4, "what": "last"}}),
     "greedy and dpg": ("td3+ou+greedy_td3", {"greedy_td3": {"add_dpg": True}}),
@@ -265,6 +289,28 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "fast on proposals": ("td3+savo+fast", {"savo": {"list_length": 2}}),
     "fast on atoms and a geometry": ("fast_sac+savgo", {"c51": {"atoms": 11}}),
     "fast on sale": ("td7+fast+pave", {}),
+    "dqn: dueling, on atoms": (
+        "dqn+c51+polyak+lap",
+        {"per_action": {"dueling": True}, "c51": {"atoms": 11}, "base": {"n_step": 3}},
+    ),
+    "dqn: the target chooses": (
+        "dqn+quantile",
+        {"argmax": {"double": False}, "quantile": {"quantiles": 5}, "base": {"critics": 2}},
+    ),
+    "rip": ("rip", {"base": {"critic_activation": "leaky_relu"}}),
+    "implicit: without noise, on bins": (
+        "td3+implicit+hl_gauss",
+        {"implicit": {"noise_size": 0, "critics_see_noise": True, "evaluation": "zero"}}
+        | {"hl_gauss": {"atoms": 11}},
+    ),
+    "rip of a gaussian, sale": ("sac+sale+rip", {}),
+    "lsflow": ("lsflow", {}),
+    "lsflow on sale, more dimensions": ("td3+sale+lsflow+pave", {"lsflow": {"extra_dimensions": 2}}),
+    "dpo: samples": ("td3+sale+dpo", {"dpo": {"evaluation": "sample"}}),
+    "images on proposals": ("td3+conv+ensemble+lap+pave+grad", {}),
+    "images without an actor": ("td3+conv+cem", {}),
+    "images through dropout": ("sac+conv+droq+c51+redq", {"c51": {"atoms": 11}, "base": {"n_step": 3}}),
+    "images through batch norm": ("sac+conv+crossq", {}),
     "delayed sac": (
         "sac",
         {
@@ -286,6 +332,7 @@ QUICK_ROWS = (
                 "periodic",
                 "value_clip",
                 "checkpoints",
+                "conv",
                 "normalise",
                 "pave",
                 "bc",
@@ -298,6 +345,8 @@ QUICK_ROWS = (
     "savo: no approximation, no earlier proposals",
     "joint: mean",
     "wolpertinger: at the proposal",
+    "eas: targets, imitated",
+    "esa: targets",
     "resets: last layers",
     "sale: batch normalisation",
     "sale: end to end",
@@ -311,7 +360,13 @@ QUICK_ROWS = (
     "quantiles as in bro",
     "redq with four",
     "dropout, own bins",
+    "rip",
+    "lsflow",
+    "implicit: without noise, on bins",
+    "td3+dpo",
     "delayed sac",
+    "dqn: dueling, on atoms",
+    "dqn: the target chooses",
     "plain options, scaled rewards",
     "batch norm, as in xqc's code",
     "td3+crossq",
@@ -322,8 +377,9 @@ QUICK_ROWS = (
     "fast on proposals",
 )
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
-UPDATES, SYNC, A = 6, 4, 3
+UPDATES, SYNC = 6, 4
 WIDTH, CAPACITY = 8, 1024
+FRAME = (2, 2)  # of the rows on images, whose observations are four pixels and one number
 # Half the time to compile, and the same HLO: only the machine code made of it is less good.
 SAME_HLO = {"xla_backend_optimization_level": 0}
 QUICK = SAME_HLO | fusion_emitters(False)  # a third of the time
@@ -331,7 +387,9 @@ QUICK = SAME_HLO | fusion_emitters(False)  # a third of the time
 
 def make(recipe: str, settings: dict[str, Any]) -> Agent:
     """The agent of a row, small and synchronising often."""
-    return unbound(recipe, settings).on(Spec(S, A, time_limit=100))
+    agent = unbound(recipe, settings)
+    frame = FRAME if agent.representation.name == "conv" else None
+    return agent.on(make_spec(agent, time_limit=100, frame=frame))
 
 
 def unbound(recipe: str, settings: dict[str, Any]) -> Agent:
@@ -344,6 +402,13 @@ def unbound(recipe: str, settings: dict[str, Any]) -> Agent:
         small["sale"] = {"width": WIDTH, "hidden": (WIDTH,)}
     if "savgo" in agents.build(recipe).parts:
         small["savgo"] = {"candidates": 4, "embedding": WIDTH, "hidden": (WIDTH,)}
+    small["rip"] = {"imitation_updates": 0, "hidden": (WIDTH,)}
+    small["implicit"] = {"target_samples": 3, "value_limit": 3.0}
+    small["lsflow"] = {"hidden": (WIDTH,), "flow_steps": 2, "candidates": 3, "target_samples": 5}
+    small["lsflow"] |= {"reward_updates": 1}
+    small["dpo"] = {"hidden": (WIDTH,)}
+    small["conv"] = {"channels": 4, "kernel": 2, "strides": (1,), "width": WIDTH, "shift": 1}
+    small = {name: own for name, own in small.items() if name in ("base", *agents.build(recipe).parts)}
     if agents.build(recipe).base.policy_delay > UPDATES:
         small["base"]["policy_delay"] = 2
     merged = {name: small.get(name, {}) | settings.get(name, {}) for name in small | settings}
@@ -357,7 +422,7 @@ def memory(agent: Agent, seed: int = 0) -> tuple[jax.Array, Any]:
     """A filled replay; filling it is compiled once for all rows that share it."""
     kind = (agent.replay, agent.scaling, agent.layout(1), seed)
     if kind not in FILLED:
-        FILLED[kind] = fill(agent, *transitions(seed))
+        FILLED[kind] = fill(agent, *transitions(seed, agent.task.choices))
     return FILLED[kind]
 
 
@@ -424,7 +489,7 @@ def fresh(agent: Agent, seed: int = 0) -> tuple[Programs, Carry, jax.Array]:
         metrics=jnp.full(len(programs.metrics), jnp.nan),
         observation=observation,
         first=first,
-        action=np.zeros((1, A), np.float32),
+        action=np.zeros((1, agent.task.action_size), np.float32),
         columns={name: np.zeros((1, *shape), np.float32) for name, shape in layout.columns},
     )
     return programs, carry, key
@@ -470,7 +535,12 @@ def test_every_number_is_finite(case):
         )
     ):
         assert np.isfinite(leaf).all()
-    assert all(action.shape == (1, A) and np.abs(action).max() <= 1.0 for action in case.actions)
+    task = case.agent.task
+    assert all(action.shape == (1, task.action_size) for action in case.actions)
+    if task.choices is None:
+        assert np.abs(case.actions).max() <= 1.0
+    else:
+        assert np.isin(case.actions, task.action_rows).all()
     assert case.states[-1].updates == UPDATES
     types = {leaf.dtype for leaf in jax.tree.leaves([(c.state, c.replay_state) for c in case.history])}
     assert types <= {np.dtype("float32"), np.dtype("int32")}
@@ -552,6 +622,10 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
         slow = optax.incremental_update(type(was)(new.actor, new.part_states["asap"].actor_params), was, 0.01)
         for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(slow), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    if "esa" in rests:
+        was, now = rests.pop("esa")
+        assert now > 0
+        assert not same(was, now)
     if "savgo" in rests:
         was, now = rests.pop("savgo")
         learned = new.part_states["savgo"].params
@@ -559,6 +633,22 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
         for a, b in zip(jax.tree.leaves(now.encoder), jax.tree.leaves(slow), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
         assert (learned is None) == same(now.scale, was.scale)
+    if "rip" in rests:
+        was, now = rests.pop("rip")
+        assert abs(now - was) > 0.0
+    if "lsflow" in rests:
+        was, now = rests.pop("lsflow")
+        learned = new.part_states["lsflow"].params
+        moves = int(new.updates) % 2 == 0
+        slow = optax.incremental_update(learned, was.slow, 0.005) if moves else was.slow
+        for a, b in zip(jax.tree.leaves(now.slow), jax.tree.leaves(slow), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert (now.mean, now.std) != (was.mean, was.std)
+    if "dpo" in rests:
+        was, now = rests.pop("dpo")
+        slow = optax.incremental_update(new.part_states["dpo"].params.normaliser, was, 0.005)
+        for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(slow), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     if "normalise" in rests:
         was, now = rests.pop("normalise")
         np.testing.assert_allclose(now.seen, was.seen + 1)

@@ -319,13 +319,13 @@ BOX = spaces.Box(-1, 1, (1,))
 @pytest.mark.parametrize(
     ("action", "observation", "why"),
     [
-        (BOX, spaces.Box(0, 255, (8, 8, 3), np.uint8), "is an image"),
-        (BOX, spaces.Dict({"p": BOX, "eye": spaces.Box(0, 255, (8, 8), np.uint8)}), "at 'eye' is an image"),
         (BOX, spaces.Discrete(3), "FlattenObservation"),
         (BOX, spaces.Dict({}), "empty"),
         (spaces.Box(np.array([-1, -np.inf]), np.array([1, 1])), None, "dimension 1 of the action"),
         (spaces.Discrete(3), None, "action_table"),
-        (spaces.MultiDiscrete([3, 2]), None, "MultiDiscrete actions"),
+        (spaces.MultiDiscrete([99, 99, 99]), None, "970,299 actions, a product of 3 factors"),
+        (spaces.MultiBinary(19), None, "524,288 actions, .* at most 500,000"),
+        (spaces.Tuple([BOX]), None, "Tuple actions"),
     ],
 )
 def test_spaces_that_do_not_fit_are_refused(action, observation, why):

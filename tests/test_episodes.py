@@ -170,7 +170,7 @@ def test_a_program_is_compiled_once_and_the_environments_are_not_stepped(monkeyp
 def test_finished_episodes_stand_still():
     programs, acting, adapter = policy("gusts", "td3+normalise", 3)
     seeds = jnp.asarray(episode_seeds(3, 8, 5))
-    play = jax.jit(partial(episodes._play, programs.agent))
+    play = jax.jit(partial(episodes._play, programs.agent, "evaluate"))
     walk = play(find_jax_env(adapter.env), acting, seeds)
     assert walk.length.tolist() == walk.state.steps.tolist()
     assert len(set(walk.length.tolist())) > 1

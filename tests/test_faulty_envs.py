@@ -127,6 +127,35 @@ def test_a_jax_environment_whose_steps_give_other_types():
         jax.eval_shape(lambda: step_world(env, reset_world(env, 2, key), jnp.zeros((2, 1)), 0, key))
 
 
+class Mistaken(faulty.Walk):
+    """Its code is wrong: JAX meets that while it traces a program."""
+
+    where: str = "step"
+
+    def reset(self, key):
+        if self.where == "reset":
+            raise ValueError("no\nstart")
+        return super().reset(key)
+
+    def step(self, state, action, key):
+        return super().step(state, action @ jnp.zeros(7), key)
+
+
+def test_an_error_while_a_jax_environment_is_traced_is_one_sentence():
+    def step():
+        env = Mistaken()
+        return step_world(
+            env, reset_world(env, 2, jax.random.key(0)), jnp.zeros((2, 1)), 0, jax.random.key(0)
+        )
+
+    with pytest.raises(
+        RunError, match=r"^Mistaken.step broke while JAX traced it \(TypeError: dot_general .*\)\."
+    ):
+        jax.eval_shape(step)
+    with pytest.raises(RunError, match=r"^Mistaken.reset broke while JAX traced it \(ValueError: no\)\."):
+        jax.eval_shape(lambda: reset_world(Mistaken(where="reset"), 2, jax.random.key(0)))
+
+
 @pytest.mark.slow
 def test_an_environment_that_exits_inside_a_program(tmp_path, monkeypatch):
     """Of the driven program, which calls the environments from XLA's thread."""

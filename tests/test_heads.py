@@ -89,6 +89,18 @@ def test_orthogonal_rows_are_an_etf_in_disguise():
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_orthogonal_rows_at_the_energy_of_the_simplex():
+    """`centred`: the rows less their mean are a simplex of the same energy as that of `etf`."""
+    for energy in (1.0, 3.0):
+        head = agents.build(
+            "ppo+fixed_orthogonal", {"fixed_orthogonal": {"energy": energy, "centred": True}}
+        ).head
+        w = head.draw_layer(rng(), 4, 8)
+        assert is_simplex_etf(w - w.mean(0), energy)
+        assert head.explain_damage(w) is None
+        assert "squared length" in head.explain_damage(1.1 * w)
+
+
 # --- Theorem 1 --------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,20 @@ def test_a_simplex_on_too_few_features_of_pictures_is_refused():
         agent.on(spec).init(jax.random.key(0), 1)
 
 
+def test_flat_pictures():
+    """Hidden layers on pixels that are divided by 255, against the product of matrices."""
+    spec = Spec(2 * 4 * 4, 1, choices=3, frame=(2, 4, 4))  # smaller than the convolutions need
+    settings = {"plain": {"images": "flat"}, "base": {"actor_hidden": (5,), "critic_hidden": (6,)}}
+    agent = agents.build("a2c", settings).on(spec)
+    state = agent.init(jax.random.key(0), 1)
+    layer = state.networks.torso.torso.layers[0]
+    assert layer.weight.shape == (5, 32)
+    picture = np.random.default_rng(0).integers(0, 256, (3, 32), dtype=np.uint8)
+    wanted = np.tanh(picture / 255.0 @ np.asarray(layer.weight).T + np.asarray(layer.bias))
+    found = agent.get_distribution(agent.acting(state), jnp.asarray(picture)).features
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_policy_learns_from_pictures():
     base = {"rollout": 64, "batch_size": 32, "passes": 4, "learning_rate": 3e-3}
@@ -136,8 +150,3 @@ def test_trpo_keeps_actor_and_critic_apart():
     assert agents.build("a2c").on(spec).has_shared_torso
     assert not agents.build("a2c", {"base": {"shared_torso": False}}).on(spec).has_shared_torso
     assert not agents.build("a2c").on(Spec(3, 1, choices=2)).has_shared_torso
-
-
-def test_off_policy_agents_take_no_images():
-    with pytest.raises(UsageError, match="on-policy agents such as ppo"):
-        make(Bars)

@@ -16,7 +16,7 @@ from rows import slow
 
 from qscape.envs import make
 from qscape.envs.cartpole import Cart, CartPole
-from qscape.envs.cliff import NEXT, IdealCliffWalking, IdealCliffWalkingEnv, Walker
+from qscape.envs.cliff import CLIFF, NEXT, START, IdealCliffWalking, IdealCliffWalkingEnv, Walker
 from qscape.envs.mineworld import MineWorld, MineWorldEnv
 from qscape.envs.native import find_jax_env, play, step_autoreset
 from qscape.envs.recsim import RecSim, RecSimEnv
@@ -129,6 +129,29 @@ def test_the_optimum_of_the_cliff():
         q = np.sort(IdealCliffWalking(mode).optimal_q(0.95))
         np.testing.assert_array_equal(IdealCliffWalking(mode).optimal_q(0.95).argmax(1), best)
         assert (q[:, -1] - q[:, -2] > 0.5).all()
+
+
+@pytest.mark.parametrize("mode", ["terminate", "restart", "wall"])
+def test_the_values_of_a_policy_are_the_returns_that_follow(mode):
+    """Q^π of the optimal policy is Q*, and that of a random one the mean of returns walked on the table."""
+    env, rng = IdealCliffWalking(mode), np.random.default_rng(0)
+    q = env.optimal_q(0.5)
+    np.testing.assert_allclose(env.policy_q(jnp.eye(4)[q.argmax(1)], 0.5), q, rtol=1e-5)
+    policy = rng.dirichlet(np.ones(4), 8)
+    found = np.asarray(env.policy_q(jnp.asarray(policy), 0.5))
+    n, cell, action = 4_000, np.full(4_000, 1), np.full(4_000, 3)
+    returned, factor, running = np.zeros(n), 1.0, np.ones(n, bool)
+    for _ in range(25):
+        after = NEXT[cell, action]
+        fell = after == CLIFF
+        cost = {"terminate": -10.0, "restart": -100.0, "wall": -1.0}[mode]
+        returned += running * factor * np.where(fell, cost, -1.0)
+        running &= ~(((after >= 8) & ~fell) | (fell & (mode == "terminate")))
+        back = rng.choice(START, n) if mode == "restart" else cell
+        cell = np.where(running, np.where(fell, back, after), 0)
+        action = (rng.random((n, 1)) > policy[cell].cumsum(1)).sum(1).clip(max=3)
+        factor *= 0.5
+    assert abs(returned.mean() - found[1, 3]) < 5 * returned.std() / n**0.5
 
 
 def test_episodes_on_the_cliff():

@@ -103,13 +103,14 @@ def test_published_numbers_are_there_once():
 def test_every_table_has_a_study_with_three_budgets():
     for study in {*ledger.STUDIES.values()}:
         file = ROOT / "src/qscape/jobs/studies" / f"{study}.toml"
-        assert {*tomllib.loads(file.read_text())["budgets"]} == {"quick", "short", "paper"}, study
+        assert {*tomllib.loads(file.read_text())["budgets"]} >= {"quick", "short", "paper"}, study
 
 
 @pytest.mark.slow
 def test_every_command_of_the_ledger_can_be_parsed(monkeypatch):
     seen = []
     monkeypatch.setattr(train, "run_all", lambda jobs, *_: seen.append(jobs) or 0)
+    monkeypatch.setattr(train, "is_simulator", lambda env: True)  # no environment is made to see its images
     rows = ledger.read_published()
     shortened = [
         row._replace(steps=1_000) for row in rows if "D4RL" not in row.table and "Pong" not in row.task

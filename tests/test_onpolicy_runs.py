@@ -275,12 +275,16 @@ def test_the_command_line(tmp_path, capsys):
     assert "alignment" in head
     assert "within_variation" in head
     assert main(["evaluate", str(tmp_path / "a"), "--episodes", "2"]) == 0
+    assert main(["evaluate", str(tmp_path / "a"), "--episodes", "2", "--sample"]) == 0
+    assert "sampled policy" in capsys.readouterr().out
+    assert "bound_share" in head
     assert main(["collapse", str(tmp_path / "a"), "--states", "100"]) == 0
     found = json.loads((tmp_path / "a/0/inspect/collapse.json").read_text())
     assert len(found["history"]) == len(saves.names(tmp_path / "a/0/saves"))
     assert found["states"] == 100
     assert sum(found["counts"]) == 100
     assert found["history"][-1]["max_angle_w"] < 1e-5
+    assert 0 <= found["history"][-1]["bound_share"] <= 1
     assert (tmp_path / "a/0/inspect/collapse.png").stat().st_size > 10_000
     angles, _, plane = (chart for _, chart in interactive.collapse_charts(found))
     assert list(angles.data[1].y) == [row["max_angle_w"] for row in found["history"]]
@@ -299,7 +303,7 @@ def test_the_command_line(tmp_path, capsys):
         (["ppo", "--env", "CartPole-v1", "--base.batch-size", "4096"], "drawn from one rollout"),
         (["ppo", "--env", "CartPole-v1", "--envs", "0"], "--envs is 0"),
         (["ppo", "--env", "CartPole-v1", "--etf.width", "4"], "belongs to etf; write ppo+etf"),
-        (["td3", "--env", "CartPole-v1"], "on-policy ones (ppo) take any Discrete"),
+        (["td3", "--env", "CartPole-v1"], "dqn and on-policy agents (ppo) take any Discrete"),
         (
             ["ppo+etf", "--env", "CartPole-v1", "--etf.projector", "linear", "--etf.width", "0"],
             "etf.width is 0",

@@ -12,6 +12,7 @@ from rows import slow
 from small import AS_USERS, CAPACITY, TRANSITIONS, A, S, build, same, start
 
 import reference.crossq
+import reference.dqn
 import reference.pave
 import reference.sac
 import reference.savgo
@@ -30,6 +31,7 @@ ORACLES = {
     "td3+pave": reference.pave,
     "sac": reference.sac,
     "td7": reference.td7,
+    "dqn": reference.dqn,
     "sac+crossq": reference.crossq,
     "sac+simbav2+c51": reference.simbav2,
     TD7_UPDATE: reference.td7,
@@ -50,7 +52,7 @@ def by_name(run):
         "critics": split_statistics(state.critics)[0],
         "critics_seen": split_statistics(state.critics)[1],
         "critics_target": state.critics_target,
-        "actor_adam": state.optimisers["actor"],
+        "actor_adam": state.optimisers.get("actor"),
         "critics_adam": state.optimisers["critics"],
         "updates": state.updates,
     }
@@ -79,7 +81,7 @@ def by_name(run):
         known["max_priority"] = priorities.max_priority
     named, carried = jax.tree.leaves(known), jax.tree.leaves((state, priorities))
     assert len(named) == len(carried) - 1, "all but env_steps is compared"
-    # SAC has no target actor, and only CrossQ has running statistics.
+    # SAC has no target actor, DQN no actor, and only CrossQ has running statistics.
     return {name: part for name, part in known.items() if jax.tree.leaves(part)}
 
 
@@ -117,6 +119,7 @@ def oracle(run):
         ("td3", 32, 300),
         ("td3+pave", 32, 300),
         ("sac", 32, 300),
+        ("dqn", 32, 300),
         ("sac+savgo", 32, 300),
         ("td7", 32, 520),
         ("sac+crossq", 32, 100),
@@ -125,12 +128,13 @@ def oracle(run):
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
         slow("sac", 256, 20),
+        slow("dqn", 256, 20),
         slow("sac+savgo", 256, 6),
         slow("td7", 256, 20),
     ],
 )
 def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
-    more = FALLING if "simbav2" in recipe else {}
+    more = FALLING if "simbav2" in recipe else {"n_step": 1} if recipe == "dqn" else {}
     run = start(build(recipe, size, PARTS.get(recipe), **more), options=AS_USERS)
     run = run._replace(state=run.state._replace(env_steps=jnp.array(60_000)))  # in the middle of schedules
     flat_update, flat_state = oracle(run)
@@ -142,13 +146,15 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     assert int(flat_state.updates) == updates
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", slow("sac+savgo"), "td7"])
+@pytest.mark.parametrize("recipe", ["td3", "sac", slow("sac+savgo"), "td7", "dqn"])
 def test_acting_equals_its_oracle(recipe):
-    run = start(build(recipe, sync_every=1 if recipe == "td7" else 250))
+    more = {"epsilon_decay": float(reference.dqn.EPSILON_STEPS)} if recipe == "dqn" else {}
+    sync = {"dqn": 100, "td7": 1}.get(recipe, 250)
+    run = start(build(recipe, sync_every=sync, **more))
     for _ in range(2):
         run = run.step()
     _, flat_state = oracle(run)
-    obs, key, step = run.memory.obs[:4], jax.random.key(3), 17
+    obs, key, step = run.memory.obs[:4], jax.random.key(3), 6_000 if recipe == "dqn" else 17
     acting = run.agent.acting(run.state)
     for mode, expected in (
         ("evaluate", jax.jit(ORACLES[recipe].act)(flat_state, obs)),

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 from tiny import flags
 
 import qscape as qs
 from qscape.agents import PRESETS, build, preset
-from qscape.agents.presets import Paper, merge_settings
+from qscape.agents.presets import merge_settings
+from qscape.agents.sources import Paper
 from qscape.cli import main
 from qscape.cli.tune import train_command
 from qscape.errors import UsageError
@@ -282,3 +284,64 @@ def test_named_recipes_have_settings_of_their_environments(recipe, env, part, fi
     agent = made(recipe, env)
     assert getattr(agent.parts[part], field) == value
     assert agent.base.policy_delay == build(recipe).base.policy_delay
+
+
+# --- tuned ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuned", PRESETS["tuned"], ids=lambda tuned: tuned.source.split(",")[0])
+def test_every_tuned_row_is_of_an_environment_and_fits_its_agent(tuned):
+    assert {base for base, _, _ in tuned.rows} <= {"td3", "sac", "td7", "ppo"}
+    for (base, part, env), settings in tuned.rows.items():
+        assert not part
+        assert env in gym.registry
+        agent = build(base, settings)  # refuses a part or a field that is not there
+        for name, fields in settings.items():
+            there = agent.base if name == "base" else agent.parts[name]
+            assert {field: getattr(there, field) for field in fields} == fields
+    assert {(base, env) for base, _, env in tuned.rows} >= set(tuned.meant_for)
+
+
+def test_numbers_of_the_zoo():
+    """Read by hand from hyperparams/ppo.yml and sac.yml: n_steps times n_envs is the rollout."""
+    _, ppo, notes = prepare(Plan("ppo", "CartPole-v1", 100_000, preset="tuned"))
+    assert notes[0].startswith(
+        "preset tuned (RL Baselines3 Zoo, github.com/DLR-RM/rl-baselines3-zoo; meant for: ppo --envs 8): "
+    )
+    base, parts = ppo.base, ppo.parts
+    assert (base.rollout, base.batch_size, base.passes, base.discount) == (32 * 8, 256, 20, 0.98)
+    assert (base.learning_rate, base.anneal, parts["gae"].decay, parts["clipped"].bound) == (
+        1e-3,
+        True,
+        0.8,
+        0.2,
+    )
+    _, ppo, notes = prepare(Plan("ppo+normalise+scale_rewards", "Hopper-v5", 1_000_000, preset="tuned"))
+    assert "meant for: ppo+normalise+scale_rewards)" in notes[0]
+    base, parts = ppo.base, ppo.parts
+    assert (base.rollout, base.batch_size, base.passes, base.discount) == (512, 32, 5, 0.999)
+    assert (base.learning_rate, base.entropy_coefficient) == (9.80828e-5, 0.00229519)
+    assert (base.gradient_clip, base.value_coefficient, parts["learnable"].log_std) == (0.7, 0.835671, -2.0)
+    _, sac, _ = prepare(Plan("sac", "BipedalWalker-v3", 500_000, preset="tuned"))
+    assert (sac.base.actor_hidden, sac.base.actor_learning_rate, sac.base.discount) == (
+        (400, 300),
+        7.3e-4,
+        0.98,
+    )
+    assert (sac.schedule.every, sac.target_update.rate, sac.base.replay_capacity) == (64, 0.02, 300_000)
+
+
+def test_td3_on_mujoco_is_as_its_authors_train_it():
+    assert preset("tuned", "td3", "Hopper-v5") == (
+        {},
+        "TD3, arXiv 1802.09477, and TD7, arXiv 2306.02451: the defaults",
+    )
+    with pytest.raises(UsageError, match="The preset 'tuned' has no settings for td7 on CarRacing-v3"):
+        preset("tuned", "td7", "CarRacing-v3")
+
+
+def test_list_presets(capsys):
+    assert main(["list", "presets"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tuned" in said
+    assert "BipedalWalkerHardcore-v3" in said

@@ -9,6 +9,7 @@ import pytest
 from runs_on_disk import write_run
 
 import qscape as qs
+from qscape.cli import main
 from qscape.errors import UsageError
 from qscape.report import figures, references, statistics, tables
 from qscape.report.runs import read_runs
@@ -382,6 +383,17 @@ def test_best_ranks_by_the_best_evaluation(tmp_path):
     assert final.per_env[["final_iqm", "best_iqm"]].values.tolist() == [[1, 9], [5, 5]]
     assert final.improvement[["x", "y", "score", "probability"]].values.tolist() == [["a", "b", "final", 0.0]]
     assert best.improvement[["score", "probability"]].values.tolist() == [["best", 1.0]]
+
+
+def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys):
+    curves = [[0.0, 9.0, 5.0, 9.0], [9.0, 1.0, 1.0, 9.0], [9.0, 1.0, 8.9, 1.0]]  # the first is at step 0
+    for seed, returns in enumerate(curves):
+        at = {10 * k: [x] for k, x in enumerate(returns)}
+        write_run(tmp_path / "a" / str(seed), label="a", seed=seed, returns=at)
+    row = tables.compare(qs.load_runs(tmp_path), reps=20, threshold=9.0).per_env
+    assert row[["stop_epoch", "stopped"]].values.tolist() == [[2.0, 2]]  # 1, 3 and never
+    assert main(["compare", str(tmp_path), "--threshold", "9", "--reps", "20"]) == 0
+    assert "2.0 (2 of 3)" in capsys.readouterr().out
 
 
 def test_a_hostile_label_stays_text():

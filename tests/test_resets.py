@@ -1,10 +1,12 @@
 """Networks that begin anew: when, which of them, and what goes on as if nothing had happened."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import A, S, fits, same, start
+from small import fits, make_spec, same, start
 from test_savo import NO, make, state_of
 from tiny import assert_same_run, settings, stop_at
 
@@ -13,7 +15,7 @@ from qscape.errors import UsageError
 from qscape.methods.resets import Resets
 from qscape.offpolicy.base import Base
 from qscape.run import Plan, resume, train
-from qscape.types import Event, Spec, stream
+from qscape.types import Event, stream
 
 MANY = ["sac", "td7", "bc", "iql", "td3+savo+pave", "sac+savgo", "td3+lap+normalise"]
 MANY += [f"td3+{name}" for name in agents.PARTS if fits(f"td3+{name}+resets")]
@@ -110,7 +112,9 @@ def test_only_the_last_layers_begin_anew(recipe):
 @pytest.mark.parametrize("what", ["all", "last"])
 @pytest.mark.parametrize("recipe", MANY)
 def test_every_agent_keeps_its_shape(recipe, what):
-    agent = agents.build(f"{recipe}+resets", {"resets": {"what": what}}).on(Spec(S, A))
+    agent = agents.build(f"{recipe}+resets", {"resets": {"what": what}})
+    images = {"observation_size": 1600, "frame": (40, 40)} if "conv" in agent.parts else {}
+    agent = agent.on(dataclasses.replace(make_spec(agent), **images))
     state = jax.eval_shape(agent.init, jax.random.key(0))
 
     def reset(state):

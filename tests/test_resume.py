@@ -119,6 +119,18 @@ CLOCK = Plan(
 )
 
 
+CARTPOLE = Plan(
+    "dqn+lap",
+    "CartPole-v1",
+    300,
+    settings=settings("dqn+lap", warmup=50, updates_per_step=1.0),
+    eval_every=110,
+    eval_episodes=2,
+    log_every=37,
+    save_every=100,
+)
+
+
 @pytest.mark.parametrize(
     ("plan", "stops"),
     [
@@ -128,6 +140,7 @@ CLOCK = Plan(
         (HALF, [(299, "step")]),
         slow(VECTOR, [(180, "step")]),  # between an episode's end and the log line that tells of it
         slow(FAST, [(200, "step")]),
+        (CARTPOLE, [(180, "step")]),
     ],
     ids=[
         "pendulum-td7",
@@ -136,6 +149,7 @@ CLOCK = Plan(
         "pendulum-bfloat16",
         "vector-sac+normalise",
         "vector-fast_td3",
+        "cartpole-dqn+lap",
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(plan, stops, tmp_path):

@@ -15,7 +15,7 @@ from small import AS_USERS, A, S, Says, build, randomised, same, start
 import reference.savo
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.methods._list_encoder import SUMMARISERS, Conditioned
+from qscape.methods._list_encoder import SUMMARISERS, Conditioned, _make_film
 from qscape.nets import Conditioning
 from qscape.nets.mlp import Torso
 from qscape.offpolicy import update
@@ -585,6 +585,53 @@ def test_networks_have_the_papers_sizes(sizes, actor_hidden, critic_hidden, coun
     state = jax.eval_shape(agent.init, jax.random.key(0))
     trees = state.critics[0], state.actor[0], state.actor[1], state.part_states["savo"].params[0]
     assert tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees) == counts
+
+
+def test_one_list_encoder_serves_all_actors_and_one_all_surrogates():
+    """A shared encoder equals copies of it in every network, and there are two encoders instead of four."""
+    each, shared = make(summary_width=12), make(summary_width=12, summarisers="shared")
+    state, batch = state_of(shared), flat_batch(0)
+
+    def copied(first: Conditioned, *rest: Conditioned) -> list[Conditioned]:
+        lacks = lambda module: module.summary  # noqa: E731
+        return [
+            first,
+            *(eqx.tree_at(lacks, m, first.summary, is_leaf=lambda x: x is None) for m in rest),
+        ]
+
+    own = state.part_states["savo"]
+    apart = state._replace(
+        actor=[state.actor[0], *copied(*state.actor[1:])],
+        part_states={"savo": own._replace(params=copied(*own.params))},
+    )
+    encoder = 12 * (S + A) + 12 + 3 * (12 * 12 + 12)
+    counts = [sum(x.size for x in jax.tree.leaves((s.actor, s.part_states))) for s in (state, apart)]
+    assert counts[1] - counts[0] == 2 * encoder
+    found = []
+    for agent, of in ((shared, state), (each, apart)):
+        context = functions(agent, of)
+        params = of.part_states["savo"].params
+        loss = agent.selector.learn(params, of.part(agent.selector), context, batch, KEY)[0]
+        objectives = agent.selector.actor_objectives(of.actor, of.part(agent.selector), context, batch)
+        obs = batch.observation
+        values = [q(obs, policy(obs).mode())[0] for policy, q in objectives]
+        found.append([loss, *values, agent.selector.propose(of.actor, context, obs)[2].mode()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_film_may_start_as_the_identity():
+    """With a start of 0, scales and shifts are 0 for every list; a start of 0.2 has twice 0.1's weights."""
+    none, usual, double = (_make_film(KEY, 12, 8, start) for start in (0.0, 0.1, 0.2))
+    assert not none.weight.any()
+    assert none.weight.shape == (16, 12)
+    assert not none.bias.any()
+    np.testing.assert_allclose(double.weight, 2 * usual.weight, rtol=1e-6)
+
+
+def test_a_transformer_needs_a_width_for_its_heads():
+    with pytest.raises(UsageError, match="summary_width is 30; a transformer with 4 heads"):
+        make(summariser="transformer", summary_width=30)
 
 
 # --- noise -----------------------------------------------------------------------------------------

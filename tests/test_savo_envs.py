@@ -595,6 +595,23 @@ def test_the_odds_of_a_click_and_of_its_direction(recsim):
         assert not outcome.terminated.any()
 
 
+def test_the_click_model_as_printed():
+    """softmax(score, skip) = e^score / (e^score + e^skip), without κ, and a drift of twice the size."""
+    env = RecSim.of(60, kappa=1.0, skip=1.0, drift=0.6)
+    item = env.items[7]
+    taste = 2.0 * item / (item @ item)  # of score 2
+    steps = jax.vmap(lambda key: env.step(User(taste, jnp.int32(0)), 7, key))
+    after, outcome = jax.jit(steps)(jax.random.split(KEY, 20_000))
+    clicks = np.asarray(outcome.reward) == 1
+    assert abs(clicks.mean() - np.exp(2) / (np.exp(2) + np.exp(1))) < 0.012
+    moved, start = np.asarray(after.taste)[clicks], np.asarray(taste)
+    delta = 0.6 * (1 - np.abs(start)) * np.asarray(item) * (np.asarray(item) - start)
+    np.testing.assert_allclose(moved, np.broadcast_to(np.clip(start + delta, -1, 1), moved.shape), atol=1e-6)
+    for wrong in ({"kappa": -1.0}, {"skip": float("inf")}, {"drift": float("nan")}):
+        with pytest.raises(UsageError, match="give finite numbers, kappa and drift not below 0"):
+            make("recsim/10k-v0", env_args={"items": 60, **wrong})
+
+
 @pytest.mark.slow
 def test_scores_in_recsim(recsim):
     random = play(recsim, uniform(recsim), KEY, 4000)
@@ -618,6 +635,10 @@ def test_half_a_million_items():
 @pytest.mark.slow
 def test_the_stand_in_without_data():
     env = RecSimData.synthetic()
+    wide = RecSimData.synthetic(100, extra_dims=15)
+    assert wide.action_table.shape == (100, 45)
+    assert wide.observation_space.shape == (30,)
+    np.testing.assert_array_equal(wide.action_table[:, :30], wide.items)
     assert abs(play(env, uniform(env), KEY, 4000).ret.mean() - 9.8) < 0.4
     assert abs(play(env, Partial(popular, env), KEY, 1000).ret.mean() - 32.4) < 2
     assert abs(play(env, Partial(oracle, env), KEY, 400).ret.mean() - 58.5) < 2.5

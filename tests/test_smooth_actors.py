@@ -44,7 +44,7 @@ def policy(obs, slope=1.0, features=None):
 
 def fns_of(policy, **more):
     base = Base(head=more.pop("head", "deterministic"))
-    return Context(*[None] * len(Context._fields))._replace(policy=policy, base=base, **more)
+    return Context(*[None] * len(Context._fields))._replace(policy=policy, base=base, spec=Spec(1, 2), **more)
 
 
 def batch_of(now=NOW):
@@ -313,7 +313,7 @@ def test_l2c2_against_its_definition():
     batch = Batch(*(x[:16] for x in run.memory), 0.99)
     batch = batch._replace(extra={"successor": batch.next_observation})
     part, key = run.agent.regularisers[0], jax.random.key(0)
-    between, weight, distance = part._interpolate(batch, key)
+    between, weight, distance = part._interpolate(run.agent.task, batch, key)
     share = np.asarray((between - batch.observation) / (batch.next_observation - batch.observation))
     assert np.abs(share).max() <= 1.0 + 1e-4  # the width is 1
     np.testing.assert_allclose(distance, np.abs(share).max(-1) + 1 / 99, rtol=1e-3)

@@ -4,6 +4,7 @@ Those of prioritised replay alone are in `test_lap.py`; that everything fits tog
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 import gymnasium as gym
 import jax
@@ -446,10 +447,11 @@ def test_the_encoder_predicts_one_step_on_whatever_the_critics_target_sums():
     memory, own = start(agent).memory, agent.init(jax.random.key(0)).part_states["sale"]
     obs, action, reward, terminated, successor = (x[:32] for x in memory)
     assert "successor" in agent.derived_columns
+    context = SimpleNamespace(spec=agent.task)
 
     def loss(successor, further):
         batch = Batch(obs, action, reward, terminated, further, 0.99, {"successor": successor})
-        return float(agent.parts["sale"].learn(own.params, own, None, batch, jax.random.key(0))[0])
+        return float(agent.parts["sale"].learn(own.params, own, context, batch, jax.random.key(0))[0])
 
     assert loss(successor, successor) == loss(successor, successor + 1.0)
     assert loss(successor, successor) != loss(successor + 1.0, successor)

@@ -1,8 +1,10 @@
 """Trackers: what they are sent, that a resumed run goes on in the same one, and that none ends a run."""
 
+import dataclasses
 import sys
 import types
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -74,6 +76,7 @@ def wandb(monkeypatch):
         define_metric=lambda name, step_metric: None,
         log=calls.sent.append,
         finish=lambda: calls.sent.append({"step": "end"}),
+        Video=lambda file, format: (Path(file).read_bytes()[4:8], format),
     )
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     return calls
@@ -194,6 +197,21 @@ def test_a_resumed_run_goes_on_in_the_same_runs_and_no_tracker_ends_it(tmp_path,
     folders.write_record(tmp_path, record | {"tracking": {"ids": [1]}})
     with pytest.raises(RunError, match=r"run.json cannot be read"):
         folders.read_record(tmp_path)
+
+
+@pytest.mark.slow
+def test_videos_are_sent_after_saves(tmp_path, wandb):
+    pace = {"eval_every": 0, "save_every": 30, "milestones": 1.0}
+    short = Plan("td3", "Pendulum-v1", 30, settings=settings("td3", warmup=20), **pace)
+    list(train(short, tmp_path / "a", trackers=["wandb"], tracking=Tracking(videos=True)))
+    assert [sent for sent in wandb.sent if "video" in sent] == [{"video": (b"ftyp", "mp4"), "step": 30}]
+    wandb.sent.clear()
+    unseen = dataclasses.replace(plan(), save_every=20, milestones=1.0)  # that environment has no pictures
+    seen = list(train(unseen, tmp_path / "b", trackers=["wandb"], tracking=Tracking(videos=True)))
+    assert not [sent for sent in wandb.sent if "video" in sent]
+    told = [line for event in seen if isinstance(event, events.Logged) for line in event.warnings]
+    assert len(told) == 1
+    assert told[0].startswith("--log-videos: no video can be made, so none is sent (qscape: ")
 
 
 @pytest.mark.slow

@@ -108,6 +108,33 @@ class Picture(gym.Env):
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
+class Spot(gym.Env):
+    """Shows a bright spot on the left or on the right of two frames; the best action is 0.6 towards it."""
+
+    observation_space = spaces.Box(0, 255, (2, 12, 12), np.uint8)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, length: int = 5):
+        self.length, self.now, self.side = length, 0, 1
+
+    @staticmethod
+    def show(side: int) -> np.ndarray:
+        """Return the picture of a spot at side -1 or 1."""
+        picture = np.full((2, 12, 12), 40, np.uint8)
+        picture[:, 4:8, 5 + 3 * side : 8 + 3 * side] = 250
+        return picture
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.now, self.side = 0, int(self.np_random.choice([-1, 1]))
+        return self.show(self.side), {}
+
+    def step(self, action):
+        reward = -((float(action[0]) - 0.6 * self.side) ** 2)
+        self.now, self.side = self.now + 1, int(self.np_random.choice([-1, 1]))
+        return self.show(self.side), reward, self.now == self.length, False, {}
+
+
 class Unbounded(gym.Env):
     """Has a second action without bounds."""
 
@@ -115,7 +142,7 @@ class Unbounded(gym.Env):
     action_space = spaces.Box(np.float32([-1, -np.inf]), np.float32([1, np.inf]), dtype=np.float32)
 
 
-for _made in (Clock, Rooms, Unkept, Picture, Unbounded):
+for _made in (Clock, Rooms, Unkept, Picture, Spot, Unbounded):
     if f"{_made.__name__}-v0" not in gym.registry:
         gym.register(f"{_made.__name__}-v0", _made)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qscape.inspect.smoothness import measure_robustness, measure_smoothness
     from qscape.inspect.trained_agent import TrainedAgent, load_history, load_trained_agent
     from qscape.jobs.reproduce import reproduce
-    from qscape.model import A2C, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
+    from qscape.model import A2C, DQN, PPO, REINFORCE, SAC, TD3, TD7, TRPO, Model, load
     from qscape.offpolicy import sockets
     from qscape.onpolicy import sockets as onpolicy_sockets
     from qscape.report.runs import load_runs
@@ -38,6 +38,7 @@ _PLACES = {
     "RunError": "qscape.errors",
     "UsageError": "qscape.errors",
     "A2C": "qscape.model",
+    "DQN": "qscape.model",
     "PPO": "qscape.model",
     "REINFORCE": "qscape.model",
     "SAC": "qscape.model",
@@ -72,6 +73,7 @@ _PLACES = {
 
 __all__ = [
     "A2C",
+    "DQN",
     "PPO",
     "REINFORCE",
     "SAC",

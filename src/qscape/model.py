@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_type_hints
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import BASE_HELP, build, nearest, ours, register_named, settings_of
+from qscape.agents import BASE_HELP, build, nearest, ours, recipe_for_images, register_named, settings_of
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -101,6 +101,8 @@ class Model:
             index_actions=index_actions,
             one_if_jax=loop != "host",
         )
+        if self.adapter.spec.frame is not None:
+            self.recipe, _ = recipe_for_images(recipe)
         self.envs = self.adapter.envs if made else envs
         self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
@@ -216,6 +218,7 @@ class Model:
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
+        action_mask: Any = None,
     ) -> tuple[np.ndarray, Any]:
         """Return actions in the environment's units for one observation or a batch of observations.
 
@@ -225,6 +228,8 @@ class Model:
             state: the second result of the previous call; None in the first one.
             episode_start: `[batch]`, True where an episode starts, which resets the state; None: no start.
             deterministic: True: the mode of the policy; False: an action with exploration, as in training.
+            action_mask: `[N]` or `[batch, N]`, which actions are valid, for environments that mask theirs;
+                None: the observation's own mask, and without one all actions are valid.
 
         Returns:
             (action, state); pass the state to the next call.
@@ -232,7 +237,7 @@ class Model:
         counter = 0
         if not deterministic:
             counter, self._drawn = self.env_steps + self._drawn, self._drawn + 1
-        return self._policy().predict(observation, state, episode_start, deterministic, counter)
+        return self._policy().predict(observation, state, episode_start, deterministic, counter, action_mask)
 
     def _policy(self) -> "Policy":
         """Return the best policy so far; an untrained one if `learn` was not called."""
@@ -298,12 +303,13 @@ class Policy:
         episode_start: Any = None,
         deterministic: bool = True,
         counter: int = 0,
+        action_mask: Any = None,
     ) -> tuple[np.ndarray, Any]:
         """Return (action, state); see `Model.predict`.
 
         `counter`: the number that selects the random numbers of a call without `state`; later calls count on.
         """
-        obs, batched = self.adapter.observations(observation)
+        obs, batched = self.adapter.observations(observation, action_mask)
         n = len(obs)
         counter, memory = (counter, self.programs.init_noise(n)) if state is None else state
         first = (
@@ -475,6 +481,10 @@ class TD3(NamedModel, agent="td3"):
 
 
 class SAC(NamedModel, agent="sac"):
+    pass
+
+
+class DQN(NamedModel, agent="dqn"):
     pass
 
 

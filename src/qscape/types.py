@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qscape.errors import UsageError
+from qscape.masks import ActionMask
 
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = Float[Array, ""]
@@ -84,15 +85,20 @@ class Spec:
     """What an agent needs to know of its task. Agents act in [-1, 1]^A.
 
     Attributes:
-        observation_size: S, length of the flattened observation.
+        observation_size: S, length of the flattened observation that networks see.
         action_size: A, length of the action vector (of one row of the table, for discrete actions).
         table: [N, A] vectors of a discrete action set; None for continuous actions.
         low, high: [A] bounds of the action in the environment's units; None if there are none.
         choices: N if an action is the index of one of N actions (then A = 1); None otherwise.
-        frame: shape of the image whose bytes an observation holds; None for vectors.
+        factors: N_k of each entry k if an action is a vector of A indices (MultiDiscrete, MultiBinary); None
+            otherwise.
+        frame: shape of the image that an observation begins with, in whole numbers from 0 to 255; None for
+            vectors. What follows the image is a vector.
         actor_size: actors see the first `actor_size` entries of an observation only, critics all S; None:
             actors see everything.
         time_limit: steps after which an episode is truncated; None: no limit is known.
+        mask: how the valid actions are packed into the words that follow an observation; None: all actions
+            are valid, and observations have no such words.
 
     Raises:
         UsageError: `actor_size` leaves nothing for the actor, or nothing that critics alone see.
@@ -104,9 +110,11 @@ class Spec:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     choices: int | None = None
+    factors: tuple[int, ...] | None = None
     frame: tuple[int, ...] | None = None
     actor_size: int | None = None
     time_limit: int | None = None
+    mask: ActionMask | None = None
 
     def __post_init__(self) -> None:
         if self.actor_size is not None and not 0 < self.actor_size < self.observation_size:
@@ -114,10 +122,81 @@ class Spec:
                 f"actors should see the first {self.actor_size} of {self.observation_size} entries of an "
                 f"observation: choose from 1 to {self.observation_size - 1}, or None for all."
             )
+        actions = sum(self.index_sizes or ()) or (0 if self.table is None else len(self.table))
+        fits = self.mask is None or (self.mask.actions, self.mask.factors) == (actions, self.factors or ())
+        if self.mask is not None and not fits:
+            raise UsageError(
+                f"the action mask has {self.mask.actions} entries, and there are {actions:,} actions."
+            )
+
+    @property
+    def row_size(self) -> int:
+        """Length S + M of an observation with its mask, as environments return it and replay stores it."""
+        return self.observation_size + (0 if self.mask is None else self.mask.width)
+
+    def visible(self, obs: Array) -> Array:
+        """Returns the entries [..., S] of observations [..., S + M] that networks see."""
+        return obs if self.mask is None else jax.lax.slice_in_dim(obs, 0, self.observation_size, axis=-1)
+
+    def _words(self, obs: Array) -> Array:
+        """The words [..., M] behind observations."""
+        return jax.lax.slice_in_dim(obs, self.observation_size, None, axis=-1)
+
+    def mask_words(self, obs: Array) -> Array | None:
+        """Returns the words [..., M] of observations that say which actions are valid; None: all are."""
+        return None if self.mask is None else jax.lax.stop_gradient(self._words(obs))
+
+    def valid_actions(self, obs: Array) -> Array | None:
+        """Returns which actions are valid at observations, bool [..., N], or [..., K, C] of K factors.
+
+        C is the largest number of values of a factor. None: all actions are valid.
+        """
+        if self.mask is None:
+            return None
+        valid = self.mask.unpack(self._words(obs))
+        return self.mask.split(valid) if self.mask.factors else valid
+
+    def draw_indices(self, obs: Array, key: Key) -> Array:
+        """Draws the indices [..., K] of a valid action at each observation, all with the same probability.
+
+        K is 1 unless actions have factors.
+        """
+        if self.mask is not None:
+            return self.mask.sample(self._words(obs), key)
+        sizes = self.index_sizes or (1 if self.table is None else len(self.table),)
+        return jax.random.randint(key, (*obs.shape[:-1], len(sizes)), 0, jax.numpy.array(sizes))
+
+    def change_visible(self, change: Callable[[Array], Array], obs: Array) -> Array:
+        """Returns observations [..., S + M] with `change` made to what networks see; masks stay."""
+        if self.mask is None:
+            return change(obs)
+        return jax.numpy.concatenate([change(self.visible(obs)), self._words(obs)], -1)
 
     def actor_part(self, obs: Array) -> Array:
-        """Returns the entries of observations [..., S] that actors see."""
+        """Returns the entries of observations [..., S + M] that actors see."""
+        obs = self.visible(obs)
         return obs if self.actor_size is None else jax.lax.slice_in_dim(obs, 0, self.actor_size, axis=-1)
+
+    @property
+    def index_sizes(self) -> tuple[int, ...] | None:
+        """The number of values of each entry of an action whose entries are indices; None for vectors."""
+        return self.factors if self.choices is None else (self.choices,)
+
+    def of_factor(self, size: int) -> "Spec":
+        """The task as the head of one factor sees it: a discrete set of `size` actions."""
+        return dataclasses.replace(self, action_size=1, choices=size, factors=None, mask=None)
+
+    @property
+    def action_rows(self) -> np.ndarray | None:
+        """Every discrete action [N, A]: the rows of the table, or the indices; None if continuous."""
+        if self.choices is not None:
+            return np.arange(self.choices, dtype=np.float32)[:, None]
+        return self.table
+
+    @property
+    def pixels(self) -> int:
+        """The entries of an observation, its first ones, that are an image; 0 for vectors."""
+        return 0 if self.frame is None else math.prod(self.frame)
 
     @property
     def of_actor(self) -> "Spec":
@@ -259,11 +338,14 @@ class Part:
         socket: the place that the part fills in an agent.
         derived_columns: columns of `Batch.extra` that the part reads and replay computes from neighbouring
             rows: "successor", "previous_observation", "last_observation", "truncated".
+        takes_images: the part works where observations begin with an image. False for parts whose own
+            networks or statistics are of raw observations, and for representations without convolutions.
     """
 
     name: ClassVar[str]
     socket: ClassVar[str]
     derived_columns: ClassVar[frozenset[str]] = frozenset()
+    takes_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the fields. A subclass that checks more calls `super().__post_init__()` first.

@@ -36,7 +36,7 @@ def soak(rng: random.Random, place: Path, bench: Bench) -> str:
     if not Path("/proc/self/statm").exists():
         raise Skipped("the memory of a process is not known here")
     name = rng.choice(["td3", "td7"])
-    argv = ["train", name, "--env", "tiny:Clock-v0", "--steps", "9000", *tiny.flags(name, warmup=50)]
+    argv = ["train", name, "--env", "tiny:Clock-v0", "--steps", "10000000", *tiny.flags(name, warmup=50)]
     argv += [
         "--eval-episodes",
         "2",

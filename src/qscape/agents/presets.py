@@ -1,4 +1,4 @@
-"""Presets: settings of papers, by agent, part and environment.
+"""Presets: settings of papers and of others who searched, by agent, part and environment.
 
 A row holds the settings of a base alone, or of a base with one part. A recipe takes the rows of its base and
 of its parts from one paper. Of the papers that have some of these rows, the first by this order is taken:
@@ -10,28 +10,10 @@ of its parts from one paper. Of the papers that have some of these rows, the fir
 Parts that this paper does not have take their fields from other papers. A user's value wins over all of them.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 from qscape.agents.recipes import PARTS, Settings, build, merge_settings, nearest
+from qscape.agents.sources import Paper
+from qscape.agents.tuned import TUNED
 from qscape.errors import UsageError
-
-
-class Paper(NamedTuple):
-    """The settings of one paper.
-
-    Attributes:
-        source: the paper, as runs print it.
-        rows: settings by (base, part, environment); part "" is the base alone.
-    """
-
-    source: str
-    rows: Mapping[tuple[str, str, str], Settings]
-
-    def known(self, base: str, parts: list[str]) -> list[str]:
-        """Return the parts with rows for this base; "" comes first if the base alone has rows."""
-        pairs = {key[:2] for key in self.rows}
-        return [part for part in ("", *parts) if (base, part) in pairs]
 
 
 def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
@@ -78,6 +60,8 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         for other in PRESETS[name]:
             if fields := other.rows.get((base, part, env), {}).get(part):
                 found, sources = merge_settings(found, {part: fields}), [*sources, f"{part}: {other.source}"]
+    if meant := paper.meant_for.get((base, env)):
+        sources.append(f"meant for: {meant}")
     present = {"base", *agent.parts}  # a part of the recipe may have replaced one of the base
     given = {part: fields for part, fields in found.items() if part in present}
     return given, "; ".join(sources)
@@ -212,6 +196,7 @@ def _savo() -> dict[tuple[str, str, str], Settings]:
 
 # --- ACPG: the paper's settings; if it gives none, those of Tianshou, on which it builds ------------------
 
+CLIFF = "cliff/IdealCliffWalking-v0"
 PICTURES = ("ALE/Breakout-v5", "ALE/Pong-v5", "ALE/Enduro-v5", "ALE/Qbert-v5", "CarRacing-v3")
 PPO_PICTURES: Settings = {
     "base": {
@@ -251,9 +236,12 @@ def _action_collapse() -> dict[tuple[str, str, str], Settings]:
         ("reinforce", "", "CartPole-v1"): {},  # these are the defaults
         ("ppo", "", "CartPole-v1"): PPO_CARTPOLE,
         ("a2c", "", "CartPole-v1"): A2C_CARTPOLE,
+        ("trpo", "", "CartPole-v1"): {},
     }
+    rows |= {(base, "", CLIFF): {} for base in ("reinforce", "a2c", "ppo", "trpo")}
     for env in PICTURES:
         rows["ppo", "", env], rows["trpo", "", env] = PPO_PICTURES, {"base": {"rollout": 1_000}}
+        rows["reinforce", "", env], rows["a2c", "", env] = {"base": {"passes": 4}}, {}
     return rows
 
 
@@ -291,4 +279,5 @@ PRESETS: dict[str, list[Paper]] = {
         Paper("SAVO, arXiv 2410.11833", _savo()),
         *_critics(),
     ],
+    "tuned": TUNED,
 }

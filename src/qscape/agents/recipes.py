@@ -23,19 +23,27 @@ from qscape.methods.c51 import C51
 from qscape.methods.caps import CAPS
 from qscape.methods.cem import CEM
 from qscape.methods.checkpoints import Checkpoints
+from qscape.methods.conv import Conv
 from qscape.methods.crossq import CrossQ, CrossQWN
+from qscape.methods.dpo import DPO
+from qscape.methods.dqn import Argmax, PerAction
 from qscape.methods.droq import DroQ
+from qscape.methods.eas import EAS
 from qscape.methods.ensemble import Ensemble
+from qscape.methods.esa import ESA
 from qscape.methods.fast import Fast
 from qscape.methods.grad import GRAD
 from qscape.methods.greedy_ac import GreedyAC
 from qscape.methods.greedy_td3 import GreedyTD3
 from qscape.methods.hl_gauss import HLGauss
+from qscape.methods.imitate import Imitate
+from qscape.methods.implicit import Implicit
 from qscape.methods.iql import IQL
 from qscape.methods.joint import Joint
 from qscape.methods.l2c2 import L2C2
 from qscape.methods.lap import LAP
 from qscape.methods.lipsnet import LipsNet
+from qscape.methods.lsflow import LSFlow
 from qscape.methods.mean_target import MeanTarget
 from qscape.methods.normalise import Normalise
 from qscape.methods.ou import OU
@@ -46,6 +54,7 @@ from qscape.methods.quantile import Quantile
 from qscape.methods.redq import REDQ
 from qscape.methods.resets import Resets
 from qscape.methods.reward_scale import RewardScale
+from qscape.methods.rip import RIP
 from qscape.methods.sale import SALE
 from qscape.methods.savgo import SAVGO
 from qscape.methods.savo import SAVO
@@ -90,7 +99,38 @@ IMPLICIT = OffPolicyAgent(
     target_update=plain.Polyak(when="always"),
 )
 
-BASES: dict[str, OffPolicyAgent] = {"td3": TD3, "sac": SAC, "bc": IMITATION, "iql": IMPLICIT}
+DQN = OffPolicyAgent(
+    recipe="dqn",
+    base=OffPolicyBase(
+        critics=1,
+        critic_hidden=(128, 128),
+        batch_size=64,
+        n_step=3,
+        warmup=1_000,
+        replay_capacity=100_000,
+        updates_per_step=0.5,
+        sync_every=100,
+        critic_learning_rate=5e-4,
+        policy_delay=1,
+        target_actor=False,
+        target_noise=0.0,
+        exploration_noise=0.0,
+        epsilon_mode="greedy",
+        epsilon_end=0.04,
+        epsilon_decay=0.16,
+    ),
+    representation=PerAction(),
+    selector=Argmax(),
+    target_update=Periodic(),
+)
+
+BASES: dict[str, OffPolicyAgent] = {
+    "td3": TD3,
+    "sac": SAC,
+    "bc": IMITATION,
+    "iql": IMPLICIT,
+    "dqn": DQN,
+}
 
 
 class Expansion(NamedTuple):
@@ -119,6 +159,30 @@ EXPANSIONS: dict[str, Expansion] = {
     "td7_offline": Expansion(
         "td3+sale+lap+periodic+value_clip+clone",
         "TD7 on a dataset: behaviour cloning in, checkpoints out (Fujimoto et al. 2023).",
+    ),
+    "eas_td3": Expansion(
+        "td3+eas+imitate",
+        "TD3 whose actions a particle swarm evolves, and which imitates winners (Ma et al. 2022, arXiv "
+        "2201.04286).",
+        {"base": {"actor_hidden": (400, 300), "critic_hidden": (400, 300), "batch_size": 100}},
+    ),
+    "rip": Expansion(
+        "td3+implicit+rip",
+        "Regularised implicit policy, for datasets (Yang et al. 2022, arXiv 2202.09673).",
+        {
+            "base": {"batch_size": 512, "actor_hidden": (400, 300), "critic_hidden": (400, 300)}
+            | {"actor_activation": "leaky_relu", "actor_learning_rate": 2e-4, "actor_adam_b1": 0.4}
+            | {"actor_objective": "min", "critic_loss": "huber", "huber_threshold": 500.0},
+        },
+    ),
+    "lsflow": Expansion(
+        "td3+lsflow",
+        "A flow policy on the sphere, for continuous actions (Kong et al. 2026, arXiv 2601.22211).",
+        {
+            "base": {"batch_size": 64, "replay_capacity": 100_000, "warmup": 1_000}
+            | {"critic_learning_rate": 4e-4, "gradient_clip": 10.0}
+            | {"critic_loss": "huber", "huber_threshold": 5.0},
+        },
     ),
     "tqc": Expansion(
         "sac+quantile",
@@ -187,6 +251,20 @@ EXPANSIONS: dict[str, Expansion] = {
         "2110.02034).",
         {"base": {"log_std_min": -20.0}},
     ),
+    "drqv2": Expansion(
+        "td3+conv",
+        "TD3 from images, with random shifts and noise that decays (Yarats et al. 2021, arXiv 2107.09645).",
+        {
+            # Table 4 of the paper and the released config.yaml; `conv` holds the encoder's own.
+            "base": {"n_step": 3, "warmup": 2_000, "updates_per_step": 0.5, "policy_delay": 1}
+            | {"actor_learning_rate": 1e-4, "critic_learning_rate": 1e-4}
+            | {"actor_hidden": (1024, 1024), "critic_hidden": (1024, 1024)}
+            | {"target_actor": False, "target_noise_clip": 0.3, "actor_objective": "min"}
+            # The schedule of the paper's easy tasks: from 1.0 to 0.1.
+            | {"exploration_noise": 1.0, "epsilon_end": 0.1, "epsilon_decay": 100_000.0},
+            "polyak": {"rate": 0.01, "when": "always"},
+        },
+    ),
     "fast_td3": Expansion(
         "td3+fast+c51+normalise",
         "TD3 with large batches and distributional critics, for many environments (Seo et al. 2025, arXiv "
@@ -214,6 +292,7 @@ BASE_HELP = {
     "sac": "Soft actor-critic with a learned temperature (Haarnoja et al. 2018).",
     "bc": "Behaviour cloning: the actor imitates the data, the critics judge it.",
     "iql": "Implicit Q-learning (Kostrikov et al. 2021).",
+    "dqn": "Deep Q-network for a few discrete actions (Mnih et al. 2015).",
     **{name: expansion.help for name, expansion in EXPANSIONS.items()},
     **onpolicy.BASE_HELP,
 }
@@ -221,8 +300,10 @@ PARTS: dict[str, type] = {
     cls.name: cls
     for cls in (
         SALE,
+        Conv,
         LAP,
         Periodic,
+        plain.Polyak,
         ValueClip,
         Checkpoints,
         Normalise,
@@ -240,12 +321,19 @@ PARTS: dict[str, type] = {
         Ensemble,
         CEM,
         Joint,
+        EAS,
+        Imitate,
+        ESA,
         GreedyAC,
         GreedyTD3,
         Resets,
         BC,
         Clone,
         IQL,
+        Implicit,
+        RIP,
+        LSFlow,
+        DPO,
         C51,
         HLGauss,
         Quantile,
@@ -455,6 +543,23 @@ def recipe_for_dataset(recipe: str) -> tuple[str, list[str]]:
     return recipe, []
 
 
+def recipe_for_images(recipe: str) -> tuple[str, list[str]]:
+    """Adapt a recipe to observations with an image: an off-policy agent without a representation gets `conv`.
+
+    Returns:
+        The recipe, and a sentence about the change.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    base, names = parse(recipe)
+    if base in onpolicy.BASES or any(PARTS[name].socket == "representation" for name in names):
+        return recipe, []
+    if BASES[base].representation.takes_images:
+        return recipe, []
+    return f"{recipe}+conv", [f"observations hold an image: {recipe} becomes {recipe}+conv"]
+
+
 def parts_of(base: str) -> dict[str, type]:
     """Return the parts, by name, that agents of a base can have."""
     return onpolicy.PARTS if base in onpolicy.BASES else PARTS
@@ -506,6 +611,7 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     for name in names:
         part = parts_of(base_name)[name]()
         _add_to_socket(sockets, part, recipe)
+    _refuse_defaults(agent, sockets, recipe)
     agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
     _check_settings(agent, settings)
     merged = merge_settings(_named_settings(agent), settings)
@@ -579,6 +685,17 @@ def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:
         )
     else:
         sockets[part.socket] = part
+
+
+def _refuse_defaults(base_agent: Agent, sockets: Mapping[str, Any], recipe: str) -> None:
+    """Raise a UsageError for a part that the base has by default."""
+    for socket, part in sockets.items():
+        if type(getattr(base_agent, socket)) is type(part) and not isinstance(part, tuple):
+            raise UsageError(
+                f"'{part.name}' cannot be added in '{recipe}': {base_agent.recipe} already has it; leave it "
+                "out.",
+                part=part.name,
+            )
 
 
 def _filled_sockets(agent: Agent) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +40,9 @@ class Options:
     normalise: Literal["td3", "d4rl", "best"] = setting(
         "td3", "Agent with score 1: TD3 after 1M steps, D4RL's expert, or the best agent compared."
     )
+    threshold: float | None = setting(
+        None, "Also show the first evaluation that reaches this return (stop epoch): the mean over runs."
+    )
     reps: int = setting(2000, "Number of bootstrap resamples.")
 
 
@@ -64,6 +67,7 @@ def main(argv: list[str]) -> int:
             metric=given.metric,
             smooth=given.smooth,
             reference=names,
+            threshold=given.threshold,
         )
     made = made._replace(notes=notes + made.notes)
     shown, console = tables.shorten(made), plain_console()
@@ -98,17 +102,20 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         rows = [
             [row["label"], row["policy"], str(row["seeds"]), f"{row['steps']:,}",
              _estimate(row["final_iqm"], row["final_iqm_low"], row["final_iqm_high"]),
-             _mean(row["final_mean"], row["final_std"]), _number(row["best_iqm"])]
+             _mean(row["final_mean"], row["final_std"]), _number(row["best_iqm"]),
+             *_stop_epoch(row)]
             for row in group.to_dict("records")
         ]  # fmt: skip
         if len(made.published):
             theirs = made.published[made.published["our_env"] == env]
             rows += [
                 [f"{row['method']} on {row['env']}", "published", str(row["seeds"]), f"{row['step']:,}",
-                 _number(row["iqm"]), _mean(row["mean"], row["sd"]), "-"]
+                 _number(row["iqm"]), _mean(row["mean"], row["sd"]), "-",
+                 *(["-"] if given.threshold is not None else [])]
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
         columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
+        columns += [] if given.threshold is None else [f"stop epoch at {given.threshold:g}"]
         print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
@@ -198,6 +205,13 @@ def _writing(file: str) -> Iterator[None]:
         yield
     except OSError as problem:
         raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+
+
+def _stop_epoch(row: Mapping[Any, Any]) -> list[str]:
+    """The cell of the stop epoch; none without a threshold."""
+    if "stop_epoch" not in row:
+        return []
+    return [f"{_number(row['stop_epoch'])} ({row['stopped']} of {row['seeds']})"]
 
 
 def _number(x: float, digits: int = 1) -> str:

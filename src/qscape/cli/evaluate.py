@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, show_tracks, table
+from qscape.errors import UsageError
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
 from qscape.run.evaluation import list_successes
@@ -23,6 +24,7 @@ class Options:
     episodes: int = setting(10, "Number of episodes for each run.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
+    sample: bool = setting(False, "Draw actions from the policy, as in training (on-policy agents only).")
     bias: bool = setting(False, "Also compare Q with the discounted return that followed.")
 
 
@@ -31,6 +33,8 @@ def main(argv: list[str]) -> int:
     path, rest = options.positional(argv, "RUN", "qscape evaluate")
     set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
+    if given.sample and given.bias:
+        raise UsageError("--bias compares Q with the deterministic policy: leave --sample out.")
     rows, means, biases = [], [], []
     for folder in run_folders(Path(path)):
         with show_tracks():
@@ -41,7 +45,9 @@ def main(argv: list[str]) -> int:
                 measured = measure_bias(trained, rollouts)
                 biases.append([str(folder), *(f"{measured[name]:.4g}" for name in BiasProbe.columns)])
             else:
-                step, policy, done = evaluate_run(folder, given.episodes, given.seed, given.current)
+                step, policy, done = evaluate_run(
+                    folder, given.episodes, given.seed, given.current, given.sample
+                )
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
@@ -58,7 +64,8 @@ def main(argv: list[str]) -> int:
     if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     console = plain_console()
-    console.print(table(f"{given.episodes} episodes, deterministic policy", columns, rows))
+    kind = "sampled" if given.sample else "deterministic"
+    console.print(table(f"{given.episodes} episodes, {kind} policy", columns, rows))
     if biases:
         console.print(
             table(

@@ -1,4 +1,4 @@
-"""`qscape list`: agents, parts, environments and studies."""
+"""`qscape list`: agents, parts, presets, environments and studies."""
 
 import re
 from itertools import takewhile
@@ -7,7 +7,16 @@ from pathlib import Path
 import gymnasium as gym
 from rich.table import Table
 
-from qscape.agents import BASE_HELP, BASES, EXPANSIONS, PARTS, onpolicy, plugins, register_all_installed
+from qscape.agents import (
+    BASE_HELP,
+    BASES,
+    EXPANSIONS,
+    PARTS,
+    PRESETS,
+    onpolicy,
+    plugins,
+    register_all_installed,
+)
 from qscape.agents.recipes import SOCKET_MEANS
 from qscape.cli import COMMANDS
 from qscape.cli.running import plain_console, table
@@ -15,7 +24,7 @@ from qscape.envs import simulators
 from qscape.errors import UsageError
 from qscape.jobs.study import BUNDLED, names_of_studies
 
-SECTIONS = ("agents", "parts", "envs", "studies")
+SECTIONS = ("agents", "parts", "presets", "envs", "studies")
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +62,15 @@ def main(argv: list[str]) -> int:
             console.print(_left(table(title, ["name", "where it fits", "what", "from"], rows)))
         for problem in problems:
             console.print(f"not usable: {problem}", soft_wrap=True)
+    if "presets" in wanted:
+        rows = [
+            [name, ", ".join(bases), ", ".join(envs), paper.source]
+            for name, papers in PRESETS.items()
+            for paper in papers
+            for envs, bases in paper.environments().items()
+        ]
+        columns = ["name", "agents", "environments", "from"]
+        console.print(_left(table("\nPresets, for --preset NAME", columns, rows)))
     if "envs" in wanted:
         groups: dict[str, list[str]] = {}
         for spec in gym.registry.values():

@@ -40,7 +40,7 @@ class Run(Pace):
     out: str | None = setting(None, "Folder for the folders of the seeds. None: runs/ENV/RECIPE.")
     envs: int = setting(1, "Parallel environments in one run.")
     preset: str | None = setting(
-        None, "Settings of a paper for this environment: paper. Flags win over them."
+        None, "Settings for this environment, of a paper or tuned (qscape list presets). Flags win over them."
     )
     env_args: tuple[str, ...] = setting(
         (), "Arguments of the environment, e.g. continuous=False; --env.continuous False is the same."
@@ -50,6 +50,7 @@ class Run(Pace):
     log_project: str = setting("", "Project of these loggers (MLflow: experiment). '': qscape-ENV.")
     log_group: str = setting("", "Group of the run there. '': the agent's label, which all seeds share.")
     log_tags: tuple[str, ...] = setting((), "Tags of the run there.")
+    log_videos: bool = setting(False, "Send a video of an episode after every save, to wandb alone.")
     quiet: bool = setting(False, "Show no progress, only warnings, failures and the last lines.")
 
 

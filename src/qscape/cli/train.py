@@ -14,9 +14,10 @@ from qscape.agents import Agent, recipe_for_dataset, register_named
 from qscape.agents.recipes import set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
+from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
-from qscape.run.loop import may_compile, open_adapter
+from qscape.run.loop import adapt_to_images, may_compile, open_adapter
 from qscape.run.plan import Pace, Plan, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> int:
     if run.keep_data and not run.from_:
         raise UsageError("--keep-data keeps the dataset of the run that --from names; name one.")
     check_names(run.log)
-    tracking = Tracking(run.log_project, run.log_group, run.log_tags)
+    if run.log_videos and "wandb" not in run.log:
+        raise UsageError("--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.")
+    tracking = Tracking(run.log_project, run.log_group, run.log_tags, run.log_videos)
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
         raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
     if len(run.seeds) > MOST_SEEDS:
@@ -76,8 +79,13 @@ def main(argv: list[str]) -> int:
     ]
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
     in_jax = False
-    if len(plans) > 1 and not plan.dataset:  # a single run, or one on a dataset, checks itself
-        adapter = open_adapter(plan, agent)
+    seen = all(part.takes_images for part in agent.parts.values()) or is_simulator(plan.env)
+    if not plan.dataset and (len(plans) > 1 or not seen):  # else the run itself checks that all fits
+        adapter = open_adapter(dataclasses.replace(plan, envs=1, vectorise="sync"), agent)
+        adapted = [adapt_to_images(p, adapter) for p in plans]
+        if changes := adapted[0][1]:  # before the label of the agent names a folder
+            plans, notes = [p for p, _ in adapted], notes + changes
+            plan, agent, _ = prepare(plans[0])
         agent.on(adapter.spec)
         in_jax = may_compile(plan) and adapter.jax_env is not None
         adapter.close()

@@ -30,13 +30,16 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from jaxtyping import Bool, Float, Int
 
 from qscape.envs.build import build_env
-from qscape.envs.native import find_jax_env
+from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
+from qscape.envs.native import GymnasiumEnv, find_jax_env
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
+    index_sizes,
     is_image,
     make_action_map,
     make_flatten,
+    put_image_first,
     split_space,
 )
 from qscape.envs.workers import Pool, WorkerError, Workers
@@ -117,6 +120,7 @@ HOST_ONLY = (
     *(f"gymnasium.envs.{kind}." for kind in ("classic_control", "box2d", "mujoco", "toy_text")),
     "gymnasium.core",
     "gymnasium.wrappers.common",
+    "qscape.envs.levels",
     "gymnasium_robotics.",
     "qscape.envs.restricted",
     "qscape.envs.workers",  # whose environments may call JAX, in other processes
@@ -254,8 +258,22 @@ class EnvAdapter:
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
         self.jax_env = find_jax_env(env)
+        bare = about.unwrapped
+        space, self._masks = find_mask(
+            self.env_id,
+            space,
+            actions,
+            bare if isinstance(bare, GymnasiumEnv) else None,
+            declared_by(about),
+            index_actions and is_image(space),
+            index_actions,
+        )
         space, actor_space = split_space(space, self.env_id, about.unwrapped, _privileged_keys(about))
-        size, flatten = make_flatten(space, self.env_id, images=index_actions)
+        frame = space.shape if is_image(space) else None
+        if not index_actions:
+            space, actor_space, frame = put_image_first(space, actor_space, self.env_id)
+        self._as_bytes = index_actions and frame is not None  # as on-policy agents keep images
+        size, flatten = make_flatten(space, self.env_id, frame is not None, self._as_bytes)
         convert = functools.partial(
             make_action_map,
             actions,
@@ -264,31 +282,34 @@ class EnvAdapter:
             index_actions=index_actions,
         )
         action_size, table, self._to_env = convert(envs=self.envs)
-        if table is not None and isinstance(env.unwrapped, SyncVectorEnv | Workers):
+        published = table is not None and isinstance(actions, Discrete)
+        if published and isinstance(env.unwrapped, SyncVectorEnv | Workers):
             first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
                 raise UsageError(describe_other_table(self.env_id))
         self._space, self._actor_space, self._flatten = space, actor_space, flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
-        choices = int(actions.n) if index_actions and isinstance(actions, Discrete) else None
-        frame = space.shape if is_image(space) else None
-        actor_size = None if actor_space is None else make_flatten(actor_space, self.env_id)[0]
+        actor_size = None
+        if actor_space is not None:
+            actor_size = make_flatten(actor_space, self.env_id, frame is not None)[0]
         self.spec = Spec(
             size,
             action_size,
             table,
             *bounds,
-            choices=choices,
+            **index_sizes(actions, index_actions),
             frame=frame,
             actor_size=actor_size,
             time_limit=self.time_limit,
+            mask=None if self._masks is None else self._masks.mask,
         )
-        self._source = _Vector(env, flatten) if isinstance(env, VectorEnv) else _Plain(env, flatten)
+        reader = _Reader(flatten, self._masks)
+        self._source = _Vector(env, reader) if isinstance(env, VectorEnv) else _Plain(env, reader)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
-        kind = np.uint8 if frame else np.float32
-        self._reset_statistics(np.zeros((self.envs, size), kind), np.zeros(self.envs, np.int64))
+        kind = np.uint8 if self._as_bytes else np.float32
+        self._reset_statistics(np.zeros((self.envs, self.spec.row_size), kind), np.zeros(self.envs, np.int64))
 
     @property
     def is_host_only(self) -> bool:
@@ -330,7 +351,9 @@ class EnvAdapter:
     @property
     def actor_leaves(self) -> list[tuple[tuple[str, ...], Box]]:
         """The `leaves` of what actors see, which are the first ones."""
-        return self.leaves if self._actor_space is None else box_leaves(self._actor_space, (), self.env_id)
+        if self._actor_space is None:
+            return self.leaves
+        return box_leaves(self._actor_space, (), self.env_id, images=self.spec.frame is not None)
 
     @property
     def observation_bounds(self) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
@@ -414,10 +437,17 @@ class EnvAdapter:
             ) from problem
         return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
 
-    def observations(self, observation: Any) -> tuple[Float[np.ndarray, "n S"], bool]:
+    def observations(
+        self, observation: Any, action_mask: Any = None
+    ) -> tuple[Float[np.ndarray, "n S"], bool]:
         """Observations of the environment's space as flat rows, and whether there was a batch axis.
 
         What critics alone see may be left out; it becomes zeros, on which no action depends.
+
+        Args:
+            observation: of the environment's space, one or a batch.
+            action_mask: which actions are valid, [N] or [n, N], of a task with masks; None: the mask in the
+                observation, and without one all actions.
 
         Raises:
             UsageError: the shape is neither that of one observation nor that of a batch, or a number is NaN
@@ -425,7 +455,8 @@ class EnvAdapter:
         """
         flatten, leaves = self._flatten, self.leaves
         if self._actor_space is not None and self._is_actor_part(observation):
-            flatten, leaves = make_flatten(self._actor_space, self.env_id)[1], self.actor_leaves
+            images = self.spec.frame is not None
+            flatten, leaves = make_flatten(self._actor_space, self.env_id, images)[1], self.actor_leaves
         path, box = leaves[0]
         leaf = observation
         for key in path:
@@ -440,7 +471,25 @@ class EnvAdapter:
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
             raise UsageError(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
-        return rows, batched
+        return self._add_mask(rows, observation, action_mask), batched
+
+    def _add_mask(self, rows: np.ndarray, observation: Any, action_mask: Any) -> np.ndarray:
+        """Rows with the masks of their states behind them, if the task has masks."""
+        if self._masks is None:
+            if action_mask is not None:
+                raise UsageError(f"{self.env_id} has no action masks: leave action_mask out")
+            return rows
+        actions = self._masks.entries
+        if action_mask is None and isinstance(observation, Mapping):
+            action_mask = observation.get("action_mask")
+        valid = np.ones(actions) if action_mask is None else np.asarray(action_mask)
+        if valid.shape not in ((actions,), (1, actions), (len(rows), actions)) or not valid.any(-1).all():
+            raise UsageError(
+                f"action_mask is {valid.shape}; it needs {actions} entries for each of {len(rows)} "
+                "observations, at least one of them true"
+            )
+        words = self._masks.pack(np.broadcast_to(valid.astype(bool), (len(rows), actions)))
+        return np.concatenate([rows, words.astype(self._masks.dtype)], axis=1)
 
     def _is_actor_part(self, observation: Any) -> bool:
         """Is something left out that critics alone see?"""
@@ -512,7 +561,41 @@ class EnvAdapter:
         step = int(self.statistics.steps - self.statistics.began[row])
         value = float((rows if given is None else given)[(row, *index)])
         episode = int(self.statistics.episodes[row]) + 1
-        raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode))
+        seen = self.spec.observation_size
+        raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Makes rows of what environments return: flat observations, and behind them masks if there are any."""
+
+    flatten: Callable[[Any, int], np.ndarray]
+    masks: MaskReader | None
+
+    def one(self, observation: Any, info: Mapping[str, Any], terminated: bool = False) -> np.ndarray:
+        """The row `[1, S + M]` of one environment; `terminated`: is it a terminal state?"""
+        flat = self.flatten(observation, 1)
+        if self.masks is None:
+            return flat
+        words = self.masks.read(
+            [observation], {key: [value] for key, value in info.items()}, np.array([True])
+        )
+        return self.masks.add_words(flat, words, np.array([terminated]))
+
+    def many(
+        self, observation: Any, info: Mapping[str, Any], terminated: np.ndarray, needed: np.ndarray
+    ) -> np.ndarray:
+        """The rows `[E, S + M]` of a vector environment.
+
+        Args:
+            terminated: [E], which of them are terminal states.
+            needed: [E], which of them have a mask; the others' are anything.
+        """
+        flat = self.flatten(observation, len(needed))
+        if self.masks is None:
+            return flat
+        words = self.masks.read(observation, info, needed)
+        return self.masks.add_words(flat, words, terminated)
 
 
 class _Plain:
@@ -520,19 +603,19 @@ class _Plain:
 
     has_reset_rows = False
 
-    def __init__(self, env: gym.Env, flatten: Callable[[Any, int], np.ndarray]):
-        self.env, self.flatten = env, flatten
+    def __init__(self, env: gym.Env, read: _Reader):
+        self.env, self.read = env, read
 
     def reset(self, seed: int | None) -> np.ndarray:
         """The first observation `[1, S]`."""
-        return self.flatten(self.env.reset(seed=seed)[0], 1)
+        return self.read.one(*self.env.reset(seed=seed))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """(next observation, reward, terminated, truncated, observation, success or None), as in `Step`."""
         observation, reward, terminated, truncated, info = self.env.step(action[0])
-        after = now = self.flatten(observation, 1)
+        after = now = self.read.one(observation, info, bool(terminated))
         if terminated or truncated:
-            now = self.flatten(self.env.reset()[0], 1)
+            now = self.read.one(*self.env.reset())
         success = info.get("success", info.get("is_success"))
         return (
             after,
@@ -553,8 +636,8 @@ class _Plain:
 class _Vector:
     """A vector environment; the three autoreset modes look the same from outside."""
 
-    def __init__(self, env: VectorEnv, flatten: Callable[[Any, int], np.ndarray]):
-        self.env, self.flatten = env, flatten
+    def __init__(self, env: VectorEnv, read: _Reader):
+        self.env, self.read = env, read
         if "autoreset_mode" not in env.metadata:
             raise UsageError(f'{env} does not say how it resets: set metadata["autoreset_mode"]')
         self.mode = AutoresetMode(env.metadata["autoreset_mode"])
@@ -562,7 +645,8 @@ class _Vector:
 
     def reset(self, seed: int | None) -> np.ndarray:
         """The first observations `[E, S]`."""
-        return self.flatten(self.env.reset(seed=seed)[0], self.env.num_envs)
+        envs = self.env.num_envs
+        return self.read.many(*self.env.reset(seed=seed), np.zeros(envs, bool), np.ones(envs, bool))
 
     def step(self, action: np.ndarray, valid: np.ndarray) -> tuple:
         """(next observation, reward, terminated, truncated, observation, success), as in `Step`.
@@ -573,15 +657,20 @@ class _Vector:
         reward = np.where(valid, reward, 0.0)
         terminated, truncated = np.asarray(terminated) & valid, np.asarray(truncated) & valid
         ended = terminated | truncated
-        after = now = self.flatten(observation, self.env.num_envs)
+        same_step = self.mode is AutoresetMode.SAME_STEP
+        # What same-step autoreset returns of an ended episode is the next one's first observation.
+        terminal = terminated & (not same_step)
+        after = now = self.read.many(observation, info, terminal, np.ones(len(valid), bool))
         success = np.where(valid, self._success(info), np.nan)
-        if self.mode is AutoresetMode.SAME_STEP and ended.any():
+        if same_step and ended.any():
             after = now.copy()
             for i in np.flatnonzero(ended):
-                after[i] = self.flatten(info["final_obs"][i], 1)[0]
+                final = {key: value[i] for key, value in info.get("final_info", {}).items()}
+                after[i] = self.read.one(info["final_obs"][i], final, terminated[i])[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
-            first = self.flatten(self.env.reset(options={"reset_mask": ended})[0], self.env.num_envs)
+            start = self.env.reset(options={"reset_mask": ended})
+            first = self.read.many(*start, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
 
@@ -599,7 +688,7 @@ class _Vector:
 
 
 def describe_not_finite(
-    env_id: str, field: str, index: Sequence[int], value: float, row: int, step: int, episode: int
+    env_id: str, field: str, index: Sequence[int], value: float, row: int, step: int, episode: int, seen: int
 ) -> str:
     """The error for a number that is NaN or infinite.
 
@@ -610,7 +699,10 @@ def describe_not_finite(
         value: the number.
         row: index of the environment.
         step, episode: when it came, both counted from 1; step 0 is the reset.
+        seen: entries of an observation; behind them stands its action mask.
     """
+    if "observation" in field and index and index[0] >= seen:
+        return describe_no_action(env_id, f" in environment {row}, step {step} of its episode {episode}")
     where = f"{field}[{index[0]}]" if index else field
     large = " (float32 ends at 3.4e38)" if np.isfinite(value) else ""
     return (

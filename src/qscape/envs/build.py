@@ -14,6 +14,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 from qscape.envs import simulators
+from qscape.envs.levels import discretise
 from qscape.envs.own import find_maker, make_own
 from qscape.errors import QscapeError, UsageError, describe
 
@@ -29,6 +30,7 @@ _PACKAGES = {
 }
 
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
+LEVELS = "action_levels"  # the argument that divides a Box of actions into levels
 
 
 def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
@@ -38,12 +40,14 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         env_id: a registered id, one of a simulator (`brax/ant`), `module:make` with a function or class that
             makes an environment, or a function that returns an environment.
         args: arguments of the environment and of `gymnasium.make`, and `critic_observation`: a key of a Dict
-            of observations, or several, which critics alone see.
+            of observations, or several, which critics alone see; and `action_levels`: divide every dimension
+            of a bounded Box of actions into so many levels, which makes them MultiDiscrete.
 
     Raises:
         UsageError: the id is unknown, a package is missing, or the arguments are wrong.
     """
-    hidden, args = args.get(CRITIC_ONLY), {k: v for k, v in args.items() if k != CRITIC_ONLY}
+    hidden, levels = args.get(CRITIC_ONLY), args.get(LEVELS)
+    args = {k: v for k, v in args.items() if k not in (CRITIC_ONLY, LEVELS)}
     _import_registering_package(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
@@ -64,6 +68,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         ) from problem
     if not isinstance(env, gym.Env):
         raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
+    if levels is not None:
+        env = discretise(env, levels, name)
     if hidden is not None:
         env.privileged_keys = hidden  # pyright: ignore[reportAttributeAccessIssue] (the adapter asks for it)
     return env
@@ -86,7 +92,7 @@ def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
         return functools.partial(make_own, maker)
     if re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args:
         return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
-    if re.match("CarRacing", env_id) and args.get("continuous") is False:
+    if re.match("CarRacing", env_id):
         return functools.partial(importlib.import_module("qscape.envs.pixels").car_racing, env_id)
     if env_id == "restricted/Any-v0" and "max_episode_steps" in args:  # not the inner limit
         return functools.partial(gym.make, env_id, limited=False)

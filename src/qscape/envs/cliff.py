@@ -105,19 +105,35 @@ class IdealCliffWalking(JaxEnv):
         Raises:
             UsageError: they do not converge at this discount.
         """
-        fell, exits = NEXT == CLIFF, (NEXT >= 8) & (NEXT < CLIFF)
-        inside = np.where(NEXT < 8, NEXT, 0)
-        cost = {"terminate": -10.0, "restart": -100.0, "wall": -1.0}[self.cliff_mode]
-        reward = np.where(fell, cost, -1.0)
+        reward, successor = self.make_model()
         q = np.zeros((8, 4))
         for _ in range(10_000):
-            value = q.max(1)
-            on_cliff = {"terminate": np.zeros(8), "restart": np.full(8, value[START].mean()), "wall": value}
-            after = np.where(fell, on_cliff[self.cliff_mode][:, None], np.where(exits, 0.0, value[inside]))
-            before, q = q, reward + discount * after
+            before, q = q, reward + discount * successor @ q.max(1)
             if np.array_equal(before, q):
                 return q
         raise UsageError(f"the values of Ideal Cliff Walking do not converge at discount {discount}")
+
+    def policy_q(self, policy: Float[Array, "8 4"], discount: float = 0.95) -> Float[Array, "8 4"]:
+        """Action values Q^π(s, a) of a policy's probabilities [8, 4], exact and without the time limit.
+
+        v solves v = Σ_a π(a|s) (r(s, a) + γ Σ_s' p(s'|s, a) v(s')).
+        """
+        reward, successor = self.make_model()
+        moves = jnp.einsum("sa,sat->st", policy, successor)
+        value = jnp.linalg.solve(jnp.eye(8) - discount * moves, (policy * reward).sum(1))
+        return reward + discount * successor @ value
+
+    def make_model(self) -> tuple[Float[np.ndarray, "8 4"], Float[np.ndarray, "8 4 8"]]:
+        """The rewards r(s, a), and the probability of each cell as successor; the rest terminates."""
+        fell = NEXT == CLIFF
+        cost = {"terminate": -10.0, "restart": -100.0, "wall": -1.0}[self.cliff_mode]
+        cells = np.arange(8)
+        successor = (NEXT[..., None] == cells).astype(float)
+        if self.cliff_mode == "restart":
+            successor[fell] = np.isin(cells, START) / len(START)
+        elif self.cliff_mode == "wall":
+            successor[fell] = np.eye(8)[np.nonzero(fell)[0]]
+        return np.where(fell, cost, -1.0), successor
 
     def draw(self, state: Walker) -> np.ndarray:
         """An image: cells white, exits green, the cliff brown, the agent blue; 32 pixels per cell."""

@@ -220,6 +220,8 @@ def check_types(subject: Subject) -> str:
                 f"state{jax.tree_util.keystr(path)} is {_type(old)} after a reset, {_type(new)} after a step"
             )
     shape = env.observation_space.shape
+    if env.mask is not None:
+        shape = (shape[0] + env.mask.width,)
     wanted = dict(
         zip(Outcome._fields, [(shape, jnp.float32), ((), jnp.float32), *[((), jnp.bool_)] * 3], strict=True)
     )
@@ -303,7 +305,8 @@ def check_bounds(subject: Subject) -> str:
     """Observations are inside the declared bounds."""
     space = subject.jax.observation_space
     seen = np.concatenate([_play_record(subject).outcome.observation, _play_record(subject).shown])
-    return _inside(seen.reshape(-1, *space.shape), space)
+    rows = seen.reshape(-1, seen.shape[-1])[:, : space.shape[0]]  # behind them stands the action mask
+    return _inside(rows, space)
 
 
 def _inside(seen: np.ndarray, space: spaces.Box) -> str:

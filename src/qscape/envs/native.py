@@ -8,7 +8,8 @@ The interface of one environment; `vmap` makes many of it:
 `env` is a `JaxEnv`, a pytree whose leaves are its tables. Pass it to a compiled function as an argument:
 closed over, a table of 500,000 items would become a constant of the program. `state` is a NamedTuple of
 arrays. `outcome` is an `Outcome`; its observation is the true successor. `action` is an index if
-`env.action_space` is Discrete. `step` does not reset a finished episode. Two helpers do:
+`env.action_space` is Discrete, and a vector of indices if it is MultiDiscrete or MultiBinary. `step` does not
+reset a finished episode. Two helpers do:
 
     state, observation, outcome = step_autoreset(env, state, action, key)  # inside scan
     results = play(env, policy, key, episodes=10)  # whole episodes, to evaluate
@@ -19,7 +20,7 @@ arrays. `outcome` is an `Outcome`; its observation is the true successor. `actio
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
 import gymnasium as gym
@@ -31,8 +32,11 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qscape.errors import UsageError
+from qscape.errors import QscapeError, RunError, UsageError, one_line
+from qscape.masks import ActionMask
 from qscape.types import Key
+
+ActionSpace: TypeAlias = spaces.Discrete | spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary
 
 
 class Outcome(NamedTuple):
@@ -70,7 +74,7 @@ class JaxEnv(eqx.Module):
         raise NotImplementedError
 
     @property
-    def action_space(self) -> spaces.Discrete | spaces.Box:
+    def action_space(self) -> ActionSpace:
         """The space of one action."""
         raise NotImplementedError
 
@@ -82,6 +86,15 @@ class JaxEnv(eqx.Module):
     @property
     def actor_size(self) -> int | None:
         """Actors see the first entries of an observation, this many; critics see all. None: both see all."""
+        return None
+
+    @property
+    def mask(self) -> ActionMask | None:
+        """How the valid actions are packed; None: all are valid.
+
+        With a mask, `reset` and `step` return observations [S + M]: `observation_space` describes the first
+        S entries, and `mask.pack(valid)` makes the others. A state that is not terminal needs a valid action.
+        """
         return None
 
     def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
@@ -99,6 +112,77 @@ class JaxEnv(eqx.Module):
     def reset_from_options(self, options: dict[str, Any]) -> tuple[PyTree, Array] | None:
         """The start of an episode that Gymnasium's `reset(options=...)` asks for; None: a random one."""
         return None
+
+
+class JaxWrapper(JaxEnv):
+    """The environment `inner`, of which subclasses change something. All else is passed on."""
+
+    inner: JaxEnv
+
+    @property
+    def reports_success(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.reports_success
+
+    @property
+    def mask(self) -> ActionMask | None:
+        return self.inner.mask
+
+    @property
+    def limited(self) -> JaxEnv:
+        """The inner environment with the time limit of this one."""
+        return dataclasses.replace(self.inner, time_limit=self.time_limit)
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        return self.inner.observation_space
+
+    @property
+    def action_space(self) -> ActionSpace:
+        return self.inner.action_space
+
+    @property
+    def action_table(self) -> Float[np.ndarray, "N d"] | None:
+        return self.inner.action_table
+
+    @property
+    def actor_size(self) -> int | None:
+        return self.inner.actor_size
+
+    def reset(self, key: Key) -> tuple[PyTree, Float[Array, " S"]]:
+        return self.inner.reset(key)
+
+    def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, Outcome]:
+        return self.limited.step(state, action, key)
+
+    def draw(self, state: PyTree) -> np.ndarray | None:
+        return self.inner.draw(state)
+
+    def reset_from_options(self, options: dict[str, Any]) -> tuple[PyTree, Array] | None:
+        return self.inner.reset_from_options(options)
+
+
+def reset_all(env: JaxEnv, keys: Key) -> tuple[PyTree, Float[Array, "E S"]]:
+    """Start an episode in each of E environments, one for each key.
+
+    Raises:
+        RunError: the environment's code raised an error while it was traced.
+    """
+    return _trace(env, "reset", jax.vmap(env.reset), keys)
+
+
+def step_all(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTree, Outcome]:
+    """Step E environments; the counterpart of `reset_all`, with its errors."""
+    return _trace(env, "step", jax.vmap(env.step), state, action, keys)
+
+
+def _trace(env: JaxEnv, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except QscapeError:
+        raise
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {one_line(str(problem).partition(chr(10))[0])}"
+        raise RunError(f"{type(env).__name__}.{name} broke while JAX traced it ({why}).") from problem
 
 
 def step_autoreset(
@@ -251,14 +335,28 @@ class GymnasiumEnv(gym.Env):
         self.episode_seed, self.steps = self.np_random.integers(2**32, dtype=np.uint32), 0
         start = self.native.reset_from_options(options or {}) or _reset(self.native, self.episode_seed)
         self.state, observation = jax.tree.map(np.asarray, start)
-        return observation, {}
+        return self._split_mask(observation)
 
     def step(self, action: Any):
         self.steps += 1
         result = _step(self.native, self.state, np.asarray(action), self.episode_seed, np.uint32(self.steps))
         self.state, outcome = jax.tree.map(np.asarray, result)
-        info = {"success": bool(outcome.success)} if self.native.reports_success else {}
-        return outcome.observation, float(outcome.reward), bool(outcome.terminated), False, info
+        observation, info = self._split_mask(outcome.observation)
+        info |= {"success": bool(outcome.success)} if self.native.reports_success else {}
+        return observation, float(outcome.reward), bool(outcome.terminated), False, info
+
+    def _split_mask(self, row: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """What networks see of an observation, and an info with the valid actions if there is a mask."""
+        mask = self.native.mask
+        if mask is None:
+            return row, {}
+        words = row[-mask.width :]
+        valid = (
+            np.zeros(mask.actions, bool)
+            if np.isnan(words).any()
+            else np.asarray(mask.unpack(jnp.asarray(words)))
+        )
+        return row[: -mask.width], {"action_mask": valid}
 
     def render(self) -> np.ndarray | None:
         return self.native.draw(self.state) if self.render_mode == "rgb_array" else None

@@ -1,6 +1,6 @@
 """Environments with image observations, preprocessed as usual: four grey frames of 84 × 84, uint8.
 
-Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist. The network divides bytes by 255.
+Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist. Networks divide bytes by 255.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any)
     return FrameStackObservation(env, 4)
 
 
-def car_racing(env_id: str, continuous: bool = False, **args: Any) -> gym.Env:
+def car_racing(env_id: str, continuous: bool = True, **args: Any) -> gym.Env:
     """CarRacing, each action for 4 frames, with rewards summed.
 
     Raises:

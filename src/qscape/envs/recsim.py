@@ -1,8 +1,8 @@
 """RecSim: recommend one of N items to a user who clicks or skips; the user's taste changes with every click.
 
 The recommendation tasks of SAVO (Jain et al., arXiv 2410.11833). The user's drift has the form of Google's
-RecSim (Ie et al., arXiv 1909.04847). The paper leaves scores, noise and drift open; the numbers here give
-returns on its axes.
+RecSim (Ie et al., arXiv 1909.04847). The paper's click model has no factor κ, and it leaves the skip score,
+the noise and the size of the drift open; the numbers here give returns on its axes.
 """
 
 from functools import lru_cache
@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
 from qscape.errors import UsageError
-from qscape.types import Key
+from qscape.masks import ActionMask
+from qscape.types import Key, stream
 
 CATEGORIES = 30
-TEMPERATURE, SKIP, DRIFT = 0.5, 2.5, 0.3  # κ and c_skip of the click, scale of the drift
 
 
 class User(NamedTuple):
@@ -36,23 +36,56 @@ class RecSim(JaxEnv):
     Attributes:
         items: `[N, 30]` embeddings e_i.
         extra: `[N, x]` noise that is appended to the action table only.
+        kappa: κ, the factor of the score in the click; 1 in the paper's equation.
+        skip: c_skip, the score of skipping.
+        drift: scale of the drift of the taste after a click.
+        availability: probability with which each item may be recommended in a step; below 1 the observation
+            ends with a mask (the paper has none).
     """
 
     items: Float[Array, "N 30"]
     extra: Float[Array, "N x"]
+    kappa: float = eqx.field(static=True, kw_only=True, default=0.5)
+    skip: float = eqx.field(static=True, kw_only=True, default=2.5)
+    drift: float = eqx.field(static=True, kw_only=True, default=0.3)
+    availability: float = eqx.field(static=True, kw_only=True, default=1.0)
     time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def of(cls, items: int = 10_000, extra_dims: int = 0) -> "RecSim":
+    def of(
+        cls,
+        items: int = 10_000,
+        extra_dims: int = 0,
+        kappa: float = 0.5,
+        skip: float = 2.5,
+        drift: float = 0.3,
+        availability: float = 1.0,
+    ) -> "RecSim":
         """The task with N fixed items: e_i = onehot(i mod 30) + N(0, 0.1 I).
 
         Raises:
-            UsageError: there are fewer than two items.
+            UsageError: there are fewer than two items, the availability is no probability above 0, or a
+                number is not finite or is negative.
         """
+        if not 0 < availability <= 1:
+            raise UsageError(f"availability is {availability}; it must lie in (0, 1]")
         if items < 2:
             raise UsageError(f"items is {items}: there must be two at least to choose from")
+        if not (0 <= kappa < np.inf and 0 <= drift < np.inf and np.isfinite(skip)):
+            raise UsageError(
+                f"kappa is {kappa}, skip {skip} and drift {drift}: give finite numbers, kappa and drift not "
+                "below 0",
+                field="env_args",
+            )
         embeddings, extra = _make_items(items, extra_dims)
-        return cls(items=embeddings, extra=extra)
+        return cls(
+            items=embeddings,
+            extra=extra,
+            kappa=kappa,
+            skip=skip,
+            drift=drift,
+            availability=float(availability),
+        )
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -66,41 +99,62 @@ class RecSim(JaxEnv):
     def action_table(self) -> Float[np.ndarray, "N d"]:
         return np.concatenate([self.items, self.extra], axis=1)
 
-    def reset(self, key: Key) -> tuple[User, Float[Array, "30"]]:
+    @property
+    def mask(self) -> ActionMask | None:
+        return ActionMask(len(self.items)) if self.availability < 1 else None
+
+    def _observe(self, taste: Float[Array, "30"], key: Key) -> Float[Array, " S"]:
+        """The observation of a taste: itself, and the items that may be recommended next, at least one."""
+        if self.mask is None:
+            return taste
+        draw = jax.random.uniform(stream(key, "availability"), (len(self.items),))
+        valid = (draw < self.availability) | (draw == draw.min())
+        return jnp.concatenate([taste, self.mask.pack(valid)])
+
+    def reset(self, key: Key) -> tuple[User, Float[Array, " S"]]:
         """A user of a uniformly random category: taste clip(onehot + N(0, 0.1 I), -1, 1)."""
         key_category, key_noise = jax.random.split(key)
         category = (CATEGORIES * jax.random.uniform(key_category)).astype(jnp.int32)
         noise = np.sqrt(0.1) * jax.random.normal(key_noise, (CATEGORIES,))
         taste = jnp.clip(jax.nn.one_hot(category, CATEGORIES) + noise, -1, 1)
-        return User(taste, jnp.int32(0)), taste
+        return User(taste, jnp.int32(0)), self._observe(taste, key)
 
     def step(self, state: User, action: Int[Array, ""], key: Key) -> tuple[User, Outcome]:
-        """Recommend item `action`: p(click) = σ(κ⟨e_u, e_i⟩ - c_skip); a click changes the taste."""
+        """Recommend item `action`; a click changes the taste.
+
+        The softmax of the score κ⟨e_u, e_i⟩ against c_skip is p(click) = σ(κ⟨e_u, e_i⟩ - c_skip).
+        """
         item = self.items[action]
         score = state.taste @ item
         draw_click, draw_sign = jax.random.uniform(key, (2,))
-        click = draw_click < jax.nn.sigmoid(TEMPERATURE * score - SKIP)
-        taste = jnp.where(click, drift_taste(state.taste, item, draw_sign < (score + 1) / 2), state.taste)
-        return self._finish_step(taste, state.steps + 1, click.astype(jnp.float32))
+        click = draw_click < jax.nn.sigmoid(self.kappa * score - self.skip)
+        moved = drift_taste(state.taste, item, draw_sign < (score + 1) / 2, self.drift)
+        taste = jnp.where(click, moved, state.taste)
+        return self._finish_step(taste, state.steps + 1, click.astype(jnp.float32), key)
 
-    def _finish_step(self, taste: Array, steps: Array, reward: Array) -> tuple[User, Outcome]:
+    def _finish_step(self, taste: Array, steps: Array, reward: Array, key: Key) -> tuple[User, Outcome]:
         """The new state and the outcome; sessions are truncated, never terminated."""
-        never = jnp.bool_(False)
-        return User(taste, steps), Outcome(taste, reward, never, steps >= self.time_limit, never)
+        never, observation = jnp.bool_(False), self._observe(taste, key)
+        return User(taste, steps), Outcome(observation, reward, never, steps >= self.time_limit, never)
 
 
-def drift_taste(taste: Float[Array, " d"], item: Float[Array, " d"], towards: Array) -> Float[Array, " d"]:
-    """The taste after a click: e_u ± Δ, Δ = 0.3 (1 - |e_u|) ⊙ e_i ⊙ (e_i - e_u), clipped to [-1, 1].
+def drift_taste(
+    taste: Float[Array, " d"], item: Float[Array, " d"], towards: Array, size: float = 0.3
+) -> Float[Array, " d"]:
+    """The taste after a click: e_u ± Δ, Δ = size (1 - |e_u|) ⊙ e_i ⊙ (e_i - e_u), clipped to [-1, 1].
 
     `towards`: is the sign +?
     """
-    delta = DRIFT * (1 - jnp.abs(taste)) * item * (item - taste)
+    delta = size * (1 - jnp.abs(taste)) * item * (item - taste)
     return jnp.clip(taste + jnp.where(towards, delta, -delta), -1, 1)
 
 
 def greedy(env: RecSim, state: User, observation: Array, key: Key) -> Int[Array, ""]:
-    """The myopic policy for `play`: recommends the item with the highest score ⟨e_u, e_i⟩."""
-    return jnp.argmax(env.items @ observation)
+    """The myopic policy for `play`: recommends the available item with the highest score ⟨e_u, e_i⟩."""
+    score = env.items @ observation[:CATEGORIES]
+    return jnp.argmax(
+        score if env.mask is None else jnp.where(env.mask.unpack(observation[CATEGORIES:]), score, -jnp.inf)
+    )
 
 
 @lru_cache(maxsize=4)
@@ -121,5 +175,14 @@ class RecSimEnv(GymnasiumEnv):
 
     metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
-    def __init__(self, items: int = 10_000, extra_dims: int = 0, render_mode: str | None = None):
-        super().__init__(RecSim.of(items, extra_dims), render_mode)
+    def __init__(
+        self,
+        items: int = 10_000,
+        extra_dims: int = 0,
+        kappa: float = 0.5,
+        skip: float = 2.5,
+        drift: float = 0.3,
+        availability: float = 1.0,
+        render_mode: str | None = None,
+    ):
+        super().__init__(RecSim.of(items, extra_dims, kappa, skip, drift, availability), render_mode)

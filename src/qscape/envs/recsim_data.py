@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from qscape.envs.movielens import Model, load
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
-from qscape.envs.recsim import User
+from qscape.envs.recsim import User, draw_extra_dims
 from qscape.errors import UsageError
 from qscape.ops.norm import unit
 from qscape.types import Key
@@ -29,12 +29,14 @@ class RecSimData(JaxEnv):
 
     Attributes:
         items: `[N, d]` vectors v_i, which are the action table.
+        extra: `[N, x]` noise that is appended to the action table only.
         bias: `[N]` popularity b_i.
         users: `[M, d]` unit vectors, of which an episode draws one; M = 0: uniform on the sphere.
         offset, strength: b_0 and β.
     """
 
     items: Float[Array, "N d"]
+    extra: Float[Array, "N x"]
     bias: Float[Array, " N"]
     users: Float[Array, "M d"]
     offset: Float[Array, ""]
@@ -42,19 +44,27 @@ class RecSimData(JaxEnv):
     time_limit: int = eqx.field(static=True, kw_only=True, default=20)
 
     @classmethod
-    def from_model(cls, model: Model) -> "RecSimData":
+    def from_model(cls, model: Model, extra_dims: int = 0) -> "RecSimData":
         """The task of a model that was fitted to ratings."""
-        return cls._from_arrays(model.items, model.bias, model.users, model.offset, model.strength)
+        arrays = model.items, model.bias, model.users, model.offset, model.strength
+        return cls._from_arrays(*arrays, extra_dims)
 
     @classmethod
     def _from_arrays(
-        cls, items: np.ndarray, bias: np.ndarray, users: np.ndarray, offset: float, strength: float
+        cls,
+        items: np.ndarray,
+        bias: np.ndarray,
+        users: np.ndarray,
+        offset: float,
+        strength: float,
+        extra_dims: int,
     ) -> "RecSimData":
         def single(part: np.ndarray | float) -> Array:
             return jnp.asarray(part, jnp.float32)
 
         return cls(
             items=single(items),
+            extra=draw_extra_dims(len(items), extra_dims),
             bias=single(bias),
             users=single(users),
             offset=single(offset),
@@ -62,7 +72,7 @@ class RecSimData(JaxEnv):
         )
 
     @classmethod
-    def synthetic(cls, items: int = 10_000, dims: int = 30) -> "RecSimData":
+    def synthetic(cls, items: int = 10_000, dims: int = 30, extra_dims: int = 0) -> "RecSimData":
         """Synthetic data: item vectors around 30 random centres, popularity N(0, 0.3²), b_0 = -2.4, β = 3.
 
         Raises:
@@ -73,7 +83,8 @@ class RecSimData(JaxEnv):
         random = np.random.default_rng(0)
         centres = random.normal(0, 1 / np.sqrt(dims), (30, dims))
         vectors = centres[np.arange(items) % 30] + random.normal(0, 0.35 / np.sqrt(dims), (items, dims))
-        return cls._from_arrays(vectors, random.normal(0, 0.3, items), np.zeros((0, dims)), -2.4, 3.0)
+        bias, users = random.normal(0, 0.3, items), np.zeros((0, dims))
+        return cls._from_arrays(vectors, bias, users, -2.4, 3.0, extra_dims)
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -85,7 +96,7 @@ class RecSimData(JaxEnv):
 
     @property
     def action_table(self) -> Float[np.ndarray, "N d"]:
-        return np.asarray(self.items)
+        return np.concatenate([self.items, self.extra], axis=1)
 
     def reset(self, key: Key) -> tuple[User, Float[Array, " d"]]:
         """A random user: one of `users`, or a random direction."""
@@ -125,18 +136,25 @@ _synthetic = lru_cache(maxsize=2)(RecSimData.synthetic)
 class RecSimDataEnv(GymnasiumEnv):
     """`recsim/Data-v0`: MovieLens-25M, from `path` (the archive, its folder, or a fitted `.npz`).
 
-    `items` is the number of movies, the most rated ones; None: see `movielens.load`.
+    `items` is the number of movies, the most rated ones; None: see `movielens.load`. `extra_dims` columns of
+    noise are appended to the action table.
     """
 
     metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
-    def __init__(self, path: str = "", items: int | None = None, render_mode: str | None = None):
+    def __init__(
+        self,
+        path: str = "",
+        items: int | None = None,
+        extra_dims: int = 0,
+        render_mode: str | None = None,
+    ):
         if not path:
             raise UsageError(
                 "recsim/Data-v0 needs the MovieLens-25M archive: --env-args path=ml-25m.zip; "
                 "without data there is recsim/DataSynthetic-v0"
             )
-        super().__init__(RecSimData.from_model(load(path, items)), render_mode)
+        super().__init__(RecSimData.from_model(load(path, items), extra_dims), render_mode)
 
 
 class RecSimDataSyntheticEnv(GymnasiumEnv):
@@ -144,5 +162,5 @@ class RecSimDataSyntheticEnv(GymnasiumEnv):
 
     metadata = GymnasiumEnv.metadata | {"render_modes": []}
 
-    def __init__(self, items: int = 10_000, render_mode: str | None = None):
-        super().__init__(_synthetic(items), render_mode)
+    def __init__(self, items: int = 10_000, extra_dims: int = 0, render_mode: str | None = None):
+        super().__init__(_synthetic(items, extra_dims=extra_dims), render_mode)

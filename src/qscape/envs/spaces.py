@@ -1,15 +1,18 @@
 """Observation spaces as flat vectors, and the map between [-1, 1]^A and an environment's actions."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from qscape.envs.native import GymnasiumEnv
 from qscape.errors import UsageError
+
+LARGEST_PRODUCT = 500_000  # actions of a product of discrete sets in a table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,20 +73,81 @@ class ActionBox:
         return (action - self.centre) / self.half_width
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FactoredActions:
+    """A product of discrete sets (MultiDiscrete, MultiBinary). Works on numpy and JAX arrays.
+
+    Attributes:
+        sizes: N_k, the number of values of each factor, in the order of a flat action.
+        start: the least value of each factor.
+        shape: of one action of the environment.
+    """
+
+    sizes: tuple[int, ...]
+    start: Int[np.ndarray, " K"]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def from_space(cls, space: spaces.Space) -> "FactoredActions | None":
+        """The factors of a space; None if it is no such product."""
+        if isinstance(space, spaces.MultiBinary):
+            size = int(np.prod(space.shape))
+            return cls((2,) * size, np.zeros(size, np.int64), tuple(space.shape))
+        if isinstance(space, spaces.MultiDiscrete):
+            sizes = tuple(int(n) for n in space.nvec.ravel())
+            return cls(sizes, np.asarray(space.start, np.int64).ravel(), tuple(space.nvec.shape))
+        return None
+
+    def from_indices(self, action: Any) -> Any:
+        """Indices [b, K] as the environment's actions [b, *shape]: whole numbers, not yet of its dtype."""
+        return (action.round() + self.start).reshape(-1, *self.shape)
+
+    def from_unit(self, action: Any) -> Any:
+        """Rows [b, K] of `make_table`, or vectors near them, as the environment's actions [b, *shape]."""
+        steps = np.asarray(self.sizes, np.float32) - 1
+        return self.from_indices(((action + 1) / 2 * steps).clip(0, steps))
+
+    def make_table(self, env_id: str) -> Float[np.ndarray, "N K"]:
+        """Every action as a row in [-1, 1]^K, equally spaced in each factor; a factor of one value is 0.
+
+        Raises:
+            UsageError: there are more than 500,000 actions.
+        """
+        count = math.prod(self.sizes)
+        if count > LARGEST_PRODUCT:
+            raise UsageError(
+                f"{env_id} has {count:,} actions, a product of {len(self.sizes)} factors: off-policy agents "
+                f"search a table of at most {LARGEST_PRODUCT:,}; on-policy ones (ppo) take any product"
+            )
+        index = np.indices(self.sizes).reshape(len(self.sizes), -1).T
+        steps = np.asarray(self.sizes) - 1
+        return np.where(steps > 0, 2 * index / np.maximum(steps, 1) - 1, 0).astype(np.float32)
+
+
+def index_sizes(space: spaces.Space, index_actions: bool) -> dict[str, Any]:
+    """The fields `choices` and `factors` of `Spec` for an action space; arguments as in `make_action_map`."""
+    factored = FactoredActions.from_space(space)
+    return {
+        "choices": int(space.n) if index_actions and isinstance(space, spaces.Discrete) else None,
+        "factors": factored.sizes if index_actions and factored is not None else None,
+    }
+
+
 def is_image(space: spaces.Space) -> bool:
     """Is an observation an image, a uint8 Box with at least two axes?"""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 2
 
 
 def make_flatten(
-    space: spaces.Space, env_id: str, images: bool = False
+    space: spaces.Space, env_id: str, images: bool = False, as_bytes: bool = False
 ) -> tuple[int, Callable[[Any, int], np.ndarray]]:
     """S, and a function from observations to rows.
 
     Args:
         space: of one observation; a Box or a Dict of Boxes.
         env_id: name of the environment, for errors.
-        images: accept an image; its rows are uint8, all others are float32.
+        images: accept an image.
+        as_bytes: rows of a space that is an image are uint8; all others are float32.
 
     Returns:
         The length S of a flat observation, and a function (observations, number of rows) to a new array
@@ -92,15 +156,13 @@ def make_flatten(
     Raises:
         UsageError: the space is empty, an image that is not accepted, or of another kind.
     """
-    if images and is_image(space):
-        size = int(np.prod(space.shape or ()))
-        return size, lambda observation, rows: np.array(observation, np.uint8).reshape(rows, size)
-    boxes = box_leaves(space, (), env_id)
+    boxes = box_leaves(space, (), env_id, images)
     size = sum(int(np.prod(box.shape)) for _, box in boxes)
     if not size:
         raise UsageError(f"{env_id} has an empty observation: an agent needs at least one number")
     if isinstance(space, spaces.Box):
-        return size, lambda observation, rows: np.array(observation, np.float32).reshape(rows, size)
+        kind = np.uint8 if as_bytes and is_image(space) else np.float32
+        return size, lambda observation, rows: np.array(observation, kind).reshape(rows, size)
 
     def flatten(observation: Any, rows: int) -> np.ndarray:
         columns = []
@@ -153,6 +215,42 @@ def split_space(
     return spaces.Dict(seen + hidden), spaces.Dict(seen)
 
 
+def put_image_first(
+    space: spaces.Space, actor_space: spaces.Space | None, env_id: str
+) -> tuple[spaces.Space, spaces.Space | None, tuple[int, ...] | None]:
+    """Finds the image of an observation that may hold vectors too.
+
+    Args:
+        space: of one observation.
+        actor_space: the space of what actors see; None: everything.
+        env_id: name of the environment, for errors.
+
+    Returns:
+        Both spaces with the image before the vectors, and its shape; None: there is no image.
+
+    Raises:
+        UsageError: there are several images, or one that is deep in the Dict or that actors do not see.
+    """
+    if not isinstance(space, spaces.Dict):
+        return space, actor_space, space.shape if is_image(space) else None
+    found = [(path, box) for path, box in box_leaves(space, (), env_id, images=True) if is_image(box)]
+    if not found:
+        return space, actor_space, None
+    names = ", ".join(".".join(path) for path, _ in found)
+    if len(found) > 1:
+        raise UsageError(f"{env_id} shows several images ({names}): make one of them, with more channels")
+    (path, box), key = found[0], found[0][0][0]
+    if len(path) > 1:
+        raise UsageError(f"{env_id} has its image at {names}: an image stands at a key of the outer Dict")
+    if isinstance(actor_space, spaces.Dict) and key not in actor_space.spaces:
+        raise UsageError(f"{env_id} shows the image {names} to critics only: let actors see it too")
+
+    def first(part: spaces.Dict) -> spaces.Dict:
+        return spaces.Dict(sorted(part.spaces.items(), key=lambda entry: entry[0] != key))
+
+    return first(space), first(actor_space) if isinstance(actor_space, spaces.Dict) else None, box.shape
+
+
 def box_leaves(
     space: spaces.Space, path: tuple[str, ...], env_id: str, images: bool = False
 ) -> list[tuple[tuple[str, ...], spaces.Box]]:
@@ -162,26 +260,24 @@ def box_leaves(
         space: a Box or a Dict of Boxes.
         path: keys that led to `space`; () at the top.
         env_id: name of the environment, for errors.
-        images: accept a single image.
+        images: accept images.
 
     Raises:
         UsageError: a part of the space is no Box, or an image that is not accepted.
     """
-    if images and isinstance(space, spaces.Box):
-        return [(path, space)]
     if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in box_leaves(part, (*path, key), env_id)]
+        parts = space.spaces.items()
+        return [leaf for key, part in parts for leaf in box_leaves(part, (*path, key), env_id, images)]
     where = f"the observation of {env_id}" + (f" at {'.'.join(path)!r}" if path else "")
     if not isinstance(space, spaces.Box):
         raise UsageError(
             f"{where} is a {type(space).__name__}: agents take a Box or a Dict of Boxes, "
             "which gymnasium.wrappers.FlattenObservation makes of most spaces"
         )
-    if is_image(space):
+    if is_image(space) and not images:
         raise UsageError(
-            f"{where} is an image {space.shape}: off-policy agents take vectors, so an environment fits that "
-            "tells its state, or features of the image through gymnasium.wrappers.TransformObservation; "
-            "on-policy agents such as ppo see a single image"
+            f"{where} is an image {space.shape} in a Dict: on-policy agents see a single image, or vectors; "
+            "off-policy agents such as sac+conv take a Dict of an image and vectors"
         )
     return [(path, space)]
 
@@ -197,15 +293,21 @@ def make_action_map(
         unwrapped: the environment itself; its `action_table` [N, d], if it has one, represents its discrete
             actions.
         env_id: name of the environment, for errors.
-        index_actions: pass a discrete action by its index, `[E, 1]`, even if there is a table.
+        index_actions: pass a discrete action by its index, `[E, 1]`, even if there is a table, and one of a
+            product of K discrete sets by its indices, `[E, K]`.
 
     Returns:
         A; the table `[N, A]` scaled to [-1, 1], or None; and the map from `[E, A]` to the environment's
         actions.
 
     Raises:
-        UsageError: the space is no bounded Box and no Discrete set with a valid table.
+        UsageError: the space is no bounded Box, no Discrete set with a valid table and no product of discrete
+            sets, or the product is too large for a table.
     """
+    if (factored := FactoredActions.from_space(space)) is not None:
+        rows = None if index_actions else factored.make_table(env_id)
+        convert = factored.from_indices if index_actions else factored.from_unit
+        return len(factored.sizes), rows, lambda action: convert(action).astype(space.dtype)
     table = getattr(unwrapped, "action_table", None)
     if isinstance(space, spaces.Discrete) and index_actions:
         return 1, None, lambda action: np.rint(action[:, 0]).astype(space.dtype) + space.start
@@ -221,10 +323,12 @@ def make_action_map(
         raise UsageError(
             f"{env_id} has {type(space).__name__} actions: "
             + (
-                "on-policy agents take a bounded Box or Discrete"
+                "on-policy agents take a bounded Box, Discrete, MultiDiscrete or MultiBinary, and dqn takes "
+                "Discrete"
                 if index_actions
                 else "off-policy agents take a bounded Box, or Discrete where the environment publishes an "
-                "attribute `action_table` [N, d], a row per action; on-policy ones (ppo) take any Discrete"
+                "attribute `action_table` [N, d], a row per action; dqn and on-policy agents (ppo) take any "
+                "Discrete"
             )
         )
     low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))

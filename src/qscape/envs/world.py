@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from qscape.envs.native import JaxEnv, Outcome
+from qscape.envs.native import JaxEnv, Outcome, reset_all, step_all
 from qscape.errors import UsageError
 from qscape.ops.devices import on_each_device, replicate
 from qscape.types import Key, Scalar, stream
@@ -103,7 +103,7 @@ def is_finite(observation: Array, reward: Array) -> Bool[Array, ""]:
 
 def reset_world(env: JaxEnv, envs: int, key: Key) -> World:
     """Start an episode in each of `envs` environments."""
-    state, observation = jax.vmap(env.reset)(jax.random.split(key, envs))
+    state, observation = reset_all(env, jax.random.split(key, envs))
     return World(state, observation, jnp.zeros(envs), jnp.zeros(envs, jnp.int32), jnp.zeros(envs, bool))
 
 
@@ -140,14 +140,14 @@ def step_world(
 def _step_rows(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTree, Array, Outcome]:
     """Step environments and reset those whose episode ended: states, observations and outcomes."""
     key_step, key_reset = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    state, outcome = jax.vmap(env.step)(state, action, key_step)
+    state, outcome = step_all(env, state, action, key_step)
     done = outcome.terminated | outcome.truncated
     after = state, outcome.observation
 
-    _refuse_other_types(env, jax.eval_shape(jax.vmap(env.reset), key_reset), after)
+    _refuse_other_types(env, jax.eval_shape(partial(reset_all, env), key_reset), after)
 
     def restart() -> tuple[PyTree, Array]:
-        new = jax.vmap(env.reset)(key_reset)
+        new = reset_all(env, key_reset)
         return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
 
     # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.

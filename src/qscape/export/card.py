@@ -48,6 +48,8 @@ def render_card(
         low_high = f"{action['low']} to {action['high']}"
     elif action["table"] is not None:
         low_high = f"{len(action['table'])} discrete actions"
+    elif action["index_sizes"] is not None:
+        low_high = f"{' × '.join(map(str, action['index_sizes']))} discrete actions"
     lines = [
         *_hub_header(source, about),
         f"# {_text(about['label'])} on {_text(about['env'])}",

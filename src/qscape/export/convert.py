@@ -23,7 +23,11 @@ IR = 8  # the IR version of opset 18's first release, for old runtimes
 
 
 def to_onnx(
-    function: Callable[[jax.Array], jax.Array], size: int, metadata: dict[str, str], name: str = "policy"
+    function: Callable[..., jax.Array],
+    size: int,
+    metadata: dict[str, str],
+    name: str = "policy",
+    actions: int | None = None,
 ) -> onnx.ModelProto:
     """Convert `function`, from "observation" float32 [batch, size] to "action" [batch, ...].
 
@@ -32,26 +36,35 @@ def to_onnx(
         size: length of an observation.
         metadata: strings stored in the file.
         name: name of the graph.
+        actions: length of a second argument "action_mask", bool [batch, actions]; None: there is none.
 
     Raises:
         UsageError: the function uses an operation without a conversion to ONNX.
     """
     (batch,) = symbolic_shape("batch")
+    inputs = {"observation": (size, jnp.float32, TensorProto.FLOAT)}
+    if actions is not None:
+        inputs["action_mask"] = (actions, jnp.bool_, TensorProto.BOOL)
     try:
-        traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((batch, size), jnp.float32))
+        traced = jax.make_jaxpr(function)(
+            *(jax.ShapeDtypeStruct((batch, width), dtype) for width, dtype, _ in inputs.values())
+        )
     except (TypeError, ValueError) as problem:
         raise UsageError(
             f"this policy's code needs the batch size, which an ONNX file leaves open ({problem})."
         ) from problem
     graph = Graph(batch, TABLE | CONTROL, CALLS)
-    (result,) = graph.run(traced, [Value("observation", (batch, size))])
+    (result,) = graph.run(traced, [Value(name, (batch, width)) for name, (width, *_) in inputs.items()])
     (aval,) = traced.out_avals
     graph.node("Identity", [graph.whole(result, aval)], out="action")
     dims = lambda shape: ["batch" if d is batch or str(d) == "batch" else int(d) for d in shape]  # noqa: E731
     made = helper.make_graph(
         graph.nodes,
         name,
-        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", size])],
+        [
+            helper.make_tensor_value_info(given, kind, ["batch", width])
+            for given, (width, _, kind) in inputs.items()
+        ],
         [helper.make_tensor_value_info("action", element_type(aval.dtype), dims(aval.shape))],
         graph.constants,
     )

@@ -19,11 +19,11 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qscape.data import RECORDED, read
 from qscape.envs import EnvAdapter
-from qscape.envs.spaces import ActionBox
+from qscape.envs.spaces import ActionBox, FactoredActions
 from qscape.errors import RunError, UsageError
 from qscape.inspect.store import write_atomically
 from qscape.ops.nearest import ActionTable
@@ -116,7 +116,7 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
 
     noise_state = loaded.programs.init_noise(1)
     if noise_state is not None:
-        obs = jnp.zeros((1, loaded.adapter.spec.observation_size))
+        obs = jnp.zeros((1, loaded.adapter.spec.row_size))
         jax.eval_shape(step, loaded.acting, noise_state, obs)
     if any(changes):
         raise UsageError(
@@ -127,19 +127,23 @@ def refuse_recurrent(loaded: LoadedPolicy) -> None:
 # --- the function ------------------------------------------------------------------------------------
 
 
-def make_policy_function(loaded: LoadedPolicy) -> Callable[[Float[Array, "B S"]], Array]:
+def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Array]:
     """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
 
     Normalisation and action scaling are inside. Of a task whose critics see more than its actor, the function
-    takes the actor's part.
+    takes the actor's part. Of a task with masks it takes a second array [B, N], true for valid actions.
     """
     agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
     spec = loaded.adapter.spec
+    if spec.mask is not None:  # a file takes the mask as it is, not packed
+        agent = dataclasses.replace(agent, spec=dataclasses.replace(spec, mask=spec.mask.unpacked))
 
-    def policy(obs: Float[Array, "B S"]) -> Array:
+    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B N"] | None = None) -> Array:
         if spec.actor_size is not None:  # the normaliser knows whole observations
             rest = jnp.zeros((obs.shape[0], spec.observation_size - spec.actor_size))
             obs = jnp.concatenate([obs, rest], axis=1)
+        if valid is not None:
+            obs = jnp.concatenate([obs, valid.astype(jnp.float32)], axis=1)
         first = jnp.ones(obs.shape[0], bool)
         action, _, _ = agent.act(loaded.acting, None, obs, first, 0, evaluation_key(), "evaluate")
         return convert(action)
@@ -155,6 +159,9 @@ def action_space(adapter: EnvAdapter) -> gym.Space:
 def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
     """Return the map from [-1, 1]^A to the environment's actions as a jax function; float32 or int32."""
     space, table = action_space(adapter), adapter.spec.table
+    if (factored := FactoredActions.from_space(space)) is not None:
+        convert = factored.from_unit if adapter.spec.factors is None else factored.from_indices
+        return lambda action: convert(action).astype(jnp.int32)
     start = int(getattr(space, "start", 0))
     if table is not None:
         search = ActionTable(table)
@@ -181,7 +188,8 @@ def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Floa
     seen = source.seen
     rng = np.random.default_rng(seed)
     picked = seen[rng.integers(len(seen), size=n)].astype(np.float32)
-    picked[n // 2 :] += 0.1 * seen.std(axis=0) * rng.standard_normal(picked[n // 2 :].shape)
+    half, size = picked[n // 2 :], source.loaded.adapter.spec.observation_size  # masks stay as they are
+    half[:, :size] += 0.1 * seen[:, :size].std(axis=0) * rng.standard_normal((len(half), size))
     return picked
 
 
@@ -191,7 +199,8 @@ def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Floa
 def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
-    Input "observation" float32 [batch, S], output "action" [batch, ...] in the environment's units.
+    Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, N]; output
+    "action" [batch, ...] in the environment's units.
 
     Raises:
         UsageError: a package is missing, or the policy uses an operation without a conversion.
@@ -206,8 +215,10 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
-    size = source.loaded.adapter.spec.of_actor.observation_size
-    model = to_onnx(make_policy_function(source.loaded), size, about)
+    spec = source.loaded.adapter.spec
+    actions = None if spec.mask is None else spec.mask.actions
+    size = spec.of_actor.observation_size
+    model = to_onnx(make_policy_function(source.loaded), size, about, actions=actions)
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
     write_atomically(file, data)
@@ -229,12 +240,15 @@ def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> Onn
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
     one_by_one = track(range(len(obs)), "observations to check")
     alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in one_by_one])
-    shown = np.ascontiguousarray(obs[:, : source.loaded.adapter.spec.actor_size])
-    batched = np.asarray(session.run(None, {"observation": shown})[0])
+    spec = source.loaded.adapter.spec
+    given = {"observation": np.ascontiguousarray(obs[:, : spec.of_actor.observation_size])}
+    if spec.mask is not None:
+        given["action_mask"] = np.asarray(spec.mask.unpack(jnp.asarray(obs[:, spec.observation_size :])))
+    batched = np.asarray(session.run(None, given)[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
         begun = time.perf_counter()
-        (answer,) = session.run(None, {"observation": shown[k : k + 1]})
+        (answer,) = session.run(None, {name: rows[k : k + 1] for name, rows in given.items()})
         seconds[k] = time.perf_counter() - begun
         single[k] = np.asarray(answer)[0]
     rounding = float(np.abs(alone - wanted).max())
@@ -311,5 +325,6 @@ def describe(source: Source) -> dict[str, Any]:
             "low": listed(adapter.spec.low),
             "high": listed(adapter.spec.high),
             "table": listed(adapter.spec.table),
+            "index_sizes": listed(adapter.spec.index_sizes),
         },
     }

@@ -50,8 +50,6 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
     if not isinstance(at, Value) and np.size(at) == 1 and not fixed:
         index = graph.constant(np.array(int(np.asarray(at).item()), np.int64))
         return Value(graph.node("Gather", [name, index], axis=picked[0]), out.shape)
-    if tuple(numbers.offset_dims) != tuple(range(len(out.shape) - len(whole), len(out.shape))):
-        raise UsageError("this policy picks entries in a way that qscape cannot write as ONNX.")
     batch = list(numbers.start_indices_batching_dims)
     order = [*batch, *(k for k in range(len(indices.shape) - 1) if k not in batch)]  # batch first
     name = _permute(graph, name, [*fixed, *picked, *whole])
@@ -59,7 +57,9 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
     gathered = graph.node(
         "GatherND", [name, graph.node("Cast", [rows], to=TensorProto.INT64)], batch_dims=len(fixed)
     )
-    back = [*np.argsort(order).tolist(), *range(len(order), len(out.shape))]
+    # GatherND puts the axes of the indices first, and jax puts the whole axes where `offset_dims` says.
+    at_indices, offset = iter(np.argsort(order).tolist()), list(numbers.offset_dims)
+    back = [len(order) + offset.index(k) if k in offset else next(at_indices) for k in range(len(out.shape))]
     return Value(_permute(graph, gathered, back), out.shape)
 
 

@@ -24,6 +24,7 @@ from qscape.run.probes import PolicyEvaluation
 STATES = 10_000
 AT_A_TIME = 500  # states in one forward pass: an image state needs a megabyte
 SHOWN = 1_000  # features in a plot
+AT_BOUND = 1e-3  # features within this share of their greatest length count as at the bound
 ACTIONS = 3  # a simplex of three vertices lies in a plane, which can be plotted
 
 
@@ -45,7 +46,7 @@ class CollapseProbe:
     States are labelled by the greedy action; the first 10,000 states of the evaluation count.
     """
 
-    columns = Collapse._fields
+    columns = (*Collapse._fields, "bound_share")
 
     def __init__(self, agent: Any) -> None:
         """Raises UsageError: the agent has no action layer over discrete actions."""
@@ -55,9 +56,16 @@ class CollapseProbe:
 
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, float]:
         seen = np.concatenate([r.observation for r in evaluation.rollouts])[:STATES]
-        return measure_policy(self.agent, evaluation.acting, LabelledStates(seen, None), self.look)[
-            0
-        ]._asdict()
+        states = LabelledStates(seen, None)
+        metrics, features, *_ = measure_policy(self.agent, evaluation.acting, states, self.look)
+        return metrics._asdict() | {"bound_share": share_at_bound(features, self.agent.head.feature_bound)}
+
+
+def share_at_bound(features: Float[np.ndarray, "N d"], energy: float | None) -> float:
+    """The share of features whose length is √`energy`, up to a thousandth; NaN if they have no bound."""
+    if energy is None:
+        return float("nan")
+    return float((np.linalg.norm(features, axis=1) > (1 - AT_BOUND) * energy**0.5).mean())
 
 
 def require_action_layer(agent: Any) -> None:
@@ -66,6 +74,11 @@ def require_action_layer(agent: Any) -> None:
     Raises:
         UsageError: it has no such layer.
     """
+    if isinstance(agent, Agent) and agent.task.factors is not None:
+        raise UsageError(
+            f"{agent.recipe} has {len(agent.task.factors)} action layers here, one for each factor of the "
+            "action: action collapse is measured for actions of one index (Discrete), as in CartPole-v1."
+        )
     if not isinstance(agent, Agent) or agent.task.choices is None:
         raise UsageError(
             f"{agent.recipe} has no action layer here with a row for each action: action collapse is "
@@ -146,7 +159,8 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
     for step, trained in _load_saves(last, Path(folder)):
         states = collect_states(trained, count, seed)
         metrics, features, labels, w = measure_policy(trained.agent, trained.acting, states, look)
-        history.append({"step": step, **metrics._asdict()})
+        share = share_at_bound(features, trained.agent.head.feature_bound)
+        history.append({"step": step, **metrics._asdict(), "bound_share": share})
     if features is None or labels is None or w is None or states is None:
         raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
     record = last.record

@@ -16,6 +16,7 @@ from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.inspect.valid import Balls, find_valid_balls, valid_intervals
 from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
+from qscape.report.marks import INDEX
 from qscape.run.evaluation import Rollout
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Landscape:
         kind: "line", "plane" or "table".
         plane: the line or plane; for a table that of its principal components.
         grid: coordinates along each axis of the plane; for a table those of its N entries.
-        q: Q in shape `[n]` (line), `[n, m]` (plane; NaN outside the action box) or `[N]` (table).
+        q: Q in shape `[n]` (line), `[n, m]` (plane; NaN outside the action box) or `[N]` (table; NaN for
+            entries that are not valid).
         arrows: `[K, 2d]` of a line or plane: coordinates, then ∇ₐQ projected on it; `[0, 4]` of a table.
         optima: `[P, d]` coordinates of local optima on the plane (of a table: in its neighbour graph),
             highest first.
@@ -153,7 +155,7 @@ def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"
         row = np.asarray(state, np.float32)
     except (TypeError, ValueError):  # a Dict observation: the adapter flattens it
         row = np.zeros(())
-    if row.shape != (trained.agent.task.observation_size,):
+    if row.shape != (trained.agent.task.row_size,):
         adapter = trained.make()
         try:
             rows, batched = adapter.observations(state)
@@ -251,12 +253,15 @@ class SurveyedState(NamedTuple):
         return np.concatenate([at, slope @ plane.axes.T], 1)[inside]
 
     def table(self) -> Landscape:
-        """Compute Q over an action table, laid out on its first two principal components."""
+        """Compute Q over an action table, laid out on its first two principal components, or over indices."""
         rows = np.asarray(self.surveyor.table)
         d = min(2, rows.shape[1])
-        names = tuple(f"principal component {k + 1} of the table" for k in range(d))
-        plane = ops.Plane(rows.mean(0), ops.principal_axes(rows, d), names)
-        q, grid = self.surveyor.q(self.acting, self.obs, rows), plane.coordinates(rows)
+        if self.surveyor.agent.task.choices is not None:
+            plane = ops.Plane(np.zeros(1), np.eye(1), (INDEX,))
+        else:
+            names = tuple(f"principal component {k + 1} of the table" for k in range(d))
+            plane = ops.Plane(rows.mean(0), ops.principal_axes(rows, d), names)
+        q, grid = self.surveyor.entries(self.acting, self.obs), plane.coordinates(rows)
         edges = self.surveyor.edges
         none = ops.Peaks(np.zeros(0, int), np.zeros(0))
         peaks = (

@@ -79,7 +79,7 @@ def measure_landscapes(
     newest = [surveyor(saves[-1].acting, visits.obs) for surveyor, saves in pairs]
     rows = visits.rows(newest[0])
     planes: list[str | Plane | None] = [plane] * len(rows)
-    if len(agents) > 1 and first.agent.task.table is None:  # two agents are seen on the same axes
+    if len(agents) > 1 and first.agent.task.action_rows is None:  # two agents are seen on the same axes
         here, there = newest
         planes = [
             share_plane(plane, here.rows(k, k + 1), there.rows(k, k + 1), visits.taken) for k, _ in rows

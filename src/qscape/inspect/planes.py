@@ -21,10 +21,10 @@ def check_plane(plane: str | None, trained: TrainedAgent) -> None:
     task, size = trained.agent.task, trained.agent.task.action_size
     if plane is None:
         return
-    if task.table is not None:
+    if task.action_rows is not None:
         raise UsageError(
-            f"--plane {plane}: {trained.name} chooses one of {len(task.table):,} actions, and Q is computed "
-            "at all of them; leave --plane out."
+            f"--plane {plane}: {trained.name} chooses one of {len(task.action_rows):,} actions, and Q is "
+            "computed at all of them; leave --plane out."
         )
     dims = plane.split(",")
     named = plane in PLANES

@@ -45,10 +45,10 @@ def require_distances(agent: Any) -> None:
     Raises:
         UsageError: the actions are indices of a discrete set.
     """
-    if agent.task.choices is not None:
+    if (sizes := agent.task.index_sizes) is not None:
         raise UsageError(
-            f"the actions of {agent.recipe} are choices among {agent.task.choices}, which have no distance: "
-            "smoothness is defined for continuous actions and for action tables."
+            f"the actions of {agent.recipe} are choices among {' × '.join(map(str, sizes))}, which have no "
+            "distance: smoothness is defined for continuous actions and for action tables."
         )
 
 
@@ -109,7 +109,8 @@ def measure_observation_scale(
 
     The paper takes the scale from the first run of the unregularised base and uses it for every method.
     """
-    seen = np.concatenate([r.observation for r in trained.rollouts(episodes, seed)])
+    size = trained.agent.task.observation_size
+    seen = np.concatenate([r.observation[:, :size] for r in trained.rollouts(episodes, seed)])
     return np.maximum(seen.std(axis=0, dtype=np.float64), LEAST_SCALE)
 
 

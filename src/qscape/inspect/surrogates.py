@@ -55,13 +55,14 @@ def bind_learned_surrogates(
     nets = acting.part_states.get(selector.name, PartState()).params
     if not isinstance(selector, SAVO) or nets is None:
         return []
-    seen = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), obs)[None]
+    statistics = acting.part_states.get(agent.normaliser.name, PartState())
+    seen = agent.normaliser.apply(statistics, agent.task.visible(obs))[None]
     view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
 
     def bind_surrogate(i: int) -> ActionValue:
         value, conditioning = (
             bind_network(rep, view, nets[i - 1].net),
-            nets[i - 1].conditioning(seen, proposals[:i, None]),
+            nets[i - 1].conditioning(seen, proposals[:i, None], nets[0].summary),
         )
         return jax.vmap(lambda action: value(seen, action[None], conditioning)[0])
 

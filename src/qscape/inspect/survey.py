@@ -5,7 +5,7 @@ Works for every agent with a Q, also over an action table. The quantities are th
 
 Search for the best action: with one or two action dimensions on a dense grid, with more among 10,000 uniform
 points. Gradient ascent then starts at the best points and at the agent's own proposals, so no gap is
-negative. Over a table every entry is evaluated.
+negative. Over a table every entry is evaluated; entries that an action mask excludes do not count.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from qscape.ops import landscape as ops
 from qscape.run.evaluation import Rollout
 from qscape.run.probes import PolicyEvaluation
 from qscape.run.programs import evaluation_key
+from qscape.types import Spec
 
 QChoice = Literal["objective", "first", "min", "mean"]
 LINE, PLANE = 2001, 101  # points along an axis of a dense grid
@@ -135,8 +136,8 @@ class Surveyor:
         self.base = _with_objective(agent, q)
         self.order = surrogates.count_surrogates(agent) if with_surrogates else 0
         task = agent.task
-        self.table, self.size = task.table, task.action_size
-        self.points, self.edges = _search_points(self.table, self.size)
+        self.table, self.size = task.action_rows, task.action_size
+        self.points, self.edges = _search_points(task)
         self._measure_jit, self._values = jax.jit(self._measure), jax.jit(self._values_of)
         self._slopes = jax.jit(jax.grad(lambda a, acting, obs: self._q(acting, obs, a).sum()))
         self._learned = jax.jit(self._learned_values)
@@ -183,8 +184,19 @@ class Surveyor:
         return np.asarray(self._slopes(rows, acting, obs)).reshape(action.shape)
 
     def _q(self, acting: ActingState, obs: Array, action: Array) -> Array:
-        obs = jnp.broadcast_to(obs, (len(action), *obs.shape))
+        # An image is encoded once for all actions.
+        rows = len(action) if self.agent.task.frame is None else 1
+        obs = jnp.broadcast_to(obs, (rows, *obs.shape))
         return combine_heads(self.base, critic_values(self.agent, acting, obs, action))
+
+    def _only_valid(self, obs: Array, values: Float[Array, " N"]) -> Float[Array, " N"]:
+        """Values of a table's entries, NaN for those that are not valid at an observation."""
+        valid = self.agent.task.valid_actions(obs)
+        return values if valid is None else jnp.where(valid, values, jnp.nan)
+
+    def entries(self, acting: ActingState, obs: Float[np.ndarray, " S"]) -> Float[np.ndarray, " N"]:
+        """Evaluate Q at all entries of the table; NaN for those that are not valid."""
+        return np.asarray(self._only_valid(jnp.asarray(obs), jnp.asarray(self.q(acting, obs, self.points))))
 
     def _values_of(self, acting: ActingState, obs: Array, action: Array) -> Array:
         return _in_chunks(partial(self._q, acting, obs), action)
@@ -216,7 +228,7 @@ class Surveyor:
         functions: list[ActionValue] = [partial(self._q, acting, obs)]
         if self.order:
             functions += surrogates.bind_learned_surrogates(self.agent, acting, obs, agent_actions[:-1])
-        values = [_in_chunks(function, points) for function in functions]
+        values = [self._only_valid(obs, _in_chunks(function, points)) for function in functions]
         if self.table is None:
             ends = [self._climb(*pair, points, agent_actions) for pair in zip(functions, values, strict=True)]
             tops, heights = ends[0]
@@ -225,7 +237,12 @@ class Surveyor:
         else:
             ends, q = [None] * len(functions), values[0]
             nearest = jax.lax.map(lambda x: jnp.square(points - x).sum(-1).argmin(), agent_actions)
-            agent_actions, own_q, best, best_q = points[nearest], q[nearest], points[q.argmax()], q.max()
+            agent_actions, own_q, best, best_q = (
+                points[nearest],
+                q[nearest],
+                points[jnp.nanargmax(q)],
+                jnp.nanmax(q),
+            )
             rank = 1 + (q > own_q[-1]).sum().astype(jnp.float32)
         return {
             "proposals": agent_actions[:-1], "proposals_q": own_q[:-1],
@@ -247,9 +264,9 @@ class Surveyor:
         """Collect the values in which local optima are counted, at one state."""
         none = jnp.zeros(0)
         if self.edges is not None:
-            return OptimaCandidates(values, none, none, values.min())
+            return OptimaCandidates(values, none, none, jnp.nanmin(values))
         heights, saddles = (none, none) if ends is None else (ends[1], _find_saddles(function, *ends))
-        return OptimaCandidates(none, heights, saddles, values.min())
+        return OptimaCandidates(none, heights, saddles, jnp.nanmin(values))
 
     def _count_optima(
         self, candidate_sets: Sequence[OptimaCandidates], least: list[list[float]]
@@ -300,10 +317,15 @@ def _find_saddles(
     return jax.lax.map(lowest, (jnp.asarray(a), jnp.asarray(b)), batch_size=256)
 
 
-def _search_points(table: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The actions at which Q is evaluated in every state, and their neighbour pairs (None: no graph)."""
+def _search_points(task: Spec) -> tuple[np.ndarray, np.ndarray | None]:
+    """The actions at which Q is evaluated in every state, and their neighbour pairs (None: no graph).
+
+    Actions that are indices have no neighbours.
+    """
+    table, size = task.action_rows, task.action_size
     if table is not None:
-        return table, ops.nearest_edges(table) if len(table) <= LARGEST_GRAPH else None
+        has_graph = task.choices is None and len(table) <= LARGEST_GRAPH
+        return table, ops.nearest_edges(table) if has_graph else None
     if size > 2:
         return np.random.default_rng(0).uniform(-1, 1, (POINTS, size)).astype(np.float32), None
     shape = (LINE,) if size == 1 else (PLANE, PLANE)

@@ -144,8 +144,9 @@ class ObservationNoise:
         rng, (low, high) = np.random.default_rng(seed), adapter.observation_bounds
 
         def perturb(obs: np.ndarray) -> np.ndarray:
-            u = rng.uniform(-self.sigma, self.sigma, obs.shape)
-            return np.clip(obs + u * self.scale, low, high).astype(np.float32)
+            u = rng.uniform(-self.sigma, self.sigma, (len(obs), len(low)))
+            changed = np.clip(obs[:, : len(low)] + u * self.scale, low, high).astype(np.float32)
+            return changed if adapter.spec.mask is None else np.append(changed, obs[:, len(low) :], axis=1)
 
         return perturb
 
@@ -240,7 +241,8 @@ def critic_values(
     Observations are normalised as in training and encoded by the representation's fixed view.
     """
     rep = agent.representation
-    obs = agent.normaliser.apply(acting.part_states.get(agent.normaliser.name, PartState()), jnp.asarray(obs))
+    statistics = acting.part_states.get(agent.normaliser.name, PartState())
+    obs = agent.normaliser.apply(statistics, agent.task.visible(jnp.asarray(obs)))
     view = rep.encoder_params(acting.part_states.get(rep.name, PartState()), "fixed")
     return bind_critics(rep, view, acting.critics)(obs, jnp.asarray(action))
 

@@ -57,7 +57,7 @@ class BestDraws(PolicyLoss):
         draw = unsnap(proposer)
         drawn = jax.vmap(lambda k: draw.sample(k)[0])(jax.random.split(key, self.draws))
         drawn = jax.lax.stop_gradient(drawn)
-        value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn))
+        value = jax.vmap(lambda action: q(obs, action)[0])(context.snap(drawn, obs))
         order = jax.lax.top_k(value.T, self.followed_draws)[1].T
         return jnp.take_along_axis(drawn, order[..., None], 0)
 

@@ -17,7 +17,6 @@ from qscape.nets.layers import dense
 from qscape.nets.mlp import MLP, Actor, Conditioning, Critic, Torso
 from qscape.types import Key
 
-WIDTH = 64  # of a summary
 HEADS = 4  # of the transformer's attention
 
 
@@ -27,10 +26,10 @@ class DeepSet(eqx.Module):
     element: MLP
     final: MLP
 
-    def __init__(self, key: Key, size: int) -> None:
+    def __init__(self, key: Key, size: int, width: int = 64) -> None:
         k_element, k_final = jax.random.split(key)
-        self.element = MLP(k_element, (size, WIDTH, WIDTH), "relu")
-        self.final = MLP(k_final, (WIDTH, WIDTH, WIDTH), "relu")
+        self.element = MLP(k_element, (size, width, width), "relu")
+        self.final = MLP(k_final, (width, width, width), "relu")
 
     def __call__(self, x: Float[Array, "*b i f"]) -> Float[Array, "*b w"]:
         return self.final(self.element(x).mean(-2))
@@ -43,13 +42,13 @@ class LSTM(eqx.Module):
     cells: list[tuple[eqx.nn.LSTMCell, eqx.nn.LSTMCell]]  # a layer: forwards, backwards
     final: MLP
 
-    def __init__(self, key: Key, size: int) -> None:
+    def __init__(self, key: Key, size: int, width: int = 64) -> None:
         k_element, k_final, *keys = jax.random.split(key, 6)
-        self.element = MLP(k_element, (size, WIDTH, WIDTH), "relu")
-        sizes = (WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH)
-        cells = [eqx.nn.LSTMCell(i, WIDTH, key=k) for i, k in zip(sizes, keys, strict=True)]
+        self.element = MLP(k_element, (size, width, width), "relu")
+        sizes = (width, width, 2 * width, 2 * width)
+        cells = [eqx.nn.LSTMCell(i, width, key=k) for i, k in zip(sizes, keys, strict=True)]
         self.cells = [(cells[0], cells[1]), (cells[2], cells[3])]
-        self.final = MLP(k_final, (WIDTH, WIDTH, WIDTH), "relu")
+        self.final = MLP(k_final, (width, width, width), "relu")
 
     def __call__(self, x: Float[Array, "*b i f"]) -> Float[Array, "*b w"]:
         elements = self.element(x)
@@ -60,12 +59,12 @@ class LSTM(eqx.Module):
             ahead, back = _run_lstm(forwards, places), _run_lstm(backwards, places[::-1])[::-1]
             places = [jnp.concatenate(both, -1) for both in zip(ahead, back, strict=True)]
         mean = jnp.stack(ahead + back).mean(0)
-        return self.final(mean.reshape(*elements.shape[:-2], WIDTH))
+        return self.final(mean.reshape(*elements.shape[:-2], elements.shape[-1]))
 
 
 def _run_lstm(cell: eqx.nn.LSTMCell, places: list[Array]) -> list[Array]:
-    """Returns the hidden states [n, WIDTH] of one direction; unrolled, as lists are short."""
-    blank = jnp.zeros((places[0].shape[0], WIDTH))
+    """Returns the hidden states [n, w] of one direction; unrolled, as lists are short."""
+    blank = jnp.zeros((places[0].shape[0], cell.hidden_size))
     carry, hidden_states = (blank, blank), []
     for x in places:
         carry = jax.vmap(cell)(x, carry)
@@ -83,28 +82,28 @@ class Transformer(eqx.Module):
     forward: MLP
     final: MLP
 
-    def __init__(self, key: Key, size: int) -> None:
+    def __init__(self, key: Key, size: int, width: int = 64) -> None:
         k_element, k_attention, k_joined, k_forward, k_final = jax.random.split(key, 5)
-        self.element = MLP(k_element, (size, WIDTH, WIDTH), "relu")
-        self.norms = (eqx.nn.LayerNorm(WIDTH), eqx.nn.LayerNorm(WIDTH))
-        self.attention = eqx.nn.Linear(WIDTH, 3 * WIDTH, key=k_attention)
-        self.joined = eqx.nn.Linear(WIDTH, WIDTH, key=k_joined)
-        self.forward = MLP(k_forward, (WIDTH, 2 * WIDTH, WIDTH), "relu")
-        self.final = MLP(k_final, (WIDTH, WIDTH, WIDTH), "relu")
+        self.element = MLP(k_element, (size, width, width), "relu")
+        self.norms = (eqx.nn.LayerNorm(width), eqx.nn.LayerNorm(width))
+        self.attention = eqx.nn.Linear(width, 3 * width, key=k_attention)
+        self.joined = eqx.nn.Linear(width, width, key=k_joined)
+        self.forward = MLP(k_forward, (width, 2 * width, width), "relu")
+        self.final = MLP(k_final, (width, width, width), "relu")
 
     def __call__(self, x: Float[Array, "*b i f"]) -> Float[Array, "*b w"]:
         h = self.element(x)
         flat = h.reshape(-1, *h.shape[-2:])
         first, second = (jax.vmap(jax.vmap(norm)) for norm in self.norms)
-        split = dense(self.attention, first(flat)).reshape(*flat.shape[:2], 3, HEADS, WIDTH // HEADS)
+        split = dense(self.attention, first(flat)).reshape(*flat.shape[:2], 3, HEADS, h.shape[-1] // HEADS)
         attended = jax.nn.dot_product_attention(*(split[:, :, j] for j in range(3)))
         flat = flat + dense(self.joined, attended.reshape(flat.shape))
         flat = flat + self.forward(second(flat))
-        return self.final(flat.mean(1).reshape(*h.shape[:-2], WIDTH))
+        return self.final(flat.mean(1).reshape(*h.shape[:-2], h.shape[-1]))
 
 
 Summariser: TypeAlias = DeepSet | LSTM | Transformer
-SUMMARISERS: dict[str, Callable[[Key, int], Summariser]] = {
+SUMMARISERS: dict[str, Callable[..., Summariser]] = {
     "deepset": DeepSet,
     "lstm": LSTM,
     "transformer": Transformer,
@@ -116,7 +115,7 @@ class Conditioned(eqx.Module):
 
     Attributes:
         net: the actor or critic.
-        summary: encodes the list; None without conditioning.
+        summary: encodes the list; None without conditioning, or if another network's is shared.
         film: a layer for each hidden layer of `net`, to its scales and shifts; None without FiLM.
         joins: whether the summary joins the input of the torso.
     """
@@ -133,33 +132,46 @@ class Conditioned(eqx.Module):
         sizes: tuple[int, int],
         summariser: str,
         conditioning: str,
+        width: int = 64,
+        film_start: float = 0.1,
     ) -> None:
         """Makes the network and its list encoder.
 
         Args:
-            build: `build(key, conditioning=width)` makes the actor or critic.
+            build: `build(key, conditioning=n)` makes the actor or critic, with n further inputs.
             sizes: of observation and action.
             summariser: "deepset", "lstm" or "transformer".
             conditioning: "film", "concat", "both" or "none".
+            width: of the summary.
+            film_start: factor of the initial weights of FiLM's layers; 0: they start as the identity.
         """
         k_net, k_summary, k_film = jax.random.split(key, 3)
         self.joins = conditioning in ("concat", "both")
-        self.net = build(k_net, conditioning=WIDTH if self.joins else 0)
-        self.summary = None if conditioning == "none" else SUMMARISERS[summariser](k_summary, sum(sizes))
+        self.net = build(k_net, conditioning=width if self.joins else 0)
+        self.summary = None
+        if conditioning != "none":
+            self.summary = SUMMARISERS[summariser](k_summary, sum(sizes), width)
         self.film = None
         if conditioning in ("film", "both"):
             torso = self.net.torso if isinstance(self.net, Actor) else self.net.body.torso
             assert isinstance(torso, Torso)
             keys = jax.random.split(k_film, len(torso.layers))
             widths = [len(layer.weight) for layer in torso.layers]
-            self.film = [_make_film(k, width) for k, width in zip(keys, widths, strict=True)]
+            self.film = [_make_film(k, width, n, film_start) for k, n in zip(keys, widths, strict=True)]
 
-    def conditioning(self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"]) -> Conditioning | None:
-        """Encodes the earlier proposals as the conditioning of `net`; None without conditioning."""
-        if self.summary is None:
+    def conditioning(
+        self, obs: Float[Array, "*b S"], earlier: Float[Array, "i *b A"], shared: Summariser | None = None
+    ) -> Conditioning | None:
+        """Encodes the earlier proposals as the conditioning of `net`; None without conditioning.
+
+        Args:
+            shared: the list encoder of a network that has none of its own.
+        """
+        summary = shared if self.summary is None else self.summary
+        if summary is None:
             return None
         obs = jnp.broadcast_to(obs, (*earlier.shape[:-1], obs.shape[-1]))
-        z = self.summary(jnp.moveaxis(jnp.concatenate([earlier, obs], -1), 0, -2))
+        z = summary(jnp.moveaxis(jnp.concatenate([earlier, obs], -1), 0, -2))
         film = (
             None if self.film is None else [_split_scales_and_shifts(dense(layer, z)) for layer in self.film]
         )
@@ -172,8 +184,8 @@ def _split_scales_and_shifts(x: Float[Array, "*b n"]) -> tuple[Array, Array]:
     return scales, shifts
 
 
-def _make_film(key: Key, width: int) -> eqx.nn.Linear:
-    """Makes the layer to scales and shifts; it starts near the identity (weights × 0.1, zero bias)."""
-    layer = eqx.nn.Linear(WIDTH, 2 * width, key=key)
-    start = 0.1 * layer.weight, jnp.zeros(2 * width)
-    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, start)
+def _make_film(key: Key, width: int, hidden: int, start: float) -> eqx.nn.Linear:
+    """Makes the layer from a summary to scales and shifts, with zero bias and weights `start` times as large
+    as usual, so that it starts near the identity."""
+    layer = eqx.nn.Linear(width, 2 * hidden, key=key)
+    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (start * layer.weight, jnp.zeros(2 * hidden)))

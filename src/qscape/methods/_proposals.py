@@ -146,20 +146,21 @@ class ProposalSelector(ActionSelector):
         k_propose, k_noise, k_uniform, *k_sample = jax.random.split(key, length + 3)
         options = self.propose(actor, context, obs, k_propose)
         if mode == "evaluate":
-            chosen = self.best_proposal(context, obs, options)
-            return chosen.mode(), dict.fromkeys(columns, jnp.moveaxis(chosen.proposals, 0, 1)), noise_state
+            best = self.best_proposal(context, obs, options)
+            return best.mode(), dict.fromkeys(columns, jnp.moveaxis(best.proposals, 0, 1)), noise_state
         shape = (len(obs), length + 1 if self.adds_noise_to_each else 1, context.spec.action_size)
         drawn, noise_state = sample_noise(context, noise_state, first, shape, k_noise)
         each_noise, last_noise = (
             (None, None) if drawn is None else (jnp.moveaxis(drawn, 1, 0)[:-1], drawn[:, -1])
         )
         samples = jnp.stack([option.sample(k)[0] for option, k in zip(options, k_sample, strict=True)])
-        samples = add_noise(context, samples, each_noise if self.adds_noise_to_each else None)
+        samples = add_noise(context, obs, samples, each_noise if self.adds_noise_to_each else None)
         # Q judges the modes of a stochastic policy, but the noisy actions of a deterministic one.
         judged = (
             jnp.stack([option.mode() for option in options]) if context.base.head == "gaussian" else samples
         )
-        action = add_noise(context, take_candidate(samples, self.choose(context, obs, judged)), last_noise)
+        chosen = take_candidate(samples, self.choose(context, obs, judged))
+        action = add_noise(context, obs, chosen, last_noise)
         if context.base.epsilon_mode == "greedy":
-            action = apply_epsilon_greedy(context, action, k_uniform)
+            action = apply_epsilon_greedy(context, obs, action, k_uniform)
         return action, dict.fromkeys(columns, jnp.moveaxis(samples, 0, 1)), noise_state

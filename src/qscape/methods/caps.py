@@ -58,7 +58,9 @@ class CAPS(Regulariser):
             metrics["caps_temporal"] = half_mse(here, mode(batch.extra["successor"]))
             total += self.temporal * metrics["caps_temporal"]
         if self.spatial:
-            near = obs + self.sigma * jax.random.normal(key, obs.shape, obs.dtype)
+            near = context.spec.change_visible(
+                lambda seen: seen + self.sigma * jax.random.normal(key, seen.shape, seen.dtype), obs
+            )
             metrics["caps_spatial"] = half_mse(here, mode(near))
             total += self.spatial * metrics["caps_spatial"]
         return total, metrics

@@ -67,7 +67,7 @@ class CEM(ProposalSelector):
         candidates: list[tuple[Array, Array]] = []
         for k in jax.random.split(key, self.rounds):
             drawn = mean + std * jax.random.normal(k, (self.samples, *size))
-            drawn = context.snap(jnp.clip(drawn, -1.0, 1.0))
+            drawn = context.snap(jnp.clip(drawn, -1.0, 1.0), obs)
             value = jax.vmap(lambda action: context.q(obs, action)[0])(drawn)
             order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(value, 0, -1), self.elites)[1], -1, 0)
             elites = jnp.take_along_axis(drawn, order[..., None], 0)

@@ -51,7 +51,9 @@ class Ensemble(ProposalSelector):
             options = self.propose(members, slow, obs, key)
             if context.base.target_noise:
                 keys = jax.random.split(key, self.members)
-                options = [smooth_dist(context, option, k) for option, k in zip(options, keys, strict=True)]
+                options = [
+                    smooth_dist(context, obs, option, k) for option, k in zip(options, keys, strict=True)
+                ]
             return self.best_proposal(context, obs, options)
 
         return best

@@ -56,6 +56,6 @@ class GreedyTD3(BestDraws):
         proposal_loss = self.proposal_loss(proposer, best, k_entropy)
         total, metrics = fit + proposal_loss, {"fit_loss": fit, "proposal_loss": proposal_loss}
         if self.add_dpg:
-            value = combine_heads(context.base, q(obs, context.snap(action)))
+            value = combine_heads(context.base, q(obs, context.snap(action, obs)))
             total -= value.mean() / jax.lax.stop_gradient(jnp.abs(value).mean())
         return total, metrics

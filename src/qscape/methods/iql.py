@@ -32,6 +32,7 @@ class IQL(PolicyLoss):
     """
 
     name: ClassVar[str] = "iql"
+    takes_images: ClassVar[bool] = False
     climbs_q: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True
     expectile: float = setting(
@@ -57,7 +58,7 @@ class IQL(PolicyLoss):
         self, params: MLP, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, None]:
         """Returns L_V = |τ − 1(u < 0)| u², u = min Q̄(s, a) − V(s), at the data's actions (Eq. 5)."""
-        value = params(batch.observation)[..., 0]
+        value = params(context.spec.visible(batch.observation))[..., 0]
         loss = expectile_loss(_min_target_q(context, batch) - value, self.expectile).mean()
         return loss, {"v": value.mean()}, None
 
@@ -76,7 +77,8 @@ class IQL(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         """Returns −exp(β (min Q̄(s, a) − V(s))) log π(a | s), with a bounded weight (Eq. 7)."""
-        advantage = _min_target_q(context, batch) - state.params(batch.observation)[..., 0]
+        value = state.params(context.spec.visible(batch.observation))[..., 0]
+        advantage = _min_target_q(context, batch) - value
         weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
         dist = unsnap(policy(batch.observation))
         if context.base.head == "gaussian":

@@ -52,7 +52,7 @@ class Joint(ProposalSelector):
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
         dist = context.bind(actor)(obs)
         actions = jnp.split(unsnap(dist).mode(), self.list_length, -1)
-        return [Point(dist.features, context.snap(action)) for action in actions]
+        return [Point(dist.features, context.snap(action, obs)) for action in actions]
 
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
-from qscape.types import Batch, Key, Metrics, Scalar, setting
+from qscape.types import Batch, Key, Metrics, Scalar, Spec, setting
 
 DRAWS = 4  # actions sampled to estimate the divergence of two policies
 RANGE = 10.0  # bound on the difference of their log-densities
@@ -66,7 +66,7 @@ class L2C2(Regulariser):
     ) -> tuple[Scalar, Metrics]:
         """Returns mean(λ_π D), D = max(0, 1 - mean of 4 exp(½ clip(log π(ā | s̄) - log π(â | s), ±10)))."""
         k_between, k_here, k_there = jax.random.split(key, 3)
-        between, weight, _ = self._interpolate(batch, k_between)
+        between, weight, _ = self._interpolate(context.spec, batch, k_between)
         here, there = context.policy(batch.observation), context.policy(between)
         log_here, log_there = (
             jnp.stack([dist.sample(k)[1] for k in jax.random.split(k_dist, DRAWS)])
@@ -83,20 +83,22 @@ class L2C2(Regulariser):
         """Returns mean(λ_V ½ |min Q(s, a) - min Q(s̄, a)|), λ_V = β λ_π / d."""
         if not self.beta:
             return None
-        between, weight, distance = self._interpolate(batch, key)
+        between, weight, distance = self._interpolate(context.spec, batch, key)
         here, there = (jnp.stack(context.q(obs, batch.action)).min(0) for obs in (batch.observation, between))
         loss = (self.beta * weight / distance * 0.5 * jnp.abs(here - there)).mean()
         return loss, {"l2c2_value": loss}
 
     def _interpolate(
-        self, batch: Batch, key: Key
+        self, spec: Spec, batch: Batch, key: Key
     ) -> tuple[Float[Array, "B S"], Float[Array, " B"], Float[Array, " B"]]:
         """Returns s̄ = s + u ⊙ (s' - s), λ_π = κ λU / d and d, the greatest |u| plus κ; none carries
         gradient."""
-        obs, step = batch.observation, batch.extra["successor"] - batch.observation
+        obs = spec.visible(batch.observation)
+        step = spec.visible(batch.extra["successor"]) - obs
         kappa = self.sigma * self.lower / (self.upper - self.sigma * self.lower)
         width = self.sigma + (self.sigma - 1.0) * kappa
         u = jax.random.uniform(key, obs.shape, obs.dtype, -width, width)
         between = obs + u * step
         distance = jnp.abs((between - obs) / (step + 1e-8)).max(-1) + kappa
+        between = spec.change_visible(lambda _: between, batch.observation)
         return between, kappa * self.upper / distance, distance

@@ -16,6 +16,7 @@ class Normalise(Normaliser):
     """Normalises observations by their running mean and standard deviation; replay stays raw."""
 
     name: ClassVar[str] = "normalise"
+    takes_images: ClassVar[bool] = False
     clip: float | None = setting(
         None, "Clip normalised observations to ± this; None: no clipping.", within="(0, inf]"
     )

@@ -30,6 +30,7 @@ class PAVE(Regulariser):
 
     name: ClassVar[str] = "pave"
     derived_columns: ClassVar[frozenset[str]] = frozenset({"successor"})
+    differentiates_actions: ClassVar[bool] = True
 
     mixed_partial: float = setting(
         0.1,

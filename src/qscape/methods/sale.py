@@ -199,7 +199,8 @@ class SALE(Representation):
         self, params: Encoder, state: PartState, context: Context, batch: Batch, key: Key
     ) -> tuple[Scalar, Metrics, Frozen]:
         """Returns (g(f(s), a) - sg f(s'))², averaged over batch and width (TD7, Eq. 4)."""
-        pair = self.embed_pair(params, self.embed_state(params, batch.observation), batch.action)
+        seen = context.spec.visible(batch.observation)
+        pair = self.embed_pair(params, self.embed_state(params, seen), batch.action)
         target = jax.lax.stop_gradient(self._prediction_target(params, state, context, batch))
         prediction = pair if params.observation is None else jax.vmap(params.observation)(pair)
         if self.loss == "cosine":
@@ -212,14 +213,14 @@ class SALE(Representation):
         return loss, metrics, state.extra
 
     def _prediction_target(self, params: Encoder, state: PartState, context: Context, batch: Batch) -> Array:
-        s2 = batch.extra["successor"]
+        s2 = context.spec.visible(batch.extra["successor"])
         if self.target == "next_observation":
             return s2
         if self.target == "fixed_embedding":
             return self.embed_state(state.extra.fixed, s2)
         z_s2 = self.embed_state(params, s2)
         if self.target == "next_pair":
-            return self.embed_pair(params, z_s2, context.policy_target(s2).mode())
+            return self.embed_pair(params, z_s2, context.policy_target(batch.extra["successor"]).mode())
         return z_s2
 
     def post_update(self, state: PartState, batch: Batch, event: Event) -> PartState:

@@ -67,6 +67,7 @@ class SAVGO(Entropic):
     """The policy climbs a kernel-weighted mean of candidate values, in a learned geometry of values."""
 
     name: ClassVar[str] = "savgo"
+    takes_images: ClassVar[bool] = False
     climbs_q: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = True
 

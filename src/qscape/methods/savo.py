@@ -14,11 +14,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.methods._list_encoder import Conditioned
+from qscape.errors import UsageError
+from qscape.methods._list_encoder import HEADS, Conditioned
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
@@ -35,6 +37,7 @@ class SAVO(ProposalSelector):
     """Successive actors on truncated surrogates of Q; Q chooses among their proposals."""
 
     name: ClassVar[str] = "savo"
+    takes_images: ClassVar[bool] = False
     climbs_surrogates: ClassVar[bool] = True
 
     list_length: int = setting(
@@ -45,6 +48,15 @@ class SAVO(ProposalSelector):
     )
     conditioning: Literal["film", "concat", "both", "none"] = setting(
         "film", "How the encoded list enters actors and surrogates; none: they ignore earlier proposals."
+    )
+    summary_width: int = setting(64, "Width of the encoded list.", within=">= 1")
+    summarisers: Literal["each", "shared"] = setting(
+        "each",
+        "List encoders: one for each later actor and each surrogate, or one for all later actors and one for "
+        "all surrogates.",
+    )
+    film_start: float = setting(
+        0.1, "Factor of the initial weights of FiLM's layers; 0: they start as the identity.", within=">= 0"
     )
     surrogate: Literal["learned", "exact"] = setting(
         "learned", "Climb learned surrogates, or max(Q, τ) itself."
@@ -63,6 +75,14 @@ class SAVO(ProposalSelector):
         True, "For action tables: climb Q at the nearest row; off: at the unsnapped action."
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.summariser == "transformer" and self.summary_width % HEADS:
+            raise UsageError(
+                f"savo.summary_width is {self.summary_width}; a transformer with {HEADS} heads needs a "
+                f"multiple of {HEADS}."
+            )
+
     def length(self) -> int:
         return self.list_length
 
@@ -78,7 +98,11 @@ class SAVO(ProposalSelector):
         self, keys: Iterable[Key], build: Callable[..., Actor | Critic], spec: Spec
     ) -> list[Conditioned]:
         sizes = (spec.observation_size, spec.action_size)
-        return [Conditioned(k, build, sizes, self.summariser, self.conditioning) for k in keys]
+        options = self.summariser, self.conditioning, self.summary_width, self.film_start
+        modules = [Conditioned(k, build, sizes, *options) for k in keys]
+        if self.summarisers == "shared" and self.conditioning != "none":  # the first one's
+            modules[1:] = [eqx.tree_at(lambda module: module.summary, m, None) for m in modules[1:]]
+        return modules
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> list[Actor | Conditioned]:
         first, *later = jax.random.split(key, self.list_length)
@@ -101,7 +125,9 @@ class SAVO(ProposalSelector):
         earlier = []
         for module in actor[1:]:
             earlier.append(stop(options[-1].mode()))
-            options.append(context.bind(module.net)(obs, module.conditioning(obs, jnp.stack(earlier))))
+            seen = context.spec.visible(obs)
+            conditioning = module.conditioning(seen, jnp.stack(earlier), actor[1].summary)
+            options.append(context.bind(module.net)(obs, conditioning))
         return options
 
     def target_policy(
@@ -134,10 +160,10 @@ class SAVO(ProposalSelector):
         points = jnp.concatenate([executed[None], proposals])
         q = stop(jax.vmap(lambda action: jnp.stack(context.q(obs, action)).min(0))(points))
         loss = jnp.zeros(())
-        for i, surrogate in enumerate(params, 1):
+        for i in range(1, len(params) + 1):
             floor = q[1 : i + 1].max(0)
             target = jnp.maximum(jnp.stack([q[0], q[i + 1]]), floor)
-            value = self._surrogate_value(surrogate, context, obs, proposals[:i])
+            value = self._surrogate_value(params, i, context, obs, proposals[:i])
             prediction = jax.vmap(lambda action, value=value: value(obs, action)[0])(
                 points[jnp.array([0, i + 1])]
             )
@@ -162,9 +188,10 @@ class SAVO(ProposalSelector):
 
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
-                dist = context.bind(actor[i].net)(
-                    obs, actor[i].conditioning(obs, self._stored_proposals(batch)[:i])
-                )
+                stored = self._stored_proposals(batch)[:i]
+                seen = context.spec.visible(obs)
+                conditioning = actor[i].conditioning(seen, stored, actor[1].summary)
+                dist = context.bind(actor[i].net)(obs, conditioning)
             else:
                 dist = self.propose(actor[: i + 1], context, obs)[i]
             return dist if self.straight_through else unsnap(dist)
@@ -182,7 +209,7 @@ class SAVO(ProposalSelector):
             return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], context, obs)]))
 
         def learned(obs: Array, action: Array) -> list[Array]:
-            return self._surrogate_value(state.params[i - 1], context, obs, earlier(obs))(obs, action)
+            return self._surrogate_value(state.params, i, context, obs, earlier(obs))(obs, action)
 
         def exact(obs: Array, action: Array) -> list[Array]:
             value = combine_heads(context.base, context.q(obs, action))
@@ -193,10 +220,16 @@ class SAVO(ProposalSelector):
         return learned if self.surrogate == "learned" else exact
 
     def _surrogate_value(
-        self, surrogate: Conditioned, context: Context, obs: Array, earlier: Float[Array, "i B A"]
+        self,
+        params: list[Conditioned],
+        i: int,
+        context: Context,
+        obs: Array,
+        earlier: Float[Array, "i B A"],
     ) -> QFn:
         """Returns Ψ̂_i(·, ·; a_{<i}) as a function; the list is encoded once."""
-        conditioning = surrogate.conditioning(obs, earlier)
+        surrogate = params[i - 1]
+        conditioning = surrogate.conditioning(context.spec.visible(obs), earlier, params[0].summary)
         return lambda obs, action: [context.bind(surrogate.net)(obs, action, conditioning)]
 
     def _stored_proposals(self, batch: Batch) -> Float[Array, "L B A"]:

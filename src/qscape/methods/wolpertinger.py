@@ -58,13 +58,20 @@ class Wolpertinger(ProposalSelector):
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
         dist = context.bind(actor)(obs)
-        return self.candidates_around(dist.features, unsnap(dist).mode(), context, key)
+        return self.candidates_around(dist.features, obs, unsnap(dist).mode(), context, key)
 
-    def candidates_around(self, features: Array, action: Array, context: Context, key: Key) -> list[Dist]:
-        """Returns the candidates at an action [*b, A]: the nearest rows, or itself and Gaussian samples."""
+    def candidates_around(
+        self, features: Array, obs: Array, action: Array, context: Context, key: Key
+    ) -> list[Dist]:
+        """Returns the candidates at an action [*b, A]: the nearest valid rows, or itself and samples.
+
+        The nearest row stands for those that are missing if fewer are valid.
+        """
         if context.table is not None:
             still = jax.lax.stop_gradient(action)
-            items = context.table.at(context.table.nearest(still, self.candidates))
+            items = context.table.at(
+                context.table.nearest(still, self.candidates, context.spec.mask_words(obs))
+            )
             near = jnp.moveaxis(items, -2, 0) + (action - still)  # straight through, as in `snap`
         else:
             drawn = self.spread * jax.random.normal(key, (self.candidates - 1, *action.shape))
@@ -97,7 +104,7 @@ class Wolpertinger(ProposalSelector):
             if context.base.target_noise:
                 action = smooth_action(context.base, action, k_smooth)
             return self.best_proposal(
-                context, obs, self.candidates_around(dist.features, action, context, k_draw)
+                context, obs, self.candidates_around(dist.features, obs, action, context, k_draw)
             )
 
         return best

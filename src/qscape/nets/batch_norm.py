@@ -90,7 +90,8 @@ class BatchNorm(eqx.Module):
             )
         )
         ratio, distance = jnp.clip(ratio, 1 / 3, 3.0), jnp.clip(distance, -5.0, 5.0)
-        return mean - distance * jnp.sqrt(variance) / ratio, variance / jnp.square(ratio)
+        deviation = jnp.sqrt(jnp.maximum(variance, 1e-24))  # a unit that is off has no NaN in its gradient
+        return mean - distance * deviation / ratio, variance / jnp.square(ratio)
 
     def _normalise(self, x: Array, mean: Array, variance: Array) -> Array:
         return self.scale * (x - mean) * jax.lax.rsqrt(variance + self.epsilon) + self.shift

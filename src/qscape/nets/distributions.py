@@ -1,9 +1,11 @@
 """The action distributions of on-policy agents, with entropy and KL divergence."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qscape.ops import categorical
 from qscape.ops.gaussian import normal_entropy, normal_kl, normal_log_prob
@@ -21,6 +23,10 @@ class Categorical(eqx.Module):
     features: Float[Array, "*b d"]
     logits: Float[Array, "*b K"]
 
+    def masked(self, valid: Bool[Array, "*b K"]) -> "Categorical":
+        """The distribution given that the action is a valid one; the others have probability 0."""
+        return Categorical(self.features, categorical.mask(self.logits, valid))
+
     def mode(self) -> Float[Array, "*b 1"]:
         return self.logits.argmax(-1)[..., None].astype(jnp.float32)
 
@@ -37,6 +43,56 @@ class Categorical(eqx.Module):
     def kl(self, new: "Categorical") -> Float[Array, "*b"]:
         """KL(self ‖ new)."""
         return categorical.kl(self.logits, new.logits)
+
+
+class FactoredCategorical(eqx.Module):
+    """Independent categorical distributions: π(a) = ∏_k π_k(a_k). An action is a vector of indices.
+
+    Factors may have different numbers of values; the last logits of smaller ones are `LEAST`.
+
+    Attributes:
+        features: the input of each factor's action layer.
+        logits: unnormalised log-probabilities; C is the largest number of values.
+    """
+
+    features: Float[Array, "*b K d"]
+    logits: Float[Array, "*b K C"]
+
+    @classmethod
+    def from_factors(cls, factors: Sequence[Categorical]) -> "FactoredCategorical":
+        """The product of K categorical distributions."""
+        widest = max(factor.logits.shape[-1] for factor in factors)
+        rows = [_pad(factor.logits, widest) for factor in factors]
+        return cls(jnp.stack([factor.features for factor in factors], -2), jnp.stack(rows, -2))
+
+    def masked(self, valid: Bool[Array, "*b K C"]) -> "FactoredCategorical":
+        """The distribution given that the value of every factor is a valid one."""
+        return FactoredCategorical(self.features, categorical.mask(self.logits, valid))
+
+    def mode(self) -> Float[Array, "*b K"]:
+        return self.logits.argmax(-1).astype(jnp.float32)
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*b K"], Float[Array, "*b"]]:
+        action = jax.random.categorical(key, self.logits).astype(jnp.float32)
+        return action, self.log_prob(action)
+
+    def log_prob(self, action: Float[Array, "*b K"]) -> Float[Array, "*b"]:
+        return categorical.log_prob(self.logits, action.astype(jnp.int32)).sum(-1)
+
+    def entropy(self) -> Float[Array, "*b"]:
+        return categorical.entropy(self.logits).sum(-1)
+
+    def kl(self, new: "FactoredCategorical") -> Float[Array, "*b"]:
+        """KL(self ‖ new), the sum over the factors."""
+        return categorical.kl(self.logits, new.logits).sum(-1)
+
+
+def _pad(logits: Float[Array, "*b N"], width: int) -> Float[Array, "*b width"]:
+    """Logits with `LEAST` for the values that a factor does not have."""
+    missing = width - logits.shape[-1]
+    if not missing:
+        return logits
+    return jnp.concatenate([logits, jnp.full((*logits.shape[:-1], missing), categorical.LEAST)], -1)
 
 
 class Normal(eqx.Module):

@@ -62,21 +62,23 @@ class Snapped(eqx.Module):
     Attributes:
         raw: the distribution of proposals.
         table: the action table.
+        mask: words of the state's `ActionMask`; only valid rows are actions. None: all rows are.
     """
 
     raw: Dist
     table: ActionTable = eqx.field(static=True)
+    mask: Float[Array, "*c M"] | None = None
 
     @property
     def features(self) -> Float[Array, "*b h"]:
         return self.raw.features
 
     def mode(self) -> Float[Array, "*b A"]:
-        return self.table.snap(self.raw.mode())
+        return self.table.snap(self.raw.mode(), self.mask)
 
     def sample(self, key: Key) -> tuple[Float[Array, "*b A"], Float[Array, "*b"]]:
         action, log_prob = self.raw.sample(key)
-        return self.table.snap(action), log_prob
+        return self.table.snap(action, self.mask), log_prob
 
     def log_prob(self, action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         return self.raw.log_prob(action)

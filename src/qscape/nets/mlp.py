@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
     "mish": jax.nn.mish,
+    "leaky_relu": jax.nn.leaky_relu,
 }
 
 

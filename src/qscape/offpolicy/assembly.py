@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +60,7 @@ class Assembly(Bound):
         regularisers: parts that add terms to the losses, in the order of the recipe.
         modifiers: parts that only override fields of the base.
         spec: the task; None until `on` binds the agent to one.
-        index_actions: False: a discrete action is a row of an action table, not its index.
     """
-
-    index_actions: ClassVar[bool] = False
 
     recipe: str = "td3"
     base: Base = Base()
@@ -85,6 +82,11 @@ class Assembly(Bound):
 
     # --- what the agent is made of ----------------------------------------------------------------
 
+    @property
+    def index_actions(self) -> bool:
+        """True: a discrete action is passed by its index; False: as a row of an action table."""
+        return self.selector.indexes_actions
+
     def conflict(self) -> str | None:
         """Checks that the parts have the capabilities that other parts need, then asks every part itself.
 
@@ -104,15 +106,25 @@ class Assembly(Bound):
                 f"{policy_loss.name} improves one policy and {selector.name} does not act by one; "
                 "leave one of them out."
             )
-        if self.network.trains_on_joint_batch and policy_loss.values_next_state:
+        valuing = [part for part in (policy_loss, selector) if part.values_next_state]
+        if len(valuing) == 2:
+            return f"{policy_loss.name} and {selector.name} both value the next state; leave one of them out."
+        if valuing and self.network.trains_on_joint_batch:
             return (
                 f"{self.network.name} trains critics on (s, a) and (s', a') as one batch, and "
-                f"{policy_loss.name} has no a'; leave one of them out."
+                f"{valuing[0].name} has no a'; leave one of them out."
             )
-        if policy_loss.values_next_state and not self.value.learns_from_values:
+        if valuing and not self.value.learns_from_values:
             return (
-                f"{policy_loss.name} values the next state by a number, and {self.value.name} learns from a "
+                f"{valuing[0].name} values the next state by a number, and {self.value.name} learns from a "
                 "distribution; leave one of them out, or take hl_gauss."
+            )
+        if why := self._explain_index_conflict():
+            return why
+        if selector.values_next_state and self.bootstrap.name != plain.MinTarget.name:
+            return (
+                f"{selector.name} values the next state itself, and {self.bootstrap.name} would not be used; "
+                "leave one of them out."
             )
         if selector.climbs_surrogates and not policy_loss.climbs_q:
             return (
@@ -121,6 +133,23 @@ class Assembly(Bound):
             )
         return super().conflict()
 
+    def _explain_index_conflict(self) -> str | None:
+        """Returns why a part cannot work with, or without, indices as actions; None if all can."""
+        rep, selector = self.representation, self.selector
+        if not selector.indexes_actions:
+            if rep.indexes_actions:
+                return (
+                    f"{selector.name} chooses among vectors, and the critics of {rep.name} value actions by "
+                    "their index; take td3 as the base."
+                )
+            return None
+        if not rep.indexes_actions:
+            return f"{rep.name} embeds actions as vectors, and here an action is an index; leave it out."
+        for part in self.regularisers:
+            if part.differentiates_actions:
+                return f"{part.name} needs ∂Q/∂a, and here an action is an index; leave it out."
+        return None
+
     def on(self: AgentT, spec: Spec) -> AgentT:
         """Binds the agent to a task, see `Bound.on`. A discount by the time limit becomes a number."""
         bound = super().on(spec)
@@ -128,11 +157,25 @@ class Assembly(Bound):
 
     def fits(self, spec: Spec) -> str | None:
         rep, selector = self.representation, self.selector
+        if spec.frame is not None:
+            for part in self.parts.values():
+                if not part.takes_images:
+                    advice = (
+                        "take a recipe with conv in its place" if part is rep else f"leave {part.name} out"
+                    )
+                    return f"{part.name} is for vectors, and it shows images {spec.frame}; {advice}."
         if self.base.discount_rule == "time_limit" and spec.time_limit is None:
             return (
                 "base.discount_rule = time_limit, and it has no known time limit: give it one "
                 "(max_episode_steps), or set base.discount_rule = fixed."
             )
+        if spec.mask is not None and self.base.replay_observations == "bfloat16":
+            return (
+                "base.replay_observations = bfloat16 would round the action masks that are stored behind "
+                "observations: take float32."
+            )
+        if spec.frame is not None and rep.indexes_actions and type(self.network) is not plain.MLPNetwork:
+            return f"{self.network.name} makes layers for vectors, and it shows images; leave it out."
         if spec.actor_size is not None and not rep.splits_observations:
             return (
                 f"{rep.name} embeds observations for actor and critics together, and here some entries are "
@@ -192,13 +235,14 @@ class Assembly(Bound):
         for part in self.parts.values():
             columns |= part.columns(self.task)
         return Layout(
-            observation_size=self.task.observation_size,
+            observation_size=self.task.row_size,
             action_size=self.task.action_size,
             columns=tuple(sorted(columns.items())),
             stores_next=self.base.next_observation == "stored",
             envs=envs,
             capacity=self.base.replay_capacity,
             observations=self.base.replay_observations,
+            pixels=self.task.pixels,
         )
 
     def init_replay(self, layout: Layout) -> tuple[Storage, ReplayState]:
@@ -313,15 +357,18 @@ class Assembly(Bound):
     def optimiser(self, name: str) -> optax.GradientTransformation:
         """Returns the optimiser of "actor", "critics", "PART.params" or "PART.actor_params"."""
         base = self.base
-        betas = base.adam_b1, base.adam_b2
         if name == "actor":
-            return base.optimiser(base.actor_learning_rate, base.actor_weight_decay, *betas, delayed=True)
+            b1 = base.adam_b1 if base.actor_adam_b1 is None else base.actor_adam_b1
+            decay = base.actor_weight_decay
+            return base.optimiser(base.actor_learning_rate, decay, b1, base.adam_b2, delayed=True)
         if name == "critics":
+            betas = base.adam_b1, base.adam_b2
             return base.optimiser(base.critic_learning_rate, base.critic_weight_decay, *betas)
-        part, kind = name.split(".")
-        params, actor_params = self.stateful_parts[part].learning_rates(base)
+        owner, kind = name.split(".")
+        part = self.stateful_parts[owner]
+        params, actor_params = part.learning_rates(base)
         if kind == "params":
-            return base.optimiser(params)
+            return base.optimiser(params, **part.optimiser_options())
         return base.optimiser(actor_params, delayed=True)
 
     def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
@@ -340,14 +387,15 @@ class Assembly(Bound):
         def bind(module: PyTree, which: Version = "fixed") -> Callable:
             function = bind_network(rep, rep.encoder_params(rep_state, which), module, trains_actors)
             if not isinstance(module, Actor):
-                return function
+                return hide_mask(function, self.task)
             function = hide_privileged(function, self.task)
-            return snap_policy(function, table) if table else function
+            return snap_policy(function, table, self.task) if table else function
 
-        q = bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics)
+        q = hide_mask(bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics), self.task)
         q_target = q
         if self.network.keeps_target_critics:
             q_target = bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target)
+            q_target = hide_mask(q_target, self.task)
         context = Context(
             policy=_unavailable,
             policy_target=_unavailable,
@@ -420,7 +468,8 @@ class Assembly(Bound):
         self, acting: ActingState, obs: Array, steps: Array
     ) -> tuple[PartState, Context, Array]:
         """Returns the selector's state, the context while acting, and normalised observations."""
-        obs = self.normaliser.apply(acting.part_states.get(self.normaliser.name, PartState()), obs)
+        statistics = acting.part_states.get(self.normaliser.name, PartState())
+        obs = self.task.change_visible(partial(self.normaliser.apply, statistics), obs)
         no = jnp.array(False)
         state = State(
             acting.actor, acting.actor, acting.critics, acting.critics, acting.part_states, {}, steps, steps
@@ -440,26 +489,33 @@ class Assembly(Bound):
         name = self.normaliser.name
         return state._replace(
             part_states=state.part_states
-            | {name: self.normaliser.update_statistics(state.part_states[name], obs)}
+            | {name: self.normaliser.update_statistics(state.part_states[name], self.task.visible(obs))}
         )
 
 
 def hide_privileged(policy: Callable, spec: Spec) -> Callable:
     """Returns a policy that gets whole observations and sees the actor's part of them."""
-    if spec.actor_size is None:
+    if spec.actor_size is None and spec.mask is None:
         return policy
     return lambda obs, conditioning=None: policy(spec.actor_part(obs), conditioning)
 
 
-def snap_policy(policy: Callable, table: ActionTable) -> Callable:
-    """Returns a policy whose actions are those of `policy`, moved to the nearest rows of the table."""
-    return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table)
+def hide_mask(value: Callable, spec: Spec) -> Callable:
+    """Returns a function of (obs, action, ...) that gets whole observations, and does not see their masks."""
+    if spec.mask is None:
+        return value
+    return lambda obs, *others: value(spec.visible(obs), *others)
+
+
+def snap_policy(policy: Callable, table: ActionTable, spec: Spec) -> Callable:
+    """Returns a policy whose actions are those of `policy`, moved to the nearest valid rows of the table."""
+    return lambda obs, conditioning=None: Snapped(policy(obs, conditioning), table, spec.mask_words(obs))
 
 
 @lru_cache(maxsize=8)
 def make_action_table(spec: Spec, nearest: Literal["exact", "clustered"], probes: int) -> ActionTable | None:
     """Returns the search in the task's action table, made once per task; None for continuous actions."""
-    return None if spec.table is None else ActionTable(spec.table, nearest, probes)
+    return None if spec.table is None else ActionTable(spec.table, nearest, probes, spec.mask)
 
 
 def _unavailable(*args: Any) -> Any:

@@ -69,8 +69,8 @@ class Base:
     critic_hidden: tuple[int, ...] = setting(
         (256, 256), "Widths of the critics' hidden layers.", within=">= 1"
     )
-    actor_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish"] = setting(
-        "relu", "Activation of the actor's hidden layers; gelu in its tanh form."
+    actor_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish", "leaky_relu"] = setting(
+        "relu", "Activation of the actor's hidden layers; gelu in its tanh form, leaky_relu with slope 0.01."
     )
     actor_norm: Literal["none", "layer"] = setting(
         "none", "Layer normalisation before each activation of the actor's hidden layers."
@@ -78,8 +78,8 @@ class Base:
     actor_projection: bool = setting(
         False, "Add a linear layer without activation between the actor's hidden layers and its head."
     )
-    critic_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish"] = setting(
-        "relu", "Activation of the critics' hidden layers; gelu in its tanh form."
+    critic_activation: Literal["relu", "elu", "silu", "tanh", "gelu", "mish", "leaky_relu"] = setting(
+        "relu", "Activation of the critics' hidden layers; gelu in its tanh form, leaky_relu with slope 0.01."
     )
     critic_norm: Literal["none", "layer"] = setting(
         "none", "Layer normalisation before each activation of the critics' hidden layers."
@@ -125,6 +125,7 @@ class Base:
         "all", "What weight decay acts on: all parameters, or matrices only. It skips rows of unit length."
     )
     adam_b1: float = setting(0.9, "Adam's b1 of actor and critics.", within="(0, 1)")
+    actor_adam_b1: float | None = setting(None, "Adam's b1 of the actor; None: `adam_b1`.", within="(0, 1)")
     adam_b2: float = setting(0.999, "Adam's b2 of actor and critics.", within="(0, 1)")
     schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant", "How all learning rates change over the run."
@@ -141,8 +142,11 @@ class Base:
         "XQC) after as many of its own steps as the critics make, which a delayed actor does not reach.",
     )
 
-    critic_loss: Literal["mse", "lap_huber", "pal"] = setting(
-        "mse", "Loss of the TD errors: mean squared, LAP's Huber loss, or PAL."
+    critic_loss: Literal["mse", "lap_huber", "pal", "huber"] = setting(
+        "mse", "Loss of the TD errors: mean squared, LAP's Huber loss, PAL, or the Huber loss."
+    )
+    huber_threshold: float = setting(
+        1.0, "TD error at which the loss `huber` turns from quadratic to linear.", within="> 0"
     )
     critic_loss_scale: float = setting(
         1.0, "Factor of the critics' TD loss, relative to regularisers.", within="> 0"
@@ -264,6 +268,7 @@ class Base:
         b1: float = 0.9,
         b2: float = 0.999,
         *,
+        gradient_clip: float | None = None,
         delayed: bool = False,
     ) -> optax.GradientTransformation:
         """Makes an optimiser: gradient clipping, Adam with ε 1e-8, weight decay, the scheduled learning rate.
@@ -272,12 +277,14 @@ class Base:
             learning_rate: at the start of the run.
             weight_decay: λ.
             b1, b2: Adam's decay rates.
+            gradient_clip: bound on the gradient's norm in place of the field of that name; None: the field.
             delayed: the optimiser steps with the actor only.
 
         Raises:
             UsageError: learning rates follow a schedule and the run's length is unknown.
         """
-        clip = [] if self.gradient_clip is None else [optax.clip_by_global_norm(self.gradient_clip)]
+        norm = self.gradient_clip if gradient_clip is None else gradient_clip
+        clip = [] if norm is None else [optax.clip_by_global_norm(norm)]
         decay = []
         if weight_decay:
             mask = partial(find_decayed, matrices_only=self.decay_what == "weights")

@@ -84,14 +84,15 @@ def sample_noise(
 
 
 def add_noise(
-    context: Context, action: Float[Array, "*b A"], noise: Float[Array, "*b A"] | None
+    context: Context, obs: Array, action: Float[Array, "*b A"], noise: Float[Array, "*b A"] | None
 ) -> Float[Array, "*b A"]:
     """Returns the action plus noise, clipped to [-1, 1] and snapped to the action table; None: no noise."""
-    return action if noise is None else context.snap(jnp.clip(action + noise, -1.0, 1.0))
+    return action if noise is None else context.snap(jnp.clip(action + noise, -1.0, 1.0), obs)
 
 
 def explore(
     context: Context,
+    obs: Float[Array, "E S"],
     action: Float[Array, "E A"],
     noise_state: Float[Array, "E ..."] | None,
     first: Array,
@@ -101,19 +102,23 @@ def explore(
     greedy = context.base.epsilon_mode == "greedy"
     key, k_uniform = jax.random.split(key) if greedy else (key, key)
     noise, noise_state = sample_noise(context, noise_state, first, action.shape, key)
-    action = add_noise(context, action, noise)
-    return (apply_epsilon_greedy(context, action, k_uniform) if greedy else action), noise_state
+    action = add_noise(context, obs, action, noise)
+    return (apply_epsilon_greedy(context, obs, action, k_uniform) if greedy else action), noise_state
 
 
-def apply_epsilon_greedy(context: Context, action: Float[Array, "E A"], key: Key) -> Float[Array, "E A"]:
+def apply_epsilon_greedy(
+    context: Context, obs: Float[Array, "E S"], action: Float[Array, "E A"], key: Key
+) -> Float[Array, "E A"]:
     """Replaces each environment's action by a uniformly random one with probability ε."""
     k_when, k_what = jax.random.split(key)
     is_uniform = jax.random.uniform(k_when, action.shape[:1]) < epsilon(context.base, context.event.env_steps)
-    return jnp.where(is_uniform[:, None], sample_uniform_action(context.spec, action, k_what), action)
+    return jnp.where(is_uniform[:, None], sample_uniform_action(context.spec, obs, k_what), action)
 
 
-def sample_uniform_action(spec: Spec, like: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
-    """Samples a uniform action per row of `like`: in [-1, 1]^A, or a row of the action table."""
-    if spec.table is not None:
-        return jnp.asarray(spec.table)[jax.random.randint(key, like.shape[:-1], 0, len(spec.table))]
-    return jax.random.uniform(key, (*like.shape[:-1], spec.action_size), minval=-1.0, maxval=1.0)
+def sample_uniform_action(spec: Spec, obs: Float[Array, "*b _"], key: Key) -> Float[Array, "*b A"]:
+    """Samples a uniform action per observation: in [-1, 1]^A, a valid row of the table, or a valid index."""
+    if spec.choices is not None:
+        return spec.draw_indices(obs, key).astype(jnp.float32)
+    if spec.table is None:
+        return jax.random.uniform(key, (*obs.shape[:-1], spec.action_size), minval=-1.0, maxval=1.0)
+    return jnp.asarray(spec.table)[spec.draw_indices(obs, key)[..., 0]]

@@ -40,7 +40,7 @@ from qscape.offpolicy.sockets import (
     Version,
     combine_heads,
 )
-from qscape.ops.td import CRITIC_LOSSES
+from qscape.ops.td import CRITIC_LOSSES, huber_loss
 from qscape.types import Batch, Dist, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
@@ -104,7 +104,10 @@ class ScalarValue(Value):
         return raw[..., 0]
 
     def loss(self, raw: Float[Array, "B J n"], target: PyTree, base: Base) -> tuple[Scalar, Metrics]:
-        return CRITIC_LOSSES[base.critic_loss](self.read(raw) - target), {}
+        td_error = self.read(raw) - target
+        if base.critic_loss == "huber":
+            return huber_loss(td_error, base.huber_threshold), {}
+        return CRITIC_LOSSES[base.critic_loss](td_error), {}
 
 
 def make_mlp_architecture(base: Base) -> Architecture:
@@ -167,6 +170,7 @@ class DPG(PolicyLoss):
     """The deterministic policy gradient: the loss is −mean Q(s, π(s)) (TD3)."""
 
     name: ClassVar[str] = "dpg"
+    improves_samples: ClassVar[bool] = True
 
     def conflict(self, agent: Composition) -> str | None:
         return explain_untrained_spread("DPG", "td3", agent.base)
@@ -182,7 +186,8 @@ class DPG(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        value = combine_heads(context.base, q(obs, policy(obs).mode())).mean()
+        action, _ = policy(obs).sample(key)  # of a deterministic policy its only action
+        value = combine_heads(context.base, q(obs, action)).mean()
         return -value, {"actor_value": value}
 
 
@@ -335,7 +340,7 @@ class Single(ActionSelector):
         if mode == "evaluate":
             return dist.mode(), {}, noise_state
         k_sample, k_noise = jax.random.split(key)
-        action, noise_state = explore(context, dist.sample(k_sample)[0], noise_state, first, k_noise)
+        action, noise_state = explore(context, obs, dist.sample(k_sample)[0], noise_state, first, k_noise)
         return action, {}, noise_state
 
 
@@ -346,16 +351,16 @@ def smooth_action(base: Base, action: Array, key: Key) -> Array:
     return jnp.clip(action + noise, -1.0, 1.0)
 
 
-def smooth_dist(context: Context, dist: Dist, key: Key) -> Dist:
+def smooth_dist(context: Context, obs: Array, dist: Dist, key: Key) -> Dist:
     """Returns a point distribution at the smoothed mode, snapped to the action table if there is one."""
-    return Point(dist.features, context.snap(smooth_action(context.base, unsnap(dist).mode(), key)))
+    return Point(dist.features, context.snap(smooth_action(context.base, unsnap(dist).mode(), key), obs))
 
 
 def smooth_target_policy(context: Context, key: Key) -> Policy:
     """Returns the target policy, smoothed if `base.target_noise` is above 0."""
     if not context.base.target_noise:
         return context.policy_target
-    return lambda obs: smooth_dist(context, context.policy_target(obs), key)
+    return lambda obs: smooth_dist(context, obs, context.policy_target(obs), key)
 
 
 @dataclasses.dataclass(frozen=True)

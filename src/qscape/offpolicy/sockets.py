@@ -6,7 +6,7 @@ receives networks as functions (`Context`), so it works with every representatio
 not define have a default that does nothing and adds nothing to the compiled program.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
@@ -78,12 +78,16 @@ class Context(NamedTuple):
     base: Base
     table: ActionTable | None = None
 
-    def snap(self, action: Array) -> Array:
-        """Returns the nearest row of the action table, with the gradient passed straight through.
+    def snap(self, action: Array, obs: Array) -> Array:
+        """Returns the nearest valid row of the action table, with the gradient passed straight through.
 
         Without a table it returns the action itself.
+
+        Args:
+            action: [*b, A].
+            obs: observations [*c, S] of the states, which say which rows are valid; *c ends *b.
         """
-        return action if self.table is None else self.table.snap(action)
+        return action if self.table is None else self.table.snap(action, self.spec.mask_words(obs))
 
 
 @runtime_checkable
@@ -151,6 +155,10 @@ class StatefulPart(Part):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         """Returns Adam's learning rates of `params` and of `actor_params`."""
         return base.critic_learning_rate, base.actor_learning_rate
+
+    def optimiser_options(self) -> Mapping[str, Any]:
+        """Returns further arguments of `Base.optimiser` for `params`, such as `b1` or `gradient_clip`."""
+        return {}
 
 
 class Network(StatefulPart):
@@ -320,12 +328,15 @@ class Representation(StatefulPart):
         has_smooth_critics: the part itself chooses activations that have second derivatives.
         splits_observations: actors may see less of an observation than critics, because no network embeds it
             for both.
+        indexes_actions: critics compute an output for each discrete action, which is passed by its index.
     """
 
     socket: ClassVar[str] = "representation"
+    takes_images: ClassVar[bool] = False
     joint_loss_weight: ClassVar[float | None] = None
     has_smooth_critics: ClassVar[bool] = False
     splits_observations: ClassVar[bool] = False
+    indexes_actions: ClassVar[bool] = False
 
     def encoder_params(self, state: PartState, which: Version) -> PyTree:
         """Returns the encoder that embeddings are computed with.
@@ -343,6 +354,15 @@ class Representation(StatefulPart):
     def critic_embeddings(self, encoder: PyTree, obs: Array, action: Array) -> list[Array]:
         """Embeds observations [..., S] and actions [..., A] for critics, which see these beside both."""
         raise NotImplementedError
+
+    def augment(self, batch: Batch, spec: Spec, key: Key) -> Batch:
+        """Returns the batch of an update with its observations changed at random; every loss sees this one.
+
+        Args:
+            batch: B normalised transitions.
+            spec: the task.
+        """
+        return batch
 
     def adapt_network(self, encoder: PyTree, net: Net) -> Net:
         """Returns the network with layers adapted to the encoder, if some layer depends on it."""
@@ -444,6 +464,7 @@ class PolicyLoss(StatefulPart):
         climbs_q: the loss follows ∂Q/∂a, so that it can be given another value function to climb.
         values_next_state: the part itself values the next state, by `next_value`.
         needs_single_policy: the loss trains one policy, and refuses a selector that does not act by one.
+        improves_samples: the loss improves actions that the policy samples, not its mode only.
         maximises_entropy: the loss keeps the policy stochastic, so that it explores without added noise.
     """
 
@@ -451,6 +472,7 @@ class PolicyLoss(StatefulPart):
     climbs_q: ClassVar[bool] = True
     values_next_state: ClassVar[bool] = False
     needs_single_policy: ClassVar[bool] = False
+    improves_samples: ClassVar[bool] = False
     maximises_entropy: ClassVar[bool] = False
 
     def loss(
@@ -495,6 +517,10 @@ class PolicyLoss(StatefulPart):
         """Returns values V [B] of the next state that take the place of the target critics'; None: theirs."""
         return None
 
+    def critics_learn(self, event: Event) -> Array | None:
+        """Returns whether the critics step in this update; None: they step in every update."""
+        return None
+
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """Returns the part's state after an update of all networks; `actor` is the actor after its step."""
         return state
@@ -507,12 +533,16 @@ class ActionSelector(StatefulPart):
         has_actor: the selector trains at least one actor network.
         has_single_policy: the selector executes the action of one actor, and does not choose among several.
         climbs_surrogates: actors climb other value functions than Q, which the policy loss must support.
+        indexes_actions: an action is the index of one of N discrete actions, as a float [..., 1].
+        values_next_state: the part itself values the next state, by `next_value`.
     """
 
     socket: ClassVar[str] = "selector"
     has_actor: ClassVar[bool] = True
     has_single_policy: ClassVar[bool] = True
     climbs_surrogates: ClassVar[bool] = False
+    indexes_actions: ClassVar[bool] = False
+    values_next_state: ClassVar[bool] = False
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """Makes what the actor step moves: one actor, a list of actors, or None."""
@@ -555,6 +585,19 @@ class ActionSelector(StatefulPart):
         """
         raise NotImplementedError
 
+    def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array | None:
+        """Returns values [B] of the next state that take the place of `target_policy`; None: there are none.
+
+        Args:
+            state: the part's state.
+            next_obs: [B, S].
+        """
+        return None
+
+    def training_batch(self, batch: Batch) -> Batch:
+        """Returns the batch that everything learns from, e.g. with another action of each transition."""
+        return batch
+
     def act(
         self,
         actor: PyTree,
@@ -579,6 +622,18 @@ class ActionSelector(StatefulPart):
         """
         raise NotImplementedError
 
+    def measure(
+        self, state: PartState, context: Context, batch: Batch, key: Key
+    ) -> tuple[PartState, Metrics]:
+        """Called at every update after the critics' step, only if `init` returned a state.
+
+        For moving averages of what the critics say; no gradient is taken.
+
+        Returns:
+            The part's next state, and metrics.
+        """
+        return state, {}
+
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         """Returns the initial state of the exploration noise of E environments, or None if it has no state.
 
@@ -593,9 +648,24 @@ class ActionSelector(StatefulPart):
 
 
 class Regulariser(StatefulPart):
-    """Adds terms to the losses of critics or actor. An agent may have any number of regularisers."""
+    """Adds terms to the losses of critics or actor. An agent may have any number of regularisers.
+
+    Attributes:
+        differentiates_actions: a term needs ∂Q/∂a, which discrete actions do not have.
+    """
 
     socket: ClassVar[str] = "regulariser"
+    differentiates_actions: ClassVar[bool] = False
+
+    @property
+    def newest(self) -> int | None:
+        """N, if the part reads a second batch, uniform from the newest N transitions; None: it reads none.
+
+        Transitions of the random phase are not among them. The batch is in `batch.extra`, under the part's
+        name: "NAME.observation" [B, S], normalised, "NAME.action" [B, A], and "NAME.filled" [B], which is 0
+        in every row as long as there are fewer than B such transitions, else 1.
+        """
+        return None
 
     def critic(
         self, state: PartState, context: Context, batch: Batch, key: Key

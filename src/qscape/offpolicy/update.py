@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import Actor, Critic
 from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
 from qscape.nets.layers import project
-from qscape.offpolicy.assembly import Assembly
+from qscape.offpolicy.assembly import Assembly, hide_mask
 from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics, split_key
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
 from qscape.ops.td import td_target
 from qscape.replay.storage import OBSERVATIONS, Layout, ReplayState, rows_at
+from qscape.replay.uniform import sample_uniformly
 from qscape.types import Batch, Event, Key, Metrics, Part, stream
 
 
@@ -63,15 +64,21 @@ def update(
     if divisor is not None:
         batch = batch._replace(reward=batch.reward / divisor)
         metrics["reward_divisor"] = divisor
-    stage = Stage(agent, _normalise_batch(agent, state, batch), event, key)
+    representation = agent.representation
+    batch = agent.selector.training_batch(_normalise_batch(agent, state, batch))
+    batch = representation.augment(batch, agent.task, stream(key, f"{representation.name}.augment"))
+    batch = _add_newest(Stage(agent, batch, event, key), layout, state, storage, replay_state)
+    stage = Stage(agent, batch, event, key)
 
     # 2. representation and policy loss learn
-    if agent.representation.joint_loss_weight is None:
-        state = _learn_part(stage, state, agent.representation, metrics)
+    if representation.joint_loss_weight is None:
+        state = _learn_part(stage, state, representation, metrics)
     state = _learn_part(stage, state, agent.policy_loss, metrics)
 
     # 3. critics regress to the target
-    state, y, td_error = _step_critics(stage, state, metrics)
+    stepped, y, td_error = _step_critics(stage, state, metrics)
+    learn = agent.policy_loss.critics_learn(event)
+    state = stepped if learn is None else jax.tree.map(partial(jnp.where, learn), stepped, state)
 
     # 4. priorities, from TD errors in the unit of raw rewards
     td_error = td_error if divisor is None else td_error * divisor
@@ -79,6 +86,7 @@ def update(
 
     # 5. the selector learns, on the stepped critics
     state = _learn_part(stage, state, agent.selector, metrics)
+    state = _measure(stage, state, metrics)
 
     # 6. every policy_delay-th time the actors step
     if state.actor is not None:
@@ -126,11 +134,31 @@ def _normalise_batch(agent: Assembly, state: State, batch: Batch) -> Batch:
     """Normalise every observation of a batch; replay stores raw observations."""
     if not agent.normalises:
         return batch
-    apply = partial(agent.normaliser.apply, state.part(agent.normaliser))
+    normalise = partial(agent.normaliser.apply, state.part(agent.normaliser))
+    apply = partial(agent.task.change_visible, normalise)
     extra = {k: apply(v) if k in OBSERVATIONS else v for k, v in batch.extra.items()}
     return batch._replace(
         observation=apply(batch.observation), next_observation=apply(batch.next_observation), extra=extra
     )
+
+
+def _add_newest(
+    stage: Stage, layout: Layout, state: State, storage: Array, replay_state: ReplayState
+) -> Batch:
+    """Return the batch with the second batches that regularisers read from the newest transitions."""
+    agent, batch, extra = stage.agent, stage.batch, {}
+    for part in agent.regularisers:
+        if part.newest is None:
+            continue
+        count = jnp.clip(state.env_steps - agent.base.warmup, 0, part.newest)
+        key, size = stage.stream(part, "newest"), agent.base.batch_size
+        picked = sample_uniformly(layout, storage, replay_state, key, size, count // layout.envs)
+        drawn = split_batch(rows_at(layout, storage, replay_state, picked, 1, 1.0))
+        filled = jnp.full(size, count >= size, jnp.float32)
+        obs = _normalise_batch(agent, state, drawn).observation
+        columns = {"observation": obs, "action": drawn.action, "filled": filled}
+        extra |= {f"{part.name}.{column}": value for column, value in columns.items()}
+    return batch._replace(extra={**batch.extra, **extra}) if extra else batch
 
 
 def _learn_part(stage: Stage, state: State, part: StatefulPart, metrics: Metrics) -> State:
@@ -148,6 +176,18 @@ def _learn_part(stage: Stage, state: State, part: StatefulPart, metrics: Metrics
     metrics |= aux
     state = _with_extra(state, part, extra)
     return _optimise(stage, state, f"{part.name}.params", part_state.params, gradient)
+
+
+def _measure(stage: Stage, state: State, metrics: Metrics) -> State:
+    """Let the selector follow the stepped critics, if it has a state. Adds its metrics to `metrics`."""
+    part = stage.agent.selector
+    if part.name not in state.part_states:
+        return state
+    part_state, aux = part.measure(
+        state.part(part), stage.context(state), stage.batch, stage.stream(part, "measure")
+    )
+    metrics |= aux
+    return state._replace(part_states=state.part_states | {part.name: part_state})
 
 
 def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
@@ -174,7 +214,10 @@ def _look_ahead(stage: Stage, state: State) -> NextState:
     """Choose the action of the next state, or value the next state without critics."""
     agent, context, obs = stage.agent, stage.context(state), stage.batch.next_observation
     selector, policy_loss = agent.selector, agent.policy_loss
-    value = policy_loss.next_value(state.part(policy_loss), obs)
+    value = policy_loss.next_value(state.part(policy_loss), agent.task.visible(obs))
+    if value is None:
+        key = stage.stream(selector, "next_value")
+        value = selector.next_value(state.part(selector), context, obs, key)
     if value is not None:
         return NextState(value=value)
     actors = (state.actor, state.actor_target)
@@ -201,14 +244,15 @@ def _critic_outputs(
     Returns:
         The outputs, and the critics with new running statistics.
     """
-    batch, rep = stage.batch, stage.agent.representation
+    batch, rep, task = stage.batch, stage.agent.representation, stage.agent.task
     joint = stage.agent.network.trains_on_joint_batch
     rows: list[tuple[PyTree, Array, Array]] = []
     if halves != "next" or joint:
-        rows.append((view, batch.observation, batch.action))
+        rows.append((view, task.visible(batch.observation), batch.action))
     if halves != "now" or joint:
         assert following.action is not None
-        rows.append((rep.encoder_params(state.part(rep), "target"), batch.next_observation, following.action))
+        target_view = rep.encoder_params(state.part(rep), "target")
+        rows.append((target_view, task.visible(batch.next_observation), following.action))
     embeddings = [rep.critic_embeddings(*row) for row in rows]
     if not joint:
         keys = split_key(stage.dropout(halves), len(critics))
@@ -305,7 +349,7 @@ def _step_critics(
         mean = agent.value.target_mean(y)
         terms: Metrics = {"critic_loss": total, "q": q[:, 0].mean()} | aux
         extra = part_state.extra
-        evaluated = bind_critics(rep, view, online)
+        evaluated = hide_mask(bind_critics(rep, view, online), agent.task)
         for part in agent.regularisers:
             term = part.critic(
                 state.part(part), context._replace(q=evaluated), batch, stage.stream(part, "critic")
@@ -396,7 +440,7 @@ def _actor_loss(
     if (key := stage.dropout("actor")) is not None:
         rep = agent.representation
         view = rep.encoder_params(state.part(rep), "fixed")
-        training = training._replace(q=bind_critics(rep, view, state.critics, key))
+        training = training._replace(q=hide_mask(bind_critics(rep, view, state.critics, key), agent.task))
     total, terms = jnp.zeros(()), {}
     objectives = agent.selector.actor_objectives(actor, state.part(agent.selector), training, batch)
     for number, (policy, q) in enumerate(objectives):
@@ -434,7 +478,9 @@ def _post_update(stage: Stage, state: State, y: Float[Array, "B K"]) -> State:
     """Call `post_update` of every part that has a state, for slow copies, moving averages and bounds."""
     agent, event, part_states = stage.agent, stage.event, dict(state.part_states)
     if (name := agent.representation.name) in part_states:
-        part_states[name] = agent.representation.post_update(part_states[name], stage.batch, event)
+        seen = agent.task.visible(stage.batch.observation)
+        batch = stage.batch._replace(observation=seen)
+        part_states[name] = agent.representation.post_update(part_states[name], batch, event)
     if (name := agent.bootstrap.name) in part_states:
         part_states[name] = agent.bootstrap.post_update(part_states[name], y, event)
     for part in (agent.selector, agent.policy_loss, *agent.regularisers):

@@ -1,6 +1,7 @@
 """An on-policy agent without its update: one part in every socket, its initial state, and how it acts."""
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -10,16 +11,18 @@ from jaxtyping import Array, Int, PyTree
 from qscape.errors import RunError
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
-from qscape.onpolicy import plain
+from qscape.onpolicy import factors, plain
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import Clipped
 from qscape.onpolicy.heads import Learnable
 from qscape.onpolicy.sockets import (
     ActionHead,
+    ActionRefiner,
     Context,
     Distribution,
     Estimator,
     FeatureExtractor,
+    Maskable,
     NetworkOutputs,
     Normaliser,
     PolicyUpdate,
@@ -42,7 +45,7 @@ class Assembly(Bound):
         index_actions: discrete actions are passed by index, not as rows of an action table.
         recipe: the name it was made from, `base+part+part`.
         base: the settings.
-        extractor, head, estimator, policy_update, scaling, normaliser: the part in each socket.
+        extractor, head, estimator, policy_update, scaling, refiner, normaliser: the part in each socket.
         spec: the task; None until `on` binds the agent to one.
     """
 
@@ -55,13 +58,14 @@ class Assembly(Bound):
     estimator: Estimator = plain.GAE()
     policy_update: PolicyUpdate = Clipped()
     scaling: Scaling = plain.NoScaling()
+    refiner: ActionRefiner = plain.AsDrawn()
     normaliser: Normaliser | plain.Raw = plain.Raw()
     spec: Spec | None = None
 
     # --- what the agent is made of ----------------------------------------------------------------
 
     def fits(self, spec: Spec) -> str | None:
-        if self.base.exploration and not spec.choices:
+        if self.base.exploration and not spec.index_sizes:
             return "base.exploration is for discrete actions; continuous policies already sample with noise."
         if spec.frame is not None and self.normalises:
             return f"{self.normaliser.name} is for vectors; images are divided by 255: leave it out."
@@ -70,7 +74,10 @@ class Assembly(Bound):
                 "the critic is a layer on the actor's features, and here critics see more than the actor "
                 "may: base.shared_torso = False."
             )
-        return super().fits(spec)
+        if why := factors.find_misfit(self.head, spec, self.base):
+            return why
+        others = (part for part in self.parts.values() if part is not self.head)
+        return next((why for part in others if (why := part.fits(spec, self.base))), None)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -81,6 +88,7 @@ class Assembly(Bound):
             self.estimator,
             self.policy_update,
             self.scaling,
+            self.refiner,
             self.normaliser,
         )
         return {part.name: part for part in filled}
@@ -93,6 +101,8 @@ class Assembly(Bound):
     @property
     def has_shared_torso(self) -> bool:
         """Is the critic one linear layer on the actor's features?"""
+        if self.policy_update.has_own_critic:
+            return False
         if self.base.shared_torso is None:
             return self.task.frame is not None and self.policy_update.allows_shared_torso
         return self.base.shared_torso
@@ -106,9 +116,11 @@ class Assembly(Bound):
             stream(key, name) for name in ("actor", f"{self.head.name}.init", "critic", "critic.value")
         )
         width = torso.width(spec.of_actor, base, base.actor_hidden)
-        learned, fixed = self.head.init(k_head, spec, base, width)
-        critic = None
-        if self.estimator.needs_critic and self.has_shared_torso:
+        learned, fixed = factors.init_heads(self.head, k_head, spec, base, width)
+        critic, own = None, None
+        if self.policy_update.has_own_critic:
+            critic, own = self.policy_update.init_critic(k_critic, spec, base)
+        elif self.estimator.needs_critic and self.has_shared_torso:
             critic = (None, orthogonal_linear(k_value, width, 1, 1.0))
         elif self.estimator.needs_critic:
             critic_torso = torso.init(k_critic, spec, base, base.critic_hidden)
@@ -117,8 +129,10 @@ class Assembly(Bound):
                 orthogonal_linear(k_value, torso.width(spec, base, base.critic_hidden), 1, 1.0),
             )
         networks = Networks(torso.init(k_actor, spec.of_actor, base, base.actor_hidden), learned, critic)
-        part_states = {self.head.name: fixed}
+        part_states = {self.head.name: fixed, self.policy_update.name: own}
         part_states |= {p.name: p.init_state(spec, envs) for p in (self.estimator, self.scaling)}
+        refiner = self.refiner
+        part_states[refiner.name] = refiner.init(stream(key, f"{refiner.name}.init"), spec, base)
         if not isinstance(self.normaliser, plain.Raw):
             part_states[self.normaliser.name] = self.normaliser.init(key, None, spec, base, None)
         optimiser = base.make_optimiser()
@@ -140,7 +154,8 @@ class Assembly(Bound):
         Raises:
             RunError: it has changed.
         """
-        if self.head.name in part_states and (why := self.head.explain_damage(part_states[self.head.name])):
+        fixed = part_states.get(self.head.name)
+        if fixed is not None and (why := factors.explain_damage(self.head, self.task, fixed)):
             raise RunError(f"the save of '{self.recipe}' cannot be used: {why}.")
 
     # --- the networks as functions ------------------------------------------------------------------
@@ -148,18 +163,32 @@ class Assembly(Bound):
     def apply_networks(self, part_states: PartStates, networks: Networks, obs: Array) -> NetworkOutputs:
         """Distribution, values and penalty at normalised observations [*b, S]."""
         features = networks.torso(self.task.actor_part(obs))
-        dist, penalty = self.head.distribution(networks.head, part_states.get(self.head.name), features)
-        value = None if networks.critic is None else _value(networks.critic, features, obs)
+        dist, penalty = self._apply_head(part_states, networks.head, features, obs)
+        is_usual = networks.critic is not None and not self.policy_update.has_own_critic
+        value = _value(networks.critic, features, self.task.visible(obs)) if is_usual else None
         return NetworkOutputs(dist, value, penalty)
 
     def distribution(self, part_states: PartStates, actor: tuple[PyTree, PyTree], obs: Array) -> Distribution:
         """The policy's distribution at normalised observations [*b, S]; `actor` is the pair (torso, head)."""
         torso, head = actor
         features = torso(self.task.actor_part(obs))
-        return self.head.distribution(head, part_states.get(self.head.name), features)[0]
+        return self._apply_head(part_states, head, features, obs)[0]
+
+    def _apply_head(
+        self, part_states: PartStates, head: PyTree, features: Array, obs: Array
+    ) -> tuple[Distribution, Array | None]:
+        """Distribution over the valid actions and penalty at features [*b, F] of the torso."""
+        fixed = part_states.get(self.head.name)
+        dist, penalty = factors.apply_heads(self.head, self.task, head, fixed, features)
+        valid = self.task.valid_actions(obs)
+        if valid is None:
+            return dist, penalty
+        assert isinstance(dist, Maskable)
+        return dist.masked(valid), penalty
 
     def value(self, part_states: PartStates, networks: Networks, obs: Array) -> Array:
         """The critic's values [*b] at normalised observations [*b, S]."""
+        obs = self.task.visible(obs)
         features = networks.torso(obs) if self.has_shared_torso else None
         return _value(networks.critic, features, obs)
 
@@ -170,8 +199,10 @@ class Assembly(Bound):
         return Context(
             apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),
             distribution=lambda actor, obs: self.distribution(part_states, actor, obs),
-            value=lambda critic, obs: _value(critic, None, obs),
+            value=lambda critic, obs: _value(critic, None, self.task.visible(obs)),
+            spec=self.task,
             base=base,
+            progress=progress,
             rate=jnp.asarray(rate, jnp.float32),
             key=key,
         )
@@ -180,7 +211,8 @@ class Assembly(Bound):
         """Raw observations [*b, S] as the networks see them."""
         if isinstance(self.normaliser, plain.Raw):
             return obs
-        return self.normaliser.apply(part_states[self.normaliser.name], obs)
+        apply = partial(self.normaliser.apply, part_states[self.normaliser.name])
+        return self.task.change_visible(apply, obs)
 
     def update_normaliser(self, state: State, obs: Array, weight: Array | None) -> State:
         """The state after the normaliser's statistics took in the raw observations [T, E, S] of a rollout.
@@ -192,7 +224,7 @@ class Assembly(Bound):
         name = self.normaliser.name
         rows = None if weight is None else weight.reshape(-1)
         statistics = self.normaliser.update_from_rollout(
-            state.part_states[name], obs.reshape(-1, obs.shape[-1]), rows
+            state.part_states[name], self.task.visible(obs).reshape(-1, self.task.observation_size), rows
         )
         return state._replace(part_states=state.part_states | {name: statistics})
 
@@ -200,7 +232,7 @@ class Assembly(Bound):
 
     def acting(self, state: State) -> ActingState:
         """The part of a state that acting needs."""
-        needed = (self.head.name, self.normaliser.name)
+        needed = (self.head.name, self.refiner.name, self.normaliser.name)
         return ActingState(state.networks, {k: v for k, v in state.part_states.items() if k in needed})
 
     def get_distribution(self, acting: ActingState, obs: Array) -> Distribution:
@@ -219,12 +251,13 @@ class Assembly(Bound):
         key: Key,
         mode: str = "evaluate",
     ) -> tuple[Array, dict[str, Array], None]:
-        """Actions [E, A] for raw observations [E, S]; the index of a discrete action, as a float.
+        """Actions [E, A] for raw observations [E, S]; the indices of discrete actions, as floats.
 
         Args:
             noise_state, first: unused; off-policy exploration noise needs them.
             env_steps: folded into the key; the same key and step give the same action.
-            mode: "evaluate" (the mode of the distribution) or "explore" (a sample); static.
+            mode: "evaluate" (the mode of the distribution) or "explore" (a sample, refined if there is a
+                refiner); static.
 
         Returns:
             The actions, no further replay columns, and no noise state.
@@ -234,11 +267,13 @@ class Assembly(Bound):
             return dist.mode(), {}, None
         key = stream(jax.random.fold_in(key, env_steps), f"{self.head.name}.act")
         if not self.base.exploration:
-            return dist.sample(key)[0], {}, None
+            states, refiner = acting.part_states, self.refiner
+            action = dist.sample(key)[0]
+            return refiner.refine(states.get(refiner.name), self.normalise_obs(states, obs), action), {}, None
         k_sample, k_choose, k_uniform = jax.random.split(key, 3)
         action = dist.sample(k_sample)[0]
-        uniform = jax.random.randint(k_uniform, action.shape, 0, self.task.choices or 1).astype(jnp.float32)
-        is_random = jax.random.bernoulli(k_choose, self.base.exploration, action.shape)
+        uniform = self.task.draw_indices(obs, k_uniform).astype(jnp.float32)
+        is_random = jax.random.bernoulli(k_choose, self.base.exploration, (*action.shape[:-1], 1))
         return jnp.where(is_random, uniform, action), {}, None
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from qscape.onpolicy.sockets import Context, NetworkOutputs, PolicyUpdate, RolloutSamples
+from qscape.onpolicy.sockets import Context, NetworkOutputs, PolicyUpdate, RolloutSamples, Transitions
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.devices import split_batch
 from qscape.ops.order import argsort_draws
@@ -42,7 +42,9 @@ class _MinibatchDescent(PolicyUpdate):
     def optimised_params(self, networks: Networks) -> dict[str, PyTree]:
         return {"networks": networks}
 
-    def improve(self, context: Context, state: State, samples: RolloutSamples) -> tuple[State, Metrics]:
+    def improve(
+        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+    ) -> tuple[State, Metrics]:
         base, optimiser = context.base, context.base.make_optimiser()
 
         def loss(networks: Networks, batch: RolloutSamples) -> tuple[Scalar, Metrics]:

@@ -62,6 +62,10 @@ class FeatureHead(ActionHead):
             return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
         return None
 
+    @property
+    def feature_bound(self) -> float | None:
+        return self.feature_energy if self.bound in ("ball", "sphere") else None
+
     def feature_width(self, width: int) -> int:
         """d, the width of the action layer's input, if the torso has `width` features."""
         return width if self.projector == "none" else self.width

@@ -1,15 +1,15 @@
 """The default part of every on-policy socket."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from qscape.nets.conv import Convolutions, image_layout, min_image_size
+from qscape.nets.conv import Convolutions, Pixels, describe_small_image
 from qscape.nets.orthogonal import orthogonal_torso
 from qscape.onpolicy.base import Base
-from qscape.onpolicy.sockets import Estimator, FeatureExtractor, Scaling, Trajectory
+from qscape.onpolicy.sockets import ActionRefiner, Estimator, FeatureExtractor, Scaling, Trajectory
 from qscape.ops.returns import discounted_returns, gae
 from qscape.ops.running import add_batch, init_moments
 from qscape.types import Key, Part, Spec, setting
@@ -23,26 +23,28 @@ class Plain(FeatureExtractor):
     """
 
     name: ClassVar[str] = "plain"
+    images: Literal["convolutions", "flat"] = setting(
+        "convolutions",
+        "Layers on images: convolutions and plain.image_hidden, or flat: base.actor_hidden on the pixels.",
+    )
     image_hidden: tuple[int, ...] = setting(
         (512,), "Widths of the linear layers after the convolutions (images only).", within=">= 1"
     )
 
     def fits(self, spec: Spec, base: Base) -> str | None:
-        if spec.frame is None:
+        if spec.frame is None or self.images == "flat":
             return None
-        size = image_layout(spec.frame)[1][:2]
-        if min(size) >= min_image_size():
-            return None
-        least = f"{min_image_size()} × {min_image_size()}"
-        return f"its convolutions need images of at least {least}, and these are {spec.frame}."
+        return describe_small_image(spec.frame)
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
-        if spec.frame is not None:
+        if spec.frame is not None and self.images == "convolutions":
             return Convolutions(key, spec.frame, self.image_hidden)
-        return orthogonal_torso(key, (spec.observation_size, *widths), base.activation)
+        torso = orthogonal_torso(key, (spec.observation_size, *widths), base.activation)
+        return torso if spec.frame is None else Pixels(torso)
 
     def width(self, spec: Spec, base: Base, widths: tuple[int, ...]) -> int:
-        return widths[-1] if spec.frame is None else self.image_hidden[-1]
+        is_flat = spec.frame is None or self.images == "flat"
+        return widths[-1] if is_flat else self.image_hidden[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,13 @@ class NoScaling(Scaling):
     """Rewards and returns are not scaled."""
 
     name: ClassVar[str] = "as_they_are"
+
+
+@dataclasses.dataclass(frozen=True)
+class AsDrawn(ActionRefiner):
+    """Rollouts execute the actions that the policy drew."""
+
+    name: ClassVar[str] = "as_drawn"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,12 +47,21 @@ class Distribution(Protocol):
         ...
 
 
+@runtime_checkable
+class Maskable(Distribution, Protocol):
+    """A distribution over discrete actions of which some may be invalid."""
+
+    def masked(self, valid: Array) -> Distribution:
+        """The distribution given that the action is valid; a bool for each logit `[*b, K]`."""
+        ...
+
+
 class Rollout(NamedTuple):
     """T steps of E environments, collected with the current policy.
 
     Attributes:
         observation: raw, before normalisation.
-        action: in [-1, 1]; a discrete action is its index, as a float (then A = 1).
+        action: in [-1, 1]; discrete actions are indices, as floats (`Spec.index_sizes`).
         terminated: True where the episode ended in a terminal state; cuts the bootstrap.
         truncated: True where a time limit or the like ended the episode; does not cut the bootstrap.
         next_observation: the true successor, also in the last step of an episode.
@@ -126,6 +135,20 @@ class NetworkOutputs(NamedTuple):
     penalty: Float[Array, "*b"] | None
 
 
+class Transitions(NamedTuple):
+    """What followed the N samples of a rollout, in the same order.
+
+    Attributes:
+        reward: scaled, if the agent scales rewards; in the critic's unit.
+        terminated: 1 where the episode ended in a terminal state.
+        next_observation: the true successor, normalised if the agent normalises observations.
+    """
+
+    reward: Float[Array, " N"]
+    terminated: Float[Array, " N"]
+    next_observation: Float[Array, "N S"]
+
+
 class Context(NamedTuple):
     """Everything a `PolicyUpdate` may use beside the state and the samples. All observations are normalised.
 
@@ -133,7 +156,9 @@ class Context(NamedTuple):
         apply_networks: (networks, observations [B, S]) to `NetworkOutputs`.
         distribution: ((torso, head), observations [B, S]) to the policy's `Distribution`, without the critic.
         value: (critic, observations [B, S]) to values [B], for a critic that does not share the torso.
+        spec: the task.
         base: the settings.
+        progress: the share of the run that is done, in [0, 1].
         rate: learning rate of this update, after annealing.
         key: random key of this update and this part.
     """
@@ -141,7 +166,9 @@ class Context(NamedTuple):
     apply_networks: Callable[..., NetworkOutputs]
     distribution: Callable[..., Distribution]
     value: Callable[..., Array]
+    spec: Spec
     base: Base
+    progress: Scalar | float
     rate: Scalar
     key: Key
 
@@ -197,6 +224,11 @@ class ActionHead(StatefulPart):
         """The distribution at features [*b, F], and a penalty [*b] that is added to the loss, or None."""
         raise NotImplementedError
 
+    @property
+    def feature_bound(self) -> float | None:
+        """The bound on ‖h‖² of the features h before the action layer; None if they are not bounded."""
+        return None
+
     def action_layer(self, params: PyTree, fixed_layer: PyTree) -> Float[Array, "K d"] | None:
         """The weight W of the action layer, a row for each discrete action; None for continuous actions."""
         return None
@@ -223,13 +255,27 @@ class PolicyUpdate(StatefulPart):
     socket: ClassVar[str] = "policy_update"
     allows_shared_torso: ClassVar[bool] = True  # may the critic share the actor's torso?
     adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
+    has_own_critic: ClassVar[bool] = False  # does it bring a critic of its own in place of v(s)?
+
+    def init_critic(self, key: Key, spec: Spec, base: Base) -> tuple[PyTree, PyTree]:
+        """The critic's parameters and the part's initial state. Called only if `has_own_critic`."""
+        raise NotImplementedError
+
+    def values(self, context: Context, networks: PyTree, obs: Array, key: Key) -> Float[Array, " N"]:
+        """v(s) of observations [N, S] under the current policy. Called only if `has_own_critic`."""
+        raise NotImplementedError
 
     def optimised_params(self, networks: PyTree) -> dict[str, PyTree]:
         """The parameters that each optimiser moves, by the optimiser's name in `State.optimisers`."""
         raise NotImplementedError
 
-    def improve(self, context: Context, state: State, samples: RolloutSamples) -> tuple[State, Metrics]:
-        """The state after training on the samples, and metrics. Called once per update."""
+    def improve(
+        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+    ) -> tuple[State, Metrics]:
+        """The state after training on the samples, and metrics. Called once per update.
+
+        `transitions`: what followed each sample; for critics that learn from it.
+        """
         raise NotImplementedError
 
 
@@ -249,6 +295,33 @@ class Scaling(StatefulPart):
     def update(self, state: PyTree, returns: Array, weight: Array | None) -> PyTree:
         """The part's state after the returns [T, E] of a rollout; `weight` as in `Trajectory`."""
         return state
+
+
+class ActionRefiner(StatefulPart):
+    """Changes the actions that a rollout executes. This default executes what the policy drew.
+
+    The policy's update takes the executed actions as samples of the policy that collected them.
+    """
+
+    socket: ClassVar[str] = "refiner"
+
+    def init(self, key: Key, spec: Spec, base: Base) -> PyTree:
+        """The part's initial state, with networks and optimiser states of its own; None: it keeps none."""
+        return None
+
+    def refine(self, state: PyTree, obs: Array, action: Array) -> Array:
+        """The actions [E, A] to execute at normalised observations in place of those that were drawn."""
+        return action
+
+    def learn(
+        self, state: PyTree, base: Base, rate: Scalar, samples: RolloutSamples, key: Key
+    ) -> tuple[PyTree, Metrics]:
+        """The part's state after training on one rollout, and metrics. Called once per update.
+
+        Args:
+            rate: learning rate of this update, after annealing.
+        """
+        return state, {}
 
 
 @runtime_checkable

@@ -23,8 +23,8 @@ class State(NamedTuple):
     """Networks, optimiser states and counters.
 
     Attributes:
-        part_states: arrays of parts that no gradient moves (fixed action layers, running moments), by the
-            part's name.
+        part_states: arrays of parts that the policy's gradient does not move (fixed action layers, running
+            moments, a refiner's critics), by the part's name.
         optimisers: optimiser states, by the names of `PolicyUpdate.optimised_params`.
         updates: number of rollouts the agent has trained on.
         env_steps: environment steps made so far, over all environments.
@@ -41,7 +41,7 @@ class ActingState(NamedTuple):
     """The part of a `State` that acting needs; evaluation, export and saves of policies use it.
 
     Attributes:
-        part_states: those of the action head and the normaliser, by the part's name.
+        part_states: those of the action head, the refiner and the normaliser, by the part's name.
     """
 
     networks: Networks

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
-from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples
+from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples, Transitions
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.surrogate import standardise_advantages, weighted_mean
 from qscape.types import Metrics, Scalar, setting
@@ -80,7 +80,9 @@ class TrustRegion(PolicyUpdate):
     def optimised_params(self, networks: Networks) -> dict[str, PyTree]:
         return {"critic": networks.critic}
 
-    def improve(self, context: Context, state: State, samples: RolloutSamples) -> tuple[State, Metrics]:
+    def improve(
+        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+    ) -> tuple[State, Metrics]:
         networks, metrics = self._update_actor(context, state.networks, samples)
         critic, moments = self._update_critic(context, networks.critic, state.optimisers["critic"], samples)
         networks = networks._replace(critic=critic)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qscape.onpolicy.assembly import Assembly
-from qscape.onpolicy.sockets import Rollout, RolloutSamples, Trajectory
+from qscape.onpolicy.sockets import Rollout, RolloutSamples, Trajectory, Transitions
 from qscape.onpolicy.state import State
 from qscape.ops.devices import replicate, split_batch
 from qscape.ops.surrogate import explained_variance, weighted_mean
@@ -37,12 +37,19 @@ def update(
 
     # 1. Log-probabilities and values under the parameters that collected the rollout.
     obs = agent.normalise_obs(state.part_states, rollout.observation)
+    next_obs = agent.normalise_obs(state.part_states, rollout.next_observation)
     outputs = agent.apply_networks(state.part_states, state.networks, obs)
     log_prob = outputs.dist.log_prob(rollout.action)
-    next_value = None
-    if outputs.value is not None:
-        next_obs = agent.normalise_obs(state.part_states, rollout.next_observation)
+    context = agent.make_context(state, progress, stream(key, f"{policy_update.name}.improve"))
+    value, next_value = outputs.value, None
+    if value is not None:
         next_value = agent.value(state.part_states, state.networks, next_obs)
+    elif policy_update.has_own_critic and agent.estimator.needs_critic:
+        keys = jax.random.split(stream(key, f"{policy_update.name}.values"))
+        value, next_value = (
+            policy_update.values(context, state.networks, x.reshape(-1, x.shape[-1]), k).reshape(x.shape[:2])
+            for x, k in zip((obs, next_obs), keys, strict=True)
+        )
 
     # 2. Advantages and targets, once per rollout.
     weight = None if rollout.valid is None else rollout.valid.astype(jnp.float32)
@@ -50,25 +57,33 @@ def update(
     segment_end = done.at[-1].set(1.0)  # no row follows the last one
     done = segment_end if base.episodes else done  # with whole episodes, every rollout starts with a reset
     terminated = rollout.terminated.astype(jnp.float32)
-    trajectory = Trajectory(rollout.reward, outputs.value, next_value, terminated, segment_end, weight, done)
-    state, advantage, target = _estimate_advantages(agent, state, trajectory)
+    trajectory = Trajectory(rollout.reward, value, next_value, terminated, segment_end, weight, done)
+    state, advantage, target, reward = _estimate_advantages(agent, state, trajectory)
 
     # 3. Actor and critic are trained.
-    columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, outputs.value, weight)
-    samples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), columns)
+    columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, value, weight)
+    after = Transitions(reward, terminated, next_obs)
+    samples, transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (columns, after))
     # With several devices each gets the whole rollout once, since minibatches are drawn from all of it.
     samples = replicate(samples)
     samples = samples if base.batch_size else split_batch(samples)
-    context = agent.make_context(state, progress, stream(key, f"{policy_update.name}.improve"))
-    state, metrics = policy_update.improve(context, state, samples)
+    state, metrics = policy_update.improve(context, state, samples, transitions)
+
+    part = agent.refiner
+    if part.name in state.part_states:
+        k_learn = stream(key, f"{part.name}.learn")
+        own, more = part.learn(state.part_states[part.name], base, context.rate, samples, k_learn)
+        state = state._replace(part_states=state.part_states | {part.name: own})
+        metrics = metrics | more
 
     # 4. Observation statistics move last, so that PPO's first probability ratio is exactly 1.
     state = agent.update_normaliser(state, rollout.observation, weight)
     metrics["return_target"] = weighted_mean(samples.target, samples.weight)
-    lengths = jnp.linalg.norm(outputs.dist.features, axis=-1).reshape(-1)
+    lengths = jnp.linalg.norm(outputs.dist.features, axis=-1)
+    lengths = lengths.reshape(len(samples.advantage), -1).mean(-1)  # over the heads of a product
     metrics["feature_norm"] = weighted_mean(lengths, samples.weight)
-    if agent.task.choices:
-        metrics["entropy_share"] = metrics["entropy"] / math.log(agent.task.choices)
+    if agent.task.index_sizes:
+        metrics["entropy_share"] = metrics["entropy"] / math.log(math.prod(agent.task.index_sizes))
     if samples.value is not None:
         metrics["explained_variance"] = explained_variance(samples.value, samples.target, samples.weight)
     if base.anneal:
@@ -84,8 +99,13 @@ def _find_episode_ends(rollout: Rollout) -> Float[Array, "T E"]:
     return done.astype(jnp.float32)
 
 
-def _estimate_advantages(agent: Assembly, state: State, trajectory: Trajectory) -> tuple[State, Array, Array]:
-    """The state with the new states of scaling and estimator, advantages [T, E] and critic targets [T, E]."""
+def _estimate_advantages(
+    agent: Assembly, state: State, trajectory: Trajectory
+) -> tuple[State, Array, Array, Array]:
+    """The state with the new states of scaling and estimator; advantages, critic targets and rewards [T, E].
+
+    Targets and rewards are in the critic's unit.
+    """
     estimator, scaling = agent.estimator, agent.scaling
     part_states = dict(state.part_states)
     reward, part_states[scaling.name] = scaling.scale_rewards(
@@ -101,9 +121,11 @@ def _estimate_advantages(agent: Assembly, state: State, trajectory: Trajectory) 
         part_states.get(estimator.name), agent.base, trajectory
     )
     part_states[scaling.name] = scaling.update(part_states[scaling.name], target, trajectory.weight)
-    target = target if scale is None else target / scale
+    if scale is not None:
+        target, reward = target / scale, reward / scale
     return (
         state._replace(part_states={k: v for k, v in part_states.items() if v is not None}),
         advantage,
         target,
+        reward,
     )

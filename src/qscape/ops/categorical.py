@@ -2,7 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+LEAST = -1e9  # logit of an action that is not valid: exp is 0, and 0 · log π stays 0
+
+
+def mask(logits: Float[Array, "*b K"], valid: Bool[Array, "*b K"]) -> Float[Array, "*b K"]:
+    """Logits of π(a | s, a is valid); no gradient reaches the logits of other actions."""
+    return jnp.where(valid, logits, LEAST)
 
 
 def log_probs(logits: Float[Array, "*b K"]) -> Float[Array, "*b K"]:

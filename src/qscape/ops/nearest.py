@@ -7,15 +7,16 @@ and may miss the nearest row.
 """
 
 import dataclasses
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qscape.errors import UsageError
+from qscape.masks import ActionMask
 
 CHUNK = 16_384  # rows in one product
 QUERIES = 64  # in one product on a CPU, at most, so that the scores stay in its cache for the reductions
@@ -51,11 +52,13 @@ class ActionTable:
         rows: the vectors, in [-1, 1].
         search: "exact" or "clustered".
         probes: number of clusters that a clustered search reads.
+        mask: how the valid rows of a state are packed; None: all rows are valid in all states.
     """
 
     rows: Float[np.ndarray, "N d"]
     search: Literal["exact", "clustered"] = "exact"
     probes: int = 16
+    mask: ActionMask | None = None
 
     @cached_property
     def centre(self) -> Float[np.ndarray, " d"]:
@@ -75,8 +78,16 @@ class ActionTable:
         """Indices that sort the rows lexicographically."""
         return np.lexsort(self.rows.T[::-1]).astype(np.int32)
 
-    def nearest(self, x: Float[Array, "*b d"], k: int = 1) -> Int[Array, "*b k"]:
+    def nearest(
+        self, x: Float[Array, "*b d"], k: int = 1, words: Float[Array, "*c M"] | None = None
+    ) -> Int[Array, "*b k"]:
         """Indices of the k rows nearest to x, nearest first; exact search breaks ties by the lowest index.
+
+        Args:
+            x: vectors.
+            k: how many rows.
+            words: packed masks of the states, and *c ends *b: only their valid rows are searched. If fewer
+                than k are valid (or, clustered, are found), the nearest one fills up. None: all rows.
 
         Raises:
             UsageError: the table has fewer than k rows.
@@ -85,19 +96,40 @@ class ActionTable:
             raise UsageError(f"The {k} nearest of {len(self.rows)} actions are asked for; there are too few.")
 
         @jax.custom_batching.custom_vmap
-        def search(x: Float[Array, "*b d"]) -> Int[Array, "*b k"]:
+        def search(x: Float[Array, "*b d"], words: Float[Array, "*b M"] | None) -> Int[Array, "*b k"]:
             queries = x.reshape(-1, x.shape[-1])
-            if self.search == "exact":
+            flat = None if words is None else words.reshape(-1, words.shape[-1])
+            if flat is not None:
+                index = self._search_valid(queries, flat, k)
+            elif self.search == "exact":
                 index = search_exactly(self.rows, self.centre, queries, k)
             else:
                 index = search_clusters(self.clusters, queries - self.centre, k, self.probes)
             return index.reshape(*x.shape[:-1], k)
 
         @search.def_vmap
-        def _(_size: int, _batched: list[bool], x: Float[Array, "n *b d"]) -> tuple[Array, bool]:
-            return search(x), True  # one search with more queries, so that its `cond` stays a `cond`
+        def _(size: int, batched: list, x: Array, words: Array | None) -> tuple[Array, bool]:
+            # One search with more queries, so that its `cond` stays a `cond`.
+            if words is not None:
+                x, words = (
+                    part if is_batched else jnp.broadcast_to(part, (size, *part.shape))
+                    for part, is_batched in zip((x, words), batched, strict=True)
+                )
+            return search(x, words), True
 
-        return search(x)
+        if words is not None:
+            words = jnp.broadcast_to(words, (*x.shape[:-1], words.shape[-1]))
+        return search(x, words)
+
+    def _search_valid(self, x: Float[Array, "q d"], words: Float[Array, "q M"], k: int) -> Int[Array, "q k"]:
+        """Indices of the k nearest valid rows."""
+        assert self.mask is not None
+        if self.mask.candidates is not None:
+            return search_candidates(self.rows, *self.mask.members(words), x, k)
+        allowed = Allowed(self.mask, words)
+        if self.search == "exact":
+            return search_exactly(self.rows, self.centre, x, k, allowed)
+        return search_clusters(self.clusters, x - self.centre, k, self.probes, allowed)
 
     def at(self, index: Int[Array, "*i"]) -> Float[Array, "*i d"]:
         """The rows at the given indices."""
@@ -120,23 +152,67 @@ class ActionTable:
         low, _ = jax.lax.fori_loop(0, (n - 1).bit_length(), halve, ends)
         return order[low].reshape(rows.shape[:-1])
 
-    def snap(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """The nearest row, bit by bit; the gradient passes straight through to x."""
+    def snap(
+        self, x: Float[Array, "*b d"], words: Float[Array, "*c M"] | None = None
+    ) -> Float[Array, "*b d"]:
+        """The nearest row, bit by bit; the gradient passes straight through. `words`: as in `nearest`."""
         still = jax.lax.stop_gradient(x)
-        return self.at(self.nearest(still)[..., 0]) + (x - still)
+        return self.at(self.nearest(still, words=words)[..., 0]) + (x - still)
+
+
+class Allowed(NamedTuple):
+    """The valid rows of each query, as bits.
+
+    Attributes:
+        mask: how they are packed.
+        words: the packed bits.
+    """
+
+    mask: ActionMask
+    words: Float[Array, "q M"]
+
+
+def search_candidates(
+    rows: Float[np.ndarray, "N d"],
+    index: Int[Array, "q K"],
+    valid: Bool[Array, "q K"],
+    x: Float[Array, "q d"],
+    k: int,
+) -> Int[Array, "q k"]:
+    """Indices of the k nearest of the valid rows `index`, which ascend; the nearest one fills up."""
+
+    def search_one(query: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        index, valid, x = query
+        return jnp.where(valid, -jnp.square(jnp.asarray(rows)[index] - x).sum(-1), -jnp.inf), index
+
+    # In blocks: the vectors of all candidates of all queries are too large for the cache.
+    value, index = jax.lax.map(search_one, (index, valid, x), batch_size=QUERIES)
+    best, place = _top_k(value, min(k, value.shape[-1]))
+    found = _fill(best, jnp.take_along_axis(index, place, -1))
+    return jnp.concatenate([found, jnp.repeat(found[:, :1], k - found.shape[1], 1)], 1)
+
+
+def _fill(value: Float[Array, "q k"], index: Int[Array, "q k"]) -> Int[Array, "q k"]:
+    """The indices, with the first one in place of those whose row is not valid (its value is -inf)."""
+    return jnp.where(value == -jnp.inf, jax.lax.slice_in_dim(index, 0, 1, axis=1), index)
 
 
 def search_exactly(
-    rows: Float[np.ndarray, "N d"], centre: Float[np.ndarray, " d"], x: Float[Array, "q d"], k: int
+    rows: Float[np.ndarray, "N d"],
+    centre: Float[np.ndarray, " d"],
+    x: Float[Array, "q d"],
+    k: int,
+    allowed: Allowed | None = None,
 ) -> Int[Array, "q k"]:
-    """Indices of the k nearest of all rows, searched in chunks of at most CHUNK rows."""
+    """Indices of the k nearest of all rows, or of those allowed, in chunks of at most CHUNK rows."""
     n = len(rows)
     count = -(-n // CHUNK)
     chunk = -(-n // count)
     around = rows - centre
     half = 0.5 * np.square(around).sum(1)
     if count == 1:
-        return _search_shard(Shard(*map(jnp.asarray, (rows, around, half))), centre, x, k)[1]
+        found = _search_shard(Shard(*map(jnp.asarray, (rows, around, half))), centre, x, k, allowed)
+        return found[1] if allowed is None else _fill(*found)
     rest = count * chunk - n
     filled = (np.pad(part, ((0, rest), (0, 0)), mode="edge") for part in (rows, around))
     high = np.pad(half, (0, rest), constant_values=np.inf)  # padding is never nearest
@@ -145,14 +221,15 @@ def search_exactly(
         best: tuple[Array, Array], chunk_and_start: tuple[Shard, Array]
     ) -> tuple[tuple[Array, Array], None]:
         part, first = chunk_and_start
-        value, index = _search_shard(part, centre, x, min(k, chunk))
+        value, index = _search_shard(part, centre, x, min(k, chunk), allowed, first)
         value, index = jnp.concatenate([best[0], value], 1), jnp.concatenate([best[1], first + index], 1)
         value, place = _top_k(value, k)  # earlier chunks come first, so ties keep the lowest index
         return (value, jnp.take_along_axis(index, place, 1)), None
 
     none = jnp.full((x.shape[0], k), -jnp.inf), jnp.zeros((x.shape[0], k), jnp.int32)
     parts = (jnp.asarray(part).reshape(count, chunk, *part.shape[1:]) for part in (*filled, high))
-    return jax.lax.scan(search_chunk, none, (Shard(*parts), jnp.arange(count) * chunk))[0][1]
+    found = jax.lax.scan(search_chunk, none, (Shard(*parts), jnp.arange(count) * chunk))[0]
+    return found[1] if allowed is None else _fill(*found)
 
 
 class Shard(NamedTuple):
@@ -169,30 +246,58 @@ class Shard(NamedTuple):
     half: Float[Array, " n"]
 
 
-def _search_shard(part: Shard, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
-    """−|R_n − x|² [q, k] of the k nearest rows of the chunk, and their indices in it."""
+def _search_shard(
+    part: Shard, centre: np.ndarray, x: Array, k: int, allowed: Allowed | None = None, first: Array | int = 0
+) -> tuple[Array, Array]:
+    """−|R_n − x|² [q, k] of the k nearest rows of the chunk, and their indices in it.
+
+    Rows that are not allowed have the value −∞. `first`: index of the chunk's first row in the table.
+    """
     if not isinstance(x.shape[0], int):  # in an exported policy, whose batch size is open
-        return _search_by_differences(part, x, k)  # a file would always compute both branches
-    find = partial(_search_by_products, part, centre, k=k)
+        # A file would always compute both branches.
+        return _search_by_differences(part, x, _valid_rows(part, allowed, first), k)
+
+    def find(query: tuple[Array, Array | None]) -> tuple[Array, Array]:
+        x, words = query
+        of_block = None if allowed is None or words is None else allowed._replace(words=words)
+        return _search_by_products(part, centre, x, _valid_rows(part, of_block, first), k)
+
+    words = None if allowed is None else allowed.words
     if len(x) <= QUERIES or jax.default_backend() != "cpu":
-        return find(x)
+        return find((x, words))
     blocks = -(-len(x) // QUERIES)
     each = -(-len(x) // blocks)
-    padded = jnp.pad(x, ((0, blocks * each - len(x)), (0, 0)), mode="edge")
-    result = jax.lax.map(find, padded.reshape(blocks, each, -1))
+
+    def split(rows: Array) -> Array:
+        padded = jnp.pad(rows, ((0, blocks * each - len(x)), (0, 0)), mode="edge")
+        return padded.reshape(blocks, each, -1)
+
+    result = jax.lax.map(find, jax.tree.map(split, (x, words)))
     return jax.tree.map(lambda part: part.reshape(-1, k)[: len(x)], result)
 
 
-def _search_by_products(part: Shard, centre: np.ndarray, x: Array, k: int) -> tuple[Array, Array]:
+def _valid_rows(part: Shard, allowed: Allowed | None, first: Array | int) -> Bool[Array, "q n"] | None:
+    """Which rows of a chunk are valid for each query; None: all."""
+    if allowed is None:
+        return None
+    if len(part.rows) == allowed.mask.actions:
+        return allowed.mask.unpack(allowed.words)
+    return allowed.mask.at(allowed.words, first + jnp.arange(len(part.rows)))
+
+
+def _search_by_products(
+    part: Shard, centre: np.ndarray, x: Array, valid: Array | None, k: int
+) -> tuple[Array, Array]:
     """As `_search_shard`, by one matrix product; for a few queries.
 
     The product cannot distinguish rows whose distances differ by less than its rounding error. If the k-th
     and the next row are that close for any query, all rows are compared by differences.
     """
     if k == len(part.rows):
-        return _search_by_differences(part, x, k)
+        return _search_by_differences(part, x, valid, k)
     moved = x - centre
     score = _scores(part.around, part.half, moved)
+    score = score if valid is None else jnp.where(valid, score, -jnp.inf)
     if k == 1:
         value, index = _top_k(score, 1)
         last = value
@@ -203,19 +308,24 @@ def _search_by_products(part: Shard, centre: np.ndarray, x: Array, k: int) -> tu
         last, after, index = value[:, -2:-1], value[:, -1:], index[:, :-1]
     from_centre = jnp.square(moved).sum(-1, keepdims=True)
     size = from_centre + jnp.maximum(from_centre - 2 * last, 0.0)  # |x|² + |R − x|² bounds the sum of terms
-    is_clear = (after < last - ROUNDING * size).all()
+    is_clear = after < last - ROUNDING * size
+    if valid is not None:  # a query without so many valid rows has nothing to confuse them with
+        is_clear |= after == -jnp.inf
+    is_clear = is_clear.all()
 
     def by_products() -> tuple[Array, Array]:
         distance = jnp.square(part.rows[index] - x[:, None]).sum(-1)
+        if valid is not None:
+            distance = jnp.where(jnp.take_along_axis(valid, index, -1), distance, jnp.inf)
         if k == 1:
             return -distance, index
         distance, ordered = jax.lax.sort((distance, index), num_keys=2)  # ties by the lowest index
         return -distance, ordered
 
-    return jax.lax.cond(is_clear, by_products, lambda: _search_by_differences(part, x, k))
+    return jax.lax.cond(is_clear, by_products, lambda: _search_by_differences(part, x, valid, k))
 
 
-def _search_by_differences(part: Shard, x: Array, k: int) -> tuple[Array, Array]:
+def _search_by_differences(part: Shard, x: Array, valid: Array | None, k: int) -> tuple[Array, Array]:
     """As `_search_shard`, by Σ_j (R_nj − x_j)²; exact except for the rounding of each distance."""
 
     def add_column(distance: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
@@ -224,36 +334,55 @@ def _search_by_differences(part: Shard, x: Array, k: int) -> tuple[Array, Array]
 
     # Column by column: an array [q, N, d] is ten times as slow on a CPU.
     start = jnp.zeros((x.shape[0], 1)) + jnp.where(jnp.isinf(part.half), jnp.inf, 0.0)
+    start = start if valid is None else jnp.where(valid, start, jnp.inf)
     distance, _ = jax.lax.scan(add_column, start, (part.rows.T, x.T))
     return _top_k(-distance, k)
 
 
-def search_clusters(clusters: Clusters, x: Float[Array, "q d"], k: int, probes: int) -> Int[Array, "q k"]:
+def search_clusters(
+    clusters: Clusters, x: Float[Array, "q d"], k: int, probes: int, allowed: Allowed | None = None
+) -> Int[Array, "q k"]:
     """Indices of the k nearest rows in the `probes` clusters with the nearest centres, one query at a time.
 
-    Reads more clusters if that many might hold fewer than k rows together.
+    Reads more clusters if that many might hold fewer than k rows together. Of `allowed` rows, only clusters
+    that hold one are read; in these may be fewer than k, and then the nearest one fills up.
     """
     enough = int(np.searchsorted(np.cumsum(np.sort(clusters.sizes)), k)) + 1  # even if they are the smallest
     probes = min(max(probes, enough), len(clusters.sizes))
     centres, half = clusters.centres, 0.5 * np.square(clusters.centres).sum(1)
-    _, near = _top_k(_scores(centres, half, x), probes)
     rows, row_half, order, starts, sizes = (jnp.asarray(part) for part in clusters[1:-1])
     longest, places = clusters.longest, jnp.arange(clusters.longest)
 
-    def search_one(query: tuple[Array, Array]) -> Array:
-        vector, clusters_near = query
+    def search_one(query: tuple[Array, Array, Array | None]) -> Array:
+        vector, clusters_near, words = query
 
         def score(cluster: Array) -> tuple[Array, Array]:
             start = starts[cluster]
             part = jax.lax.dynamic_slice_in_dim(rows, start, longest)
             value = _scores(part, jax.lax.dynamic_slice_in_dim(row_half, start, longest), vector)
             value = jnp.where(places < sizes[cluster], value, -jnp.inf)
-            return value, jax.lax.dynamic_slice_in_dim(order, start, longest)
+            index = jax.lax.dynamic_slice_in_dim(order, start, longest)
+            if allowed is not None and words is not None:
+                value = jnp.where(allowed.mask.at(words, index), value, -jnp.inf)
+            return value, index
 
         value, index = (part.ravel() for part in jax.lax.map(score, clusters_near))
-        return index[_top_k(value, k)[1]]
+        best, place = _top_k(value, k)
+        return index[place] if allowed is None else _fill(best[None], index[place][None])[0]
 
-    return jax.lax.map(search_one, (x, near))
+    if allowed is None:
+        _, near = _top_k(_scores(centres, half, x), probes)
+        return jax.lax.map(search_one, (x, near, None))
+    in_cluster = np.repeat(np.arange(len(clusters.sizes)), clusters.sizes)
+    cluster_of = jnp.asarray(in_cluster[np.argsort(clusters.order[: len(in_cluster)])])
+
+    def search_valid(query: tuple[Array, Array]) -> Array:
+        vector, words = query
+        held = jnp.zeros(len(centres), bool).at[cluster_of].max(allowed.mask.unpack(words))
+        _, near = _top_k(jnp.where(held, _scores(centres, half, vector), -jnp.inf), probes)
+        return search_one((vector, near, words))
+
+    return jax.lax.map(search_valid, (x, allowed.words))
 
 
 def build_clusters(rows: Float[np.ndarray, "N d"], rounds: int = 10, sample: int = 50_000) -> Clusters:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 
@@ -38,6 +39,11 @@ def pal_loss(td_error: Float[Array, "B heads"], alpha: float = 0.4) -> Float[Arr
 
 
 CRITIC_LOSSES = {"mse": mse_loss, "lap_huber": lap_huber_loss, "pal": pal_loss}
+
+
+def huber_loss(td_error: Float[Array, "B heads"], threshold: float) -> Float[Array, ""]:
+    """Mean Huber loss, summed over the critics: x²/2 if |x| < δ, else δ (|x| − δ/2); δ is `threshold`."""
+    return optax.huber_loss(td_error, delta=threshold).sum(-1).mean()
 
 
 def lap_priority(td_error: Float[Array, "B heads"], alpha: float, min_priority: float) -> Float[Array, " B"]:

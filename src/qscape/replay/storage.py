@@ -9,9 +9,9 @@ which halves the memory. For the latter an insert also writes the next observati
 the head of the ring. At the end of an episode the head is left behind as a pad row: it keeps the final
 observation, and the next episode starts after it. Head and pads are no transitions: their `valid` is 0.
 
-Observations may be kept as bfloat16, two in one word of a row. The array then is one of unsigned integers,
-because a pair of bfloat16 may look like a subnormal number or a NaN, whose bits a sum over devices changes.
-The other columns are the bits of their float32 numbers.
+Observations may be kept as bfloat16, two in one word of a row, and the pixels of an image as bytes, four in
+one word. The array then is one of unsigned integers, because such a word may look like a subnormal number or
+a NaN, whose bits a sum over devices changes. The other columns are the bits of their float32 numbers.
 """
 
 import dataclasses
@@ -100,6 +100,8 @@ class Layout:
         envs: E, parallel environments, each with a ring of its own.
         capacity: rows of all rings together.
         observations: how observations are kept; bfloat16 takes half the memory.
+        pixels: how many of the first entries of an observation are whole numbers from 0 to 255, which are
+            kept as bytes.
 
     Raises:
         UsageError: the capacity leaves less than two rows for an environment, or more than 2^31 in all.
@@ -112,6 +114,7 @@ class Layout:
     envs: int
     capacity: int
     observations: Literal["float32", "bfloat16"] = "float32"
+    pixels: int = 0
 
     def __post_init__(self) -> None:
         if self.ring < 2 or self.capacity >= 2**31:
@@ -129,7 +132,7 @@ class Layout:
     def slices(self) -> dict[str, slice]:
         """The slice of a row's words that each column takes, by name."""
         packed = 1 if self.observations == "float32" else 2  # entries in one word
-        observation = -(-self.observation_size // packed)
+        observation = self.image_words - (self.pixels - self.observation_size) // packed
         widths = {"observation": observation, "action": self.action_size}
         widths |= {"reward": 1, "terminated": 1, "truncated": 1}
         widths |= {"next_observation": observation} if self.stores_next else {"valid": 1}
@@ -146,9 +149,15 @@ class Layout:
         return max(s.stop for s in self.slices.values())
 
     @property
+    def image_words(self) -> int:
+        """The words that hold the pixels of an observation, which are its first ones."""
+        return -(-self.pixels // 4)
+
+    @property
     def dtype(self) -> np.dtype:
         """Type of the words."""
-        return np.dtype(np.float32 if self.observations == "float32" else np.uint32)
+        packs = self.pixels or self.observations != "float32"
+        return np.dtype(np.uint32 if packs else np.float32)
 
     @property
     def nbytes(self) -> int:
@@ -492,23 +501,49 @@ def _numbers(words: Array) -> Float[Array, "..."]:
 
 
 def _observation_words(layout: Layout, observation: Float[Array, "E S"]) -> Array:
-    """Returns observations as words of the storage, if it says so rounded to bfloat16 (to nearest even)."""
+    """Returns observations as words of the storage: pixels as bytes, other entries as the layout says.
+
+    A rounding to bfloat16 is to the nearest, of two equally near ones to the even.
+    """
+    image, vector = jnp.split(observation, [layout.pixels], axis=1)
     if layout.observations == "float32":
-        return observation
-    halves = jax.lax.bitcast_convert_type(observation.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-    halves = jnp.pad(halves, [(0, 0), (0, layout.observation_size % 2)])
-    # A word holds entries k and k + S / 2, not k and k + 1: reading then joins two pieces and moves no entry.
-    low, high = jnp.split(halves, 2, axis=1)
-    return low | high << 16
+        words = _number_words(layout, vector)
+    else:
+        halves = jax.lax.bitcast_convert_type(vector.astype(jnp.bfloat16), jnp.uint16)
+        words = _pack_entries(halves, 2)
+    if not layout.pixels:
+        return words
+    pixels = jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
+    return jnp.concatenate([_pack_entries(pixels, 4), words], axis=1)
 
 
 def _observations(layout: Layout, words: Array) -> Float[Array, "B S"]:
     """Returns the observations that `_observation_words` made words of."""
+    image, words = jnp.split(words, [layout.image_words], axis=1)
     if layout.observations == "float32":
-        return words
-    # A bfloat16 is the upper half of the float32 that it stands for.
-    both = jnp.concatenate([words << 16, words & np.uint32(0xFFFF0000)], axis=1)
-    return jax.lax.bitcast_convert_type(both, jnp.float32)[:, : layout.observation_size]
+        vector = _numbers(words)
+    else:  # a bfloat16 is the upper half of the float32 that it stands for
+        halves = _unpack_entries(words, 2, layout.observation_size - layout.pixels)
+        vector = jax.lax.bitcast_convert_type(halves << 16, jnp.float32)
+    if not layout.pixels:
+        return vector
+    pixels = _unpack_entries(image, 4, layout.pixels).astype(jnp.float32)
+    return jnp.concatenate([pixels, vector], axis=1)
+
+
+def _pack_entries(entries: Array, n: int) -> UInt32[Array, "E W"]:
+    """Returns words of n unsigned integers each; zeros fill the last ones."""
+    entries = jnp.pad(entries.astype(jnp.uint32), [(0, 0), (0, -entries.shape[1] % n)])
+    # A word holds entries k, k + W, ..., not neighbours: reading then joins n pieces and moves no entry.
+    first, *others = jnp.split(entries, n, axis=1)
+    return sum((piece << (32 // n * k) for k, piece in enumerate(others, 1)), first)
+
+
+def _unpack_entries(words: Array, n: int, size: int) -> UInt32[Array, "B size"]:
+    """Returns the `size` unsigned integers that `_pack_entries` made words of n of."""
+    bits = 32 // n
+    pieces = [words >> (bits * k) & np.uint32(2**bits - 1) for k in range(n)]
+    return jnp.concatenate(pieces, axis=1)[:, :size]
 
 
 def _take_observations(layout: Layout, rows: Storage, i: Array, name: str) -> Float[Array, "B S"]:
@@ -525,7 +560,8 @@ def check_memory(layout: Layout, seeds: int = 1) -> None:
     if available is None or needed <= available:
         return
     saving = " or --base.next-observation derived" if layout.stores_next else ""
-    saving += " or --base.replay-observations bfloat16" if layout.observations == "float32" else ""
+    wide = layout.observations == "float32" and layout.pixels < layout.observation_size / 2
+    saving += " or --base.replay-observations bfloat16" if wide else ""
     fits = available // (4 * layout.width * seeds)
     each = f" for each of {seeds} seeds" if seeds > 1 else ""
     raise RunError(

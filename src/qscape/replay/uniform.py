@@ -28,16 +28,24 @@ class Uniform(Replay):
 
 
 def sample_uniformly(
-    layout: Layout, rows: Storage, replay_state: ReplayState, key: Key, n: int
+    layout: Layout,
+    rows: Storage,
+    replay_state: ReplayState,
+    key: Key,
+    n: int,
+    newest: Int[Array, ""] | None = None,
 ) -> Int[Array, " n"]:
     """Draws n rows with replacement, uniformly from the valid rows of all rings.
+
+    Args:
+        newest: draw from the last so many rows of every ring only, at least one; None: from all.
 
     If next observations are derived, draws that hit a pad or the head of a ring are repeated. These are 1 in
     L + 1 rows for episodes of length L, so that one or two rounds are usual; the probability that a draw
     needs more than 64 is below 2^-64.
     """
     if layout.stores_next:
-        return _sample_rows_in_use(layout, replay_state, key, n)
+        return _sample_rows_in_use(layout, replay_state, key, n, newest)
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         count, _, valid = carry
@@ -45,17 +53,27 @@ def sample_uniformly(
 
     def draw_again(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, i, valid = carry
-        i = jnp.where(valid, i, _sample_rows_in_use(layout, replay_state, jax.random.fold_in(key, count), n))
+        drawn = _sample_rows_in_use(layout, replay_state, jax.random.fold_in(key, count), n, newest)
+        i = jnp.where(valid, i, drawn)
         return count + 1, i, storage.take_numbers(rows, i, layout.slices["valid"])[:, 0] > 0
 
     start = jnp.zeros((), jnp.int32), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool)
     return jax.lax.while_loop(unfinished, draw_again, start)[1]
 
 
-def _sample_rows_in_use(layout: Layout, replay_state: ReplayState, key: Key, n: int) -> Array:
+def _sample_rows_in_use(
+    layout: Layout, replay_state: ReplayState, key: Key, n: int, newest: Int[Array, ""] | None
+) -> Array:
+    size = replay_state.size
+    if newest is not None:
+        size = jnp.minimum(size, jnp.maximum(newest, 1))
     if layout.envs == 1:
-        return jax.random.randint(key, (n,), 0, replay_state.size[0], jnp.int32)
-    ends = jnp.cumsum(replay_state.size, dtype=jnp.int32)
+        u = jax.random.randint(key, (n,), 0, size[0], jnp.int32)
+        return u if newest is None else (replay_state.position[0] - 1 - u) % layout.ring
+    ends = jnp.cumsum(size, dtype=jnp.int32)
     u = jax.random.randint(key, (n,), 0, ends[-1], jnp.int32)
     ring = jnp.searchsorted(ends, u, side="right").astype(jnp.int32)
-    return ring * layout.ring + u - (ends - replay_state.size)[ring]
+    place = u - (ends - size)[ring]
+    if newest is not None:
+        place = (replay_state.position[ring] - 1 - place) % layout.ring
+    return ring * layout.ring + place

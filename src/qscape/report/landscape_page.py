@@ -12,7 +12,15 @@ from qscape.report.figures import add_break_points
 from qscape.report.interactive import make_line_styles
 from qscape.report.labels import describe_shared
 from qscape.report.landscape_charts import format_action, landscape_chart
-from qscape.report.marks import describe, format_number, list_marks, list_shared, name_agents, shown_names
+from qscape.report.marks import (
+    INDEX,
+    describe,
+    format_number,
+    list_marks,
+    list_shared,
+    name_agents,
+    shown_names,
+)
 from qscape.report.page import escape, wrap_for_plotly
 
 Agents = Mapping[str, Mapping[str, Any]]  # results of `measure_landscapes`, by agent
@@ -168,6 +176,8 @@ def _reading_help(findings: Mapping[str, Any]) -> str:
         "table": "Each dot is an action of the table, placed by the table's principal components; the "
         "colour is Q. At most 3,000 are drawn, evenly over their order by Q.",
     }[fields["kind"]]
+    if fields["plane"]["names"][0] == INDEX:
+        help_text = "Each dot is the Q of an action, over the action's index."
     if fields["kind"] == "line" and len(fields.get("valid", ())):
         help_text += " The shaded actions are those that the environment accepts."
     if fields["kind"] == "line" and fields.get("surrogates"):

@@ -283,9 +283,12 @@ def _draw_table(
     fields: Mapping[str, Any], ax: "Axes", shown: Sequence[Mark], scale: Normalize | None
 ) -> None:
     q, grid = np.asarray(fields["q"], float), np.asarray(fields["grid"], float)
-    order = np.argsort(q)  # high entries are drawn over low ones
+    order, missing = np.argsort(q)[: np.isfinite(q).sum()], np.isnan(q)  # high entries over low ones
     y = q if len(grid) == 1 else grid[1]
     size = float(np.clip(6_000 / len(q), 2, 40))
+    if missing.any() and len(grid) > 1:
+        masked = {"color": "#D9D9D9", "linewidths": 0, "zorder": -1, "label": "not valid here"}
+        ax.scatter(grid[0][missing], y[missing], s=size, **masked)
     dots = ax.scatter(grid[0][order], y[order], c=q[order], s=size, cmap="cividis", norm=scale, zorder=0)
     if scale is None:
         _add_colour_bar(dots, ax)

@@ -10,6 +10,7 @@ with require_extra("Pictures"):
     import numpy as np
 
 PROMINENT = 0.01  # prominence above which a local optimum is marked, as a share of Q's range in the plot
+INDEX = "index of the action"  # the axis of discrete actions without vectors
 ON_PLANE = 0.02  # distance from the plane up to which a point counts as on it
 
 
@@ -70,8 +71,10 @@ def _point(fields: Mapping[str, Any], kind: Any, name: str, place: int, action: 
 
 
 def axis_name(fields: Mapping[str, Any], k: int, between: str = ", ") -> str:
-    """Name an axis. Actions are scaled to [-1, 1], those of a table too."""
+    """Name an axis. Actions are scaled to [-1, 1], those of a table too; indices are not."""
     name = fields["plane"]["names"][k]
+    if name == INDEX:
+        return name
     mixed = np.abs(np.asarray(fields["plane"]["axes"], float)[k]).max() < 1 - 1e-9  # coordinates may exceed 1
     return f"{name}{between}{'actions ' if mixed else ''}scaled to [−1, 1]"
 

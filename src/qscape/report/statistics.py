@@ -110,6 +110,17 @@ def best_scores(rows: pd.DataFrame) -> pd.DataFrame:
     return _score_runs(rows, "max")
 
 
+def stop_epochs(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Compute env, label, seed and score of each run: the number of its first evaluation that is solved.
+
+    Evaluations after step 0 are counted from 1; one is solved if its mean return is `threshold` or more. NaN:
+    none is.
+    """
+    ordered = rows[rows["step"] > 0].sort_values("step")
+    number = ordered.groupby("run").cumcount() + 1
+    return _score_runs(ordered.assign(**{"return": number.where(ordered["return"] >= threshold)}), "min")
+
+
 def _score_runs(rows: pd.DataFrame, how: str) -> pd.DataFrame:
     keys = ["env", "label", "seed", "run"]
     return rows.groupby(keys)["return"].agg(how).rename("score").reset_index()

@@ -46,6 +46,7 @@ def compare(
     metric: str = "return",
     smooth: float = 0.0,
     reference: Sequence[str] = (),
+    threshold: float | None = None,
 ) -> Comparison:
     """Compare the labels in a table of runs (from `load_runs`).
 
@@ -60,6 +61,8 @@ def compare(
         metric: "return", or "success": the share of successful episodes in percent, never normalised.
         smooth: weight of the past, see `statistics.smooth_returns`.
         reference: names of published curves of returns.
+        threshold: an evaluation of this mean return is solved; `per_env` then has `stop_epoch`, the number of
+            a run's first solved evaluation (the mean over runs that have one), and `stopped`, their number.
 
     Raises:
         UsageError: a run appears twice, budgets differ without `unequal`, no run can be compared, or an
@@ -89,7 +92,7 @@ def compare(
     published, more = _published_at(curves, rows, reference)
     return Comparison(
         rows,
-        _per_env(rows, scores, reps),
+        _per_env(rows, scores, reps, threshold),
         _aggregate(matrices, of, normalise, reps),
         _improvement(scores[of], of, reps),
         published,
@@ -183,8 +186,11 @@ def format_seeds(n: int) -> str:
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
-def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> pd.DataFrame:
+def _per_env(
+    rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int, threshold: float | None
+) -> pd.DataFrame:
     lines = []
+    stops = None if threshold is None else statistics.stop_epochs(rows, threshold)
     for key, group in track([*rows.groupby(["env", "label"])], "intervals"):
         env, label = map(str, cast(tuple, key))
         row: dict[str, Any] = {
@@ -200,6 +206,9 @@ def _per_env(rows: pd.DataFrame, scores: dict[str, pd.DataFrame], reps: int) -> 
             row |= _estimate_columns(f"{name}_iqm", statistics.Estimate(*(part[k] for part in estimate)))
             row |= {f"{name}_mean": x.mean(), f"{name}_std": x.std(ddof=1) if len(x) > 1 else np.nan}
             row[f"{name}_median"] = np.median(x)
+        if stops is not None:
+            of_label = stops[(stops["env"] == env) & (stops["label"] == label)]["score"]
+            row |= {"stop_epoch": of_label.mean(), "stopped": int(of_label.notna().sum())}
         lines.append(row)
     return pd.DataFrame(lines)
 

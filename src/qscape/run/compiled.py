@@ -138,8 +138,9 @@ class InProgram(Loop):
             RunError: an observation or a reward was NaN or infinite.
         """
         if not log.finite:
+            masks = ", or an action mask is all false," if self.adapter.spec.mask else ""
             raise RunError(
-                f"{self.adapter.env_id}: an observation or a reward is NaN or infinite between steps "
+                f"{self.adapter.env_id}: an observation or a reward is NaN or infinite{masks} between steps "
                 f"{steps_before} and {self.env_steps}: nothing can be learnt from it"
             )
         for step, episode in self._episodes(log):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from qscape.agents import Agent
 from qscape.envs.adapter import describe_not_finite
-from qscape.envs.native import JaxEnv
+from qscape.envs.native import JaxEnv, reset_all, step_all
 from qscape.errors import RunError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.programs import evaluation_key
@@ -97,8 +97,9 @@ def play_policy(
     record: bool = False,
     name: str | None = None,
     envs: int = 1,
+    mode: str = "evaluate",
 ) -> Played:
-    """Play one episode for each seed with the deterministic policy.
+    """Play one episode for each seed with the policy.
 
     A policy that draws random numbers in evaluations too (`cem`) draws them for all episodes together.
 
@@ -110,23 +111,24 @@ def play_policy(
         record: return every step.
         name: of the environment, for errors; None: its class.
         envs: number of environments that the episodes are of in turn, for errors.
+        mode: "evaluate" (the deterministic policy) or "explore" (samples of an on-policy agent's policy).
 
     Raises:
         RunError: an action, observation or reward is NaN or infinite.
     """
     seed = np.asarray(list(seeds), np.uint32)
-    size = agent.task.observation_size + agent.task.action_size + 1
+    size = agent.task.row_size + agent.task.action_size + 1
     most = max(1, BUFFER_BYTES // (4 * env.time_limit * size))
     calls = max(1, -(-len(seed) // most))
     each = -(-len(seed) // calls)
-    play = _compile(agent)
+    play = _compile(agent, mode)
     ret, length, success, steps = [], [], [], []
     for start in range(0, len(seed), max(1, each)):
         own = seed[start : start + each]
         # The last call is filled up, so that all of them are one compiled program.
         filled = np.concatenate([own, np.repeat(own[-1:], each - len(own))])
         walk = play(env, acting, filled)
-        _check_finite(walk, name or type(env).__name__, start, envs)
+        _check_finite(walk, name or type(env).__name__, start, envs, agent.task.observation_size)
         made = int(walk.made)
         rewards = np.asarray(walk.rewards)[:made, : len(own)]
         # In double precision and one after the other, as the adapter adds them.
@@ -142,16 +144,16 @@ def play_policy(
 
 
 @lru_cache(maxsize=8)  # bounded, because a compiled program keeps its agent alive
-def _compile(agent: Agent) -> Any:
-    """Compile `_play` for an agent; once for each number of episodes and structure of the environment."""
-    return jax.jit(partial(_play, agent))
+def _compile(agent: Agent, mode: str) -> Any:
+    """Compile `_play` for an agent and a mode; once for each number of episodes and kind of environment."""
+    return jax.jit(partial(_play, agent, mode))
 
 
-def _play(agent: Agent, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) -> Walk:
+def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) -> Walk:
     """Play until all episodes are finished, or until one gives NaN or infinity."""
     task, n, limit = agent.task, len(seeds), env.time_limit
     keys, fixed = jax.vmap(jax.random.key)(seeds), evaluation_key()
-    kind = jnp.uint8 if task.frame else jnp.float32
+    kind = jnp.uint8 if task.frame and agent.index_actions else jnp.float32
 
     def to_rows(observation: Array) -> Array:
         return observation.reshape(n, -1).astype(kind)
@@ -159,10 +161,10 @@ def _play(agent: Agent, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) ->
     def step(walk: Walk) -> Walk:
         running, t = walk.running, walk.made
         action, _, noise_state = agent.act(
-            acting, walk.noise_state, walk.observation, jnp.full(n, t == 0), t, fixed, "evaluate"
+            acting, walk.noise_state, walk.observation, jnp.full(n, t == 0), t, fixed, mode
         )
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t + 1)
-        state, outcome = jax.vmap(env.step)(walk.state, to_env_action(agent, env, action), step_keys)
+        state, outcome = step_all(env, walk.state, to_env_action(agent, env, action), step_keys)
         observation, reward = to_rows(outcome.observation), outcome.reward.astype(jnp.float32)
         is_finite = _all_finite(action) & _all_finite(observation) & jnp.isfinite(reward)
         return Walk(
@@ -181,7 +183,7 @@ def _play(agent: Agent, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) ->
             actions=walk.actions.at[t].set(action),
         )
 
-    state, first = jax.vmap(env.reset)(keys)
+    state, first = reset_all(env, keys)
     observation = to_rows(first)
     begin = Walk(
         made=jnp.int32(0),
@@ -196,7 +198,7 @@ def _play(agent: Agent, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) ->
         length=jnp.zeros(n, jnp.int32),
         success=jnp.zeros(n, bool),
         rewards=jnp.zeros((limit, n)),
-        observations=jnp.zeros((limit, n, task.observation_size), kind),
+        observations=jnp.zeros((limit, n, task.row_size), kind),
         actions=jnp.zeros((limit, n, task.action_size)),
     )
     return jax.lax.while_loop(lambda walk: walk.running.any() & ~walk.broken.any(), step, begin)
@@ -212,7 +214,7 @@ def _choose_rows(which: Bool[Array, " n"], new: PyTree, old: PyTree) -> PyTree:
     return jax.vmap(lambda one, new, old: jax.tree.map(partial(jnp.where, one), new, old))(which, new, old)
 
 
-def _check_finite(walk: Walk, name: str, start: int, envs: int) -> None:
+def _check_finite(walk: Walk, name: str, start: int, envs: int, seen: int) -> None:
     """Raise a RunError if an action, observation or reward is NaN or infinite.
 
     Args:
@@ -220,6 +222,7 @@ def _check_finite(walk: Walk, name: str, start: int, envs: int) -> None:
         name: of the environment.
         start: number of the first episode.
         envs: number of environments that the episodes are of in turn.
+        seen: entries of an observation, behind which its mask stands.
     """
     if not np.asarray(walk.broken).any():
         return
@@ -236,5 +239,5 @@ def _check_finite(walk: Walk, name: str, start: int, envs: int) -> None:
             number = start + episode
             value = float(rows[(episode, *index)])
             raise RunError(
-                describe_not_finite(name, field, index, value, number % envs, made, number // envs + 1)
+                describe_not_finite(name, field, index, value, number % envs, made, number // envs + 1, seen)
             )

@@ -51,9 +51,14 @@ def list_successes(done: Sequence[Episode]) -> list[float]:
 
 
 def evaluate(
-    programs: Acts, acting: Any, adapter: EnvAdapter, episodes: int, seed: int = SEED
+    programs: Acts,
+    acting: Any,
+    adapter: EnvAdapter,
+    episodes: int,
+    seed: int = SEED,
+    mode: str = "evaluate",
 ) -> list[Episode]:
-    """Run whole episodes with the deterministic policy; the same episodes at every call with the same seed.
+    """Run whole episodes with the policy; the same episodes at every call with the same seed.
 
     Sub-environment i of E runs episodes i, i + E, ...: a fixed share. Otherwise short episodes would be
     counted more often than long ones. JAX-native environments are not stepped themselves: a program plays
@@ -65,6 +70,7 @@ def evaluate(
         adapter: the evaluation environments, which are seeded again.
         episodes: number of episodes.
         seed: sub-environment i is seeded with `seed + i`.
+        mode: "evaluate" (the deterministic policy) or "explore" (samples of an on-policy agent's policy).
 
     Returns:
         The episodes, in the order of their numbers.
@@ -74,9 +80,9 @@ def evaluate(
     """
     env = adapter.jax_env
     if env is not None and episodes > 0:
-        return _play_episodes(programs, acting, adapter, env, episodes, seed)[0]
+        return _play_episodes(programs, acting, adapter, env, episodes, seed, mode=mode)[0]
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
-    for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed):
+    for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed, mode=mode):
         for episode in ended:
             done[episode.env].append(episode)
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
@@ -124,11 +130,13 @@ def _play_episodes(
     episodes: int,
     seed: int,
     record: bool = False,
+    mode: str = "evaluate",
 ) -> tuple[list[Episode], list[Steps]]:
     """Return the episodes of `evaluate` on a JAX-native environment, and their steps if they are recorded."""
     envs, agent = adapter.envs, programs.agent
     seeds = episode_seeds(envs, episodes, seed)
-    played = play_policy(agent, env, acting, seeds, record=record, name=adapter.env_id, envs=envs)
+    about: Any = {"record": record, "name": adapter.env_id, "envs": envs, "mode": mode}
+    played = play_policy(agent, env, acting, seeds, **about)
     success = played.success.astype(float).tolist() if env.reports_success else [None] * episodes
     numbers = zip(played.length.tolist(), played.ret.tolist(), success, strict=True)
     return [Episode(k % envs, *of) for k, of in enumerate(numbers)], played.steps
@@ -151,6 +159,7 @@ def _walk_episodes(
     episodes: int,
     seed: int,
     observation_filter: ObservationFilter | None = None,
+    mode: str = "evaluate",
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Step, list[Episode]]]:
     """Yield the observations, actions and step of all sub-environments, and the episodes that ended.
 
@@ -159,7 +168,7 @@ def _walk_episodes(
     share = [len(range(i, episodes, adapter.envs)) for i in range(adapter.envs)]
     adapter.reseed(seed)
     obs = adapter.reset()
-    choose = act_evaluating(programs, acting, adapter.envs)
+    choose = act_evaluating(programs, acting, adapter.envs, mode)
     first = np.ones(adapter.envs, bool)
     t = 0
     with count(episodes, "episodes") as tick:

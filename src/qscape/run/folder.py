@@ -61,6 +61,7 @@ class _Tracking(TypedDict):
     project: str
     group: str
     tags: list[str]
+    videos: NotRequired[bool]
     ids: dict[str, str]
 
 

@@ -4,6 +4,7 @@ All agents share this part: when a run evaluates, logs, saves and stops. `traine
 (on-policy) implement how a run steps and learns.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from qscape.agents import Agent
+from qscape.agents import Agent, recipe_for_images
 from qscape.envs import EnvAdapter, Episode, snapshot
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -380,6 +381,18 @@ def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:
         index_actions=agent.index_actions,
         one_if_jax=may_compile(plan),
     )
+
+
+def adapt_to_images(plan: Plan, adapter: EnvAdapter) -> tuple[Plan, list[str]]:
+    """Adapt a plan to an environment that shows images, before `prepare`.
+
+    Returns:
+        The plan, and a sentence about what changed; an empty list if nothing did.
+    """
+    if adapter.spec.frame is None:
+        return plan, []
+    recipe, notes = recipe_for_images(plan.recipe)
+    return dataclasses.replace(plan, recipe=recipe), notes
 
 
 def copy_buffers(tree: PyTree) -> PyTree:

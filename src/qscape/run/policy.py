@@ -102,7 +102,7 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
     return trees[name], numbers["env_steps"], "kept" if name == "kept" else "current"
 
 
-def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False):
+def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False, sample: bool = False):
     """Evaluate a run's newest save.
 
     Args:
@@ -110,17 +110,24 @@ def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = 
         episodes: number of episodes; up to 10 run in parallel.
         seed: sub-environment i is seeded with `seed` + i.
         current: take the current policy even if the checkpoint schedule keeps a better one.
+        sample: draw actions from the policy, as in training; only of on-policy agents.
 
     Returns:
         The environment steps of training, "kept" or "current", and the episodes.
 
     Raises:
-        UsageError: `episodes` is below 1.
+        UsageError: `episodes` is below 1, or an off-policy agent should be sampled.
         RunError: the run has no readable save.
     """
     if episodes < 1:
         raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
-    done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed)
+    if sample and not isinstance(loaded.programs.agent, OnPolicyAgent):
+        raise UsageError(
+            f"{loaded.programs.agent.recipe} is evaluated by its deterministic policy: only the policies of "
+            "on-policy agents (ppo) are sampled; leave --sample out."
+        )
+    mode = "explore" if sample else "evaluate"
+    done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
     loaded.adapter.close()
     return loaded.step, loaded.policy, done

@@ -165,21 +165,20 @@ def evaluation_key() -> Key:
 
 
 def act_evaluating(
-    programs: "Acts", acting: Any, envs: int
+    programs: "Acts", acting: Any, envs: int, mode: str = "evaluate"
 ) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
-    """Return the deterministic policy of an acting state as a function for E environments.
+    """Return the policy of an acting state as a function for E environments.
 
     The function takes observations [E, S], `first` [E] (True where an episode starts) and the step number;
     it returns actions [E, A] in [-1, 1]. It holds the noise state, so make a new one for every evaluation.
+    `mode`: "evaluate" (the deterministic policy) or "explore" (a sample of it).
     """
     noise_state = programs.init_noise(envs)
     key = evaluation_key()
 
     def choose(obs: np.ndarray, first: np.ndarray, step: int) -> np.ndarray:
         nonlocal noise_state
-        action, _, noise_state = programs.act(
-            acting, noise_state, obs, first, np.int32(step), key, mode="evaluate"
-        )
+        action, _, noise_state = programs.act(acting, noise_state, obs, first, np.int32(step), key, mode=mode)
         return np.asarray(action)
 
     return choose

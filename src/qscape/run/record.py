@@ -55,7 +55,7 @@ def record_dataset(
         raise UsageError(f"--noise is {noise}; it must be a number, 0 or more.")
     _refuse_taken_name(minari, dataset)
     plan, loaded = read_plan(folder), load_policy(folder, current=current)
-    if loaded.adapter.spec.table is not None or loaded.adapter.spec.choices is not None:
+    if loaded.adapter.spec.table is not None or loaded.adapter.spec.index_sizes is not None:
         raise UsageError(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     env = minari.DataCollector(_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args))))
     rng = np.random.default_rng(seed)

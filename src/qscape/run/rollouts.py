@@ -69,12 +69,12 @@ class Buffer:
         self.episodes = agent.base.episodes
         self.rows = -(-agent.base.rollout // envs)
         shapes = {
-            "observation": (spec.observation_size,),
+            "observation": (spec.row_size,),
             "action": (spec.action_size,),
             "reward": (),
             "terminated": (),
             "truncated": (),
-            "next_observation": (spec.observation_size,),
+            "next_observation": (spec.row_size,),
             "valid": (),
         }
         seen = adapter.observation.dtype  # images stay uint8

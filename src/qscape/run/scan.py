@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from qscape.agents import Agent as AnyAgent
 from qscape.envs.native import JaxEnv
 from qscape.envs.native import Outcome as EnvOutcome
-from qscape.envs.spaces import ActionBox, make_action_map
+from qscape.envs.spaces import ActionBox, FactoredActions, index_sizes, make_action_map
 from qscape.envs.world import (
     EpisodeEnds,
     EpisodeLog,
@@ -92,16 +92,22 @@ def spec_of(env: JaxEnv, index_actions: bool = False) -> Spec:
         index_actions: `Agent.index_actions`; True for on-policy agents, whose discrete action is its index.
 
     Raises:
-        UsageError: the actions are neither a bounded Box nor a Discrete set; without `index_actions` the set
-            needs a valid table.
+        UsageError: the actions are neither a bounded Box, a Discrete set nor a product of such sets; without
+            `index_actions` a Discrete set needs a valid table, and a product must not be too large for one.
     """
     space = env.action_space
     size, table, _ = make_action_map(space, 1, env, type(env).__name__, index_actions)
     bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, Box) else (None, None)
-    choices = int(space.n) if index_actions and isinstance(space, Discrete) else None
     seen = int(env.observation_space.shape[0])
     return Spec(
-        seen, size, table, *bounds, choices=choices, actor_size=env.actor_size, time_limit=env.time_limit
+        seen,
+        size,
+        table,
+        *bounds,
+        **index_sizes(space, index_actions),
+        actor_size=env.actor_size,
+        time_limit=env.time_limit,
+        mask=env.mask,
     )
 
 
@@ -281,11 +287,14 @@ def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tupl
 
 
 def to_env_action(agent: AnyAgent, env: JaxEnv, action: Float[Array, "E A"]) -> Array:
-    """Convert an agent's actions to the environment's: indices of its Discrete set, or vectors of its Box.
+    """Convert an agent's actions to the environment's: indices of discrete sets, or vectors of its Box.
 
-    The agent's actions are rows of the action table, indices (`Spec.choices`), or vectors in [-1, 1].
+    The agent's actions are rows of the action table, indices (`Spec.index_sizes`), or vectors in [-1, 1].
     """
     spec, space = agent.task, env.action_space
+    if (factored := FactoredActions.from_space(space)) is not None:
+        convert = factored.from_unit if spec.factors is None else factored.from_indices
+        return convert(action).astype(jnp.int32)
     if isinstance(space, Discrete):
         if spec.choices is not None:
             return action[:, 0].astype(jnp.int32) + int(space.start)

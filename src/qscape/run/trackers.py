@@ -8,6 +8,9 @@ import importlib
 import inspect
 import os
 import re
+import subprocess
+import sys
+import tempfile
 import time
 import uuid
 import warnings
@@ -15,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.errors import UsageError, describe
+from qscape.errors import UsageError, describe, one_line
 from qscape.run import events as ev
 from qscape.run.sinks import Sink, evaluation_means
 
@@ -32,6 +35,7 @@ class Tracking:
         project: the project, or the experiment of MLflow; "": qscape-ENV.
         group: runs that belong together; "": the agent's label, so that it holds all seeds.
         tags: words to search for.
+        videos: send a video of an episode after every save (Weights & Biases alone).
         ids: each tracker's id of this run, by the tracker's name, so that a resumed run goes on there.
 
     Raises:
@@ -41,6 +45,7 @@ class Tracking:
     project: str = ""
     group: str = ""
     tags: tuple[str, ...] = ()
+    videos: bool = False
     ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class TrackedRun(NamedTuple):
     Attributes:
         folder: the run folder.
         name: the agent's label and the seed.
-        project, group, tags: as in `Tracking`, with the defaults filled in.
+        project, group, tags, videos: as in `Tracking`, with the defaults filled in.
         config: run.json.
         id: the tracker's attribute `id` when it began this run; "" in a new run, and if it had none.
     """
@@ -74,6 +79,7 @@ class TrackedRun(NamedTuple):
     project: str
     group: str
     tags: tuple[str, ...]
+    videos: bool
     config: Mapping[str, Any]
     id: str
 
@@ -95,10 +101,27 @@ class WandbSink:
             allow_val_change=bool(run.id),  # such as more steps
         )
         self.wandb.define_metric("*", step_metric="step")
+        self.folder, self.videos, self.warnings = run.folder, run.videos, list[str]()
 
     def __call__(self, event: ev.RunEvent) -> None:
         if numbers := _numbers(event):
             self.wandb.log(numbers | {"step": event.step})
+        if self.videos and isinstance(event, ev.Saved):
+            with tempfile.TemporaryDirectory() as place:
+                if film := self._film(Path(place) / "episode.mp4"):
+                    self.wandb.log({"video": self.wandb.Video(str(film), format="mp4"), "step": event.step})
+
+    def _film(self, film: Path) -> Path | None:
+        """Return a video of an episode by the newest save, or None, and from then on no more."""
+        # In a process of its own: the renderer of the environment cannot end the run.
+        command = [sys.executable, "-P", "-m", "qscape.cli", "video", str(self.folder), "--mp4", str(film)]
+        done = subprocess.run([*command, "--trust"], capture_output=True, text=True, errors="replace")
+        if done.returncode == 0:
+            return film
+        self.videos = False
+        why = one_line(done.stderr.strip().rpartition("\n")[2])
+        self.warnings.append(f"--log-videos: no video can be made, so none is sent ({why}).")
+        return None
 
     def close(self) -> None:
         self.wandb.finish()
@@ -197,6 +220,8 @@ class Tracker:
     def take_warnings(self) -> list[str]:
         """Return the sentences that were not returned before."""
         taken, self.warnings = self.warnings, []
+        if isinstance(self.sink, WandbSink):
+            taken, self.sink.warnings = taken + self.sink.warnings, []
         return taken
 
     def close(self) -> None:
@@ -235,6 +260,7 @@ def begin_trackers(
         project=tracking.project or "qscape-" + re.sub(r"[/\\#?%:]", "-", record["env"]),
         group=tracking.group or record["label"][: LONGEST["group"]],
         tags=tracking.tags,
+        videos=tracking.videos,
         config=record,
         id="",
     )

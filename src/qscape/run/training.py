@@ -22,7 +22,7 @@ from qscape.run import folder as folders
 from qscape.run import probes
 from qscape.run.compiled import CompiledRollouts, CompiledTrainer
 from qscape.run.files import refuse_links, remove_leftovers
-from qscape.run.loop import Loop, Saver, may_compile, open_adapter, open_adapters
+from qscape.run.loop import Loop, Saver, adapt_to_images, may_compile, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
 from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
@@ -104,9 +104,14 @@ def train(
     set_up_jax()
     refuse_missing(trackers)
     folder = Path(folder)
-    plan, agent, notes = prepare(plan)
+    given = plan
+    plan, agent, notes = prepare(given)
     folders.refuse_taken(folder, overwrite)  # before a lock file is written into it
     adapter, eval_adapter = open_adapters(plan, agent)
+    given, changes = adapt_to_images(given, adapter)
+    if changes:
+        plan, agent, notes = prepare(given)
+        notes = changes + notes
     trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
     if plan.start:
         notes += take_over(trainer, plan)
@@ -143,11 +148,17 @@ def train_together(
     """
     set_up_jax()
     refuse_missing(trackers)
-    fits = [prepare(plan) for plan in plans]
+    given = plans
+    fits = [prepare(plan) for plan in given]
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
         folders.refuse_taken(place, overwrite)
     adapter, eval_adapter = open_adapters(plans[0], agent)  # evaluations of all seeds are the same episodes
+    adapted = [adapt_to_images(plan, adapter) for plan in given]
+    if changes := adapted[0][1]:
+        fits = [prepare(plan) for plan, _ in adapted]
+        plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+        notes = changes + notes
     adapters = [adapter, *(open_adapter(plan, agent) for plan in plans[1:])]
     savers = [partial(folders.save, place) for place in places]
     kind: Any = Seeds

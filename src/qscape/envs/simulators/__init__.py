@@ -17,8 +17,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from qscape.envs.native import GymnasiumEnv, JaxEnv
-from qscape.envs.simulators.pool import StartPool, make_pool
+from qscape.envs.native import GymnasiumEnv, JaxEnv, JaxWrapper
+from qscape.envs.simulators.pool import make_pool
 from qscape.errors import QscapeError, UsageError
 
 # prefix of the ids, which is the name of the extra and of the module here: the package to import
@@ -31,7 +31,9 @@ class SimulatorEnv(GymnasiumEnv):
     """The Gymnasium face of a `JaxEnv` that was not written for it: `render_mode` only if it can draw."""
 
     def __init__(self, native: JaxEnv, render_mode: str | None = None):
-        inner = native.inner if isinstance(native, StartPool) else native
+        inner = native
+        while isinstance(inner, JaxWrapper):
+            inner = inner.inner
         draws = type(inner).draw is not JaxEnv.draw and getattr(inner, "model", inner) is not None
         if render_mode and not draws:
             raise UsageError(

@@ -1,0 +1,164 @@
+"""The preset "tuned": settings that train td3, sac, td7 and ppo on Gymnasium's own tasks.
+
+The numbers are those of RL Baselines3 Zoo (github.com/DLR-RM/rl-baselines3-zoo, `hyperparams/*.yml`), which
+searched them with Optuna, and the defaults of the agents' authors. The zoo is for older versions of the
+environments. What qscape lacks is left out: state-dependent exploration, and a clipping range that decreases.
+"""
+
+from typing import Any
+
+from qscape.agents.recipes import Settings, merge_settings
+from qscape.agents.sources import Paper
+
+MUJOCO = (
+    "HalfCheetah",
+    "Hopper",
+    "Walker2d",
+    "Ant",
+    "Humanoid",
+    "HumanoidStandup",
+    "Swimmer",
+    "Reacher",
+    "Pusher",
+)
+MUJOCO += ("InvertedPendulum", "InvertedDoublePendulum")
+BOX2D = ("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
+WIDE = {"actor_hidden": (400, 300), "critic_hidden": (400, 300)}
+
+# The zoo's TD3 also makes 1,000 updates at a time, of batches of 100; here it makes those of its authors.
+TD3: dict[str, Settings] = {
+    "Pendulum-v1": {"base": {"warmup": 1_000, "actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3}},
+    "MountainCarContinuous-v0": {"base": {"warmup": 1_000, "exploration": "ou", "exploration_noise": 0.5}},
+    "LunarLander-v3": {"base": {"warmup": 1_000, "exploration": "ou", "exploration_noise": 0.1}},
+    "BipedalWalker-v3": {"base": {"warmup": 10_000}},
+    "BipedalWalkerHardcore-v3": {"base": {"warmup": 10_000, "exploration_noise": 0.2}},
+}
+
+SAC_RATE = {"actor_learning_rate": 7.3e-4, "critic_learning_rate": 7.3e-4}
+LINEAR = {"schedule": "linear", "rate_end": 0.0}
+SAC: dict[str, Settings] = {
+    "Pendulum-v1": {
+        "base": {"warmup": 100, "actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3},
+        "soft": {"learning_rate": 1e-3},
+    },
+    "LunarLander-v3": {
+        "base": {"warmup": 10_000} | WIDE | SAC_RATE | LINEAR,
+        "soft": {"learning_rate": 7.3e-4},
+        "polyak": {"rate": 0.01},
+    },
+    "BipedalWalker-v3": {
+        "base": {"warmup": 10_000, "discount": 0.98, "replay_capacity": 300_000} | WIDE | SAC_RATE,
+        "soft": {"learning_rate": 7.3e-4},
+        "polyak": {"rate": 0.02},
+        "every_step": {"every": 64},
+    },
+    "BipedalWalkerHardcore-v3": {
+        "base": {"warmup": 10_000} | WIDE | SAC_RATE | LINEAR,
+        "soft": {"temperature": 0.005},
+        "polyak": {"rate": 0.01},
+    },
+}
+
+
+def _ppo(
+    rollout: int,
+    batch: int = 64,
+    passes: int = 10,
+    discount: float = 0.99,
+    decay: float = 0.95,
+    rate: float = 3e-4,
+    bound: float = 0.2,
+    **base: Any,
+) -> Settings:
+    """Return PPO's settings; `rollout` is over all environments."""
+    # Where the zoo's batch is larger than its rollout, it is the whole rollout.
+    steps = {"rollout": rollout, "batch_size": min(batch, rollout), "passes": passes}
+    return {
+        "base": {**steps, "discount": discount, "learning_rate": rate, **base},
+        "gae": {"decay": decay},
+        "clipped": {"bound": bound},
+    }
+
+
+def _ppo_on_mujoco(*row: int | float, wide: bool = True) -> Settings:
+    """Return PPO's settings of a row.
+
+    The numbers are rollout, batch, discount, learning rate, entropy, bound, passes, λ, gradient clip, value.
+    """
+    rollout, batch, discount, rate, entropy, bound, passes, decay, clip, value = row
+    base = {"entropy_coefficient": entropy, "gradient_clip": clip, "value_coefficient": value}
+    if wide:
+        base |= {"actor_hidden": (256, 256), "critic_hidden": (256, 256), "activation": "relu"}
+    made = _ppo(int(rollout), int(batch), int(passes), discount, decay, rate, bound, **base)
+    return merge_settings(made, {"learnable": {"log_std": -2.0}} if wide else {})
+
+
+# Environment, number of parallel environments, does the source normalise?, settings.
+PPO: list[tuple[str, int, bool, Settings]] = [
+    ("CartPole-v1", 8, False, _ppo(256, 256, 20, 0.98, 0.8, 1e-3, anneal=True)),
+    ("Pendulum-v1", 4, False, _ppo(4096, discount=0.9, rate=1e-3)),
+    ("MountainCar-v0", 16, True, _ppo(256, passes=4, decay=0.98)),
+    ("Acrobot-v1", 16, True, _ppo(4096, passes=4, decay=0.94)),
+    (
+        "LunarLander-v3",
+        16,
+        False,
+        _ppo(16_384, passes=4, discount=0.999, decay=0.98, entropy_coefficient=0.01),
+    ),
+    ("BipedalWalker-v3", 32, True, _ppo(65_536, discount=0.999, bound=0.18)),
+    (
+        "BipedalWalkerHardcore-v3",
+        16,
+        True,
+        _ppo(32_768, rate=2.5e-4, entropy_coefficient=0.001, anneal=True),
+    ),
+]
+PPO_MUJOCO: dict[str, Settings] = {
+    "HalfCheetah": _ppo_on_mujoco(512, 64, 0.98, 2.0633e-5, 4.01762e-4, 0.1, 20, 0.92, 0.8, 0.58096),
+    "Hopper": _ppo_on_mujoco(512, 32, 0.999, 9.80828e-5, 2.29519e-3, 0.2, 5, 0.99, 0.7, 0.835671),
+    "Walker2d": _ppo_on_mujoco(512, 32, 0.99, 5.05041e-5, 5.85045e-4, 0.1, 20, 0.95, 1.0, 0.871923),
+    "Humanoid": _ppo_on_mujoco(512, 256, 0.95, 3.56987e-5, 2.38306e-3, 0.3, 5, 0.9, 2.0, 0.431892),
+    "HumanoidStandup": _ppo_on_mujoco(512, 32, 0.99, 2.55673e-5, 3.62109e-6, 0.3, 20, 0.9, 0.7, 0.430793),
+    "Reacher": _ppo_on_mujoco(512, 32, 0.9, 1.04019e-4, 7.52585e-8, 0.3, 5, 1.0, 0.9, 0.950368, wide=False),
+    "InvertedPendulum": _ppo_on_mujoco(
+        32, 64, 0.999, 2.22425e-4, 1.37976e-7, 0.4, 5, 0.9, 0.3, 0.19816, wide=False
+    ),
+    "InvertedDoublePendulum": _ppo_on_mujoco(
+        128, 512, 0.98, 1.55454e-4, 1.05057e-6, 0.4, 10, 0.8, 0.5, 0.695929, wide=False
+    ),
+    "Swimmer": {"base": {"discount": 0.9999}},
+    "Ant": {},
+}
+
+
+def _zoo() -> Paper:
+    """Return the rows of the zoo."""
+    rows: dict[tuple[str, str, str], Settings] = {("td3", "", env): row for env, row in TD3.items()}
+    rows |= {("sac", "", env): row for env, row in SAC.items()}
+    normalised = "+normalise+scale_rewards"
+    meant_for = {}
+    for env, envs, normalise, row in PPO:
+        rows["ppo", "", env] = row
+        meant_for["ppo", env] = f"ppo{normalised if normalise else ''} --envs {envs}"
+    for version in (4, 5):
+        for name in MUJOCO:
+            env = f"{name}-v{version}"
+            rows["sac", "", env] = {
+                "base": {"warmup": 10_000} | ({"discount": 0.9999} if name == "Swimmer" else {})
+            }
+            if name in PPO_MUJOCO:
+                rows["ppo", "", env], meant_for["ppo", env] = PPO_MUJOCO[name], f"ppo{normalised}"
+    meant_for |= {(base, "LunarLander-v3"): "--env-args continuous=True" for base in ("td3", "sac")}
+    return Paper("RL Baselines3 Zoo, github.com/DLR-RM/rl-baselines3-zoo", rows, meant_for)
+
+
+def _authors() -> Paper:
+    """Return the rows of the authors of TD3 and TD7, who have one setting for all tasks of MuJoCo."""
+    rows: dict[tuple[str, str, str], Settings] = {}
+    for version in (4, 5):
+        for name in MUJOCO:
+            rows |= {(base, "", f"{name}-v{version}"): {} for base in ("td3", "td7")}
+    return Paper("TD3, arXiv 1802.09477, and TD7, arXiv 2306.02451: the defaults", rows)
+
+
+TUNED = [_zoo(), _authors()]

@@ -1,0 +1,83 @@
+"""The extremum-seeking loop of ESA (Chang and Gao 2024, arXiv 2404.01598), for every kind of agent.
+
+docs/methods/refiners.md says what of it is inferred.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qscape.types import Part, Scalar, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtremumSeeking(Part):
+    """Base of parts that move actions by a sinusoidal probe of a value."""
+
+    steps: int = setting(20, "N: steps of the loop.", within=">= 0", tune=("choice", 5, 10, 20, 40))
+    probe: float = setting(
+        0.2, "K: amplitude of the probe; actions lie in [-1, 1].", within=">= 0", tune=(0.05, 0.5)
+    )
+    rate: float = setting(0.1, "α: gain of the loop.", within=">= 0", tune=(0.01, 1.0, "log"))
+    frequency: float = setting(1.5, "ω: radians per step of the first entry's probe.", within="> 0")
+    frequency_ratio: float = setting(
+        0.37, "r: entry i is probed at ω (1 + r i) mod π; 0: all at ω.", within=">= 0"
+    )
+    filter_gain: float = setting(0.5, "β of the high-pass filter of Q.", within="[0, 1]")
+    bound: float = setting(0.3, "Bound on the move in every entry.", within=">= 0", tune=(0.05, 1.0))
+    decay: float = setting(1.0, "Factor of K and α after every step of the loop.", within="(0, 1]")
+    scales_by_spread: bool = setting(
+        True, "Divide Q by a moving average of its spread over a batch, so that rewards may have any scale."
+    )
+    guard: bool = setting(False, "Keep the policy's action if Q at the refined one is not greater.")
+
+    def seek(self, value: Callable[[Array], Array], action: Float[Array, "*b A"]) -> Float[Array, "*b A"]:
+        """Returns v(N) of the loop in which a sinusoid probes the value around an action.
+
+        u(t) = v(t) + K sin(ωt),   v(t+1) = v(t) + α sin(ωt) y_t,   y_t = β (y_{t−1} + x_t − x_{t−1}),
+        with y_1 = 0 and x_t = value(clip(action + u(t), −1, 1)).
+
+        Args:
+            value: of actions [*b, A], one number for each [*b].
+        """
+        frequencies = spread_frequencies(self.frequency, self.frequency_ratio, action.shape[-1])
+
+        def step(t: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            v, x, y = carry
+            size, wave = self.decay ** (t - 1.0), jnp.sin(frequencies * t)
+            new = value(jnp.clip(action + v + size * self.probe * wave, -1.0, 1.0))
+            y = jnp.where(t == 1, 0.0, self.filter_gain * (y + new - x))
+            return jnp.clip(v + size * self.rate * wave * y[..., None], -self.bound, self.bound), new, y
+
+        nothing = jnp.zeros(action.shape[:-1])
+        start = jnp.zeros_like(action), nothing, nothing
+        v = jax.lax.fori_loop(1, self.steps + 1, step, start)[0]
+        if self.guard:
+            before, after = (value(jnp.clip(x, -1.0, 1.0)) for x in (action, action + v))
+            v = jnp.where((after > before)[..., None], v, 0.0)
+        return v
+
+
+def spread_frequencies(first: float, ratio: float, size: int) -> Float[Array, " A"]:
+    """Returns ω_i = ω (1 + r i) mod π: entries of an action that move at one frequency cannot be told apart.
+
+    Args:
+        first: ω of the first entry.
+        ratio: r; 0: all entries have one frequency.
+        size: A.
+    """
+    return jnp.mod(first * (1.0 + ratio * jnp.arange(size)), jnp.pi)
+
+
+def update_spread(spread: Scalar, values: Float[Array, "*b"]) -> Scalar:
+    """Returns the moving average (0.99) of the standard deviation of values; 0 stands for "none yet"."""
+    std = values.std()
+    return jnp.where(spread > 0, 0.99 * spread + 0.01 * std, std)
+
+
+def unit_of(spread: Scalar) -> Scalar:
+    """Returns the number that values are divided by: the spread, at least 1e-3; 1 before there is one."""
+    return jnp.where(spread > 0, jnp.maximum(spread, 1e-3), 1.0)
