@@ -130,6 +130,7 @@ class Bumps(eqx.Module):
 
     w: Array
     b: Array
+    summary: None = None
 
     @property
     def net(self):
