@@ -2,7 +2,7 @@
 
 Deep Q-network (Mnih et al., Nature 2015) with double Q-learning (van Hasselt, Guez, Silver 2016,
 arXiv 1509.06461). One network computes the values of all N actions in one pass. The agent takes the action of
-the greatest value, or with probability ε a random one. A target network, which is a copy made every 100
+the greatest value, or with probability ε a random one. A target network, which is a copy made every 128
 updates, values the next state. The online network chooses the action there, so that errors that look good are
 not chosen and valued by the same network.
 
@@ -24,10 +24,10 @@ from qscape.types import stream
 
 DISCOUNT = 0.99
 DOUBLE = True  # False: the target network also chooses the next action
-SYNC_EVERY = 100  # updates between copies of the target network
+SYNC_EVERY = 128  # updates between copies of the target network
 WARMUP = 1_000  # steps with random actions, before ε begins to fall
 EPSILON_END, EPSILON_STEPS = 0.04, 10_000
-adam = make_adam(5e-4)
+adam = optax.chain(optax.clip_by_global_norm(10.0), make_adam(1e-3))
 
 
 # --- the network -----------------------------------------------------------------------------------
@@ -113,9 +113,9 @@ def update(state, transitions, key, batch_size=64):
     next_action = values(chooser, next_obs).argmax(-1)
     y = reward + (1.0 - terminated) * DISCOUNT * take(values(state.critics_target, next_obs), next_action)
 
-    # The value of the action that was taken regresses to y.
+    # The value of the action that was taken regresses to y; errors beyond 1 pull no harder (the Huber loss).
     def loss(network):
-        return ((take(values(network, obs), action[:, 0].astype(jnp.int32)) - y) ** 2).mean()
+        return optax.huber_loss(take(values(network, obs), action[:, 0].astype(jnp.int32)) - y).mean()
 
     step, critics_adam = adam.update(jax.grad(loss)(state.critics), state.critics_adam)
     critics = optax.apply_updates(state.critics, step)

@@ -310,7 +310,10 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "images on proposals": ("td3+conv+ensemble+lap+pave+grad", {}),
     "images without an actor": ("td3+conv+cem", {}),
     "images through dropout": ("sac+conv+droq+c51+redq", {"c51": {"atoms": 11}, "base": {"n_step": 3}}),
-    "images through batch norm": ("sac+conv+crossq", {}),
+    "images through batch norm": (
+        "sac+conv+crossq+resets",
+        {"resets": {"every": 4}, "base": {"policy_delay": 2}},
+    ),
     "delayed sac": (
         "sac",
         {

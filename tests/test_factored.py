@@ -31,7 +31,9 @@ from qscape.run.rollouts import RolloutPrograms
 
 SMALL = {"actor_hidden": (16,), "critic_hidden": (16,)}
 ON = SMALL | {"rollout": 128, "batch_size": 64, "passes": 4, "learning_rate": 0.01}
-OFF = SMALL | {"batch_size": 32, "warmup": 200}
+# What a step is worth depends on its action alone.
+OFF = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "batch_size": 128, "warmup": 200}
+OFF |= {"discount": 0.0, "exploration_noise": 0.3}
 JOINT = np.array([*itertools.product(*map(range, SIZES))])  # all 18 actions
 
 
@@ -111,12 +113,12 @@ def test_a_factor_sees_its_own_head_only():
 def test_an_update_raises_what_was_good(recipe):
     """Right values of each factor are rewarded; after a few updates each factor prefers them."""
     settings = {"base": {"batch_size": 0, "passes": 1, "episodes": 0, "discount": 0.0, "learning_rate": 0.03}}
-    if recipe == "trpo+cosine":
-        settings["trust_region"] = {"max_kl": 0.2}
-    share = 0.7 if recipe == "trpo+cosine" else 0.9
+    updates = 15
+    if recipe == "trpo+cosine":  # its steps are bounded, and these actions are not its own
+        settings["trust_region"], updates = {"max_kl": 0.2}, 90
     agent = build(recipe, FACTORED, **settings)
     state, right = begin(agent), np.array([2, 0, 1])
-    for seed in range(15):
+    for seed in range(updates):
         batch = rollout(seed, FACTORED)
         reward = (np.asarray(batch.action) == right).sum(-1)
         state, metrics = compiled(agent)(
@@ -125,7 +127,7 @@ def test_an_update_raises_what_was_good(recipe):
     assert all(np.isfinite(x) for x in metrics.values())
     assert 0 < metrics["entropy_share"] <= 1 + 1e-6
     dist = agent.get_distribution(agent.acting(state), rollout(99, FACTORED).observation.reshape(T * E, S))
-    assert (np.asarray(dist.mode()) == right).mean(0).min() > share
+    assert (np.asarray(dist.mode()) == right).mean(0).min() > 0.9
 
 
 def test_random_actions_are_uniform_in_every_factor():
@@ -225,9 +227,9 @@ def test_ppo_turns_dials(native):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["td3+savo", "td3+wolpertinger"])
 def test_off_policy_agents_turn_dials(recipe):
-    """A random policy has 3.0; these two had 5.0 and 5.3."""
+    """A random policy has 3.0 and the best 8.0."""
     model = qs.Model(recipe, "dials:make", seed=0, eval_every=0, base=OFF).learn(4_000)
-    assert mean_return(model) > 4.0
+    assert mean_return(model) > 6.5
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
 @pytest.mark.parametrize("recipe", ["td3", "sac", slow("sac+savgo"), "td7", "dqn"])
 def test_acting_equals_its_oracle(recipe):
     more = {"epsilon_decay": float(reference.dqn.EPSILON_STEPS)} if recipe == "dqn" else {}
-    sync = {"dqn": 100, "td7": 1}.get(recipe, 250)
+    sync = {"dqn": 128, "td7": 1}.get(recipe, 250)
     run = start(build(recipe, sync_every=sync, **more))
     for _ in range(2):
         run = run.step()

@@ -1,6 +1,6 @@
 """Multilayer perceptrons, and the actor and critic that representations build."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -42,7 +42,8 @@ class Conditioning(NamedTuple):
 class Torso(eqx.Module):
     """Hidden layers: linear layers, each followed by layer norm and FiLM, if given, and by the activation.
 
-    Weights and biases are initialised uniformly in ±1/√fan_in, the default of Equinox and PyTorch.
+    Unless `linear` says otherwise, weights and biases are initialised uniformly in ±1/√fan_in, the default
+    of Equinox and PyTorch.
 
     Attributes:
         layers: the linear layers.
@@ -54,12 +55,23 @@ class Torso(eqx.Module):
     norms: tuple[LayerNorm, ...]
     activation: str = eqx.field(static=True)
 
-    def __init__(self, key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> None:
-        """`sizes` are the input size and the widths of the layers; `normalise` adds layer norms."""
+    def __init__(
+        self,
+        key: Key,
+        sizes: Sequence[int],
+        activation: str,
+        normalise: bool = False,
+        linear: Callable[..., eqx.nn.Linear] = eqx.nn.Linear,
+    ) -> None:
+        """Makes the layers.
+
+        Args:
+            sizes: the input size and the widths of the layers.
+            normalise: adds layer norms.
+            linear: makes a layer: `linear(fan_in, fan_out, key=key)`.
+        """
         keys = jax.random.split(key, len(sizes) - 1)
-        self.layers = tuple(
-            eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
-        )
+        self.layers = tuple(linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
         self.norms = tuple(map(LayerNorm, sizes[1:])) if normalise else ()
         self.activation = activation
 

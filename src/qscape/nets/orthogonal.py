@@ -20,14 +20,10 @@ def orthogonal_linear(key: Key, fan_in: int, fan_out: int, gain: float) -> eqx.n
     def draw(key: Key) -> Array:
         return jax.nn.initializers.orthogonal(gain)(key, (fan_out, fan_in))
 
-    layer = eqx.nn.Linear(fan_in, fan_out, key=key)
+    layer = eqx.filter_eval_shape(eqx.nn.Linear, fan_in, fan_out, key=key)  # shapes: it draws nothing
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (draw(key), jnp.zeros(fan_out)))
 
 
 def orthogonal_torso(key: Key, sizes: Sequence[int], activation: str, normalise: bool = False) -> Torso:
     """A torso with orthogonal weights of gain √2 and biases 0; arguments as in `Torso`."""
-    keys = jax.random.split(key, len(sizes) - 1)
-    layers = [
-        orthogonal_linear(k, i, o, 2.0**0.5) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
-    ]
-    return eqx.tree_at(lambda x: x.layers, Torso(key, sizes, activation, normalise), tuple(layers))
+    return Torso(key, sizes, activation, normalise, lambda i, o, key: orthogonal_linear(key, i, o, 2.0**0.5))
