@@ -62,7 +62,7 @@ def optimal_values(moves=MOVES * (1.0 - ENDS), rewards=REWARDS) -> np.ndarray:
 
 
 def fitted_quantiles(moves, rewards, levels=25) -> np.ndarray:
-    """The values to which quantiles settle: their Huber loss pulls them towards each other, and so their mean.
+    """The values to which quantiles settle: their Huber loss pulls them, and so their mean, together.
 
     Each step puts every quantile where the slope of its loss against all that may follow is 0.
     """
@@ -72,11 +72,11 @@ def fitted_quantiles(moves, rewards, levels=25) -> np.ndarray:
     for _ in range(60):
         best = quantiles[np.arange(STATES), quantiles.mean(-1).argmax(1)].ravel()
         after = np.broadcast_to(DISCOUNT * best, (STATES, ACTIONS, best.size))
-        goal = (rewards[..., None] + np.concatenate([np.zeros((STATES, ACTIONS, 1)), after], -1))[..., None, :]
+        goal = rewards[..., None] + np.concatenate([np.zeros((STATES, ACTIONS, 1)), after], -1)
         low, high = np.full(quantiles.shape, -6.0), np.full(quantiles.shape, 6.0)
         for _ in range(40):
             middle = (low + high) / 2
-            error = goal - middle[..., None]
+            error = goal[..., None, :] - middle[..., None]
             slope = np.abs(tau[:, None] - (error < 0)) * np.clip(error, -1.0, 1.0)
             rises = (weight[..., None, :] * slope).sum(-1) > 0
             low, high = np.where(rises, middle, low), np.where(rises, high, middle)
