@@ -4,8 +4,9 @@
     python benchmarks/on_policy_returns.py --tasks CartPole-v1 --seeds 2 --rollouts 3 --out trial.jsonl
 
 Every row is made by a process of its own. It trains one seed in 8 environments and then plays 20 episodes
-with the policy's mode. A row is one line of benchmarks/results/on_policy/returns.jsonl. Existing rows are
-not made again, so the script can be stopped and started at any time.
+with the policy's mode and 20 with actions that are sampled as in training. A row is one line of
+benchmarks/results/on_policy/returns.jsonl. Existing rows are not made again, so the script can be stopped and
+started at any time.
 """
 
 import argparse
@@ -61,8 +62,13 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
         pass
     spent = since(begun)
     adapter = make(task, EPISODES, seed=EVALUATION_SEED, index_actions=True)
-    played = evaluate(trainer.programs, trainer.acting, adapter, EPISODES, EVALUATION_SEED)
-    return {"steps": trainer.env_steps, "returns": [float(e.ret) for e in played], **spent}
+
+    def play(mode: str) -> list[float]:
+        played = evaluate(trainer.programs, trainer.acting, adapter, EPISODES, EVALUATION_SEED, mode=mode)
+        return [float(e.ret) for e in played]
+
+    steps = {"steps": trainer.env_steps}
+    return steps | {"returns": play("evaluate"), "sampled_returns": play("explore")} | spent
 
 
 def with_sb3(task: str, seed: int, rollouts: int) -> dict[str, Any]:
@@ -83,8 +89,13 @@ def with_sb3(task: str, seed: int, rollouts: int) -> dict[str, Any]:
     if isinstance(env, VecNormalize):
         test = VecNormalize(test, training=False, norm_reward=False, clip_obs=CLIP)
         test.obs_rms = env.obs_rms
-    returns, _ = evaluate_policy(model, test, EPISODES, deterministic=True, return_episode_rewards=True)
-    return {"steps": model.num_timesteps, "returns": [float(x) for x in returns], **spent}
+
+    def play(deterministic: bool) -> list[float]:
+        returns, _ = evaluate_policy(model, test, EPISODES, deterministic, return_episode_rewards=True)
+        return [float(x) for x in returns]
+
+    steps = {"steps": model.num_timesteps}
+    return steps | {"returns": play(True), "sampled_returns": play(False)} | spent
 
 
 def one(library: str, task: str, seed: int, rollouts: int) -> None:
@@ -122,7 +133,7 @@ def row(key: dict[str, Any], python: str, threads: int) -> dict[str, Any]:
 
 
 def show(rows: Iterable[dict[str, Any]]) -> None:
-    """Print one line for each task and library: the returns of the seeds, and median seconds."""
+    """Print for each task and library the returns of the seeds, by mode and sampled, and median seconds."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in rows:
         groups.setdefault((each["task"], each["library"]), []).append(each)
@@ -131,6 +142,9 @@ def show(rows: Iterable[dict[str, Any]]) -> None:
         seconds, cpu = (np.median([each[what] for each in group]) for what in ("seconds", "cpu_seconds"))
         said = " ".join(f"{mean:.1f}" for mean in means)
         print(f"{task:16}{library:8}{np.mean(means):9.1f}  {seconds:6.1f} s, processor {cpu:.1f} s   {said}")
+        if all("sampled_returns" in each for each in group):  # older rows have none
+            sampled = [float(np.mean(each["sampled_returns"])) for each in group]
+            print(f"{'  sampled':24}{np.mean(sampled):9.1f}   " + " ".join(f"{mean:.1f}" for mean in sampled))
 
 
 def main() -> None:

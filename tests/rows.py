@@ -1,4 +1,7 @@
-"""Marks rows of parametrised tests as slow: `make test` skips them, `make test-all` runs them."""
+"""Marks rows of parametrised tests as slow: `make test` skips them, `make test-all` runs them.
+
+Rows of slow tests that take a minute or more are long, too: `make test-slow` skips those.
+"""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -9,6 +12,11 @@ import pytest
 def slow(*values: Any) -> Any:
     """Return a row of `pytest.mark.parametrize` that is marked slow."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def long(*values: Any) -> Any:
+    """Return a row of `pytest.mark.parametrize` that is marked slow and long."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.long])
 
 
 def slow_except(quick: Collection[Any], rows: Iterable[Any]) -> list[Any]:

@@ -174,6 +174,7 @@ def test_a_killed_worker_costs_nothing_on_a_shared_disk(ray, calm, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_costs_nothing_where_files_are_sent(ray, calm, tmp_path):
     where = tmp_path / "apart"
     process = start(where, "-c", APART)

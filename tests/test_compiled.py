@@ -287,6 +287,7 @@ def test_ppo_balances_the_pole_of_gymnax():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sac_learns_in_brax_and_mixes_with_other_simulators_in_a_study(tmp_path):
     """A random policy balances for 6 steps."""
     pytest.importorskip("brax")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from rows import slow
+from rows import long, slow
 
 from qscape.envs import conformance
 from qscape.envs.conformance import check
@@ -21,7 +21,10 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("env_id", [*OWN, *PROBES, *(slow(env_id) for env_id in OTHERS)])
+@pytest.mark.parametrize(
+    "env_id",
+    [*OWN, *PROBES, *(long(env) if env == "brax/inverted_pendulum" else slow(env) for env in OTHERS)],
+)
 def test_these_conform(env_id):
     if env_id in OTHERS:
         pytest.importorskip(OTHERS[env_id])

@@ -375,6 +375,7 @@ def test_recipes_change_by_themselves_with_a_note(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_car_racing_from_pixels(tmp_path, capsys):
     pytest.importorskip("Box2D")
     pytest.importorskip("cv2")

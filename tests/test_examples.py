@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import shorten, split_lines
+from rows import long
 from tiny import environment
 
 import qscape as qs
@@ -95,11 +96,12 @@ PAGES = {
         "done: runs/command/0",
     ),
 }
+LONG = {f"docs/tutorials/{name}.md" for name in ("items", "stuck-actor", "fair-comparison")}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [long(page) if page in LONG else page for page in PAGES])
 def test_blocks_of_a_page_run(page, tmp_path):
     """All of them, in order, in an empty folder."""
     left, said = PAGES[page]

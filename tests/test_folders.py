@@ -151,6 +151,7 @@ model.save(sys.argv[1])
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_whose_save_was_killed_between_two_renames_is_healed_when_it_is_opened(made, tmp_path):
     """Every moment: none, some or all of the old files moved away, none, some or all of the new ones in."""
     wanted = saves.read_meta(made / "saves" / "000000091")["numbers"]

@@ -441,6 +441,7 @@ def test_host_and_compiled_recsim_agree_on_masks():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_run_takes_available_items_only():
     env = RecSim.of(60, availability=0.3)
     agent = qs.agent("td3+savo", settings("td3+savo", warmup=10)).on(spec_of(env))

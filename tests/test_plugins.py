@@ -343,6 +343,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "add-a-method.md"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_enough_to_write_a_method():
     """Its files are written into an empty folder and its commands run as they stand there; instead of
     `pip install -e .` the package is put on the path with the entry point of its pyproject.toml."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import long
 from small import fits, make_spec, same, start
 from test_savo import NO, make, state_of
 from tiny import assert_same_run, settings, stop_at
@@ -126,7 +127,7 @@ def test_every_agent_keeps_its_shape(recipe, what):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "what"), [("sac+resets", "all"), ("td3+savo+resets", "last")])
+@pytest.mark.parametrize(("recipe", "what"), [("sac+resets", "all"), long("td3+savo+resets", "last")])
 def test_a_resumed_run_equals_an_uninterrupted_one(recipe, what, tmp_path):
     """Resets after 40 and 80 steps of learning; the run stops before, between and after them."""
     few = {"savo": {"list_length": 2}} if "savo" in recipe else {}

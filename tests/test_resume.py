@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from rows import slow
+from rows import long, slow
 from tiny import (
     arrays,
     assert_same_run,
@@ -671,7 +671,7 @@ def test_several_seeds_kill_and_ctrl_c(tmp_path, begin):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["td3", "td7", "ppo"])
+@pytest.mark.parametrize("name", [long("td3"), long("td7"), "ppo"])
 def test_a_killed_run_in_one_program_is_resumed_to_the_bit(name, tmp_path, begin):
     """Its environments are in JAX; TD7's bursts wait for ends of episodes."""
     argv = {

@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from rows import slow_except
+from rows import long, slow
 from tiny import Clock, flags, settings
 
 from qscape import agents
@@ -72,9 +72,16 @@ CASES = {
         {"envs": 3, "counts": "steps", "updates_per_step": 0.5},
     ),
 }
+ROWS = [
+    "td3",
+    slow("priorities, running normalisation, three environments"),
+    slow("more updates than steps, previous observations"),
+    long("columns in replay, fewer updates than steps"),
+    long("three environments, each with noise of its own"),
+]
 
 
-@pytest.mark.parametrize("case", slow_except(["td3"], CASES))
+@pytest.mark.parametrize("case", ROWS)
 def test_each_seed_is_the_run_it_would_be_alone(case):
     recipe, how = CASES[case]
     runs = together(recipe, **how)
