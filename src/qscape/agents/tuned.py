@@ -161,4 +161,12 @@ def _authors() -> Paper:
     return Paper("TD3, arXiv 1802.09477, and TD7, arXiv 2306.02451: the defaults", rows)
 
 
-TUNED = [_zoo(), _authors()]
+def _own() -> Paper:
+    """Return the rows of TD7 outside MuJoCo: random steps and noise of the zoo's TD3, and TD7's networks."""
+    learned = {"Pendulum-v1": {"base": {"warmup": 1_000}}}  # benchmarks/results/README.md: -140, 5 seeds
+    rows = {("td7", "", env): row for env, row in (TD3 | learned).items()}
+    meant_for = {("td7", "LunarLander-v3"): "--env-args continuous=True"}
+    return Paper("qscape, with the random steps and the noise of the zoo's TD3", rows, meant_for)
+
+
+TUNED = [_zoo(), _authors(), _own()]

@@ -29,7 +29,7 @@ SECTIONS = ("agents", "parts", "presets", "envs", "studies")
 
 def main(argv: list[str]) -> int:
     """Print the sections that the user names, or all of them; see `COMMANDS` for the usage."""
-    if argv[:1] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & {*argv}:
         print(f"usage: qscape list {COMMANDS['list'][1]}")
         return 0
     for section in argv:
