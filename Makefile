@@ -41,7 +41,7 @@ demo: $(VENV)/.report ## train td3 and td3+pave on Pendulum-v1 and make a report
 test: lint browser ## check style and types and run the quick tests (minutes)
 	@$(call quick,$(BIN)/python) $(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.dev browser ## run every test (an hour and a half)
+test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (an hour and a half)
 	@$(PYTEST)
 
 test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour)

@@ -75,9 +75,11 @@ def test_first_block_of_the_readme_trains_and_draws(tmp_path):
     assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
 
 
+QUICKSTART = "docs/quickstart.md"
 # A page of the documentation: files that its blocks leave, and what they print.
 PAGES = {
-    "docs/quickstart.md": (
+    "README.md": (["landscape.png", "runs/first/curve.png", "policy.onnx"], "done: runs/o"),
+    QUICKSTART: (
         ["curve.png", "landscape.png", "runs/lap/0/run.json"],
         "Comparison|no ranking claim",
     ),
@@ -96,12 +98,11 @@ PAGES = {
         "done: runs/command/0",
     ),
 }
-LONG = {f"docs/tutorials/{name}.md" for name in ("items", "stuck-actor", "fair-comparison")}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", [long(page) if page in LONG else page for page in PAGES])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", [QUICKSTART, *(long(page) for page in PAGES if page != QUICKSTART)])
 def test_blocks_of_a_page_run(page, tmp_path):
     """All of them, in order, in an empty folder."""
     left, said = PAGES[page]

@@ -102,8 +102,6 @@ def test_workflows_run_what_the_makefile_has():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A folder with the sdist and the wheel that was built from it."""
-    pytest.importorskip("hatchling")
-    pytest.importorskip("hatch_fancy_pypi_readme")
     dist = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", dist)
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
@@ -131,7 +129,8 @@ def test_a_wheel_has_studies_and_the_runner(built, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not shutil.which("make"), reason="make is missing")
 def test_an_sdist_runs_demo_test_and_docs_by_itself(built):
     """The packages of this environment stand for what make would install."""
