@@ -215,6 +215,7 @@ def _like(ring, numbers):
     [
         ("ppo+carsm", Spec(3, 2), {}, "needs discrete actions, .* action_levels=11"),
         ("ppo+carsm", Spec(84 * 84 * 4, 1, choices=3, frame=(4, 84, 84)), {}, "takes vectors"),
+        ("ppo+carsm", Spec(3, 1, choices=900), {}, "404,550 swaps of 900 values"),
         ("ppo+carsm", FACTORED, {"exploration": 0.1}, "base.exploration = 0"),
         ("a2c+carsm", FACTORED, {"passes": 2}, "one step on a whole rollout"),
     ],

@@ -18,7 +18,7 @@ from qscape.envs import make
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_autoreset
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
-from qscape.run import compiled, training
+from qscape.run import compiled, loop, training
 from qscape.run import events as ev
 from qscape.run.compiled import CompiledRollouts, CompiledTrainer
 from qscape.run.plan import Plan, prepare
@@ -195,6 +195,24 @@ def test_an_observation_that_is_nan_ends_the_run():
     gym.register("compiled/Broken-v0", lambda: GymnasiumEnv(Broken()), max_episode_steps=9)
     with pytest.raises(RunError, match=r"compiled/Broken-v0: an observation or a reward is NaN or infinite"):
         trained(plan_of("td3", "compiled/Broken-v0", 40, OFF))
+
+
+class Unborn(Line):
+    """Half of its resets show NaN, though the state is sound."""
+
+    def reset(self, key):
+        state, seen = super().reset(key)
+        return state, jnp.where(jax.random.uniform(key) < 0.5, jnp.nan, seen)
+
+
+@pytest.mark.parametrize("recipe", ["td3", "ppo"])
+def test_a_reset_that_is_nan_ends_the_run(recipe, monkeypatch):
+    monkeypatch.setattr(loop.Loop, "_refuse_divergence", lambda self: None)  # which comes first with ppo
+    if "compiled/Unborn-v0" not in gym.registry:
+        gym.register("compiled/Unborn-v0", lambda: GymnasiumEnv(Unborn()), max_episode_steps=9)
+    settings = OFF if recipe == "td3" else {"base": {"rollout": 20, "batch_size": 10}}
+    with pytest.raises(RunError, match="an observation or a reward is NaN or infinite"):
+        trained(plan_of(recipe, "compiled/Unborn-v0", 80, settings))
 
 
 class Shifted(gym.RewardWrapper):

@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match="the image camera to critics only"):
         make(Both, env_args={"critic_observation": "camera"})
     with pytest.raises(
-        UsageError, match=r"an image \(9, 9, 1\) in a Dict: on-policy agents see a single image"
+        UsageError, match=r"an image \(9, 9, 1\) in a Dict: dqn and on-policy agents see a single image"
     ):
         make(Both, index_actions=True)
     stack = Spec(4 * 84 * 84, 2, frame=STACK)

@@ -102,6 +102,37 @@ def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
     assert numbers[0] == numbers[1]
 
 
+class Bytes(gym.Env):
+    """An image of bytes; episodes have 30 steps."""
+
+    observation_space = gym.spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.show(), {}
+
+    def show(self):
+        return self.np_random.integers(0, 256, (36, 36, 1)).astype(np.uint8)
+
+    def step(self, action):
+        self.t += 1
+        return self.show(), float(action), False, self.t == 30, {}
+
+
+@pytest.mark.slow
+def test_images_are_driven_as_bytes(monkeypatch):
+    take_early(monkeypatch)
+    monkeypatch.setattr(adapters, "HOST_ONLY", (*adapters.HOST_ONLY, Bytes.__module__))
+    sizes = {"critic_hidden": (8,), "batch_size": 4, "replay_capacity": 256, "updates_per_step": 0.5}
+    plan = Plan("dqn", "Bytes", 120, settings={"base": sizes | {"warmup": 10}}, eval_every=0)
+    trainer = Trainer(plan, agents.build("dqn", plan.settings), make(Bytes, index_actions=True))
+    told(trainer, 120)
+    assert trainer.driver is not None
+    assert trainer.updates == 55
+
+
 class PartState(gym.Wrapper):
     """Somebody's wrapper: who knows what it calls."""
 

@@ -119,6 +119,13 @@ def test_every_transition_is_the_one_a_loop_by_hand_sees(way, envs):
     assert all(len(r) == 80 for r in rows) is not later, "only next-step autoreset spends steps on resets"
 
 
+def test_an_info_may_hold_dicts():
+    """`RecordEpisodeStatistics` gives {"episode": {"r": ...}} with the last step of an episode."""
+    adapter = make(lambda: gym.wrappers.RecordEpisodeStatistics(Counter()), 2)
+    adapter.reset()
+    assert sum(len(adapter.step(np.zeros((2, 1), np.float32)).finished) for _ in range(12)) > 2
+
+
 def test_environments_may_write_to_the_array_they_gave():
     adapter = make(lambda: Counter(reuse=True), seed=5)
     kept = [(adapter.reset(), None)]

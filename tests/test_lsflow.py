@@ -247,6 +247,7 @@ def test_the_best_candidate_is_perturbed_and_the_critics_learn_at_what_was_inten
         ("td3+lsflow+redq", {}, "redq would not be used"),
         ("td3+lsflow+quantile", {}, "lsflow values the next state by a number"),
         ("td3+lsflow", {"base": {"target_noise": 0.2}}, "base.target_noise = 0 with lsflow"),
+        ("td3+lsflow", {"base": {"epsilon_mode": "greedy", "epsilon_end": 0.1}}, "epsilon_mode = noise"),
     ],
 )
 def test_what_a_flow_is_refused_with(recipe, settings, says):

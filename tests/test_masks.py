@@ -55,6 +55,12 @@ def test_packed_bits_hold_every_mask(bits, actions):
     assert np.isnan(mask.pack(np.zeros((1, actions), bool))).all()
 
 
+def test_an_index_that_is_given_twice_counts_once():
+    mask = ActionMask(50, candidates=2)
+    for kind in (np.array, jnp.array):
+        np.testing.assert_array_equal(mask.pack_rows(kind([[1, 1, 2], [7, 7, 7]])), [[1, 2], [7, 7]])
+
+
 def test_candidates_are_sorted_and_filled_up():
     mask = ActionMask(50, candidates=4)
     words = mask.pack_rows(np.array([[7, 3, -1, 7, 20], [49, -1, -1, -1, -1]]))
@@ -485,7 +491,7 @@ def test_a_landscape_counts_valid_entries_only():
 
 def test_an_exported_policy_takes_the_mask_as_a_second_input():
     onnxruntime = pytest.importorskip("onnxruntime")
-    from qscape.export import convert, policy
+    from qscape.export import convert, policy, run_policy
 
     adapter = make_adapter("Forbidden-v0")
     agent, acting = trained(adapter.spec)  # whose table is scaled to [-1, 1]
@@ -502,6 +508,13 @@ def test_an_exported_policy_takes_the_mask_as_a_second_input():
     found = session.run(None, {"observation": np.asarray(obs[:, :3]), "action_mask": valid})[0]
     assert valid[np.arange(100), found].all()
     np.testing.assert_array_equal(found, policy.act_as_library(made.loaded, np.asarray(obs)))
+    seen = np.asarray(obs[:, :3])
+    np.testing.assert_array_equal(found, run_policy.act(session, seen, valid))
+    for info in ({"action_mask": valid[0]}, {"candidates": [*np.flatnonzero(valid[0]), -1]}):
+        mask = run_policy.read_mask(session, seen[0], info)
+        np.testing.assert_array_equal(mask, valid[0])
+        assert run_policy.act(session, seen[0], mask) == found[0]
+    np.testing.assert_array_equal(run_policy.read_mask(session, {"action_mask": valid[0]}, {}), valid[0])
 
 
 def test_predict_takes_a_mask():
@@ -514,3 +527,15 @@ def test_predict_takes_a_mask():
     assert choose(seen[0], action_mask=only)[0] == 7
     with pytest.raises(UsageError, match="at least one of them true"):
         choose(seen[0], action_mask=np.zeros(40, bool))
+
+
+def test_predict_refuses_masks_that_cannot_be_packed():
+    few = make_adapter("Forbidden-v0", env_args={"how": "candidates"})
+    few._masks = dataclasses.replace(few._masks, mask=ActionMask(40, candidates=13))  # bits are shorter
+    with pytest.raises(UsageError, match="at most 13 valid actions"):
+        few.observations(np.zeros(3))
+    few.observations(np.zeros(3), np.arange(40) < 13)
+    parts = make_adapter(ForbiddenValues, index_actions=True)
+    sizes = parts.spec.factors
+    with pytest.raises(UsageError, match="a part of the action without a valid value"):
+        parts.observations(np.zeros(parts.spec.observation_size), np.arange(sum(sizes)) < sizes[0])

@@ -494,6 +494,7 @@ def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
     for argv, says in (
         (["td3+savo", "--dataset", name], "replays proposals"),
         (["ppo", "--dataset", name], "learns from its own steps"),
+        (["td3+imitate", "--dataset", name], "imitate learns from the newest steps"),
         (["td3", "--dataset", name, "--envs", "2"], "nothing is stepped"),
         (["td3", "--env", CLOCK, "--keep-data"], "names; name one"),
         (["td3", "--dataset", name, "--from", "runs/a", "--keep-data"], "holds that one alone: leave one of"),

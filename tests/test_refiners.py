@@ -340,3 +340,5 @@ def test_the_rollouts_critics_learn_the_targets():
 def test_esa_on_policy_needs_continuous_actions():
     with pytest.raises(UsageError, match="esa probes continuous actions"):
         recipes.build("ppo+esa").on(Spec(S, 1, choices=3))
+    with pytest.raises(UsageError, match="esa probes continuous actions"):
+        recipes.build("ppo+esa").on(Spec(S, 2, factors=(3, 2)))

@@ -81,7 +81,9 @@ class ActionMask:
         if self.candidates is None:
             held = xp.where(rows < 0, self.actions, rows)[..., None] == xp.arange(self.actions)
             return self.pack(held.any(-2))
-        sorted_rows = xp.sort(xp.where(rows < 0, self.actions, rows), -1)[..., : self.candidates]
+        sorted_rows = xp.sort(xp.where(rows < 0, self.actions, rows), -1)
+        again = xp.diff(sorted_rows, axis=-1, prepend=-1) == 0
+        sorted_rows = xp.sort(xp.where(again, self.actions, sorted_rows), -1)[..., : self.candidates]
         is_row = sorted_rows < self.actions
         last = xp.where(is_row, sorted_rows, -1).max(-1, keepdims=True)
         filled = xp.where(is_row, sorted_rows, last)

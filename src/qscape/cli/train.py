@@ -11,7 +11,7 @@ import jax
 
 from qscape import trusted
 from qscape.agents import Agent, recipe_for_dataset, register_named
-from qscape.agents.recipes import set_fields
+from qscape.agents.recipes import recipe_for_images, set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.envs.simulators import is_simulator
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     ]
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
     in_jax = False
-    seen = all(part.takes_images for part in agent.parts.values()) or is_simulator(plan.env)
+    seen = not recipe_for_images(plan.recipe)[1] or is_simulator(plan.env)
     if not plan.dataset and (len(plans) > 1 or not seen):  # else the run itself checks that all fits
         adapter = open_adapter(dataclasses.replace(plan, envs=1, vectorise="sync"), agent)
         adapted = [adapt_to_images(p, adapter) for p in plans]

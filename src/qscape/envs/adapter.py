@@ -488,7 +488,15 @@ class EnvAdapter:
                 f"action_mask is {valid.shape}; it needs {actions} entries for each of {len(rows)} "
                 "observations, at least one of them true"
             )
+        most = self._masks.mask.candidates
+        if most is not None and valid.astype(bool).sum(-1).max() > most:
+            raise UsageError(
+                f"{self.env_id} has at most {most} valid actions in a state: pass action_mask with no more "
+                "true entries"
+            )
         words = self._masks.pack(np.broadcast_to(valid.astype(bool), (len(rows), actions)))
+        if np.isnan(words).any():
+            raise UsageError("action_mask leaves a part of the action without a valid value")
         return np.concatenate([rows, words.astype(self._masks.dtype)], axis=1)
 
     def _is_actor_part(self, observation: Any) -> bool:
@@ -665,14 +673,22 @@ class _Vector:
         if same_step and ended.any():
             after = now.copy()
             for i in np.flatnonzero(ended):
-                final = {key: value[i] for key, value in info.get("final_info", {}).items()}
-                after[i] = self.read.one(info["final_obs"][i], final, terminated[i])[0]
+                mask = self._final_mask(info, int(i))
+                after[i] = self.read.one(info["final_obs"][i], mask, terminated[i])[0]
             success = np.where(ended, self._success(info.get("final_info", {})), success)
         elif self.mode is AutoresetMode.DISABLED and ended.any():
             start = self.env.reset(options={"reset_mask": ended})
             first = self.read.many(*start, np.zeros(len(ended), bool), ended)
             now = np.where(ended[:, None], first, after)
         return after, reward, terminated, truncated, now, success
+
+    def _final_mask(self, info: dict[str, Any], i: int) -> dict[str, Any]:
+        """What environment i said of the valid actions of its episode's last state."""
+        masks = self.read.masks
+        if masks is None or masks.source == "observation":
+            return {}
+        final, keys = info.get("final_info", {}), (masks.source, f"_{masks.source}")
+        return {key: final[key][i] for key in keys if key in final}
 
     def _success(self, info: dict[str, Any]) -> np.ndarray:
         """The success that each environment reports `[E]`; NaN if it reports none."""

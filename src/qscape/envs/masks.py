@@ -80,7 +80,7 @@ class MaskReader:
         else:
             given = [one[KEY] for one in observation] if isinstance(observation, list) else observation[KEY]
         pack = self._pack_candidates if self.source == "candidates" else self._pack_mask
-        everything = self.mask.pack(np.ones(self.mask.actions, bool))
+        everything = np.zeros(0) if needed.all() else self.mask.pack(np.ones(self.mask.actions, bool))
         return np.stack(
             [pack(one) if is_needed else everything for one, is_needed in zip(given, needed, strict=True)]
         )

@@ -93,7 +93,8 @@ class JaxEnv(eqx.Module):
         """How the valid actions are packed; None: all are valid.
 
         With a mask, `reset` and `step` return observations [S + M]: `observation_space` describes the first
-        S entries, and `mask.pack(valid)` makes the others. A state that is not terminal needs a valid action.
+        S entries, and `mask.pack(valid)` makes the others. Every state needs a valid action; in a terminal
+        state it may be any.
         """
         return None
 

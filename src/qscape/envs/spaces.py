@@ -276,8 +276,8 @@ def box_leaves(
         )
     if is_image(space) and not images:
         raise UsageError(
-            f"{where} is an image {space.shape} in a Dict: on-policy agents see a single image, or vectors; "
-            "off-policy agents such as sac+conv take a Dict of an image and vectors"
+            f"{where} is an image {space.shape} in a Dict: dqn and on-policy agents see a single image, or "
+            "vectors; off-policy agents such as sac+conv take a Dict of an image and vectors"
         )
     return [(path, space)]
 

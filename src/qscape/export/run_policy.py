@@ -30,10 +30,17 @@ def load(file: str) -> tuple[ort.InferenceSession, dict]:
     return session, json.loads(session.get_modelmeta().custom_metadata_map["policy"])
 
 
-def act(session: ort.InferenceSession, observation: np.ndarray) -> np.ndarray:
-    """Return the action for one observation `[S]`, or the actions for a batch `[B, S]`."""
+def act(session: ort.InferenceSession, observation: np.ndarray, valid: Any = None) -> np.ndarray:
+    """Return the action for one observation `[S]`, or the actions for a batch `[B, S]`.
+
+    `valid` `[N]` or `[B, N]`: which actions are valid, for a policy with masks; without it all are.
+    """
     rows = np.atleast_2d(np.asarray(observation, np.float32))
-    actions = np.asarray(session.run(None, {"observation": rows})[0])
+    given = {"observation": rows}
+    for mask in session.get_inputs()[1:]:
+        shape = len(rows), mask.shape[1]
+        given[mask.name] = np.ones(shape, bool) if valid is None else np.asarray(valid, bool).reshape(shape)
+    actions = np.asarray(session.run(None, given)[0])
     return actions if np.ndim(observation) == 2 else actions[0]
 
 
@@ -51,6 +58,16 @@ def flatten(observation: Any, order: list[dict]) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def read_mask(session: ort.InferenceSession, observation: Any, info: dict) -> np.ndarray | None:
+    """Return which actions an environment says are valid; None for a policy without masks."""
+    if len(session.get_inputs()) == 1:
+        return None
+    if "candidates" in info:
+        rows = np.asarray(info["candidates"])
+        return np.isin(np.arange(session.get_inputs()[1].shape[1]), rows[rows >= 0])
+    return np.ravel(info["action_mask"] if "action_mask" in info else observation["action_mask"])
+
+
 def run_episodes(
     session: ort.InferenceSession, about: dict, env_id: str, episodes: int, seed: int
 ) -> list[float]:
@@ -61,11 +78,12 @@ def run_episodes(
     env = gym.make(env_id, **kwargs)
     returns = []
     for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
+        observation, info = env.reset(seed=seed + episode)
         total, steps, over = 0.0, 0, False
         while not over:
-            action = act(session, flatten(observation, about["observation"]["order"]))
-            observation, reward, terminated, truncated, _ = env.step(
+            valid = read_mask(session, observation, info)
+            action = act(session, flatten(observation, about["observation"]["order"]), valid)
+            observation, reward, terminated, truncated, info = env.step(
                 action if action.shape else action.item()
             )
             total, steps, over = total + float(reward), steps + 1, terminated or truncated

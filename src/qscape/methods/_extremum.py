@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.ops.surrogate import weighted_mean
 from qscape.types import Part, Scalar, setting
 
 
@@ -72,9 +73,11 @@ def spread_frequencies(first: float, ratio: float, size: int) -> Float[Array, " 
     return jnp.mod(first * (1.0 + ratio * jnp.arange(size)), jnp.pi)
 
 
-def update_spread(spread: Scalar, values: Float[Array, "*b"]) -> Scalar:
+def update_spread(
+    spread: Scalar, values: Float[Array, "*b"], weight: Float[Array, "*b"] | None = None
+) -> Scalar:
     """Returns the moving average (0.99) of the standard deviation of values; 0 stands for "none yet"."""
-    std = values.std()
+    std = jnp.sqrt(weighted_mean(jnp.square(values - weighted_mean(values, weight)), weight))
     return jnp.where(spread > 0, 0.99 * spread + 0.01 * std, std)
 
 

@@ -20,9 +20,12 @@ from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
 from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples, Transitions
 from qscape.onpolicy.state import Networks, State
+from qscape.ops.categorical import LEAST
 from qscape.ops.surrogate import weighted_mean
 from qscape.ops.swap import draw_noise, swap_gradient, swapped_actions
 from qscape.types import Key, Metrics, Scalar, Spec, setting
+
+MOST_NUMBERS = 2**32  # of one hidden layer, 4 bytes each, when all swaps are valued
 
 
 class Memory(NamedTuple):
@@ -120,6 +123,13 @@ class CARSM(PolicyUpdate):
             )
         if spec.frame is not None:
             return "carsm's critic takes vectors, and the observations of this environment are images."
+        most = max(spec.index_sizes)
+        swaps = most * (most - 1) // 2
+        if swaps * base.rollout * max(base.critic_hidden) > MOST_NUMBERS:
+            return (
+                f"carsm values {swaps:,} swaps of {most} values at each of a rollout's {base.rollout:,} "
+                "steps, which takes more than 16 GiB; set a shorter base.rollout, or leave carsm out."
+            )
         return None
 
     def notes(self, agent: Any) -> list[str]:
@@ -248,6 +258,7 @@ class CARSM(PolicyUpdate):
         valid, spec = _valid(context.spec), context.spec
         actor, action = (networks.torso, networks.head), samples.action.astype(jnp.int32)
         logits = _logits(context.distribution(actor, samples.observation))
+        is_held = logits > 0.5 * LEAST  # neither masked nor a value that a factor lacks
         noise = draw_noise(key, logits, action, valid)
         swapped = swapped_actions(noise, logits, valid)
         q = self.action_values(spec, networks.critic, samples.observation, swapped)
@@ -257,7 +268,7 @@ class CARSM(PolicyUpdate):
             torso, head = actor
             after = networks._replace(torso=torso, head=head)
             outputs = context.apply_networks(after, samples.observation)
-            ascent = (_logits(outputs.dist) * g).sum((-2, -1)) / valid.sum()
+            ascent = (jnp.where(is_held, _logits(outputs.dist), 0.0) * g).sum((-2, -1)) / valid.sum()
             policy = -weighted_mean(ascent, samples.weight)
             entropy = weighted_mean(outputs.dist.entropy(), samples.weight)
             bonus = context.base.entropy_coefficient * factor * entropy / len(valid)

@@ -136,6 +136,7 @@ class DPO(ActionSelector):
     """
 
     name: ClassVar[str] = "dpo"
+    takes_images: ClassVar[bool] = False
     has_actor: ClassVar[bool] = False
     has_single_policy: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True

@@ -54,7 +54,12 @@ class PerAction(Plain):
         return None
 
     def fits(self, spec: Spec, base: Base) -> str | None:
-        return None if spec.frame is None else describe_small_image(spec.frame)
+        if spec.frame is None:
+            return None
+        for field in ("critic_activation", "critic_norm", "init"):
+            if (value := getattr(base, field)) != getattr(Base(), field):
+                return f"its convolutions are orthogonal with ReLU: leave base.{field} = {value} out."
+        return describe_small_image(spec.frame)
 
     def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
         assert spec.choices is not None

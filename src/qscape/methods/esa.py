@@ -92,7 +92,7 @@ class OnPolicyESA(ExtremumSeeking, ActionRefiner):
     name: ClassVar[str] = "esa"
 
     def fits(self, spec: Spec, base: OnPolicyBase) -> str | None:
-        if spec.choices or spec.frame is not None:
+        if spec.index_sizes or spec.frame is not None:
             return "esa probes continuous actions at observations that are vectors; leave esa out."
         return None
 
@@ -130,5 +130,6 @@ class OnPolicyESA(ExtremumSeeking, ActionRefiner):
         start = state.critics, state.moments
         critics, moments, metrics = passes.run_passes(step, start, samples, k_passes, None)
         shake = self.probe * jax.random.uniform(k_probe, samples.action.shape, minval=-1.0, maxval=1.0)
-        spread = update_spread(state.spread, min_value(critics, samples.observation, samples.action + shake))
+        q = min_value(critics, samples.observation, samples.action + shake)
+        spread = update_spread(state.spread, q, samples.weight)
         return RolloutCritics(critics, moments, spread), metrics | {"q_spread": spread}

@@ -62,6 +62,7 @@ class Implicit(Single):
     """
 
     name: ClassVar[str] = "implicit"
+    takes_images: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True
 
     noise_size: int | None = setting(
@@ -129,9 +130,11 @@ class Implicit(Single):
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array:
         """Returns V(s'), the mean over perturbed states and sampled actions; 0 from `value_limit` on."""
         k_state, k_noise = jax.random.split(key)
-        noise = self.state_noise * jax.random.normal(k_state, (self.target_samples - 1, *next_obs.shape))
+        spec, copies = context.spec, (self.target_samples - 1, *next_obs.shape)
+        noise = self.state_noise * jax.random.normal(k_state, (*copies[:-1], spec.observation_size))
         noise = jnp.clip(noise, -self.state_noise_clip, self.state_noise_clip)
-        near = jnp.concatenate([next_obs[None], next_obs + noise])
+        moved = spec.change_visible(lambda x: x + noise, jnp.broadcast_to(next_obs, copies))
+        near = jnp.concatenate([next_obs[None], moved])
         action, _ = context.policy_target(near).sample(k_noise)
         seen = near if self.critics_see_noise else next_obs[None]
         heads = jnp.stack(context.q_target(seen, action), -1)

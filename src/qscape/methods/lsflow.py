@@ -121,6 +121,7 @@ class LSFlow(ActionSelector):
     """
 
     name: ClassVar[str] = "lsflow"
+    takes_images: ClassVar[bool] = False
     has_actor: ClassVar[bool] = False
     has_single_policy: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = True
@@ -170,6 +171,8 @@ class LSFlow(ActionSelector):
             return "lsflow has no density whose entropy could be kept; write td3+lsflow."
         if agent.base.target_noise:
             return "lsflow smooths its target by noise on the sphere: base.target_noise = 0 with lsflow."
+        if agent.base.epsilon_mode == "greedy":
+            return "lsflow learns at the action that it intended: base.epsilon_mode = noise with lsflow."
         return None
 
     def fits(self, spec: Spec, base: Base) -> str | None:

@@ -42,6 +42,7 @@ class RIP(PolicyLoss):
     """
 
     name: ClassVar[str] = "rip"
+    takes_images: ClassVar[bool] = False
     needs_actor: ClassVar[bool] = True
     needs_single_policy: ClassVar[bool] = True
     improves_samples: ClassVar[bool] = True

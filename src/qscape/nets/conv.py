@@ -169,6 +169,8 @@ def image_layout(shape: Sequence[int]) -> tuple[bool, tuple[int, int, int]]:
 
 def describe_small_image(shape: Sequence[int]) -> str | None:
     """Why the convolutions of the Nature DQN cannot see an image of this shape; None if they can."""
+    if len(shape) > 3:
+        return f"its convolutions take one axis of channels, and images are {tuple(shape)}: stack grey ones."
     if min(image_layout(shape)[1][:2]) >= min_image_size():
         return None
     least = f"{min_image_size()} × {min_image_size()}"

@@ -356,7 +356,9 @@ class Representation(StatefulPart):
         raise NotImplementedError
 
     def augment(self, batch: Batch, spec: Spec, key: Key) -> Batch:
-        """Returns the batch of an update with its observations changed at random; every loss sees this one.
+        """Returns the batch of an update with its observations changed at random.
+
+        Every loss sees this one, but the newest transitions that a regulariser asks for stay as they are.
 
         Args:
             batch: B normalised transitions.

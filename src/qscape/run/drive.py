@@ -57,7 +57,8 @@ class Driver:
         self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # the episodes that ended in the last step
         self.error: BaseException | None = None
-        self.program = jax.jit(_program(agent, layout, self._answer), donate_argnums=0)
+        kind = adapter.observation.dtype  # images of dqn are bytes
+        self.program = jax.jit(_program(agent, layout, self._answer, kind), donate_argnums=0)
 
     def __call__(self, carry: Carry, key: Key) -> Carry:
         """Run one or more cycles; return when an episode ends, a stop is due or the environment raises.
@@ -124,9 +125,12 @@ class Answer(NamedTuple):
 
 
 def _program(
-    agent: Agent, layout: Layout, environments: Callable[[Answer, np.ndarray], None]
+    agent: Agent, layout: Layout, environments: Callable[[Answer, np.ndarray], None], kind: np.dtype
 ) -> Callable[[Carry, Key], Carry]:
-    """Return the function to compile: a while_loop over cycles that calls `environments` at each step."""
+    """Return the function to compile: a while_loop over cycles that calls `environments` at each step.
+
+    `kind`: type of the observations' entries.
+    """
 
     def call(_: object, out: Answer, action: object) -> None:
         # XLA reuses the memory of the arrays, so the environment gets a copy of the action.
@@ -134,7 +138,7 @@ def _program(
 
     flag, count = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), np.int32)
     flags, numbers = (jax.ShapeDtypeStruct((layout.envs,), kind) for kind in (bool, np.float32))
-    seen = jax.ShapeDtypeStruct((layout.envs, layout.observation_size), np.float32)
+    seen = jax.ShapeDtypeStruct((layout.envs, layout.observation_size), kind)
     answer: Any = Answer(Outcome(seen, numbers, flags, flags, seen, flags), count, count, flag)  # type: ignore[arg-type]
     ask = buffer_callback(call, answer, has_side_effect=True)
 

@@ -57,6 +57,7 @@ class OfflineTrainer(Trainer):
         super().__init__(plan, _holding(agent, data, plan), adapter, eval_adapter, saver)
         refuse_columns(self.layout, self.agent.recipe)
         refuse_privileged(self.agent)
+        refuse_newest(self.agent)
         self.data, self.score = data, None
         learn = partial(cycle.learn, self.agent, self.layout, stride=1)
         self.programs.learn = Program(learn, LEARNED, ("storage",))
@@ -132,6 +133,19 @@ def refuse_columns(layout: Layout, recipe: str) -> None:
             f"'{recipe}' replays {names}, which it writes down when it acts; a dataset holds none: "
             "leave that part out."
         )
+
+
+def refuse_newest(agent: Agent) -> None:
+    """Refuse a dataset for a part that learns from what the agent did last.
+
+    Raises:
+        UsageError: there is such a part; in a dataset nothing is newer than the rest.
+    """
+    for part in agent.regularisers:
+        if part.newest is not None:
+            raise UsageError(
+                f"{part.name} learns from the newest steps, and a dataset has none: leave it out."
+            )
 
 
 def refuse_privileged(agent: Agent) -> None:

@@ -231,8 +231,10 @@ def run_chunk(
     counts, steps = jnp.asarray(counts), jnp.asarray(steps)
 
     def further(made: Array, run: Run, log: EpisodeLog) -> tuple[Array, Run, EpisodeLog]:
+        begun = run.world.observation  # after a reset only this one shows that no action is valid
         run, outcome, ended = _step(agent, env, run, counts[made], jnp.asarray(warmup), key)
-        return made + 1, run, log_ends(log, made, ended, is_finite(outcome.observation, outcome.reward))
+        finite = is_finite(outcome.observation, outcome.reward) & jnp.isfinite(begun).all()
+        return made + 1, run, log_ends(log, made, ended, finite)
 
     def unfinished(made: Array, run: Run, log: EpisodeLog) -> Array:
         return (made < steps) & (log.ended == 0) if until_end else made < steps

@@ -178,7 +178,7 @@ def run_chunk(
         run, _, log = carry
         progress = jnp.minimum(run.state.env_steps / until, 1.0)
         run, values, rollout, ended = _rollout_and_update(agent, env, run, progress, key)
-        finite = is_finite(rollout.next_observation, rollout.reward)
+        finite = is_finite(rollout.next_observation, rollout.reward) & jnp.isfinite(rollout.observation).all()
         metrics = jnp.stack([values[name] for name in sorted(values)])
         return run, metrics, log_ends(log, k * len(rollout.reward), ended, finite)
 

@@ -115,7 +115,11 @@ class WandbSink:
         """Return a video of an episode by the newest save, or None, and from then on no more."""
         # In a process of its own: the renderer of the environment cannot end the run.
         command = [sys.executable, "-P", "-m", "qscape.cli", "video", str(self.folder), "--mp4", str(film)]
-        done = subprocess.run([*command, "--trust"], capture_output=True, text=True, errors="replace")
+        # The run may hold nearly all memory of an accelerator.
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [*command, "--trust"], capture_output=True, text=True, errors="replace", env=env
+        )
         if done.returncode == 0:
             return film
         self.videos = False
