@@ -20,7 +20,7 @@ import minari
 import numpy as np
 
 import qscape as qs
-from qscape.export.card import bootstrap_interval
+from qscape.report.intervals import bootstrap
 from qscape.run.folder import origin
 from qscape.run.record import record_dataset
 
@@ -66,7 +66,7 @@ def main() -> None:
             *_, last = (e for e in qs.train(plan, folder / recipe / str(seed)) if hasattr(e, "returns"))
             finals.append(float(np.mean(last.returns)))
             rows.append({"recipe": recipe, "seed": seed, "returns": [float(x) for x in last.returns]})
-        mean, low, high = bootstrap_interval(finals)
+        mean, low, high = bootstrap([np.array(finals)[:, None]], np.mean, reps=2_000)
         said = " ".join(f"{x:.1f}" for x in finals)
         print(f"{recipe:8} {mean:9.1f} [{low:.1f}, {high:.1f}]   {said}", flush=True)
     settings = {"steps": given.steps, "expert": given.expert, "episodes": given.episodes, "mixture": MIXTURE}

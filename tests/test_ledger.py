@@ -1,5 +1,6 @@
 """The ledger of published numbers: its rules, with numbers made by hand, and its pages."""
 
+import importlib
 import json
 import math
 import sys
@@ -98,6 +99,11 @@ def test_published_numbers_are_there_once():
     pave = cell["PAVE", "Table: TD3", "Pendulum", "TD3+PAVE", "sm", 100_000]
     assert (pave.mean, pave.spread, pave.seeds) == (0.351, 0.118, 5)
     assert cell["TD7", "Table 1", "Humanoid", "TD7", "return", 5_000_000].text == "10281 ± 588"
+
+
+@pytest.mark.parametrize("script", sorted(x.stem for x in (ROOT / "benchmarks").glob("*.py")))
+def test_benchmarks_can_be_imported(script):
+    importlib.import_module(script)
 
 
 def test_every_table_has_a_study_with_three_budgets():
