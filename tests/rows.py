@@ -1,6 +1,7 @@
 """Marks rows of parametrised tests as slow: `make test` skips them, `make test-all` runs them.
 
-Rows of slow tests that take a minute or more are long, too: `make test-slow` skips those.
+Some slow rows are long, too, and `make test-slow` skips them: those that take a minute or more, and
+combinations whose parts other rows show.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,8 +20,12 @@ def long(*values: Any) -> Any:
     return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.long])
 
 
-def slow_except(quick: Collection[Any], rows: Iterable[Any]) -> list[Any]:
-    """Return the rows, all marked slow except the quick ones; every quick row must be among the rows."""
+def slow_except(quick: Collection[Any], rows: Iterable[Any], longest: Collection[Any] = ()) -> list[Any]:
+    """Return the rows, all marked slow, or long if in `longest`, except the quick ones.
+
+    Every quick and every long row must be among the rows.
+    """
     rows = [*rows]
-    assert all(row in rows for row in quick), [row for row in quick if row not in rows]
-    return [row if row in quick else slow(row) for row in rows]
+    named = [*quick, *longest]
+    assert all(row in rows for row in named), [row for row in named if row not in rows]
+    return [row if row in quick else long(row) if row in longest else slow(row) for row in rows]

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from rows import slow_except
 from small import randomised
-from test_contract import FRAME, QUICK_ROWS, TABLE, make
+from test_contract import AGAIN, FRAME, QUICK_ROWS, TABLE, make
 
 from qscape import agents
 from qscape.cli import main
@@ -95,7 +95,7 @@ def answers(made: policy.Source, obs: np.ndarray) -> np.ndarray:
     return ort.InferenceSession(model.SerializeToString()).run(None, {"observation": obs})[0]
 
 
-@pytest.mark.parametrize("row", slow_except(QUICK_ROWS, TABLE))
+@pytest.mark.parametrize("row", slow_except(QUICK_ROWS, TABLE, AGAIN))
 def test_every_recipe_of_the_contract_acts_like_the_library(row):
     agent = make(*TABLE[row])
     by_index = agent.index_actions or agent.task.table is not None
