@@ -17,6 +17,7 @@ from qscape.envs import make as make_adapter
 from qscape.envs.masks import MaskReader
 from qscape.envs.recsim import RecSim, RecSimEnv, greedy
 from qscape.errors import RunError, UsageError
+from qscape.inspect.landscape import SurveyedState
 from qscape.inspect.survey import Surveyor
 from qscape.masks import ActionMask
 from qscape.model import Policy
@@ -484,6 +485,9 @@ def test_a_landscape_counts_valid_entries_only():
         assert survey.best_q[i] == pytest.approx(q[valid[i]].max(), abs=1e-6)
         assert survey.span[i] == pytest.approx(np.ptp(q[valid[i]]), abs=1e-6)
         assert survey.rank[i] == 1 + (q[valid[i]] > q[own] + 1e-7).sum()
+    seen = np.asarray(obs[0])
+    spot = SurveyedState(surveyor, acting, seen, surveyor(acting, seen[None]), "td3", "", None)
+    assert spot.compute_landscape(None, None).to_dict()["entries"] == valid[0].sum()
     assert any(
         np.nanmax(surveyor.q(acting, np.asarray(obs[i]), ROWS)) > survey.best_q[i] + 1e-6 for i in range(4)
     )

@@ -76,7 +76,7 @@ class Landscape:
         """Return all fields as arrays and strings, the form that plots and `landscape.json` use.
 
         A table of more than 20,000 entries is thinned, evenly over its order by Q; `entries` is the full
-        number.
+        number of those whose actions are valid.
         """
         survey = {k: v[0] for k, v in self.survey._asdict().items()}
         survey |= {"gaps": self.survey.gaps[0], "gap": self.survey.gap[0]}
@@ -90,7 +90,7 @@ class Landscape:
             "plane": self.plane._asdict(),
             "survey": survey,
             "surrogates": [surrogate._asdict() for surrogate in drawn],
-            "entries": self.q.size,
+            "entries": int(np.isfinite(self.q).sum()),
         }
 
 
