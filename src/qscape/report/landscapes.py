@@ -296,7 +296,7 @@ def _draw_table(
         ax.scatter(
             mark.at[:, 0], mark.q if len(grid) == 1 else mark.at[:, 1], label=mark.name, **_mark_style(mark)
         )
-    ax.set(xlabel=axis_name(fields, 0), ylabel="Q" if len(grid) == 1 else axis_name(fields, 1))
+    ax.set(xlabel=axis_name(fields, 0, "\n"), ylabel="Q" if len(grid) == 1 else axis_name(fields, 1, "\n"))
 
 
 def _add_colour_bar(drawn: Any, ax: "Axes") -> None:
