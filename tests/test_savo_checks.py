@@ -136,7 +136,7 @@ class Bumps(eqx.Module):
     def net(self):
         return self
 
-    def conditioning(self, obs, earlier):
+    def conditioning(self, obs, earlier, shared=None):
         return None
 
     def __call__(self, obs, action, conditioning=None):
