@@ -160,6 +160,7 @@ def test_the_actor_ascends_the_values_of_its_critic():
         np.testing.assert_allclose(a, b, atol=0.1 * scale)
 
 
+@pytest.mark.slow
 def test_the_critic_learns_from_returns_and_one_step_targets():
     """The first step of the critic is Adam's on the union's loss, computed apart from the code."""
     agent = make_agent(critic_steps=1, value_samples=1, replayed=7)
@@ -238,7 +239,8 @@ def test_values_that_do_not_exist_are_never_taken():
     assert swapped[..., 1].max() == 3
 
 
-@pytest.mark.parametrize("recipe", ["ppo+carsm", pytest.param("ppo+carsm+etf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ppo+carsm", "ppo+carsm+etf"])
 def test_carsm_turns_dials(recipe):
     """8 steps of reward 1 are the best; a random policy has 3.0."""
     settings = {

@@ -240,6 +240,7 @@ def test_parcels_carry_what_changed(tmp_path):
     assert not packer.pack().files
 
 
+@pytest.mark.slow
 def test_a_parcel_that_is_cut_off_leaves_a_run_to_go_on_with(tmp_path, monkeypatch):
     """Whichever file is the last one written: every folder under saves is a whole save or hidden."""
     here = tmp_path / "here"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from rows import slow, slow_except
 from test_native_offpolicy import Beside, Line
 
 from qscape.cli import main
@@ -83,7 +84,7 @@ def state_of(trainer):
     return trainer.carry, trainer.world
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["replay"], CASES))
 def test_a_chunk_of_n_steps_equals_n_chunks_of_one(name):
     (one, told), (many, also) = trained(CASES[name], 1), trained(CASES[name])
     assert_equal(state_of(one), state_of(many))
@@ -112,7 +113,7 @@ def test_checkpoints_decide_as_in_the_host_loop():
     close(host.schedule["returns"], program.schedule["returns"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["replay"], CASES))
 def test_resuming_in_an_episode_changes_no_bit(name, tmp_path):
     plan = CASES[name]
     half = dataclasses.replace(plan, steps=plan.steps // 2 + 2)
@@ -130,6 +131,7 @@ def test_resuming_in_an_episode_changes_no_bit(name, tmp_path):
     assert not np.isin(np.asarray(found[0].world.length), 0).all(), "in the middle of episodes"
 
 
+@pytest.mark.slow
 def test_resuming_rollouts_changes_no_bit(tmp_path):
     plan = dataclasses.replace(CASES["rollouts"], save_every=64)
     whole, _ = trained(plan)
@@ -159,7 +161,7 @@ def test_many_environments_restart_as_one_does():
     assert ended.length.tolist() == [1] * 5, "the world counts for itself"
 
 
-@pytest.mark.parametrize("name", ["replay", "rollouts"])
+@pytest.mark.parametrize("name", [slow("replay"), "rollouts"])
 def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
     plan = dataclasses.replace(CASES[name], eval_every=100, eval_episodes=2)
     plans = [dataclasses.replace(plan, seed=seed) for seed in (0, 1)]
@@ -285,7 +287,7 @@ PROBES = {
 }
 
 
-@pytest.mark.parametrize("recipe", PROBES)
+@pytest.mark.parametrize("recipe", slow_except(["td3"], PROBES))
 def test_agents_learn_in_one_program(recipe):
     """A random policy reaches -0.67, or 0.5 with two actions."""
     base, args, enough = PROBES[recipe]

@@ -19,7 +19,7 @@ def run(case: str):
     return json.loads(python(script))
 
 
-@pytest.fixture(scope="module", params=slow_except(["td3", "ppo"], CASES))
+@pytest.fixture(scope="module", params=slow_except(["ppo"], CASES))
 def made(request):
     return run(request.param)
 

@@ -207,6 +207,7 @@ def test_a_program_equals_the_ordinary_loop(name):
     assert abs(total - sum(trainer.adapter.ended)) < 1e-2
 
 
+@pytest.mark.slow
 def test_updates_follow_steps_as_in_the_ordinary_loop():
     """Warm-up is 18 steps, thus 5 steps of 4 environments; then 1.28 updates are due after each."""
     _, history = alone("items")[1][0]

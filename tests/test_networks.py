@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_except
 from small import S, build, start
 
 from qscape.errors import UsageError
@@ -208,7 +209,7 @@ def test_target_critics_have_the_statistics_of_the_critics():
         np.testing.assert_array_equal(target.mean, online.mean)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", slow_except(["simba"], NETWORKS))
 def test_networks_of_parts_are_plain(network):
     """SAVO's later actors and surrogates are multilayer perceptrons beside any network."""
     run = start(build(f"td3+{network}+savo+c51", 16))

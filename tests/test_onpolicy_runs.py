@@ -358,8 +358,9 @@ def learn(recipe, updates, rollout):
     return run(CartPole(), jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "updates", "rollout", "good"), [("ppo", 20, 1024, 150), slow("trpo", 20, 1024, 100)]
+    ("recipe", "updates", "rollout", "good"), [("ppo", 20, 1024, 150), ("trpo", 20, 1024, 100)]
 )
 def test_cartpole_is_learned_inside_one_program(recipe, updates, rollout, good):
     state, (metrics, returned, episodes, steps) = learn(recipe, updates, rollout)

@@ -117,13 +117,13 @@ def oracle(run):
     ("recipe", "size", "updates"),
     [
         ("td3", 32, 300),
-        ("td3+pave", 32, 300),
+        slow("td3+pave", 32, 300),
         ("sac", 32, 300),
         ("dqn", 32, 300),
-        ("sac+savgo", 32, 300),
-        ("td7", 32, 520),
-        ("sac+crossq", 32, 100),
-        ("sac+simbav2+c51", 32, 100),
+        slow("sac+savgo", 32, 300),
+        slow("td7", 32, 520),
+        slow("sac+crossq", 32, 100),
+        slow("sac+simbav2+c51", 32, 100),
         (TD7_UPDATE, 32, 20),
         slow("td3", 256, 20),
         slow("td3+pave", 256, 6),
@@ -146,7 +146,7 @@ def test_agent_equals_its_oracle_to_the_bit(recipe, size, updates):
     assert int(flat_state.updates) == updates
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", slow("sac+savgo"), "td7", "dqn"])
+@pytest.mark.parametrize("recipe", ["td3", slow("sac"), slow("sac+savgo"), slow("td7"), "dqn"])
 def test_acting_equals_its_oracle(recipe):
     more = {"epsilon_decay": float(reference.dqn.EPSILON_STEPS)} if recipe == "dqn" else {}
     sync = {"dqn": 128, "td7": 1}.get(recipe, 250)

@@ -269,9 +269,8 @@ def lived(recipe, updates, settings=None, **base):
     return states
 
 
-@pytest.mark.parametrize(
-    ("recipe", "base"), [("td3", SMOOTH), slow("sac", SMOOTH | {"critic_loss_scale": 0.5})]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "base"), [("td3", SMOOTH), ("sac", SMOOTH | {"critic_loss_scale": 0.5})])
 def test_no_weight_is_the_base_to_the_bit(recipe, base):
     plain, more = lived(recipe, 40, **base), lived(f"{recipe}+pave", 40, NONE)
     assert same(plain, more)

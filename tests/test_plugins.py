@@ -212,6 +212,7 @@ def copied(trained):
     return Path("runs/0")
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_part_is_from(copied):
     record = folders.read_record(copied)
     assert record["recipe"] == "td3+mine:Penalty"
@@ -219,6 +220,7 @@ def test_a_run_says_where_its_part_is_from(copied):
     assert "action_size" in (copied / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_folder_imports_nothing_that_nobody_named(copied, refused, capsys):
     for argv in (["resume", copied, "--steps", 150], ["evaluate", copied, "--episodes", 1]):
         sentence = refused(*argv)

@@ -61,7 +61,7 @@ def choices(trainer: Trainer, observation: np.ndarray) -> np.ndarray:
     return np.asarray(trainer.programs.act(trainer.acting, None, obs, first, 0, trainer.key)[0])[:, 0]
 
 
-@pytest.mark.parametrize("recipe", ["td3", "sac", slow("td7")])
+@pytest.mark.parametrize("recipe", ["td3", slow("sac"), slow("td7")])
 @pytest.mark.parametrize("probe", PROBES)
 def test_probe(recipe, probe):
     check_probe(recipe, probe)

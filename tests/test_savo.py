@@ -106,6 +106,7 @@ def started():
     return run, reference.savo.Transitions(*run.memory, kept)
 
 
+@pytest.mark.slow
 def test_agent_equals_its_oracle_to_the_bit(started):
     run, memory = started
     update = partial(reference.savo.update, batch_size=run.agent.base.batch_size)

@@ -13,6 +13,7 @@ def traced():
     return json.loads(python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')"))
 
 
+@pytest.mark.slow
 def test_shapes_hold_in_an_update_of_every_recipe(traced):
     from test_contract import TABLE
 
@@ -20,6 +21,7 @@ def test_shapes_hold_in_an_update_of_every_recipe(traced):
     assert {name: error for name, error in traced["errors"].items() if "target [B]" not in name} == {}
 
 
+@pytest.mark.slow
 def test_a_wrong_shape_is_caught(traced):
     error = traced["errors"]["update with a target [B]"]
     assert "qscape.offpolicy.update._targets.<locals>.value" in error

@@ -350,6 +350,7 @@ def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
     assert {f: f.stat().st_mtime_ns for f in Path("runs").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_what_is_there_decides_what_is_left(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
     rows = study().rows
@@ -376,6 +377,7 @@ def test_what_is_there_decides_what_is_left(calm, place):
     assert states(StudyProgress(study()))[3] == "waiting"
 
 
+@pytest.mark.slow
 def test_another_run_in_the_place_is_never_touched(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
     progress = StudyProgress(study(TEXT.replace("eval_episodes = 2", "eval_episodes = 3")))
@@ -571,6 +573,7 @@ def test_a_worker_whose_parent_is_gone_saves_and_ends(place):
     assert "Traceback" not in Path("log").read_text()
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
     """The study of one agent: in one environment it is done, in the other one a reward is NaN."""
     shutil.copytree(calm[0] / "runs", "runs")

@@ -215,6 +215,7 @@ def test_a_missing_extra_is_named(here, capsys, monkeypatch):
 # --- a search -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trials_are_runs_and_what_optuna_stores_is_what_they_say(searched):
     folder, _, out = searched
     trials = told(folder)
