@@ -993,13 +993,34 @@ def block_pave() -> str:
     return table(["agent", "seeds", "return", "`sm`", "mean change of the action, share of its range"], rows)
 
 
-def block_savo(env: str, study: str) -> str:
-    """The last evaluation of every recorded arm of a SAVO study, with the ledger's interval."""
+def block_savo(env: str, *studies: str) -> str:
+    """The last evaluation of every recorded arm of some SAVO studies, with the ledger's interval."""
     rows = []
-    for label in labels(study, env):
+    for study, label in [(of, label) for of in studies for label in labels(of, env)]:
         values = ends(study, env, label)
         rows.append([short(label), interval(summarise(values, 0)), by_seed(values)])
     return table(["agent", "return [95%]", "by seed"], rows)
+
+
+def block_critics(env: str) -> str:
+    """The landscapes of the critics of the study `critics` in one environment, beside the agents' returns."""
+    measured = [r for r in read_json("critics/critics.json")["rows"] if r["env"] == env]
+    rows = []
+    for label in dict.fromkeys(r["label"] for r in measured):
+        of = sorted((r for r in measured if r["label"] == label), key=lambda r: r["seed"])
+
+        def own(name: str, of: list[dict] = of) -> str:
+            return span(np.array([[r[name]] for r in of]))
+
+        def seen(metric: str, label: str = label) -> str:
+            return span(ends("critics", env, label, metric=metric))
+
+        recipe = label.partition("[")[0] + (", LayerNorm" if "critic_norm=layer" in label else "")
+        ratio = span(np.array([[r["mixed_mean"] / r["trace_mean"]] for r in of]))
+        cells = [own("optima"), own("gap_share"), own("mixed_mean"), own("trace_mean"), ratio, own("concave")]
+        rows.append([f"`{recipe}`", str(len(of)), seen("return"), *cells, seen("sm"), seen("q_bias_share")])
+    names = ["local optima", "gap", "M", "μ", "M / μ", "concave", "`sm`", "bias of Q"]
+    return table(["agent", "seeds", "return", *names], rows)
 
 
 def block_mujoco(agent: str) -> str:
@@ -1190,8 +1211,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
     "pave": block_pave,
-    "savo-single": functools.partial(block_savo, SINGLE, "savo-effect"),
-    "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect"),
+    "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
+    "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
+    "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from qscape.ops.adam import make_adam
+from qscape.ops.elu import elu
 from qscape.ops.product import product
 from qscape.types import stream
 
@@ -72,12 +73,12 @@ class Encoder(NamedTuple):
 
 def embed_state(encoder, obs):
     """z_s [B, Z]."""
-    return avg_l1_norm(layers(encoder.f, jax.nn.elu, obs))
+    return avg_l1_norm(layers(encoder.f, elu, obs))
 
 
 def embed_pair(encoder, z_s, action):
     """z_sa [B, Z]; not normalised, because its target z_s is."""
-    return layers(encoder.g, jax.nn.elu, jnp.concatenate([z_s, action], -1))
+    return layers(encoder.g, elu, jnp.concatenate([z_s, action], -1))
 
 
 def policy(actor, obs, z_s):
@@ -91,7 +92,7 @@ def values(critics, obs, action, z_sa, z_s):
     heads = []
     for critic in critics:
         phi = avg_l1_norm(linear(critic[0], jnp.concatenate([obs, action], -1)))
-        heads.append(layers(critic[1:], jax.nn.elu, jnp.concatenate([phi, z_sa, z_s], -1)))
+        heads.append(layers(critic[1:], elu, jnp.concatenate([phi, z_sa, z_s], -1)))
     return jnp.concatenate(heads, -1)
 
 

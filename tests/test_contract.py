@@ -737,6 +737,23 @@ def test_no_program_copies_the_replay(name):
         assert compiled.memory_analysis().temp_size_in_bytes < rows.nbytes, f"{program} makes another replay"
 
 
+@pytest.mark.parametrize("name", ["td3", slow("sac"), slow("td7")])
+def test_an_update_copies_no_network(name):
+    """What learns and what follows it is written in place; only the body of a sync makes copies."""
+    programs, carry, key = fresh(make(*TABLE[name]))
+    arguments = programs.learn.arguments(carry, np.int32(3), np.int32(0), key)
+    text = programs.learn.compiled.lower(*arguments).compile(compiler_options=SAME_HLO).as_text()
+    copy = re.compile(rf"= f32\[{WIDTH},{WIDTH}\]\S* copy\(")
+    blocks = re.split(r"\n\n(?=%?\w)", text)
+    copying = [
+        block.split(" ", 1)[0]
+        for block in blocks
+        if copy.search(block) and "fused" not in block.split(" ", 1)[0]
+    ]
+    assert len(blocks) > 10
+    assert len(copying) == (2 if name == "td7" else 0), copying
+
+
 # --- settings with which a part does nothing -----------------------------------------------------------
 
 NEUTRAL = {

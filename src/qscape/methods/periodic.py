@@ -3,10 +3,10 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 from jaxtyping import PyTree
 
 from qscape.offpolicy.sockets import TargetUpdate
+from qscape.ops.in_place import replace_if
 from qscape.types import Event
 
 
@@ -17,4 +17,4 @@ class Periodic(TargetUpdate):
     name: ClassVar[str] = "periodic"
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
-        return jax.lax.cond(event.synced, lambda: online, lambda: target)
+        return replace_if(event.synced, lambda _: online, target)

@@ -28,6 +28,7 @@ from qscape.offpolicy.sockets import (
     Representation,
     Version,
 )
+from qscape.ops.in_place import replace_if
 from qscape.ops.norm import NORMS, batch_norm, unit
 from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
@@ -229,8 +230,8 @@ class SALE(Representation):
         if statistics is not None:
             now = self._statistics(state.params, batch)
             statistics = jax.tree.map(lambda old, new: old + STATISTICS_RATE * (new - old), statistics, now)
-        moved = [dataclasses.replace(state.params, seen=statistics), fixed]
-        fixed, fixed_target = jax.lax.cond(event.synced, lambda: moved, lambda: [fixed, fixed_target])
+        new = dataclasses.replace(state.params, seen=statistics)
+        fixed, fixed_target = replace_if(event.synced, lambda old: (new, old[0]), (fixed, fixed_target))
         return state._replace(extra=Frozen(fixed, fixed_target, statistics))
 
     def _statistics(self, params: Encoder, batch: Batch) -> Statistics:

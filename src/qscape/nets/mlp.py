@@ -11,13 +11,14 @@ from jaxtyping import Array, Float
 from qscape.nets.batch_norm import has_statistics
 from qscape.nets.heads import Head
 from qscape.nets.layers import Inputs, LayerNorm, Linear, concatenate_inputs, dense
+from qscape.ops.elu import elu
 from qscape.ops.norm import NORMS
 from qscape.ops.silu import silu
 from qscape.types import Dist, Key
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
-    "elu": jax.nn.elu,
+    "elu": elu,
     "silu": silu,
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,

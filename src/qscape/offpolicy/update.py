@@ -16,6 +16,7 @@ from qscape.offpolicy.assembly import Assembly, hide_mask
 from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics, split_key
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
+from qscape.ops.in_place import zero_after
 from qscape.ops.td import td_target
 from qscape.replay.storage import OBSERVATIONS, Layout, ReplayState, rows_at
 from qscape.replay.uniform import sample_uniformly
@@ -92,7 +93,10 @@ def update(
     if state.actor is not None:
         state = _step_actors(stage, state, metrics, previous or {})
 
-    # 7. target networks and slow copies update
+    # 7. target networks and slow copies update, in place: none before all that reads them
+    waited = zero_after((state.critics, state.actor)) == 0
+    event = event._replace(actor_moved=event.actor_moved & waited, synced=event.synced & waited)
+    stage = stage._replace(event=event)
     state = _update_targets(stage, state)
     state = _post_update(stage, state, y)
 
@@ -383,7 +387,6 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
         if part_state.actor_params is not None
     }
 
-    names: list[str] = []
     refreshed = state.actor
     if stage.agent.network.refreshes_actor == "always":
         refreshed = _refresh_actors(stage, state)
@@ -397,20 +400,37 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
         moved = _optimise(stage, state, "actor", new, gradient[0])
         for name, value in actor_params.items():
             moved = _optimise(stage, moved, f"{name}.actor_params", value, gradient[1][name])
-        names[:] = terms
         return moved, terms
-
-    def wait() -> tuple[State, Metrics]:  # traced after `move`, which fills `names`
-        return state._replace(actor=refreshed), {
-            name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names
-        }
 
     if stage.agent.base.policy_delay == 1:
         state, terms = move()
-    else:
-        state, terms = jax.lax.cond(stage.event.actor_moved, move, wait)
+        metrics |= terms
+        return state
+
+    names: list[str] = []
+    stepped = ("actor", *(f"{name}.actor_params" for name in actor_params))
+
+    def changed(state: State) -> tuple[PyTree, ...]:  # XLA would copy all else
+        optimisers = {name: state.optimisers[name] for name in stepped}
+        return state.actor, optimisers, {name: state.part_states[name].actor_params for name in actor_params}
+
+    def step() -> tuple[tuple[PyTree, ...], Metrics]:
+        moved, terms = move()
+        names[:] = terms
+        return changed(moved), terms
+
+    def wait() -> tuple[tuple[PyTree, ...], Metrics]:  # traced after `step`, which fills `names`
+        terms = {name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names}
+        return changed(state._replace(actor=refreshed)), terms
+
+    (actor, optimisers, params), terms = jax.lax.cond(stage.event.actor_moved, step, wait)
     metrics |= terms
-    return state
+    part_states = {n: state.part_states[n]._replace(actor_params=value) for n, value in params.items()}
+    return state._replace(
+        actor=actor,
+        optimisers=state.optimisers | optimisers,
+        part_states=state.part_states | part_states,
+    )
 
 
 def _refresh_actors(stage: Stage, state: State) -> PyTree:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from qscape.ops.in_place import zero_after
+
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam's step before the learning rate (Kingma and Ba 2015, Algorithm 1); the state is Optax's.
@@ -22,7 +24,10 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         state = moments.update(updates, state)[1]
-        mean, square = correct(state.mu, b1, state.count), correct(state.nu, b2, state.count)
+        # No parameter moves before the last gradient is known, so it moves in place: some gradients need the
+        # parameters of a later layer.
+        count = state.count + zero_after(updates)
+        mean, square = correct(state.mu, b1, count), correct(state.nu, b2, count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square), state
 
     return optax.GradientTransformation(moments.init, update)
