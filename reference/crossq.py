@@ -199,7 +199,7 @@ def update(state, transitions, key, batch_size=256):
         ]
         loss = (alpha * log_prob - jnp.stack(q, -1).min(-1)).mean()
         # The temperature moves by how far the entropy is from -A.
-        tuning = -(log_alpha * jax.lax.stop_gradient(log_prob - action.shape[-1])).mean()
+        tuning = -(jnp.exp(log_alpha) * jax.lax.stop_gradient(log_prob - action.shape[-1])).mean()
         return loss + tuning, moved
 
     def step_actor():

@@ -28,7 +28,7 @@ def at(update: int) -> Event:
 
 @pytest.mark.parametrize(
     ("every", "updates_per_step", "updates"),
-    [(3, 1.0, [3, 6, 9]), (300, 0.01, [3, 6, 9]), (4, 0.5, [2, 4, 6, 8, 10]), (1, 0.01, [*range(1, 11)])],
+    [(3, 1.0, [4, 7, 10]), (300, 0.01, [4, 7, 10]), (4, 0.5, [3, 5, 7, 9]), (1, 0.01, [*range(2, 11)])],
 )
 def test_resets_come_every_so_many_environment_steps(every, updates_per_step, updates):
     part, base = Resets(every=every), Base(updates_per_step=updates_per_step)
@@ -38,39 +38,38 @@ def test_resets_come_every_so_many_environment_steps(every, updates_per_step, up
 
 
 def test_resets_at_given_environment_steps():
-    """BRO: the learning starts after 2,500 steps and makes ten updates for each later one."""
-    part = Resets(at=(15_000, 50_000, 1_000))
-    base = Base(warmup=2_500, updates_per_step=10.0)
+    """BRO makes ten updates a step after 2,500, and resets before those of step 15,001 and so on."""
+    agent = agents.build("bro")
     old, new = jnp.array(0), jnp.array(1)
-    numbers = (1, 2, 124_999, 125_000, 125_001, 475_000, 500_000)
-    due = [number for number in numbers if part.reset(old, lambda: new, at(number), base)]
-    assert due == [1, 125_000, 475_000]
+    updates = [10 * (step - 2_500) for step in (15_000, 50_000, 250_000, 500_000, 750_000, 1_000_000)]
+    near = [number + k for number in updates for k in (-1, 0, 1, 2)]
+    due = [number for number in near if agent.reset.reset(old, lambda: new, at(number), agent.base)]
+    assert due == [number + 1 for number in updates]
+    assert due[-1] == 9_975_001, "a run of a million steps ends one update before"
 
 
 def test_seeds_side_by_side_are_reset_together():
     """The number of the update is no array of seeds, so that nothing is made anew where nothing is reset."""
     part, seeds = Resets(every=3), jnp.arange(2)
     one = lambda old, event: part.reset(old, lambda: -old, event, Base())  # noqa: E731
-    assert " cond[" in str(jax.make_jaxpr(jax.vmap(one, (0, None)))(seeds, at(3)))
+    assert " cond[" in str(jax.make_jaxpr(jax.vmap(one, (0, None)))(seeds, at(4)))
 
 
 @pytest.mark.slow
-def test_an_update_ends_with_the_reset():
-    """Up to it nothing differs; then the state is a fresh one, and replay is what it was."""
+def test_an_update_begins_with_the_reset():
+    """Up to it nothing differs; then it is the update of fresh networks on the same replay."""
     base = {"replay_capacity": 1024, "actor_hidden": (8, 8), "critic_hidden": (8, 8)}
     run, twin = start(make("td3+lap+resets", base=base, every=3)), start(make("td3+lap", base=base))
-    for _ in range(2):
+    for _ in range(3):
         run, twin = run.step(), twin.step()
         assert same(run.state, twin.state)
-    before, run, twin = run.state, run.step(), twin.step()
-    key = stream(jax.random.fold_in(run.key, 3), "resets.restart")
-    fresh = jax.jit(run.agent.reinitialise)(before._replace(updates=jnp.array(3)), key)
-    for mine, expected in zip(jax.tree.leaves(run.state), jax.tree.leaves(fresh), strict=True):
-        np.testing.assert_allclose(mine, expected, rtol=1e-6)
-    assert same(run.replay_state, twin.replay_state)
-    after = run.step().step().step().state
-    assert not same(after.critics, run.state.critics)
-    assert after.updates == 6
+        assert same(run.replay_state, twin.replay_state)
+    key = stream(jax.random.fold_in(run.key, 4), "resets.restart")
+    fresh = jax.jit(run.agent.reinitialise)(run.state, key)
+    run, twin = run.step(), twin._replace(state=fresh).step()
+    for mine, expected in zip(jax.tree.leaves(run.state), jax.tree.leaves(twin.state), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-7)
+    assert run.state.updates == 4
 
 
 def test_all_that_is_learned_begins_anew_and_the_rest_goes_on():

@@ -197,7 +197,7 @@ EXPANSIONS: dict[str, Expansion] = {
     "crossq": Expansion(
         "sac+crossq",
         "SAC with batch normalisation and no target critics (Bhatt et al. 2024, arXiv 1902.05605).",
-        {"soft": {"learning_rate": 1e-3}},
+        {"soft": {"learning_rate": 1e-3, "temperature_loss": "alpha"}},
     ),
     "crossq_wn": Expansion(
         "sac+crossq_wn",
@@ -207,7 +207,11 @@ EXPANSIONS: dict[str, Expansion] = {
     "simba": Expansion(
         "sac+simba+normalise",
         "SAC with layer-normalised residual networks (Lee et al. 2025, arXiv 2410.09754).",
-        {"base": TWO_UPDATES | {"discount_rule": "time_limit"}, "soft": CAUTIOUS | {"learning_rate": 1e-4}},
+        {
+            "base": TWO_UPDATES | {"discount_rule": "time_limit"},
+            "soft": CAUTIOUS | {"learning_rate": 1e-4},
+            "normalise": {"epsilon_under_root": True},
+        },
     ),
     "simbav2": Expansion(
         "sac+simbav2+c51+reward_scale+normalise",
@@ -215,6 +219,7 @@ EXPANSIONS: dict[str, Expansion] = {
         {
             "base": TWO_UPDATES | {"discount_rule": "time_limit", "schedule": "linear", "rate_end": 0.5},
             "soft": CAUTIOUS | {"learning_rate": 1e-4},
+            "normalise": {"epsilon_under_root": True},
         },
     ),
     "bro": Expansion(

@@ -21,6 +21,7 @@ class Normalise(Normaliser):
         None, "Clip normalised observations to ± this; None: no clipping.", within="(0, inf]"
     )
     epsilon: float = setting(1e-8, "Added to the standard deviation that divides.", within="(0, inf]")
+    epsilon_under_root: bool = setting(False, "Add it to the variance instead, as SimBa does.")
 
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=init_moments(spec.observation_size))
@@ -33,5 +34,5 @@ class Normalise(Normaliser):
         return state._replace(extra=add_batch(state.extra, obs, weight))
 
     def apply(self, state: PartState, obs: Array) -> Array:
-        x = standardise(state.extra, obs, self.epsilon)
+        x = standardise(state.extra, obs, self.epsilon, self.epsilon_under_root)
         return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)

@@ -46,13 +46,17 @@ class Resets(Reset):
     )
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
-        """Re-initialises networks at every multiple of the period, or after the given steps."""
+        """Re-initialises networks in the first update after every period, or after the given steps.
+
+        What is evaluated and saved at such a step has learned, then; a run that ends there, too.
+        """
         # The number of updates is the same for all seeds of one program, so that `cond` stays one branch.
+        made = event.update - 1
         if self.at is None:
-            due = event.update % max(1, round(self.every * base.updates_per_step)) == 0
+            due = (made > 0) & (made % max(1, round(self.every * base.updates_per_step)) == 0)
         else:
             updates = [round(max(0, step - base.warmup) * base.updates_per_step) for step in self.at]
-            due = (event.update == jnp.array([max(1, number) for number in updates])).any()
+            due = (made == jnp.array(updates)).any()
         return jax.lax.cond(
             due,
             lambda: self._reinitialise(state, make_initial_state()),

@@ -752,7 +752,7 @@ class Reset(StatefulPart):
     socket: ClassVar[str] = "reset"
 
     def reset(self, state: State, make_initial_state: Callable[[], State], event: Event, base: Base) -> State:
-        """Returns the state after an update, with networks re-initialised if a reset is due.
+        """Returns the state that an update begins with, with networks re-initialised if a reset is due.
 
         Args:
             make_initial_state: makes a state with new networks and optimisers; counters and the normaliser's

@@ -56,6 +56,9 @@ def update(
     state = state._replace(updates=number)
     metrics: Metrics = {}
 
+    # 0. a `reset` part may re-initialise networks
+    state = _reset_networks(agent, state, event, key)
+
     # 1. sample
     picked = replay.sample(
         layout, storage, replay_state, stream(key, f"{replay.name}.sample"), base.batch_size
@@ -100,8 +103,6 @@ def update(
     state = _update_targets(stage, state)
     state = _post_update(stage, state, y)
 
-    # 8. a `reset` part may re-initialise networks
-    state = _reset_networks(stage, state)
     return state, replay.post_update(replay_state, event), metrics
 
 
@@ -509,15 +510,10 @@ def _post_update(stage: Stage, state: State, y: Float[Array, "B K"]) -> State:
     return state._replace(part_states=part_states)
 
 
-def _reset_networks(stage: Stage, state: State) -> State:
-    """Re-initialise networks if the agent's `reset` part requires it at this update."""
-    part = stage.agent.reset
-    return part.reset(
-        state,
-        lambda: stage.agent.reinitialise(state, stage.stream(part, "restart")),
-        stage.event,
-        stage.agent.base,
-    )
+def _reset_networks(agent: Assembly, state: State, event: Event, key: Key) -> State:
+    """Re-initialise networks if the agent's `reset` part requires it before this update learns."""
+    restart = stream(key, f"{agent.reset.name}.restart")
+    return agent.reset.reset(state, lambda: agent.reinitialise(state, restart), event, agent.base)
 
 
 def _optimise(stage: Stage, state: State, name: str, params: PyTree, gradient: PyTree) -> State:

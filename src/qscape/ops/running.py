@@ -49,6 +49,9 @@ def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | N
     return Moments(m.mean + delta * count / total, jnp.where(seen > 0, spread / total, m.var), seen)
 
 
-def standardise(m: Moments, x: Float[Array, "*b S"], epsilon: float = 1e-8) -> Float[Array, "*b S"]:
-    """(x - mean) / (√var + ε), unclipped."""
-    return (x - m.mean) / (jnp.sqrt(m.var) + epsilon)
+def standardise(
+    m: Moments, x: Float[Array, "*b S"], epsilon: float = 1e-8, under_root: bool = False
+) -> Float[Array, "*b S"]:
+    """(x - mean) / (√var + ε), or / √(var + ε), unclipped."""
+    deviation = jnp.sqrt(m.var + epsilon) if under_root else jnp.sqrt(m.var) + epsilon
+    return (x - m.mean) / deviation
