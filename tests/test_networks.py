@@ -8,10 +8,13 @@ import pytest
 from rows import slow_except
 from small import S, build, start
 
+from qscape import agents
 from qscape.errors import UsageError
 from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
 from qscape.nets.layers import LayerNorm, UnitLinear, project
+from qscape.offpolicy.sockets import PartState
+from qscape.ops.running import Moments
 from qscape.types import Spec
 
 KEY = jax.random.key(0)
@@ -243,3 +246,13 @@ def test_combinations_without_sense_are_refused(recipe, settings, says):
 def test_a_note_where_normalise_is_redundant():
     agent = build("sac+crossq+normalise", 16)
     assert any("redundant" in note for note in agent.network.notes(agent))
+
+
+def test_simba_adds_epsilon_to_the_variance():
+    """At the deviation 1e-4, x / √(1e-8 + 1e-8) is 0.7071 for x = 1e-4; elsewhere x / (1e-4 + 1e-8) is 0.9999."""
+    seen = Moments(jnp.zeros(1), jnp.full(1, 1e-8), jnp.array(1e6))
+    for recipe, wanted in (("simba", 0.70711), ("simbav2", 0.70711), ("sac+normalise", 0.99990)):
+        part = agents.build(recipe).normaliser
+        assert part.apply(PartState(extra=seen), jnp.array([[1e-4]])).item() == pytest.approx(
+            wanted, abs=1e-5
+        )
