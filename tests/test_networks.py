@@ -249,7 +249,7 @@ def test_a_note_where_normalise_is_redundant():
 
 
 def test_simba_adds_epsilon_to_the_variance():
-    """At the deviation 1e-4, x / √(1e-8 + 1e-8) is 0.7071 for x = 1e-4; elsewhere x / (1e-4 + 1e-8) is 0.9999."""
+    """At x = deviation = 1e-4, x / √(1e-8 + 1e-8) is 0.7071; elsewhere x / (1e-4 + 1e-8) is 0.9999."""
     seen = Moments(jnp.zeros(1), jnp.full(1, 1e-8), jnp.array(1e6))
     for recipe, wanted in (("simba", 0.70711), ("simbav2", 0.70711), ("sac+normalise", 0.99990)):
         part = agents.build(recipe).normaliser
