@@ -160,6 +160,29 @@ def test_the_actor_ascends_the_values_of_its_critic():
         np.testing.assert_allclose(a, b, atol=0.1 * scale)
 
 
+def test_returns_are_those_of_the_trajectory(monkeypatch):
+    """With gae.decay = 1, G_t = r_t + γ G_{t+1} within an episode, though V is a mean over drawn actions."""
+    agent = build("ppo+carsm", FACTORED, gae={"decay": 1.0}, carsm={"value_samples": 3})
+    seen = []
+
+    def improve(self, context, state, samples, transitions):
+        seen.append(samples)
+        return state, {"entropy": jnp.zeros(())}
+
+    monkeypatch.setattr(type(agent.policy_update), "improve", improve)
+    given = rollout(spec=FACTORED)
+    ends = np.asarray(given.terminated | given.truncated)
+    after = given.next_observation.at[:-1].set(
+        jnp.where(ends[:-1, :, None], given.next_observation[:-1], given.observation[1:])
+    )
+    agent.update(begin(agent), given._replace(next_observation=after), 0.0, jax.random.key(3))
+    target = np.asarray(seen[0].target).reshape(ends.shape)
+    going_on = ~ends[:-1]
+    assert going_on.sum() > 50
+    wanted = np.asarray(given.reward)[:-1] + agent.base.discount * target[1:]
+    np.testing.assert_allclose(target[:-1][going_on], wanted[going_on], atol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_critic_learns_from_returns_and_one_step_targets():
     """The first step of the critic is Adam's on the union's loss, computed apart from the code."""

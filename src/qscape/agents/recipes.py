@@ -173,7 +173,7 @@ EXPANSIONS: dict[str, Expansion] = {
         {
             "base": {"batch_size": 512, "actor_hidden": (400, 300), "critic_hidden": (400, 300)}
             | {"actor_activation": "leaky_relu", "actor_learning_rate": 2e-4, "actor_adam_b1": 0.4}
-            | {"actor_objective": "min", "critic_loss": "huber", "huber_threshold": 500.0},
+            | {"critic_loss": "huber", "huber_threshold": 500.0},
         },
     ),
     "lsflow": Expansion(

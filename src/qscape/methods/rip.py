@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import MLP
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, Nets, PartState, PolicyLoss, combine_heads
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, PolicyLoss, combine_heads
 from qscape.types import Batch, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 LARGEST = 1.0 - 1e-6  # actions at their bounds have no finite arctanh
@@ -68,6 +68,10 @@ class RIP(PolicyLoss):
         2e-4, "Adam's learning rate of the discriminator.", within="> 0", tune=(1e-5, 1e-2, "log")
     )
     adam_b1: float = setting(0.4, "Adam's b1 of the discriminator.", within="(0, 1)")
+
+    def overrides(self, agent: Composition) -> Mapping[str, Any]:
+        """Sets that Q is the least of the critics."""
+        return {"actor_objective": "min"}
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.table is None:

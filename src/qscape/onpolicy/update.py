@@ -35,6 +35,9 @@ def update(
     base, policy_update = agent.base, agent.policy_update
     rollout = split_batch(rollout, axis=1)
 
+    done = _find_episode_ends(rollout)
+    segment_end = done.at[-1].set(1.0)  # no row follows the last one
+
     # 1. Log-probabilities and values under the parameters that collected the rollout.
     obs = agent.normalise_obs(state.part_states, rollout.observation)
     next_obs = agent.normalise_obs(state.part_states, rollout.next_observation)
@@ -50,11 +53,11 @@ def update(
             policy_update.values(context, state.networks, x.reshape(-1, x.shape[-1]), k).reshape(x.shape[:2])
             for x, k in zip((obs, next_obs), keys, strict=True)
         )
+        # Values of drawn actions differ from draw to draw; in an episode one state has one value.
+        next_value = jnp.where(segment_end > 0, next_value, jnp.roll(value, -1, 0))
 
     # 2. Advantages and targets, once per rollout.
     weight = None if rollout.valid is None else rollout.valid.astype(jnp.float32)
-    done = _find_episode_ends(rollout)
-    segment_end = done.at[-1].set(1.0)  # no row follows the last one
     done = segment_end if base.episodes else done  # with whole episodes, every rollout starts with a reset
     terminated = rollout.terminated.astype(jnp.float32)
     trajectory = Trajectory(rollout.reward, value, next_value, terminated, segment_end, weight, done)
