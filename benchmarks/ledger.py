@@ -1002,27 +1002,6 @@ def block_savo(env: str, *studies: str) -> str:
     return table(["agent", "return [95%]", "by seed"], rows)
 
 
-def block_critics(env: str) -> str:
-    """The landscapes of the critics of the study `critics` in one environment, beside the agents' returns."""
-    measured = [r for r in read_json("critics/critics.json")["rows"] if r["env"] == env]
-    rows = []
-    for label in dict.fromkeys(r["label"] for r in measured):
-        of = sorted((r for r in measured if r["label"] == label), key=lambda r: r["seed"])
-
-        def own(name: str, of: list[dict] = of) -> str:
-            return span(np.array([[r[name]] for r in of]))
-
-        def seen(metric: str, label: str = label) -> str:
-            return span(ends("critics", env, label, metric=metric))
-
-        recipe = label.partition("[")[0] + (", LayerNorm" if "critic_norm=layer" in label else "")
-        ratio = span(np.array([[r["mixed_mean"] / r["trace_mean"]] for r in of]))
-        cells = [own("optima"), own("gap_share"), own("mixed_mean"), own("trace_mean"), ratio, own("concave")]
-        rows.append([f"`{recipe}`", str(len(of)), seen("return"), *cells, seen("sm"), seen("q_bias_share")])
-    names = ["local optima", "gap", "M", "μ", "M / μ", "concave", "`sm`", "bias of Q"]
-    return table(["agent", "seeds", "return", *names], rows)
-
-
 def block_mujoco(agent: str) -> str:
     """Published returns of an agent after 300k, 1M and 5M steps, and ours."""
     cells = {
@@ -1213,7 +1192,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pave": block_pave,
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
     "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
-    "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),

@@ -784,7 +784,8 @@ NEUTRAL = {
     "name",
     slow_except(["periodic at every update is polyak with rate 1", "a normaliser that saw nothing"], NEUTRAL),
 )
-def test_neutral_settings_change_no_bit(name):
+def test_neutral_settings_change_nothing(name):
+    """Nothing but the rounding of a program that XLA fuses otherwise."""
     ends = []
     for row in NEUTRAL[name]:
         agent = make(*row)
@@ -795,7 +796,7 @@ def test_neutral_settings_change_no_bit(name):
         for _ in range(SYNC):
             state, index = program(state, rows, index, key)
         ends.append((state.actor, state.actor_target, state.critics, state.critics_target, index))
-    assert same(*ends)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), *ends)
 
 
 # --- the table itself ------------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ def work(folder, crash):
             saves.write(folder, name, {"state": tree, "replay": tree}, {"n": n})
         saves.drop(folder / name, "replay")
         saves.prune(folder, 1, lambda name: name == "7")
-        print(n, flush=True)
+        os.write(1, f"{n}\\n".encode())  # in one piece, or not at all
 
 for line in sys.stdin:
     folder, crash = line.split()

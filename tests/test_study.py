@@ -408,6 +408,7 @@ def test_a_warm_up_that_was_fitted_to_a_short_run(place):
     assert "base.warmup is 20 there and 25000 here" in there.why
 
 
+@pytest.mark.slow
 def test_a_changed_field_makes_a_new_run_and_says_which(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
     progress = StudyProgress(study(TEXT.replace("warmup = 60", "warmup = 70")))
@@ -422,6 +423,7 @@ def test_a_changed_field_makes_a_new_run_and_says_which(calm, place):
 # --- side by side --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_locked_run_waits(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
     for row in study().rows[:2]:

@@ -96,10 +96,9 @@ def update(
     if state.actor is not None:
         state = _step_actors(stage, state, metrics, previous or {})
 
-    # 7. target networks and slow copies update, in place: none before all that reads them
+    # 7. target networks and slow copies update; at a sync in place: not before all that reads them
     waited = zero_after((state.critics, state.actor)) == 0
-    event = event._replace(actor_moved=event.actor_moved & waited, synced=event.synced & waited)
-    stage = stage._replace(event=event)
+    stage = stage._replace(event=event._replace(synced=event.synced & waited))
     state = _update_targets(stage, state)
     state = _post_update(stage, state, y)
 
