@@ -243,7 +243,8 @@ def test_two_seeds_in_one_program_equal_two_runs(name):
     assert run.state.updates.shape == () == run.state.env_steps.shape
     for n, one in enumerate(apart):
         mine = jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (run, history))
-        close(mine, one, rtol=2e-3, atol=2e-4)
+        # Where a gradient is but rounding, Adam's first steps, of 3e-4, may have either sign.
+        close(mine, one, rtol=2e-3, atol=7e-4)
     assert np.abs(apart[0][0].carry.storage - apart[1][0].carry.storage).max() > 0.1, (
         "other seeds, other runs"
     )
