@@ -243,8 +243,11 @@ def test_two_seeds_in_one_program_equal_two_runs(name):
     assert run.state.updates.shape == () == run.state.env_steps.shape
     for n, one in enumerate(apart):
         mine = jax.tree.map(lambda leaf, n=n: leaf[n] if leaf.ndim else leaf, (run, history))
-        # Where a gradient is but rounding, Adam's first steps, of 3e-4, may have either sign.
+        # Where a gradient is but rounding, Adam's first steps, of 3e-4, may have either sign: in few places.
         close(mine, one, rtol=2e-3, atol=7e-4)
+        pairs = zip(jax.tree.leaves(mine), jax.tree.leaves(one), strict=True)
+        near = [np.isclose(*pair, rtol=2e-3, atol=2e-4, equal_nan=True).ravel() for pair in pairs]
+        assert np.mean(~np.concatenate(near)) < 1e-3
     assert np.abs(apart[0][0].carry.storage - apart[1][0].carry.storage).max() > 0.1, (
         "other seeds, other runs"
     )

@@ -391,7 +391,14 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
     if stage.agent.network.refreshes_actor == "always":
         refreshed = _refresh_actors(stage, state)
 
-    def move() -> tuple[State, Metrics]:
+    names: list[str] = []
+    stepped = ("actor", *(f"{name}.actor_params" for name in actor_params))
+
+    def changed(state: State) -> tuple[PyTree, ...]:  # `cond` would copy all else
+        optimisers = {name: state.optimisers[name] for name in stepped}
+        return state.actor, optimisers, {name: state.part_states[name].actor_params for name in actor_params}
+
+    def move() -> tuple[tuple[PyTree, ...], Metrics]:
         actor, statistics = split_statistics(state.actor)
         gradient, terms = jax.grad(
             lambda x: _actor_loss(stage, state, eqx.combine(x[0], statistics), x[1]), has_aux=True
@@ -400,31 +407,17 @@ def _step_actors(stage: Stage, state: State, metrics: Metrics, previous: Metrics
         moved = _optimise(stage, state, "actor", new, gradient[0])
         for name, value in actor_params.items():
             moved = _optimise(stage, moved, f"{name}.actor_params", value, gradient[1][name])
-        return moved, terms
-
-    if stage.agent.base.policy_delay == 1:
-        state, terms = move()
-        metrics |= terms
-        return state
-
-    names: list[str] = []
-    stepped = ("actor", *(f"{name}.actor_params" for name in actor_params))
-
-    def changed(state: State) -> tuple[PyTree, ...]:  # XLA would copy all else
-        optimisers = {name: state.optimisers[name] for name in stepped}
-        return state.actor, optimisers, {name: state.part_states[name].actor_params for name in actor_params}
-
-    def step() -> tuple[tuple[PyTree, ...], Metrics]:
-        moved, terms = move()
         names[:] = terms
         return changed(moved), terms
 
-    def wait() -> tuple[tuple[PyTree, ...], Metrics]:  # traced after `step`, which fills `names`
+    def wait() -> tuple[tuple[PyTree, ...], Metrics]:  # traced after `move`, which fills `names`
         terms = {name: previous.get(name, jnp.full((), jnp.nan, jnp.float32)) for name in names}
         return changed(state._replace(actor=refreshed)), terms
 
-    (actor, optimisers, params), terms = jax.lax.cond(stage.event.actor_moved, step, wait)
+    delayed = stage.agent.base.policy_delay > 1
+    new, terms = jax.lax.cond(stage.event.actor_moved, move, wait) if delayed else move()
     metrics |= terms
+    actor, optimisers, params = new
     part_states = {n: state.part_states[n]._replace(actor_params=value) for n, value in params.items()}
     return state._replace(
         actor=actor,

@@ -500,9 +500,8 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
             sync(folder / log)
     path = saves.write(place, name, trainer.arrays() | {"environment": shot.arrays}, meta)
     for older in saves.names(place)[:-REPLAYS]:
-        if any((place / older).glob("replay*.npz")):  # a glance: to read the record takes milliseconds
-            with contextlib.suppress(RunError):  # a damaged old save must not end the run
-                saves.drop(place / older, "replay")
+        with contextlib.suppress(RunError):  # a damaged old save must not end the run
+            saves.drop(place / older, "replay")
     saves.prune(place, trainer.plan.keep_saves, lambda n: _is_milestone(place / n))
     if (folder / RECORD).exists() and not (record := read_record(folder)).get("saved"):
         write_record(folder, record | {"saved": True})
