@@ -20,6 +20,7 @@ from qscape.errors import RunError
 from qscape.run import Plan
 from qscape.run import events as ev
 from qscape.run import trainer as trainers
+from qscape.run.drive import MOST
 from qscape.run.trainer import Trainer
 
 STEPS = 400
@@ -202,11 +203,12 @@ def test_an_environments_nan_ends_the_run_with_its_sentence(what, driven):
 
 
 def test_a_wish_to_stop_is_seen_at_the_next_step(driven):
-    trainer = begun(steps=10**6)
+    trainer, taken = begun(steps=10**6), []
     step = trainer.adapter.step
 
     def watched(action):
-        if trainer.env_steps == 200:
+        taken.append(action)
+        if len(taken) == 201:
             trainer.stop()
         return step(action)
 
@@ -243,7 +245,8 @@ def test_a_stop_from_outside_is_seen_within_moments(driven):
 def test_the_program_does_not_copy_the_replay(driven):
     trainer = begun("td3+lap", replay_capacity=65_536)
     told(trainer)
-    text = trainer.driver.program.lower(trainer.carry, trainer.key).compile().as_text()
+    arguments = trainer.carry, np.ones(MOST, np.int32), 1, 0, trainer.key
+    text = trainer.driver.program.lower(*arguments).compile().as_text()
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", text)
     sizes = [int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes]
     assert max(sizes, default=0) < 65_536

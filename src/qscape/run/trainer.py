@@ -23,7 +23,7 @@ from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
 from qscape.run import events as ev
-from qscape.run.drive import Driver, Due
+from qscape.run.drive import MOST, Driver
 from qscape.run.loop import Loop, Saver, copy_buffers
 from qscape.run.plan import REPLAYS, Plan
 from qscape.run.programs import Programs
@@ -45,7 +45,6 @@ class Trainer(Loop):
         refill: step at which updates begin again, if the run was resumed with an empty replay; else 0.
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
-        halt: the step at which the driven program returns, because something is due.
         discount_rule: `base.discount_rule` before the agent was bound to its task.
         first_ring: index of this run's first ring in the storage; above 0 if several seeds share a storage.
     """
@@ -68,7 +67,6 @@ class Trainer(Loop):
         self.pending = self.refill = 0
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
-        self.halt = 0
         self.discount_rule = agent.base.discount_rule
 
     def _start(self) -> Carry:
@@ -190,24 +188,26 @@ class Trainer(Loop):
         is the CPU: an accelerator would have to wait for a transfer at every step.
         """
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
-            simple = isinstance(self.agent.schedule, EveryStep) and self.adapter.is_host_only
-            if simple and jax.default_backend() == "cpu":
-                self.driver = Driver(self.agent, self.layout, self.adapter, self._due)
-        return self.driver is not None
+            simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
+            if simple and isinstance(self.agent.schedule, EveryStep) and jax.default_backend() == "cpu":
+                self.driver = Driver(self.agent, self.layout, self.adapter, lambda: self._stop)
+        return self.driver is not None and self.learning
 
     def _drive(self) -> Iterator[ev.RunEvent]:
         """Run the driven program until an episode ends or something is due."""
         assert self.driver is not None
-        self.halt = self._next_due()
-        self.carry = self.driver(self.carry, self.key)
-        yield from self._episode_events(self.driver.finished())
-
-    def _due(self, step: Step) -> Due:
-        """Return what the driven program has to do after a step. Called in XLA's thread."""
-        self._count_step(step)
-        due = Due(self.env_steps, self.pending, self._stop or self.env_steps >= self.halt)
+        schedule, base, envs = self.agent.schedule, self.agent.base, self.envs
+        # A schedule by steps is known before they are made.
+        due = [schedule.updates_due(self.schedule, StepEnd(envs * k), base)[1] for k in range(MOST + 1)]
+        steps = min(MOST, -(-(self._next_due() - self.env_steps) // envs))
+        updates = np.diff(np.array(due, np.int32))
+        self.carry, made = self.driver(self.carry, updates, steps, self.env_steps, self.key)
+        self.env_steps += envs * made
+        self._schedule(StepEnd(envs * made))
         self.updates, self.pending = self.updates + self.pending, 0
-        return due
+        finished = self.driver.finished()
+        self.returns += [episode.ret for episode in finished]
+        yield from self._episode_events(finished)
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
         """Ask the schedule how many updates are due after an event, and whether to keep the policy."""
