@@ -16,6 +16,9 @@ CAPACITY = 1_000_000
 LEARNING_RATE = 3e-4
 EXPLORATION = 0.1
 WARM_UP = 1_000  # random steps before the first update
+EPISODE = 100  # steps of an episode of contenders that update between episodes, the updates of one burst
+CROSSQ_CRITIC = (1024, 1024)  # hidden layers; the actor has `WIDTHS`
+SIMBA_ACTOR, SIMBA_CRITIC = (128,), (512, 512)  # residual blocks
 
 OFF_POLICY = {
     "qscape-td3": "qscape_",
@@ -24,13 +27,23 @@ OFF_POLICY = {
     "qscape-td3-scan": "qscape_",
     "qscape-td7-scan": "qscape_",
     "qscape-td3-assembled-scan": "qscape_",
+    "qscape-sac-assembled-scan": "qscape_",
     "qscape-td7-assembled-scan": "qscape_",
+    "qscape-td7-checkpoints": "qscape_",
+    "qscape-crossq": "qscape_",
+    "qscape-simba": "qscape_",
     "sb3-td3": "sb3",
     "sb3-sac": "sb3",
     "sbx-td3": "sbx",
     "sbx-sac": "sbx",
+    "sbx-crossq": "sbx",
+    "sbx-simba": "sbx",
+    "rlblox-sac": "rlblox",
+    "rlblox-td7": "rlblox",
+    "cleanrl-td3": "cleanrl_td3",
     "torch-td3": "torch_td3",
     "torch-td7": "torch_td7",
+    "torch-td7-checkpoints": "torch_td7",
 }
 ON_POLICY = {
     "qscape-ppo": "qscape_",
@@ -86,36 +99,55 @@ class Contender(NamedTuple):
 
 
 class Agent(Protocol):
-    """What `train_loop` needs; actions are in [-1, 1]."""
+    """What `train_loop` needs; actions are in [-1, 1]. `episode_ended` is called only with `episodes`."""
 
     updates: int
+
+    def episode_ended(self, ret: float) -> None: ...
 
     def act(self, observation: np.ndarray) -> np.ndarray: ...
     def add(self, *row: Any) -> None: ...  # observation, action, next observation, reward, terminated
     def update(self) -> None: ...
 
 
-def train_loop(agent: Agent, seed: int = 0) -> Contender:
-    """Put an agent on the task: random steps now, then one update after every step."""
+def train_loop(agent: Agent, seed: int = 0, episodes: bool = False) -> Contender:
+    """Put an agent on the task: random steps now, then one update after every step.
+
+    `episodes`: the updates wait for the end of an episode, of `EPISODE` steps, and `agent.episode_ended`
+    takes its return before them.
+    """
     import gymnasium
 
-    env = gymnasium.make(ENV)
+    env = gymnasium.make(ENV, max_episode_steps=EPISODE) if episodes else gymnasium.make(ENV)
     env.action_space.seed(seed)
     random = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
 
-    def step(action: np.ndarray) -> None:
-        nonlocal observation
+    total = 0.0
+
+    def step(action: np.ndarray) -> bool:
+        nonlocal observation, total
         next_observation, reward, terminated, truncated, _ = env.step(action)
         agent.add(observation, action, next_observation, reward, terminated)
-        observation = env.reset()[0] if terminated or truncated else next_observation
+        total += float(reward)
+        ended = terminated or truncated
+        observation = env.reset()[0] if ended else next_observation
+        return ended
 
     def advance(steps: int) -> None:
+        nonlocal total
         for _ in range(steps):
             noise = random.normal(0.0, EXPLORATION, env.action_space.shape)
-            step(np.clip(agent.act(observation) + noise, -1.0, 1.0).astype(np.float32))
-            agent.update()
+            ended = step(np.clip(agent.act(observation) + noise, -1.0, 1.0).astype(np.float32))
+            if not episodes:
+                agent.update()
+            elif ended:
+                agent.episode_ended(total)
+                total = 0.0
+                for _ in range(EPISODE):
+                    agent.update()
 
     for _ in range(WARM_UP):
         step(env.action_space.sample())
-    return Contender(advance, lambda: agent.updates)
+    total = 0.0
+    return Contender(advance, lambda: agent.updates, EPISODE if episodes else 2)

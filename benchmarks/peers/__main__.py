@@ -18,6 +18,8 @@ PACKAGES = (
     "torch",
     "stable-baselines3",
     "sbx-rl",
+    "rl-blox",
+    "flax",
     "jax",
     "equinox",
     "optax",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-BENCH_EXTRA = {"torch", "stable_baselines3", "sbx"}  # what the extra `bench` installs
+BENCH_EXTRA = {"torch", "stable_baselines3", "sbx", "flax"}  # what the extra `bench` installs
 
 
 class ContenderError(Exception):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peers import ENV, WARM_UP, Contender, PPOTask
+from peers import CROSSQ_CRITIC, ENV, EPISODE, WARM_UP, Contender, PPOTask
 from qscape.agents import build as build_agent
 from qscape.envs import EnvAdapter, make
 from qscape.envs.cartpole import CartPole
@@ -28,7 +28,15 @@ from qscape.run.scan import spec_of
 from qscape.run.trainer import Trainer
 from qscape.run.training import trainer_of
 
-RECIPES = {"td3": "td3", "sac": "sac", "td7": "td3+sale+lap+periodic+value_clip"}  # td7 without checkpoints
+RECIPES = {  # one update per environment step, as all contenders make
+    "td3": "td3",
+    "sac": "sac",
+    "td7": "td3+sale+lap+periodic+value_clip",  # without checkpoints
+    "td7-checkpoints": "td7",
+    "crossq": "crossq",
+    "simba": "sac+simba",
+}
+SETTINGS: dict[str, dict[str, Any]] = {"crossq": {"critic_hidden": CROSSQ_CRITIC}}
 SCAN = 50  # updates in one compiled call
 ROWS = 4096  # transitions in the replay of a scan: a power of two for the straight-line TD7
 COLUMNS = ("observation", "action", "reward", "terminated", "next_observation")  # of the straight-line files
@@ -48,8 +56,8 @@ def build(name: str) -> Contender:
     if "ppo" in name:
         return ppo(name)
     _, algorithm, *kind = name.split("-")
-    if not kind:
-        return library(RECIPES[algorithm])
+    if "scan" not in kind:
+        return library("-".join([algorithm, *kind]))
     adapter = make(ENV)
     transitions = random_transitions(adapter)
     return scan(
@@ -58,10 +66,12 @@ def build(name: str) -> Contender:
     )
 
 
-def library(recipe: str) -> Contender:
+def library(algorithm: str) -> Contender:
     """The library's own loop without evaluations and without a run folder."""
-    settings = {"base": {"warmup": WARM_UP}}
-    plan = Plan(recipe, ENV, steps=ENDLESS, settings=settings, eval_every=0)
+    recipe, bursts = RECIPES[algorithm], algorithm.endswith("checkpoints")
+    settings = {"base": {"warmup": WARM_UP, **SETTINGS.get(algorithm, {})}}
+    args = {"max_episode_steps": EPISODE} if bursts else {}
+    plan = Plan(recipe, ENV, steps=ENDLESS, settings=settings, env_args=args, eval_every=0)
     agent = build_agent(recipe, settings)
     trainer = Trainer(plan, agent, *open_adapters(plan, agent))
 
@@ -73,11 +83,11 @@ def library(recipe: str) -> Contender:
     def settle() -> None:
         """Runs of 10,000 steps and more soon go over to one program, where the agent allows it."""
         for _ in trainer.events(ENDLESS):  # says something at least once an episode
-            if trainer.driver is not None:
+            if bursts or trainer.driver is not None:
                 trainer.stop()
 
     advance(WARM_UP)
-    return Contender(advance, lambda: trainer.updates, settle=settle)
+    return Contender(advance, lambda: trainer.updates, EPISODE if bursts else 2, settle=settle)
 
 
 def ppo(name: str) -> Contender:

@@ -16,7 +16,9 @@ def build(name: str) -> Contender:
     return contender({"sb3-td3": TD3, "sb3-sac": SAC}[name], deterministic=name.endswith("td3"))
 
 
-def contender(algorithm: type[Any], deterministic: bool) -> Contender:
+def contender(
+    algorithm: type[Any], deterministic: bool = False, policy: str = "MlpPolicy", widths: Any = WIDTHS
+) -> Contender:
     """SBX takes the same arguments, so this serves both libraries.
 
     The replay's pages are touched as they fill, so a capacity of 1M costs no memory here.
@@ -29,7 +31,7 @@ def contender(algorithm: type[Any], deterministic: bool) -> Contender:
             "action_noise": NormalActionNoise(np.zeros(size), np.full(size, EXPLORATION)),
         }
     model = algorithm(
-        "MlpPolicy",
+        policy,
         ENV,
         learning_rate=LEARNING_RATE,
         buffer_size=CAPACITY,
@@ -37,7 +39,7 @@ def contender(algorithm: type[Any], deterministic: bool) -> Contender:
         batch_size=BATCH,
         train_freq=1,
         gradient_steps=1,
-        policy_kwargs={"net_arch": list(WIDTHS)},
+        policy_kwargs={"net_arch": widths if isinstance(widths, dict) else list(widths)},
         seed=0,
         device="cpu",
         **settings,

@@ -1,7 +1,8 @@
-"""TD7 without checkpoints in eager PyTorch, straight-line (Fujimoto et al. 2023, arXiv 2306.02451).
+"""TD7 in eager PyTorch, straight-line (Fujimoto et al. 2023, arXiv 2306.02451), with and without checkpoints.
 
-One update per environment step; replay is numpy with priorities in one torch vector, sampled through
-their cumulative sum.
+With checkpoints a policy is kept if its episode returned more than those of all policies before it, which is
+the paper's rule for its first 750,000 updates. Replay is numpy with priorities in one torch vector, sampled
+through their cumulative sum.
 """
 
 from typing import Any
@@ -202,7 +203,13 @@ class TD7:
         self.replay.reset_max_priority()
         self.low, self.high = self.run_min, self.run_max
 
+    best = -float("inf")
+
+    def episode_ended(self, ret: float) -> None:
+        if ret > self.best:
+            self.best, self.kept = ret, (frozen_copy(self.actor), frozen_copy(self.fixed))
+
 
 def build(name: str) -> Contender:
     torch.manual_seed(0)
-    return train_loop(TD7(17, 6))
+    return train_loop(TD7(17, 6), episodes=name.endswith("checkpoints"))

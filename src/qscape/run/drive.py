@@ -8,7 +8,6 @@ program. The results equal those of `insert`, `learn` and `choose` in turn, to t
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,6 @@ from qscape.types import Key
 SLICE = 0.25  # seconds after which the program returns, so that a request to stop is seen in time
 MOST = 512  # steps after which it returns
 REWARD, TERMINATED, TRUNCATED, VALID, PROCEED = range(5)  # the numbers of an answer
-
-Program: TypeAlias = Callable[[Carry, Int[np.ndarray, " MOST"], Any, Any, Key], tuple[Carry, Array]]
 
 
 class Driver:
@@ -109,7 +106,9 @@ class Driver:
         numbers[PROCEED] = not (step.finished or self.stopped() or time.perf_counter() > self.end)
 
 
-def _program(agent: Agent, layout: Layout, environments: Callable[..., None], kind: np.dtype) -> Program:
+def _program(
+    agent: Agent, layout: Layout, environments: Callable[..., None], kind: np.dtype
+) -> Callable[..., tuple[Carry, Array]]:
     """Return the function to compile: a while_loop over cycles that calls `environments` at each step.
 
     `kind`: type of the observations' entries.
