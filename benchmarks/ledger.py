@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import report
 from collect import read_archive
+from pages import BLOCK, PAGES, RESULTS, ROOT, renew, table
 from scipy.stats import t as student
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-RESULTS = HERE / "results"
 PAGE = ROOT / "docs" / "results.md"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(<!-- ledger:([a-z0-9-]+) -->\n).*?(<!-- ledger end -->)", re.DOTALL)
 
 SEEDS = 3  # fewer seeds than this have no verdict
 LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
@@ -648,12 +646,6 @@ def share_text(share: float) -> str:
     return "" if math.isnan(share) else f"{100 * share:.0f}%"
 
 
-def table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """Format a Markdown table."""
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 COLUMNS = [
     "task",
     "agent",
@@ -1130,62 +1122,6 @@ def block_starts() -> str:
     return table(["agent", "seed", "step", *names], rows)
 
 
-LIBRARIES = {"sb3": "Stable-Baselines3", "sbx": "SBX", "torch": "eager PyTorch"}
-
-
-def read_speeds() -> list[dict]:
-    """Read the recorded runs of throughput.py beside other libraries, oldest first."""
-    files = sorted((RESULTS / "throughput").glob("*[0-9]-peers*.json"))
-    return [json.loads(file.read_text()) for file in files]
-
-
-def between(values: Iterable[float]) -> str:
-    """Format the least and the greatest of some numbers."""
-    low, high = min(values := [*values]), max(values)
-    digits = 0 if high >= 10 else 2
-    return f"{low:,.{digits}f} to {high:,.{digits}f}"
-
-
-def block_speed() -> str:
-    """Steps per second over all recorded runs, beside other libraries: the least and the greatest median."""
-    runs, rows = read_speeds(), []
-    for agent in ("td3", "sac", "td7"):
-        medians = [{name: c["median"] for name, c in run["contenders"].items()} for run in runs]
-        ours = f"qscape-{agent}"
-        cells = []
-        for library in LIBRARIES:
-            name = f"{library}-{agent}"
-            ratios = [m[ours] / m[name] for m in medians if name in m]
-            cells.append(f"{between(m[name] for m in medians)}; {between(ratios)}" if ratios else "")
-        named = "TD7 without `checkpoints`" if agent == "td7" else agent.upper()
-        rows.append([named, between(m[ours] for m in medians), *cells])
-    return table(["agent", "qscape", *(f"{name}; qscape against it" for name in LIBRARIES.values())], rows)
-
-
-def block_speed_runs() -> str:
-    """Every recorded run of the comparison of speed."""
-    rows = []
-    for run in read_speeds():
-        made, machine = {name: c["median"] for name, c in run["contenders"].items()}, run["machine"]
-        cells = []
-        for agent in ("td3", "sac", "td7"):
-            ratios = [f"{made[ours] / made[name]:.2f}" for ours, name in _pairs(agent) if name in made]
-            cells.append(f"{made[f'qscape-{agent}']:,.0f}: {', '.join(ratios)}")
-        started = machine["started"][:16].replace("T", " ")
-        load = f"{machine['load_before'][0]:.1f}"
-        rows.append([started, machine["system"].split("-")[3], machine["commit"], load, *cells])
-    names = [
-        "TD3: against SB3, SBX, PyTorch",
-        "SAC: against SB3, SBX",
-        "TD7 without `checkpoints`: against PyTorch",
-    ]
-    return table(["started", "machine", "commit", "load", *names], rows)
-
-
-def _pairs(agent: str) -> list[tuple[str, str]]:
-    return [(f"qscape-{agent}", f"{library}-{agent}") for library in LIBRARIES]
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
@@ -1204,20 +1140,16 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cartpole": block_cartpole,
     "offline": block_offline,
     "starts": block_starts,
-    "speed": block_speed,
-    "speed-runs": block_speed_runs,
+    **report.BLOCKS,
 }
-
-
-def renew(text: str) -> str:
-    """Renew the blocks of a page."""
-    return BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m[2]]()}{m[3]}", text)
 
 
 def outputs() -> dict[Path, str]:
     """Return what every file should hold: the page, and all pages with blocks."""
     made = {
-        page: renew(page.read_text()) for page in PAGES if page != PAGE and BLOCK.search(page.read_text())
+        page: renew(page.read_text(), BLOCKS)
+        for page in PAGES
+        if page != PAGE and BLOCK.search(page.read_text())
     }
     return {PAGE: make_page(), **made}
 

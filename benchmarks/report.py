@@ -1,63 +1,244 @@
-"""Measure how long an HTML report takes and how large it is: 100 runs of 200 evaluations of 10 episodes.
+"""Write the tables of docs/performance.md and of the README's speed, from recorded measurements alone.
 
-    python benchmarks/report.py
+    python benchmarks/report.py speed
 
-The script writes run folders of five agents on four environments with five seeds and random returns. It
-then times `qscape compare RUNS --html FILE` in a process of its own. It exits with code 1 if that takes
-more than 15 s, or if the page is larger than 6 MB.
+It reads results/throughput, results/updates, results/start and results/seeds, and measures nothing. Every
+recorded run is in the tables, with the range over rounds and machines.
 """
 
 import argparse
-import resource
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-import numpy as np
+from pages import BLOCK, PAGES, RESULTS, ROOT, renew, table
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from runs_on_disk import write_run  # writes the run folders that the tests compare
-
-ENVS = ("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
-AGENTS = ("td3", "sac", "td7", "td3+pave", "sac+savgo")
-SEEDS, EVALUATIONS, EPISODES, EVERY = 5, 200, 10, 5_000
-SECONDS, MEGABYTES = 15.0, 6.0
-
-
-def make(folder: Path) -> None:
-    """Write run folders with learning curves that rise with random scatter."""
-    rng = np.random.default_rng(0)
-    steps = EVERY * np.arange(1, EVALUATIONS + 1)
-    for env in ENVS:
-        for k, agent in enumerate(AGENTS):
-            for seed in range(SEEDS):
-                mean = 1000 * (k + 3) * (1 - np.exp(-steps / 300_000)) * rng.uniform(0.8, 1.2)
-                returns = mean[:, None] + rng.normal(0, 200, (EVALUATIONS, EPISODES))
-                points = dict(zip(steps.tolist(), returns.tolist(), strict=True))
-                write_run(folder / env / agent / str(seed), label=agent, env=env, seed=seed, returns=points)
+AGENTS = {
+    "td3": "TD3",
+    "sac": "SAC",
+    "td7": "TD7 without `checkpoints`",
+    "td7-checkpoints": "TD7, episodes of 100 steps",
+    "crossq": "CrossQ",
+    "simba": "SAC with SimBa's networks",
+}
+LIBRARIES = {
+    "sb3": "Stable-Baselines3",
+    "sbx": "SBX",
+    "cleanrl": "CleanRL's loop for JAX",
+    "rlblox": "RL-BLOX",
+    "torch": "eager PyTorch",
+}
+# Files before they named their machine.
+MACHINES = {"2026-11-20": "v657", "2026-11-21": "v595", "20261121-100318": "v595"}
 
 
-def main() -> int:
-    """Write the run folders, time the report, and print the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--html", type=Path, help="keep the report here")
-    keep = parser.parse_args().html
-    with tempfile.TemporaryDirectory() as place:
-        runs, file = Path(place) / "runs", keep or Path(place) / "report.html"
-        make(runs)
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "qscape.cli", "compare", str(runs), "--html", str(file)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds, megabytes = time.perf_counter() - began, file.stat().st_size / 1e6
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # roughly the time on an idle machine
-    cpu = used.ru_utime + used.ru_stime
-    print(f"{len(ENVS) * len(AGENTS) * SEEDS} runs of {EVALUATIONS} evaluations of {EPISODES} episodes:")
-    print(f"{seconds:.1f} s (asked: {SECONDS:.0f}), {cpu:.1f} s of a core")
-    print(f"{megabytes:.2f} MB (asked: {MEGABYTES:.0f})")
-    return int(seconds > SECONDS or megabytes > MEGABYTES)
+def read(kind: str, pattern: str = "*.json") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and content of the recorded files of a kind, oldest first."""
+    for file in sorted((RESULTS / kind).glob(pattern)):
+        yield file.stem, json.loads(file.read_text())
+
+
+def read_speeds() -> list[dict[str, Any]]:
+    """Read the recorded runs of throughput.py beside other libraries, oldest first."""
+    return [run for _, run in read("throughput", "*[0-9]-peers*.json")]
+
+
+def machine_of(about: dict[str, Any]) -> str:
+    """Return the short name of a machine, which its kernel has."""
+    return about["system"].split("-")[3]
+
+
+def between(values: Iterable[float]) -> str:
+    """Format the least and the greatest of some numbers."""
+    low, high = min(values := [*values]), max(values)
+    digits = 0 if high >= 10 else 2
+    low_text, high_text = f"{low:,.{digits}f}", f"{high:,.{digits}f}"
+    return low_text if low_text == high_text else f"{low_text} to {high_text}"
+
+
+def pairs(above: str, below: str) -> tuple[list[tuple[float, float]], list[float]]:
+    """Return the medians of two contenders in every run that has both, and their ratios in single rounds."""
+    medians, rounds = [], []
+    for run in read_speeds():
+        both = [run["contenders"].get(name) for name in (above, below)]
+        if None not in both:
+            medians.append((both[0]["median"], both[1]["median"]))
+            rates = [[turn["steps_per_second"] for turn in one["turns"]] for one in both]
+            rounds += [a / b for a, b in zip(*rates, strict=True)]
+    return medians, rounds
+
+
+def block_speed() -> str:
+    """Steps per second over all recorded runs, beside each library."""
+    rows = []
+    for agent, named in AGENTS.items():
+        for library, title in LIBRARIES.items():
+            medians, rounds = pairs(f"qscape-{agent}", f"{library}-{agent}")
+            if medians:
+                ours, theirs = zip(*medians, strict=True)
+                ratios = between(a / b for a, b in medians)
+                rows.append(
+                    [named, title, between(ours), between(theirs), ratios, between(rounds), len(medians)]
+                )
+    names = ["agent", "beside", "qscape", "it", "ratio", "ratio in single rounds", "runs"]
+    return table(names, rows)
+
+
+def block_speed_runs() -> str:
+    """Every recorded run of the comparison of speed."""
+    rows = []
+    for run in read_speeds():
+        made, about = {name: c["median"] for name, c in run["contenders"].items()}, run["machine"]
+        cells = []
+        for agent in AGENTS:
+            ours = f"qscape-{agent}"
+            ratios = [
+                f"{library} {made[ours] / made[name]:.2f}"
+                for library in LIBRARIES
+                if (name := f"{library}-{agent}") in made and ours in made
+            ]
+            cells.append(f"{made[ours]:,.0f}: {', '.join(ratios)}" if ratios else "")
+        started = about["started"][:16].replace("T", " ")
+        kind = "quick" if "quick" in run["mode"] else "long"
+        load = f"{about['load_before'][0]:.1f}"
+        rows.append([started, machine_of(about), kind, about["commit"], load, *cells])
+    return table(["started", "machine", "kind", "commit", "load", *AGENTS.values()], rows)
+
+
+def block_speed_loop() -> str:
+    """What the loop loses against a scan of bare updates with the time of the steps added."""
+    rows = []
+    for agent in ("td3", "sac", "td7"):
+        for scan, title in (
+            ("assembled-scan", "of the assembled agent"),
+            ("scan", "of the straight-line file"),
+        ):
+            medians, rounds = pairs(f"qscape-{agent}", f"qscape-{agent}-{scan}")
+            if medians:
+                rows.append(
+                    [AGENTS[agent], title, between(a / b for a, b in medians), between(rounds), len(medians)]
+                )
+    return table(["agent", "scan", "share of its speed", "in single rounds", "runs"], rows)
+
+
+def block_speed_updates() -> str:
+    """Milliseconds of an update of every method, on each machine, and its share of the peak."""
+    files = [(name, run) for name, run in read("updates") if "td7" in run["seconds an update"]]
+    names: dict[str, None] = {}
+    for _, run in files:
+        names |= dict.fromkeys(run["seconds an update"])
+    newest = files[-1][1]
+    peak = max(statistics.median(rates) for rates in zip(*newest["GFLOP/s of the products"], strict=True))
+    rows = []
+    for name in names:
+        cells = []
+        for _, run in files:
+            seconds = run["seconds an update"]
+            base = name.split("+")[0].split(",")[0]
+            base = base if base in ("td3", "td7") else "sac"
+            if name in seconds:
+                ms = 1e3 * statistics.median(seconds[name])
+                ratio = ms / 1e3 / statistics.median(seconds[base]) if base in seconds else 1.0
+                cells.append(f"{ms:,.1f}" + (f" ({ratio:.2f})" if base != name else ""))
+            else:
+                cells.append("")
+        gflop = newest["gflop"].get(name)
+        if gflop is None:
+            rows.append([name, *cells, "", "", ""])
+            continue
+        rate = gflop / statistics.median(newest["seconds an update"][name])
+        rows.append([name, *cells, f"{gflop:.2f}", f"{rate:,.0f}", f"{rate / peak:.0%}"])
+    heads = [f"{MACHINES.get(name) or machine_of(run['machine'])}, {day(name)}" for name, run in files]
+    return table(["update", *(f"{head}: ms" for head in heads), "GFLOP", "GFLOP/s", "of the peak"], rows)
+
+
+def day(name: str) -> str:
+    """Return the date in a file's name, `2026-11-20` or `20261121-100318`."""
+    return name if name[4] == "-" else f"{name[:4]}-{name[4:6]}-{name[6:8]}"
+
+
+def block_speed_start() -> str:
+    """Seconds from a command to its first update."""
+    rows = []
+    for name, run in read("start"):
+        for case, kinds in run["starts"].items():
+            for kind, made in kinds.items():
+                medians = {phase: statistics.median(one[phase] for one in made) for phase in made[0]}
+                cells = [f"{medians[phase]:.1f}" for phase in START]
+                rows.append(
+                    [f"{machine_of(run['machine'])}, {day(name)}", case.replace(":", ", "), kind, *cells]
+                )
+    return table(["machine", "agent and task", "cache", *START.values()], rows)
+
+
+START = {
+    "total": "seconds in all",
+    "imports": "imports",
+    "environment and agent": "environment, agent",
+    "initial state": "initial state",
+    "random steps": "256 random steps",
+    "first update": "first update",
+    "of it tracing": "of all, tracing",
+    "of it compiling or reading the cache": "of all, compiling or reading the cache",
+}
+
+
+def block_speed_seeds() -> str:
+    """Several seeds as processes."""
+    rows = []
+    for name, run in read("throughput", "*[0-9]-seeds*.json"):
+        made = run["contenders"]
+        for case, one in made.items():
+            agent, count = case.split(" ", 1)
+            first = made[f"{agent} 1 x 2 threads"]["median"]
+            other = made.get(case.replace("qscape-", "sb3-")) if agent != "sb3-td3" else None
+            rows.append(
+                [
+                    f"{machine_of(run['machine'])}, {day(name)}",
+                    agent,
+                    count,
+                    f"{one['median']:,.0f} ({one['min']:,.0f} to {one['max']:,.0f})",
+                    f"{one['median'] / first:.2f}",
+                    f"{one['median'] / other['median']:.2f}" if other else "",
+                    f"{one['peak_memory_mb_of_a_process']:,.0f}",
+                ]
+            )
+    names = ["machine", "agent", "processes", "steps/s of all", "against one of two threads"]
+    return table([*names, "against Stable-Baselines3", "MB a process"], rows)
+
+
+def block_speed_accelerators() -> str:
+    """Updates per second of several seeds in one program."""
+    rows = []
+    for name, run in read("seeds"):
+        for case, values in run["seconds an update of a seed"].items():
+            rate, size = 1 / statistics.median(values), run["bytes"][case] / 1e6
+            rows.append([run["device"], day(name), case, f"{rate:,.0f} updates/s", f"{size:,.0f} MB"])
+        for case, values in run["seconds an environment step"].items():
+            rows.append([run["device"], day(name), case, f"{1 / statistics.median(values):,.0f} steps/s", ""])
+    return table(["device", "date", "contender", "speed", "arrays"], rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "speed": block_speed,
+    "speed-runs": block_speed_runs,
+    "speed-loop": block_speed_loop,
+    "speed-updates": block_speed_updates,
+    "speed-start": block_speed_start,
+    "speed-seeds": block_speed_seeds,
+    "speed-accelerators": block_speed_accelerators,
+}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["speed"])
+    parser.parse_args()
+    for page in PAGES:
+        text = page.read_text()
+        if BLOCK.search(text) and (new := renew(text, BLOCKS)) != text:
+            page.write_text(new, encoding="utf-8")
+            print(page.relative_to(ROOT))

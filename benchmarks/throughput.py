@@ -54,6 +54,7 @@ RATIOS = (
     ("qscape-ppo-tuned", "sb3-ppo-tuned"),
     ("qscape-ppo-tuned-scan", "sb3-ppo-tuned"),
 )
+AT_ONCE = (2, 4, 8)  # processes of `--seeds`
 QUIET = 0.2  # a turn is disturbed if other processes use more of a core than this
 
 
@@ -101,6 +102,7 @@ def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
         "cpu_seconds": own,
         "steps_per_second": steps / longest,
         "cores_used_by_others": others,
+        "peak_memory_mb": max(answer["peak_memory_mb"] for answer in answers),
     }
 
 
@@ -148,11 +150,6 @@ def ratio(report: dict[str, Any], above: str, below: str) -> dict[str, Any] | No
         "min": min(single),
         "max": max(single),
     }
-
-
-def cores() -> list[int]:
-    """Return the cores a process can be pinned to; empty if the system cannot pin."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -212,18 +209,32 @@ def measure_peers(options: argparse.Namespace, rounds: int, seconds: float, repo
 
 
 def measure_seeds(options: argparse.Namespace, rounds: int, seconds: float, report: dict[str, Any]) -> None:
-    """Measure two pinned processes of one thread at once against one process of two threads."""
+    """Measure processes of one thread at once against one process of two threads: seeds one after the other.
+
+    The same processes serve for 2, 4 and 8 at once.
+    """
     entries: dict[str, list[Worker]] = {}
     for name in options.only:
         python = options.python(name)
-        places = [(1, core) for core in cores()[:2]]
-        pair = [worker for place in places if (worker := start(name, python, *place, report=report))]
+        many = [worker for _ in range(max(AT_ONCE)) if (worker := start(name, python, 1, report=report))]
         single = start(name, python, 2, report=report)
-        if len(pair) == 2 and single:
-            entries |= {f"{name} 2x1 thread": pair, f"{name} 1x2 threads": [single]}
+        if single and len(many) == max(AT_ONCE):
+            entries[_seeds(name, 1)] = [single]
+            entries |= {_seeds(name, count): many[:count] for count in AT_ONCE}
     run_and_close(entries, rounds, seconds, report)
-    pairs = [(f"{name} 2x1 thread", f"{name} 1x2 threads") for name in options.only]
+    contenders = report["contenders"]
+    pairs = [(_seeds(n, count), _seeds(n, 1)) for n in options.only for count in AT_ONCE]
+    if "sb3-td3" in options.only:
+        pairs += [(_seeds("qscape-td3", count), _seeds("sb3-td3", count)) for count in (1, *AT_ONCE)]
     report["ratios"] = [found for pair in pairs if (found := ratio(report, *pair))]
+    for name in contenders:
+        peak = [each["peak_memory_mb"] for each in contenders[name]["turns"]]
+        contenders[name]["peak_memory_mb_of_a_process"] = max(peak)
+        print(f"{name:28} at most {max(peak):,.0f} MB a process")
+
+
+def _seeds(name: str, count: int) -> str:
+    return f"{name} {count} x 1 thread" if count > 1 else f"{name} 1 x 2 threads"
 
 
 def run_and_close(
@@ -233,9 +244,8 @@ def run_and_close(
         if entries:
             play(entries, rounds, seconds, report)
     finally:
-        for workers in entries.values():
-            for worker in workers:
-                worker.close()
+        for worker in {id(w): w for workers in entries.values() for w in workers}.values():
+            worker.close()
 
 
 def interpreter(given: Sequence[str]) -> Callable[[str], str]:
@@ -253,7 +263,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument(
-        "--seeds", action="store_true", help="one process per core against one of two threads"
+        "--seeds", action="store_true", help="2, 4 and 8 processes of one thread against one of two"
     )
     parser.add_argument(
         "--on-policy", action="store_true", help="PPO on CartPole-v1, not off-policy agents on HalfCheetah-v5"
@@ -273,7 +283,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     everyone = list(ON_POLICY if options.on_policy else OFF_POLICY)
     if options.seeds:
-        everyone = ["qscape-ppo"] if options.on_policy else ["qscape-td3", "qscape-td7"]
+        everyone = ["qscape-ppo"] if options.on_policy else ["qscape-td3", "qscape-td7", "sb3-td3"]
     options.only = options.only.split(",") if options.only else everyone
     if unknown := set(options.only) - set(MODULES):
         parser.error(f"no contender {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
@@ -281,8 +291,6 @@ def parse() -> argparse.Namespace:
         parser.error(f"--python takes NAME=PATH, not {wrong[0]}")
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; at least 1 is needed")
-    if options.seeds and len(cores()) < 2:
-        parser.error("--seeds pins processes to two cores, and finds fewer here")
     options.python = interpreter(options.python)
     return options
 

@@ -1,18 +1,18 @@
-"""Measure the cost of one update of each method beside its base: time, FLOPs and GFLOP/s.
+"""Measure the cost of one update of each method beside its base: time, products, and share of the peak.
 
     NPROC=1 python benchmarks/updates.py [NAME ...]
 
 The sizes are those of HalfCheetah-v5 (17 observations, 6 actions): batch size 256, networks 256-256, random
 transitions. All contenders take turns, one block of updates each, so that a disturbance affects all of
 them. The script prints medians over the turns and writes the raw seconds to benchmarks/results/updates.
-FLOPs are XLA's count of an update with the actor's step. XLA counts the body of a loop once, so the count
-for SAVGO, which processes its candidates in blocks, does not contain all of them.
+GFLOP are those of the matrix products, counted in the traced program: bodies of loops as often as they run, a
+delayed actor step in its share of the updates. The peak is the fastest product of float32 matrices that the
+same process finds on the same number of threads, in turns with the contenders.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -24,12 +24,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
+from throughput import machine
 
 from qscape.agents import build
 from qscape.replay.storage import Rows
 from qscape.types import Spec
 
-SPEC = Spec(17, 6)
+SPEC = Spec(17, 6, time_limit=1_000)
 ROWS, BLOCK, TURNS = 4096, 12, 7  # 12 updates: the same number of actor steps in each block
 SILU = {"actor_activation": "silu", "critic_activation": "silu"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +43,9 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3+pave": ("td3+pave", {}),
     "td3+pave, fraction 0.25": ("td3+pave", {"pave": {"fraction": 0.25}}),
     "td3+savo": ("td3+savo", {}),
+    "td3+rip": ("td3+rip", {}),
+    "td3+sale": ("td3+sale", {}),
+    "td3+lap": ("td3+lap", {}),
     "td7": ("td3+sale+lap+periodic+value_clip", {}),
     "td7+pave": ("td3+sale+lap+periodic+value_clip+pave", {}),
     "sac": ("sac", {}),
@@ -53,7 +58,18 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sac+savgo, K 128": ("sac+savgo", {}),
     "sac+savgo, K 128, kernel batch 64": ("sac+savgo", {"savgo": {"kernel_batch": 64}}),
+    "sac+c51": ("sac+c51", {}),
+    "sac+hl_gauss": ("sac+hl_gauss", {}),
+    "tqc": ("tqc", {}),
+    "crossq": ("crossq", {}),
+    "simba": ("simba", {}),
+    "simbav2": ("simbav2", {"base": {"schedule_updates": 100_000}}),
+    "xqc": ("xqc", {"base": {"schedule_updates": 100_000}}),
+    "bro": ("bro", {}),
+    "redq": ("redq", {}),
+    "droq": ("droq", {}),
 }
+PEAK = ((256, 256, 256), (512, 512, 512), (256, 512, 2048), (1024, 1024, 1024))  # sizes of products
 
 
 class Contender:
@@ -74,8 +90,8 @@ class Contender:
             return jax.lax.fori_loop(0, BLOCK, lambda _, moved: update(moved, rows, key), moved)
 
         self.block: Callable[..., Any] = block
-        cost: Any = jax.jit(update).lower(self.moved, self.storage, self.key).compile().cost_analysis()
-        self.gflop = cost["flops"] / 1e9
+        traced = jax.make_jaxpr(update)(self.moved, self.storage, self.key)
+        self.gflop = products(traced.jaxpr, 1 / agent.base.policy_delay) / 1e9
         self.turn()
 
     def turn(self) -> float:
@@ -83,6 +99,61 @@ class Contender:
         begun = time.perf_counter()
         self.moved = jax.block_until_ready(self.block(self.moved, self.storage, self.key))
         return (time.perf_counter() - begun) / BLOCK
+
+
+def products(jaxpr: Any, taken: float) -> float:
+    """Count the floating-point operations of the products in a traced program.
+
+    Args:
+        jaxpr: the program.
+        taken: the share of updates in which a conditional takes its dearer branch.
+    """
+    total = 0.0
+    for one in jaxpr.eqns:
+        if one.primitive.name == "dot_general":
+            (summed, _), _ = one.params["dimension_numbers"]
+            inner = np.prod([one.invars[0].aval.shape[axis] for axis in summed])
+            total += 2.0 * inner * np.prod(one.outvars[0].aval.shape)
+            continue
+        inside = [products(sub, taken) for sub in jaxprs_in_params(one.params)]
+        if one.primitive.name == "cond":
+            total += taken * max(inside) + (1 - taken) * min(inside)
+        else:
+            total += sum(inside) * one.params.get("length", 1)
+    return total
+
+
+class Peak:
+    """Products of one size, one after the other."""
+
+    def __init__(self, rows: int, inner: int, columns: int) -> None:
+        self.operations = 2 * rows * inner * columns
+        random = np.random.default_rng(0)
+        a, b = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((rows, inner), (inner, columns)))
+        self.count = max(4, int(2e10 / self.operations))
+
+        @jax.jit
+        def run(a: Any, b: Any) -> Any:
+            def body(_: Any, a: Any) -> Any:
+                product = a @ b
+                return a + 1e-9 * product[:, :1]
+
+            return jax.lax.fori_loop(0, self.count, body, a)
+
+        self.run = lambda: jax.block_until_ready(run(a, b))
+        self.run()
+
+    def turn(self) -> float:
+        """Return GFLOP/s."""
+        begun = time.perf_counter()
+        self.run()
+        return self.count * self.operations / (time.perf_counter() - begun) / 1e9
+
+
+def base_of(name: str) -> str:
+    """Return the contender that another one is compared with."""
+    base = name.split("+")[0].split(",")[0]
+    return base if base in ("td3", "td7") else "sac"
 
 
 def filled(agent: Any, layout: Any) -> Any:
@@ -98,9 +169,9 @@ def filled(agent: Any, layout: Any) -> Any:
     )
 
     def insert(replay: Any, one: Rows) -> tuple[Any, None]:
-        return agent.replay.insert(layout, *replay, one, jnp.array([True])), None
+        return agent.insert(layout, *replay, one, jnp.array([True])), None
 
-    return jax.jit(lambda replay: jax.lax.scan(insert, replay, new)[0])(agent.replay.init(layout))
+    return jax.jit(lambda replay: jax.lax.scan(insert, replay, new)[0])(agent.init_replay(layout))
 
 
 def main() -> None:
@@ -116,24 +187,32 @@ def main() -> None:
     names = [name for name in CONTENDERS if not asked or name in asked]
     load = os.getloadavg()
     contenders = {name: Contender(*CONTENDERS[name]) for name in names}
-    turns = [{name: one.turn() for name, one in contenders.items()} for _ in range(TURNS)]
+    peaks, found = [Peak(*sizes) for sizes in PEAK], []
+    turns = []
+    for _ in range(TURNS):
+        found.append([peak.turn() for peak in peaks])
+        turns.append({name: one.turn() for name, one in contenders.items()})
+    peak = max(statistics.median(rates) for rates in zip(*found, strict=True))
     seconds = {name: [turn[name] for turn in turns] for name in names}
     ms = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-    print(f"{'':36}{'ms':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'x base':>8}")
+    print(f"peak {peak:.0f} GFLOP/s")
+    print(f"{'':36}{'ms':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'of peak':>8}{'x base':>8}")
     for name, one in contenders.items():
-        base = name.split("+")[0].split(",")[0]
+        base = base_of(name)
         ratio = f"{ms[name] / ms[base]:8.2f}" if base in ms else ""
-        print(f"{name:36}{ms[name]:8.2f}{one.gflop:8.2f}{1e3 * one.gflop / ms[name]:9.0f}{ratio}")
+        rate = 1e3 * one.gflop / ms[name]
+        print(f"{name:36}{ms[name]:8.2f}{one.gflop:8.2f}{rate:9.0f}{rate / peak:8.2f}{ratio}")
     place = Path(__file__).parent / "results" / "updates"
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     about = {
         "command": " ".join(["python", "benchmarks/updates.py", *sys.argv[1:]]),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
         "NPROC": os.environ.get("NPROC"),
         "load before": load,
         "jax": jax.__version__,
+        "machine": machine(int(os.environ.get("NPROC", os.cpu_count() or 1))),
+        "products": PEAK,
+        "GFLOP/s of the products": found,
     }
     gflop = {name: one.gflop for name, one in contenders.items()}
     file.write_text(json.dumps({**about, "gflop": gflop, "seconds an update": seconds}, indent=1) + "\n")

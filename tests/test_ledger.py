@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ if not (ROOT / "benchmarks" / "results" / "learning").exists():
 sys.path.append(str(ROOT / "benchmarks"))
 import collect  # noqa: E402
 import ledger  # noqa: E402
+import updates  # noqa: E402
 
 
 def ours(half=10.0, seeds=5):
@@ -99,6 +102,18 @@ def test_published_numbers_are_there_once():
     pave = cell["PAVE", "Table: TD3", "Pendulum", "TD3+PAVE", "sm", 100_000]
     assert (pave.mean, pave.spread, pave.seeds) == (0.351, 0.118, 5)
     assert cell["TD7", "Table 1", "Humanoid", "TD7", "return", 5_000_000].text == "10281 ± 588"
+
+
+def test_products_are_counted_as_often_as_they_run():
+    a, b, c = np.ones((3, 4)), np.ones((2, 4, 5)), np.ones((5, 4))
+
+    def program(x):
+        x, _ = jax.lax.scan(lambda x, _: (x @ b[0] @ c, None), x, length=7)  # 7 (2·3·4·5 + 2·3·5·4)
+        y = jax.vmap(lambda one: x @ one)(b)  # 2·2·3·4·5
+        return jax.lax.cond(y.sum() > 0, lambda: x @ b[0], lambda: jnp.zeros((3, 5)))  # 2·3·4·5 in a third
+
+    counted = updates.products(jax.make_jaxpr(program)(a).jaxpr, 1 / 3)
+    assert counted == pytest.approx(7 * 240 + 240 + 120 / 3)
 
 
 @pytest.mark.parametrize("script", sorted(x.stem for x in (ROOT / "benchmarks").glob("*.py")))

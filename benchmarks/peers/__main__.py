@@ -1,4 +1,4 @@
-"""One contender in a process of its own: `python -m peers NAME [--core N]`, a line of JSON in, a line out.
+"""One contender in a process of its own: `python -m peers NAME`, a line of JSON in, a line out.
 
 It waits on a blocking pipe between its turns, so that an idle contender takes no processor time.
 """
@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import resource
 import sys
 import time
 from typing import Any
@@ -46,7 +47,6 @@ def main() -> None:
     """Build the contender, say that it is ready, then answer {"steps": n, "limit": seconds} with a turn."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=list(MODULES))
-    parser.add_argument("--core", type=int)
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
@@ -54,8 +54,6 @@ def main() -> None:
     def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
-    if arguments.core is not None:
-        os.sched_setaffinity(0, {arguments.core})
     try:
         started = time.perf_counter()
         contender = importlib.import_module(f"peers.{MODULES[arguments.name]}").build(arguments.name)
@@ -87,6 +85,7 @@ def main() -> None:
             "cpu_seconds": time.process_time() - cpu,
             "warm_cpu_seconds": cpu - asleep,
             "updates": contender.updates() - before,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
     answer(

@@ -18,16 +18,15 @@ class ContenderError(Exception):
 
 
 class Worker:
-    """A contender's process. `python` is its interpreter, `core` pins it to one core."""
+    """A contender's process. `python` is its interpreter."""
 
-    def __init__(self, name: str, python: str, threads: int, core: int | None = None):
+    def __init__(self, name: str, python: str, threads: int):
         self.name = name
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, it lives as long as the process
-        pin = [] if core is None else ["--core", str(core)]
         started = time.perf_counter()
         try:
             self.process = subprocess.Popen(
-                [python, "-m", "peers", name, *pin],
+                [python, "-m", "peers", name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,

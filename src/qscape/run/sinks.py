@@ -2,19 +2,28 @@
 
 import csv
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-from tensorboardX.summary import scalar
-
 from qscape.errors import RunError
 from qscape.run import events as ev
 from qscape.run.files import write_whole
 from qscape.run.logs import EVALUATION_COLUMNS, Log, read_evaluations, read_metrics
+
+# To draw networks, tensorboardX imports PyTorch where it is installed: 2 s and 200 MB that no run needs.
+_hidden = "torch" not in sys.modules
+if _hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.summary import scalar
+finally:
+    if _hidden:
+        del sys.modules["torch"]
 
 _proto: Any = event_pb2  # generated code: its classes are created at run time
 
