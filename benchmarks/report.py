@@ -79,9 +79,17 @@ def block_speed() -> str:
                 ours, theirs = zip(*medians, strict=True)
                 ratios = between(a / b for a, b in medians)
                 rows.append(
-                    [named, title, between(ours), between(theirs), ratios, between(rounds), len(medians)]
+                    [named, title, between(ours), between(theirs), ratios, between(rounds), str(len(medians))]
                 )
-    names = ["agent", "beside", "qscape", "it", "ratio", "ratio in single rounds", "runs"]
+    names = [
+        "agent",
+        "beside",
+        "steps/s of qscape",
+        "of the other",
+        "ratio",
+        "ratio in single rounds",
+        "runs",
+    ]
     return table(names, rows)
 
 
@@ -117,7 +125,13 @@ def block_speed_loop() -> str:
             medians, rounds = pairs(f"qscape-{agent}", f"qscape-{agent}-{scan}")
             if medians:
                 rows.append(
-                    [AGENTS[agent], title, between(a / b for a, b in medians), between(rounds), len(medians)]
+                    [
+                        AGENTS[agent],
+                        title,
+                        between(a / b for a, b in medians),
+                        between(rounds),
+                        str(len(medians)),
+                    ]
                 )
     return table(["agent", "scan", "share of its speed", "in single rounds", "runs"], rows)
 
