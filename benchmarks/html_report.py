@@ -54,8 +54,8 @@ def main() -> int:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # roughly the time on an idle machine
     cpu = used.ru_utime + used.ru_stime
     print(f"{len(ENVS) * len(AGENTS) * SEEDS} runs of {EVALUATIONS} evaluations of {EPISODES} episodes:")
-    print(f"{seconds:.1f} s (asked: {SECONDS:.0f}), {cpu:.1f} s of a core")
-    print(f"{megabytes:.2f} MB (asked: {MEGABYTES:.0f})")
+    print(f"{seconds:.1f} s (limit: {SECONDS:.0f}), {cpu:.1f} s of a core")
+    print(f"{megabytes:.2f} MB (limit: {MEGABYTES:.0f})")
     return int(seconds > SECONDS or megabytes > MEGABYTES)
 
 

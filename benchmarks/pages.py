@@ -19,3 +19,9 @@ def table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
 def renew(text: str, blocks: Mapping[str, Callable[[], str]]) -> str:
     """Renew the blocks of a page; those that `blocks` does not name stay."""
     return BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]]()}{m[3]}" if m[2] in blocks else m[0], text)
+
+
+def base_of(name: str) -> str:
+    """Return the agent that the cost of another one's update is compared with."""
+    base = name.split("+")[0].split(",")[0]
+    return base if base in ("td3", "td7") else "sac"

@@ -3,7 +3,7 @@
     python benchmarks/report.py speed
 
 It reads results/throughput, results/updates, results/start and results/seeds, and measures nothing. Every
-recorded run is in the tables, with the range over rounds and machines.
+recorded run is in the tables, with the range over rounds and machines; of updates those that have TD7.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pages import BLOCK, PAGES, RESULTS, ROOT, renew, table
+from pages import BLOCK, PAGES, RESULTS, ROOT, base_of, renew, table
 
 AGENTS = {
     "td3": "TD3",
@@ -149,8 +149,7 @@ def block_speed_updates() -> str:
         cells = []
         for _, run in files:
             seconds = run["seconds an update"]
-            base = name.split("+")[0].split(",")[0]
-            base = base if base in ("td3", "td7") else "sac"
+            base = base_of(name)
             if name in seconds:
                 ms = 1e3 * statistics.median(seconds[name])
                 ratio = ms / 1e3 / statistics.median(seconds[base]) if base in seconds else 1.0
@@ -175,15 +174,14 @@ def day(name: str) -> str:
 def block_speed_start() -> str:
     """Seconds from a command to its first update."""
     rows = []
-    for name, run in read("start"):
+    for _, run in read("start"):
         for case, kinds in run["starts"].items():
             for kind, made in kinds.items():
                 medians = {phase: statistics.median(one[phase] for one in made) for phase in made[0]}
                 cells = [f"{medians[phase]:.1f}" for phase in START]
-                rows.append(
-                    [f"{machine_of(run['machine'])}, {day(name)}", case.replace(":", ", "), kind, *cells]
-                )
-    return table(["machine", "agent and task", "cache", *START.values()], rows)
+                about = [machine_of(run["machine"]), run["machine"]["commit"]]
+                rows.append([*about, case.replace(":", ", "), kind, *cells])
+    return table(["machine", "commit", "agent and task", "cache", *START.values()], rows)
 
 
 START = {

@@ -102,14 +102,14 @@ def main() -> None:
     updates, size = {}, {}
     for name in agents:  # one agent at a time, since the replays of all may not fit into the memory
         made = {
-            f"{name}, {n} seeds, {precision}": Contender(name, n, precision, seconds)
+            f"{name}, {n} {'seeds' if n > 1 else 'seed'}, {precision}": Contender(name, n, precision, seconds)
             for n in counts
             for precision in precisions
         }
         updates |= play(made)
         size |= {case: one.bytes for case, one in made.items()}
         for case in made:
-            first = updates[f"{name}, {counts[0]} seeds, {precisions[0]}"]
+            first = updates[f"{name}, seeds {counts[0]}, {precisions[0]}"]
             rate, gain = (
                 1 / statistics.median(updates[case]),
                 statistics.median(first) / statistics.median(updates[case]),

@@ -85,11 +85,14 @@ def busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def turn(workers: Sequence[Worker], seconds: float) -> dict[str, Any]:
-    """Run the workers at the same time; steps per second are all their steps over the longest duration."""
+def turn(workers: Sequence[Worker], seconds: float, rate: float | None = None) -> dict[str, Any]:
+    """Run the workers at the same time; steps per second are all their steps over the longest duration.
+
+    `rate`: steps per second of all of them in their last turn together, so that all work as long.
+    """
     busy = busy_seconds()
     for worker in workers:
-        worker.start_turn(seconds)
+        worker.start_turn(seconds, rate and rate / len(workers))
     answers = [worker.end_turn() for worker in workers]
     now = busy_seconds()
     steps = sum(answer["steps"] for answer in answers)
@@ -116,11 +119,17 @@ def play(entries: dict[str, list[Worker]], rounds: int, seconds: float, report: 
         names = list(entries)
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            if name not in entries:  # it shared a process that failed
+                continue
             try:
-                turns[name].append({"round": number, **turn(entries[name], seconds)})
+                last = turns[name][-1]["steps_per_second"] if turns[name] else None
+                turns[name].append({"round": number, **turn(entries[name], seconds, last)})
             except ContenderError as error:
                 drop(name, error, report)
-                for worker in entries.pop(name):
+                broken = entries[name]
+                for other in [n for n, workers in entries.items() if any(w in workers for w in broken)]:
+                    entries.pop(other)
+                for worker in broken:
                     worker.close()
         if not entries:
             break

@@ -5,18 +5,20 @@
 The sizes are those of HalfCheetah-v5 (17 observations, 6 actions): batch size 256, networks 256-256, random
 transitions. All contenders take turns, one block of updates each, so that a disturbance affects all of
 them. The script prints medians over the turns and writes the raw seconds to benchmarks/results/updates.
-GFLOP are those of the matrix products, counted in the traced program: bodies of loops as often as they run, a
-delayed actor step in its share of the updates. The peak is the fastest product of float32 matrices that the
-same process finds on the same number of threads, in turns with the contenders.
+GFLOP are those of the matrix products, counted in the traced program: bodies of loops as often as they run,
+a delayed actor step in its share of the updates. XLA computes a little less where only a part of a product
+is read. The peak is the fastest product of float32 matrices that the same process finds on the same number
+of threads, in turns with the contenders.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
+from pages import base_of
 from throughput import machine
 
 from qscape.agents import build
@@ -32,7 +35,7 @@ from qscape.replay.storage import Rows
 from qscape.types import Spec
 
 SPEC = Spec(17, 6, time_limit=1_000)
-ROWS, BLOCK, TURNS = 4096, 12, 7  # 12 updates: the same number of actor steps in each block
+ROWS, BLOCK, TURNS = 4096, 12, 7  # 12 updates: the same number of actor steps in each block, or a multiple
 SILU = {"actor_activation": "silu", "critic_activation": "silu"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3": ("td3", {}),
@@ -81,33 +84,39 @@ class Contender:
         self.key = jax.random.key(1)
         self.storage, index = filled(agent, layout)
         self.moved = jax.tree.map(jnp.copy, (agent.init(jax.random.key(0)), index))
+        self.updates = math.lcm(BLOCK, agent.base.policy_delay)
 
         def update(moved: Any, rows: Any, key: Any) -> Any:
             return agent.update(layout, moved[0], rows, moved[1], key)[:2]
 
         @partial(jax.jit, donate_argnums=0)
         def block(moved: Any, rows: Any, key: Any) -> Any:
-            return jax.lax.fori_loop(0, BLOCK, lambda _, moved: update(moved, rows, key), moved)
+            return jax.lax.fori_loop(0, self.updates, lambda _, moved: update(moved, rows, key), moved)
 
         self.block: Callable[..., Any] = block
-        traced = jax.make_jaxpr(update)(self.moved, self.storage, self.key)
-        self.gflop = products(traced.jaxpr, 1 / agent.base.policy_delay) / 1e9
+        arguments = self.moved, self.storage, self.key
+        self.gflop = products(update, *arguments, taken=1 / agent.base.policy_delay) / 1e9
         self.turn()
 
     def turn(self) -> float:
         """Run one block; return seconds per update."""
         begun = time.perf_counter()
         self.moved = jax.block_until_ready(self.block(self.moved, self.storage, self.key))
-        return (time.perf_counter() - begun) / BLOCK
+        return (time.perf_counter() - begun) / self.updates
 
 
-def products(jaxpr: Any, taken: float) -> float:
-    """Count the floating-point operations of the products in a traced program.
+def products(program: Callable[..., Any], *arguments: Any, taken: float = 1.0) -> float:
+    """Count the floating-point operations of the products in a program, in loops as often as they run.
 
     Args:
-        jaxpr: the program.
-        taken: the share of updates in which a conditional takes its dearer branch.
+        program: a function to trace, with arguments for it. What its results do not need is not counted.
+        taken: the share of calls in which a conditional takes its dearer branch.
     """
+    jaxpr = jax.make_jaxpr(program)(*arguments).jaxpr
+    return _products(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0], taken)
+
+
+def _products(jaxpr: Any, taken: float) -> float:
     total = 0.0
     for one in jaxpr.eqns:
         if one.primitive.name == "dot_general":
@@ -115,12 +124,20 @@ def products(jaxpr: Any, taken: float) -> float:
             inner = np.prod([one.invars[0].aval.shape[axis] for axis in summed])
             total += 2.0 * inner * np.prod(one.outvars[0].aval.shape)
             continue
-        inside = [products(sub, taken) for sub in jaxprs_in_params(one.params)]
+        inside = [_products(program, taken) for program in _inside(one.params)]
         if one.primitive.name == "cond":
             total += taken * max(inside) + (1 - taken) * min(inside)
         else:
             total += sum(inside) * one.params.get("length", 1)
     return total
+
+
+def _inside(params: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the programs among the parameters of an operation."""
+    for value in params.values():
+        for each in value if isinstance(value, tuple) else (value,):
+            if hasattr(program := getattr(each, "jaxpr", each), "eqns"):
+                yield program
 
 
 class Peak:
@@ -148,12 +165,6 @@ class Peak:
         begun = time.perf_counter()
         self.run()
         return self.count * self.operations / (time.perf_counter() - begun) / 1e9
-
-
-def base_of(name: str) -> str:
-    """Return the contender that another one is compared with."""
-    base = name.split("+")[0].split(",")[0]
-    return base if base in ("td3", "td7") else "sac"
 
 
 def filled(agent: Any, layout: Any) -> Any:

@@ -133,4 +133,11 @@ class TD3:
 
 
 def build(name: str) -> Contender:
-    return train_loop(TD3())
+    agent = TD3()
+    contender = train_loop(agent)
+
+    def advance(steps: int) -> None:
+        contender.advance(steps)
+        jax.block_until_ready((agent.actor, agent.critics))
+
+    return contender._replace(advance=advance)

@@ -57,14 +57,14 @@ class Worker:
             raise ContenderError(answer["error"])
         return answer
 
-    def start_turn(self, seconds: float) -> None:
-        """Ask for as many steps as take that long at the last turn's speed.
+    def start_turn(self, seconds: float, rate: float | None = None) -> None:
+        """Ask for as many steps as take that long at a rate, by default that of its last turn.
 
         Should the machine have become slower, the turn ends after three times as long.
         """
         assert self.process.stdin
         block = self.ready["block"]
-        steps = max(1, round(self.rate * seconds / block)) * block
+        steps = max(1, round((rate or self.rate) * seconds / block)) * block
         with contextlib.suppress(BrokenPipeError):  # the process is gone; `end_turn` tells why
             print(json.dumps({"steps": steps, "limit": 3 * seconds}), file=self.process.stdin, flush=True)
 

@@ -83,11 +83,14 @@ def library(algorithm: str) -> Contender:
     def settle() -> None:
         """Runs of 10,000 steps and more soon go over to one program, where the agent allows it."""
         for _ in trainer.events(ENDLESS):  # says something at least once an episode
-            if bursts or trainer.driver is not None:
+            if trainer.driver is not None:
                 trainer.stop()
 
     advance(WARM_UP)
-    return Contender(advance, lambda: trainer.updates, EPISODE if bursts else 2, settle=settle)
+    if bursts:  # the episode that ends the random phase has no updates
+        advance(EPISODE)
+        return Contender(advance, lambda: trainer.updates, EPISODE)
+    return Contender(advance, lambda: trainer.updates, settle=settle)
 
 
 def ppo(name: str) -> Contender:

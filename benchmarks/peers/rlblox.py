@@ -1,7 +1,8 @@
 """RL-BLOX (Flax NNX): its own loops, which run in a thread that waits at every step for leave to go on.
 
-Its functions train from start to end and make their programs anew at each call, so they are called once. The
-bar that shows their progress is what they wait at.
+Its functions train from start to end and make their programs anew at each call, so they are called once.
+The bar that shows their progress is what they wait at. The last of a turn's many updates may still be
+running when it ends, because the networks are out of reach.
 """
 
 import threading

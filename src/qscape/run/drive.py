@@ -1,9 +1,10 @@
 """The whole cycle of a run in one compiled program, which calls the environments.
 
 Between two programs a step loses time: leaves are passed, threads wake up, caches are cold. Here only the
-environments' answers are passed. An update empties the caches, so that each line of Python after it takes
-several times as long as in a loop of its own: the callback does nothing that can be done before or after the
-program. The results equal those of `insert`, `learn` and `choose` in turn, to the bit.
+environments' answers are passed. What was not used for the milliseconds of an update is gone from the
+caches, so that each line of Python takes several times as long as in a loop of its own: the callback does
+nothing that can be done before or after the program. The results equal those of `insert`, `learn` and
+`choose` in turn, to the bit.
 """
 
 import time
@@ -51,7 +52,7 @@ class Driver:
     def __call__(
         self, carry: Carry, updates: Int[np.ndarray, " MOST"], steps: int, env_steps: int, key: Key
     ) -> tuple[Carry, int]:
-        """Run one or more cycles; return when an episode ends, a stop is due or the environment raises.
+        """Run cycles; return after `steps`, at an episode's end, for a stop, or if the environment raises.
 
         Args:
             carry: the carry, with a chosen action; its buffers are donated.

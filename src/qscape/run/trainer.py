@@ -45,6 +45,7 @@ class Trainer(Loop):
         refill: step at which updates begin again, if the run was resumed with an empty replay; else 0.
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
+        reach: how many steps the driven program may make in its next call; few if episodes are short.
         discount_rule: `base.discount_rule` before the agent was bound to its task.
         first_ring: index of this run's first ring in the storage; above 0 if several seeds share a storage.
     """
@@ -67,6 +68,7 @@ class Trainer(Loop):
         self.pending = self.refill = 0
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
+        self.reach = MOST
         self.discount_rule = agent.base.discount_rule
 
     def _start(self) -> Carry:
@@ -185,12 +187,13 @@ class Trainer(Loop):
     def _drives(self) -> bool:
         """Return whether the whole cycle runs as one program; compile it when it becomes worth it.
 
-        It does if updates follow steps, the environments never call JAX, many steps are left, and the backend
-        is the CPU: an accelerator would have to wait for a transfer at every step.
+        It does if updates follow steps, every row of the environments is a step, they never call JAX, many
+        steps are left, and the backend is the CPU: an accelerator would have to wait for a transfer at every
+        step.
         """
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
             simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
-            if simple and isinstance(self.agent.schedule, EveryStep) and jax.default_backend() == "cpu":
+            if simple and type(self.agent.schedule) is EveryStep and jax.default_backend() == "cpu":
                 self.driver = Driver(self.agent, self.layout, self.adapter, lambda: self._stop)
         return self.driver is not None and self.learning
 
@@ -198,11 +201,13 @@ class Trainer(Loop):
         """Run the driven program until an episode ends or something is due."""
         assert self.driver is not None
         schedule, base, envs = self.agent.schedule, self.agent.base, self.envs
+        steps = min(MOST, self.reach, -(-(self._next_due() - self.env_steps) // envs))
         # A schedule by steps is known before they are made.
-        due = [schedule.updates_due(self.schedule, StepEnd(envs * k), base)[1] for k in range(MOST + 1)]
-        steps = min(MOST, -(-(self._next_due() - self.env_steps) // envs))
-        updates = np.diff(np.array(due, np.int32))
+        due = [schedule.updates_due(self.schedule, StepEnd(envs * k), base)[1] for k in range(steps + 1)]
+        updates = np.zeros(MOST, np.int32)
+        updates[:steps] = np.diff(due)
         self.carry, made = self.driver(self.carry, updates, steps, self.env_steps, self.key)
+        self.reach = 2 * made + 8
         self.env_steps += envs * made
         self._schedule(StepEnd(envs * made))
         self.updates, self.pending = self.updates + self.pending, 0
