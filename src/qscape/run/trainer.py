@@ -76,8 +76,7 @@ class Trainer(Loop):
         ring_buffer.check_memory(self.layout)
         self.programs = Programs(self.agent, self.layout)
         self._allocate: Callable[[], Storage] = partial(ring_buffer.create, self.layout)
-        # One program that runs once: compiled with less effort, it starts sooner and computes the same.
-        state = jax.jit(self.agent.init, compiler_options={"xla_backend_optimization_level": 1})(self.key)
+        state = self.agent.init(self.key)
         return Carry(
             state=state,
             storage=None,  # type: ignore[arg-type]
