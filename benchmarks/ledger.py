@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import report
+from blocks import BLOCK, PAGES, RESULTS, ROOT, renew, table
 from collect import read_archive
-from pages import BLOCK, PAGES, RESULTS, ROOT, renew, table
 from scipy.stats import t as student
 
 HERE = Path(__file__).parent

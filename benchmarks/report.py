@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pages import BLOCK, PAGES, RESULTS, ROOT, base_of, renew, table
+from blocks import BLOCK, PAGES, RESULTS, ROOT, base_of, renew, table
 
 AGENTS = {
     "td3": "TD3",

@@ -26,8 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from blocks import base_of
 from jax.interpreters.partial_eval import dce_jaxpr
-from pages import base_of
 from throughput import machine
 
 from qscape.agents import build
