@@ -66,6 +66,7 @@ class Driver:
         """
         self.end = time.perf_counter() + SLICE
         carry, made = self.program(carry, updates, np.int32(steps), np.int32(env_steps), key)
+        jax.block_until_ready(made)  # it waits without the interpreter's lock, which the environments need
         return carry, int(made)
 
     def finished(self) -> list[Episode]:
