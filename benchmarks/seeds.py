@@ -102,20 +102,17 @@ def main() -> None:
     updates, size = {}, {}
     for name in agents:  # one agent at a time, since the replays of all may not fit into the memory
         made = {
-            f"{name}, {n} {'seeds' if n > 1 else 'seed'}, {precision}": Contender(name, n, precision, seconds)
+            f"{name}, seeds {n}, {precision}": Contender(name, n, precision, seconds)
             for n in counts
             for precision in precisions
         }
         updates |= play(made)
         size |= {case: one.bytes for case, one in made.items()}
         for case in made:
-            first = updates[f"{name}, seeds {counts[0]}, {precisions[0]}"]
-            rate, gain = (
-                1 / statistics.median(updates[case]),
-                statistics.median(first) / statistics.median(updates[case]),
-            )
+            first, here = (statistics.median(updates[k]) for k in (next(iter(made)), case))
+            size_mb = size[case] / 1e6
             print(
-                f"{case:36} {rate:10,.0f} updates/s {gain:6.2f} times the first, {size[case] / 1e6:,.0f} MB"
+                f"{case:36} {1 / here:10,.0f} updates/s {first / here:6.2f} times the first {size_mb:,.0f} MB"
             )
     runs = {
         f"{name}, {loop}": Run(name, loop, seconds)

@@ -313,7 +313,10 @@ def main() -> int:
     if options.on_policy:
         task = {name: PPOTask.of(name)._asdict() for name in options.only}
     report: dict[str, Any] = {
-        "command": sys.argv,
+        "command": [  # interpreters stand where this machine has them, which means nothing elsewhere
+            "benchmarks/throughput.py",
+            *(re.sub(r"=.*", "=PYTHON", argument) for argument in sys.argv[1:]),
+        ],
         "mode": mode,
         "machine": machine(options.threads),
         "task": task,

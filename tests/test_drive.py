@@ -1,5 +1,6 @@
 """The driven program: the same run, to the bit, with the environment called from within."""
 
+import dataclasses
 import re
 import threading
 from functools import partial
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformReward
 from rows import slow
 from tiny import Clock, settings
@@ -17,6 +19,8 @@ from qscape import agents
 from qscape.envs import adapter as adapters
 from qscape.envs import make
 from qscape.errors import RunError
+from qscape.offpolicy.plain import EveryStep
+from qscape.offpolicy.sockets import EpisodeEnd
 from qscape.run import Plan
 from qscape.run import events as ev
 from qscape.run import trainer as trainers
@@ -166,6 +170,36 @@ def test_short_runs_are_not_driven():
 @pytest.mark.parametrize("recipe", [slow("td7"), "td3+checkpoints"])
 def test_agents_that_learn_between_episodes_are_not_driven(recipe, driven):
     trainer = begun(recipe)
+    told(trainer)
+    assert trainer.updates
+    assert trainer.driver is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(EveryStep):
+    """A schedule of somebody's own, which counts the episodes."""
+
+    heard: list[int] = dataclasses.field(default_factory=list, hash=False, compare=False)
+
+    def updates_due(self, state, event, base):
+        if isinstance(event, EpisodeEnd):
+            self.heard.append(event.length)
+        return super().updates_due(state, event, base)
+
+
+def test_schedules_of_ones_own_hear_of_every_episode(driven):
+    plan = Plan("td3", "Clock", STEPS, settings=settings("td3", warmup=50), eval_every=0)
+    schedule = Own()
+    agent = dataclasses.replace(agents.build("td3", plan.settings), schedule=schedule)
+    trainer = Trainer(plan, agent, make(partial(Clock, 30)))
+    told(trainer)
+    assert trainer.driver is None
+    assert schedule.heard == [30] * 12  # those after the 50 steps of the warm-up
+
+
+def test_environments_whose_resets_are_rows_are_not_driven(driven):
+    many = SyncVectorEnv([Clock, Clock], autoreset_mode=AutoresetMode.NEXT_STEP)
+    trainer = begun(env=many, evaluated=False)
     told(trainer)
     assert trainer.updates
     assert trainer.driver is None

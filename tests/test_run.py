@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -23,6 +26,14 @@ from qscape.run.evaluation import evaluate
 from qscape.run.plan import prepare
 from qscape.run.policy import evaluate_run
 from qscape.run.trainer import Trainer
+
+
+def test_pytorch_is_not_imported_with_the_writer_of_tensorboard(tmp_path):
+    """Where it is installed, a run would wait for it; and who wants it afterwards still gets it."""
+    (tmp_path / "torch.py").write_text("Tensor = object")
+    check = "import sys, qscape.run.sinks; assert 'torch' not in sys.modules; import torch; torch.Tensor"
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", check], env=os.environ | {"PYTHONPATH": paths}, check=True)
 
 
 class Seen:
