@@ -26,7 +26,7 @@ from qscape.ops import sum_tree
 from qscape.replay.storage import rows_at
 from qscape.run import offline, saves
 from qscape.run.folder import read_plan, read_record
-from qscape.run.plan import Plan, prepare
+from qscape.run.plan import Plan, part_notes, prepare
 from qscape.run.training import resume, train
 from qscape.types import Batch, Spec
 
@@ -323,6 +323,11 @@ def test_iql_takes_the_expectile_and_weighs_by_the_advantage():
     found, _ = part.loss(context().policy, context().q, None, own, context(), BATCH, jax.random.key(0))
     assert float(found) == pytest.approx((weight * far).mean())
     assert part.next_value(own, BATCH.next_observation).tolist() == [1.0, -1.0]
+
+
+def test_iql_says_which_part_it_replaces():
+    assert part_notes(build("td7+iql")) == ["iql values the next state by V: value_clip is not used"]
+    assert part_notes(build("iql")) == []
 
 
 # --- recipes ------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, PyTree
 from qscape.nets import MLP
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.sockets import Context, Nets, PartState, PolicyLoss
+from qscape.offpolicy.plain import MinTarget
+from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, PolicyLoss
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 
@@ -48,6 +49,11 @@ class IQL(PolicyLoss):
         tune=(0.5, 10.0, "log"),
     )
     max_weight: float = setting(100.0, "Upper bound of the advantage weights.", within="> 0")
+
+    def notes(self, agent: Composition) -> list[str]:
+        """Says that V takes the place of the part that values the next state by target critics."""
+        replaced = agent.bootstrap.name
+        return [f"iql values the next state by V: {replaced} is not used"] * (replaced != MinTarget.name)
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes V, an MLP of the observation with the critics' widths."""
