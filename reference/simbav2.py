@@ -232,7 +232,7 @@ def update(state, transitions, key, batch_size=256):
     def actor_loss(actor, log_alpha):
         drawn, log_prob = sample(actor, obs, jax.random.fold_in(stream(key, "soft.loss"), 0))
         q = jnp.stack([values(raw) for raw in logits(critics, obs, drawn)], -1)
-        tuning = -(log_alpha * jax.lax.stop_gradient(log_prob - 0.5 * action.shape[-1])).mean()
+        tuning = -(jnp.exp(log_alpha) * jax.lax.stop_gradient(log_prob - 0.5 * action.shape[-1])).mean()
         return (alpha * log_prob - q.min(-1)).mean() + tuning
 
     gradient = jax.grad(actor_loss, (0, 1))(state.actor, state.log_alpha)

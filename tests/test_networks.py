@@ -13,9 +13,10 @@ from qscape.errors import UsageError
 from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
 from qscape.nets.layers import LayerNorm, UnitLinear, project
+from qscape.offpolicy import update
 from qscape.offpolicy.sockets import PartState
 from qscape.ops.running import Moments
-from qscape.types import Spec
+from qscape.types import Batch, Event, Spec
 
 KEY = jax.random.key(0)
 CHEETAH = Spec(17, 6)
@@ -104,16 +105,17 @@ def test_the_sum_over_a_batch_has_no_gradient_in_training_and_one_in_evaluation(
     close(jax.grad(lambda x: norm(x).sum())(COLUMN), np.full((4, 1), 0.9995), rtol=1e-5)
 
 
-def test_both_halves_are_one_batch():
-    both = jnp.array([[0.0], [2.0], [4.0], [6.0]])
-    close(BatchNorm(1).train(both)[0][:, 0], [-1.341507, -0.447169, 0.447169, 1.341507])
-
-
 # --- residual networks ------------------------------------------------------------------------------------
 
 
-def test_layer_norm_has_the_epsilon_of_flax():
-    close(LayerNorm(4, residual.EPSILON)(jnp.array([0.0, 0.0, 0.0, 0.004]))[-1], 1.5)
+@pytest.mark.parametrize(("recipe", "norms"), [("sac+simba", 3), ("sac+bronet", 5)])
+def test_layer_norms_have_the_epsilon_of_flax(recipe, norms):
+    torso = build(recipe, 16).nets.critic(KEY).body.torso
+    leaves = jax.tree.leaves(torso, is_leaf=lambda x: isinstance(x, LayerNorm))
+    found = [x for x in leaves if isinstance(x, LayerNorm)]
+    assert len(found) == norms
+    for norm in found:
+        close(norm(jnp.zeros(16).at[15].set(0.004))[-1], 0.00375 / (9.375e-7 + 1e-6) ** 0.5)
 
 
 def test_a_simba_block_with_a_zero_layer_is_the_identity():
@@ -192,9 +194,50 @@ def test_statistics_move_with_the_step_of_their_network_alone(recipe, actor):
         run = run.step()
     assert set(batches(run.state.critics)) == {6}
     assert set(batches(run.state.actor)) == {actor}
-    before = jax.tree.leaves(run.state.actor)
-    run.agent.act(run.agent.acting(run.state), None, jnp.zeros((1, S)), jnp.array([True]), 0, KEY, "evaluate")
-    np.testing.assert_array_equal(before[0], jax.tree.leaves(run.state.actor)[0])
+
+
+@pytest.mark.parametrize("recipe", ["td3+crossq", "td3+crossq_wn", "td3+xqc"])
+def test_critics_and_their_targets_are_normalised_by_the_rows_of_both_states(recipe):
+    """Targets and TD errors of one step equal those of `train` on the 2B rows (s, a) and (s', a')."""
+    run = start(build(recipe, 8, target_noise=0.0, exploration_noise=0.0))
+    agent, rng = run.agent, np.random.default_rng(0)
+    obs, next_obs = rng.normal(size=(8, S)), rng.normal(2.0, size=(8, S))
+    action = rng.uniform(-1, 1, (8, 3))
+    reward, terminated = rng.normal(size=8), np.arange(8) == 3
+    columns = map(jnp.float32, (obs, action, reward, terminated, next_obs))
+    batch, state = Batch(*columns, discount=0.9), run.state
+    if state.critics_target:  # other weights than those of the critics
+        other = agent.init(jax.random.key(5)).critics
+        state = state._replace(critics_target=other)
+    now = jnp.asarray(1), jnp.asarray(0), jnp.array(True), jnp.array(False)
+    stage = update.Stage(agent, batch, Event(*now), KEY)
+    after, y, td_error = update._step_critics(stage, state, {})
+
+    following = agent.functions(state, stage.event).policy(batch.next_observation).mode()
+    rows = [jnp.concatenate(x) for x in ((batch.observation, batch.next_observation), (action, following))]
+    online = [critic.train(*rows, [])[0][:8, 0] for critic in state.critics]
+    valued = [critic.train(*rows, [])[0][8:, 0] for critic in state.critics_target or state.critics]
+    expected = reward + 0.9 * (1 - terminated) * np.min(valued, 0)
+    close(y[:, 0], expected, rtol=1e-4, atol=1e-5)
+    close(td_error, np.stack(online, 1) - expected[:, None], rtol=1e-4, atol=1e-5)
+    assert set(batches(after.critics)) == {1}
+    assert set(batches(after.critics_target)) <= {0}, "until the targets follow"
+
+
+def test_slow_copies_have_the_actor_s_statistics():
+    run = start(build("sac+crossq+asap", 8, policy_delay=1)).step().step()
+    slow = run.state.part_states["asap"].extra.actor
+    assert batches(slow) == batches(run.state.actor) == [2, 2, 2]
+    moved, own = (split_statistics(x)[0].torso.layers[0].weight for x in (slow, run.state.actor))
+    assert not np.array_equal(moved, own)
+
+
+def test_statistics_move_also_where_the_critics_wait():
+    run = start(build("sac+crossq+rip", 8))
+    weight = run.state.critics[0].body.torso.layers[0].weight
+    run = run.step()
+    np.testing.assert_array_equal(run.state.critics[0].body.torso.layers[0].weight, weight)
+    assert set(batches(run.state.critics)) == {1}
 
 
 def test_crossq_has_no_target_critics_and_crossq_wn_has():
@@ -234,6 +277,7 @@ def test_networks_of_parts_are_plain(network):
         ("sac+simba+crossq", {}, "simba and crossq both fill one place"),
         ("td3+c51", {"c51": {"low": 5.0}}, "c51.low is 5.0; it must be below c51.high = 5.0"),
         ("td3+joint+simbav2", {}, "joint splits a linear output layer, which simbav2 has not"),
+        ("sac+greedy_ac+crossq", {}, "greedy_ac trains a second policy, and crossq keeps"),
     ],
 )
 def test_combinations_without_sense_are_refused(recipe, settings, says):

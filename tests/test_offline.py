@@ -1,5 +1,6 @@
 """Learning from datasets: what is read, what is learnt from it, and how a run goes on from there."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -592,6 +593,32 @@ def test_slow_copies_that_the_other_run_lacked_are_copies_of_its_actor(tmp_path)
     for copy in (state.actor_target, state.part_states["asap"].extra[0]):
         for slow, taken in zip(jax.tree.leaves(copy), jax.tree.leaves(state.actor), strict=True):
             np.testing.assert_array_equal(slow, taken)
+
+
+def test_the_scale_of_rewards_stays_with_the_networks(tmp_path):
+    """Also in a run from another one, and where the replay is lost."""
+    parts = tiny.settings("td3")
+    model = qs.Model("td3+reward_scale", CLOCK, **parts).learn(60)
+    source, plan = model.save(tmp_path / "source"), Plan("td3+reward_scale", CLOCK, 40, settings=parts)
+    scale, seen = model.trainer.carry.replay_state.scaling, []
+    assert scale.moments.seen > 50
+
+    def look(trainer):
+        seen.append(jax.tree.map(np.asarray, trainer.carry.replay_state.scaling))
+
+    def lose_replay(trainer):
+        arrays = {name: tree for name, tree in model.trainer.arrays().items() if name != "replay"}
+        trainer.restore(arrays, model.trainer.counters())
+        look(trainer)
+
+    begun = dataclasses.replace(plan, start=str(source))
+    started, *_ = train(begun, tmp_path / "from", on_trainer=look)
+    assert "newly initialised" not in " ".join(started.notes)
+    next(train(plan, tmp_path / "alone", on_trainer=lose_replay))
+    assert len(seen) == 2
+    for found in seen:
+        for kept, own in zip(jax.tree.leaves(found), jax.tree.leaves(scale), strict=True):
+            np.testing.assert_array_equal(kept, own)
 
 
 def test_networks_that_would_be_other_functions_are_refused(tmp_path):

@@ -37,7 +37,7 @@ ORACLES = {
     TD7_UPDATE: reference.td7,
 }
 ORACLES |= {"sac+savgo": reference.savgo}
-SIMBAV2 = {"learning_rate": 1e-4, "initial_temperature": 0.01, "entropy_per_action": -0.5}
+SIMBAV2 = EXPANSIONS["simbav2"].settings["soft"]
 FALLING = {"schedule": "linear", "rate_end": 0.5, "schedule_updates": reference.simbav2.UPDATES}
 PARTS = {"sac+crossq": EXPANSIONS["crossq"].settings, "sac+simbav2+c51": {"soft": SIMBAV2}}
 

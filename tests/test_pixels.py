@@ -100,6 +100,7 @@ def test_car_racing_shows_four_grey_frames():
     assert reward == pytest.approx(-0.4), "four frames of -0.1"
     continuous = build_env("CarRacing-v3", {})
     assert (continuous.observation_space.shape, continuous.action_space.shape) == ((4, 84, 84), (3,))
+    assert continuous.spec.max_episode_steps == 250, "1,000 frames"
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -54,6 +54,78 @@ def test_a_named_recipe_is_its_parts_with_its_settings(name):
     assert label(named) == name
 
 
+TIME_LIMIT = {"discount_rule": "time_limit", "updates_per_step": 2.0, "policy_delay": 1, "batch_size": 256}
+TEMPERATURE = {"initial_temperature": 0.01, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
+PAPERS: dict[
+    str, dict[str, dict]
+] = {  # what the papers and their code say, not what the table of recipes says
+    "crossq": {
+        "base": {"critic_hidden": (2048, 2048), "actor_hidden": (256, 256), "critics": 2, "discount": 0.99}
+        | {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "adam_b1": 0.5, "policy_delay": 3}
+        | {"warmup": 5000, "critic_loss_scale": 0.5, "actor_objective": "min", "updates_per_step": 1.0},
+        "soft": {"learning_rate": 1e-3, "initial_temperature": 1.0, "entropy_per_action": -1.0},
+    },
+    "crossq_wn": {
+        "base": {"critic_hidden": (512, 512), "critic_learning_rate": 3e-4, "adam_b1": 0.9, "policy_delay": 3}
+        | {"updates_per_step": 5.0, "critic_weight_decay": 0.01, "decay": "decoupled", "warmup": 5000},
+        "soft": {"learning_rate": 1e-4, "initial_temperature": 1.0, "entropy_per_action": -0.5},
+        "polyak": {"rate": 0.005},
+    },
+    "simba": {
+        "base": TIME_LIMIT
+        | {"critic_hidden": (512, 512), "actor_hidden": (128,), "critic_weight_decay": 0.01, "warmup": 5000}
+        | {"actor_weight_decay": 0.01, "decay": "decoupled", "decay_what": "all", "critic_loss_scale": 1.0}
+        | {"actor_learning_rate": 1e-4, "critic_learning_rate": 1e-4, "log_std_bound": "tanh"},
+        "soft": TEMPERATURE | {"learning_rate": 1e-4},
+    },
+    "simbav2": {
+        "base": TIME_LIMIT
+        | {"critic_hidden": (512, 512), "actor_hidden": (128,), "schedule": "linear", "rate_end": 0.5}
+        | {"critic_weight_decay": 0.0, "critic_learning_rate": 1e-4, "warmup": 5000},
+        "soft": TEMPERATURE | {"learning_rate": 1e-4},
+        "c51": {"low": -5.0, "high": 5.0, "atoms": 101},
+        "reward_scale": {"bound": 5.0},
+    },
+    "xqc": {
+        "base": TIME_LIMIT
+        | {"critic_hidden": (512,) * 4, "actor_hidden": (256,) * 4, "policy_delay": 3, "policy_phase": 1}
+        | {"schedule": "linear", "rate_end": 0.1, "critic_learning_rate": 3e-4, "log_std_min": -10.0},
+        "soft": TEMPERATURE | {"learning_rate": 3e-4},
+        "c51": {"low": -5.0, "high": 5.0, "atoms": 101},
+        "reward_scale": {"bound": None},
+    },
+    "bro": {
+        "base": {"batch_size": 128, "updates_per_step": 10.0, "warmup": 2500, "actor_objective": "mean"}
+        | {"critic_hidden": (512, 512), "critic_weight_decay": 1e-4, "decay": "decoupled", "discount": 0.99},
+        "soft": {"initial_temperature": 1.0, "entropy_per_action": -0.5, "temperature_loss": "alpha"},
+        "quantile": {"quantiles": 100, "loss_sum": "sum", "drop": None},
+    },
+    "tqc": {
+        "base": {"critics": 5, "critic_hidden": (512,) * 3, "actor_hidden": (256, 256), "log_std_min": -20.0}
+        | {"actor_objective": "mean", "critic_learning_rate": 3e-4, "updates_per_step": 1.0},
+        "soft": {"initial_temperature": 1.0, "entropy_per_action": -1.0, "learning_rate": 3e-4},
+        "quantile": {"quantiles": 25, "drop": 2, "loss_sum": "mean"},
+    },
+    "redq": {
+        "base": {"critics": 10, "updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
+        | {"critic_hidden": (256, 256), "init": "xavier", "critic_learning_rate": 3e-4},
+        "redq": {"subset": 2},
+    },
+    "droq": {
+        "base": {"critics": 2, "updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"},
+        "droq": {"rate": 0.01},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_named_recipes_have_the_settings_of_the_papers(name):
+    agent = build(name)
+    parts = agent.parts | {"base": agent.base}
+    for part, fields in PAPERS[name].items():
+        assert {field: getattr(parts[part], field) for field in fields} == fields, part
+
+
 def test_a_users_word_wins_over_a_named_recipe(monkeypatch, toys):
     settings = {
         "base": {"discount": 0.7, "policy_delay": 5},

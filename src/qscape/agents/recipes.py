@@ -240,7 +240,8 @@ EXPANSIONS: dict[str, Expansion] = {
         "2509.25174).",
         {
             "base": TWO_UPDATES
-            | {"discount_rule": "time_limit", "schedule": "linear", "actor_horizon": "updates"},
+            | {"discount_rule": "time_limit", "schedule": "linear", "actor_horizon": "updates"}
+            | {"policy_phase": 1},
             "reward_scale": {"bound": None},
             "soft": CAUTIOUS,
         },
@@ -249,7 +250,7 @@ EXPANSIONS: dict[str, Expansion] = {
         "sac+redq",
         "SAC with ten critics, two of them drawn for a target, at 20 updates per step (Chen et al. 2021, "
         "arXiv 2101.05982).",
-        {"base": {"log_std_min": -20.0}},
+        {"base": {"log_std_min": -20.0, "init": "xavier"}},
     ),
     "droq": Expansion(
         "sac+droq",

@@ -3,11 +3,14 @@
 Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist. Networks divide bytes by 255.
 """
 
+import copy
 import importlib.util
+import math
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import (
     AtariPreprocessing,
     FrameStackObservation,
@@ -98,11 +101,21 @@ class FireFirst(gym.Wrapper):
 
 
 class Repeat(gym.Wrapper):
-    """Repeat each action for `times` steps; rewards are summed, and the last observation is returned."""
+    """Repeat each action for `times` steps; rewards are summed, and the last observation is returned.
+
+    A time limit in its `spec` counts steps of this wrapper.
+    """
 
     def __init__(self, env: gym.Env, times: int):
         super().__init__(env)
         self.times = times
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        spec = copy.copy(self.env.spec)
+        if spec is not None and spec.max_episode_steps is not None:
+            spec.max_episode_steps = math.ceil(spec.max_episode_steps / self.times)
+        return spec
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, total, terminated, truncated, info = self.env.step(action)

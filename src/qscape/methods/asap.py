@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from qscape.methods._three_states import ThreeInARow
 from qscape.nets import dense
+from qscape.nets.batch_norm import split_statistics
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, Nets, PartState
 from qscape.ops.smooth import half_mse, second_difference
@@ -23,7 +24,10 @@ from qscape.types import Batch, Event, Key, Metrics, Scalar, Spec, setting
 
 
 class SlowCopy(NamedTuple):
-    """Slow copies (moving averages) of the actor and of the head that predicts the next action."""
+    """Slow copies (moving averages) of the actor and of the head that predicts the next action.
+
+    Running statistics of batch normalisation are the actor's own: no average moves them.
+    """
 
     actor: PyTree
     head: eqx.nn.Linear
@@ -81,8 +85,9 @@ class ASAP(ThreeInARow):
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """Moves the slow copy at every update, also if the actor does not move."""
-        online: Any = SlowCopy(actor, state.actor_params)
-        return state._replace(extra=optax.incremental_update(online, state.extra, self.rate))
+        online, statistics = split_statistics(SlowCopy(actor, state.actor_params))
+        moved: Any = optax.incremental_update(online, split_statistics(state.extra)[0], self.rate)
+        return state._replace(extra=eqx.combine(moved, statistics))
 
 
 def predict_next_action(head: eqx.nn.Linear, features: Array, base: Base) -> Array:

@@ -39,6 +39,11 @@ class GreedyAC(BestDraws):
             return (
                 "greedy_ac needs a policy with a density: base.head = gaussian, or greedy_td3 in its place."
             )
+        if agent.network.trains_on_joint_batch:
+            return (
+                f"greedy_ac trains a second policy, and {agent.network.name} keeps running statistics of one "
+                "policy only; leave one of the two out."
+            )
         return None
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:

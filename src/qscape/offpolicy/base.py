@@ -84,10 +84,10 @@ class Base:
     critic_norm: Literal["none", "layer"] = setting(
         "none", "Layer normalisation before each activation of the critics' hidden layers."
     )
-    init: Literal["default", "orthogonal"] = setting(
+    init: Literal["default", "orthogonal", "xavier"] = setting(
         "default",
-        "Initial weights of hidden and output layers: uniform in ±1/√fan_in, or orthogonal with biases 0 and "
-        "gain √2, 1 of critics' outputs and 0.01 of the actor's.",
+        "Initial weights of hidden and output layers: uniform in ±1/√fan_in; orthogonal with biases 0 and "
+        "gain √2, 1 of critics' outputs and 0.01 of the actor's; or Xavier uniform with biases 0.",
     )
     actor_output_std: float | None = setting(
         None,

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +14,7 @@ from qscape.nets import Actor, Critic, Stage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
-from qscape.nets.residual import normal_linear
+from qscape.nets.residual import normal_linear, xavier_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
@@ -82,14 +83,19 @@ class MLPNetwork(Network):
             "actor": (base.actor_hidden, base.actor_activation, base.actor_norm),
             "critic": (base.critic_hidden, base.critic_activation, base.critic_norm),
         }[role]
-        make = orthogonal_torso if base.init == "orthogonal" else Torso
-        return make(key, (size, *hidden), activation, norm == "layer")
+        sizes, normalise = (size, *hidden), norm == "layer"
+        if base.init == "orthogonal":
+            return orthogonal_torso(key, sizes, activation, normalise)
+        linear = eqx.nn.Linear if base.init == "default" else lambda i, o, key: xavier_linear(key, i, o)
+        return Torso(key, sizes, activation, normalise, linear)
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
         if role != "critic" and base.actor_output_std is not None:
             return normal_linear(key, size, outputs, base.actor_output_std)
         if base.init == "default":
             return super().output(key, size, outputs, role, base)
+        if base.init == "xavier":
+            return xavier_linear(key, size, outputs)
         return orthogonal_linear(key, size, outputs, 1.0 if role == "critic" else 0.01)
 
 

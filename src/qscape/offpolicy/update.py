@@ -82,7 +82,10 @@ def update(
     # 3. critics regress to the target
     stepped, y, td_error = _step_critics(stage, state, metrics)
     learn = agent.policy_loss.critics_learn(event)
-    state = stepped if learn is None else jax.tree.map(partial(jnp.where, learn), stepped, state)
+    if learn is not None:  # running statistics move also where the critics do not
+        waiting = state._replace(critics=with_statistics(state.critics, stepped.critics))
+        stepped = jax.tree.map(partial(jnp.where, learn), stepped, waiting)
+    state = stepped
 
     # 4. priorities, from TD errors in the unit of raw rewards
     td_error = td_error if divisor is None else td_error * divisor

@@ -246,6 +246,8 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     if save is None:
         raise RunError(f"{run} has no save yet; continue training first: qscape resume {run}.")
     found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
+    scales = (item for item in saves.read_arrays(save, "loop").items() if item[0].startswith("scaling/"))
+    found |= dict(scales)
 
     def leaf(path: Any, own: Array) -> Array:
         """Return the saved leaf at this path, or `own` if the other run has no leaf of this shape.
@@ -274,6 +276,9 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     _refuse_other_functions(run, source, trainer.agent.base)
     around = trainer.agent.init(trainer.key, actor)
     trainer.state = copy_buffers(jax.tree_util.tree_map_with_path(leaf, around))
+    replay_state = trainer.carry.replay_state
+    kept = jax.tree_util.tree_map_with_path(leaf, {"scaling": replay_state.scaling})
+    trainer.carry = trainer.carry._replace(replay_state=replay_state._replace(**copy_buffers(kept)))
     if trainer.kept is not None:
         trainer.kept = trainer.programs.copy(trainer.acting)
     notes = [f"starts from {run} at step {read_meta(save)['numbers']['env_steps']:,}"]

@@ -256,14 +256,20 @@ class Trainer(Loop):
     # --- saving and resuming ------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, Any]:
-        """Return all arrays; of a replay that is not full, only the rows in use."""
+        """Return all arrays; of a replay that is not full, only the rows in use.
+
+        What scales rewards is in the tree "loop", since networks that learned from scaled rewards need it
+        also where there is no replay.
+        """
         carry = self.carry
+        scaling, replay_state = carry.replay_state.scaling, carry.replay_state._replace(scaling=None)
         loop = {"noise_state": carry.noise_state, "columns": carry.columns, "metrics": carry.metrics}
         loop |= {"first": np.asarray(carry.first), "key": self.key}
+        loop |= {} if scaling is None else {"scaling": scaling}
         arrays: dict[str, Any] = {
             "acting": self.acting,
             "state": carry.state,
-            "replay": {"storage": self._large(self._used_rows()), "replay_state": carry.replay_state},
+            "replay": {"storage": self._large(self._used_rows()), "replay_state": replay_state},
             "loop": loop | ({} if carry.action is None else {"action": carry.action}),
         }
         return arrays | ({} if self.kept is None else {"kept": self.kept})
@@ -301,10 +307,11 @@ class Trainer(Loop):
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         loop, replay, used = copy_buffers(arrays["loop"]), arrays.get("replay"), counters["used_rows"]
+        replay_state = copy_buffers(replay["replay_state"]) if replay else self.carry.replay_state
         self.carry = Carry(
             state=copy_buffers(arrays["state"]),
             storage=self.carry.storage,
-            replay_state=copy_buffers(replay["replay_state"]) if replay else self.carry.replay_state,
+            replay_state=replay_state._replace(scaling=loop.get("scaling")),
             noise_state=loop["noise_state"],
             metrics=loop["metrics"],
             observation=None,  # type: ignore[arg-type]
