@@ -3,14 +3,17 @@
     python benchmarks/action_collapse.py cliff     # Ideal Cliff Walking: metrics of collapse over training
     python benchmarks/action_collapse.py enumerate # the same with exact gradients: no rollouts
     python benchmarks/action_collapse.py cartpole  # CartPole: steps to a mean return of 475, up to 200,000
+    python benchmarks/action_collapse.py cartpole --seeds 50 --algorithms reinforce --out FILE \
+        --heads learnable "learnable, projector and ball" etf "fixed_orthogonal, energy of ETF"
 
-Writes benchmarks/results/action_collapse/NAME.json: the settings, and one row for each head, algorithm,
-seed and measurement. The script averages nothing. It keeps finished parts in runs/action_collapse, so an
-interrupted run continues from there.
+Writes benchmarks/results/action_collapse/NAME.json or FILE: the settings, and one row for each head,
+algorithm, seed and measurement. The script averages nothing. It keeps finished parts in runs/action_collapse,
+so an interrupted run continues from there.
 """
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -44,6 +47,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # parts added to the base, and
     "fixed_orthogonal, energy of ETF": ("+fixed_orthogonal", {"fixed_orthogonal": {"centred": True}}),
     "cosine": ("+cosine", {}),
 }
+ALGORITHMS = ["reinforce", "ppo"]
 ENVS = 8
 SOLVED, LAST = 475.0, 100  # a seed is solved at this mean return over this many episodes
 
@@ -67,10 +71,10 @@ def once(name: str, make: Callable[[], Rows]) -> Rows:
     return json.loads(file.read_text())
 
 
-def cliff(seeds: int, updates: int, moments: int) -> dict[str, Any]:
-    """Run REINFORCE on Ideal Cliff Walking with every head."""
+def cliff(heads: list[str], seeds: int, updates: int, moments: int) -> dict[str, Any]:
+    """Run REINFORCE on Ideal Cliff Walking with some heads."""
     asked, rows = f"cliff-{seeds}x{updates}/{moments}", []
-    for head in HEADS:
+    for head in heads:
         rows += once(f"{asked}/{head}", partial(cliff_of, head, seeds, updates, moments))
     return {"environment": "cliff/IdealCliffWalking-v0", "updates": updates, "rows": rows}
 
@@ -112,10 +116,10 @@ def measure_cells(agent: Agent, env: IdealCliffWalking, states: Any, look: Calla
     return rows
 
 
-def enumerated(seeds: int, updates: int, moments: int) -> dict[str, Any]:
-    """Ascend the exact policy gradient on Ideal Cliff Walking with every head."""
+def enumerated(heads: list[str], seeds: int, updates: int, moments: int) -> dict[str, Any]:
+    """Ascend the exact policy gradient on Ideal Cliff Walking with some heads."""
     asked, rows = f"enumerate-{seeds}x{updates}/{moments}", []
-    for head in HEADS:
+    for head in heads:
         rows += once(f"{asked}/{head}", partial(enumerated_of, head, seeds, updates, moments))
     return {"environment": "cliff/IdealCliffWalking-v0", "updates": updates, "rows": rows}
 
@@ -152,11 +156,11 @@ def enumerated_of(head: str, seeds: int, updates: int, moments: int) -> Rows:
     return rows
 
 
-def cartpole(seeds: int, steps: int) -> dict[str, Any]:
-    """Run REINFORCE and PPO on CartPole with every head."""
+def cartpole(heads: list[str], algorithms: list[str], seeds: int, steps: int) -> dict[str, Any]:
+    """Run some algorithms on CartPole with some heads."""
     asked, rows = f"cartpole-{seeds}x{steps}", []
-    for base in ("reinforce", "ppo"):
-        for head in HEADS:
+    for base in algorithms:
+        for head in heads:
             rows += once(f"{asked}/{base}, {head}", partial(cartpole_of, base, head, seeds, steps))
     return {"environment": "jax/CartPole-v1", "steps": steps, "rows": rows}
 
@@ -216,18 +220,20 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=4_000, help="of Ideal Cliff Walking")
     parser.add_argument("--moments", type=int, default=20, help="at which collapse is measured")
     parser.add_argument("--steps", type=int, default=200_000, help="of CartPole")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=[*HEADS])
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS, help="on CartPole")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     if given.what == "cliff":
-        found = cliff(given.seeds, given.updates, given.moments)
+        found = cliff(given.heads, given.seeds, given.updates, given.moments)
     elif given.what == "enumerate":
-        found = enumerated(given.seeds, given.updates, given.moments)
+        found = enumerated(given.heads, given.seeds, given.updates, given.moments)
     else:
-        found = cartpole(given.seeds, given.steps)
+        found = cartpole(given.heads, given.algorithms, given.seeds, given.steps)
     file = given.out or PLACE / f"{given.what}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    heads = {name: [added, settings] for name, (added, settings) in HEADS.items()}
-    about = origin() | {"envs": ENVS, "heads": heads, "command": " ".join(["python", *sys.argv])}
+    heads = {name: [*HEADS[name]] for name in given.heads}
+    about = origin() | {"envs": ENVS, "heads": heads, "command": shlex.join(["python", *sys.argv])}
     file.write_text(json.dumps(about | found) + "\n")
     print(file)
 
