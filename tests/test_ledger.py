@@ -143,6 +143,17 @@ def test_every_command_of_the_ledger_can_be_parsed(monkeypatch):
     assert len(seen) > 60
 
 
+def test_a_row_has_the_runs_of_one_agent_and_no_controls():
+    rows = ledger.read_published()
+    groups = [ledger.runs_of(row.paper, row.task, agent) for row in rows for agent in row.agents]
+    for runs in groups:
+        assert len({(run.study, run.label) for run in runs}) <= 1
+        assert len({run.seed for run in runs}) == len(runs)
+    studies = {run.study for runs in groups for run in runs}
+    assert "savo-effect" in studies
+    assert "savo-controls" not in studies
+
+
 def test_the_command_of_a_row():
     rows = {(*row[:5], row.steps): row for row in ledger.read_published()}
     said = {
