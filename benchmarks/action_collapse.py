@@ -161,7 +161,8 @@ def cartpole(heads: list[str], algorithms: list[str], seeds: int, steps: int) ->
     asked, rows = f"cartpole-{seeds}x{steps}", []
     for base in algorithms:
         for head in heads:
-            rows += once(f"{asked}/{base}, {head}", partial(cartpole_of, base, head, seeds, steps))
+            found = once(f"{asked}/{base}, {head}", partial(cartpole_of, base, head, seeds, steps))
+            rows += [row | {"solved_at": find_solved(**row["curve"])} for row in found]
     return {"environment": "jax/CartPole-v1", "steps": steps, "rows": rows}
 
 
@@ -179,38 +180,41 @@ def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
         run, history = further(run, keys)
         told.append(jax.tree.map(np.asarray, history))
     for seed in range(seeds):
-        columns = (
+        before, returned, episodes = (
             np.concatenate([getattr(h, name)[seed] for h in told])
             for name in ("env_steps", "returned", "episodes")
         )
-        rows += [{"algorithm": base, "head": head, "seed": seed} | solved(*columns, until=steps)]
+        within = (before < steps) & (episodes > 0)
+        if base == "reinforce":  # it learns from whole episodes, and each step of one returns 1
+            learned = np.cumsum(np.rint(returned * episodes))
+        else:
+            learned = before + agent.base.rollout
+        curve = {"steps": learned, "return": np.round(returned, 2), "episodes": episodes}
+        curve = {name: column[within].tolist() for name, column in curve.items()}
+        rows += [{"algorithm": base, "head": head, "seed": seed, "curve": curve}]
     return rows
 
 
-def solved(steps: np.ndarray, returned: np.ndarray, episodes: np.ndarray, until: int) -> dict[str, Any]:
-    """Find the step at which one seed was solved, and return it with the seed's learning curve.
+def find_solved(steps: list[float], episodes: list[int], **other: list[float]) -> int | None:
+    """Find the step at which one seed was solved; None: it never was.
 
-    A seed is solved when the mean return of its last 100 sampled episodes reaches 475; None if it never does.
+    A seed is solved when the mean return of its last 100 sampled episodes reaches 475.
 
     Args:
-        steps: environment steps before each rollout.
-        returned, episodes: mean return and number of the episodes in each rollout.
-        until: rollouts from this step on are ignored.
+        steps: steps that were learned from, up to the end of each rollout.
+        episodes: number of the episodes in each rollout.
+        other: "return", the mean return of these episodes.
     """
-    within = (steps < until) & (episodes > 0)
-    steps, returned, episodes = steps[within], returned[within], episodes[within]
-    found = None
-    for end in range(1, len(steps) + 1):
-        counted = np.cumsum(episodes[:end][::-1])
-        window = int(np.searchsorted(counted, LAST)) + 1  # fewest last rollouts with LAST episodes
-        if counted[-1] < LAST:
+    returned, counted = np.array(other["return"]), np.array(episodes)
+    for end in range(1, len(returned) + 1):
+        back = np.cumsum(counted[:end][::-1])
+        if back[-1] < LAST:
             continue
+        window = int(np.searchsorted(back, LAST)) + 1  # fewest last rollouts with LAST episodes
         last = slice(end - window, end)
-        if np.average(returned[last], weights=episodes[last]) >= SOLVED:
-            found = int(steps[end - 1])
-            break
-    curve = {"steps": steps.tolist(), "return": np.round(returned, 2).tolist(), "episodes": episodes.tolist()}
-    return {"solved_at": found, **curve}
+        if np.average(returned[last], weights=counted[last]) >= SOLVED:
+            return int(steps[end - 1])
+    return None
 
 
 def main() -> None:

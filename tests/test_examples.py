@@ -89,6 +89,10 @@ PAGES = {
     ),
     "docs/tutorials/items.md": (["items.png", "shop.onnx"], "the best item for one step: 11.9 clicks of 20"),
     "docs/tutorials/stuck-actor.md": (["stuck.png", "both.png"], "local optima: "),
+    "docs/tutorials/paper-result.md": (
+        ["runs/paper/pave/2/run.json", "runs/ablation"],
+        "no ranking claim",
+    ),
     "docs/tutorials/fair-comparison.md": (
         ["curves.png", "table.tex", "report.html"],
         "no ranking claim|probability",
