@@ -10,21 +10,17 @@ numbers to benchmarks/results/best_item.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measured
 import numpy as np
 
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, load_trained_agent
-from qscape.report.runs import find_runs
 from qscape.run.evaluation import SEED
-from qscape.run.folder import origin, unfinished
 
-PLACE = Path(__file__).parent / "results" / "best_item"
 EPISODES = 100
 
 
@@ -71,23 +67,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
-    runs, measured, programs = parser.parse_args().runs, [], {}
-    for folder in find_runs(runs):
-        if unfinished(folder):
-            continue
+    runs, rows, programs = parser.parse_args().runs, [], {}
+    folders, left_out = measured.finished(runs)
+    for folder in folders:
         trained = load_trained_agent(folder, current=True)
         which = str(folder.parent.relative_to(runs))
         program = programs.setdefault(which, searched(trained.agent))
         (own, share), (best, _) = (returns(trained, program, best) for best in (False, True))
         found = {"which": which, "seed": int(folder.name), "own": own, "best": best, "share": share}
-        measured.append(found)
+        rows.append(found)
         said = f"own {np.mean(own):.2f}, {share:.3f} of Q's range below; best row {np.mean(best):.2f}"
         print(f"{which}/{folder.name}: {said}", flush=True)
-    PLACE.mkdir(exist_ok=True)
-    file = PLACE / f"{runs.name}.json"
-    about = {"command": " ".join(["python", *sys.argv]), "episodes": EPISODES, "measured": measured}
-    file.write_text(json.dumps(origin() | about, indent=1) + "\n")
-    print(f"written: {file}")
+    measured.write("best_item", runs, episodes=EPISODES, left_out=left_out, measured=rows)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ prints means over seeds and writes all numbers to benchmarks/results/optimality_
 """
 
 import argparse
-import json
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import measured
+
 from qscape.inspect.survey import Surveyor, pick_states, summarise
 from qscape.inspect.trained_agent import load_history, load_trained_agent
-from qscape.report.runs import find_runs
-from qscape.run.folder import origin, unfinished
 
-PLACE = Path(__file__).parent / "results" / "optimality_gap"
 STATES, EPISODES = 100, 10
 
 
@@ -33,22 +30,21 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path)
     runs = parser.parse_args().runs
-    measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     surveyors: dict[str, Surveyor] = {}
-    for folder in find_runs(runs):
-        if unfinished(folder):
-            continue
+    folders, left_out = measured.finished(runs)
+    for folder in folders:
         which = str(folder.parent.relative_to(runs))
         saves = load_history(load_trained_agent(folder, current=True), current=True)
         surveyor = surveyors.setdefault(which, Surveyor(saves[-1].agent, with_surrogates=False))
         for save in saves:
             survey = surveyor(save.acting, pick_states(save.rollouts(EPISODES), STATES)[1])
             one = {"seed": int(folder.name), "step": save.step, **summarise(survey)}
-            measured[which].append(one)
+            found[which].append(one)
         print(f"{which}/{folder.name}: {one['action']['share']['mean']:.3f}", flush=True)
-    for which, found in measured.items():
-        last = max(one["step"] for one in found)
-        ends = [one for one in found if one["step"] == last]
+    for which, saves in found.items():
+        last = max(one["step"] for one in saves)
+        ends = [one for one in saves if one["step"] == last]
         action, first = (
             statistics.mean(get(one)["share"]["mean"] for one in ends)
             for get in (lambda one: one["action"], lambda one: one["proposals"][0])
@@ -56,16 +52,9 @@ def main() -> None:
         optima = statistics.mean(one["optima"]["mean"] for one in ends)
         gaps = f"gap {action:.3f}, of the first proposal {first:.3f}"
         print(f"{which}: {len(ends)} seeds, {gaps}, {optima:.2f} optima")
-    about = {
-        "command": " ".join(["python", *sys.argv]),
-        "states": STATES,
-        "episodes": EPISODES,
-        "measured": measured,
-    }
-    PLACE.mkdir(exist_ok=True)
-    file = PLACE / f"{runs.name}.json"
-    file.write_text(json.dumps(origin() | about, indent=1) + "\n")
-    print(f"written: {file}")
+    measured.write(
+        "optimality_gap", runs, states=STATES, episodes=EPISODES, left_out=left_out, measured=found
+    )
 
 
 if __name__ == "__main__":

@@ -212,7 +212,18 @@ def test_kept_and_current_policies(tmp_path, monkeypatch, says):
 
 
 def test_published_curves_stand_apart_with_version_and_source(runs, says, refused):
-    out = says("compare", "runs", "--reference", "sac,TD3,savgo", "--json", "c.json", "--smooth", 0.85)
+    out = says(
+        "compare",
+        "runs",
+        "--reference",
+        "sac,TD3,savgo",
+        "--json",
+        "c.json",
+        "--latex",
+        "c.tex",
+        "--smooth",
+        0.85,
+    )
     assert "SAVGO on Ant-v5 published 10 100,000 - 673.0 -" in out
     assert "All returns are smoothed: 0.85 of the past" in out
     assert "TD3 on Ant-v1 published 10 100,000" in out
@@ -222,6 +233,9 @@ def test_published_curves_stand_apart_with_version_and_source(runs, says, refuse
         in out
     )
     assert "not like for like" in out
+    lines = Path("c.tex").read_text()
+    assert "$673.0$ (Ant-v5, mean)" in lines
+    assert "$754.6$ (Ant-v4)" in lines
     sources = {row["source"] for row in json.loads(Path("c.json").read_text())["published"]}
     assert sources == {
         "sfujim/TD3 learning_curves",

@@ -1,5 +1,6 @@
 """Landscapes of two agents and over training, and the page that shows them, in a browser too."""
 
+import base64
 import csv
 import dataclasses
 import io
@@ -414,6 +415,14 @@ def test_lines_and_tables_have_pages_too(bowls, tmp_path, visit):
     action = plane["origin"] + np.transpose([x, y]) @ plane["axes"]
     np.testing.assert_allclose(q, -np.square(action - 0.3).sum(1), atol=1e-4)
     assert "the action ranks" in page.locator("#said-0").inner_text()
+
+
+def test_invalid_entries_of_a_table_are_below_all_others(monkeypatch):
+    monkeypatch.setattr(landscape_charts, "_axis_titles", lambda fields: ["a"])
+    fields = {"q": [0.1, np.nan, 0.9, 0.5], "grid": [[0.0, 1.0, 2.0, 3.0]]}
+    (dots,), _ = landscape_charts._table(fields)
+    drawn = np.frombuffer(base64.b64decode(dots["x"]["bdata"]), "<f4")
+    assert drawn.tolist() == [1.0, 0.0, 3.0, 2.0]
 
 
 def test_what_the_environment_accepts_is_shaded(bowls, tmp_path, visit):

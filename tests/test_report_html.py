@@ -314,10 +314,12 @@ def test_settings_that_differ(tmp_path):
 
 
 def test_smoothness_is_measured_or_else_probed(tmp_path):
-    found = {"smoothness": {"per_episode": {"sm": [0.5, 1.5], "return": [10.0, 30.0]}}}
-    write_run(tmp_path / "0", returns={0: [1.0], 10: [2.0]}, sm={0: 9.0, 10: 8.0}, found=found)
+    found = {"per_episode": {"sm": [0.5, 1.5], "return": [10.0, 30.0]}, "policy": "current"}
+    own, earlier = ({"smoothness": found | {"step": step}} for step in (10, 0))
+    write_run(tmp_path / "0", returns={0: [1.0], 10: [2.0]}, sm={0: 9.0, 10: 8.0}, found=own)
     write_run(tmp_path / "1", seed=1, returns={0: [1.0], 10: [2.0, 4.0]}, sm={0: 9.0, 10: 8.0})
-    write_run(tmp_path / "2", seed=2)
+    write_run(tmp_path / "2", seed=2, found=earlier)
+    write_run(tmp_path / "3", seed=3, kept={0: [1.0], 10: [5.0]}, found=own)
     made = compared(tmp_path)
     points = collect_smoothness(made.rows, records.read_records(made.rows["run"].unique())[0])
     assert points[["seed", "sm", "return"]].to_numpy().tolist() == [[0, 1.0, 20.0], [1, 8.0, 3.0]]

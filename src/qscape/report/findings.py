@@ -39,14 +39,18 @@ def add_smoothness(draft: Draft) -> None:
 def collect_smoothness(rows: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Collect env, label, seed, sm and return of each run.
 
-    Uses the means over the episodes of `qscape smoothness`, else those of the last evaluation with the probe.
+    Uses the means over the episodes of `qscape smoothness` if it measured the policy and the step of a run's
+    last row, else those of the last evaluation with the probe.
     """
     points = []
     probed = rows.dropna(subset="sm") if "sm" in rows else rows.iloc[:0]
     for run in runs:
+        last = rows[rows["run"] == run.folder].sort_values("step")[["step", "policy"]].tail(1)
         try:
-            episodes = run.findings["smoothness"]["per_episode"]
-            sm, score = (float(np.mean(episodes[name])) for name in ("sm", "return"))
+            found = run.findings["smoothness"]
+            if [[found["step"], found["policy"]]] != last.to_numpy().tolist():
+                raise KeyError("it is of another step or policy")
+            sm, score = (float(np.mean(found["per_episode"][name])) for name in ("sm", "return"))
         except (KeyError, TypeError, ValueError):
             own = probed[probed["run"] == run.folder]
             if own.empty:

@@ -133,9 +133,9 @@ def _gradient_traces(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(fields: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The entries of a table on its principal components; high entries are drawn over low ones."""
+    """The entries of a table on its principal components; high ones are drawn over low and invalid ones."""
     q, grid = np.asarray(fields["q"], float), np.asarray(fields["grid"], float)
-    order = np.argsort(q, kind="stable")
+    order = np.argsort(np.where(np.isnan(q), -np.inf, q), kind="stable")
     order = order[np.linspace(0, len(q) - 1, min(len(q), ENTRIES)).astype(int)]
     titles = _axis_titles(fields)
     y = q if len(grid) == 1 else grid[1]

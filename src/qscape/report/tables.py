@@ -358,7 +358,8 @@ def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[
     lines = []
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['curve']:.1f}$ ({escape_latex(row['env'])})"
+            row["our_env"]: f"${row['curve']:.1f}$ ({escape_latex(row['env'])}"
+            + (", mean)" if np.isnan(row["iqm"]) else ")")
             for row in group.to_dict("records")
         }
         lines.append([escape_latex(f"{method}, published"), *(figures.get(env, "--") for env in envs)])
