@@ -51,6 +51,7 @@ def run(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setattr(trusted, "_places", set())
     Path("evil.py").write_text(MARKED + "from tiny import Clock\nclass Probe:\n    columns = ()\n")
+    Path("evil-mod.py").write_text(MARKED)
     yield Path(shutil.copytree(saved, "run"))
     sys.modules.pop("evil", None)
 
@@ -65,6 +66,8 @@ FORGED = [
     {"env": "evil:Clock"},
     {"env": "restricted/Any-v0", "env_args": {"env": "evil:Clock-v0"}},
     {"env": "restricted/Hopper-v0", "env_args": {"base": "evil:Clock-v0"}},
+    *({"env": "restricted/Any-v0", "env_args": {"env": name}} for name in ("evil:", "evil:-x", "evil-mod:x")),
+    {"env": "restricted/Hopper-v0", "env_args": {"base": "evil.sub:"}},
     {"probe": ["evil:Probe"]},
     {"recipe": "td3+evil:Part"},
 ]
@@ -92,6 +95,11 @@ def test_a_run_folder_imports_nothing(run, fields, capsys):
         assert main(looks.split()) in (0, 1, 2), "which may find nothing to show"
     assert "evil" not in sys.modules
     assert not Path("ran").exists()
+
+
+def test_an_argument_with_a_colon_is_no_code_by_itself(run):
+    values = {"path": r"C:\data\ml-25m.zip", "at": "12:30", "of": [":", "nothing here: really"]}
+    assert not [*trusted.list_code("recsim/Data-v0", values, ())]
 
 
 def test_what_the_user_names_is_imported(run):

@@ -11,6 +11,7 @@ its probes, and `module:Name` among them is code. A file alone never makes qscap
 
 import functools
 import importlib.metadata
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,7 +55,11 @@ def flag() -> str:
 
 
 def list_code(env: str, env_args: Mapping[str, Any], probe: Iterable[str]) -> Iterator[str]:
-    """Yield what names code among an environment, its arguments and the probes of a run."""
+    """Yield what names code among an environment, its arguments and the probes of a run.
+
+    An environment may take an argument for the id of another one, and Gymnasium imports what stands before a
+    colon before it looks at the rest. So malformed places count too.
+    """
     yield from (name for name in (env, *probe) if ":" in name)
     yield from _places_in(env_args)
 
@@ -80,14 +85,23 @@ def refuse_untrusted(places: Iterable[str], file: object) -> None:
 
 def _places_in(value: Any) -> Iterator[str]:
     """Yield the strings in nested arguments that name code."""
-    if isinstance(value, str) and PLACE.fullmatch(value):
-        yield value
+    if isinstance(value, str):
+        if PLACE.fullmatch(value) or (value.find(":") > 0 and _is_importable(value.partition(":")[0])):
+            yield value
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _places_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _places_in(item)
+
+
+def _is_importable(module: str) -> bool:
+    """Return whether there is a module of this name, without importing it. For C:/data there is none."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):  # of a module without a specification, which is imported already
+        return True
 
 
 @functools.cache
