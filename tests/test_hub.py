@@ -152,7 +152,9 @@ def test_the_card_shows_curve_smoothness_and_landscape(run, server):
 def test_a_run_comes_back_as_it_went(run, server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "_draw_pictures", lambda *_: ([], ["no pictures"]))
-    server.files["me/td3"] = {"old.npz": b"of an earlier push", ".gitattributes": b""}
+    earlier = json.dumps({"run.json": "0", "old.npz": "0"}).encode()
+    theirs = {".gitattributes": b"", "notes.txt": b"of the owner", "owner.json": b"{}"}
+    server.files["me/td3"] = theirs | {"old.npz": b"", "pictures/curve.png": b"", "digests.json": earlier}
     assert main(["push", str(run), "--repo", "me/td3", "--episodes", "1"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("no pictures\nhttp")
@@ -160,7 +162,7 @@ def test_a_run_comes_back_as_it_went(run, server, tmp_path, monkeypatch, capsys)
     (save,) = sorted(run.glob("saves/*"))[-1:]
     kept = {"run.json", "metrics.jsonl", "evaluations.csv"}
     kept |= {str(file.relative_to(run)) for file in (*save.glob("*"), *run.glob("inspect/*"))}
-    assert server.files["me/td3"].keys() == kept | {"README.md", "digests.json", ".gitattributes"}
+    assert server.files["me/td3"].keys() == kept | {"README.md", "digests.json", *theirs}
     assert 'qs.load("hub:me/td3")' in server.files["me/td3"]["README.md"].decode()
     obs = qs.load(run).adapter.reset()[0]
     np.testing.assert_array_equal(qs.load("hub:me/td3").predict(obs)[0], qs.load(run).predict(obs)[0])
@@ -168,6 +170,21 @@ def test_a_run_comes_back_as_it_went(run, server, tmp_path, monkeypatch, capsys)
     assert all((Path("runs/hub/me/td3") / name).read_bytes() == (run / name).read_bytes() for name in kept)
     assert main(["pull", "me/td3"]) == 2
     assert "exists; choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("digests", [None, b'{"weights.npz": "0"}', b"[]"])
+def test_a_repository_of_something_else_is_left_alone(run, server, monkeypatch, capsys, digests):
+    monkeypatch.setattr(hub, "_draw_pictures", lambda *_: ([], []))
+    theirs = {"weights.npz": b"1", "README.md": b"2", "config.yaml": b"3"}
+    theirs |= {} if digests is None else {"digests.json": digests}
+    server.files["me/other"] = dict(theirs)
+    assert main(["push", str(run), "--repo", "me/other", "--episodes", "1"]) == 2
+    err = capsys.readouterr().err
+    assert f"me/other holds config.yaml and {len(theirs) - 2} more, but no pushed run" in err
+    assert server.files["me/other"] == theirs
+    server.files["me/new"] = {".gitattributes": b"", "README.md": b"of the hub"}
+    assert main(["push", str(run), "--repo", "me/new", "--episodes", "1"]) == 0
+    assert "qs.load" in server.files["me/new"]["README.md"].decode()
 
 
 def pushed(server, **files: bytes) -> None:

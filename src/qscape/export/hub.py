@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DIGESTS = "digests.json"
 CARD = "README.md"
 PICTURES = "pictures"
+MADE_BY_THE_HUB = {".gitattributes", CARD}  # in a new repository
 ENDINGS = (".json", ".jsonl", ".csv", ".npz", ".onnx")  # of the files of a run
 
 
@@ -48,8 +49,9 @@ def push_run(
 ) -> tuple[str, list[str]]:
     """Upload the newest save and the records of a run, with a card, in one commit.
 
-    Files of an earlier push that this run has not are deleted there. The card shows the learning curve, and
-    smoothness and landscape where the agent has them; they are measured now and kept in RUN/inspect.
+    Files of an earlier push that this run has not are deleted there, and no others. The card shows the
+    learning curve, and smoothness and landscape where the agent has them; they are measured now and kept in
+    RUN/inspect.
 
     Args:
         path: a run folder, or a group with one seed.
@@ -61,7 +63,8 @@ def push_run(
         The address of the repository, and a sentence for every picture that the card lacks.
 
     Raises:
-        UsageError: the package or a token is missing, or the policy cannot be exported.
+        UsageError: the package or a token is missing, the policy cannot be exported, or the repository holds
+            something else than a pushed run.
         RunError: there is no save, or the hub cannot be reached or refuses the run. The run is unchanged.
     """
     hub, folder = _hub(), one_run(path)
@@ -79,7 +82,7 @@ def push_run(
         api = hub.HfApi()
         try:
             address = api.create_repo(repository, private=private, exist_ok=True)
-            old = {*api.list_repo_files(repository)} - {*add, ".gitattributes"}
+            old = _pushed_before(api, repository) - {*add}
             api.create_commit(
                 repository,
                 [
@@ -88,11 +91,31 @@ def push_run(
                 ],
                 commit_message=f"{about['label']} on {about['env']}, seed {about['seed']}",
             )
+        except UsageError:
+            raise
         except Exception as problem:  # the hub's own errors, and those of the network below
             raise RunError(
                 f"{repository} was not pushed ({_first_line(problem)}); the run is unchanged."
             ) from problem
     return str(address), notes
+
+
+def _pushed_before(api: Any, repository: str) -> set[str]:
+    """Return the files in a repository that an earlier push wrote.
+
+    Raises:
+        UsageError: there are files, but no listing of a push.
+    """
+    there: set[str] = {*api.list_repo_files(repository)}
+    listing: Any = None
+    if DIGESTS in there:
+        listing = json.loads(Path(api.hf_hub_download(repository, DIGESTS)).read_text())
+    if _is_listing(listing):
+        return there & {*listing, *(f"{PICTURES}/{name}.png" for name in SAYS)}
+    if others := sorted(there - MADE_BY_THE_HUB):
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise UsageError(f"{repository} holds {others[0]}{more}, but no pushed run: name a new repository.")
+    return set()
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
