@@ -409,6 +409,29 @@ def test_nothing_is_stepped_and_every_update_counts(name):
     assert trainer.layout.capacity == tiny.SIZES["replay_capacity"]
 
 
+@pytest.mark.parametrize(("next_observation", "capacity"), [("stored", 10), ("derived", 12), ("derived", 32)])
+def test_a_replay_smaller_than_the_dataset_is_told(name, next_observation, capacity):
+    sizes = tiny.SIZES | {"replay_capacity": capacity, "next_observation": next_observation}
+    plan, agent, _ = prepare(Plan("td3+bc", CLOCK, 60, dataset=name, eval_every=0, settings={"base": sizes}))
+    trainer = make(plan, agent)
+    assert trainer.data.ends.sum() == 4
+    if next_observation == "derived":
+        held = int(np.asarray(trainer.storage[:, trainer.layout.slices["valid"]] > 0).sum())
+    else:
+        held = int(trainer.carry.replay_state.size[0])
+    said = [note for note in trainer._notes() if note.startswith("only")]
+    told = f"only the last {held} of 27 transitions are in the replay: base.replay_capacity = {capacity}"
+    assert said == ([told] if held < 27 else [])
+    assert held == {10: 10, 12: 10, 32: 27}[capacity]
+
+
+def test_a_preset_does_not_cut_a_dataset(name):
+    plan = Plan("td3", "HalfCheetah-v5", 60, dataset=name, preset="paper")
+    assert "replay_capacity" not in prepare(plan)[0].settings["base"]
+    own = dataclasses.replace(plan, settings={"base": {"replay_capacity": 999}})
+    assert prepare(own)[0].settings["base"]["replay_capacity"] == 999
+
+
 def make(plan, agent):
     from qscape.run.loop import open_adapters
     from qscape.run.training import trainer_of

@@ -66,9 +66,11 @@ class OfflineTrainer(Trainer):
             self.state = self.programs.see(self.state, data.observation)
 
     def _notes(self) -> list[str]:
-        n, episodes = len(self.data), len(self.data.lengths)
+        n, episodes, held = len(self.data), len(self.data.lengths), _held(self.layout, self.data)
+        too_small = f"only the last {held:,} of {n:,} transitions are in the replay"
         return [
             f"dataset: {n:,} transitions, {episodes:,} episodes, mean return {self.data.returns.mean():,.1f}",
+            *([f"{too_small}: base.replay_capacity = {self.layout.capacity:,}"] if held < n else []),
             "a step is an update; the environment only evaluates"
             if self.eval_adapter
             else "a step is an update; nothing is evaluated",
@@ -193,6 +195,13 @@ def fill(
         real = np.arange(FILL) < len(data) - start
         storage, replay_state = insert(storage, replay_state, padded, real)
     return storage, replay_state
+
+
+def _held(layout: Layout, data: Dataset) -> int:
+    """Return how many transitions of a dataset, its last ones, fit into a replay (see `fill`)."""
+    pads = np.zeros(len(data), bool) if layout.stores_next else data.ends  # a row behind every episode
+    at = np.cumsum(1 + pads) - pads
+    return int((at[-1] + pads[-1] - at < layout.ring).sum())
 
 
 def _fill_replay(trainer: Trainer, data: Dataset) -> None:
@@ -333,5 +342,5 @@ def _keep(trainer: Trainer, source: Plan, run: Path, unseen: bool) -> list[str]:
     _fill_replay(trainer, data)
     if unseen:
         trainer.state = trainer.programs.see(trainer.state, data.observation)
-    kept = min(len(data), trainer.layout.ring)
+    kept = _held(trainer.layout, data)
     return [f"its dataset is in the replay: {kept:,} of {len(data):,} transitions of {source.dataset}"]
