@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import warnings
+from collections import OrderedDict
 
 import gymnasium as gym
 import jax
@@ -69,7 +70,8 @@ def write(name, made, low=-1.0, high=1.0, env=CLOCK, **more):
     """A Minari dataset of these episodes."""
     buffers = [minari.data_collector.EpisodeBuffer(id=k, **e) for k, e in enumerate(made)]
     box = spaces.Box(np.float32([low]), np.float32([high]), dtype=np.float32)
-    more |= {"action_space": box, "observation_space": spaces.Box(-np.inf, np.inf, (3,), np.float32)}
+    more = {"observation_space": spaces.Box(-np.inf, np.inf, (3,), np.float32)} | more
+    more |= {"action_space": box}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an author and so on that are not given
         minari.create_dataset_from_buffers(name, buffers, env=env, **more)
@@ -176,6 +178,8 @@ def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_pat
         ({"actions": np.full((27, 1), -2.0)}, UsageError, r"\[0\] reaches -2, outside its range \[-1, 1\]"),
         ({k: np.zeros((0, 3)) for k in ("observations", "actions", "rewards", "terminals", "timeouts")},
          UsageError, "holds no transition"),
+        ({"observations": np.array([b"x"] * 27)}, RunError, "cannot be read as HDF5: "),
+        ({"next_observations": np.zeros((27, 2))}, UsageError, "and next_observations of unequal size"),
     ],
 )  # fmt: skip
 def test_bad_hdf5_is_refused(tmp_path, changed, error, says):
@@ -229,6 +233,47 @@ def test_a_dataset_with_a_truncated_file_is_refused(datasets, tmp_path):
         data.create_group("episode_0")
     with pytest.raises(RunError, match="cut cannot be read as a Minari dataset"):
         read(str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [("rewards", np.zeros((5, 2))), ("actions", np.zeros((5, 2))), ("terminations", np.zeros(4, bool)),
+     ("observations", np.zeros((6, 4))), ("actions", np.array([b"x"] * 5))],
+)  # fmt: skip
+def test_a_dataset_with_an_array_of_another_shape_is_refused(datasets, tmp_path, column, rows):
+    write("test/shape-v0", episodes())
+    folder = datasets.joinpath("test/shape-v0").rename(tmp_path / "shape")
+    with h5py.File(folder / "data/main_data.hdf5", "a") as data:
+        del data[f"episode_0/{column}"]
+        data[f"episode_0/{column}"] = rows
+    with pytest.raises(RunError, match=r"shape cannot be read as a Minari dataset: (Value|Type)Error: "):
+        read(str(folder))
+
+
+class TwoEntries(tiny.Clock):
+    """A clock whose observation is a Dict, not in alphabetical order."""
+
+    def __init__(self, key="b", size=2):
+        super().__init__()
+        entries = [(key, spaces.Box(-9, 9, (size,))), ("a", spaces.Box(-9, 9, (1,)))]
+        self.observation_space = spaces.Dict(OrderedDict(entries))
+
+
+def test_observations_of_keys_are_compared_and_put_in_order(datasets):
+    if "TwoEntries-v0" not in gym.registry:
+        gym.register("TwoEntries-v0", TwoEntries)
+    made = episodes()
+    rows = [e["observations"] for e in made]
+    for e in made:
+        e["observations"] = {"a": e["observations"][:, :1], "b": e["observations"][:, 1:]}
+    space = spaces.Dict({"a": spaces.Box(-9, 9, (1,)), "b": spaces.Box(-9, 9, (2,))})
+    name = write("test/keys-v0", made, env=None, observation_space=space)
+    assert list(read(name).observation_space) == ["a", "b"]
+    found = read(name, "TwoEntries-v0")
+    np.testing.assert_array_equal(found.observation, np.concatenate([r[:-1, [1, 2, 0]] for r in rows]))
+    for args in ({"key": "c"}, {"size": 3}):
+        with pytest.raises(UsageError, match=r"has observations Dict\(.*; name the one it was recorded in"):
+            read(name, "TwoEntries-v0", args)
 
 
 def test_a_dataset_of_no_episodes_is_refused(datasets):

@@ -18,6 +18,8 @@ from qscape.trusted import list_code, refuse_untrusted
 
 HDF5 = (".hdf5", ".h5")
 NEEDED = ("observations", "actions", "rewards", "terminals")
+# What reading a damaged or malformed file may raise, in h5py, Minari and numpy.
+MALFORMED = (OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 # Returns of a random and of an expert policy: public tables of the D4RL package (Fu et al. 2020).
 D4RL = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -102,12 +104,12 @@ def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Datase
     if env is None:
         env, env_args, notes = _recover_env(metadata, name)
     else:
-        _check_spaces(name, observations, actions, env, env_args)
+        observations = _check_spaces(name, observations, actions, env, env_args)
     box = require_action_box(actions, name)
-    flatten = make_flatten(observations, name)[1]
+    size, flatten = make_flatten(observations, name)
     try:
-        columns = [_episode_columns(e, flatten, box) for e in source.iterate_episodes()]
-    except (OSError, KeyError) as problem:  # the metadata is intact, the file of the arrays is damaged
+        columns = [_episode_columns(e, size, flatten, box) for e in source.iterate_episodes()]
+    except MALFORMED as problem:  # the metadata is intact, the file of the arrays is damaged
         raise RunError(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
     if not columns:
         raise UsageError(f"{name} holds no episode: there is nothing to learn from.")
@@ -140,7 +142,7 @@ def _open_minari(minari: Any, name: str) -> Any:
         if name.startswith("local/"):  # the namespace of what was recorded here
             near = ", ".join(minari.list_local_datasets()) or "none yet"
             raise UsageError(f"there is no dataset {name} on this machine; there are: {near}.")
-    except (ValueError, KeyError, AssertionError, OSError) as problem:
+    except MALFORMED as problem:
         raise RunError(f"{name} cannot be read as a Minari dataset: {_first_line(problem)}.") from problem
     return _download(minari, name)
 
@@ -191,32 +193,49 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
     return spec.id, args, []
 
 
-def _episode_columns(episode: Any, flatten: Any, box: ActionBox) -> tuple[np.ndarray, ...]:
-    """The columns of a `Dataset` from one Minari episode of T steps and T + 1 observations."""
+def _episode_columns(episode: Any, size: int, flatten: Any, box: ActionBox) -> tuple[np.ndarray, ...]:
+    """The columns of a `Dataset` from one Minari episode of T steps and T + 1 observations of `size` numbers.
+
+    Raises:
+        ValueError: an array of the episode has another shape.
+    """
     n = len(episode.rewards)
-    observation = flatten(episode.observations, n + 1)
-    action = box.to_unit(np.asarray(episode.actions, np.float64).reshape(n, -1))
-    terminated = np.asarray(episode.terminations, bool).copy()
-    truncated = np.asarray(episode.truncations, bool).copy()
+    observation = flatten(episode.observations, n + 1).reshape(n + 1, size)
+    action = box.to_unit(np.asarray(episode.actions, np.float64).reshape(n, len(box.low)))
+    terminated = np.array(episode.terminations, bool).reshape(n)
+    truncated = np.array(episode.truncations, bool).reshape(n)
     if n and not terminated[-1]:
         truncated[-1] = True  # an episode without an end was cut off
     reward = np.asarray(episode.rewards, np.float32).reshape(n)
     return observation[:-1], action.astype(np.float32), reward, terminated, truncated, observation[1:]
 
 
-def _check_spaces(name: str, observations: Any, actions: Any, env: str, env_args: dict[str, Any]) -> None:
-    """Raise a UsageError if the environment's spaces differ from the dataset's."""
+def _check_spaces(
+    name: str, observations: Any, actions: Any, env: str, env_args: dict[str, Any]
+) -> gym.Space:
+    """Raise a UsageError if the environment's spaces differ from the dataset's.
+
+    Returns:
+        The environment's observation space, in which the entries of a Dict may have another order.
+    """
     made = build_env(env, env_args)
     for what, here, there in (
         ("observations", observations, made.observation_space),
         ("actions", actions, made.action_space),
     ):
-        same = here.shape == there.shape
+        same = _shapes(here) == _shapes(there)
         if same and what == "actions" and isinstance(here, spaces.Box) and isinstance(there, spaces.Box):
             same = np.allclose(here.low, there.low) and np.allclose(here.high, there.high)
         if not same:
             raise UsageError(f"{name} has {what} {here}, {env} has {there}; name the one it was recorded in.")
     made.close()
+    return made.observation_space
+
+
+def _shapes(space: gym.Space) -> Any:
+    """The shape of a space; of a Dict, which has none, the shapes of its entries by key."""
+    is_dict = isinstance(space, spaces.Dict)
+    return {key: _shapes(entry) for key, entry in space.items()} if is_dict else space.shape
 
 
 # --- HDF5 ---------------------------------------------------------------------------------------------
@@ -232,10 +251,11 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
     h5py = _import_package("h5py")
     try:
         with h5py.File(file) as data:
-            arrays = {k: np.asarray(data[k]) for k in (*NEEDED, "timeouts", "next_observations") if k in data}
+            known = [key for key in (*NEEDED, "timeouts", "next_observations") if key in data]
+            arrays = {key: np.asarray(data[key], np.float64) for key in known}
     except FileNotFoundError as problem:
         raise UsageError(f"{file} does not exist.") from problem
-    except (OSError, TypeError, ValueError) as problem:
+    except MALFORMED as problem:
         raise RunError(f"{file} cannot be read as HDF5: {_first_line(problem)}.") from problem
     if missing := [key for key in NEEDED if key not in arrays]:
         raise UsageError(f"{file} lacks {', '.join(missing)}: a D4RL file holds {', '.join(NEEDED)}.")
@@ -244,7 +264,9 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         raise UsageError(f"{file} has arrays of unequal length: {lengths}.")
     if not len(arrays["rewards"]):
         raise UsageError(f"{file} holds no transition: there is nothing to learn from.")
-    rows = {key: np.asarray(x, np.float64).reshape(len(x), -1) for key, x in arrays.items()}
+    rows = {key: x.reshape(len(x), -1) for key, x in arrays.items()}
+    if rows.get("next_observations", rows["observations"]).shape != rows["observations"].shape:
+        raise UsageError(f"{file} has observations and next_observations of unequal size.")
     sizes = rows["observations"].shape[1], rows["actions"].shape[1]
     if env is not None:
         made = build_env(env, env_args)
