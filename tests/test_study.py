@@ -21,13 +21,13 @@ from qscape.cli.study import StudyBoard
 from qscape.errors import UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool
-from qscape.jobs.progress import LOSSES, StudyProgress
+from qscape.jobs.progress import LOSSES, StudyProgress, list_differences
 from qscape.jobs.study import read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
 from qscape.run.events import Logged, Measured, Saved
-from qscape.run.plan import folder_name, prepare
+from qscape.run.plan import folder_name, prepare, to_json
 
 STUDIES = TESTS.parent / "src/qscape/jobs/studies"
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
@@ -121,6 +121,20 @@ def test_an_environment_with_a_dataset_is_one_of_its_own(place):
         "some/clock_medium.hdf5"
     ] * 4
     assert len({r.folder for r in rows}) == len(rows) == 8
+
+
+def test_a_dataset_is_found_from_everywhere(place, monkeypatch):
+    """Its path is from the current folder, as that of `qscape train`."""
+    file = place / "some/clock_medium.hdf5"
+    file.parent.mkdir()
+    file.touch()
+    data = '\n[[environments]]\nid = "tiny:Clock-v0"\ndataset = "some/clock_medium.hdf5"\n'
+    rows = study(TEXT.replace('recipe = "sac"', 'recipe = "td3+bc"') + data).rows
+    (row,) = [r for r in rows if "[clock_medium]" in str(r.folder)][:1]
+    assert row.plan.dataset == str(file)
+    plan, agent, _ = prepare(row.plan)
+    before = to_json(plan, agent) | {"dataset": "some/clock_medium.hdf5"}
+    assert not list_differences(row, before, plan.steps), "from a run of an earlier version"
 
 
 def test_a_preset_fills_what_the_file_leaves_open(place):

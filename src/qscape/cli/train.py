@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import adapt_to_images, may_compile, open_adapter
-from qscape.run.plan import Pace, Plan, folder_name, prepare
+from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
 from qscape.system import file_name
@@ -70,8 +69,8 @@ def main(argv: list[str]) -> int:
             env_args=options.env_args(run.env_args),
             settings=given,
             preset=run.preset,
-            dataset=_anywhere(run.dataset),
-            start=_anywhere(run.from_),
+            dataset=anywhere(run.dataset),
+            start=anywhere(run.from_),
             keep_data=run.keep_data,
             **{f.name: getattr(run, f.name) for f in dataclasses.fields(Pace)},
         )
@@ -108,12 +107,6 @@ def main(argv: list[str]) -> int:
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
     return run_all(jobs, together, run.quiet)
-
-
-def _anywhere(name: str) -> str:
-    """Make a path absolute; a dataset's name, such as local/pendulum-v0, is returned unchanged."""
-    is_path = name.startswith(".") or not re.search(r"-v\d+$", name)
-    return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: Sequence[str] = ()) -> bool:

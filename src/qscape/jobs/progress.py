@@ -15,7 +15,7 @@ from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.logs import read_evaluations
-from qscape.run.plan import prepare, to_json
+from qscape.run.plan import anywhere, prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
 LOSSES = 3  # a run fails if it loses this many workers in a row without a new save
@@ -208,7 +208,7 @@ def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
     fields = {
         f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
     }
-    dataset = record.get("dataset") or ""
+    dataset = anywhere(record.get("dataset") or "")  # relative in runs of studies of earlier versions
     if dataset:
         fields.pop("base.replay_capacity", None)  # a run takes the dataset's length
     return fields | {name: record.get(name) for name in COMPARED} | {"dataset": dataset}

@@ -25,7 +25,7 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.files import write_whole
-from qscape.run.plan import Plan, folder_name, prepare
+from qscape.run.plan import Plan, anywhere, folder_name, prepare
 from qscape.system import file_name
 
 BUDGETS = ("quick", "short", "full", "paper")
@@ -257,7 +257,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         where = "args" if problem.field == "env_args" else "id"
         raise source.error((*path, where), str(problem)) from problem
     numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
-    dataset = source.get((*path, "dataset"), str, "")
+    dataset = anywhere(source.get((*path, "dataset"), str, ""))
     fields = {"env": env, "env_args": args, "dataset": dataset}
     fields |= {key: n for key, n in numbers.items() if n is not None}
     return Entry(path, fields, _steps(source, (*path, "steps")))

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
@@ -179,6 +181,12 @@ class Plan(Pace):
     def milestone_every(self) -> int:
         """Steps between saves that are never deleted."""
         return max(1, round(self.steps * self.milestones))
+
+
+def anywhere(name: str) -> str:
+    """Make a path absolute; a dataset's name, such as local/pendulum-v0, is returned unchanged."""
+    is_path = name.startswith(".") or not re.search(r"-v\d+$", name)
+    return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
 def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
