@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from gymnasium.envs.registration import EnvSpec
 from rows import slow_except
 from small import randomised
 from test_contract import AGAIN, FRAME, QUICK_ROWS, TABLE, make
@@ -19,6 +20,7 @@ from test_contract import AGAIN, FRAME, QUICK_ROWS, TABLE, make
 from qscape import agents
 from qscape.cli import main
 from qscape.envs import make as make_adapter
+from qscape.envs.levels import discretise
 from qscape.errors import RunError, UsageError
 from qscape.export import card, convert, policy, primitives, run_policy
 from qscape.nets.batch_norm import split_statistics
@@ -57,6 +59,15 @@ class Shown(Boxed):
         super().__init__(**action)
         image, number = gym.spaces.Box(0, 255, FRAME, np.uint8), gym.spaces.Box(-9.0, 9.0, (1,), np.float32)
         self.observation_space = gym.spaces.Dict(image=image, number=number)
+
+
+class Pictured(Boxed):
+    """Its observation has the keys of `tiny.Rooms`, one of them for an image."""
+
+    def __init__(self):
+        super().__init__()
+        image, speed = gym.spaces.Box(0, 255, FRAME, np.uint8), gym.spaces.Box(-9.0, 9.0, (1,), np.float32)
+        self.observation_space = gym.spaces.Dict({"map": image, "self": gym.spaces.Dict(speed=speed)})
 
 
 class Uneven(Chosen):
@@ -292,6 +303,59 @@ def test_the_runner_acts_in_an_environment_as_the_library_does(run, exported, ca
     returns = [float(line.split()[3]) for line in out.splitlines() if line.startswith("episode")]
     assert returns == pytest.approx([rollout.episode.ret for rollout in source.episodes], abs=0.06)
     assert f"mean return {np.mean(returns):.1f} over 3 episodes" in out
+
+
+def test_levels_come_out_in_the_units_of_their_box():
+    agent = make("td3", {"base": {"actor_hidden": (32, 32)}})
+    made = source(agent, lambda: discretise(Boxed((-1, 10), (3, 20)), 5, "Boxed"))
+    size = made.loaded.adapter.spec.observation_size
+    data = convert.to_onnx(policy.make_policy_function(made.loaded), size, {}).SerializeToString()
+    policy.check_onnx(data, made)
+    found = answers(made, policy.sample_observations(made, 200))
+    assert {*found[:, 0]} <= {-1, 0, 1, 2, 3}
+    assert {*found[:, 1]} <= {10, 12.5, 15, 17.5, 20}
+    assert len(np.unique(found, axis=0)) > 1, "it always does the same"
+    about = policy.describe(made)["action"]
+    assert (about["dtype"], about["low"], about["high"]) == ("float32", [-1, 10], [3, 20])
+
+
+def test_the_runner_takes_levels_to_an_environment_without_them(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "a"
+    flags = ["--base.rollout", 64, "--base.actor-hidden", 8, "--eval-every", 0, "--out", out]
+    argv = ["train", "ppo", "--env", "Pendulum-v1", "--env.action-levels", 5, "--steps", 64, *flags]
+    assert main([*map(str, argv)]) == 0
+    assert main(["export", str(out), "--onnx", str(tmp_path / "p.onnx"), "--episodes", "2"]) == 0
+    source = policy.load_source(out / "0", 2)
+    argv = ["run_policy.py", str(tmp_path / "p.onnx"), "--env", "Pendulum-v1", "--episodes", "2"]
+    monkeypatch.setattr(sys, "argv", argv)
+    capsys.readouterr()
+    run_policy.main()
+    out = capsys.readouterr().out
+    returns = [float(line.split()[3]) for line in out.splitlines() if line.startswith("episode")]
+    assert returns == pytest.approx([rollout.episode.ret for rollout in source.episodes], abs=0.06)
+    assert "-2.0" in (tmp_path / "p.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("env", "args", "says"),
+    [
+        ("NoSuch-v0", {}, "NoSuch-v0 cannot be made by gymnasium alone (Environment"),
+        ("Rooms-v0", {"what": 1}, "Rooms-v0 cannot be made with {'what': 1} by gymnasium alone ("),
+        ("Pendulum-v1", {}, "the policy takes 7 numbers and gives actions of shape [2], but Pendulum-v1 has"),
+        ("Pictured-v0", {}, "the policy takes 7 numbers and gives actions of shape [2], but Pictured-v0 has"),
+    ],
+)
+def test_the_runner_refuses_other_environments(exported, capsys, monkeypatch, env, args, says):
+    monkeypatch.setitem(gym.registry, "Pictured-v0", EnvSpec("Pictured-v0", Pictured))
+    session, about = run_policy.load(str(exported / "p.onnx"))
+    monkeypatch.setattr(run_policy, "load", lambda file: (session, about | {"make_args": args}))
+    monkeypatch.setattr(sys, "argv", ["run_policy.py", "p.onnx", "--env", env])
+    with pytest.raises(SystemExit) as ended:
+        run_policy.main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"run_policy.py: {says}")
+    assert err.count("\n") == 1
 
 
 def test_the_command_prints_difference_and_latency_and_writes_a_card(run, exported, capsys):

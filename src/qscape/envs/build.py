@@ -32,6 +32,8 @@ _PACKAGES = {
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
 LEVELS = "action_levels"  # the argument that divides a Box of actions into levels
 
+OWN_ARGS = (CRITIC_ONLY, LEVELS)  # what `build_env` does with them, no other program does
+
 
 def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
     """Make one environment.
@@ -47,7 +49,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         UsageError: the id is unknown, a package is missing, or the arguments are wrong.
     """
     hidden, levels = args.get(CRITIC_ONLY), args.get(LEVELS)
-    args = {k: v for k, v in args.items() if k not in (CRITIC_ONLY, LEVELS)}
+    args = {k: v for k, v in args.items() if k not in OWN_ARGS}
     _import_registering_package(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))

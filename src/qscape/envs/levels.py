@@ -13,11 +13,30 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, PyTree
 
-from qscape.envs.native import ActionSpace, JaxWrapper, Outcome, find_jax_env
+from qscape.envs.native import JaxWrapper, Outcome, find_jax_env
 from qscape.envs.simulators import make_gymnasium
 from qscape.envs.spaces import ActionBox
 from qscape.errors import UsageError
 from qscape.types import Key
+
+
+class LevelSpace(spaces.MultiDiscrete):
+    """The product of discrete sets that replaces a Box.
+
+    Attributes:
+        box: the Box.
+        levels: C, in every dimension.
+    """
+
+    def __init__(self, box: spaces.Box, levels: int):
+        super().__init__(np.full(box.shape, levels))
+        self.box, self.levels = box, levels
+
+    def to_units(self, action: Any, dtype: Any = np.float64) -> Any:
+        """Levels `[*b, *shape]` in the units of the Box, computed in `dtype`; of numpy or JAX arrays."""
+        box = ActionBox.from_space(self.box, dtype)
+        unit = 2.0 * action.reshape(-1, len(box.low)) / (self.levels - 1) - 1.0
+        return box.to_env(unit).reshape(action.shape)
 
 
 class JaxLevels(JaxWrapper):
@@ -26,12 +45,12 @@ class JaxLevels(JaxWrapper):
     levels: int = eqx.field(static=True)
 
     @property
-    def action_space(self) -> ActionSpace:
-        return _levels_of(self.inner.action_space, self.levels)
+    def action_space(self) -> LevelSpace:
+        return LevelSpace(self.inner.action_space, self.levels)  # pyright: ignore[reportArgumentType]
 
     def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, Outcome]:
         """A step with the levels in the environment's units."""
-        units = _to_units(self.inner.action_space, self.levels, action)
+        units = self.action_space.to_units(action)
         return self.limited.step(state, jnp.asarray(units, jnp.float32), key)
 
 
@@ -40,11 +59,10 @@ class Levels(gym.ActionWrapper):
 
     def __init__(self, env: gym.Env, levels: int):
         super().__init__(env)
-        self.levels, self.action_space = levels, _levels_of(env.action_space, levels)
+        self.action_space: LevelSpace = LevelSpace(env.action_space, levels)  # pyright: ignore[reportArgumentType]
 
     def action(self, action: Any) -> np.ndarray:
-        space = self.env.action_space
-        return _to_units(space, self.levels, np.asarray(action)).astype(space.dtype)
+        return self.action_space.to_units(np.asarray(action)).astype(self.action_space.box.dtype)
 
 
 def discretise(env: gym.Env, levels: int, env_id: str) -> gym.Env:
@@ -66,14 +84,3 @@ def discretise(env: gym.Env, levels: int, env_id: str) -> gym.Env:
     if native is None:
         return Levels(env, levels)
     return make_gymnasium(JaxLevels(native, levels, time_limit=native.time_limit), env.render_mode)
-
-
-def _levels_of(space: Any, levels: int) -> spaces.MultiDiscrete:
-    """The product of discrete sets that replaces a Box."""
-    return spaces.MultiDiscrete(np.full(space.shape, levels))
-
-
-def _to_units(space: Any, levels: int, action: Any) -> Any:
-    """Levels of the shape of the Box, in its units."""
-    unit = 2.0 * action.reshape(-1) / (levels - 1) - 1.0
-    return ActionBox.from_space(space, np.float64).to_env(unit).reshape(space.shape)

@@ -23,6 +23,8 @@ from jaxtyping import Array, Bool, Float
 
 from qscape.data import RECORDED, read
 from qscape.envs import EnvAdapter
+from qscape.envs.build import OWN_ARGS
+from qscape.envs.levels import LevelSpace
 from qscape.envs.spaces import ActionBox, FactoredActions
 from qscape.errors import RunError, UsageError
 from qscape.inspect.store import write_atomically
@@ -157,10 +159,15 @@ def action_space(adapter: EnvAdapter) -> gym.Space:
 
 
 def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
-    """Return the map from [-1, 1]^A to the environment's actions as a jax function; float32 or int32."""
+    """Return the map from [-1, 1]^A to the environment's actions as a jax function; float32 or int32.
+
+    Levels of a Box (`action_levels`) become numbers in its units, which the environment without them takes.
+    """
     space, table = action_space(adapter), adapter.spec.table
     if (factored := FactoredActions.from_space(space)) is not None:
         convert = factored.from_unit if adapter.spec.factors is None else factored.from_indices
+        if isinstance(space, LevelSpace):
+            return lambda action: space.to_units(convert(action), np.float32)
         return lambda action: convert(action).astype(jnp.int32)
     start = int(getattr(space, "start", 0))
     if table is not None:
@@ -180,7 +187,11 @@ def make_action_map(adapter: EnvAdapter) -> Callable[[Array], Array]:
 def act_as_library(loaded: LoadedPolicy, obs: Float[np.ndarray, "B S"]) -> np.ndarray:
     """Choose the library's actions in the environment's units; each observation starts an episode."""
     choose = act_evaluating(loaded.programs, loaded.acting, len(obs))
-    return loaded.adapter.actions(choose(obs, np.ones(len(obs), bool), 0))
+    actions, space = (
+        loaded.adapter.actions(choose(obs, np.ones(len(obs), bool), 0)),
+        action_space(loaded.adapter),
+    )
+    return space.to_units(actions) if isinstance(space, LevelSpace) else actions
 
 
 def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Float[np.ndarray, "n S"]:
@@ -305,6 +316,10 @@ def describe(source: Source) -> dict[str, Any]:
     """Describe task, agent and units of a policy for JSON."""
     record, loaded = source.record, source.loaded
     adapter, space = loaded.adapter, action_space(loaded.adapter)
+    low, high = adapter.spec.low, adapter.spec.high
+    if isinstance(space, LevelSpace):
+        space = space.box
+        low, high = space.low.ravel(), space.high.ravel()
     order = [
         {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
         for path, box in adapter.actor_leaves
@@ -315,6 +330,7 @@ def describe(source: Source) -> dict[str, Any]:
         "label": record["label"],
         "env": record["env"],
         "env_args": record["env_args"],
+        "make_args": {k: v for k, v in record["env_args"].items() if k not in OWN_ARGS},
         "seed": record["seed"],
         "step": loaded.step,
         "policy": loaded.policy,
@@ -322,8 +338,8 @@ def describe(source: Source) -> dict[str, Any]:
         "action": {
             "shape": list(space.shape or ()),
             "dtype": str(space.dtype),
-            "low": listed(adapter.spec.low),
-            "high": listed(adapter.spec.high),
+            "low": listed(low),
+            "high": listed(high),
             "table": listed(adapter.spec.table),
             "index_sizes": listed(adapter.spec.index_sizes),
         },

@@ -68,14 +68,39 @@ def read_mask(session: ort.InferenceSession, observation: Any, info: dict) -> np
     return np.ravel(info["action_mask"] if "action_mask" in info else observation["action_mask"])
 
 
+def make_env(about: dict, env_id: str) -> Any:
+    """Make a Gymnasium environment for a policy with this metadata.
+
+    Raises:
+        ValueError: gymnasium is missing or cannot make it, or it has other observations or actions.
+    """
+    kwargs = about.get("make_args", about["env_args"]) if env_id == about["env"] else {}
+    try:
+        import gymnasium as gym
+
+        env = gym.make(env_id, **kwargs)
+    except Exception as problem:  # of the registry, of a package or of the environment
+        why = (str(problem).splitlines() or [type(problem).__name__])[0]
+        said = f" with {kwargs}" if kwargs else ""
+        raise ValueError(f"{env_id} cannot be made{said} by gymnasium alone ({why})") from problem
+    wanted = about["observation"]["size"], about["action"]["shape"]
+    try:
+        size = flatten(env.observation_space.sample(), about["observation"]["order"]).size
+    except (LookupError, TypeError, ValueError):  # its observation lacks an entry
+        size = None
+    if (size, list(env.action_space.shape or ())) != wanted:
+        here = f"observations of {size} numbers" if size is not None else "other observations"
+        raise ValueError(
+            f"the policy takes {wanted[0]} numbers and gives actions of shape {wanted[1]}, but {env_id} has "
+            f"{here} and actions of shape {list(env.action_space.shape or ())}"
+        )
+    return env
+
+
 def run_episodes(
-    session: ort.InferenceSession, about: dict, env_id: str, episodes: int, seed: int
+    session: ort.InferenceSession, about: dict, env: Any, episodes: int, seed: int
 ) -> list[float]:
     """Run whole episodes in a Gymnasium environment, the k-th with seed + k, and return their returns."""
-    import gymnasium as gym
-
-    kwargs = about["env_args"] if env_id == about["env"] else {}
-    env = gym.make(env_id, **kwargs)
     returns = []
     for episode in range(episodes):
         observation, info = env.reset(seed=seed + episode)
@@ -105,7 +130,11 @@ def main() -> None:
     size = about["observation"]["size"]
     print(f"{about['label']} on {about['env']}: {size} numbers in, action {about['action']['shape']} out")
     if given.env:
-        returns = run_episodes(session, about, given.env, given.episodes, given.seed)
+        try:
+            env = make_env(about, given.env)
+        except ValueError as problem:
+            parser.exit(2, f"{parser.prog}: {problem}.\n")
+        returns = run_episodes(session, about, env, given.episodes, given.seed)
         print(f"mean return {np.mean(returns):.1f} over {len(returns)} episodes")
         return
     rows = np.load(given.observations) if given.observations else np.zeros((3, size), np.float32)
