@@ -547,6 +547,30 @@ def test_a_run_that_cannot_go_on_is_not_begun_again(broken_off, tmp_path, capsys
     assert contents(folder) == before
 
 
+ROLLOUTS = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 64}
+UNLEARNED = {
+    "off-policy": ("td3", "Pendulum-v1", {"warmup": 50}),
+    "on-policy": ("ppo", "Pendulum-v1", ROLLOUTS),
+}
+
+
+@pytest.mark.parametrize("case", UNLEARNED)
+def test_a_model_saved_before_it_learned_is_resumed(case, tmp_path):
+    """Also one that was loaded and saved again; both are the run that begins with these steps."""
+    recipe, env, base = UNLEARNED[case]
+    small = settings(recipe, **base) if recipe == "td3" else {"base": base}
+    first = qs.Model(recipe, env, seed=3, eval_every=0, **small).save(tmp_path / "first")
+    second = qs.load(first).save(tmp_path / "second")
+    assert (numbers(first), arrays(first)) == (numbers(second), arrays(second))
+    plan = dataclasses.replace(folders.read_plan(first), steps=100)
+    whole(plan, tmp_path / "whole")
+    for folder in (first, second):
+        begun, *_ = resume(folder, 100)
+        assert isinstance(begun, ev.Started)
+        assert not [note for note in begun.notes if "episode" in note]
+        assert arrays(folder) == arrays(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("loop", ["host", slow("compiled"), slow("on-policy")])
 def test_a_run_goes_on_with_its_networks_alone(loop, broken_off, tmp_path):
     """The policy fills the replay before updates go on; a second interruption changes nothing."""

@@ -52,7 +52,7 @@ OLD = ".old"  # `replace` moves the old run here before it deletes it
 COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
-OLDER = {"refill": 0}  # counters that saves of earlier versions lack
+OLDER = {"refill": 0, "fresh": False}  # counters that saves of earlier versions lack
 
 
 class _Tracking(TypedDict):
@@ -714,7 +714,8 @@ def load_into(trainer: Loop, path: Path, empty_replay: bool = False) -> list[str
             del templates["replay"]
         trees, _ = saves.read(path, templates)
         trainer.restore(trees, numbers)
-        why = trainer.restore_environments(snapshot.Snapshot(environment, cast(Any, meta["environment"])))
+        shot = snapshot.Snapshot(environment, cast(Any, meta["environment"]))
+        why = "" if trainer.fresh else trainer.restore_environments(shot)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as problem:
         raise RunError(f"{path} is damaged ({problem}); use another save.") from problem
     notes = [why] if why else []

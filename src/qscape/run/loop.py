@@ -30,6 +30,7 @@ from qscape.run.probes import PolicyEvaluation, Probes
 from qscape.system import peak_memory
 
 SECOND = 1.0  # between two `Progressed` events
+COUNTERS = ("env_steps", "updates", "returns", "due", "finished", "seconds", "fresh")  # of every loop
 Saver: TypeAlias = Callable[[Any, bool], Path]
 
 
@@ -93,7 +94,7 @@ class Loop:
         self.finished = False  # whether these steps and their updates were made
         self.seconds = 0.0  # seconds of training so far, with those in earlier processes
         self._warned: set[str] = set()  # parts whose warning the user has read
-        self.fresh = True
+        self.fresh = True  # whether the environments were never reset: a model may be saved before it learns
         self._stop = False
 
     # --- to implement ---------------------------------------------------------------------------------
@@ -318,14 +319,12 @@ class Loop:
 
     def counters(self) -> dict[str, Any]:
         """Return the host's counters as JSON data."""
-        names = ("env_steps", "updates", "returns", "due", "finished", "seconds")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
         """Continue from the `arrays` and `counters` of a save."""
-        for name in ("env_steps", "updates", "returns", "due", "finished", "seconds"):
+        for name in COUNTERS:
             setattr(self, name, counters[name])
-        self.fresh = False
 
     def snapshot(self) -> Snapshot:
         """Return the state of the environments, for a save."""

@@ -193,7 +193,7 @@ class SeedGroup(Loop):
         """Return the run of seed k, with its current arrays and counters."""
         run = self.runs[k]
         run.read()
-        for name in ("env_steps", "updates", "finished", "seconds"):
+        for name in ("env_steps", "updates", "finished", "seconds", "fresh"):
             setattr(run, name, getattr(self, name))
         if run._rate[1] < self._rate[1]:
             run._rate = self._rate
