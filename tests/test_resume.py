@@ -550,7 +550,9 @@ def test_a_run_that_cannot_go_on_is_not_begun_again(broken_off, tmp_path, capsys
 ROLLOUTS = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 64}
 UNLEARNED = {
     "off-policy": ("td3", "Pendulum-v1", {"warmup": 50}),
+    "compiled": ("td3", "recsim/10k-v0", {"warmup": 50}),
     "on-policy": ("ppo", "Pendulum-v1", ROLLOUTS),
+    "on-policy, compiled": ("ppo", "jax/CartPole-v1", ROLLOUTS),
 }
 
 

@@ -73,12 +73,12 @@ class InProgram(Loop):
 
     Attributes:
         env: the environment in JAX.
-        world: the states of its E copies; made before the first step, or restored.
+        world: the states of its E copies; None before the first step, unless restored.
         length: the length of chunks.
     """
 
     env: JaxEnv
-    world: World
+    world: World = None  # type: ignore[assignment]
     length: ChunkLength
 
     @property
@@ -127,9 +127,9 @@ class InProgram(Loop):
     def _reset_environments(self) -> None:
         self.world = self._jit(self._map(self._begin_world, (None, 0)))(self.env, self.key)
 
-    def _blank_world(self) -> World:
-        """Return the shapes of `world`."""
-        return jax.eval_shape(self._begin_world, self.env, self.key)
+    def _blank_world(self, counters: dict[str, Any]) -> Any:
+        """Return the shapes of the `world` in a save with these counters; None if it has none."""
+        return None if counters["fresh"] else jax.eval_shape(self._begin_world, self.env, self.key)
 
     def _finished(self, log: EpisodeLog, steps_before: int) -> Iterator[ev.EpisodeDone]:
         """Yield the episodes of a chunk; `steps_before`: environment steps made before it.
@@ -266,7 +266,7 @@ class CompiledTrainer(InProgram, Trainer):
         return arrays | {"replay": arrays["replay"] | {"world": self.world}}
 
     def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
-        self.world = self._blank_world()
+        self.world = self._blank_world(counters)
         return super().templates(counters)
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
@@ -282,7 +282,8 @@ class CompiledTrainer(InProgram, Trainer):
             self._allocate = lambda: ring_buffer.restored(
                 self.layout, counters["used_rows"], saved.pieces(), split
             )
-        self.carry = self._acted(self.carry)
+        if not self.fresh:
+            self.carry = self._acted(self.carry)
 
 
 class CompiledRollouts(InProgram):
@@ -355,7 +356,7 @@ class CompiledRollouts(InProgram):
         }
 
     def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
-        self.world = self._blank_world()
+        self.world = self._blank_world(counters)
         return self.arrays()
 
     def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
