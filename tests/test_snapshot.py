@@ -254,9 +254,49 @@ class Draws(gym.Env):
         return seen, 0.0, False, self.clock == 40, {}
 
 
-@pytest.mark.parametrize("env", [Holds, Draws])
+class Ticks:
+    """A clock of one's own, with two counts by names of Gymnasium's."""
+
+    def __init__(self):
+        self.spec, self.render_mode = 0, ""
+
+
+class Names(gym.Env):
+    """Keeps its state by names that Gymnasium uses for buffers, constants and what draws."""
+
+    observation_space = gym.spaces.Box(0.0, 300.0, (1,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock, self.viewer, self.screen = Ticks(), Ticks(), Ticks()
+        self._observations, self.metadata = [0], {"render_modes": [], "steps": 0}
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.clock.spec += 1
+        self.viewer.render_mode += "."
+        self._observations[0] += 1
+        self.metadata["steps"] += 1
+        self.screen = None
+        counts = self.clock.spec, len(self.viewer.render_mode), self._observations[0], self.metadata["steps"]
+        return np.float32([sum(counts)]), float(self.screen is None), False, self.clock.spec == 40, {}
+
+
+@pytest.mark.parametrize("env", [Holds, Draws, Names])
 def test_what_is_named_as_gymnasium_names_other_things_is_kept(env):
     assert_goes_on(env, 50)
+
+
+def test_what_draws_is_left_out_and_what_does_not_is_refused_by_name():
+    pytest.importorskip("pygame")
+    adapter, other = (make("Pendulum-v1", env_args={"render_mode": "rgb_array"}, seed=s) for s in (1, 2))
+    adapter.reset()
+    adapter.render_frame()
+    assert restore(other, through_a_file(take(adapter))) == ""
+    adapter.env.unwrapped.clock = iter([1])
+    why = take(adapter).meta["why"]
+    assert "PendulumEnv.clock (list_iterator) is neither a number nor an array" in why
 
 
 def test_a_snapshot_of_another_way_to_reset_begins_a_new_episode():

@@ -42,12 +42,14 @@ _FIXED = (
     types.MethodType,
     types.BuiltinFunctionType,
 )
-_SKIPPED = {"spec", "metadata", "render_mode"}
-_SKIPPED |= {"_cached_spec", "_metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
-_SKIPPED |= {"env_fns", "_env_obs", "_observations"}  # buffers of a vector environment
+# Attributes of environments that Gymnasium's constructors set; skipped if the value is of these classes.
+_CONSTANT = dict.fromkeys(("spec", "_cached_spec"), EnvSpec | None) | {"render_mode": str | None}
+_CONSTANT |= {"_saved_kwargs": dict | None, "_ezpickle_args": tuple, "_ezpickle_kwargs": dict}
+_BUFFERS = {"env_fns", "_env_obs", "_observations"}  # of Gymnasium's vector environment; skipped there
 
-_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped unless the value is data
-_DATA = (bool, int, float, str, list, tuple, dict, np.ndarray, np.generic)
+_DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped if an object of these modules
+_DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
+_DRAWN_BY += ("gymnasium.envs.mujoco.mujoco_rendering",)
 
 _RANDOM = {  # functions that read and set the state of a random generator
     np.random.Generator: (
@@ -269,8 +271,12 @@ class _Writer:
         """Return whether an attribute is left out: another layer, an object for rendering, or a constant."""
         if name == "envs":
             return id(layer) in self.layers and isinstance(layer, SyncVectorEnv)
-        drawing = name in _DRAWING and not isinstance(value, _DATA)
-        return drawing or name in _SKIPPED or (name == "env" and id(value) in self.layers)
+        if name in _BUFFERS:
+            return isinstance(layer, SyncVectorEnv)
+        if name in _CONSTANT:
+            return isinstance(layer, gym.Env | VectorEnv) and isinstance(value, _CONSTANT[name])
+        drawing = name in _DRAWING and type(value).__module__.startswith(_DRAWN_BY)
+        return drawing or (name == "env" and id(value) in self.layers)
 
     def value(self, value: Any, path: str) -> Any:
         """Return the data of one value: the value itself, or {kind: content}.
