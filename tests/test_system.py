@@ -100,3 +100,20 @@ def test_a_request_to_stop_that_python_swallowed_is_not_lost():
             signal.raise_signal(signal.SIGTERM)
         asked.attach(trainer)
     trainer.stop.assert_called_once_with()
+
+
+def test_a_worker_that_is_asked_twice_still_saves():
+    """By a pool that stops, and by the end of that pool; only a second Ctrl-C ends a run at once."""
+    trainer, seen = Mock(), []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with StopOnSignal(signal.SIGTERM, signal.SIGINT) as asked:
+            asked.attach(trainer)
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                signal.raise_signal(number)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert trainer.stop.call_count == 3
+    assert not seen

@@ -203,6 +203,6 @@ class _Node:
             time.sleep(LOOK)
 
     def _stop(self) -> None:
-        if not self.stopping:  # a second request would end the worker without a save
+        if not self.stopping:
             self.stopping = True
             self.worker.stop()

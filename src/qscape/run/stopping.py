@@ -43,9 +43,11 @@ def _leave(terminals: Iterable[int]) -> None:
 
 
 class StopOnSignal:
-    """Context manager: the first signal of each kind asks the trainer to stop; the second has its old effect.
+    """Context manager: signals ask the trainer to stop; a second SIGINT has its old effect.
 
-    `take_signals` says where signals change nothing.
+    A further SIGTERM or SIGHUP only asks again: a worker gets one from a pool that stops, and sends itself
+    one when the pool's process is gone, which must not end it in its save. `take_signals` says where signals
+    change nothing.
 
     Args:
         numbers: the signals, such as SIGINT.
@@ -79,7 +81,7 @@ class StopOnSignal:
         if self.trainer is None:
             raise KeyboardInterrupt
         self.trainer.stop()
-        if number != HANGUP:
+        if number == signal.SIGINT:
             signal.signal(number, self.before[number])
 
     def __exit__(self, *problem: object) -> None:
