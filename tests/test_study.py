@@ -510,6 +510,26 @@ def test_the_pool_asks_again_and_survives_a_broken_worker():
     ]
 
 
+def test_the_pool_asks_once_a_second_and_when_a_worker_ends():
+    """An answer reads the folders of runs elsewhere, so events must not wait for one each."""
+    asked = []
+
+    def jobs():
+        for k in (5, 6):
+            yield k, Job("resume", Path(), steps=1)
+        while pool.running:
+            asked.append(len(told))
+            yield None
+
+    told, pool = [], Pool(jobs(), 3, Scripted)
+    begun = time.monotonic()
+    for event in pool.events():
+        told += [event]
+    assert len(told) == 6
+    assert asked == [0, [event for _, event in told].index(None) + 1]
+    assert time.monotonic() - begun < 0.9
+
+
 def descendants(pid):
     """Processes below one, by their parents."""
     found = []

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
@@ -22,7 +23,7 @@ from qscape.run import events as ev
 from qscape.run.folder import COMMAND, command
 from qscape.run.stopping import ENDING, take_signals
 
-ASK_AGAIN = 1.0  # seconds between two requests for a job when none can start
+ASK_AGAIN = 1.0  # seconds between two requests for a job when none can start, unless a worker ends
 
 
 class Failure(NamedTuple):
@@ -120,7 +121,8 @@ class Pool:
 
     Args:
         jobs: yields a number and a job, or None if no job can start now and the pool should ask again later.
-            The pool asks for the next one whenever a worker is free.
+            The pool asks for the next one whenever a worker is free, but after a None not for `ASK_AGAIN`
+            seconds: an answer may take long, and events wait for it.
         workers: maximal number of running jobs.
         start: makes a worker for a job.
 
@@ -138,6 +140,7 @@ class Pool:
         self.jobs, self.workers, self.start = jobs, workers, start
         self.running: dict[int, Worker] = {}
         self.stopping = False
+        self._asks_from = 0.0  # the time from which the pool asks for jobs
         self._queue: Queue[tuple[int, dict[str, Any] | None]] = Queue()
 
     def stop(self, *_: object) -> None:
@@ -159,6 +162,7 @@ class Pool:
                         k, data = self._queue.get(timeout=ASK_AGAIN)
                         if data is None:
                             del self.running[k]
+                            self._asks_from = 0.0
                         # A worker that was stopped while it started reports a loss, which is no failure.
                         if not (self.stopping and data and data.get("lost")):
                             yield k, _parse_event(data)
@@ -169,11 +173,14 @@ class Pool:
     def _fill(self) -> bool:
         """Start jobs while workers are free. Returns whether further jobs may follow."""
         while len(self.running) < self.workers and not self.stopping:
+            if time.monotonic() < self._asks_from:
+                break
             try:
                 given = next(self.jobs)
             except StopIteration:
                 return False
             if given is None:
+                self._asks_from = time.monotonic() + ASK_AGAIN
                 break
             k, job = given
             self.running[k] = self.start(job)
