@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -183,10 +184,16 @@ def test_every_seed_has_a_folder_that_can_be_resumed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "needs"), [("td7", "not when an episode ends"), ("ppo", "an off-policy agent")]
+    ("recipe", "how", "needs"),
+    [
+        ("td7", "sync", "not when an episode ends"),
+        ("ppo", "sync", "an off-policy agent"),
+        ("td3", "envpool", "not in the next one as EnvPool's do"),
+    ],
 )
-def test_what_cannot_be_one_program_is_refused(recipe, needs, tmp_path, capsys):
+def test_what_cannot_be_one_program_is_refused(recipe, how, needs, tmp_path, capsys):
     argv = ["train", recipe, "--env", "Pendulum-v1", "--steps", "150", "--seeds", "0", "1"]
+    argv += ["--vectorise", how, "--envs", "2"]
     assert main([*argv, "--seeds-as", "vmap", "--out", str(tmp_path / "r")]) == 2
     assert needs in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
@@ -196,8 +203,8 @@ def test_what_cannot_be_one_program_is_refused(recipe, needs, tmp_path, capsys):
 def test_it_is_chosen_on_an_accelerator(device, one_program, monkeypatch):
     monkeypatch.setattr(command.jax, "default_backend", lambda: device)
 
-    def chosen(recipe, how, seeds=2, loggers=(), in_jax=False):
-        plans = [plan_of(recipe, seed) for seed in range(seeds)]
+    def chosen(recipe, how, seeds=2, loggers=(), in_jax=False, vectorise="sync"):
+        plans = [replace(plan_of(recipe, seed), vectorise=vectorise) for seed in range(seeds)]
         agent = agents.build(recipe, plans[0].settings if recipe != "ppo" else None)
         return command._together(how, plans, agent, in_jax, loggers)
 
@@ -207,7 +214,7 @@ def test_it_is_chosen_on_an_accelerator(device, one_program, monkeypatch):
     assert chosen("td7", "auto") is chosen("td7", "auto", in_jax=True) is False
     assert chosen("td3", "auto", in_jax=True) is chosen("ppo", "auto", in_jax=True) is True
     assert chosen("ppo", "auto") is False, "host loops of on-policy agents have no program of many seeds"
-    assert chosen("td3", "auto", loggers=["trackio"]) is False
+    assert chosen("td3", "auto", loggers=["trackio"]) is chosen("td3", "auto", vectorise="envpool") is False
     with pytest.raises(UsageError, match="vmap needs seeds without --log wandb, which takes one run in a p"):
         chosen("td3", "vmap", loggers=["wandb"])
     assert why_not_together(plan_of("td3", 0), agents.build("td3")) is None

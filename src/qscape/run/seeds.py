@@ -45,6 +45,8 @@ def why_not_together(plan: Plan, agent: Any) -> str | None:
         return "one device, or the seeds one after the other"
     if plan.dataset or plan.start:
         return "an agent that learns from an environment, from the start"
+    if plan.vectorise == "envpool":  # the seeds would make their steps at different times
+        return "environments that reset in the step that ends an episode, not in the next one as EnvPool's do"
     if not isinstance(agent, Agent):
         if plan.loop == "host":
             return "an off-policy agent, or an environment in JAX"
