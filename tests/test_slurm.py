@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 from test_cluster import start
@@ -12,6 +13,7 @@ from tiny import assert_same_run, environment, settings
 
 from qscape.errors import UsageError
 from qscape.jobs import slurm
+from qscape.jobs.pool import LocalWorker
 from qscape.jobs.study import read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, saves, train
@@ -91,6 +93,18 @@ def test_a_node_saves_when_slurm_or_the_head_wants_it_back(how, tmp_path):
         }
     assert [line["kind"] for line in lines[-2:]] == ["Saved", "Ended"]
     assert lines[-1]["interrupted"]
+
+
+def test_a_node_records_the_command_that_the_user_typed(tmp_path, monkeypatch):
+    """Not that of submitit or Ray, by which the job came there."""
+    monkeypatch.delenv("QSCAPE_COMMAND", raising=False)
+    monkeypatch.setattr(sys, "argv", ["qscape", "study", "run", "my study.toml"])
+    data = json.loads(json.dumps(Job("train", tmp_path).to_json()))
+    monkeypatch.setattr(sys, "argv", ["submitit", "_submit"])
+    begin = Mock()
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    LocalWorker(Job.from_json(data))
+    assert begin.call_args.kwargs["env"]["QSCAPE_COMMAND"] == "qscape study run 'my study.toml'"
 
 
 class Submitted:

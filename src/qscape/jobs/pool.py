@@ -20,7 +20,7 @@ from qscape import system
 from qscape.errors import RunError
 from qscape.jobs.worker import INTERRUPTED, Job
 from qscape.run import events as ev
-from qscape.run.folder import COMMAND, command
+from qscape.run.folder import COMMAND
 from qscape.run.stopping import ENDING, take_signals
 
 ASK_AGAIN = 1.0  # seconds between two requests for a job when none can start, unless a worker ends
@@ -78,7 +78,7 @@ class LocalWorker:
                     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
                     **os.environ,
                     "NPROC": "1",
-                    COMMAND: command(),
+                    COMMAND: job.command,
                 },
                 **system.detached(),  # Ctrl-C reaches the worker only through the pool
             )

@@ -20,6 +20,7 @@ from qscape.agents import plugins, register
 from qscape.errors import QscapeError, describe, memory_error
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
+from qscape.run.folder import command
 from qscape.run.plan import Plan, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
@@ -40,6 +41,7 @@ class Job:
         trackers: further loggers: "wandb", "trackio", "mlflow", or `module:Class`.
         tracking: with "train": how they name the run.
         save, empty_replay: with "resume": as for `resume`.
+        command: the command line that the user typed, for run.json; it goes with the job to other machines.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class Job:
     empty_replay: bool = False
     trackers: list[str] = dataclasses.field(default_factory=list)
     tracking: Tracking | None = None
+    command: str = dataclasses.field(default_factory=command)
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON, with the parts `module:Class` and the code that this process allows."""
