@@ -44,8 +44,8 @@ MUTANTS = [
     Mutant("offpolicy/update.py", "total = base.critic_loss_scale *", "total = 1.0 *", "pave contract"),
     Mutant(
         "offpolicy/update.py",
-        "td_error = jnp.stack(heads, -1) - y[:, None]",
-        "td_error = 2 * (jnp.stack(heads, -1) - y[:, None])",
+        "return total, (q - mean, mean,",
+        "return total, (2 * (q - mean), mean,",
         ORACLE + "[td3-32-300]",
     ),
     Mutant(
@@ -54,7 +54,12 @@ MUTANTS = [
         "if number != 0 else jax.lax.stop_gradient(",
         "savo contract",
     ),
-    Mutant("offpolicy/update.py", "policy_delay == 1:", "policy_delay > 0:", "contract oracles"),
+    Mutant(
+        "offpolicy/update.py",
+        "delayed = stage.agent.base.policy_delay > 1",
+        "delayed = False",
+        "contract oracles",
+    ),
     Mutant(
         "offpolicy/update.py",
         "_replace(actor_target=actor_target,",
@@ -72,10 +77,12 @@ MUTANTS = [
         "replay",
     ),
     Mutant("replay/uniform.py", 'side="right"', 'side="left"', "replay"),
+    Mutant("offpolicy/update.py", '"next": raw[size:]', '"next": raw[:size]', "networks"),
+    Mutant("methods/asap.py", "(moved, statistics)", "(moved, split_statistics(state.extra)[1])", "networks"),
     Mutant(
         "methods/sale.py",
-        "moved = [dataclasses.replace(state.params, seen=statistics), fixed]",
-        "moved = [dataclasses.replace(state.params, seen=statistics), fixed_target]",
+        "lambda old: (new, old[0]), (fixed, fixed_target)",
+        "lambda old: (new, old[1]), (fixed, fixed_target)",
         ORACLE + "[td7-32-520]",
     ),
     Mutant(
@@ -139,8 +146,8 @@ MUTANTS = [
     Mutant("ops/returns.py", "sum_ * (1.0 - done), sum_", "sum_, sum_", "onpolicy"),
     Mutant(
         "run/trainer.py",
-        "self.env_steps >= base.warmup  #",
-        "self.env_steps > base.warmup  #",
+        "self.env_steps >= base.warmup",
+        "self.env_steps > base.warmup",
         "run td7_checks",
     ),
     Mutant(
@@ -153,7 +160,7 @@ MUTANTS = [
     Mutant("run/episodes.py", "(keys, t + 1)", "(keys, t)", "episodes"),
     Mutant("run/episodes.py", "jnp.where(running, reward, 0.0)", "reward", "episodes"),
     Mutant("run/evaluation.py", "np_random(seed + i)", "np_random(seed)", "episodes"),
-    Mutant("envs/native.py", "min(limits)", "max(limits)", "episodes"),
+    Mutant("envs/native.py", "min(limits,", "max(limits,", "episodes"),
     Mutant(
         "run/saves.py",
         "for name in names(folder)[: -keep or None]",
@@ -162,8 +169,8 @@ MUTANTS = [
     ),
     Mutant(
         "run/saves.py",
-        'if record.pop("crc32", None) != _checksum(record)',
-        'if record.pop("crc32", None) is None',
+        'if leaf["crc32"] != info.CRC:',
+        'if leaf["crc32"] is None:',
         "saves",
     ),
 ]

@@ -85,8 +85,9 @@ class ASAP(ThreeInARow):
 
     def post_update(self, state: PartState, actor: PyTree, event: Event) -> PartState:
         """Moves the slow copy at every update, also if the actor does not move."""
-        online, statistics = split_statistics(SlowCopy(actor, state.actor_params))
-        moved: Any = optax.incremental_update(online, split_statistics(state.extra)[0], self.rate)
+        online: Any = SlowCopy(actor, state.actor_params)
+        online, statistics = split_statistics(online)
+        moved = optax.incremental_update(online, split_statistics(state.extra)[0], self.rate)
         return state._replace(extra=eqx.combine(moved, statistics))
 
 
