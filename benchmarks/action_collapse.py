@@ -186,7 +186,7 @@ def cartpole_of(base: str, head: str, seeds: int, steps: int) -> Rows:
         )
         within = (before < steps) & (episodes > 0)
         if base == "reinforce":  # it learns from whole episodes, and each step of one returns 1
-            learned = np.cumsum(np.rint(returned * episodes))
+            learned = np.cumsum(np.rint(returned * episodes)).astype(int)
         else:
             learned = before + agent.base.rollout
         curve = {"steps": learned, "return": np.round(returned, 2), "episodes": episodes}
@@ -238,7 +238,7 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     heads = {name: [*HEADS[name]] for name in given.heads}
     about = origin() | {"envs": ENVS, "heads": heads, "command": shlex.join(["python", *sys.argv])}
-    file.write_text(json.dumps(about | found) + "\n")
+    file.write_text(json.dumps(about | found, separators=(",", ":")) + "\n")
     print(file)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import report
 from blocks import BLOCK, PAGES, RESULTS, ROOT, renew, table
 from collect import read_archive
+from scipy.stats import fisher_exact, mannwhitneyu
 from scipy.stats import t as student
 
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ PAGE = ROOT / "docs" / "results.md"
 SEEDS = 3  # fewer seeds than this have no verdict
 LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
 NEAR, FAR = 2.0, 3.0  # combined standard errors: up to NEAR is equal, from FAR on is different
-WIDE = 0.5  # a number whose 95% interval reaches further than this share of it shows nothing
+WIDE = 0.2  # a number whose 95% interval reaches further than this share of it shows nothing
 EPISODES = 10  # of an evaluation in the PAVE paper, whose spread is over the episodes of all runs
 POLICIES = ("kept", "current")
 VERDICTS = ("reproduced", "not seen", "contradicted", "too short", "not run")
@@ -73,7 +74,7 @@ def judge(ours: Ours | None, share: float, distance: float, *, same: bool) -> st
     return "contradicted" if abs(distance) >= FAR and same else "not seen"
 
 
-def judge_effect(low: float, high: float, sign: float, *, seeds: int, share: float) -> str:
+def judge_effect(low: float, high: float, sign: float, *, seeds: int, share: float, same: bool) -> str:
     """Return the verdict on a difference between two agents.
 
     Args:
@@ -82,12 +83,15 @@ def judge_effect(low: float, high: float, sign: float, *, seeds: int, share: flo
         sign: sign of the published difference.
         seeds: the smaller number of seeds of the two.
         share: our steps as a share of the paper's.
+        same: as in `judge`.
     """
     if seeds < SEEDS or share < LENGTH:
         return "too short"
     if low <= 0 <= high:
         return "not seen"
-    return "reproduced" if (low > 0) == (sign > 0) else "contradicted"
+    if (low > 0) == (sign > 0):
+        return "reproduced"
+    return "contradicted" if same else "not seen"
 
 
 def summarise(values: np.ndarray, steps: int) -> Ours:
@@ -300,7 +304,10 @@ def runs_of(paper: str, task: str, agent: str) -> list[Run]:
 
 def at(evaluations: dict[str, np.ndarray], steps: int = 0) -> int:
     """Return the index of the last evaluation at or before a step; 0 steps: the last one of all."""
-    return int(np.searchsorted(evaluations["step"], steps or np.inf, side="right")) - 1
+    index = int(np.searchsorted(evaluations["step"], steps or np.inf, side="right")) - 1
+    if index < 0:
+        raise ValueError(f"no evaluation at or before step {steps}")
+    return index
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -325,7 +332,7 @@ GEOMETRY = {
     "mean gradient cosine": "gradient_cosine",
     "gradient flip rate": "gradient_flips",
 }
-HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action_collapse/cartpole.json
+HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action_collapse
 
 
 def values_of(row: Row) -> tuple[np.ndarray, int] | None:
@@ -333,7 +340,7 @@ def values_of(row: Row) -> tuple[np.ndarray, int] | None:
     if row.metric in GEOMETRY:
         return geometry_of(row)
     if row.paper == "ACPG" and row.task == "CartPole (MLP)":
-        return cartpole_of(row.agent, row.metric)
+        return cartpole_of(row.agent, row.metric, row.steps)
     task = "ALE/Pong-v5" if row.paper == "ACPG" and row.task == "Pong (CNN)" else row.task
     runs = runs_of(row.paper, task, row.agent) if task == row.task else pong(row.agent)
     metric = METRICS.get("highest evaluation of a run" if row.metric == "best return" else row.metric)
@@ -360,25 +367,41 @@ def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
     return (np.array(found), row.steps) if found else None
 
 
-def cartpole_of(agent: str, metric: str) -> tuple[np.ndarray, int] | None:
-    """Return a measure of REINFORCE on CartPole by seed; a seed that is not solved counts the whole run."""
-    recorded = read_json("action_collapse/cartpole.json")
-    steps, head = recorded["steps"], HEADS.get(agent)
-    measures: dict[str, Callable[[dict], float]] = {
-        "best return": lambda r: max(r["return"]),
-        "final return": lambda r: float(np.mean(r["return"][-3:])),
-        "epoch solved": lambda r: (r["solved_at"] or steps) / 1000,
-    }
-    rows = [r for r in recorded["rows"] if (r["algorithm"], r["head"]) == ("reinforce", head)]
-    return (np.array([measures[metric](r) for r in rows]), steps) if rows else None
+def cartpole_of(agent: str, metric: str, until: int) -> tuple[np.ndarray, int] | None:
+    """Return a measure of REINFORCE on CartPole by seed, up to a step, which is when unsolved seeds end."""
+    rows = cartpole_rows("reinforce", HEADS.get(agent, ""))
+    return (np.array([CARTPOLE[metric](r, until) for r in rows]), until) if rows else None
+
+
+def cartpole_rows(algorithm: str, head: str) -> list[dict]:
+    """Return the recorded seeds of an algorithm and a head."""
+    names = (f"action_collapse/cartpole-{of}.json" for of in ("50", "10", "ppo"))
+    rows = [row for name in names for row in read_json(name)["rows"]]
+    return [row for row in rows if (row["algorithm"], row["head"]) == (algorithm, head)]
+
+
+def cut(row: dict, until: int) -> np.ndarray:
+    """Return the mean returns of the rollouts of a seed up to a step."""
+    curve = row["curve"]
+    return np.array(curve["return"])[np.array(curve["steps"]) <= until]
+
+
+CARTPOLE: dict[str, Callable[[dict, int], float]] = {  # of a seed up to a step; a rollout has eight episodes
+    "best return": lambda r, until: float(((cut(r, until)[1:] + cut(r, until)[:-1]) / 2).max()),
+    "final return": lambda r, until: float(cut(r, until)[-3:].mean()),
+    "epoch solved": lambda r, until: min(r["solved_at"] or until, until) / 1000,
+}
 
 
 def same_protocol(row: Row) -> bool:
     """Whether our runs follow the paper's protocol: its versions of the tasks, settings and measure.
 
     TD7's tasks are of another version, SAVGO's baselines are of another library and are evaluated half as
-    often, and ACPG's paper defines neither an epoch nor "solved".
+    often, and ACPG's paper defines neither an epoch nor "solved". A supremum over our 200 episodes is greater
+    than one over PAVE's ten.
     """
+    if row.metric.startswith("sup "):
+        return False
     return row.paper == "PAVE" or (row.paper == "SAVGO" and row.agent.startswith("SAVGO"))
 
 
@@ -605,7 +628,8 @@ def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[E
     a, b = a.reshape(len(a), -1).mean(1), b.reshape(len(b), -1).mean(1)
     gap, low, high = welch(a, b)
     share = min(steps, others) / row.steps
-    verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share)
+    same = same_protocol(one) and same_protocol(two)
+    verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share, same=same)
     names = (row.paper, row.table, row.task, row.metric, one.agent, two.agent)
     return [Effect(*names, published, gap, low, high, (len(a), len(b)), share, verdict)]
 
@@ -734,7 +758,7 @@ PAPERS = {
     "bootstrap with target smoothing here, as they do by default, and SAVO without; what is left of the "
     "effects without this difference is [measured too](methods/savo.md#restricted-pendulums).",
     "ACPG": "arXiv 2509.02737. No spread is printed. An epoch is read as 1,000 steps. A run of the paper "
-    "has 100 or 500 epochs, ours on CartPole have 200; a seed that is not solved counts 200.",
+    "has 100 or 500 epochs; ours on CartPole are cut at 100, and a seed that is not solved counts 100.",
 }
 MISSING = {
     "TD7": "Not in the ledger, because the numbers are not at hand: TD3's column at 300,000 steps, and the "
@@ -752,7 +776,8 @@ A row of a table is a number that a paper publishes.
   first states, which all runs share.
 - *Steps* is the length of our runs as a share of the paper's.
 - *Distance* is ours less the published number, in combined standard errors. A number that is published
-  without a spread counts as exact up to rounding.
+  without a spread counts as exact up to rounding. PAVE's spread is over the 50 episodes of
+  5 runs, which count as independent here; where runs differ more than episodes do, its error is greater.
 - *Command* makes one run of the row, with seed 0; `--seeds 0 1 2` makes more.
 - *Core-h* is what all runs of the row take, estimated from the recorded costs of updates, on one core of the
   slower machine of [Performance](performance.md). "–": qscape does not have the agent, or its cost is not
@@ -773,9 +798,9 @@ An *effect* is the difference between a paper's method and a baseline, wherever 
 | verdict on an effect | rule |
 | --- | --- |
 | too short | as above |
-| reproduced | our 95% interval (Welch) excludes 0, on the paper's side |
-| contradicted | it excludes 0, on the other side |
-| not seen | it contains 0 |
+| reproduced | our 95% interval (Welch, over seeds, for these first states) excludes 0, on the paper's side |
+| contradicted | it excludes 0, on the other side, under the paper's own protocol |
+| not seen | everything else |
 
 No verdict is corrected for the number of comparisons. A verdict is about these runs, not about a method.
 """
@@ -843,8 +868,8 @@ def make_summary() -> str:
         f"{named_effects(of['not seen']) or nothing}.",
         f"**Contradicted**: {named(numbers['contradicted']) or nothing}; effects: "
         f"{named_effects(of['contradicted']) or nothing}.",
-        f"**Open**: all else. {spent:.0f} core-hours are recorded; all tables at the papers' length would "
-        f"take about {round(total_hours(entries), -2):,.0f}.",
+        f"**Open**: all else. {spent:.0f} hours of training by the clock are recorded; all tables at the "
+        f"papers' length would take about {round(total_hours(entries), -2):,.0f} core-hours.",
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
@@ -1064,25 +1089,57 @@ def block_pave_published(base: str) -> str:
     return table(["return, `sm`", *tasks], lines)
 
 
-def block_cartpole() -> str:
-    """Seeds solved, steps until then, and seeds that hold 475 at the end, by head, on CartPole."""
-    recorded = read_json("action_collapse/cartpole.json")
+def block_cliff() -> str:
+    """Action collapse at the end on Ideal Cliff Walking: medians over the solved seeds, and their span."""
+    recorded = read_json("action_collapse/cliff.json")
     rows = []
     for head in recorded["heads"]:
-        cells = []
-        for algorithm in ("reinforce", "ppo"):
-            of = [r for r in recorded["rows"] if (r["algorithm"], r["head"]) == (algorithm, head)]
-            until = np.array([float(r["solved_at"] or recorded["steps"]) for r in of])
-            held = sum(np.mean(r["return"][-3:]) >= 475 for r in of)
-            solved = f"{sum(r['solved_at'] is not None for r in of)} of {len(of)}"
-            cells += [interval(summarise(until, 0)), solved, str(held)]
+        of = [r for r in recorded["rows"] if (r["head"], r["update"]) == (head, recorded["updates"])]
+        solved = [r for r in of if r["solved"]]
+        cells = [f"{len(solved)} of {len(of)}", show(float(np.median([r["return"] for r in solved])))]
+        for name in COLLAPSE.values():
+            found = np.array([r["samples"][name] for r in solved])
+            cells.append(f"{np.median(found):.3f} [{found.min():.3f}, {found.max():.3f}]")
         rows.append([head, *cells])
-    return table(
-        ["head", *(f"{a}: {c}" if c == "steps" else c for a in ("REINFORCE", "PPO") for c in SOLVED)], rows
-    )
+    return table(["head", "solved", "return of the sampled policy", *COLLAPSE], rows)
 
 
-SOLVED = ("steps", "solved", "at the end")
+COLLAPSE = {
+    "alignment": "alignment",
+    "self-duality": "self_duality",
+    "equinorm of features": "equinorm_h",
+    "equiangularity of features": "equiangularity_h",
+    "max angle of features": "max_angle_h",
+    "within-action variation": "within_variation",
+    "nearest-mean agreement": "nearest_mean_agreement",
+}
+
+
+def block_cartpole(algorithm: str) -> str:
+    """CartPole by head at the paper's length, and how far chance explains what separates each from ETF."""
+    heads = [*read_json("action_collapse/cliff.json")["heads"]]
+    of = {head: rows for head in heads if (rows := cartpole_rows(algorithm, head))}
+    until = {h: np.array([1000 * CARTPOLE["epoch solved"](r, UNTIL) for r in rows]) for h, rows in of.items()}
+    solved = {h: np.array([(r["solved_at"] or math.inf) <= UNTIL for r in rows]) for h, rows in of.items()}
+    held = {h: np.array([cut(r, UNTIL)[-3:].mean() >= 475 for r in rows]) for h, rows in of.items()}
+
+    def exact(counted: dict[str, np.ndarray], head: str) -> str:
+        pair = [[counted[name].sum(), (~counted[name]).sum()] for name in ("etf", head)]
+        return f"{fisher_exact(pair).pvalue:.3f}"
+
+    rows = []
+    for head in of:
+        counts = [f"{each[head].sum()} of {len(each[head])}" for each in (solved, held)]
+        chance = ["–"] * 3
+        if head != "etf" and len(of[head]) == len(of["etf"]):
+            by_step = mannwhitneyu(until["etf"], until[head]).pvalue
+            chance = [f"{by_step:.3f}", exact(solved, head), exact(held, head)]
+        rows.append([head, interval(summarise(until[head], 0)), *counts, *chance])
+    names = ["steps", "solved", "at the end"]
+    return table(["head", *names, *(f"p against ETF: {name}" for name in names)], rows)
+
+
+UNTIL = 100_000  # steps of the paper's runs on CartPole
 
 
 def block_acpg() -> str:
@@ -1142,7 +1199,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savgo-pendulum": block_savgo_pendulum,
     "pave-td3": functools.partial(block_pave_published, "TD3"),
     "pave-sac": functools.partial(block_pave_published, "SAC"),
-    "cartpole": block_cartpole,
+    "cliff": block_cliff,
+    "cartpole": functools.partial(block_cartpole, "reinforce"),
+    "cartpole-ppo": functools.partial(block_cartpole, "ppo"),
     "offline": block_offline,
     "starts": block_starts,
     **report.BLOCKS,
