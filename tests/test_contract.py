@@ -189,7 +189,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "three critics": (
         "td3",
         {
-            "base": {"critics": 3, "actor_objective": "mean", "target_actor": False},
+            "base": {"critics": 3, "actor_objective": "mean", "target_actor": False, "init": "xavier"},
             "polyak": {"when": "always"},
         },
     ),

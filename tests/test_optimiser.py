@@ -142,6 +142,15 @@ def test_layer_norm():
     np.testing.assert_allclose(torso(given), x, atol=1e-5)
 
 
+def test_xavier_s_weights_are_uniform_and_biases_zero():
+    state = agents.build("redq").on(Spec(17, 7)).init(jax.random.key(0))
+    hidden, out = state.critics[3].body.torso.layers[1], state.critics[3].body.out
+    for layer, bound in ((hidden, (6 / 512) ** 0.5), (out, (6 / 257) ** 0.5)):
+        assert bound * 0.97 < jnp.abs(layer.weight).max() <= bound
+        np.testing.assert_allclose(layer.weight.std(), bound / 3**0.5, rtol=0.1)
+        assert not layer.bias.any()
+
+
 def test_networks_have_the_layers_of_the_base():
     sizes = {"actor_hidden": (32, 32), "critic_hidden": (64,)}
     base = {"critic_norm": "layer", "actor_norm": "none", "init": "orthogonal"} | sizes
