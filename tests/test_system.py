@@ -53,7 +53,11 @@ def test_processes_are_never_forked(monkeypatch):
 def test_a_process_can_signal_itself(monkeypatch, windows):
     monkeypatch.setattr(system, "WINDOWS", windows)
     seen = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    known = {
+        signal.SIGTERM: lambda number, frame: seen.append(number),
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in known.items()}
     try:
         system.signal_self(signal.SIGTERM)
         time.sleep(0.01)
@@ -105,7 +109,11 @@ def test_a_request_to_stop_that_python_swallowed_is_not_lost():
 def test_a_worker_that_is_asked_twice_still_saves():
     """By a pool that stops, and by the end of that pool; only a second Ctrl-C ends a run at once."""
     trainer, seen = Mock(), []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    known = {
+        signal.SIGTERM: lambda number, frame: seen.append(number),
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in known.items()}
     try:
         with StopOnSignal(signal.SIGTERM, signal.SIGINT) as asked:
             asked.attach(trainer)
@@ -114,6 +122,7 @@ def test_a_worker_that_is_asked_twice_still_saves():
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert trainer.stop.call_count == 3
     assert not seen
