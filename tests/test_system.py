@@ -62,7 +62,8 @@ def test_a_process_can_signal_itself(monkeypatch, windows):
         system.signal_self(signal.SIGTERM)
         time.sleep(0.01)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert seen == [signal.SIGTERM]
 
 
