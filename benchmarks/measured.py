@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from blocks import RESULTS
+
 from qscape.report.runs import find_runs
 from qscape.run.folder import origin, unfinished
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def finished(runs: Path) -> tuple[list[Path], list[str]]:

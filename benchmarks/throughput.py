@@ -315,7 +315,7 @@ def main() -> int:
     report: dict[str, Any] = {
         "command": [  # interpreters stand where this machine has them, which means nothing elsewhere
             "benchmarks/throughput.py",
-            *(re.sub(r"=.*", "=PYTHON", argument) for argument in sys.argv[1:]),
+            *(re.sub(r"=.*/.*", "=PYTHON", argument) for argument in sys.argv[1:]),
         ],
         "mode": mode,
         "machine": machine(options.threads),

@@ -282,6 +282,7 @@ class Trainer(Loop):
             "schedule": self.schedule,
             "chosen": self.carry.action is not None,
             "used_rows": self._used_rows(),
+            "scaling_in_loop": True,
         }
 
     def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
@@ -291,6 +292,9 @@ class Trainer(Loop):
             action = np.zeros((layout.envs, layout.action_size), np.float32)
             columns = {k: np.zeros((layout.envs, *s), np.float32) for k, s in layout.columns}
             templates["loop"] |= {"action": action, "columns": columns}
+        if not counters["scaling_in_loop"] and "scaling" in templates["loop"]:
+            state, scaling = templates["replay"]["replay_state"], templates["loop"].pop("scaling")
+            templates["replay"]["replay_state"] = state._replace(scaling=scaling)
         return templates
 
     def _used_rows(self) -> int:
@@ -311,7 +315,7 @@ class Trainer(Loop):
         self.carry = Carry(
             state=copy_buffers(arrays["state"]),
             storage=self.carry.storage,
-            replay_state=replay_state._replace(scaling=loop.get("scaling")),
+            replay_state=replay_state._replace(scaling=loop.get("scaling", replay_state.scaling)),
             noise_state=loop["noise_state"],
             metrics=loop["metrics"],
             observation=None,  # type: ignore[arg-type]
