@@ -422,6 +422,15 @@ def test_a_warm_up_that_was_fitted_to_a_short_run(place):
     assert "base.warmup is 20 there and 25000 here" in there.why
 
 
+def test_a_discount_that_follows_from_the_time_limit_is_the_same_run(place):
+    text = TEXT.replace("warmup = 50", 'discount_rule = "time_limit", warmup = 50')
+    text = text.replace("tiny:Clock-v0", "Pendulum-v1").replace("steps = 2_000", "steps = 100")
+    row = study(text).rows[0]
+    *_, _ = train(row.plan, row.folder)
+    assert folders.read_record(row.folder)["settings"]["base"]["discount"] == 0.975
+    assert states(StudyProgress(study(text)))[0] == "done"
+
+
 @pytest.mark.slow
 def test_a_changed_field_makes_a_new_run_and_says_which(calm, place):
     shutil.copytree(calm[0] / "runs", "runs")
