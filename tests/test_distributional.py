@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from qscape import agents
@@ -19,7 +20,7 @@ from qscape.ops.distributional import (
     cross_entropy,
     gaussian_histogram,
     project_onto_atoms,
-    quantile_huber,
+    quantile_huber_loss,
     quantile_levels,
 )
 from qscape.run.loop import Loop
@@ -170,7 +171,8 @@ def test_the_least_cross_entropy_is_the_entropy():
 
 def test_quantile_regression():
     quantiles, y = jnp.array([[[0.0, 1.0]]]), jnp.array([[[0.5, 2.0]]])
-    np.testing.assert_allclose(quantile_huber(quantiles, y)[0, 0], [[0.03125, 0.375], [0.03125, 0.375]])
+    np.testing.assert_allclose(quantile_huber_loss(quantiles, y[..., :1]), [[0.03125, 0.03125]])
+    np.testing.assert_allclose(quantile_huber_loss(quantiles, y[..., 1:]), [[0.375, 0.375]])
     np.testing.assert_allclose(Quantile(quantiles=2).loss(quantiles, y, Base())[0], 0.203125)
     np.testing.assert_allclose(Quantile(quantiles=2, loss_sum="sum").loss(quantiles, y, Base())[0], 0.40625)
     np.testing.assert_allclose(quantile_levels(25)[jnp.array([0, 24])], [0.02, 0.98], rtol=1e-6)
@@ -195,6 +197,28 @@ def test_the_truncated_mixture():
     )
     alone = Quantile(quantiles=3, drop=1).target(TWO, rule_of(), None, transitions(0.0, discount=1.0))
     assert Quantile().target_mean(alone) == 1.5
+
+
+@pytest.mark.parametrize(("rows", "heads"), [(3, 1), (16, 2), (37, 2)])  # less than a piece, a piece, more
+def test_the_gradient_of_the_quantile_loss(rows, heads):
+    """Against automatic differentiation of the formula on all pairs at once."""
+    own, y, weights = (
+        jax.random.normal(jax.random.key(i), shape) * 2
+        for i, shape in enumerate([(rows, 2, 5), (rows, heads, 7), (2, 5)])
+    )
+
+    def formula(own):
+        difference = y[..., None, :] - own[..., None]
+        huber = optax.huber_loss(difference)
+        level = (jnp.arange(5)[:, None] + 0.5) / 5
+        return (weights * (jnp.abs(level - (difference < 0)) * huber).mean((0, -1))).sum()
+
+    wanted = jax.value_and_grad(formula)(own)
+    found = jax.jit(jax.value_and_grad(lambda own: (weights * quantile_huber_loss(own, y)).sum()))(own)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-8)
+    several = jax.vmap(quantile_huber_loss, (0, None))(jnp.stack([own, own + 1]), y)
+    np.testing.assert_allclose(several[1], quantile_huber_loss(own + 1, y), rtol=1e-6)
 
 
 def test_without_a_pool_the_critic_with_the_smaller_mean_gives_the_quantiles():

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import MinTarget
 from qscape.offpolicy.sockets import BootstrapRule, Composition, Value
-from qscape.ops.distributional import quantile_huber
+from qscape.ops.distributional import quantile_huber_loss
 from qscape.ops.td import td_target
 from qscape.types import Batch, Metrics, Scalar, setting
 
@@ -90,5 +90,5 @@ class Quantile(Value):
         It is averaged over rows and target quantiles. Over critics it is averaged with `loss_sum` mean, as in
         TQC, and summed with sum, as in BRO.
         """
-        each = quantile_huber(raw, target).mean((0, -1))
+        each = quantile_huber_loss(raw, target)
         return each.sum() if self.loss_sum == "sum" else each.mean(), {}

@@ -46,13 +46,41 @@ def quantile_levels(n: int) -> Float[Array, " n"]:
     return (jnp.arange(n) + 0.5) / n
 
 
-def quantile_huber(quantiles: Float[Array, "*#b n"], y: Float[Array, "*#b m"]) -> Float[Array, "*#b n m"]:
-    """|τ_i − 1{y_k < θ_i}| · Huber(y_k − θ_i) of every quantile i and target k, with threshold 1.
+def quantile_huber_loss(quantiles: Float[Array, "B J n"], y: Float[Array, "B #J m"]) -> Float[Array, "J n"]:
+    """|τ_i − 1{y_k < θ_i}| · Huber(y_k − θ_i) of every quantile θ_i, averaged over rows and targets k.
 
-    (QR-DQN; Dabney et al. 2018, arXiv 1710.10044, Eq. 10.)
+    The threshold of Huber's loss is 1. No gradient reaches y. (QR-DQN; Dabney et al. 2018, arXiv 1710.10044,
+    Eq. 10.)
     """
-    difference = y[..., None, :] - quantiles[..., :, None]
-    size = jnp.abs(difference)
-    huber = jnp.where(size < 1.0, 0.5 * jnp.square(difference), size - 0.5)
-    below = (jax.lax.stop_gradient(difference) < 0).astype(quantiles.dtype)
-    return jnp.abs(quantile_levels(quantiles.shape[-1])[:, None] - below) * huber
+    return _quantile_huber_loss(quantiles, jax.lax.stop_gradient(y))
+
+
+ROWS = 16  # B J n m differences at once would fill memory, and take most of the time of an update
+
+
+@jax.custom_vjp
+def _quantile_huber_loss(quantiles: Array, y: Array) -> Array:
+    return _loss_and_slope(quantiles, y)[0]
+
+
+def _loss_and_slope(quantiles: Array, y: Array) -> tuple[Array, Array]:
+    """Return the loss, [J, n], and each row's part of its derivative by the quantiles, [B, J, n]."""
+    levels = quantile_levels(quantiles.shape[-1])[:, None]
+
+    def row(own_and_y: tuple[Array, Array]) -> tuple[Array, Array]:
+        own, y = own_and_y
+        difference = y[:, None, :] - own[:, :, None]
+        size = jnp.abs(difference)
+        weight = jnp.where(difference < 0, 1.0 - levels, levels)
+        huber = jnp.where(size < 1.0, 0.5 * jnp.square(difference), size - 0.5)
+        return (weight * huber).mean(-1), -(weight * jnp.clip(difference, -1.0, 1.0)).mean(-1)
+
+    loss, slope = jax.lax.map(row, (quantiles, y), batch_size=ROWS)
+    return loss.mean(0), slope / len(slope)
+
+
+def _pull_back(slope: Array, gradient: Array) -> tuple[Array, None]:
+    return slope * gradient, None
+
+
+_quantile_huber_loss.defvjp(_loss_and_slope, _pull_back)
