@@ -1,5 +1,7 @@
 """The bias of Q against returns that are known."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,25 +10,28 @@ from small import A, S, Says
 from qscape import agents
 from qscape.envs import Episode
 from qscape.errors import UsageError
-from qscape.inspect.bias import BiasProbe, discounted_returns
+from qscape.inspect.bias import BiasProbe, discounted_returns, measure_bias
+from qscape.inspect.trained_agent import make_trained_agent
 from qscape.run.evaluation import Rollout
+from qscape.run.plan import Plan
 from qscape.run.probes import PolicyEvaluation
 from qscape.types import Spec
 
 GAMMA = 0.9
 
 
-def chain(n: int, reward: float = 1.0) -> Rollout:
+def chain(n: int, reward: float = 1.0, terminated: bool = True) -> Rollout:
     """An episode of n equal rewards; its observations tell how many of them are still to come."""
     left = np.arange(n, 0, -1, dtype=np.float32)
     obs = np.tile(left[:, None], (1, S))
     rewards = np.full(n, reward)
-    return Rollout(obs, np.zeros((n, A), np.float32), rewards, Episode(0, n, float(rewards.sum()), None))
+    episode = Episode(0, n, float(rewards.sum()), None)
+    return Rollout(obs, np.zeros((n, A), np.float32), rewards, terminated, episode)
 
 
-def probe(time_limit: int | None = None, **base):
+def probe(**base):
     """A probe, and an acting state whose first critic is exact for `chain` and whose second says 2 more."""
-    agent = agents.build("td3", {"base": {"discount": GAMMA, **base}}).on(Spec(S, A, time_limit=time_limit))
+    agent = agents.build("td3", {"base": {"discount": GAMMA, **base}}).on(Spec(S, A))
     acting = agent.acting(agent.init(jax.random.key(0)))
     exact = lambda obs, a: (1 - GAMMA ** obs[..., 0]) / (1 - GAMMA)  # noqa: E731
     critics = [Says(exact), Says(lambda obs, a: exact(obs, a) + 2.0)]
@@ -34,12 +39,12 @@ def probe(time_limit: int | None = None, **base):
 
 
 def test_returns_by_hand():
-    returns, counts = discounted_returns(np.array([1.0, 2.0, 4.0]), 0.5, None)
+    returns, seen = discounted_returns(np.array([1.0, 2.0, 4.0]), 0.5, None)
     assert returns.tolist() == [3.0, 4.0, 4.0]
-    assert counts.all()
-    returns, counts = discounted_returns(np.array([1.0, 2.0, 4.0]), 0.5, 10.0)
+    assert seen.tolist() == [1.0, 1.0, 1.0]
+    returns, seen = discounted_returns(np.array([1.0, 2.0, 4.0]), 0.5, 10.0)
     assert returns.tolist() == [1 + 0.5 * 7, 7.0, 10.0], "the tail takes the place of the last reward"
-    assert counts.tolist() == [True, True, False], "it weighs 1/4, 1/2 and 1"
+    assert seen.tolist() == [0.75, 0.5, 0.0]
 
 
 def test_the_mean_of_the_critics_is_compared_in_episodes_that_ended():
@@ -50,21 +55,28 @@ def test_the_mean_of_the_critics_is_compared_in_episodes_that_ended():
     assert measured["q_bias_share"] == pytest.approx(1.0 / size, rel=1e-4)
 
 
-def test_an_episode_that_a_time_limit_cut_goes_on_by_q():
-    """The critics promise 10 (r = 1 for ever) and 2 more: the tail repeats a share γᵏ of what is too much."""
-    ours, acting = probe(time_limit=20)
-    endless = chain(20)._replace(observation=np.full((20, S), 1e6, np.float32))
-    left = np.arange(19, -1, -1.0)
-    left = left[GAMMA**left <= 0.5]
-    measured = ours.measure(acting, [endless])
-    assert measured["q_bias"] == pytest.approx((1.0 - GAMMA**left).mean(), rel=1e-4)
-    ours, acting = probe(time_limit=20, bootstrap_at_time_limits=False)
-    assert ours.measure(acting, [chain(20)])["q_bias"] == pytest.approx(1.0, abs=1e-4)
+def endless(n: int) -> Rollout:
+    """The beginning of an episode that has no end: r = 1 for ever."""
+    return chain(n, terminated=False)._replace(observation=np.full((n, S), 1e6, np.float32))
 
 
-def test_too_short_a_cut_says_nothing():
-    ours, acting = probe(time_limit=3)
-    assert np.isnan(list(ours.measure(acting, [chain(3)]).values())).all()
+@pytest.mark.parametrize("lengths", [(20,), (3, 50, 2)])
+def test_a_truncated_episode_goes_on_by_q(lengths):
+    """The critics promise 10, which is right, and 2 more: 1 too much on average, also in short episodes."""
+    ours, acting = probe()
+    measured = ours.measure(acting, [*map(endless, lengths)])
+    assert measured["q_bias"] == pytest.approx(1.0, rel=1e-4)
+    assert measured["q_bias_std"] == pytest.approx(0.0, abs=1e-4)
+    mixed = ours.measure(acting, [*map(endless, lengths), chain(20)])
+    assert mixed["q_bias"] == pytest.approx(1.0, rel=1e-4)
+    ours, acting = probe(bootstrap_at_time_limits=False)
+    cut = chain(20, terminated=False)
+    assert ours.measure(acting, [cut])["q_bias"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_truncation_after_one_step_says_nothing():
+    ours, acting = probe()
+    assert np.isnan(list(ours.measure(acting, [endless(1)]).values())).all()
 
 
 def test_q_of_scaled_rewards_is_compared_in_the_unit_of_rewards():
@@ -73,6 +85,18 @@ def test_q_of_scaled_rewards_is_compared_in_the_unit_of_rewards():
     whole = ours(PolicyEvaluation(acting, [chain(30)]))
     found = ours(PolicyEvaluation(acting._replace(critics=scaled), [chain(30)], reward_divisor=4.0))
     assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_clipped_rewards_are_refused():
+    """An Atari agent learns from signs; its own evaluations show the scores."""
+    with pytest.raises(UsageError, match="learn from the signs of its rewards"):
+        Plan("dqn", "ALE/Pong-v5", 100, probe=("bias",))
+    Plan("dqn", "ALE/Pong-v5", 100, env_args={"obs_type": "ram"}, probe=("bias",))
+    agent = agents.build("dqn").on(Spec(S, 1, choices=3))
+    subject = make_trained_agent(agent, agent.init(jax.random.key(0)), "ALE/Pong-v5")
+    subject = dataclasses.replace(subject, record={"env": "ALE/Pong-v5", "env_args": {}})
+    with pytest.raises(UsageError, match="learn from the signs of its rewards"):
+        measure_bias(subject, [chain(3)])
 
 
 def test_agents_without_q_are_refused():

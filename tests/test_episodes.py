@@ -126,11 +126,14 @@ def test_the_episodes_are_those_of_the_gymnasium_face(task, recipe, envs):
     for one, other in zip(found, expected, strict=True):
         assert (one.episode.env, one.episode.length) == (other.episode.env, other.episode.length)
         assert one.episode.success == other.episode.success
+        assert one.terminated == other.terminated
         for name in ("observation", "action", "reward"):
             a, b = getattr(one, name), getattr(other, name)
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert one.episode.ret == sum(one.reward.tolist()), "in double precision, in order"
+    if task in ("cart", "recsim"):
+        assert {one.terminated for one in found} == {task == "cart"}
     assert evaluate(programs, acting, adapter, 8, seed=5) == [one.episode for one in found]
     if task in ("recsim", "cliff", "cart"):
         assert [e.episode.ret for e in found] == [e.episode.ret for e in expected]

@@ -193,7 +193,7 @@ class Spaces(gym.Env):
 
 def rollout(obs, action):
     obs, action = np.asarray(obs, np.float32), np.asarray(action, np.float32)
-    return Rollout(obs, action, np.zeros(len(obs), np.float32), Episode(0, len(obs), 0.0, None))
+    return Rollout(obs, action, np.zeros(len(obs), np.float32), True, Episode(0, len(obs), 0.0, None))
 
 
 def episodes_of(seed, s=3, a=2, lengths=(7, 1, 4)):

@@ -86,6 +86,15 @@ def training_args(env_id: str, args: dict[str, Any]) -> dict[str, Any]:
     return {"training": True} | args if pictured else args
 
 
+def refuse_other_rewards(env_id: str, args: dict[str, Any]) -> None:
+    """Raise UsageError if Q is of other rewards than episodes of evaluations show."""
+    if training_args(env_id, args) != args:
+        raise UsageError(
+            f"the bias of Q cannot be measured on {env_id}: agents learn from the signs of its rewards, and "
+            "evaluations show the rewards."
+        )
+
+
 def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
     """A function that makes the environment: `gymnasium.make`, or the usual preprocessing of pictures."""
     if simulators.is_simulator(env_id):

@@ -1,7 +1,7 @@
 """The bias of Q: what critics predict against the discounted return that followed.
 
 Van Hasselt et al. (AAAI 2016) and Fujimoto et al. (ICML 2018) measure it at the pairs (s_t, a_t) of a
-policy's own episodes; Chen et al. (ICLR 2021, section 3) divide mean and spread by the mean return.
+policy's own episodes; Chen et al. (ICLR 2021, section 3) divide mean and spread by the size of the return.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qscape.envs.build import refuse_other_rewards
 from qscape.errors import UsageError
 from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
 from qscape.offpolicy.agent import Agent
@@ -22,7 +23,6 @@ from qscape.run.evaluation import Rollout
 from qscape.run.probes import PolicyEvaluation
 
 CHUNK = 512  # pairs in one call of the compiled program
-MOST_TAIL = 0.5  # largest weight of an estimated rest in a return that counts
 
 
 class BiasProbe:
@@ -48,6 +48,11 @@ class BiasProbe:
     ) -> dict[str, float]:
         """Compare Q with the discounted return at every step of some episodes.
 
+        Where an episode was truncated, Q at its last step stands for what would have followed. So a Q that is
+        wrong by b differs from that return by b times 1 − γᵏ only, the share of the return that was seen, k
+        steps before the last. Steps count by that share, and differences are divided by it; it is 1 in
+        episodes that terminated.
+
         Args:
             acting: the acting state with its critics.
             rollouts: the episodes.
@@ -57,24 +62,25 @@ class BiasProbe:
             q_bias: mean of Q(s_t, a_t) − G_t, in units of Q; above 0 the critics promise too much.
             q_bias_std: standard deviation of that difference over the steps.
             q_bias_share: q_bias divided by the mean of |G_t|.
-            All three are NaN if no step counts; see `discounted_returns`.
+            All three are NaN if no share of any return was seen.
         """
-        base, limit = self.agent.base, self.agent.task.time_limit
+        base = self.agent.base
         joined = (np.concatenate([getattr(r, name) for r in rollouts]) for name in ("observation", "action"))
         values = reward_divisor * self.values(acting, *joined)
         ends = np.cumsum([len(rollout.reward) for rollout in rollouts])[:-1]
-        off, size = [], []
+        parts = []
         for rollout, q in zip(rollouts, np.split(values, ends), strict=True):
-            cut = base.bootstrap_at_time_limits and limit is not None and len(q) >= limit
-            returns, counts = discounted_returns(rollout.reward, base.discount, q[-1] if cut else None)
-            off.append((q - returns)[counts])
-            size.append(np.abs(returns[counts]))
-        difference, returned = np.concatenate(off), np.concatenate(size)
-        if not len(difference):
+            goes_on = base.bootstrap_at_time_limits and not rollout.terminated
+            returns, seen = discounted_returns(rollout.reward, base.discount, q[-1] if goes_on else None)
+            parts.append((q - returns, returns, seen))
+        difference, returned, seen = map(np.concatenate, zip(*parts, strict=True))
+        if not seen.any():
             return dict.fromkeys(self.columns, np.nan)
-        bias = float(difference.mean())
-        share = bias / returned.mean() if returned.mean() > 0 else np.nan
-        return dict(zip(self.columns, (bias, float(difference.std()), float(share)), strict=True))
+        bias = difference.sum() / seen.sum()
+        spread = np.sqrt(np.square(difference - bias * seen).sum() / seen.sum())
+        size = (seen * np.abs(returned)).sum() / seen.sum()
+        share = bias / size if size > 0 else np.nan
+        return dict(zip(self.columns, (float(bias), float(spread), float(share)), strict=True))
 
     def values(
         self, acting: ActingState, obs: Float[np.ndarray, "n S"], action: Float[np.ndarray, "n A"]
@@ -87,18 +93,17 @@ class BiasProbe:
 
 def discounted_returns(
     reward: Float[np.ndarray, " n"], discount: float, tail: float | None
-) -> tuple[Float[np.ndarray, " n"], np.ndarray]:
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Compute G_t = Σ_k γᵏ r_{t+k} for every step of an episode.
 
     Args:
         reward: reward of each step.
         discount: γ.
-        tail: value of the last step, if a time limit cut the episode off there and more would have followed;
-            it takes the place of the last reward. None: the episode ended by itself.
+        tail: value of the last step, if the episode was truncated there and more would have followed; it
+            takes the place of the last reward. None: the episode ended by itself.
 
     Returns:
-        The returns, and which steps [n] count: all of them without a tail, else those in whose return the
-        tail weighs at most `MOST_TAIL`. Otherwise critics would be compared with themselves.
+        The returns, and the share of each that was seen: 1 − γᵏ, k steps before the tail; 1 without a tail.
     """
     returns, following = np.empty(len(reward)), 0.0
     for t in range(len(reward) - 1, -1, -1):
@@ -106,16 +111,18 @@ def discounted_returns(
         following = float(tail) if last else float(reward[t]) + discount * following  # type: ignore[arg-type]
         returns[t] = following
     weight = discount ** np.arange(len(reward) - 1, -1, -1.0)
-    return returns, np.full(len(reward), True) if tail is None else weight <= MOST_TAIL
+    return returns, np.ones(len(reward)) if tail is None else 1.0 - weight
 
 
 def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Compare the Q of a trained agent with the returns of its episodes; see `BiasProbe.measure`.
 
     Raises:
-        UsageError: the agent has no Q, or a Q of scaled rewards.
+        UsageError: the agent has no Q, or a Q of scaled or clipped rewards.
     """
     trained.require_q("the bias of Q")
+    if trained.record:
+        refuse_other_rewards(trained.record["env"], trained.record["env_args"])
     if not isinstance(trained.agent.scaling, RawRewards):
         raise UsageError(
             f"{trained.name} has a Q of scaled rewards ({trained.agent.scaling.name}), and only training "

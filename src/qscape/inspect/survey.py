@@ -5,7 +5,8 @@ Works for every agent with a Q, also over an action table. The quantities are th
 
 Search for the best action: with one or two action dimensions on a dense grid, with more among 10,000 uniform
 points. Gradient ascent then starts at the best points and at the agent's own proposals, so no gap is
-negative. Over a table every entry is evaluated; entries that an action mask excludes do not count.
+negative. With more than two dimensions gradient descent finds the lowest value in the same way, which Q's
+range begins at. Over a table every entry is evaluated; entries that an action mask excludes do not count.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ class Survey(NamedTuple):
         action_q: `[n]` Q of the action.
         best: `[n, A]` the best action found.
         best_q: `[n]` Q of the best action found.
-        span: `[n]` the range of Q over the searched actions.
+        span: `[n]` the range of Q over the actions found.
         optima: `[n]` local optima that stand out by more than 1% of `span`: on the dense grid (A <= 2), on
             the nearest-neighbour graph of a table (NaN if the table is too large), else distinct end points
             of gradient ascent.
@@ -96,9 +97,11 @@ class Survey(NamedTuple):
         return Survey(*(column[first:end] for column in self))
 
     def share(self, gap: Float[np.ndarray, "n *L"]) -> Float[np.ndarray, "n *L"]:
-        """Express gaps as a share of Q's range at their states; 0 where Q is flat."""
-        span = self.span.reshape(-1, *[1] * (gap.ndim - 1))
-        return np.where(span > 0, gap / np.where(span > 0, span, 1), 0.0)
+        """Express gaps as a share of Q's range at their states; 0 where that is no more than rounding."""
+        ends = zip(self.best_q - self.span, self.best_q, strict=True)
+        varies = self.span > [ops.prominence_threshold(*of) for of in ends]
+        span, varies = (x.reshape(-1, *[1] * (gap.ndim - 1)) for x in (self.span, varies))
+        return np.where(varies, gap / np.where(varies, span, 1), 0.0)
 
 
 class OptimaCandidates(NamedTuple):
@@ -109,7 +112,7 @@ class OptimaCandidates(NamedTuple):
         heights: `[n, K]` the values at the end points of gradient ascent, if there is no graph;
             else `[n, 0]`.
         saddles: `[n, K(K-1)/2]` the lowest value on the straight line between every two of these end points.
-        low: `[n]` the lowest value at the search points.
+        low: `[n]` the lowest value found.
     """
 
     values: Float[Array | np.ndarray, "n N"]
@@ -248,7 +251,10 @@ class Surveyor:
             "proposals": agent_actions[:-1], "proposals_q": own_q[:-1],
             "action": agent_actions[-1], "action_q": own_q[-1],
             "best": best, "best_q": best_q, "rank": rank,
-        }, [self._collect_candidates(*x) for x in zip(functions, values, ends, strict=True)]  # fmt: skip
+        }, [
+            self._collect_candidates(*x, points, agent_actions)
+            for x in zip(functions, values, ends, strict=True)
+        ]  # fmt: skip
 
     def _climb(
         self, function: ActionValue, values: Array, points: Array, agent_actions: Array
@@ -259,14 +265,25 @@ class Surveyor:
         return ops.ascend_gradient(function, start)
 
     def _collect_candidates(
-        self, function: ActionValue, values: Array, ends: tuple[Array, Array] | None
+        self,
+        function: ActionValue,
+        values: Array,
+        ends: tuple[Array, Array] | None,
+        points: Array,
+        agent_actions: Array,
     ) -> OptimaCandidates:
         """Collect the values in which local optima are counted, at one state."""
-        none = jnp.zeros(0)
+        none, low = jnp.zeros(0), jnp.nanmin(values)
         if self.edges is not None:
-            return OptimaCandidates(values, none, none, jnp.nanmin(values))
-        heights, saddles = (none, none) if ends is None else (ends[1], _find_saddles(function, *ends))
-        return OptimaCandidates(none, heights, saddles, jnp.nanmin(values))
+            return OptimaCandidates(values, none, none, low)
+        if ends is None:
+            return OptimaCandidates(none, none, none, low)
+        # Descended to as the best is climbed to: random points alone miss more of both in more dimensions.
+        start = jnp.concatenate([agent_actions, points[jax.lax.top_k(-values, CLIMBERS)[1]]])
+        depths = ops.ascend_gradient(lambda action: -function(action), start)[1]
+        return OptimaCandidates(
+            none, ends[1], _find_saddles(function, *ends), jnp.minimum(low, -depths.max())
+        )
 
     def _count_optima(
         self, candidate_sets: Sequence[OptimaCandidates], least: list[list[float]]

@@ -33,11 +33,13 @@ class Steps(NamedTuple):
         observation: raw observation before each step.
         action: the agent's action of each step: in [-1, 1], or the index of a discrete action.
         reward: reward of each step.
+        terminated: did the episode end in a terminal state, not by its time limit?
     """
 
     observation: Float[np.ndarray, "t S"]
     action: Float[np.ndarray, "t A"]
     reward: Float[np.ndarray, " t"]
+    terminated: bool
 
 
 class Played(NamedTuple):
@@ -66,6 +68,7 @@ class Walk(NamedTuple):
         observation: what the agent acts on next.
         action: the agent's last actions.
         running: is the episode unfinished?
+        terminated: did it end in a terminal state?
         broken: did the last step of the episode give NaN or infinity?
         length: steps of the episode.
         success: did any of them report success?
@@ -80,6 +83,7 @@ class Walk(NamedTuple):
     observation: Float[Array, "n S"]
     action: Float[Array, "n A"]
     running: Bool[Array, " n"]
+    terminated: Bool[Array, " n"]
     broken: Bool[Array, " n"]
     length: Int[Array, " n"]
     success: Bool[Array, " n"]
@@ -138,8 +142,9 @@ def play_policy(
         if record:
             observations, actions = np.asarray(walk.observations), np.asarray(walk.actions)
             for i, t in enumerate(length[-1].tolist()):
-                rows = Steps(observations[:t, i], actions[:t, i], rewards[:t, i])
-                steps.append(Steps._make(map(np.copy, rows)))  # views would keep all buffers alive
+                rows = (observations[:t, i], actions[:t, i], rewards[:t, i])
+                # Copied, since views would keep all buffers alive.
+                steps.append(Steps(*map(np.copy, rows), terminated=bool(walk.terminated[i])))
     return Played(np.concatenate(ret), np.concatenate(length), np.concatenate(success), steps)
 
 
@@ -175,6 +180,7 @@ def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array
             action=action,
             # The face truncates by the time limit alone, so `outcome.truncated` is not asked.
             running=running & ~outcome.terminated & (t + 1 < limit),
+            terminated=walk.terminated | (running & outcome.terminated),
             broken=running & ~is_finite,
             length=walk.length + running,
             success=walk.success | (running & outcome.success),
@@ -194,6 +200,7 @@ def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array
         observation=observation,
         action=jnp.zeros((n, task.action_size)),
         running=jnp.ones(n, bool),
+        terminated=jnp.zeros(n, bool),
         broken=~_all_finite(observation),
         length=jnp.zeros(n, jnp.int32),
         success=jnp.zeros(n, bool),

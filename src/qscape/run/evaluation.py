@@ -31,12 +31,14 @@ class Rollout(NamedTuple):
         observation: raw observation before each step.
         action: action of each step, in [-1, 1].
         reward: reward of each step.
+        terminated: did the episode end in a terminal state, not by a truncation?
         episode: return, length and success.
     """
 
     observation: Float[np.ndarray, "n S"]
     action: Float[np.ndarray, "n A"]
     reward: Float[np.ndarray, " n"]
+    terminated: bool
     episode: Episode
 
 
@@ -116,7 +118,8 @@ def rollouts(
             steps[i].append((obs[i], action[i], step.reward[i]))
         for episode in ended:
             seen, did, got = map(np.stack, zip(*steps[episode.env], strict=True))
-            done[episode.env].append(Rollout(seen, did, got, episode))
+            terminated = bool(step.terminated[episode.env])
+            done[episode.env].append(Rollout(seen, did, got, terminated, episode))
         for i in np.flatnonzero(step.terminated | step.truncated).tolist():
             steps[i].clear()
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]

@@ -24,6 +24,7 @@ from qscape.agents import (
     settings_of,
 )
 from qscape.data import RECORDED, read_origin
+from qscape.envs.build import refuse_other_rewards
 from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.system import file_name
@@ -159,6 +160,8 @@ class Plan(Pace):
         if not 0 < self.milestones <= 1:
             raise UsageError(f"--milestones is {self.milestones}; it must lie in (0, 1].")
         probes.check_names(self.probe)
+        if "bias" in self.probe:
+            refuse_other_rewards(self.env, dict(self.env_args))
         if self.probe and not self.evals_every:
             raise UsageError(f"--probe {' '.join(self.probe)} measures evaluations, but --eval-every is 0.")
 
