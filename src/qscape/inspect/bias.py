@@ -6,6 +6,7 @@ policy's own episodes; Chen et al. (ICLR 2021, section 3) divide mean and spread
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ from qscape.inspect.trained_agent import TrainedAgent, critic_values, has_q
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.plain import RawRewards
 from qscape.offpolicy.state import ActingState
+from qscape.run import saves
 from qscape.run.evaluation import Rollout
+from qscape.run.folder import newest_save
 from qscape.run.probes import PolicyEvaluation
 
 CHUNK = 512  # pairs in one call of the compiled program
@@ -118,17 +121,33 @@ def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str
     """Compare the Q of a trained agent with the returns of its episodes; see `BiasProbe.measure`.
 
     Raises:
-        UsageError: the agent has no Q, or a Q of scaled or clipped rewards.
+        UsageError: the agent has no Q, a Q of clipped rewards, or one of scaled rewards whose scale is in no
+            save.
     """
     trained.require_q("the bias of Q")
     if trained.record:
         refuse_other_rewards(trained.record["env"], trained.record["env_args"])
-    if not isinstance(trained.agent.scaling, RawRewards):
+    return BiasProbe(trained.agent).measure(trained.acting, rollouts, _read_reward_divisor(trained))
+
+
+def _read_reward_divisor(trained: TrainedAgent) -> float:
+    """Read what the rewards of the last update were divided by from the newest save of a run."""
+    scaling = trained.agent.scaling
+    if isinstance(scaling, RawRewards):
+        return 1.0
+    save = newest_save(Path(trained.name), "loop") if trained.record else None
+    found = {} if save is None else saves.read_arrays(save, "loop")
+
+    def leaf(path: Any, like: Array) -> np.ndarray:
+        return found["scaling/" + jax.tree_util.keystr(path, simple=True, separator="/")]
+
+    try:
+        return float(scaling.divisor(jax.tree_util.tree_map_with_path(leaf, scaling.init_state(1))))
+    except KeyError:
         raise UsageError(
-            f"{trained.name} has a Q of scaled rewards ({trained.agent.scaling.name}), and only training "
-            "knows the scale; train with --probe bias."
-        )
-    return BiasProbe(trained.agent).measure(trained.acting, rollouts)
+            f"{trained.name} has a Q of scaled rewards ({scaling.name}), and no save of it tells the scale; "
+            "train with --probe bias."
+        ) from None
 
 
 def _mean_value(
