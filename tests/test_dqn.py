@@ -312,6 +312,15 @@ def test_every_tool_reads_a_run(tmp_path, capsys):
     assert "choices among 2, which have no distance" in capsys.readouterr().err
 
 
+def test_derivatives_by_an_index_are_refused_before_training(tmp_path, capsys):
+    probed = ["--env", "CartPole-v1", "--steps", 300, *SMALL, "--probe", "geometry", "--out", tmp_path / "a"]
+    assert run("train", "dqn", *probed) == 2
+    out, err = capsys.readouterr()
+    assert "the actions of dqn are choices among 2, which have no distance" in err
+    assert err.count("\n") == 1
+    assert "step" not in out
+
+
 class Pictures(gym.Env):
     """Random images of bytes."""
 

@@ -323,6 +323,8 @@ def test_agents_of_another_kind():
         smoothness.SmoothnessProbe(choices)
     with pytest.raises(UsageError, match=r"ppo has no Q\(s, a\), which the geometry along rollouts needs"):
         geometry.GeometryProbe(agent)
+    with pytest.raises(UsageError, match="the actions of dqn are choices among 4, which have no distance"):
+        geometry.GeometryProbe(agents.build("dqn").on(Spec(3, 1, choices=4)))
 
 
 # --- rollouts, and noise on what the policy sees --------------------------------------------------------
