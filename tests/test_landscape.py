@@ -25,7 +25,7 @@ from qscape.inspect.landscapes import measure_landscapes
 from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
-from qscape.report import landscapes
+from qscape.report import landscapes, marks
 from qscape.run import train
 from qscape.run.evaluation import Rollout
 from qscape.run.plan import Plan
@@ -395,6 +395,17 @@ def test_a_landscape_shows_q_where_it_says(toy):
     marks = {c.get_label(): c.get_offsets().data for c in drawn.collections}
     np.testing.assert_allclose(marks["the agent's action"], [[-0.5, 1]], atol=1e-5)
     np.testing.assert_allclose(marks["best found"], [[0.6, 2]], atol=2e-3)
+
+
+def test_the_agents_action_is_marked_where_a_refiner_moved_it(toy):
+    surveyor, acting = toy
+    subject = make_trained_agent(surveyor.agent, acting, "tiny:Clock-v0")
+    fields = landscape.landscape(subject, STATES[0], surveyor=surveyor, points=11).to_dict()
+    done = {"action": np.array([0.6]), "action_q": 2.0}
+    mark = marks.list_marks(fields | {"survey": fields["survey"] | done})[-1]
+    assert (mark.kind, mark.name, mark.at.tolist(), mark.q.tolist()) == (
+        "action", "the agent's action", [[0.6]], [2.0],
+    )  # fmt: skip
 
 
 # --- what SAVO's actors climb ------------------------------------------------------------------------------
