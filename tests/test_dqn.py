@@ -16,6 +16,7 @@ from small import build as small
 
 from qscape import agents
 from qscape.cli import main
+from qscape.cli.watch import QSlice
 from qscape.envs import make
 from qscape.errors import UsageError
 from qscape.inspect.survey import Surveyor
@@ -305,6 +306,11 @@ def test_every_tool_reads_a_run(tmp_path, capsys):
     assert first["survey"]["action_q"] == max(first["q"])
     assert found["summary"]["rank"]["max"] == 1.0
     assert run("landscape", folder, "--plane", "0") == 2
+    slices = QSlice(folder, 0)
+    assert "index of the action" in slices.chart(80, 12).plain
+    _, ((_, x, q, _), (_, (at,), (value,), _)) = slices.drawn
+    assert (x, value) == ([0, 1], max(q))
+    assert q[at] == value
     pytest.importorskip("onnxruntime")
     assert run("export", folder, "--onnx", tmp_path / "policy.onnx", "--episodes", 1) == 0
     assert "largest difference 0.0e+00" in capsys.readouterr().out
