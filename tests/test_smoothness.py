@@ -623,6 +623,15 @@ def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
     assert err.count("\n") == 1
 
 
+def test_a_seed_counts_once(said):
+    _, found, _ = said
+    copied = [*found["runs"], {**found["runs"][1], "name": "copy"}]
+    with pytest.raises(UsageError, match=r"/1 and copy are the same agent, environment and seed: leave one"):
+        report.summarise(copied)
+    in_memory = [{**record, "seed": None} for record in copied]
+    assert report.summarise(in_memory, reps=50)["seeds"].tolist() == [3]
+
+
 @pytest.mark.slow
 def test_a_run_whose_actions_are_choices_is_left_out(group, tmp_path, capsys):
     small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 16, "batch_size": 8}}
