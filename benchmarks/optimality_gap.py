@@ -5,8 +5,9 @@
 For each save of every finished run, the script takes 100 states, evenly from 10 episodes of that save's
 policy. It measures the mean of max_a Q(s, a) - Q(s, action) over these states, as a share of Q's range at
 the state. It does the same for the first proposal, and counts the local optima whose prominence is above 1%
-of that range. Each agent is measured by its own Q and on the states that it visits itself. The script
-prints means over seeds and writes all numbers to benchmarks/results/optimality_gap.
+of that range. Each agent is measured by its own Q and on the states that it visits itself. A run with a
+single save is left out. The script writes all numbers to benchmarks/results/optimality_gap and prints means
+over seeds.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import measured
 
+from qscape.errors import UsageError
 from qscape.inspect.survey import Surveyor, pick_states, summarise
 from qscape.inspect.trained_agent import load_history, load_trained_agent
 
@@ -35,13 +37,21 @@ def main() -> None:
     folders, left_out = measured.finished(runs)
     for folder in folders:
         which = str(folder.parent.relative_to(runs))
-        saves = load_history(load_trained_agent(folder, current=True), current=True)
+        try:
+            saves = load_history(load_trained_agent(folder, current=True), current=True)
+        except UsageError as problem:
+            left_out.append(str(folder.relative_to(runs)))
+            print(f"left out: {problem}", flush=True)
+            continue
         surveyor = surveyors.setdefault(which, Surveyor(saves[-1].agent, with_surrogates=False))
         for save in saves:
             survey = surveyor(save.acting, pick_states(save.rollouts(EPISODES), STATES)[1])
             one = {"seed": int(folder.name), "step": save.step, **summarise(survey)}
             found[which].append(one)
         print(f"{which}/{folder.name}: {one['action']['share']['mean']:.3f}", flush=True)
+    measured.write(
+        "optimality_gap", runs, states=STATES, episodes=EPISODES, left_out=left_out, measured=found
+    )
     for which, saves in found.items():
         last = max(one["step"] for one in saves)
         ends = [one for one in saves if one["step"] == last]
@@ -49,12 +59,9 @@ def main() -> None:
             statistics.mean(get(one)["share"]["mean"] for one in ends)
             for get in (lambda one: one["action"], lambda one: one["proposals"][0])
         )
-        optima = statistics.mean(one["optima"]["mean"] for one in ends)
-        gaps = f"gap {action:.3f}, of the first proposal {first:.3f}"
-        print(f"{which}: {len(ends)} seeds, {gaps}, {optima:.2f} optima")
-    measured.write(
-        "optimality_gap", runs, states=STATES, episodes=EPISODES, left_out=left_out, measured=found
-    )
+        counts = [one["optima"]["mean"] for one in ends if one["optima"]]  # a large table has no count
+        optima = f", {statistics.mean(counts):.2f} optima" if counts else ""
+        print(f"{which}: {len(ends)} seeds, gap {action:.3f}, of the first proposal {first:.3f}{optima}")
 
 
 if __name__ == "__main__":

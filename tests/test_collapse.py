@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qscape.inspect.collapse import share_at_bound
+from qscape.inspect.collapse import project_on_simplex, share_at_bound
 from qscape.ops.collapse import action_collapse
 from qscape.ops.etf import haar_frame, simplex_etf
 
@@ -27,6 +27,19 @@ def test_the_share_of_features_at_the_bound():
     features = np.array([[3.0, 4.0], [0.0, 4.99], [4.999, 0.0], [1.0, 0.0]])
     assert share_at_bound(features, 25.0) == 0.5
     assert np.isnan(share_at_bound(features, None))
+
+
+def test_the_plane_of_fewer_than_three_actions_is_completed_by_the_action_layer():
+    w = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
+    features = np.array([[3.0, 0, 0, 9], [1, 0, 0, 9], [0, 2, 0, 9], [0, 2, 0, 9]])
+    found = project_on_simplex(features, np.array([0, 0, 1, 1]), w)
+    assert found["occurring"] == [0, 1]
+    side = np.sqrt(2)
+    np.testing.assert_allclose(found["means"], [[-side, 0], [side, 0]], atol=1e-12)
+    at = np.array(found["rows"])  # an equilateral triangle in the plane of the rows
+    np.testing.assert_allclose(at @ at.T, 2 * (1.5 * np.eye(3) - 0.5), atol=1e-12)
+    one = project_on_simplex(features[:2], np.zeros(2, int), w)
+    np.testing.assert_allclose(np.linalg.norm(one["rows"], axis=1), 1.0)
 
 
 def test_everything_collapsed():

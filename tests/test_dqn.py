@@ -16,6 +16,7 @@ from small import build as small
 
 from qscape import agents
 from qscape.cli import main
+from qscape.cli.watch import QSlice
 from qscape.envs import make
 from qscape.errors import UsageError
 from qscape.inspect.survey import Surveyor
@@ -305,11 +306,25 @@ def test_every_tool_reads_a_run(tmp_path, capsys):
     assert first["survey"]["action_q"] == max(first["q"])
     assert found["summary"]["rank"]["max"] == 1.0
     assert run("landscape", folder, "--plane", "0") == 2
+    slices = QSlice(folder, 0)
+    assert "index of the action" in slices.chart(80, 12).plain
+    _, ((_, x, q, _), (_, (at,), (value,), _)) = slices.drawn
+    assert (x, value) == ([0, 1], max(q))
+    assert q[at] == value
     pytest.importorskip("onnxruntime")
     assert run("export", folder, "--onnx", tmp_path / "policy.onnx", "--episodes", 1) == 0
     assert "largest difference 0.0e+00" in capsys.readouterr().out
     assert run("smoothness", folder) == 2
     assert "choices among 2, which have no distance" in capsys.readouterr().err
+
+
+def test_derivatives_by_an_index_are_refused_before_training(tmp_path, capsys):
+    probed = ["--env", "CartPole-v1", "--steps", 300, *SMALL, "--probe", "geometry", "--out", tmp_path / "a"]
+    assert run("train", "dqn", *probed) == 2
+    out, err = capsys.readouterr()
+    assert "the actions of dqn are choices among 2, which have no distance" in err
+    assert err.count("\n") == 1
+    assert "step" not in out
 
 
 class Pictures(gym.Env):

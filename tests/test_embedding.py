@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return measure_embedding(run, (0, 7), states=20)
+    return measure_embedding(run.parent, (0, 7), states=20)  # a group of one run
 
 
 @pytest.fixture(scope="module")

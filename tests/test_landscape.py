@@ -26,7 +26,7 @@ from qscape.inspect.landscapes import measure_landscapes
 from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
-from qscape.report import landscapes
+from qscape.report import landscapes, marks
 from qscape.run import train
 from qscape.run.evaluation import Rollout
 from qscape.run.plan import Plan
@@ -263,6 +263,7 @@ def standing(action, hills, table=None, selector=None, **base):
 
 
 TOY = (np.array([[-0.5], [0.6]], np.float32), np.array([1.0, 2.0], np.float32), np.float32(0.045))
+BUMP = (np.zeros((1, 3), np.float32), np.ones(1, np.float32), np.float32(0.3))
 STATES = np.zeros((2, 2), np.float32)
 
 
@@ -414,6 +415,17 @@ def test_a_landscape_shows_q_where_it_says(toy):
     np.testing.assert_allclose(marks["best found"], [[0.6, 2]], atol=2e-3)
 
 
+def test_the_agents_action_is_marked_where_a_refiner_moved_it(toy):
+    surveyor, acting = toy
+    subject = make_trained_agent(surveyor.agent, acting, "tiny:Clock-v0")
+    fields = landscape.landscape(subject, STATES[0], surveyor=surveyor, points=11).to_dict()
+    done = {"action": np.array([0.6]), "action_q": 2.0}
+    mark = marks.list_marks(fields | {"survey": fields["survey"] | done})[-1]
+    assert (mark.kind, mark.name, mark.at.tolist(), mark.q.tolist()) == (
+        "action", "the agent's action", [[0.6]], [2.0],
+    )  # fmt: skip
+
+
 # --- what SAVO's actors climb ------------------------------------------------------------------------------
 
 
@@ -540,6 +552,18 @@ def test_planes_of_three_dimensions():
         )
         np.testing.assert_allclose(through.arrows[:, 2 + axis], (ahead - behind) / (2 * du), atol=1e-3)
     np.testing.assert_allclose(np.abs(look("pca").plane.axes[0]), [1, 0, 0], atol=0.1)
+
+
+def test_a_slanted_plane_needs_a_grid_with_points_in_the_box():
+    agent, acting = standing([-0.5, 0.2, 0.1], [BUMP, BUMP])
+    subject = make_trained_agent(agent, acting, "tiny:Clock-v0")
+    surveyor = survey.Surveyor(agent)
+    for plane in (None, "proposals", "random", "pca"):
+        with pytest.raises(qs.UsageError, match="--grid is 4; it must be at least 5, because the corners"):
+            landscape.landscape(subject, STATES[0], plane, points=4)
+    for plane, points, least in (("random", 5, 6), ("0,2", 2, 4)):
+        seen = landscape.landscape(subject, STATES[0], plane, points=points, surveyor=surveyor)
+        assert np.isfinite(seen.q).sum() >= least
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from qscape.cli import train
+from qscape.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks" / "results" / "learning").exists():
@@ -148,6 +150,33 @@ def test_products_are_counted_as_often_as_they_run():
 @pytest.mark.parametrize("script", sorted(x.stem for x in (ROOT / "benchmarks").glob("*.py")))
 def test_benchmarks_can_be_imported(script):
     importlib.import_module(script)
+
+
+def test_a_gap_is_written_where_optima_have_no_count(monkeypatch, tmp_path, capsys):
+    gaps, written = importlib.import_module("optimality_gap"), []
+    percent = {"share": {"mean": 0.25}}
+    folders = [tmp_path / "a" / str(seed) for seed in (0, 1)]
+
+    def history(folder, current):
+        if folder.name == "1":
+            raise UsageError(f"{folder} has one save only")
+        return [SimpleNamespace(agent=None, acting=None, step=7, rollouts=lambda n: [])]
+
+    monkeypatch.setattr(sys, "argv", ["optimality_gap.py", str(tmp_path)])
+    monkeypatch.setattr(gaps.measured, "finished", lambda runs: (folders, []))
+    monkeypatch.setattr(gaps.measured, "write", lambda *args, **about: written.append(about))
+    monkeypatch.setattr(gaps, "load_trained_agent", lambda folder, current: folder)
+    monkeypatch.setattr(gaps, "load_history", history)
+    monkeypatch.setattr(gaps, "Surveyor", lambda agent, with_surrogates: lambda acting, obs: None)
+    monkeypatch.setattr(gaps, "pick_states", lambda rollouts, n: ([], None))
+    found = {"action": percent, "proposals": [percent], "optima": None}
+    monkeypatch.setattr(gaps, "summarise", lambda survey: found)
+    gaps.main()
+    assert written[0]["left_out"] == ["a/1"]
+    assert written[0]["measured"] == {"a": [{"seed": 0, "step": 7} | found]}
+    out = capsys.readouterr().out
+    assert f"left out: {folders[1]} has one save only\n" in out
+    assert out.endswith("a: 1 seeds, gap 0.250, of the first proposal 0.250\n")
 
 
 def test_every_table_has_a_study_with_three_budgets():

@@ -323,6 +323,8 @@ def test_agents_of_another_kind():
         smoothness.SmoothnessProbe(choices)
     with pytest.raises(UsageError, match=r"ppo has no Q\(s, a\), which the geometry along rollouts needs"):
         geometry.GeometryProbe(agent)
+    with pytest.raises(UsageError, match="the actions of dqn are choices among 4, which have no distance"):
+        geometry.GeometryProbe(agents.build("dqn").on(Spec(3, 1, choices=4)))
 
 
 # --- rollouts, and noise on what the policy sees --------------------------------------------------------
@@ -619,6 +621,15 @@ def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
     err = capsys.readouterr().err
     assert why in err
     assert err.count("\n") == 1
+
+
+def test_a_seed_counts_once(said):
+    _, found, _ = said
+    copied = [*found["runs"], {**found["runs"][1], "name": "copy"}]
+    with pytest.raises(UsageError, match=r"/1 and copy are the same agent, environment and seed: leave one"):
+        report.summarise(copied)
+    in_memory = [{**record, "seed": None} for record in copied]
+    assert report.summarise(in_memory, reps=50)["seeds"].tolist() == [3]
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ class RunView:
 
 
 class QSlice:
-    """Q along one action dimension, at the first state of an evaluation, for the newest save.
+    """Q along one action dimension, or at every index, at the first state of an evaluation; newest save.
 
     The agent is built and compiled once; a newer save only replaces the networks.
     """
@@ -159,8 +159,10 @@ class QSlice:
         title, curves = self.drawn
         if not curves:
             return Text(title, style="dim")
-        x = f"dimension {self.dim} of the action, in [-1, 1]"
-        return _chart(title, x, curves, width, height, (-1, 1))
+        x, span = f"dimension {self.dim} of the action, in [-1, 1]", (-1, 1)
+        if self.surveyor.table is not None:
+            x, span = "index of the action", (0, len(self.surveyor.table) - 1)
+        return _chart(title, x, curves, width, height, span)
 
     def _build_agent(self) -> None:
         from qscape.inspect.survey import Surveyor
@@ -180,6 +182,14 @@ class QSlice:
 
         acting, step, _ = read_acting(newest, self.trained.agent, current=True)
         proposals = np.asarray(self.trained.agent.proposals(acting, self.obs[None]))[0]
+        title = f"Q at the first state of an evaluation, save of step {step:,}"
+        if self.surveyor.table is not None:
+            q = self.surveyor.entries(acting, self.obs)
+            valid, greedy = np.flatnonzero(np.isfinite(q)), int(proposals[0, 0])
+            return title, [
+                ("Q", valid.tolist(), q[valid].tolist(), "x"),
+                ("the agent", [greedy], [float(q[greedy])], "●"),
+            ]
         x = np.linspace(-1, 1, SLICE)
         line = np.repeat(proposals[:1], SLICE, 0)
         line[:, self.dim] = x
@@ -188,7 +198,7 @@ class QSlice:
         for k, (action, value) in enumerate(zip(proposals, at, strict=True)):
             name = "the actor" if len(proposals) == 1 else f"proposal {k}"
             curves.append((name, [float(action[self.dim])], [value], "●"))
-        return f"Q at the first state of an evaluation, save of step {step:,}", curves
+        return title, curves
 
 
 def _chart(title: str, x: str, curves: list[Any], width: int, height: int, span: tuple[float, float]) -> Text:

@@ -16,6 +16,7 @@ from qscape.errors import RunError, UsageError
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import Collapse, action_collapse
+from qscape.ops.landscape import span_axes
 from qscape.run import saves
 from qscape.run.evaluation import SEED
 from qscape.run.folder import read_meta
@@ -194,8 +195,8 @@ def project_on_simplex(
 ) -> dict[str, Any]:
     """Project features on the plane of the simplex of the three most frequent actions (or of two).
 
-    The plane is spanned by the class means of these actions minus their mean, or by the rows of W if only one
-    action occurs.
+    The plane passes through the class means of these actions. The rows of W complete it if fewer than three
+    actions occur.
 
     Args:
         features: last-layer features.
@@ -213,8 +214,7 @@ def project_on_simplex(
     means = np.stack([features[labels == k].mean(0) for k in occurring])
     rows = w[shown] - w[shown].mean(0)
     centre = means.mean(0)
-    span = means - centre if len(occurring) > 1 else rows
-    basis = np.linalg.svd(span, full_matrices=False)[2][:2]
+    basis = span_axes(np.concatenate([means, means[0] + rows], dtype=float), 2)
     basis = np.vstack([basis, np.zeros((2 - len(basis), w.shape[1]))])
     chosen = np.flatnonzero(np.isin(labels, shown))
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)]

@@ -74,7 +74,7 @@ def measure_embedding(
     agent = trained.agent
     if not isinstance(agent, Agent) or not isinstance(agent.policy_loss, SAVGO):
         raise UsageError(f"{folder} was trained without savgo and has no embedding; train sac+savgo.")
-    state = load_full_state(Path(folder), agent)
+    state = load_full_state(Path(trained.name), agent)  # the run, where `folder` is its group
     rng, rollouts = (
         np.random.default_rng(seed),
         trained.rollouts(max(EPISODES, 1 + (at[0] if at else 0)), seed),

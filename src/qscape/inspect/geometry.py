@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qscape.errors import UsageError
-from qscape.inspect.trained_agent import TrainedAgent, critic_values, to_env_units
+from qscape.inspect.trained_agent import TrainedAgent, critic_values, require_distances, to_env_units
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import ActingState
 from qscape.run.evaluation import Rollout
@@ -58,9 +58,10 @@ class GeometryProbe:
     columns = ("mixed_norm_sup", "negative_definite", "gradient_flips")
 
     def __init__(self, agent: Any) -> None:
-        """Raises UsageError: the agent learns no Q."""
+        """Raises UsageError: the agent learns no Q, or the actions are indices of a discrete set."""
         if not isinstance(agent, Agent):
             raise UsageError(f"{agent.recipe} has no Q(s, a), which the geometry along rollouts needs.")
+        require_distances(agent)
         self.agent = agent
         self.program = jax.jit(jax.vmap(partial(evaluate_point, agent), (None, 0, 0)))
 
@@ -133,7 +134,7 @@ def measure_geometry(
     """Compute the diagnostics of a trained agent's Q along rollouts; see `GeometryProbe.measure`.
 
     Raises:
-        UsageError: the agent has no Q.
+        UsageError: the agent has no Q, or its actions are indices.
     """
     trained.require_q("the geometry along rollouts")
     return GeometryProbe(trained.agent).measure(trained.acting, rollouts, environment_units)

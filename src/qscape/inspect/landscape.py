@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qscape.errors import UsageError
-from qscape.inspect.planes import check_plane, make_plane
+from qscape.inspect.planes import PLANES, check_plane, make_plane
 from qscape.inspect.surrogates import Surrogate
 from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, QChoice, Survey, Surveyor
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
@@ -176,12 +176,16 @@ def check_request(trained: TrainedAgent, plane: str | None, points: int | None) 
     """Refuse an impossible request before anything is computed.
 
     Raises:
-        UsageError: the agent has no Q, the plane is impossible, or the grid has fewer than two points.
+        UsageError: the agent has no Q, the plane is impossible, or the grid has too few points.
     """
     trained.require_q("a landscape")
     check_plane(plane, trained)
-    if points is not None and points < 2:
-        raise UsageError(f"--grid is {points}; it must be at least 2.")
+    # The corners of a slanted plane lie outside the box; a grid of 5 always has points inside.
+    task = trained.agent.task
+    slanted = plane in PLANES or (plane is None and task.table is None and task.action_size > 2)
+    least, why = (5, ", because the corners of this plane lie outside the action box") if slanted else (2, "")
+    if points is not None and points < least:
+        raise UsageError(f"--grid is {points}; it must be at least {least}{why}.")
 
 
 def to_jsonable(value: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from qscape.errors import UsageError
 from qscape.inspect import geometry
-from qscape.inspect.trained_agent import ObservationNoise, TrainedAgent, to_env_units
+from qscape.inspect.trained_agent import ObservationNoise, TrainedAgent, require_distances, to_env_units
 from qscape.ops import spectrum
 from qscape.run.evaluation import SEED, Rollout
 from qscape.run.probes import PolicyEvaluation
@@ -37,19 +37,6 @@ class SmoothnessProbe:
     def __call__(self, evaluation: PolicyEvaluation) -> dict[str, list[float]]:
         metrics = measure_episodes(self.agent, evaluation.rollouts)
         return {name: metrics[name] for name in self.columns}
-
-
-def require_distances(agent: Any) -> None:
-    """Refuse an agent whose actions have no distance.
-
-    Raises:
-        UsageError: the actions are indices of a discrete set.
-    """
-    if (sizes := agent.task.index_sizes) is not None:
-        raise UsageError(
-            f"the actions of {agent.recipe} are choices among {' × '.join(map(str, sizes))}, which have no "
-            "distance: smoothness is defined for continuous actions and for action tables."
-        )
 
 
 def measure_episodes(agent: Any, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:

@@ -233,6 +233,19 @@ def has_q(acting: Any) -> bool:
     return bool(getattr(acting, "critics", None))
 
 
+def require_distances(agent: Any) -> None:
+    """Refuse an agent whose actions have no distance.
+
+    Raises:
+        UsageError: the actions are indices of a discrete set.
+    """
+    if (sizes := agent.task.index_sizes) is not None:
+        raise UsageError(
+            f"the actions of {agent.recipe} are choices among {' × '.join(map(str, sizes))}, which have no "
+            "distance: smoothness and derivatives are defined for continuous actions and for action tables."
+        )
+
+
 def critic_values(
     agent: Agent, acting: ActingState, obs: Float[Array, "N S"], action: Float[Array, "N A"]
 ) -> list[Float[Array, " N"]]:

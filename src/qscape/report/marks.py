@@ -18,8 +18,8 @@ class Mark(NamedTuple):
     """n points of one kind.
 
     Attributes:
-        kind: "optima" of the line or plane, the "best" action found, the agent's "action" if it makes no
-            proposals, a "proposal", or the "chosen" proposal.
+        kind: "optima" of the line or plane, the "best" action found, the agent's "action" if it makes one
+            proposal only, a "proposal", or the "chosen" proposal.
         name: for the legend.
         place: index of a proposal in the agent's list; else 0.
         at: `[n, d]` coordinates in the plot.
@@ -43,14 +43,12 @@ def list_marks(fields: Mapping[str, Any]) -> list[Mark]:
     if fields["kind"] != "table":
         marks.append(_optima(fields))
     marks.append(_point(fields, "best", "best found", 0, survey["best"], survey["best_q"]))
-    alone = len(survey["proposals"]) == 1
+    done = survey["action"], survey["action_q"]
+    if len(survey["proposals"]) == 1:  # a refiner may have changed it, so that it is not what is done
+        return [*marks, _point(fields, "action", "the agent's action", 0, *done)]
     for k, (action, value) in enumerate(zip(survey["proposals"], survey["proposals_q"], strict=True)):
-        kind, name = ("action", "the agent's action") if alone else ("proposal", f"proposal {k}")
-        marks.append(_point(fields, kind, name, k, action, value))
-    if not alone:
-        chosen = _point(fields, "chosen", "chosen", 0, survey["action"], survey["action_q"])
-        marks.append(chosen._replace(name="chosen"))
-    return marks
+        marks.append(_point(fields, "proposal", f"proposal {k}", k, action, value))
+    return [*marks, _point(fields, "chosen", "chosen", 0, *done)._replace(name="chosen")]
 
 
 def _optima(fields: Mapping[str, Any]) -> Mark:

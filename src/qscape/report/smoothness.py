@@ -53,7 +53,18 @@ def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
         `EPISODE`, and for every name of `GEOMETRY` behind "geometry." and "geometry_environment_units."; and,
         in the form of published tables, NAME_mean and NAME_std over all episodes of all runs (population
         std).
+
+    Raises:
+        UsageError: two records have the same agent, environment and seed.
     """
+    tables.refuse_repeated(
+        pd.DataFrame(
+            [
+                {"run": r["name"], "env": environment_label(dict(r)), "label": r["label"], "seed": r["seed"]}
+                for r in records
+            ]
+        )
+    )
     rows = []
     for (env, label), runs in group_by_agent(records).items():
         row: dict[str, Any] = {

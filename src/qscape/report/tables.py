@@ -140,10 +140,7 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
     runs = rows.groupby("run", as_index=False).agg(
         {"env": "first", "label": "first", "seed": "first", "budget": "first", "step": "max"}
     )
-    for _, same in runs.groupby(["env", "label", "seed"]):
-        if len(same) > 1:
-            a, b = same["run"].iloc[:2]
-            raise UsageError(f"{a} and {b} are the same agent, environment and seed: leave one of them out.")
+    refuse_repeated(runs)
     notes = []
     if not unequal:
         short = runs[runs["step"] < runs["budget"]]
@@ -166,6 +163,18 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
                 raise UsageError(f"{difference}: compare equal ones, or add --unequal.")
             notes.append(f"{difference}: longer runs have the advantage.")
     return rows[rows["run"].isin(runs["run"])], notes
+
+
+def refuse_repeated(runs: pd.DataFrame) -> None:
+    """Refuse a run that would count as two seeds; `runs`: a row (run, env, label, seed) for each run.
+
+    Raises:
+        UsageError: two runs have the same agent, environment and seed.
+    """
+    for _, same in runs.groupby(["env", "label", "seed"]):  # drops runs without a seed: agents in memory
+        if len(same) > 1:
+            a, b = same["run"].iloc[:2]
+            raise UsageError(f"{a} and {b} are the same agent, environment and seed: leave one of them out.")
 
 
 def note_few_seeds(scores: pd.DataFrame) -> list[str]:
