@@ -11,8 +11,10 @@ from qscape import agents
 from qscape.envs import Episode
 from qscape.errors import UsageError
 from qscape.inspect.bias import BiasProbe, discounted_returns, measure_bias
-from qscape.inspect.trained_agent import make_trained_agent
+from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
+from qscape.run import train
 from qscape.run.evaluation import Rollout
+from qscape.run.events import Evaluated
 from qscape.run.plan import Plan
 from qscape.run.probes import PolicyEvaluation
 from qscape.types import Spec
@@ -97,6 +99,28 @@ def test_clipped_rewards_are_refused():
     subject = dataclasses.replace(subject, record={"env": "ALE/Pong-v5", "env_args": {}})
     with pytest.raises(UsageError, match="learn from the signs of its rewards"):
         measure_bias(subject, [chain(3)])
+
+
+def test_the_scale_of_rewards_is_read_from_the_save(tmp_path):
+    """The last evaluation of training, which knows the scale, measures the same episodes."""
+    small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "warmup": 50}}
+    plan = Plan(
+        "td3+reward_scale",
+        "Pendulum-v1",
+        300,
+        settings=small,
+        eval_every=300,
+        eval_episodes=2,
+        probe=("bias",),
+    )
+    *_, evaluated = (event for event in train(plan, tmp_path / "run") if isinstance(event, Evaluated))
+    trained = load_trained_agent(tmp_path / "run")
+    measured = measure_bias(trained, trained.rollouts(2))
+    assert abs(measured["q_bias"]) > 1
+    for name, value in measured.items():
+        assert value == pytest.approx(evaluated.probes[name][0], rel=1e-3)
+    with pytest.raises(UsageError, match="no save of it tells the scale"):
+        measure_bias(dataclasses.replace(trained, record={}), trained.rollouts(2))
 
 
 def test_agents_without_q_are_refused():

@@ -111,7 +111,10 @@ def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["sac", "fast_td3", "fast_sac"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["sac", "fast_td3", "fast_sac", "crossq", "simba", "simbav2", "bro", "xqc", "redq", "droq", "tqc"],
+)
 def test_pendulum_is_learned(recipe):
     base = {"actor_hidden": (64, 64), "critic_hidden": (64, 64), "batch_size": 64, "warmup": 500}
     base |= {"actor_learning_rate": 2e-3, "critic_learning_rate": 2e-3, "replay_capacity": 5_000}
