@@ -8,8 +8,8 @@ evenly, about 200 in all. At these states it measures each run's own Q: the loca
 above 1% of Q's range, how far the policy's action is below the best action found (as a share of that range),
 and the second derivatives at the policy's action: the mixed one, and the least curvature where Q is concave.
 Their means are divided by the mean of Q's range, so that critics of other scales can be compared, and no flat
-state outweighs the others. Writes all numbers to benchmarks/results/critics/STUDY.json, and the runs that it
-left out; averages over states, never over seeds.
+state outweighs the others. The bias of Q is that of each run's own episodes. Writes all numbers to
+benchmarks/results/critics/STUDY.json, and the runs that it left out; averages over states, never over seeds.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import measured
 import numpy as np
 
+from qscape.inspect.bias import measure_bias
 from qscape.inspect.geometry import GeometryProbe
 from qscape.inspect.survey import Surveyor, pick_states
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
@@ -60,9 +61,10 @@ def main() -> None:
     for (_, seed), folders in sorted(groups.items()):
         agents = [load_trained_agent(folder, current=True) for folder in sorted(folders)]
         share = max(1, STATES // len(agents))
-        obs = np.concatenate([pick_states(one.rollouts(EPISODES), share)[1] for one in agents])
-        for one in agents:
-            found = measure(one, obs)
+        walked = [one.rollouts(EPISODES) for one in agents]
+        obs = np.concatenate([pick_states(episodes, share)[1] for episodes in walked])
+        for one, episodes in zip(agents, walked, strict=True):
+            found = measure(one, obs) | {"bias_share": measure_bias(one, episodes)["q_bias_share"]}
             label = {"env": one.record["env"], "label": one.record["label"], "seed": int(seed)}
             rows.append(label | {"step": one.step, "states": len(obs)} | found)
             print(*label.values(), f"{found['optima']:.2f} optima, gap {found['gap_share']:.3f}", flush=True)

@@ -1184,35 +1184,6 @@ def block_starts() -> str:
     return table(["agent", "seed", "step", *names], rows)
 
 
-def critic_of(label: str) -> str:
-    """Name the kind of critic of an arm of the study `critics`, and whether SAVO searches on it."""
-    recipe = label.partition("[")[0]
-    kind = recipe.removeprefix("td3").removesuffix("+savo").removesuffix("+reward_scale").lstrip("+")
-    kind = kind or ("LayerNorm" if "critic_norm=layer" in label else "plain")
-    return kind + (", SAVO" if recipe.endswith("+savo") else "")
-
-
-def block_critics(env: str) -> str:
-    """The Q-landscapes of the study `critics` in one environment, at states that all of its agents visit."""
-    measured = [r for r in read_json("critics/critics.json")["rows"] if r["env"] == env]
-    rows = []
-    for label in dict.fromkeys(r["label"] for r in measured):
-        of = [r for r in measured if r["label"] == label]
-        names = ("optima", "several", "gap_share", "concave", "mixed", "curvature")
-        rows.append([critic_of(label), str(len(of)), *(span(np.array([[r[n]] for r in of])) for n in names)])
-    names = ["local optima", "states with several", "gap", "concave", "M", "μ"]
-    return table(["critic", "seeds", *names], rows)
-
-
-def block_critics_agents(env: str) -> str:
-    """Return, smoothness and bias of Q of the agents of the study `critics` in one environment."""
-    rows = []
-    for label in labels("critics", env):
-        cells = [ends("critics", env, label, metric=m) for m in ("return", "sm", "q_bias_share")]
-        rows.append([critic_of(label), str(len(cells[0])), *map(span, cells)])
-    return table(["critic", "seeds", "return", "`sm`", "bias of Q"], rows)
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
@@ -1232,8 +1203,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cartpole": functools.partial(block_cartpole, "reinforce"),
     "cartpole-ppo": functools.partial(block_cartpole, "ppo"),
     "offline": block_offline,
-    "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
-    "critics-pendulum-agents": functools.partial(block_critics_agents, "Pendulum-v1"),
     "starts": block_starts,
     **report.BLOCKS,
 }
