@@ -14,9 +14,10 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
-from qscape.cli import COMMANDS, main
+from qscape.cli import COMMANDS, main, options
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
+from qscape.methods.resets import Resets
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
 
@@ -632,3 +633,11 @@ def test_what_does_not_fit_into_memory_is_one_sentence(refused):
 def test_what_an_accelerator_says_without_memory(said, size):
     assert f"no memory left{size}: make" in str(memory_error(RuntimeError(said)))
     assert memory_error(RuntimeError("INTERNAL: another error")) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "at"), [(["15000"], (15_000,)), (["15000", "50000"], (15_000, 50_000)), (["None"], None)]
+)
+def test_several_values_or_none(words, at):
+    given = options.parse(options.flags_of(Resets()), ["--at", *words], "qscape train bro")
+    assert given.at == at

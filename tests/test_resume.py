@@ -243,9 +243,23 @@ def test_a_save_that_holds_the_scale_of_rewards_beside_the_replay_is_resumed(
 
 def test_a_run_cannot_be_made_shorter_than_it_is(broken_off, tmp_path):
     folder = shutil.copytree(broken_off, tmp_path / "a run")
-    with pytest.raises(UsageError, match=r"has made its 171 steps.*qscape resume '.*/a run' --steps 342"):
+    with pytest.raises(UsageError, match=r"has made 171 of 300 steps; continue: qscape resume '.*/a run'\."):
         list(resume(folder, steps=100))
     assert json.loads((folder / "run.json").read_text())["steps"] == 300
+
+
+def test_one_save_is_one_replay(clock, tmp_path):
+    whole(dataclasses.replace(CLOCK, keep_saves=1), tmp_path / "run")
+    kept = [
+        name for name in saves.names(tmp_path / "run" / "saves") if "replay" in trees(tmp_path / "run", name)
+    ]
+    assert kept == ["000000300"]
+
+
+def test_a_run_in_a_run_is_refused(clock, tmp_path):
+    folder = shutil.copytree(clock, tmp_path / "run")
+    with pytest.raises(UsageError, match="run is a run itself, and no folder of runs; choose another --out"):
+        list(train(CLOCK, folder / "0"))
 
 
 def test_a_stop_before_the_first_step_leaves_a_milestone_one(tmp_path):

@@ -136,9 +136,9 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
     Raises:
         UsageError: there are too many or too few words, or one is not of the type.
     """
-    options = get_args(hint)
-    if get_origin(hint) is tuple:
-        return tuple(_read_word(flag, options[0], word) for word in words)
+    row = next((kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple), None)
+    if row and (row is hint or words != ["None"]):
+        return tuple(_read_word(flag, get_args(row)[0], word) for word in words)
     if not words:
         raise UsageError(f"{flag} needs a value: {_form(flag, hint)}.", field=flag)
     if len(words) > 1:

@@ -170,9 +170,12 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     """Raise an error if no new run may be written into a folder.
 
     Raises:
-        UsageError: the folder holds a run and `overwrite` is False, or it holds something else.
+        UsageError: the folder holds a run and `overwrite` is False, it holds something else, or it lies in a
+            run, where nothing would find it.
     """
     heal(folder)
+    if (folder.parent / RECORD).exists():
+        raise UsageError(f"{folder.parent} is a run itself, and no folder of runs; choose another --out.")
     ours = (LOCK, NEW, f".{RECORD}.tmp")  # of a process that was killed before it wrote run.json
     if not folder.is_dir() or all(p.name.startswith(ours) for p in folder.iterdir()):
         return
@@ -499,7 +502,7 @@ def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
         with contextlib.suppress(FileNotFoundError):
             sync(folder / log)
     path = saves.write(place, name, trainer.arrays() | {"environment": shot.arrays}, meta)
-    for older in saves.names(place)[:-REPLAYS]:
+    for older in saves.names(place)[: -min(REPLAYS, trainer.plan.keep_saves)]:
         with contextlib.suppress(RunError):  # a damaged old save must not end the run
             saves.drop(place / older, "replay")
     saves.prune(place, trainer.plan.keep_saves, lambda n: _is_milestone(place / n))

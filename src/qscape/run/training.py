@@ -237,7 +237,10 @@ def resume(
         newest, notes = folders.choose_save(folder, save, empty_replay)
         made = folders.steps_made(newest)
         if (steps or made) < made or not folders.unfinished(folder, steps, newest):
-            more = f"qscape resume {shlex.quote(str(folder))} --steps {2 * made}"
+            command = f"qscape resume {shlex.quote(str(folder))}"
+            if made < record["steps"]:
+                raise UsageError(f"{folder} has made {made} of {record['steps']} steps; continue: {command}.")
+            more = f"{command} --steps {2 * made}"
             raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
         adapter, eval_adapter = open_adapters(plan, agent)
