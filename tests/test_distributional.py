@@ -199,7 +199,9 @@ def test_the_truncated_mixture():
     assert Quantile().target_mean(alone) == 1.5
 
 
-@pytest.mark.parametrize(("rows", "heads"), [(3, 1), (16, 2), (37, 2)])  # less than a piece, a piece, more
+@pytest.mark.parametrize(
+    ("rows", "heads"), [(3, 1), (16, 2), (37, 2), (300, 1)]
+)  # less than a piece to larger pieces
 def test_the_gradient_of_the_quantile_loss(rows, heads):
     """Against automatic differentiation of the formula on all pairs at once."""
     own, y, weights = (

@@ -137,7 +137,7 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
         UsageError: there are too many or too few words, or one is not of the type.
     """
     row = next((kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple), None)
-    if row and (row is hint or words != ["None"]):
+    if row and (row is hint or (words and words != ["None"])):
         return tuple(_read_word(flag, get_args(row)[0], word) for word in words)
     if not words:
         raise UsageError(f"{flag} needs a value: {_form(flag, hint)}.", field=flag)

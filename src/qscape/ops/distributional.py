@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# Rows of which all pairs of quantiles are in memory at once: those of a whole batch would take most of the
+# time of an update on a CPU. Large batches have larger pieces, since pieces follow one another on a GPU.
+PIECE, MOST_PIECES = 16, 16
+
 
 def project_onto_atoms(
     probabilities: Float[Array, "*b n"],
@@ -55,9 +59,6 @@ def quantile_huber_loss(quantiles: Float[Array, "B J n"], y: Float[Array, "B #J 
     return _quantile_huber_loss(quantiles, jax.lax.stop_gradient(y))
 
 
-ROWS = 16  # B J n m differences at once would fill memory, and take most of the time of an update
-
-
 @jax.custom_vjp
 def _quantile_huber_loss(quantiles: Array, y: Array) -> Array:
     return _loss_and_slope(quantiles, y)[0]
@@ -75,7 +76,7 @@ def _loss_and_slope(quantiles: Array, y: Array) -> tuple[Array, Array]:
         huber = jnp.where(size < 1.0, 0.5 * jnp.square(difference), size - 0.5)
         return (weight * huber).mean(-1), -(weight * jnp.clip(difference, -1.0, 1.0)).mean(-1)
 
-    loss, slope = jax.lax.map(row, (quantiles, y), batch_size=ROWS)
+    loss, slope = jax.lax.map(row, (quantiles, y), batch_size=max(PIECE, len(y) // MOST_PIECES))
     return loss.mean(0), slope / len(slope)
 
 

@@ -141,10 +141,11 @@ def play_policy(
         success.append(np.asarray(walk.success)[: len(own)])
         if record:
             observations, actions = np.asarray(walk.observations), np.asarray(walk.actions)
+            terminated = np.asarray(walk.terminated).tolist()
             for i, t in enumerate(length[-1].tolist()):
                 rows = (observations[:t, i], actions[:t, i], rewards[:t, i])
                 # Copied, since views would keep all buffers alive.
-                steps.append(Steps(*map(np.copy, rows), terminated=bool(walk.terminated[i])))
+                steps.append(Steps(*map(np.copy, rows), terminated=terminated[i]))
     return Played(np.concatenate(ret), np.concatenate(length), np.concatenate(success), steps)
 
 
