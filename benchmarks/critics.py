@@ -1,7 +1,7 @@
 """Measure the critics of a study beside each other, at states that the policies of all of them visit.
 
     qscape study run critics
-    NPROC=1 python benchmarks/critics.py runs/critics
+    NPROC=1 python benchmarks/critics.py runs/critics --pictures docs/images
 
 For each environment and seed, the script takes states from ten episodes of every finished run's last policy,
 evenly, about 200 in all. At these states it measures each run's own Q: the local optima whose prominence is
@@ -10,20 +10,29 @@ and the second derivatives at the policy's action: the mixed one, and the least 
 Their means are divided by the mean of Q's range, so that critics of other scales can be compared, and no flat
 state outweighs the others. The bias of Q is that of each run's own episodes. Writes all numbers to
 benchmarks/results/critics/STUDY.json, and the runs that it left out; averages over states, never over seeds.
+The pictures, one for each environment, show the first seed at three of the states, evenly: the first, the
+middle and the last.
 """
 
 import argparse
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import measured
 import numpy as np
+from ledger import critic_of
 
 from qscape.inspect.bias import measure_bias
 from qscape.inspect.geometry import GeometryProbe
+from qscape.inspect.landscape import landscape
 from qscape.inspect.survey import Surveyor, pick_states
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
+from qscape.report.figures import new_figure
+from qscape.report.landscapes import draw_landscape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STATES, EPISODES = 200, 10
 
@@ -46,20 +55,47 @@ def measure(trained: TrainedAgent, obs: np.ndarray) -> dict[str, float]:
     }
 
 
+def order(trained: TrainedAgent) -> tuple[bool, bool, str]:
+    """Sort key of the arms: plain layers, LayerNorm, then by name."""
+    kind = critic_of(trained.record["label"])
+    return kind != "plain", kind != "LayerNorm", kind
+
+
+def draw(agents: list[TrainedAgent], states: np.ndarray) -> "Figure":
+    """Draw Q of every agent (columns) at some states (rows). Scales differ: critics have no common unit."""
+    figure = new_figure((2.5 * len(agents), 2.4 * len(states) + 0.6))
+    axes = figure.subplots(len(states), len(agents), squeeze=False)
+    for trained, column in zip(agents, axes.T, strict=True):
+        surveyor = Surveyor(trained.agent, with_surrogates=False)
+        for obs, ax in zip(states, column, strict=True):
+            draw_landscape(landscape(trained, obs, surveyor=surveyor).to_dict(), ax, legend=False)
+            ax.set(title="", ylabel="", yticks=[])
+            ax.label_outer()
+        column[0].set_title(critic_of(trained.record["label"]), fontsize=11)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("Q")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
+
+
 def main() -> None:
     """Measure all finished runs of a study and write the numbers to a file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
-    runs = parser.parse_args().runs
+    parser.add_argument("--pictures", type=Path, help="folder of the pictures; without it none are drawn")
+    typed = parser.parse_args()
+    runs = typed.runs
     groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
     folders, left_out = measured.finished(runs)
     for folder in folders:
         groups[folder.parents[1].name, folder.name].append(folder)
     rows: list[dict[str, Any]] = []
-    for (_, seed), folders in sorted(groups.items()):
-        agents = [load_trained_agent(folder, current=True) for folder in sorted(folders)]
+    drawn: set[str] = set()
+    for (env, seed), folders in sorted(groups.items()):
+        agents = sorted((load_trained_agent(folder, current=True) for folder in folders), key=order)
         share = max(1, STATES // len(agents))
         walked = [one.rollouts(EPISODES) for one in agents]
         obs = np.concatenate([pick_states(episodes, share)[1] for episodes in walked])
@@ -68,6 +104,10 @@ def main() -> None:
             label = {"env": one.record["env"], "label": one.record["label"], "seed": int(seed)}
             rows.append(label | {"step": one.step, "states": len(obs)} | found)
             print(*label.values(), f"{found['optima']:.2f} optima, gap {found['gap_share']:.3f}", flush=True)
+        if typed.pictures and env not in drawn:
+            at = np.linspace(0, len(obs) - 1, 3).astype(int)
+            draw(agents, obs[at]).savefig(typed.pictures / f"critics-{env}.png", dpi=110)
+            drawn.add(env)
     measured.write("critics", runs, episodes=EPISODES, left_out=left_out, rows=rows)
 
 

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import report
@@ -987,20 +987,28 @@ def block_learning() -> str:
     """Final returns of the recorded runs."""
     current = spread(ends("pendulum", "Pendulum-v1", "td7[base.warmup=1000]", current=True))
     tasks = [
-        ("Pendulum-v1", "pendulum", "Pendulum-v1", "20k", f"; `td7`, current policy {current}"),
-        ("Pendulum-v1, PAVE's settings", "pave-effect", "Pendulum-v1", "100k", ""),
-        ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "100k", ""),
-        ("restricted InvertedDoublePendulum, 0.133 updates per step", "savo-effect", DOUBLE, "100k", ""),
-        ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "1M", ""),
-        ("HalfCheetah-v5", "mujoco", CHEETAH, "100k", ""),
-        ("Hopper-v5", "mujoco", HOPPER, "100k", ""),
+        ("Pendulum-v1", "pendulum", "Pendulum-v1", "20k", "return"),
+        ("Pendulum-v1, PAVE's settings", "pave-effect", "Pendulum-v1", "100k", "return"),
+        ("the same: oscillation `sm`", "pave-effect", "Pendulum-v1", "100k", "sm"),
+        ("the same with SAC, 50 initial states", "pave", "Pendulum-v1", "100k", "return"),
+        ("the same: oscillation `sm`", "pave", "Pendulum-v1", "100k", "sm"),
+        ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "100k", "return"),
+        (
+            "restricted InvertedDoublePendulum, 0.133 updates per step",
+            "savo-effect",
+            DOUBLE,
+            "100k",
+            "return",
+        ),
+        ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "1M", "return"),
+        ("HalfCheetah-v5", "mujoco", CHEETAH, "100k", "return"),
+        ("Hopper-v5", "mujoco", HOPPER, "100k", "return"),
     ]
     rows = [
-        [task, steps, seeds_of(study, env), arms(study, env) + more]
-        for task, study, env, steps, more in tasks
+        [task, steps, seeds_of(study, env), arms(study, env, metric)]
+        for task, study, env, steps, metric in tasks
     ]
-    of_sm = arms("pave-effect", "Pendulum-v1", "sm")
-    rows.insert(2, ["the same: oscillation `sm`", "100k", seeds_of("pave-effect", "Pendulum-v1"), of_sm])
+    rows[0][-1] += f"; `td7`, current policy {current}"
     return table(["task", "steps", "seeds", "end of training, mean ± std over seeds"], rows)
 
 
@@ -1013,6 +1021,18 @@ def block_pave() -> str:
         ]
         rows.append([short(label), str(len(cells[0])), *map(span, cells)])
     return table(["agent", "seeds", "return", "`sm`", "mean change of the action, share of its range"], rows)
+
+
+def block_pave_of_sac() -> str:
+    """The last evaluation of SAC's arms on Pendulum, on all first states and on the first ten."""
+    study, env, rows = "pave", "Pendulum-v1", []
+    for label in (of for of in labels(study, env) if of.startswith("sac")):
+        values = [ends(study, env, label, metric=m) for m in ("return", "sm", "action_change")]
+        rows.append(
+            [short(label), str(len(values[0])), *map(span, [*values, *(v[:, :10] for v in values[:2])])]
+        )
+    names = ["return", "`sm`", "mean change of the action, share of its range"]
+    return table(["agent", "seeds", *names, "return, first 10 starts", "`sm`, first 10 starts"], rows)
 
 
 def block_savo(env: str, *studies: str) -> str:
@@ -1184,10 +1204,58 @@ def block_starts() -> str:
     return table(["agent", "seed", "step", *names], rows)
 
 
+def block_recipes() -> str:
+    """Pendulum with every recipe: returns half-way and at the end, with the least and the greatest seed."""
+    study, env, rows = "pendulum-recipes", "Pendulum-v1", []
+    for label in labels(study, env):
+        cells = [span(ends(study, env, label, steps=steps)) for steps in (2_500, 5_000)]
+        rows.append([f"`{label.partition('[')[0]}`", seeds_of(study, env, label), *cells])
+    return table(["agent", "seeds", "2,500 steps", "5,000 steps"], rows)
+
+
+def critic_of(label: str) -> str:
+    """Name the kind of critic of an arm of the study `critics`, and whether SAVO searches on it."""
+    recipe = label.partition("[")[0]
+    kind = recipe.removeprefix("td3").removesuffix("+savo").removesuffix("+reward_scale").lstrip("+")
+    kind = kind or ("LayerNorm" if "critic_norm=layer" in label else "plain")
+    return kind + (", SAVO" if recipe.endswith("+savo") else "")
+
+
+def block_critics(env: str) -> str:
+    """The Q-landscapes of the study `critics` in one environment, at states that all of its agents visit."""
+    names = ("optima", "several", "gap_share", "concave", "mixed", "curvature")
+    rows = [
+        [critic_of(label), str(len(of)), *(span(np.array([[r[n]] for r in of])) for n in names)]
+        for label, of in measured_critics(env).items()
+    ]
+    names = ["local optima", "states with several", "gap", "concave", "M", "μ"]
+    return table(["critic", "seeds", *names], rows)
+
+
+def block_critics_agents(env: str) -> str:
+    """Return, smoothness and bias of Q of the agents of the study `critics` in one environment."""
+    rows = []
+    for label, of in measured_critics(env).items():
+        cells = [ends("critics", env, label, metric=m) for m in ("return", "sm", "action_change")]
+        bias = np.array([[r["bias_share"]] for r in of])
+        rows.append([critic_of(label), *map(span, [*cells, bias])])
+    return table(["critic", "return", "`sm`", "mean change of the action", "bias of Q"], rows)
+
+
+def measured_critics(env: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what benchmarks/critics.py measured in an environment, by label."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for r in read_json("critics/critics.json")["rows"]:
+        if r["env"] == env:
+            of.setdefault(r["label"], []).append(r)
+    return of
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
     "pave": block_pave,
+    "pave-of-sac": block_pave_of_sac,
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
     "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
