@@ -565,6 +565,23 @@ def test_evaluate_repeats_itself(done, capsys):
     assert capsys.readouterr().out != first
 
 
+def test_evaluate_takes_means_over_the_seeds_of_one_agent_in_one_environment(done, tmp_path, capsys):
+    for name, fields in {
+        "0": {},
+        "1": {"seed": 1},
+        "2": {"label": "td3[base.discount=0.98]"},
+        "3": {"env_args": {"length": 20}},
+    }.items():
+        shutil.copytree(done, tmp_path / name)
+        folders.write_record(tmp_path / name, folders.read_record(done) | fields)
+    assert run("evaluate", tmp_path / "0", "--episodes", 1) == 0
+    assert "mean over" not in capsys.readouterr().out
+    assert run("evaluate", tmp_path, "--episodes", 1) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "mean over" in line]
+    label = folders.read_record(done)["label"]
+    assert said.startswith(f"{label} on tiny:Clock-v0: mean over 2 runs: ")
+
+
 def test_resuming_a_group_takes_the_unfinished_runs(done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "0")
     plan = folders.read_plan(done)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 import types
 
@@ -598,6 +599,17 @@ def test_one_run_has_its_interval_over_episodes(said):
     assert min(sm) <= row["sm_low"] < row["sm"] < row["sm_high"] <= max(sm)
     assert report.list_notes([one])[-1].endswith("one seed, so intervals are over its episodes.")
     assert report.summarise_noise([{**one, "robustness": None}]).empty
+
+
+def test_a_folder_that_cannot_be_written_loses_no_number(group, tmp_path, capsys):
+    shutil.copytree(group / "0", tmp_path / "0")
+    (tmp_path / "0/inspect").write_text("a file where the folder would be")
+    assert main(["smoothness", str(tmp_path), "--episodes", "1", "--reps", "50"]) == 0
+    out, err = capsys.readouterr()
+    assert "Pendulum-v1: smoothness of actions" in out
+    assert f"the findings are not kept in the run's folder: {tmp_path / '0/inspect/smoothness.json'} cannot" in out
+    assert "written:" not in out
+    assert not err
 
 
 @pytest.mark.parametrize(
