@@ -389,7 +389,11 @@ def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
         ("probetimelimit", "qscape/ProbeTimeLimit-v0"),
         ("qwxyz-v0", "package:Name-v0"),
         ("", "package:Name-v0"),
-        ("no_such_package:Env-v0", "No module named 'no_such_package'"),
+        (
+            "no_such_package:Env-v0",
+            r"\(.*No module named 'no_such_package'\); Python looks .* PYTHONPATH=\. b",
+        ),
+        ("no_such_package:Env", r"\(.*No module named 'no_such_package'\); Python looks .* PYTHONPATH=\. b"),
         ("Ant-v3", "moved"),
     ],
 )

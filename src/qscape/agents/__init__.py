@@ -1,7 +1,7 @@
 """Recipes: build agents from a base and parts, with the settings of papers."""
 
 from qscape.agents import onpolicy, plugins
-from qscape.agents.other_names import ours
+from qscape.agents.other_names import ELSEWHERE, OTHER_POLICIES, difference, ours
 from qscape.agents.presets import PRESETS, preset
 from qscape.agents.recipes import (
     BASE_HELP,
@@ -31,7 +31,9 @@ from qscape.agents.recipes import (
 __all__ = [
     "BASES",
     "BASE_HELP",
+    "ELSEWHERE",
     "EXPANSIONS",
+    "OTHER_POLICIES",
     "PARTS",
     "PRESETS",
     "Agent",
@@ -42,6 +44,7 @@ __all__ = [
     "apply_overrides",
     "build",
     "changed_fields",
+    "difference",
     "merge_settings",
     "nearest",
     "onpolicy",

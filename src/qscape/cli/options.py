@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from qscape.agents import PARTS, Agent, build, onpolicy, ours
+from qscape.agents import PARTS, Agent, build, difference, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace
 from qscape.trusted import list_code, trust
@@ -125,7 +125,8 @@ def _env_argument(flag: str, words: Sequence[str], prog: str) -> str:
 def _nearest_flags(flag: str, known: Mapping[str, Any], prog: str) -> str:
     """Return the end of the error about an unknown flag: its name in qscape, or similar flags."""
     if names := ours(flag, (other[2:] for other in known)):
-        return f"what others call {flag[2:].split('.')[-1]} is {' and '.join(f'--{n}' for n in names)} here."
+        written = f"{' and '.join(f'--{n}' for n in names)} here{difference(flag, names)}"
+        return f"what others call {flag[2:].split('.')[-1]} is {written}."
     close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help."
 

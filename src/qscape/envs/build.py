@@ -16,7 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 from qscape.envs import simulators
 from qscape.envs.levels import discretise
 from qscape.envs.own import find_maker, make_own
-from qscape.errors import QscapeError, UsageError, describe
+from qscape.errors import QscapeError, UsageError, describe, describe_import
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
@@ -156,7 +156,9 @@ def _explain_failure(env_id: str, problem: Exception) -> str:
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
-        return f"{env_id} cannot be made: {problem}"
+        missing = isinstance(problem, ModuleNotFoundError)
+        why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
+        return f"{env_id} cannot be made{why}"
     newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():
         key = f"{spec.namespace or ''}/{spec.name}".lower()
