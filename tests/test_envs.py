@@ -419,6 +419,21 @@ def test_a_missing_package_is_answered_with_the_extra(env_id, package, why, monk
         make(env_id)
 
 
+def test_a_robot_that_its_mujoco_cannot_make_is_told_with_the_versions(monkeypatch):
+    pytest.importorskip("gymnasium_robotics")
+
+    def fail(env_id, **args):
+        raise AssertionError
+
+    monkeypatch.setattr(gym, "make", fail)  # what MuJoCo 3.12 and later do to gymnasium-robotics 1.4.2
+    says = (
+        r"HandReach-v3 cannot be made with gymnasium-robotics \S+ and mujoco \S+ \(AssertionError\); .*<3.12"
+    )
+    for args in ({}, {"max_episode_steps": 9}):
+        with pytest.raises(UsageError, match=says):
+            make("HandReach-v3", env_args=args)
+
+
 def test_wrong_arguments_are_answered_with_the_right_ones():
     with pytest.raises(UsageError, match=r"bogus.*it takes .*ctrl_cost_weight"):
         make("HalfCheetah-v5", env_args={"bogus": 1})

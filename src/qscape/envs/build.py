@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import re
@@ -62,6 +63,12 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UsageError(f"'{name}' names no environment") from problem
+        if isinstance(problem, AssertionError) and re.match(_PACKAGES["gymnasium_robotics"][1], name):
+            versions = [f"{p} {importlib.metadata.version(p)}" for p in ("gymnasium-robotics", "mujoco")]
+            raise UsageError(
+                f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); gymnasium-robotics "
+                'up to 1.4.2 needs an older MuJoCo for its joints: pip install "mujoco<3.12"'
+            ) from problem
         if not args and not isinstance(problem, TypeError):
             raise UsageError(f"{name} cannot be made ({describe(problem)})") from problem
         raise UsageError(
