@@ -66,8 +66,8 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         if isinstance(problem, AssertionError) and re.match(_PACKAGES["gymnasium_robotics"][1], name):
             versions = [f"{p} {importlib.metadata.version(p)}" for p in ("gymnasium-robotics", "mujoco")]
             raise UsageError(
-                f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); gymnasium-robotics "
-                'up to 1.4.2 needs an older MuJoCo for its joints: pip install "mujoco<3.12"'
+                f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); up to 1.4.2, "
+                'gymnasium-robotics needs an older MuJoCo: pip install "mujoco<3.12"'
             ) from problem
         if not args and not isinstance(problem, TypeError):
             raise UsageError(f"{name} cannot be made ({describe(problem)})") from problem
