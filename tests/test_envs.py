@@ -302,6 +302,13 @@ def test_bad_tables_are_refused(table, why):
         make(Echo(spaces.Discrete(4), table=table))
 
 
+def test_actions_that_an_argument_makes_a_box_are_told():
+    with pytest.raises(
+        UsageError, match=r"LunarLander-v3 has Discrete .*; its argument continuous=True makes th"
+    ):
+        make("LunarLander-v3")
+
+
 def test_nested_observations_are_flattened_as_gymnasium_does():
     space = spaces.Dict(
         {
@@ -386,6 +393,8 @@ def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
     [
         ("halfcheeta-v5", "HalfCheetah-v5"),
         ("HOPPER-v9", "Hopper-v5"),
+        ("Pendulum", "Pendulum lacks its version: write Pendulum-v1"),
+        ("ALE/Pong", "ALE/Pong lacks its version: write ALE/Pong-v5"),
         ("probetimelimit", "qscape/ProbeTimeLimit-v0"),
         ("qwxyz-v0", "package:Name-v0"),
         ("", "package:Name-v0"),

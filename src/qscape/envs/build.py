@@ -52,6 +52,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     hidden, levels = args.get(CRITIC_ONLY), args.get(LEVELS)
     args = {k: v for k, v in args.items() if k not in OWN_ARGS}
     _import_registering_package(env_id)
+    _refuse_without_version(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
@@ -123,6 +124,15 @@ def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
         needed = registers and isinstance(env_id, str) and re.match(ids, env_id)
         if needed and importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
+
+
+def _refuse_without_version(env_id: str | Callable[..., gym.Env]) -> None:
+    """Raise UsageError for `Pendulum`: Gymnasium takes the newest version, which may be another one later."""
+    if not isinstance(env_id, str) or env_id in gym.registry:
+        return
+    if versions := [spec for spec in gym.registry.values() if spec.id.rpartition("-v")[0] == env_id]:
+        newest = max(versions, key=lambda spec: spec.version or 0)
+        raise UsageError(f"{env_id} lacks its version: write {newest.id}")
 
 
 def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
