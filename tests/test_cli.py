@@ -90,6 +90,7 @@ NOT_TOGETHER = [
 ]  # fmt: skip
 NOT_A_FLAG = [
     (["train", "td3", *CLOCK, "--lap.alpha", 0.5], "--lap.alpha belongs to lap; write td3+lap"),
+    (["train", "td7", *CLOCK, "--polyak.rate", 1], "belongs to polyak; leave that out, since 'td7+pol"),
     (["train", "td3+lap", *CLOCK, "--value-clip.x", 1], "--value-clip.x belongs to value_clip; write td3+"),
     (["train", "td3", *CLOCK, "--base.discunt", 0.9], "no flag --base.discunt; did you mean --base.discount"),
     (["train", "td3", *CLOCK, "--fast"], "qscape train td3 has no flag --fast"),

@@ -197,7 +197,7 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
             "td3",
             "LunarLanderContinuous-v3",
             "The preset 'tuned' has no settings for td3 on LunarLanderContinuous-v3; it has them on "
-            "Pendulum-v1, MountainCarContinuous-v0, LunarLander-v3 (--env-args continuous=True), BipedalWalker",
+            "Pendulum-v1, MountainCarContinuous-v0, LunarLander-v3 (--env-args continuous=True), Bip",
         ),
         (
             "paper",  # not the settings of a paper that knows neither SAVO nor its networks

@@ -300,6 +300,12 @@ def test_refused_recipes(toys, recipe, sentence):
     ("recipe", "settings", "sentence"),
     [
         ("td3", {"lap": {"alpha": 1}}, "Settings of 'lap' do not belong to 'td3'; write td3+lap."),
+        (
+            "td7",
+            {"polyak": {"rate": 0.1}},
+            "Settings of 'polyak' do not belong to 'td7'; leave that out, since 'td7+polyak' cannot be: "
+            "periodic and polyak both fill one place (what moves the target networks).",
+        ),
         ("td3", {"bass": {}}, "Settings of 'bass' do not belong to 'td3'; near to it: base."),
         ("td3", {"gamma": 0.9}, "There is no keyword 'gamma'; write base={'discount': ...}."),
         ("td3", {"tau": 0.9}, "There is no keyword 'tau'; write polyak={'rate': ...}."),

@@ -736,11 +736,20 @@ def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
             written = f"{_in_python(names)}{difference(name, names)}"
             raise UsageError(f"There is no keyword '{name}'; write {written}.", name)
         fits = (
-            f"write {agent.recipe}+{name}"
+            advise_part(agent.recipe, name)
             if name in parts_of(parse(agent.recipe)[0])
             else nearest(name, ["base", *agent.parts])
         )
         raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.", name)
+
+
+def advise_part(recipe: str, part: str) -> str:
+    """End an error about settings of a part that a recipe lacks: add it, or why it cannot be added."""
+    try:
+        build(f"{recipe}+{part}")
+    except UsageError as problem:
+        return f"leave that out, since {str(problem).partition('; ')[0].rstrip('.')}"
+    return f"write {recipe}+{part}"
 
 
 def _field_names(agent: Agent) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from qscape.agents import PARTS, Agent, build, difference, onpolicy, ours
+from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace
 from qscape.trusted import list_code, trust
@@ -232,7 +232,7 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
 
 
 def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
-    """Refuse flags of parts that are not in the recipe; the error names a recipe with the part.
+    """Refuse flags of parts that are not in the recipe; the error names a recipe with the part, if it can be.
 
     Raises:
         UsageError: there is such a flag.
@@ -240,7 +240,7 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
     for arg in argv:
         name = arg[2:].split(".", 1)[0].replace("-", "_") if arg.startswith("--") and "." in arg else ""
         if name in PARTS | onpolicy.PARTS and name not in agent.parts:
-            raise UsageError(f"{arg.split('=')[0]} belongs to {name}; write {recipe}+{name}.")
+            raise UsageError(f"{arg.split('=')[0]} belongs to {name}; {advise_part(recipe, name)}.")
 
 
 def train_command(
