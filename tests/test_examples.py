@@ -175,12 +175,10 @@ def rows_of_names():
 
 def test_defaults_beside_defaults_are_ours():
     seen = 0
-    for agent, (_, _, flags), own, _ in rows_of_names():
+    for name, (_, _, flags), own, _ in rows_of_names():
+        agent = qs.agent(name)
         for part, field in re.findall(r"`--([a-z0-9_]+)\.([a-z-]+)`", flags):
-            assert (
-                getattr(qs.agent(agent).parts.get(part) or qs.agent(agent).base, field.replace("-", "_"))
-                == own
-            )
+            assert getattr(agent.parts.get(part, agent.base), field.replace("-", "_")) == own, (name, field)
             seen += 1
     assert seen > 60
 
