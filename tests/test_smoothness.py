@@ -602,7 +602,7 @@ def test_one_run_has_its_interval_over_episodes(said):
 
 
 def test_a_folder_that_cannot_be_written_loses_no_number(group, tmp_path, capsys):
-    shutil.copytree(group / "0", tmp_path / "0")
+    shutil.copytree(group / "0", tmp_path / "0", ignore=shutil.ignore_patterns("inspect"))
     (tmp_path / "0/inspect").write_text("a file where the folder would be")
     assert main(["smoothness", str(tmp_path), "--episodes", "1", "--reps", "50"]) == 0
     out, err = capsys.readouterr()
