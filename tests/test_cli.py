@@ -63,6 +63,8 @@ def done(tmp_path_factory):
 NOT_A_NAME = [
     (["xyz"], "there is no command 'xyz'; there are train, resume"),
     (["train", "td9", *CLOCK], "There is no agent 'td9'; near to it: td7, td3"),
+    (["train", "ddpg", *CLOCK], "no agent 'ddpg'; it is td3 with base.critics 1, base.policy_delay 1 and ba"),
+    (["train", "td3+action_change", *CLOCK], "own_target; a part of your own is written module:Class.\n"),
     (["train", "sale", *CLOCK], "'sale' is a part: write td3+sale"),
     (["train", "td3+salle", *CLOCK], "There is no part 'salle' (in 'td3+salle'); near to it: sale"),
     (["train", "td3+sac", *CLOCK], "'sac' is an agent and comes first"),
@@ -88,9 +90,12 @@ NOT_TOGETHER = [
 ]  # fmt: skip
 NOT_A_FLAG = [
     (["train", "td3", *CLOCK, "--lap.alpha", 0.5], "--lap.alpha belongs to lap; write td3+lap"),
+    (["train", "td7", *CLOCK, "--polyak.rate", 1], "belongs to polyak; leave that out, since 'td7+pol"),
     (["train", "td3+lap", *CLOCK, "--value-clip.x", 1], "--value-clip.x belongs to value_clip; write td3+"),
     (["train", "td3", *CLOCK, "--base.discunt", 0.9], "no flag --base.discunt; did you mean --base.discount"),
     (["train", "td3", *CLOCK, "--fast"], "qscape train td3 has no flag --fast"),
+    (["train", "ppo", "--num-steps", 9], "num-steps is --base.rollout here (steps of all environments toget"),
+    (["train", "ppo", "--num-minibatches", 4], "is --base.batch-size here (the rollout divided by num_min"),
     (["evaluate", "runs", "--epsiodes", 3], "did you mean --episodes"),
     (["train", "td3", *CLOCK, "--env-args", "length"], "--env-args length is no name=value pair"),
 ]  # fmt: skip
@@ -140,6 +145,9 @@ def test_usage_errors(refused, argv, why):
         (["--learning-starts", 9], "what others call learning-starts is --base.warmup here.\n"),
         (["--net_arch", 9], "net-arch is --base.actor-hidden and --base.critic-hidden here.\n"),
         (["--n-envs", 9], "what others call n-envs is --envs here.\n"),
+        (["--train-freq", 9], "train-freq is --base.updates-per-step here (gradient_steps / train_freq).\n"),
+        (["--track", "True"], "what others call track is --log here (such as wandb).\n"),
+        (["--wandb-project-name", "a"], "what others call wandb-project-name is --log-project here.\n"),
         (["--lr", 9], "lr is --base.actor-learning-rate and --base.critic-learning-rate here.\n"),
         (["--batch-size", 9], "what others call batch-size is --base.batch-size here.\n"),
     ],
@@ -359,8 +367,9 @@ def test_a_missing_logger_leaves_the_run_that_is_to_be_replaced(refused, done, t
 
 def test_names_of_loggers_are_checked(refused):
     assert "--log-tags 'a\\x07': give 1 to 64" in refused("train", "td3", *SHORT, "--log-tags", "a\a")
-    assert "--log nowhere:Sink cannot be loaded (Mod" in refused(
-        "train", "td3", *SHORT, "--log", "nowhere:Sink"
+    assert (
+        "nowhere'); Python looks in the current folder only with PYTHONPATH=. before the command.\n"
+        in refused("train", "td3", *SHORT, "--log", "nowhere:Sink")
     )
     assert "--log tiny:Clock is no sink" in refused("train", "td3", *SHORT, "--log", "tiny:Clock")
 
@@ -563,6 +572,23 @@ def test_evaluate_repeats_itself(done, capsys):
     assert capsys.readouterr().out == first
     assert run("evaluate", done, "--episodes", 2, "--seed", 1001) == 0
     assert capsys.readouterr().out != first
+
+
+def test_evaluate_takes_means_over_the_seeds_of_one_agent_in_one_environment(done, tmp_path, capsys):
+    for name, fields in {
+        "0": {},
+        "1": {"seed": 1},
+        "2": {"label": "td3[base.discount=0.98]"},
+        "3": {"env_args": {"length": 20}},
+    }.items():
+        shutil.copytree(done, tmp_path / name)
+        folders.write_record(tmp_path / name, folders.read_record(done) | fields)
+    assert run("evaluate", tmp_path / "0", "--episodes", 1) == 0
+    assert "mean over" not in capsys.readouterr().out
+    assert run("evaluate", tmp_path, "--episodes", 1) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "mean over" in line]
+    label = folders.read_record(done)["label"]
+    assert said.startswith(f"{label} on tiny:Clock-v0: mean over 2 runs: ")
 
 
 def test_resuming_a_group_takes_the_unfinished_runs(done, tmp_path, capsys):

@@ -302,6 +302,14 @@ def test_bad_tables_are_refused(table, why):
         make(Echo(spaces.Discrete(4), table=table))
 
 
+def test_actions_that_an_argument_makes_a_box_are_told():
+    pytest.importorskip("Box2D")
+    with pytest.raises(
+        UsageError, match=r"LunarLander-v3 has Discrete .*; its argument continuous=True makes th"
+    ):
+        make("LunarLander-v3")
+
+
 def test_nested_observations_are_flattened_as_gymnasium_does():
     space = spaces.Dict(
         {
@@ -386,10 +394,16 @@ def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
     [
         ("halfcheeta-v5", "HalfCheetah-v5"),
         ("HOPPER-v9", "Hopper-v5"),
+        ("Pendulum", "Pendulum lacks its version: write Pendulum-v1"),
+        ("restricted/Hopper", "restricted/Hopper lacks its version: write restricted/Hopper-v0"),
         ("probetimelimit", "qscape/ProbeTimeLimit-v0"),
         ("qwxyz-v0", "package:Name-v0"),
         ("", "package:Name-v0"),
-        ("no_such_package:Env-v0", "No module named 'no_such_package'"),
+        (
+            "no_such_package:Env-v0",
+            r"\(.*No module named 'no_such_package'\); Python looks .* PYTHONPATH=\. b",
+        ),
+        ("no_such_package:Env", r"\(.*No module named 'no_such_package'\); Python looks .* PYTHONPATH=\. b"),
         ("Ant-v3", "moved"),
     ],
 )
@@ -413,6 +427,21 @@ def test_a_missing_package_is_answered_with_the_extra(env_id, package, why, monk
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UsageError, match=why):
         make(env_id)
+
+
+def test_a_robot_that_its_mujoco_cannot_make_is_told_with_the_versions(monkeypatch):
+    pytest.importorskip("gymnasium_robotics")
+
+    def fail(env_id, **args):
+        raise AssertionError
+
+    monkeypatch.setattr(gym, "make", fail)  # what MuJoCo 3.12 and later do to gymnasium-robotics 1.4.2
+    says = (
+        r"HandReach-v3 cannot be made with gymnasium-robotics \S+ and mujoco \S+ \(AssertionError\); .*<3.12"
+    )
+    for args in ({}, {"max_episode_steps": 9}):
+        with pytest.raises(UsageError, match=says):
+            make("HandReach-v3", env_args=args)
 
 
 def test_wrong_arguments_are_answered_with_the_right_ones():

@@ -1,6 +1,7 @@
 """Examples, code blocks of pages, the generated page and the commands are as they say."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -149,6 +150,50 @@ def test_commands_of_the_documentation_can_be_parsed(monkeypatch):
                 if found := re.match(r"(?:\S+=\S+ )?qscape train (\S.*--env .*)$", line):
                     assert train.main(found[1].split()) == 0, f"{page}: {line}"
     assert len(seen) > 10
+
+
+NAMES = ROOT / "docs/tutorials/coming-from.md"
+WORDS = {"none": None, "learned": None, "off": False, "on": True}
+
+
+def default(text):
+    """A default as it stands in a table: a number, several, a word, or True, False or None."""
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"[\d.,e-]*\d(?!\w)", text)]
+    return WORDS.get(text, text) if not numbers else numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def rows_of_names():
+    """Agent, cells of the names, our default and theirs of every cell of the tables of defaults."""
+    for table in re.findall(r"(?:^\|.*\n)+", NAMES.read_text(), re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        for cells in rows:
+            for agent, cell in zip(head[3:], cells[3:], strict=True):
+                own, _, theirs = cell.rstrip(")").partition(" (")
+                if own != "–":
+                    yield agent.strip("`"), cells[:3], default(own), default(theirs or own)
+
+
+def test_defaults_beside_defaults_are_ours():
+    seen = 0
+    for name, (_, _, flags), own, _ in rows_of_names():
+        agent = qs.agent(name)
+        for part, field in re.findall(r"`--([a-z0-9_]+)\.([a-z-]+)`", flags):
+            assert getattr(agent.parts.get(part, agent.base), field.replace("-", "_")) == own, (name, field)
+            seen += 1
+    assert seen > 60
+
+
+def test_defaults_beside_defaults_are_those_of_stable_baselines3():
+    theirs = pytest.importorskip("stable_baselines3")
+    seen = 0
+    for agent, (name, _, _), _, default in rows_of_names():
+        known = inspect.signature(getattr(theirs, agent.upper()).__init__).parameters
+        names = re.findall(r"`(\w+)`", name)
+        values = [known[name].default for name in names if name in known]
+        if values and not isinstance(values[0], str):  # ent_coef is "auto"
+            assert (values[0] / values[1] if len(values) == 2 else values[0]) == default, (agent, name)
+            seen += 1
+    assert seen > 35
 
 
 def test_reference_of_fields_is_what_the_code_says():

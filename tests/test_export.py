@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -350,6 +351,27 @@ def test_the_runner_refuses_other_environments(exported, capsys, monkeypatch, en
     session, about = run_policy.load(str(exported / "p.onnx"))
     monkeypatch.setattr(run_policy, "load", lambda file: (session, about | {"make_args": args}))
     monkeypatch.setattr(sys, "argv", ["run_policy.py", "p.onnx", "--env", env])
+    with pytest.raises(SystemExit) as ended:
+        run_policy.main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"run_policy.py: {says}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["nope.onnx"], "nope.onnx is no policy of qscape export ("),
+        (["text.onnx"], "text.onnx is no policy of qscape export ("),
+        (["p.onnx", "--observations", "nope.npy"], "nope.npy cannot be read ("),
+    ],
+)
+def test_the_runner_refuses_files_that_it_cannot_read(exported, tmp_path, capsys, monkeypatch, argv, says):
+    monkeypatch.chdir(tmp_path)
+    Path("text.onnx").write_text("no network")
+    shutil.copyfile(exported / "p.onnx", "p.onnx")
+    monkeypatch.setattr(sys, "argv", ["run_policy.py", *argv])
     with pytest.raises(SystemExit) as ended:
         run_policy.main()
     assert ended.value.code == 2

@@ -231,6 +231,10 @@ def test_a_hub_that_refuses_or_is_away_loses_nothing(run, server, monkeypatch, c
 def test_pushing_needs_a_repository_a_package_and_a_token(run, monkeypatch, capsys):
     assert main(["push", str(run)]) == 2
     assert "add --repo OWNER/NAME" in capsys.readouterr().err
+    assert main(["pull", "td3"]) == 2
+    assert (
+        "'td3' names no run on the hub; write OWNER/NAME or OWNER/NAME@REVISION." in capsys.readouterr().err
+    )
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UsageError, match="needs a token"):
         hub.push_run(run, "me/td3")

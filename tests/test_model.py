@@ -89,6 +89,30 @@ def test_fields_of_the_base_are_keywords_of_named_agents():
     assert (refused.value.part, refused.value.field) == ("base", "discount")
 
 
+def test_habits_of_stable_baselines3_are_answered():
+    first = (
+        r"PPO takes no 'MlpPolicy', as networks follow .*: write PPO\(env\), and actor_hidden=\.\.\. and crit"
+    )
+    with pytest.raises(qs.UsageError, match=first):
+        qs.PPO("MlpPolicy", "CartPole-v1", seed=0, verbose=1)  # `seed` would be there twice
+    with pytest.raises(qs.UsageError, match=first):
+        qs.PPO(policy="MlpPolicy", env="CartPole-v1")
+    model = qs.TD3("Pendulum-v1")
+    for name, hint in {
+        "total_timesteps": "write steps=...",
+        "progress_bar": "write progress=...",
+        "callbacks": "near to it: callback",
+    }.items():
+        with pytest.raises(qs.UsageError, match=f"learn has no keyword '{name}'; {hint}"):
+            model.learn(**{name: 1})
+    for name, hint in {
+        "train_freq": r"write updates_per_step=\.\.\. \(gradient_steps / train_freq\)\.",
+        "verbose": r"learn\(steps, progress=True\) prints evaluations\.",
+    }.items():
+        with pytest.raises(qs.UsageError, match=f"TD3 has no keyword '{name}'; {hint}"):
+            qs.TD3("Pendulum-v1", **{name: 1})
+
+
 def test_one_observation_and_batches(trained):
     seen = observations(7)
     batch, _ = trained.predict(seen)
@@ -480,7 +504,7 @@ def test_an_environment_that_is_made_already_is_evaluated_in_another(tmp_path):
 
 def test_a_folder_that_is_no_run_is_not_written_to(trained, tmp_path):
     (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(qs.UsageError, match="is no run"):
+    with pytest.raises(qs.UsageError, match=r"is no run; choose another folder\."):  # Python has no --out
         trained.save(tmp_path)
     with pytest.raises(qs.UsageError, match="is no run"):
         qs.load(tmp_path)

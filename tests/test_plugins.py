@@ -309,6 +309,11 @@ def test_no_place_of_a_part(refused, place):
     assert "is not the place of a part; write module:Class" in refused("train", f"td3+{place}", "--env", "x")
 
 
+def test_a_module_that_is_not_there(refused):
+    looked = "'nowhere'); Python looked in the current folder and where PYTHONPATH says.\n"
+    assert looked in refused("train", "td3+nowhere:Penalty", "--env", "tiny:Clock-v0")
+
+
 def test_names_that_are_declared_twice(monkeypatch, refused):
     install(monkeypatch, {"penalty": "mine_one:Penalty", "lap": "mine_one:Penalty"}, "one")
     assert "'lap' of one 0.1 cannot be used: its class has the name 'penalty'" in refused("train", "td3+lap")

@@ -193,6 +193,13 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
         ),
         ("paper", "td3+paev", "Hopper-v5", "There is no part 'paev'"),
         (
+            "tuned",
+            "td3",
+            "LunarLanderContinuous-v3",
+            "The preset 'tuned' has no settings for td3 on LunarLanderContinuous-v3; it has them on "
+            "Pendulum-v1, MountainCarContinuous-v0, LunarLander-v3 (--env-args continuous=True), Bip",
+        ),
+        (
             "paper",  # not the settings of a paper that knows neither SAVO nor its networks
             "td3+savo",
             "Reacher-v5",

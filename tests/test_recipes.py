@@ -11,7 +11,9 @@ from small import fits
 
 import qscape as qs
 from qscape.agents import BASES, EXPANSIONS, PARTS, apply_overrides, build, changed_fields, parse, settings_of
+from qscape.agents.other_names import DIFFERENCES, OTHER_NAMES
 from qscape.agents.recipes import Expansion, convert
+from qscape.cli.options import Run
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
@@ -298,6 +300,12 @@ def test_refused_recipes(toys, recipe, sentence):
     ("recipe", "settings", "sentence"),
     [
         ("td3", {"lap": {"alpha": 1}}, "Settings of 'lap' do not belong to 'td3'; write td3+lap."),
+        (
+            "td7",
+            {"polyak": {"rate": 0.1}},
+            "Settings of 'polyak' do not belong to 'td7'; leave that out, since 'td7+polyak' cannot be: "
+            "periodic and polyak both fill one place (what moves the target networks).",
+        ),
         ("td3", {"bass": {}}, "Settings of 'bass' do not belong to 'td3'; near to it: base."),
         ("td3", {"gamma": 0.9}, "There is no keyword 'gamma'; write base={'discount': ...}."),
         ("td3", {"tau": 0.9}, "There is no keyword 'tau'; write polyak={'rate': ...}."),
@@ -319,6 +327,16 @@ def test_refused_recipes(toys, recipe, sentence):
             "There is no keyword 'policy_kwargs'; write base={'actor_hidden': ..., ",
         ),
         ("td3", {"batch_size": 9}, "There is no keyword 'batch_size'; write base={'batch_size': ...}."),
+        (
+            "ppo",
+            {"num_steps": 9},
+            "There is no keyword 'num_steps'; write base={'rollout': ...} (steps of all",
+        ),
+        (
+            "ppo",
+            {"base": {"num_steps": 9}},
+            "base has no field 'num_steps'; what others call num_steps is base.rollout here (steps of all",
+        ),
         ("ppo", {"lr": 9}, "There is no keyword 'lr'; write base={'learning_rate': ...}."),
         (
             "td3",
@@ -378,6 +396,14 @@ def test_refused_settings(recipe, settings, sentence):
     with pytest.raises(UsageError) as error:
         build(recipe, settings)
     assert str(error.value).startswith(sentence)
+
+
+def test_names_of_other_libraries_lead_to_fields_that_exist():
+    recipes = ("td3", "sac", "dqn", "ppo", "a2c", "trpo", "tqc", "td3+c51")
+    known = {f"{p}.{f}" for r in recipes for p, fields in settings_of(build(r)).items() for f in fields}
+    known |= {field.name for field in dataclasses.fields(Run)} | {"progress"}  # flags, a keyword of `learn`
+    assert {field for fields in OTHER_NAMES.values() for field in fields} <= known
+    assert all(field in OTHER_NAMES[name] for name, field in DIFFERENCES)
 
 
 def outcome(recipe: str) -> dict[str, Any] | None:

@@ -126,6 +126,15 @@ def test_a_run_without_numbers_is_refused(run, capsys):
     assert "neither evaluations nor metrics" in capsys.readouterr().err
 
 
+def test_a_saved_model_is_compared_from_where_its_numbers_begin(tmp_path, capsys):
+    fields = {"eval_every": 30, "eval_episodes": 2, **settings("td3", warmup=30)}
+    qs.TD3("tiny:Clock-v0", **fields).learn(60).save(tmp_path / "saved")
+    list(resume(tmp_path / "saved", 90))
+    argv = ["reproduce", str(tmp_path / "saved"), "--out", str(tmp_path / "again")]
+    assert qscape(argv) == 0
+    assert "are equal: 1 evaluations and 1 lines of metrics" in capsys.readouterr().out
+
+
 def test_run_json_says_when_how_long_and_with_which_source(made):
     record = json.loads((made / "run.json").read_text())
     assert record["date"].startswith("20")

@@ -111,6 +111,15 @@ def test_a_dimension_that_is_not_there_is_told(run, capsys):
     assert "dimensions 0 to 0" in capsys.readouterr().err
 
 
+def test_a_metric_that_is_not_logged_is_answered_with_those_that_are(run, capsys):
+    assert main(["watch", str(run), "--once", "--show", "nope"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "no run has logged nope yet; --show takes " in out
+    assert "critic_loss" in out
+    assert main(["watch", str(run), "--once", "--show", "critic_loss"]) == 0
+    assert "no run has logged" not in capsys.readouterr().out
+
+
 def test_without_the_extra_it_says_so(run, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "qscape.report.terminal", raising=False)
     monkeypatch.delattr(report, "terminal", raising=False)

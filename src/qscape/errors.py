@@ -66,6 +66,20 @@ def describe(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 
 
+def describe_import(problem: BaseException, place: str) -> str:
+    """Return what `describe` does in brackets, and for a module that is not found where Python looks.
+
+    Args:
+        problem: what importing or its caller raised.
+        place: what was imported, `module:Name`.
+    """
+    missing = problem.__cause__ or problem  # Gymnasium raises its own error from Python's
+    if isinstance(missing, ModuleNotFoundError) and missing.name == place.partition(":")[0].partition(".")[0]:
+        looks = "Python looks in the current folder only with PYTHONPATH=. before the command"
+        return f"({describe(missing)}); {looks}"
+    return f"({describe(problem)})"
+
+
 def _printable(character: str) -> str:
     if character.isprintable():
         return character

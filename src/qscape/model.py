@@ -1,17 +1,29 @@
 """The Python interface: agents with their environments, as in `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
 import dataclasses
+import functools
 import inspect
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar, cast, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 
-from qscape.agents import BASE_HELP, build, nearest, ours, recipe_for_images, register_named, settings_of
+from qscape.agents import (
+    BASE_HELP,
+    ELSEWHERE,
+    OTHER_POLICIES,
+    build,
+    difference,
+    nearest,
+    ours,
+    recipe_for_images,
+    register_named,
+    settings_of,
+)
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
@@ -33,6 +45,24 @@ HUB = "hub:"  # begins the name of a run on the hub
 FOREVER = 10**9  # steps of a plan that is prepared but not run, so that no warm-up is shortened
 
 Callback = Callable[["Model", ev.RunEvent], bool | None]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _refuse_other_names(method: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a method: a keyword that it does not have becomes a UsageError that names ours."""
+    known = [*inspect.signature(method).parameters][1:]
+
+    @functools.wraps(method)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
+            if name not in known:
+                meant = [_keyword(field) for field in ours(name, known)]
+                hint = f"write {' and '.join(meant)}" if meant else nearest(name, known)
+                raise UsageError(f"{method.__name__} has no keyword '{name}'; {hint}.", field=name)
+        return method(*args, **keywords)
+
+    return call
 
 
 class Model:
@@ -164,6 +194,7 @@ class Model:
             **self._asked,
         )
 
+    @_refuse_other_names
     def learn(
         self, steps: int, callback: Callback | Iterable[Callback] = (), progress: bool = False
     ) -> "Model":
@@ -209,7 +240,7 @@ class Model:
         if interrupt.asked:
             raise KeyboardInterrupt
         if why := no_update(self.trainer):
-            warnings.warn(why, stacklevel=2)
+            warnings.warn(why, stacklevel=3)
         return self
 
     def predict(
@@ -445,6 +476,16 @@ class NamedModel(Model):
         about = f"{BASE_HELP[agent]}\n\nKeyword arguments, beside those of `Model`:"
         cls.__doc__ = "\n".join([about, *lines])
 
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        """Refuse a policy's name, which `__init__` would take for the environment, and that for the seed."""
+        for value in (*args[:1], keywords.get("policy")):
+            if isinstance(value, str) and value in OTHER_POLICIES:
+                raise UsageError(
+                    f"{cls.__name__} takes no '{value}', as networks follow from agent and task: write "
+                    f"{cls.__name__}(env), and actor_hidden=... and critic_hidden=... for their widths."
+                )
+        return super().__new__(cls)
+
     def __init__(
         self,
         env: str | Callable[..., gym.Env] | gym.Env | gym.vector.VectorEnv,
@@ -465,8 +506,9 @@ class NamedModel(Model):
         for name, value in keywords.items():
             # A mapping may be settings of a part that the agent has not: `Model` names the recipe for it.
             if name not in known and name not in settings and not isinstance(value, Mapping):
-                meant = [_keyword(field) for field in ours(name, [*known, *fields])]
-                hint = f"write {' and '.join(meant)}" if meant else nearest(name, known)
+                found = ours(name, [*known, *fields])
+                meant = " and ".join(map(_keyword, found)) + difference(name, found)
+                hint = f"write {meant}" if found else ELSEWHERE.get(name) or nearest(name, known)
                 raise UsageError(f"{type(self).__name__} has no keyword '{name}'; {hint}.", field=name)
 
 

@@ -1,7 +1,7 @@
 """Recipes: build agents from a base and parts, with the settings of papers."""
 
 from qscape.agents import onpolicy, plugins
-from qscape.agents.other_names import ours
+from qscape.agents.other_names import ELSEWHERE, OTHER_POLICIES, difference, ours
 from qscape.agents.presets import PRESETS, preset
 from qscape.agents.recipes import (
     BASE_HELP,
@@ -12,6 +12,7 @@ from qscape.agents.recipes import (
     Expansion,
     Override,
     Settings,
+    advise_part,
     agent,
     apply_overrides,
     build,
@@ -31,17 +32,21 @@ from qscape.agents.recipes import (
 __all__ = [
     "BASES",
     "BASE_HELP",
+    "ELSEWHERE",
     "EXPANSIONS",
+    "OTHER_POLICIES",
     "PARTS",
     "PRESETS",
     "Agent",
     "Expansion",
     "Override",
     "Settings",
+    "advise_part",
     "agent",
     "apply_overrides",
     "build",
     "changed_fields",
+    "difference",
     "merge_settings",
     "nearest",
     "onpolicy",

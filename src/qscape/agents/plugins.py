@@ -128,7 +128,9 @@ def import_class(place: str, origin: str = "") -> type:
         return getattr(importlib.import_module(module), attribute)
     except Exception as problem:
         why = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-        raise UsageError(f"{label} cannot be imported ({why}).", part=place) from problem
+        missing = isinstance(problem, ModuleNotFoundError) and problem.name == module.partition(".")[0]
+        looked = "; Python looked in the current folder and where PYTHONPATH says" if missing else ""
+        raise UsageError(f"{label} cannot be imported ({why}){looked}.", part=place) from problem
     finally:
         if added:
             sys.path.remove(here)

@@ -16,6 +16,12 @@ from qscape.agents.tuned import TUNED
 from qscape.errors import UsageError
 
 
+def _flags_of(paper: Paper, base: str, env: str) -> str:
+    """Return the flags with which a source trains in an environment, in brackets; "" if it names none."""
+    meant = paper.meant_for.get((base, env), "")
+    return f" ({meant})" if meant.startswith("--") else ""
+
+
 def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     """Return the settings of a preset for a recipe in an environment.
 
@@ -50,7 +56,8 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     for part in known:
         if (base, part, env) not in paper.rows:
             row = "+".join(filter(None, [base, part]))
-            there = ", ".join(e for b, p, e in paper.rows if (b, p) == (base, part))
+            rows = [e for b, p, e in paper.rows if (b, p) == (base, part)]
+            there = ", ".join(f"{e}{_flags_of(paper, base, e)}" for e in rows)
             raise UsageError(
                 f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}."
             )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hi
 import numpy as np
 
 from qscape.agents import onpolicy, plugins
-from qscape.agents.other_names import ours
+from qscape.agents.other_names import OTHER_AGENTS, difference, ours
 from qscape.errors import UsageError
 from qscape.methods.asap import ASAP
 from qscape.methods.bc import BC, Clone
@@ -463,9 +463,10 @@ def parse(recipe: str) -> tuple[str, list[str]]:
     head = _expand(names[0])
     if head[0] not in BASES | onpolicy.BASES:
         base = next((b for b in ("td3", "ppo") if names[0] in parts_of(b)), None)
-        hint = (
-            f"'{names[0]}' is a part: write {base}+{names[0]}" if base else nearest(names[0], known_agents())
-        )
+        if base:
+            hint = f"'{names[0]}' is a part: write {base}+{names[0]}"
+        else:
+            hint = OTHER_AGENTS.get(names[0]) or nearest(names[0], known_agents())
         raise UsageError(f"There is no agent '{names[0]}'; {hint}.")
     for name in names[1:]:
         fitting = parts_of(head[0])
@@ -479,6 +480,8 @@ def parse(recipe: str) -> tuple[str, list[str]]:
                 )
             known = name in known_agents()
             hint = f"'{name}' is an agent and comes first" if known else nearest(name, fitting)
+            if not known and not difflib.get_close_matches(name, fitting, cutoff=0.6):  # no slip of the pen
+                hint += "; a part of your own is written module:Class"
             raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.", part=name)
         if name in head:
             why = (
@@ -730,13 +733,23 @@ def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
         known = _field_names(agent)
         names = ours(name, [*KEYWORDS, *known]) or [n for n in known if n.endswith(f".{name}")]
         if names:
-            raise UsageError(f"There is no keyword '{name}'; write {_in_python(names)}.", name)
+            written = f"{_in_python(names)}{difference(name, names)}"
+            raise UsageError(f"There is no keyword '{name}'; write {written}.", name)
         fits = (
-            f"write {agent.recipe}+{name}"
+            advise_part(agent.recipe, name)
             if name in parts_of(parse(agent.recipe)[0])
             else nearest(name, ["base", *agent.parts])
         )
         raise UsageError(f"Settings of '{name}' do not belong to '{agent.recipe}'; {fits}.", name)
+
+
+def advise_part(recipe: str, part: str) -> str:
+    """End an error about settings of a part that a recipe lacks: add it, or why it cannot be added."""
+    try:
+        build(f"{recipe}+{part}")
+    except UsageError as problem:
+        return f"leave that out, since {str(problem).partition('; ')[0].rstrip('.')}"
+    return f"write {recipe}+{part}"
 
 
 def _field_names(agent: Agent) -> list[str]:
@@ -773,7 +786,8 @@ def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
     for field, value in fields.items():
         if field not in known:
             if names := ours(field, (f"{name}.{other}" for other in known)):
-                hint = f"what others call {field} is {' and '.join(sorted(names))} here"
+                written = " and ".join(sorted(names))
+                hint = f"what others call {field} is {written} here{difference(field, names)}"
             else:
                 hint = nearest(field, known)
             raise UsageError(f"{name} has no field '{field}'; {hint}.", name, field)

@@ -43,7 +43,6 @@ def main(argv: list[str]) -> int:
     console, records, files = plain_console(), [], []
     for folder in find_runs(paths):
         findings = collapse.measure_collapse(folder, given.states, given.seed)
-        files.append(store.write_findings(folder, "collapse", findings))
         records.append(findings)
         rows = [
             [f"{row['step']:,}", *(_number(row[name]) for name in COLUMNS)] for row in findings["history"]
@@ -56,6 +55,7 @@ def main(argv: list[str]) -> int:
         console.print(table(title, ["step", *names], rows))
         if note := report.note_trivial(findings):
             console.print(note, style="yellow", soft_wrap=True)
+        files.append(store.write_findings(folder, "collapse", findings))
     if given.json:
         save_text(store.to_json({"runs": records}), given.json)
         files.append(Path(given.json))

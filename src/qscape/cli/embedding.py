@@ -43,12 +43,6 @@ def main(argv: list[str]) -> int:
     at = None if given.state_from is None else parse_state(given.state_from)
     findings = measure_embedding(folder, at, given.states, given.seed)
     figure = draw_embedding(findings)
-    written = [str(store.write_findings(folder, "embedding", findings))]
-    if given.json:
-        save_text(store.to_json(findings), given.json)
-        written.append(given.json)
-    written.append(given.png or str(folder / "inspect" / "embedding.png"))
-    save_figure(figure, written[-1])
     console = plain_console()
     episode, step = findings["state"]
     weights = findings["candidates"]["weight"]
@@ -64,5 +58,11 @@ def main(argv: list[str]) -> int:
         f"uniform share; two axes hold {sum(findings['explained']):.0%} of the embeddings' variance",
         soft_wrap=True,
     )
+    written = [str(store.write_findings(folder, "embedding", findings))]
+    if given.json:
+        save_text(store.to_json(findings), given.json)
+        written.append(given.json)
+    written.append(given.png or str(folder / "inspect" / "embedding.png"))
+    save_figure(figure, written[-1])
     print_written(console, *written)
     return 0

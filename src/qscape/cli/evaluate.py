@@ -9,8 +9,9 @@ from qscape.cli.running import plain_console, show_tracks, table
 from qscape.errors import UsageError
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
+from qscape.report import environment_label
 from qscape.run.evaluation import list_successes
-from qscape.run.folder import read_plan, run_folders
+from qscape.run.folder import read_plan, read_record, run_folders
 from qscape.run.offline import score
 from qscape.run.policy import evaluate_run
 from qscape.run.training import set_up_jax
@@ -29,13 +30,14 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate one run, or every run of a group."""
+    """Evaluate one run, or every run of a group; means are over the runs of one agent and environment."""
     path, rest = options.positional(argv, "RUN", "qscape evaluate")
     set_up_jax()
     given = options.parse(options.flags_of(Options()), rest, "qscape evaluate RUN")
     if given.sample and given.bias:
         raise UsageError("--bias compares Q with the deterministic policy: leave --sample out.")
-    rows, means, biases = [], [], []
+    rows, biases = [], []
+    means: dict[str, list[float]] = {}  # by agent and environment
     for folder in run_folders(Path(path)):
         with show_tracks():
             if given.bias:
@@ -52,14 +54,16 @@ def main(argv: list[str]) -> int:
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
         successes = list_successes(done)
-        scored = score(read_plan(folder), mean)
+        plan = read_plan(folder)
+        scored = score(plan, mean)
         success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
         length = sum(e.length for e in done) / len(done)
         rows.append(
             [str(folder), policy, f"{step:,}", f"{mean:,.1f}", f"{std:,.1f}", f"{min(returns):,.1f}",
              f"{max(returns):,.1f}", f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
         )  # fmt: skip
-        means.append(mean)
+        task = environment_label(read_record(folder))
+        means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
     if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]
@@ -74,6 +78,9 @@ def main(argv: list[str]) -> int:
                 biases,
             )
         )
-    if len(means) > 1:
-        console.print(f"mean over {len(means)} runs: {sum(means) / len(means):,.1f}")
+    for agent, of_runs in means.items():
+        if len(of_runs) > 1:
+            whose = f"{agent}: " if len(means) > 1 else ""
+            mean = sum(of_runs) / len(of_runs)
+            console.print(f"{whose}mean over {len(of_runs)} runs: {mean:,.1f}", soft_wrap=True)
     return 0

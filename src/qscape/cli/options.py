@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from qscape.agents import PARTS, Agent, build, onpolicy, ours
+from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace
 from qscape.trusted import list_code, trust
@@ -125,7 +125,8 @@ def _env_argument(flag: str, words: Sequence[str], prog: str) -> str:
 def _nearest_flags(flag: str, known: Mapping[str, Any], prog: str) -> str:
     """Return the end of the error about an unknown flag: its name in qscape, or similar flags."""
     if names := ours(flag, (other[2:] for other in known)):
-        return f"what others call {flag[2:].split('.')[-1]} is {' and '.join(f'--{n}' for n in names)} here."
+        written = f"{' and '.join(f'--{n}' for n in names)} here{difference(flag, names)}"
+        return f"what others call {flag[2:].split('.')[-1]} is {written}."
     close = difflib.get_close_matches(flag, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help."
 
@@ -231,7 +232,7 @@ def command_of(recipe: str, agent: Agent, run: Run) -> type:
 
 
 def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
-    """Refuse flags of parts that are not in the recipe; the error names a recipe with the part.
+    """Refuse flags of parts that are not in the recipe; the error names a recipe with the part, if it can be.
 
     Raises:
         UsageError: there is such a flag.
@@ -239,7 +240,7 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
     for arg in argv:
         name = arg[2:].split(".", 1)[0].replace("-", "_") if arg.startswith("--") and "." in arg else ""
         if name in PARTS | onpolicy.PARTS and name not in agent.parts:
-            raise UsageError(f"{arg.split('=')[0]} belongs to {name}; write {recipe}+{name}.")
+            raise UsageError(f"{arg.split('=')[0]} belongs to {name}; {advise_part(recipe, name)}.")
 
 
 def train_command(

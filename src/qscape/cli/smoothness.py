@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         if not given.robustness and getattr(given, name) != getattr(Options, name):
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.")
-    records, notes = measure_runs(paths, given)
+    records, notes, written = measure_runs(paths, given)
     of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
     notes += report.list_notes(records)
     console = plain_console()
@@ -69,16 +70,16 @@ def main(argv: list[str]) -> int:
         save_text(store.to_json({"runs": records, **tables, "notes": notes}), given.json)
     if given.png:
         save_figure(report.draw_smoothness(records), given.png)
-    written = [f"{record['name']}/inspect/smoothness.json" for record in records]
     print_written(console, *written, given.json, given.png)
     return 0
 
 
-def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], list[str], list[Path]]:
     """Measure every run at the paths and write the result into its folder.
 
     Returns:
-        A record for each run, and a sentence for each run that was left out.
+        A record for each run; a sentence for each run that was left out or whose folder cannot be written;
+        the files that were written.
 
     Raises:
         UsageError: there is no run, or no run whose actions have a distance.
@@ -88,7 +89,7 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
     from qscape.inspect.trained_agent import load_trained_agent
     from qscape.report import environment_label, runs
 
-    records, problems, scales = [], [], {}
+    records, problems, unwritten, written, scales = [], [], [], [], {}
     for folder in runs.find_runs(paths):
         try:
             trained = load_trained_agent(folder, given.current)
@@ -105,11 +106,14 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
                 trained, np.array(scales[env]["scale"]), given.sigmas, given.noise_episodes, given.seed
             )
             findings["robustness"] = {**scales[env], "sigma": sigma}
-        store.write_findings(folder, "smoothness", findings)
         records.append(findings)
+        try:
+            written.append(store.write_findings(folder, "smoothness", findings))
+        except QscapeError as problem:  # e.g. somebody else's run: its numbers are printed all the same
+            unwritten.append(f"the findings are not kept in the run's folder: {problem}")
     if not records:
         raise problems[0]
-    return records, [f"left out: {problem}" for problem in problems]
+    return records, [*(f"left out: {problem}" for problem in problems), *unwritten], written
 
 
 def print_findings(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, UsageError, one_line
 from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
 from qscape.run.logs import read_evaluations, read_metrics
 from qscape.types import setting
@@ -73,6 +73,10 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
     for title, curves in (("evaluation return", returns), (metric, values)):
         curves = [c for c in curves if len(c[1])]
         parts.append(_chart(title, "environment steps", curves, width, height, span))
+    logged = {name for look in looks for row in look.logged for name in row} - {"step"}
+    if logged and metric not in logged:
+        there = f"no run has logged {metric} yet; --show takes {', '.join(sorted(logged))}."
+        parts.append(Text(one_line(there), style="dim"))
     parts.append(slices.chart(width, height))
     return Group(*parts)
 

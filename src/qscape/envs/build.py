@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import re
@@ -16,7 +17,7 @@ from gymnasium.envs.registration import load_env_creator
 from qscape.envs import simulators
 from qscape.envs.levels import discretise
 from qscape.envs.own import find_maker, make_own
-from qscape.errors import QscapeError, UsageError, describe
+from qscape.errors import QscapeError, UsageError, describe, describe_import
 
 # package: (extra of qscape that installs it, ids that need it, does importing it register them?)
 _PACKAGES = {
@@ -51,6 +52,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     hidden, levels = args.get(CRITIC_ONLY), args.get(LEVELS)
     args = {k: v for k, v in args.items() if k not in OWN_ARGS}
     _import_registering_package(env_id)
+    _refuse_without_version(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
@@ -62,6 +64,12 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UsageError(f"'{name}' names no environment") from problem
+        if isinstance(problem, AssertionError) and re.match(_PACKAGES["gymnasium_robotics"][1], name):
+            versions = [f"{p} {importlib.metadata.version(p)}" for p in ("gymnasium-robotics", "mujoco")]
+            raise UsageError(
+                f"{name} cannot be made with {' and '.join(versions)} ({describe(problem)}); up to 1.4.2, "
+                'gymnasium-robotics needs an older MuJoCo: pip install "mujoco<3.12"'
+            ) from problem
         if not args and not isinstance(problem, TypeError):
             raise UsageError(f"{name} cannot be made ({describe(problem)})") from problem
         raise UsageError(
@@ -118,6 +126,15 @@ def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
             importlib.import_module(package)
 
 
+def _refuse_without_version(env_id: str | Callable[..., gym.Env]) -> None:
+    """Raise UsageError for `Pendulum`: Gymnasium takes the newest version, which may be another one later."""
+    if not isinstance(env_id, str) or env_id in gym.registry:
+        return
+    if versions := [spec for spec in gym.registry.values() if spec.id.rpartition("-v")[0] == env_id]:
+        newest = max(versions, key=lambda spec: spec.version or 0)
+        raise UsageError(f"{env_id} lacks its version: write {newest.id}")
+
+
 def _redirect_mujoco_warnings(env_id: str | Callable[..., gym.Env]) -> None:
     """Make MuJoCo's warnings Python warnings. By default MuJoCo prints them and writes MUJOCO_LOG.TXT."""
     spec = gym.registry.get(env_id.rpartition(":")[2]) if isinstance(env_id, str) else None
@@ -156,7 +173,9 @@ def _explain_failure(env_id: str, problem: Exception) -> str:
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
             return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
-        return f"{env_id} cannot be made: {problem}"
+        missing = isinstance(problem, ModuleNotFoundError)
+        why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
+        return f"{env_id} cannot be made{why}"
     newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():
         key = f"{spec.namespace or ''}/{spec.name}".lower()

@@ -320,6 +320,7 @@ def make_action_map(
             ) from problem
         return _make_table_map(space, numbers, env_id)
     if not isinstance(space, spaces.Box):
+        divided = getattr(unwrapped, "continuous", None) is False  # LunarLander and CarRacing
         raise UsageError(
             f"{env_id} has {type(space).__name__} actions: "
             + (
@@ -330,6 +331,7 @@ def make_action_map(
                 "attribute `action_table` [N, d], a row per action; dqn and on-policy agents (ppo) take any "
                 "Discrete"
             )
+            + ("; its argument continuous=True makes them a Box" if divided else "")
         )
     low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
     shape = (envs, *space.shape)

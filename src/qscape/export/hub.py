@@ -198,10 +198,12 @@ def download_run(name: str) -> Path:
         The run folder in the cache; not to be written to.
 
     Raises:
-        UsageError: the package is missing. RunError: the hub cannot be reached, the repository holds no run,
-            or a file differs from its digest.
+        UsageError: the name has another form, or the package is missing. RunError: the hub cannot be reached,
+            the repository holds no run, or a file differs from its digest.
     """
     repository, _, revision = name.partition("@")
+    if repository.count("/") != 1:
+        raise UsageError(f"'{name}' names no run on the hub; write OWNER/NAME or OWNER/NAME@REVISION.")
     api = _hub().HfApi()
     try:
         listed = Path(api.hf_hub_download(repository, DIGESTS, revision=revision or None))
@@ -223,7 +225,7 @@ def pull_run(name: str, folder: Path) -> None:
     """Fetch a run into a new run folder.
 
     Raises:
-        UsageError: the folder is taken, or the package is missing. RunError: as `download_run`, or the folder
+        UsageError: the folder is taken; or as `download_run`. RunError: as `download_run`, or the folder
             cannot be written.
     """
     if folder.exists():

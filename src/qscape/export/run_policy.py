@@ -68,6 +68,11 @@ def read_mask(session: ort.InferenceSession, observation: Any, info: dict) -> np
     return np.ravel(info["action_mask"] if "action_mask" in info else observation["action_mask"])
 
 
+def first_line(problem: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
+
+
 def make_env(about: dict, env_id: str) -> Any:
     """Make a Gymnasium environment for a policy with this metadata.
 
@@ -80,9 +85,10 @@ def make_env(about: dict, env_id: str) -> Any:
 
         env = gym.make(env_id, **kwargs)
     except Exception as problem:  # of the registry, of a package or of the environment
-        why = (str(problem).splitlines() or [type(problem).__name__])[0]
         said = f" with {kwargs}" if kwargs else ""
-        raise ValueError(f"{env_id} cannot be made{said} by gymnasium alone ({why})") from problem
+        raise ValueError(
+            f"{env_id} cannot be made{said} by gymnasium alone ({first_line(problem)})"
+        ) from problem
     wanted = about["observation"]["size"], about["action"]["shape"]
     try:
         size = flatten(env.observation_space.sample(), about["observation"]["order"]).size
@@ -126,7 +132,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1000, help="of the first episode")
     given = parser.parse_args()
-    session, about = load(given.file)
+    try:
+        session, about = load(given.file)
+    except Exception as problem:  # onnxruntime has a class for every cause, and they share no base
+        parser.exit(
+            2, f"{parser.prog}: {given.file} is no policy of qscape export ({first_line(problem)}).\n"
+        )
     size = about["observation"]["size"]
     print(f"{about['label']} on {about['env']}: {size} numbers in, action {about['action']['shape']} out")
     if given.env:
@@ -137,7 +148,10 @@ def main() -> None:
         returns = run_episodes(session, about, env, given.episodes, given.seed)
         print(f"mean return {np.mean(returns):.1f} over {len(returns)} episodes")
         return
-    rows = np.load(given.observations) if given.observations else np.zeros((3, size), np.float32)
+    try:
+        rows = np.load(given.observations) if given.observations else np.zeros((3, size), np.float32)
+    except (OSError, ValueError) as problem:
+        parser.exit(2, f"{parser.prog}: {given.observations} cannot be read ({first_line(problem)}).\n")
     for row, action in zip(rows, act(session, rows), strict=True):
         print(np.round(row, 3), "->", action)
     seconds = []

@@ -152,6 +152,12 @@ def compare_runs(folder: Path, again: Path) -> Reproduction:
             name: (old, {key: row for key, row in new.items() if old and key <= max(old)})
             for name, (old, new) in logs.items()
         }
+    begun = min((resumed["at"] for resumed in was.get("resumed", [])), default=0)
+    if not any(key[0] <= begun for old, _ in logs.values() for key in old):  # a model that Python had saved
+        logs = {
+            name: (old, {key: row for key, row in new.items() if key[0] > begun})
+            for name, (old, new) in logs.items()
+        }
     differences = [found for name, both in logs.items() if (found := _first_difference(name, *both))]
     evaluations, lines = (len({key[:2] for key in old}) for old, _ in logs.values())
     causes = _causes(was, now) if differences else []

@@ -180,7 +180,7 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
     if not folder.is_dir() or all(p.name.startswith(ours) for p in folder.iterdir()):
         return
     if not (folder / RECORD).exists():
-        raise UsageError(f"{folder} exists and is no run; choose another --out.")
+        raise UsageError(f"{folder} exists and is no run; choose another folder.")
     if not overwrite:
         raise UsageError(
             f"{folder} holds a run already; continue it with 'qscape resume {folder}', or add --overwrite."
@@ -354,7 +354,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RECORD, seal(record))
     except OSError as problem:
-        raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
+        raise RunError(
+            f"{folder} cannot be written ({problem.strerror}); choose another folder."
+        ) from problem
 
 
 def read_record(folder: Path) -> dict[str, Any]:

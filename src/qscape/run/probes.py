@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from qscape.errors import UsageError, describe
+from qscape.errors import UsageError, describe_import
 from qscape.run.evaluation import Rollout
 
 PROBES = {
@@ -106,7 +106,7 @@ def load_probe(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as problem:  # a module of the user's may raise anything
-        raise UsageError(f"--probe {name} cannot be loaded ({describe(problem)}).") from problem
+        raise UsageError(f"--probe {name} cannot be loaded {describe_import(problem, name)}.") from problem
     if not (inspect.isclass(found) and hasattr(found, "columns")):
         raise UsageError(f"--probe {name} is no probe: it must be a class with the attribute columns.")
     return found

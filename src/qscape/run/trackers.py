@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.errors import UsageError, describe, one_line
+from qscape.errors import UsageError, describe, describe_import, one_line
 from qscape.run import events as ev
 from qscape.run.sinks import Sink, evaluation_means
 
@@ -305,7 +305,7 @@ def load_tracker(name: str) -> Callable[[TrackedRun], Sink]:
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
     except Exception as problem:  # a module of the user's may raise anything
-        raise UsageError(f"--log {name} cannot be loaded ({describe(problem)}).") from problem
+        raise UsageError(f"--log {name} cannot be loaded {describe_import(problem, name)}.") from problem
     if not (inspect.isclass(found) and issubclass(found, Sink)):
         raise UsageError(f"--log {name} is no sink: it must be a class with the methods __call__ and close.")
     return found
