@@ -62,20 +62,21 @@ def order(trained: TrainedAgent) -> tuple[bool, bool, str]:
 
 
 def draw(agents: list[TrainedAgent], states: np.ndarray) -> "Figure":
-    """Draw Q of every agent (columns) at some states (rows). Scales differ: critics have no common unit."""
-    figure = new_figure((2.5 * len(agents), 2.4 * len(states) + 0.6))
-    axes = figure.subplots(len(states), len(agents), squeeze=False)
-    for trained, column in zip(agents, axes.T, strict=True):
+    """Draw Q of every agent (rows) at some states (columns). Scales differ: critics have no common unit."""
+    figure = new_figure((2.6 * len(states), 1.3 * len(agents) + 0.6))
+    axes = figure.subplots(len(agents), len(states), squeeze=False)
+    for trained, row in zip(agents, axes, strict=True):
         surveyor = Surveyor(trained.agent, with_surrogates=False)
-        for obs, ax in zip(states, column, strict=True):
+        for obs, ax in zip(states, row, strict=True):
             draw_landscape(landscape(trained, obs, surveyor=surveyor).to_dict(), ax, legend=False)
             ax.set(title="", ylabel="", yticks=[])
             ax.label_outer()
-        column[0].set_title(critic_of(trained.record["label"]), fontsize=11)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("Q")
+        row[0].set_ylabel(critic_of(trained.record["label"]))
+    figure.supxlabel(axes[-1, 0].get_xlabel(), fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
     return figure
 
 

@@ -1214,11 +1214,12 @@ def block_recipes() -> str:
 
 
 def critic_of(label: str) -> str:
-    """Name the kind of critic of an arm of the study `critics`, and whether SAVO searches on it."""
+    """Name the kind of critic of an arm of the study `critics`, its higher rate, and SAVO that searches on it."""
     recipe = label.partition("[")[0]
     kind = recipe.removeprefix("td3").removesuffix("+savo").removesuffix("+reward_scale").lstrip("+")
     kind = kind or ("LayerNorm" if "critic_norm=layer" in label else "plain")
-    return kind + (", SAVO" if recipe.endswith("+savo") else "")
+    rate = ", rate 1e-3" if "critic_learning_rate=0.001" in label else ""
+    return kind + rate + (", SAVO" if recipe.endswith("+savo") else "")
 
 
 def block_critics(env: str) -> str:
@@ -1271,6 +1272,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cartpole": functools.partial(block_cartpole, "reinforce"),
     "cartpole-ppo": functools.partial(block_cartpole, "ppo"),
     "offline": block_offline,
+    "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
+    "critics-pendulum-agents": functools.partial(block_critics_agents, "Pendulum-v1"),
     "starts": block_starts,
     **report.BLOCKS,
 }

@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qscape.envs import EnvAdapter, make
+from qscape.envs.build import build_env
 from qscape.envs.probes import PROBES
 from qscape.envs.snapshot import restore, take
 from qscape.errors import RunError, UsageError
+from qscape.run.plan import Plan, prepare
 
 
 class Counter(gym.Env):
@@ -302,6 +304,15 @@ def test_bad_tables_are_refused(table, why):
         make(Echo(spaces.Discrete(4), table=table))
 
 
+@pytest.mark.parametrize(
+    ("env", "newest"), [("Pendulum", "Pendulum-v1"), ("restricted/Hopper", "restricted/Hopper-v0")]
+)
+def test_a_new_run_needs_the_version_of_its_environment(env, newest):
+    with pytest.raises(UsageError, match=f"{env} lacks its version: write {newest}"):
+        prepare(Plan("td3", env, 1_000))
+    build_env(env, {}).close()  # what was recorded without one is still made
+
+
 def test_actions_that_an_argument_makes_a_box_are_told():
     pytest.importorskip("Box2D")
     with pytest.raises(
@@ -394,8 +405,6 @@ def test_an_action_that_is_not_finite_or_of_another_shape_is_the_agents_fault():
     [
         ("halfcheeta-v5", "HalfCheetah-v5"),
         ("HOPPER-v9", "Hopper-v5"),
-        ("Pendulum", "Pendulum lacks its version: write Pendulum-v1"),
-        ("restricted/Hopper", "restricted/Hopper lacks its version: write restricted/Hopper-v0"),
         ("probetimelimit", "qscape/ProbeTimeLimit-v0"),
         ("qwxyz-v0", "package:Name-v0"),
         ("", "package:Name-v0"),

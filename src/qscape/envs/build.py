@@ -52,7 +52,6 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
     hidden, levels = args.get(CRITIC_ONLY), args.get(LEVELS)
     args = {k: v for k, v in args.items() if k not in OWN_ARGS}
     _import_registering_package(env_id)
-    _refuse_without_version(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
     try:
@@ -126,9 +125,10 @@ def _import_registering_package(env_id: str | Callable[..., gym.Env]) -> None:
             importlib.import_module(package)
 
 
-def _refuse_without_version(env_id: str | Callable[..., gym.Env]) -> None:
-    """Raise UsageError for `Pendulum`: Gymnasium takes the newest version, which may be another one later."""
-    if not isinstance(env_id, str) or env_id in gym.registry:
+def refuse_without_version(env_id: str) -> None:
+    """Raise UsageError for a new run on `Pendulum`: Gymnasium takes the newest version, later another one."""
+    _import_registering_package(env_id)
+    if not env_id or env_id in gym.registry:  # "": a dataset names it
         return
     if versions := [spec for spec in gym.registry.values() if spec.id.rpartition("-v")[0] == env_id]:
         newest = max(versions, key=lambda spec: spec.version or 0)
