@@ -1214,7 +1214,7 @@ def block_recipes() -> str:
 
 
 def critic_of(label: str) -> str:
-    """Name the kind of critic of an arm of the study `critics`, its higher rate, and SAVO that searches on it."""
+    """Name the critic of an arm of the study `critics`, a higher rate, and SAVO if it searches on it."""
     recipe = label.partition("[")[0]
     kind = recipe.removeprefix("td3").removesuffix("+savo").removesuffix("+reward_scale").lstrip("+")
     kind = kind or ("LayerNorm" if "critic_norm=layer" in label else "plain")
@@ -1272,6 +1272,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cartpole": functools.partial(block_cartpole, "reinforce"),
     "cartpole-ppo": functools.partial(block_cartpole, "ppo"),
     "offline": block_offline,
+    "pendulum-recipes": block_recipes,
     "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
     "critics-pendulum-agents": functools.partial(block_critics_agents, "Pendulum-v1"),
     "starts": block_starts,
