@@ -18,11 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qscape.envs import EnvAdapter, make
-from qscape.envs.build import build_env
+from qscape.envs.build import build_env, refuse_without_version
 from qscape.envs.probes import PROBES
 from qscape.envs.snapshot import restore, take
 from qscape.errors import RunError, UsageError
-from qscape.run.plan import Plan, prepare
 
 
 class Counter(gym.Env):
@@ -309,7 +308,7 @@ def test_bad_tables_are_refused(table, why):
 )
 def test_a_new_run_needs_the_version_of_its_environment(env, newest):
     with pytest.raises(UsageError, match=f"{env} lacks its version: write {newest}"):
-        prepare(Plan("td3", env, 1_000))
+        refuse_without_version(env)
     build_env(env, {}).close()  # what was recorded without one is still made
 
 

@@ -13,6 +13,7 @@ from qscape.agents import Agent, recipe_for_dataset, register_named
 from qscape.agents.recipes import recipe_for_images, set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
+from qscape.envs.build import refuse_without_version
 from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> int:
         )
         for seed in run.seeds
     ]
+    refuse_without_version(plans[0].env)
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
     in_jax = False
     seen = not recipe_for_images(plan.recipe)[1] or is_simulator(plan.env)

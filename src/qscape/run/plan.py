@@ -24,7 +24,7 @@ from qscape.agents import (
     settings_of,
 )
 from qscape.data import RECORDED, read_origin
-from qscape.envs.build import refuse_other_rewards, refuse_without_version
+from qscape.envs.build import refuse_other_rewards
 from qscape.errors import UsageError
 from qscape.run import probes
 from qscape.system import file_name
@@ -202,11 +202,9 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         The completed plan, its agent (bound to no task), and notes that the user should read.
 
     Raises:
-        UsageError: the environment's id lacks its version, the user's warm-up leaves no update, or the preset
-            has no settings for the run.
+        UsageError: the user's warm-up leaves no update, or the preset has no settings for the run.
     """
     own, given, notes = plan.settings, {}, []
-    refuse_without_version(plan.env)
     if plan.dataset:
         plan, notes = _on_dataset(plan)
     if plan.preset:
