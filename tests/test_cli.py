@@ -14,12 +14,13 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
-from qscape.cli import COMMANDS, main, options
+from qscape.cli import COMMANDS, main, options, train
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
 from qscape.methods.resets import Resets
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
+from qscape.run.plan import Plan, prepare, to_json
 
 CLOCK = ["--env", "tiny:Clock-v0", "--eval-every", 0]
 SHORT = [*CLOCK, *flags("td3", warmup=30), "--steps", 120]
@@ -550,6 +551,25 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     assert other["settings"] == record["settings"]
     assert other["save_every"] == 30
     assert arrays(Path("again/4"), {"state"}) == arrays(folder, {"state"})
+
+
+def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    typed = {"base": {"batch_size": 64}}
+    plan, agent, _ = prepare(Plan("simbav2", "Pendulum-v1", 1_000, settings=typed))
+    record = json.loads(json.dumps(to_json(plan, agent)))
+    assert record["settings"]["base"]["warmup"] == 200, "a fifth of the run"
+    folders.write_record(tmp_path / "new", record)
+    folders.write_record(tmp_path / "old", {k: v for k, v in record.items() if k != "typed"})
+    for name in ("new", "old"):
+        argv = ["train", "--config", tmp_path / name / "run.json", "--out", tmp_path / "out"]
+        assert run(*argv, "--steps", 100_000) == 0
+    (longer, _, _), (older, _, _) = (prepare(job.plan) for job in jobs)
+    assert (longer.label, longer.typed) == (plan.label, typed)
+    assert "warmup" not in longer.settings["base"]
+    assert longer.settings["base"]["schedule_updates"] == 200_000, "two for each step"
+    assert older.settings["base"]["warmup"] == 200, "an older file does not say what was typed"
 
 
 def test_evaluate_repeats_itself(done, capsys):

@@ -137,12 +137,16 @@ def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: 
 def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run]:
     """Read recipe, settings and options from a run.json, without importing the parts that it names.
 
+    The settings are those that its user gave, not what followed from them, such as a shortened warm-up. An
+    older run.json does not tell them apart; then all of its fields count as given.
+
     Raises:
         UsageError: the file cannot be read, or is no run.json.
     """
     try:
         record = json.loads(path.read_text())
-        recipe, settings = record["recipe"], {name: dict(of) for name, of in record["settings"].items()}
+        given = record["settings"] if record.get("typed") is None else record["typed"]
+        recipe, settings = record["recipe"], {name: dict(of) for name, of in given.items()}
         fields = {name: record[name] for name in ("env", "steps", "envs")}
         names = ["dataset", "keep_data", "preset", *(f.name for f in dataclasses.fields(Pace))]
         fields |= {name: record[name] for name in names if record.get(name) is not None}

@@ -83,13 +83,14 @@ class Plan(Pace):
         seed: seed of all random numbers of the run.
         envs: sub-environments that are stepped in parallel.
         env_args: arguments of the environment.
-        settings: fields of the base and of parts that the user gave, by part.
+        settings: fields of the base and of parts that the user gave, by part; `prepare` adds others.
         label: the recipe with the fields that the user changed; "" until `prepare` writes it.
         preset: name of a preset, e.g. "paper"; `settings` win over it. None: no preset.
         dataset: the dataset to learn from; then `env` only evaluates. "": no dataset.
         reference: (random, expert) returns that the normalised score maps to 0 and 100; None: no score.
         start: folder of the run whose networks this run starts with; "": new networks.
         keep_data: whether the dataset of that run is in the replay from the start.
+        typed: the settings before `prepare` added any; None until it did, and in older run.json files.
 
     Raises:
         UsageError: a value is out of its range, or two values exclude each other.
@@ -108,6 +109,7 @@ class Plan(Pace):
     reference: tuple[float, float] | None = None
     start: str = ""
     keep_data: bool = False
+    typed: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -205,6 +207,7 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         UsageError: the user's warm-up leaves no update, or the preset has no settings for the run.
     """
     own, given, notes = plan.settings, {}, []
+    plan = dataclasses.replace(plan, typed=own if plan.typed is None else plan.typed)
     if plan.dataset:
         plan, notes = _on_dataset(plan)
     if plan.preset:
