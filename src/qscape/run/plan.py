@@ -212,9 +212,11 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan, notes = _on_dataset(plan)
     if plan.preset:
         given, source = preset(plan.preset, plan.recipe, plan.env)
-        if plan.dataset and "base" in given:  # the replay takes the dataset's size
-            kept = {name: v for name, v in given["base"].items() if name != "replay_capacity"}
-            given = {**given, "base": kept}
+        moot = {"replay_capacity"} if plan.dataset else set()  # the replay takes the dataset's size
+        if own.get("base", {}).get("discount_rule") == "time_limit":
+            moot.add("discount")
+        if moot & given.get("base", {}).keys():
+            given = {**given, "base": {name: v for name, v in given["base"].items() if name not in moot}}
         notes += [f"preset {plan.preset} ({source}): {_format_settings(given) or 'the defaults'}"]
         plan = dataclasses.replace(plan, settings=merge_settings(given, own))
     agent = build(plan.recipe, plan.settings)
