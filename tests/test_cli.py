@@ -532,7 +532,7 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     argv += ["--env-args", "length=15", "--seeds", 4, "--eval-episodes", 3, "--lap.alpha=0.3"]
     assert run(*argv, "--base.no-target-actor", "--base.gradient-clip", 5) == 0
     out = capsys.readouterr().out
-    (folder,) = Path("runs/tiny-Clock-v0").glob("*/4")
+    (folder,) = Path("runs/tiny-Clock-v0(length=15)").glob("*/4")
     assert "lap.alpha=0.3" in folder.parent.name
     assert "gradient_clip=5.0" in folder.parent.name
     assert f"done: {folder}  60 steps, 40 updates" in out
@@ -570,6 +570,18 @@ def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, m
     assert "warmup" not in longer.settings["base"]
     assert longer.settings["base"]["schedule_updates"] == 200_000, "two for each step"
     assert older.settings["base"]["warmup"] == 200, "an older file does not say what was typed"
+
+
+def test_arguments_of_the_environment_tell_default_folders_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    length = ["--env.length", 15]
+    for more in ([], length, [*length, "--env.fail-at", 9], ["--env.what", "n" * 300]):
+        assert run("train", "td3", *CLOCK, "--steps", 100, *more) == 0
+    *places, long = (job.folder.parent.parent.name for job in jobs)
+    assert places == ["tiny-Clock-v0", "tiny-Clock-v0(length=15)", "tiny-Clock-v0(fail_at=9,length=15)"]
+    assert len(long) == 250
 
 
 def test_evaluate_repeats_itself(done, capsys):

@@ -17,10 +17,9 @@ from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import adapt_to_images, may_compile, open_adapter
-from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
+from qscape.run.plan import Pace, Plan, anywhere, environment_name, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
-from qscape.system import file_name
 
 MOST_SEEDS = 1_000
 
@@ -89,7 +88,8 @@ def main(argv: list[str]) -> int:
         in_jax = may_compile(plan) and adapter.jax_env is not None
         adapter.close()
     together = _together(run.seeds_as, plans, agent, in_jax, run.log)
-    place = file_name((str(Path(run.dataset)) if run.dataset else run.env).strip("/\\"))
+    task = (str(Path(run.dataset)) if run.dataset else run.env).strip("/\\")
+    place = folder_name(environment_name(task, options.env_args(run.env_args)))
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)

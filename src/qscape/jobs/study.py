@@ -25,8 +25,7 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.files import write_whole
-from qscape.run.plan import Plan, anywhere, folder_name, prepare
-from qscape.system import file_name
+from qscape.run.plan import Plan, anywhere, environment_name, folder_name, prepare
 
 BUDGETS = ("quick", "short", "full", "paper")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
@@ -276,9 +275,8 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 
 def _folder_of_environment(plan: Plan) -> str:
     """Return the name of an environment's folder: its id, its arguments, and the dataset's name."""
-    listed = ",".join(f"{name}={value}" for name, value in sorted(plan.env_args.items()))
     dataset = f"[{Path(plan.dataset).stem}]" if plan.dataset else ""
-    return file_name(plan.env + (f"({listed})" if listed else "") + dataset)
+    return folder_name(environment_name(plan.env, plan.env_args) + dataset)
 
 
 def _duplicate(
