@@ -174,9 +174,8 @@ def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "runs" / "0")
     before = arrays(done)
     argv = ["train", "td3", *SHORT, "--out", "runs"]
-    assert (
-        "runs/0 holds a run already; continue it with 'qscape resume runs/0', or add --overwrite"
-        in refused(*argv)
+    assert "runs/0 holds a run already; continue it: qscape resume runs/0, or add --overwrite" in refused(
+        *argv
     )
     assert arrays(tmp_path / "runs" / "0") == before
     assert run(*argv, "--overwrite", "--base.discount", 0.9) == 0
@@ -306,9 +305,14 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
 
 
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):
-    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    folder = shutil.copytree(done, tmp_path / "td3[preset=paper]" / "0")
     shutil.rmtree(folder / "saves")
-    assert "has no save yet; continue training first: qscape resume" in refused("evaluate", folder, code=1)
+    why = refused("evaluate", "td3[preset=paper]", code=1)
+    assert "has no save yet; continue training first: qscape resume 'td3[preset=paper]/0'." in why
+    with folders.locked(folder):
+        assert "no save yet; it is being trained, so wait until it saves" in refused(
+            "evaluate", folder, code=1
+        )
 
 
 def test_a_run_that_ends_without_an_update(refused):
@@ -321,12 +325,16 @@ def test_a_run_that_ends_without_an_update(refused):
 
 
 @pytest.mark.parametrize(
-    "argv", [["train", "td3", *SHORT, "--overwrite", "--out", "runs"], ["resume", "runs"]]
+    ("argv", "advice"),
+    [
+        (["train", "td3", *SHORT, "--overwrite", "--out", "runs"], "wait for it, or choose another --out"),
+        (["resume", "runs"], "wait until it ends"),
+    ],
 )
-def test_a_run_folder_in_use(refused, done, tmp_path, argv):
+def test_a_run_folder_in_use(refused, done, tmp_path, argv, advice):
     folder = shutil.copytree(done, tmp_path / "runs" / "0")
     with folders.locked(folder):
-        assert "runs/0 is in use by another process" in refused(*argv, code=1)
+        assert f"runs/0 is in use by another process; {advice}." in refused(*argv, code=1)
     assert arrays(folder) == arrays(done)
 
 
