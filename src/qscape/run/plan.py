@@ -121,7 +121,8 @@ class Plan(Pace):
             value = getattr(self, field.name)
             if type(value) is int and value > LARGEST:
                 flag = field.name.replace("_", "-")
-                raise UsageError(f"--{flag} is {value}; a whole number is at most {LARGEST:,}.")
+                why = f"--{flag} is {value}; a whole number is at most {LARGEST:,}."
+                raise UsageError(why, field=field.name)
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
@@ -149,7 +150,8 @@ class Plan(Pace):
                 "and --from."
             )
         if self.dataset and self.envs > 1:
-            raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
+            why = "--envs: nothing is stepped when learning from a dataset; leave it out."
+            raise UsageError(why, field="envs")
         if self.dataset and self.keep_data:
             raise UsageError(
                 "--keep-data keeps the dataset of the run that --from names beside what an environment "
