@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
     notes: list[str] = []
     if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
         recipe, notes = recipe_for_dataset(recipe)  # before flags are read: it changes the parts
+    if settings and any(arg.split("=")[0] == "--from" for arg in argv):
+        settings.get("base", {}).pop("warmup", None)  # of new networks: those of --from are past it
     run, given = options.train_command(recipe, argv, settings, config)
     if config is not None:
         named = trusted.list_code(run.env, options.env_args(run.env_args), run.probe)

@@ -99,6 +99,7 @@ def convert_file(
         )
     )
     trainer.env_steps, trainer.finished = steps, True
+    trainer.on_empty_replay()  # `resume` then fills it by the policy before it learns
     adapter.reset()
     off = _measure_difference(trainer, arrays, recipe, about)
     with folders.locked(folder, new=True):
