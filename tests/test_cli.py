@@ -304,6 +304,42 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
     assert "run.json cannot be read" in refused(command, folder, code=1)
 
 
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (
+            ["td3", "--base.rate-end", 0.2],
+            "--base.rate-end does nothing without a schedule; leave it out, or",
+        ),
+        (["td3", "--base.actor-horizon", "run"], "--base.actor-horizon does nothing without a schedule"),
+        (["sac", "--base.decay", "decoupled"], "--base.decay does nothing without weight decay"),
+        (
+            ["sac", "--base.target-noise-clip", 0.3],
+            "--base.target-noise-clip does nothing without noise to clip",
+        ),
+        (["td3", "--base.nearest-probes", 4], "--base.nearest-probes does nothing in an exact search"),
+        (["td3", "--log-project", "a"], "--log-tags are for loggers; name one with --log"),
+    ],
+)
+def test_a_typed_option_that_does_nothing_is_refused(refused, argv, why):
+    assert why in refused("train", *argv, *CLOCK, "--steps", 100)
+
+
+def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_business(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    fine = ["td3", "--base.target-noise", 0], ["sac", "--base.rate-end", 0.2, "--base.schedule", "cosine"]
+    fine += (["td3", "--base.decay-what", "weights", "--base.actor-weight-decay", 0.1],)
+    for n, argv in enumerate(fine):
+        assert run("train", *argv, *CLOCK, "--steps", 100, "--out", tmp_path / str(n)) == 0
+    plan, agent, _ = prepare(Plan("td3", "tiny:Clock-v0", 1_000))
+    folders.write_record(tmp_path / "old", {**json.loads(json.dumps(to_json(plan, agent))), "typed": None})
+    config = ["train", "--config", tmp_path / "old" / "run.json", "--out", tmp_path / "again"]
+    assert run(*config) == 0
+    assert run(*config, "--base.rate-end", 0.3) == 2
+    assert len(jobs) == 4
+
+
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):
     folder = shutil.copytree(done, tmp_path / "td3[preset=paper]" / "0")
     shutil.rmtree(folder / "saves")
@@ -564,8 +600,8 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
 def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
-    typed = {"base": {"batch_size": 64}}
-    plan, agent, _ = prepare(Plan("simbav2", "Pendulum-v1", 1_000, settings=typed))
+    typed = {"base": {"batch_size": 64, "schedule": "linear"}}
+    plan, agent, _ = prepare(Plan("sac", "Pendulum-v1", 1_000, settings=typed))
     record = json.loads(json.dumps(to_json(plan, agent)))
     assert record["settings"]["base"]["warmup"] == 200, "a fifth of the run"
     folders.write_record(tmp_path / "new", record)
@@ -576,7 +612,7 @@ def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, m
     (longer, _, _), (older, _, _) = (prepare(job.plan) for job in jobs)
     assert (longer.label, longer.typed) == (plan.label, typed)
     assert "warmup" not in longer.settings["base"]
-    assert longer.settings["base"]["schedule_updates"] == 200_000, "two for each step"
+    assert longer.settings["base"]["schedule_updates"] == 100_000, "one for each step"
     assert older.settings["base"]["warmup"] == 200, "an older file does not say what was typed"
 
 

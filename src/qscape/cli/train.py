@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,33 @@ from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
 
 MOST_SEEDS = 1_000
+# Fields of the base that do nothing: which, in which case, how to see that, and the flag that changes it.
+IDLE: list[tuple[tuple[str, ...], str, Callable[[Any], bool], str]] = [
+    (
+        ("rate_end", "schedule_updates", "actor_horizon"),
+        "without a schedule",
+        lambda base: base.schedule == "constant",
+        "--base.schedule linear",
+    ),
+    (
+        ("decay", "decay_what"),
+        "without weight decay",
+        lambda base: not (base.actor_weight_decay or base.critic_weight_decay),
+        "--base.critic-weight-decay 0.01",
+    ),
+    (
+        ("target_noise_clip",),
+        "without noise to clip",
+        lambda base: not base.target_noise,
+        "--base.target-noise 0.2",
+    ),
+    (
+        ("nearest_probes",),
+        "in an exact search",
+        lambda base: base.nearest == "exact",
+        "--base.nearest clustered",
+    ),
+]
 
 
 def main(argv: list[str]) -> int:
@@ -56,6 +83,8 @@ def main(argv: list[str]) -> int:
     if run.log_videos and "wandb" not in run.log:
         raise UsageError("--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.")
     tracking = Tracking(run.log_project, run.log_group, run.log_tags, run.log_videos)
+    if not run.log and (run.log_project or run.log_group or run.log_tags):
+        raise UsageError("--log-project, --log-group and --log-tags are for loggers; name one with --log.")
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
         raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
     if len(run.seeds) > MOST_SEEDS:
@@ -78,6 +107,8 @@ def main(argv: list[str]) -> int:
         for seed in run.seeds
     ]
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
+    there = (settings or {}).get("base", {})  # a config may hold all fields, also those that do nothing
+    _refuse_idle([name for name, v in given.get("base", {}).items() if there.get(name, ...) != v], agent)
     in_jax = False
     seen = not recipe_for_images(plan.recipe)[1] or is_simulator(plan.env)
     if not plan.dataset and (len(plans) > 1 or not seen):  # else the run itself checks that all fits
@@ -109,6 +140,15 @@ def main(argv: list[str]) -> int:
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
     return run_all(jobs, together, run.quiet)
+
+
+def _refuse_idle(typed: Collection[str], agent: Agent) -> None:
+    """Raise UsageError for the first typed field of the base that does nothing in this agent."""
+    for names, case, does_nothing, remedy in IDLE:
+        for name in names:
+            if name in typed and does_nothing(agent.base):
+                flag = f"--base.{name.replace('_', '-')}"
+                raise UsageError(f"{flag} does nothing {case}; leave it out, or add {remedy}.", field=name)
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: Sequence[str] = ()) -> bool:
