@@ -276,7 +276,8 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
         plan = Plan(**fields)
         return dataclasses.replace(plan, label=prepare(plan)[0].label)
     except UsageError as problem:
-        if (key := problem.field) not in environment.fields:
+        key = problem.field
+        if key is None or key not in environment.fields:
             raise source.error(agent.path, str(problem)) from problem
         why = str(problem).replace(f"--{key.replace('_', '-')}", f"environments.{key}")
         raise source.error((*environment.path, key), why) from problem
