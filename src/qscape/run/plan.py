@@ -209,7 +209,6 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         UsageError: the user's warm-up leaves no update, or the preset has no settings for the run.
     """
     own, given, notes = plan.settings, {}, []
-    plan = dataclasses.replace(plan, typed=own if plan.typed is None else plan.typed)
     if plan.dataset:
         plan, notes = _on_dataset(plan)
     if plan.preset:
@@ -223,6 +222,10 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan = dataclasses.replace(plan, settings=merge_settings(given, own))
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
+    if plan.typed is None:
+        fields = settings_of(agent)  # as its own types, which JSON can hold
+        typed = {part: {name: fields[part][name] for name in of} for part, of in own.items()}
+        plan = dataclasses.replace(plan, typed=typed)
     notes += describe_overrides(agent) + part_notes(agent)
     if plan.dataset:  # where a step is an update
         base = dataclasses.replace(agent.base, updates_per_step=1.0)
