@@ -14,12 +14,13 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
-from qscape.cli import COMMANDS, main, options
+from qscape.cli import COMMANDS, main, options, train
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
 from qscape.methods.resets import Resets
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
+from qscape.run.plan import Plan, prepare, to_json
 
 CLOCK = ["--env", "tiny:Clock-v0", "--eval-every", 0]
 SHORT = [*CLOCK, *flags("td3", warmup=30), "--steps", 120]
@@ -181,9 +182,8 @@ def test_an_existing_run_is_refused_and_kept(refused, done, tmp_path, capsys):
     shutil.copytree(done, tmp_path / "runs" / "0")
     before = arrays(done)
     argv = ["train", "td3", *SHORT, "--out", "runs"]
-    assert (
-        "runs/0 holds a run already; continue it with 'qscape resume runs/0', or add --overwrite"
-        in refused(*argv)
+    assert "runs/0 holds a run already; continue it: qscape resume runs/0, or add --overwrite" in refused(
+        *argv
     )
     assert arrays(tmp_path / "runs" / "0") == before
     assert run(*argv, "--overwrite", "--base.discount", 0.9) == 0
@@ -312,10 +312,51 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
     assert "run.json cannot be read" in refused(command, folder, code=1)
 
 
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (
+            ["td3", "--base.rate-end", 0.2],
+            "--base.rate-end does nothing without a schedule; leave it out, or",
+        ),
+        (["td3", "--base.actor-horizon", "run"], "--base.actor-horizon does nothing without a schedule"),
+        (["sac", "--base.decay", "decoupled"], "--base.decay does nothing without weight decay"),
+        (
+            ["sac", "--base.target-noise-clip", 0.3],
+            "--base.target-noise-clip does nothing without noise to clip",
+        ),
+        (["td3", "--base.nearest-probes", 4], "--base.nearest-probes does nothing in an exact search"),
+        (["td3", "--log-project", "a"], "--log-tags are for loggers; name one with --log"),
+    ],
+)
+def test_a_typed_option_that_does_nothing_is_refused(refused, argv, why):
+    assert why in refused("train", *argv, *CLOCK, "--steps", 100)
+
+
+def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_business(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    fine = ["td3", "--base.target-noise", 0], ["sac", "--base.rate-end", 0.2, "--base.schedule", "cosine"]
+    fine += (["td3", "--base.decay-what", "weights", "--base.actor-weight-decay", 0.1],)
+    for n, argv in enumerate(fine):
+        assert run("train", *argv, *CLOCK, "--steps", 100, "--out", tmp_path / str(n)) == 0
+    plan, agent, _ = prepare(Plan("td3", "tiny:Clock-v0", 1_000))
+    folders.write_record(tmp_path / "old", {**json.loads(json.dumps(to_json(plan, agent))), "typed": None})
+    config = ["train", "--config", tmp_path / "old" / "run.json", "--out", tmp_path / "again"]
+    assert run(*config) == 0
+    assert run(*config, "--base.rate-end", 0.3) == 2
+    assert len(jobs) == 4
+
+
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):
-    folder = shutil.copytree(done, tmp_path / "runs" / "0")
+    folder = shutil.copytree(done, tmp_path / "td3[preset=paper]" / "0")
     shutil.rmtree(folder / "saves")
-    assert "has no save yet; continue training first: qscape resume" in refused("evaluate", folder, code=1)
+    why = refused("evaluate", "td3[preset=paper]", code=1)
+    assert "has no save yet; continue training first: qscape resume 'td3[preset=paper]/0'." in why
+    with folders.locked(folder):
+        assert "no save yet; it is being trained, so wait until it saves" in refused(
+            "evaluate", folder, code=1
+        )
 
 
 def test_a_run_that_ends_without_an_update(refused):
@@ -328,12 +369,16 @@ def test_a_run_that_ends_without_an_update(refused):
 
 
 @pytest.mark.parametrize(
-    "argv", [["train", "td3", *SHORT, "--overwrite", "--out", "runs"], ["resume", "runs"]]
+    ("argv", "advice"),
+    [
+        (["train", "td3", *SHORT, "--overwrite", "--out", "runs"], "wait for it, or choose another --out"),
+        (["resume", "runs"], "wait until it ends"),
+    ],
 )
-def test_a_run_folder_in_use(refused, done, tmp_path, argv):
+def test_a_run_folder_in_use(refused, done, tmp_path, argv, advice):
     folder = shutil.copytree(done, tmp_path / "runs" / "0")
     with folders.locked(folder):
-        assert "runs/0 is in use by another process" in refused(*argv, code=1)
+        assert f"runs/0 is in use by another process; {advice}." in refused(*argv, code=1)
     assert arrays(folder) == arrays(done)
 
 
@@ -540,7 +585,7 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     argv += ["--env-args", "length=15", "--seeds", 4, "--eval-episodes", 3, "--lap.alpha=0.3"]
     assert run(*argv, "--base.no-target-actor", "--base.gradient-clip", 5) == 0
     out = capsys.readouterr().out
-    (folder,) = Path("runs/tiny-Clock-v0").glob("*/4")
+    (folder,) = Path("runs/tiny-Clock-v0(length=15)").glob("*/4")
     assert "lap.alpha=0.3" in folder.parent.name
     assert "gradient_clip=5.0" in folder.parent.name
     assert f"done: {folder}  60 steps, 40 updates" in out
@@ -559,6 +604,37 @@ def test_flags_reach_the_run(tmp_path, monkeypatch, capsys):
     assert other["settings"] == record["settings"]
     assert other["save_every"] == 30
     assert arrays(Path("again/4"), {"state"}) == arrays(folder, {"state"})
+
+
+def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    typed = {"base": {"batch_size": 64, "schedule": "linear"}}
+    plan, agent, _ = prepare(Plan("sac", "Pendulum-v1", 1_000, settings=typed))
+    record = json.loads(json.dumps(to_json(plan, agent)))
+    assert record["settings"]["base"]["warmup"] == 200, "a fifth of the run"
+    folders.write_record(tmp_path / "new", record)
+    folders.write_record(tmp_path / "old", {k: v for k, v in record.items() if k != "typed"})
+    for name in ("new", "old"):
+        argv = ["train", "--config", tmp_path / name / "run.json", "--out", tmp_path / "out"]
+        assert run(*argv, "--steps", 100_000) == 0
+    (longer, _, _), (older, _, _) = (prepare(job.plan) for job in jobs)
+    assert (longer.label, longer.typed) == (plan.label, typed)
+    assert "warmup" not in longer.settings["base"]
+    assert longer.settings["base"]["schedule_updates"] == 100_000, "one for each step"
+    assert older.settings["base"]["warmup"] == 200, "an older file does not say what was typed"
+
+
+def test_arguments_of_the_environment_tell_default_folders_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    length = ["--env.length", 15]
+    for more in ([], length, [*length, "--env.fail-at", 9], ["--env.what", "n" * 300]):
+        assert run("train", "td3", *CLOCK, "--steps", 100, *more) == 0
+    *places, long = (job.folder.parent.parent.name for job in jobs)
+    assert places == ["tiny-Clock-v0", "tiny-Clock-v0(length=15)", "tiny-Clock-v0(fail_at=9,length=15)"]
+    assert len(long) == 250
 
 
 def test_evaluate_repeats_itself(done, capsys):

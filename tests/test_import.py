@@ -5,9 +5,10 @@ import pytest
 import tiny
 
 import qscape as qs
-from qscape.cli import main
+from qscape.cli import main, train
 from qscape.errors import RunError, UsageError
 from qscape.export.stable_baselines import convert_file
+from qscape.run.plan import prepare
 
 torch = pytest.importorskip("torch")
 sb3 = pytest.importorskip("stable_baselines3")
@@ -65,6 +66,29 @@ def test_actions_and_values_are_equal(home, tmp_path, capsys):
         )
     else:
         assert mine.trainer.agent.policy_loss.target_entropy == model.target_entropy
+
+
+def test_training_goes_on_without_another_random_phase(home, tmp_path, monkeypatch):
+    _, file = home
+    convert_file(file, "Pendulum-v1", tmp_path / "r" / "0")
+    numbers = tiny.numbers(tmp_path / "r" / "0")
+    assert (numbers["env_steps"], numbers["learning"], numbers["refill"]) == (40, False, 40 + 256), (
+        "by the policy"
+    )
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    again = [
+        "train",
+        "--config",
+        str(tmp_path / "r/0/run.json"),
+        "--from",
+        str(tmp_path / "r"),
+        "--steps",
+        "900",
+    ]
+    assert main([*again, "--out", str(tmp_path / "a")]) == 0
+    assert main([*again, "--out", str(tmp_path / "b"), "--base.warmup", "7"]) == 0
+    assert [prepare(job.plan)[1].base.warmup for job in jobs] == [0, 7]
 
 
 def test_a_fixed_temperature_stays_fixed(tmp_path):

@@ -1,6 +1,7 @@
 """Runs of on-policy agents: the trainer, saves, the command line, the Python face, and what is learned."""
 
 import json
+import shutil
 from functools import lru_cache, partial
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from qscape.envs import make
 from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
+from qscape.inspect.collapse import measure_collapse
 from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
@@ -314,6 +316,17 @@ def test_bad_input(argv, sentence, tmp_path, capsys):
     assert main(["train", *argv, "--steps", "9000", "--out", str(tmp_path / "x")]) == 2
     assert sentence in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "x").exists()
+
+
+def test_collapse_of_a_group_with_one_seed(whole, tmp_path):
+    folder, _ = whole
+    group = shutil.copytree(folder.parent, tmp_path / "group")
+    found = measure_collapse(group, 50)
+    assert found["name"] == str(group / "0")
+    assert len(found["history"]) == len(saves.names(group / "0" / "saves"))
+    shutil.copytree(group / "0", group / "1")
+    with pytest.raises(UsageError, match="holds 2 runs; name one"):
+        measure_collapse(group)
 
 
 @pytest.mark.slow

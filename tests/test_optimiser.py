@@ -10,13 +10,14 @@ from small import same
 
 from qscape import agents
 from qscape.errors import UsageError
+from qscape.jobs.ranges import find_ranges
 from qscape.nets import ACTIVATIONS, Torso
 from qscape.nets.batch_norm import BatchNorm, split_statistics
 from qscape.nets.layers import LayerNorm, UnitLinear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import Soft
 from qscape.ops.adam import make_adam
-from qscape.run.plan import Plan, prepare
+from qscape.run.plan import Plan, label, prepare
 from qscape.types import Spec
 
 
@@ -198,12 +199,28 @@ def test_loss_of_the_temperature_by_alpha():
     ("limit", "discount"), [(1000, 0.995), (500, 0.99), (50, 0.95), (5, 0.95), (200, 0.975)]
 )
 def test_the_discount_follows_the_time_limit(limit, discount):
-    agent = agents.build("td3", {"base": {"discount_rule": "time_limit", "discount": 0.5}})
+    agent = agents.build("td3", {"base": {"discount_rule": "time_limit"}})
     bound = agent.on(Spec(3, 1, time_limit=limit))
     assert bound.base.discount == pytest.approx(discount)
     assert bound.sampling_options[1] == bound.base.discount
     again = bound.on(Spec(3, 1))  # an environment without a limit, to evaluate in
     assert again.base.discount == bound.base.discount
+
+
+def test_a_discount_that_was_given_wins_over_the_rule_of_a_recipe():
+    agent = agents.build("simbav2", {"base": {"discount": 0.9}})
+    assert agent.on(Spec(3, 1, time_limit=200)).base.discount == 0.9
+    assert label(agent) == "simbav2[base.discount=0.9,base.discount_rule=fixed]"
+    both = {"base": {"discount": 0.9, "discount_rule": "time_limit"}}
+    for recipe in ("simbav2", "td3"):
+        with pytest.raises(UsageError, match=r"base.discount_rule time_limit, which replaces it"):
+            agents.build(recipe, both)
+    rule = {"base": {"discount_rule": "time_limit"}}  # wins over the discount of a preset
+    made = prepare(Plan("sac", "Swimmer-v5", 60_000, settings=rule, preset="tuned"))[1]
+    assert made.base.discount_rule == "time_limit"
+    searched = [r.field for r in find_ranges(Plan("simbav2", "Pendulum-v1", 60_000))]
+    assert "base.discount" not in searched
+    assert "base.critic_learning_rate" in searched
 
 
 def test_no_rule_without_a_time_limit():

@@ -27,7 +27,7 @@ from qscape.agents import (
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
-from qscape.errors import RunError, UsageError
+from qscape.errors import UsageError
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
@@ -385,7 +385,7 @@ def load(
     plan = folders.read_plan(folder)
     newest, notes = folders.choose_save(folder)
     if newest is None:
-        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
+        raise folders.no_save(folder)
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
     if env is None:
         folders.refuse_nameless(folder, plan)

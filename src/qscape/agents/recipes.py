@@ -630,7 +630,9 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
         **{slot: _with_settings(part, merged) for slot, part in _filled_sockets(agent).items()},
     )
     base, _ = apply_overrides(agent)
-    agent = dataclasses.replace(agent, base=set_fields(base, "base", settings.get("base", {})))
+    given = settings.get("base", {})
+    base = _with_own_discount(set_fields(base, "base", given), given)
+    agent = dataclasses.replace(agent, base=base)
     if why := agent.conflict():
         raise UsageError(f"'{recipe}' cannot be: {why}")
     return agent
@@ -799,6 +801,24 @@ def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
         return dataclasses.replace(part, **values) if values else part
     except UsageError as problem:
         raise UsageError(str(problem), name, _refused_field(part, values)) from problem
+
+
+def _with_own_discount(base: Base, given: Mapping[str, Any]) -> Base:
+    """Return the base, with the rule `fixed` if a discount was given: it wins over the rule of a recipe.
+
+    Raises:
+        UsageError: the rule that would replace the discount was given too.
+    """
+    if "discount" not in given or getattr(base, "discount_rule", "fixed") == "fixed":
+        return base
+    if "discount_rule" in given:
+        raise UsageError(
+            f"base.discount is {base.discount} and base.discount_rule time_limit, which replaces it; leave "
+            "one of them out.",
+            "base",
+            "discount",
+        )
+    return dataclasses.replace(base, discount_rule="fixed")
 
 
 def _refused_field(part: Any, values: Mapping[str, Any]) -> str | None:

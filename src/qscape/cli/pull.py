@@ -1,6 +1,7 @@
 """The command `qscape pull OWNER/NAME`."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from qscape.cli import options
@@ -24,5 +25,5 @@ def main(argv: list[str]) -> int:
     name = name.removeprefix("hub:")
     folder = Path(given.out) if given.out else Path("runs", "hub", *name.partition("@")[0].split("/"))
     pull_run(name, folder)
-    plain_console().print(f"{folder}: qscape evaluate {folder}", soft_wrap=True)
+    plain_console().print(f"{folder}: qscape evaluate {shlex.quote(str(folder))}", soft_wrap=True)
     return 0

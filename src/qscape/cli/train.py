@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,38 @@ from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import adapt_to_images, may_compile, open_adapter
-from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
+from qscape.run.plan import Pace, Plan, anywhere, environment_name, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
-from qscape.system import file_name
 
 MOST_SEEDS = 1_000
+# Fields of the base that do nothing: which, in which case, how to see that, and the flag that changes it.
+IDLE: list[tuple[tuple[str, ...], str, Callable[[Any], bool], str]] = [
+    (
+        ("rate_end", "schedule_updates", "actor_horizon"),
+        "without a schedule",
+        lambda base: base.schedule == "constant",
+        "--base.schedule linear",
+    ),
+    (
+        ("decay", "decay_what"),
+        "without weight decay",
+        lambda base: not (base.actor_weight_decay or base.critic_weight_decay),
+        "--base.critic-weight-decay 0.01",
+    ),
+    (
+        ("target_noise_clip",),
+        "without noise to clip",
+        lambda base: not base.target_noise,
+        "--base.target-noise 0.2",
+    ),
+    (
+        ("nearest_probes",),
+        "in an exact search",
+        lambda base: base.nearest == "exact",
+        "--base.nearest clustered",
+    ),
+]
 
 
 def main(argv: list[str]) -> int:
@@ -42,6 +68,8 @@ def main(argv: list[str]) -> int:
     notes: list[str] = []
     if any(arg.split("=")[0] == "--dataset" for arg in argv) or (config and config.dataset):
         recipe, notes = recipe_for_dataset(recipe)  # before flags are read: it changes the parts
+    if settings and any(arg.split("=")[0] == "--from" for arg in argv):
+        settings.get("base", {}).pop("warmup", None)  # of new networks: those of --from are past it
     run, given = options.train_command(recipe, argv, settings, config)
     if config is not None:
         named = trusted.list_code(run.env, options.env_args(run.env_args), run.probe)
@@ -56,6 +84,8 @@ def main(argv: list[str]) -> int:
     if run.log_videos and "wandb" not in run.log:
         raise UsageError("--log-videos sends videos to wandb; add --log wandb, or see `qscape video`.")
     tracking = Tracking(run.log_project, run.log_group, run.log_tags, run.log_videos)
+    if not run.log and (run.log_project or run.log_group or run.log_tags):
+        raise UsageError("--log-project, --log-group and --log-tags are for loggers; name one with --log.")
     if not run.seeds or len(set(run.seeds)) < len(run.seeds) or min(run.seeds) < 0:
         raise UsageError(f"--seeds {' '.join(map(str, run.seeds[:9]))}: name each seed once, 0 or more.")
     if len(run.seeds) > MOST_SEEDS:
@@ -79,6 +109,8 @@ def main(argv: list[str]) -> int:
     ]
     refuse_without_version(plans[0].env)
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
+    there = (settings or {}).get("base", {})  # a config may hold all fields, also those that do nothing
+    _refuse_idle([name for name, v in given.get("base", {}).items() if there.get(name, ...) != v], agent)
     in_jax = False
     seen = not recipe_for_images(plan.recipe)[1] or is_simulator(plan.env)
     if not plan.dataset and (len(plans) > 1 or not seen):  # else the run itself checks that all fits
@@ -91,7 +123,8 @@ def main(argv: list[str]) -> int:
         in_jax = may_compile(plan) and adapter.jax_env is not None
         adapter.close()
     together = _together(run.seeds_as, plans, agent, in_jax, run.log)
-    place = file_name((str(Path(run.dataset)) if run.dataset else run.env).strip("/\\"))
+    task = (str(Path(run.dataset)) if run.dataset else run.env).strip("/\\")
+    place = folder_name(environment_name(task, options.env_args(run.env_args)))
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)
@@ -109,6 +142,15 @@ def main(argv: list[str]) -> int:
     for job in jobs:
         refuse_taken(job.folder, run.overwrite)
     return run_all(jobs, together, run.quiet)
+
+
+def _refuse_idle(typed: Collection[str], agent: Agent) -> None:
+    """Raise UsageError for the first typed field of the base that does nothing in this agent."""
+    for names, case, does_nothing, remedy in IDLE:
+        for name in names:
+            if name in typed and does_nothing(agent.base):
+                flag = f"--base.{name.replace('_', '-')}"
+                raise UsageError(f"{flag} does nothing {case}; leave it out, or add {remedy}.", field=name)
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: Sequence[str] = ()) -> bool:
@@ -139,12 +181,16 @@ def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: 
 def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run]:
     """Read recipe, settings and options from a run.json, without importing the parts that it names.
 
+    The settings are those that its user gave, not what followed from them, such as a shortened warm-up. An
+    older run.json does not tell them apart; then all of its fields count as given.
+
     Raises:
         UsageError: the file cannot be read, or is no run.json.
     """
     try:
         record = json.loads(path.read_text())
-        recipe, settings = record["recipe"], {name: dict(of) for name, of in record["settings"].items()}
+        given = record["settings"] if record.get("typed") is None else record["typed"]
+        recipe, settings = record["recipe"], {name: dict(of) for name, of in given.items()}
         fields = {name: record[name] for name in ("env", "steps", "envs")}
         names = ["dataset", "keep_data", "preset", *(f.name for f in dataclasses.fields(Pace))]
         fields |= {name: record[name] for name in names if record.get(name) is not None}

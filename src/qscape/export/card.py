@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def _describe_smoothness(folder: Path) -> list[str]:
         means = {name: float(np.mean(values[name])) for name in ("sm", "action_change", "oscillation")}
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise RunError(
-            f"{file} cannot be read ({problem}); measure it again: qscape smoothness {folder}."
+            f"{file} cannot be read ({problem}); measure it again: qscape smoothness "
+            f"{shlex.quote(str(folder))}."
         ) from problem
     means = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in means.items())
     return [f"Smoothness (lower is smoother): {means}.", ""]

@@ -17,7 +17,7 @@ from qscape.errors import QscapeError, RunError, UsageError
 from qscape.export.card import render_card
 from qscape.export.policy import Source, load_source
 from qscape.inspect import store
-from qscape.run.folder import RECORD, newest_save, one_run
+from qscape.run.folder import RECORD, newest_save, no_save, one_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
     """Yield the files of a run that are uploaded: records, the newest save, findings, exported policies."""
     save = newest_save(folder)
     if save is None:
-        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
+        raise no_save(folder)
     for place in (folder, folder / "inspect", save):
         for file in sorted(place.glob("*")):
             if file.is_file() and file.suffix in ENDINGS and not file.name.startswith("."):

@@ -99,9 +99,10 @@ def convert_file(
         )
     )
     trainer.env_steps, trainer.finished = steps, True
+    trainer.on_empty_replay()  # `resume` then fills it by the policy before it learns
     adapter.reset()
     off = _measure_difference(trainer, arrays, recipe, about)
-    with folders.locked(folder):
+    with folders.locked(folder, new=True):
         folders.create(folder, plan, trainer.agent, overwrite)
         folders.save(folder, trainer, milestone=False)
     adapter.close()

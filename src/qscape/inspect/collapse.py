@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import UsageError
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import Collapse, action_collapse
 from qscape.ops.landscape import span_axes
 from qscape.run import saves
 from qscape.run.evaluation import SEED
-from qscape.run.folder import read_meta
+from qscape.run.folder import no_save, read_meta
 from qscape.run.probes import PolicyEvaluation
 
 STATES = 10_000
@@ -138,7 +138,7 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
     Called by `qscape collapse`, which writes the result to RUN/inspect/collapse.json.
 
     Args:
-        folder: a run folder.
+        folder: a run folder, or a group folder that holds one run.
         count: number of states.
         seed: seed of the rollouts.
 
@@ -148,7 +148,8 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
         `counts`, states of each action at the last save; and the keys of `project_on_simplex`.
 
     Raises:
-        UsageError: the agent has no action layer over discrete actions, or `count` is below 1.
+        UsageError: the folder holds several runs, the agent has no action layer over discrete actions, or
+            `count` is below 1.
         RunError: the folder holds no run, or the run has no save.
     """
     if count < 1:
@@ -157,16 +158,16 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
     require_action_layer(last.agent)
     look, history = jax.jit(last.agent.get_distribution), []
     features = labels = w = states = None
-    for step, trained in _load_saves(last, Path(folder)):
+    for step, trained in _load_saves(last):
         states = collect_states(trained, count, seed)
         metrics, features, labels, w = measure_policy(trained.agent, trained.acting, states, look)
         share = share_at_bound(features, trained.agent.head.feature_bound)
         history.append({"step": step, **metrics._asdict(), "bound_share": share})
     if features is None or labels is None or w is None or states is None:
-        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
+        raise no_save(Path(last.name))
     record = last.record
     return {
-        "name": str(folder),
+        "name": last.name,
         "label": record["label"],
         "env": record["env"],
         "seed": record["seed"],
@@ -178,9 +179,9 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
     }
 
 
-def _load_saves(last: TrainedAgent, folder: Path):
+def _load_saves(last: TrainedAgent):
     """Yield the step and the policy of each save of a run, oldest first."""
-    place = folder / "saves"
+    place = Path(last.name) / "saves"  # not that of a group, which may have been named
     for name in saves.names(place):
         trees, _ = saves.read(place / name, {"acting": last.acting})
         last.agent.check_part_states(trees["acting"].part_states)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qscape.errors import RunError, UsageError
+from qscape.errors import UsageError
 from qscape.inspect.landscape import observation_at
 from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
 from qscape.methods.savgo import SAVGO, WeightedCandidates
@@ -22,7 +22,7 @@ from qscape.ops.landscape import principal_axes
 from qscape.ops.ranking import rank_correlation
 from qscape.run import saves
 from qscape.run.evaluation import SEED, Rollout
-from qscape.run.folder import newest_save
+from qscape.run.folder import newest_save, no_save
 from qscape.types import Event, stream
 
 EPISODES = 5  # evaluation episodes from which states are sampled
@@ -145,9 +145,7 @@ def load_full_state(folder: Path, agent: Agent) -> State:
     """
     path = newest_save(folder, "state")
     if path is None:
-        raise RunError(
-            f"{folder} has no save that holds its encoder; continue training: qscape resume {folder}."
-        )
+        raise no_save(folder, "that holds its encoder")
     like = jax.eval_shape(agent.init, jax.random.key(0))
     return saves.read(path, {"state": like})[0]["state"]
 

@@ -57,7 +57,8 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
     Args:
         plan: the run to tune; the fields in its settings are fixed.
         fields: the fields to search, as `part.field`. Empty, and no file: all fields that define a range, are
-            not fixed, and have a value in their range (SAC's exploration noise is off and so not searched).
+            not fixed, and have a value in their range (SAC's exploration noise is off and so not searched),
+            without a discount that follows from the time limit.
         file: TOML with ranges of further fields, or other ranges of these; None: no file.
 
     Raises:
@@ -68,7 +69,8 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
     fixed = {f"{part}.{field}" for part, of in plan.settings.items() for field in of}
     found: dict[str, Range] = {}
     if not fields and file is None:
-        found = {n: r for n, r in own.items() if n not in fixed and r.holds(present[n])}
+        moot = {"base.discount"} if present.get("base.discount_rule") == "time_limit" else set()
+        found = {n: r for n, r in own.items() if n not in fixed | moot and r.holds(present[n])}
     listed = dict(_from_file(plan, file, present, fixed)) if file else {}
     for name in fields:
         if problem := _refusal(name, agent, present, fixed):

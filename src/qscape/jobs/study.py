@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 from qscape import trusted
 from qscape.agents import PRESETS, Agent, build, nearest
+from qscape.data import read_origin
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run import probes
 from qscape.run.files import write_whole
-from qscape.run.plan import Plan, anywhere, folder_name, prepare
-from qscape.system import file_name
+from qscape.run.plan import Plan, anywhere, environment_name, folder_name, prepare
 
 BUDGETS = ("quick", "short", "full", "paper")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
@@ -255,9 +255,14 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         make_adapter(env, env_args=args, index_actions=index_actions).close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"
-        raise source.error((*path, where), str(problem)) from problem
+        raise source.error((*path, where), f"environments.{where}: {problem}") from problem
     numbers = {key: source.number((*path, key), 1) for key in ("envs", "eval_episodes")}
     dataset = anywhere(source.get((*path, "dataset"), str, ""))
+    try:
+        if dataset:
+            read_origin(dataset)
+    except UsageError as problem:
+        raise source.error((*path, "dataset"), f"environments.dataset: {problem}") from problem
     fields = {"env": env, "env_args": args, "dataset": dataset}
     fields |= {key: n for key, n in numbers.items() if n is not None}
     return Entry(path, fields, _steps(source, (*path, "steps")))
@@ -271,14 +276,17 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
         plan = Plan(**fields)
         return dataclasses.replace(plan, label=prepare(plan)[0].label)
     except UsageError as problem:
-        raise source.error(agent.path, str(problem)) from problem
+        key = problem.field
+        if key is None or key not in environment.fields:
+            raise source.error(agent.path, str(problem)) from problem
+        why = str(problem).replace(f"--{key.replace('_', '-')}", f"environments.{key}")
+        raise source.error((*environment.path, key), why) from problem
 
 
 def _folder_of_environment(plan: Plan) -> str:
     """Return the name of an environment's folder: its id, its arguments, and the dataset's name."""
-    listed = ",".join(f"{name}={value}" for name, value in sorted(plan.env_args.items()))
     dataset = f"[{Path(plan.dataset).stem}]" if plan.dataset else ""
-    return file_name(plan.env + (f"({listed})" if listed else "") + dataset)
+    return folder_name(environment_name(plan.env, plan.env_args) + dataset)
 
 
 def _duplicate(

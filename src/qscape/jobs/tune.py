@@ -218,7 +218,7 @@ def open_search(search: Search, show: Callable[[Trial], None] = lambda trial: No
     if foreign and not (folder / DB).exists():
         raise UsageError(f"{folder} exists and holds no search; choose another --out.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with folders.locked(folder), warnings.catch_warnings():
+    with folders.locked(folder, new=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
             yield Tuner(search, _open_study(search), show)

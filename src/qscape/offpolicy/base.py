@@ -24,7 +24,8 @@ class Base:
     discount: float = setting(0.99, "Discount factor γ.", within="[0, 1]", tune=(0.9, 0.999))
     discount_rule: Literal["fixed", "time_limit"] = setting(
         "fixed",
-        "time_limit: γ follows from the time limit of T steps, as (T/5 − 1) / (T/5) within [0.95, 0.995].",
+        "time_limit: γ follows from the time limit of T steps, as (T/5 − 1) / (T/5) within [0.95, 0.995]. "
+        "A `discount` of your own wins over a recipe's rule.",
     )
     batch_size: int = setting(
         256,

@@ -183,7 +183,8 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
         raise UsageError(f"{folder} exists and is no run; choose another folder.")
     if not overwrite:
         raise UsageError(
-            f"{folder} holds a run already; continue it with 'qscape resume {folder}', or add --overwrite."
+            f"{folder} holds a run already; continue it: qscape resume {shlex.quote(str(folder))}, or add "
+            "--overwrite."
         )
 
 
@@ -425,23 +426,28 @@ LOOK_PATIENCE = 0.05  # seconds to wait before a folder counts as in use: anothe
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, new: bool = False) -> Iterator[None]:
     """Lock a run folder for this process. The system releases the lock however the process ends.
+
+    Args:
+        folder: the run folder.
+        new: whether a command writes something new there, for which its --out can name another folder.
 
     Raises:
         RunError: another process holds the lock, its file is a link, or the folder cannot be written.
     """
     refuse_link(folder / LOCK)
+    other = "choose another --out" if new else ""
     lock = filelock.FileLock(folder / LOCK, thread_local=False)  # does not follow links either
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_PATIENCE)
     except filelock.Timeout as problem:
-        raise RunError(
-            f"{folder} is in use by another process; wait for it or choose another --out."
-        ) from problem
+        wait = f"wait for it, or {other}" if new else "wait until it ends"
+        raise RunError(f"{folder} is in use by another process; {wait}.") from problem
     except OSError as problem:
-        raise RunError(f"{folder} cannot be written ({problem.strerror}); choose another --out.") from problem
+        why = f"{folder} cannot be written ({problem.strerror}); {other or 'make it writable'}."
+        raise RunError(why) from problem
     try:
         yield
     finally:
@@ -582,6 +588,14 @@ def _tree_names(path: Path) -> list[str]:
     if not (path / saves.RECORD).exists():
         raise RunError(f"{path} has no {saves.RECORD}, so it is no complete save; move it elsewhere.")
     return saves.tree_names(path)
+
+
+def no_save(folder: Path, which: str = "yet") -> RunError:
+    """Return the error for a run that has no save `which` could be used."""
+    has_none = f"{folder} has no save {which}"
+    if in_use(folder):
+        return RunError(f"{has_none}; it is being trained, so wait until it saves.")
+    return RunError(f"{has_none}; continue training first: qscape resume {shlex.quote(str(folder))}.")
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from qscape.offpolicy.base import Base
 from qscape.replay.storage import Layout, ReplayState, Rows
 from qscape.run import events as ev
 from qscape.run import saves
-from qscape.run.folder import newest_save, one_run, read_meta, read_plan
+from qscape.run.folder import newest_save, no_save, one_run, read_meta, read_plan
 from qscape.run.loop import Saver, copy_buffers
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
@@ -253,7 +253,7 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     run = one_run(Path(plan.start))
     source, save = read_plan(run), newest_save(run, "state")
     if save is None:
-        raise RunError(f"{run} has no save yet; continue training first: qscape resume {run}.")
+        raise no_save(run)
     found, taken, fresh = saves.read_arrays(save, "state"), set(), set()
     scales = (item for item in saves.read_arrays(save, "loop").items() if item[0].startswith("scaling/"))
     found |= dict(scales)

@@ -83,13 +83,14 @@ class Plan(Pace):
         seed: seed of all random numbers of the run.
         envs: sub-environments that are stepped in parallel.
         env_args: arguments of the environment.
-        settings: fields of the base and of parts that the user gave, by part.
+        settings: fields of the base and of parts that the user gave, by part; `prepare` adds others.
         label: the recipe with the fields that the user changed; "" until `prepare` writes it.
         preset: name of a preset, e.g. "paper"; `settings` win over it. None: no preset.
         dataset: the dataset to learn from; then `env` only evaluates. "": no dataset.
         reference: (random, expert) returns that the normalised score maps to 0 and 100; None: no score.
         start: folder of the run whose networks this run starts with; "": new networks.
         keep_data: whether the dataset of that run is in the replay from the start.
+        typed: the settings before `prepare` added any; None until it did, and in older run.json files.
 
     Raises:
         UsageError: a value is out of its range, or two values exclude each other.
@@ -108,6 +109,7 @@ class Plan(Pace):
     reference: tuple[float, float] | None = None
     start: str = ""
     keep_data: bool = False
+    typed: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -119,7 +121,8 @@ class Plan(Pace):
             value = getattr(self, field.name)
             if type(value) is int and value > LARGEST:
                 flag = field.name.replace("_", "-")
-                raise UsageError(f"--{flag} is {value}; a whole number is at most {LARGEST:,}.")
+                why = f"--{flag} is {value}; a whole number is at most {LARGEST:,}."
+                raise UsageError(why, field=field.name)
         if self.steps < 1:
             raise UsageError(f"--steps is {self.steps}: a run needs at least one environment step.")
         for name in ("envs", "log_every", "eval_episodes", "keep_saves", "devices"):
@@ -147,7 +150,8 @@ class Plan(Pace):
                 "and --from."
             )
         if self.dataset and self.envs > 1:
-            raise UsageError("--envs: nothing is stepped when learning from a dataset; leave it out.")
+            why = "--envs: nothing is stepped when learning from a dataset; leave it out."
+            raise UsageError(why, field="envs")
         if self.dataset and self.keep_data:
             raise UsageError(
                 "--keep-data keeps the dataset of the run that --from names beside what an environment "
@@ -209,13 +213,19 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         plan, notes = _on_dataset(plan)
     if plan.preset:
         given, source = preset(plan.preset, plan.recipe, plan.env)
-        if plan.dataset and "base" in given:  # the replay takes the dataset's size
-            kept = {name: v for name, v in given["base"].items() if name != "replay_capacity"}
-            given = {**given, "base": kept}
+        moot = {"replay_capacity"} if plan.dataset else set()  # the replay takes the dataset's size
+        if own.get("base", {}).get("discount_rule") == "time_limit":
+            moot.add("discount")
+        if moot & given.get("base", {}).keys():
+            given = {**given, "base": {name: v for name, v in given["base"].items() if name not in moot}}
         notes += [f"preset {plan.preset} ({source}): {_format_settings(given) or 'the defaults'}"]
         plan = dataclasses.replace(plan, settings=merge_settings(given, own))
     agent = build(plan.recipe, plan.settings)
     plan = dataclasses.replace(plan, label=plan.label or label(agent, plan.preset, given))
+    if plan.typed is None:
+        fields = settings_of(agent)  # as its own types, which JSON can hold
+        typed = {part: {name: fields[part][name] for name in of} for part, of in own.items()}
+        plan = dataclasses.replace(plan, typed=typed)
     notes += describe_overrides(agent) + part_notes(agent)
     if plan.dataset:  # where a step is an update
         base = dataclasses.replace(agent.base, updates_per_step=1.0)
@@ -321,8 +331,14 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
     return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 
 
+def environment_name(env: str, args: Mapping[str, Any]) -> str:
+    """Return an environment's name with its arguments for folders, e.g. `Pendulum-v1(g=9)`."""
+    listed = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
+    return f"{env}({listed})" if listed else env
+
+
 def folder_name(label: str) -> str:
-    """Return a label as the name of a folder; a long label is cut and gets 8 digits of its hash."""
+    """Return a label or a name as that of a folder; a long one is cut and gets 8 digits of its hash."""
     name = file_name(label)
     if len(name.encode()) <= LONGEST:
         return name

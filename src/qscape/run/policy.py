@@ -10,11 +10,11 @@ from qscape.agents import build
 from qscape.envs import EnvAdapter, Episode
 from qscape.envs import make as make_adapter
 from qscape.envs.spaces import refuse_other_table
-from qscape.errors import RunError, UsageError
+from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, read_meta, read_plan, refuse_nameless, refuse_untrusted
+from qscape.run.folder import newest_save, no_save, read_meta, read_plan, refuse_nameless, refuse_untrusted
 from qscape.run.programs import Acts, Programs
 from qscape.run.rollouts import RolloutPrograms
 
@@ -67,7 +67,7 @@ def load_policy(
     plan = read_plan(folder)
     path = newest_save(folder)
     if path is None:
-        raise RunError(f"{folder} has no save yet; continue training first: qscape resume {folder}.")
+        raise no_save(folder)
     refuse_nameless(folder, plan)
     refuse_untrusted(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)

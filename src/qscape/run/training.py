@@ -115,7 +115,7 @@ def train(
     trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
     if plan.start:
         notes += take_over(trainer, plan)
-    with folders.locked(folder):
+    with folders.locked(folder, new=True):
         folders.create(folder, trainer.plan, trainer.agent, overwrite)
         _write_tracking(folder, tracking)
         on_trainer(trainer)
@@ -169,7 +169,7 @@ def train_together(
     trainer = kind(plans, agent, adapters, eval_adapter, savers)
     with contextlib.ExitStack() as stack:
         for place in places:
-            stack.enter_context(folders.locked(place))
+            stack.enter_context(folders.locked(place, new=True))
         for plan, place in zip(plans, places, strict=True):
             folders.create(place, plan, trainer.agent, overwrite)
             record = {"together": [plan.seed for plan in plans]}
