@@ -78,7 +78,7 @@ def main() -> None:
         rows.append(found)
         said = f"own {np.mean(own):.2f}, {share:.3f} of Q's range below; best row {np.mean(best):.2f}"
         print(f"{which}/{folder.name}: {said}", flush=True)
-    measured.write("best_item", runs, episodes=EPISODES, left_out=left_out, measured=rows)
+    measured.write("best_item", runs.name, episodes=EPISODES, left_out=left_out, measured=rows)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ evenly, about 200 in all. At these states it measures each run's own Q: the loca
 above 1% of Q's range, how far the policy's action is below the best action found (as a share of that range),
 and the second derivatives at the policy's action: the mixed one, and the least curvature where Q is concave.
 Their means are divided by the mean of Q's range, so that critics of other scales can be compared, and no flat
-state outweighs the others. The bias of Q is that of each run's own episodes. Writes all numbers to
-benchmarks/results/critics/STUDY.json, and the runs that it left out; averages over states, never over seeds.
+state outweighs the others. The bias of Q is that of each run's own episodes. Writes all numbers, and the runs
+that it left out, to benchmarks/results/critics/ENVIRONMENT.json; averages over states, never over seeds.
 The pictures, one for each environment, show the first seed at three of the states, evenly: the first, the
 middle and the last.
 """
@@ -89,27 +89,29 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder of the pictures; without it none are drawn")
     typed = parser.parse_args()
     runs = typed.runs
-    groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    of: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     folders, left_out = measured.finished(runs)
     for folder in folders:
-        groups[folder.parents[1].name, folder.name].append(folder)
-    rows: list[dict[str, Any]] = []
-    drawn: set[str] = set()
-    for (env, seed), folders in sorted(groups.items()):
-        agents = sorted((load_trained_agent(folder, current=True) for folder in folders), key=order)
-        share = max(1, STATES // len(agents))
-        walked = [one.rollouts(EPISODES) for one in agents]
-        obs = np.concatenate([pick_states(episodes, share)[1] for episodes in walked])
-        for one, episodes in zip(agents, walked, strict=True):
-            found = measure(one, obs) | {"bias_share": measure_bias(one, episodes)["q_bias_share"]}
-            label = {"env": one.record["env"], "label": one.record["label"], "seed": int(seed)}
-            rows.append(label | {"step": one.step, "states": len(obs)} | found)
-            print(*label.values(), f"{found['optima']:.2f} optima, gap {found['gap_share']:.3f}", flush=True)
-        if typed.pictures and env not in drawn:
-            at = np.linspace(0, len(obs) - 1, 3).astype(int)
-            draw(agents, obs[at]).savefig(typed.pictures / f"critics-{env}.png", dpi=110)
-            drawn.add(env)
-    measured.write("critics", runs, episodes=EPISODES, left_out=left_out, rows=rows)
+        of[folder.parents[1].name][int(folder.name)].append(folder)
+    for env, seeds in of.items():
+        rows: list[dict[str, Any]] = []
+        for seed, agents_of in sorted(seeds.items()):
+            agents = sorted((load_trained_agent(folder, current=True) for folder in agents_of), key=order)
+            share = max(1, STATES // len(agents))
+            walked = [one.rollouts(EPISODES) for one in agents]
+            obs = np.concatenate([pick_states(episodes, share)[1] for episodes in walked])
+            for one, episodes in zip(agents, walked, strict=True):
+                found = measure(one, obs) | {"bias_share": measure_bias(one, episodes)["q_bias_share"]}
+                label = {"env": env, "label": one.record["label"], "seed": seed}
+                rows.append(label | {"step": one.step, "states": len(obs)} | found)
+                print(
+                    *label.values(), f"{found['optima']:.2f} optima, gap {found['gap_share']:.3f}", flush=True
+                )
+            if typed.pictures and seed == min(seeds):
+                at = np.linspace(0, len(obs) - 1, 3).astype(int)
+                draw(agents, obs[at]).savefig(typed.pictures / f"critics-{env}.png", dpi=110)
+        unfinished = [name for name in left_out if Path(name).parts[0] == env]
+        measured.write("critics", env, episodes=EPISODES, left_out=unfinished, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1246,10 +1246,90 @@ def block_critics_agents(env: str) -> str:
 def measured_critics(env: str) -> dict[str, list[dict[str, Any]]]:
     """Return what benchmarks/critics.py measured in an environment, by label."""
     of: dict[str, list[dict[str, Any]]] = {}
-    for r in read_json("critics/critics.json")["rows"]:
-        if r["env"] == env:
-            of.setdefault(r["label"], []).append(r)
+    for r in read_json(f"critics/{env}.json")["rows"]:
+        of.setdefault(r["label"], []).append(r)
     return of
+
+
+class Curve(NamedTuple):
+    """A row of published_curves.csv: the last evaluation at or before a step, over the seeds."""
+
+    agent: str
+    task: str
+    step: int
+    seeds: int
+    mean: float
+    sd: float
+
+
+@functools.cache
+def read_curves() -> list[Curve]:
+    """Read published_curves.csv."""
+    with (HERE / "published_curves.csv").open(newline="") as file:
+        return [
+            Curve(r["agent"], r["task"], int(r["step"]), int(r["seeds"]), float(r["mean"]), float(r["sd"]))
+            for r in csv.DictReader(file)
+        ]
+
+
+def measured_record(task: str, label: str, steps: int, *, current: bool) -> np.ndarray:
+    """Return the evaluations at a step of the runs of `record` that reached it, [seeds, episodes]."""
+    env = f"{task}-v5"
+    of = [r for r in read_runs() if (r.study, r.env, r.label) == ("record", env, label)]
+    tables = [r.current if current else r.evaluations for r in sorted(of, key=lambda r: r.seed)]
+    found = [t["return"][at(t, steps)] for t in tables if t["step"][-1] >= steps]
+    return np.array(found).reshape(-1, EPISODES)
+
+
+def labels_of_record() -> list[str]:
+    """Return the labels of the study `record`, in alphabetical order."""
+    return sorted({r.label for r in read_runs() if r.study == "record"})
+
+
+def block_record(steps: int) -> str:
+    """Published agents and ours at one step of four MuJoCo tasks."""
+    curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
+    tasks = [*dict.fromkeys(task for _, task in curves)]
+
+    def cell(mean: float, sd: float, seeds: int) -> str:
+        return show(mean) + (f" ± {show(sd, like=mean)}" if seeds > 1 else "") + f" ({seeds})"
+
+    rows = [
+        [agent, *(cell(c.mean, c.sd, c.seeds) if (c := curves.get((agent, t))) else "–" for t in tasks)]
+        for agent in dict.fromkeys(agent for agent, _ in curves)
+    ]
+    for label in labels_of_record():
+        for current in (True, False):
+            cells = []
+            for task in tasks:
+                means = measured_record(task, label, steps, current=current).mean(1)
+                sd = means.std(ddof=1) if len(means) > 1 else math.nan
+                cells.append(cell(means.mean(), sd, len(means)) if len(means) else "not run")
+            rows.append([f"**qscape {named_in_record(label)}, {POLICIES[current]} policy**", *cells])
+    return table(["agent", *tasks], rows)
+
+
+def named_in_record(label: str) -> str:
+    """Name an arm of the study `record` by what differs from the settings that all arms share."""
+    shared = ("base.warmup=5000", "base.updates_per_step=2.0", "checkpoints.early_episodes=3")
+    recipe, _, rest = label.partition("[")
+    special = [field for field in rest.rstrip("]").split(",") if field and field not in shared]
+    return f"`{recipe}`" + (f" ({', '.join(special)})" if special else "")
+
+
+def block_record_seeds() -> str:
+    """Every run of the study `record`: its current policy at some steps, and the kept one at the end."""
+    rows = []
+    for label in labels_of_record():
+        for task in dict.fromkeys(c.task for c in read_curves()):
+            cells = [
+                by_seed(measured_record(task, label, k, current=True))
+                for k in (25_000, 50_000, 75_000, 100_000)
+            ]
+            if any(cells):
+                kept = by_seed(measured_record(task, label, 100_000, current=False))
+                rows.append([task, named_in_record(label), *cells, kept])
+    return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -1275,6 +1355,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pendulum-recipes": block_recipes,
     "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
     "critics-pendulum-agents": functools.partial(block_critics_agents, "Pendulum-v1"),
+    "record-50k": functools.partial(block_record, 50_000),
+    "record-100k": functools.partial(block_record, 100_000),
+    "record-seeds": block_record_seeds,
     "starts": block_starts,
     **report.BLOCKS,
 }

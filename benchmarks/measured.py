@@ -20,9 +20,9 @@ def finished(runs: Path) -> tuple[list[Path], list[str]]:
     return [folder for folder in folders if not unfinished(folder)], left_out
 
 
-def write(what: str, runs: Path, **about: Any) -> None:
-    """Write results/WHAT/STUDY.json: versions, machine and command, and what was measured."""
-    file = RESULTS / what / f"{runs.name}.json"
+def write(what: str, name: str, **about: Any) -> None:
+    """Write results/WHAT/NAME.json: versions, machine and command, and what was measured."""
+    file = RESULTS / what / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
     command = {"command": " ".join(["python", *sys.argv])}
     file.write_text(json.dumps(origin() | command | about, indent=1) + "\n")

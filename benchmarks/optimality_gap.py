@@ -50,7 +50,7 @@ def main() -> None:
             found[which].append(one)
         print(f"{which}/{folder.name}: {one['action']['share']['mean']:.3f}", flush=True)
     measured.write(
-        "optimality_gap", runs, states=STATES, episodes=EPISODES, left_out=left_out, measured=found
+        "optimality_gap", runs.name, states=STATES, episodes=EPISODES, left_out=left_out, measured=found
     )
     for which, saves in found.items():
         last = max(one["step"] for one in saves)

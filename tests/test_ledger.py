@@ -262,3 +262,37 @@ def test_finished_runs_are_packed_and_others_named(tmp_path):
 def test_recorded_runs_lie_in_archives():
     loose = [place.name for place in (ROOT / "benchmarks/results/learning").iterdir() if place.is_dir()]
     assert not loose, "pack them with benchmarks/collect.py"
+
+
+def test_the_record_is_read_at_a_step(monkeypatch):
+    def run(seed, last, **about):
+        step = np.arange(0, last + 1, 25_000)
+        of = {"step": step, "return": np.repeat(seed + step[:, None] / 1_000, ledger.EPISODES, 1)}
+        kept = {"step": step, "return": of["return"] + 0.5}
+        given = {"study": "record", "env": "Ant-v5", "label": "td7[base.n_step=3,base.warmup=5000]"} | about
+        return SimpleNamespace(seed=seed, evaluations=kept, current=of, **given)
+
+    runs = [run(2, 100_000), run(1, 100_000), run(3, 50_000), run(9, 100_000, study="mujoco")]
+    monkeypatch.setattr(ledger, "read_runs", lambda: runs)
+    label = runs[0].label
+    for steps, means in ((60_000, [51, 52]), (100_000, [101, 102]), (50_000, [51, 52, 53]), (200_000, [])):
+        of = ledger.measured_record("Ant", label, steps, current=True)
+        assert of.shape == (len(means), ledger.EPISODES)
+        assert [*of.mean(1)] == means
+    assert [*ledger.measured_record("Ant", label, 100_000, current=False).mean(1)] == [101.5, 102.5]
+    assert ledger.measured_record("Hopper", label, 100_000, current=True).shape == (0, ledger.EPISODES)
+    ours, kept = ledger.block_record(100_000).splitlines()[-2:]
+    assert ours.startswith("| **qscape `td7` (base.n_step=3), current policy** | 101.5 ± 0.7 (2) | not run |")
+    assert kept.startswith("| **qscape `td7` (base.n_step=3), kept policy** | 102.0 ± 0.7 (2) | not run |")
+    (row,) = ledger.block_record_seeds().splitlines()[2:]
+    assert row.startswith(
+        "| Ant | `td7` (base.n_step=3) | 26.0, 27.0, 28.0 | 51.0, 52.0, 53.0 | 76.0, 77.0 | "
+    )
+    assert row.endswith(" | 101.0, 102.0 | 101.5, 102.5 |")
+
+
+def test_published_curves_are_there_once():
+    curves = ledger.read_curves()
+    assert len({(c.agent, c.task, c.step) for c in curves}) == len(curves) == 9 * 4 * 3
+    by = {(c.agent, c.task, c.step): c for c in curves}
+    assert by["SimbaV2 (UTD 2)", "Ant", 100_000] == ("SimbaV2 (UTD 2)", "Ant", 100_000, 10, 3880.8, 988.2)
