@@ -14,6 +14,7 @@ from qscape.agents.sources import Paper
 from qscape.cli import main
 from qscape.cli.tune import train_command
 from qscape.errors import UsageError
+from qscape.jobs.study import find_study, read_study
 from qscape.jobs.trials import Search, Trial
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
@@ -32,9 +33,9 @@ Humanoid-v5     0.99  1_000_000  0.1  0.005  0.5    0.1  0.0005  1.0    0.3   0.
 ROWS = {line.split()[0]: [*map(float, line.split()[1:])] for line in TABLE.strip().splitlines()}
 
 
-def made(recipe, env, settings=None, steps=1_000_000):
-    """The agent of a plan with the paper's preset."""
-    return prepare(Plan(recipe, env, steps, settings=settings or {}, preset="paper"))[1]
+def made(recipe, env, settings=None, steps=1_000_000, name="paper"):
+    """The agent of a plan with a preset."""
+    return prepare(Plan(recipe, env, steps, settings=settings or {}, preset=name))[1]
 
 
 @pytest.mark.parametrize("env", ROWS)
@@ -352,3 +353,16 @@ def test_list_presets(capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "tuned" in said
     assert "BipedalWalkerHardcore-v3" in said
+
+
+# --- best -----------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_the_agent_of_the_record():
+    plans = {row.plan.env: row.plan for row in read_study(find_study("record")).rows}
+    assert [*plans] == ["Hopper-v5", "Walker2d-v5", "Ant-v5", "HalfCheetah-v5"]
+    for env, plan in plans.items():
+        assert (plan.recipe, plan.settings) == ("td7", preset("best", "td7", env)[0])
+    with pytest.raises(UsageError, match="no settings for td7 on Swimmer-v5; it has them on Hopper-v5, Walk"):
+        preset("best", "td7", "Swimmer-v5")
+    assert made("td7", "Hopper-v5", name="best").base.updates_per_step == 2.0

@@ -278,6 +278,21 @@ def _critics() -> tuple[Paper, Paper, Paper]:
     )
 
 
+# --- our own record: one recipe for four tasks ------------------------------------------------------------
+
+RECORD = {
+    "base": {
+        "warmup": 5_000,
+        "updates_per_step": 2.0,
+        "n_step": 3,
+        "exploration_noise": 0.2,
+        "critic_norm": "layer",
+    },
+    "checkpoints": {"early_episodes": 3},
+}
+RECORD_TASKS = (HOPPER, WALKER, ANT, "HalfCheetah-v5")
+
+
 PRESETS: dict[str, list[Paper]] = {
     "paper": [
         Paper("Lee et al. 2026, arXiv 2601.22970", _smooth_control()),
@@ -287,4 +302,5 @@ PRESETS: dict[str, list[Paper]] = {
         *_critics(),
     ],
     "tuned": TUNED,
+    "best": [Paper("qscape, docs/methods/record.md", {("td7", "", env): RECORD for env in RECORD_TASKS})],
 }

@@ -40,7 +40,9 @@ class Run(Pace):
     out: str | None = setting(None, "Folder for the folders of the seeds. None: runs/ENV/RECIPE.")
     envs: int = setting(1, "Parallel environments in one run.")
     preset: str | None = setting(
-        None, "Settings for this environment, of a paper or tuned (qscape list presets). Flags win over them."
+        None,
+        "Settings for this environment, of a paper, tuned, or our best (qscape list presets). Flags win "
+        "over them.",
     )
     env_args: tuple[str, ...] = setting(
         (), "Arguments of the environment, e.g. continuous=False; --env.continuous False is the same."
