@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import measured
 import numpy as np
 from ledger import critic_of
+from matplotlib.ticker import MaxNLocator
 
 from qscape.inspect.bias import measure_bias
 from qscape.inspect.geometry import GeometryProbe
@@ -69,12 +70,19 @@ def draw(agents: list[TrainedAgent], states: np.ndarray) -> "Figure":
         surveyor = Surveyor(trained.agent, with_surrogates=False)
         for obs, ax in zip(states, row, strict=True):
             draw_landscape(landscape(trained, obs, surveyor=surveyor).to_dict(), ax, legend=False)
+            ordinate = ax.get_ylabel()
             ax.set(title="", ylabel="", yticks=[])
             ax.label_outer()
         row[0].set_ylabel(critic_of(trained.record["label"]))
     figure.supxlabel(axes[-1, 0].get_xlabel(), fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("")
+    bars = [bar for ax in axes.flat for bar in ax.child_axes]
+    for bar in bars:
+        bar.yaxis.set_major_locator(MaxNLocator(3))
+        bar.set_ylabel("")
+    if bars:  # two action dimensions, Q in colours
+        figure.supylabel(f"{ordinate}; Q in colours", fontsize=10)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
     return figure

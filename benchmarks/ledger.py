@@ -1061,6 +1061,20 @@ def block_mujoco(agent: str) -> str:
     return table(["task", *names, "ours"], rows)
 
 
+def block_sac() -> str:
+    """Points of SAC's published curve, and ours at the same steps."""
+    curves = {(c.task, c.step): c for c in read_curves() if c.agent == "SAC"}
+    rows = []
+    for task in ("HalfCheetah", "Hopper", "Walker2d"):
+        cells = []
+        for steps in (50_000, 100_000):
+            theirs, ours = curves[task, steps], ends("mujoco", f"{task}-v5", "sac", steps=steps)
+            cells += [f"{show(theirs.mean)} ± {show(theirs.sd, like=theirs.mean)} ({theirs.seeds})"]
+            cells += [f"{spread(ours)} ({len(ours)})"]
+        rows.append([task, *cells])
+    return table(["task", "published 50k", "ours 50k", "published 100k", "ours 100k"], rows)
+
+
 def block_td7_curves() -> str:
     """Learning curves of TD7's kept and current policy."""
     rows = []
@@ -1354,6 +1368,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "offline": block_offline,
     "pendulum-recipes": block_recipes,
     "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
+    "critics-reacher": functools.partial(block_critics, "Reacher-v5"),
+    "critics-reacher-agents": functools.partial(block_critics_agents, "Reacher-v5"),
     "critics-pendulum-agents": functools.partial(block_critics_agents, "Pendulum-v1"),
     "record-50k": functools.partial(block_record, 50_000),
     "record-100k": functools.partial(block_record, 100_000),
