@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(<!-- ledger:([a-z0-9-]+) -->\n).*?(<!-- ledger end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- ledger:([A-Za-z0-9-]+) -->\n).*?(<!-- ledger end -->)", re.DOTALL)
 
 
 def table(names: list[str], rows: Iterable[Iterable[str]]) -> str:

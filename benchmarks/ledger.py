@@ -1346,6 +1346,7 @@ def block_record_seeds() -> str:
     return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
 
 
+CRITICS = ("Pendulum-v1", "Reacher-v5", "HalfCheetah-v5")  # environments of the study `critics` that are measured
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
@@ -1367,10 +1368,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cartpole-ppo": functools.partial(block_cartpole, "ppo"),
     "offline": block_offline,
     "pendulum-recipes": block_recipes,
-    "critics-pendulum": functools.partial(block_critics, "Pendulum-v1"),
-    "critics-reacher": functools.partial(block_critics, "Reacher-v5"),
-    "critics-reacher-agents": functools.partial(block_critics_agents, "Reacher-v5"),
-    "critics-pendulum-agents": functools.partial(block_critics_agents, "Pendulum-v1"),
+    **{f"critics-{env}": functools.partial(block_critics, env) for env in CRITICS},
+    **{f"critics-{env}-agents": functools.partial(block_critics_agents, env) for env in CRITICS},
     "record-50k": functools.partial(block_record, 50_000),
     "record-100k": functools.partial(block_record, 100_000),
     "record-seeds": block_record_seeds,
