@@ -959,7 +959,7 @@ def labels(study: str, env: str) -> list[str]:
 
 SINGLE, DOUBLE = "restricted/InvertedPendulum-v0", "restricted/InvertedDoublePendulum-v0"
 ITEMS = "recsim/10k-v0"
-CHEETAH, HOPPER = "HalfCheetah-v5", "Hopper-v5"
+CHEETAH, HOPPER, WALKER = "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"
 
 
 def short(label: str) -> str:
@@ -1003,6 +1003,7 @@ def block_learning() -> str:
         ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "1M", "return"),
         ("HalfCheetah-v5", "mujoco", CHEETAH, "100k", "return"),
         ("Hopper-v5", "mujoco", HOPPER, "100k", "return"),
+        ("Walker2d-v5", "mujoco", WALKER, "100k", "return"),
     ]
     rows = [
         [task, steps, seeds_of(study, env), arms(study, env, metric)]
@@ -1078,7 +1079,7 @@ def block_sac() -> str:
 def block_td7_curves() -> str:
     """Learning curves of TD7's kept and current policy."""
     rows = []
-    for env in (CHEETAH, HOPPER):
+    for env in (CHEETAH, HOPPER, WALKER):
         for current in (False, True):
             means = [
                 show(ends("mujoco", env, "td7", steps=steps, current=current).mean())
@@ -1346,7 +1347,7 @@ def block_record_seeds() -> str:
     return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
 
 
-CRITICS = ("Pendulum-v1", "Reacher-v5", "HalfCheetah-v5")  # environments of the study `critics` that are measured
+CRITICS = ("Pendulum-v1", "Reacher-v5", "HalfCheetah-v5")  # environments of study `critics`, measured
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,
@@ -1357,6 +1358,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),
+    "sac": block_sac,
     "td7-curves": block_td7_curves,
     "savgo": block_savgo,
     "acpg": block_acpg,
