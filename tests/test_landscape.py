@@ -498,6 +498,15 @@ def test_no_exact_surrogate_has_more_optima_than_the_one_before(spec):
     assert [s["learned_optima"]["max"] for s in said] == found.learned_optima.max(0).tolist()
 
 
+def test_a_surveyor_without_surrogates_draws_none():
+    agent, acting = successive(Spec(2, 2))
+    subject = make_trained_agent(agent, acting, "tiny:Clock-v0")
+    surveyor = survey.Surveyor(agent, with_surrogates=False)
+    seen = landscape.landscape(subject, STATES[0], points=5, surveyor=surveyor)
+    assert seen.surrogates == ()
+    assert seen.survey.proposals.shape[1] > 1, "SAVO's proposals are there"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [Spec(2, 2), Spec(2, 3, table=ROWS)])
 def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):

@@ -279,7 +279,9 @@ class SurveyedState(NamedTuple):
         )  # fmt: skip
 
     def surrogates(self, q: np.ndarray, at: Float[np.ndarray, "... A"]) -> tuple[Surrogate, ...]:
-        """Compute SAVO's surrogates at actions where Q is `q`; NaN where `q` is NaN."""
+        """Compute SAVO's surrogates where Q is `q`, if the surveyor has them; NaN where `q` is NaN."""
+        if not self.surveyor.order:
+            return ()
         floors = ops.proposal_floors(self.survey.proposals_q)[0, : self.surveyor.order].tolist()
         learned = self.surveyor.learned(self.acting, self.obs, self.survey.proposals[0], at)
         shown = [np.where(np.isnan(q), np.nan, psi) for psi in learned] or [None] * len(floors)
