@@ -83,8 +83,10 @@ def draw(agents: list[TrainedAgent], states: np.ndarray) -> "Figure":
         bar.set_ylabel("")
     if bars:  # two action dimensions, Q in colours
         figure.supylabel(f"{ordinate}; Q in colours", fontsize=10)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    marks = {
+        name: handle for ax in axes.flat for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(marks.values(), marks, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
