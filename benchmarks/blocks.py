@@ -10,6 +10,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- ledger:([A-Za-z0-9-]+) -->\n).*?(<!-- ledger end -->)", re.DOTALL)
 
 
+def strip_places(command: str) -> str:
+    """Leave only the names of a command's absolute paths: where a folder lies is its machine's matter."""
+    return re.sub(r"(?<= )/\S*/(?=[^/\s])", "", command)
+
+
 def table(names: list[str], rows: Iterable[Iterable[str]]) -> str:
     """Format a Markdown table."""
     lines = [names, ["---"] * len(names), *rows]

@@ -12,6 +12,8 @@ import json
 import tarfile
 from pathlib import Path
 
+from blocks import strip_places
+
 RESULTS = Path(__file__).parent / "results" / "learning"
 FILES = ("run.json", "evaluations.csv", "metrics.jsonl")
 
@@ -32,6 +34,12 @@ def write_archive(file: Path, contents: dict[str, bytes]) -> None:
             archive.addfile(member, io.BytesIO(contents[name]))
 
 
+def clean(record: bytes) -> bytes:
+    """Take from a run.json where its machine kept folders."""
+    command = json.loads(record)["command"]
+    return record.replace(json.dumps(command).encode(), json.dumps(strip_places(command)).encode())
+
+
 def pack(runs: Path, file: Path) -> list[Path]:
     """Add the finished runs of a study to its archive.
 
@@ -50,6 +58,7 @@ def pack(runs: Path, file: Path) -> list[Path]:
             continue
         place = Path(runs.name) / folder.relative_to(runs)
         contents |= {str(place / name): (folder / name).read_bytes() for name in FILES}
+        contents[str(place / "run.json")] = clean(contents[str(place / "run.json")])
     write_archive(file, contents)
     return left_out
 

@@ -1347,7 +1347,7 @@ def block_record_seeds() -> str:
     return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
 
 
-CRITICS = ("Pendulum-v1", "Reacher-v5", "HalfCheetah-v5")  # environments of study `critics`, measured
+CRITICS = [file.stem for file in sorted((RESULTS / "critics").glob("*.json"))]  # measured environments
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": make_summary,
     "learning": block_learning,

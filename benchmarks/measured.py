@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blocks import RESULTS
+from blocks import RESULTS, strip_places
 
 from qscape.report.runs import find_runs
 from qscape.run.folder import origin, unfinished
@@ -24,6 +24,6 @@ def write(what: str, name: str, **about: Any) -> None:
     """Write results/WHAT/NAME.json: versions, machine and command, and what was measured."""
     file = RESULTS / what / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
-    command = {"command": " ".join(["python", *sys.argv])}
+    command = {"command": strip_places(" ".join(["python", *sys.argv]))}
     file.write_text(json.dumps(origin() | command | about, indent=1) + "\n")
     print(f"written: {file}")

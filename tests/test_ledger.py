@@ -248,13 +248,16 @@ def test_finished_runs_are_packed_and_others_named(tmp_path):
         folder = tmp_path / "study" / "env" / "td3" / str(seed)
         (folder / "saves" / f"{step:09d}").mkdir(parents=True)
         (folder / "saves" / f"{step:09d}" / "save.json").touch()
-        (folder / "run.json").write_text(json.dumps({"steps": 30}))
+        command = "qscape study run /home/me/a.toml --runs /home/me/runs/b --out c/d"
+        (folder / "run.json").write_text(json.dumps({"steps": 30, "command": command}, indent=1))
         for name in ("evaluations.csv", "metrics.jsonl"):
             (folder / name).write_text(f"{name} of {seed}")
     file = tmp_path / "study.tar.xz"
     assert collect.pack(tmp_path / "study", file) == [tmp_path / "study/env/td3/1"]
     first, names = file.read_bytes(), [*collect.read_archive(file)]
     assert names == [f"study/env/td3/0/{name}" for name in ("evaluations.csv", "metrics.jsonl", "run.json")]
+    command = json.loads(collect.read_archive(file)["study/env/td3/0/run.json"])["command"]
+    assert command == "qscape study run a.toml --runs b --out c/d", "no place of a machine"
     collect.pack(tmp_path / "study", file)
     assert file.read_bytes() == first
 
@@ -262,6 +265,12 @@ def test_finished_runs_are_packed_and_others_named(tmp_path):
 def test_recorded_runs_lie_in_archives():
     loose = [place.name for place in (ROOT / "benchmarks/results/learning").iterdir() if place.is_dir()]
     assert not loose, "pack them with benchmarks/collect.py"
+
+
+@pytest.mark.parametrize("file", [*collect.RESULTS.glob("*.tar.xz")], ids=lambda file: file.name)
+def test_recorded_commands_name_no_place_of_a_machine(file):
+    records = [text for name, text in collect.read_archive(file).items() if name.endswith("run.json")]
+    assert [collect.clean(record) for record in records] == records
 
 
 def test_the_record_is_read_at_a_step(monkeypatch):
