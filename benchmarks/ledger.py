@@ -1324,6 +1324,22 @@ def block_record(steps: int) -> str:
     return table(["agent", *tasks], rows)
 
 
+def block_record_differences(steps: int) -> str:
+    """What separates our current policy from every published agent at a step, in combined standard errors."""
+    curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
+    tasks, rows = [*dict.fromkeys(task for _, task in curves)], []
+    for label in labels_of_record():
+        ours = {task: measured_record(task, label, steps, current=True).mean(1) for task in tasks}
+        for agent in dict.fromkeys(agent for agent, _ in curves):
+            cells = []
+            for task in tasks:
+                c, means = curves[agent, task], ours[task]
+                error = math.hypot(means.std(ddof=1) / len(means) ** 0.5, c.sd / c.seeds**0.5)
+                cells.append(f"{(means.mean() - c.mean) / error:+.1f}".replace("-", "−"))
+            rows.append([agent, *cells])
+    return table(["agent", *tasks], rows)
+
+
 def named_in_record(label: str) -> str:
     """Name an arm of the study `record` by what differs from the settings that all arms share."""
     shared = ("base.warmup=5000", "base.updates_per_step=2.0", "checkpoints.early_episodes=3")
@@ -1374,6 +1390,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"critics-{env}-agents": functools.partial(block_critics_agents, env) for env in CRITICS},
     "record-50k": functools.partial(block_record, 50_000),
     "record-100k": functools.partial(block_record, 100_000),
+    "record-differences": functools.partial(block_record_differences, 100_000),
     "record-seeds": block_record_seeds,
     "starts": block_starts,
     **report.BLOCKS,
