@@ -1,8 +1,11 @@
 """The generated parts of the documentation, between `<!-- ledger:NAME -->` and `<!-- ledger end -->`."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,3 +33,35 @@ def base_of(name: str) -> str:
     """Return the agent that the cost of another one's update is compared with."""
     base = name.split("+")[0].split(",")[0]
     return base if base in ("td3", "td7") else "sac"
+
+
+def show(x: float, *, like: float | None = None, sign: bool = False) -> str:
+    """Format a number with about four digits, and a true minus.
+
+    Args:
+        x: the number.
+        like: take as many decimals as for this number.
+        sign: write a plus, too.
+    """
+    if math.isnan(x):
+        return "–"
+    size = abs(x if like is None else like)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{x:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+
+
+def spread(values: np.ndarray) -> str:
+    """Format the mean and the standard deviation over seeds."""
+    means = values.mean(1)
+    return f"{show(means.mean())} ± {show(means.std(ddof=1), like=means.mean())}"
+
+
+def span(values: np.ndarray, scale: float = 1.0) -> str:
+    """Format the mean over seeds with the least and the greatest seed."""
+    means = scale * values.mean(1)
+    return f"{show(means.mean())} ({show(means.min())} to {show(means.max())})"
+
+
+def by_seed(values: np.ndarray) -> str:
+    """Format the mean of each seed."""
+    return ", ".join(show(mean) for mean in values.mean(1))

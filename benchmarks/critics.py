@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import measured
 import numpy as np
-from ledger import critic_of
 from matplotlib.ticker import MaxNLocator
+from quotes import critic_of
 
 from qscape.inspect.bias import measure_bias
 from qscape.inspect.geometry import GeometryProbe

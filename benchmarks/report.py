@@ -1,17 +1,23 @@
-"""Write the tables of docs/performance.md and of the README's speed, from recorded measurements alone.
+"""Write the tables of speed, of the environments' scores and of the nearest rows, from recorded data alone.
 
-    python benchmarks/report.py speed
+    python benchmarks/report.py speed           # docs/performance.md and the README's speed
+    python benchmarks/report.py environments    # docs/reference/environments.md; nearest rows in savo.md
 
-It reads results/throughput, results/updates, results/start and results/seeds, and measures nothing. Every
-recorded run is in the tables, with the range over rounds and machines; of updates those that have TD7.
+It reads results/throughput, results/updates, results/start and results/seeds, or results/environments.json,
+results/planner and results/nearest.json, and measures nothing. Every recorded run is in the tables of speed,
+with the range over rounds and machines; of updates those that have TD7.
 """
 
 import argparse
+import functools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 from blocks import BLOCK, PAGES, RESULTS, ROOT, base_of, renew, table
 
 AGENTS = {
@@ -232,7 +238,126 @@ def block_speed_accelerators() -> str:
     return table(["device", "date", "contender", "speed", "arrays"], rows)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
+def read_part(name: str, part: str) -> dict[str, Any]:
+    """Read a part of results/NAME.json; empty if it was not measured."""
+    return json.loads((RESULTS / f"{name}.json").read_text()).get(part, {})
+
+
+Episodes = dict[str, np.ndarray]  # return, length and success: one value for each episode
+
+
+@functools.cache
+def read_scores() -> dict[str, dict[str, Episodes]]:
+    """Read the recorded episodes of every task and policy, those of the planner included."""
+    scores: dict[str, dict[str, Episodes]] = {}
+    columns = ("return", "length", "success")
+    for row in read_part("environments", "scores")["rows"]:
+        episodes = {column: np.repeat(row[column], row["times"]) for column in columns}
+        scores.setdefault(row["env"], {})[row["policy"]] = episodes
+    for env_id, policies in scores.items():
+        file = RESULTS / "planner" / f"{env_id.replace('/', '-')}.jsonl"
+        if file.exists():
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            policies["planner"] = {column: np.array([row[column] for row in rows]) for column in columns}
+    return scores
+
+
+def estimate(values: np.ndarray) -> str:
+    """Format a mean and its standard error, which has two digits, but three decimals at most."""
+    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    digits = min(3, max(0, 1 - math.floor(math.log10(error)))) if error else 1
+    decimal = Decimal(str(mean))  # the tie that a mean of whole numbers looks like
+    return f"{decimal:,.{digits}f} ± {error:,.{digits}f}".replace("-", "−")
+
+
+COLUMNS: dict[str, Callable[[np.ndarray], str]] = {
+    "return": estimate,
+    "success": lambda values: f"{values.mean():.2f}",
+    "length": lambda values: f"{values.mean():.1f}",
+}
+
+
+def block_policies(env_id: str, *columns: str) -> str:
+    """Scores of the policies of one task."""
+    rows = [
+        [policy, *(COLUMNS[column](of[column]) for column in columns), f"{len(of['return']):,}"]
+        for policy, of in read_scores()[env_id].items()
+    ]
+    return table(["policy", *columns, "episodes"], rows)
+
+
+CONTROLLERS = ("LQR, moved to valid actions", "LQR")
+
+
+def block_restricted() -> str:
+    """Scores of the restricted MuJoCo tasks."""
+    rows = []
+    for task in ("Hopper", "Walker2d", "InvertedPendulum", "InvertedDoublePendulum"):
+        of = read_scores()[f"restricted/{task}-v0"]
+        planned = ", ".join(f"{ret:,.0f}" for ret in of.get("planner", {}).get("return", []))
+        controlled = [estimate(of[name]["return"]) if name in of else "" for name in CONTROLLERS]
+        rows.append(
+            [task, *(estimate(of[name]["return"]) for name in ("random", "zero")), planned, *controlled]
+        )
+    return table(["task", "random", "zero (invalid everywhere)", "planner, by episode", *CONTROLLERS], rows)
+
+
+def block_recsim() -> str:
+    """Clicks in RecSim, by the number of items."""
+    rows = []
+    for items, name in (("10,000", "10k"), ("100,000", "100k"), ("500,000", "500k")):
+        random, myopic = (
+            read_scores()[f"recsim/{name}-v0"][policy]["return"] for policy in ("random", "myopic")
+        )
+        rows.append([items, estimate(random), estimate(myopic), f"{len(random):,}"])
+    return table(["items", "random", "item with the best immediate reward (myopic)", "episodes"], rows)
+
+
+def block_adroit() -> str:
+    """Returns and successes in Adroit."""
+    rows, policies = [], ("random", "zero", "planner")
+    for task in ("Door", "Hammer", "Pen"):
+        of = read_scores()[f"AdroitHand{task}-v1"]
+        cells = [
+            [COLUMNS[column](of[policy][column]) for column in ("return", "success")] for policy in policies
+        ]
+        rows.append([task, *map(", ".join, cells)])
+    return table(["task", *(f"{policy}: return, success" for policy in policies)], rows)
+
+
+def block_environments_speed() -> str:
+    """Environment steps per second of a batch of JAX-native environments."""
+    speed = read_part("environments", "speed")
+    rows, families = [], ("mineworld", "recsim", "cliff", "jax")
+    for env_id in (env_id for env_id in read_scores() if env_id.split("/")[0] in families):
+        rate = speed["environment steps"] / statistics.median(speed["seconds"][env_id]) if speed else None
+        rows.append([f"`{env_id}`", f"{float(f'{rate:.3g}'):,.0f}" if rate else "–"])
+    return table(["id", "steps/s"], rows)
+
+
+def block_nearest() -> str:
+    """Time and recall of the search for the nearest row, mean of both kinds of queries for the time."""
+
+    def read_searches(part: str, value: str) -> dict[tuple, dict[str, list[float]]]:
+        of: dict[tuple, dict[str, list[float]]] = {}
+        for one in read_part("nearest", part).get("searches", []):
+            of.setdefault((one["rows"], one["search"], one["probes"]), {})[one["queries"]] = one[value]
+        return of
+
+    seconds, rows = read_searches("speed", "seconds"), []
+    for search, by_kind in read_searches("recall", "farther").items():
+        n, name, probes = search
+        found = [np.array(by_kind[kind]) for kind in ("near", "uniform")]
+        turns = seconds.get(search, {})
+        ms = f"{1e3 * statistics.mean(map(statistics.median, turns.values())):,.1f}" if turns else "–"
+        recall = [f"{np.mean(farther == 0):.2f}" for farther in found]
+        excess = [f"{farther.mean():.1%}" for farther in found]
+        rows.append([f"{n:,}", f"{name}, {probes} probes" if probes else name, ms, *recall, *excess])
+    kinds = [f"{value} {kind}" for value in ("recall", "farther,") for kind in ("near", "uniform")]
+    return table(["rows", "search", "ms", *kinds], rows)
+
+
+SPEED: dict[str, Callable[[], str]] = {
     "speed": block_speed,
     "speed-runs": block_speed_runs,
     "speed-loop": block_speed_loop,
@@ -241,16 +366,31 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-seeds": block_speed_seeds,
     "speed-accelerators": block_speed_accelerators,
 }
+ENVIRONMENTS: dict[str, Callable[[], str]] = {
+    "environments-restricted": block_restricted,
+    "environments-mineworld": functools.partial(
+        block_policies, "mineworld/MineWorld-v0", "return", "success", "length"
+    ),
+    "environments-recsim": block_recsim,
+    "environments-recsim-data": functools.partial(block_policies, "recsim/DataSynthetic-v0", "return"),
+    "environments-adroit": block_adroit,
+    "environments-cliff": functools.partial(block_policies, "cliff/IdealCliffWalking-v0", "return", "length"),
+    "environments-cartpole": functools.partial(block_policies, "jax/CartPole-v1", "return"),
+    "environments-speed": block_environments_speed,
+    "nearest": block_nearest,
+}
+BLOCKS = SPEED | ENVIRONMENTS
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["speed"])
-    parser.parse_args()
+    tables = {"speed": SPEED, "environments": ENVIRONMENTS}
+    parser.add_argument("what", choices=tables)
+    asked = tables[parser.parse_args().what]
     for page in PAGES:
         text = page.read_text()
-        if BLOCK.search(text) and (new := renew(text, BLOCKS)) != text:
+        if BLOCK.search(text) and (new := renew(text, asked)) != text:
             page.write_text(new, encoding="utf-8")
             print(page.relative_to(ROOT))

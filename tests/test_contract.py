@@ -327,6 +327,28 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Every network, value, rule of targets and `fast` under TD7, PAVE, SAVO and SAVGO.
+MODERN = (
+    "simba",
+    "simbav2",
+    "bronet",
+    "crossq",
+    "crossq_wn",
+    "xqc",
+    "droq",
+    "redq",
+    "c51",
+    "hl_gauss",
+    "quantile",
+)
+MODERN += ("mean_target", "own_target", "reward_scale", "fast")
+UNDER = {
+    recipe: (recipe, {"c51": {"atoms": 11}} if part == "c51" else {})
+    for part in MODERN
+    for recipe in (f"td7+{part}", f"td3+pave+{part}", f"td3+savo+{part}", f"sac+savgo+{part}")
+    if fits(recipe)
+}
+TABLE |= UNDER
 # What `make test` compiles: a row of every part, the cheapest where several hold the same code.
 QUICK_ROWS = (
     *("td3", "sac", "td7", "td7_offline", "bc", "iql", "sac+savgo", "sac+lipsnet", "dqn: dueling, on atoms"),
@@ -360,6 +382,7 @@ AGAIN = [
     and re.match(r"(sac|dqn)\+\w+$", row)
     and re.sub(r"^\w+", "td3", row) in TABLE
 ]
+AGAIN += UNDER
 THOROUGH = "everything, n-step, derived"  # for the checks that take seconds
 UPDATES, SYNC = 6, 4
 WIDTH, CAPACITY = 8, 1024

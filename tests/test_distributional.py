@@ -306,6 +306,18 @@ def test_a_support_that_cannot_hold_the_returns(saturated, clipped, warns):
     assert Quantile().warning(metrics) is None, "quantiles have no support"
 
 
+@pytest.mark.parametrize("atoms", [2, 11, 25, 101])
+def test_bins_that_fit_targets_far_beyond_their_end_are_saturated(atoms):
+    """Few bins put the mean of the last histogram far inside: 11 bins on ±5 reach 4.373, 101 reach 4.932."""
+    part = HLGauss(atoms=atoms)
+    fitted = jnp.log(part.histogram(jnp.array(1e9)) + 1e-30)
+    _, metrics = part.loss(fitted[None, None], jnp.array([[1e9]]), Base())
+    assert (metrics["saturated_values"], metrics["clipped_targets"]) == (1.0, 1.0)
+    assert part.warning({name: float(value) for name, value in metrics.items()}) is not None
+    middle = jnp.log(part.histogram(jnp.array(0.0)) + 1e-30)
+    assert part.loss(middle[None, None], jnp.array([[0.0]]), Base())[1]["saturated_values"] == 0.0
+
+
 def test_a_warning_comes_once():
     class Run:
         agent, _warned = agents.build("td3+hl_gauss"), set()

@@ -1,5 +1,7 @@
 """Networks of 2024 to 2026 against numbers computed apart from the code, and their place in an agent."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_s
 from qscape.nets.layers import LayerNorm, UnitLinear, project
 from qscape.offpolicy import update
 from qscape.offpolicy.sockets import PartState
-from qscape.ops.running import Moments
+from qscape.ops.gaussian import LOG_STD_BOUNDS
+from qscape.ops.running import Moments, add_row, init_moments
 from qscape.types import Batch, Event, Spec
 
 KEY = jax.random.key(0)
@@ -82,6 +85,14 @@ def test_a_batch_is_normalised_by_itself_and_then_by_what_was_seen():
     close(norm.statistics.variance, [1.0025])
     assert int(norm.statistics.batches) == 1
     close(norm(COLUMN)[:, 0], [0.973298, 1.971553, 2.969807, 3.968062])
+
+
+def test_halves_of_a_joint_batch_are_normalised_together():
+    halves = jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [6.0]])
+    together, _ = BatchNorm(1).train(jnp.concatenate(halves))
+    close(together[:, 0], [-1.341507, -0.447169, 0.447169, 1.341507])
+    for half in halves:
+        close(BatchNorm(1).train(half)[0][:, 0], [-0.9995, 0.9995], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,14 @@ def batches(tree):
 
 @pytest.mark.parametrize(
     ("recipe", "actor"),
-    [("sac+crossq", 2), ("td3+crossq", 2), ("td7+crossq", 2), ("sac+xqc+c51", 6), ("sac+crossq+pave", 2)],
+    [
+        ("sac+crossq", 2),
+        ("td3+crossq", 2),
+        ("td7+crossq", 2),
+        ("sac+xqc+c51", 6),
+        ("sac+crossq+pave", 2),
+        ("td3+crossq+savo", 2),
+    ],
 )
 def test_statistics_move_with_the_step_of_their_network_alone(recipe, actor):
     """Six updates, of which the third and the sixth move the actor. Acting and regularisers move nothing."""
@@ -277,6 +295,11 @@ def test_networks_of_parts_are_plain(network):
         ("sac+simba+crossq", {}, "simba and crossq both fill one place"),
         ("td3+c51", {"c51": {"low": 5.0}}, "c51.low is 5.0; it must be below c51.high = 5.0"),
         ("td3+joint+simbav2", {}, "joint splits a linear output layer, which simbav2 has not"),
+        ("td3+joint+xqc", {}, "joint splits a linear output layer, which xqc has not"),
+        ("td3+joint+crossq_wn", {"crossq_wn": {"project_last": True}}, "which crossq_wn has not"),
+        ("dqn+xqc", {"per_action": {"dueling": True}}, "per_action.dueling makes output layers of its own"),
+        ("td3+c51", {"c51": {"high": math.inf}}, "c51.high is inf; the ends of the support are finite"),
+        ("td3+hl_gauss", {"hl_gauss": {"low": -math.inf}}, "hl_gauss.low is -inf; the ends of the support"),
         ("sac+greedy_ac+crossq", {}, "greedy_ac trains a second policy, and crossq keeps"),
     ],
 )
@@ -287,9 +310,30 @@ def test_combinations_without_sense_are_refused(recipe, settings, says):
         recipes.build(recipe, settings)
 
 
+@pytest.mark.parametrize("recipe", ["td3+joint+xqc", "td3+joint+crossq_wn"])
+def test_joint_splits_free_output_layers(recipe):
+    agent = agents.build(recipe, {recipe.split("+")[-1]: {"project_last": False}}).on(Spec(3, 1))
+    agent.init(jax.random.key(0))
+
+
+def test_a_note_where_blocks_leave_the_start_of_the_output_out():
+    agent = agents.build("td3+simba", {"base": {"actor_output_std": 0.01}})
+    assert "simba makes layers of its own, without base.actor_output_std" in agent.network.notes(agent)
+
+
 def test_a_note_where_normalise_is_redundant():
     agent = build("sac+crossq+normalise", 16)
     assert any("redundant" in note for note in agent.network.notes(agent))
+
+
+def test_simba_s_moments_and_bound_of_log_std():
+    """Section 2, checks 2 and 4: moments of 1, 3, 2 after a start that counts 1e-4, and the tanh bound."""
+    moments = init_moments(1)
+    for x in (1.0, 3.0, 2.0):
+        moments = add_row(moments, jnp.array([x]))
+    close(moments.mean, [1.999933])
+    close(moments.var, [0.666811])
+    close(LOG_STD_BOUNDS["tanh"](jnp.array([0.0, 1.0]), -10.0, 2.0), [-4.0, 0.569565])
 
 
 def test_simba_adds_epsilon_to_the_variance():

@@ -1,6 +1,7 @@
 """What critics that compute a distribution on a fixed support have in common."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -26,6 +27,13 @@ class SupportedValue(Value):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for end in ("low", "high"):
+            if not math.isfinite(getattr(self, end)):
+                raise UsageError(
+                    f"{self.name}.{end} is {getattr(self, end)}; the ends of the support are finite numbers.",
+                    self.name,
+                    end,
+                )
         if not self.low < self.high:
             raise UsageError(
                 f"{self.name}.low is {self.low}; it must be below {self.name}.high = {self.high}.",
@@ -45,6 +53,11 @@ class SupportedValue(Value):
     def points(self) -> Float[Array, " n"]:
         """The values that the n probabilities belong to."""
         raise NotImplementedError
+
+    @property
+    def saturation(self) -> Float[Array, ""] | float:
+        """How far from the middle of the support a value counts as saturated."""
+        return SATURATED * (self.high - self.low) / 2
 
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
         """Returns the mean of the distribution softmax(raw)."""
@@ -72,7 +85,6 @@ class SupportedValue(Value):
             clipped: the share of the target that lies beyond the support.
         """
         q = self.read(raw[:, 0])
-        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        saturated = (jnp.abs(q - middle) > SATURATED * half).mean()
+        saturated = (jnp.abs(q - (self.low + self.high) / 2) > self.saturation).mean()
         loss = cross_entropy(raw, probabilities).sum(-1).mean()
         return loss, {"saturated_values": saturated, "clipped_targets": clipped}

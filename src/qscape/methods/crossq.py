@@ -81,6 +81,10 @@ class CrossQWN(CrossQ):
         False, "Also keep the weight vectors of the output layers at length 1, as in the code of XQC."
     )
 
+    @property
+    def has_linear_outputs(self) -> bool:
+        return not self.project_last
+
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {
             **super().overrides(agent),

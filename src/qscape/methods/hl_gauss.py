@@ -34,11 +34,20 @@ class HLGauss(SupportedValue):
         edges = jnp.linspace(self.low, self.high, self.atoms + 1)
         return (edges[1:] + edges[:-1]) / 2
 
+    @property
+    def saturation(self) -> Float[Array, ""]:
+        """As of every support, but no further than the mean that fits a target beyond the end."""
+        beyond = self.histogram(jnp.array(self.high)) @ self.points - (self.low + self.high) / 2
+        return jnp.minimum(super().saturation, (1 - 1e-3) * beyond)
+
+    def histogram(self, target: Float[Array, "*b"]) -> Float[Array, "*b n"]:
+        """Returns the probabilities of the bins for a target."""
+        width = (self.high - self.low) / self.atoms
+        return gaussian_histogram(target, self.low, self.high, self.atoms, self.sigma * width)
+
     def loss(
         self, raw: Float[Array, "B J n"], target: Float[Array, "B K"], base: Base
     ) -> tuple[Scalar, Metrics]:
         """Returns the cross-entropy against the histogram of the target."""
-        width = (self.high - self.low) / self.atoms
-        histogram = gaussian_histogram(target, self.low, self.high, self.atoms, self.sigma * width)
         clipped = ((target < self.low) | (target > self.high)).mean()
-        return self.fit(raw, histogram, clipped)
+        return self.fit(raw, self.histogram(target), clipped)

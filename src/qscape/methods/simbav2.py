@@ -24,7 +24,10 @@ class SimbaV2(BlockNetwork):
 
     name: ClassVar[str] = "simbav2"
     make_torso: ClassVar[Any] = SphereTorso
-    has_linear_outputs: ClassVar[bool] = False
+
+    @property
+    def has_linear_outputs(self) -> bool:
+        return False
 
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {

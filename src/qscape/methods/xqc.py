@@ -36,6 +36,10 @@ class XQC(BatchNormNetwork):
         True, "Keep the weight vectors of the output layers at length 1 too; off: they are free."
     )
 
+    @property
+    def has_linear_outputs(self) -> bool:
+        return not self.project_last
+
     def overrides(self, agent: Composition) -> Mapping[str, Any]:
         return {
             "actor_hidden": (256,) * 4,

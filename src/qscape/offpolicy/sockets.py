@@ -167,7 +167,6 @@ class Network(StatefulPart):
     Attributes:
         trains_on_joint_batch: the critics have batch normalisation. In the critics' step they see the rows
             (s, a) and (s', a') as one batch.
-        has_linear_outputs: its output layers are single linear layers.
         refreshes_actor: when the running statistics of an actor with batch normalisation move: with each step
             of the actor, or with every update.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
@@ -177,10 +176,14 @@ class Network(StatefulPart):
 
     socket: ClassVar[str] = "network"
     trains_on_joint_batch: ClassVar[bool] = False
-    has_linear_outputs: ClassVar[bool] = True
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
     keeps_target_critics: ClassVar[bool] = True
     drops_units: ClassVar[bool] = False
+
+    @property
+    def has_linear_outputs(self) -> bool:
+        """Whether its output layers are single linear layers with free weights."""
+        return True
 
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         """Makes the hidden layers.
@@ -196,7 +199,7 @@ class Network(StatefulPart):
 
     def notes(self, agent: Composition) -> list[str]:
         """Says which layer options that the user set are for plain layers only."""
-        options, usual = ("actor_norm", "critic_norm", "init"), Base()
+        options, usual = ("actor_norm", "critic_norm", "init", "actor_output_std"), Base()
         moved = [name for name in options if getattr(agent.base, name) != getattr(usual, name)]
         return [f"{self.name} makes layers of its own, without base.{name}" for name in moved]
 

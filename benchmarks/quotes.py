@@ -1,0 +1,499 @@
+"""The tables that README and docs quote from the recorded runs, beside what the papers publish."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from blocks import RESULTS, by_seed, show, span, spread, table
+from published import EPISODES, read_curves, read_published
+from recorded import POLICIES, at, cartpole_rows, cut, ends, labels, read_json, read_runs, seeds_of
+from scipy.stats import fisher_exact, mannwhitneyu
+from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, summarise
+
+from qscape.report.statistics import estimate_aggregates
+
+SINGLE, DOUBLE = "restricted/InvertedPendulum-v0", "restricted/InvertedDoublePendulum-v0"
+ITEMS = "recsim/10k-v0"
+CHEETAH, HOPPER, WALKER = "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"
+
+
+def short(label: str) -> str:
+    """Shorten the label of an agent of a study to its recipe and what is special in it."""
+    recipe, _, rest = label.partition("[")
+    usual = ("preset=paper", "base.updates_per_step=0.133", "base.epsilon_decay=0.25", "base.warmup=1000")
+    special = [field for field in rest.rstrip("]").split(",") if field and field not in usual]
+    return f"`{recipe}`" + (f", {', '.join(special)}" if special else "")
+
+
+def arms(study: str, env: str, metric: str = "return") -> str:
+    """Format the last evaluations of all recorded arms of a study in an environment."""
+    cells = [f"{short(of)} {spread(ends(study, env, of, metric=metric))}" for of in labels(study, env)]
+    return "; ".join(cells)
+
+
+def block_learning() -> str:
+    """Final returns of the recorded runs."""
+    current = spread(ends("pendulum", "Pendulum-v1", "td7[base.warmup=1000]", current=True))
+    tasks = [
+        ("Pendulum-v1, 100 initial states", "pendulum", "Pendulum-v1", "20k", "return"),
+        ("Pendulum-v1, PAVE's settings, 10 initial states", "pave-effect", "Pendulum-v1", "100k", "return"),
+        ("the same: oscillation `sm`", "pave-effect", "Pendulum-v1", "100k", "sm"),
+        ("the same with SAC, 50 initial states", "pave", "Pendulum-v1", "100k", "return"),
+        ("the same: oscillation `sm`", "pave", "Pendulum-v1", "100k", "sm"),
+        ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "100k", "return"),
+        (
+            "restricted InvertedDoublePendulum, 0.133 updates per step",
+            "savo-effect",
+            DOUBLE,
+            "100k",
+            "return",
+        ),
+        ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "1M", "return"),
+        ("HalfCheetah-v5", "mujoco", CHEETAH, "100k", "return"),
+        ("Hopper-v5", "mujoco", HOPPER, "100k", "return"),
+        ("Walker2d-v5", "mujoco", WALKER, "100k", "return"),
+    ]
+    rows = [
+        [task, steps, seeds_of(study, env), arms(study, env, metric)]
+        for task, study, env, steps, metric in tasks
+    ]
+    rows[0][-1] += f"; `td7`, current policy {current}"
+    return table(["task", "steps", "seeds", "end of training, mean ± std over seeds"], rows)
+
+
+def block_pave() -> str:
+    """The last evaluation of every arm on Pendulum, with the settings of the PAVE paper."""
+    rows = []
+    for label in labels("pave-effect", "Pendulum-v1"):
+        cells = [
+            ends("pave-effect", "Pendulum-v1", label, metric=m) for m in ("return", "sm", "action_change")
+        ]
+        rows.append([short(label), str(len(cells[0])), *map(span, cells)])
+    return table(["agent", "seeds", "return", "`sm`", "mean change of the action, share of its range"], rows)
+
+
+def block_pave_of_sac() -> str:
+    """The last evaluation of SAC's arms on Pendulum, on all first states and on the first ten."""
+    study, env, rows = "pave", "Pendulum-v1", []
+    for label in (of for of in labels(study, env) if of.startswith("sac")):
+        values = [ends(study, env, label, metric=m) for m in ("return", "sm", "action_change")]
+        rows.append(
+            [short(label), str(len(values[0])), *map(span, [*values, *(v[:, :10] for v in values[:2])])]
+        )
+    names = ["return", "`sm`", "mean change of the action, share of its range"]
+    return table(["agent", "seeds", *names, "return, first 10 starts", "`sm`, first 10 starts"], rows)
+
+
+def block_savo(env: str, *studies: str) -> str:
+    """The last evaluation of every recorded arm of some SAVO studies, with the ledger's interval."""
+    rows = []
+    for study, label in [(of, label) for of in studies for label in labels(of, env)]:
+        values = ends(study, env, label)
+        rows.append([short(label), interval(summarise(values, 0)), by_seed(values)])
+    return table(["agent", "return [95%]", "by seed"], rows)
+
+
+def block_mujoco(agent: str) -> str:
+    """Published returns of an agent after 300k, 1M and 5M steps, and ours."""
+    cells = {
+        (r.task, r.steps): r.text
+        for r in read_published()
+        if r[:2] == ("TD7", "Table 1") and r.agent == agent
+    }
+    lengths = [n for n in (300_000, 1_000_000, 5_000_000) if any(steps == n for _, steps in cells)]
+    rows = []
+    for task in dict.fromkeys(task for task, _ in cells if (task, 5_000_000) in cells):
+        values = ends("mujoco", f"{task}-v5", agent.lower())
+        ours = f"at 100k: {spread(values)} ({len(values)} seeds)" if len(values) else "not measured"
+        rows.append([task, *(cells.get((task, n), "") for n in lengths), ours])
+    names = [f"published {n // 1000:,}k" for n in lengths]
+    return table(["task", *names, "ours"], rows)
+
+
+def block_sac() -> str:
+    """Points of SAC's published curve, and ours at the same steps."""
+    curves = {(c.task, c.step): c for c in read_curves() if c.agent == "SAC"}
+    rows = []
+    for task in ("HalfCheetah", "Hopper", "Walker2d"):
+        cells = []
+        for steps in (50_000, 100_000):
+            theirs, ours = curves[task, steps], ends("mujoco", f"{task}-v5", "sac", steps=steps)
+            cells += [f"{show(theirs.mean)} ± {show(theirs.sd, like=theirs.mean)} ({theirs.seeds})"]
+            cells += [f"{spread(ours)} ({len(ours)})"]
+        rows.append([task, *cells])
+    return table(["task", "published 50k", "ours 50k", "published 100k", "ours 100k"], rows)
+
+
+def block_td7_curves() -> str:
+    """Learning curves of TD7's kept and current policy."""
+    rows = []
+    for env in (CHEETAH, HOPPER, WALKER):
+        for current in (False, True):
+            means = [
+                show(ends("mujoco", env, "td7", steps=steps, current=current).mean())
+                for steps in (50_000, 75_000, 100_000)
+            ]
+            rows.append([env, "current" if current else "kept", *means])
+    return table(["task", "policy", "50k", "75k", "100k"], rows)
+
+
+def block_savgo() -> str:
+    """The whole Table 1 of the SAVGO paper, with ours."""
+    entries = [e for e in ledger()[0] if (e.row.paper, e.row.table) == ("SAVGO", "Table 1")]
+    agents = [*dict.fromkeys(e.row.agent for e in entries)]
+    rows = []
+    for task in dict.fromkeys(e.row.task for e in entries):
+        of = {e.row.agent: e for e in entries if e.row.task == task}
+        best = max(e.row.mean for e in of.values())
+        cells = [f"**{of[a].row.text}**" if of[a].row.mean == best else of[a].row.text for a in agents]
+        ours = [f"{a} {show(e.ours.mean)} at {share_text(e.share)}" for a, e in of.items() if e.ours]
+        rows.append([task, *cells, "; ".join(ours) or "not measured"])
+    return table(["task", *agents, "ours, at a share of the steps"], rows)
+
+
+def block_savgo_curves() -> str:
+    """The published learning curves of SAVGO's figure, and ours at the same steps."""
+    entries = [e for e in ledger()[0] if (e.row.paper, e.row.table) == ("SAVGO", "Figure: learning curves")]
+    steps = sorted({e.row.steps for e in entries if e.row.steps != 600_000})  # which REDQ's curve alone has
+    rows = []
+    for task, agent in dict.fromkeys((e.row.task, e.row.agent) for e in entries):
+        of = {e.row.steps: e for e in entries if (e.row.task, e.row.agent) == (task, agent)}
+        if {*of} & {*steps}:
+            rows.append([task, agent, *(of[k].row.text if k in of else "" for k in steps)])
+        if ours := {k: show(e.ours.mean) for k, e in of.items() if e.ours and e.share >= LENGTH}:
+            seeds = max(e.ours.seeds for e in of.values() if e.ours)
+            rows.append([task, f"{agent}, ours ({seeds})", *(ours.get(k, "") for k in steps)])
+    return table(["task", "agent", *(f"{k // 1000:,}k" for k in steps)], rows)
+
+
+def block_savgo_pendulum() -> str:
+    """Every recorded arm on InvertedDoublePendulum at the steps where they differ, by seed."""
+    study, env, rows = "savgo-effect", "InvertedDoublePendulum-v5", []
+    for label in labels(study, env):
+        cells = [by_seed(ends(study, env, label, steps=steps)) for steps in (10_000, 15_000, 20_000, 0)]
+        rows.append([short(label), seeds_of(study, env, label), *cells])
+    return table(["agent", "seeds", "10,000 steps, by seed", "15,000", "20,000", "last evaluation"], rows)
+
+
+def block_pave_published(base: str) -> str:
+    """Published returns and `sm` of the PAVE paper."""
+    rows = [r for r in read_published() if (r.paper, r.table) == ("PAVE", f"Table: {base}")]
+    tasks = dict.fromkeys(r.task for r in rows)
+    text = {(r.agent, r.task, r.metric): r.text.split(" ")[0] for r in rows}
+    lines = [
+        [agent, *(f"{text[agent, task, 'return']}, {text[agent, task, 'sm']}" for task in tasks)]
+        for agent in dict.fromkeys(r.agent for r in rows)
+    ]
+    return table(["return, `sm`", *tasks], lines)
+
+
+def block_cliff() -> str:
+    """Action collapse at the end on Ideal Cliff Walking: medians over the solved seeds, and their span."""
+    recorded = read_json("action_collapse/cliff.json")
+    rows = []
+    for head in recorded["heads"]:
+        of = [r for r in recorded["rows"] if (r["head"], r["update"]) == (head, recorded["updates"])]
+        solved = [r for r in of if r["solved"]]
+        cells = [f"{len(solved)} of {len(of)}", show(float(np.median([r["return"] for r in solved])))]
+        for name in COLLAPSE.values():
+            found = np.array([r["samples"][name] for r in solved])
+            cells.append(f"{np.median(found):.3f} [{found.min():.3f}, {found.max():.3f}]")
+        rows.append([head, *cells])
+    return table(["head", "solved", "return of the sampled policy", *COLLAPSE], rows)
+
+
+COLLAPSE = {
+    "alignment": "alignment",
+    "self-duality": "self_duality",
+    "equinorm of features": "equinorm_h",
+    "equiangularity of features": "equiangularity_h",
+    "max angle of features": "max_angle_h",
+    "within-action variation": "within_variation",
+    "nearest-mean agreement": "nearest_mean_agreement",
+}
+
+
+def block_cartpole(algorithm: str) -> str:
+    """CartPole by head at the paper's length, and how far chance explains what separates each from ETF."""
+    heads = [*read_json("action_collapse/cliff.json")["heads"]]
+    of = {head: rows for head in heads if (rows := cartpole_rows(algorithm, head))}
+    until = {h: np.array([1000 * CARTPOLE["epoch solved"](r, UNTIL) for r in rows]) for h, rows in of.items()}
+    solved = {h: np.array([(r["solved_at"] or math.inf) <= UNTIL for r in rows]) for h, rows in of.items()}
+    held = {h: np.array([cut(r, UNTIL)[-3:].mean() >= 475 for r in rows]) for h, rows in of.items()}
+
+    def exact(counted: dict[str, np.ndarray], head: str) -> str:
+        pair = [[counted[name].sum(), (~counted[name]).sum()] for name in ("etf", head)]
+        return f"{fisher_exact(pair).pvalue:.3f}"
+
+    rows = []
+    for head in of:
+        counts = [f"{each[head].sum()} of {len(each[head])}" for each in (solved, held)]
+        chance = ["–"] * 3
+        if head != "etf":
+            by_step = mannwhitneyu(until["etf"], until[head]).pvalue
+            chance = [f"{by_step:.3f}", exact(solved, head), exact(held, head)]
+        rows.append([head, interval(summarise(until[head], 0)), *counts, *chance])
+    names = ["steps", "solved", "at the end"]
+    return table(["head", *names, *(f"p against ETF: {name}" for name in names)], rows)
+
+
+UNTIL = 100_000  # steps of the paper's runs on CartPole
+
+
+def block_acpg() -> str:
+    """The whole table of scores of the ACPG paper, with ours."""
+    entries = [e for e in ledger()[0] if (e.row.paper, e.row.table) == ("ACPG", "Table: scores")]
+    cell = {(e.row.task, e.row.agent, e.row.metric): e for e in entries}
+    rows = []
+    for task, agent in dict.fromkeys((e.row.task, e.row.agent) for e in entries):
+        if "+" in agent:
+            continue
+        cells, ours = [], []
+        for metric in ("best return", "final return", "epoch solved"):
+            pair = [cell.get((task, name, metric)) for name in (agent, f"{agent}+ACPG")]
+            cells.append(" → ".join(e.row.text for e in pair if e))
+            if any(e and e.ours for e in pair):
+                ours.append(f"{metric} " + " → ".join(show(e.ours.mean) for e in pair if e and e.ours))
+        rows.append([agent, task, *cells, "; ".join(ours) or "not measured"])
+    return table(["algorithm", "task, network", "best", "final", "epoch solved", "ours"], rows)
+
+
+def block_offline() -> str:
+    """Returns after learning from the Pendulum dataset."""
+    found: dict[str, list[list[float]]] = {}
+    for r in read_json("offline/pendulum.json")["rows"]:
+        found.setdefault(r["recipe"], []).append(r["returns"])
+    ordered = sorted(found.items(), key=lambda item: -np.mean(item[1]))
+    rows = [[f"`{name}`", spread(np.array(of)), by_seed(np.array(of))] for name, of in ordered]
+    return table(["agent", "return, mean ± std over seeds", "by seed"], rows)
+
+
+def block_starts() -> str:
+    """Return and `sm` of the same policies from the first ten, hundred and all recorded first states."""
+    rows = []
+    for measured in read_json("smoothness/pave-effect-200-episodes.json")["runs"]:
+        cells = [
+            show(float(np.mean(measured["per_episode"][metric][:n])))
+            for metric in ("return", "sm")
+            for n in (10, 100, 200)
+        ]
+        rows.append([short(measured["label"]), str(measured["seed"]), f"{measured['step'] // 1000}k", *cells])
+    names = [f"{metric}, {n} starts" for metric in ("return", "`sm`") for n in (10, 100, 200)]
+    return table(["agent", "seed", "step", *names], rows)
+
+
+def block_recipes() -> str:
+    """Pendulum with every recipe: returns half-way and at the end, with the least and the greatest seed."""
+    study, env, rows = "pendulum-recipes", "Pendulum-v1", []
+    for label in labels(study, env):
+        cells = [span(ends(study, env, label, steps=steps)) for steps in (2_500, 5_000)]
+        rows.append([f"`{label.partition('[')[0]}`", seeds_of(study, env, label), *cells])
+    return table(["agent", "seeds", "2,500 steps", "5,000 steps"], rows)
+
+
+def critic_of(label: str) -> str:
+    """Name the critic of an arm of the study `critics`, a higher rate, and SAVO if it searches on it."""
+    recipe = label.partition("[")[0]
+    kind = recipe.removeprefix("td3").removesuffix("+savo").removesuffix("+reward_scale").lstrip("+")
+    kind = kind or ("LayerNorm" if "critic_norm=layer" in label else "plain")
+    rate = ", rate 1e-3" if "critic_learning_rate=0.001" in label else ""
+    return kind + rate + (", SAVO" if recipe.endswith("+savo") else "")
+
+
+def block_critics(env: str) -> str:
+    """The Q-landscapes of the study `critics` in one environment, at states that all of its agents visit."""
+    names = ("optima", "several", "gap_share", "concave", "mixed", "curvature")
+    rows = [
+        [critic_of(label), str(len(of)), *(span(np.array([[r[n]] for r in of])) for n in names)]
+        for label, of in measured_critics(env).items()
+    ]
+    names = ["local optima", "states with several", "gap", "concave", "M", "μ"]
+    return table(["critic", "seeds", *names], rows)
+
+
+def block_critics_agents(env: str) -> str:
+    """Return, smoothness and bias of Q of the agents of the study `critics` in one environment."""
+    rows = []
+    for label, of in measured_critics(env).items():
+        cells = [ends("critics", env, label, metric=m) for m in ("return", "sm", "action_change")]
+        bias = np.array([[r["bias_share"]] for r in of])
+        rows.append([critic_of(label), *map(span, [*cells, bias])])
+    return table(["critic", "return", "`sm`", "mean change of the action", "bias of Q"], rows)
+
+
+def measured_critics(env: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what benchmarks/critics.py measured in an environment, by label."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for r in read_json(f"critics/{env}.json")["rows"]:
+        of.setdefault(r["label"], []).append(r)
+    return of
+
+
+COMBINED = {  # columns of the evaluations of the study `combinations`: name, and whether more is better
+    "return": ("return", True),
+    "sm": ("`sm`", False),
+    "action_change": ("mean change of the action", False),
+    "optimality_gap_share": ("gap", False),
+    "local_optima": ("local optima", False),
+}
+
+
+def combined(env: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return the last evaluations of current policies of `combinations`: recipe -> column -> seeds."""
+    of = {}
+    for label in labels("combinations", env):
+        columns = {m: ends("combinations", env, label, metric=m, current=True).mean(1) for m in COMBINED}
+        of[label.partition("[")[0]] = columns
+    bases = ("td3", "sac", "td7")
+    order = sorted(of, key=lambda recipe: (bases.index(recipe[:3]), recipe.count("+"), recipe))
+    return {recipe: of[recipe] for recipe in order}
+
+
+def estimated(values: np.ndarray) -> str:
+    """Format the interquartile mean over seeds with its bootstrap interval."""
+    found = estimate_aggregates(values[:, None])["iqm"]
+    low, high = (show(float(x), like=float(found.value)) for x in found[1:])
+    return f"{show(float(found.value))} [{low}, {high}]"
+
+
+def block_combinations(env: str) -> str:
+    """Return, smoothness and landscape of every combination of methods in one environment."""
+    rows = [
+        [f"`{recipe}`", str(len(columns["return"])), *map(estimated, columns.values())]
+        for recipe, columns in combined(env).items()
+    ]
+    return table(["agent", "seeds", *(name for name, _ in COMBINED.values())], rows)
+
+
+def block_combination_effects(env: str) -> str:
+    """The probability that a seed with a method is better than one without, and Mann-Whitney's p."""
+    of, rows = combined(env), []
+    for part in ("pave", "savo", "savgo"):
+        for recipe in of:
+            without = "+".join(name for name in recipe.split("+") if name != part)
+            if without != recipe and without in of:
+                cells = []
+                for metric, (_, more) in COMBINED.items():
+                    a, b = ((1 if more else -1) * of[name][metric] for name in (recipe, without))
+                    share = np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b))
+                    cells.append(f"{share:.2f} ({mannwhitneyu(a, b).pvalue:.3f})")
+                rows.append([f"+{part}", f"`{without}`", *cells])
+    names = (("higher " if more else "lower ") + name for name, more in COMBINED.values())
+    return table(["added", "to", *names], rows)
+
+
+def measured_record(task: str, label: str, steps: int, *, current: bool) -> np.ndarray:
+    """Return the evaluations at a step of the runs of `record` that reached it, [seeds, episodes]."""
+    env = f"{task}-v5"
+    of = [r for r in read_runs() if (r.study, r.env, r.label) == ("record", env, label)]
+    tables = [r.current if current else r.evaluations for r in sorted(of, key=lambda r: r.seed)]
+    found = [t["return"][at(t, steps)] for t in tables if t["step"][-1] >= steps]
+    return np.array(found).reshape(-1, EPISODES)
+
+
+def labels_of_record() -> list[str]:
+    """Return the labels of the study `record`, in alphabetical order."""
+    return sorted({r.label for r in read_runs() if r.study == "record"})
+
+
+def block_record(steps: int) -> str:
+    """Published agents and ours at one step of four MuJoCo tasks."""
+    curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
+    tasks = [*dict.fromkeys(task for _, task in curves)]
+
+    def cell(mean: float, sd: float, seeds: int) -> str:
+        return show(mean) + (f" ± {show(sd, like=mean)}" if seeds > 1 else "") + f" ({seeds})"
+
+    rows = [
+        [agent, *(cell(c.mean, c.sd, c.seeds) if (c := curves.get((agent, t))) else "–" for t in tasks)]
+        for agent in dict.fromkeys(agent for agent, _ in curves)
+    ]
+    for label in labels_of_record():
+        for current in (True, False):
+            cells = []
+            for task in tasks:
+                means = measured_record(task, label, steps, current=current).mean(1)
+                sd = means.std(ddof=1) if len(means) > 1 else math.nan
+                cells.append(cell(means.mean(), sd, len(means)) if len(means) else "not run")
+            rows.append([f"**qscape {named_in_record(label)}, {POLICIES[current]} policy**", *cells])
+    return table(["agent", *tasks], rows)
+
+
+def block_record_differences(steps: int) -> str:
+    """What separates our current policy from every published agent at a step, in combined standard errors."""
+    curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
+    tasks, rows = [*dict.fromkeys(task for _, task in curves)], []
+    for label in labels_of_record():
+        ours = {task: measured_record(task, label, steps, current=True).mean(1) for task in tasks}
+        for agent in dict.fromkeys(agent for agent, _ in curves):
+            cells = []
+            for task in tasks:
+                c, means = curves[agent, task], ours[task]
+                error = math.hypot(means.std(ddof=1) / len(means) ** 0.5, c.sd / c.seeds**0.5)
+                cells.append(f"{(means.mean() - c.mean) / error:+.1f}".replace("-", "−"))
+            rows.append([agent, *cells])
+    return table(["agent", *tasks], rows)
+
+
+def named_in_record(label: str) -> str:
+    """Name an arm of the study `record` by what differs from the settings that all arms share."""
+    shared = ("base.warmup=5000", "base.updates_per_step=2.0", "checkpoints.early_episodes=3")
+    recipe, _, rest = label.partition("[")
+    special = [field for field in rest.rstrip("]").split(",") if field and field not in shared]
+    return f"`{recipe}`" + (f" ({', '.join(special)})" if special else "")
+
+
+def block_record_seeds() -> str:
+    """Every run of the study `record`: its current policy at some steps, and the kept one at the end."""
+    rows = []
+    for label in labels_of_record():
+        for task in dict.fromkeys(c.task for c in read_curves()):
+            cells = [
+                by_seed(measured_record(task, label, k, current=True))
+                for k in (25_000, 50_000, 75_000, 100_000)
+            ]
+            if any(cells):
+                kept = by_seed(measured_record(task, label, 100_000, current=False))
+                rows.append([task, named_in_record(label), *cells, kept])
+    return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
+
+
+GRID = {"pendulum": "Pendulum-v1", "double": DOUBLE}  # environments of the study `combinations`
+CRITICS = [file.stem for file in sorted((RESULTS / "critics").glob("*.json"))]  # measured environments
+BLOCKS: dict[str, Callable[[], str]] = {
+    "learning": block_learning,
+    "pave": block_pave,
+    "pave-of-sac": block_pave_of_sac,
+    "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
+    "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
+    "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
+    "td3": functools.partial(block_mujoco, "TD3"),
+    "td7": functools.partial(block_mujoco, "TD7"),
+    "sac": block_sac,
+    "td7-curves": block_td7_curves,
+    "savgo": block_savgo,
+    "savgo-curves": block_savgo_curves,
+    "acpg": block_acpg,
+    "savgo-pendulum": block_savgo_pendulum,
+    "pave-td3": functools.partial(block_pave_published, "TD3"),
+    "pave-sac": functools.partial(block_pave_published, "SAC"),
+    "cliff": block_cliff,
+    "cartpole": functools.partial(block_cartpole, "reinforce"),
+    "cartpole-ppo": functools.partial(block_cartpole, "ppo"),
+    "offline": block_offline,
+    "pendulum-recipes": block_recipes,
+    **{f"critics-{env}": functools.partial(block_critics, env) for env in CRITICS},
+    **{f"critics-{env}-agents": functools.partial(block_critics_agents, env) for env in CRITICS},
+    **{f"combinations-{key}": functools.partial(block_combinations, env) for key, env in GRID.items()},
+    **{
+        f"combinations-{key}-effects": functools.partial(block_combination_effects, env)
+        for key, env in GRID.items()
+    },
+    "record-50k": functools.partial(block_record, 50_000),
+    "record-100k": functools.partial(block_record, 100_000),
+    "record-differences": functools.partial(block_record_differences, 100_000),
+    "record-seeds": block_record_seeds,
+    "starts": block_starts,
+}

@@ -1,0 +1,355 @@
+"""The rules of the ledger: what the recorded runs say of every published number, and of every effect."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from arms import FRAMES, plan_of
+from blocks import RESULTS, show
+from published import Row, read_published
+from recorded import Run, at, cartpole_rows, cut, read_json, read_runs
+from scipy.stats import t as student
+
+from qscape.report.references import reference_scores, strip_version
+
+SEEDS = 3  # fewer seeds than this have no verdict
+LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
+MARGIN = 0.2  # a number is reproduced if it is known to lie within this share of the published one
+NEAR, FAR = (
+    2.0,
+    3.0,
+)  # combined standard errors: a paper shows a difference from NEAR on, and ours differs from FAR on
+SHORTER = (
+    "base.updates_per_step",
+    "base.epsilon_decay",
+    "base.warmup",
+)  # fields of a run that is but shorter
+VERDICTS = ("reproduced", "not seen", "contradicted", "undecided", "too short", "not run")
+
+
+class Ours(NamedTuple):
+    """What we measured for one published number.
+
+    Attributes:
+        mean: mean over seeds.
+        error: its standard error; NaN for one seed.
+        half: half the width of its 95% interval; NaN for one seed.
+        seeds: number of runs.
+        steps: environment steps of the runs that went into the number.
+    """
+
+    mean: float
+    error: float
+    half: float
+    seeds: int
+    steps: int
+
+
+def judge(ours: Ours | None, published: float, error: float, share: float, *, same: bool) -> str:
+    """Return the verdict on a number.
+
+    Args:
+        ours: our measurement; None if nothing is recorded.
+        published: the paper's number.
+        error: its standard error.
+        share: our steps as a share of the paper's.
+        same: whether our protocol is the paper's. Only then can a different number contradict the paper.
+    """
+    if ours is None:
+        return "not run"
+    if ours.seeds < SEEDS or share < LENGTH:
+        return "too short"
+    gap = abs(ours.mean - published)
+    if gap + math.hypot(ours.half, student.ppf(0.975, math.inf) * error) <= MARGIN * abs(published):
+        return "reproduced"
+    if gap < FAR * math.hypot(ours.error, error):
+        return "undecided"
+    return "contradicted" if same else "not seen"
+
+
+def judge_effect(low: float, high: float, sign: float, *, seeds: int, share: float, same: bool) -> str:
+    """Return the verdict on a difference between two agents.
+
+    Args:
+        low: lower end of the 95% interval of our difference.
+        high: its upper end.
+        sign: sign of the published difference.
+        seeds: the smaller number of seeds of the two.
+        share: our steps as a share of the paper's.
+        same: as in `judge`.
+    """
+    if seeds < SEEDS or share < LENGTH:
+        return "too short"
+    if low <= 0 <= high:
+        return "undecided"
+    if (low > 0) == (sign > 0):
+        return "reproduced"
+    return "contradicted" if same else "not seen"
+
+
+def summarise(values: np.ndarray, steps: int) -> Ours:
+    """Summarise one number for each seed, or for each seed and episode.
+
+    All runs are evaluated from the same first states. So the error of the mean has two sources: the seeds,
+    and the choice of first states.
+
+    Args:
+        values: array [seeds] or [seeds, episodes].
+        steps: environment steps of the runs.
+    """
+    seeds = len(values)
+    means = values.reshape(seeds, -1).mean(1)
+    variances, halves = [0.0], [0.0]
+    if values.ndim == 2 and values.shape[1] > 1 and seeds > 1:
+        episodes = values.shape[1]
+        variances.append(float(values.mean(0).var(ddof=1)) / episodes)
+        halves.append(float(student.ppf(0.975, episodes - 1)) ** 2 * variances[-1])
+    variances.append(float(means.var(ddof=1)) / seeds if seeds > 1 else math.nan)
+    halves.append(float(student.ppf(0.975, max(seeds - 1, 1))) ** 2 * variances[-1])
+    return Ours(float(means.mean()), math.sqrt(sum(variances)), math.sqrt(sum(halves)), seeds, steps)
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Return the difference of two means and its 95% interval, by Welch's t; one number for each seed."""
+    parts = [x.var(ddof=1) / len(x) for x in (a, b)]
+    error, gap = math.sqrt(sum(parts)), float(a.mean() - b.mean())
+    if error == 0:
+        return gap, gap, gap
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
+    half = float(student.ppf(0.975, freedom)) * error
+    return gap, gap - half, gap + half
+
+
+# --- our number for a row -------------------------------------------------------------------------------
+
+
+def shortest(label: str) -> str:
+    """Take from a label the settings that only shorten a run."""
+    recipe, _, rest = label.partition("[")
+    kept = [field for field in rest.rstrip("]").split(",") if field.partition("=")[0] not in SHORTER]
+    return f"{recipe}[{','.join(kept)}]" if any(kept) else recipe
+
+
+def runs_of(row: Row, agent: str) -> list[Run]:
+    """Return the recorded runs of an agent of a row, of one study and with one label.
+
+    They are those with the label of the row's arm, or else a shorter version of it, of the study with the
+    most seeds.
+    """
+    plan = plan_of(row, agent)
+    if plan is None:
+        return []
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in read_runs():
+        there = (run.env, run.env_args, run.dataset) == (plan.env, plan.env_args, Path(plan.dataset).name)
+        if there and shortest(plan.label) == shortest(run.label):
+            groups.setdefault((run.study, run.label), []).append(run)
+    return max(groups.values(), key=lambda runs: (runs[0].label == plan.label, len(runs)), default=[])
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Smooth a curve as the SAVGO paper does: 0.85 of the past and 0.15 of the present."""
+    made = values.copy()
+    for k in range(1, len(made)):
+        made[k] = 0.85 * made[k - 1] + 0.15 * values[k]
+    return made
+
+
+def score(run: Run, returns: np.ndarray) -> np.ndarray:
+    """Normalise returns as D4RL does: 0 is a random policy, 100 an expert."""
+    known = reference_scores().query("table == 'd4rl'").set_index("task").loc[strip_version(run.env)]
+    return 100 * (returns - known["low"]) / (known["high"] - known["low"])
+
+
+def solved(run: Run, k: int) -> float:
+    """Return the epoch (1,000 steps) of the first evaluation on CartPole at 475 or better, or the last."""
+    steps, means = run.evaluations["step"][: k + 1], run.evaluations["return"][: k + 1].mean(1)
+    return float(np.append(steps[means >= 475.0], steps[-1])[0]) / 1000
+
+
+METRICS: dict[str, Callable[[Run, int], Any]] = {  # of a run up to an evaluation: a number or [episodes]
+    "return": lambda run, k: run.evaluations["return"][k],
+    "success rate": lambda run, k: run.evaluations["success"][k],
+    "sm": lambda run, k: run.evaluations["sm"][k],
+    "highest evaluation of a run": lambda run, k: run.evaluations["return"][: k + 1].mean(1).max(),
+    "best return": lambda run, k: run.evaluations["return"][: k + 1].mean(1).max(),
+    "final return": lambda run, k: run.evaluations["return"][k],
+    "epoch solved": solved,
+    "smoothed return": lambda run, k: smooth(run.evaluations["return"].mean(1))[k],
+    "normalised score": lambda run, k: score(run, run.evaluations["return"][k]),
+}
+GEOMETRY = {
+    "sup of the mixed derivative": "mixed_norm_sup",
+    "share of negative definite H": "negative_definite",
+    "mean gradient cosine": "gradient_cosine",
+    "gradient flip rate": "gradient_flips",
+}
+HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action_collapse
+
+
+def values_of(row: Row) -> tuple[np.ndarray, int] | None:
+    """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run."""
+    if row.metric in GEOMETRY:
+        return geometry_of(row)
+    if row.paper == "ACPG" and row.task == "CartPole (MLP)" and row.agent in HEADS:
+        return cartpole_of(row.agent, row.metric, row.steps)
+    runs, metric = runs_of(row, row.agent), METRICS.get(row.metric)
+    if not runs or metric is None:
+        return None
+    index = [at(run.evaluations, row.steps) for run in runs]
+    steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
+    return np.array([metric(run, k) for run, k in zip(runs, index, strict=True)]), steps
+
+
+def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
+    """Return a measure of the geometry of Q, from the files of `qscape smoothness --json` in results."""
+    plan = plan_of(row, row.agent)
+    if plan is None:
+        return None
+    of = plan.label, plan.env, row.steps
+    found = [
+        measured["geometry_environment_units"][GEOMETRY[row.metric]]
+        for file in sorted((RESULTS / "smoothness").glob("*.json"))
+        for measured in read_json(f"smoothness/{file.name}")["runs"]
+        if (measured["label"], measured["env"], measured["step"]) == of
+    ]
+    return (np.array(found), row.steps) if found else None
+
+
+def cartpole_of(agent: str, metric: str, until: int) -> tuple[np.ndarray, int] | None:
+    """Return a measure of REINFORCE on CartPole by seed, up to a step, which is when unsolved seeds end."""
+    rows = cartpole_rows("reinforce", HEADS.get(agent, ""))
+    return (np.array([CARTPOLE[metric](r, until) for r in rows]), until) if rows else None
+
+
+CARTPOLE: dict[str, Callable[[dict, int], float]] = {  # of a seed up to a step; a rollout has eight episodes
+    "best return": lambda r, until: float(((cut(r, until)[1:] + cut(r, until)[:-1]) / 2).max()),
+    "final return": lambda r, until: float(cut(r, until)[-3:].mean()),
+    "epoch solved": lambda r, until: min(r["solved_at"] or until, until) / 1000,
+}
+
+
+def same_protocol(row: Row) -> bool:
+    """Whether our runs follow the paper's protocol: its versions of the tasks, settings and measure.
+
+    TD7's tasks are of another version, SAVGO's baselines are of another library and are evaluated half as
+    often, and ACPG's paper defines neither an epoch nor "solved". A supremum over our 200 episodes is greater
+    than one over PAVE's ten.
+    """
+    if row.metric.startswith("sup "):
+        return False
+    return row.paper == "PAVE" or (row.paper == "SAVGO" and row.agent.startswith("SAVGO"))
+
+
+# --- the ledger -----------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A published number with our measurement, the distance in combined standard errors, and the verdict."""
+
+    row: Row
+    ours: Ours | None
+    share: float
+    distance: float
+    verdict: str
+
+
+class Effect(NamedTuple):
+    """A difference between two agents, as published and as measured, and the verdict."""
+
+    paper: str
+    table: str
+    task: str
+    metric: str
+    agent: str
+    base: str
+    published: str
+    ours: float
+    low: float
+    high: float
+    seeds: tuple[int, int]
+    share: float
+    verdict: str
+
+
+def enter(row: Row) -> Entry:
+    """Compare one published number with the recorded runs."""
+    if math.isnan(row.mean):
+        effects = [
+            e for e in effects_of([row]) if (e.task, f"{e.agent} over {e.base}") == (row.task, row.agent)
+        ]
+        share = effects[0].share if effects else math.nan
+        return Entry(row, None, share, math.nan, effects[0].verdict if effects else "not run")
+    found = values_of(row)
+    if found is None:
+        return Entry(row, None, math.nan, math.nan, "not run")
+    ours = summarise(*found)
+    share = ours.steps / (row.steps or FRAMES)
+    distance = (ours.mean - row.mean) / math.hypot(ours.error, row.error)
+    verdict = judge(ours, row.mean, row.error, share, same=same_protocol(row))
+    return Entry(row, ours, share, distance, verdict)
+
+
+METHODS = {"TD7": ["TD7"], "PAVE": ["TD3+PAVE", "SAC+PAVE"], "SAVGO": ["SAVGO"], "ACPG": ["REINFORCE+ACPG"]}
+
+
+def effects_of(rows: Iterable[Row]) -> list[Effect]:
+    """Compare each paper's method with its baselines wherever the paper shows a difference and both ran.
+
+    A paper shows a difference if it is more than two combined standard errors, or if it prints no spread.
+    """
+    rows, found = [*rows], []
+    for row in rows:
+        if math.isnan(row.mean):
+            agent, base = row.agent.split(" over ")
+            found += compare(row, row._replace(agent=agent), row._replace(agent=base), "higher", 1.0)
+        elif row.agent in METHODS.get(row.paper, []):
+            for other in rows:
+                same = (*row[:3], row.metric, row.steps) == (*other[:3], other.metric, other.steps)
+                gap = row.mean - other.mean
+                if (
+                    same
+                    and other.agent not in METHODS[row.paper]
+                    and abs(gap) > NEAR * math.hypot(row.error, other.error)
+                ):
+                    found += compare(row, row, other, show(gap, sign=True), gap)
+    return found
+
+
+def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[Effect]:
+    """Return the effect of agent `one` over agent `two`, if both have two seeds or more."""
+    pair = [values_of(one), values_of(two)]
+    if pair[0] is None or pair[1] is None or min(len(found[0]) for found in pair if found) < 2:
+        return []
+    (a, steps), (b, others) = pair[0], pair[1]
+    a, b = a.reshape(len(a), -1).mean(1), b.reshape(len(b), -1).mean(1)
+    gap, low, high = welch(a, b)
+    share = min(steps, others) / row.steps
+    same = same_protocol(one) and same_protocol(two)
+    verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share, same=same)
+    names = (row.paper, row.table, row.task, row.metric, one.agent, two.agent)
+    return [Effect(*names, published, gap, low, high, (len(a), len(b)), share, verdict)]
+
+
+@functools.cache
+def ledger() -> tuple[list[Entry], list[Effect]]:
+    """Return all entries, in the order of published.csv, and all effects."""
+    return [enter(row) for row in read_published()], effects_of(read_published())
+
+
+def interval(ours: Ours | None) -> str:
+    """Format a mean with its 95% interval."""
+    if ours is None:
+        return ""
+    if math.isnan(ours.half):
+        return show(ours.mean)
+    low, high = (show(ours.mean + way * ours.half, like=ours.mean) for way in (-1, 1))
+    return f"{show(ours.mean)} [{low}, {high}]"
+
+
+def share_text(share: float) -> str:
+    """Format a share of the paper's steps."""
+    return "" if math.isnan(share) else f"{100 * share:.0f}%"
