@@ -430,8 +430,9 @@ def test_unknown_ids_are_answered_with_the_nearest(env_id, why):
     ],
 )
 def test_a_missing_package_is_answered_with_the_extra(env_id, package, why, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
-        monkeypatch.delitem(sys.modules, name)  # another test has imported it with its package
+    imported = ("gymnasium.envs.box2d", "gymnasium_robotics.")
+    for name in [name for name in sys.modules if name.startswith(imported)]:
+        monkeypatch.delitem(sys.modules, name)  # another test has imported them with their package
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UsageError, match=why):
         make(env_id)

@@ -257,6 +257,7 @@ def test_the_paper_preset():
         ("a2c", "CartPole-v1"),
         ("reinforce+cosine", "CartPole-v1"),
         ("trpo", "CarRacing-v3"),
+        ("a2c+etf", "pixels/CartPole-v1"),
     ):
         prepare(Plan(recipe, env, 100_000, preset="paper"))
 

@@ -101,6 +101,8 @@ def test_rows_of_a_file(place):
 
     plan = study(TEXT.replace('id = "', 'envs = 3\neval_episodes = 7\nid = "')).rows[0].plan
     assert (plan.envs, plan.eval_episodes) == (3, 7), "the environment's own win over the budget's"
+    more = TEXT.replace('recipe = "sac"', 'recipe = "sac"\nenvs = 2').replace('id = "', 'envs = 3\nid = "')
+    assert [r.plan.envs for r in study(more).rows[:2]] == [3, 2], "the agent's win over the environment's"
 
 
 def test_entries_of_one_budget_only(place):
@@ -156,6 +158,8 @@ REFUSED = [
     ("base = {", "lap = { alpha = 1.0 }\nbase = {", "lap = {", "'lap' do not belong to 'td3'; write td3+lap"),
     ("base = {", "stpes = 3\nbase = {", "stpes", "there is no key 'stpes' in agents; near to it: steps"),
     ("base = {", "base = 3 #", "base = 3", "base is 3; it must be a table of its fields"),
+    ("base = {", "envs = 0\nbase = {", "envs = 0", "envs is 0; it must be at least 1"),
+    ("base = {", "envs = 3_000_000_000\nbase = {", "envs =", "agents.envs is 3000000000; a whole number"),
     ("Clock-v0", "Clok-v0", "id =", "environments.id: "),
     ('id = "', 'args = { tall = 1 }\nid = "', "args =", "environments.args: tiny:Clock-v0 cannot"),
     ('id = "', 'dataset = "a.hdf5"\nenvs = 4\nid = "', "envs =", "environments.envs: nothing is stepped"),

@@ -49,6 +49,13 @@ def start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
+def draw_without_screen() -> None:
+    """Let MuJoCo and pygame draw on a machine that has no screen."""
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
 @contextlib.contextmanager
 def safe_path() -> Iterator[None]:
     """Let Python processes that start inside the `with` block import nothing from the current folder."""

@@ -204,7 +204,8 @@ def _savo() -> dict[tuple[str, str, str], Settings]:
 # --- ACPG: the paper's settings; if it gives none, those of Tianshou, on which it builds ------------------
 
 CLIFF = "cliff/IdealCliffWalking-v0"
-PICTURES = ("ALE/Breakout-v5", "ALE/Pong-v5", "ALE/Enduro-v5", "ALE/Qbert-v5", "CarRacing-v3")
+PICTURES = [f"ALE/{game}-v5" for game in ("Breakout", "Pong", "Enduro", "Qbert")]
+PICTURES += ["CarRacing-v3", "pixels/CartPole-v1"]
 PPO_PICTURES: Settings = {
     "base": {
         "rollout": 1_000,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from qscape.run.folder import one_run
 from qscape.run.policy import load_policy
 from qscape.run.programs import act_evaluating
 from qscape.run.training import set_up_jax
+from qscape.system import draw_without_screen
 from qscape.types import setting
 
 
@@ -44,9 +44,7 @@ def main(argv: list[str]) -> int:
     except ImportError as problem:
         raise UsageError('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
-    if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    draw_without_screen()
     loaded = load_policy(
         folder, seed=given.seed, current=given.current, env_args={"render_mode": "rgb_array"}
     )

@@ -112,7 +112,7 @@ def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
         return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
     if re.match("CarRacing", env_id):
         return functools.partial(importlib.import_module("qscape.envs.pixels").car_racing, env_id)
-    if env_id == "restricted/Any-v0" and "max_episode_steps" in args:  # not the inner limit
+    if re.match("restricted/Any-|pixels/", env_id) and "max_episode_steps" in args:  # not the inner limit
         return functools.partial(gym.make, env_id, limited=False)
     return functools.partial(gym.make, env_id)
 

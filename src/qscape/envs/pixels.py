@@ -1,17 +1,20 @@
 """Environments with image observations, preprocessed as usual: four grey frames of 84 × 84, uint8.
 
-Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist. Networks divide bytes by 255.
+Atari as in Mnih et al. (2015), with Gymnasium's wrappers where they exist, CarRacing, and the rendered
+pictures of any other environment. Networks divide bytes by 255.
 """
 
 import copy
 import importlib.util
 import math
+import re
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import (
+    AddRenderObservation,
     AtariPreprocessing,
     FrameStackObservation,
     GrayscaleObservation,
@@ -19,7 +22,9 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from qscape.errors import UsageError
+from qscape.envs.build import build_env
+from qscape.errors import UsageError, describe
+from qscape.system import draw_without_screen
 
 
 def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any) -> gym.Env:
@@ -56,6 +61,35 @@ def car_racing(env_id: str, continuous: bool = True, **args: Any) -> gym.Env:
     _need_opencv(env_id, "box2d")
     env = Repeat(gym.make(env_id, continuous=continuous, **args), 4)
     return FrameStackObservation(ResizeObservation(GrayscaleObservation(env), (84, 84)), 4)
+
+
+def rendered(env: str = "CartPole-v1", limited: bool = True, **args: Any) -> gym.Env:
+    """`pixels/Any-v0`: an environment that shows what it draws instead of its observation, a frame a step.
+
+    Args:
+        env: id of the environment; further arguments are that environment's.
+        limited: keep the environment's own time limit? False if `max_episode_steps` replaces it.
+
+    Raises:
+        UsageError: OpenCV or a package for drawing is missing, or the environment draws no pictures.
+    """
+    _need_opencv(env, "pixels")
+    draw_without_screen()
+    limit = {} if limited else {"max_episode_steps": -1}
+    try:
+        made = build_env(env, {"render_mode": "rgb_array"} | args | limit)
+        pictures = ResizeObservation(AddRenderObservation(made), (84, 84))
+        return FrameStackObservation(GrayscaleObservation(pictures), 4)
+    except UsageError as problem:
+        if re.search("argument 'render_mode'|no render_mode", str(problem)):
+            raise UsageError(f"{env} draws no pictures that an agent could see") from problem
+        raise
+    except gym.error.DependencyNotInstalled as problem:
+        raise UsageError(f'{env} draws with a missing package: pip install "qscape[pixels]"') from problem
+    except Exception as problem:
+        raise UsageError(
+            f"{env} draws no pictures that an agent could see ({describe(problem)})"
+        ) from problem
 
 
 def _need_opencv(env_id: str, extra: str) -> None:

@@ -31,7 +31,7 @@ from qscape.run.plan import Plan, anywhere, environment_name, folder_name, prepa
 BUDGETS = ("quick", "short", "full", "paper")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
 ROWS = "study.json"  # in the folder of a study
-AGENT_KEYS = ("recipe", "steps", "budgets", "preset")  # in [[agents]]; every other key names a part
+AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "dataset", "steps", "budgets", "envs", "eval_episodes")
 # Numbers in [budgets.NAME], with their smallest allowed values.
 NUMBERS = {"steps": 1, "eval_every": 0, "eval_episodes": 1, "log_every": 1, "save_every": 1}
@@ -231,7 +231,9 @@ def _agent(source: Source, path: Where) -> Entry:
             source.check_keys(path, (*AGENT_KEYS, "base", *parts))
             raise source.error((*path, part), f"{part} is {fields!r}; it must be a table of its fields")
     _build(source, path, recipe, settings)
-    fields = {"recipe": recipe, "settings": settings, "preset": preset}
+    fields: dict[str, Any] = {"recipe": recipe, "settings": settings, "preset": preset}
+    if (envs := source.number((*path, "envs"), 1)) is not None:
+        fields["envs"] = envs
     return Entry(path, fields, _steps(source, (*path, "steps")))
 
 
@@ -269,18 +271,19 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
 
 
 def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:
-    """Make the plan of one agent in one environment. The agent's steps win over the environment's."""
+    """Make the plan of one agent in one environment. The agent's `steps` and `envs` win."""
     steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
-    fields: dict[str, Any] = {**agent.fields, **numbers, **environment.fields, "steps": steps}
+    fields: dict[str, Any] = {**numbers, **environment.fields, **agent.fields, "steps": steps}
     try:
         plan = Plan(**fields)
         return dataclasses.replace(plan, label=prepare(plan)[0].label)
     except UsageError as problem:
         key = problem.field
-        if key is None or key not in environment.fields:
+        owner = next((entry for entry in (agent, environment) if key in entry.fields), None)
+        if key is None or owner is None:
             raise source.error(agent.path, str(problem)) from problem
-        why = str(problem).replace(f"--{key.replace('_', '-')}", f"environments.{key}")
-        raise source.error((*environment.path, key), why) from problem
+        why = str(problem).replace(f"--{key.replace('_', '-')}", f"{owner.path[0]}.{key}")
+        raise source.error((*owner.path, key), why) from problem
 
 
 def _folder_of_environment(plan: Plan) -> str:
