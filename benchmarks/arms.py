@@ -221,13 +221,10 @@ def update_seconds() -> dict[str, float]:
     Agents that were measured on the faster machine alone cost as much more here as TD3 does.
     """
     slow, fast = (
-        {name: float(np.median(times)) for name, times in read_json(f"updates/{file}.json")[KEY].items()}
-        for file in ("20261121-100318", "20261123-135211")
+        {name: float(np.median(times)) for name, times in read_json(file)["seconds an update"].items()}
+        for file in ("updates/20261121-100318.json", "updates/20261123-135211.json")
     )
     return {name: seconds * slow["td3"] / fast["td3"] for name, seconds in fast.items()} | slow
-
-
-KEY = "seconds an update"
 
 
 def cost_of_update(plan: Plan, task: str) -> float | None:

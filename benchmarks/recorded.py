@@ -12,14 +12,8 @@ from blocks import RESULTS
 from collect import read_archive
 
 POLICIES = ("kept", "current")
-COLUMNS = (
-    "return",
-    "success",
-    "sm",
-    "action_change",
-    "optimality_gap_share",
-    "local_optima",
-)  # numbers of an episode
+# Numbers of an episode.
+COLUMNS = ("return", "success", "sm", "action_change", "optimality_gap_share", "local_optima")
 
 
 class Run(NamedTuple):

@@ -18,15 +18,9 @@ from qscape.report.references import reference_scores, strip_version
 SEEDS = 3  # fewer seeds than this have no verdict
 LENGTH = 0.9  # nor has a run that is shorter than this share of the paper's
 MARGIN = 0.2  # a number is reproduced if it is known to lie within this share of the published one
-NEAR, FAR = (
-    2.0,
-    3.0,
-)  # combined standard errors: a paper shows a difference from NEAR on, and ours differs from FAR on
-SHORTER = (
-    "base.updates_per_step",
-    "base.epsilon_decay",
-    "base.warmup",
-)  # fields of a run that is but shorter
+# In combined standard errors: a paper shows a difference from NEAR on, and ours differs from FAR on.
+NEAR, FAR = 2.0, 3.0
+SHORTER = ("base.updates_per_step", "base.epsilon_decay", "base.warmup")  # fields that shorten a run
 VERDICTS = ("reproduced", "not seen", "contradicted", "undecided", "too short", "not run")
 
 

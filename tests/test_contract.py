@@ -329,19 +329,9 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Every network, value, rule of targets and `fast` under TD7, PAVE, SAVO and SAVGO.
 MODERN = (
-    "simba",
-    "simbav2",
-    "bronet",
-    "crossq",
-    "crossq_wn",
-    "xqc",
-    "droq",
-    "redq",
-    "c51",
-    "hl_gauss",
-    "quantile",
+    *("simba", "simbav2", "bronet", "crossq", "crossq_wn", "xqc", "droq", "redq", "fast"),
+    *("c51", "hl_gauss", "quantile", "mean_target", "own_target", "reward_scale"),
 )
-MODERN += ("mean_target", "own_target", "reward_scale", "fast")
 UNDER = {
     recipe: (recipe, {"c51": {"atoms": 11}} if part == "c51" else {})
     for part in MODERN

@@ -1,9 +1,7 @@
 """The studies of five papers: budget `paper` has the arms, steps, seeds and environments of their numbers."""
 
-import csv
 import functools
 import json
-import re
 import sys
 import tomllib
 from collections import defaultdict
@@ -17,103 +15,24 @@ from qscape.run.plan import prepare
 pytest.importorskip("Box2D")
 pytest.importorskip("ale_py")
 ROOT = Path(__file__).parent.parent
-PUBLISHED = ROOT / "benchmarks" / "published.csv"
-if not PUBLISHED.exists():
+if not (ROOT / "benchmarks" / "published.csv").exists():
     pytest.skip("a source distribution has no published numbers", allow_module_level=True)
-
-SAVGO = {"Ant": "savgo-ant", "HalfCheetah": "savgo-ablations", "Humanoid": "savgo-ablations"}
-IDS = {"Pendulum": "Pendulum-v1", "LunarLander": "LunarLander-v3", "MineWorld": "mineworld/MineWorld-v0"}
-IDS |= {"RecSim": "recsim/10k-v0", "RecSim-Data": "recsim/DataSynthetic-v0"}
-IDS |= {"CartPole": "CartPole-v1", "CarRacing": "CarRacing-v3"}
-IDS |= {game: f"ALE/{game}-v5" for game in ("Pong", "Enduro", "Qbert")}
-NOT_IN_QSCAPE = ("TD3+OFE", "CQL", "X-QL", "TD3, spectral norm", "TD3, gradient penalty")
-TERMS = {"MPR": "mixed_partial", "VFC": "vector_field", "Curv": "curvature"}
-OF_SAVGO = {"fixed τ = 1": "tau_end=1.0", "random frozen encoder": "frozen=True", "β = 1": "gap_scale=1.0"}
-OF_SAVGO |= {"uniform weights": "uniform=1.0"}
-BASELINES = {
-    "PPO": "ppo",
-    "TD3": "td3[base.warmup=10000,base.exploration_noise=0.0]",
-    "SAC": "sac[base.warmup=10000]",
-    "TQC": "tqc[base.warmup=10000,base.critic_hidden=256x256,base.critics=2]",
-}
+sys.path.append(str(ROOT / "benchmarks"))
+import arms  # noqa: E402
+from collect import read_archive  # noqa: E402
+from published import read_published  # noqa: E402
 
 
-def arm(paper, table, task, agent):
-    """The study of a published agent, and its label."""
-    of = {"TD7": of_td7, "PAVE": of_pave, "SAVGO": of_savgo, "SAVO": of_savo, "ACPG": of_acpg}
-    return of[paper](table, task, agent)
-
-
-def of_td7(table, task, agent):
-    if "D4RL" in table:
-        known = {"TD7": "td7_offline", "TD3+BC": "td3+bc+normalise", "IQL": "iql"}
-        return "td7-d4rl", known[agent]
-    return "td7", agent.lower() + ("[preset=paper]" if agent == "TQC" else "")
-
-
-def of_pave(table, task, agent):
-    name, _, terms = agent.partition(", ")
-    off = [f"pave.{field}=0.0" for term, field in TERMS.items() if terms and term not in terms.split("+")]
-    study = {"Table: ablation": "pave-ablation", "Table: other regularisers": "pave-regularisers"}
-    return study.get(table, "pave"), f"{name.lower()}[{','.join(['preset=paper', *off])}]"
-
-
-def of_savgo(table, task, agent):
-    name, _, variant = agent.partition(", ")
-    if name == "REDQ":
-        return "savgo-redq", "redq[preset=paper]"
-    if name != "SAVGO":
-        return "savgo-baselines", BASELINES[name]
-    axis, _, value = variant.partition(" = ")
-    fields, of_task = [], 128 if task == "HalfCheetah" else 256
-    if axis in ("K", "λ"):
-        candidates, exponent = (int(value), 1.5) if axis == "K" else (256, float(value))
-        fields += [f"savgo.candidates={candidates}"] if candidates != of_task else []
-        fields += [f"savgo.exponent={exponent}"] if exponent != 1.5 else []
-    elif variant:
-        fields = [f"savgo.{OF_SAVGO[variant]}"]
-    recipe = "sac+savgo" if task == "Ant" else "sac+savgo+normalise"
-    study = "savgo-ablations" if variant else SAVGO.get(task, "savgo")
-    return study, f"{recipe}[{','.join(['preset=paper', *fields])}]"
-
-
-def of_savo(table, task, agent):
-    recipe = {"TD3": "td3+ou", "Wolpertinger": "td3+wolpertinger", "SAVO": "td3+savo"}[agent]
-    if task.startswith("restricted"):
-        return "savo", f"{recipe}[preset=paper,base.epsilon_decay=0.25]"
-    return "savo-discrete", f"{recipe}[preset=paper]"
-
-
-def of_acpg(table, task, agent):
-    (name, _, variant), (game, network) = agent.partition(", "), task.split()
-    algorithm, *rest = name.split("+")
-    recipe = {"A3C": "a2c"}.get(algorithm, algorithm.lower()) + ("+etf" if rest else "")
-    if game == "CartPole":
-        return "acpg" if network == "(MLP)" else "acpg-cartpole-pixels", f"{recipe}[preset=paper]"
-    flag = []
-    if network == "(MLP)":
-        flag = ["plain.images=flat" if game == "CarRacing" else "plain.image_hidden=256x128x256"]
-    if epsilon := float(variant[4:] or 0):
-        flag = [f"base.exploration={epsilon}"]
-    study = {"CarRacing": "acpg-carracing"}.get(game, "acpg-atari-trpo" if "trpo" in recipe else "acpg-atari")
-    study = "acpg-exploration" if table == "Table: exploration" else study
-    return study, f"{recipe}[{','.join(['preset=paper', *flag])}]"
-
-
-def env_of(task):
-    if task.startswith("restricted "):
-        return f"restricted/{task.split()[1]}-v0"
-    if task == "CartPole (CNN)":
-        return "pixels/CartPole-v1"
-    return IDS.get(task.split(" ")[0], f"{task.split(' ')[0]}-v5")
+def key_of(plan):
+    return plan.env, Path(plan.dataset).name, plan.label
 
 
 @functools.cache
 def plans(study):
-    """Plans of the budget `paper` by environment, dataset and label; seeds."""
+    """Plans of the budget `paper`, one for each seed, by environment, dataset and label."""
     found = defaultdict(list)
     for row in read_study(find_study(study), "paper").rows:
-        found[row.plan.env, Path(row.plan.dataset).name, row.plan.label].append(row.plan)
+        found[key_of(row.plan)].append(row.plan)
     return found
 
 
@@ -121,16 +40,10 @@ def plans(study):
 def needed():
     """Rows of published.csv by arm: (study, (environment, dataset, label)) -> (seeds, steps) of its rows."""
     found = defaultdict(list)
-    with PUBLISHED.open(newline="") as file:
-        for row in csv.DictReader(file):
-            paper, table, task = row["paper"], row["table"], row["task"]
-            for agent in row["agent"].split(" over "):
-                if agent in NOT_IN_QSCAPE or task.startswith(("sum of", "mean of", "a MuJoCo task")):
-                    continue
-                study, label = arm(paper, table, task, agent)
-                data = f"{re.sub('[ -]', '_', task.lower())}-v2.hdf5" if "D4RL" in table else ""
-                numbers = tuple(int(row[name] or 0) for name in ("seeds", "steps"))
-                found[study, (env_of(task), data, label)].append(numbers)
+    for row in read_published():
+        for plan in filter(None, (arms.plan_of(row, agent) for agent in row.agents)):
+            (study,) = (of for of in arms.STUDIES[row.paper, row.table] if plan in arms.plans(of))
+            found[study, key_of(plan)].append((row.seeds, row.steps))
     return found
 
 
@@ -192,9 +105,6 @@ def test_recorded_runs_are_arms_of_the_studies_that_they_name():
     archives = ROOT / "benchmarks" / "results" / "learning"
     if not archives.exists():
         pytest.skip("there are no recorded runs here")
-    sys.path.append(str(ROOT / "benchmarks"))
-    from collect import read_archive
-
     for archive in archives.glob("*.tar.xz"):
         study, found = archive.name.partition(".")[0], set()
         if study not in names_of_studies():
