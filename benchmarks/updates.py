@@ -36,6 +36,7 @@ from qscape.types import Spec
 
 SPEC = Spec(17, 6, time_limit=1_000)
 ROWS, BLOCK, TURNS = 4096, 12, 7  # 12 updates: the same number of actor steps in each block, or a multiple
+WIDE = {"actor_hidden": (256, 256, 256), "critic_hidden": (512, 512, 512, 512, 512)}
 SILU = {"actor_activation": "silu", "critic_activation": "silu"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3": ("td3", {}),
@@ -69,6 +70,10 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "simbav2": ("simbav2", {"base": {"schedule_updates": 100_000}}),
     "xqc": ("xqc", {"base": {"schedule_updates": 100_000}}),
     "bro": ("bro", {}),
+    # What BRO's time goes into: its critics without quantiles, and plain layers as wide and deep as its own.
+    "bro, one value": ("sac+bronet+mean_target", {"base": {"batch_size": 128}}),
+    "sac, as wide as bro, batch 128": ("sac", {"base": WIDE | {"batch_size": 128}}),
+    "sac, as wide as bro": ("sac", {"base": WIDE}),
     "redq": ("redq", {}),
     "droq": ("droq", {}),
 }

@@ -321,7 +321,7 @@ def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[E
     (a, steps), (b, others) = pair[0], pair[1]
     a, b = a.reshape(len(a), -1).mean(1), b.reshape(len(b), -1).mean(1)
     gap, low, high = welch(a, b)
-    share = min(steps, others) / row.steps
+    share = min(steps, others) / (row.steps or FRAMES)
     same = same_protocol(one) and same_protocol(two)
     verdict = judge_effect(low, high, sign, seeds=min(len(a), len(b)), share=share, same=same)
     names = (row.paper, row.table, row.task, row.metric, one.agent, two.agent)

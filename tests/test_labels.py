@@ -35,6 +35,11 @@ def test_other_labels_stay(labels):
     assert shorten_labels(labels) == ({label: label for label in labels}, [])
 
 
+def test_agents_whose_fields_only_have_another_order_keep_their_labels():
+    labels = ["td3[a.x=1,b.y=2]", "td3[b.y=2,a.x=1]", "sac[a.x=1,b.y=2]"]
+    assert shorten_labels(labels) == ({label: label for label in labels}, [])
+
+
 def test_names_of_policies_stay_behind_a_label():
     labels = [f"{label}, {policy} policy" for label in LABELS[1:] for policy in ("kept", "current")]
     names, shared = shorten_labels(labels)

@@ -280,6 +280,17 @@ def test_a_model_saved_before_it_learned(tmp_path):
         qs.load(asked).learn(60)
 
 
+def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path):
+    small = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 32, "batch_size": 16}
+    qs.PPO("jax/CartPole-v1", eval_every=0, **small).learn(64).save(tmp_path / "run")
+    for env in ("CartPole-v1", gym.make("CartPole-v1")):
+        with pytest.raises(qs.UsageError, match="CartPole-v1 is not in JAX. Load the run without env"):
+            qs.load(tmp_path / "run", env=env)
+    again = qs.load(tmp_path / "run", env="jax/CartPole-v1")
+    assert again.predict(np.zeros(4, np.float32))[0] in (0, 1)
+    assert qs.load(tmp_path / "run").env_steps == 64
+
+
 @pytest.mark.parametrize("how", ["argument", slow("limit"), "wrapper", "function", "vector"])
 def test_an_environment_that_its_id_does_not_make_is_asked_for_again(how, tmp_path):
     def made(**args):

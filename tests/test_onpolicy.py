@@ -127,6 +127,7 @@ def test_clipped_surrogate():
     loss = surrogate.clipped_surrogate(log_ratio, jnp.array([1.0, -1.0, 2.0]), 0.1)
     np.testing.assert_allclose(loss, [-1.1, 0.9, -2.1], rtol=1e-6)
     np.testing.assert_allclose(loss.mean(), -0.766667, rtol=1e-6)
+    assert surrogate.clipped_surrogate(jnp.array(100.0), jnp.array(0.0), 0.1) == 0.0  # not inf times 0
 
 
 @pytest.mark.parametrize(

@@ -396,6 +396,22 @@ def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys)
     assert "2.0 (2 of 3)" in capsys.readouterr().out
 
 
+def test_small_returns_keep_their_decimals_and_paths_their_labels(tmp_path, capsys):
+    for label, value in (("td3[base.batch_size=64]", 0.304), ("sac[base.batch_size=64]", 0.312)):
+        for seed in (0, 1):
+            write_run(tmp_path / label / str(seed), label=label, seed=seed, returns={0: [0.0], 10: [value]})
+    write_run(tmp_path / "td3[base.batch_size=64]" / "2", label="td3[base.batch_size=64]", seed=2, steps=20)
+    assert main(["compare", str(tmp_path), "--reps", "20", "--latex", str(tmp_path / "t.tex")]) == 0
+    printed = capsys.readouterr().out
+    assert "0.304 [0.304, 0.304]" in printed
+    assert "0.312" in printed
+    assert "$0.304$ [$0.304$, $0.304$]" in (tmp_path / "t.tex").read_text()
+    path = f"{tmp_path}/td3[base.batch_size=64]/2"
+    made = tables.compare(qs.load_runs(tmp_path), reps=20)
+    made = made._replace(notes=[f"left out {path}: it is of td3[base.batch_size=64]"])
+    assert tables.shorten(made).notes == [f"left out {path}: it is of td3"]
+
+
 def test_a_hostile_label_stays_text():
     assert tables.escape_latex("<script>_100%$&#{}~^\\") == (
         r"\textless{}script\textgreater{}\_100\%\$\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"

@@ -173,6 +173,7 @@ def test_rank_correlation_is_scipys():
     y = (y - x).round(1)
     close(rank_correlation(jnp.asarray(x), jnp.asarray(y)), spearmanr(x, y).statistic)
     assert rank_correlation(jnp.ones(5), jnp.arange(5.0)) == 0.0
+    close(rank_correlation(jnp.array([3.0, 4.0]), jnp.array([1.0, 9.0])), 1.0)
 
 
 def test_normaliser():

@@ -369,12 +369,13 @@ def load(
     Args:
         path: a run folder, or a group with one seed; "hub:OWNER/NAME" or "hub:OWNER/NAME@REVISION" fetches
             one from the Hugging Face hub.
-        env: replaces the run's environment; it must have the same spaces. None: the run's own.
+        env: replaces the run's environment; it must have the same spaces, and be in JAX if the run was
+            compiled as a whole with its environment. None: the run's own.
         eval_env: as for `Model`.
 
     Raises:
-        UsageError: there is no run, a part is not loaded, or the run's environment was an object and `env` is
-            None.
+        UsageError: there is no run, a part is not loaded, the run's environment was an object and `env` is
+            None, or `env` is not in JAX and the run's had to be.
         RunError: there is no readable save, or it does not fit `env`.
     """
     if isinstance(path, str) and path.startswith(HUB):
@@ -401,10 +402,16 @@ def load(
         eval_episodes=plan.eval_episodes,
         probe=plan.probe,
         preset=plan.preset,
-        loop=plan.loop,
+        loop=plan.loop if env is None else "auto",
         vectorise=plan.vectorise if env is None else "sync",
         **cast(dict[str, Any], plan.settings),
     )
+    if plan.loop == "compiled" and model.adapter.jax_env is None:
+        raise UsageError(
+            f"{folder} was trained in one program with its environment in JAX, and its save fits no other "
+            f"kind of loop; {model.adapter.env_id} is not in JAX. Load the run without env: its `predict` "
+            "takes the observations of any environment with the same spaces."
+        )
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
     for note in notes + folders.load_into(model.trainer, newest):

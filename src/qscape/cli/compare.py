@@ -11,6 +11,7 @@ from rich.console import Console
 from qscape.cli import options
 from qscape.cli.running import plain_console, print_table, print_written, require_positive, show_tracks
 from qscape.errors import RunError, UsageError
+from qscape.report.numbers import digits_of
 from qscape.types import setting
 
 if TYPE_CHECKING:
@@ -211,18 +212,19 @@ def _stop_epoch(row: Mapping[Any, Any]) -> list[str]:
     """The cell of the stop epoch; none without a threshold."""
     if "stop_epoch" not in row:
         return []
-    return [f"{_number(row['stop_epoch'])} ({row['stopped']} of {row['seeds']})"]
+    return [f"{_number(row['stop_epoch'], 1)} ({row['stopped']} of {row['seeds']})"]
 
 
-def _number(x: float, digits: int = 1) -> str:
-    return "-" if x != x else f"{x:,.{digits}f}"
+def _number(x: float, digits: int | None = None) -> str:
+    return "-" if x != x else f"{x:,.{digits_of(x) if digits is None else digits}f}"
 
 
-def _estimate(value: float, low: float, high: float, digits: int = 1) -> str:
+def _estimate(value: float, low: float, high: float, digits: int | None = None) -> str:
+    digits = digits_of(value) if digits is None else digits
     if low != low:  # a single run has no interval
         return _number(value, digits)
     return f"{_number(value, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
 
 
 def _mean(mean: float, std: float) -> str:
-    return _number(mean) if std != std else f"{_number(mean)} ± {_number(std)}"
+    return _number(mean) if std != std else f"{_number(mean)} ± {_number(std, digits_of(mean))}"

@@ -10,6 +10,7 @@ from qscape.errors import UsageError
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
 from qscape.report import environment_label
+from qscape.report.numbers import format_return
 from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, read_record, run_folders
 from qscape.run.offline import score
@@ -59,8 +60,9 @@ def main(argv: list[str]) -> int:
         success = f"{sum(successes) / len(successes):.0%}" if successes else "-"
         length = sum(e.length for e in done) / len(done)
         rows.append(
-            [str(folder), policy, f"{step:,}", f"{mean:,.1f}", f"{std:,.1f}", f"{min(returns):,.1f}",
-             f"{max(returns):,.1f}", f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
+            [str(folder), policy, f"{step:,}", format_return(mean),
+             *(format_return(x, mean) for x in (std, min(returns), max(returns))),
+             f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
         )  # fmt: skip
         task = environment_label(read_record(folder))
         means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
@@ -82,5 +84,5 @@ def main(argv: list[str]) -> int:
         if len(of_runs) > 1:
             whose = f"{agent}: " if len(means) > 1 else ""
             mean = sum(of_runs) / len(of_runs)
-            console.print(f"{whose}mean over {len(of_runs)} runs: {mean:,.1f}", soft_wrap=True)
+            console.print(f"{whose}mean over {len(of_runs)} runs: {format_return(mean)}", soft_wrap=True)
     return 0

@@ -6,6 +6,7 @@ from typing import Literal
 from qscape.cli import options
 from qscape.cli.compare import save_figure
 from qscape.cli.running import plain_console
+from qscape.report.numbers import format_return
 from qscape.types import setting
 
 
@@ -24,7 +25,7 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Plot the learning curve of each run as a line, without statistics; `qscape compare` has those."""
+    """Plot each run's learning curve as a thin line, and their interquartile mean; see `qscape compare`."""
     from qscape.report import figures, runs, statistics
     from qscape.report.labels import describe_shared, shorten_labels
 
@@ -48,10 +49,11 @@ def main(argv: list[str]) -> int:
     console = plain_console()
     for sentence in skipped:
         console.print(sentence, style="yellow", soft_wrap=True)
+    where = f"{best['env']}, " if rows["env"].nunique() > 1 else ""
     what = statistics.METRIC_NAMES[given.metric]
     console.print(
-        f"{given.png}: {rows['run'].nunique()} run(s); best final {what} {best['score']:,.1f} "
-        f"({best['label']}, seed {best['seed']})",
+        f"{given.png}: {rows['run'].nunique()} run(s); best final {what} {format_return(best['score'])} "
+        f"({best['label']}, {where}seed {best['seed']})",
         soft_wrap=True,
     )
     return 0

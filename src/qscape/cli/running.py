@@ -26,6 +26,7 @@ from qscape import tracking, trusted
 from qscape.errors import RunError, UsageError, one_line
 from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
+from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.system import count_cores
 
@@ -144,11 +145,13 @@ class Screen:
             self.scores[k] = event
             which = f" ({event.policy} policy)" if event.policy != "current" else ""
             n = len(event.returns)
-            self.progress.update(self.tasks[k], completed=event.step, score=f"return {event.mean:,.1f}")
+            self.progress.update(
+                self.tasks[k], completed=event.step, score=f"return {format_return(event.mean)}"
+            )
             probed = "".join(f"  {name} {sum(v) / len(v):.4g}" for name, v in event.probes.items())
             self.say(
-                f"{self.names[k]}  step {event.step:>9,}  return {event.mean:>10,.1f}  over {n} episodes"
-                f"{which}{probed}"
+                f"{self.names[k]}  step {event.step:>9,}  return {format_return(event.mean):>10}  "
+                f"over {n} episodes{which}{probed}"
             )
         elif isinstance(event, ev.Ended):
             self.ended[k] = event

@@ -21,6 +21,7 @@ from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
 from qscape.jobs.study import Study, find_study, read_study, write_rows
 from qscape.jobs.worker import Job
+from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.system import count_cores
 from qscape.types import setting
@@ -271,14 +272,14 @@ def cells(run: RunProgress) -> list[str]:
         f"{run.step:,}",
         f"{plan.steps:,}",
         f"{speed:,.0f}" if speed else "",
-        "" if run.score is None else f"{run.score:,.1f}",
+        "" if run.score is None else format_return(run.score),
         clock((plan.steps - run.step) / speed) if speed else "",
     ]
 
 
 def line(run: RunProgress) -> str:
     """Describe the state of a run in one line."""
-    score = "" if run.score is None else f", return {run.score:,.1f}"
+    score = "" if run.score is None else f", return {format_return(run.score)}"
     says = {
         "running": f"{run.step:,} of {run.row.plan.steps:,} steps{score}",
         "done": f"{run.step:,} steps{score}",

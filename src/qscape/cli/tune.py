@@ -18,6 +18,7 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, open_search
+from qscape.report.numbers import format_return
 from qscape.run.plan import Plan, folder_name
 from qscape.system import count_cores, file_name
 from qscape.types import setting
@@ -149,8 +150,8 @@ class SearchBoard(LiveBoard):
         else:
             at = f" at step {trial.step:,}" if trial.state == "pruned" else ""
             best = self.tuner.best
-            so_far = f"; best so far: trial {best.number}, {best.score:,.1f}" if best else ""
-            text = f"return {trial.score:,.1f}{at}{so_far}"
+            so_far = f"; best so far: trial {best.number}, {format_return(best.score)}" if best else ""
+            text = f"return {format_return(trial.score)}{at}{so_far}"
         if trial.state != "running" and (left := self.left()) is not None:
             text += f"; about {clock(left)} left"
         return f"trial {trial.number:>3}  {trial.state:<8} {text}"
@@ -164,7 +165,7 @@ class SearchBoard(LiveBoard):
         best = self.tuner.best
         text = f"{self.search.plan.recipe} on {self.search.plan.env}: {ended} of {self.trials} trials"
         text += f" ({', '.join(more)})" if more else ""
-        text += f"; best: trial {best.number}, {best.score:,.1f}" if best else ""
+        text += f"; best: trial {best.number}, {format_return(best.score)}" if best else ""
         left = self.left()
         return text if left is None else f"{text}; about {clock(left)} left"
 
@@ -181,7 +182,13 @@ class SearchBoard(LiveBoard):
     def table(self, trials: list[Trial]) -> Table:
         """Make a table of trials with their fields."""
         rows = [
-            [str(t.number), t.state, f"{t.step:,}", "" if t.score is None else f"{t.score:,.1f}", fields(t)]
+            [
+                str(t.number),
+                t.state,
+                f"{t.step:,}",
+                "" if t.score is None else format_return(t.score),
+                fields(t),
+            ]
             for t in trials
         ]
         made = table(self.counts(), ["trial", "state", "step", "return", "fields"], rows)
@@ -209,7 +216,8 @@ class SearchBoard(LiveBoard):
             self.say(f"what mattered, of 1: {text}")
         over = f", mean of {self.search.seeds} seeds" if self.search.seeds > 1 else ""
         self.say(
-            f"best: trial {best.number}, {self.search.metric} return {best.score:,.1f}{over}; as a command:"
+            f"best: trial {best.number}, {self.search.metric} return {format_return(best.score)}{over}; "
+            "as a command:"
         )
         self.say(f"  {shlex.join(train_command(best))}")
 

@@ -13,6 +13,7 @@ from qscape.cli import options
 from qscape.cli.running import require_positive
 from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
+from qscape.report.numbers import format_return
 from qscape.run.evaluation import SEED, refuse_endless
 from qscape.run.folder import one_run
 from qscape.run.policy import load_policy
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> int:
             aside.unlink()
         why, _, _ = str(problem).strip().partition("\n")  # ffmpeg's output follows
         raise RunError(f"{file} cannot be written ({why}).") from problem
-    print(f"{file}: {frames} frames, returns {', '.join(f'{r:,.1f}' for r in returns)}")
+    print(f"{file}: {frames} frames, returns {', '.join(f'{format_return(r)}' for r in returns)}")
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.errors import QscapeError, UsageError, one_line
+from qscape.report.numbers import format_return
 from qscape.run.folder import in_use, newest_save, read_record, run_folders, unfinished
 from qscape.run.logs import read_evaluations, read_metrics
 from qscape.types import setting
@@ -124,7 +125,7 @@ class RunView:
             str(self.folder), self.record["label"], f"{step:,}", f"{steps:,}",
             "-" if math.isnan(speed) else f"{speed:,.0f}",
             "-" if math.isnan(left) else f"{minutes}:{seconds:02}",
-            f"{means[-1]:,.1f}" if means else "-", state,
+            format_return(means[-1]) if means else "-", state,
         ]  # fmt: skip
 
 

@@ -63,7 +63,8 @@ class BiasProbe:
 
         Returns:
             q_bias: mean of Q(s_t, a_t) − G_t, in units of Q; above 0 the critics promise too much.
-            q_bias_std: standard deviation of that difference over the steps.
+            q_bias_std: √(Σ (d − s q_bias)² / Σ s) of the differences d before that division, with s the
+                share: the standard deviation of Q − G, where episodes terminated.
             q_bias_share: q_bias divided by the mean of |G_t|.
             All three are NaN if no share of any return was seen.
         """

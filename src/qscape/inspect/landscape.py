@@ -79,7 +79,7 @@ class Landscape:
         number of those whose actions are valid.
         """
         survey = {k: v[0] for k, v in self.survey._asdict().items()}
-        survey |= {"gaps": self.survey.gaps[0], "gap": self.survey.gap[0]}
+        survey |= {"gaps": self.survey.gaps[0], "gap": self.survey.gap[0], "span": self.survey.true_span()[0]}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         drawn = self.surrogates
         if self.kind == "table" and len(self.q) > LARGEST_GRAPH:

@@ -98,10 +98,13 @@ class Survey(NamedTuple):
 
     def share(self, gap: Float[np.ndarray, "n *L"]) -> Float[np.ndarray, "n *L"]:
         """Express gaps as a share of Q's range at their states; 0 where that is no more than rounding."""
+        span = self.true_span().reshape(-1, *[1] * (gap.ndim - 1))
+        return np.where(span > 0, gap / np.where(span > 0, span, 1), 0.0)
+
+    def true_span(self) -> Float[np.ndarray, " n"]:
+        """The range of Q at each state; 0 where it is no more than rounding."""
         ends = zip(self.best_q - self.span, self.best_q, strict=True)
-        varies = self.span > [ops.prominence_threshold(*of) for of in ends]
-        span, varies = (x.reshape(-1, *[1] * (gap.ndim - 1)) for x in (self.span, varies))
-        return np.where(varies, gap / np.where(varies, span, 1), 0.0)
+        return np.where(self.span > [ops.prominence_threshold(*of) for of in ends], self.span, 0.0)
 
 
 class OptimaCandidates(NamedTuple):

@@ -115,7 +115,8 @@ class Minibatches(NamedTuple):
                 limit.
 
         Returns:
-            The params, the optimiser state, and the mean of the metrics over the steps taken.
+            The params, the optimiser state, and the mean of the metrics over the steps. The step that the
+            limit stops counts among these: its metrics say why.
         """
         sums = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),

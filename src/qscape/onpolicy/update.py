@@ -85,8 +85,8 @@ def update(
     lengths = jnp.linalg.norm(outputs.dist.features, axis=-1)
     lengths = lengths.reshape(len(samples.advantage), -1).mean(-1)  # over the heads of a product
     metrics["feature_norm"] = weighted_mean(lengths, samples.weight)
-    if agent.task.index_sizes:
-        metrics["entropy_share"] = metrics["entropy"] / math.log(math.prod(agent.task.index_sizes))
+    if (actions := math.prod(agent.task.index_sizes or ())) > 1:
+        metrics["entropy_share"] = metrics["entropy"] / math.log(actions)
     if samples.value is not None:
         metrics["explained_variance"] = explained_variance(samples.value, samples.target, samples.weight)
     if base.anneal:

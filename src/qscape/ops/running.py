@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# The rows before a new one weigh no more than this many, so that older ones are slowly forgotten. Float32
+# cannot count beyond 2²⁴, and the variance would grow without bound there.
+FULL = 2.0**20
+
 
 class Moments(NamedTuple):
     """Running statistics of vectors.
 
     Attributes:
         mean, var: of the vectors so far; the variance is the population's (ddof 0).
-        seen: how many vectors these are.
+        seen: how many vectors these are, up to `FULL` and the last addition.
     """
 
     mean: Float[Array, " S"]
@@ -27,8 +31,9 @@ def init_moments(size: int) -> Moments:
 
 def add_row(m: Moments, x: Float[Array, " S"]) -> Moments:
     """Add one vector, by the parallel-variance rule with a batch of one."""
-    delta, seen = x - m.mean, m.seen + 1.0
-    var = (m.var * m.seen + jnp.square(delta) * m.seen / seen) / seen
+    before = jnp.minimum(m.seen, FULL)
+    delta, seen = x - m.mean, before + 1.0
+    var = (m.var * before + jnp.square(delta) * before / seen) / seen
     return Moments(m.mean + delta / seen, var, seen)
 
 
@@ -38,14 +43,18 @@ def add_rows(m: Moments, x: Float[Array, "E S"]) -> Moments:
 
 
 def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | None = None) -> Moments:
-    """Add a whole batch by the parallel-variance rule (Chan et al. 1979). Rows of weight 0 do not count."""
+    """Add a whole batch by the parallel-variance rule (Chan et al. 1979). Rows of weight 0 do not count.
+
+    The vectors before it weigh at most as much as 2²⁰ such batches.
+    """
     weights = jnp.ones(len(x)) if weight is None else weight
     count = weights.sum()
     mean = weights @ x / jnp.maximum(count, 1.0)
     var = weights @ jnp.square(x - mean) / jnp.maximum(count, 1.0)
-    seen, delta = m.seen + count, mean - m.mean
+    before = jnp.minimum(m.seen, FULL * jnp.maximum(count, 1.0))
+    seen, delta = before + count, mean - m.mean
     total = jnp.maximum(seen, 1e-8)
-    spread = m.var * m.seen + var * count + jnp.square(delta) * m.seen * count / total
+    spread = m.var * before + var * count + jnp.square(delta) * before * count / total
     return Moments(m.mean + delta * count / total, jnp.where(seen > 0, spread / total, m.var), seen)
 
 

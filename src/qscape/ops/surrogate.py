@@ -24,7 +24,9 @@ def clipped_surrogate(
     log_ratio: Float[Array, " B"], advantage: Float[Array, " B"], bound: float
 ) -> Float[Array, " B"]:
     """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with log ρ = `log_ratio` and ε = `bound` (PPO, Eq. 7)."""
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(
+        jnp.minimum(log_ratio, 80.0)
+    )  # finite: an infinite ratio times an advantage of 0 is no number
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - bound, 1.0 + bound) * advantage)
 
 

@@ -31,7 +31,7 @@ def add_smoothness(draft: Draft) -> None:
     intro = (
         "<p>sm sums the amplitudes of the actions' spectrum, each times its frequency: <strong>lower is "
         "smoother</strong>, so the best agents stand at the top left. Large: interquartile mean over seeds "
-        "with 95% intervals; small: the seeds.</p>"
+        "with 95% intervals; small: the seeds. Returns are not smoothed here.</p>"
     )
     draft.add_section("smoothness", "Smoothness against return", intro, page.charts(*placed))
 
@@ -39,8 +39,8 @@ def add_smoothness(draft: Draft) -> None:
 def collect_smoothness(rows: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Collect env, label, seed, sm and return of each run.
 
-    Uses the means over the episodes of `qscape smoothness` if it measured the policy and the step of a run's
-    last row, else those of the last evaluation with the probe.
+    Returns are not smoothed. Uses the means over the episodes of `qscape smoothness` if it measured the
+    policy and the step of a run's last row, else those of the last evaluation with the probe.
     """
     points = []
     probed = rows.dropna(subset="sm") if "sm" in rows else rows.iloc[:0]
@@ -55,7 +55,8 @@ def collect_smoothness(rows: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.Data
             own = probed[probed["run"] == run.folder]
             if own.empty:
                 continue
-            sm, score = own.sort_values("step").iloc[-1][["sm", "return"]]
+            raw = "unsmoothed" if "unsmoothed" in own else "return"
+            sm, score = own.sort_values("step").iloc[-1][["sm", raw]]
         points.append({"env": run.env, "label": run.label, "seed": run.seed, "sm": sm, "return": score})
     return pd.DataFrame(points)
 

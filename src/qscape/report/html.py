@@ -13,7 +13,7 @@ from qscape.report.labels import describe_shared
 from qscape.report.page import escape_with_breaks
 from qscape.report.records import NO_VALUE
 from qscape.report.tables import Comparison
-from qscape.report.words import digits_of, format_interval, format_number
+from qscape.report.words import format_interval, format_number
 from qscape.tracking import track
 
 with require_extra("Pages"):

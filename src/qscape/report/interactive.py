@@ -19,6 +19,8 @@ with require_extra("Pages"):
     from plotly.graph_objects import Figure
 
 DASHES = ("solid", "dashdot", "dash", "dot")  # change once all colours are used
+PUBLISHED = ("dash", "dot", "dashdot", "longdash")  # of published curves: one more than there are greys
+SYMBOLS = ("circle", "square", "diamond", "triangle-up")  # of markers, where lines have these dashes
 SHADES = "Viridis"  # monotonic for colour-blind readers and in grey
 STEPS = {"title": "environment steps", "tickformat": "~s"}
 BAR = {"thickness": 12, "outlinewidth": 0, "title": {"side": "right", "font": {"size": 12}}}
@@ -58,7 +60,7 @@ def learning_curves_chart(
         values = statistics.align_to_grid(group, grid)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
         estimate = statistics.estimate_columns(values, reps)
-        _add_curve_with_band(chart, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.1f")
+        _add_curve_with_band(chart, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.5~g")
     if published is not None:
         _add_published(chart, published, str(env), float(grid[-1]))
     return chart
@@ -97,8 +99,8 @@ def _add_published(chart: Figure, published: pd.DataFrame, env: str, last: float
         name = f"{method}, published: {curve['env'].iloc[0]}, {curve['seeds'].iloc[0]} seeds"
         chart.add_scatter(
             x=curve["step"].to_numpy(), y=curve["curve"].to_numpy(), name=wrap_for_plotly(name),
-            hovertemplate="%{y:,.1f}", mode="lines" if len(curve) > 1 else "markers",
-            line={"color": GREYS[k % len(GREYS)], "dash": ("dash", "dot", "dashdot")[k % 3], "width": 1.5},
+            hovertemplate="%{y:,.5~g}", mode="lines" if len(curve) > 1 else "markers",
+            line={"color": GREYS[k % len(GREYS)], "dash": PUBLISHED[k % len(PUBLISHED)], "width": 1.5},
         )  # fmt: skip
 
 
@@ -121,18 +123,19 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
 
     Args:
         runs: label, seed, sm and return of each run.
-        styles: colour of each label.
+        styles: colour and dash of each label; the dash selects the symbol.
         reps: number of bootstrap resamples.
     """
     chart = empty_chart({"title": "sm (lower is smoother)", "rangemode": "tozero"}, {"title": "return"})
     centres = {}
     for name, group in runs.groupby("label"):
-        colour, hover = styles[str(name)]["color"], "<br>sm %{x:.4g}<br>return %{y:,.1f}<extra></extra>"
+        colour, symbol = styles[str(name)]["color"], SYMBOLS[DASHES.index(styles[str(name)]["dash"])]
+        hover = "<br>sm %{x:.4g}<br>return %{y:,.5~g}<extra></extra>"
         estimate = statistics.estimate_columns(group[["sm", "return"]].to_numpy(float), reps)
         centres[str(name)] = estimate.value
         chart.add_scatter(
             x=group["sm"].to_numpy(), y=group["return"].to_numpy(), mode="markers", opacity=0.45,
-            marker={"size": 6, "color": colour}, legendgroup=name, showlegend=False,
+            marker={"size": 6, "color": colour, "symbol": symbol}, legendgroup=name, showlegend=False,
             customdata=group["seed"].to_numpy(),
             hovertemplate=f"{wrap_for_plotly(name)}, seed %{{customdata}}{hover}",
         )  # fmt: skip
@@ -141,7 +144,8 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
             for v, low, h in zip(*estimate, strict=True)
         ]
         chart.add_scatter(
-            x=estimate.value[:1], y=estimate.value[1:], mode="markers", marker={"size": 13, "color": colour},
+            x=estimate.value[:1], y=estimate.value[1:], mode="markers",
+            marker={"size": 13, "color": colour, "symbol": symbol},
             error_x=bars[0] if len(group) > 1 else None, error_y=bars[1] if len(group) > 1 else None,
             name=wrap_for_plotly(f"{name} ({len(group)} seed{'s' if len(group) > 1 else ''})"),
             legendgroup=name, hovertemplate=wrap_for_plotly(name) + hover,

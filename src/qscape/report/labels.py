@@ -21,7 +21,10 @@ def shorten_labels(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     first, *rest = [fields for _, fields, _ in parts.values()]
     agents = {(recipe, *fields) for recipe, fields, _ in parts.values()}
     shared = [field for field in first if all(field in fields for fields in rest)] if len(agents) > 1 else []
-    return {label: _join_label(*part, shared) for label, part in parts.items()}, shared
+    names = {label: _join_label(*part, shared) for label, part in parts.items()}
+    if len({*names.values()}) < len(names):  # the same fields in another order
+        return {label: label for label in parts}, []
+    return names, shared
 
 
 def _split_label(label: str) -> tuple[str, list[str], str]:

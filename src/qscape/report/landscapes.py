@@ -84,7 +84,7 @@ def draw_findings(findings: Mapping[str, Any]) -> Figure:
         rows = [[(name, agent, k) for name, agent in agents.items()] for k in states]
         return _draw_grid(agents, rows, shared)
     rows = [
-        [(name, moment, k) for moment in _first_middle_last(agent["over_training"])]
+        [(name, moment, k) for moment in _first_middle_last(agent.get("over_training", [agent]))]
         for k in states
         for name, agent in agents.items()
     ]

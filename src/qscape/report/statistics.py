@@ -70,6 +70,8 @@ def label_policies(runs: pd.DataFrame) -> pd.DataFrame:
 def smooth_returns(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
     """Smooth the returns of each run and policy: x̃ <- w x̃ + (1 - w) x per evaluation, starting with x̃ = x.
 
+    The column `unsmoothed` then holds x.
+
     Raises:
         UsageError: w lies outside [0, 1).
     """
@@ -81,7 +83,7 @@ def smooth_returns(runs: pd.DataFrame, weight: float) -> pd.DataFrame:
     mean = rows.groupby(["run", "policy"])["return"].transform(
         lambda x: x.ewm(alpha=1 - weight, adjust=False).mean()
     )
-    return runs.assign(**{"return": mean})
+    return runs.assign(**{"return": mean, "unsmoothed": runs["return"]})
 
 
 def smoothing_note(weight: float) -> str:

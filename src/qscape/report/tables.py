@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -9,6 +10,7 @@ from qscape.errors import UsageError
 from qscape.report import references, require_extra, statistics
 from qscape.report.intervals import INTERVAL
 from qscape.report.labels import describe_shared, shorten_labels
+from qscape.report.numbers import digits_of
 from qscape.tracking import track
 
 with require_extra("Tables of runs"):
@@ -118,7 +120,8 @@ def shorten(comparison: Comparison) -> Comparison:
 
     def reword(note: str) -> str:
         for label in sorted(names, key=len, reverse=True):
-            note = note.replace(label, names[label])
+            part_of_path = rf"(?<![\w/]){re.escape(label)}(?![\w/])"
+            note = re.sub(part_of_path, lambda _, name=names[label]: name, note)
         return note
 
     return comparison._replace(
@@ -359,7 +362,8 @@ def to_latex(comparison: Comparison) -> str:
 
 
 def _latex_estimate(value: float, low: float, high: float) -> str:
-    return f"${value:.1f}$" + ("" if np.isnan(low) else f" [${low:.1f}$, ${high:.1f}$]")
+    digits = digits_of(value)
+    return f"${value:.{digits}f}$" + ("" if np.isnan(low) else f" [${low:.{digits}f}$, ${high:.{digits}f}$]")
 
 
 def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[str]]:
@@ -367,7 +371,7 @@ def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[
     lines = []
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['curve']:.1f}$ ({escape_latex(row['env'])}"
+            row["our_env"]: f"${row['curve']:.{digits_of(row['curve'])}f}$ ({escape_latex(row['env'])}"
             + (", mean)" if np.isnan(row["iqm"]) else ")")
             for row in group.to_dict("records")
         }

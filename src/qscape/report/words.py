@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qscape.report.numbers import digits_of
 from qscape.report.records import NO_VALUE
 from qscape.report.tables import FEW_SEEDS, Comparison, format_seeds
 
@@ -14,11 +15,6 @@ def format_number(x: float, digits: int | None = None) -> str:
     if x != x:
         return NO_VALUE
     return f"{x:,.{digits_of(x) if digits is None else digits}f}".replace("-", "−")
-
-
-def digits_of(x: float) -> int:
-    """The number of decimals for a number of this size and for those beside it."""
-    return 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
 
 
 def format_interval(low: float, high: float, digits: int) -> str:

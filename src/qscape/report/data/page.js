@@ -6,10 +6,9 @@ const touch = matchMedia("(pointer: coarse)"); // a finger, which scrolls
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const charts = {}; // name of a figure -> the element that plotly drew it in
 
-// What is too dark for a dark page. The other colours of the palette stand on both.
+// What is too dark for a dark page. The colours of the palette stand on both, and to brighten one would bring it near another.
 const BRIGHTER = {
   "#000000": "#F2F2F2", "#111111": "#EEEEEE", "#333333": "#CFCFCF", "#6E6E6E": "#A0A0A0", "#979797": "#7C7C7C",
-  "#0072B2": "#3D9BD6", "#009E73": "#22B88C",
 };
 
 function isDark() {
