@@ -19,6 +19,7 @@ from qscape.envs import make
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_autoreset
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
+from qscape.masks import ActionMask
 from qscape.run import compiled, loop, training
 from qscape.run import events as ev
 from qscape.run.compiled import CompiledRollouts, CompiledTrainer
@@ -250,6 +251,45 @@ def test_a_slow_chunk_is_followed_by_a_shorter_one():
     assert length.steps == 100
     length.took(2.0, 100)
     assert length.steps == 50
+
+
+class Board(JaxEnv):
+    """Four cells, each of which is taken once; at the end no action is valid."""
+
+    time_limit: int = eqx.field(static=True, kw_only=True, default=10)
+    observation_space = property(lambda self: spaces.Box(0.0, 1.0, (4,), np.float32))
+    action_space = property(lambda self: spaces.Discrete(4))
+    mask = property(lambda self: ActionMask(4))
+
+    def reset(self, key):
+        return jnp.zeros(4, bool), self.show(jnp.zeros(4, bool))
+
+    def show(self, taken):
+        return jnp.concatenate([taken.astype(jnp.float32), self.mask.pack(~taken)])
+
+    def step(self, state, action, key):
+        taken = state.at[action].set(True)
+        end, never = taken.all(), jnp.bool_(False)
+        return taken, Outcome(self.show(taken), jnp.float32(1), end, never, never)
+
+
+gym.register("compiled/Board-v0", lambda: GymnasiumEnv(Board()))
+
+
+@pytest.mark.parametrize("loop", ["host", "compiled"])
+def test_a_terminal_state_may_allow_no_action(loop):
+    plan = plan_of("ppo", "compiled/Board-v0", 64, ON, envs=2, loop=loop, eval_every=64, eval_episodes=2)
+    _, events = trained(plan)
+    assert [e.returns for e in events if isinstance(e, ev.Evaluated)][-1] == [4.0, 4.0]
+
+
+def test_episodes_of_whole_rollouts_end_at_the_steps_that_were_made():
+    """Rollouts of whole episodes have room for many more rows than are used."""
+    settings = {"base": {"actor_hidden": (8,), "episodes": 4}}
+    trainer, events = trained(plan_of("reinforce", "compiled/Board-v0", 64, settings, envs=2), most=4)
+    ends = [e.step for e in events if isinstance(e, ev.EpisodeDone)]
+    assert ends == [4 * 2 * (k // 2 + 1) for k in range(len(ends))]
+    assert ends[-1] == trainer.env_steps == 64
 
 
 class Echo(JaxEnv):

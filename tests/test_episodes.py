@@ -17,7 +17,7 @@ from rows import slow
 from qscape import agents
 from qscape.envs import make
 from qscape.envs.cartpole import CartPole
-from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, step_key
 from qscape.errors import RunError
 from qscape.run import episodes
 from qscape.run.evaluation import episode_seeds, evaluate, rollouts
@@ -71,6 +71,15 @@ class Gusts(JaxEnv):
 
 def gusts(limit=12, bad="", edge=0.5):
     return TimeLimit(GymnasiumEnv(Gusts(bad, jnp.float32(edge))), limit)
+
+
+def test_a_step_has_none_of_the_keys_that_a_reset_makes():
+    """`split(key, n)[i]` is `fold_in(key, i)`."""
+    key = jax.random.key(3)
+    made = {bytes(np.asarray(jax.random.key_data(k))) for k in jax.random.split(key, 8)}
+    assert bytes(np.asarray(jax.random.key_data(jax.random.fold_in(key, 1)))) in made
+    steps = [jax.random.key_data(step_key(key, jnp.uint32(k))) for k in range(1, 9)]
+    assert len(made | {bytes(np.asarray(k)) for k in steps}) == 16
 
 
 TASKS = {

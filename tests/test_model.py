@@ -284,7 +284,7 @@ def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path
     small = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 32, "batch_size": 16}
     qs.PPO("jax/CartPole-v1", eval_every=0, **small).learn(64).save(tmp_path / "run")
     for env in ("CartPole-v1", gym.make("CartPole-v1")):
-        with pytest.raises(qs.UsageError, match="CartPole-v1 is not in JAX. Load the run without env"):
+        with pytest.raises(qs.UsageError, match=r"CartPole-v1 is not in JAX\. Load the run without env"):
             qs.load(tmp_path / "run", env=env)
     again = qs.load(tmp_path / "run", env="jax/CartPole-v1")
     assert again.predict(np.zeros(4, np.float32))[0] in (0, 1)

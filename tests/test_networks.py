@@ -338,7 +338,7 @@ def test_simba_s_moments_and_bound_of_log_std():
 
 @pytest.mark.parametrize("add", [add_row, lambda m, x: add_batch(m, x[None])], ids=["row", "batch"])
 def test_moments_stay_right_beyond_what_float32_counts(add):
-    """After 2²⁴ rows, one more does not move a count; the variance of N(5, 9) grew by 0.4 in 2,000,000 rows."""
+    """Beyond 2²⁴ rows float32 does not count on: a variance of 9 would be above 10 after 2,000,000 more."""
     rows = 5.0 + 3.0 * jax.random.normal(jax.random.key(0), (1_000_000, 1))
     run = jax.jit(lambda m: jax.lax.scan(lambda m, x: (add(m, x), None), m, rows)[0])
     moments = run(run(Moments(jnp.full(1, 5.0), jnp.full(1, 9.0), jnp.array(2.0**24))))

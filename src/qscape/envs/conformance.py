@@ -22,7 +22,7 @@ from gymnasium import spaces
 from jaxtyping import Array, PyTree
 
 from qscape.envs.build import build_env
-from qscape.envs.native import JaxEnv, Outcome, find_jax_env, step_autoreset
+from qscape.envs.native import JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
 from qscape.errors import QscapeError, UsageError
 
 ENVS = 8  # environments side by side
@@ -364,7 +364,7 @@ def _play_face(subject: Subject) -> Played:
         action = subject.draw_actions()
         if subject.native is not None:
             states.append(bare.state)
-            keys.append(jax.random.fold_in(jax.random.key(bare.episode_seed), bare.steps + 1))
+            keys.append(step_key(jax.random.key(bare.episode_seed), bare.steps + 1))
         observation, reward, terminated, truncated, _ = env.step(action)
         rows.append((action, observation, reward, terminated, truncated))
         if terminated or truncated:

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qscape.errors import QscapeError, RunError, UsageError, one_line
 from qscape.masks import ActionMask
-from qscape.types import Key
+from qscape.types import Key, stream
 
 ActionSpace: TypeAlias = spaces.Discrete | spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary
 
@@ -172,8 +172,25 @@ def reset_all(env: JaxEnv, keys: Key) -> tuple[PyTree, Float[Array, "E S"]]:
 
 
 def step_all(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTree, Outcome]:
-    """Step E environments; the counterpart of `reset_all`, with its errors."""
-    return _trace(env, "step", jax.vmap(env.step), state, action, keys)
+    """Step E environments; the counterpart of `reset_all`, with its errors.
+
+    In a terminal state no action is taken, so all of them count as valid if the environment allows none.
+    """
+    state, outcome = _trace(env, "step", jax.vmap(env.step), state, action, keys)
+    if (mask := env.mask) is None:
+        return state, outcome
+    seen, words = outcome.observation[:, : -mask.width], outcome.observation[:, -mask.width :]
+    over = outcome.terminated[:, None] & jnp.isnan(words).any(-1, keepdims=True)
+    words = jnp.where(over, mask.pack(np.ones(mask.actions, bool)), words)
+    return state, outcome._replace(observation=jnp.concatenate([seen, words], -1))
+
+
+def step_key(episode: Key, step: Array) -> Key:
+    """The key of a step, counted from 1, of an episode whose `reset` had the key `episode`.
+
+    It is below a stream of its own: a `reset` that splits its key would otherwise use keys of first steps.
+    """
+    return jax.random.fold_in(stream(episode, "step"), step)
 
 
 def _trace(env: JaxEnv, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -289,7 +306,7 @@ def _reset(native: JaxEnv, seed: Array) -> tuple[PyTree, Array]:
 
 @jax.jit
 def _step(native: JaxEnv, state: PyTree, action: Array, seed: Array, step: Array) -> tuple[PyTree, Outcome]:
-    return native.step(state, action, jax.random.fold_in(jax.random.key(seed), step))
+    return native.step(state, action, step_key(jax.random.key(seed), step))
 
 
 class NoRenderMode(UsageError, TypeError):

@@ -69,8 +69,8 @@ class ActionBox:
         return units.round() if self.is_integer else units
 
     def to_unit(self, action: Any) -> Any:
-        """Actions [*b, A] in the environment's units, in [-1, 1]; not clipped."""
-        return (action - self.centre) / self.half_width
+        """Actions [*b, A] in the environment's units, in [-1, 1]; not clipped. 0 where low equals high."""
+        return (action - self.centre) / np.where(self.half_width > 0, self.half_width, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -66,8 +66,6 @@ class Graph:
         if static and primitive != "dim_as_value" and not any(isinstance(x, Value) for x in given):
             outputs = equation.primitive.bind(*given, **params)
             return list(outputs) if equation.primitive.multiple_results else [outputs]
-        if primitive == "scan" and self._is_loop(equation):
-            return self._unroll(equation, given)
         if primitive in RANDOM:
             raise UsageError(
                 "this policy samples its actions, which an ONNX file cannot do; export a deterministic one."
@@ -76,21 +74,6 @@ class Graph:
             raise UsageError(f"this policy computes '{primitive}', which qscape cannot write as ONNX.")
         outputs = self.conversions[primitive](self, equation, given)
         return outputs if isinstance(outputs, list) else [outputs]
-
-    @staticmethod
-    def _is_loop(equation: Any) -> bool:
-        """Return whether a scan only repeats its body: it reads and collects no slices."""
-        params = equation.params
-        repeated = params["num_consts"] + params["num_carry"]
-        return len(equation.invars) == repeated and len(equation.outvars) == params["num_carry"]
-
-    def _unroll(self, equation: Any, given: list[Any]) -> list[Any]:
-        """Convert a loop of a fixed number of rounds: its body, as often."""
-        params = equation.params
-        consts, carry = given[: params["num_consts"]], given[params["num_consts"] :]
-        for _ in range(params["length"]):
-            carry = self.run(params["jaxpr"], [*consts, *carry])
-        return carry
 
     # --- used by the conversions ------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from qscape.errors import RunError
 from qscape.run.files import remove_leftovers, unused_name, write_whole
-
-RECORD = "save.json"  # makes a folder a save, so it is written last
+from qscape.run.saves import RECORD  # makes a folder a save, so it is written last
 
 
 class Parcel(NamedTuple):

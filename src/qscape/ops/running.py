@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -38,8 +37,8 @@ def add_row(m: Moments, x: Float[Array, " S"]) -> Moments:
 
 
 def add_rows(m: Moments, x: Float[Array, "E S"]) -> Moments:
-    """Add E vectors, one after the other."""
-    return jax.lax.scan(lambda carry, row: (add_row(carry, row), None), m, x)[0]
+    """Add E vectors."""
+    return add_row(m, x[0]) if len(x) == 1 else add_batch(m, x)
 
 
 def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | None = None) -> Moments:

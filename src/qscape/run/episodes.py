@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from qscape.agents import Agent
 from qscape.envs.adapter import describe_not_finite
-from qscape.envs.native import JaxEnv, reset_all, step_all
+from qscape.envs.native import JaxEnv, reset_all, step_all, step_key
 from qscape.errors import RunError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.programs import evaluation_key
@@ -169,7 +169,7 @@ def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array
         action, _, noise_state = agent.act(
             acting, walk.noise_state, walk.observation, jnp.full(n, t == 0), t, fixed, mode
         )
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t + 1)
+        step_keys = jax.vmap(step_key, (0, None))(keys, t + 1)
         state, outcome = step_all(env, walk.state, to_env_action(agent, env, action), step_keys)
         observation, reward = to_rows(outcome.observation), outcome.reward.astype(jnp.float32)
         is_finite = _all_finite(action) & _all_finite(observation) & jnp.isfinite(reward)

@@ -139,8 +139,9 @@ class Buffer:
 
     @property
     def steps(self) -> int:
-        """Number of valid steps so far, over all environments."""
-        return int(np.count_nonzero(self.columns["valid"][: self.used]))
+        """Number of steps that the environments made so far, those beyond a share too."""
+        valid = self.columns["valid"][: self.used]
+        return valid.size if self.episodes else int(np.count_nonzero(valid))
 
     def cut(self) -> None:
         """Truncate the running episodes at the last row, as a time limit does: the bootstrap is kept.

@@ -176,12 +176,14 @@ def run_chunk(
 
     def further(k: Array, carry: tuple[Run, Array, EpisodeLog]) -> tuple[Run, Array, EpisodeLog]:
         run, _, log = carry
-        progress = jnp.minimum(run.state.env_steps / until, 1.0)
+        steps = run.state.env_steps
+        progress = jnp.minimum(steps / until, 1.0)
         run, values, rollout, ended = _rollout_and_update(agent, env, run, progress, key)
         finite = is_finite(rollout.next_observation, rollout.reward) & jnp.isfinite(rollout.observation).all()
         metrics = jnp.stack([values[name] for name in sorted(values)])
-        return run, metrics, log_ends(log, k * len(rollout.reward), ended, finite)
+        return run, metrics, log_ends(log, (steps - begun) // envs, ended, finite)
 
+    begun, envs = run.state.env_steps, len(run.world.length)
     return jax.lax.fori_loop(0, updates, further, (run, metrics, empty_log(room)))
 
 

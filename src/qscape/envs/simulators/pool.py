@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.envs.native import JaxEnv, JaxWrapper, Outcome, reset_all
+from qscape.envs.native import JaxEnv, JaxWrapper, reset_all
 from qscape.errors import UsageError
 from qscape.types import Key
 
@@ -33,10 +33,6 @@ class StartPool(JaxWrapper):
         state = jax.tree.map(lambda leaf: leaf[row], self.states)
         renew = getattr(self.inner, "renew", None)
         return renew(state, key_state) if renew else state, self.observations[row]
-
-    def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, Outcome]:
-        """A step of the inner environment, with the time limit of this one."""
-        return self.limited.step(state, action, key)
 
 
 def make_pool(env: JaxEnv, size: int) -> StartPool:
