@@ -84,6 +84,8 @@ NOT_A_NAME = [
 NOT_TOGETHER = [
     (["train", "td7+lap", *CLOCK], "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out"),
     (["train", "td3+lap+lap", *CLOCK], "it is there twice"),
+    (["train", "td3++lap", *CLOCK], "A name of 'td3++lap' is empty: write one + before each part"),
+    (["train", "td3", "--env", "clock.py:Clock-v0"], "write clock:Clock-v0"),
     (["train", "td3", "--env", "CartPole-v1"], "CartPole-v1 has Discrete actions: off-policy agents"),
     (["train", "td3", "--env", "tiny:Picture-v0"], "'td3+conv' does not fit this environment: conv needs"),
     (["train", "sac", "--env", "tiny:Unbounded-v0"], "dimension 1 of the action is unbounded"),
@@ -131,6 +133,7 @@ def test_usage_errors(refused, argv, why):
     ("argv", "why"),
     [
         (["--steps", "many"], "qscape: --steps is 'many'; it is --steps INT.\n"),
+        (["--steps", "1.5e0"], "qscape: --steps is '1.5e0'; it is --steps INT.\n"),
         (["--steps"], "qscape: --steps needs a value: --steps INT.\n"),
         (["--seeds", 0, "a"], "--seeds is 'a'; it is --seeds INT.\n"),
         (["--save-every", "x"], "--save-every is 'x'; it is --save-every INT.\n"),
@@ -254,6 +257,9 @@ def test_numbers_that_are_not_finite_stop_the_run(refused, capsys, what, value):
     assert f"{field} is {value} in environment 0, step 10 of its episode 4" in why
     run_ = Path("runs/0")
     assert saves.names(run_ / "saves")[-1] == "000000096"  # a tenth of 120 is 12
+    assert run(*argv, f"what={what}", f"value={value}", "--overwrite") == 1
+    said = capsys.readouterr().out
+    assert "the save of step 96 is kept; to continue: qscape resume runs/0 --trust" in said
     assert run("evaluate", run_, "--episodes", 2) == 0
     assert "96" in capsys.readouterr().out
 
@@ -351,6 +357,8 @@ def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_busine
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):
     folder = shutil.copytree(done, tmp_path / "td3[preset=paper]" / "0")
     shutil.rmtree(folder / "saves")
+    assert "has lost its saves. Nothing was changed. To begin again" in refused("evaluate", folder, code=1)
+    folders.write_record(folder, folders.read_record(folder) | {"saved": False})
     why = refused("evaluate", "td3[preset=paper]", code=1)
     assert "has no save yet; continue training first: qscape resume 'td3[preset=paper]/0'." in why
     with folders.locked(folder):
@@ -650,6 +658,22 @@ def test_evaluate_repeats_itself(done, capsys):
     assert capsys.readouterr().out != first
 
 
+def test_a_broken_run_does_not_hide_the_rest_of_its_group(done, tmp_path, capsys):
+    for name in ("0", "1"):
+        shutil.copytree(done, tmp_path / name)
+    for name in saves.names(tmp_path / "0" / "saves"):
+        truncate(tmp_path / "0" / "saves" / name)
+    assert run("evaluate", tmp_path, "--episodes", 1) == 1
+    said = capsys.readouterr().out
+    assert str(tmp_path / "1") in said
+    assert ".npz is truncated" in said.split("left out: ")[1]
+
+
+def test_whole_numbers_may_have_an_exponent(tmp_path):
+    assert run("train", "td3", *CLOCK, "--steps", "1e2", "--base.warmup", 50, "--out", tmp_path / "run") == 0
+    assert folders.read_record(tmp_path / "run" / "0")["steps"] == 100
+
+
 def test_evaluate_takes_means_over_the_seeds_of_one_agent_in_one_environment(done, tmp_path, capsys):
     for name, fields in {
         "0": {},
@@ -677,6 +701,9 @@ def test_resuming_a_group_takes_the_unfinished_runs(done, tmp_path, capsys):
     assert f"done: {tmp_path / '1'}  120 steps" in out
     assert str(tmp_path / "0") not in out
     assert arrays(tmp_path / "1") == arrays(done)
+    for more, why in (([], "add more with --steps"), (["--steps", 110], "--steps 110 is no more")):
+        assert run("resume", tmp_path, *more) == 2
+        assert f"every run in {tmp_path} has finished its steps; {why}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

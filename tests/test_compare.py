@@ -374,3 +374,17 @@ def test_a_kept_policy_beside_the_current_one(tmp_path):
     file = tmp_path / "p.png"
     assert main(["plot", str(tmp_path), "--policy", "both", "--png", str(file)]) == 0
     assert file.stat().st_size > 10_000
+
+
+def test_files_of_a_run_and_folders_are_not_written_over(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    for argv, why in (
+        (["--csv", tmp_path / "a" / "evaluations.csv"], "is a file of the run itself; name another one"),
+        (["--json", tmp_path / "a" / "run.json"], "is a file of the run itself"),
+        (["--csv", tmp_path / "a"], "is a folder; name a file"),
+        (["--csv", f"{tmp_path}/new/"], "is a folder; name a file"),
+    ):
+        assert main(["compare", str(tmp_path / "a"), *map(str, argv)]) == 2
+        assert why in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before

@@ -137,6 +137,43 @@ def test_environments_may_write_to_the_array_they_gave():
         assert now[0, 1] == 0 or now is after
 
 
+class Reusing(Counter):
+    """Writes to the same array again and again, also to that of its mask, which leaves 8 - step actions."""
+
+    action_space = spaces.Discrete(8)
+    masks_actions = True
+
+    def __init__(self):
+        super().__init__(reuse=True)
+        self.mask = np.zeros(8, bool)
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], self.tell()
+
+    def step(self, action):
+        return *super().step([action])[:4], self.tell()
+
+    def tell(self):
+        self.mask[:] = np.arange(8) >= self.at
+        return {"action_mask": self.mask}
+
+
+@pytest.mark.parametrize("how", ["given", "sync", "async"])
+def test_what_ends_an_episode_is_kept_across_the_reset(how):
+    envs = SyncVectorEnv([Reusing] * 2, autoreset_mode=AutoresetMode.SAME_STEP) if how == "given" else Reusing
+    way = {} if how == "given" else {"vectorise": how}
+    with contextlib.closing(make(envs, 2, seed=5, index_actions=True, **way)) as adapter:
+        before, ends, mask = adapter.reset(), 0, adapter.spec.mask
+        for _ in range(12):
+            step = adapter.step(np.full((2, 1), 7))
+            after = step.next_observation
+            np.testing.assert_array_equal(after[:, :2], before[:, :2] + [0, 1])
+            valid = np.asarray(mask.unpack(after[:, 2:])).sum(1)
+            np.testing.assert_array_equal(valid[~step.terminated], 8 - after[~step.terminated, 1])
+            before, ends = step.observation, ends + step.truncated
+        assert ends.all(), "no truncated episode was met"
+
+
 @pytest.mark.parametrize("envs", [1, 2])
 def test_seeds_count_up_and_are_used_once(envs):
     adapter = make("Pendulum-v1", envs, seed=8)
@@ -180,6 +217,22 @@ def test_asynchronous_environments_do_what_synchronous_ones_do():
         np.testing.assert_array_equal(a, b)
     both[1].close()
     assert not any(process.is_alive() for process in both[1].env.processes)
+
+
+def test_a_reset_that_another_process_still_owes_begins_new_episodes():
+    """Under next-step autoreset; otherwise the restored environment would be stepped past its end."""
+    made = make(Counter, 2, seed=5, autoreset=AutoresetMode.NEXT_STEP, vectorise="async")
+    with contextlib.closing(made) as adapter:
+        adapter.reset()
+        for _ in range(9):
+            adapter.step(np.zeros((2, 1), np.float32))
+            owed, saved = adapter.statistics.resetting.any(), take(adapter)
+            assert saved.meta["exact"] is not bool(owed)
+            if owed:
+                assert "waits for its reset" in saved.meta["why"]
+                break
+        assert restore(adapter, saved) == saved.meta["why"]
+        assert (adapter.observation[:, 1] == 0).all()
 
 
 class Faulty(Counter):

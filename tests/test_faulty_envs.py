@@ -57,6 +57,43 @@ class Twins(Clock):
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (Twins.made,), np.float32)
 
 
+class Returns(Clock):
+    """Returns something of another form."""
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.what = what
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        return observation if self.what == "reset" else (observation, info)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.what == "step":
+            return observation, reward, terminated, info
+        if self.what == "shape":
+            observation = np.zeros(9, np.float32)
+        reward = np.array([reward]) if self.what == "reward" else reward
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("shape", r"; observations must have the shape of observation_space, and reset must return"),
+        ("reset", r"; .*reset must return \(observation, info\)"),
+        ("step", r"step \(observation, reward, terminated, truncated, info\)\.$"),
+        ("reward", r"^Returns: the reward is array\(\[.*\]\); it must be a number"),
+    ],
+)
+def test_what_is_returned_in_another_form_is_explained(what, why):
+    adapter = make(Returns(what))
+    with pytest.raises(RunError, match=why):
+        adapter.reset()
+        adapter.step(np.zeros((1, adapter.spec.action_size), np.float32))
+
+
 for made in (Broken, Exits):
     gym.register(f"{made.__name__}-v0", made, disable_env_checker=True)
 

@@ -1,8 +1,10 @@
 """Runs go to a hub and come back; a stand-in on this machine speaks its protocol."""
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -170,6 +172,31 @@ def test_a_run_comes_back_as_it_went(run, server, tmp_path, monkeypatch, capsys)
     assert all((Path("runs/hub/me/td3") / name).read_bytes() == (run / name).read_bytes() for name in kept)
     assert main(["pull", "me/td3"]) == 2
     assert "exists; choose another --out" in capsys.readouterr().err
+
+
+def test_two_pulls_at_once_do_not_touch_each_other(tmp_path, monkeypatch):
+    cached, runs, copied = tmp_path / "cache", tmp_path / "runs", []
+    names = ["run.json", "metrics.jsonl", "evaluations.csv"]
+    cached.mkdir()
+    for name, text in {name: name for name in names}.items() | {("digests.json", json.dumps(names))}:
+        (cached / name).write_text(text)
+
+    def copy(source, target):
+        """Copy; a second pull begins after the first file, and finds the disk full."""
+        copied.append(target)
+        count = len(copied)
+        if count == 2:
+            with pytest.raises(RunError, match="No space left"):
+                hub.pull_run("me/td3", runs / "td3")
+        if count == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(hub, "download_run", lambda name: cached)
+    monkeypatch.setattr(hub.shutil, "copyfile", copy)
+    hub.pull_run("me/td3", runs / "td3")
+    assert [*runs.iterdir()] == [runs / "td3"]
+    assert {file.name: file.read_text() for file in (runs / "td3").iterdir()} == {n: n for n in names}
 
 
 @pytest.mark.parametrize("digests", [None, b'{"weights.npz": "0"}', b"[]"])

@@ -26,9 +26,11 @@ from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops import sum_tree
 from qscape.replay.storage import rows_at
+from qscape.run import folder as folders
 from qscape.run import offline, saves
 from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare
+from qscape.run.trainer import Trainer
 from qscape.run.training import resume, train
 from qscape.types import Batch, Spec
 
@@ -153,6 +155,18 @@ def test_hdf5_with_successors_holds_every_transition(tmp_path):
 
 def test_hdf5_with_successors_alone_tells_where_time_limits_ended_episodes(tmp_path):
     assert_holds(read(d4rl(tmp_path / "a.h5", following=True, drop=("timeouts",))), episodes())
+
+
+def test_rows_that_were_left_out_of_an_hdf5_file_end_its_episodes(tmp_path):
+    """Every third transition of one episode: no row follows the one before it, and time limits are not it."""
+    states = np.random.default_rng(0).normal(size=(31, 3)).astype(np.float32)
+    with h5py.File(tmp_path / "thinned.hdf5", "w") as data:
+        data["observations"], data["next_observations"] = states[:-1:3], states[1::3]
+        data["actions"], data["rewards"] = np.zeros((10, 1)), np.zeros(10)
+        data["terminals"], data["timeouts"] = np.arange(10) == 9, np.zeros(10, bool)
+    found = read(str(tmp_path / "thinned.hdf5"))
+    assert found.truncated.tolist() == [True] * 9 + [False]
+    assert found.lengths.tolist() == [1] * 10
 
 
 def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_path):
@@ -530,6 +544,22 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
     *_, end = resume(tmp_path / "r")
     assert (end.step, end.interrupted) == (80, False)
     tiny.assert_same_run(run, tmp_path / "r")
+
+
+def test_an_environment_that_no_snapshot_captures_is_no_matter(name, tmp_path, monkeypatch):
+    """It is not stepped, so a resumed run says nothing of it; nor if its save is of an earlier version."""
+    settings = tiny.settings("td3")
+    plan, agent, _ = prepare(Plan("td3", "tiny:Unkept-v0", 60, dataset=name, eval_every=0, settings=settings))
+    trainer = make(plan, agent)
+    trainer.adapter.reset()
+    trainer.fresh = False
+    new = folders.save(tmp_path / "new", trainer, milestone=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(offline.OfflineTrainer, "snapshot", Trainer.snapshot)
+        old = folders.save(tmp_path / "old", trainer, milestone=False)
+    assert folders.read_meta(old)["environment"]["exact"] is False
+    assert folders.load_into(trainer, old) == []
+    assert folders.load_into(trainer, new) == []
 
 
 def stop_after(trainer, steps):

@@ -62,11 +62,27 @@ def test_a_lost_life_ends_an_episode_but_not_the_game():
     assert ends[:6] == [(1, 4, 2), (1, 5, 0), (1, 8, 1), (1, 9, 0), (1, 12, 0), (2, 0, -1)]
     assert ends[6:8] == [(2, 4, 2), (2, 5, 0)]
     env.step(1)
-    assert env.reset(seed=0)[0][0] == 3, "a seed begins a new game"
+    assert env.reset()[0][0] == 3, "what else ended an episode ends the game"
+    assert any(env.step(1)[2] for _ in range(4)), "a life is lost"
+    assert env.reset(seed=0)[0][0] == 4, "a seed begins a new game"
 
 
 def test_games_that_wait_are_fired_at_and_actions_repeated():
     np.testing.assert_array_equal(FireFirst(Game()).reset()[0], [1, 1, 2])
+    seen = {}
+    for training in (False, True):
+        env = FireFirst(LifeEnds(Game()) if training else Game())
+        env.reset()
+        steps = seen[training] = []
+        for _ in range(7):
+            after, reward, terminated, *_ = env.step(1)
+            steps.append((*after[1:], reward))
+            if terminated and after[1] < 12:
+                env.reset()
+    # (frame, action, reward): lives are lost at frames 4 and 8, and the game ends at 12.
+    assert seen[False] == [(2, 1, 1), (3, 1, 1), (5, 2, 2), (6, 1, 1), (7, 1, 1), (9, 2, 2), (10, 1, 1)]
+    # In training, a reset presses FIRE, after a no-op.
+    assert seen[True] == [(2, 1, 1), (3, 1, 1), (4, 1, 1), (7, 1, 1), (8, 1, 1), (11, 1, 1), (12, 1, 1)]
     env = Repeat(Game(), 5)
     env.reset()
     rewards = [env.step(1)[1] for _ in range(3)]
@@ -96,6 +112,27 @@ def test_atari_shows_four_grey_frames_as_bytes(training):
     assert rewards <= {-1.0, 0.0, 1.0} or not training
     env = build_env("ALE/Breakout-v5", {"obs_type": "ram"})
     assert env.observation_space.shape == (128,), "as it is, where the kind of observation was chosen"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_limit_of_atari_counts_actions(training):
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    args = {"training": training, "max_episode_steps": 7}
+    adapter = make("ALE/Breakout-v5", env_args=args, index_actions=True)
+    adapter.reset()
+    finished = [episode for _ in range(21) for episode in adapter.step(np.zeros((1, 1))).finished]
+    assert adapter.time_limit == 7
+    assert [episode.length for episode in finished] == [7, 7, 7]
+    assert build_env("ALE/Breakout-v5", {"max_episode_steps": -1}).spec.max_episode_steps is None
+
+
+def test_a_policy_that_never_fires_ends_its_games():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    env = build_env("ALE/Breakout-v5", {})
+    env.reset(seed=3)
+    assert any(env.step(0)[2] for _ in range(200))
 
 
 def test_car_racing_shows_four_grey_frames():

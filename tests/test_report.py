@@ -99,6 +99,14 @@ def put_nan(folder: Path) -> None:
         file.write("20,current,0,nan,7,,0.1\n")
 
 
+ODD_ARGS = '{"recipe": "a", "env": "b", "env_args": [1], "seed": 0, "steps": 10}'
+
+
+def damage_a_line(folder: Path) -> None:
+    with (folder / "evaluations.csv").open("a") as file:
+        file.write("garbage,1\n")
+
+
 @pytest.mark.parametrize(
     ("harm", "why"),
     [
@@ -113,6 +121,8 @@ def put_nan(folder: Path) -> None:
         (lambda f: (f / "evaluations.csv").write_text("step,policy\n1,current\n"), "it has no 'return'"),
         (lambda f: (f / "evaluations.csv").write_bytes(b"\xff\xfe\n"), "decode"),
         (put_nan, "not finite"),
+        (damage_a_line, "evaluations.csv is damaged in line 4 ("),
+        (lambda f: (f / "run.json").write_text(ODD_ARGS), "no attribute"),
     ],
 )  # fmt: skip
 def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):

@@ -16,7 +16,7 @@ from tiny import Clock, arrays, evaluations, settings
 
 from qscape import agents
 from qscape.agents import build
-from qscape.envs import make
+from qscape.envs import EnvAdapter, make
 from qscape.errors import RunError, UsageError
 from qscape.replay.storage import Rows, rows_at
 from qscape.run import Plan, saves, train
@@ -339,6 +339,20 @@ def test_a_run_can_be_evaluated_by_either_policy(told):
         assert (step, policy) == (400, name)
         expected = [float(row["return"]) for row in rows if row["policy"] == name]
         assert [e.ret for e in done] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_an_evaluation_that_fails_closes_its_environments(told, monkeypatch, unreadable):
+    def fail(*_):
+        raise RunError("damaged")
+
+    folder, closed = told[0], []
+    monkeypatch.setattr(EnvAdapter, "close", lambda adapter: closed.append(adapter))
+    if unreadable:
+        monkeypatch.setattr("qscape.run.policy.read_acting", fail)
+    with pytest.raises(RunError if unreadable else UsageError):
+        evaluate_run(folder, 3, sample=True)
+    assert [adapter.envs for adapter in closed] == [3]
 
 
 def test_the_users_word_wins_and_is_not_called_moved():

@@ -249,7 +249,6 @@ def test_gymnax_by_its_ids():
     second = find_jax_env(build_env("gymnax/Pendulum-v1", {"max_episode_steps": 7, "g": 3.0}))
     assert first is second
     assert (first.params.g, first.time_limit) == (3, 7)
-    assert first.params.max_steps_in_episode == 2**31 - 1
     assert find_jax_env(build_env("gymnax/Pendulum-v1", {})).time_limit == 200
     for env_id, args, says in [
         ("gymnax/Pendulm", {}, "no environment is called 'gymnax/Pendulm'; near to it: gymnax/Pendulum-v1"),
@@ -277,6 +276,26 @@ def test_gymnax_by_its_ids():
     _, now, last = step_autoreset(env, before, 1, KEY)
     np.testing.assert_allclose(last.observation, shown, rtol=1e-6)
     assert np.abs(now).max() <= 0.05
+
+
+def test_observations_of_gymnax_keep_the_limit_that_is_lifted():
+    """`DiscountingChain` observes time / limit, and only the limit ends it."""
+    gymnax = pytest.importorskip("gymnax")
+    sim, params = gymnax.make("DiscountingChain-bsuite")
+    env = find_jax_env(build_env("gymnax/DiscountingChain-bsuite", {"max_episode_steps": 150}))
+    start, theirs = env.reset(KEY)[0], sim.reset_env(KEY, params)[1]
+
+    def both(states, key):
+        state, outcome = env.step(states[0], 2, key)
+        shown, theirs, reward, *_ = sim.step_env(key, states[1], 2, params)
+        return (state, theirs), (outcome, shown, reward)
+
+    _, (outcome, shown, reward) = jax.lax.scan(both, (start, theirs), jax.random.split(KEY, 150))
+    np.testing.assert_allclose(outcome.observation, shown, rtol=1e-6)
+    np.testing.assert_array_equal(outcome.reward, reward)
+    assert outcome.observation[49, 1] == pytest.approx(0.5)
+    assert not outcome.terminated.any()
+    assert np.flatnonzero(outcome.truncated).tolist() == [149]
 
 
 def test_simulators_resume_to_the_bit():

@@ -26,7 +26,7 @@ from qscape.jobs.study import read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
-from qscape.run.events import Logged, Measured, Saved
+from qscape.run.events import Logged, Measured, Saved, Started
 from qscape.run.plan import folder_name, prepare, to_json
 
 STUDIES = TESTS.parent / "src/qscape/jobs/studies"
@@ -497,6 +497,34 @@ def test_a_lost_worker_is_replaced_until_nothing_comes_of_it(place):
     standing.take(Failure("NaN"))
     standing.take(None)
     assert (standing.state, standing.why) == ("failed", "NaN")
+
+
+def test_a_worker_that_came_second_does_not_fail_a_run(place):
+    """Another process began the same run and was interrupted, so the folder is free again."""
+    progress = StudyProgress(study())
+    run, jobs = progress.runs[0], progress.jobs()
+    assert next(jobs)[1].kind == "train"
+    plan, agent, _ = prepare(run.row.plan)
+    folders.create(run.row.folder, plan, agent)
+    run.take(Failure("it holds a run already", code=UsageError.code))
+    run.take(None)
+    assert (run.state, run.why) == ("waiting", "")
+    assert next(jobs)[1].kind == "resume"
+    run.take(Failure("NaN"))
+    run.take(None)
+    assert (run.state, run.why) == ("failed", "NaN")
+
+
+def test_a_run_that_fails_after_its_begin_is_not_made_again(place):
+    progress = StudyProgress(study())
+    run = progress.runs[0]
+    next(progress.jobs())
+    plan, agent, _ = prepare(run.row.plan)
+    folders.create(run.row.folder, plan, agent)
+    run.take(Started(0, 2_000, "td3", "Clock", 0, []))
+    run.take(Failure("NaN"))
+    run.take(None)
+    assert (run.state, run.why) == ("failed", "NaN")
 
 
 class Scripted:

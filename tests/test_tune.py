@@ -21,10 +21,13 @@ from qscape.agents import build, settings_of
 from qscape.cli import main, options
 from qscape.cli.tune import train_command
 from qscape.errors import RunError, UsageError
+from qscape.jobs import tune
+from qscape.jobs.progress import LOSSES
 from qscape.jobs.ranges import Range, find_ranges
 from qscape.jobs.trials import Search, Trial, next_job
 from qscape.jobs.tune import NAME, open_search
 from qscape.jobs.worker import Job
+from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.plan import Plan
 
@@ -399,6 +402,40 @@ def until(path, process):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < patience
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_lost_worker_is_replaced_until_nothing_comes_of_it(here, ranges, monkeypatch, saves):
+    """As in a study: a trial fails if it loses too many workers in a row without a new save."""
+    started = []
+
+    class Lost:
+        """A worker that is killed, after a save if it is the second one; the one after `LOSSES` ends well."""
+
+        def __init__(self, job, log):
+            started.append(job)
+
+        def events(self):
+            if saves and len(started) == 2:
+                yield ev.to_json(ev.Saved(120, Path()))
+            if len(started) <= LOSSES:
+                yield {"kind": "Failed", "why": "its process was killed (SIGKILL)", "lost": True}
+                return
+            yield ev.to_json(ev.Evaluated(STEPS, "current", [-7.0], [1], [], {}, 0.1))
+            yield ev.to_json(ev.Ended(STEPS, 1, 1.0, False))
+
+        def stop(self): ...
+        def kill(self): ...
+
+    monkeypatch.setattr(tune, "LocalWorker", Lost)
+    with open_search(Search(small_plan(), find_ranges(small_plan(), (), ranges()), Path("out"))) as tuner:
+        assert tuner.run(1, 1)
+    ((_, state, _, curve, worth),) = told("out")
+    if saves:
+        assert (len(started), state, curve, worth) == (LOSSES + 1, "COMPLETE", {STEPS: -7.0}, -7.0)
+    else:
+        assert (len(started), state) == (LOSSES, "FAIL")
+        assert tuner.trials[0].why == "its process was killed (SIGKILL)"
 
 
 @pytest.mark.slow

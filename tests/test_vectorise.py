@@ -1,5 +1,7 @@
 """Runs whose environments are in other processes: the same runs, resumed to the bit, and ended together."""
 
+import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,9 +12,11 @@ import pytest
 from tiny import Clock, arrays, environment, evaluations, flags, metrics, numbers, settings, stop_at
 
 import qscape as qs
-from qscape.errors import UsageError
-from qscape.run import Plan, resume, saves, train
+from qscape.envs import EnvAdapter
+from qscape.errors import RunError, UsageError
+from qscape.run import Plan, resume, saves, train, training
 from qscape.run import folder as folders
+from qscape.run.plan import prepare
 
 
 def plan(how="async", **more):
@@ -54,6 +58,57 @@ def test_a_run_in_processes_is_the_run_of_one_and_resumes_to_the_bit(tmp_path):
     assert numbers(one) == numbers(other)
     trees = {"state", "replay", "loop"}  # a vector environment in one process has buffers of its own
     assert arrays(one, trees) == arrays(other, trees)
+
+
+@pytest.fixture
+def still_open(monkeypatch):
+    """The adapters that were opened and not closed."""
+    found = []
+    for name in ("open_adapters", "open_adapter"):
+        call = getattr(training, name)
+
+        def opening(*args, call=call):
+            made = call(*args)
+            found.extend(made if isinstance(made, tuple) else [made])
+            return made
+
+        monkeypatch.setattr(training, name, opening)
+    close = EnvAdapter.close
+    monkeypatch.setattr(EnvAdapter, "close", lambda self: (found.remove(self), close(self)))
+    monkeypatch.setattr(folders, "LOCK_PATIENCE", 0.0)
+    return found
+
+
+def fail(*_, **__):
+    raise RunError("not so")
+
+
+@pytest.mark.parametrize("where", ["adapt_to_images", "trainer_of", "folder", "on_trainer"])
+def test_a_run_that_does_not_begin_closes_its_environments(where, tmp_path, monkeypatch, still_open):
+    more = {"on_trainer": fail} if where == "on_trainer" else {}
+    if where in ("adapt_to_images", "trainer_of"):
+        monkeypatch.setattr(training, where, fail)
+    locked = folders.locked(tmp_path) if where == "folder" else contextlib.nullcontext()
+    with locked, pytest.raises(RunError, match=r"not so|in use by another process"):
+        list(train(plan("sync"), tmp_path, **more))
+    assert still_open == []
+
+
+def test_seeds_that_do_not_begin_together_close_their_environments(tmp_path, monkeypatch, still_open):
+    plans = [dataclasses.replace(plan("sync"), seed=seed) for seed in range(3)]
+    opening, adapters = training.open_adapter, iter([None, fail])
+    monkeypatch.setattr(training, "open_adapter", lambda *args: (next(adapters) or opening)(*args))
+    with pytest.raises(RunError, match="not so"):
+        list(training.train_together(plans, [tmp_path / str(seed) for seed in range(3)]))
+    assert still_open == []
+
+
+def test_a_run_that_does_not_go_on_closes_its_environments(tmp_path, still_open):
+    made, agent, _ = prepare(plan("sync"))
+    folders.create(tmp_path, made, agent)
+    with pytest.raises(RunError, match="not so"):
+        list(resume(tmp_path, on_trainer=fail))
+    assert still_open == []
 
 
 def alive(group: int) -> bool:

@@ -75,6 +75,8 @@ def describe_import(problem: BaseException, place: str) -> str:
     """
     missing = problem.__cause__ or problem  # Gymnasium raises its own error from Python's
     if isinstance(missing, ModuleNotFoundError) and missing.name == place.partition(":")[0].partition(".")[0]:
+        if missing.name and place.startswith(f"{missing.name}.py:"):
+            return f"({describe(missing)}); write {place.replace('.py:', ':', 1)}"
         looks = "Python looks in the current folder only with PYTHONPATH=. before the command"
         return f"({describe(missing)}); {looks}"
     return f"({describe(problem)})"

@@ -13,9 +13,9 @@ KEY = "crc32"
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
-    """Return the file of a JSON object, with its checksum as the last key."""
+    """Return the file of a JSON object, with its checksum as the first key: its line can be deleted."""
     content = {name: value for name, value in content.items() if name != KEY}
-    return (json.dumps(content | {KEY: _checksum(content)}, indent=1) + "\n").encode()
+    return (json.dumps({KEY: _checksum(content), **content}, indent=1) + "\n").encode()
 
 
 def unseal(data: bytes, required: bool = False) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def unseal(data: bytes, required: bool = False) -> dict[str, Any]:
     if not required and KEY not in content:
         return content
     if content.pop(KEY, None) != _checksum(content):
-        raise ValueError("its checksum does not match")
+        edited = "" if required else f'; if it was edited by hand, delete its line "{KEY}"'
+        raise ValueError(f"its checksum does not match{edited}")
     return content
 
 

@@ -55,6 +55,9 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "clip_range": ("clipped.bound",),
     "clip_coef": ("clipped.bound",),
     "clip_range_vf": ("clipped.value_bound",),
+    "clip_vloss": ("clipped.value_bound",),
+    "target_update_interval": ("base.sync_every",),
+    "target_network_frequency": ("base.sync_every",),
     "normalize_advantage": ("clipped.normalise_advantages",),
     "norm_adv": ("clipped.normalise_advantages",),
     "target_kl": ("clipped.target_kl", "trust_region.max_kl"),
@@ -100,6 +103,9 @@ DIFFERENCES = {
     ("train_freq", "base.updates_per_step"): "gradient_steps / train_freq",
     ("train_frequency", "base.updates_per_step"): "1 / train_frequency",
     ("track", "log"): "such as wandb",
+    ("clip_vloss", "clipped.value_bound"): "a number such as 0.2",
+    ("target_update_interval", "base.sync_every"): "in updates, not steps",
+    ("target_network_frequency", "base.sync_every"): "in updates, not steps",
 }
 # Agents of Stable-Baselines3 and CleanRL that are settings of ours.
 OTHER_AGENTS = {

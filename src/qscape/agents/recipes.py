@@ -459,6 +459,8 @@ def parse(recipe: str) -> tuple[str, list[str]]:
         UsageError: an unknown name (the nearest ones are offered) or a part named twice.
     """
     names = split(recipe)
+    if "" in names[1:]:
+        raise UsageError(f"A name of '{recipe}' is empty: write one + before each part, as in td3+pave.")
     names[1:] = [_registered_name(name) for name in names[1:]]
     head = _expand(names[0])
     if head[0] not in BASES | onpolicy.BASES:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,8 @@ from qscape.cli.running import plain_console, print_table, print_written, requir
 from qscape.errors import RunError, UsageError
 from qscape.report.numbers import digits_of
 from qscape.types import setting
+
+OF_A_RUN = ("run.json", "evaluations.csv", "metrics.jsonl")  # files that only its training writes
 
 if TYPE_CHECKING:
     from qscape.report.tables import Comparison
@@ -200,7 +203,17 @@ def save_text(text: str, file: str) -> None:
 
 @contextlib.contextmanager
 def _writing(file: str) -> Iterator[None]:
-    """Create the folder of a file; an OSError in the `with` block becomes a RunError."""
+    """Create the folder of a file; an OSError in the `with` block becomes a RunError.
+
+    Raises:
+        UsageError: the file is a folder, or belongs to a run.
+        RunError: the file cannot be written.
+    """
+    path = Path(file)
+    if file.endswith(("/", os.sep)) or path.is_dir():
+        raise UsageError(f"{file} is a folder; name a file.")
+    if path.name in OF_A_RUN and (path.parent / OF_A_RUN[0]).exists():
+        raise UsageError(f"{file} is a file of the run itself; name another one.")
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         yield

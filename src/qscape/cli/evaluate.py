@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, show_tracks, table
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
 from qscape.report import environment_label
@@ -39,18 +39,25 @@ def main(argv: list[str]) -> int:
         raise UsageError("--bias compares Q with the deterministic policy: leave --sample out.")
     rows, biases = [], []
     means: dict[str, list[float]] = {}  # by agent and environment
-    for folder in run_folders(Path(path)):
-        with show_tracks():
-            if given.bias:
-                trained = load_trained_agent(folder, given.current)
-                rollouts = trained.rollouts(given.episodes, given.seed)
-                step, policy, done = trained.step, trained.policy, [r.episode for r in rollouts]
-                measured = measure_bias(trained, rollouts)
-                biases.append([str(folder), *(f"{measured[name]:.4g}" for name in BiasProbe.columns)])
-            else:
-                step, policy, done = evaluate_run(
-                    folder, given.episodes, given.seed, given.current, given.sample
-                )
+    folders, broken = run_folders(Path(path)), []
+    for folder in folders:
+        try:
+            with show_tracks():
+                if given.bias:
+                    trained = load_trained_agent(folder, given.current)
+                    rollouts = trained.rollouts(given.episodes, given.seed)
+                    step, policy, done = trained.step, trained.policy, [r.episode for r in rollouts]
+                    measured = measure_bias(trained, rollouts)
+                    biases.append([str(folder), *(f"{measured[name]:.4g}" for name in BiasProbe.columns)])
+                else:
+                    step, policy, done = evaluate_run(
+                        folder, given.episodes, given.seed, given.current, given.sample
+                    )
+        except RunError as problem:  # one broken run of a group does not hide the others
+            if len(folders) == 1:
+                raise
+            broken.append(str(problem))
+            continue
         returns = [e.ret for e in done]
         mean = sum(returns) / len(returns)
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / len(returns))
@@ -66,6 +73,8 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         task = environment_label(read_record(folder))
         means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
+    if not rows:
+        raise RunError(" ".join(broken))
     columns = ["run", "policy", "step", "return", "std", "min", "max", "length", "success", "score"]
     if all(row[-1] == "-" for row in rows):  # only datasets with reference returns define a score
         columns, rows = columns[:-1], [row[:-1] for row in rows]
@@ -85,4 +94,6 @@ def main(argv: list[str]) -> int:
             whose = f"{agent}: " if len(means) > 1 else ""
             mean = sum(of_runs) / len(of_runs)
             console.print(f"{whose}mean over {len(of_runs)} runs: {format_return(mean)}", soft_wrap=True)
-    return 0
+    for sentence in broken:
+        console.print(f"left out: {sentence}", style="red", soft_wrap=True)
+    return 1 if broken else 0

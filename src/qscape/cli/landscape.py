@@ -84,9 +84,8 @@ def main(argv: list[str]) -> int:
             other=saves[1] if len(saves) > 1 else (),
         )
     console = plain_console()
-    for agent_findings in (findings, findings.get("other")):
-        if agent_findings:
-            print_findings(console, agent_findings)
+    for folder, of in zip(folders, (findings, findings.get("other")), strict=False):
+        print_findings(console, of, f" in {folder}" if len(folders) > 1 else "")
     plain = to_jsonable(findings)
     if given.json:
         save_text(store.to_json(plain), given.json)
@@ -113,8 +112,11 @@ def _load_page() -> Callable[[dict[str, Any]], str]:
     return render_page
 
 
-def print_findings(console: "Console", findings: dict[str, Any]) -> None:
-    """Print the gaps of the action and of each proposal, and the local optima of Q and of the surrogates."""
+def print_findings(console: "Console", findings: dict[str, Any], place: str = "") -> None:
+    """Print the gaps of the action and of each proposal, and the local optima of Q and of the surrogates.
+
+    `place`: where the run is, for the heading.
+    """
     summary = findings["summary"]
     several = len(summary["proposals"]) > 1
     lines = {"action" if not several else "chosen action": summary["action"]}
@@ -130,7 +132,8 @@ def print_findings(console: "Console", findings: dict[str, Any]) -> None:
         ]
         for name, spread in lines.items()
     ]
-    console.print(f"{findings['label']} on {findings['env']}, step {findings['step']:,}", soft_wrap=True)
+    heading = f"{findings['label']} on {findings['env']}, step {findings['step']:,}{place}"
+    console.print(heading, soft_wrap=True)
     console.print(table("gap: best Q found minus Q; share: of Q's range", columns, rows))
     if optima := summary["optima"]:
         console.print(

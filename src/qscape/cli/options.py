@@ -166,6 +166,9 @@ def _read_word(flag: str, hint: Any, word: str) -> Any:
     else:
         with contextlib.suppress(ValueError):
             return hint(word)
+        with contextlib.suppress(ValueError):  # 1e6 is a whole number
+            if hint is int and float(word).is_integer():
+                return int(float(word))
     raise UsageError(f"{flag} is '{word}'; it is {_form(flag, hint)}.", field=flag)
 
 

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     if len(folders) > 1 and given.save is None:  # a group: only its unfinished runs
         folders = [f for f in folders if unfinished(f, given.steps)]
         if not folders:
-            raise UsageError(f"every run in {path} has finished its steps; add more with --steps.")
+            more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
+            raise UsageError(f"every run in {path} has finished its steps; {more}.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
     jobs = [Job("resume", f, trackers=list(given.log), **shared) for f in folders]
     return run_all(jobs, quiet=given.quiet)

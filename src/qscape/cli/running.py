@@ -28,6 +28,7 @@ from qscape.jobs.pool import Failure, Pool
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.report.numbers import format_return
 from qscape.run import events as ev
+from qscape.run.folder import resumable_save
 from qscape.system import count_cores
 
 WIDE = 170  # columns of output into a file or a pipe
@@ -55,14 +56,19 @@ def run_all(jobs: list[Job], together: bool = False, quiet: bool = False) -> int
             for k, event in run_together(jobs):
                 screen.show(k, event)
         elif len(jobs) == 1:
-            for event in run_job(jobs[0]):
-                screen.show(0, event)
+            try:
+                for event in run_job(jobs[0]):
+                    screen.show(0, event)
+            except RunError:
+                screen.print_kept(0, jobs[0])
+                raise
         else:
             pool = Pool(iter(enumerate(jobs)), workers)
             for k, event in pool.events():
                 if isinstance(event, Failure):
                     failures[k] = event
                     screen.print_failure(jobs[k], event.why)
+                    screen.print_kept(k, jobs[k])
                 elif event is not None:
                     screen.show(k, event)
             screen.interrupted |= pool.stopping
@@ -204,6 +210,14 @@ class Screen:
     def print_failure(self, job: Job, why: str) -> None:
         """Report that a run failed; the others continue."""
         self.console.print(f"failed {job.folder}: {why}", style="red", soft_wrap=True)
+
+    def print_kept(self, k: int, job: Job) -> None:
+        """Print which save of a run that failed is kept, and the command that continues from it."""
+        newest = resumable_save(job.folder) if k in self.names else None
+        if newest:
+            command = f"qscape resume {shlex.quote(str(job.folder))}{trusted.flag()}"
+            text = f"the save of step {int(newest.name):,} is kept; to continue: {command}"
+            self.console.print(text, soft_wrap=True)
 
     def print_summary(self, jobs: list[Job]) -> None:
         """Print the state of each run, and the command that continues an interrupted one."""

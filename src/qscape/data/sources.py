@@ -245,8 +245,8 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
     """Read an HDF5 file in D4RL's layout: `terminals` are terminal states, `timeouts` time limits.
 
     Without `next_observations`, the successor is the following row. The last row of an episode that a time
-    limit ended then has no successor and is left out. With `next_observations` but without `timeouts`, an
-    episode also ends where the next row does not start at the successor.
+    limit ended then has no successor and is left out. With `next_observations`, an episode also ends where
+    the next row does not start at the successor.
     """
     h5py = _import_package("h5py")
     try:
@@ -302,9 +302,8 @@ def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Itera
     keep = np.ones(n, bool)
     if "next_observations" in rows:
         following = rows["next_observations"]
-        if "timeouts" not in rows:
-            continues = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
-            truncated[:-1] |= ~continues & ~terminated[:-1]
+        continues = np.isclose(following[:-1], rows["observations"][1:], rtol=1e-5, atol=1e-6).all(1)
+        truncated[:-1] |= ~continues & ~terminated[:-1]
     else:
         following = np.concatenate([rows["observations"][1:], rows["observations"][-1:]])
         following = np.where(terminated[:, None], rows["observations"], following)  # unused by targets

@@ -17,6 +17,7 @@ How an environment resets itself:
     is always the true successor, and `Step.observation` is what the agent acts on next.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -555,8 +556,8 @@ class EnvAdapter:
             raise
         except Exception as problem:
             step = self.statistics.steps - self.statistics.began.max()
-            why = _describe(problem)
-            raise RunError(f"{self.env_id} broke in step {step} of an episode ({why}).") from problem
+            why, hint = _describe(problem), _hint(problem)
+            raise RunError(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
             raise
@@ -637,7 +638,8 @@ class _Plain:
     def _reward(self, reward: Any) -> np.ndarray:
         """The reward as an array `[1]`."""
         if np.ndim(reward):
-            raise RunError(f"{self.env}: the reward is {reward!r}; it must be a number")
+            name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
+            raise RunError(f"{name}: the reward is {reward!r}; it must be a number")
         return np.array([float(reward)])
 
 
@@ -650,6 +652,9 @@ class _Vector:
             raise UsageError(f'{env} does not say how it resets: set metadata["autoreset_mode"]')
         self.mode = AutoresetMode(env.metadata["autoreset_mode"])
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
+        bare = env.unwrapped
+        if isinstance(bare, SyncVectorEnv) and self.mode is AutoresetMode.SAME_STEP:
+            bare._add_info = functools.partial(_add_copied, bare._add_info)
 
     def reset(self, seed: int | None) -> np.ndarray:
         """The first observations `[E, S]`."""
@@ -703,6 +708,15 @@ class _Vector:
         return reported
 
 
+def _add_copied(
+    add: Callable[..., dict[str, Any]], vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+) -> dict[str, Any]:
+    """`SyncVectorEnv._add_info`, but copies a last observation, to whose array the reset may write."""
+    if "final_obs" in env_info:
+        env_info = env_info | {"final_obs": copy.deepcopy(env_info["final_obs"])}
+    return add(vector_infos, env_info, env_num)
+
+
 def describe_not_finite(
     env_id: str, field: str, index: Sequence[int], value: float, row: int, step: int, episode: int, seen: int
 ) -> str:
@@ -730,6 +744,18 @@ def describe_not_finite(
 def _describe(problem: BaseException) -> str:
     """`errors.describe` of an environment's error, in this process or in another one."""
     return str(problem) if isinstance(problem, WorkerError) else describe(problem)
+
+
+def _hint(problem: BaseException) -> str:
+    """What an environment has to return, if an error tells that it returned something else."""
+    text = str(problem) if isinstance(problem, ValueError) else ""
+    if "cannot reshape array" in text:
+        shape = "observations must have the shape of observation_space"
+        return f"; {shape}, and reset must return (observation, info)"
+    if "values to unpack" in text:
+        what = "(observation, reward, terminated, truncated, info)"
+        return f"; reset must return (observation, info), and step {what}"
+    return ""
 
 
 def _spec_of(about: Any) -> EnvSpec | None:

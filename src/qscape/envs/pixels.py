@@ -19,6 +19,7 @@ from gymnasium.wrappers import (
     FrameStackObservation,
     GrayscaleObservation,
     ResizeObservation,
+    TimeLimit,
     TransformReward,
 )
 
@@ -27,7 +28,13 @@ from qscape.errors import UsageError, describe
 from qscape.system import draw_without_screen
 
 
-def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any) -> gym.Env:
+def atari(
+    env_id: str,
+    training: bool = False,
+    sticky: float = 0.0,
+    max_episode_steps: int | None = None,
+    **args: Any,
+) -> gym.Env:
     """An Atari game: up to 30 no-ops after a reset, each action for 4 frames, FIRE if the game waits for it.
 
     Args:
@@ -35,6 +42,7 @@ def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any)
         training: a lost life ends the episode, and rewards are replaced by their signs. Evaluations play
             whole games with true scores.
         sticky: probability that the emulator repeats the last action (0.25 by default in ids v5).
+        max_episode_steps: actions after which an episode is truncated; None or -1: as the emulator says.
         args: arguments of `gymnasium.make`.
 
     Raises:
@@ -47,6 +55,8 @@ def atari(env_id: str, training: bool = False, sticky: float = 0.0, **args: Any)
         env = LifeEnds(env)
     if "FIRE" in env.unwrapped.get_action_meanings():  # pyright: ignore[reportAttributeAccessIssue]
         env = FireFirst(env)
+    if max_episode_steps not in (None, -1):
+        env = TimeLimit(env, max_episode_steps)
     if training:
         env = TransformReward(env, lambda reward: float(np.sign(float(reward))))
     return FrameStackObservation(env, 4)
@@ -99,39 +109,55 @@ def _need_opencv(env_id: str, extra: str) -> None:
 
 
 class LifeEnds(gym.Wrapper):
-    """End the episode when a life is lost. `reset` then continues the same game, unless it is over."""
+    """End the episode when a life is lost. Only then, `reset` continues the same game."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
-        self.lives, self.over = 0, True
+        self.lives, self.lost = 0, False
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.over = terminated or truncated
         lives, self.lives = self.lives, info["lives"]
-        return observation, reward, terminated or 0 < self.lives < lives, truncated, info
+        self.lost = 0 < self.lives < lives and not (terminated or truncated)
+        return observation, reward, terminated or self.lost, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        if self.over or seed is not None:
-            observation, info = self.env.reset(seed=seed, options=options)
-        else:
+        if self.lost and seed is None:
             observation, _, terminated, truncated, info = self.env.step(0)
             if terminated or truncated:
                 observation, info = self.env.reset(options=options)
-        self.over, self.lives = False, info["lives"]
+        else:
+            observation, info = self.env.reset(seed=seed, options=options)
+        self.lost, self.lives = False, info["lives"]
         return observation, info
 
 
 class FireFirst(gym.Wrapper):
-    """Press FIRE after a reset; some games do not start without it."""
+    """Press FIRE after a reset, and after a lost life if the game goes on; some games wait for it."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.lives = 0
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        lives, self.lives = self.lives, info["lives"]
+        if 0 < self.lives < lives and not (terminated or truncated):
+            observation, more, terminated, truncated, info = self._fire()
+            reward = float(reward) + float(more)
+        return observation, reward, terminated, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         self.env.reset(seed=seed, options=options)
-        meanings = self.env.unwrapped.get_action_meanings()  # pyright: ignore[reportAttributeAccessIssue]
-        observation, _, terminated, truncated, info = self.env.step(meanings.index("FIRE"))
+        observation, _, terminated, truncated, info = self._fire()
         if terminated or truncated:
-            return self.env.reset(options=options)
+            observation, info = self.env.reset(options=options)
+        self.lives = info["lives"]
         return observation, info
+
+    def _fire(self) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        meanings = self.env.unwrapped.get_action_meanings()  # pyright: ignore[reportAttributeAccessIssue]
+        return self.env.step(meanings.index("FIRE"))
 
 
 class Repeat(gym.Wrapper):

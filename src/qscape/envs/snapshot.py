@@ -3,9 +3,10 @@
 A snapshot captures numbers, arrays, random generators and plain Python objects that are attributes of the
 environment or its wrappers; MuJoCo's simulation state and the numbers of its model (an environment may move a
 door at every reset); and the adapter's `EpisodeStatistics`. Environments in other processes (`Workers`) are
-asked there. Other objects (a Box2D world, EnvPool's threads) cannot be captured. Then the snapshot says so,
-and `restore` starts a new episode with a seed of its own. Nothing of it is loaded by pickle, so loading a
-snapshot runs no code.
+asked there. Other objects (a Box2D world, EnvPool's threads) cannot be captured, nor can an environment in
+another process that waits for its reset (next-step autoreset). Then the snapshot says so, and `restore`
+starts a new episode with a seed of its own. Nothing of it is loaded by pickle, so loading a snapshot runs no
+code.
 
 The following state is not captured, without a warning: global variables and function closures, changed shapes
 of an `MjModel` (meshes, height fields), and MuJoCo contacts that an environment reads before it steps.
@@ -94,6 +95,8 @@ def take(adapter: EnvAdapter) -> Snapshot:
         writer = _Writer(layers)
         meta["layers"] = {name: writer.attributes(layer, name) for name, layer in layers.items()}
         if isinstance(adapter.env, Workers):
+            if adapter.statistics.resetting.any():  # Gymnasium keeps that in a variable of the process
+                raise _NotCapturable("an environment in another process waits for its reset")
             for captured in adapter.env.apply(_capture_one):
                 if isinstance(captured, str):
                     raise _NotCapturable(captured)

@@ -1,6 +1,7 @@
 """Environments side by side that this process does not step: one process each, or the threads of EnvPool."""
 
 import contextlib
+import copy
 import importlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,7 +140,10 @@ class _Reached(gym.Wrapper):
     def step(self, action: Any) -> Any:
         """Step the environment."""
         with _sendable_errors():
-            return self.env.step(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:  # they are sent after the reset, which may write to their arrays
+                observation, info = copy.deepcopy((observation, info))
+            return observation, reward, terminated, truncated, info
 
 
 @contextlib.contextmanager

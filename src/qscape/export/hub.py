@@ -17,6 +17,7 @@ from qscape.errors import QscapeError, RunError, UsageError
 from qscape.export.card import render_card
 from qscape.export.policy import Source, load_source
 from qscape.inspect import store
+from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
 
 if TYPE_CHECKING:
@@ -231,15 +232,16 @@ def pull_run(name: str, folder: Path) -> None:
     if folder.exists():
         raise UsageError(f"{folder} exists; choose another --out.")
     cached = download_run(name)
-    aside = folder.with_name(f".{folder.name}.tmp")
+    aside = unused_name(folder)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         for file in json.loads((cached / DIGESTS).read_text()):
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cached / file, aside / file)
         aside.replace(folder)
     except OSError as problem:
         raise RunError(f"{folder} cannot be written ({problem.strerror}).") from problem
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_listing(digests: Any) -> bool:

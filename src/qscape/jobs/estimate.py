@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run.compiled import CompiledTrainer
 from qscape.run.events import Measured
+from qscape.run.files import write_whole
 from qscape.run.loop import open_adapter
 from qscape.run.plan import Plan, prepare
 from qscape.run.rollouts import RolloutTrainer
@@ -170,9 +170,7 @@ class Costs:
         """Store the cost of a group. If the file cannot be written, the next process measures it again."""
         self.known[self._key(group)] = [*cost]
         with contextlib.suppress(OSError):
-            aside = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-            aside.write_text(json.dumps(self.known, indent=1) + "\n")
-            aside.replace(self.file)
+            write_whole(self.file, (json.dumps(self.known, indent=1) + "\n").encode())
 
     def _key(self, group: Path) -> str:
         return f"{platform.node()}: {group.relative_to(self.file.parent)}"

@@ -24,6 +24,16 @@ LOSSES = 3  # a run fails if it loses this many workers in a row without a new s
 COMPARED = ("env", "env_args", "envs", "seed", "eval_every", "eval_episodes", "probe")
 
 
+def is_final(failure: Failure, losses: int) -> bool:
+    """Return whether a run has failed for good.
+
+    Args:
+        failure: the failure of its worker.
+        losses: number of workers lost since the last save, with this one.
+    """
+    return not failure.lost or losses >= LOSSES
+
+
 @dataclasses.dataclass
 class RunProgress:
     """The state of one run of a study.
@@ -36,6 +46,7 @@ class RunProgress:
         score: return of the last evaluation; None before the first.
         speed: steps per second; None before the first measurement.
         why: the reason of a failure, or of a lost worker.
+        began: whether the worker has begun the run.
         failure: the failure that the worker reported; the state changes once the worker has ended.
         losses: number of workers lost since the last save.
     """
@@ -47,6 +58,7 @@ class RunProgress:
     score: float | None = None
     speed: float | None = None
     why: str = ""
+    began: bool = False
     failure: Failure | None = None
     losses: int = 0
 
@@ -101,7 +113,7 @@ class RunProgress:
         elif isinstance(event, Failure):
             self.failure = event
         elif isinstance(event, ev.Started | ev.Progressed | ev.Logged | ev.Saved | ev.Evaluated | ev.Ended):
-            self.step = event.step
+            self.began, self.step = True, event.step
             if isinstance(event, ev.Logged):
                 self.speed = event.metrics["steps_per_second"]
             elif isinstance(event, ev.Evaluated):
@@ -112,12 +124,20 @@ class RunProgress:
     def _settle(self) -> None:
         """Set the state after the worker ended; reads the folder, which another process may have changed."""
         failure, self.failure = self.failure, None
+        began, self.began = self.began, False
+        before = self._left()
         self.refresh()
-        if failure and self.state == "waiting":
+        # A worker that found another process in the folder did not begin: its failure is not the run's.
+        overtaken = not began and self._left() != before
+        if failure and self.state == "waiting" and not overtaken:
             self.losses += failure.lost
             self.why = failure.why
-            if not failure.lost or self.losses >= LOSSES:
+            if is_final(failure, self.losses):
                 self.state = "failed"
+
+    def _left(self) -> tuple[str | None, int]:
+        """Return the kind of the job that is left, and the steps made: what other processes change."""
+        return self.job and self.job.kind, self.step
 
 
 class StudyProgress:

@@ -69,6 +69,7 @@ class Trial:
         waiting, running, done: seeds of its runs by state.
         curves: the learning curve of each seed, step -> return.
         made: the environment steps of each seed in this process.
+        losses: the workers that each seed lost since its last save.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Trial:
         self.done: set[int] = set()
         self.curves: list[dict[int, float]] = [{} for _ in range(search.seeds)]
         self.made = [0] * search.seeds
+        self.losses = [0] * search.seeds
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import Failure, LocalWorker, Pool
+from qscape.jobs.progress import is_final
 from qscape.jobs.ranges import Range
 from qscape.jobs.trials import Search, State, Trial, next_job, read_evaluations
 from qscape.jobs.worker import Job
@@ -147,7 +148,11 @@ class Tuner:
         """Apply an event of a worker. Returns whether the trial's other workers should stop."""
         before = trial.ending
         if isinstance(event, Failure) and trial.ending == "done":
-            trial.ending, trial.why = "failed", event.why
+            trial.losses[seed] += event.lost
+            if is_final(event, trial.losses[seed]):
+                trial.ending, trial.why = "failed", event.why
+        elif isinstance(event, ev.Saved):
+            trial.losses[seed] = 0
         elif isinstance(event, ev.Progressed):
             trial.made[seed] = event.step
         elif isinstance(event, ev.Evaluated):
@@ -159,6 +164,8 @@ class Tuner:
             trial.done.add(seed)
         elif event is None:
             trial.running.discard(seed)
+            if seed not in trial.done:  # it goes on from its last save, unless the trial has ended
+                trial.waiting.append(seed)
             self._finish(trial)
         return trial.ending != before
 

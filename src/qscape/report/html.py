@@ -10,6 +10,7 @@ from qscape.report import findings, interactive, page, records, require_extra, r
 from qscape.report.draft import Draft
 from qscape.report.intervals import INTERVAL
 from qscape.report.labels import describe_shared
+from qscape.report.numbers import digits_of
 from qscape.report.page import escape_with_breaks
 from qscape.report.records import NO_VALUE
 from qscape.report.tables import Comparison

@@ -63,7 +63,7 @@ def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
     for folder in track(folders, "runs to read"):
         try:
             frames.append(_read_run(folder))
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:  # of any damage
             why = f"it has no {problem}" if isinstance(problem, KeyError) else _describe_problem(problem)
             skipped.append(f"skipped {folder}: {why}")
     if not frames:
@@ -160,7 +160,11 @@ def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     whole = text[: text.rfind("\n") + 1]  # the file of a running or killed run may end in half a line
     if not whole:
         raise ValueError("evaluations.csv is empty")
-    rows = pd.read_csv(io.StringIO(whole), dtype=TYPES)
+    try:
+        rows = pd.read_csv(io.StringIO(whole), dtype=TYPES)
+    except ValueError as problem:
+        why = str(problem).strip().split("\n")[0]
+        raise ValueError(f"evaluations.csv is damaged{_find_damage(whole)} ({why})") from problem
     if not np.isfinite(rows["return"]).all():
         raise ValueError("evaluations.csv holds a return that is not finite")
     if rows.empty:
@@ -169,6 +173,14 @@ def read_episodes(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     if sizes.iloc[-1] < sizes.max():  # the last evaluation is incomplete
         rows = rows.iloc[: -sizes.iloc[-1]]
     return record, rows
+
+
+def _find_damage(text: str) -> str:
+    """Return where the first line of another form is, as ` in line 7`; "" if there is none."""
+    head, *lines = text.splitlines()
+    columns = head.count(",")
+    wrong = (k for k, line in enumerate(lines, 2) if line.count(",") != columns or not line[:1].isdigit())
+    return next((f" in line {k}" for k in wrong), "")
 
 
 def _read_run(folder: Path) -> pd.DataFrame:

@@ -595,7 +595,24 @@ def no_save(folder: Path, which: str = "yet") -> RunError:
     has_none = f"{folder} has no save {which}"
     if in_use(folder):
         return RunError(f"{has_none}; it is being trained, so wait until it saves.")
+    if not _newest_first(folder) and read_record(folder).get("saved"):
+        return _lost(folder)
     return RunError(f"{has_none}; continue training first: qscape resume {shlex.quote(str(folder))}.")
+
+
+def _lost(folder: Path, why: str = "") -> RunError:
+    """Return the error for a run that had saves, none of which can be used."""
+    begin = f"qscape train --config {shlex.quote(str(folder / RECORD))} --out NEW"
+    return RunError(f"{why or f'{folder} has lost its saves.'} Nothing was changed. To begin again: {begin}.")
+
+
+def _has_networks(path: Path) -> bool:
+    """Return whether a save is whole except for its replay."""
+    with contextlib.suppress(RunError):
+        read_meta(path)
+        saves.check(path, skip=("replay",))
+        return True
+    return False
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -650,13 +667,12 @@ def choose_save(
             notes.append(str(problem))
     if not found and not read_record(folder).get("saved"):
         return None, []
-    why = notes[0] if notes else f"{folder} has lost its saves."
-    if found and not empty_replay:
+    why = notes[0] if notes else ""
+    if not empty_replay and any(map(_has_networks, found)):
         flags = "--empty-replay" if step is None else f"--save {step} --empty-replay"
         remedy = f"To go on with the networks alone: qscape resume {shlex.quote(str(folder))} {flags}."
-    else:
-        remedy = f"To begin again: qscape train --config {shlex.quote(str(folder / RECORD))} --out NEW."
-    raise RunError(f"{why} Nothing was changed. {remedy}")
+        raise RunError(f"{why} Nothing was changed. {remedy}")
+    raise _lost(folder, why)
 
 
 def set_aside(folder: Path, path: Path) -> Path | None:

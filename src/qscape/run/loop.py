@@ -4,6 +4,7 @@ All agents share this part: when a run evaluates, logs, saves and stops. `traine
 (on-policy) implement how a run steps and learns.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -362,7 +363,11 @@ def open_adapters(plan: Plan, agent: Agent) -> tuple[EnvAdapter, EnvAdapter | No
     if not plan.evals_every:
         return adapter, None
     count, args = min(plan.eval_episodes, 10), dict(plan.env_args)
-    return adapter, make_adapter(plan.env, count, args, seed=SEED, index_actions=agent.index_actions)
+    with contextlib.ExitStack() as opened:
+        opened.callback(adapter.close)  # unless the others open, too
+        others = make_adapter(plan.env, count, args, seed=SEED, index_actions=agent.index_actions)
+        opened.pop_all()
+    return adapter, others
 
 
 def open_adapter(plan: Plan, agent: Agent) -> EnvAdapter:

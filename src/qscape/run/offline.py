@@ -18,6 +18,7 @@ from jaxtyping import Array
 from qscape.agents import build
 from qscape.data import RECORDED, Dataset, normalised_score, read
 from qscape.envs import EnvAdapter
+from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
@@ -101,6 +102,14 @@ class OfflineTrainer(Trainer):
     def _used_rows(self) -> int:
         """Return 0: a save holds no replay rows, since the dataset has them."""
         return 0
+
+    def snapshot(self) -> Snapshot:
+        """Return an empty snapshot: no environment is stepped for training."""
+        return Snapshot({}, {})
+
+    def restore_environments(self, saved: Snapshot) -> str:
+        self.adapter.reset()  # as before the first step of a run; a loaded model hands it to the user
+        return ""
 
 
 def score(plan: Plan, ret: float) -> float | None:

@@ -1,5 +1,6 @@
 """Load a trained policy from a run folder."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from qscape.run.evaluation import SEED, evaluate
 from qscape.run.folder import newest_save, no_save, read_meta, read_plan, refuse_nameless, refuse_untrusted
 from qscape.run.programs import Acts, Programs
 from qscape.run.rollouts import RolloutPrograms
+from qscape.run.training import close_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +75,12 @@ def load_policy(
     agent: Any = build(plan.recipe, plan.settings)
     args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
     adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)
-    refuse_other_table(plan.env, read_meta(path).get("table"), adapter.spec.table)
-    agent = agent.on(adapter.spec)
-    acting, step, policy = read_acting(path, agent, current)
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_all, adapter)
+        refuse_other_table(plan.env, read_meta(path).get("table"), adapter.spec.table)
+        agent = agent.on(adapter.spec)
+        acting, step, policy = read_acting(path, agent, current)
+        stack.pop_all()  # the caller closes it
     return LoadedPolicy(make_programs(agent, envs), acting, adapter, step, policy)
 
 
@@ -122,12 +127,13 @@ def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = 
     if episodes < 1:
         raise UsageError(f"--episodes is {episodes}; it must be at least 1.")
     loaded = load_policy(folder, envs=min(episodes, 10), seed=seed, current=current)
-    if sample and not isinstance(loaded.programs.agent, OnPolicyAgent):
-        raise UsageError(
-            f"{loaded.programs.agent.recipe} is evaluated by its deterministic policy: only the policies of "
-            "on-policy agents (ppo) are sampled; leave --sample out."
-        )
-    mode = "explore" if sample else "evaluate"
-    done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
-    loaded.adapter.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_all, loaded.adapter)
+        if sample and not isinstance(loaded.programs.agent, OnPolicyAgent):
+            raise UsageError(
+                f"{loaded.programs.agent.recipe} is evaluated by its deterministic policy: only the policies "
+                "of on-policy agents (ppo) are sampled; leave --sample out."
+            )
+        mode = "explore" if sample else "evaluate"
+        done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
     return loaded.step, loaded.policy, done

@@ -107,19 +107,20 @@ def train(
     given = plan
     plan, agent, notes = prepare(given)
     folders.refuse_taken(folder, overwrite)  # before a lock file is written into it
-    adapter, eval_adapter = open_adapters(plan, agent)
-    given, changes = adapt_to_images(given, adapter)
-    if changes:
-        plan, agent, notes = prepare(given)
-        notes = changes + notes
-    trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
-    if plan.start:
-        notes += take_over(trainer, plan)
-    with folders.locked(folder, new=True):
-        folders.create(folder, trainer.plan, trainer.agent, overwrite)
-        _write_tracking(folder, tracking)
-        on_trainer(trainer)
-        yield from _recorded_events(trainer, folder, plan, notes, trackers)
+    with contextlib.ExitStack() as stack:
+        adapter, eval_adapter = _open(stack, plan, agent)
+        given, changes = adapt_to_images(given, adapter)
+        if changes:
+            plan, agent, notes = prepare(given)
+            notes = changes + notes
+        trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
+        if plan.start:
+            notes += take_over(trainer, plan)
+        with folders.locked(folder, new=True):
+            folders.create(folder, trainer.plan, trainer.agent, overwrite)
+            _write_tracking(folder, tracking)
+            on_trainer(trainer)
+            yield from _recorded_events(trainer, folder, plan, notes, trackers)
 
 
 def train_together(
@@ -153,21 +154,25 @@ def train_together(
     plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
     for place in places:
         folders.refuse_taken(place, overwrite)
-    adapter, eval_adapter = open_adapters(plans[0], agent)  # evaluations of all seeds are the same episodes
-    adapted = [adapt_to_images(plan, adapter) for plan in given]
-    if changes := adapted[0][1]:
-        fits = [prepare(plan) for plan, _ in adapted]
-        plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
-        notes = changes + notes
-    adapters = [adapter, *(open_adapter(plan, agent) for plan in plans[1:])]
-    savers = [partial(folders.save, place) for place in places]
-    kind: Any = Seeds
-    if may_compile(plans[0]) and adapter.jax_env is not None:
-        kind = RolloutSeeds if isinstance(agent, OnPolicyAgent) else CompiledSeeds
-    loop = "host" if kind is Seeds else "compiled"
-    plans = [dataclasses.replace(plan, loop=loop) for plan in plans]
-    trainer = kind(plans, agent, adapters, eval_adapter, savers)
     with contextlib.ExitStack() as stack:
+        # The evaluations of all seeds are the same episodes.
+        adapter, eval_adapter = _open(stack, plans[0], agent)
+        adapted = [adapt_to_images(plan, adapter) for plan in given]
+        if changes := adapted[0][1]:
+            fits = [prepare(plan) for plan, _ in adapted]
+            plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+            notes = changes + notes
+        adapters = [adapter]
+        for plan in plans[1:]:
+            adapters.append(open_adapter(plan, agent))
+            stack.callback(close_all, adapters[-1])
+        savers = [partial(folders.save, place) for place in places]
+        kind: Any = Seeds
+        if may_compile(plans[0]) and adapter.jax_env is not None:
+            kind = RolloutSeeds if isinstance(agent, OnPolicyAgent) else CompiledSeeds
+        loop = "host" if kind is Seeds else "compiled"
+        plans = [dataclasses.replace(plan, loop=loop) for plan in plans]
+        trainer = kind(plans, agent, adapters, eval_adapter, savers)
         for place in places:
             stack.enter_context(folders.locked(place, new=True))
         for plan, place in zip(plans, places, strict=True):
@@ -187,7 +192,7 @@ def train_together(
                     folders.record_end(places[k], event.seconds, share)
                 yield k, _noted(event, notes, sinks[k])
         finally:
-            _close([sink for of in sinks for sink in of], trainer.adapter, trainer.eval_adapter)
+            close_all(*(sink for of in sinks for sink in of))
     _refuse_no_update(trainer)
 
 
@@ -243,21 +248,31 @@ def resume(
             more = f"{command} --steps {2 * made}"
             raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
-        adapter, eval_adapter = open_adapters(plan, agent)
-        trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
-        if newest:
-            notes += folders.load_into(trainer, newest, empty_replay)
-            if aside := folders.set_aside(folder, newest):
-                notes.append(f"what is newer than step {made:,} was moved to {aside}")
-        else:
-            notes.append("there is no save yet: the run starts again")
-            if plan.start:
-                notes += take_over(trainer, plan)
-        went_on: folders.Resumed = {"at": trainer.env_steps, "of": record["steps"], "notes": notes}
-        resumed = [*record.get("resumed", []), went_on]
-        folders.write_record(folder, record | {"steps": plan.steps, "resumed": resumed})
-        on_trainer(trainer)
-        yield from _recorded_events(trainer, folder, plan, notes, trackers)
+        with contextlib.ExitStack() as stack:
+            adapter, eval_adapter = _open(stack, plan, agent)
+            trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
+            if newest:
+                notes += folders.load_into(trainer, newest, empty_replay)
+                if aside := folders.set_aside(folder, newest):
+                    notes.append(f"what is newer than step {made:,} was moved to {aside}")
+            else:
+                notes.append("there is no save yet: the run starts again")
+                if plan.start:
+                    notes += take_over(trainer, plan)
+            went_on: folders.Resumed = {"at": trainer.env_steps, "of": record["steps"], "notes": notes}
+            resumed = [*record.get("resumed", []), went_on]
+            folders.write_record(folder, record | {"steps": plan.steps, "resumed": resumed})
+            on_trainer(trainer)
+            yield from _recorded_events(trainer, folder, plan, notes, trackers)
+
+
+def _open(
+    stack: contextlib.ExitStack, plan: Plan, agent: Agent | OnPolicyAgent
+) -> tuple[EnvAdapter, EnvAdapter | None]:
+    """Open the training and evaluation environments of a plan. The stack closes them."""
+    adapters = open_adapters(plan, agent)
+    stack.callback(close_all, *adapters)
+    return adapters
 
 
 def _recorded_events(
@@ -276,7 +291,7 @@ def _recorded_events(
                 folders.record_end(folder, event.seconds, time.process_time() - begun)
             yield _noted(event, notes, sinks)
     finally:
-        _close(sinks, trainer.adapter, trainer.eval_adapter)
+        close_all(*sinks)
     _refuse_no_update(trainer)
 
 
@@ -308,13 +323,13 @@ def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.Ru
     return event._replace(warnings=[*event.warnings, *warned])
 
 
-def _close(sinks: Sequence[Sink], *adapters: EnvAdapter | None) -> None:
-    """Close all sinks and adapters, even if one raises an error; an error of the run itself stays the one."""
+def close_all(*resources: EnvAdapter | Sink | None) -> None:
+    """Close environments and sinks, even if one raises an error; the error of a run itself stays the one."""
     broken = sys.exception()
     with contextlib.ExitStack() as stack:
         if broken is not None:
             stack.enter_context(contextlib.suppress(Exception))
-        for resource in (*adapters, *sinks):
+        for resource in resources:
             if resource is not None:
                 stack.callback(resource.close)
 

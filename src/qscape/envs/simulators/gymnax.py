@@ -24,12 +24,14 @@ class GymnaxEnv(JaxEnv):
     Attributes:
         params: its parameters as arrays, which are arguments of a compiled program.
         sim: the environment.
+        limit: name of the parameter that is its step limit.
         layout: of its state.
         observation_space, action_space: its spaces; observations are flat.
     """
 
     params: PyTree
     sim: Any = eqx.field(static=True)
+    limit: str = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)
     bounds: tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
     actions: int | tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
@@ -55,12 +57,20 @@ class GymnaxEnv(JaxEnv):
 
     def step(self, state: Simulated, action: Array, key: Key) -> tuple[Simulated, Outcome]:
         """One step, without gymnax's own reset."""
-        inner, numbers = self.layout.unpack(state.leaves), jax.random.key_data(key)
+        before, numbers = self.layout.unpack(state.leaves), jax.random.key_data(key)
+
+        def step_under(limit: Array) -> tuple:
+            return self.sim.step_env(numbers, before, action, self.params.replace(**{self.limit: limit}))[:4]
+
+        # `DiscountingChain-bsuite` observes time / limit, so observations are those under its own limit.
+        # `vmap` computes once what does not depend on the limit.
+        own = getattr(self.params, self.limit)
         with explain_failure(self.sim):
-            seen, inner, reward, done, _ = self.sim.step_env(numbers, inner, action, self.params)
+            seen, *rest = jax.vmap(step_under)(jnp.stack([own, jnp.full_like(own, 2**31 - 1)]))
+        inner, reward, done = jax.tree.map(lambda leaf: leaf[1], rest)
         steps, reward = state.steps + 1, jnp.asarray(reward, jnp.float32).reshape(())
         ended = jnp.asarray(done, bool).reshape(())
-        outcome = Outcome(_flat(seen), reward, ended, steps >= self.time_limit, jnp.bool_(False))
+        outcome = Outcome(_flat(seen[0]), reward, ended, steps >= self.time_limit, jnp.bool_(False))
         return Simulated(self.layout.pack(inner), steps), outcome
 
 
@@ -88,13 +98,14 @@ def load(name: str, args: dict[str, Any]) -> GymnaxEnv:
 
 def wrap(sim: Any, params: Any, limit: str) -> GymnaxEnv:
     """The adapter of an environment with gymnax's interface; `limit` is the parameter of its step limit."""
-    arrays = jax.tree.map(jnp.asarray, params.replace(**{limit: 2**31 - 1}))
+    arrays = jax.tree.map(jnp.asarray, params)
     seen, actions = sim.observation_space(params), sim.action_space(params)
     with explain_failure(sim):
         _, state = jax.eval_shape(sim.reset_env, jax.random.key_data(jax.random.key(0)), arrays)
     return GymnaxEnv(
         params=arrays,
         sim=sim,
+        limit=limit,
         layout=Layout.of(state),
         bounds=_bounds(seen),
         actions=int(actions.n) if hasattr(actions, "n") else _bounds(actions),
