@@ -84,7 +84,8 @@ def main(argv: list[str]) -> int:
             other=saves[1] if len(saves) > 1 else (),
         )
     console = plain_console()
-    for folder, of in zip(folders, (findings, findings.get("other")), strict=False):
+    measured = [findings, findings["other"]] if len(folders) > 1 else [findings]
+    for folder, of in zip(folders, measured, strict=True):
         print_findings(console, of, f" in {folder}" if len(folders) > 1 else "")
     plain = to_jsonable(findings)
     if given.json:

@@ -62,8 +62,8 @@ def main(argv: list[str]) -> int:
     board = StudyBoard(read_study(find_study(rest[0]), given.budget, Path(given.runs)), plain_console())
     if what == "status":
         board.console.print(board.table())
-        for run in board.progress.of("failed"):
-            board.console.print(f"failed: {run.why}", style="red", soft_wrap=True)
+        for failed in board.progress.of("failed"):
+            board.console.print(f"failed: {failed.why}", style="red", soft_wrap=True)
         return 0
     if given.workers is not None and given.workers < 1:
         raise UsageError(f"--workers is {given.workers}; it must be at least 1.")
