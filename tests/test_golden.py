@@ -16,6 +16,7 @@ import pytest
 from golden.make import EPISODES, MEASURES, act, compare, finish, this_platform
 
 from qscape.cli import main as qscape
+from qscape.report.numbers import format_return
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/run.json"))
@@ -84,7 +85,7 @@ def test_a_golden_run_acts_as_it_did(name, tmp_path, capsys):
     capsys.readouterr()
     assert qscape(["evaluate", str(folder), "--episodes", str(EPISODES)]) == 0
     shown = capsys.readouterr().out
-    assert f" {np.mean(wanted['returns']):,.1f} " in shown
+    assert f" {format_return(np.mean(wanted['returns']))} " in shown
     assert (" kept " if any(folder.glob("saves/*/kept.npz")) else " current ") in shown
 
 

@@ -277,7 +277,7 @@ def test_an_override_that_changes_nothing_is_no_move():
         ("", "There is no agent ''; there are td3, sac, bc, iql, dqn, td7, td7_offline, eas_td3, rip,"),
         ("lap", "There is no agent 'lap'; 'lap' is a part: write td3+lap."),
         ("td3+lab", "There is no part 'lab' (in 'td3+lab'); near to it: lap."),
-        ("td3+", "There is no part '' (in 'td3+'); there are sale, conv, lap,"),
+        ("td3+", "A name of 'td3+' is empty: write one + before each part, as in td3+pave."),
         ("td3+sac", "There is no part 'sac' (in 'td3+sac'); 'sac' is an agent and comes first."),
         ("td7+lap", "'lap' cannot be added in 'td7+lap': td7 already has it; leave it out."),
         ("td3+lap+lap", "'lap' cannot be added in 'td3+lap+lap': it is there twice; leave one out."),

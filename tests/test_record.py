@@ -147,5 +147,5 @@ def test_an_environment_that_no_file_can_name_is_left_out(tmp_path, capsys):
 
 def test_a_run_without_a_save_is_refused(run, tmp_path):
     (tmp_path / "run.json").write_text((run / "run.json").read_text())
-    with pytest.raises(RunError, match="has no save yet"):
+    with pytest.raises(RunError, match="has lost its saves"):
         record_dataset(tmp_path, "local/b-v0", 1)

@@ -625,7 +625,7 @@ def test_a_folder_that_cannot_be_written_loses_no_number(group, tmp_path, capsys
         (["GROUP", "--robustness", "--sigmas", "0"], 2, "the noise's sigma is 0.0; it must be above 0"),
         (["GROUP", "--sigmas", "0.3"], 2, "--sigmas needs --robustness"),
         (["GROUP", "--robust"], 2, "did you mean --robustness"),
-        (["EMPTY"], 1, "has no save yet"),
+        (["EMPTY"], 1, "has lost its saves"),
     ],
 )
 def test_what_the_command_refuses(group, tmp_path, capsys, argv, code, why):
