@@ -15,7 +15,7 @@ class Moments(NamedTuple):
 
     Attributes:
         mean, var: of the vectors so far; the variance is the population's (ddof 0).
-        seen: how many vectors these are, up to `FULL` and the last addition.
+        seen: how many vectors these are, but at most as many as `FULL` additions like the last one.
     """
 
     mean: Float[Array, " S"]
@@ -30,10 +30,9 @@ def init_moments(size: int) -> Moments:
 
 def add_row(m: Moments, x: Float[Array, " S"]) -> Moments:
     """Add one vector, by the parallel-variance rule with a batch of one."""
-    before = jnp.minimum(m.seen, FULL)
-    delta, seen = x - m.mean, before + 1.0
-    var = (m.var * before + jnp.square(delta) * before / seen) / seen
-    return Moments(m.mean + delta / seen, var, seen)
+    delta, seen = x - m.mean, m.seen + 1.0
+    var = (m.var * m.seen + jnp.square(delta) * m.seen / seen) / seen
+    return Moments(m.mean + delta / seen, var, jnp.minimum(seen, FULL))
 
 
 def add_rows(m: Moments, x: Float[Array, "E S"]) -> Moments:
@@ -50,11 +49,12 @@ def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | N
     count = weights.sum()
     mean = weights @ x / jnp.maximum(count, 1.0)
     var = weights @ jnp.square(x - mean) / jnp.maximum(count, 1.0)
-    before = jnp.minimum(m.seen, FULL * jnp.maximum(count, 1.0))
-    seen, delta = before + count, mean - m.mean
+    seen, delta = m.seen + count, mean - m.mean
     total = jnp.maximum(seen, 1e-8)
-    spread = m.var * before + var * count + jnp.square(delta) * before * count / total
-    return Moments(m.mean + delta * count / total, jnp.where(seen > 0, spread / total, m.var), seen)
+    spread = m.var * m.seen + var * count + jnp.square(delta) * m.seen * count / total
+    most = jnp.where(count > 0, FULL * count, jnp.inf)
+    var = jnp.where(seen > 0, spread / total, m.var)
+    return Moments(m.mean + delta * count / total, var, jnp.minimum(seen, most))
 
 
 def standardise(
