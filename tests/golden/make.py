@@ -12,8 +12,8 @@ results stand in NAME.json. The code that wrote the folder computed them.
 The last digits of a result depend on the processor and on the version of jax. The test compares bits on the
 recorded platform and uses a tolerance on others.
 
-Once, expected numbers were replaced: of `sac`, whose evaluations have other random steps since a step no longer
-shares its key with the reset.
+Once, expected numbers were replaced: of `sac`, whose evaluations have other random steps since the key of a
+step is no longer one that the reset may use.
 
 The script skips a run whose folder exists. To cover something new, add a plan with a new name. Never replace
 an old folder: it is the format that users have on their disks.
