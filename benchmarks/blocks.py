@@ -51,14 +51,18 @@ def show(x: float, *, like: float | None = None, sign: bool = False) -> str:
 
 
 def spread(values: np.ndarray) -> str:
-    """Format the mean and the standard deviation over seeds."""
+    """Format the mean and the standard deviation over seeds; of a single seed its mean."""
     means = values.mean(1)
+    if len(means) == 1:
+        return f"{show(means[0])} (1 seed)"
     return f"{show(means.mean())} ± {show(means.std(ddof=1), like=means.mean())}"
 
 
 def span(values: np.ndarray, scale: float = 1.0) -> str:
-    """Format the mean over seeds with the least and the greatest seed."""
+    """Format the mean over seeds with the least and the greatest seed; of a single seed its mean."""
     means = scale * values.mean(1)
+    if len(means) == 1:
+        return show(means[0])
     return f"{show(means.mean())} ({show(means.min())} to {show(means.max())})"
 
 

@@ -41,7 +41,7 @@ def block_learning() -> str:
         ("Pendulum-v1, 100 initial states", "pendulum", "Pendulum-v1", "20k", "return"),
         ("Pendulum-v1, PAVE's settings, 10 initial states", "pave-effect", "Pendulum-v1", "100k", "return"),
         ("the same: oscillation `sm`", "pave-effect", "Pendulum-v1", "100k", "sm"),
-        ("the same with SAC, 50 initial states", "pave", "Pendulum-v1", "100k", "return"),
+        ("the same, 50 initial states", "pave", "Pendulum-v1", "100k", "return"),
         ("the same: oscillation `sm`", "pave", "Pendulum-v1", "100k", "sm"),
         ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "100k", "return"),
         (
@@ -75,10 +75,10 @@ def block_pave() -> str:
     return table(["agent", "seeds", "return", "`sm`", "mean change of the action, share of its range"], rows)
 
 
-def block_pave_of_sac() -> str:
-    """The last evaluation of SAC's arms on Pendulum, on all first states and on the first ten."""
+def block_pave_of(base: str) -> str:
+    """The last evaluation of a base's arms on Pendulum, on all first states and on the first ten."""
     study, env, rows = "pave", "Pendulum-v1", []
-    for label in (of for of in labels(study, env) if of.startswith("sac")):
+    for label in (of for of in labels(study, env) if of.startswith(base)):
         values = [ends(study, env, label, metric=m) for m in ("return", "sm", "action_change")]
         rows.append(
             [short(label), str(len(values[0])), *map(span, [*values, *(v[:, :10] for v in values[:2])])]
@@ -466,7 +466,8 @@ CRITICS = [file.stem for file in sorted((RESULTS / "critics").glob("*.json"))]  
 BLOCKS: dict[str, Callable[[], str]] = {
     "learning": block_learning,
     "pave": block_pave,
-    "pave-of-sac": block_pave_of_sac,
+    "pave-of-sac": functools.partial(block_pave_of, "sac"),
+    "pave-of-td3": functools.partial(block_pave_of, "td3"),
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
     "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
