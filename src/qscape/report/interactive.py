@@ -60,7 +60,7 @@ def learning_curves_chart(
         values = statistics.align_to_grid(group, grid)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
         estimate = statistics.estimate_columns(values, reps)
-        _add_curve_with_band(chart, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.5~g")
+        _add_curve_with_band(chart, grid, estimate, f"{name} ({seeds})", styles[str(name)], ",.5~r")
     if published is not None:
         _add_published(chart, published, str(env), float(grid[-1]))
     return chart
@@ -99,7 +99,7 @@ def _add_published(chart: Figure, published: pd.DataFrame, env: str, last: float
         name = f"{method}, published: {curve['env'].iloc[0]}, {curve['seeds'].iloc[0]} seeds"
         chart.add_scatter(
             x=curve["step"].to_numpy(), y=curve["curve"].to_numpy(), name=wrap_for_plotly(name),
-            hovertemplate="%{y:,.5~g}", mode="lines" if len(curve) > 1 else "markers",
+            hovertemplate="%{y:,.5~r}", mode="lines" if len(curve) > 1 else "markers",
             line={"color": GREYS[k % len(GREYS)], "dash": PUBLISHED[k % len(PUBLISHED)], "width": 1.5},
         )  # fmt: skip
 
@@ -130,7 +130,7 @@ def pareto_chart(runs: pd.DataFrame, styles: Mapping[str, LineStyle], reps: int)
     centres = {}
     for name, group in runs.groupby("label"):
         colour, symbol = styles[str(name)]["color"], SYMBOLS[DASHES.index(styles[str(name)]["dash"])]
-        hover = "<br>sm %{x:.4g}<br>return %{y:,.5~g}<extra></extra>"
+        hover = "<br>sm %{x:.4g}<br>return %{y:,.5~r}<extra></extra>"
         estimate = statistics.estimate_columns(group[["sm", "return"]].to_numpy(float), reps)
         centres[str(name)] = estimate.value
         chart.add_scatter(
