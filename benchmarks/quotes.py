@@ -1,6 +1,7 @@
 """The tables that README and docs quote from the recorded runs, beside what the papers publish."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -385,13 +386,24 @@ def block_combination_effects(env: str) -> str:
     return table(["added", "to", *names], rows)
 
 
-def measured_record(task: str, label: str, steps: int, *, current: bool) -> np.ndarray:
+def measured_record(env: str, label: str, steps: int, *, current: bool) -> np.ndarray:
     """Return the evaluations at a step of the runs of `record` that reached it, [seeds, episodes]."""
-    env = f"{task}-v5"
     of = [r for r in read_runs() if (r.study, r.env, r.label) == ("record", env, label)]
     tables = [r.current if current else r.evaluations for r in sorted(of, key=lambda r: r.seed)]
     found = [t["return"][at(t, steps)] for t in tables if t["step"][-1] >= steps]
     return np.array(found).reshape(-1, EPISODES)
+
+
+def envs_of_record() -> dict[str, list[str]]:
+    """Return the environments of the study `record` by version, the newest first."""
+    envs = sorted({r.env for r in read_runs() if r.study == "record"})
+    versions = sorted({env.rpartition("-")[2] for env in envs}, reverse=True)
+    return {version: [env for env in envs if env.endswith(version)] for version in versions}
+
+
+def task_of(env: str) -> str:
+    """Return the name of an environment without its version."""
+    return env.rpartition("-")[0]
 
 
 def labels_of_record() -> list[str]:
@@ -411,31 +423,31 @@ def block_record(steps: int) -> str:
         [agent, *(cell(c.mean, c.sd, c.seeds) if (c := curves.get((agent, t))) else "–" for t in tasks)]
         for agent in dict.fromkeys(agent for agent, _ in curves)
     ]
-    for label in labels_of_record():
-        for current in (True, False):
-            cells = []
-            for task in tasks:
-                means = measured_record(task, label, steps, current=current).mean(1)
-                sd = means.std(ddof=1) if len(means) > 1 else math.nan
-                cells.append(cell(means.mean(), sd, len(means)) if len(means) else "not run")
-            rows.append([f"**qscape {named_in_record(label)}, {POLICIES[current]} policy**", *cells])
+    for label, version, current in itertools.product(labels_of_record(), envs_of_record(), (True, False)):
+        cells = []
+        for task in tasks:
+            means = measured_record(f"{task}-{version}", label, steps, current=current).mean(1)
+            sd = means.std(ddof=1) if len(means) > 1 else math.nan
+            cells.append(cell(means.mean(), sd, len(means)) if len(means) else "not run")
+        name = f"qscape {named_in_record(label)} on -{version}, {POLICIES[current]} policy"
+        rows.append([f"**{name}**", *cells])
     return table(["agent", *tasks], rows)
 
 
 def block_record_differences(steps: int) -> str:
     """What separates our current policy from every published agent at a step, in combined standard errors."""
     curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
-    tasks, rows = [*dict.fromkeys(task for _, task in curves)], []
+    envs, rows = [*itertools.chain(*envs_of_record().values())], []
     for label in labels_of_record():
-        ours = {task: measured_record(task, label, steps, current=True).mean(1) for task in tasks}
+        ours = {env: measured_record(env, label, steps, current=True).mean(1) for env in envs}
         for agent in dict.fromkeys(agent for agent, _ in curves):
             cells = []
-            for task in tasks:
-                c, means = curves[agent, task], ours[task]
+            for env, means in ours.items():
+                c = curves[agent, task_of(env)]
                 error = math.hypot(means.std(ddof=1) / len(means) ** 0.5, c.sd / c.seeds**0.5)
                 cells.append(f"{(means.mean() - c.mean) / error:+.1f}".replace("-", "−"))
             rows.append([agent, *cells])
-    return table(["agent", *tasks], rows)
+    return table(["agent", *envs], rows)
 
 
 def named_in_record(label: str) -> str:
@@ -450,14 +462,14 @@ def block_record_seeds() -> str:
     """Every run of the study `record`: its current policy at some steps, and the kept one at the end."""
     rows = []
     for label in labels_of_record():
-        for task in dict.fromkeys(c.task for c in read_curves()):
+        for env in itertools.chain(*envs_of_record().values()):
             cells = [
-                by_seed(measured_record(task, label, k, current=True))
+                by_seed(measured_record(env, label, k, current=True))
                 for k in (25_000, 50_000, 75_000, 100_000)
             ]
             if any(cells):
-                kept = by_seed(measured_record(task, label, 100_000, current=False))
-                rows.append([task, named_in_record(label), *cells, kept])
+                kept = by_seed(measured_record(env, label, 100_000, current=False))
+                rows.append([env, named_in_record(label), *cells, kept])
     return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
 
 

@@ -511,6 +511,8 @@ def test_wrong_arguments_are_answered_with_the_right_ones():
         make("HalfCheetah-v5", env_args={"bogus": 1})
     with pytest.raises(UsageError, match="longest"):
         make(PROBES["qscape/ProbeTimeLimit-v0"], env_args={"shortest": 1})
+    with pytest.raises(UsageError, match="longest is 1: an episode has two steps or more"):
+        make("qscape/ProbeTimeLimit-v0", env_args={"longest": 1})
     with pytest.raises(UsageError, match="takes no env_args"):
         make(Counter(), env_args={"reuse": True})
     with pytest.raises(UsageError, match="cannot be multiplied"):

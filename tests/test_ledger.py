@@ -336,17 +336,21 @@ def test_the_record_is_read_at_a_step(monkeypatch):
     monkeypatch.setattr(quotes, "read_runs", lambda: runs)
     label = runs[0].label
     for steps, means in ((60_000, [51, 52]), (100_000, [101, 102]), (50_000, [51, 52, 53]), (200_000, [])):
-        of = quotes.measured_record("Ant", label, steps, current=True)
+        of = quotes.measured_record("Ant-v5", label, steps, current=True)
         assert of.shape == (len(means), published.EPISODES)
         assert [*of.mean(1)] == means
-    assert [*quotes.measured_record("Ant", label, 100_000, current=False).mean(1)] == [101.5, 102.5]
-    assert quotes.measured_record("Hopper", label, 100_000, current=True).shape == (0, published.EPISODES)
+    assert [*quotes.measured_record("Ant-v5", label, 100_000, current=False).mean(1)] == [101.5, 102.5]
+    assert quotes.measured_record("Hopper-v5", label, 100_000, current=True).shape == (0, published.EPISODES)
     ours, kept = quotes.block_record(100_000).splitlines()[-2:]
-    assert ours.startswith("| **qscape `td7` (base.n_step=3), current policy** | 101.5 ± 0.7 (2) | not run |")
-    assert kept.startswith("| **qscape `td7` (base.n_step=3), kept policy** | 102.0 ± 0.7 (2) | not run |")
+    assert ours.startswith(
+        "| **qscape `td7` (base.n_step=3) on -v5, current policy** | 101.5 ± 0.7 (2) | not run |"
+    )
+    assert kept.startswith(
+        "| **qscape `td7` (base.n_step=3) on -v5, kept policy** | 102.0 ± 0.7 (2) | not run |"
+    )
     (row,) = quotes.block_record_seeds().splitlines()[2:]
     assert row.startswith(
-        "| Ant | `td7` (base.n_step=3) | 26.0, 27.0, 28.0 | 51.0, 52.0, 53.0 | 76.0, 77.0 | "
+        "| Ant-v5 | `td7` (base.n_step=3) | 26.0, 27.0, 28.0 | 51.0, 52.0, 53.0 | 76.0, 77.0 | "
     )
     assert row.endswith(" | 101.0, 102.0 | 101.5, 102.5 |")
 

@@ -251,6 +251,19 @@ def observe(rng, count):
     return jnp.asarray(np.concatenate([seen, SPEC.mask.pack(valid)], 1)), valid
 
 
+def test_the_number_of_candidates_is_a_whole_number():
+    for count in (np.int64(1), 1):
+        env = Forbidden("candidates")
+        env.max_candidates = count
+        assert make_adapter(env).spec.mask == ActionMask(40, 1)
+    for count in (True, 0, 41, 13.0):
+        env.max_candidates = count
+        with pytest.raises(
+            UsageError, match=f"max_candidates is {count}; choose a whole number from 1 to 40"
+        ):
+            make_adapter(env)
+
+
 CHOOSERS = ("td3", "td3+savo", "td3+wolpertinger", "td3+cem", "td3+ensemble", "td3+joint", "sac")
 
 

@@ -84,6 +84,29 @@ def test_fields_of_the_base_are_keywords_of_named_agents():
     }.items():
         with pytest.raises(qs.UsageError, match=f"TD3 has no keyword '{name}'; {hint}"):
             qs.TD3("Pendulum-v1", **{name: 1})
+    with pytest.raises(qs.UsageError, match=r"evaluate has no keyword 'n_eval_episodes'; write episodes="):
+        model.evaluate(n_eval_episodes=2)
+
+
+def test_arguments_of_a_wrong_kind():
+    model, obs = qs.TD3("Pendulum-v1", exploration="ou"), np.zeros((4, 3), np.float32)
+    state = model.predict(obs[:1], deterministic=False)[1]
+    for call, why in {
+        lambda: model.predict(obs, episode_start=[1, 0, 1]): "episode_start has 3 entries for 4 observations",
+        lambda: model.predict(
+            obs, state, deterministic=False
+        ): "state is of 1 observations, not 4: pass None",
+        lambda: model.predict(obs, np.zeros(3)): "state is not what predict returned; pass None",
+        lambda: model.learn(10, callback=3): r"callback is 3; pass functions of \(model, event\)",
+        lambda: model.learn(10, callback=[3]): r"callback is \[3\]; pass functions",
+        lambda: qs.TD3("Pendulum-v1", env_args="x"): "env_args is 'x'; write a dict",
+        lambda: qs.Model(3, "Pendulum-v1"): "recipe is 3; write base and parts",
+        lambda: qs.register(3): "The part '3' cannot be used: it is no subclass",
+    }.items():
+        with pytest.raises(qs.UsageError, match=why):
+            call()
+    action, _ = model.predict(obs, model.predict(obs)[1], episode_start=True)
+    assert action.shape == (4, 1)
     with pytest.raises(qs.UsageError, match=r"base.discount is 2.0; it must lie in \[0, 1\]") as refused:
         qs.PPO("Pendulum-v1", discount=2.0)
     assert (refused.value.part, refused.value.field) == ("base", "discount")

@@ -25,6 +25,7 @@ from qscape.nets.heads import Point
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.ops import sum_tree
+from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import folder as folders
 from qscape.run import offline, saves
@@ -193,6 +194,7 @@ def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_pat
         ({k: np.zeros((0, 3)) for k in ("observations", "actions", "rewards", "terminals", "timeouts")},
          UsageError, "holds no transition"),
         ({"observations": np.array([b"x"] * 27)}, RunError, "cannot be read as HDF5: "),
+        ({"rewards": np.zeros((27, 2))}, UsageError, r"has rewards of shape \(27, 2\), not one number a row"),
         ({"next_observations": np.zeros((27, 2))}, UsageError, "and next_observations of unequal size"),
     ],
 )  # fmt: skip
@@ -207,6 +209,15 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
         read(str(tmp_path / "a.hdf5"))
     with pytest.raises(UsageError, match="does not exist"):
         read(str(tmp_path / "b.hdf5"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_environment_with_wrappers_is_not_made_again(datasets):
+    """Without its wrappers, the environment has other rewards than the dataset."""
+    env = gym.wrappers.ClipReward(gym.make(CLOCK), -0.5, 0.5)
+    found = read(write("local/wrapped-v0", episodes(), env=env))
+    assert (found.env, found.env_args) == (None, {})
+    assert "Clock-v0 with the wrappers ClipReward, which are not made again, so" in found.notes[0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -390,6 +401,27 @@ def test_iql_says_which_part_it_replaces():
     assert part_notes(build("iql")) == []
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "note"),
+    [
+        ("td3+implicit+droq", {}, "implicit values the next state itself, by target critics without dropout"),
+        (
+            "td3+lipsnet",
+            {"base": {"init": "xavier"}},
+            "without projection or layer norm: base.init has no effect",
+        ),
+        ("td3+lipsnet", {"base": {"actor_output_std": 0.1}}, "base.actor_output_std has no effect"),
+        (
+            "dqn",
+            {"base": {"init": "xavier"}, "per_action": {"dueling": True}},
+            "per_action.dueling makes its two streams without base.init",
+        ),
+    ],
+)
+def test_parts_say_which_settings_do_not_reach_them(recipe, settings, note):
+    assert any(said.endswith(note) for said in part_notes(build(recipe, settings)))
+
+
 # --- recipes ------------------------------------------------------------------------------------------
 
 
@@ -498,6 +530,22 @@ def make(plan, agent):
     trainer = trainer_of(plan, agent, *open_adapters(plan, agent))
     assert isinstance(trainer, offline.OfflineTrainer)
     return trainer
+
+
+def test_critics_are_asked_at_rows_of_an_action_table():
+    """They never learn what other vectors are worth."""
+    rows, asked = np.float32([[-1, -1], [1, 1], [1, -1]]), []
+
+    def q(obs, action):
+        asked.append(np.asarray(action))
+        return [action.sum(-1)]
+
+    given = context(nearest="exact")._replace(q=q, table=ActionTable(rows))
+    BC().loss(given.policy, q, None, PartState(), given, BATCH, jax.random.key(0))
+    Clone().actor(None, PartState(), given, BATCH, jax.random.key(0))
+    assert len(asked) == 2
+    for actions in asked:
+        np.testing.assert_array_equal(actions, [[1, -1], [1, 1]])
 
 
 @pytest.fixture(scope="module")
@@ -644,7 +692,25 @@ def test_a_run_begins_where_another_ended(run, tmp_path):
 def test_resets_count_the_updates_that_a_dataset_gives(name):
     plan = Plan("td3+resets", CLOCK, 30, dataset=name, settings={"base": {"updates_per_step": 0.1}})
     agent = offline._holding(qs.agent(plan.recipe, plan.settings), read(name, CLOCK), plan)
-    assert agent.base.updates_per_step == 1.0
+    assert (agent.base.updates_per_step, agent.base.warmup) == (1.0, 0), "no step is random"
+
+
+@pytest.mark.slow
+def test_schedules_begin_anew_where_a_run_begins_from_another(tmp_path):
+    """Adam's moments are taken over; the learning rate is the new run's own."""
+    settings, counts = tiny.settings("td3", schedule="linear", rate_end=0.0), []
+    qs.Model("td3", CLOCK, **settings).learn(60).save(tmp_path / "source")
+
+    def look(trainer):
+        of = trainer.state.optimisers["critics"]
+        nodes = jax.tree.leaves(of, is_leaf=lambda x: isinstance(getattr(x, "count", None), jax.Array))
+        counts.extend((type(node).__name__, int(node.count)) for node in nodes if hasattr(node, "count"))
+
+    plan = Plan("td3", CLOCK, 60, start=str(tmp_path / "source"), eval_every=0, settings=settings)
+    next(train(plan, tmp_path / "on", on_trainer=look))
+    found = dict(counts)
+    assert found["ScaleByScheduleState"] == 0
+    assert found["ScaleByAdamState"] > 20
 
 
 @pytest.mark.slow
@@ -726,6 +792,13 @@ def test_networks_that_would_be_other_functions_are_refused(tmp_path):
     with pytest.raises(RunError, match=r"critic_activation = relu; here it is elu.* set it to relu"):
         [*train(Plan("td3", CLOCK, 40, start=str(online), settings=settings), tmp_path / "on")]
     assert not (tmp_path / "on").exists()
+    values = {"c51": {"low": -5.0, "high": 5.0}}
+    online = qs.Model("td3+c51", CLOCK, **tiny.settings("td3"), **values).save(tmp_path / "c51")
+    settings = tiny.settings("td3") | {"c51": {"low": -9.0, "high": 5.0}}
+    with pytest.raises(
+        RunError, match=r"support of values whose low is -5.0; here it is -9.0.* set it to -5"
+    ):
+        [*train(Plan("td3+c51", CLOCK, 40, start=str(online), settings=settings), tmp_path / "on")]
 
 
 def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):

@@ -283,6 +283,9 @@ BAD = [
     ('    name: ClassVar[str] = "penalty"', "", "Penalty lacks `name`; write name: ClassVar[str]"),
     ('name: ClassVar[str] = "penalty"', 'name: ClassVar[str] = "base"', "'base' is reserved"),
     ('name: ClassVar[str] = "penalty"', 'name: ClassVar[str] = "lap"', "'lap' is taken by a part of qscape"),
+    ('name: ClassVar[str] = "penalty"', 'name: ClassVar[str] = "vectorise"', "'vectorise' is reserved"),
+    ('name: ClassVar[str] = "penalty"', 'name: ClassVar[str] = "soft"', "'soft' is taken by qscape"),
+    ('name: ClassVar[str] = "penalty"', 'name: ClassVar[str] = "sac"', "'sac' is taken by qscape"),
     ("    weight:", '    socket: ClassVar[str] = "nose"\n    weight:', "there is no socket 'nose'"),
     (
         "    weight:",

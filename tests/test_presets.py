@@ -198,7 +198,7 @@ def test_a_recipe_gets_the_paper_that_knows_its_parts(monkeypatch):
             "td3",
             "LunarLanderContinuous-v3",
             "The preset 'tuned' has no settings for td3 on LunarLanderContinuous-v3; it has them on "
-            "Pendulum-v1, MountainCarContinuous-v0, LunarLander-v3 (--env-args continuous=True), Bip",
+            "MountainCarContinuous-v0, Pendulum-v1, LunarLander-v3 (--env-args continuous=True), Bip",
         ),
         (
             "paper",  # not the settings of a paper that knows neither SAVO nor its networks
@@ -311,7 +311,7 @@ def test_every_tuned_row_is_of_an_environment_and_fits_its_agent(tuned):
 
 
 def test_numbers_of_the_zoo():
-    """Read by hand from hyperparams/ppo.yml and sac.yml: n_steps times n_envs is the rollout."""
+    """Read by hand from hyperparams/ppo.yml, sac.yml and td3.yml: n_steps times n_envs is the rollout."""
     _, ppo, notes = prepare(Plan("ppo", "CartPole-v1", 100_000, preset="tuned"))
     assert notes[0].startswith(
         "preset tuned (RL Baselines3 Zoo, github.com/DLR-RM/rl-baselines3-zoo; meant for: ppo --envs 8): "
@@ -337,6 +337,16 @@ def test_numbers_of_the_zoo():
         0.98,
     )
     assert (sac.schedule.every, sac.target_update.rate, sac.base.replay_capacity) == (64, 0.02, 300_000)
+    for env in ("Pendulum-v1", "LunarLander-v3", "BipedalWalker-v3"):
+        base = build("td3", preset("tuned", "td3", env)[0]).base
+        assert (base.discount, base.replay_capacity, base.warmup) == (0.98, 200_000, 10_000)
+        assert (base.exploration, base.exploration_noise) == ("gaussian", 0.1)
+        assert (base.actor_hidden, base.critic_learning_rate) == ((400, 300), 1e-3)
+    base = build("td3", preset("tuned", "td3", "BipedalWalkerHardcore-v3")[0]).base
+    assert (base.discount, base.replay_capacity, base.exploration_noise) == (0.99, 1_000_000, 0.1)
+    assert (base.actor_learning_rate, base.schedule, base.rate_end) == (7e-4, "linear", 0.0)
+    assert preset("tuned", "sac", "Swimmer-v4")[0]["base"] == {"warmup": 10_000, "discount": 0.9999}
+    assert preset("tuned", "sac", "Reacher-v5")[1].startswith("qscape")  # the zoo has none
 
 
 def test_td3_on_mujoco_is_as_its_authors_train_it():

@@ -362,6 +362,34 @@ def test_ties_go_to_the_first():
     np.testing.assert_array_equal(pick, [1, 0])
 
 
+def test_every_action_of_a_joint_actor_begins_as_that_of_an_actor_of_its_own():
+    for base in ({"init": "xavier"}, {"actor_output_std": 0.0}):
+        out = make("td3+joint", base=base).init(jax.random.key(0)).actor.head.out
+        assert out.weight.shape[0] == out.bias.size == 3 * A
+        assert not out.bias.any()
+        bound = np.sqrt(6 / (out.weight.shape[1] + A)) if "init" in base else 0.0
+        assert 0.9 * bound <= np.abs(out.weight).max() <= bound
+
+
+@pytest.mark.parametrize("recipe", ["sac+savo", "sac+ensemble"])
+def test_the_density_of_the_released_code_is_everywhere(recipe):
+    """Also in the entropy of the critics' target, for a choice among proposals."""
+    exact = make(recipe)
+    released = dataclasses.replace(exact.policy_loss, density="released")
+    agents = [exact, dataclasses.replace(exact, policy_loss=released)]
+    obs = 30 * jax.random.normal(jax.random.key(1), (50, S))
+    state, found = state_of(exact), []
+    for agent in agents:
+        context = functions(agent, state)
+        of_selector, of_loss = state.part(agent.selector), state.part(agent.policy_loss)
+        policy = agent.selector.target_policy(
+            state.actor, state.actor_target, of_selector, context, obs, jax.random.key(2)
+        )
+        found.append(agent.policy_loss.next_action(policy, of_loss, context, obs, jax.random.key(3))[1])
+    assert (found[1] > found[0] + 0.1).any(), "in the tails, the released density is lower"
+    assert (found[1] > found[0] - 0.01).all()
+
+
 @pytest.mark.parametrize(
     ("recipe", "settings"),
     [

@@ -717,7 +717,7 @@ def test_a_model_fitted_to_ratings(archive):
 
 
 @pytest.mark.slow
-def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path):
+def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path, capsys):
     folder, *_ = archive
     with zipfile.ZipFile(tmp_path / "ml.zip", "w") as zipped:
         for name in ("ratings.csv", "genome-scores.csv"):
@@ -732,7 +732,12 @@ def test_movielens_as_folder_zip_and_fitted_file(archive, tmp_path):
     np.testing.assert_array_equal(few.items, models[0].items[:35])
     logits = few.offset + few.bias + few.strength * few.users @ few.items.T
     assert (1 / (1 + np.exp(-logits))).mean() == pytest.approx(0.1, abs=1e-6)
-    assert movielens.main([str(folder), str(tmp_path / "no" / "fitted.npz")]) == 2
+    (tmp_path / "folder.npz").mkdir()
+    for out in (tmp_path / "no" / "fitted.npz", tmp_path / "folder.npz"):
+        assert movielens.main([str(folder), str(out)]) == 2
+        assert f"{out} cannot be written: " in capsys.readouterr().err
+    assert movielens.main([str(tmp_path / "gone"), str(tmp_path / "new.npz")]) == 2
+    assert not (tmp_path / "new.npz").exists()
     env = gym.make("recsim/Data-v0", path=str(tmp_path / "fitted.npz"))
     assert env.unwrapped.action_table.shape == (MOVIES, 30)
     check_env(env.unwrapped)
@@ -783,6 +788,15 @@ def small_model(**changes) -> dict:
         "strength": np.float64(3.0),
     }
     return arrays | changes
+
+
+def test_files_that_are_no_fitted_model(tmp_path):
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("empty", "one"):
+        with pytest.raises(UsageError, match=rf"{name}.npz is no fitted model \(python -m"):
+            movielens.load(tmp_path / f"{name}.npz")
 
 
 @pytest.mark.parametrize("items", [6, 1, 0, -5, 2.5])

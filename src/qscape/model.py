@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar, cast, get_type_hints
 
 import gymnasium as gym
+import jax
 import numpy as np
 
 from qscape.agents import (
@@ -108,6 +109,10 @@ class Model:
         **settings: Mapping[str, Any],
     ) -> None:
         set_up_jax()
+        if not isinstance(recipe, str):
+            raise UsageError(f"recipe is {recipe!r}; write base and parts, such as 'td7' or 'td3+pave'.")
+        if not isinstance(env_args, Mapping | None):
+            raise UsageError(f"env_args is {env_args!r}; write a dict, such as {{'continuous': True}}.")
         seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
         eval_every = _whole_number("eval_every", eval_every, 0)
         eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
@@ -214,12 +219,14 @@ class Model:
             The model itself.
 
         Raises:
-            UsageError: `steps` is below 1, or the warm-up leaves no update.
+            UsageError: `steps` is below 1, the warm-up leaves no update, or a callback is no function.
             RunError: the environment returned NaN or raised an error.
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         steps = _whole_number("steps", steps)
-        callbacks = [callback] if callable(callback) else list(callback)
+        callbacks = [callback] if callable(callback) else callback
+        if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks := [*callbacks])):
+            raise UsageError(f"callback is {callback!r}; pass functions of (model, event).")
         if self.trainer is None or not self.env_steps:  # `_untrained` makes one without these `steps`
             plan, agent, notes = prepare(self._plan(steps))
             self.trainer = None  # frees its replay before the new one is allocated
@@ -243,6 +250,7 @@ class Model:
             warnings.warn(why, stacklevel=3)
         return self
 
+    @_refuse_other_names
     def predict(
         self,
         observation: Any,
@@ -264,6 +272,9 @@ class Model:
 
         Returns:
             (action, state); pass the state to the next call.
+
+        Raises:
+            UsageError: an argument does not fit the environment or the number of observations.
         """
         counter = 0
         if not deterministic:
@@ -281,6 +292,7 @@ class Model:
         self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
         return self.trainer
 
+    @_refuse_other_names
     def evaluate(self, episodes: int = 10) -> list[float]:
         """Run whole episodes with the deterministic policy in the evaluation environment.
 
@@ -298,6 +310,7 @@ class Model:
         trainer = self.trainer or self._untrained()
         return [e.ret for e in evaluate(trainer.programs, trainer.best, self.eval_adapter, episodes)]
 
+    @_refuse_other_names
     def save(self, path: str | Path) -> Path:
         """Write a run folder that `qs.load`, `qscape evaluate` and `qscape resume` read.
 
@@ -342,18 +355,32 @@ class Policy:
         """
         obs, batched = self.adapter.observations(observation, action_mask)
         n = len(obs)
-        counter, memory = (counter, self.programs.init_noise(n)) if state is None else state
-        first = (
-            np.zeros(n, bool) if episode_start is None else np.broadcast_to(episode_start, (n,)).astype(bool)
-        )
+        first = np.zeros(n, bool)
+        if episode_start is not None:
+            if np.size(episode_start) not in (1, n):
+                raise UsageError(f"episode_start has {np.size(episode_start)} entries for {n} observations.")
+            first[:] = np.ravel(episode_start)
         if state is None:
-            first = np.ones(n, bool)
+            memory, first = self.programs.init_noise(n), np.ones(n, bool)
+        else:
+            counter, memory = _check_memory(state, n)
         mode = "evaluate" if deterministic else "explore"
         action, _, memory = self.programs.act(
             self.acting, memory, obs, first, np.int32(counter), evaluation_key(), mode=mode
         )
         native = self.adapter.actions(np.asarray(action))
         return (native if batched else native[0]), (counter + 1, memory)
+
+
+def _check_memory(state: Any, n: int) -> tuple[Any, Any]:
+    """Return the state that `predict` returned for `n` observations; a UsageError if it is none."""
+    if not isinstance(state, tuple) or len(state) != 2:
+        raise UsageError("state is not what predict returned; pass None in the first call.")
+    if rows := {len(leaf) for leaf in jax.tree.leaves(state[1])} - {n}:
+        raise UsageError(
+            f"state is of {rows.pop()} observations, not {n}: pass None if other environments are observed."
+        )
+    return state
 
 
 def load(

@@ -89,7 +89,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "total_timesteps": ("steps",),
     "timesteps": ("steps",),
     "eval_freq": ("eval_every",),
-    "n_eval_episodes": ("eval_episodes",),
+    "n_eval_episodes": ("eval_episodes", "episodes"),
     "save_freq": ("save_every",),
     "progress_bar": ("progress",),
     "track": ("log",),

@@ -20,7 +20,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ RESERVED = frozenset(
     ("base", "recipe", "env", "id", "seed", "seeds", "seeds_as", "steps", "envs", "env_args",
      "eval_env", "eval_every", "eval_episodes", "log_every", "save_every", "keep_saves",
      "milestones", "probe", "preset", "budgets", "config", "dataset", "from_", "keep_data", "out",
-     "overwrite", "log", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
+     "overwrite", "log", "log_project", "log_group", "log_tags", "log_videos", "loop", "vectorise",
+     "devices", "quiet", "parts", "trials", "fields", "ranges", "metric", "workers", "debug", "help")
 )  # fmt: skip
 LOSSES = {  # by socket, the methods that return a loss and metrics (`learn` returns extra state as well)
     "regulariser": ("critic", "actor", "learn"),
@@ -65,7 +66,11 @@ PLACES: dict[str, str] = {}  # by module:Class, the name of the part that was re
 
 
 def register(
-    part: type | str, tables: tuple[dict[str, type], dict[str, type]], origin: str = "", name: str = ""
+    part: type | str,
+    tables: tuple[dict[str, type], dict[str, type]],
+    taken: Collection[str],
+    origin: str = "",
+    name: str = "",
 ) -> type:
     """Check a part and add it to the tables of parts, so that recipes can name it.
 
@@ -73,6 +78,7 @@ def register(
         part: the class, or its place `module:Class`, which is imported.
         tables: the off-policy and the on-policy parts, by name. The class is added to each table whose agents
             have its socket.
+        taken: names of agents, and of the parts that agents have by default.
         origin: the package that it comes from, such as "mypackage 0.1"; "": its place is its origin.
         name: the name that an entry point gives the part, which must be its own; "": any name.
 
@@ -83,7 +89,9 @@ def register(
         UsageError: the class cannot be imported, is no part, or its name is taken.
     """
     cls = import_class(part, origin) if isinstance(part, str) else part
-    place = part if isinstance(part, str) else f"{cls.__module__}:{cls.__qualname__}"
+    place = part if isinstance(part, str) else repr(cls)
+    if inspect.isclass(part):
+        place = f"{part.__module__}:{part.__qualname__}"
     label = f"The part '{name or place}'" + (f" of {origin}" if origin else "")
     if problem := _objection(cls, name):
         raise UsageError(f"{label} cannot be used: {problem}.", part=place)
@@ -98,6 +106,11 @@ def register(
                 "give it another name.",
                 part=own.name,
             )
+    if own.name in taken and not any(own.name in table for table in tables):
+        raise UsageError(
+            f"{label} cannot be used: its name '{own.name}' is taken by qscape; give it another name.",
+            part=own.name,
+        )
     _guard(cls)
     for table in homes:
         table[own.name] = cls
@@ -145,8 +158,14 @@ def entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
     return found
 
 
-def register_installed(name: str, tables: tuple[dict[str, type], dict[str, type]]) -> str | None:
+def register_installed(
+    name: str, tables: tuple[dict[str, type], dict[str, type]], taken: Collection[str]
+) -> str | None:
     """Register the part that an installed package declares under a name (or at a place `module:Class`).
+
+    Args:
+        name: the name, or the place.
+        tables, taken: as for `register`.
 
     Returns:
         The part's name; None if no package declares it.
@@ -167,7 +186,7 @@ def register_installed(name: str, tables: tuple[dict[str, type], dict[str, type]
         raise UsageError(
             f"The part '{name}' is declared by {' and by '.join(owners)}; uninstall one of them.", part=name
         )
-    part: Any = register(declared[0].value, tables, owners[0], declared[0].name)
+    part: Any = register(declared[0].value, tables, taken, owners[0], declared[0].name)
     return part.name
 
 

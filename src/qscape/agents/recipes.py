@@ -411,7 +411,13 @@ def register(part: type | str) -> type:
     Raises:
         UsageError: the class cannot be imported, is no part, or its name is taken.
     """
-    return plugins.register(part, (PARTS, onpolicy.PARTS))
+    return plugins.register(part, (PARTS, onpolicy.PARTS), _taken())
+
+
+def _taken() -> set[str]:
+    """Return the names of agents and of their parts, which no part from outside may have."""
+    agents: list[Any] = [*BASES.values(), *onpolicy.BASES.values()]
+    return {*known_agents(), *(name for agent in agents for name in agent.parts)}
 
 
 def register_named(recipe: str) -> None:
@@ -438,7 +444,7 @@ def register_all_installed() -> list[str]:
     problems = []
     for name in plugins.entry_points():
         try:
-            plugins.register_installed(name, (PARTS, onpolicy.PARTS))
+            plugins.register_installed(name, (PARTS, onpolicy.PARTS), _taken())
         except UsageError as problem:
             problems.append(str(problem))
     return problems
@@ -509,8 +515,7 @@ def _registered_name(name: str) -> str:
         register_named(f"+{name}")
     if name in plugins.PLACES:
         return plugins.PLACES[name]
-    tables = (PARTS, onpolicy.PARTS)
-    installed = plugins.register_installed(name, tables)
+    installed = plugins.register_installed(name, (PARTS, onpolicy.PARTS), _taken())
     if installed is None and ":" in name:
         raise plugins.not_loaded(name)
     return installed or name

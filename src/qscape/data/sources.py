@@ -178,6 +178,10 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
     except Exception as problem:  # of JSON, of the types of its fields or of the form of its id
         why = _first_line(problem)
         raise RunError(f"{name} names an environment that cannot be read ({why}).") from problem
+    if spec.additional_wrappers:  # they may change rewards and spaces, and making them again would run code
+        wrappers = ", ".join(wrapper.name for wrapper in spec.additional_wrappers)
+        note = f"{name} was recorded in {spec.id} with the wrappers {wrappers}, which are not made again"
+        return None, {}, [f"{note}, so nothing is evaluated; add an environment with --env."]
     args = dict(spec.kwargs)
     known = gym.registry.get(spec.id)
     if spec.max_episode_steps is not None and (
@@ -267,6 +271,9 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
     rows = {key: x.reshape(len(x), -1) for key, x in arrays.items()}
     if rows.get("next_observations", rows["observations"]).shape != rows["observations"].shape:
         raise UsageError(f"{file} has observations and next_observations of unequal size.")
+    for key in {"rewards", "terminals", "timeouts"} & rows.keys():
+        if rows[key].shape[1] != 1:
+            raise UsageError(f"{file} has {key} of shape {arrays[key].shape}, not one number a row.")
     sizes = rows["observations"].shape[1], rows["actions"].shape[1]
     if env is not None:
         made = build_env(env, env_args)

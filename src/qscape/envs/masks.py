@@ -178,8 +178,13 @@ def find_mask(
         raise UsageError(
             f"{env_id}: max_candidates is for one discrete set; a product of sets has an action_mask"
         )
-    if source == "candidates" and not (isinstance(candidates, int) and 1 <= candidates <= actions):
-        raise UsageError(f"{env_id}: max_candidates is {candidates!r}; choose from 1 to {actions} actions")
+    if source == "candidates":
+        whole = isinstance(candidates, int | np.integer) and not isinstance(candidates, bool)
+        if not whole or not 1 <= candidates <= actions:
+            raise UsageError(
+                f"{env_id}: max_candidates is {candidates!r}; choose a whole number from 1 to {actions}, the "
+                "number of actions"
+            )
     if in_space and isinstance(observation_space, spaces.Dict):
         space = observation_space.spaces[KEY]
         if spaces.flatdim(space) != actions and source == "observation":
@@ -196,7 +201,7 @@ def find_mask(
         return observation_space, MaskReader(ActionMask(math.prod(factors)), source, env_id, factors=factors)
     mask = ActionMask(actions, factors=factors)
     if source == "candidates" and candidates < mask.width:  # otherwise bits are shorter
-        mask = ActionMask(actions, candidates)
+        mask = ActionMask(actions, int(candidates))
     return observation_space, MaskReader(mask, source, env_id)
 
 

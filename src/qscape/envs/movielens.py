@@ -90,7 +90,7 @@ def _load_fitted(place: Path, items: int | None) -> Model:
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as problem:
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as problem:
         raise UsageError(
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
         ) from problem
@@ -341,15 +341,20 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2 or not argv[1].endswith(".npz"):
         print("usage: python -m qscape.envs.movielens ml-25m.zip movielens.npz", file=sys.stderr)
         return 2
-    if not Path(argv[1]).absolute().parent.is_dir():  # before a fit, which takes minutes
-        print(f"{argv[1]} cannot be written: there is no such folder", file=sys.stderr)
+    out, is_new = Path(argv[1]), not Path(argv[1]).exists()
+    try:
+        out.open("ab").close()  # before a fit, which takes minutes
+    except OSError as problem:
+        print(f"{out} cannot be written: {problem.strerror}", file=sys.stderr)
         return 2
+    if is_new:
+        out.unlink()
     try:
         model = load(argv[0])
     except QscapeError as problem:
         print(problem, file=sys.stderr)
         return 2
-    np.savez(argv[1], **dataclasses.asdict(model))
+    np.savez(out, **dataclasses.asdict(model))
     return 0
 
 

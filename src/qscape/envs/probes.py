@@ -11,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from qscape.errors import UsageError
+
 
 class ProbeEnv(gym.Env):
     """Base class of the probes: the spaces, and an episode of one step that terminates.
@@ -141,6 +143,8 @@ class ProbeTimeLimit(ProbeEnv):
 
     def __init__(self, longest: int = 5):
         super().__init__()
+        if longest < 2:
+            raise UsageError(f"longest is {longest}: an episode has two steps or more")
         self.longest = longest
         self.left = longest
 

@@ -18,7 +18,7 @@ from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, setting
 
 
 def clone_distance(policy: Policy, batch: Batch) -> tuple[Array, Scalar]:
-    """Returns π(s) [B, A] and the mean of (π(s) − a)² over batch and dimensions."""
+    """Returns π(s) [B, A], not snapped to a table, and the mean of (π(s) − a)² over batch and dimensions."""
     action = unsnap(policy(batch.observation)).mode()
     return action, jnp.square(action - batch.action).mean()
 
@@ -51,7 +51,7 @@ class BC(PolicyLoss):
         action, clone = clone_distance(policy, batch)
         if not self.alpha:
             return clone, {"clone_distance": clone}
-        value = combine_heads(context.base, q(batch.observation, action))
+        value = combine_heads(context.base, q(batch.observation, context.snap(action, batch.observation)))
         scale = self.alpha / jax.lax.stop_gradient(jnp.abs(value).mean())
         return clone - scale * value.mean(), {"actor_value": value.mean(), "clone_distance": clone}
 
@@ -72,7 +72,7 @@ class Clone(Regulariser):
         """Returns λ · mean|Q(s, π(s))| · (π(s) − a)²; the mean, over the heads that the actor climbs, is
         constant."""
         action, clone = clone_distance(context.policy, batch)
-        heads = context.q(batch.observation, action)
+        heads = context.q(batch.observation, context.snap(action, batch.observation))
         heads = heads[:1] if context.base.actor_objective == "first" else heads
         scale = jax.lax.stop_gradient(jnp.abs(jnp.stack(heads)).mean())
         return self.weight * scale * clone, {"clone_distance": clone}

@@ -53,6 +53,11 @@ class PerAction(Plain):
             )
         return None
 
+    def notes(self, agent: Composition) -> list[str]:
+        if not self.dueling or agent.base.init == Base().init:
+            return []
+        return ["per_action.dueling makes its two streams without base.init"]
+
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.frame is None:
             return None

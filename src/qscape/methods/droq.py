@@ -34,6 +34,12 @@ class DroQ(MLPNetwork):
         many = {"updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
         return {"critic_norm": "layer", **many}
 
+    def notes(self, agent: Composition) -> list[str]:
+        valuing = [part.name for part in (agent.policy_loss, agent.selector) if part.values_next_state]
+        return super().notes(agent) + [
+            f"{name} values the next state itself, by target critics without dropout" for name in valuing
+        ]
+
     def torso(self, key: Key, size: int, role: Role, base: Base) -> Features:
         plain = super().torso(key, size, role, base)
         return plain if role == "actor" else DropoutTorso(plain, self.rate)

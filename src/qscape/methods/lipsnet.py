@@ -86,8 +86,10 @@ class LipsNet(Plain):
         moved = {"actor_activation": base.actor_activation != "relu"}
         moved["actor_projection"] = base.actor_projection
         moved["actor_norm"] = base.actor_norm != "none"
+        moved["init"] = base.init != "default"
+        moved["actor_output_std"] = base.actor_output_std is not None
         return [
-            "lipsnet builds its own actor, with ReLU and without projection or layer norm: "
+            "lipsnet builds its own actor, with ReLU, its own weights and without projection or layer norm: "
             f"base.{name} has no effect"
             for name, is_moved in moved.items()
             if is_moved

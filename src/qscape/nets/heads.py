@@ -1,7 +1,7 @@
 """Action heads of off-policy actors: the last layer, and the distribution that it parameterises."""
 
 import dataclasses
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -85,10 +85,18 @@ class Snapped(eqx.Module):
 
 
 def with_density(dist: Dist, density: Literal["exact", "released"]) -> Dist:
-    """The distribution with log-densities as `squashed_log_prob` computes them; others stay as they are."""
-    if isinstance(dist, Snapped):
-        return dataclasses.replace(dist, raw=with_density(dist.raw, density))
-    return dataclasses.replace(dist, density=density) if isinstance(dist, SquashedNormal) else dist
+    """The distribution with log-densities as `squashed_log_prob` computes them; others stay as they are.
+
+    Those inside it have them as well: the proposals that are snapped, and those among which one is chosen.
+    """
+
+    def is_normal(node: Any) -> bool:
+        return isinstance(node, SquashedNormal)
+
+    def replace(node: Any) -> Any:
+        return dataclasses.replace(node, density=density) if is_normal(node) else node
+
+    return jax.tree.map(replace, dist, is_leaf=is_normal)
 
 
 def unsnap(dist: Dist) -> Dist:

@@ -135,7 +135,7 @@ class Base:
         0.1, "Learning rates at the end of a schedule, as a fraction of those at its start.", within="[0, 1]"
     )
     schedule_updates: int | None = setting(
-        None, "Updates until a schedule ends; None: all updates of the run.", within=">= 1"
+        None, "Updates until a schedule ends; None: the run's steps times `updates_per_step`.", within=">= 1"
     )
     actor_horizon: Literal["run", "updates"] = setting(
         "run",

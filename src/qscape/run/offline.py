@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+import optax
+from jaxtyping import Array, PyTree
 
 from qscape.agents import build
 from qscape.data import RECORDED, Dataset, normalised_score, read
@@ -22,7 +23,6 @@ from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.base import Base
 from qscape.replay.storage import Layout, ReplayState, Rows
 from qscape.run import events as ev
 from qscape.run import saves
@@ -121,14 +121,14 @@ def score(plan: Plan, ret: float) -> float | None:
 
 
 def _holding(agent: Agent, data: Dataset, plan: Plan) -> Agent:
-    """Return the agent with one update per step and a replay of the dataset's size.
+    """Return the agent with one update per step, none of them random, and a replay of the dataset's size.
 
     A replay size that the user set is kept.
     """
     asked = plan.settings.get("base", {})
     rows = len(data) + (len(data.lengths) + 1) * (agent.base.next_observation == "derived")
     capacity = asked.get("replay_capacity", max(rows, 2))
-    base = dataclasses.replace(agent.base, replay_capacity=capacity, updates_per_step=1.0)
+    base = dataclasses.replace(agent.base, replay_capacity=capacity, updates_per_step=1.0, warmup=0)
     return dataclasses.replace(agent, base=base)
 
 
@@ -291,9 +291,10 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
         return own
 
     actor = jax.tree_util.tree_map_with_path(leaf, trainer.state).actor
-    _refuse_other_functions(run, source, trainer.agent.base)
+    _refuse_other_functions(run, source, trainer.agent)
     around = trainer.agent.init(trainer.key, actor)
-    trainer.state = copy_buffers(jax.tree_util.tree_map_with_path(leaf, around))
+    begun = jax.tree_util.tree_map_with_path(leaf, around)
+    trainer.state = copy_buffers(begun._replace(optimisers=_restart_schedules(begun.optimisers)))
     replay_state = trainer.carry.replay_state
     kept = jax.tree_util.tree_map_with_path(leaf, {"scaling": replay_state.scaling})
     trainer.carry = trainer.carry._replace(replay_state=replay_state._replace(**copy_buffers(kept)))
@@ -308,12 +309,25 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     return notes + (_keep(trainer, source, run, afresh) if plan.keep_data else [])
 
 
-def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
-    """Raise a RunError if the other run's networks have other activations or another head.
+def _restart_schedules(optimisers: PyTree) -> PyTree:
+    """Return the states of optimisers with learning rates at the start of their schedules."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def restart(node: Any) -> Any:
+        return node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
+
+    return jax.tree.map(restart, optimisers, is_leaf=is_schedule)
+
+
+def _refuse_other_functions(run: Path, source: Plan, agent: Agent) -> None:
+    """Raise a RunError if the other run's networks have other activations, another head or another support.
 
     With the same weights they would be other functions.
     """
-    theirs = build(source.recipe, source.settings).base
+    other, base = build(source.recipe, source.settings), agent.base
+    theirs = other.base
     names = ["actor_activation", "actor_norm", "actor_projection", "critic_activation", "critic_norm", "head"]
     if base.head == "gaussian":
         names += ["log_std_bound", "log_std_min", "log_std_max"]
@@ -323,6 +337,13 @@ def _refuse_other_functions(run: Path, source: Plan, base: Base) -> None:
             raise RunError(
                 f"{run} ({source.recipe}) was trained with base.{name} = {there}; here it is {here}, "
                 f"with which its networks are other functions: set it to {there}."
+            )
+    for name in ("low", "high"):
+        there, here = (getattr(of.value, name, None) for of in (other, agent))
+        if there != here:
+            raise RunError(
+                f"{run} ({source.recipe}) has a support of values whose {name} is {there}; here it is "
+                f"{here}, with which its critics are other functions: set it to {there}."
             )
 
 
