@@ -394,16 +394,20 @@ def measured_record(env: str, label: str, steps: int, *, current: bool) -> np.nd
     return np.array(found).reshape(-1, EPISODES)
 
 
-def envs_of_record() -> dict[str, list[str]]:
-    """Return the environments of the study `record` by version, the newest first."""
+def envs_of_record() -> list[str]:
+    """Return the environments of the study `record`, those of the newest version first."""
     envs = sorted({r.env for r in read_runs() if r.study == "record"})
-    versions = sorted({env.rpartition("-")[2] for env in envs}, reverse=True)
-    return {version: [env for env in envs if env.endswith(version)] for version in versions}
+    return sorted(envs, key=version_of, reverse=True)
 
 
 def task_of(env: str) -> str:
     """Return the name of an environment without its version."""
     return env.rpartition("-")[0]
+
+
+def version_of(env: str) -> int:
+    """Return the version of an environment."""
+    return int(env.rpartition("-v")[2])
 
 
 def labels_of_record() -> list[str]:
@@ -423,13 +427,14 @@ def block_record(steps: int) -> str:
         [agent, *(cell(c.mean, c.sd, c.seeds) if (c := curves.get((agent, t))) else "–" for t in tasks)]
         for agent in dict.fromkeys(agent for agent, _ in curves)
     ]
-    for label, version, current in itertools.product(labels_of_record(), envs_of_record(), (True, False)):
+    versions = dict.fromkeys(map(version_of, envs_of_record()))
+    for label, version, current in itertools.product(labels_of_record(), versions, (True, False)):
         cells = []
         for task in tasks:
-            means = measured_record(f"{task}-{version}", label, steps, current=current).mean(1)
+            means = measured_record(f"{task}-v{version}", label, steps, current=current).mean(1)
             sd = means.std(ddof=1) if len(means) > 1 else math.nan
             cells.append(cell(means.mean(), sd, len(means)) if len(means) else "not run")
-        name = f"qscape {named_in_record(label)} on -{version}, {POLICIES[current]} policy"
+        name = f"qscape {named_in_record(label)} on -v{version}, {POLICIES[current]} policy"
         rows.append([f"**{name}**", *cells])
     return table(["agent", *tasks], rows)
 
@@ -437,7 +442,7 @@ def block_record(steps: int) -> str:
 def block_record_differences(steps: int) -> str:
     """What separates our current policy from every published agent at a step, in combined standard errors."""
     curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
-    envs, rows = [*itertools.chain(*envs_of_record().values())], []
+    envs, rows = envs_of_record(), []
     for label in labels_of_record():
         ours = {env: measured_record(env, label, steps, current=True).mean(1) for env in envs}
         for agent in dict.fromkeys(agent for agent, _ in curves):
@@ -462,7 +467,7 @@ def block_record_seeds() -> str:
     """Every run of the study `record`: its current policy at some steps, and the kept one at the end."""
     rows = []
     for label in labels_of_record():
-        for env in itertools.chain(*envs_of_record().values()):
+        for env in envs_of_record():
             cells = [
                 by_seed(measured_record(env, label, k, current=True))
                 for k in (25_000, 50_000, 75_000, 100_000)

@@ -84,8 +84,9 @@ def test_fields_of_the_base_are_keywords_of_named_agents():
     }.items():
         with pytest.raises(qs.UsageError, match=f"TD3 has no keyword '{name}'; {hint}"):
             qs.TD3("Pendulum-v1", **{name: 1})
-    with pytest.raises(qs.UsageError, match=r"evaluate has no keyword 'n_eval_episodes'; write episodes="):
-        model.evaluate(n_eval_episodes=2)
+    with pytest.raises(qs.UsageError, match=r"base.discount is 2.0; it must lie in \[0, 1\]") as refused:
+        qs.PPO("Pendulum-v1", discount=2.0)
+    assert (refused.value.part, refused.value.field) == ("base", "discount")
 
 
 def test_arguments_of_a_wrong_kind():
@@ -107,9 +108,8 @@ def test_arguments_of_a_wrong_kind():
             call()
     action, _ = model.predict(obs, model.predict(obs)[1], episode_start=True)
     assert action.shape == (4, 1)
-    with pytest.raises(qs.UsageError, match=r"base.discount is 2.0; it must lie in \[0, 1\]") as refused:
-        qs.PPO("Pendulum-v1", discount=2.0)
-    assert (refused.value.part, refused.value.field) == ("base", "discount")
+    with pytest.raises(qs.UsageError, match=r"evaluate has no keyword 'n_eval_episodes'; write episodes="):
+        model.evaluate(n_eval_episodes=2)
 
 
 def test_habits_of_stable_baselines3_are_answered():

@@ -734,11 +734,14 @@ def test_a_study_learns_from_a_dataset_and_repeats_nothing(tmp_path, monkeypatch
         file["timeouts"] = np.arange(1, 601) % 200 == 0
     Path("offline.toml").write_text(
         "[budgets.quick]\nsteps = 60\nseeds = 1\neval_every = 30\neval_episodes = 1\n"
-        '[[agents]]\nrecipe = "td3+bc"\n'
+        '[[agents]]\nrecipe = "td3+bc"\nbase = { updates_per_step = 3 }\n'  # on a dataset 1
         '[[environments]]\nid = "Pendulum-v1"\ndataset = "pendulum_medium.hdf5"\n'
     )
     argv = ["study", "run", "offline.toml", "--budget", "quick", "--workers", "1"]
     assert main(argv) == 0
-    assert "done      Pendulum-v1[pendulum_medium] td3+bc seed 0  60 steps" in capsys.readouterr().out
+    assert (
+        "done      Pendulum-v1[pendulum_medium] td3+bc[base.updates_per_step=3.0] seed 0  60 steps"
+        in capsys.readouterr().out
+    )
     assert main(argv) == 0
     assert "1 done of 1 runs" in capsys.readouterr().out

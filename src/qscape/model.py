@@ -224,8 +224,8 @@ class Model:
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         steps = _whole_number("steps", steps)
-        callbacks = [callback] if callable(callback) else callback
-        if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks := [*callbacks])):
+        callbacks = [*callback] if isinstance(callback, Iterable) and not callable(callback) else [callback]
+        if not all(map(callable, callbacks)):
             raise UsageError(f"callback is {callback!r}; pass functions of (model, event).")
         if self.trainer is None or not self.env_steps:  # `_untrained` makes one without these `steps`
             plan, agent, notes = prepare(self._plan(steps))

@@ -89,9 +89,7 @@ def register(
         UsageError: the class cannot be imported, is no part, or its name is taken.
     """
     cls = import_class(part, origin) if isinstance(part, str) else part
-    place = part if isinstance(part, str) else repr(cls)
-    if inspect.isclass(part):
-        place = f"{part.__module__}:{part.__qualname__}"
+    place = f"{part.__module__}:{part.__qualname__}" if inspect.isclass(part) else str(part)
     label = f"The part '{name or place}'" + (f" of {origin}" if origin else "")
     if problem := _objection(cls, name):
         raise UsageError(f"{label} cannot be used: {problem}.", part=place)

@@ -291,7 +291,7 @@ RECORD = {
     },
     "checkpoints": {"early_episodes": 3},
 }
-RECORD_TASKS = (HOPPER, WALKER, ANT, "HalfCheetah-v5")
+RECORD_TASKS = (HOPPER, WALKER, ANT, "HalfCheetah-v5", "Ant-v4")
 
 
 PRESETS: dict[str, list[Paper]] = {

@@ -7,6 +7,7 @@ A method of qscape is one file in `methods/` and one line in `PARTS`. `register`
 import contextlib
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
@@ -414,10 +415,11 @@ def register(part: type | str) -> type:
     return plugins.register(part, (PARTS, onpolicy.PARTS), _taken())
 
 
-def _taken() -> set[str]:
+@functools.cache
+def _taken() -> frozenset[str]:
     """Return the names of agents and of their parts, which no part from outside may have."""
     agents: list[Any] = [*BASES.values(), *onpolicy.BASES.values()]
-    return {*known_agents(), *(name for agent in agents for name in agent.parts)}
+    return frozenset([*known_agents(), *(name for agent in agents for name in agent.parts)])
 
 
 def register_named(recipe: str) -> None:

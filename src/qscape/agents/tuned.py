@@ -25,7 +25,6 @@ MUJOCO = (
 MUJOCO += ("InvertedPendulum", "InvertedDoublePendulum")
 SAC_MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid", "Swimmer")  # the zoo's
 WIDE = {"actor_hidden": (400, 300), "critic_hidden": (400, 300)}
-
 LINEAR = {"schedule": "linear", "rate_end": 0.0}
 
 
@@ -191,11 +190,8 @@ def _own() -> Paper:
     rows: dict[tuple[str, str, str], Settings] = {("td7", "", env): row for env, row in learned.items()}
     others = [name for name in MUJOCO if name not in SAC_MUJOCO]
     rows |= {("sac", "", f"{name}-v{version}"): SAC_START for version in (4, 5) for name in others}
-    return Paper(
-        "qscape: fewer random steps, as the zoo has for like tasks",
-        rows,
-        {("td7", "LunarLander-v3"): "--env-args continuous=True"},
-    )
+    meant_for = {("td7", "LunarLander-v3"): "--env-args continuous=True"}
+    return Paper("qscape, with random steps and noise as the zoo has for like tasks", rows, meant_for)
 
 
 TUNED = [_zoo(), _authors(), _own()]

@@ -271,8 +271,8 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
     rows = {key: x.reshape(len(x), -1) for key, x in arrays.items()}
     if rows.get("next_observations", rows["observations"]).shape != rows["observations"].shape:
         raise UsageError(f"{file} has observations and next_observations of unequal size.")
-    for key in {"rewards", "terminals", "timeouts"} & rows.keys():
-        if rows[key].shape[1] != 1:
+    for key in ("rewards", "terminals", "timeouts"):
+        if key in rows and rows[key].shape[1] != 1:
             raise UsageError(f"{file} has {key} of shape {arrays[key].shape}, not one number a row.")
     sizes = rows["observations"].shape[1], rows["actions"].shape[1]
     if env is not None:

@@ -233,8 +233,9 @@ def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
         f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
     }
     dataset = anywhere(record.get("dataset") or "")  # relative in runs of studies of earlier versions
-    if dataset:
-        fields.pop("base.replay_capacity", None)  # a run takes the dataset's length
+    if dataset:  # a run takes its length, and every step is an update
+        for name in ("replay_capacity", "updates_per_step", "warmup"):
+            fields.pop(f"base.{name}", None)
     return fields | {name: record.get(name) for name in COMPARED} | {"dataset": dataset}
 
 

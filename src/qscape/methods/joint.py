@@ -44,14 +44,13 @@ class Joint(ProposalSelector):
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         """Makes an actor whose last layer outputs L actions."""
-        k_actor, k_out = jax.random.split(key)
-        actor = nets.actor(k_actor)
         # Every action's rows begin as those of an actor of its own, as the agent's settings initialise them.
-        outs = [_output_layer(nets.actor(k)) for k in jax.random.split(k_out, self.list_length)]
-        wide = eqx.nn.Linear(outs[0].in_features, self.list_length * spec.action_size, key=k_out)
+        actors = [nets.actor(k) for k in jax.random.split(key, self.list_length)]
+        outs = [_output_layer(actor) for actor in actors]
+        wide = eqx.nn.Linear(outs[0].in_features, self.list_length * spec.action_size, key=key)
         rows = [jnp.concatenate(of) for of in zip(*((out.weight, out.bias) for out in outs), strict=True)]
         wide = eqx.tree_at(lambda layer: (layer.weight, layer.bias), wide, rows)
-        return eqx.tree_at(_output_layer, actor, wide)
+        return eqx.tree_at(_output_layer, actors[0], wide)
 
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
         dist = context.bind(actor)(obs)
