@@ -12,6 +12,7 @@ from gymnasium import spaces
 from jax.custom_batching import custom_vmap
 
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome
+from qscape.masks import ActionMask
 
 
 class Place(NamedTuple):
@@ -79,6 +80,69 @@ def make_limited(longer: int = 0) -> gym.Env:
     """A Gymnasium environment whose time limit may be longer than that of its `JaxEnv`."""
     native = Walk()
     return gym.wrappers.TimeLimit(GymnasiumEnv(native), native.time_limit + longer)
+
+
+class Keyed(NamedTuple):
+    x: jax.Array
+    key: jax.Array
+    steps: jax.Array
+
+
+class KeepsAKey(Walk):
+    """Keeps a typed key in its state."""
+
+    def reset(self, key):
+        place, seen = super().reset(key)
+        return Keyed(place.x, key, place.steps), seen
+
+    def step(self, state, action, key):
+        place, outcome = super().step(Place(state.x, state.steps), action, key)
+        return Keyed(place.x, key, place.steps), outcome
+
+
+class Product(JaxEnv):
+    """Discrete actions with two factors, of which one value is valid in turn; others lead to NaN."""
+
+    sets: str = eqx.field(static=True, default="binary")
+    time_limit: int = eqx.field(static=True, kw_only=True, default=20)
+
+    @property
+    def observation_space(self):
+        return spaces.Box(0.0, 20.0, (1,), np.float32)
+
+    @property
+    def action_space(self):
+        known = {
+            "binary": spaces.MultiBinary(2),
+            "multi": spaces.MultiDiscrete([2, 3], start=[1, -1]),
+            "one": spaces.Discrete(3, start=1),
+        }
+        return known[self.sets]
+
+    @property
+    def mask(self):
+        sizes = {"binary": (2, 2), "multi": (2, 3), "one": ()}[self.sets]
+        return ActionMask(sum(sizes) or 3, factors=sizes)
+
+    def valid(self, steps):
+        """Of each factor the values that do not have the parity of the step; all false at the limit."""
+        value = jnp.concatenate([jnp.arange(n) for n in self.mask.factors or (3,)])
+        return ((value + steps) % 2 == 1) & (steps < self.time_limit)
+
+    def see(self, steps):
+        return jnp.concatenate([steps[None].astype(jnp.float32), self.mask.pack(self.valid(steps))])
+
+    def reset(self, key):
+        return jnp.int32(0), self.see(jnp.int32(0))
+
+    def step(self, state, action, key):
+        index = jnp.atleast_1d(action - np.asarray(getattr(self.action_space, "start", 0)))
+        ends = np.cumsum((0, *self.mask.factors[:-1]))
+        kept = self.valid(state)[ends + index].all()
+        reward = jnp.where(kept, 1.0, jnp.nan).astype(jnp.float32)
+        steps = state + 1
+        over = steps >= self.time_limit
+        return steps, Outcome(self.see(steps), reward, over, over, over & False)
 
 
 def unannotated():

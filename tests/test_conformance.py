@@ -85,6 +85,20 @@ def test_a_sound_environment_passes_and_a_broken_autoreset_does_not(monkeypatch)
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("sets", ["binary", "multi", "one"])
+def test_valid_actions_of_products_and_sets_are_drawn(sets):
+    """The environment answers an action that is not valid with NaN, and masks all actions at its end."""
+    results = check("faulty:Product", {"sets": sets}, steps=1600)
+    failed = [r for r in results if r.verdict == "FAIL"]
+    assert [r.name for r in failed] == ["truncated at the limit, terminated elsewhere"]  # it does both there
+
+
+def test_a_typed_key_in_the_state_is_named():
+    first, *others = check("faulty:KeepsAKey", steps=1600)
+    assert first.detail == "state.key is a typed key: keep jax.random.key_data of it"
+    assert {r.verdict for r in others} == {"skip"}
+
+
 def test_a_time_limit_of_gymnasium_holds_in_the_jax_environment_too():
     for longer in (0, 3):
         assert {r.verdict for r in check("faulty:make_limited", {"longer": longer}, steps=1600)} == {"PASS"}

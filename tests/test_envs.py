@@ -28,26 +28,30 @@ class Counter(gym.Env):
     """Shows (episode, step), so that a transition across a reset cannot be missed.
 
     Lengths of 1 to 6 are drawn from the seed; odd episodes are terminated, even ones truncated. With `reuse`
-    one array is written again and again. What a reset informs of must not be taken for a success.
+    one array is written again and again; one info always is. What a reset informs of must not be taken for a
+    success.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
     def __init__(self, reuse=False):
-        self.episode, self.reuse, self.shown = 0, reuse, np.zeros(2, np.float32)
+        self.episode, self.reuse, self.shown, self.info = 0, reuse, np.zeros(2, np.float32), {}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.episode, self.at = self.episode + 1, 0
         self.length = int(self.np_random.integers(1, 7))
-        return self.show(), {"success": 9.0}
+        self.info.clear()
+        self.info["success"] = 9.0
+        return self.show(), self.info
 
     def step(self, action):
         self.at += 1
         over, odd = self.at == self.length, self.episode % 2 == 1
         reward = 0.1 * self.episode + float(action[0])
-        return self.show(), reward, over and odd, over and not odd, {"success": self.length - self.at == 1}
+        self.info["success"] = float(self.length - self.at == 1)
+        return self.show(), reward, over and odd, over and not odd, self.info
 
     def show(self):
         if not self.reuse:

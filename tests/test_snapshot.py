@@ -1,7 +1,9 @@
 """A snapshot: the same numbers, to the bit, as if the edge had never stopped."""
 
+import functools
 import io
 import json
+import random
 import re
 import subprocess
 import sys
@@ -181,9 +183,9 @@ def test_state_in_objects_shared_arrays_and_deques_is_kept():
     assert_same(run(adapter, actions[50:]), run(other, actions[50:]))
 
 
-def assert_goes_on(env, steps):
-    """A snapshot after `steps` steps, put into another copy: as many again are the same."""
-    adapter, other = make(env, seed=1), make(env, seed=2)
+def assert_goes_on(env, steps, seed=2):
+    """A snapshot after `steps` steps, put into a copy with another seed: as many again are the same."""
+    adapter, other = make(env, seed=1), make(env, seed=seed)
     actions = actions_of(adapter, 2 * steps)
     adapter.reset()
     run(adapter, actions[:steps])
@@ -198,7 +200,63 @@ def test_wrappers_with_statistics_are_kept():
     assert_goes_on(wrapped, 250)
 
 
-@pytest.mark.parametrize("extra", [iter([1]), memoryview(b"1"), np.array([object()]), {1, 2}, b"1", 1j])
+class Draw(gym.Env):
+    """Shows numbers that an attribute draws, which `draw` made of the environment."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, draw):
+        self.steps, self.draw = 0, draw(self)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1), {}
+
+    def count(self):
+        return self.steps + self.np_random.spawn(1)[0].normal()
+
+    def step(self, action):
+        self.steps += 1
+        return np.array([self.draw()]), 0.0, False, self.steps == 40, {}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda env: np.random.default_rng(0).normal,
+        lambda env: random.Random(0).random,
+        lambda env: functools.partial(np.random.default_rng(0).normal, 0.0, scale=2.0),
+    ],
+    ids=["NumPy's", "Python's", "partial"],
+)
+def test_methods_kept_as_attributes_go_on_with_their_objects(draw):
+    assert_goes_on(lambda: Draw(draw), 50)
+
+
+def test_generators_that_spawn_others_go_on_with_the_same_seed():
+    assert_goes_on(lambda: Draw(lambda env: env.count), 50, seed=1)
+    one, other = (make(lambda: Draw(lambda env: env.count), seed=seed) for seed in (1, 2))
+    one.reset()
+    one.step(np.zeros((1, 1), np.float32))
+    assert "that spawns others has another seed" in restore(other, through_a_file(take(one)))
+
+
+def test_a_method_of_another_object_after_a_reset_begins_a_new_episode():
+    one, other = (
+        make(lambda draw=draw: Draw(draw)) for draw in (lambda env: env.count, lambda env: [1.0].pop)
+    )
+    one.reset()
+    assert "is the method count of an object" in restore(other, through_a_file(take(one)))
+
+
+MASKED = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+
+
+@pytest.mark.parametrize(
+    "extra", [iter([1]), iter([1]).__next__, MASKED, np.array([object()]), {1, 2}, b"1", 1j]
+)
 def test_what_cannot_be_captured_says_so_and_begins_a_new_episode(extra):
     adapter = make(lambda: Odd(extra), seed=1)
     adapter.reset()

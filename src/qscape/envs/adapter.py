@@ -623,9 +623,9 @@ class _Plain:
         """(next observation, reward, terminated, truncated, observation, success or None), as in `Step`."""
         observation, reward, terminated, truncated, info = self.env.step(action[0])
         after = now = self.read.one(observation, info, bool(terminated))
+        success = info.get("success", info.get("is_success"))  # read before a reset that may fill `info` anew
         if terminated or truncated:
             now = self.read.one(*self.env.reset())
-        success = info.get("success", info.get("is_success"))
         return (
             after,
             self._reward(reward),

@@ -23,7 +23,9 @@ from jaxtyping import Array, PyTree
 
 from qscape.envs.build import build_env
 from qscape.envs.native import JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
+from qscape.envs.spaces import FactoredActions
 from qscape.errors import QscapeError, UsageError
+from qscape.types import stream
 
 ENVS = 8  # environments side by side
 ROWS = 32  # steps that are computed side by side, to compare them with single ones
@@ -92,11 +94,29 @@ class Subject:
         space = self.env.action_space
         if isinstance(space, spaces.Discrete):
             return self.actions.integers(space.start, space.start + space.n, shape).astype(space.dtype)
+        if (factored := FactoredActions.from_space(space)) is not None:
+            index = self.actions.integers(0, factored.sizes, (*shape, len(factored.sizes)))
+            return factored.from_indices(index).reshape(*shape, *factored.shape).astype(space.dtype)
         if not isinstance(space, spaces.Box) or not np.isfinite([space.low, space.high]).all():
-            raise UsageError(f"actions are {space}: they have to be Discrete or a bounded Box")
+            raise UsageError(f"actions are {space}: they have to be discrete or a bounded Box")
         low, high = space.low.astype(float), space.high.astype(float)
         drawn = self.actions.uniform(low, high, (*shape, *space.shape))
         return np.clip(drawn.astype(space.dtype), space.low, space.high)
+
+    def draw_action(self, info: Mapping[str, Any]) -> np.ndarray:
+        """A random action that `action_mask` or `candidates` of an info allow; without them, any one."""
+        space: Any = self.env.action_space
+        if "candidates" in info:
+            rows = np.asarray(info["candidates"])
+            return np.asarray(self.actions.choice(rows[rows >= 0]) + space.start, space.dtype)
+        if "action_mask" not in info:
+            return self.draw_actions()
+        factored = FactoredActions.from_space(space)
+        ends = np.cumsum(factored.sizes)[:-1] if factored else []
+        valid = [np.flatnonzero(part) for part in np.split(np.ravel(info["action_mask"]), ends)]
+        index = np.array([[self.actions.choice(part) for part in valid]])
+        action = factored.from_indices(index)[0] if factored else index[0, 0] + space.start
+        return np.asarray(action, space.dtype)
 
 
 def check(env_id: str, args: Mapping[str, Any] | None = None, steps: int = 10_000) -> list[Result]:
@@ -126,7 +146,7 @@ def check(env_id: str, args: Mapping[str, Any] | None = None, steps: int = 10_00
     results: list[Result] = []
     for name, needs_jax, run in CHECKS:
         failed = any(r.verdict == "FAIL" and r.name == CHECKS[0][0] for r in results)
-        if needs_jax and (native is None or failed):
+        if failed or (needs_jax and native is None):
             why = "it has no JaxEnv" if native is None else "the types are wrong, see above"
             results.append(Result(name, "skip", why))
             continue
@@ -153,14 +173,28 @@ def _step(env: JaxEnv, states: PyTree, actions: Array, keys: Array) -> tuple[PyT
 
 
 @jax.jit
-def _scan(env: JaxEnv, state: PyTree, actions: Array, keys: Array) -> tuple[PyTree, Any]:
-    """Steps with auto-reset: `actions` and `keys` lead with [T, E]."""
+def _scan(env: JaxEnv, start: tuple[PyTree, Array], actions: Array, keys: Array) -> tuple[PyTree, Any]:
+    """Steps with auto-reset: `actions` and `keys` lead with [T, E]; `start`: the states and what they show.
 
-    def step(state: PyTree, now: tuple[Array, Array]) -> tuple[PyTree, Any]:
-        after, shown, outcome = jax.vmap(step_autoreset, (None, 0, 0, 0))(env, state, *now)
-        return after, (state, outcome, shown)
+    Of an environment with a mask, other actions are drawn, which are valid.
+    """
 
-    return jax.lax.scan(step, state, (actions, keys))
+    def step(start: tuple[PyTree, Array], now: tuple[Array, Array]) -> tuple[PyTree, Any]:
+        (state, shown), (action, keys) = start, now
+        if (mask := env.mask) is not None:
+            index = jax.vmap(mask.sample)(
+                shown[:, -mask.width :], jax.vmap(lambda k: stream(k, "action"))(keys)
+            )
+            factored, least = (
+                FactoredActions.from_space(env.action_space),
+                getattr(env.action_space, "start", 0),
+            )
+            drawn = index[:, 0] + least if factored is None else factored.from_indices(index)
+            action = drawn.astype(action.dtype)
+        after, shown, outcome = jax.vmap(step_autoreset, (None, 0, 0, 0))(env, state, action, keys)
+        return (after, shown), (state, action, outcome, shown)
+
+    return jax.lax.scan(step, start, (actions, keys))
 
 
 def _step_rows(env: JaxEnv, states: PyTree, actions: np.ndarray, keys: Array) -> tuple[PyTree, Outcome]:
@@ -184,13 +218,12 @@ def _play_record(subject: Subject, keep: bool = True) -> Record:
         return subject.record
     env, chunk = subject.jax, min(100, subject.steps // ENVS)
     subject.actions = np.random.default_rng(0)
-    state, _ = _reset(env, _keys(0, ENVS))
+    start = _reset(env, _keys(0, ENVS))
     rows: list[Record] = []
     for part in range(-(-subject.steps // (ENVS * chunk)) if keep else 1):
         actions = subject.draw_actions(chunk, ENVS)
-        state, seen = _scan(env, state, actions, _keys(part + 1, chunk, ENVS))
-        before, outcome, shown = jax.device_get(seen)
-        rows.append(Record(before, actions, outcome, shown))
+        start, seen = _scan(env, start, actions, _keys(part + 1, chunk, ENVS))
+        rows.append(Record(*jax.device_get(seen)))
     record = jax.tree.map(lambda *xs: np.concatenate(xs), *rows)
     if keep:
         subject.record = record
@@ -203,6 +236,11 @@ def _key_of(record: Record, step: int, env: int) -> Array:
     return _keys(step // chunk + 1, chunk, ENVS)[step % chunk, env]
 
 
+def _visible(env: JaxEnv, rows: Any) -> np.ndarray:
+    """Observations without the words of the action mask behind them."""
+    return np.asarray(rows)[..., : env.observation_space.shape[0]]
+
+
 # Checks: each returns a sentence, or raises Broken.
 
 
@@ -212,6 +250,9 @@ def check_types(subject: Subject) -> str:
     action = jax.eval_shape(jnp.asarray, subject.draw_actions())
     state, observation = jax.eval_shape(env.reset, key)
     after, outcome = jax.eval_shape(env.step, state, action, key)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise Broken(f"state{jax.tree_util.keystr(path)} is a typed key: keep jax.random.key_data of it")
     if jax.tree.structure(state) != jax.tree.structure(after):
         raise Broken("the state has another structure after a step than after a reset")
     for (path, old), (_, new) in zip(*map(jax.tree_util.tree_leaves_with_path, (state, after)), strict=True):
@@ -292,7 +333,10 @@ def check_last_observation(subject: Subject) -> str:
     ]
     before = jax.tree.map(lambda x: x[steps, envs], record.state)
     _, true = _step_rows(subject.jax, before, record.action[steps, envs], jnp.stack([k[0] for k in keys]))
-    _compare("the last observation", record.outcome.observation[steps, envs], true.observation)
+    seen = (
+        _visible(subject.jax, rows) for rows in (record.outcome.observation[steps, envs], true.observation)
+    )
+    _compare("the last observation", *seen)
     resets = jnp.stack([keys[min(i, len(keys) - 1)][1] for i in range(-(-len(keys) // ENVS) * ENVS)])
     first = np.concatenate(
         [_reset(subject.jax, resets[i : i + ENVS])[1] for i in range(0, len(resets), ENVS)]
@@ -305,8 +349,7 @@ def check_bounds(subject: Subject) -> str:
     """Observations are inside the declared bounds."""
     space = subject.jax.observation_space
     seen = np.concatenate([_play_record(subject).outcome.observation, _play_record(subject).shown])
-    rows = seen.reshape(-1, seen.shape[-1])[:, : space.shape[0]]  # behind them stands the action mask
-    return _inside(rows, space)
+    return _inside(_visible(subject.jax, seen).reshape(-1, *space.shape), space)
 
 
 def _inside(seen: np.ndarray, space: spaces.Box) -> str:
@@ -327,7 +370,8 @@ def _inside(seen: np.ndarray, space: spaces.Box) -> str:
 def check_finite(subject: Subject) -> str:
     """Observations and rewards are finite over all random steps."""
     record = _play_record(subject)
-    for name, values in (("observation", record.outcome.observation), ("reward", record.outcome.reward)):
+    seen = _visible(subject.jax, record.outcome.observation)  # in a terminal state no action may be valid
+    for name, values in (("observation", seen), ("reward", record.outcome.reward)):
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             raise Broken(f"{name} is {values[tuple(bad[0])]} in step {bad[0][0]} of environment {bad[0][1]}")
@@ -359,16 +403,16 @@ def _play_face(subject: Subject) -> Played:
     env, rows, states, keys = subject.make(), [], [], []
     bare: Any = env.unwrapped
     subject.actions = np.random.default_rng(0)
-    first, _ = env.reset(seed=3)
+    first, info = env.reset(seed=3)
     for _ in range(FACE_STEPS):
-        action = subject.draw_actions()
+        action = subject.draw_action(info)
         if subject.native is not None:
             states.append(bare.state)
             keys.append(step_key(jax.random.key(bare.episode_seed), bare.steps + 1))
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, info = env.step(action)
         rows.append((action, observation, reward, terminated, truncated))
         if terminated or truncated:
-            env.reset()
+            _, info = env.reset()
     env.close()
     action, observation, reward, terminated, truncated = (
         np.array(column) for column in zip(*rows, strict=True)
@@ -383,7 +427,9 @@ def check_face(subject: Subject) -> str:
     played = _play_face(subject)
     assert played.keys is not None
     _, pure = _step_rows(subject.jax, played.states, played.actions, played.keys)
-    worst = _compare("the observation under vmap", pure.observation, played.observation)
+    worst = _compare(
+        "the observation under vmap", _visible(subject.jax, pure.observation), played.observation
+    )
     worst = max(worst, _compare("the reward under vmap", pure.reward, played.reward))
     for name in ("terminated", "truncated"):
         ours, theirs = getattr(pure, name), getattr(played, name)

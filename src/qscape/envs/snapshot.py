@@ -36,7 +36,6 @@ _FIXED = (
     gym.Space,
     EnvSpec,
     JaxEnv,
-    functools.partial,
     type,
     types.ModuleType,
     types.FunctionType,
@@ -52,11 +51,28 @@ _DRAWING = {"screen", "clock", "surf", "viewer", "mujoco_renderer"}  # skipped i
 _DRAWN_BY = ("pygame", "pyglet", "glfw", "mujoco_py", "mujoco.render", "mujoco.viewer")
 _DRAWN_BY += ("gymnasium.envs.mujoco.mujoco_rendering",)
 
+
+def _read_generator(generator: np.random.Generator) -> Any:
+    """Return the state of a generator; with its seed, as text, if it spawned other generators."""
+    seed, state = generator.bit_generator.seed_seq, generator.bit_generator.state
+    spawned = getattr(seed, "n_children_spawned", 0)
+    return (state, spawned, str(seed)) if spawned else state
+
+
+def _set_generator(generator: np.random.Generator, saved: Any) -> None:
+    """Set what `_read_generator` returned. Raises _NotCapturable for the generator of another seed."""
+    state, spawned, seed = saved if isinstance(saved, tuple) else (saved, 0, "")
+    made: Any = generator.bit_generator.seed_seq
+    have = getattr(made, "n_children_spawned", 0)
+    if spawned > have:
+        made.spawn(spawned - have)
+    if spawned and str(made) != seed:
+        raise _NotCapturable("a random generator that spawns others has another seed after a reset")
+    generator.bit_generator.state = state
+
+
 _RANDOM = {  # functions that read and set the state of a random generator
-    np.random.Generator: (
-        lambda g: g.bit_generator.state,
-        lambda g, state: setattr(g.bit_generator, "state", state),
-    ),
+    np.random.Generator: (_read_generator, _set_generator),
     np.random.RandomState: (lambda g: g.get_state(legacy=False), lambda g, state: g.set_state(state)),
     random.Random: (lambda g: g.getstate(), lambda g, state: g.setstate(state)),
 }
@@ -212,6 +228,14 @@ def _stateless_name(value: Any) -> str | None:
     return None
 
 
+def _owner(value: Any) -> Any:
+    """Return the object whose method `value` is; None for other values, and for methods of classes."""
+    if not isinstance(value, types.MethodType | types.BuiltinFunctionType):
+        return None
+    owner = value.__self__
+    return None if isinstance(owner, type | types.ModuleType) else owner
+
+
 def _is_plain(value: Any) -> bool:
     """Return whether an object's whole state is its `__dict__`; `__reduce_ex__` shows any other state."""
     if (
@@ -255,7 +279,7 @@ class _Writer:
     """
 
     def __init__(self, layers: dict[str, Any]):
-        self.layers = {id(layer) for layer in layers.values()}
+        self.layers = {id(layer): name for name, layer in layers.items()}
         self.arrays: dict[str, np.ndarray] = {}
         # First path and object, by id; the reference keeps the object alive, so that its id stays unique.
         self.seen: dict[int, tuple[str, Any]] = {}
@@ -288,6 +312,8 @@ class _Writer:
         """
         if value is None or type(value) in (bool, int, float, str):
             return value
+        if id(value) in self.layers:
+            return {"same": self.layers[id(value)]}
         if isinstance(value, np.str_):
             return {"text": str(value)}
         if isinstance(value, np.ndarray | np.generic):
@@ -314,6 +340,10 @@ class _Writer:
         if _is_mujoco(value, "MjModel"):
             self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
             return {"model": path}
+        if (owner := _owner(value)) is not None:
+            return {"bound": [value.__name__, self.value(owner, f"{path}.of")]}
+        if isinstance(value, functools.partial):
+            return {"partial": self.parts((value.func, value.args, value.keywords), path)}
         if isinstance(value, gym.Space) and any(draws := [*_iterate_generators(value)]):
             return {"space": [draw and self.value(draw.bit_generator.state, path) for draw in draws]}
         if (name := _stateless_name(value)) is not None:
@@ -334,8 +364,10 @@ class _Writer:
     def array(self, value: np.ndarray | np.generic, path: str) -> dict[str, str]:
         """Return the data of a scalar or array; one array under two names is stored once.
 
-        Raises _NotCapturable for views and for arrays of objects.
+        Raises _NotCapturable for views, arrays of objects and subclasses of arrays, which may hold more.
         """
+        if not isinstance(value, np.generic) and type(value) is not np.ndarray:
+            raise _NotCapturable(f"{path} is a {type(value).__name__}")
         if value.dtype.kind not in "biufc":
             raise _NotCapturable(f"{path} is an array of {value.dtype}")
         if isinstance(value, np.ndarray):
@@ -441,6 +473,18 @@ class _Reader:
             saved_type, content = content
             if saved_type != _type_name(old):
                 raise _NotCapturable(f"{path} is a {saved_type} where a reset puts a {_type_name(old)}")
+        if kind == "bound":
+            name, content = content
+            if getattr(old, "__name__", None) != name or _owner(old) is None:
+                raise _NotCapturable(
+                    f"{path} is the method {name} of an object, which a reset does not put there"
+                )
+            return getattr(self.value(content, _owner(old), f"{path}.of"), name)
+        if kind == "partial":
+            if not isinstance(old, functools.partial):
+                raise _NotCapturable(f"{path} is a partial where a reset puts a {_type_name(old)}")
+            made = self.parts(content, (old.func, old.args, old.keywords), path)
+            return functools.partial(made[0], *made[1], **made[2])
         if kind == "fields":
             return type(old)(*self.parts(content, old, path))
         if kind == "member":
