@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import equinox as eqx
 import gymnasium as gym
@@ -36,8 +37,8 @@ RANDOM = {"cem", "wolpertinger", "lsflow"}  # parts that search by drawing
 class Boxed(gym.Env):
     """Its action box is what a test wants."""
 
-    def __init__(self, low=(-0.4, -0.4), high=(0.4, 0.4), dtype="float32"):
-        self.observation_space = gym.spaces.Box(-9.0, 9.0, (5,), np.float32)
+    def __init__(self, low=(-0.4, -0.4), high=(0.4, 0.4), dtype="float32", observation_space=None):
+        self.observation_space = observation_space or gym.spaces.Box(-9.0, 9.0, (5,), np.float32)
         self.action_space = gym.spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=np.dtype(dtype))
 
 
@@ -296,14 +297,22 @@ def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
 
 def test_the_runner_acts_in_an_environment_as_the_library_does(run, exported, capsys, monkeypatch):
     """A Dict observation, bounds that are not [-1, 1], and the seeds of `qscape evaluate`."""
-    source = policy.load_source(run, 3)
-    argv = ["run_policy.py", str(exported / "p.onnx"), "--env", source.record["env"], "--episodes", "3"]
+    source = policy.load_source(run, 12)
+    argv = ["run_policy.py", str(exported / "p.onnx"), "--env", source.record["env"], "--episodes", "12"]
     monkeypatch.setattr(sys, "argv", argv)
     run_policy.main()
     out = capsys.readouterr().out
     returns = [float(line.split()[3]) for line in out.splitlines() if line.startswith("episode")]
     assert returns == pytest.approx([rollout.episode.ret for rollout in source.episodes], abs=0.06)
-    assert f"mean return {np.mean(returns):.1f} over 3 episodes" in out
+    assert f"mean return {np.mean(returns):.1f} over 12 episodes" in out
+
+
+def test_the_runner_reads_keys_with_dots():
+    one = gym.spaces.Box(-9.0, 9.0, (1,), np.float32)
+    parts = gym.spaces.Dict({"a.b": one, "a": gym.spaces.Dict(b=one)})
+    about = policy.describe(source(make("td3", {}), lambda: Boxed(observation_space=parts)))
+    found = run_policy.flatten({"a.b": [1.0], "a": {"b": [2.0]}}, about["observation"]["order"])
+    assert found.tolist() == [2.0, 1.0]
 
 
 def test_levels_come_out_in_the_units_of_their_box():
@@ -485,16 +494,25 @@ def test_interval_of_the_card_against_the_normal_approximation():
 
 
 def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():
-    assert card._describe_training(20_000, {"dataset": ""}) == "for 20,000 steps"
+    assert card._describe_training(20_000, {"dataset": ""}) == "trained with qscape for 20,000 steps"
     said = card._describe_training(500, {"dataset": "local/a-v0"})
-    assert said.startswith("by 500 updates on the dataset `local/a-v0`")
+    assert said.startswith("trained with qscape by 500 updates on the dataset `local/a-v0`")
+    said = card._describe_training(500, {"start": "runs/old/0"})
+    assert said.endswith("for 500 steps, which began with the networks of `runs/old/0`")
 
 
-def test_the_card_takes_over_what_smoothness_found(tmp_path):
+def test_the_card_takes_over_what_smoothness_found_of_this_policy(tmp_path):
+    measured = lambda step, policy: SimpleNamespace(  # noqa: E731
+        folder=tmp_path, loaded=SimpleNamespace(step=step, policy=policy)
+    )
     (tmp_path / "inspect").mkdir()
-    found = {"per_episode": {"sm": [1.0, 3.0], "action_change": [0.5], "oscillation": [4.0]}}
+    found = {"step": 200, "policy": "kept"}
+    found |= {"per_episode": {"sm": [1.0, 3.0], "action_change": [0.5], "oscillation": [4.0]}}
     (tmp_path / "inspect/smoothness.json").write_text(json.dumps(found))
-    assert card._describe_smoothness(tmp_path)[0].startswith("Smoothness (lower is smoother): sm 2,")
+    said = card._describe_smoothness(measured(200, "kept"))
+    assert said[0].startswith("Smoothness (lower is smoother): sm 2,")
+    assert card._describe_smoothness(measured(600, "kept")) == []
+    assert card._describe_smoothness(measured(200, "current")) == []
     (tmp_path / "inspect/smoothness.json").write_text("{")
     with pytest.raises(RunError, match="measure it again"):
-        card._describe_smoothness(tmp_path)
+        card._describe_smoothness(measured(200, "kept"))

@@ -1,6 +1,7 @@
 """Masks and candidate sets: packing, the search of valid rows, masked distributions, and whole runs."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from rows import slow, slow_except
 from tiny import assert_same_run, settings, stop_at
 
 import qscape as qs
+from qscape.cli import main
 from qscape.envs import make as make_adapter
 from qscape.envs.masks import MaskReader
 from qscape.envs.recsim import RecSim, RecSimEnv, greedy
@@ -373,14 +375,22 @@ if "ForbiddenValues-v0" not in gym.registry:
 
 
 @pytest.mark.parametrize("recipe", ["ppo", slow("ppo+carsm"), "td3"])
-def test_values_of_factors_may_be_masked(recipe, tmp_path):
-    """Also at random: the warm-up of td3, and an exploration of ppo."""
+def test_values_of_factors_may_be_masked(recipe, tmp_path, monkeypatch, capsys):
+    """Also at random: the warm-up of td3, and an exploration of ppo; and in the environment by a file."""
     made = run_of("info", 64, recipe, envs=2)
     plan = dataclasses.replace(made, env="ForbiddenValues-v0", env_args={})
     if recipe == "ppo":
         plan.settings["base"]["exploration"] = 0.3
     *_, end = train(plan, tmp_path / "run")
     assert not end.interrupted
+    pytest.importorskip("onnxruntime")
+    from qscape.export import run_policy
+
+    file = str(tmp_path / "p.onnx")
+    assert main(["export", str(tmp_path / "run"), "--onnx", file, "--episodes", "2"]) == 0
+    monkeypatch.setattr(sys, "argv", ["run_policy.py", file, "--env", plan.env, "--episodes", "2"])
+    run_policy.main()
+    assert "over 2 episodes" in capsys.readouterr().out
 
 
 def test_every_factor_needs_a_valid_value():
@@ -548,7 +558,7 @@ def test_predict_takes_a_mask():
 
 def test_predict_refuses_masks_that_cannot_be_packed():
     few = make_adapter("Forbidden-v0", env_args={"how": "candidates"})
-    few._masks = dataclasses.replace(few._masks, mask=ActionMask(40, candidates=13))  # bits are shorter
+    few.masks = dataclasses.replace(few.masks, mask=ActionMask(40, candidates=13))  # bits are shorter
     with pytest.raises(UsageError, match="at most 13 valid actions"):
         few.observations(np.zeros(3))
     few.observations(np.zeros(3), np.arange(40) < 13)

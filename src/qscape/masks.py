@@ -67,9 +67,9 @@ class ActionMask:
 
     def split(self, valid: Bool[Array, "*b N"]) -> Bool[Array, "*b K C"]:
         """The masks of all factors, filled up with false to the largest number of values C."""
-        parts = jnp.split(valid, np.cumsum(self.factors)[:-1], axis=-1)
-        widest, rest = max(self.factors), [(0, 0)] * (valid.ndim - 1)
-        return jnp.stack([jnp.pad(part, [*rest, (0, widest - part.shape[-1])]) for part in parts], -2)
+        ends, value = np.cumsum(self.factors), np.arange(max(self.factors))
+        held = value < np.array(self.factors)[:, None]
+        return jnp.take(valid, np.where(held, (ends - self.factors)[:, None] + value, 0), axis=-1) & held
 
     def pack_rows(self, rows: Int[Any, "*b k"]) -> Float[Any, "*b M"]:
         """Packs valid actions that are given by their indices; works on NumPy and JAX arrays.

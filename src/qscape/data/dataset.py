@@ -13,6 +13,7 @@ from qscape.envs.spaces import ActionBox
 from qscape.errors import UsageError
 
 BINS = 20  # equal bins of each action dimension, for `coverage`
+HDF5 = (".hdf5", ".h5")  # how the names of files end that do not say the bounds of actions
 EDGE = 0.99  # an action in [-1, 1] beyond this counts as one at its bound
 
 
@@ -99,9 +100,15 @@ def check_dataset(dataset: Dataset) -> Dataset:
         k = int(far.argmax())
         box = ActionBox.from_space(dataset.action_space, np.float64)
         worst = dataset.action[np.abs(dataset.action[:, k]).argmax(), k] * box.half_width[k] + box.centre[k]
+        assumed = dataset.env is None and dataset.name.endswith(HDF5)
+        remedy = (
+            "name the environment it was recorded in with --env"
+            if assumed
+            else "record the actions as the environment takes them: clipped to this range"
+        )
         raise UsageError(
             f"{dataset.name}: action[{k}] reaches {worst:.4g}, outside its range "
-            f"[{box.low[k]:.4g}, {box.high[k]:.4g}]; name the environment it was recorded in with --env."
+            f"[{box.low[k]:.4g}, {box.high[k]:.4g}]; {remedy}."
         )
     return dataclasses.replace(dataset, action=np.clip(dataset.action, -1.0, 1.0))
 

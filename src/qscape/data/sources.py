@@ -10,13 +10,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from qscape.data.dataset import Dataset, check_dataset, require_action_box
+from qscape.data.dataset import HDF5, Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
 from qscape.envs.spaces import ActionBox, make_flatten
 from qscape.errors import RunError, UsageError
 from qscape.trusted import list_code, refuse_untrusted
 
-HDF5 = (".hdf5", ".h5")
 NEEDED = ("observations", "actions", "rewards", "terminals")
 # What reading a damaged or malformed file may raise, in h5py, Minari and numpy.
 MALFORMED = (OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
@@ -228,8 +227,9 @@ def _check_spaces(
         ("actions", actions, made.action_space),
     ):
         same = _shapes(here) == _shapes(there)
-        if same and what == "actions" and isinstance(here, spaces.Box) and isinstance(there, spaces.Box):
-            same = np.allclose(here.low, there.low) and np.allclose(here.high, there.high)
+        if what == "actions" and isinstance(here, spaces.Box):
+            same = same and isinstance(there, spaces.Box)
+            same = same and np.allclose(here.low, there.low) and np.allclose(here.high, there.high)
         if not same:
             raise UsageError(f"{name} has {what} {here}, {env} has {there}; name the one it was recorded in.")
     made.close()

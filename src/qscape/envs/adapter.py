@@ -217,6 +217,7 @@ class EnvAdapter:
         envs: E.
         spec: sizes and bounds that an agent is bound to.
         seed: of the first reset.
+        masks: reads which actions are valid; None: all are.
         time_limit: steps after which an episode is truncated; None: no limit is known.
         jax_env: the environment as pure functions, if it is written in JAX; else None.
         reward_threshold: the return at which the task counts as solved; None: not defined.
@@ -260,7 +261,7 @@ class EnvAdapter:
         self.time_limit = _time_limit(about)
         self.jax_env = find_jax_env(env)
         bare = about.unwrapped
-        space, self._masks = find_mask(
+        space, self.masks = find_mask(
             self.env_id,
             space,
             actions,
@@ -303,9 +304,9 @@ class EnvAdapter:
             frame=frame,
             actor_size=actor_size,
             time_limit=self.time_limit,
-            mask=None if self._masks is None else self._masks.mask,
+            mask=None if self.masks is None else self.masks.mask,
         )
-        reader = _Reader(flatten, self._masks)
+        reader = _Reader(flatten, self.masks)
         self._source = _Vector(env, reader) if isinstance(env, VectorEnv) else _Plain(env, reader)
         self._action_shape = (self.envs, action_size)
         self._seeded = False
@@ -476,11 +477,11 @@ class EnvAdapter:
 
     def _add_mask(self, rows: np.ndarray, observation: Any, action_mask: Any) -> np.ndarray:
         """Rows with the masks of their states behind them, if the task has masks."""
-        if self._masks is None:
+        if self.masks is None:
             if action_mask is not None:
                 raise UsageError(f"{self.env_id} has no action masks: leave action_mask out")
             return rows
-        actions = self._masks.entries
+        actions = self.masks.entries
         if action_mask is None and isinstance(observation, Mapping):
             action_mask = observation.get("action_mask")
         valid = np.ones(actions) if action_mask is None else np.asarray(action_mask)
@@ -489,16 +490,16 @@ class EnvAdapter:
                 f"action_mask is {valid.shape}; it needs {actions} entries for each of {len(rows)} "
                 "observations, at least one of them true"
             )
-        most = self._masks.mask.candidates
+        most = self.masks.mask.candidates
         if most is not None and valid.astype(bool).sum(-1).max() > most:
             raise UsageError(
                 f"{self.env_id} has at most {most} valid actions in a state: pass action_mask with no more "
                 "true entries"
             )
-        words = self._masks.pack(np.broadcast_to(valid.astype(bool), (len(rows), actions)))
+        words = self.masks.pack(np.broadcast_to(valid.astype(bool), (len(rows), actions)))
         if np.isnan(words).any():
             raise UsageError("action_mask leaves a part of the action without a valid value")
-        return np.concatenate([rows, words.astype(self._masks.dtype)], axis=1)
+        return np.concatenate([rows, words.astype(self.masks.dtype)], axis=1)
 
     def _is_actor_part(self, observation: Any) -> bool:
         """Is something left out that critics alone see?"""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
+import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float
@@ -50,12 +52,24 @@ class MaskReader:
 
     def pack(self, valid: Bool[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b M"]:
         """The words of masks as the environment gives them."""
-        if self.factors:
-            parts = np.split(valid, np.cumsum(self.factors)[:-1], axis=-1)
-            valid = functools.reduce(
-                lambda a, b: (a[..., None] & b[..., None, :]).reshape(*a.shape[:-1], -1), parts
-            )
-        return self.mask.pack(valid)
+        return self.mask.pack(self.to_rows(valid))
+
+    def to_rows(self, valid: Bool[Any, "*b n"]) -> Bool[Any, "*b N"]:
+        """Masks as the environment gives them, as masks of the N actions; works on NumPy and JAX arrays."""
+        if not self.factors:
+            return valid
+        xp = jnp if isinstance(valid, jax.Array) else np
+        parts = xp.split(valid, np.cumsum(self.factors)[:-1], axis=-1)
+        return functools.reduce(
+            lambda a, b: (a[..., None] & b[..., None, :]).reshape(*a.shape[:-1], -1), parts
+        )
+
+    def from_rows(self, valid: Bool[np.ndarray, "b N"]) -> Bool[np.ndarray, "b n"]:
+        """The inverse of `to_rows`: each factor's values that are valid in some action."""
+        if not self.factors:
+            return valid
+        grid, axes = valid.reshape(-1, *self.factors), range(1, 1 + len(self.factors))
+        return np.concatenate([grid.any(tuple(a for a in axes if a != axis)) for axis in axes], -1)
 
     def read(
         self, observation: Any, info: Mapping[str, Any], needed: Bool[np.ndarray, " E"]

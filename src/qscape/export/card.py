@@ -31,9 +31,14 @@ def write_card(source: Source, files: Sequence[Path], checked: OnnxCheck | None)
 
 
 def _describe_training(steps: int, record: Mapping[str, Any]) -> str:
+    """Return what comes after "A policy": who trained it, how long and from what."""
+    if library := record.get("imported"):
+        return f"of {_text(library)}, imported into qscape, at step {steps:,}"
+    began = f", which began with the networks of {_code(record['start'])}" if record.get("start") else ""
     if dataset := record.get("dataset"):
-        return f"by {steps:,} updates on the dataset {_code(dataset)}, without a step in an environment"
-    return f"for {steps:,} steps"
+        data = f"by {steps:,} updates on the dataset {_code(dataset)}, without a step in an environment"
+        return f"trained with qscape {data}{began}"
+    return f"trained with qscape for {steps:,} steps{began}"
 
 
 def render_card(
@@ -55,14 +60,14 @@ def render_card(
         *_hub_header(source, about),
         f"# {_text(about['label'])} on {_text(about['env'])}",
         "",
-        f"A policy trained with qscape {_describe_training(about['step'], record)} "
+        f"A policy {_describe_training(about['step'], record)} "
         f"(seed {about['seed']}, the {about['policy']} policy).",
         "",
         "## Evaluation",
         "",
         describe_evaluation(source),
         "",
-        *_describe_smoothness(source.folder),
+        *_describe_smoothness(source),
         *further,
         "## Task",
         "",
@@ -133,13 +138,17 @@ def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_smoothness(folder: Path) -> list[str]:
-    """The result of `qscape smoothness`, if the run folder holds one."""
+def _describe_smoothness(source: Source) -> list[str]:
+    """The result of `qscape smoothness`, if the run folder holds one of this policy."""
+    folder, loaded = source.folder, source.loaded
     file = folder / "inspect" / "smoothness.json"
     if not file.exists():
         return []
     try:
-        values = json.loads(file.read_text())["per_episode"]
+        found = json.loads(file.read_text())
+        if (found["step"], found["policy"]) != (loaded.step, loaded.policy):
+            return []
+        values = found["per_episode"]
         means = {name: float(np.mean(values[name])) for name in ("sm", "action_change", "oscillation")}
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise RunError(
@@ -181,6 +190,9 @@ def _usage_example(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
 def _describe_versions(record: Any) -> list[str]:
     trained, now = record.get("versions", {}), origin()["versions"]
     return [
-        "Trained with " + ", ".join(_text(f"{k} {v}") for k, v in trained.items()) + ".",
+        ("Imported" if record.get("imported") else "Trained")
+        + " with "
+        + ", ".join(_text(f"{k} {v}") for k, v in trained.items())
+        + ".",
         f"Exported with qscape {now['qscape']}, jax {now['jax']}, Python {platform.python_version()}.",
     ]

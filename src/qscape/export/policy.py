@@ -133,19 +133,21 @@ def make_policy_function(loaded: LoadedPolicy) -> Callable[..., Array]:
     """Return the policy as a function from raw observations [B, S] to actions in the environment's units.
 
     Normalisation and action scaling are inside. Of a task whose critics see more than its actor, the function
-    takes the actor's part. Of a task with masks it takes a second array [B, N], true for valid actions.
+    takes the actor's part. Of a task with masks it takes a second array [B, n], the masks as the environment
+    gives them: an entry for each action, or for each value of each factor of a product.
     """
     agent, convert = loaded.programs.agent, make_action_map(loaded.adapter)
-    spec = loaded.adapter.spec
+    spec, masks = loaded.adapter.spec, loaded.adapter.masks
     if spec.mask is not None:  # a file takes the mask as it is, not packed
         agent = dataclasses.replace(agent, spec=dataclasses.replace(spec, mask=spec.mask.unpacked))
 
-    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B N"] | None = None) -> Array:
+    def policy(obs: Float[Array, "B S"], valid: Bool[Array, "B n"] | None = None) -> Array:
         if spec.actor_size is not None:  # the normaliser knows whole observations
             rest = jnp.zeros((obs.shape[0], spec.observation_size - spec.actor_size))
             obs = jnp.concatenate([obs, rest], axis=1)
-        if valid is not None:
-            obs = jnp.concatenate([obs, valid.astype(jnp.float32)], axis=1)
+        if masks is not None:
+            assert valid is not None
+            obs = jnp.concatenate([obs, masks.to_rows(valid).astype(jnp.float32)], axis=1)
         first = jnp.ones(obs.shape[0], bool)
         action, _, _ = agent.act(loaded.acting, None, obs, first, 0, evaluation_key(), "evaluate")
         return convert(action)
@@ -210,7 +212,7 @@ def sample_observations(source: Source, n: int = CHECKED, seed: int = 0) -> Floa
 def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> OnnxCheck:
     """Write the policy as ONNX, if it acts like the library on 1,000 observations.
 
-    Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, N]; output
+    Input "observation" float32 [batch, S], and of a task with masks "action_mask" bool [batch, n]; output
     "action" [batch, ...] in the environment's units.
 
     Raises:
@@ -226,9 +228,9 @@ def write_onnx(source: Source, file: Path, tolerance: float = TOLERANCE) -> Onnx
             f'--onnx needs a package: pip install "qscape[export]" ({problem.name}).'
         ) from problem
     about = {"qscape": importlib.metadata.version("qscape"), "policy": json.dumps(describe(source))}
-    spec = source.loaded.adapter.spec
-    actions = None if spec.mask is None else spec.mask.actions
-    size = spec.of_actor.observation_size
+    masks = source.loaded.adapter.masks
+    actions = None if masks is None else masks.entries
+    size = source.loaded.adapter.spec.of_actor.observation_size
     model = to_onnx(make_policy_function(source.loaded), size, about, actions=actions)
     data = model.SerializeToString()
     checked = check_onnx(data, source, tolerance)
@@ -251,10 +253,11 @@ def check_onnx(data: bytes, source: Source, tolerance: float = TOLERANCE) -> Onn
     wanted = act_as_library(source.loaded, obs).astype(np.float64)
     one_by_one = track(range(len(obs)), "observations to check")
     alone = np.concatenate([act_as_library(source.loaded, obs[k : k + 1]) for k in one_by_one])
-    spec = source.loaded.adapter.spec
+    spec, masks = source.loaded.adapter.spec, source.loaded.adapter.masks
     given = {"observation": np.ascontiguousarray(obs[:, : spec.of_actor.observation_size])}
-    if spec.mask is not None:
-        given["action_mask"] = np.asarray(spec.mask.unpack(jnp.asarray(obs[:, spec.observation_size :])))
+    if masks is not None:
+        valid = np.asarray(masks.mask.unpack(jnp.asarray(obs[:, spec.observation_size :])))
+        given["action_mask"] = masks.from_rows(valid)
     batched = np.asarray(session.run(None, given)[0])
     single, seconds = np.empty_like(batched), np.empty(len(obs))
     for k in range(len(obs)):
@@ -321,7 +324,7 @@ def describe(source: Source) -> dict[str, Any]:
         space = space.box
         low, high = space.low.ravel(), space.high.ravel()
     order = [
-        {"key": ".".join(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
+        {"key": ".".join(path), "path": list(path), "shape": list(box.shape), "size": int(np.prod(box.shape))}
         for path, box in adapter.actor_leaves
     ]
     listed = lambda x: None if x is None else np.asarray(x).tolist()  # noqa: E731

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+COPIES = 10  # of an environment that episodes run in, as in `qscape evaluate`
+
 
 def load(file: str) -> tuple[ort.InferenceSession, dict]:
     """Load a policy.
@@ -33,7 +35,8 @@ def load(file: str) -> tuple[ort.InferenceSession, dict]:
 def act(session: ort.InferenceSession, observation: np.ndarray, valid: Any = None) -> np.ndarray:
     """Return the action for one observation `[S]`, or the actions for a batch `[B, S]`.
 
-    `valid` `[N]` or `[B, N]`: which actions are valid, for a policy with masks; without it all are.
+    `valid` `[n]` or `[B, n]`: which actions are valid, as the environment says it, for a policy with masks;
+    without it all are.
     """
     rows = np.atleast_2d(np.asarray(observation, np.float32))
     given = {"observation": rows}
@@ -52,7 +55,7 @@ def flatten(observation: Any, order: list[dict]) -> np.ndarray:
     rows = []
     for leaf in order:
         value = observation
-        for key in filter(None, leaf["key"].split(".")):
+        for key in leaf["path"]:
             value = value[key]
         rows.append(np.asarray(value, np.float32).ravel())
     return np.concatenate(rows)
@@ -104,12 +107,16 @@ def make_env(about: dict, env_id: str) -> Any:
 
 
 def run_episodes(
-    session: ort.InferenceSession, about: dict, env: Any, episodes: int, seed: int
+    session: ort.InferenceSession, about: dict, envs: list, episodes: int, seed: int
 ) -> list[float]:
-    """Run whole episodes in a Gymnasium environment, the k-th with seed + k, and return their returns."""
+    """Run whole episodes in copies of an environment, which take turns, and return their returns.
+
+    The first episode of the k-th copy has seed + k, the others go on with its random numbers.
+    """
     returns = []
     for episode in range(episodes):
-        observation, info = env.reset(seed=seed + episode)
+        env = envs[episode % len(envs)]
+        observation, info = env.reset(seed=seed + episode if episode < len(envs) else None)
         total, steps, over = 0.0, 0, False
         while not over:
             valid = read_mask(session, observation, info)
@@ -120,7 +127,8 @@ def run_episodes(
             total, steps, over = total + float(reward), steps + 1, terminated or truncated
         returns.append(total)
         print(f"episode {episode}: return {total:.1f} in {steps} steps")
-    env.close()
+    for env in envs:
+        env.close()
     return returns
 
 
@@ -142,10 +150,10 @@ def main() -> None:
     print(f"{about['label']} on {about['env']}: {size} numbers in, action {about['action']['shape']} out")
     if given.env:
         try:
-            env = make_env(about, given.env)
+            envs = [make_env(about, given.env) for _ in range(min(max(given.episodes, 1), COPIES))]
         except ValueError as problem:
             parser.exit(2, f"{parser.prog}: {problem}.\n")
-        returns = run_episodes(session, about, env, given.episodes, given.seed)
+        returns = run_episodes(session, about, envs, given.episodes, given.seed)
         print(f"mean return {np.mean(returns):.1f} over {len(returns)} episodes")
         return
     try:

@@ -93,6 +93,7 @@ class _Origin(TypedDict, total=False):
     plugins: dict[str, str]
     together: list[int]
     saved: bool
+    imported: str
     tracking: _Tracking
     resumed: list[Resumed]
     seconds: float
@@ -188,7 +189,7 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
         )
 
 
-def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> None:
+def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, imported: str = "") -> None:
     """Create the folder of a new run and write its run.json.
 
     Args:
@@ -196,6 +197,7 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> N
         plan: the completed plan.
         agent: the plan's agent; run.json lists all of its fields.
         overwrite: delete a run that is in the folder.
+        imported: the library that trained its networks; "": this one.
 
     Raises:
         UsageError: the folder is taken. RunError: it cannot be written.
@@ -205,7 +207,7 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False) -> N
         _empty(folder)
     except OSError as problem:
         raise RunError(f"{folder} cannot be emptied ({problem.strerror}); choose another --out.") from problem
-    write_record(folder, to_json(plan, agent) | origin())
+    write_record(folder, to_json(plan, agent) | origin() | ({"imported": imported} if imported else {}))
 
 
 def _empty(folder: Path) -> None:
