@@ -173,6 +173,20 @@ def test_off_policy_agents_see_a_table_of_all_actions(space, sizes, index, actio
     np.testing.assert_array_equal(adapter.actions(np.array([row], np.float32) * 0.999)[0], action)
 
 
+def test_noise_moves_actions_between_rows_that_lie_far_apart():
+    """Noise of 0.1 on a row of {-1, 1}² would never reach another one; on the proposal it does near 0."""
+    spec = make(Echo(spaces.MultiBinary(2))).spec
+    agent = qs.agent("td3", {"base": {"actor_hidden": (16,), "critic_hidden": (16,)}}).on(spec)
+    acting = agent.acting(agent.init(jax.random.key(0)))
+    obs = np.random.default_rng(0).normal(size=(2000, spec.observation_size)).astype(np.float32)
+    greedy, exploring = (
+        agent.act(acting, None, obs, np.zeros(2000, bool), 0, jax.random.key(1), mode)[0]
+        for mode in ("evaluate", "explore")
+    )
+    assert set(np.unique(exploring)) == {-1.0, 1.0}
+    assert 0.05 < (greedy != exploring).any(-1).mean() < 0.9
+
+
 def test_levels_of_a_box():
     """low + a (high - low) / (C - 1), on the host and in JAX."""
     echo = Echo(spaces.Box(np.float32([-1, 10]), np.float32([3, 20]), dtype=np.float32))

@@ -274,6 +274,20 @@ def inside_loops(hlo: str) -> str:
     return "\n".join(part for part in re.split(r"\n(?=\S)", hlo) if not part.startswith("ENTRY"))
 
 
+def test_pieces_count_steps_as_a_whole_run_does():
+    """`td3+fast` counts steps of all environments at once, by which `resets` counts updates."""
+    settings = {"base": SMALL | {"warmup": 2, "exploration": "gaussian"}, "resets": {"every": 8}}
+    agent, env = agents.build("td3+fast+resets", settings).on(scan.spec_of(Line())), Line()
+    counted = dataclasses.replace(agent, base=dataclasses.replace(agent.base, **agent.base.scale_to_envs(4)))
+    assert counted.base != agent.base
+    run = jax.eval_shape(partial(scan.start, agent, env, envs=4), KEYS[0])
+    due = jnp.zeros(1, jnp.int32)
+    one, other = (
+        jax.make_jaxpr(partial(scan.run_steps, made))(env, run, KEYS[0], due) for made in (agent, counted)
+    )
+    assert str(one) == str(other)
+
+
 class Whole(Line):
     """Its actions are whole numbers: of a set that begins at 10, or of a box."""
 

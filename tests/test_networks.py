@@ -19,6 +19,7 @@ from qscape.offpolicy import update
 from qscape.offpolicy.sockets import PartState
 from qscape.ops.gaussian import LOG_STD_BOUNDS
 from qscape.ops.running import Moments, add_batch, add_row, init_moments
+from qscape.run.plan import part_notes
 from qscape.types import Batch, Event, Spec
 
 KEY = jax.random.key(0)
@@ -261,6 +262,30 @@ def test_statistics_move_also_where_the_critics_wait():
 def test_crossq_has_no_target_critics_and_crossq_wn_has():
     assert start(build("sac+crossq", 16)).state.critics_target == []
     assert len(start(build("sac+crossq_wn", 16)).state.critics_target) == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts", "said"),
+    [
+        ("sac+crossq", {}, False),
+        ("td3+crossq+periodic", {}, True),
+        ("sac+crossq", {"polyak": {"rate": 0.5}}, True),
+        ("sac+crossq", {"polyak": {"rate": 0.5}, "crossq": {"target_critics": True}}, False),
+        ("sac+crossq_wn+periodic", {}, False),
+    ],
+)
+def test_what_moves_no_targets_is_said(recipe, parts, said):
+    notes = " ".join(part_notes(build(recipe, 16, parts)))
+    assert ("crossq keeps no targets of actor and critics, so" in notes) == said
+
+
+def test_targets_of_an_agent_without_an_actor_wait_for_none():
+    """XQC moves actors at every third update; Q-networks' targets follow them at each one."""
+    run = start(build("dqn+polyak+xqc", 16))
+    assert run.agent.base.policy_delay == 3
+    before = jax.tree.leaves(run.state.critics_target)
+    after = jax.tree.leaves(run.step().state.critics_target)
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
 
 
 def test_target_critics_have_the_statistics_of_the_critics():

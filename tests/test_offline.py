@@ -190,7 +190,7 @@ def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_pat
         ({"drop": ("rewards",)}, UsageError, "lacks rewards"),
         ({"rewards": np.zeros(5)}, UsageError, "unequal length"),
         ({"rewards": np.full(27, np.nan)}, UsageError, "reward holds NaN or infinity in episode 0"),
-        ({"actions": np.full((27, 1), -2.0)}, UsageError, r"\[0\] reaches -2, outside its range \[-1, 1\]"),
+        ({"actions": np.full((27, 1), -2.0)}, UsageError, r"\[0\] reaches -2, outside its range \[-1, 1\]; name the env"),
         ({k: np.zeros((0, 3)) for k in ("observations", "actions", "rewards", "terminals", "timeouts")},
          UsageError, "holds no transition"),
         ({"observations": np.array([b"x"] * 27)}, RunError, "cannot be read as HDF5: "),
@@ -226,8 +226,10 @@ def test_bad_minari_datasets_are_refused(datasets, tmp_path):
     made[1]["observations"][3, 0] = np.nan
     with pytest.raises(UsageError, match="observation holds NaN or infinity in episode 1, transition 8"):
         read(write("test/nan-v0", made))
-    with pytest.raises(UsageError, match="outside its range"):
+    with pytest.raises(UsageError, match="outside its range .*; record the actions as the environment takes"):
         read(write("test/wide-v0", episodes(scale=3.0)))
+    with pytest.raises(UsageError, match=r"has actions Box\(-1.0, 1.0.*has MultiDiscrete"):
+        read(write("test/levels-v0", episodes()), CLOCK, {"action_levels": 3})
     with pytest.raises(UsageError, match="names end with a version"):
         read("test/clock")
     with pytest.raises(UsageError, match=r"has actions Box\(-1.0, 1.0.*, Pendulum-v1 has"):
@@ -799,6 +801,23 @@ def test_networks_that_would_be_other_functions_are_refused(tmp_path):
         RunError, match=r"support of values whose low is -5.0; here it is -9.0.* set it to -5"
     ):
         [*train(Plan("td3+c51", CLOCK, 40, start=str(online), settings=settings), tmp_path / "on")]
+    settings = tiny.settings("td3") | {"hl_gauss": {**values["c51"], "atoms": 101}}
+    with pytest.raises(RunError, match="critics of the kind c51; here they are hl_gauss"):
+        [*train(Plan("td3+hl_gauss", CLOCK, 40, start=str(online), settings=settings), tmp_path / "on")]
+
+
+def test_target_critics_that_a_run_did_not_keep_begin_as_copies(tmp_path):
+    settings = tiny.settings("td3")
+    online = qs.Model("td3+crossq", CLOCK, **settings).save(tmp_path / "source")
+    plan = Plan(
+        "td3+crossq", CLOCK, 40, start=str(online), settings=settings | {"crossq": {"target_critics": True}}
+    )
+    trainers = []
+    started = next(train(plan, tmp_path / "on", on_trainer=trainers.append))
+    state = trainers[0].state
+    for own, target in zip(*map(jax.tree.leaves, (state.critics, state.critics_target)), strict=True):
+        np.testing.assert_array_equal(own, target)
+    assert "newly initialised" not in " ".join(started.notes)
 
 
 def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):

@@ -240,7 +240,7 @@ def test_the_loop_on_a_line_by_hand():
 def seek_in_numpy(action, centre, ratio):
     """The loop with its default gains on Q = −‖a − c‖², row by row and entry by entry."""
     size = action.shape[-1]
-    frequencies = [(1.5 * (1 + ratio * i)) % np.pi for i in range(size)]
+    frequencies = [0.5 + (1.5 * (1 + ratio * i) - 0.5) % (np.pi - 1) for i in range(size)]
     refined = np.array(action)
     for a, c, out in zip(action, centre, refined, strict=True):
         v, x, y = np.zeros(size), 0.0, 0.0
@@ -261,6 +261,13 @@ def test_one_frequency_for_each_entry_climbs_in_more_draws():
         np.testing.assert_allclose(refined, seek_in_numpy(action, centre, ratio), atol=2e-5)
         gains = np.square(action - centre).sum(-1) - np.square(refined - centre).sum(-1)
         assert abs((gains > 0).mean() - share) < 0.03
+
+
+def test_every_entry_moves_towards_the_peak():
+    """−‖a − c‖² in eight dimensions: each entry closes 5% of its distance or more, in the mean."""
+    action, centre = np.random.default_rng(3).uniform(-0.5, 0.5, (2, 500, 8))
+    left = np.abs(seek(hill(centre), action, size=8, bound=0.3) - centre).mean(0)
+    assert (left < 0.95 * np.abs(action - centre).mean(0)).all()
 
 
 def test_what_does_not_move_stays():

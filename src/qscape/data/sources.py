@@ -228,12 +228,16 @@ def _check_spaces(
     ):
         same = _shapes(here) == _shapes(there)
         if what == "actions" and isinstance(here, spaces.Box):
-            same = same and isinstance(there, spaces.Box)
-            same = same and np.allclose(here.low, there.low) and np.allclose(here.high, there.high)
+            same = same and isinstance(there, spaces.Box) and _have_equal_bounds(here, there)
         if not same:
             raise UsageError(f"{name} has {what} {here}, {env} has {there}; name the one it was recorded in.")
     made.close()
     return made.observation_space
+
+
+def _have_equal_bounds(one: spaces.Box, other: spaces.Box) -> bool:
+    """Are the bounds of two Boxes of one shape equal, but for rounding?"""
+    return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
 
 
 def _shapes(space: gym.Space) -> Any:

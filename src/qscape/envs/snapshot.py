@@ -341,7 +341,7 @@ class _Writer:
             self.arrays[path] = np.concatenate([field.ravel() for field in _parameters(value).values()])
             return {"model": path}
         if (owner := _owner(value)) is not None:
-            return {"bound": [value.__name__, self.value(owner, f"{path}.of")]}
+            return {"bound": [getattr(value, "__name__", ""), self.value(owner, f"{path}.of")]}
         if isinstance(value, functools.partial):
             return {"partial": self.parts((value.func, value.args, value.keywords), path)}
         if isinstance(value, gym.Space) and any(draws := [*_iterate_generators(value)]):
@@ -475,7 +475,7 @@ class _Reader:
                 raise _NotCapturable(f"{path} is a {saved_type} where a reset puts a {_type_name(old)}")
         if kind == "bound":
             name, content = content
-            if getattr(old, "__name__", None) != name or _owner(old) is None:
+            if _owner(old) is None or getattr(old, "__name__", "") != name:
                 raise _NotCapturable(
                     f"{path} is the method {name} of an object, which a reset does not put there"
                 )

@@ -12,7 +12,7 @@ from qscape.errors import UsageError
 from qscape.inspect.planes import PLANES, check_plane, make_plane
 from qscape.inspect.surrogates import Surrogate
 from qscape.inspect.survey import LARGEST_GRAPH, LINE, PLANE, QChoice, Survey, Surveyor
-from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
+from qscape.inspect.trained_agent import SIDE_BY_SIDE, TrainedAgent, load_trained_agent
 from qscape.inspect.valid import Balls, find_valid_balls, valid_intervals
 from qscape.offpolicy.state import ActingState
 from qscape.ops import landscape as ops
@@ -135,7 +135,8 @@ def landscape(
     place = state if isinstance(state, str) else ""
     if isinstance(state, str):
         episode, step = parse_state(state)
-        state = observation_at(trained.rollouts(episode + 1), episode, step)
+        done = trained.rollouts(max(episode + 1, SIDE_BY_SIDE))  # as many as `qscape landscape` runs
+        state = observation_at(done, episode, step)
     if plane == "pca" and taken is None:
         taken = trained.rollouts(1)[0].action
     surveyor = surveyor or Surveyor(trained.agent, q)

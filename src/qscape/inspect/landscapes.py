@@ -10,7 +10,7 @@ from qscape.errors import UsageError
 from qscape.inspect.landscape import SurveyedState, check_request, observation_at, parse_state
 from qscape.inspect.planes import share_plane
 from qscape.inspect.survey import QChoice, Survey, Surveyor, find_widest, pick_states, summarise
-from qscape.inspect.trained_agent import TrainedAgent
+from qscape.inspect.trained_agent import SIDE_BY_SIDE, TrainedAgent
 from qscape.inspect.valid import find_valid_balls
 from qscape.ops.landscape import Plane
 from qscape.report import environment_label
@@ -159,7 +159,8 @@ def _visit_states(
         if number < 1:
             raise UsageError(f"--{flag} is {number}; it must be at least 1.")
     named = {state: [parse_state(state)] for state in at if state != WIDEST}
-    done = trained.rollouts(max([episodes, *(place[0] + 1 for (place,) in named.values())]), seed)
+    needed = [place[0] + 1 for (place,) in named.values()]
+    done = trained.rollouts(max(episodes, *needed, SIDE_BY_SIDE if needed else 0), seed)
     if WIDEST in at:
         named[WIDEST] = find_widest(trained, done[:episodes], q)
     wanted = [place for state in at for place in named[state]]

@@ -103,7 +103,9 @@ class TrainedAgent:
     ) -> list[Rollout]:
         """Run whole episodes with the deterministic policy.
 
-        With the same seed these are the episodes of `qscape evaluate`.
+        With the same seed and number these are the episodes of `qscape evaluate`. An agent that draws in
+        evaluations (`wolpertinger`, `cem`) draws by the number of episodes side by side, so fewer than 10
+        episodes are not the first ones of 10.
 
         Args:
             episodes: number of episodes, at most 10 of them side by side.

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 from qscape.ops.surrogate import weighted_mean
 from qscape.types import Part, Scalar, setting
 
+EDGE = 0.5  # least distance of a probe's frequency from 0 and π, in radians per step
+
 
 @dataclasses.dataclass(frozen=True)
 class ExtremumSeeking(Part):
@@ -25,7 +27,9 @@ class ExtremumSeeking(Part):
     rate: float = setting(0.1, "α: gain of the loop.", within=">= 0", tune=(0.01, 1.0, "log"))
     frequency: float = setting(1.5, "ω: radians per step of the first entry's probe.", within="> 0")
     frequency_ratio: float = setting(
-        0.37, "r: entry i is probed at ω (1 + r i) mod π; 0: all at ω.", within=">= 0"
+        0.37,
+        "r: entry i > 0 is probed at ω (1 + r i), wrapped into [0.5, π − 0.5]; 0: all at ω.",
+        within=">= 0",
     )
     filter_gain: float = setting(0.5, "β of the high-pass filter of Q.", within="[0, 1]")
     bound: float = setting(0.3, "Bound on the move in every entry.", within=">= 0", tune=(0.05, 1.0))
@@ -63,14 +67,19 @@ class ExtremumSeeking(Part):
 
 
 def spread_frequencies(first: float, ratio: float, size: int) -> Float[Array, " A"]:
-    """Returns ω_i = ω (1 + r i) mod π: entries of an action that move at one frequency cannot be told apart.
+    """Returns ω_i = ω (1 + r i), wrapped into [0.5, π − 0.5].
+
+    Entries of an action that are probed at one frequency cannot be told apart. Near 0 and π, sin(ωt) hardly
+    moves within the few steps of the loop, so an entry would stay where it is.
 
     Args:
-        first: ω of the first entry.
+        first: ω of the first entry, which is not wrapped.
         ratio: r; 0: all entries have one frequency.
         size: A.
     """
-    return jnp.mod(first * (1.0 + ratio * jnp.arange(size)), jnp.pi)
+    apart = ratio * jnp.arange(size)
+    wrapped = EDGE + jnp.mod(first * (1.0 + apart) - EDGE, jnp.pi - 2 * EDGE)
+    return jnp.where(apart > 0, wrapped, first)
 
 
 def update_spread(

@@ -346,7 +346,9 @@ class Single(ActionSelector):
         if mode == "evaluate":
             return dist.mode(), {}, noise_state
         k_sample, k_noise = jax.random.split(key)
-        action, noise_state = explore(context, obs, dist.sample(k_sample)[0], noise_state, first, k_noise)
+        # Noise on a row of an action table whose rows lie far apart would be snapped back to this row.
+        drawn = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
+        action, noise_state = explore(context, obs, drawn, noise_state, first, k_noise)
         return action, {}, noise_state
 
 

@@ -294,6 +294,9 @@ def take_over(trainer: Any, plan: Plan) -> list[str]:
     _refuse_other_functions(run, source, trainer.agent)
     around = trainer.agent.init(trainer.key, actor)
     begun = jax.tree_util.tree_map_with_path(leaf, around)
+    if "critics_target" in fresh and not any(name.startswith("critics_target/") for name in found):
+        begun = begun._replace(critics_target=begun.critics)  # that run kept none; ours begin as copies
+        fresh.discard("critics_target")
     trainer.state = copy_buffers(begun._replace(optimisers=_restart_schedules(begun.optimisers)))
     replay_state = trainer.carry.replay_state
     kept = jax.tree_util.tree_map_with_path(leaf, {"scaling": replay_state.scaling})
@@ -322,7 +325,7 @@ def _restart_schedules(optimisers: PyTree) -> PyTree:
 
 
 def _refuse_other_functions(run: Path, source: Plan, agent: Agent) -> None:
-    """Raise a RunError if the other run's networks have other activations, another head or another support.
+    """Raise a RunError if the other run's networks have other activations, another head or other critics.
 
     With the same weights they would be other functions.
     """
@@ -338,6 +341,12 @@ def _refuse_other_functions(run: Path, source: Plan, agent: Agent) -> None:
                 f"{run} ({source.recipe}) was trained with base.{name} = {there}; here it is {here}, "
                 f"with which its networks are other functions: set it to {there}."
             )
+    there, here = (getattr(of.value, "name", None) for of in (other, agent))
+    if there != here:
+        raise RunError(
+            f"{run} ({source.recipe}) has critics of the kind {there}; here they are {here}, which are other "
+            f"functions: use its recipe."
+        )
     for name in ("low", "high"):
         there, here = (getattr(of.value, name, None) for of in (other, agent))
         if there != here:

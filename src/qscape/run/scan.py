@@ -37,7 +37,6 @@ from qscape.errors import UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.assembly import make_action_table
-from qscape.offpolicy.base import Base
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import StepEnd
@@ -130,19 +129,19 @@ def update_counts(agent: Agent, *, envs: int, steps: int) -> Int[np.ndarray, " T
             f"{agent.recipe} learns when episodes end; inside one program updates come by steps: leave "
             "checkpoints out (td7 then is td3+sale+lap+periodic+value_clip), and base.warmup_to_episode_end."
         )
-    base = _count_steps(agent.base, envs)
+    agent = _count_steps(agent, envs)
     counters, counts = agent.schedule.start(), []
     for made in range(0, steps, envs):
         updates = 0
-        if made >= base.warmup:
-            counters, updates, _ = agent.schedule.updates_due(counters, StepEnd(envs), base)
+        if made >= agent.base.warmup:
+            counters, updates, _ = agent.schedule.updates_due(counters, StepEnd(envs), agent.base)
         counts.append(updates)
     return np.array(counts, np.int32)
 
 
-def _count_steps(base: Base, envs: int) -> Base:
-    """Return the settings with environment steps in place of steps of all E environments."""
-    return dataclasses.replace(base, **base.scale_to_envs(envs))
+def _count_steps(agent: Agent, envs: int) -> Agent:
+    """Return the agent with environment steps in place of steps of all E environments in its settings."""
+    return dataclasses.replace(agent, base=dataclasses.replace(agent.base, **agent.base.scale_to_envs(envs)))
 
 
 def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
@@ -150,6 +149,7 @@ def start(agent: Agent, env: JaxEnv, key: Key, *, envs: int) -> Run:
 
     Call it under jit: then every array of the run has a buffer of its own and may be donated to `run_steps`.
     """
+    agent = _count_steps(agent, envs)
     layout, task = agent.layout(envs), agent.task
     storage, replay_state = agent.init_replay(layout)
     world = reset_world(env, envs, stream(key, "world.begin"))
@@ -186,8 +186,9 @@ def run_steps(
         The run after these steps, and the history with a row for each of them.
     """
     envs = len(run.world.length)
+    agent = _count_steps(agent, envs)
     names = cycle.metric_names(agent, agent.layout(envs))
-    warmup = jnp.int32(_count_steps(agent.base, envs).warmup)
+    warmup = jnp.int32(agent.base.warmup)
 
     def step(run: Run, updates: Array) -> tuple[Run, History]:
         run, _, ended = _step(agent, env, run, updates, warmup, key)
@@ -281,8 +282,8 @@ def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tupl
     Raises:
         UsageError: the agent learns when episodes end.
     """
-    base = _count_steps(agent.base, envs)
-    base = dataclasses.replace(base, **base.scale_to_run(steps))
+    agent = _count_steps(agent, envs)
+    base = dataclasses.replace(agent.base, **agent.base.scale_to_run(steps))
     agent = dataclasses.replace(agent, base=base)
     counts = update_counts(agent, envs=envs, steps=steps)
     return run_steps(agent, env, start(agent, env, key, envs=envs), key, counts)
