@@ -19,7 +19,7 @@ from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
-from qscape.onpolicy.sockets import NetworkOutputs, RolloutSamples, Trajectory
+from qscape.onpolicy.sockets import NetworkOutputs, Rollout, RolloutSamples, Trajectory
 from qscape.onpolicy.trust_region import TrustRegion
 from qscape.ops import surrogate
 from qscape.ops.returns import discounted_returns, gae, running_returns
@@ -425,6 +425,49 @@ def test_the_sum_that_scales_rewards_goes_on_over_rollouts():
 def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):
     with pytest.raises(UsageError, match=why):
         agents.build(recipe, settings)
+
+
+PICTURE = Spec(40 * 40, 1, choices=2, frame=(40, 40))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec", "settings"),
+    [
+        (
+            "ppo",
+            DISCRETE,
+            {
+                "learnable": {"width": 64, "feature_energy": 1.0, "l2": 0.3, "log_std": -2.0},
+                "plain": {"images": "flat", "image_hidden": (7,)},
+            },
+        ),
+        ("ppo", PICTURE, {"base": {"actor_hidden": (7,), "critic_hidden": (9,), "activation": "silu"}}),
+        (
+            "reinforce",
+            DISCRETE,
+            {"base": {"value_coefficient": 9.0, "critic_hidden": (7,), "shared_torso": True}},
+        ),
+        ("trpo+etf", DISCRETE, {"base": {"value_coefficient": 9.0}, "etf": {"l2": 0.3}}),
+        ("ppo+carsm", DISCRETE, {"base": {"value_coefficient": 9.0}}),
+    ],
+)
+def test_fields_that_do_nothing_are_named(recipe, spec, settings):
+    """With other values of them, start and update are the same programs."""
+
+    def program(given):
+        base = {"rollout": 8, "batch_size": 0, "passes": 1} | given.get("base", {})
+        agent = agents.build(recipe, given | {"base": base}).on(spec)
+        assert {f"{part}.{field}" for part in settings for field in settings[part]} <= {*agent.moot_fields()}
+        state, obs = jax.eval_shape(agent.init, jax.random.key(0)), jnp.zeros((4, 2, spec.row_size))
+        zeros, never = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
+        made = Rollout(obs, jnp.zeros((4, 2, spec.action_size)), zeros, never, never, obs, None)
+        made = (
+            jax.make_jaxpr(agent.init)(jax.random.key(0)),
+            jax.make_jaxpr(agent.update)(state, made, 0.0, jax.random.key(0)),
+        )
+        return re.sub("0x[0-9a-f]+", "", str(made))
+
+    assert program(settings) == program({})
 
 
 def test_a_fixed_layer_needs_a_choice():

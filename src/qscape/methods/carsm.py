@@ -115,6 +115,9 @@ class CARSM(PolicyUpdate):
             )
         return None
 
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        return {"base.value_coefficient": "with carsm, whose critic has a loss of its own"}
+
     def fits(self, spec: Spec, base: Base) -> str | None:
         if not spec.index_sizes:
             return (

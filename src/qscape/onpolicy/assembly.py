@@ -79,6 +79,19 @@ class Assembly(Bound):
         others = (part for part in self.parts.values() if part is not self.head)
         return next((why for part in others if (why := part.fits(spec, self.base))), None)
 
+    def moot_fields(self) -> dict[str, str]:
+        found, has_own = super().moot_fields(), self.policy_update.has_own_critic
+        if not self.estimator.needs_critic and not has_own:
+            without = f"without a critic, and {self.estimator.name} needs none"
+            found |= dict.fromkeys(("base.value_coefficient", "base.shared_torso"), without)
+        elif not (self.base.shared_torso if self.spec is None else self.has_shared_torso):
+            return found
+        else:
+            without = "with a critic that is one layer on the actor's torso (base.shared_torso)"
+        if isinstance(self.refiner, plain.AsDrawn):  # others may have critics of that size
+            found.setdefault("base.critic_hidden", without)
+        return found
+
     @property
     def parts(self) -> dict[str, Any]:
         """All parts, by name."""

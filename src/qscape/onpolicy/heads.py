@@ -62,6 +62,16 @@ class FeatureHead(ActionHead):
             return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
         return None
 
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        found = {}
+        if self.projector == "none":
+            found["width"] = f"without a projector, only with {self.name}.projector = linear"
+        if self.feature_bound is None:
+            found["feature_energy"] = f"without a bound, only with {self.name}.bound = ball or sphere"
+        if self.bound != "l2":
+            found["l2"] = f"without an L2 term, only with {self.name}.bound = l2"
+        return {f"{self.name}.{field}": why for field, why in found.items()}
+
     @property
     def feature_bound(self) -> float | None:
         return self.feature_energy if self.bound in ("ball", "sphere") else None
@@ -96,6 +106,12 @@ class Learnable(FeatureHead):
         "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
     )
     log_std: float = setting(0.0, "Initial log standard deviation of continuous actions.")
+
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        found = super().moot_fields(agent)
+        if agent.spec is not None and agent.spec.index_sizes:
+            found["learnable.log_std"] = "with discrete actions"
+        return found
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)
