@@ -524,7 +524,7 @@ def test_a_shared_torso_learns_from_both(recipe):
 
 
 def test_exploration():
-    """A share ε of the actions is uniform, whatever the policy says; evaluation has none of it."""
+    """A share ε of the actions is uniform, whatever the policy says; the mode and samples of it are not."""
     agent = build("ppo", base={"exploration": 0.3})
     state = begin(agent)
     sure = eqx.tree_at(lambda n: n.head.layer.bias, state.networks, jnp.array([50.0, 0.0, 0.0]))
@@ -532,7 +532,8 @@ def test_exploration():
     obs = jnp.zeros((20_000, 5))
     action = agent.act(acting, None, obs, None, 0, jax.random.key(2), "explore")[0][:, 0]
     np.testing.assert_allclose([(action == k).mean() for k in range(K)], [0.8, 0.1, 0.1], atol=0.02)
-    assert (agent.act(acting, None, obs, None, 0, jax.random.key(2))[0] == 0).all()
+    for mode in ("evaluate", "sample"):
+        assert (agent.act(acting, None, obs, None, 0, jax.random.key(2), mode)[0] == 0).all()
     with pytest.raises(UsageError, match="discrete"):
         agent.on(CONTINUOUS)
 

@@ -24,7 +24,7 @@ from qscape.inspect.collapse import measure_collapse
 from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
-from qscape.run import Plan, resume, saves, scan, scan_rollouts, train
+from qscape.run import Plan, policy, resume, saves, scan, scan_rollouts, train
 from qscape.run.plan import prepare
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
@@ -278,6 +278,14 @@ def test_the_paper_preset():
 
 
 # --- faces ------------------------------------------------------------------------------------------
+
+
+def test_a_sampled_evaluation_draws_from_the_policy_itself(whole, monkeypatch):
+    modes = []
+    monkeypatch.setattr(policy, "evaluate", lambda *given: modes.append(given[-1]) or [])
+    for sample in (False, True):
+        policy.evaluate_run(whole[0], 2, sample=sample)
+    assert modes == ["evaluate", "sample"]
 
 
 @pytest.mark.slow

@@ -269,8 +269,8 @@ class Assembly(Bound):
         Args:
             noise_state, first: unused; off-policy exploration noise needs them.
             env_steps: folded into the key; the same key and step give the same action.
-            mode: "evaluate" (the mode of the distribution) or "explore" (a sample, refined if there is a
-                refiner); static.
+            mode: "evaluate" (the mode of the distribution), "sample" (a sample of it) or "explore" (that of a
+                rollout: a sample that a refiner moves, or a random action in its place); static.
 
         Returns:
             The actions, no further replay columns, and no noise state.
@@ -279,6 +279,8 @@ class Assembly(Bound):
         if mode == "evaluate":
             return dist.mode(), {}, None
         key = stream(jax.random.fold_in(key, env_steps), f"{self.head.name}.act")
+        if mode == "sample":
+            return dist.sample(key)[0], {}, None
         if not self.base.exploration:
             states, refiner = acting.part_states, self.refiner
             action = dist.sample(key)[0]
