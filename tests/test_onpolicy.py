@@ -470,9 +470,10 @@ def test_fields_that_do_nothing_are_named(recipe, spec, settings):
     assert program(settings) == program({})
 
 
-def test_a_fixed_layer_needs_a_choice():
-    with pytest.raises(UsageError, match="needs at least two actions, and this environment has one"):
-        agents.build("ppo+etf").on(Spec(4, 1, choices=1))
+@pytest.mark.parametrize("spec", [Spec(4, 1, choices=1), Spec(4, 2, factors=(3, 1))])
+def test_a_fixed_layer_needs_a_choice(spec):
+    with pytest.raises(UsageError, match="values to choose from, and an action of this environment has one"):
+        agents.build("ppo+etf").on(spec)
 
 
 def test_scaled_returns():

@@ -104,6 +104,11 @@ class CARSM(PolicyUpdate):
 
     def conflict(self, agent: Any) -> str | None:
         base: Base = agent.base
+        if agent.recipe.split("+")[0] == "trpo":
+            return "carsm takes the place of the trust region, so nothing of trpo is left; write ppo+carsm."
+        if not agent.estimator.needs_critic:
+            by = agent.estimator.name
+            return f"carsm's returns are bootstrapped with its critic, not by {by}; write ppo+carsm."
         if base.shared_torso:
             return "carsm's critic has a torso of its own: base.shared_torso = False."
         if base.exploration:

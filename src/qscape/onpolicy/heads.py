@@ -166,7 +166,10 @@ class FixedHead(DiscreteHead):
     def fits(self, spec: Spec, base: Base) -> str | None:
         why = super().fits(spec, base)
         if spec.choices == 1:
-            why = f"{self.name} needs at least two actions, and this environment has one; leave it out."
+            why = (
+                f"{self.name} needs at least two values to choose from, and an action of this environment "
+                "has one; leave it out."
+            )
         if why or (spec.frame is not None and self.projector == "none"):
             return why
         return self.explain_too_few(spec, self.feature_width(base.actor_hidden[-1]))
@@ -175,7 +178,9 @@ class FixedHead(DiscreteHead):
         """One sentence if d features are not enough, else None."""
         if d >= self.min_features(spec.choices or 0):
             return None
-        torso_field = "base.actor_hidden" if spec.frame is None else "plain.image_hidden"
+        torso_field = "base.actor_hidden"
+        if spec.frame is not None:
+            torso_field = "plain.image_hidden (with plain.images = flat: base.actor_hidden)"
         field = torso_field if self.projector == "none" else f"{self.name}.width"
         return (
             f"{self.name} needs at least {self.min_features(spec.choices or 0)} features for {spec.choices} "
