@@ -13,9 +13,9 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from qscape.agents import (
     Agent,
     Settings,
-    apply_overrides,
     build,
     changed_fields,
+    list_overrides,
     merge_settings,
     parse,
     plugins,
@@ -308,7 +308,7 @@ def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
 
 def describe_overrides(agent: Agent) -> list[str]:
     """Return one sentence for each field of the base that a part overrides and the user does not set."""
-    return [str(m) for m in apply_overrides(agent)[1] if getattr(agent.base, m.field) == m.after]
+    return [str(m) for m in list_overrides(agent) if getattr(agent.base, m.field) == m.after]
 
 
 def part_notes(agent: Agent) -> list[str]:
