@@ -242,6 +242,13 @@ def _like(ring, numbers):
         ("ppo+carsm", Spec(3, 1, choices=900), {}, "404,550 swaps of 900 values"),
         ("ppo+carsm", FACTORED, {"exploration": 0.1}, "base.exploration = 0"),
         ("a2c+carsm", FACTORED, {"passes": 2}, "one step on a whole rollout"),
+        ("trpo+carsm", FACTORED, {}, "place of the trust region, .* write ppo.carsm"),
+        (
+            "reinforce+carsm",
+            FACTORED,
+            {},
+            "bootstrapped with its critic, not by monte_carlo; write ppo.carsm",
+        ),
     ],
 )
 def test_refusals(recipe, spec, fields, why):

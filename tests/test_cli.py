@@ -323,7 +323,7 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
     [
         (
             ["td3", "--base.rate-end", 0.2],
-            "--base.rate-end does nothing without a schedule; leave it out, or",
+            "--base.rate-end does nothing without a schedule, such as base.schedule = linear; leave it out.",
         ),
         (["td3", "--base.actor-horizon", "run"], "--base.actor-horizon does nothing without a schedule"),
         (["sac", "--base.decay", "decoupled"], "--base.decay does nothing without weight decay"),
@@ -332,6 +332,18 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
             "--base.target-noise-clip does nothing without noise to clip",
         ),
         (["td3", "--base.nearest-probes", 4], "--base.nearest-probes does nothing in an exact search"),
+        (
+            ["trpo", "--base.value-coefficient", 0.3],
+            "--base.value-coefficient does nothing in a trust region",
+        ),
+        (
+            ["reinforce", "--base.critic-hidden", 8],
+            "does nothing without a critic, and monte_carlo needs none",
+        ),
+        (
+            ["ppo", "--learnable.width", 64],
+            "does nothing without a projector, only with learnable.projector =",
+        ),
         (["td3", "--log-project", "a"], "--log-tags are for loggers; name one with --log"),
     ],
 )

@@ -234,6 +234,12 @@ def test_cosine_logits():
     longer, _ = agent.head.distribution(learned, None, 10.0 * x)
     np.testing.assert_allclose(longer.logits, dist.logits, rtol=1e-5)
     assert np.isfinite(agent.head.distribution(learned, None, jnp.zeros((1, 16)))[0].logits).all()
+    other = learned._replace(
+        layer=learned.layer._replace(rows=learned.layer.rows * jnp.array([[1.0], [2], [0.5]]))
+    )
+    for params in (learned, other):
+        layer = agent.head.action_layer(params, None)
+        np.testing.assert_allclose(layer, v / np.linalg.norm(v, axis=1, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -85,10 +85,14 @@ class Bars(gym.Env):
         return self.shown(), float(action == self.side), True, False, {}
 
 
-def test_a_simplex_on_too_few_features_of_pictures_is_refused():
+@pytest.mark.parametrize(
+    "settings",
+    [{"plain": {"image_hidden": (1,)}}, {"plain": {"images": "flat"}, "base": {"actor_hidden": (1,)}}],
+)
+def test_a_simplex_on_too_few_features_of_pictures_is_refused(settings):
     spec = Spec(2 * 36 * 36, 1, choices=3, frame=(2, 36, 36))
-    agent = agents.build("ppo+etf", {"etf": {"projector": "none"}, "plain": {"image_hidden": (1,)}})
-    why = "needs at least 2 features for 3 actions, and there are 1; raise plain.image_hidden"
+    agent = agents.build("ppo+etf", {"etf": {"projector": "none"}} | settings)
+    why = r"features for 3 actions, and there are 1; raise plain.image_hidden \(.* flat: base.actor_hidden\)"
     with pytest.raises(UsageError, match=why):
         agent.on(spec).init(jax.random.key(0), 1)
 

@@ -19,7 +19,7 @@ from qscape.nets.distributions import Categorical, Normal
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
-from qscape.onpolicy.sockets import NetworkOutputs, RolloutSamples, Trajectory
+from qscape.onpolicy.sockets import NetworkOutputs, Rollout, RolloutSamples, Trajectory
 from qscape.onpolicy.trust_region import TrustRegion
 from qscape.ops import surrogate
 from qscape.ops.returns import discounted_returns, gae, running_returns
@@ -427,9 +427,53 @@ def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):
         agents.build(recipe, settings)
 
 
-def test_a_fixed_layer_needs_a_choice():
-    with pytest.raises(UsageError, match="needs at least two actions, and this environment has one"):
-        agents.build("ppo+etf").on(Spec(4, 1, choices=1))
+PICTURE = Spec(40 * 40, 1, choices=2, frame=(40, 40))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec", "settings"),
+    [
+        (
+            "ppo",
+            DISCRETE,
+            {
+                "learnable": {"width": 64, "feature_energy": 1.0, "l2": 0.3, "log_std": -2.0},
+                "plain": {"images": "flat", "image_hidden": (7,)},
+            },
+        ),
+        ("ppo", PICTURE, {"base": {"actor_hidden": (7,), "critic_hidden": (9,), "activation": "silu"}}),
+        (
+            "reinforce",
+            DISCRETE,
+            {"base": {"value_coefficient": 9.0, "critic_hidden": (7,), "shared_torso": True}},
+        ),
+        ("trpo+etf", DISCRETE, {"base": {"value_coefficient": 9.0}, "etf": {"l2": 0.3}}),
+        ("ppo+carsm", DISCRETE, {"base": {"value_coefficient": 9.0}}),
+    ],
+)
+def test_fields_that_do_nothing_are_named(recipe, spec, settings):
+    """With other values of them, start and update are the same programs."""
+
+    def program(given):
+        base = {"rollout": 8, "batch_size": 0, "passes": 1} | given.get("base", {})
+        agent = agents.build(recipe, given | {"base": base}).on(spec)
+        assert {f"{part}.{field}" for part in settings for field in settings[part]} <= {*agent.moot_fields()}
+        state, obs = jax.eval_shape(agent.init, jax.random.key(0)), jnp.zeros((4, 2, spec.row_size))
+        zeros, never = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
+        made = Rollout(obs, jnp.zeros((4, 2, spec.action_size)), zeros, never, never, obs, None)
+        made = (
+            jax.make_jaxpr(agent.init)(jax.random.key(0)),
+            jax.make_jaxpr(agent.update)(state, made, 0.0, jax.random.key(0)),
+        )
+        return re.sub("0x[0-9a-f]+", "", str(made))
+
+    assert program(settings) == program({})
+
+
+@pytest.mark.parametrize("spec", [Spec(4, 1, choices=1), Spec(4, 2, factors=(3, 1))])
+def test_a_fixed_layer_needs_a_choice(spec):
+    with pytest.raises(UsageError, match="values to choose from, and an action of this environment has one"):
+        agents.build("ppo+etf").on(spec)
 
 
 def test_scaled_returns():
@@ -481,7 +525,7 @@ def test_a_shared_torso_learns_from_both(recipe):
 
 
 def test_exploration():
-    """A share ε of the actions is uniform, whatever the policy says; evaluation has none of it."""
+    """A share ε of the actions is uniform, whatever the policy says; the mode and samples of it are not."""
     agent = build("ppo", base={"exploration": 0.3})
     state = begin(agent)
     sure = eqx.tree_at(lambda n: n.head.layer.bias, state.networks, jnp.array([50.0, 0.0, 0.0]))
@@ -489,7 +533,8 @@ def test_exploration():
     obs = jnp.zeros((20_000, 5))
     action = agent.act(acting, None, obs, None, 0, jax.random.key(2), "explore")[0][:, 0]
     np.testing.assert_allclose([(action == k).mean() for k in range(K)], [0.8, 0.1, 0.1], atol=0.02)
-    assert (agent.act(acting, None, obs, None, 0, jax.random.key(2))[0] == 0).all()
+    for mode in ("evaluate", "sample"):
+        assert (agent.act(acting, None, obs, None, 0, jax.random.key(2), mode)[0] == 0).all()
     with pytest.raises(UsageError, match="discrete"):
         agent.on(CONTINUOUS)
 

@@ -1,5 +1,6 @@
 """Runs of on-policy agents: the trainer, saves, the command line, the Python face, and what is learned."""
 
+import contextlib
 import json
 import shutil
 from functools import lru_cache, partial
@@ -23,7 +24,7 @@ from qscape.inspect.collapse import measure_collapse
 from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
-from qscape.run import Plan, resume, saves, scan, scan_rollouts, train
+from qscape.run import Plan, policy, resume, saves, scan, scan_rollouts, train
 from qscape.run.plan import prepare
 from qscape.run.rollouts import Buffer, RolloutTrainer
 
@@ -46,6 +47,20 @@ def whole(tmp_path_factory):
     """One uninterrupted run, and what it told."""
     folder = tmp_path_factory.mktemp("runs") / "whole" / "0"
     return folder, drain(train(plan("ppo+etf+normalise+scale_rewards"), folder))
+
+
+def test_a_run_says_which_settings_do_nothing():
+    given = {"base": {"rollout": 8, "value_coefficient": 0.3}, "learnable": {"log_std": -1.0}}
+    made, agent, notes = prepare(plan("trpo", settings=given))
+    said = [note for note in notes if "does nothing" in note]
+    assert said == [
+        "base.value_coefficient does nothing in a trust region, where the critic's loss stands alone"
+    ]
+    adapter = make("CartPole-v1", index_actions=True)
+    with contextlib.closing(adapter):
+        started = next(RolloutTrainer(made, agent, adapter, None).events(16))
+    assert started.notes[0] == "learnable.log_std does nothing with discrete actions"
+    assert "value_coefficient" not in "".join(started.notes)
 
 
 def test_a_run(whole):
@@ -263,6 +278,14 @@ def test_the_paper_preset():
 
 
 # --- faces ------------------------------------------------------------------------------------------
+
+
+def test_a_sampled_evaluation_draws_from_the_policy_itself(whole, monkeypatch):
+    modes = []
+    monkeypatch.setattr(policy, "evaluate", lambda *given: modes.append(given[-1]) or [])
+    for sample in (False, True):
+        policy.evaluate_run(whole[0], 2, sample=sample)
+    assert modes == ["evaluate", "sample"]
 
 
 @pytest.mark.slow

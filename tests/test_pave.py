@@ -14,7 +14,7 @@ from small import build as small
 from test_contract import QUICK
 
 from qscape.agents import build
-from qscape.agents.recipes import apply_overrides
+from qscape.agents.recipes import list_overrides
 from qscape.errors import UsageError
 from qscape.methods.pave import PAVE, action_gradients
 from qscape.offpolicy.base import Base
@@ -304,7 +304,7 @@ def test_gradients_reach_the_critics_alone():
 
 def test_what_pave_moves():
     def moves(recipe):
-        return {m.field: m.after for m in apply_overrides(build(recipe))[1] if m.by == "pave"}
+        return {m.field: m.after for m in list_overrides(build(recipe)) if m.by == "pave"}
 
     assert moves("td3+pave") == SMOOTH
     assert moves("sac+pave") == SMOOTH | {"critic_loss_scale": 0.5}

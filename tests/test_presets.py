@@ -330,6 +330,11 @@ def test_numbers_of_the_zoo():
     assert (base.rollout, base.batch_size, base.passes, base.discount) == (512, 32, 5, 0.999)
     assert (base.learning_rate, base.entropy_coefficient) == (9.80828e-5, 0.00229519)
     assert (base.gradient_clip, base.value_coefficient, parts["learnable"].log_std) == (0.7, 0.835671, -2.0)
+    _, ppo, notes = prepare(Plan("ppo+normalise+scale_rewards", "Swimmer-v5", 1_000_000, preset="tuned"))
+    assert "meant for: ppo+normalise+scale_rewards --envs 4)" in notes[0]
+    base, decay = ppo.base, ppo.parts["gae"].decay
+    assert (base.rollout, base.batch_size, base.learning_rate) == (4 * 1024, 256, 6e-4)
+    assert (base.passes, base.discount, base.actor_hidden, decay) == (10, 0.9999, (64, 64), 0.98)
     _, sac, _ = prepare(Plan("sac", "BipedalWalker-v3", 500_000, preset="tuned"))
     assert (sac.base.actor_hidden, sac.base.actor_learning_rate, sac.base.discount) == (
         (400, 300),

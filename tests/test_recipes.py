@@ -10,13 +10,24 @@ import pytest
 from small import fits
 
 import qscape as qs
-from qscape.agents import BASES, EXPANSIONS, PARTS, apply_overrides, build, changed_fields, parse, settings_of
+from qscape.agents import (
+    BASES,
+    EXPANSIONS,
+    PARTS,
+    build,
+    changed_fields,
+    list_overrides,
+    onpolicy,
+    parse,
+    settings_of,
+)
 from qscape.agents.other_names import DIFFERENCES, OTHER_NAMES
 from qscape.agents.recipes import Expansion, convert
 from qscape.cli.options import Run
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
+from qscape.onpolicy.sockets import ActionRefiner
 from qscape.run.plan import Plan, label, prepare
 from qscape.types import setting
 
@@ -137,7 +148,7 @@ def test_a_users_word_wins_over_a_named_recipe(monkeypatch, toys):
     monkeypatch.setitem(EXPANSIONS, "mine", Expansion("sac+quantile+calm", "", settings))
     agent = build("mine")
     assert (agent.base.discount, agent.base.policy_delay, agent.value.quantiles) == (0.7, 5, 30)
-    assert [str(m) for m in apply_overrides(agent)[1] if m.by == "mine"] == [
+    assert [str(m) for m in list_overrides(agent) if m.by == "mine"] == [
         "mine sets base.discount = 0.7 (was 0.9)",
         "mine sets base.policy_delay = 5 (was 3)",
     ]
@@ -243,13 +254,32 @@ def test_user_wins_over_part_wins_over_base(toys):
 @pytest.mark.parametrize(("recipe", "delay"), [("td3+calm+rough", 4), ("td3+rough+calm", 3)])
 def test_the_part_named_later_wins_and_every_move_is_told(toys, recipe, delay):
     agent = build(recipe)
-    base, moves = apply_overrides(agent)
-    assert base == agent.base
-    assert base.policy_delay == delay
+    moves = list_overrides(agent)
+    assert agent.base.policy_delay == delay
     first, last = (move for move in moves if move.field == "policy_delay")
     assert (first.before, first.after, last.before, last.after) == (2, 7 - delay, 7 - delay, delay)
     assert str(last) == f"{recipe.split('+')[-1]} sets base.policy_delay = {delay} (was {7 - delay})"
     assert [(m.field, m.after) for m in moves if m.field != "policy_delay"] == [("discount", 0.9)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Short(ActionRefiner):
+    """Moves two fields that are valid together only."""
+
+    name: ClassVar[str] = "short"
+
+    def overrides(self, agent: Any) -> Mapping[str, Any]:
+        return {"rollout": 32, "batch_size": 32}
+
+
+def test_the_base_is_checked_once_all_have_spoken(monkeypatch):
+    monkeypatch.setitem(onpolicy.PARTS, "short", Short)
+    base = build("ppo+short").base
+    assert (base.rollout, base.batch_size) == (32, 32)
+    assert build("ppo+short", {"base": {"rollout": 16, "batch_size": 8}}).base.rollout == 16
+    with pytest.raises(UsageError, match=r"base.batch_size is 32 and base.rollout 16") as refused:
+        build("ppo+short", {"base": {"discount": 0.9, "rollout": 16}})
+    assert (refused.value.part, refused.value.field) == ("base", "rollout")
 
 
 def test_notes_of_a_run_tell_the_moves_that_hold():
@@ -261,8 +291,8 @@ def test_notes_of_a_run_tell_the_moves_that_hold():
 
 
 def test_an_override_that_changes_nothing_is_no_move():
-    assert apply_overrides(build("td3"))[1] == []
-    assert [str(m) for m in apply_overrides(build("sac+lap"))[1]] == [
+    assert list_overrides(build("td3")) == []
+    assert [str(m) for m in list_overrides(build("sac+lap"))] == [
         "lap sets base.critic_loss = lap_huber (was mse)"
     ]
 

@@ -303,7 +303,7 @@ def on_policy(**fields):
 
 
 def test_rollouts_are_refined_after_the_first_update(monkeypatch):
-    """On a planted Q = −(a − .3)²: v(20) = .0626 from a = 0. Evaluations are never refined."""
+    """On a planted Q = −(a − .3)²: v(20) = .0626 from a = 0. Evaluations and samples are never refined."""
     agent, state = on_policy()
     monkeypatch.setattr(esa, "min_value", lambda critics, obs, a: -jnp.square(a - 0.3).sum(-1))
     own, obs, action = state.part_states["esa"], jnp.zeros((3, S)), jnp.zeros((3, 1))
@@ -320,7 +320,8 @@ def test_rollouts_are_refined_after_the_first_update(monkeypatch):
     inside = np.abs(drawn) < 0.8  # beyond the box every action is executed as its border
     assert inside.any()
     assert (np.abs(executed - drawn)[inside] > 1e-4).all()
-    np.testing.assert_array_equal(act(own, "evaluate"), act(learned, "evaluate"))
+    for mode in ("evaluate", "sample"):
+        np.testing.assert_array_equal(act(own, mode), act(learned, mode))
 
 
 @pytest.mark.slow

@@ -123,6 +123,27 @@ def test_what_is_fixed_or_off_is_not_searched_unless_it_is_named():
     assert named == [Range("base.exploration_noise", 0.02, 0.5)]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "out", "within"),
+    [
+        ("ppo", {"learnable.width", "learnable.feature_energy"}, {"base.passes", "base.value_coefficient"}),
+        ("reinforce", {"base.value_coefficient"}, {"base.batch_size"}),
+        ("trpo", {"base.passes", "base.entropy_coefficient", "base.value_coefficient"}, {"gae.decay"}),
+        ("ppo+carsm", {"base.passes", "base.value_coefficient"}, {"base.entropy_coefficient"}),
+        ("a2c+cosine", {"cosine.feature_energy"}, {"cosine.width", "cosine.scale"}),
+    ],
+)
+def test_what_does_nothing_in_a_recipe_or_is_refused_by_it_is_not_searched(recipe, out, within):
+    names = {r.field for r in find_ranges(Plan(recipe, "CartPole-v1", 100_000))}
+    assert within <= names
+    assert not out & names
+
+
+def test_a_named_field_whose_range_the_recipe_refuses_is_refused():
+    with pytest.raises(UsageError, match=r"--fields base.passes: 'trpo' cannot be: a trust region takes one"):
+        find_ranges(Plan("trpo", "CartPole-v1", 100_000), ["base.passes"])
+
+
 def test_a_file_gives_ranges_in_the_fields_types(ranges):
     file = ranges(
         """

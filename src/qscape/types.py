@@ -253,6 +253,15 @@ class Bound:
         """
         return next((why for part in self.parts.values() if (why := part.conflict(self))), None)
 
+    def moot_fields(self) -> dict[str, str]:
+        """Finds the fields that do nothing in this agent: the user is told, and no search tries them.
+
+        Returns:
+            By `part.field`, the end of a sentence that begins "it does nothing". Some fields show only on an
+            agent that is bound to its task.
+        """
+        return {name: why for part in self.parts.values() for name, why in part.moot_fields(self).items()}
+
     @property
     def task(self) -> Spec:
         """The task that the agent is bound to.
@@ -385,6 +394,17 @@ class Part:
             One sentence that says why the part cannot work on this task; None if it works.
         """
         return None
+
+    def moot_fields(self, agent: Any) -> Mapping[str, str]:
+        """Fields of this part or of the base that do nothing in this agent, because of this part.
+
+        Args:
+            agent: the agent with all its parts and its final base; its `spec` is None until it is bound.
+
+        Returns:
+            By `part.field`, the end of a sentence that begins "it does nothing".
+        """
+        return {}
 
     def notes(self, agent: Any) -> list[str]:
         """Sentences that a user should read before a run with this agent begins; they stop nothing."""

@@ -638,17 +638,18 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
         agent,
         **{slot: _with_settings(part, merged) for slot, part in _filled_sockets(agent).items()},
     )
-    base, _ = apply_overrides(agent)
     given = settings.get("base", {})
-    base = _with_own_discount(set_fields(base, "base", given), given)
+    moved = {move.field: move.after for move in list_overrides(agent)}
+    base = set_fields(agent.base, "base", given, moved)
+    base = _with_own_discount(base, given)
     agent = dataclasses.replace(agent, base=base)
     if why := agent.conflict():
         raise UsageError(f"'{recipe}' cannot be: {why}")
     return agent
 
 
-def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
-    """Return the base with all overrides, and a list of these; of two overrides the later one wins.
+def list_overrides(agent: Agent) -> list[Override]:
+    """Return all overrides of the base in their order; of two overrides of a field the later one wins.
 
     They come from parts and, after the parts that it stands for, from the settings of an `Expansion`.
 
@@ -659,6 +660,7 @@ def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
     first = split(agent.recipe)[0]
     base: Any = (BASES | onpolicy.BASES)[base_name].base
     moves: list[Override] = []
+    moved: dict[str, Any] = {}
     turns: list[tuple[float, str, Mapping[str, Any]]] = [
         (names.index(part.name) if part.name in names else -1, part.name, part.overrides(agent))
         for part in agent.parts.values()
@@ -669,11 +671,11 @@ def apply_overrides(agent: Agent) -> tuple[Base, list[Override]]:
             if not hasattr(base, field):
                 known = [f.name for f in dataclasses.fields(base)]
                 raise UsageError(f"{by} overrides base.{field}; {nearest(field, known)}.", by)
-            before = getattr(base, field)
+            before = moved.get(field, getattr(base, field))
             if before != value:
                 moves.append(Override(field, before, value, by))
-                base = dataclasses.replace(base, **{field: value})
-    return base, moves
+                moved[field] = value
+    return moves
 
 
 def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any]]:
@@ -780,13 +782,16 @@ def _in_python(names: Iterable[str]) -> str:
     )
 
 
-def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
+def set_fields(
+    part: Any, name: str, fields: Mapping[str, Any], overrides: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
     """Return a part (or base) with some of its fields set to other values.
 
     Args:
         part: a dataclass.
         name: its name in settings, for messages.
         fields: values by field, of Python, JSON, TOML or NumPy.
+        overrides: values of further fields, over which `fields` win. All are checked together.
 
     Raises:
         UsageError: a field is unknown or cannot take its value; the error's `part` and `field` name it.
@@ -806,10 +811,11 @@ def set_fields(part: Any, name: str, fields: Mapping[str, Any]) -> Any:
             values[field] = convert(f"{name}.{field}", hints[field], value)
         except UsageError as problem:
             raise UsageError(str(problem), name, field) from problem
+    made = {**overrides, **values}
     try:
-        return dataclasses.replace(part, **values) if values else part
+        return dataclasses.replace(part, **made) if made else part
     except UsageError as problem:
-        raise UsageError(str(problem), name, _refused_field(part, values)) from problem
+        raise UsageError(str(problem), name, _refused_field(part, values, overrides)) from problem
 
 
 def _with_own_discount(base: Base, given: Mapping[str, Any]) -> Base:
@@ -830,11 +836,12 @@ def _with_own_discount(base: Base, given: Mapping[str, Any]) -> Base:
     return dataclasses.replace(base, discount_rule="fixed")
 
 
-def _refused_field(part: Any, values: Mapping[str, Any]) -> str | None:
+def _refused_field(part: Any, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
     """Return the field at fault: the first one without which the part accepts the other values, or None."""
     for field in values:
         with contextlib.suppress(UsageError):
-            dataclasses.replace(part, **{other: v for other, v in values.items() if other != field})
+            others = {other: v for other, v in values.items() if other != field}
+            dataclasses.replace(part, **{**overrides, **others})
             return field
     return None
 

@@ -140,7 +140,7 @@ PPO_MUJOCO: dict[str, Settings] = {
     "InvertedDoublePendulum": _ppo_on_mujoco(
         128, 512, 0.98, 1.55454e-4, 1.05057e-6, 0.4, 10, 0.8, 0.5, 0.695929, wide=False
     ),
-    "Swimmer": {"base": {"discount": 0.9999}},
+    "Swimmer": _ppo(4096, 256, discount=0.9999, decay=0.98, rate=6e-4),
     "Ant": {},
 }
 
@@ -160,7 +160,8 @@ def _zoo() -> Paper:
             if name in SAC_MUJOCO:
                 rows["sac", "", env] = SAC_START
             if name in PPO_MUJOCO:
-                rows["ppo", "", env], meant_for["ppo", env] = PPO_MUJOCO[name], f"ppo{normalised}"
+                envs = " --envs 4" if name == "Swimmer" else ""
+                rows["ppo", "", env], meant_for["ppo", env] = PPO_MUJOCO[name], f"ppo{normalised}{envs}"
         rows["sac", "", f"Swimmer-v{version}"] = merge_settings(SAC_START, {"base": {"discount": 0.9999}})
     meant_for |= {(base, "LunarLander-v3"): "--env-args continuous=True" for base in ("td3", "sac")}
     return Paper("RL Baselines3 Zoo, github.com/DLR-RM/rl-baselines3-zoo", rows, meant_for)

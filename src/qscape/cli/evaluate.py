@@ -26,7 +26,7 @@ class Options:
     episodes: int = setting(10, "Number of episodes for each run.")
     seed: int = setting(1000, "Sub-environment i is seeded with this plus i.")
     current: bool = setting(False, "Use the current policy even if checkpoints keep a better one.")
-    sample: bool = setting(False, "Draw actions from the policy, as in training (on-policy agents only).")
+    sample: bool = setting(False, "Draw actions from the policy itself (on-policy agents only).")
     bias: bool = setting(False, "Also compare Q with the discounted return that followed.")
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qscape import trusted
-from qscape.agents import Agent, recipe_for_dataset, register_named
+from qscape.agents import Agent, Settings, recipe_for_dataset, register_named
 from qscape.agents.recipes import recipe_for_images, set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
@@ -23,33 +23,6 @@ from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
 
 MOST_SEEDS = 1_000
-# Fields of the base that do nothing: which, in which case, how to see that, and the flag that changes it.
-IDLE: list[tuple[tuple[str, ...], str, Callable[[Any], bool], str]] = [
-    (
-        ("rate_end", "schedule_updates", "actor_horizon"),
-        "without a schedule",
-        lambda base: base.schedule == "constant",
-        "--base.schedule linear",
-    ),
-    (
-        ("decay", "decay_what"),
-        "without weight decay",
-        lambda base: not (base.actor_weight_decay or base.critic_weight_decay),
-        "--base.critic-weight-decay 0.01",
-    ),
-    (
-        ("target_noise_clip",),
-        "without noise to clip",
-        lambda base: not base.target_noise,
-        "--base.target-noise 0.2",
-    ),
-    (
-        ("nearest_probes",),
-        "in an exact search",
-        lambda base: base.nearest == "exact",
-        "--base.nearest clustered",
-    ),
-]
 
 
 def main(argv: list[str]) -> int:
@@ -109,8 +82,7 @@ def main(argv: list[str]) -> int:
     ]
     refuse_without_version(plans[0].env)
     plan, agent, _ = prepare(plans[0])  # refuses an impossible plan before a folder is created
-    there = (settings or {}).get("base", {})  # a config may hold all fields, also those that do nothing
-    _refuse_idle([name for name, v in given.get("base", {}).items() if there.get(name, ...) != v], agent)
+    _refuse_moot(given, settings or {}, agent)  # a config may hold all fields, also those that do nothing
     in_jax = False
     seen = not recipe_for_images(plan.recipe)[1] or is_simulator(plan.env)
     if not plan.dataset and (len(plans) > 1 or not seen):  # else the run itself checks that all fits
@@ -144,13 +116,14 @@ def main(argv: list[str]) -> int:
     return run_all(jobs, together, run.quiet)
 
 
-def _refuse_idle(typed: Collection[str], agent: Agent) -> None:
-    """Raise UsageError for the first typed field of the base that does nothing in this agent."""
-    for names, case, does_nothing, remedy in IDLE:
-        for name in names:
-            if name in typed and does_nothing(agent.base):
-                flag = f"--base.{name.replace('_', '-')}"
-                raise UsageError(f"{flag} does nothing {case}; leave it out, or add {remedy}.", field=name)
+def _refuse_moot(given: Settings, there: Settings, agent: Agent) -> None:
+    """Raise UsageError for the first typed field that does nothing; fields that were `there` are passed."""
+    for name, why in agent.moot_fields().items():
+        part, _, field = name.partition(".")
+        value = given.get(part, {}).get(field, ...)
+        if value is not ... and there.get(part, {}).get(field, ...) != value:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} does nothing {why}; leave it out.", part=part, field=field)
 
 
 def _together(how: str, plans: list[Plan], agent: Agent, in_jax: bool, loggers: Sequence[str] = ()) -> bool:

@@ -58,7 +58,8 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
         plan: the run to tune; the fields in its settings are fixed.
         fields: the fields to search, as `part.field`. Empty, and no file: all fields that define a range, are
             not fixed, and have a value in their range (SAC's exploration noise is off and so not searched),
-            without a discount that follows from the time limit.
+            without those that do nothing in the recipe, those whose range it refuses, and a discount that
+            follows from the time limit.
         file: TOML with ranges of further fields, or other ranges of these; None: no file.
 
     Raises:
@@ -69,8 +70,11 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
     fixed = {f"{part}.{field}" for part, of in plan.settings.items() for field in of}
     found: dict[str, Range] = {}
     if not fields and file is None:
-        moot = {"base.discount"} if present.get("base.discount_rule") == "time_limit" else set()
-        found = {n: r for n, r in own.items() if n not in fixed | moot and r.holds(present[n])}
+        moot = {*agent.moot_fields()}
+        if present.get("base.discount_rule") == "time_limit":
+            moot.add("base.discount")
+        free = {n: r for n, r in own.items() if n not in fixed | moot and r.holds(present[n])}
+        found = {n: r for n, r in free.items() if _why_refused(plan, r) is None}
     listed = dict(_from_file(plan, file, present, fixed)) if file else {}
     for name in fields:
         if problem := _refusal(name, agent, present, fixed):
@@ -80,7 +84,9 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
                 f"--fields {name}: it has no range of its own; give one with --ranges, in a TOML file: "
                 f'"{name}" = {{low = ..., high = ...}} or {{choices = [...]}}.'
             )
-        if name in own:
+        if name in own and name not in listed:
+            if problem := _why_refused(plan, own[name]):
+                raise UsageError(f"--fields {name}: {problem}")
             found[name] = own[name]
     found |= listed
     if not found:
@@ -119,6 +125,25 @@ def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str
     return None
 
 
+def _why_refused(plan: Plan, range_: Range) -> str | None:
+    """Return why the agent cannot take all values of a field's own range, or None if it can."""
+    try:
+        _typed_ends(plan, range_)
+    except UsageError as problem:
+        return str(problem)
+    return None
+
+
+def _typed_ends(plan: Plan, range_: Range) -> list[Any]:
+    """Return the choices, or both ends, of a range as the field's type.
+
+    Raises:
+        UsageError: the agent refuses one of them.
+    """
+    name, values = range_.field, range_.choices or (range_.low, range_.high)
+    return [_values(prepare(_with(plan, name, value))[1])[name] for value in values]
+
+
 def _from_file(
     plan: Plan, file: Path, present: Mapping[str, Any], fixed: set[str]
 ) -> Iterator[tuple[str, Range]]:
@@ -131,12 +156,11 @@ def _from_file(
     for name, where in places.items():
         if problem := _refusal(name, agent, present, fixed):
             raise source.error(where, f"{name}: {problem}")
-        found, typed = _read(source, where, name), []
-        for value in found.choices or (found.low, found.high):
-            try:  # the agent checks the value and converts it to the field's type
-                typed.append(_values(prepare(_with(plan, name, value))[1])[name])
-            except UsageError as problem:
-                raise source.error(where, str(problem)) from problem
+        found = _read(source, where, name)
+        try:
+            typed = _typed_ends(plan, found)
+        except UsageError as problem:
+            raise source.error(where, str(problem)) from problem
         ends = {"choices": tuple(typed)} if found.choices else {"low": typed[0], "high": typed[1]}
         yield name, found._replace(**ends)
 

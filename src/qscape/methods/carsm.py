@@ -104,6 +104,11 @@ class CARSM(PolicyUpdate):
 
     def conflict(self, agent: Any) -> str | None:
         base: Base = agent.base
+        if agent.recipe.split("+")[0] == "trpo":
+            return "carsm takes the place of the trust region, so nothing of trpo is left; write ppo+carsm."
+        if not agent.estimator.needs_critic:
+            by = agent.estimator.name
+            return f"carsm's returns are bootstrapped with its critic, not by {by}; write ppo+carsm."
         if base.shared_torso:
             return "carsm's critic has a torso of its own: base.shared_torso = False."
         if base.exploration:
@@ -114,6 +119,9 @@ class CARSM(PolicyUpdate):
                 "base.passes = 1 and base.episodes = 0."
             )
         return None
+
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        return {"base.value_coefficient": "with carsm, whose critic has a loss of its own"}
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if not spec.index_sizes:

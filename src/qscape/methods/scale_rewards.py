@@ -39,6 +39,9 @@ class ScaleRewards(Scaling):
             )
         return None
 
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        return {"scale_rewards.clip": "for returns, which are not clipped"} if self.what == "returns" else {}
+
     def init_state(self, spec: Spec, envs: int) -> PyTree:
         return init_moments(1)._replace(seen=jnp.zeros(())), jnp.zeros(envs)
 

@@ -133,6 +133,20 @@ class Assembly(Bound):
             )
         return super().conflict()
 
+    def moot_fields(self) -> dict[str, str]:
+        base, found = self.base, super().moot_fields()
+        if base.schedule == "constant":
+            without = "without a schedule, such as base.schedule = linear"
+            found |= dict.fromkeys(("base.rate_end", "base.schedule_updates", "base.actor_horizon"), without)
+        if not (base.actor_weight_decay or base.critic_weight_decay):
+            without = "without weight decay, such as base.critic_weight_decay = 0.01"
+            found |= dict.fromkeys(("base.decay", "base.decay_what"), without)
+        if not base.target_noise:
+            found["base.target_noise_clip"] = "without noise to clip, such as base.target_noise = 0.2"
+        if base.nearest == "exact":
+            found["base.nearest_probes"] = "in an exact search, only with base.nearest = clustered"
+        return found
+
     def _explain_index_conflict(self) -> str | None:
         """Returns why a part cannot work with, or without, indices as actions; None if all can."""
         rep, selector = self.representation, self.selector

@@ -79,6 +79,19 @@ class Assembly(Bound):
         others = (part for part in self.parts.values() if part is not self.head)
         return next((why for part in others if (why := part.fits(spec, self.base))), None)
 
+    def moot_fields(self) -> dict[str, str]:
+        found, has_own = super().moot_fields(), self.policy_update.has_own_critic
+        if not self.estimator.needs_critic and not has_own:
+            without = f"without a critic, and {self.estimator.name} needs none"
+            found |= dict.fromkeys(("base.value_coefficient", "base.shared_torso"), without)
+        elif not (self.base.shared_torso if self.spec is None else self.has_shared_torso):
+            return found
+        else:
+            without = "with a critic that is one layer on the actor's torso (base.shared_torso)"
+        if isinstance(self.refiner, plain.AsDrawn):  # others may have critics of that size
+            found.setdefault("base.critic_hidden", without)
+        return found
+
     @property
     def parts(self) -> dict[str, Any]:
         """All parts, by name."""
@@ -256,8 +269,8 @@ class Assembly(Bound):
         Args:
             noise_state, first: unused; off-policy exploration noise needs them.
             env_steps: folded into the key; the same key and step give the same action.
-            mode: "evaluate" (the mode of the distribution) or "explore" (a sample, refined if there is a
-                refiner); static.
+            mode: "evaluate" (the mode of the distribution), "sample" (a sample of it) or "explore" (that of a
+                rollout: a sample that a refiner moves, or a random action in its place); static.
 
         Returns:
             The actions, no further replay columns, and no noise state.
@@ -266,6 +279,8 @@ class Assembly(Bound):
         if mode == "evaluate":
             return dist.mode(), {}, None
         key = stream(jax.random.fold_in(key, env_steps), f"{self.head.name}.act")
+        if mode == "sample":
+            return dist.sample(key)[0], {}, None
         if not self.base.exploration:
             states, refiner = acting.part_states, self.refiner
             action = dist.sample(key)[0]

@@ -62,6 +62,16 @@ class FeatureHead(ActionHead):
             return f"a trust region has no L2 term in its loss; use {self.name}.bound = ball or sphere."
         return None
 
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        found = {}
+        if self.projector == "none":
+            found["width"] = f"without a projector, only with {self.name}.projector = linear"
+        if self.feature_bound is None:
+            found["feature_energy"] = f"without a bound, only with {self.name}.bound = ball or sphere"
+        if self.bound != "l2":
+            found["l2"] = f"without an L2 term, only with {self.name}.bound = l2"
+        return {f"{self.name}.{field}": why for field, why in found.items()}
+
     @property
     def feature_bound(self) -> float | None:
         return self.feature_energy if self.bound in ("ball", "sphere") else None
@@ -96,6 +106,12 @@ class Learnable(FeatureHead):
         "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
     )
     log_std: float = setting(0.0, "Initial log standard deviation of continuous actions.")
+
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        found = super().moot_fields(agent)
+        if agent.spec is not None and agent.spec.index_sizes:
+            found["learnable.log_std"] = "with discrete actions"
+        return found
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)
@@ -150,7 +166,10 @@ class FixedHead(DiscreteHead):
     def fits(self, spec: Spec, base: Base) -> str | None:
         why = super().fits(spec, base)
         if spec.choices == 1:
-            why = f"{self.name} needs at least two actions, and this environment has one; leave it out."
+            why = (
+                f"{self.name} needs at least two values to choose from, and an action of this environment "
+                "has one; leave it out."
+            )
         if why or (spec.frame is not None and self.projector == "none"):
             return why
         return self.explain_too_few(spec, self.feature_width(base.actor_hidden[-1]))
@@ -159,7 +178,9 @@ class FixedHead(DiscreteHead):
         """One sentence if d features are not enough, else None."""
         if d >= self.min_features(spec.choices or 0):
             return None
-        torso_field = "base.actor_hidden" if spec.frame is None else "plain.image_hidden"
+        torso_field = "base.actor_hidden"
+        if spec.frame is not None:
+            torso_field = "plain.image_hidden (with plain.images = flat: base.actor_hidden)"
         field = torso_field if self.projector == "none" else f"{self.name}.width"
         return (
             f"{self.name} needs at least {self.min_features(spec.choices or 0)} features for {spec.choices} "

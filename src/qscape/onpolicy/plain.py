@@ -1,7 +1,7 @@
 """The default part of every on-policy socket."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -35,6 +35,16 @@ class Plain(FeatureExtractor):
         if spec.frame is None or self.images == "flat":
             return None
         return describe_small_image(spec.frame)
+
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        if agent.spec is None:
+            return {}
+        if agent.spec.frame is None:
+            return dict.fromkeys(("plain.images", "plain.image_hidden"), "without images")
+        if self.images == "flat":
+            return {"plain.image_hidden": "with plain.images = flat, where base.actor_hidden has the widths"}
+        fields = ("base.actor_hidden", "base.critic_hidden", "base.activation")
+        return dict.fromkeys(fields, "with convolutions, after which plain.image_hidden has the widths")
 
     def init(self, key: Key, spec: Spec, base: Base, widths: tuple[int, ...]) -> PyTree:
         if spec.frame is not None and self.images == "convolutions":

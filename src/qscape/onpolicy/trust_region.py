@@ -77,6 +77,9 @@ class TrustRegion(PolicyUpdate):
             return "a trust region has no entropy bonus: base.entropy_coefficient = 0."
         return None
 
+    def moot_fields(self, agent: Any) -> dict[str, str]:
+        return {"base.value_coefficient": "in a trust region, where the critic's loss stands alone"}
+
     def optimised_params(self, networks: Networks) -> dict[str, PyTree]:
         return {"critic": networks.critic}
 

@@ -115,7 +115,7 @@ def play_policy(
         record: return every step.
         name: of the environment, for errors; None: its class.
         envs: number of environments that the episodes are of in turn, for errors.
-        mode: "evaluate" (the deterministic policy) or "explore" (samples of an on-policy agent's policy).
+        mode: "evaluate" (the deterministic policy) or "sample" (samples of an on-policy agent's policy).
 
     Raises:
         RunError: an action, observation or reward is NaN or infinite.

@@ -72,7 +72,7 @@ def evaluate(
         adapter: the evaluation environments, which are seeded again.
         episodes: number of episodes.
         seed: sub-environment i is seeded with `seed + i`.
-        mode: "evaluate" (the deterministic policy) or "explore" (samples of an on-policy agent's policy).
+        mode: "evaluate" (the deterministic policy) or "sample" (samples of an on-policy agent's policy).
 
     Returns:
         The episodes, in the order of their numbers.

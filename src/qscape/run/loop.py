@@ -26,7 +26,7 @@ from qscape.errors import RunError
 from qscape.ops.finite import LOSSES, guard_names, watch
 from qscape.run import events as ev
 from qscape.run.evaluation import SEED, evaluate, list_successes, rollouts
-from qscape.run.plan import Plan
+from qscape.run.plan import Plan, moot_notes
 from qscape.run.probes import PolicyEvaluation, Probes
 from qscape.system import peak_memory
 
@@ -120,6 +120,12 @@ class Loop:
         """Return sentences for the user when training starts."""
         raise NotImplementedError
 
+    def _moot_notes(self) -> list[str]:
+        """Return notes on the user's settings that do nothing on this task; `prepare` noted the others."""
+        anywhere = dataclasses.replace(self.agent, spec=None).moot_fields()
+        here = {name: why for name, why in self.agent.moot_fields().items() if name not in anywhere}
+        return moot_notes(here, self.plan.typed or {})
+
     def _take_memory(self) -> None:
         """Allocate the memory that the notes announced."""
 
@@ -180,7 +186,12 @@ class Loop:
             self._reset_environments()
             self.fresh = False
         yield ev.Started(
-            self.env_steps, until, self.plan.label, self.adapter.env_id, self.plan.seed, self._notes()
+            self.env_steps,
+            until,
+            self.plan.label,
+            self.adapter.env_id,
+            self.plan.seed,
+            self._moot_notes() + self._notes(),
         )
         self._take_memory()
         try:

@@ -13,9 +13,9 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from qscape.agents import (
     Agent,
     Settings,
-    apply_overrides,
     build,
     changed_fields,
+    list_overrides,
     merge_settings,
     parse,
     plugins,
@@ -227,6 +227,7 @@ def prepare(plan: Plan) -> tuple[Plan, Agent, list[str]]:
         typed = {part: {name: fields[part][name] for name in of} for part, of in own.items()}
         plan = dataclasses.replace(plan, typed=typed)
     notes += describe_overrides(agent) + part_notes(agent)
+    notes += moot_notes(agent.moot_fields(), plan.typed or {})
     if plan.dataset:  # where a step is an update
         base = dataclasses.replace(agent.base, updates_per_step=1.0)
         plan = _scale_to_run(plan, base, notes)
@@ -307,12 +308,18 @@ def _with_base(plan: Plan, fields: Mapping[str, Any]) -> Plan:
 
 def describe_overrides(agent: Agent) -> list[str]:
     """Return one sentence for each field of the base that a part overrides and the user does not set."""
-    return [str(m) for m in apply_overrides(agent)[1] if getattr(agent.base, m.field) == m.after]
+    return [str(m) for m in list_overrides(agent) if getattr(agent.base, m.field) == m.after]
 
 
 def part_notes(agent: Agent) -> list[str]:
     """Return the notes of all parts for users of this agent, one sentence each."""
     return [note for part in agent.parts.values() for note in part.notes(agent)]
+
+
+def moot_notes(moot: Mapping[str, str], typed: Settings) -> list[str]:
+    """Return one sentence for each field that the user set and that is among `moot` (`Bound.moot_fields`)."""
+    given = [f"{part}.{field}" for part, fields in typed.items() for field in fields]
+    return [f"{name} does nothing {moot[name]}" for name in given if name in moot]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:

@@ -115,7 +115,7 @@ def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = 
         episodes: number of episodes; up to 10 run in parallel.
         seed: sub-environment i is seeded with `seed` + i.
         current: take the current policy even if the checkpoint schedule keeps a better one.
-        sample: draw actions from the policy, as in training; only of on-policy agents.
+        sample: draw actions from the policy, without random or refined actions; only of on-policy agents.
 
     Returns:
         The environment steps of training, "kept" or "current", and the episodes.
@@ -134,6 +134,6 @@ def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = 
                 f"{loaded.programs.agent.recipe} is evaluated by its deterministic policy: only the policies "
                 "of on-policy agents (ppo) are sampled; leave --sample out."
             )
-        mode = "explore" if sample else "evaluate"
+        mode = "sample" if sample else "evaluate"
         done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
     return loaded.step, loaded.policy, done

@@ -171,7 +171,7 @@ def act_evaluating(
 
     The function takes observations [E, S], `first` [E] (True where an episode starts) and the step number;
     it returns actions [E, A] in [-1, 1]. It holds the noise state, so make a new one for every evaluation.
-    `mode`: "evaluate" (the deterministic policy) or "explore" (a sample of it).
+    `mode`: "evaluate" (the deterministic policy) or "sample" (a sample of an on-policy agent's policy).
     """
     noise_state = programs.init_noise(envs)
     key = evaluation_key()
