@@ -84,6 +84,22 @@ def test_environment_arguments_make_another_task(tmp_path):
     assert isinstance(references.normalise(statistics.final_scores(frame), "best"), str)
 
 
+def test_a_dataset_makes_another_task_with_the_scores_of_its_environment(tmp_path):
+    """Such as two sets of D4RL in one study: with the same seeds they are not one run twice."""
+    for data, last in (("expert", 3234.3), ("medium", 1500.0)):
+        file = {"dataset": f"data/hopper_{data}-v2.hdf5"}
+        for seed in range(2):
+            write_run(
+                tmp_path / data / str(seed), env="Hopper-v5", seed=seed, returns={10: [last]}, record=file
+            )
+    frame = qs.load_runs(tmp_path)
+    made = tables.compare(frame, reps=5, normalise="d4rl")
+    assert made.per_env["env"].tolist() == ["Hopper-v5[hopper_expert-v2]", "Hopper-v5[hopper_medium-v2]"]
+    assert made.scores["td3"][:, 0] == pytest.approx(1.0)
+    panels = figures.draw_overview(made.rows, reps=5).axes
+    assert [ax.get_xlabel() for ax in panels] == ["updates", "updates"]
+
+
 def break_run_json(folder: Path) -> None:
     (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
 

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import references, require_extra, statistics
+from qscape.report import name_steps, references, require_extra, statistics
 from qscape.report.labels import number_agents
 from qscape.tracking import track
 
@@ -76,7 +76,7 @@ def draw_learning_curves(
     if published is not None:
         _draw_published(ax, published, env, grid[-1])
     style_axes(
-        ax, env, "environment steps", f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
+        ax, env, name_steps(env), f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
     )
     ax.xaxis.set_major_formatter(_step_formatter())
     return ax

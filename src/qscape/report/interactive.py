@@ -6,7 +6,7 @@ The page sets the colours of text and background (see `page.render_document`); a
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qscape.report import references, require_extra, statistics
+from qscape.report import name_steps, references, require_extra, statistics
 from qscape.report.collapse import FLOOR, METRICS, metric_over_saves, note_trivial
 from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
@@ -54,7 +54,8 @@ def learning_curves_chart(
     `figures.draw_learning_curves`.
     """
     (env,) = rows["env"].unique()
-    chart = empty_chart(STEPS, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}, hovermode="x unified")
+    steps, returns = STEPS | {"title": name_steps(env)}, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}
+    chart = empty_chart(steps, returns, hovermode="x unified")
     grid = statistics.common_grid(rows)
     for name, group in rows.groupby("label"):
         values = statistics.align_to_grid(group, grid)
