@@ -58,11 +58,11 @@ def measure_smoothness(trained: TrainedAgent, episodes: int = 10, seed: int = SE
 
     Returns:
         Numbers ready for JSON: name, label, env, env_args, dataset, seed, step, policy, action_low,
-        action_high, eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see `geometry.GeometryProbe.measure`,
-        None for an agent without Q; `geometry_environment_units`, None also if the action box is [-1, 1];
-        `trace`, the first episode's actions [n, A] in the environment's units, at most 1,000 steps;
-        `spectrum`, frequencies [K] and amplitudes [K, A], means over episodes; `notes`, sentences for the
-        reader.
+        action_high, eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see
+        `geometry.GeometryProbe.measure`, None for an agent without Q; `geometry_environment_units`, None also
+        if the action box is [-1, 1]; `trace`, the first episode's actions [n, A] in the environment's units,
+        at most 1,000 steps; `spectrum`, frequencies [K] and amplitudes [K, A], means over episodes; `notes`,
+        sentences for the reader.
 
     Raises:
         UsageError: `episodes` is below 1, all episodes are too short for a spectrum, or actions are indices.

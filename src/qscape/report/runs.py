@@ -39,9 +39,10 @@ def load_runs(runs: Paths) -> pd.DataFrame:
 
     Returns:
         Columns run (folder), recipe, label, env (with its arguments and the dataset), seed, step, policy
-        ("current", or "kept" if checkpoints keep one); return, length and success (means over the episodes of one evaluation; success is NaN if the
-        environment reports none); the means of probe columns such as sm (NaN for runs without the probe);
-        episodes; budget (the steps that the run was started with).
+        ("current", or "kept" if checkpoints keep one); return, length and success (means over
+        the episodes of one evaluation; success is NaN if the environment reports none); the means of probe
+        columns such as sm (NaN for runs without the probe); episodes; budget (the steps that the run was
+        started with).
 
     Raises:
         UsageError: no run is found.
