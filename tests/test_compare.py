@@ -380,8 +380,13 @@ def test_files_of_a_run_and_folders_are_not_written_over(tmp_path, capsys):
     write_run(tmp_path / "a")
     before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
     for argv, why in (
-        (["--csv", tmp_path / "a" / "evaluations.csv"], "is a file of the run itself; name another one"),
-        (["--json", tmp_path / "a" / "run.json"], "is a file of the run itself"),
+        (
+            ["--csv", tmp_path / "a" / "evaluations.csv"],
+            "has the name of a file of a run, which only training",
+        ),
+        (["--json", tmp_path / "a" / "run.json"], "has the name of a file of a run"),
+        (["--csv", tmp_path / "evaluations.csv"], "has the name of a file of a run"),
+        (["--json", tmp_path / "new" / "run.json"], "has the name of a file of a run"),
         (["--csv", tmp_path / "a"], "is a folder; name a file"),
         (["--csv", f"{tmp_path}/new/"], "is a folder; name a file"),
     ):

@@ -155,6 +155,16 @@ def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
         qs.load_runs(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("stray", ["evaluations.csv", "metrics.jsonl"])
+def test_a_stray_file_hides_no_runs_below_it(tmp_path, stray):
+    """As earlier versions let `compare --csv STUDY/evaluations.csv` write one."""
+    write_run(tmp_path / "study/td3/0")
+    (tmp_path / "study" / stray).write_text("env,label\n")
+    frame, notes = read_runs(tmp_path)
+    assert set(frame["run"]) == {str(tmp_path / "study/td3/0")}
+    assert notes == [f"skipped {tmp_path / 'study'}: it has no run.json"]
+
+
 def test_half_an_evaluation_of_a_killed_run_does_not_count(tmp_path):
     write_run(tmp_path / "0", returns={0: [1, 1, 1], 10: [3, 3, 3]})
     with (tmp_path / "0/evaluations.csv").open("a") as file:

@@ -206,14 +206,16 @@ def _writing(file: str) -> Iterator[None]:
     """Create the folder of a file; an OSError in the `with` block becomes a RunError.
 
     Raises:
-        UsageError: the file is a folder, or belongs to a run.
+        UsageError: the file is a folder, or has the name of a file of a run.
         RunError: the file cannot be written.
     """
     path = Path(file)
     if file.endswith(("/", os.sep)) or path.is_dir():
         raise UsageError(f"{file} is a folder; name a file.")
-    if path.name in OF_A_RUN and (path.parent / OF_A_RUN[0]).exists():
-        raise UsageError(f"{file} is a file of the run itself; name another one.")
+    if path.name in OF_A_RUN:
+        raise UsageError(
+            f"{file} has the name of a file of a run, which only training writes; name another one."
+        )
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         yield

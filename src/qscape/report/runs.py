@@ -142,8 +142,9 @@ def _find_below(root: Path) -> Iterator[Path]:
         yield root.parent
     for place, folders, files in os.walk(root):
         if MARKS & set(files):
-            folders.clear()
             yield Path(place)
+        if "run.json" in files:  # a stray file of another name hides no runs below it
+            folders.clear()
         folders[:] = sorted(f for f in folders if not f.startswith("."))
 
 
