@@ -140,7 +140,13 @@ def _studies_above(path: Path) -> Iterator[Path]:
 def _find_below(root: Path) -> Iterator[Path]:
     if root.name in MARKS and root.is_file():
         yield root.parent
-    for place, folders, files in os.walk(root):
+    seen = set()  # links may lead in a circle
+    for place, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         if MARKS & set(files):
             yield Path(place)
         if "run.json" in files:  # a stray file of another name hides no runs below it
