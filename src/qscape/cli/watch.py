@@ -116,7 +116,8 @@ class RunView:
         """The run's row of the table."""
         newest = self.logged[-1] if self.logged else {}
         step, steps = newest.get("step", 0), self.record["steps"]
-        speed = newest.get("steps_per_second", math.nan)
+        speed = newest.get("steps_per_second")
+        speed = math.nan if speed is None else speed  # null in the file where it was not finite
         running = in_use(self.folder)
         left = (steps - step) / speed if running and speed else math.nan
         minutes, seconds = divmod(0 if math.isnan(left) else round(left), 60)
