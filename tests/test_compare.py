@@ -92,7 +92,13 @@ def test_tables_of_a_comparison(runs, says):
     assert "Normalised final scores; 0: random policy, 1: TD3 after 1M steps" in out
     assert "td3 > td7 2 0.00 [0.00, 0.00]" in out
     assert "no ranking claim" not in out
-    assert "Normalised best scores" in says("compare", "runs", "--best")
+    out = says("compare", "runs", "--best", "--csv", "best.csv", "--json", "best.json")
+    assert "Normalised best scores" in out
+    assert re.search(r"td3 current 5 100,000 1,025\.0 \[1,0\d\d\.\d, .{7}\] 1,025\.0 ± 15\.8 1,020\.0", out)
+    assert "Ant-v5: evaluation return; best: highest evaluation of each run; final: last evaluation" in out
+    with Path("best.csv").open() as file:
+        assert {row["score"] for row in csv.DictReader(file)} == {"best"}
+    assert json.loads(Path("best.json").read_text())["score"] == "best"
     assert "td3 current 5 100,000 1,022.5" in says("compare", "runs", "--final", 2)
 
 
@@ -271,7 +277,7 @@ def test_files(runs, says):
         (f"{task}-v1", "sfujim/TD3 learning_curves") for task in ("Ant", "Hopper")
     ]
     found = json.loads(Path("o/c.json").read_text())
-    assert set(found) == {"per_env", "aggregate", "improvement", "published", "notes"}
+    assert set(found) == {"per_env", "aggregate", "improvement", "published", "score", "notes"}
     assert found["per_env"][0]["final_mean"] == 1020.0
     assert [row["label"] for row in found["aggregate"]] == ["td3", "td7"]
     tex = Path("o/c.tex").read_text()
@@ -380,8 +386,13 @@ def test_files_of_a_run_and_folders_are_not_written_over(tmp_path, capsys):
     write_run(tmp_path / "a")
     before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
     for argv, why in (
-        (["--csv", tmp_path / "a" / "evaluations.csv"], "is a file of the run itself; name another one"),
-        (["--json", tmp_path / "a" / "run.json"], "is a file of the run itself"),
+        (
+            ["--csv", tmp_path / "a" / "evaluations.csv"],
+            "has the name of a file of a run, which only training",
+        ),
+        (["--json", tmp_path / "a" / "run.json"], "has the name of a file of a run"),
+        (["--csv", tmp_path / "evaluations.csv"], "has the name of a file of a run"),
+        (["--json", tmp_path / "new" / "run.json"], "has the name of a file of a run"),
         (["--csv", tmp_path / "a"], "is a folder; name a file"),
         (["--csv", f"{tmp_path}/new/"], "is a folder; name a file"),
     ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 from collections import OrderedDict
@@ -582,6 +583,8 @@ def test_td7_on_a_dataset(run, name, capsys):
     assert {"clone_distance", "encoder_loss"} <= lines[-1].keys()
     assert main(["evaluate", str(run), "--episodes", "1"]) == 0
     assert "score" in capsys.readouterr().out
+    assert main(["watch", str(run), "--once"]) == 0
+    assert re.search(r"^ +updates *$", capsys.readouterr().out, re.MULTILINE)
     newest = run / "saves" / saves.names(run / "saves")[-1]
     assert saves.read_arrays(newest, "replay")["storage"].size == 0, "the dataset is on the disk already"
 

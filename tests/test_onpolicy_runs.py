@@ -342,7 +342,7 @@ def test_bad_input(argv, sentence, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_collapse_of_a_group_with_one_seed(whole, tmp_path):
+def test_collapse_of_a_group_with_one_seed(whole, tmp_path, capsys):
     folder, _ = whole
     group = shutil.copytree(folder.parent, tmp_path / "group")
     found = measure_collapse(group, 50)
@@ -351,6 +351,10 @@ def test_collapse_of_a_group_with_one_seed(whole, tmp_path):
     shutil.copytree(group / "0", group / "1")
     with pytest.raises(UsageError, match="holds 2 runs; name one"):
         measure_collapse(group)
+    shutil.rmtree(group / "0" / "saves")
+    assert main(["collapse", str(group), "--states", "50"]) == 0
+    assert f"left out: {group / '0'} " in capsys.readouterr().out
+    assert (group / "1" / "inspect" / "collapse.png").exists()
 
 
 @pytest.mark.slow

@@ -77,11 +77,38 @@ def test_patterns_folders_and_brackets_find_each_run_once(tmp_path, monkeypatch)
             qs.load_runs(["runs", nothing])
 
 
+def test_seeds_and_groups_may_be_links_and_links_may_lead_in_a_circle(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"disk/{seed}", seed=seed)
+    (tmp_path / "runs/td3").mkdir(parents=True)
+    (tmp_path / "runs/td3/0").symlink_to(tmp_path / "disk/0")
+    (tmp_path / "runs/more").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/up").symlink_to(tmp_path)
+    frame = qs.load_runs(tmp_path / "runs")
+    assert frame.groupby("seed").size().tolist() == [2, 2, 2]
+
+
 def test_environment_arguments_make_another_task(tmp_path):
     write_run(tmp_path / "0", env="Ant-v5", env_args={"use_contact_forces": True})
     frame = qs.load_runs(tmp_path)
     assert set(frame["env"]) == {"Ant-v5(use_contact_forces=True)"}
     assert isinstance(references.normalise(statistics.final_scores(frame), "best"), str)
+
+
+def test_a_dataset_makes_another_task_with_the_scores_of_its_environment(tmp_path):
+    """Such as two sets of D4RL in one study: with the same seeds they are not one run twice."""
+    for data, last in (("expert", 3234.3), ("medium", 1500.0)):
+        file = {"dataset": f"data/hopper_{data}-v2.hdf5"}
+        for seed in range(2):
+            write_run(
+                tmp_path / data / str(seed), env="Hopper-v5", seed=seed, returns={10: [last]}, record=file
+            )
+    frame = qs.load_runs(tmp_path)
+    made = tables.compare(frame, reps=5, normalise="d4rl")
+    assert made.per_env["env"].tolist() == ["Hopper-v5[hopper_expert-v2]", "Hopper-v5[hopper_medium-v2]"]
+    assert made.scores["td3"][:, 0] == pytest.approx(1.0)
+    panels = figures.draw_overview(made.rows, reps=5).axes
+    assert [ax.get_xlabel() for ax in panels] == ["updates", "updates"]
 
 
 def break_run_json(folder: Path) -> None:
@@ -137,6 +164,16 @@ def test_a_broken_folder_is_skipped_and_named(tmp_path, harm, why):
         qs.load_runs(tmp_path)
     with pytest.raises(UsageError, match=r"no complete run in 1 folder\(s\): skipped .*bad/1"):
         qs.load_runs(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("stray", ["evaluations.csv", "metrics.jsonl"])
+def test_a_stray_file_hides_no_runs_below_it(tmp_path, stray):
+    """As earlier versions let `compare --csv STUDY/evaluations.csv` write one."""
+    write_run(tmp_path / "study/td3/0")
+    (tmp_path / "study" / stray).write_text("env,label\n")
+    frame, notes = read_runs(tmp_path)
+    assert set(frame["run"]) == {str(tmp_path / "study/td3/0")}
+    assert notes == [f"skipped {tmp_path / 'study'}: it has no run.json"]
 
 
 def test_half_an_evaluation_of_a_killed_run_does_not_count(tmp_path):
@@ -473,6 +510,29 @@ def test_what_is_drawn_is_what_was_computed(tmp_path):
     assert ax.get_title() == "Ant-v5"
     assert ax.get_xlabel() == "environment steps"
     assert "return" in ax.get_ylabel()
+
+
+def test_a_curve_of_one_evaluation_is_a_point_with_its_interval(tmp_path):
+    """Such as that of runs that have only begun."""
+    from qscape.report import interactive
+
+    for label, shown in (("begun", {10: 2.0}), ("longer", {0: 1.0, 10: 3.0, 20: 4.0})):
+        for seed in range(3):
+            returns = {step: [ret + seed] for step, ret in shown.items()}
+            write_run(tmp_path / label / str(seed), label=label, seed=seed, returns=returns)
+    rows = qs.load_runs(tmp_path)
+    for each, markers in ((False, ["o", "None"]), (True, ["o"] * 4 + ["None"] * 4)):
+        ax = figures.draw_learning_curves(rows, each=each, reps=20)
+        assert [line.get_marker() for line in ax.get_lines()] == markers
+    (interval,) = (
+        c for c in figures.draw_learning_curves(rows, reps=20).collections if hasattr(c, "get_segments")
+    )
+    (shown,) = interval.get_segments()
+    assert shown[:, 0].tolist() == [10, 10]
+    assert shown[0, 1] < 3.0 < shown[1, 1]
+    styles = interactive.make_line_styles(["begun", "longer"])
+    point, *_ = interactive.learning_curves_chart(rows, None, styles, 20).data
+    assert (point.mode, point.error_y.array[0]) == ("markers", shown[1, 1] - 3.0)
 
 
 def test_more_labels_than_colours_are_told_apart():

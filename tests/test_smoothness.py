@@ -555,6 +555,7 @@ def test_the_command_over_seeds(group, said):
         done = trained_agent.load_trained_agent(group / str(k)).rollouts(3)
         assert record["per_episode"]["sm"] == pytest.approx([direct_sm(2 * r.action) for r in done])
         np.testing.assert_allclose(record["trace"], 2 * done[0].action, atol=1e-6)
+        assert record["dataset"] == ""
         assert record["robustness"]["scale_from"] == str(group / "0")  # the first run's, for all
         assert record["robustness"]["scale"] == found["runs"][0]["robustness"]["scale"]
     (row,) = found["summary"]
@@ -643,6 +644,7 @@ def test_a_seed_counts_once(said):
     copied = [*found["runs"], {**found["runs"][1], "name": "copy"}]
     with pytest.raises(UsageError, match=r"/1 and copy are the same agent, environment and seed: leave one"):
         report.summarise(copied)
+    assert len(report.summarise([*copied[:2], {**copied[2], "dataset": "data/mine.hdf5"}], reps=50)) == 2
     in_memory = [{**record, "seed": None} for record in copied]
     assert report.summarise(in_memory, reps=50)["seeds"].tolist() == [3]
 

@@ -430,6 +430,29 @@ def test_a_warm_up_that_was_fitted_to_a_short_run(place):
     assert "base.warmup is 20 there and 25000 here" in there.why
 
 
+@pytest.mark.parametrize(
+    ("recipe", "fields", "same"),
+    [
+        ("ppo", "anneal = true", False),
+        ("ppo", "anneal = false", True),
+        ("ppo+carsm", "anneal = false", False),
+        ("ppo+carsm", "anneal = false }\ncarsm = { entropy_decay = 0.0", True),
+    ],
+)
+def test_a_run_that_anneals_is_of_one_length(place, recipe, fields, same):
+    """Its rate fell to 0 over the short run; in the long one it would jump back up."""
+    before = TEXT[TEXT.index("[[agents]]") : TEXT.index("[[environments]]")]
+    agent = f'[[agents]]\nrecipe = "{recipe}"\nbase = {{ rollout = 64, {fields} }}\n'
+    text = TEXT.replace(before, agent).replace("tiny:Clock-v0", "CartPole-v1")
+    quick, full = (study(text, budget).rows[0] for budget in ("quick", "full"))
+    for there, here in ((quick, full), (full, quick)):
+        plan, made, _ = prepare(there.plan)
+        differ = list_differences(here, to_json(plan, made), here.plan.steps)
+        lengths = f"is {there.plan.steps} there and {here.plan.steps} here"
+        assert differ == ([] if same else [f"the length of annealing {lengths}"])
+        assert not list_differences(there, to_json(plan, made), there.plan.steps)
+
+
 def test_a_discount_that_follows_from_the_time_limit_is_the_same_run(place):
     text = TEXT.replace("warmup = 50", 'discount_rule = "time_limit", warmup = 50')
     text = text.replace("tiny:Clock-v0", "Pendulum-v1").replace("steps = 2_000", "steps = 100")

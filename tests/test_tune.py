@@ -481,6 +481,12 @@ def test_a_folder_of_something_else_is_refused(here, ranges, capsys):
         "out holds another search: steps is 240 there and 300 here; choose another --out"
         in capsys.readouterr().err
     )
+    assert main(command("out", "--ranges", ranges(), "--seed", 7)) == 2
+    assert "out holds another search: seed is 0 there and 7 here" in capsys.readouterr().err
+    with open_search(search) as tuner:  # as a version that did not keep the seed
+        tuner.study.set_user_attr("search", {k: v for k, v in search.identity().items() if k != "seed"})
+    with open_search(dataclasses.replace(search, seed=7)):
+        pass
     assert main(command("out", "--fields", "base.discount")) == 2
     assert (
         "range of base.discount is None there and {'low': 0.9, 'high': 0.999} here" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`qscape watch`: what it shows is what the run's files say."""
 
 import csv
+import re
 import shutil
 import sys
 
@@ -73,6 +74,10 @@ def test_a_run_that_is_being_written(run, tmp_path, capsys):
     for name in ("metrics.jsonl", "evaluations.csv"):
         file = copy / name
         file.write_text(file.read_text()[:-9])  # half a line
+        if name == "metrics.jsonl":  # null: not finite
+            file.write_text(
+                re.sub(r'"steps_per_second": [^,}]+', '"steps_per_second": null', file.read_text())
+            )
     assert main(["watch", str(copy), "--once"]) == 0
     shutil.rmtree(copy / "saves")
     (copy / "evaluations.csv").unlink()
@@ -118,6 +123,15 @@ def test_a_metric_that_is_not_logged_is_answered_with_those_that_are(run, capsys
     assert "critic_loss" in out
     assert main(["watch", str(run), "--once", "--show", "critic_loss"]) == 0
     assert "no run has logged" not in capsys.readouterr().out
+
+
+def test_no_curve_is_black_which_a_dark_terminal_hides():
+    from qscape.report.terminal import COLOURS, Curve, render_chart
+
+    curves = [Curve(f"seed {k}", [0, 10], [k, k]) for k in range(len(COLOURS))]
+    shown = set(re.findall(r"38;2;(\d+;\d+;\d+)m", render_chart("return", "steps", curves, 60, 14, (0, 10))))
+    assert len(shown) == len(COLOURS)
+    assert "0;0;0" not in shown
 
 
 def test_without_the_extra_it_says_so(run, monkeypatch, capsys):

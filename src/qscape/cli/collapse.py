@@ -7,6 +7,7 @@ from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import plain_console, print_written, table
+from qscape.errors import QscapeError
 from qscape.types import setting
 
 COLUMNS = (
@@ -40,9 +41,13 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
-    console, records, files = plain_console(), [], []
+    console, records, files, problems = plain_console(), [], [], []
     for folder in find_runs(paths):
-        findings = collapse.measure_collapse(folder, given.states, given.seed)
+        try:
+            findings = collapse.measure_collapse(folder, given.states, given.seed)
+        except QscapeError as problem:  # one run that cannot be measured does not hide the others
+            problems.append(problem)
+            continue
         records.append(findings)
         rows = [
             [f"{row['step']:,}", *(_number(row[name]) for name in COLUMNS)] for row in findings["history"]
@@ -56,6 +61,10 @@ def main(argv: list[str]) -> int:
         if note := report.note_trivial(findings):
             console.print(note, style="yellow", soft_wrap=True)
         files.append(store.write_findings(folder, "collapse", findings))
+    if not records:
+        raise problems[0]
+    for problem in problems:
+        console.print(f"left out: {problem}", style="yellow", soft_wrap=True)
     if given.json:
         save_text(store.to_json({"runs": records}), given.json)
         files.append(Path(given.json))

@@ -102,11 +102,13 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
     if made.shared:
         console.print(f"{describe_shared(made.shared)}\n", soft_wrap=True)
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
+    said = {"final": f"final: {last}", "best": f"best: highest evaluation of each run; final: {last}"}
+    score, other = ("best", "final") if made.score == "best" else ("final", "best")
     for env, group in made.per_env.groupby("env"):
         rows = [
             [row["label"], row["policy"], str(row["seeds"]), f"{row['steps']:,}",
-             _estimate(row["final_iqm"], row["final_iqm_low"], row["final_iqm_high"]),
-             _mean(row["final_mean"], row["final_std"]), _number(row["best_iqm"]),
+             _estimate(*(row[f"{score}_iqm{end}"] for end in ("", "_low", "_high"))),
+             _mean(row[f"{score}_mean"], row[f"{score}_std"]), _number(row[f"{other}_iqm"]),
              *_stop_epoch(row)]
             for row in group.to_dict("records")
         ]  # fmt: skip
@@ -114,13 +116,15 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
             theirs = made.published[made.published["our_env"] == env]
             rows += [
                 [f"{row['method']} on {row['env']}", "published", str(row["seeds"]), f"{row['step']:,}",
-                 _number(row["iqm"]), _mean(row["mean"], row["sd"]), "-",
+                 *([_number(row["iqm"]), _mean(row["mean"], row["sd"]), "-"] if score == "final" else
+                   ["-", "-", _number(row["iqm"])]),  # published are final scores
                  *(["-"] if given.threshold is not None else [])]
                 for row in theirs.to_dict("records")
             ]  # fmt: skip
-        columns = ["label", "policy", "seeds", "steps", "final IQM [95%]", "final mean ± std", "best IQM"]
+        columns = ["label", "policy", "seeds", "steps"]
+        columns += [f"{score} IQM [95%]", f"{score} mean ± std", f"{other} IQM"]
         columns += [] if given.threshold is None else [f"stop epoch at {given.threshold:g}"]
-        print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; final: {last}", columns, rows)
+        print_table(console, f"{env}: {statistics.METRIC_NAMES[made.metric]}; {said[score]}", columns, rows)
     if len(made.aggregate):
         names = ["iqm", "mean", "median", "optimality_gap"]
         rows = [
@@ -206,14 +210,16 @@ def _writing(file: str) -> Iterator[None]:
     """Create the folder of a file; an OSError in the `with` block becomes a RunError.
 
     Raises:
-        UsageError: the file is a folder, or belongs to a run.
+        UsageError: the file is a folder, or has the name of a file of a run.
         RunError: the file cannot be written.
     """
     path = Path(file)
     if file.endswith(("/", os.sep)) or path.is_dir():
         raise UsageError(f"{file} is a folder; name a file.")
-    if path.name in OF_A_RUN and (path.parent / OF_A_RUN[0]).exists():
-        raise UsageError(f"{file} is a file of the run itself; name another one.")
+    if path.name in OF_A_RUN:
+        raise UsageError(
+            f"{file} has the name of a file of a run, which only training writes; name another one."
+        )
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -9,7 +9,7 @@ from qscape.cli.running import plain_console, show_tracks, table
 from qscape.errors import RunError, UsageError
 from qscape.inspect.bias import BiasProbe, measure_bias
 from qscape.inspect.trained_agent import load_trained_agent
-from qscape.report import environment_label
+from qscape.report import task_label
 from qscape.report.numbers import format_return
 from qscape.run.evaluation import list_successes
 from qscape.run.folder import read_plan, read_record, run_folders
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
              *(format_return(x, mean) for x in (std, min(returns), max(returns))),
              f"{length:,.0f}", success, "-" if scored is None else f"{scored:.1f}"]
         )  # fmt: skip
-        task = environment_label(read_record(folder))
+        task = task_label(read_record(folder))
         means.setdefault(f"{plan.label or plan.recipe} on {task}", []).append(mean)
     if not rows:
         raise RunError(" ".join(broken))

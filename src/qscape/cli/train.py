@@ -16,9 +16,10 @@ from qscape.cli.running import Job, plain_console, run_all
 from qscape.envs.build import refuse_without_version
 from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
+from qscape.report import environment_label
 from qscape.run.folder import refuse_taken
 from qscape.run.loop import adapt_to_images, may_compile, open_adapter
-from qscape.run.plan import Pace, Plan, anywhere, environment_name, folder_name, prepare
+from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
 from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
 
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
         adapter.close()
     together = _together(run.seeds_as, plans, agent, in_jax, run.log)
     task = (str(Path(run.dataset)) if run.dataset else run.env).strip("/\\")
-    place = folder_name(environment_name(task, options.env_args(run.env_args)))
+    place = folder_name(environment_label({"env": task, "env_args": options.env_args(run.env_args)}))
     group = Path(run.out) if run.out else Path("runs") / place / folder_name(plan.label)
     for note in notes:
         plain_console().print(note, soft_wrap=True)

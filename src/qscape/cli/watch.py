@@ -71,9 +71,10 @@ def render(folders: list[Path], slices: "QSlice", metric: str, console: Console)
     returns = [look.curve(policy) for look in looks for policy in look.policies()]
     values = [look.metric(metric) for look in looks]
     span = (0, max(look.record["steps"] for look in looks))
+    steps = "updates" if all(look.record.get("dataset") for look in looks) else "environment steps"
     for title, curves in (("evaluation return", returns), (metric, values)):
         curves = [c for c in curves if len(c[1])]
-        parts.append(_chart(title, "environment steps", curves, width, height, span))
+        parts.append(_chart(title, steps, curves, width, height, span))
     logged = {name for look in looks for row in look.logged for name in row} - {"step"}
     if logged and metric not in logged:
         there = f"no run has logged {metric} yet; --show takes {', '.join(sorted(logged))}."
@@ -115,7 +116,8 @@ class RunView:
         """The run's row of the table."""
         newest = self.logged[-1] if self.logged else {}
         step, steps = newest.get("step", 0), self.record["steps"]
-        speed = newest.get("steps_per_second", math.nan)
+        speed = newest.get("steps_per_second")
+        speed = math.nan if speed is None else speed  # null in the file where it was not finite
         running = in_use(self.folder)
         left = (steps - step) / speed if running and speed else math.nan
         minutes, seconds = divmod(0 if math.isnan(left) else round(left), 60)

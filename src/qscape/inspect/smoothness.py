@@ -57,12 +57,12 @@ def measure_smoothness(trained: TrainedAgent, episodes: int = 10, seed: int = SE
     Called by `qscape smoothness`, which writes the result to RUN/inspect/smoothness.json.
 
     Returns:
-        Numbers ready for JSON: name, label, env, env_args, seed, step, policy, action_low, action_high,
-        eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see `geometry.GeometryProbe.measure`,
-        None for an agent without Q; `geometry_environment_units`, None also if the action box is [-1, 1];
-        `trace`, the first episode's actions [n, A] in the environment's units, at most 1,000 steps;
-        `spectrum`, frequencies [K] and amplitudes [K, A], means over episodes; `notes`, sentences for the
-        reader.
+        Numbers ready for JSON: name, label, env, env_args, dataset, seed, step, policy, action_low,
+        action_high, eval_seed; `per_episode`, see `measure_episodes`; `geometry`, see
+        `geometry.GeometryProbe.measure`, None for an agent without Q; `geometry_environment_units`, None also
+        if the action box is [-1, 1]; `trace`, the first episode's actions [n, A] in the environment's units,
+        at most 1,000 steps; `spectrum`, frequencies [K] and amplitudes [K, A], means over episodes; `notes`,
+        sentences for the reader.
 
     Raises:
         UsageError: `episodes` is below 1, all episodes are too short for a spectrum, or actions are indices.
@@ -138,6 +138,7 @@ def _describe_run(trained: TrainedAgent) -> dict[str, Any]:
         "label": record.get("label") or trained.agent.recipe,
         "env": record.get("env"),
         "env_args": record.get("env_args", {}),
+        "dataset": record.get("dataset"),
         "seed": record.get("seed"),
         "step": trained.step,
         "policy": trained.policy,

@@ -13,6 +13,7 @@ from qscape.errors import QscapeError, RunError, UsageError
 from qscape.jobs.pool import Failure
 from qscape.jobs.study import Row, Study
 from qscape.jobs.worker import Job
+from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.logs import read_evaluations
@@ -209,7 +210,11 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
     Returns:
         One phrase for each field; empty if the runs are the same.
     """
-    wanted, there = _planned_fields(row, steps), _flatten_record(record)
+    plan, agent, _ = prepare(dataclasses.replace(row.plan, steps=steps))
+    wanted, there = _flatten_record(to_json(plan, agent)), _flatten_record(record)
+    if isinstance(agent, OnPolicyAgent) and agent.follows_progress:  # a shorter run is no beginning of it
+        wanted["the length of annealing"] = row.plan.steps
+        there["the length of annealing"] = record["steps"]
     if wanted.get("base.discount_rule") == "time_limit":  # a run records the discount that it came to
         for fields, name in product((wanted, there), ("base.discount", "base.discount_rule")):
             fields.pop(name, None)
@@ -218,12 +223,6 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
         for name in sorted(wanted.keys() | there.keys())
         if wanted.get(name) != there.get(name)
     ]
-
-
-def _planned_fields(row: Row, steps: int) -> dict[str, Any]:
-    """Return the fields that identify a run of a study, prepared for a total of `steps`."""
-    plan, agent, _ = prepare(dataclasses.replace(row.plan, steps=steps))
-    return _flatten_record(to_json(plan, agent))
 
 
 def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +250,8 @@ def _read_first_records(place: Path) -> list[dict[str, Any]]:
 
 def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
     """Describe how a plan differs from the most similar run of its recipe; "" without such a run."""
-    new = {k: v for k, v in _planned_fields(row, row.plan.steps).items() if k not in COMPARED}
+    plan, agent, _ = prepare(row.plan)
+    new = {k: v for k, v in _flatten_record(to_json(plan, agent)).items() if k not in COMPARED}
     candidates = []
     for record in records:
         if record["recipe"] == row.plan.recipe:

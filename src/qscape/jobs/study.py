@@ -24,9 +24,10 @@ from qscape.data import read_origin
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
+from qscape.report import task_label
 from qscape.run import probes
 from qscape.run.files import write_whole
-from qscape.run.plan import Plan, anywhere, environment_name, folder_name, prepare
+from qscape.run.plan import Plan, anywhere, folder_name, prepare
 
 BUDGETS = ("quick", "short", "full", "paper")
 BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
@@ -288,8 +289,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
 
 def _folder_of_environment(plan: Plan) -> str:
     """Return the name of an environment's folder: its id, its arguments, and the dataset's name."""
-    dataset = f"[{Path(plan.dataset).stem}]" if plan.dataset else ""
-    return folder_name(environment_name(plan.env, plan.env_args) + dataset)
+    return folder_name(task_label(vars(plan)))
 
 
 def _duplicate(

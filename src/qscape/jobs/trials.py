@@ -43,9 +43,10 @@ class Search:
     seed: int = 0
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that must be equal for trials to be comparable."""
+        """Return everything that must be equal for trials to belong to one search."""
         plan = self.plan
         fields: dict[str, Any] = {"recipe": plan.recipe, "seeds": self.seeds, "metric": self.metric}
+        fields["seed"] = self.seed
         fields |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
         fields |= {"preset": plan.preset} if plan.preset else {}
         fields |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}

@@ -251,6 +251,8 @@ def _open_study(search: Search) -> "optuna.Study":
         why = str(problem).splitlines()[0]
         raise RunError(f"{search.folder / DB} cannot be used ({why}); choose another --out.") from problem
     there, wanted = study.user_attrs.get("search"), search.identity()
+    if there and "seed" not in there:  # a search of an earlier version
+        del wanted["seed"]
     if there is None:
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(_default_fields(search))

@@ -146,6 +146,10 @@ class CARSM(PolicyUpdate):
             return []
         return [f"carsm's paper uses the whole return of an action: gae.decay = 1 (it is {decay:g})."]
 
+    @property
+    def follows_progress(self) -> bool:
+        return self.entropy_decay > 0
+
     # --- the critic -------------------------------------------------------------------------------------
 
     def init_critic(self, key: Key, spec: Spec, base: Base) -> tuple[PyTree, CarsmState]:

@@ -120,6 +120,11 @@ class Assembly(Bound):
             return self.task.frame is not None and self.policy_update.allows_shared_torso
         return self.base.shared_torso
 
+    @property
+    def follows_progress(self) -> bool:
+        """Does an update depend on the share of the run that is done?"""
+        return self.base.anneal or self.policy_update.follows_progress
+
     # --- the state --------------------------------------------------------------------------------
 
     def init(self, key: Key, envs: int = 1) -> State:

@@ -158,7 +158,8 @@ class Context(NamedTuple):
         value: (critic, observations [B, S]) to values [B], for a critic that does not share the torso.
         spec: the task.
         base: the settings.
-        progress: the share of the run that is done, in [0, 1].
+        progress: the share of the run that is done, in [0, 1]; a part that uses it says so by
+            `PolicyUpdate.follows_progress`.
         rate: learning rate of this update, after annealing.
         key: random key of this update and this part.
     """
@@ -256,6 +257,11 @@ class PolicyUpdate(StatefulPart):
     allows_shared_torso: ClassVar[bool] = True  # may the critic share the actor's torso?
     adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
     has_own_critic: ClassVar[bool] = False  # does it bring a critic of its own in place of v(s)?
+
+    @property
+    def follows_progress(self) -> bool:
+        """Does the update use `Context.progress`? Then a run depends on its length from its first step on."""
+        return False
 
     def init_critic(self, key: Key, spec: Spec, base: Base) -> tuple[PyTree, PyTree]:
         """The critic's parameters and the part's initial state. Called only if `has_own_critic`."""

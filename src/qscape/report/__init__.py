@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from qscape.errors import UsageError
@@ -24,7 +25,18 @@ def require_extra(what: str) -> Iterator[None]:
 
 
 def environment_label(record: Mapping[str, Any]) -> str:
-    """Format the environment's id with its arguments; other arguments define another task."""
+    """Format the environment's id with its arguments; other arguments define another environment."""
     args = record.get("env_args") or {}
     values = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
     return f"{record['env']}({values})" if values else record["env"]
+
+
+def task_label(record: Mapping[str, Any]) -> str:
+    """Format the environment and, behind it in brackets, the dataset that a run learned from, if it did."""
+    env, dataset = environment_label(record), record.get("dataset")
+    return f"{env}[{Path(dataset).stem}]" if dataset else env
+
+
+def name_steps(task: str) -> str:
+    """Name what the steps of a task from `task_label` are: on a dataset each one is an update."""
+    return "updates" if task.endswith("]") else "environment steps"

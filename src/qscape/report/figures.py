@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import references, require_extra, statistics
+from qscape.report import name_steps, references, require_extra, statistics
 from qscape.report.labels import number_agents
 from qscape.tracking import track
 
@@ -69,14 +69,20 @@ def draw_learning_curves(
         estimate = statistics.estimate_columns(values, 0 if each else reps)
         n = len(values)
         if each and n > 1:
-            ax.plot(grid, values.T, color=style["color"], lw=0.8, alpha=0.45)
+            for run in values:
+                thin = {"color": style["color"], "lw": 0.8, "alpha": 0.45}
+                ax.plot(grid, run, marker=_choose_marker(run), ms=4, **thin)
         elif n > 1:
             ax.fill_between(grid, estimate.low, estimate.high, color=style["color"], alpha=0.18, lw=0)
-        ax.plot(grid, estimate.value, label=wrap_label(f"{label} ({n} seed{'s' if n > 1 else ''})"), **style)
+            if _choose_marker(estimate.value):
+                at = np.isfinite(estimate.value)
+                ax.vlines(grid[at], estimate.low[at], estimate.high[at], color=style["color"], alpha=0.45)
+        name = wrap_label(f"{label} ({n} seed{'s' if n > 1 else ''})")
+        ax.plot(grid, estimate.value, label=name, marker=_choose_marker(estimate.value), **style)
     if published is not None:
         _draw_published(ax, published, env, grid[-1])
     style_axes(
-        ax, env, "environment steps", f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
+        ax, env, name_steps(env), f"{statistics.METRIC_NAMES[metric]} (IQM{'' if each else ', 95% band'})"
     )
     ax.xaxis.set_major_formatter(_step_formatter())
     return ax
@@ -144,6 +150,11 @@ def set_notes(figure: "Figure", *notes: str) -> None:
         figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=9)
 
 
+def _choose_marker(values: Any) -> str | None:
+    """A marker for a curve of a single point, which has no line; else None."""
+    return "o" if np.isfinite(values).sum() == 1 else None
+
+
 def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) -> None:
     same = (published["env"].map(references.strip_version) == references.strip_version(env)) & (
         published["step"] <= last
@@ -156,7 +167,7 @@ def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) 
         how = f"{about['seeds']} seeds, {about['protocol']}; {about['source']}"
         ax.plot(
             curve["step"], curve["curve"], color=GREYS[k % len(GREYS)], ls=DASHES[k % len(DASHES)],
-            marker="o" if len(curve) == 1 else None, lw=1.4, zorder=1,
+            marker=_choose_marker(curve["curve"]), lw=1.4, zorder=1,
             label=wrap_label(f"{method}, published: {about['env']}, {how}"),
         )  # fmt: skip
 

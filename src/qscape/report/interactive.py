@@ -6,7 +6,7 @@ The page sets the colours of text and background (see `page.render_document`); a
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qscape.report import references, require_extra, statistics
+from qscape.report import name_steps, references, require_extra, statistics
 from qscape.report.collapse import FLOOR, METRICS, metric_over_saves, note_trivial
 from qscape.report.embeddings import target_cosines
 from qscape.report.figures import COLOURS, GREYS
@@ -54,7 +54,8 @@ def learning_curves_chart(
     `figures.draw_learning_curves`.
     """
     (env,) = rows["env"].unique()
-    chart = empty_chart(STEPS, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}, hovermode="x unified")
+    steps, returns = STEPS | {"title": name_steps(env)}, {"title": f"{statistics.METRIC_NAMES[metric]} (IQM)"}
+    chart = empty_chart(steps, returns, hovermode="x unified")
     grid = statistics.common_grid(rows)
     for name, group in rows.groupby("label"):
         values = statistics.align_to_grid(group, grid)
@@ -69,19 +70,22 @@ def learning_curves_chart(
 def _add_curve_with_band(
     chart: Figure, x: np.ndarray, estimate: statistics.Estimate, name: str, style: LineStyle, form: str
 ) -> None:
-    """Add a line and its band; one click in the legend hides both."""
+    """Add a line and its band, or a point and its interval; one click in the legend hides both."""
     finite = np.isfinite(estimate.value)
     x, value, low, high = (np.asarray(part, float)[finite] for part in (x, *estimate))
     with_band = bool(np.isfinite(low).any())
-    if with_band:
+    is_point = len(x) == 1
+    if with_band and not is_point:
         chart.add_scatter(
             x=np.concatenate([x, x[::-1]]), y=np.concatenate([low, high[::-1]]), fill="toself", mode="lines",
             line={"width": 0}, fillcolor=make_translucent(style["color"]), hoverinfo="skip", showlegend=False,
             legendgroup=name,
         )  # fmt: skip
     interval = f" [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]" if with_band else ""
+    error = {"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low}
     chart.add_scatter(
-        x=x, y=value, mode="lines" if len(x) > 1 else "markers", line={"width": 2, **style},
+        x=x, y=value, mode="markers" if is_point else "lines", line={"width": 2, **style},
+        error_y=error if with_band and is_point else None,
         name=wrap_for_plotly(name), legendgroup=name,
         customdata=np.stack([low, high], 1) if with_band else None, hovertemplate=f"%{{y:{form}}}{interval}",
     )  # fmt: skip

@@ -40,7 +40,7 @@ class RunRecord(NamedTuple):
 
     Attributes:
         folder: its path.
-        env: environment id with arguments.
+        env: environment id with arguments and dataset.
         label: name of the agent in tables.
         seed: the run's seed.
         record: run.json.

@@ -64,8 +64,11 @@ def _short_name(method: str) -> str:
 
 
 def strip_version(env: str) -> str:
-    """Remove the version of an environment id (Ant-v5 is Ant): published results use other versions."""
-    return re.sub(r"-v\d+$", "", env)
+    """Remove version and dataset of a task (Ant-v5 is Ant, and Hopper-v5[hopper_medium-v2] is Hopper).
+
+    Published results use other versions, and scores on a dataset are normalised as those in its environment.
+    """
+    return re.sub(r"(-v\d+)?(\[.*\])?$", "", env)
 
 
 def reference_scores() -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.errors import UsageError, one_line
-from qscape.report import environment_label, require_extra
+from qscape.report import require_extra, task_label
 from qscape.sealed import unseal
 from qscape.tracking import track
 
@@ -38,10 +38,11 @@ def load_runs(runs: Paths) -> pd.DataFrame:
         runs: one or more run folders, folders that hold some at any depth, or glob patterns.
 
     Returns:
-        Columns run (folder), recipe, label, env, seed, step, policy ("current", or "kept" if checkpoints keep
-        one); return, length and success (means over the episodes of one evaluation; success is NaN if the
-        environment reports none); the means of probe columns such as sm (NaN for runs without the probe);
-        episodes; budget (the steps that the run was started with).
+        Columns run (folder), recipe, label, env (with its arguments and the dataset), seed, step, policy
+        ("current", or "kept" if checkpoints keep one); return, length and success (means over
+        the episodes of one evaluation; success is NaN if the environment reports none); the means of probe
+        columns such as sm (NaN for runs without the probe); episodes; budget (the steps that the run was
+        started with).
 
     Raises:
         UsageError: no run is found.
@@ -139,10 +140,17 @@ def _studies_above(path: Path) -> Iterator[Path]:
 def _find_below(root: Path) -> Iterator[Path]:
     if root.name in MARKS and root.is_file():
         yield root.parent
-    for place, folders, files in os.walk(root):
-        if MARKS & set(files):
+    seen = set()  # links may lead in a circle
+    for place, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
             folders.clear()
+            continue
+        seen.add(real)
+        if MARKS & set(files):
             yield Path(place)
+        if "run.json" in files:  # a stray file of another name hides no runs below it
+            folders.clear()
         folders[:] = sorted(f for f in folders if not f.startswith("."))
 
 
@@ -201,7 +209,7 @@ def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
         "run": str(folder),
         "recipe": one_line(str(record["recipe"])),
         "label": one_line(str(record.get("label") or record["recipe"])),
-        "env": one_line(environment_label(record)),
+        "env": one_line(task_label(record)),
         "seed": int(record["seed"]),
     }
 

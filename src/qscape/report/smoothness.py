@@ -6,7 +6,7 @@ A record is one run: the result of `measure_smoothness`, as RUN/inspect/smoothne
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qscape.report import environment_label, require_extra, statistics, tables
+from qscape.report import require_extra, statistics, tables, task_label
 from qscape.report.figures import COLOURS, GREYS, new_figure, style_axes
 from qscape.report.statistics import Estimate
 
@@ -38,7 +38,7 @@ def group_by_agent(records: Sequence[Record]) -> dict[tuple[str, str], list[Reco
     """Group records by environment and label: the seeds of one agent, in the given order."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        groups.setdefault((environment_label(dict(record)), record["label"]), []).append(record)
+        groups.setdefault((task_label(record), record["label"]), []).append(record)
     return groups
 
 
@@ -60,7 +60,7 @@ def summarise(records: Sequence[Record], reps: int = 2000) -> pd.DataFrame:
     tables.refuse_repeated(
         pd.DataFrame(
             [
-                {"run": r["name"], "env": environment_label(dict(r)), "label": r["label"], "seed": r["seed"]}
+                {"run": r["name"], "env": task_label(r), "label": r["label"], "seed": r["seed"]}
                 for r in records
             ]
         )

@@ -8,7 +8,9 @@ from qscape.report import require_extra
 with require_extra("Charts in the terminal"):
     import plotext
 
-    from qscape.report.figures import COLOURS
+    from qscape.report import figures
+
+COLOURS = (*figures.COLOURS[:-1], "#808080")  # black does not show on a dark terminal
 
 
 class Curve(NamedTuple):

@@ -338,12 +338,6 @@ def label(agent: Agent, preset: str | None = None, given: Settings | None = None
     return f"{agent.recipe}[{listed}]" if listed else agent.recipe
 
 
-def environment_name(env: str, args: Mapping[str, Any]) -> str:
-    """Return an environment's name with its arguments for folders, e.g. `Pendulum-v1(g=9)`."""
-    listed = ",".join(f"{name}={value}" for name, value in sorted(args.items()))
-    return f"{env}({listed})" if listed else env
-
-
 def folder_name(label: str) -> str:
     """Return a label or a name as that of a folder; a long one is cut and gets 8 digits of its hash."""
     name = file_name(label)
