@@ -191,7 +191,8 @@ def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_pat
         ({"drop": ("rewards",)}, UsageError, "lacks rewards"),
         ({"rewards": np.zeros(5)}, UsageError, "unequal length"),
         ({"rewards": np.full(27, np.nan)}, UsageError, "reward holds NaN or infinity in episode 0"),
-        ({"actions": np.full((27, 1), -2.0)}, UsageError, r"\[0\] reaches -2, outside its range \[-1, 1\]; name the env"),
+        ({"actions": np.full((27, 1), -2.0)}, UsageError,
+         r"\[0\] reaches -2, outside its range \[-1, 1\]; name the env"),
         ({k: np.zeros((0, 3)) for k in ("observations", "actions", "rewards", "terminals", "timeouts")},
          UsageError, "holds no transition"),
         ({"observations": np.array([b"x"] * 27)}, RunError, "cannot be read as HDF5: "),
@@ -227,7 +228,9 @@ def test_bad_minari_datasets_are_refused(datasets, tmp_path):
     made[1]["observations"][3, 0] = np.nan
     with pytest.raises(UsageError, match="observation holds NaN or infinity in episode 1, transition 8"):
         read(write("test/nan-v0", made))
-    with pytest.raises(UsageError, match="outside its range .*; record the actions as the environment takes"):
+    with pytest.raises(
+        UsageError, match=r"outside its range .*; record the actions as the environment takes"
+    ):
         read(write("test/wide-v0", episodes(scale=3.0)))
     with pytest.raises(UsageError, match=r"has actions Box\(-1.0, 1.0.*has MultiDiscrete"):
         read(write("test/levels-v0", episodes()), CLOCK, {"action_levels": 3})
