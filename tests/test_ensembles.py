@@ -93,7 +93,7 @@ def test_redq_overrides_and_refuses():
     with pytest.raises(UsageError, match="draw at most as many"):
         agents.build("redq", {"base": {"critics": 1}})
     assert part_notes(agents.build("redq")) == []
-    told = "targets move at every 20th update, with the actor; polyak.when = always: at each one"
+    told = "targets move at one update in 20, with the actor; polyak.when = always: at each one"
     assert part_notes(agents.build("td3+redq")) == [told]
 
 

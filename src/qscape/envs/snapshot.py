@@ -479,7 +479,8 @@ class _Reader:
                 raise _NotCapturable(
                     f"{path} is the method {name} of an object, which a reset does not put there"
                 )
-            return getattr(self.value(content, _owner(old), f"{path}.of"), name)
+            owner = self.value(content, _owner(old), f"{path}.of")
+            return old if owner is _owner(old) else getattr(owner, name)
         if kind == "partial":
             if not isinstance(old, functools.partial):
                 raise _NotCapturable(f"{path} is a partial where a reset puts a {_type_name(old)}")

@@ -147,10 +147,11 @@ class Polyak(TargetUpdate):
     )
 
     def notes(self, agent: Composition) -> list[str]:
-        delay = agent.base.policy_delay
-        if self.when == "always" or delay < 10:
+        delay, has_actor = agent.base.policy_delay, agent.selector.has_actor
+        if self.when == "always" or delay < (10 if has_actor else 3):  # TD3 has 2
             return []
-        return [f"targets move at every {delay}th update, with the actor; polyak.when = always: at each one"]
+        wait = ", with the actor" if has_actor else " (base.policy_delay)"
+        return [f"targets move at one update in {delay}{wait}; polyak.when = always: at each one"]
 
     def target_update(self, online: PyTree, target: PyTree, event: Event) -> PyTree:
         def move() -> PyTree:

@@ -50,7 +50,7 @@ def update(
     base, replay = agent.base, agent.replay
     number = state.updates + 1
     key = jax.random.fold_in(key, number)
-    delay, sync = base.policy_delay if agent.selector.has_actor else 1, base.sync_every
+    delay, sync = base.policy_delay, base.sync_every
     moves = number % delay == base.policy_phase % delay
     event = Event(number, state.env_steps, moves, number % sync == 0)
     state = state._replace(updates=number)
