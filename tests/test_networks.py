@@ -277,15 +277,21 @@ def test_targets_that_wait_for_an_actor_that_is_not_there_are_said():
     [
         ("sac+crossq", {}, False),
         ("td3+crossq+periodic", {}, True),
-        ("sac+crossq", {"polyak": {"rate": 0.5}}, True),
-        ("sac+crossq", {"polyak": {"rate": 0.5}, "crossq": {"target_critics": True}}, False),
+        ("td3+crossq+periodic", {"crossq": {"target_critics": True}}, False),
         ("sac+crossq_wn+periodic", {}, False),
     ],
 )
 def test_what_moves_no_targets_is_said(recipe, parts, said):
     notes = " ".join(part_notes(build(recipe, 16, parts)))
     assert "targets move at one update" not in notes
-    assert ("crossq keeps no targets of actor and critics, so" in notes) == said
+    assert ("crossq keeps no targets of actor and critics, so periodic moves none" in notes) == said
+
+
+def test_the_rate_of_targets_does_nothing_without_them():
+    """So it is neither searched nor accepted in silence."""
+    assert {"polyak.rate", "polyak.when"} <= build("sac+crossq", 16).moot_fields().keys()
+    for kept in (build("sac+crossq", 16, {"crossq": {"target_critics": True}}), build("sac+xqc", 16)):
+        assert "polyak.rate" not in kept.moot_fields()
 
 
 def test_target_critics_have_the_statistics_of_the_critics():

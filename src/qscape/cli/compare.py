@@ -103,7 +103,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         console.print(f"{describe_shared(made.shared)}\n", soft_wrap=True)
     last = f"mean of the last {given.final} evaluations" if given.final > 1 else "last evaluation"
     said = {"final": f"final: {last}", "best": f"best: highest evaluation of each run; final: {last}"}
-    score, other = ("best", "final") if made.score == "best" else ("final", "best")
+    score, other = made.score, "final" if made.score == "best" else "best"
     for env, group in made.per_env.groupby("env"):
         rows = [
             [row["label"], row["policy"], str(row["seeds"]), f"{row['steps']:,}",

@@ -91,12 +91,10 @@ class Subject:
 
     def draw_actions(self, *shape: int) -> np.ndarray:
         """Random actions of the action space, uniform; the bounds of the space are never exceeded."""
-        space = self.env.action_space
-        if isinstance(space, spaces.Discrete):
-            return self.actions.integers(space.start, space.start + space.n, shape).astype(space.dtype)
-        if (factored := FactoredActions.from_space(space)) is not None:
-            index = self.actions.integers(0, factored.sizes, (*shape, len(factored.sizes)))
-            return factored.from_indices(index).reshape(*shape, *factored.shape).astype(space.dtype)
+        space: Any = self.env.action_space
+        if sizes := _sizes(space):
+            index = self.actions.integers(0, sizes, (int(np.prod(shape)), len(sizes)))
+            return _to_action(space, index).reshape((*shape, *space.shape)).astype(space.dtype)
         if not isinstance(space, spaces.Box) or not np.isfinite([space.low, space.high]).all():
             raise UsageError(f"actions are {space}: they have to be discrete or a bounded Box")
         low, high = space.low.astype(float), space.high.astype(float)
@@ -104,19 +102,27 @@ class Subject:
         return np.clip(drawn.astype(space.dtype), space.low, space.high)
 
     def draw_action(self, info: Mapping[str, Any]) -> np.ndarray:
-        """A random action that `action_mask` or `candidates` of an info allow; without them, any one."""
-        space: Any = self.env.action_space
-        if "candidates" in info:
-            rows = np.asarray(info["candidates"])
-            return np.asarray(self.actions.choice(rows[rows >= 0]) + space.start, space.dtype)
-        if "action_mask" not in info:
+        """A random action; of an environment in JAX with masks, one that the last info allows."""
+        if self.native is None or self.native.mask is None:
             return self.draw_actions()
-        factored = FactoredActions.from_space(space)
-        ends = np.cumsum(factored.sizes)[:-1] if factored else []
-        valid = [np.flatnonzero(part) for part in np.split(np.ravel(info["action_mask"]), ends)]
-        index = np.array([[self.actions.choice(part) for part in valid]])
-        action = factored.from_indices(index)[0] if factored else index[0, 0] + space.start
-        return np.asarray(action, space.dtype)
+        space: Any = self.env.action_space
+        parts = np.split(info["action_mask"], np.cumsum(_sizes(space))[:-1])
+        index = np.array([[self.actions.choice(np.flatnonzero(part)) for part in parts]])
+        return _to_action(space, index)[0].astype(space.dtype)
+
+
+def _sizes(space: gym.Space) -> tuple[int, ...]:
+    """The number of values of each factor of a discrete action; () for other actions."""
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),)
+    factored = FactoredActions.from_space(space)
+    return factored.sizes if factored else ()
+
+
+def _to_action(space: gym.Space, index: Any) -> Any:
+    """Indices [b, K] of values as actions of a discrete space; works on NumPy and JAX arrays."""
+    factored = FactoredActions.from_space(space)
+    return index[:, 0] + getattr(space, "start", 0) if factored is None else factored.from_indices(index)
 
 
 def check(env_id: str, args: Mapping[str, Any] | None = None, steps: int = 10_000) -> list[Result]:
@@ -182,15 +188,9 @@ def _scan(env: JaxEnv, start: tuple[PyTree, Array], actions: Array, keys: Array)
     def step(start: tuple[PyTree, Array], now: tuple[Array, Array]) -> tuple[PyTree, Any]:
         (state, shown), (action, keys) = start, now
         if (mask := env.mask) is not None:
-            index = jax.vmap(mask.sample)(
-                shown[:, -mask.width :], jax.vmap(lambda k: stream(k, "action"))(keys)
-            )
-            factored, least = (
-                FactoredActions.from_space(env.action_space),
-                getattr(env.action_space, "start", 0),
-            )
-            drawn = index[:, 0] + least if factored is None else factored.from_indices(index)
-            action = drawn.astype(action.dtype)
+            drawing = jax.vmap(lambda key: stream(key, "action"))(keys)
+            index = jax.vmap(mask.sample)(shown[:, -mask.width :], drawing)
+            action = _to_action(env.action_space, index).astype(action.dtype)
         after, shown, outcome = jax.vmap(step_autoreset, (None, 0, 0, 0))(env, state, action, keys)
         return (after, shown), (state, action, outcome, shown)
 

@@ -7,7 +7,6 @@ from qscape.nets.batch_norm import BatchNorm
 from qscape.nets.batch_norm_torso import BatchNormTorso
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import Polyak
 from qscape.offpolicy.sockets import Composition, Network, Role
 from qscape.types import Key
 
@@ -31,8 +30,7 @@ class BatchNormNetwork(Network):
             twice = agent.normaliser.name
             notes.append(f"{self.name} normalises its input itself; {twice} beside it is redundant")
         moves = agent.target_update
-        asked = not isinstance(moves, Polyak) or moves.rate != Polyak().rate
-        if asked and not (self.keeps_target_critics or agent.base.target_actor):
+        if moves.name != "polyak" and not (self.keeps_target_critics or agent.base.target_actor):
             notes.append(f"{self.name} keeps no targets of actor and critics, so {moves.name} moves none")
         return notes
 

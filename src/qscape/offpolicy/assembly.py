@@ -143,6 +143,10 @@ class Assembly(Bound):
             found |= dict.fromkeys(("base.decay", "base.decay_what"), without)
         if not base.target_noise:
             found["base.target_noise_clip"] = "without noise to clip, such as base.target_noise = 0.2"
+        if not (self.network.keeps_target_critics or base.target_actor):
+            moves: Any = self.target_update
+            without = f"without target networks, of which {self.network.name} keeps none"
+            found |= {f"{moves.name}.{field.name}": without for field in dataclasses.fields(moves)}
         if base.nearest == "exact":
             found["base.nearest_probes"] = "in an exact search, only with base.nearest = clustered"
         return found
