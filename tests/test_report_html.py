@@ -251,6 +251,19 @@ def compared(root: Path, **given) -> tables.Comparison:
     return tables.compare(read_runs(root)[0], reps=200, **given)
 
 
+def test_best_evaluations_stand_beside_final_ones(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "runs" / str(seed), env=ENVS[0], seed=seed, returns={0: [9.0], 100_000: [1.0]})
+    argv = ["compare", str(tmp_path / "runs"), "--reps", "2", "--reference", "td3", "--best", "--html"]
+    assert main([*argv, str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    leaders = re.search(r"<table>.*?</table>", text[text.index('id="leaders"') :], re.DOTALL)[0]
+    head, ours, published = (re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in leaders.split("<tr")[1:])
+    assert head[1::3][:2] == ["best IQM", "final IQM"]
+    assert ours[1::3][:2] == ["9.00", "1.00"]
+    assert published[1:5] == ["–", "–", "–", "580.0"]
+
+
 def test_words_say_who_leads_and_whether_it_means_anything(tmp_path):
     for seed in range(5):
         write_run(tmp_path / f"a{seed}", label="a", seed=seed, returns={10: [100.0 + seed]})

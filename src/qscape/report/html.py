@@ -123,30 +123,36 @@ def add_leaders(draft: Draft) -> None:
 
 
 def _environment_table(comparison: Comparison, env: str) -> str:
-    of = comparison.per_env[comparison.per_env["env"] == env].sort_values(
-        f"{comparison.score}_iqm", ascending=False
-    )
+    score, other = ("best", "final") if comparison.score == "best" else ("final", "best")
+    of = comparison.per_env[comparison.per_env["env"] == env].sort_values(f"{score}_iqm", ascending=False)
     rows = [
         [
-            row["label"], *_estimate_cells(row, comparison.score), format_number(row["best_iqm"]),
+            row["label"], *_estimate_cells(row, score), format_number(row[f"{other}_iqm"]),
             row["seeds"], f"{row['steps']:,}", row["policy"],
         ]
         for row in of.to_dict("records")
     ]  # fmt: skip
     if len(comparison.published):
+        published = comparison.published[comparison.published["our_env"] == env].to_dict("records")
         rows += [
             [
-                f"{row['method']} on {row['env']}", format_number(row["iqm"]), NO_VALUE,
-                _mean_and_std(row["mean"], row["sd"]), NO_VALUE, row["seeds"], f"{row['step']:,}",
-                "published",
+                f"{row['method']} on {row['env']}", *_published_cells(row, score), row["seeds"],
+                f"{row['step']:,}", "published",
             ]
-            for row in comparison.published[comparison.published["our_env"] == env].to_dict("records")
+            for row in published
         ]  # fmt: skip
     columns = [
-        "agent", f"{comparison.score} IQM", "95% interval", "mean ± std", "best IQM", "seeds", "steps",
-        "policy",
+        "agent", f"{score} IQM", "95% interval", "mean ± std", f"{other} IQM", "seeds", "steps", "policy"
     ]  # fmt: skip
     return f"<h3>{escape_with_breaks(env)}</h3>" + page.table(columns, rows, numbers=range(1, 7), best=[0])
+
+
+def _published_cells(row: Mapping[Any, Any], score: str) -> list[str]:
+    """Format a published result, which is of final evaluations, below the columns of `score`."""
+    iqm = format_number(row["iqm"])
+    if score == "best":
+        return [NO_VALUE, NO_VALUE, NO_VALUE, iqm]
+    return [iqm, NO_VALUE, _mean_and_std(row["mean"], row["sd"]), NO_VALUE]
 
 
 def _estimate_cells(row: Mapping[Any, Any], score: str) -> list[str]:
