@@ -1,6 +1,8 @@
 # Every target sets up what it needs in .venv on its first run and again when pyproject.toml changes.
 PYTHON ?= python3
 JOBS ?= 2
+PARTS ?= 1
+PART ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/make-demo
@@ -44,8 +46,8 @@ test: lint browser ## check style and types and run the quick tests (minutes)
 test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (an hour and a half)
 	@$(PYTEST)
 
-test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour)
-	@$(PYTEST) -m "slow and not long"
+test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour); PARTS=4 PART=2: a quarter
+	@$(PYTEST) -m "slow and not long" --splits $(PARTS) --group $(PART)
 
 test-oldest: ## run a part of the tests with the oldest dependencies that are allowed (needs uv)
 	$(call with-versions,oldest,$(OLDEST),lowest-direct)

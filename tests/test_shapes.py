@@ -14,6 +14,7 @@ def traced():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_shapes_hold_in_an_update_of_every_recipe(traced):
     from test_contract import TABLE
 
@@ -22,6 +23,7 @@ def test_shapes_hold_in_an_update_of_every_recipe(traced):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_shape_is_caught(traced):
     error = traced["errors"]["update with a target [B]"]
     assert "qscape.offpolicy.update._targets.<locals>.value" in error
