@@ -139,6 +139,18 @@ def test_a_dataset_is_found_from_everywhere(place, monkeypatch):
     assert not list_differences(row, before, plan.steps), "from a run of an earlier version"
 
 
+def test_agents_get_conv_where_an_environment_shows_images(place):
+    """The rows are what the runs become: else finished runs count as other ones."""
+    both = study(TEXT + '\n[[environments]]\nid = "tiny:Picture-v0"\n').rows
+    assert {(r.plan.env, r.plan.recipe) for r in both} == {
+        ("tiny:Clock-v0", "td3"),
+        ("tiny:Clock-v0", "sac"),
+        ("tiny:Picture-v0", "td3+conv"),
+        ("tiny:Picture-v0", "sac+conv"),
+    }
+    assert all(r.folder.parent.name.startswith(f"{r.plan.recipe}[") for r in both)
+
+
 def test_a_preset_fills_what_the_file_leaves_open(place):
     text = TEXT.replace("tiny:Clock-v0", "Pendulum-v1").replace("base = {", 'preset = "paper"\nbase = {')
     plan = study(text).rows[0].plan

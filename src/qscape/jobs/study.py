@@ -21,12 +21,14 @@ from typing import Any, NamedTuple
 from qscape import trusted
 from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.data import read_origin
+from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
 from qscape.run import probes
 from qscape.run.files import write_whole
+from qscape.run.loop import adapt_to_images
 from qscape.run.plan import Plan, anywhere, folder_name, prepare
 
 BUDGETS = ("quick", "short", "full", "paper")
@@ -70,11 +72,13 @@ class Entry(NamedTuple):
         path: path of the entry in the file.
         fields: fields of the plan that the entry sets.
         steps: environment steps by budget, if the entry sets them; they win over those of the budget.
+        adapter: of an environment, its closed adapter.
     """
 
     path: Where
     fields: Mapping[str, Any]
     steps: Mapping[str, int]
+    adapter: EnvAdapter | None = None
 
 
 def names_of_studies() -> list[str]:
@@ -255,7 +259,8 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
         trusted.refuse_untrusted(trusted.list_code(env, args, ()), source.file)
-        make_adapter(env, env_args=args, index_actions=index_actions).close()
+        adapter = make_adapter(env, env_args=args, index_actions=index_actions)
+        adapter.close()
     except UsageError as problem:
         where = "args" if problem.field == "env_args" else "id"
         raise source.error((*path, where), f"environments.{where}: {problem}") from problem
@@ -268,7 +273,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         raise source.error((*path, "dataset"), f"environments.dataset: {problem}") from problem
     fields = {"env": env, "env_args": args, "dataset": dataset}
     fields |= {key: n for key, n in numbers.items() if n is not None}
-    return Entry(path, fields, _steps(source, (*path, "steps")))
+    return Entry(path, fields, _steps(source, (*path, "steps")), adapter)
 
 
 def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers: Mapping[str, Any]) -> Plan:
@@ -276,7 +281,8 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
     steps = next((e.steps[budget] for e in (agent, environment) if budget in e.steps), numbers["steps"])
     fields: dict[str, Any] = {**numbers, **environment.fields, **agent.fields, "steps": steps}
     try:
-        plan = Plan(**fields)
+        assert environment.adapter is not None
+        plan, _ = adapt_to_images(Plan(**fields), environment.adapter)
         return dataclasses.replace(plan, label=prepare(plan)[0].label)
     except UsageError as problem:
         key = problem.field
