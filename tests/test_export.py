@@ -374,11 +374,16 @@ def test_the_runner_refuses_other_environments(exported, capsys, monkeypatch, en
         (["nope.onnx"], "nope.onnx is no policy of qscape export ("),
         (["text.onnx"], "text.onnx is no policy of qscape export ("),
         (["p.onnx", "--observations", "nope.npy"], "nope.npy cannot be read ("),
+        (["p.onnx", "--observations", "one.npy"], "one.npy cannot be read (it holds no rows of 7 numbers"),
+        (["p.onnx", "--observations", "wide.npy"], "wide.npy cannot be read (it holds no rows of 7 numbers"),
+        (["p.onnx", "--env", "Rooms-v0", "--episodes", "0"], "--episodes is 0; it must be at least 1"),
     ],
 )
 def test_the_runner_refuses_files_that_it_cannot_read(exported, tmp_path, capsys, monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     Path("text.onnx").write_text("no network")
+    np.save("one.npy", np.zeros(7))
+    np.save("wide.npy", np.zeros((2, 8)))
     shutil.copyfile(exported / "p.onnx", "p.onnx")
     monkeypatch.setattr(sys, "argv", ["run_policy.py", *argv])
     with pytest.raises(SystemExit) as ended:

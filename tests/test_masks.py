@@ -391,6 +391,10 @@ def test_values_of_factors_may_be_masked(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run_policy.py", file, "--env", plan.env, "--episodes", "2"])
     run_policy.main()
     assert "over 2 episodes" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    ran = {}
+    exec(Path("p.md").read_text().split("```python")[1].split("```")[0], ran)  # the card's example
+    assert ran["action"].shape == (3,)
 
 
 def test_every_factor_needs_a_valid_value():

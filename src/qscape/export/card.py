@@ -48,7 +48,7 @@ def render_card(
 
     `further`: lines below the results.
     """
-    about, record = describe(source), source.record
+    about, record, masks = describe(source), source.record, source.loaded.adapter.masks
     action, low_high = about["action"], "unbounded"
     if action["low"] is not None:
         low_high = f"{action['low']} to {action['high']}"
@@ -75,11 +75,16 @@ def render_card(
         + (f" with {_code(about['env_args'])}" if about["env_args"] else ""),
         f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
+        *(
+            [f"- action mask: {masks.entries} booleans, which actions are valid, as the environment says it"]
+            if masks
+            else []
+        ),
         "",
         *(["## Files", "", *(f"- `{file.name}`" for file in files)] if files else []),
         *_describe_check(checked),
         "",
-        *_usage_example(files, about),
+        *_usage_example(files, about, masks.entries if masks else None),
         "## Agent",
         "",
         f"Recipe {_code(about['recipe'])}. "
@@ -170,10 +175,12 @@ def _describe_check(checked: OnnxCheck | None) -> list[str]:
     ]
 
 
-def _usage_example(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
+def _usage_example(files: Sequence[Path], about: dict[str, Any], valid: int | None) -> list[str]:
+    """Return the code that runs the ONNX file; `valid`: entries of its mask of actions, None without one."""
     onnx = next((f.name for f in files if f.suffix == ".onnx"), None)
     if onnx is None:
         return []
+    inputs = '{"observation": observation' + (', "action_mask": valid}' if valid else "}")
     return [
         "```python",
         "import numpy as np",
@@ -181,7 +188,8 @@ def _usage_example(files: Sequence[Path], about: dict[str, Any]) -> list[str]:
         "",
         f'policy = ort.InferenceSession("{onnx}")',
         f"observation = np.zeros((1, {about['observation']['size']}), np.float32)  # [batch, S], raw",
-        'action = policy.run(None, {"observation": observation})[0][0]  # as the environment takes it',
+        *([f"valid = np.ones((1, {valid}), bool)  # which actions are valid"] if valid else []),
+        f"action = policy.run(None, {inputs})[0][0]  # as the environment takes it",
         "```",
         "",
     ]

@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1000, help="of the first episode")
     given = parser.parse_args()
+    if given.episodes < 1:
+        parser.exit(2, f"{parser.prog}: --episodes is {given.episodes}; it must be at least 1.\n")
     try:
         session, about = load(given.file)
     except Exception as problem:  # onnxruntime has a class for every cause, and they share no base
@@ -150,7 +152,7 @@ def main() -> None:
     print(f"{about['label']} on {about['env']}: {size} numbers in, action {about['action']['shape']} out")
     if given.env:
         try:
-            envs = [make_env(about, given.env) for _ in range(min(max(given.episodes, 1), COPIES))]
+            envs = [make_env(about, given.env) for _ in range(min(given.episodes, COPIES))]
         except ValueError as problem:
             parser.exit(2, f"{parser.prog}: {problem}.\n")
         returns = run_episodes(session, about, envs, given.episodes, given.seed)
@@ -158,7 +160,9 @@ def main() -> None:
         return
     try:
         rows = np.load(given.observations) if given.observations else np.zeros((3, size), np.float32)
-    except (OSError, ValueError) as problem:
+        if np.shape(rows)[1:] != (size,) or not len(rows) or rows.dtype.kind not in "biuf":
+            raise ValueError(f"it holds no rows of {size} numbers")
+    except (OSError, ValueError, EOFError) as problem:
         parser.exit(2, f"{parser.prog}: {given.observations} cannot be read ({first_line(problem)}).\n")
     for row, action in zip(rows, act(session, rows), strict=True):
         print(np.round(row, 3), "->", action)
