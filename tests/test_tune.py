@@ -288,6 +288,10 @@ def test_every_kind_of_value_survives_the_command(tmp_path):
         f"{tmp_path}/a search/best",
     )
     assert options.env_args(run.env_args) == {"g": 9.5}
+    for shared in (True, False, None):  # no switch, since it may be None
+        plan = Plan("ppo", "Pendulum-v1", 5_000, settings={"base": {"shared_torso": shared}})
+        said = train_command(Trial(Search(plan, find_ranges(plan), tmp_path), 0, {}))
+        assert options.train_command(said[2], said[3:])[1] == plan.settings
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -239,15 +239,17 @@ def train_command(trial: Trial) -> list[str]:
         command += ["--preset", plan.preset]
     if search.seeds > 1:
         command += ["--seeds", *map(str, range(search.seeds))]
+    agent = build(plan.recipe, trial.settings)
     for part, fields in trial.settings.items():
+        hints = get_type_hints(type(agent.base if part == "base" else agent.parts[part]))
         for field, value in fields.items():
-            command += flag(f"{part}.{field}", value)
+            command += flag(f"{part}.{field}", value, hints[field] is bool)
     return [*command, "--out", str(search.folder / "best")]
 
 
-def flag(name: str, value: Any) -> list[str]:
-    """Return the flag that sets a field `part.field` to a value, as a list of arguments."""
-    if isinstance(value, bool):
+def flag(name: str, value: Any, switch: bool) -> list[str]:
+    """Return the flag that sets a field `part.field` to a value, as arguments; a switch takes no value."""
+    if switch:
         part, _, field = name.partition(".")
         return [f"--{part}.{'' if value else 'no-'}{field}".replace("_", "-")]
     values = value if isinstance(value, (list, tuple)) else (value,)
