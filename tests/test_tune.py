@@ -228,6 +228,25 @@ def test_what_cannot_be_asked_for_is_refused_in_one_sentence(here, capsys, more,
     assert [*here.iterdir()] == []
 
 
+def test_arguments_of_the_environment_may_be_flags(here, monkeypatch):
+    """`--env.NAME` has a dot, like flags of the agent, and is none."""
+    seen = []
+    monkeypatch.setattr("qscape.cli.tune.run", lambda search, *_: seen.append(search.plan) or 0)
+    given = [
+        "--env",
+        "Pendulum-v1",
+        "--env.g",
+        "9.5",
+        "--base.discount",
+        "0.9",
+        "--env-args",
+        "render_mode=None",
+    ]
+    assert main(["tune", "td3", *given]) == 0
+    assert seen[0].env_args == {"g": 9.5, "render_mode": None}
+    assert seen[0].settings == {"base": {"discount": 0.9}}
+
+
 def test_a_missing_extra_is_named(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     for name in ("qscape.jobs.tune", "qscape.cli.tune"):

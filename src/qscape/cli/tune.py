@@ -84,14 +84,14 @@ def main(argv: list[str]) -> int:
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into flags of the command and flags of the agent, each with its values.
 
-    Flags of the agent have a dot, such as --base.batch-size.
+    Flags of the agent have a dot, such as --base.batch-size; --env.NAME is one of the command.
     """
     own: list[str] = []
     agents: list[str] = []
     taken = own
     for arg in argv:
         if arg.startswith("--"):
-            taken = agents if "." in arg.split("=", 1)[0] else own
+            taken = agents if "." in arg.split("=", 1)[0] and not arg.startswith("--env.") else own
         taken.append(arg)
     return own, agents
 
