@@ -253,6 +253,10 @@ def test_files_that_are_none(place, capsys):
         (["start"], "qscape study has no 'start'"),
         (["run", "tiny.toml", "--budget", "quick", "--workers", "0"], "--workers is 0"),
         (["run", "tiny.toml", "--worker", "1"], "did you mean --workers"),
+        (
+            ["run", "tiny.toml", "--budget", "fast"],
+            "--budget is 'fast'; it is one of quick, short, full, paper.",
+        ),
     ):
         assert main(["study", *argv]) == 2
         assert why in capsys.readouterr().err

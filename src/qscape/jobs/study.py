@@ -113,6 +113,8 @@ def read_study(file: Path, budget: str = "full", runs: Path = Path("runs")) -> S
     Raises:
         UsageError: the file cannot be read, or has an unknown name or value; the error names the line.
     """
+    if budget not in BUDGETS:
+        raise UsageError(f"--budget is '{budget}'; it is one of {', '.join(BUDGETS)}.")
     source = Source.read(file)
     source.check_keys((), ("name", "budgets", "agents", "environments"))
     name = source.get(("name",), str, file.stem)
