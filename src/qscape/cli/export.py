@@ -1,6 +1,7 @@
 """The command `qscape export RUN --onnx FILE`."""
 
 import dataclasses
+import shlex
 from importlib.resources import files as files_of
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> int:
         )
     if given.runner:
         write_atomically(runner, (files_of("qscape.export") / RUNNER).read_bytes())
-        say(f"{runner}: python {runner} {onnx}")
+        say(f"{runner}: {shlex.join(['python', str(runner), str(onnx)])}")
     if npz is not None:
         files.append(policy.write_arrays(made, npz))
         say(f"{npz}, {files[-1]}")
