@@ -470,6 +470,14 @@ def test_callbacks_see_events_and_stop(trained):
     assert model.env_steps == 100
     assert not seen[-1].interrupted
 
+    def fail(who, _):
+        who.trainer.stop()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        model.learn(20, callback=fail)
+    assert model.learn(20).env_steps == 120
+
 
 def test_dict_observations_and_an_asymmetric_box():
     model = qs.TD3(Rooms, envs=2, eval_every=0, **settings("sac", warmup=40))

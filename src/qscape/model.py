@@ -235,6 +235,7 @@ class Model:
                 print("\n".join(notes))
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
+        self.trainer.stop(False)  # asked in a call that an error or a second Ctrl-C ended before it could
         # An interrupt inside a compiled program would lose the arrays that were donated to it.
         with StopOnSignal(signal.SIGINT) as interrupt:
             interrupt.attach(self.trainer)
