@@ -282,7 +282,7 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs as Python values; a value that is no literal is a string.
 
     Raises:
-        UsageError: a pair without =.
+        UsageError: a pair without =, or `true` and `false`, which as strings would both be true.
     """
     args = {}
     for pair in pairs:
@@ -292,6 +292,8 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             args[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
+            if value in ("true", "false"):
+                raise UsageError(f"--env-args {pair}: write {name}={value.title()}, as in Python.") from None
             args[name] = value
     return args
 
