@@ -101,6 +101,7 @@ NOT_A_FLAG = [
     (["train", "ppo", "--num-minibatches", 4], "is --base.batch-size here (the rollout divided by num_min"),
     (["evaluate", "runs", "--epsiodes", 3], "did you mean --episodes"),
     (["train", "td3", *CLOCK, "--env-args", "length"], "--env-args length is no name=value pair"),
+    (["train", "td3", *CLOCK, "--log"], "--log needs a value: --log STR"),
     (["train", "td3", *CLOCK, "--env.tall", "false"], "--env-args tall=false: write tall=False"),
 ]  # fmt: skip
 NOT_A_NUMBER = [
