@@ -20,7 +20,7 @@ from qscape.errors import memory_error
 from qscape.methods.resets import Resets
 from qscape.run import events, saves, sinks
 from qscape.run import folder as folders
-from qscape.run.plan import Plan, prepare, to_json
+from qscape.run.plan import Plan, anywhere, prepare, to_json
 
 CLOCK = ["--env", "tiny:Clock-v0", "--eval-every", 0]
 SHORT = [*CLOCK, *flags("td3", warmup=30), "--steps", 120]
@@ -101,6 +101,8 @@ NOT_A_FLAG = [
     (["train", "ppo", "--num-minibatches", 4], "is --base.batch-size here (the rollout divided by num_min"),
     (["evaluate", "runs", "--epsiodes", 3], "did you mean --episodes"),
     (["train", "td3", *CLOCK, "--env-args", "length"], "--env-args length is no name=value pair"),
+    (["train", "td3", *CLOCK, "--log"], "--log needs a value: --log STR"),
+    (["train", "td3", *CLOCK, "--env.tall", "false"], "--env-args tall=false: write tall=False"),
 ]  # fmt: skip
 NOT_A_NUMBER = [
     (["train", "td3", *CLOCK, "--steps", 0], "--steps is 0: a run needs at least one environment step"),
@@ -364,6 +366,16 @@ def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_busine
     assert run(*config) == 0
     assert run(*config, "--base.rate-end", 0.3) == 2
     assert len(jobs) == 4
+
+
+def test_a_run_that_is_named_like_a_dataset_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("walker-v2").mkdir()
+    assert anywhere("walker-v2") == "walker-v2"
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    assert run("train", "td3", *CLOCK, "--steps", 100, "--from", "walker-v2", "--out", "runs") == 0
+    assert jobs[0].plan.start == str(tmp_path / "walker-v2")
 
 
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):

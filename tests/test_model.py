@@ -22,6 +22,7 @@ from qscape.envs import make
 from qscape.model import SEED
 from qscape.run import evaluation, resume, training
 from qscape.run import events as ev
+from qscape.run.loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,16 @@ def test_one_observation_and_batches(trained):
     assert np.array_equal(trained.predict(seen)[0], batch)  # deterministic
     with pytest.raises(qs.UsageError, match=r"observations \(3,\), not \(4,\)"):
         trained.predict(np.zeros(4))
+    for given, why in {
+        "reset": (
+            (seen[0], {}),
+            r"\(3,\), not this tuple; of \(observation, info\), which reset returns, pass",
+        ),
+        "ragged": ([[0.0], [0.0, 1.0]], r"\(3,\), not this list"),
+        "words": (["a", "b", "c"], r"\(3,\), not this list"),
+    }.values():
+        with pytest.raises(qs.UsageError, match=why):
+            trained.predict(given)
 
 
 def test_exploring_draws_anew_at_every_call_and_repeats_itself_from_a_state(trained):
@@ -352,9 +363,13 @@ def test_an_interrupt_loses_nothing():
     assert model.learn(10).env_steps == steps + 10
 
 
-def test_a_run_without_an_update_says_so():
-    with pytest.warns(UserWarning, match="without one update: the random phase lasts"):
+def test_a_run_without_an_update_says_so_and_so_do_its_parts(monkeypatch):
+    monkeypatch.setattr(Loop, "_new_warnings", lambda *_: ["c51: the support is too narrow"])
+    with pytest.warns(UserWarning, match="too narrow|without one update") as said:
         qs.Model("td7", "Pendulum-v1", eval_every=0, **settings("td7", warmup=20)).learn(60)
+    texts = " ".join(str(warning.message) for warning in said)
+    assert "without one update: the random phase lasts" in texts
+    assert "c51: the support is too narrow" in texts
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
@@ -470,6 +485,14 @@ def test_callbacks_see_events_and_stop(trained):
     assert model.env_steps == 100
     assert not seen[-1].interrupted
 
+    def fail(who, _):
+        who.trainer.stop()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        model.learn(20, callback=fail)
+    assert model.learn(20).env_steps == 120
+
 
 def test_dict_observations_and_an_asymmetric_box():
     model = qs.TD3(Rooms, envs=2, eval_every=0, **settings("sac", warmup=40))
@@ -492,6 +515,14 @@ def test_dict_observations_and_an_asymmetric_box():
     assert many.shape == (4, 2)
     np.testing.assert_allclose(many, np.tile(action, (4, 1)), rtol=1e-5)
     assert len(model.evaluate(3)) == 3
+    form = r"has observations map \(\d+, \d+\), self\.speed \(.*\), not this"
+    for given, why in (
+        ({"map": one["map"]}, f"{form} dict: 'self' is missing"),
+        (np.zeros(3), f"{form} ndarray"),
+        (batch | {"self": one["self"]}, r"self\.speed is .*; it must be \(4, "),
+    ):
+        with pytest.raises(qs.UsageError, match=why):
+            model.predict(given)
 
 
 def test_the_kept_policy_is_the_one_that_predicts():
@@ -534,6 +565,14 @@ def test_an_environment_that_is_made_already_is_evaluated_in_another(tmp_path):
     model.learn(100, callback=lambda _, event: told.append(event))
     assert [e.step for e in told if isinstance(e, ev.Evaluated)] == [0, 50, 100]
     assert model.adapter.statistics.steps == 100
+    for other, why in {
+        "CartPole-v1": r"eval_env has observations \(4,\), and env has \(3,\); wrap both alike",
+        "Pendulum-v1": "eval_env takes other actions than env",
+    }.items():
+        odd = gym.make(other)
+        odd.action_space = gym.spaces.Box(-1, 1, (2,))
+        with pytest.raises(qs.UsageError, match=why):
+            qs.TD3(env, eval_env=odd)
 
 
 def test_a_folder_that_is_no_run_is_not_written_to(trained, tmp_path):

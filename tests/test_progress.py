@@ -1,5 +1,6 @@
 """What a user sees while something runs: bars with the time left, an estimate, or nothing."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from qscape.cli.running import Screen
 from qscape.cli.tune import SearchBoard
 from qscape.envs import make
 from qscape.jobs.trials import Search, Trial
+from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import loop
 from qscape.run.plan import Plan
@@ -69,6 +71,13 @@ def test_a_quiet_screen_tells_warnings_only(capsys):
     assert capsys.readouterr().out == ""
     screen.show(0, ev.Logged(1_000, 10, {"steps_per_second": 1.0}, ["something is wrong"]))
     assert "something is wrong" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_and_failures_are_not_told_as_runs_that_never_started(capsys):
+    screen, _ = screen_with_clock(runs=3, workers=2)
+    screen.interrupted = True
+    screen.print_summary([Job("resume", Path(f"runs/{k}")) for k in range(3)], failed={1: "why"})
+    assert capsys.readouterr().out.splitlines()[-2:] == ["ended at once: runs/0", "not started: runs/2"]
 
 
 def test_quiet_training_prints_its_last_line(tmp_path, capsys):

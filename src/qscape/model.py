@@ -142,6 +142,7 @@ class Model:
         self.eval_adapter: EnvAdapter | None = None
         if eval_env is not None:
             self.eval_adapter = make_adapter(eval_env, seed=SEED, index_actions=index_actions)
+            _refuse_other_spaces(self.adapter, self.eval_adapter)
         elif not made:
             n = min(eval_episodes, 10)
             self.eval_adapter = make_adapter(env, n, env_args, seed=SEED, index_actions=index_actions)
@@ -205,12 +206,13 @@ class Model:
     ) -> "Model":
         """Train for `steps` more environment steps.
 
-        Ctrl-C ends learning after the current step; `learn` can be called again. A warning says why if no
-        update was made.
+        Ctrl-C ends learning after the current step; `learn` can be called again. What parts have to say about
+        their metrics comes as Python warnings, and so does the reason if no update was made.
 
         Args:
-            steps: environment steps over all sub-environments. The first call decides whether the paper's
-                warm-up is shortened (see `run.plan.prepare`).
+            steps: environment steps over all sub-environments. The first call decides what follows from the
+                length of a run: a shortened warm-up or rollout, the decay of ε and the schedule of learning
+                rates (see `run.plan.prepare`).
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
             progress: print evaluations.
@@ -235,12 +237,15 @@ class Model:
                 print("\n".join(notes))
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
+        self.trainer.stop(False)  # asked in a call that an error or a second Ctrl-C ended before it could
         # An interrupt inside a compiled program would lose the arrays that were donated to it.
         with StopOnSignal(signal.SIGINT) as interrupt:
             interrupt.attach(self.trainer)
             for event in self.trainer.events(self.trainer.env_steps + steps):
                 if progress and isinstance(event, ev.Evaluated):
                     print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
+                for warning in event.warnings if isinstance(event, ev.Logged) else ():
+                    warnings.warn(warning, stacklevel=3)
                 answers = [tell(self, event) for tell in callbacks]  # calls all of them, even after a False
                 if any(isinstance(answer, bool | np.bool_) and not answer for answer in answers):
                     self.trainer.stop()
@@ -446,6 +451,17 @@ def load(
     if not model.env_steps:  # saved untrained; `learn` will fit the warm-up to the length of the run
         model.settings = _own_settings(plan)
     return model
+
+
+def _refuse_other_spaces(adapter: EnvAdapter, other: EnvAdapter) -> None:
+    """Raise a UsageError if `other`, the evaluation environment, has other observations or actions."""
+    if adapter.form != other.form:
+        raise UsageError(
+            f"eval_env has observations {other.form}, and env has {adapter.form}; wrap both alike."
+        )
+    there, here = ((of.spec.action_size, of.spec.index_sizes) for of in (other, adapter))
+    if there != here:
+        raise UsageError("eval_env takes other actions than env; wrap both alike.")
 
 
 def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:

@@ -141,6 +141,8 @@ def _read_value(flag: str, hint: Any, words: Sequence[str], prog: str) -> Any:
     """
     row = next((kind for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple), None)
     if row and (row is hint or (words and words != ["None"])):
+        if get_args(row)[0] is str and not words:  # of numbers, none may be meant: no hidden layers
+            raise UsageError(f"{flag} needs a value: {_form(flag, str)}.", field=flag)
         return tuple(_read_word(flag, get_args(row)[0], word) for word in words)
     if not words:
         raise UsageError(f"{flag} needs a value: {_form(flag, hint)}.", field=flag)
@@ -282,7 +284,7 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs as Python values; a value that is no literal is a string.
 
     Raises:
-        UsageError: a pair without =.
+        UsageError: a pair without =, or `true` and `false`, which as strings would both be true.
     """
     args = {}
     for pair in pairs:
@@ -292,6 +294,8 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             args[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
+            if value in ("true", "false"):
+                raise UsageError(f"--env-args {pair}: write {name}={value.title()}, as in Python.") from None
             args[name] = value
     return args
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -72,7 +72,7 @@ def run_all(jobs: list[Job], together: bool = False, quiet: bool = False) -> int
                 elif event is not None:
                     screen.show(k, event)
             screen.interrupted |= pool.stopping
-    screen.print_summary(jobs)
+    screen.print_summary(jobs, failures)
     if failures:
         first = min(failures)
         asked = all(failure.code == UsageError.code for failure in failures.values())
@@ -219,11 +219,13 @@ class Screen:
             text = f"the save of step {int(newest.name):,} is kept; to continue: {command}"
             self.console.print(text, soft_wrap=True)
 
-    def print_summary(self, jobs: list[Job]) -> None:
-        """Print the state of each run, and the command that continues an interrupted one."""
+    def print_summary(self, jobs: list[Job], failed: Collection[int] = ()) -> None:
+        """Print the state of each run but the `failed` ones, and how to continue interrupted ones."""
         for k, job in enumerate(jobs):
-            if self.interrupted and k not in self.ended:
-                self.console.print(f"not started: {job.folder}", soft_wrap=True)
+            if self.interrupted and k not in self.ended and k not in failed:
+                state = "ended at once" if k in self.names else "not started"  # by a second Ctrl-C
+                self.console.print(f"{state}: {job.folder}", soft_wrap=True)
+                self.print_kept(k, job)
         for k, end in sorted(self.ended.items()):
             rate = end.step / end.seconds if end.seconds else 0.0
             state = "interrupted" if end.interrupted else "done"

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
             settings=given,
             preset=run.preset,
             dataset=anywhere(run.dataset),
-            start=anywhere(run.from_),
+            start=anywhere(run.from_, dataset=False),
             keep_data=run.keep_data,
             **{f.name: getattr(run, f.name) for f in dataclasses.fields(Pace)},
         )

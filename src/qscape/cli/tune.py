@@ -84,14 +84,15 @@ def main(argv: list[str]) -> int:
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into flags of the command and flags of the agent, each with its values.
 
-    Flags of the agent have a dot, such as --base.batch-size; --env.NAME is one of the command.
+    Flags of the agent have a dot, such as --base.batch-size; --env.NAME is an argument of the environment.
     """
     own: list[str] = []
     agents: list[str] = []
     taken = own
     for arg in argv:
         if arg.startswith("--"):
-            taken = agents if "." in arg.split("=", 1)[0] and not arg.startswith("--env.") else own
+            name = arg.split("=", 1)[0]
+            taken = agents if "." in name and not name.startswith("--env.") else own
         taken.append(arg)
     return own, agents
 

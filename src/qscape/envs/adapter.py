@@ -20,6 +20,7 @@ How an environment resets itself:
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -351,6 +352,11 @@ class EnvAdapter:
         return box_leaves(self._space, (), self.env_id, images=self.spec.frame is not None)
 
     @property
+    def form(self) -> str:
+        """The shapes of an observation as text: `(3,)`, or `goal (2,), robot.joints (7,)` of a Dict."""
+        return ", ".join(f"{'.'.join(path)} {box.shape}".strip() for path, box in self.leaves)
+
+    @property
     def actor_leaves(self) -> list[tuple[tuple[str, ...], Box]]:
         """The `leaves` of what actors see, which are the first ones."""
         if self._actor_space is None:
@@ -452,28 +458,44 @@ class EnvAdapter:
                 observation, and without one all actions.
 
         Raises:
-            UsageError: the shape is neither that of one observation nor that of a batch, or a number is NaN
-                or infinite.
+            UsageError: it is neither one observation of the space nor a batch, or a number is not finite.
         """
-        flatten, leaves = self._flatten, self.leaves
-        if self._actor_space is not None and self._is_actor_part(observation):
-            images = self.spec.frame is not None
-            flatten, leaves = make_flatten(self._actor_space, self.env_id, images)[1], self.actor_leaves
-        path, box = leaves[0]
-        leaf = observation
-        for key in path:
-            leaf = leaf[key]
-        shape = np.shape(leaf)
-        batched = shape != box.shape
-        if batched and shape[1:] != box.shape:
-            raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
-        rows = flatten(observation, shape[0] if batched else 1)
+        try:
+            rows, batched = self._flatten_given(observation)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
+            hint = f": {problem} is missing" if isinstance(problem, KeyError) else ""
+            if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+                hint = "; of (observation, info), which reset returns, pass the first"
+            what = type(observation).__name__
+            raise UsageError(
+                f"{self.env_id} has observations {self.form}, not this {what}{hint}"
+            ) from problem
         if missing := self.spec.observation_size - rows.shape[1]:
             rows = np.pad(rows, [(0, 0), (0, missing)])
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
             raise UsageError(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
         return self._add_mask(rows, observation, action_mask), batched
+
+    def _flatten_given(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """Rows of a user's observations, and whether there was a batch axis."""
+        flatten, leaves = self._flatten, self.leaves
+        if self._actor_space is not None and self._is_actor_part(observation):
+            images = self.spec.frame is not None
+            flatten, leaves = make_flatten(self._actor_space, self.env_id, images)[1], self.actor_leaves
+        shapes = [
+            np.shape(functools.reduce(lambda part, key: part[key], path, observation)) for path, _ in leaves
+        ]
+        shape, (_, box) = shapes[0], leaves[0]
+        batched = shape != box.shape
+        if batched and shape[1:] != box.shape:
+            raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
+        n = shape[0] if batched else 1
+        for other, (path, box) in zip(shapes, leaves, strict=True):
+            if math.prod(other) != n * math.prod(box.shape):
+                need = (n, *box.shape) if batched else box.shape
+                raise UsageError(f"{self.env_id}: {'.'.join(path)} is {other}; it must be {need}")
+        return flatten(observation, n), batched
 
     def _add_mask(self, rows: np.ndarray, observation: Any, action_mask: Any) -> np.ndarray:
         """Rows with the masks of their states behind them, if the task has masks."""

@@ -175,8 +175,9 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
             run, where nothing would find it.
     """
     heal(folder)
-    if (folder.parent / RECORD).exists():
-        raise UsageError(f"{folder.parent} is a run itself, and no folder of runs; choose another --out.")
+    for above in folder.parents[:2]:  # --out RUN or --out RUN/NAME, and in it the folder of the seed
+        if (above / RECORD).exists():
+            raise UsageError(f"{above} is a run itself, and no folder of runs; choose another --out.")
     ours = (LOCK, NEW, f".{RECORD}.tmp")  # of a process that was killed before it wrote run.json
     if not folder.is_dir() or all(p.name.startswith(ours) for p in folder.iterdir()):
         return
@@ -604,7 +605,8 @@ def no_save(folder: Path, which: str = "yet") -> RunError:
 
 def _lost(folder: Path, why: str = "") -> RunError:
     """Return the error for a run that had saves, none of which can be used."""
-    begin = f"qscape train --config {shlex.quote(str(folder / RECORD))} --out NEW"
+    seed = read_record(folder)["seed"]
+    begin = f"qscape train --config {shlex.quote(str(folder / RECORD))} --seeds {seed} --out NEW"
     return RunError(f"{why or f'{folder} has lost its saves.'} Nothing was changed. To begin again: {begin}.")
 
 

@@ -163,9 +163,9 @@ class Loop:
         """The acting state for evaluation and export: the kept one if the schedule keeps one."""
         return self.acting if self.kept is None else self.kept
 
-    def stop(self) -> None:
-        """Ask the run to save and end at the next step."""
-        self._stop = True
+    def stop(self, asked: bool = True) -> None:
+        """Ask the run to save and end at the next step; False: take that back."""
+        self._stop = asked
 
     def events(self, until: int) -> Iterator[ev.RunEvent]:
         """Train until `until` environment steps were made, counted from the start of the run.

@@ -190,9 +190,9 @@ class Plan(Pace):
         return max(1, round(self.steps * self.milestones))
 
 
-def anywhere(name: str) -> str:
-    """Make a path absolute; a dataset's name, such as local/pendulum-v0, is returned unchanged."""
-    is_path = name.startswith(".") or not re.search(r"-v\d+$", name)
+def anywhere(name: str, dataset: bool = True) -> str:
+    """Make a path absolute; of a dataset, a name such as local/pendulum-v0 is returned unchanged."""
+    is_path = not dataset or name.startswith(".") or not re.search(r"-v\d+$", name)
     return str(Path(name).absolute()) if name and is_path and Path(name).exists() else name
 
 
