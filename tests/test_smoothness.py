@@ -16,11 +16,13 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from rich.console import Console
 from rich.table import Table
 from tiny import Clock, assert_same_run, evaluations, settings, stop_at
 
 from qscape import agents
 from qscape.cli import main
+from qscape.cli.smoothness import print_findings
 from qscape.envs import Episode
 from qscape.errors import UsageError
 from qscape.inspect import geometry, smoothness, trained_agent
@@ -308,6 +310,18 @@ def test_an_agent_without_q_has_smooth_actions_and_no_geometry():
     assert found["notes"][-1].startswith("no Q(s, a)")
     assert len(found["per_episode"]["sm"]) == 2
     assert np.isnan(report.summarise([found])["geometry.gradient_flips"][0])
+
+
+def test_a_flat_q_has_a_row_of_its_geometry(monkeypatch):
+    found = smoothness.measure_smoothness(with_critics([jax.tree.map(jnp.zeros_like, quadratic())]), 2)
+    assert np.isnan(found["geometry"]["gradient_flips"])
+    found["env"], printed = "Spaces-v0", []
+    monkeypatch.setattr("qscape.cli.smoothness.print_table", lambda _, title, *table: printed.append(title))
+    print_findings(Console(), report.summarise([found]), report.summarise_noise([found]), [])
+    assert [title.partition(": ")[2] for title in printed] == [
+        "smoothness of actions",
+        "Q along the rollouts",
+    ]
 
 
 def test_agents_of_another_kind():
