@@ -82,6 +82,8 @@ def test_every_save_and_both_agents_have_their_own_numbers_at_the_same_states(bo
     np.testing.assert_allclose(other["gap"], [1.0] * 4, atol=1e-4)
     assert other["place"] == found["place"]
     assert (found["step"], other["step"], "over_training" in other) == (30, 5, False)
+    curves = landscapes.draw_findings(found).subfigs[1].axes[0].lines
+    assert [line.get_xdata().tolist() for line in curves] == [[10, 20, 30], [5]]
 
 
 def test_the_slope_of_a_line():

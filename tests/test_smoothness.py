@@ -92,6 +92,20 @@ def test_sm_does_not_see_a_flip_at_every_step_but_the_other_measures_do():
     assert amplitude[-1] == pytest.approx(1.0)
 
 
+def test_the_mean_is_in_no_spectrum_of_episodes_of_other_lengths():
+    wave = [0.8 + cosine(n, n // 5, 0.1) for n in (200, 20)]  # one frequency, on both grids
+    found = smoothness._mean_spectrum(wave)
+    at = np.array(found["frequency"])
+    expected = np.interp(at, [0.15, 0.195, 0.2, 0.205, 0.25], [0, 0, 0.1, 0, 0])
+    short = np.interp(at, [0.15, 0.2, 0.25], [0, 0.1, 0])  # bins of a short episode are wide
+    expected = (expected + short) / 2
+    expected[0] = 0.8
+    np.testing.assert_allclose(np.ravel(found["amplitude"]), expected, atol=1e-6)
+    records = [{"spectrum": smoothness._mean_spectrum([x])} for x in wave]
+    seen = np.mean([report._interpolate_spectrum(at, record) for record in records], axis=0)
+    np.testing.assert_allclose(np.ravel(seen), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_episodes_too_short_for_a_spectrum_score_zero(n):
     assert spectrum.sm(np.arange(float(n))[:, None] ** 2) == pytest.approx(0, abs=1e-15)

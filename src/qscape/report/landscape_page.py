@@ -107,7 +107,7 @@ def _describe_newest(name: str, agent: Mapping[str, Any]) -> str:
     share = summary["action"]["share"]
     sentence = (
         f"{add_break_points(name)} at step {agent['step']:,}: over {summary['states']} visited states its "
-        f"action lies {share['mean']:.1%} of Q's range below the best found, in nine of ten states less than "
+        f"action lies {share['mean']:.1%} of Q's range below the best found, in nine of ten states at most "
         f"{share['p90']:.1%}"
     )
     if optima := summary["optima"]:

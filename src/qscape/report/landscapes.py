@@ -133,8 +133,9 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
     styles = line_styles([*names], names)
     for name, agent in agents.items():
         colour = styles[name]["color"]
-        steps = [moment["step"] for moment in agent["over_training"]]
-        summaries = [moment["summary"] for moment in agent["over_training"]]
+        moments = agent.get("over_training", [agent])  # of one save, beside an agent with several
+        steps = [moment["step"] for moment in moments]
+        summaries = [moment["summary"] for moment in moments]
         shares = [100 * s["action"]["share"]["mean"] for s in summaries]
         gap.plot(steps, shares, "o-", color=colour, label=wrap_label(name))
         if all(s["optima"] for s in summaries):
