@@ -23,6 +23,7 @@ from qscape.envs import Episode
 from qscape.envs.restricted import INTERVALS, draw_balls
 from qscape.inspect import landscape, survey
 from qscape.inspect.landscapes import measure_landscapes
+from qscape.inspect.planes import make_plane
 from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
@@ -527,6 +528,17 @@ def test_surrogates_of_planes_and_tables_have_panels_of_their_own(spec):
         first, _ = seen[0]["surrogates"]
         for name, kind in ((exact[0], "exact"), (fitted[0], "learned")):
             np.testing.assert_allclose(sorted(colours[name].get_array()), sorted(first[kind]), rtol=1e-6)
+
+
+def test_the_axes_of_the_plane_of_proposals_say_where_they_lead():
+    agent, acting = standing([0.2, 0.1, 0.0], [BUMP])
+    alone = survey.Surveyor(agent)(acting, STATES[:1])
+    several = alone._replace(proposals=np.concatenate([alone.proposals, alone.proposals + 0.3], 1))
+    for found, first in ((alone, "best found"), (several, "next")):
+        plane = make_plane(None, found, None)
+        assert plane.names[0] == f"from the first proposal to the {first}"
+        towards = found.best[0] if first == "best found" else found.proposals[0, 1]
+        np.testing.assert_allclose(plane.coordinates(towards)[1:], 0, atol=1e-6)
 
 
 @pytest.mark.slow

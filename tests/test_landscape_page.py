@@ -17,6 +17,7 @@ import pytest
 import tiny
 from jaxtyping import Array
 from matplotlib import image
+from small import Says
 
 import qscape as qs
 from qscape import cli
@@ -81,6 +82,8 @@ def test_every_save_and_both_agents_have_their_own_numbers_at_the_same_states(bo
     np.testing.assert_allclose(other["gap"], [1.0] * 4, atol=1e-4)
     assert other["place"] == found["place"]
     assert (found["step"], other["step"], "over_training" in other) == (30, 5, False)
+    curves = landscapes.draw_findings(found).subfigs[1].axes[0].lines
+    assert [line.get_xdata().tolist() for line in curves] == [[10, 20, 30], [5]]
 
 
 def test_the_slope_of_a_line():
@@ -484,6 +487,47 @@ def test_cuts_tell_the_whole_action_and_agents_of_other_saves_share_the_slider(b
     page.mouse.move(plot["x"] + 0.5 * plot["width"], plot["y"] + 0.5 * plot["height"])
     until(page, "document.getElementById('readout-0').textContent")
     assert re.fullmatch(r"Action \(−?0\.\d\d, 0\.00\)", page.locator("#readout-0").inner_text())
+
+
+def test_gaps_of_a_flat_q_are_no_share_of_it_on_the_page_either(bowls):
+    flat = bowls((0.0, 0.0), 10)
+    q = Says(lambda obs, a: 1e6 + 0.1 * jnp.sin(9 * a[..., 0]))
+    flat = dataclasses.replace(flat, acting=flat.acting._replace(critics=[q]))
+    found = measure_landscapes(flat, 2, ["0:1"], episodes=1, points=21)
+    assert found["landscapes"][0]["survey"]["gap"] > 0.05
+    assert (
+        re.findall(r"<td class=number>([\d.]+%)</td>", render_page(found).split("<template")[1]) == ["0%"] * 2
+    )
+
+
+def test_the_page_says_whose_cut_it_shows(bowls):
+    def page(**other):
+        found = measure_landscapes(
+            [bowls((0.0, 0.0), k) for k in (10, 20)], 2, ["0:1"], "0", episodes=1, points=21, **other
+        )
+        return render_page(found)
+
+    assert "more dimensions, through the actions of its own save;" in page()
+    assert "more dimensions, the same one in all plots of a state;" in page(other=bowls((0.5, 0.0), 20))
+
+
+def test_curves_over_training_count_updates_on_datasets_and_no_optima_of_indices(bowls):
+    history = [bowls((0.0, 0.0), step) for step in (10, 20)]
+    history[-1] = dataclasses.replace(
+        history[-1], record={"env": "Hopper-v5", "dataset": "hopper.hdf5", "label": "td3"}
+    )
+    found = to_jsonable(measure_landscapes(history, 2, ["0:1"], "0", episodes=1, points=21))
+    for moment in (found, *found["over_training"]):
+        moment["summary"] = {**moment["summary"], "optima": None}
+    text, figure = render_page(found), landscapes.draw_findings(found)
+    assert "training-gap" in text
+    assert 'id="figure-training-optima"' not in text
+    assert 'id="chart-training-optima"' not in text
+    assert '"title":"updates"' in text
+    (gap,) = figure.subfigs[1].axes
+    assert gap.get_xlabel() == "updates"
+    found["dataset"] = None
+    assert landscapes.draw_findings(found).subfigs[1].axes[0].get_xlabel() == "environment steps"
 
 
 def test_agents_of_other_steps_stand_side_by_side_without_their_past(bowls):

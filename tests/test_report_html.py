@@ -336,6 +336,11 @@ def test_smoothness_is_measured_or_else_probed(tmp_path):
     made = compared(tmp_path)
     points = collect_smoothness(made.rows, records.read_records(made.rows["run"].unique())[0])
     assert points[["seed", "sm", "return"]].to_numpy().tolist() == [[0, 1.0, 20.0], [1, 8.0, 3.0]]
+    assert main(["compare", str(tmp_path), "--html", str(tmp_path / "r.html"), "--reps", "9"]) == 0
+    told = re.findall(
+        r"left out of smoothness: \S*/(\d)/inspect/smoothness.json", (tmp_path / "r.html").read_text()
+    )
+    assert told == ["2", "3"], "of another step, of another policy, and no probe"
     smoothed = compared(tmp_path, smooth=0.9)
     again = collect_smoothness(smoothed.rows, records.read_records(made.rows["run"].unique())[0])
     assert again.equals(points)

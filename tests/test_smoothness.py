@@ -16,11 +16,13 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from rich.console import Console
 from rich.table import Table
 from tiny import Clock, assert_same_run, evaluations, settings, stop_at
 
 from qscape import agents
 from qscape.cli import main
+from qscape.cli.smoothness import print_findings
 from qscape.envs import Episode
 from qscape.errors import UsageError
 from qscape.inspect import geometry, smoothness, trained_agent
@@ -88,6 +90,20 @@ def test_sm_does_not_see_a_flip_at_every_step_but_the_other_measures_do():
     frequency, amplitude = spectrum.amplitudes(chatter)
     assert frequency[-1] == 0.5
     assert amplitude[-1] == pytest.approx(1.0)
+
+
+def test_the_mean_is_in_no_spectrum_of_episodes_of_other_lengths():
+    wave = [0.8 + cosine(n, n // 5, 0.1) for n in (200, 20)]  # one frequency, on both grids
+    found = smoothness._mean_spectrum(wave)
+    at = np.array(found["frequency"])
+    expected = np.interp(at, [0.15, 0.195, 0.2, 0.205, 0.25], [0, 0, 0.1, 0, 0])
+    short = np.interp(at, [0.15, 0.2, 0.25], [0, 0.1, 0])  # bins of a short episode are wide
+    expected = (expected + short) / 2
+    expected[0] = 0.8
+    np.testing.assert_allclose(np.ravel(found["amplitude"]), expected, atol=1e-6)
+    records = [{"spectrum": smoothness._mean_spectrum([x])} for x in wave]
+    seen = np.mean([report._interpolate_spectrum(at, record) for record in records], axis=0)
+    np.testing.assert_allclose(np.ravel(seen), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
@@ -308,6 +324,18 @@ def test_an_agent_without_q_has_smooth_actions_and_no_geometry():
     assert found["notes"][-1].startswith("no Q(s, a)")
     assert len(found["per_episode"]["sm"]) == 2
     assert np.isnan(report.summarise([found])["geometry.gradient_flips"][0])
+
+
+def test_a_flat_q_has_a_row_of_its_geometry(monkeypatch):
+    found = smoothness.measure_smoothness(with_critics([jax.tree.map(jnp.zeros_like, quadratic())]), 2)
+    assert np.isnan(found["geometry"]["gradient_flips"])
+    found["env"], printed = "Spaces-v0", []
+    monkeypatch.setattr("qscape.cli.smoothness.print_table", lambda _, title, *table: printed.append(title))
+    print_findings(Console(), report.summarise([found]), report.summarise_noise([found]), [])
+    assert [title.partition(": ")[2] for title in printed] == [
+        "smoothness of actions",
+        "Q along the rollouts",
+    ]
 
 
 def test_agents_of_another_kind():

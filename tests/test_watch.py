@@ -90,14 +90,18 @@ def test_a_run_that_is_being_written(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys):
-    out = tmp_path / "ppo"
+def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "ppo"
     flags = ["--steps", "64", "--base.rollout", "32", "--base.batch-size", "16", "--eval-episodes", "1"]
-    assert main(["train", "ppo", "--env", "CartPole-v1", *flags, "--out", str(out)]) == 0
+    assert main(["train", "ppo", "--env", "CartPole-v1", *flags, "--out", str(folder)]) == 0
     capsys.readouterr()
-    assert main(["watch", str(out), "--once"]) == 0
+    assert main(["watch", str(folder), "--once"]) == 0
     out = capsys.readouterr().out
     assert "has no Q(s, a)" in out
+    slices = watch.QSlice(folder / "0", 0)
+    assert "has no Q(s, a)" in slices.chart(80, 12).plain
+    monkeypatch.setattr(slices, "_build_agent", lambda: pytest.fail("the agent is built at every look"))
+    assert "has no Q(s, a)" in slices.chart(80, 12).plain
     empty = [line.split(":")[0].strip() for line in out.splitlines() if "nothing yet" in line]
     assert set(empty) <= {"evaluation return", "q"}
 

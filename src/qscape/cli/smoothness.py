@@ -149,7 +149,7 @@ def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame
     lines = [
         [row["label"], *(_estimate(row, f"{form}.{name}") for name in GEOMETRY)]
         for row in rows.to_dict("records")
-        if row[f"{form}.gradient_flips"] == row[f"{form}.gradient_flips"]  # NaN: the agent has no Q
+        if row[f"{form}.mixed_norm_sup"] == row[f"{form}.mixed_norm_sup"]  # NaN: the agent has no Q
     ]
     if lines:
         print_table(console, title, ["label", *GEOMETRY.values()], lines)

@@ -149,12 +149,14 @@ class QSlice:
         Raises:
             UsageError: the action has no such dimension.
         """
+        newest = None
         try:
             newest = newest_save(self.folder)
-            if newest is not None and self.trained is None:
+            if newest is not None and newest != self.seen and self.trained is None:
                 self._build_agent()
         except QscapeError as problem:  # training continues, so watching continues too
-            newest, self.drawn = None, (str(problem), [])
+            # To build an agent takes time from the training: the next attempt is at the next save.
+            newest, self.seen, self.drawn = None, newest, (str(problem), [])
         if self.trained is not None and not 0 <= self.dim < self.trained.agent.task.action_size:
             last = self.trained.agent.task.action_size - 1
             raise UsageError(f"--dim is {self.dim}; actions have dimensions 0 to {last}.")

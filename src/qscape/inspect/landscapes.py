@@ -53,12 +53,11 @@ def measure_landscapes(
         other: a second agent (or its saves) to compare with; empty for none.
 
     Returns:
-        name, label, env, step, policy, eval_seed, q; `summary` (see `survey.summarise`); for each summarised
-        state its `place` [episode, step], the `gaps` of its proposals, the `gap` and `gap_share` of its
-        action and its `optima`; `landscapes` (see `Landscape.to_dict`). With several saves `over_training`,
-        for each
-        save, oldest first: step, policy, summary, gaps, gap, gap_share, optima and landscapes. With a second
-        agent `other`: all these keys of that agent.
+        name, label, env, dataset, step, policy, eval_seed, q; `summary` (see `survey.summarise`); for each
+        summarised state its `place` [episode, step], the `gaps` of its proposals, the `gap` and `gap_share`
+        of its action and its `optima`; `landscapes` (see `Landscape.to_dict`). With several saves
+        `over_training`, for each save, oldest first: step, policy, summary, gaps, gap, gap_share, optima and
+        landscapes. With a second agent `other`: all these keys of that agent.
 
     Raises:
         UsageError: the agent has no Q, the plane is impossible, an episode does not have the state, `states`
@@ -213,6 +212,7 @@ def _measure_agent(
         "name": saves[-1].name,
         "label": label,
         "env": env,
+        "dataset": saves[-1].record.get("dataset"),
         "eval_seed": visits.seed,
         "q": surveyor.base.actor_objective,
         "place": visits.places,

@@ -73,7 +73,8 @@ def make_plane(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"
         return ops.Plane(action, axes, ("random direction 1", "random direction 2"))
     if plane == "proposals":
         points = np.concatenate([survey.proposals[0], survey.best])
-        names = ("from the first proposal to the next", "at a right angle to it")
+        towards = "best found" if len(survey.proposals[0]) == 1 else "next"
+        names = (f"from the first proposal to the {towards}", "at a right angle to it")
         return ops.Plane(points[0], ops.span_axes(points, 2), names)
     dims = [int(d) for d in plane.split(",")]
     origin = action.copy()

@@ -170,5 +170,5 @@ def _mean_spectrum(episodes: Sequence[Float[np.ndarray, "n A"]]) -> dict[str, li
     longest = max(map(len, episodes))
     frequency = np.fft.rfftfreq(longest)
     whole = [spectrum.amplitudes(a) for a in episodes if len(a) >= spectrum.SHORTEST]
-    on_grid = [np.stack([np.interp(frequency, f, column) for column in x.T], axis=1) for f, x in whole]
+    on_grid = [spectrum.resample(frequency, *of) for of in whole]
     return {"frequency": frequency.tolist(), "amplitude": np.mean(on_grid, axis=0).round(8).tolist()}

@@ -30,6 +30,17 @@ def amplitudes(
     return np.fft.rfftfreq(n), amplitude
 
 
+def resample(
+    frequency: Float[np.ndarray, " F"], own: Float[np.ndarray, " K"], amplitude: Float[np.ndarray, "K A"]
+) -> Float[np.ndarray, "F A"]:
+    """Interpolate an amplitude spectrum at other frequencies, the first of which is 0.
+
+    The mean stays at frequency 0: it is no neighbour of the lowest oscillation.
+    """
+    columns = [np.interp(frequency, own[1:], column[1:]) for column in amplitude.T]
+    return np.concatenate([amplitude[:1], np.stack(columns, axis=1)[1:]])
+
+
 def sm(actions: Float[np.ndarray, "n A"]) -> float:
     """Smoothness `sm` of one episode's actions in the environment's units; lower is smoother.
 

@@ -22,6 +22,13 @@ def add_smoothness(draft: Draft) -> None:
     if draft.comparison.metric != "return":
         return
     points = collect_smoothness(draft.comparison.rows, draft.runs)
+    shown = set() if points.empty else set(points["run"])
+    draft.notes += [
+        f"left out of smoothness: {run.folder}/inspect/smoothness.json is of another step or policy than "
+        "the one compared; qscape smoothness measures the run again."
+        for run in draft.runs
+        if "smoothness" in run.findings and run.folder not in shown
+    ]
     if points.empty:
         return
     placed = [
@@ -37,7 +44,7 @@ def add_smoothness(draft: Draft) -> None:
 
 
 def collect_smoothness(rows: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Collect env, label, seed, sm and return of each run.
+    """Collect run, env, label, seed, sm and return of each run.
 
     Returns are not smoothed. Uses the means over the episodes of `qscape smoothness` if it measured the
     policy and the step of a run's last row, else those of the last evaluation with the probe.
@@ -57,7 +64,8 @@ def collect_smoothness(rows: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.Data
                 continue
             raw = "unsmoothed" if "unsmoothed" in own else "return"
             sm, score = own.sort_values("step").iloc[-1][["sm", raw]]
-        points.append({"env": run.env, "label": run.label, "seed": run.seed, "sm": sm, "return": score})
+        head = {"run": run.folder, "env": run.env, "label": run.label, "seed": run.seed}
+        points.append({**head, "sm": sm, "return": score})
     return pd.DataFrame(points)
 
 

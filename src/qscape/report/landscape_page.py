@@ -15,10 +15,12 @@ from qscape.report.landscape_charts import format_action, landscape_chart
 from qscape.report.marks import (
     INDEX,
     describe,
+    format_gap_share,
     format_number,
     list_marks,
     list_shared,
     name_agents,
+    name_steps,
     shown_names,
 )
 from qscape.report.page import escape, wrap_for_plotly
@@ -53,7 +55,9 @@ def render_page(findings: Mapping[str, Any]) -> str:
         )
     ]
     if over_training:
-        figures["training-gap"], figures["training-optima"] = _gap_chart(agents), _optima_chart(agents)
+        figures["training-gap"] = _gap_chart(agents)
+        if _counts_optima(agents):
+            figures["training-optima"] = _optima_chart(agents)
         parts.append(page.section("training", "Over training", _training(agents)))
     parts.append(page.section("numbers", "The numbers", *_number_tables(agents)))
     title = ": ".join(filter(None, ["Q over actions", findings["env"]]))
@@ -103,7 +107,7 @@ def _describe_newest(name: str, agent: Mapping[str, Any]) -> str:
     share = summary["action"]["share"]
     sentence = (
         f"{add_break_points(name)} at step {agent['step']:,}: over {summary['states']} visited states its "
-        f"action lies {share['mean']:.1%} of Q's range below the best found, in nine of ten states less than "
+        f"action lies {share['mean']:.1%} of Q's range below the best found, in nine of ten states at most "
         f"{share['p90']:.1%}"
     )
     if optima := summary["optima"]:
@@ -192,7 +196,12 @@ def _reading_help(findings: Mapping[str, Any]) -> str:
             " Proposals are numbered in the order in which they are made; the ring marks the chosen one."
         )
     if is_cut(findings):
-        help_text += " Each plot is a cut through more dimensions, through the actions of its own save; "
+        through = (
+            "the same one in all plots of a state"
+            if "other" in findings
+            else "through the actions of its own save"
+        )
+        help_text += f" Each plot is a cut through more dimensions, {through}; "
         help_text += "hollow marks lie off the cut, and the colour beneath them is not their Q."
     return f"<details><summary>How to read it</summary><p>{escape(help_text)}</p></details>"
 
@@ -205,8 +214,8 @@ def _view(a: int, m: int, s: int, moment: Mapping[str, Any], fields: Mapping[str
     survey, rows = fields["survey"], []
     for mark in list_marks(fields):
         if mark.kind != "optima":
-            q, share = mark.q[0], (survey["best_q"] - mark.q[0]) / (survey["span"] or 1)
-            rows.append([mark.name, format_action(mark.action[0]), format_number(q), f"{share:.1%}"])
+            gap = format_gap_share({**survey, "gap": survey["best_q"] - mark.q[0]})
+            rows.append([mark.name, format_action(mark.action[0]), format_number(mark.q[0]), gap])
     columns = ["", "action", "Q", "gap"]
     description = f"<p>{escape(describe(fields, moment['step']))}</p>" + page.table(
         columns, rows, numbers=(2, 3)
@@ -225,13 +234,16 @@ def _embed_json(name: str, content: Any) -> str:
 
 
 def _training(agents: Agents) -> str:
-    n = next(iter(agents.values()))["summary"]["states"]
-    return page.charts(
-        page.figure(
-            "training-gap", f"Mean over the same {n} states, as a share of Q's range", "Optimality gap"
-        ),
-        page.figure("training-optima", f"Mean over the same {n} states", "Local optima"),
-    )
+    same = f"Mean over the same {next(iter(agents.values()))['summary']['states']} states"
+    placed = [page.figure("training-gap", f"{same}, as a share of Q's range", "Optimality gap")]
+    if _counts_optima(agents):
+        placed.append(page.figure("training-optima", same, "Local optima"))
+    return page.charts(*placed)
+
+
+def _counts_optima(agents: Agents) -> bool:
+    """Whether local optima were counted: indices have no neighbours, and a large table too many."""
+    return any(agent["summary"]["optima"] for agent in agents.values())
 
 
 def _gap_chart(agents: Agents) -> dict[str, Any]:
@@ -255,7 +267,7 @@ def _training_chart(agents: Agents, unit: str, of: Any) -> dict[str, Any]:
         for name, agent in agents.items()
     ]  # fmt: skip
     layout = {
-        "xaxis": {"title": "environment steps"},
+        "xaxis": {"title": name_steps(agents)},
         "yaxis": {"title": unit, "rangemode": "tozero"},
         "showlegend": len(agents) > 1,
         "height": 280,

@@ -15,6 +15,7 @@ from qscape.report.marks import (
     list_marks,
     list_shared,
     name_agents,
+    name_steps,
     shown_names,
 )
 
@@ -124,13 +125,17 @@ def _draw_grid(
 
 
 def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: "Axes") -> None:
-    """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent."""
+    """Draw mean gap (share of Q's range) and mean number of local optima, at each save of each agent.
+
+    Where no optima are counted, as among indices, their axes are removed.
+    """
     names = shown_names(agents)
     styles = line_styles([*names], names)
     for name, agent in agents.items():
         colour = styles[name]["color"]
-        steps = [moment["step"] for moment in agent["over_training"]]
-        summaries = [moment["summary"] for moment in agent["over_training"]]
+        moments = agent.get("over_training", [agent])  # of one save, beside an agent with several
+        steps = [moment["step"] for moment in moments]
+        summaries = [moment["summary"] for moment in moments]
         shares = [100 * s["action"]["share"]["mean"] for s in summaries]
         gap.plot(steps, shares, "o-", color=colour, label=wrap_label(name))
         if all(s["optima"] for s in summaries):
@@ -138,11 +143,13 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
     gap.set(ylabel="mean gap, % of Q's range", ylim=(0, None))
     optima.set(ylabel="local optima, mean")
     for ax in (gap, optima):
-        ax.set_xlabel("environment steps")
+        ax.set_xlabel(name_steps(agents))
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     if len(agents) > 1:
         gap.legend(fontsize=8, frameon=False)
+    if not optima.has_data():
+        optima.remove()
 
 
 def draw_surrogates(landscapes: Sequence[Mapping[str, Any]]) -> Figure:

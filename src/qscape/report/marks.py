@@ -142,6 +142,11 @@ def shown_names(agents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return names if len(names) == len(agents) else {name: name for name in agents}
 
 
+def name_steps(agents: Mapping[str, Mapping[str, Any]]) -> str:
+    """Name what the steps of measured agents are: on a dataset each one is an update."""
+    return "updates" if all(agent.get("dataset") for agent in agents.values()) else "environment steps"
+
+
 def name_agents(marks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the one or two measured agents by name.
 

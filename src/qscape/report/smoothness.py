@@ -208,6 +208,7 @@ def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak:
 
 
 def _interpolate_spectrum(frequency: np.ndarray, record: Record) -> np.ndarray:
-    """A run's amplitudes [K, A] at the given frequencies."""
-    own = record["spectrum"]["frequency"]
-    return np.stack([np.interp(frequency, own, column) for column in _amplitude(record).T], axis=1)
+    """A run's amplitudes [K, A] at the given frequencies, as `qscape.ops.spectrum.resample`."""
+    own, amplitude = record["spectrum"]["frequency"][1:], _amplitude(record)
+    columns = [np.interp(frequency, own, column) for column in amplitude[1:].T]
+    return np.concatenate([amplitude[:1], np.stack(columns, axis=1)[1:]])

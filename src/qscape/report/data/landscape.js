@@ -31,7 +31,9 @@ function cursor() {
   const x = plan.steps[Number(save.value)];
   const color = getComputedStyle(root).getPropertyValue("--quiet").trim();
   const line = { type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color, width: 1, dash: "dot" } };
-  for (const name of ["training-gap", "training-optima"]) Plotly.relayout(charts[name], { shapes: [line] });
+  for (const name of ["training-gap", "training-optima"]) {
+    if (charts[name]) Plotly.relayout(charts[name], { shapes: [line] });
+  }
 }
 
 /** A cut through many dimensions: the whole action beneath the pointer. */
