@@ -146,6 +146,11 @@ def test_nearest_edges_are_the_nearest():
     found = ops.nearest_edges(points, 3)
     assert {frozenset(pair) for pair in found.tolist()} == expected
     assert len(found) == len(expected)
+    few = np.arange(0, 150, 7)  # among some of the points: as if there were no others
+    among = ops.nearest_edges(points, 3, np.isin(np.arange(150), few))
+    assert {frozenset(pair) for pair in among.tolist()} == {
+        frozenset(few[pair].tolist()) for pair in ops.nearest_edges(points[few], 3)
+    }
 
 
 # --- climbing, lines and planes ---------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from qscape.nets.distributions import Categorical
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.sockets import bind_critics, bind_network
 from qscape.offpolicy.update import Stage, _fixed_targets, _look_ahead
+from qscape.ops import landscape
 from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import Plan, resume, train
@@ -495,6 +496,24 @@ def trained(spec=SPEC):
     agent = make_agent("td3", actor_hidden=(8,), critic_hidden=(8,)).on(spec)
     acting = agent.acting(agent.init(jax.random.key(0)))
     return agent, acting
+
+
+def test_optima_of_a_table_are_among_the_neighbours_that_are_valid():
+    agent, acting = trained()
+    obs, valid = observe(np.random.default_rng(0), 8)
+    surveyor = Surveyor(agent)
+    survey = surveyor(acting, np.asarray(obs))
+    shown = []
+    for i in range(8):
+        q = surveyor.entries(acting, np.asarray(obs[i]))[valid[i]]
+        least = landscape.prominence_threshold(q.min(), q.max())
+        peaks = landscape.find_peaks(q, landscape.nearest_edges(ROWS[valid[i]])).above(least)
+        assert survey.all_optima[i] == len(peaks.node)
+        spot = SurveyedState(surveyor, acting, np.asarray(obs[i]), survey.rows(i, i + 1), "td3", "", None)
+        np.testing.assert_allclose(spot.table().optima_q, q[peaks.node], rtol=1e-6)
+        alone = np.where(valid[i], surveyor.q(acting, np.asarray(obs[i]), ROWS), np.nan)
+        shown.append(len(landscape.find_peaks(alone, surveyor.edges).above(least).node))
+    assert survey.all_optima.sum() < sum(shown)  # neighbours among all 40 entries would find too many
 
 
 def test_a_landscape_counts_valid_entries_only():

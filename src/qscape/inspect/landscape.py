@@ -267,7 +267,7 @@ class SurveyedState(NamedTuple):
             names = tuple(f"principal component {k + 1} of the table" for k in range(d))
             plane = ops.Plane(rows.mean(0), ops.principal_axes(rows, d), names)
         q, grid = self.surveyor.entries(self.acting, self.obs), plane.coordinates(rows)
-        edges = self.surveyor.edges
+        edges = self.surveyor.edges_among(q)
         none = ops.Peaks(np.zeros(0, int), np.zeros(0))
         peaks = (
             none

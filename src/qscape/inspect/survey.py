@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qscape.errors import UsageError
 from qscape.inspect import surrogates
@@ -157,9 +157,10 @@ class Surveyor:
             [ops.prominence_threshold(*ends, share) for share in (ops.PROMINENT, 0.0)] for ends in ranges
         ]
         floors = ops.proposal_floors(fields["proposals_q"])[:, : self.order]
-        [optima] = self._count_optima([candidates], least)
-        exact = self._count_optima([candidates.flattened_below(floor) for floor in floors.T], least)
-        fitted = self._count_optima(learned, least)
+        count = partial(self._count_optima, least=least, edges=[*map(self.edges_among, candidates.values)])
+        [optima] = count([candidates])
+        exact = count([candidates.flattened_below(floor) for floor in floors.T])
+        fitted = count(learned)
         return Survey(
             **fields, span=fields["best_q"] - candidates.low, optima=optima[:, 0], all_optima=optima[:, 1],
             exact_optima=exact[..., 0].T, all_exact_optima=exact[..., 1].T,
@@ -203,6 +204,17 @@ class Surveyor:
     def entries(self, acting: ActingState, obs: Float[np.ndarray, " S"]) -> Float[np.ndarray, " N"]:
         """Evaluate Q at all entries of the table; NaN for those that are not valid."""
         return np.asarray(self._only_valid(jnp.asarray(obs), jnp.asarray(self.q(acting, obs, self.points))))
+
+    def edges_among(self, values: Float[np.ndarray, " N"]) -> Int[np.ndarray, "E 2"] | None:
+        """Find the neighbour pairs of the search points whose value is not NaN (None: no graph).
+
+        Where some entries of a table are not valid, the neighbours are the nearest ones that are: with a few
+        of the neighbours among all entries, most entries would be alone, and a local optimum.
+        """
+        is_valid = ~np.isnan(values)
+        if self.edges is None or is_valid.all():
+            return self.edges
+        return ops.nearest_edges(self.points, among=is_valid)
 
     def _values_of(self, acting: ActingState, obs: Array, action: Array) -> Array:
         return _in_chunks(partial(self._q, acting, obs), action)
@@ -289,16 +301,22 @@ class Surveyor:
         )
 
     def _count_optima(
-        self, candidate_sets: Sequence[OptimaCandidates], least: list[list[float]]
+        self,
+        candidate_sets: Sequence[OptimaCandidates],
+        least: list[list[float]],
+        edges: Sequence[Int[np.ndarray, "E 2"] | None],
     ) -> Float[np.ndarray, "g n k"]:
-        """Count the local optima of each set that stand out by more than each of `least` at each state."""
+        """Count the local optima of each set that stand out by more than each of `least` at each state.
+
+        `edges`: those of each state, from `edges_among`.
+        """
         counts = np.full((len(candidate_sets), *np.shape(least)), np.nan)
         if self.edges is None and self.table is not None:
             return counts
         for g, candidates in enumerate(candidate_sets):
             for n, (values, heights, saddles, low) in enumerate(zip(*candidates, strict=True)):
-                if self.edges is not None:
-                    prominence = ops.find_peaks(values, self.edges).prominence
+                if (graph := edges[n]) is not None:
+                    prominence = ops.find_peaks(values, graph).prominence
                 else:
                     pairs = np.stack(np.triu_indices(len(heights), 1), 1)
                     prominence = ops.find_prominences(heights, np.full(len(heights), low), pairs, saddles)

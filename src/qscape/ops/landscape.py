@@ -7,12 +7,13 @@ how peaks are counted and where planes lie; this module does.
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 PROMINENT = 0.01  # least prominence of a peak that counts, as a share of Q's range
 
@@ -146,17 +147,27 @@ def grid_edges(shape: tuple[int, ...]) -> Int[np.ndarray, "E 2"]:
     return np.concatenate(pairs)
 
 
-def nearest_edges(points: Float[np.ndarray, "N d"], k: int = 10) -> Int[np.ndarray, "E 2"]:
-    """Pairs that connect each point with its k nearest points (Euclidean); each pair once."""
-    rows, k = jnp.asarray(points, jnp.float32), min(k, len(points) - 1)
+def nearest_edges(
+    points: Float[np.ndarray, "N d"], k: int = 10, among: Bool[np.ndarray, " N"] | None = None
+) -> Int[np.ndarray, "E 2"]:
+    """Pairs that connect each point with its k nearest points (Euclidean); each pair once.
 
-    def find_nearest(point: Array) -> Array:
-        return jax.lax.top_k(-jnp.square(rows - point).sum(-1), k + 1)[1]
-
-    nearest = np.asarray(jax.lax.map(find_nearest, rows, batch_size=64))
-    pairs = np.stack([np.repeat(np.arange(len(rows)), k + 1), nearest.ravel()], 1)
+    `among`: the points that count; the others are in no pair.
+    """
+    counts = np.ones(len(points), bool) if among is None else among
+    nearest = np.asarray(_find_nearest(jnp.asarray(points, jnp.float32), counts, min(k, len(points) - 1)))
+    pairs = np.stack([np.repeat(np.arange(len(points)), nearest.shape[1]), nearest.ravel()], 1)
+    pairs = pairs[counts[pairs].all(1)]
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+@partial(jax.jit, static_argnames="k")
+def _find_nearest(rows: Float[Array, "N d"], counts: Bool[Array, " N"], k: int) -> Int[Array, "N k1"]:
+    def find(row: Array) -> Array:
+        return jax.lax.top_k(jnp.where(counts, -jnp.square(rows - row).sum(-1), -jnp.inf), k + 1)[1]
+
+    return jax.lax.map(find, rows, batch_size=64)
 
 
 # --- gradient ascent ----------------------------------------------------------------------------------------
