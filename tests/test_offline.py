@@ -246,6 +246,18 @@ def test_bad_minari_datasets_are_refused(datasets, tmp_path):
     )
     with pytest.raises(UsageError, match="Discrete actions: offline agents take a bounded Box"):
         read("test/discrete-v0")
+    picture, pixels = spaces.Box(0, 255, (4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)
+    for key, space, seen in [
+        ("picture", picture, pixels),
+        (
+            "both",
+            spaces.Dict(eye=picture, arm=spaces.Box(-1, 1, (2,))),
+            {"eye": pixels, "arm": np.ones((2, 2))},
+        ),
+    ]:
+        one = [e | {"observations": seen} for e in episodes(lengths=(1,), ends=("terminated",))]
+        with pytest.raises(UsageError, match=f"^test/{key}-v0 has images .* datasets of vectors only"):
+            read(write(f"test/{key}-v0", one, env=None, observation_space=space))
     (tmp_path / "data").mkdir()
     (tmp_path / "data/metadata.json").write_text("{}")
     with pytest.raises(RunError, match="cannot be read as a Minari dataset"):
