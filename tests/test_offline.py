@@ -185,6 +185,19 @@ def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_pat
     assert found.reference is None
 
 
+@pytest.mark.parametrize("env", ["", CLOCK])
+def test_a_file_that_does_not_tell_where_time_limits_ended_episodes_says_so(env, tmp_path):
+    file = d4rl(tmp_path / "a.h5", drop=("timeouts",))
+    assert read(file).lengths.tolist() == [5, 22]  # the last three episodes are one
+    plan = Plan("td3", env, 1, dataset=file, eval_every=0, settings={"base": tiny.SIZES})
+    said = [note for note in next(train(plan, tmp_path / "run")).notes if file in note]
+    assert [note.removeprefix(file)[:30] for note in said] == [
+        *([] if env else [" names no environment, so noth"]),
+        " has neither timeouts nor next",
+    ]
+    assert not any("timeouts" in note for note in read(d4rl(file, following=True)).notes)
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "says"),
     [

@@ -57,8 +57,7 @@ class Origin(NamedTuple):
 def read_origin(name: str) -> Origin:
     """Read a dataset's environment and reference returns, without its transitions. Raises as `read`."""
     if name.endswith(HDF5):
-        note = f"{name} names no environment, so nothing is evaluated; add one with --env."
-        return Origin(None, {}, _d4rl_reference(Path(name)), [note])
+        return Origin(None, {}, _d4rl_reference(Path(name)), _nameless(None, name))
     metadata = _open_minari(_import_package("minari"), name).storage.metadata
     env, env_args, notes = _recover_env(metadata, name)
     return Origin(env, env_args, _minari_reference(metadata), notes)
@@ -311,8 +310,23 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         env=env,
         env_args=env_args,
         reference=_d4rl_reference(file),
-        notes=() if env else (f"{file} names no environment, so nothing is evaluated; add one with --env.",),
+        notes=(*_nameless(env, str(file)), *_endless(rows, file)),
     )
+
+
+def _nameless(env: str | None, name: str) -> list[str]:
+    """A note on a file that names no environment, in a list; an empty list if the user names one."""
+    return [] if env else [f"{name} names no environment, so nothing is evaluated; add one with --env."]
+
+
+def _endless(rows: Mapping[str, np.ndarray], file: Path) -> list[str]:
+    """A note on a file that does not tell where time limits ended episodes, in a list."""
+    if {"timeouts", "next_observations"} & rows.keys():
+        return []
+    return [
+        f"{file} has neither timeouts nor next_observations: only terminals end its episodes, and where a "
+        "time limit ended one, the first observation of the next is taken for the one that followed."
+    ]
 
 
 def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Iterator[np.ndarray]:
