@@ -676,7 +676,9 @@ def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, 
 
 
 def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
+    file = d4rl(tmp_path / "a.hdf5")
     for argv, says in (
+        (["td3", "--dataset", file, "--env-args", "length=3"], "names no environment; add one with --env."),
         (["td3+savo", "--dataset", name], "replays proposals"),
         (["ppo", "--dataset", name], "learns from its own steps"),
         (["td3+imitate", "--dataset", name], "imitate learns from the newest steps"),
@@ -690,6 +692,8 @@ def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
         assert main(["train", *argv, "--steps", "10", "--out", str(tmp_path / "x")]) == 2
         assert says in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+    assert main(["dataset", file, "--env-args", "length=3"]) == 2
+    assert "arguments of --env, which is not there" in capsys.readouterr().err
 
 
 # --- from one run to another --------------------------------------------------------------------------
