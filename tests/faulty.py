@@ -167,4 +167,37 @@ class Careless(gym.Env):
         return self._see(), {}
 
     def step(self, action):
+        if self.flaw == "error":
+            raise ZeroDivisionError("no wheel")
         return self._see(), float("nan") if self.flaw == "nan" else 0.0, False, False, {}
+
+
+class Gated(gym.Env):
+    """A Gymnasium environment that refuses actions that are not valid; `how` it says which ones are."""
+
+    def __init__(self, how: str = "action_mask"):
+        self.action_space = spaces.MultiDiscrete([3, 2]) if how == "action_mask" else spaces.Discrete(5)
+        seen = spaces.Box(0.0, 1.0, (1,), np.float32)
+        both = spaces.Dict(action_mask=spaces.MultiBinary(5), place=seen)
+        self.observation_space = both if how == "observation" else seen
+        self.how, self.valid = how, np.zeros(5, np.int8)
+        self.masks_actions = how == "action_mask"
+        self.max_candidates = 2 if how == "candidates" else None
+
+    def _see(self):
+        self.valid[:] = 0  # in the same array, as an environment may
+        self.valid[[self.np_random.integers(3), 3 + self.np_random.integers(2)]] = 1
+        place = np.zeros(1, np.float32)
+        info = {"action_mask": self.valid} if self.how == "action_mask" else {}
+        info |= {"candidates": np.flatnonzero(self.valid)} if self.how == "candidates" else {}
+        return {"action_mask": self.valid, "place": place} if self.how == "observation" else place, info
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._see()
+
+    def step(self, action):
+        if not self.valid[np.array([0, 3]) + action if self.how == "action_mask" else action].all():
+            raise ValueError(f"{action} is not valid")
+        seen, info = self._see()
+        return seen, 0.0, False, False, info

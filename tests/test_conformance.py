@@ -111,6 +111,7 @@ def test_a_time_limit_of_gymnasium_holds_in_the_jax_environment_too():
         ("dtype", "observations are float64[1]"),
         ("bounds", "outside [-1, 1]"),
         ("nan", "an observation or a reward is not finite"),
+        ("error", "ZeroDivisionError: no wheel"),
     ],
 )
 def test_a_flaw_of_a_gymnasium_environment_is_found(flaw, says):
@@ -119,6 +120,15 @@ def test_a_flaw_of_a_gymnasium_environment_is_found(flaw, says):
     assert last.verdict == "FAIL"
     assert says in last.detail
     assert check("faulty:Careless", {"max_episode_steps": 30})[-1].verdict == "PASS"
+
+
+def test_the_entries_of_a_dict_are_checked():
+    assert check("tiny:Rooms-v0")[-1].detail == "300 steps twice, 0 terminated, 15 truncated"
+
+
+@pytest.mark.parametrize("how", ["action_mask", "candidates", "observation"])
+def test_valid_actions_of_gymnasium_environments_are_drawn(how):
+    assert check("faulty:Gated", {"how": how})[-1].verdict == "PASS"
 
 
 def test_the_command_line(capsys):

@@ -17,6 +17,7 @@ from rows import slow
 from qscape.envs import make
 from qscape.envs.cartpole import Cart, CartPole
 from qscape.envs.cliff import CLIFF, NEXT, START, IdealCliffWalking, IdealCliffWalkingEnv, Walker
+from qscape.envs.conformance import check
 from qscape.envs.mineworld import MineWorld, MineWorldEnv
 from qscape.envs.native import find_jax_env, play, step_autoreset
 from qscape.envs.recsim import RecSim, RecSimEnv
@@ -314,6 +315,7 @@ def test_the_environments_of_the_documentation():
     names = {"__name__": "pointworld"}
     exec(told[0], names)
     check_env(names["LineEnv"]())
+    assert {result.verdict for result in check("Line-v0", steps=1600)} == {"PASS"}
     played = play(names["Line"](), lambda state, seen, key: jnp.int32(1), KEY, 4)
     assert (played.length.tolist(), played.success.tolist()) == ([5] * 4, [True] * 4)
     exec(told[1], names)

@@ -185,6 +185,19 @@ def test_hdf5_without_successors_leaves_out_the_last_row_of_a_time_limit(tmp_pat
     assert found.reference is None
 
 
+@pytest.mark.parametrize("env", ["", CLOCK])
+def test_a_file_that_does_not_tell_where_time_limits_ended_episodes_says_so(env, tmp_path):
+    file = d4rl(tmp_path / "a.h5", drop=("timeouts",))
+    assert read(file).lengths.tolist() == [5, 22]  # the last three episodes are one
+    plan = Plan("td3", env, 1, dataset=file, eval_every=0, settings={"base": tiny.SIZES})
+    said = [note for note in next(train(plan, tmp_path / "run")).notes if file in note]
+    assert [note.removeprefix(file)[:30] for note in said] == [
+        *([] if env else [" names no environment, so noth"]),
+        " has neither timeouts nor next",
+    ]
+    assert not any("timeouts" in note for note in read(d4rl(file, following=True)).notes)
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "says"),
     [
@@ -246,6 +259,18 @@ def test_bad_minari_datasets_are_refused(datasets, tmp_path):
     )
     with pytest.raises(UsageError, match="Discrete actions: offline agents take a bounded Box"):
         read("test/discrete-v0")
+    picture, pixels = spaces.Box(0, 255, (4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)
+    for key, space, seen in [
+        ("picture", picture, pixels),
+        (
+            "both",
+            spaces.Dict(eye=picture, arm=spaces.Box(-1, 1, (2,))),
+            {"eye": pixels, "arm": np.ones((2, 2))},
+        ),
+    ]:
+        one = [e | {"observations": seen} for e in episodes(lengths=(1,), ends=("terminated",))]
+        with pytest.raises(UsageError, match=f"^test/{key}-v0 has images .* datasets of vectors only"):
+            read(write(f"test/{key}-v0", one, env=None, observation_space=space))
     (tmp_path / "data").mkdir()
     (tmp_path / "data/metadata.json").write_text("{}")
     with pytest.raises(RunError, match="cannot be read as a Minari dataset"):
@@ -651,7 +676,9 @@ def test_a_dataset_without_an_environment_trains_and_is_not_evaluated(datasets, 
 
 
 def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
+    file = d4rl(tmp_path / "a.hdf5")
     for argv, says in (
+        (["td3", "--dataset", file, "--env-args", "length=3"], "names no environment; add one with --env."),
         (["td3+savo", "--dataset", name], "replays proposals"),
         (["ppo", "--dataset", name], "learns from its own steps"),
         (["td3+imitate", "--dataset", name], "imitate learns from the newest steps"),
@@ -665,6 +692,8 @@ def test_what_cannot_learn_from_data_is_refused(name, tmp_path, capsys):
         assert main(["train", *argv, "--steps", "10", "--out", str(tmp_path / "x")]) == 2
         assert says in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+    assert main(["dataset", file, "--env-args", "length=3"]) == 2
+    assert "arguments of --env, which is not there" in capsys.readouterr().err
 
 
 # --- from one run to another --------------------------------------------------------------------------

@@ -255,14 +255,18 @@ def test_why_an_environment_cannot_be_restricted(args, why):
         make("restricted/Any-v0", env_args=args)
 
 
-@pytest.mark.parametrize("limit", [100, 300])
-def test_a_time_limit_is_put_in_the_place_of_the_inner_one(limit):
-    """Pendulum-v1 has one of 200."""
-    adapter = make("restricted/Any-v0", env_args={"env": "Pendulum-v1", "max_episode_steps": limit})
+@pytest.mark.parametrize(
+    ("env_id", "limit"),
+    [("Pendulum-v1", 100), ("Pendulum-v1", 300), ("faulty:make", 30), ("faulty:Careless", 30)],
+)
+def test_a_time_limit_is_put_in_the_place_of_the_inner_one(env_id, limit):
+    """Pendulum-v1 has one of 200, faulty:make one of 20."""
+    adapter = make("restricted/Any-v0", env_args={"env": env_id, "max_episode_steps": limit})
     adapter.reset()
     lengths = [episode.length for _ in range(limit) for episode in adapter.step(np.zeros((1, 1))).finished]
     assert lengths == [limit] == [adapter.time_limit]
-    assert make("restricted/Any-v0", env_args={"env": "Pendulum-v1"}).time_limit == 200
+    own = {"Pendulum-v1": 200, "faulty:make": 20}.get(env_id)
+    assert make("restricted/Any-v0", env_args={"env": env_id}).time_limit == own
 
 
 class Shaped(gym.Env):

@@ -224,6 +224,8 @@ def test_errors_about_ids_are_sentences(monkeypatch):
         ("nosuchmodule:make", {}, "nosuchmodule"),
         ("faulty:make", {"speed": 3}, "cannot be made with env_args {'speed': 3}.*; it takes flaw"),
         ("faulty:Careless", {"start_pool": 3}, "start_pool needs an environment in JAX"),
+        ("faulty:make", {"max_episode_steps": -1}, "faulty:make is in JAX, whose environments have a limit"),
+        ("jax/CartPole-v1", {"max_episode_steps": -1}, "CartPole-v1 is in JAX, whose environments have"),
     ]:
         with pytest.raises(UsageError, match=says):
             build_env(env_id, args)
@@ -256,6 +258,7 @@ def test_gymnax_by_its_ids():
         ("gymnax/zzz", {}, "gymnax has CartPole-v1, Pendulum-v1"),
         ("gymnax/Pendulum-v1", {"gravity": 3}, "takes no 'gravity'; it takes max_episode_steps, .*dt, g, l"),
         ("gymnax/Pendulum-v1", {"max_episode_steps": 0}, "max_episode_steps is 0: it has to be 1 or more"),
+        ("gymnax/Pendulum-v1", {"max_episode_steps": -1}, "Pendulum-v1 is in JAX, whose environments have"),
         ("gymnax/Pendulum-v1", {"render_mode": "rgb_array"}, "has no render_mode 'rgb_array'"),
         ("gymnax/Pendulum-v1", {"g": print}, "takes numbers, words and lists"),
     ]:

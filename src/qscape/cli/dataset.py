@@ -6,6 +6,7 @@ from qscape.cli import options
 from qscape.cli.running import plain_console, table
 from qscape.data import read
 from qscape.data.dataset import summarise
+from qscape.errors import UsageError
 from qscape.types import setting
 
 
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
     """Print a summary of a dataset."""
     name, rest = options.positional(argv, "NAME", "qscape dataset")
     given = options.parse(options.flags_of(Options()), rest, "qscape dataset NAME")
+    if given.env_args and not given.env:
+        raise UsageError("--env-args are arguments of --env, which is not there: add it, or leave them out.")
     dataset = read(name, given.env, options.env_args(given.env_args))
     console, summary_table = (
         plain_console(),

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from qscape.data.dataset import HDF5, Dataset, check_dataset, require_action_box
 from qscape.envs.build import build_env
-from qscape.envs.spaces import ActionBox, make_flatten
+from qscape.envs.spaces import ActionBox, box_leaves, is_image, make_flatten
 from qscape.errors import RunError, UsageError
 from qscape.trusted import list_code, refuse_untrusted
 
@@ -57,8 +57,7 @@ class Origin(NamedTuple):
 def read_origin(name: str) -> Origin:
     """Read a dataset's environment and reference returns, without its transitions. Raises as `read`."""
     if name.endswith(HDF5):
-        note = f"{name} names no environment, so nothing is evaluated; add one with --env."
-        return Origin(None, {}, _d4rl_reference(Path(name)), [note])
+        return Origin(None, {}, _d4rl_reference(Path(name)), _nameless(None, name))
     metadata = _open_minari(_import_package("minari"), name).storage.metadata
     env, env_args, notes = _recover_env(metadata, name)
     return Origin(env, env_args, _minari_reference(metadata), notes)
@@ -105,6 +104,7 @@ def _read_minari(name: str, env: str | None, env_args: dict[str, Any]) -> Datase
     else:
         observations = _check_spaces(name, observations, actions, env, env_args)
     box = require_action_box(actions, name)
+    _refuse_images(observations, name)
     size, flatten = make_flatten(observations, name)
     try:
         columns = [_episode_columns(e, size, flatten, box) for e in source.iterate_episodes()]
@@ -235,6 +235,15 @@ def _check_spaces(
     return made.observation_space
 
 
+def _refuse_images(space: gym.Space, name: str) -> None:
+    """Raise a UsageError if observations of this space, of a dataset or environment, hold an image."""
+    if any(is_image(box) for _, box in box_leaves(space, (), name, images=True)):
+        raise UsageError(
+            f"{name} has images as observations, and agents learn from datasets of vectors only: "
+            "learn in the environment."
+        )
+
+
 def _have_equal_bounds(one: spaces.Box, other: spaces.Box) -> bool:
     """Are the bounds of two Boxes of one shape equal, but for rounding?"""
     return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
@@ -283,6 +292,7 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         made = build_env(env, env_args)
         observations, actions = made.observation_space, made.action_space
         made.close()
+        _refuse_images(observations, env)
         if (make_flatten(observations, env)[0], int(np.prod(actions.shape or ()))) != sizes:
             raise UsageError(
                 f"{file} has {sizes[0]} numbers an observation and {sizes[1]} an action, {env} has "
@@ -300,8 +310,23 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
         env=env,
         env_args=env_args,
         reference=_d4rl_reference(file),
-        notes=() if env else (f"{file} names no environment, so nothing is evaluated; add one with --env.",),
+        notes=(*_nameless(env, str(file)), *_endless(rows, file)),
     )
+
+
+def _nameless(env: str | None, name: str) -> list[str]:
+    """A note on a file that names no environment, in a list; an empty list if the user names one."""
+    return [] if env else [f"{name} names no environment, so nothing is evaluated; add one with --env."]
+
+
+def _endless(rows: Mapping[str, np.ndarray], file: Path) -> list[str]:
+    """A note on a file that does not tell where time limits ended episodes, in a list."""
+    if {"timeouts", "next_observations"} & rows.keys():
+        return []
+    return [
+        f"{file} has neither timeouts nor next_observations: only terminals end its episodes, and where a "
+        "time limit ended one, the first observation of the next is taken for the one that followed."
+    ]
 
 
 def _transition_columns(rows: Mapping[str, np.ndarray], box: ActionBox) -> Iterator[np.ndarray]:

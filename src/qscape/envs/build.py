@@ -16,6 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from qscape.envs import simulators
 from qscape.envs.levels import discretise
+from qscape.envs.native import find_jax_env
 from qscape.envs.own import find_maker, make_own
 from qscape.errors import QscapeError, UsageError, describe, describe_import
 
@@ -33,10 +34,12 @@ _PACKAGES = {
 CRITIC_ONLY = "critic_observation"  # the argument that names what critics alone see
 LEVELS = "action_levels"  # the argument that divides a Box of actions into levels
 
+NO_LIMIT = {"max_episode_steps": -1}  # as Gymnasium writes it
+
 OWN_ARGS = (CRITIC_ONLY, LEVELS)  # what `build_env` does with them, no other program does
 
 
-def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym.Env:
+def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limited: bool = True) -> gym.Env:
     """Make one environment.
 
     Args:
@@ -45,12 +48,13 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         args: arguments of the environment and of `gymnasium.make`, and `critic_observation`: a key of a Dict
             of observations, or several, which critics alone see; and `action_levels`: divide every dimension
             of a bounded Box of actions into so many levels, which makes them MultiDiscrete.
+        limited: keep the time limit? False if a wrapper sets its own; for ids only.
 
     Raises:
         UsageError: the id is unknown, a package is missing, or the arguments are wrong.
     """
     hidden, levels = args.get(CRITIC_ONLY), args.get(LEVELS)
-    args = {k: v for k, v in args.items() if k not in OWN_ARGS}
+    args = {k: v for k, v in args.items() if k not in OWN_ARGS} | ({} if limited else NO_LIMIT)
     _import_registering_package(env_id)
     _redirect_mujoco_warnings(env_id)
     name = env_id if isinstance(env_id, str) else getattr(env_id, "__name__", repr(env_id))
@@ -77,6 +81,11 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any]) -> gym
         ) from problem
     if not isinstance(env, gym.Env):
         raise UsageError(f"{name} made a {type(env).__name__}, not a gymnasium.Env")
+    if limited and args.items() >= NO_LIMIT.items() and find_jax_env(env) is not None:
+        raise UsageError(
+            f"{name} is in JAX, whose environments have a limit: max_episode_steps has to be 1 or more",
+            field="env_args",
+        )
     if levels is not None:
         env = discretise(env, levels, name)
     if hidden is not None:

@@ -22,9 +22,10 @@ from gymnasium import spaces
 from jaxtyping import Array, PyTree
 
 from qscape.envs.build import build_env
-from qscape.envs.native import JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
+from qscape.envs.masks import declared_by, find_mask
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
 from qscape.envs.spaces import FactoredActions
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, UsageError, describe
 from qscape.types import stream
 
 ENVS = 8  # environments side by side
@@ -82,6 +83,10 @@ class Subject:
     def __post_init__(self) -> None:
         self.actions = np.random.default_rng(0)
         self.record: Record | None = None
+        env, bare = self.env, self.env.unwrapped
+        face = bare if isinstance(bare, GymnasiumEnv) else None
+        spaces_of = env.observation_space, env.action_space
+        self.masks = find_mask(type(bare).__name__, *spaces_of, face, declared_by(env), False, True)[1]
 
     @property
     def jax(self) -> JaxEnv:
@@ -101,12 +106,15 @@ class Subject:
         drawn = self.actions.uniform(low, high, (*shape, *space.shape))
         return np.clip(drawn.astype(space.dtype), space.low, space.high)
 
-    def draw_action(self, info: Mapping[str, Any]) -> np.ndarray:
-        """A random action; of an environment in JAX with masks, one that the last info allows."""
-        if self.native is None or self.native.mask is None:
+    def draw_action(self, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
+        """A random action that is valid after the last observation and info of the Gymnasium environment."""
+        if self.masks is None:
             return self.draw_actions()
         space: Any = self.env.action_space
-        parts = np.split(info["action_mask"], np.cumsum(_sizes(space))[:-1])
+        given = {key: [value] for key, value in info.items()}
+        words = self.masks.read([observation], given, np.array([True]))
+        valid = np.asarray(self.masks.mask.unpack(jnp.asarray(words)))[0]
+        parts = np.split(valid, np.cumsum(_sizes(space))[:-1])
         index = np.array([[self.actions.choice(np.flatnonzero(part)) for part in parts]])
         return _to_action(space, index)[0].astype(space.dtype)
 
@@ -158,10 +166,10 @@ def check(env_id: str, args: Mapping[str, Any] | None = None, steps: int = 10_00
             continue
         try:
             results.append(Result(name, "PASS", run(subject)))
-        except Broken as problem:
+        except (Broken, QscapeError) as problem:
             results.append(Result(name, "FAIL", str(problem)))
-        except QscapeError as problem:
-            results.append(Result(name, "FAIL", str(problem)))
+        except Exception as problem:  # of the environment
+            results.append(Result(name, "FAIL", describe(problem)))
     return results
 
 
@@ -403,23 +411,31 @@ def _play_face(subject: Subject) -> Played:
     env, rows, states, keys = subject.make(), [], [], []
     bare: Any = env.unwrapped
     subject.actions = np.random.default_rng(0)
-    first, info = env.reset(seed=3)
+    observation, info = env.reset(seed=3)
+    first = _flatten(env, observation)
     for _ in range(FACE_STEPS):
-        action = subject.draw_action(info)
+        action = subject.draw_action(observation, info)
         if subject.native is not None:
             states.append(bare.state)
             keys.append(step_key(jax.random.key(bare.episode_seed), bare.steps + 1))
         observation, reward, terminated, truncated, info = env.step(action)
-        rows.append((action, observation, reward, terminated, truncated))
+        rows.append((action, _flatten(env, observation), reward, terminated, truncated))
         if terminated or truncated:
-            _, info = env.reset()
+            observation, info = env.reset()
     env.close()
     action, observation, reward, terminated, truncated = (
         np.array(column) for column in zip(*rows, strict=True)
     )
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *states) if states else None
     together = jnp.stack(keys) if keys else None
-    return Played(stacked, action, together, observation, reward, terminated, truncated, np.asarray(first))
+    return Played(stacked, action, together, observation, reward, terminated, truncated, first)
+
+
+def _flatten(env: gym.Env, observation: Any) -> np.ndarray:
+    """An observation as an array; the entries of a Dict in one row."""
+    is_dict = isinstance(env.observation_space, spaces.Dict)
+    # Copied, because an environment may write into the array that it gave.
+    return np.array(spaces.flatten(env.observation_space, observation) if is_dict else observation)
 
 
 def check_face(subject: Subject) -> str:
@@ -460,8 +476,9 @@ def check_gymnasium(subject: Subject) -> str:
         if not np.array_equal(getattr(played, name), getattr(again, name)):
             raise Broken(f"{name} differs between two rollouts with the same seed and actions")
     space = subject.env.observation_space
+    space = spaces.flatten_space(space) if isinstance(space, spaces.Dict) else space
     if not isinstance(space, spaces.Box):
-        raise Broken(f"observations are {space}: the suite checks Boxes")
+        raise Broken(f"observations are {space}: the suite checks Boxes and Dicts of them")
     if not all(
         space.dtype == x.dtype and space.shape == x.shape for x in (played.first, played.observation[0])
     ):

@@ -65,21 +65,23 @@ def make_own(
 
     Args:
         maker: as `find_maker` returns it.
-        max_episode_steps: steps after which an episode is truncated; None: as the environment says.
+        max_episode_steps: steps after which an episode is truncated; None: as the environment says; -1: no
+            limit is added.
         start_pool: draw the starts of episodes from so many that are computed once, if it is a `JaxEnv`.
         render_mode: as in Gymnasium.
         args: arguments of `maker`.
     """
     if render_mode is not None and "render_mode" in inspect.signature(maker).parameters:
         args["render_mode"] = render_mode
-    env = maker(**args)
+    env, unlimited = maker(**args), max_episode_steps == -1
     if isinstance(env, JaxEnv):
-        if max_episode_steps is not None:
+        if max_episode_steps is not None and not unlimited:
             env = dataclasses.replace(env, time_limit=max_episode_steps)
         env = make_pool(env, start_pool) if start_pool else env
-        return simulators.make_gymnasium(env, render_mode)
+        face = simulators.SimulatorEnv if unlimited else simulators.make_gymnasium
+        return face(env, render_mode)
     if start_pool:
         raise UsageError("start_pool needs an environment in JAX", field="env_args")
-    if isinstance(env, gym.Env) and max_episode_steps is not None:
+    if isinstance(env, gym.Env) and max_episode_steps is not None and not unlimited:
         return gym.wrappers.TimeLimit(env, max_episode_steps)
     return env

@@ -85,9 +85,8 @@ def rendered(env: str = "CartPole-v1", limited: bool = True, **args: Any) -> gym
     """
     _need_opencv(env, "pixels")
     draw_without_screen()
-    limit = {} if limited else {"max_episode_steps": -1}
     try:
-        made = build_env(env, {"render_mode": "rgb_array"} | args | limit)
+        made = build_env(env, {"render_mode": "rgb_array"} | args, limited)
         pictures = ResizeObservation(AddRenderObservation(made), (84, 84))
         return FrameStackObservation(GrayscaleObservation(pictures), 4)
     except UsageError as problem:

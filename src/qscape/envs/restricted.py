@@ -157,7 +157,7 @@ def restrict(
     Raises:
         UsageError: the actions are no bounded Box, or the balls are not valid.
     """
-    made = build_env(env, args if limited else args | {"max_episode_steps": -1})
+    made = build_env(env, args, limited)
     if not isinstance(made.action_space, spaces.Box) or not made.action_space.is_bounded():
         raise UsageError(f"only a bounded Box of actions can be restricted, {env} has {made.action_space}")
     if count < 1 or not 0 < low <= high:

@@ -69,8 +69,11 @@ class OfflineTrainer(Trainer):
     def _notes(self) -> list[str]:
         n, episodes, held = len(self.data), len(self.data.lengths), _held(self.layout, self.data)
         too_small = f"only the last {held:,} of {n:,} transitions are in the replay"
+        # That it names no environment was said when the run was planned.
+        further = self.data.notes[1:] if self.plan.env == RECORDED else self.data.notes
         return [
             f"dataset: {n:,} transitions, {episodes:,} episodes, mean return {self.data.returns.mean():,.1f}",
+            *further,
             *([f"{too_small}: base.replay_capacity = {self.layout.capacity:,}"] if held < n else []),
             "a step is an update; the environment only evaluates"
             if self.eval_adapter

@@ -295,6 +295,10 @@ def _on_dataset(plan: Plan) -> tuple[Plan, list[str]]:
         raise UsageError(
             f"--probe measures evaluations: {plan.dataset} names no environment; add one with --env."
         )
+    if plan.env_args:
+        raise UsageError(
+            f"--env-args: {plan.dataset} names no environment; add one with --env.", field="env_args"
+        )
     args = {"dataset": plan.dataset}
     plan = dataclasses.replace(plan, env=RECORDED, env_args=args, eval_every=0, reference=found.reference)
     return plan, notes + found.notes

@@ -55,7 +55,9 @@ def make_gymnasium(native: JaxEnv, render_mode: str | None = None, render_fps: i
 
 
 def make(env_id: str, render_mode: str | None = None, **args: Any) -> gym.Env:
-    """The Gymnasium environment of an id; arguments as in `load`."""
+    """The Gymnasium environment of an id; arguments as in `load`. `max_episode_steps` -1: without a limit."""
+    if args.get("max_episode_steps") == -1:
+        return SimulatorEnv(load(env_id, args | {"max_episode_steps": None}), render_mode)
     return make_gymnasium(load(env_id, args), render_mode)
 
 

@@ -14,8 +14,8 @@ CHUNK, SEED = 64, 0  # resets side by side; seed of the starts, in training as i
 class StartPool(JaxWrapper):
     """The environment `inner`, whose episodes begin in one of N start states.
 
-    Auto-reset inside a compiled program computes a reset in every step, because all branches are computed
-    under `vmap`. Here a reset reads a row of a table.
+    Auto-reset inside a compiled program computes a reset of all environments in every step in which an
+    episode ends. Here a reset reads a row of a table.
 
     Attributes:
         inner: the environment.
