@@ -139,6 +139,12 @@ def test_what_does_nothing_in_a_recipe_or_is_refused_by_it_is_not_searched(recip
     assert not out & names
 
 
+def test_an_agent_without_an_actor_is_not_searched_for_one():
+    names = {r.field for r in find_ranges(Plan("dqn", "CartPole-v1", 100_000))}
+    assert "base.critic_learning_rate" in names
+    assert not {"base.actor_learning_rate", "base.policy_delay"} & names
+
+
 def test_a_named_field_whose_range_the_recipe_refuses_is_refused():
     with pytest.raises(UsageError, match=r"--fields base.passes: 'trpo' cannot be: a trust region takes one"):
         find_ranges(Plan("trpo", "CartPole-v1", 100_000), ["base.passes"])
