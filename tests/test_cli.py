@@ -348,6 +348,16 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
         ),
         (["dqn", "--base.policy-delay", 4], "--base.policy-delay does nothing without an actor"),
         (
+            ["fast_td3", "--base.exploration-noise", 0.3],
+            "--base.exploration-noise does nothing beside noise of each environment",
+        ),
+        (
+            ["sac", "--soft.temperature", 0.2, "--soft.learning-rate", 1e-3],
+            "--soft.learning-rate does nothing with an α that is fixed, by soft.temperature; leave it out.",
+        ),
+        (["bro", "--resets.every", 1000], "--resets.every does nothing beside resets.at"),
+        (["td3+lap", "--lap.no-prioritised", "--lap.alpha", 0.6], "--lap.alpha does nothing without prior"),
+        (
             ["trpo", "--base.value-coefficient", 0.3],
             "--base.value-coefficient does nothing in a trust region",
         ),
@@ -373,6 +383,7 @@ def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_busine
     fine += (["td3", "--base.decay-what", "weights", "--base.actor-weight-decay", 0.1],)
     fine += (["td3+ou", "--base.ou-rate", 0.3, "--base.epsilon-decay", 0.3],)
     fine += (["td3+greedy_td3", "--base.log-std-min", -9.0],)
+    fine += (["fast_td3", "--base.exploration-noise", 0, "--base.batch-size", 8],)
     for n, argv in enumerate(fine):
         assert run("train", *argv, *CLOCK, "--steps", 100, "--out", tmp_path / str(n)) == 0
     plan, agent, _ = prepare(Plan("td3", "tiny:Clock-v0", 1_000))
@@ -380,7 +391,7 @@ def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_busine
     config = ["train", "--config", tmp_path / "old" / "run.json", "--out", tmp_path / "again"]
     assert run(*config) == 0
     assert run(*config, "--base.rate-end", 0.3) == 2
-    assert len(jobs) == 6
+    assert len(jobs) == 7
 
 
 def test_a_run_without_a_save_cannot_be_evaluated(refused, done, tmp_path):

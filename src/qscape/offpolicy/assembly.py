@@ -156,6 +156,9 @@ class Assembly(Bound):
         if base.exploration != "per_environment":
             without = "without noise of each environment, base.exploration = per_environment"
             found |= dict.fromkeys(("base.noise_min", "base.noise_max"), without)
+        elif base.exploration_noise:
+            without = "beside noise of each environment, whose sizes base.noise_max bounds; 0 switches it off"
+            found["base.exploration_noise"] = without
         if base.epsilon_start == base.epsilon_end:
             found["base.epsilon_decay"] = "with an ε that stays, base.epsilon_end = base.epsilon_start"
         if not base.exploration_noise:
