@@ -334,6 +334,31 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
             "--base.target-noise-clip does nothing without noise to clip",
         ),
         (["td3", "--base.nearest-probes", 4], "--base.nearest-probes does nothing in an exact search"),
+        (["td3", "--base.huber-threshold", 5.0], "--base.huber-threshold does nothing without Huber's loss"),
+        (["td3", "--base.ou-rate", 0.3], "--base.ou-rate does nothing without Ornstein-Uhlenbeck noise"),
+        (["td3", "--base.noise-max", 0.3], "--base.noise-max does nothing without noise of each environment"),
+        (["td3", "--base.epsilon-decay", 0.3], "--base.epsilon-decay does nothing with an ε that stays"),
+        (["sac", "--base.exploration", "ou"], "--base.exploration does nothing without exploration noise"),
+        (
+            ["sac", "--base.policy-phase", 1],
+            "--base.policy-phase does nothing where the actor moves at every",
+        ),
+        (["td3", "--base.log-std-min", -9.0], "--base.log-std-min does nothing with a deterministic policy"),
+        (
+            ["td3+cem", "--base.actor-hidden", 8],
+            "--base.actor-hidden does nothing with cem, which has no actor",
+        ),
+        (["dqn", "--base.policy-delay", 4], "--base.policy-delay does nothing without an actor"),
+        (
+            ["fast_td3", "--base.exploration-noise", 0.3],
+            "--base.exploration-noise does nothing beside noise of each environment",
+        ),
+        (
+            ["sac", "--soft.temperature", 0.2, "--soft.learning-rate", 1e-3],
+            "--soft.learning-rate does nothing with an α that is fixed, by soft.temperature; leave it out.",
+        ),
+        (["bro", "--resets.every", 1000], "--resets.every does nothing beside resets.at"),
+        (["td3+lap", "--lap.no-prioritised", "--lap.alpha", 0.6], "--lap.alpha does nothing without prior"),
         (
             ["trpo", "--base.value-coefficient", 0.3],
             "--base.value-coefficient does nothing in a trust region",
@@ -358,6 +383,9 @@ def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_busine
     monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
     fine = ["td3", "--base.target-noise", 0], ["sac", "--base.rate-end", 0.2, "--base.schedule", "cosine"]
     fine += (["td3", "--base.decay-what", "weights", "--base.actor-weight-decay", 0.1],)
+    fine += (["td3+ou", "--base.ou-rate", 0.3, "--base.epsilon-decay", 0.3],)
+    fine += (["td3+greedy_td3", "--base.log-std-min", -9.0],)
+    fine += (["fast_td3", "--base.exploration-noise", 0, "--base.batch-size", 8],)
     for n, argv in enumerate(fine):
         assert run("train", *argv, *CLOCK, "--steps", 100, "--out", tmp_path / str(n)) == 0
     plan, agent, _ = prepare(Plan("td3", "tiny:Clock-v0", 1_000))
@@ -365,7 +393,7 @@ def test_options_that_do_nothing_yet_were_not_typed_are_none_of_the_users_busine
     config = ["train", "--config", tmp_path / "old" / "run.json", "--out", tmp_path / "again"]
     assert run(*config) == 0
     assert run(*config, "--base.rate-end", 0.3) == 2
-    assert len(jobs) == 4
+    assert len(jobs) == 7
 
 
 def test_a_run_that_is_named_like_a_dataset_is_found_from_any_folder(tmp_path, monkeypatch):

@@ -139,6 +139,22 @@ def test_what_does_nothing_in_a_recipe_or_is_refused_by_it_is_not_searched(recip
     assert not out & names
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "out", "within"),
+    [
+        ("dqn", {}, {"base.actor_learning_rate", "base.policy_delay"}, {"base.critic_learning_rate"}),
+        ("fast_td3", {}, {"base.exploration_noise"}, {"base.actor_learning_rate"}),
+        ("bro", {}, {"resets.every"}, {"soft.learning_rate"}),
+        ("sac", {"soft": {"temperature": 0.2}}, {"soft.learning_rate"}, {"base.actor_learning_rate"}),
+        ("td3+lap", {"lap": {"prioritised": False}}, {"lap.alpha"}, {"base.exploration_noise"}),
+    ],
+)
+def test_what_an_off_policy_agent_lacks_is_not_searched(recipe, settings, out, within):
+    names = {r.field for r in find_ranges(plan(recipe, **settings))}
+    assert within <= names
+    assert not out & names
+
+
 def test_a_named_field_whose_range_the_recipe_refuses_is_refused():
     with pytest.raises(UsageError, match=r"--fields base.passes: 'trpo' cannot be: a trust region takes one"):
         find_ranges(Plan("trpo", "CartPole-v1", 100_000), ["base.passes"])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets.heads import Point
+from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.exploration import add_noise, apply_epsilon_greedy, sample_noise, sample_uniform_action
 from qscape.offpolicy.plain import Single, smooth_target_policy
 from qscape.offpolicy.sockets import Composition, Context, PartState
@@ -102,7 +102,8 @@ class Refiner(Single):
             if self.apply_at != "collect":
                 action = self.refine(state, context, obs, action, k_refine)
             return action, {}, noise_state
-        action = dist.sample(k_sample)[0]
+        # As in `Single.act`: noise on a row of an action table might be snapped back to this row.
+        action = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
         noise, noise_state = sample_noise(context, noise_state, first, action.shape, k_noise)
         action = add_noise(context, obs, action, noise)
         action = self.refine(state, context, obs, action, k_refine)

@@ -4,6 +4,7 @@ A baseline of SAVO (arXiv 2410.11833); docs/methods/choosers.md says what of it 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import equinox as eqx
@@ -31,6 +32,9 @@ class GreedyTD3(BestDraws):
         if agent.base.head != "deterministic":
             return "greedy_td3 moves a deterministic actor; write td3+greedy_td3, or greedy_ac in its place."
         return None
+
+    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
+        return {}  # the proposal policy has a standard deviation
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes the proposal policy, an actor with a Gaussian head."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Conditioning
+from qscape.nets.heads import Snapped, unsnap
 from qscape.offpolicy.plain import MLPNetwork, Single
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Dist, Key, Policy, Spec, setting
@@ -121,9 +122,11 @@ class Implicit(Single):
 
         def policy(obs: Array) -> Dist:
             def at(noise: Array) -> Dist:
-                return network(obs, Conditioning(concat=noise))
+                return unsnap(network(obs, Conditioning(concat=noise)))
 
-            return ImplicitDist(at, (*obs.shape[:-1], length), self.noise_clip)
+            dist = ImplicitDist(at, (*obs.shape[:-1], length), self.noise_clip)
+            table = context.table
+            return dist if table is None else Snapped(dist, table, context.spec.mask_words(obs))
 
         return policy
 

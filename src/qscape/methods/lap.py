@@ -38,6 +38,10 @@ class LAP(Replay):
     def overrides(self, agent: Any) -> Mapping[str, Any]:
         return {"critic_loss": "lap_huber"}
 
+    def moot_fields(self, agent: Any) -> Mapping[str, str]:
+        fields = () if self.prioritised else ("lap.alpha", "lap.min_priority", "lap.reset_highest")
+        return dict.fromkeys(fields, "without priorities (lap.prioritised)")
+
     def init_state(self, layout: Layout) -> ReplayState:
         replay_state = super().init_state(layout)
         if not self.prioritised:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -231,6 +232,16 @@ class Entropic(PolicyLoss):
         if agent.base.target_noise:
             return "target smoothing takes the entropy out of the target: base.target_noise = 0 with sac."
         return None
+
+    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
+        found, name = dict(super().moot_fields(agent)), self.name
+        if self.temperature is not None:
+            fields = "initial_temperature", "target_entropy", "entropy_per_action", "temperature_loss"
+            of_learning = (f"{name}.{field}" for field in (*fields, "learning_rate"))
+            found |= dict.fromkeys(of_learning, f"with an α that is fixed, by {name}.temperature")
+        elif self.target_entropy is not None:
+            found[f"{name}.entropy_per_action"] = f"beside {name}.target_entropy"
+        return found
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         if self.temperature is not None:

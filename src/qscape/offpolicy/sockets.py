@@ -29,6 +29,18 @@ Version = Literal["online", "fixed", "target"]
 Role = Literal["actor", "critic"]
 Output = Literal["critic", "mean", "log_std"]
 
+# Settings `base.actor_...` of the networks and the optimiser of actors.
+OF_ACTORS = (
+    "hidden",
+    "activation",
+    "norm",
+    "projection",
+    "output_std",
+    "learning_rate",
+    "weight_decay",
+    "adam_b1",
+)
+
 
 class Nets(NamedTuple):
     """Builders of networks.
@@ -518,6 +530,12 @@ class PolicyLoss(StatefulPart):
         """
         return policy(next_obs).mode(), None
 
+    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
+        if agent.base.head == "gaussian":
+            return {}
+        fields = ("base.log_std_bound", "base.log_std_min", "base.log_std_max")
+        return dict.fromkeys(fields, "with a deterministic policy, base.head = deterministic")
+
     def next_value(self, state: PartState, next_obs: Array) -> Array | None:
         """Returns values V [B] of the next state that take the place of the target critics'; None: theirs."""
         return None
@@ -548,6 +566,12 @@ class ActionSelector(StatefulPart):
     climbs_surrogates: ClassVar[bool] = False
     indexes_actions: ClassVar[bool] = False
     values_next_state: ClassVar[bool] = False
+
+    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
+        if self.has_actor:
+            return {}
+        fields = [f"actor_{what}" for what in OF_ACTORS] + ["target_actor"]
+        return dict.fromkeys((f"base.{field}" for field in fields), f"with {self.name}, which has no actor")
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
         """Makes what the actor step moves: one actor, a list of actors, or None."""
