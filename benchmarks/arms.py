@@ -202,7 +202,7 @@ def command_of(row: Row, agent: str) -> str:
     words += ["--preset", plan.preset] if plan.preset else []
     for part, fields in plan.settings.items():
         for field, value in fields.items():
-            words += flag(f"{part}.{field}", value)
+            words += flag(f"{part}.{field}", value, isinstance(value, bool))
     return " ".join(words)
 
 
