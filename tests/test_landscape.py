@@ -781,7 +781,7 @@ def test_a_model_in_memory_can_be_looked_at(recipe):
         (np.zeros((2, 3)), "the state is a batch of 2; a landscape needs one observation"),
         ([0.0, np.nan, 0.0], "the state's number 1 is nan"),
         ({"angle": 1.0}, "Pendulum-v1"),
-        ([[0.0], [1.0, 2.0]], "the state is no observation of Pendulum-v1"),
+        ([[0.0], [1.0, 2.0]], r"Pendulum-v1 has observations \(3,\), not this list"),
     ],
 )
 def test_a_state_that_is_no_single_observation(state, why):

@@ -160,8 +160,6 @@ def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"
         adapter = trained.make()
         try:
             rows, batched = adapter.observations(state)
-        except (KeyError, IndexError, TypeError, ValueError) as problem:
-            raise UsageError(f"the state is no observation of {adapter.env_id}: {problem}") from problem
         finally:
             adapter.close()
         if batched:
