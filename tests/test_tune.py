@@ -19,7 +19,7 @@ from tiny import SIZES, environment, evaluations, flags, start
 
 from qscape.agents import build, settings_of
 from qscape.cli import main, options
-from qscape.cli.tune import split, train_command
+from qscape.cli.tune import train_command
 from qscape.errors import RunError, UsageError
 from qscape.jobs import tune
 from qscape.jobs.progress import LOSSES
@@ -555,8 +555,3 @@ def test_a_database_that_fails_during_a_search_is_told(here, ranges):
 
     with pytest.raises(RunError, match=r"out/study.db cannot be written \(.*no such table.*the same command"):
         fail()
-
-
-def test_an_argument_of_the_environment_is_no_field_of_the_agent():
-    argv = ["--env.g", "1.0", "--base.batch-size", "64", "--trials", "2"]
-    assert split(argv) == (["--env.g", "1.0", "--trials", "2"], ["--base.batch-size", "64"])

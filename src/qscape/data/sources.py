@@ -171,7 +171,7 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
     """Id and arguments of the environment to evaluate in, and notes; id None if it cannot be made."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if text is None:
-        return None, {}, [f"{name} names no environment, so nothing is evaluated; add one with --env."]
+        return None, {}, _nameless(None, name)
     try:
         spec = EnvSpec.from_json(text)
     except Exception as problem:  # of JSON, of the types of its fields or of the form of its id

@@ -37,8 +37,8 @@ def resample(
 
     The mean stays at frequency 0: it is no neighbour of the lowest oscillation.
     """
-    columns = [np.interp(frequency, own[1:], column[1:]) for column in amplitude.T]
-    return np.concatenate([amplitude[:1], np.stack(columns, axis=1)[1:]])
+    columns = [np.interp(frequency[1:], own[1:], column) for column in amplitude[1:].T]
+    return np.concatenate([amplitude[:1], np.stack(columns, axis=1)])
 
 
 def sm(actions: Float[np.ndarray, "n A"]) -> float:

@@ -193,10 +193,10 @@ def _draw_traces(ax: "Axes", record: Record, dims: Sequence[int], steps: int, ti
 
 
 def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak: float) -> None:
-    frequency = np.asarray(runs[0]["spectrum"]["frequency"])
+    frequency = np.asarray(runs[0]["spectrum"]["frequency"][1:])  # without the mean, which is at 0
     amplitude = np.mean([_interpolate_spectrum(frequency, run) for run in runs], axis=0)
     for k, dim in enumerate(dims):
-        ax.plot(frequency[1:], amplitude[1:, dim], color=COLOURS[k], lw=1.2, label=f"action {dim}")
+        ax.plot(frequency, amplitude[:, dim], color=COLOURS[k], lw=1.2, label=f"action {dim}")
     ax.axvline(0.5, color=GREYS[1], ls="--", lw=1.4, label="0.5: a flip at every step, which sm leaves out")
     ax.set_yscale("log")
     ax.set_ylim((peak or 1.0) * FLOOR, (peak or 1.0) * 2)
@@ -208,7 +208,6 @@ def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak:
 
 
 def _interpolate_spectrum(frequency: np.ndarray, record: Record) -> np.ndarray:
-    """A run's amplitudes [K, A] at the given frequencies, as `qscape.ops.spectrum.resample`."""
-    own, amplitude = record["spectrum"]["frequency"][1:], _amplitude(record)
-    columns = [np.interp(frequency, own, column) for column in amplitude[1:].T]
-    return np.concatenate([amplitude[:1], np.stack(columns, axis=1)[1:]])
+    """A run's amplitudes [F, A] at the given frequencies, all of them above 0."""
+    own, amplitude = record["spectrum"]["frequency"][1:], _amplitude(record)[1:]
+    return np.stack([np.interp(frequency, own, column) for column in amplitude.T], axis=1)
