@@ -213,6 +213,20 @@ def test_actions_that_are_not_finite_are_told():
         evaluate(programs, jax.tree.map(lambda x: x * np.nan, acting), adapter, 4)
 
 
+def test_without_a_time_limit_of_gymnasium_episodes_end_where_those_of_the_jax_env_do():
+    """Python's steps would never truncate; evaluations and compiled runs do."""
+
+    def bare():
+        return GymnasiumEnv(Gusts(time_limit=3))
+
+    for given, envs in ((bare(), 1), (bare, 1), (bare, 2), (gym.vector.SyncVectorEnv([bare, bare]), 2)):
+        adapter = make(given, envs)
+        adapter.reset()
+        ended = [adapter.step(np.zeros((envs, 1), np.float32)).truncated.all() for _ in range(3)]
+        assert (adapter.time_limit, ended) == (3, [False, False, True])
+    assert make(lambda: TimeLimit(bare(), 9)).jax_env.time_limit == 9, "their own limit stays"
+
+
 def test_only_environments_that_are_stepped_as_they_are_have_a_jax_env():
     assert find_jax_env(TimeLimit(gusts(9), 20)).time_limit == 9
     assert find_jax_env(make(gusts, 3).env).time_limit == 12

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 
 from qscape.envs.build import build_env
 from qscape.envs.masks import MaskReader, declared_by, describe_no_action, find_mask
-from qscape.envs.native import GymnasiumEnv, find_jax_env
+from qscape.envs.native import GymnasiumEnv, find_jax_env, with_time_limit
 from qscape.envs.spaces import (
     box_leaves,
     describe_other_table,
@@ -166,7 +166,7 @@ def make(
                 "an environment that is made already takes no env_args and cannot be multiplied: "
                 "give its id or a function that makes it"
             )
-        return EnvAdapter(env_id, seed=seed, index_actions=index_actions)
+        return EnvAdapter(with_time_limit(env_id), seed=seed, index_actions=index_actions)
 
     def build() -> gym.Env:
         return build_env(env_id, args)

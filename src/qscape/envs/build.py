@@ -16,7 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from qscape.envs import simulators
 from qscape.envs.levels import discretise
-from qscape.envs.native import find_jax_env
+from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
 from qscape.errors import QscapeError, UsageError, describe, describe_import
 
@@ -86,6 +86,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
             f"{name} is in JAX, whose environments have a limit: max_episode_steps has to be 1 or more",
             field="env_args",
         )
+    env = with_time_limit(env) if limited else env
     if levels is not None:
         env = discretise(env, levels, name)
     if hidden is not None:

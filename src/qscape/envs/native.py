@@ -290,6 +290,21 @@ def find_jax_env(env: gym.Env | VectorEnv) -> JaxEnv | None:
     return env.native if limit == env.native.time_limit else dataclasses.replace(env.native, time_limit=limit)
 
 
+def with_time_limit(env: Any) -> Any:
+    """A Gymnasium environment whose episodes end where those of its `JaxEnv` do, if it is made of one.
+
+    `GymnasiumEnv` truncates nothing, so one without a `TimeLimit` gets that of the `JaxEnv`; the copies of a
+    `SyncVectorEnv` get theirs in place.
+    """
+    if type(env) is SyncVectorEnv:
+        env.envs = [with_time_limit(one) for one in env.envs]
+        return env
+    native = find_jax_env(env)
+    if native is None or env.has_wrapper_attr("_max_episode_steps"):
+        return env
+    return TimeLimit(env, native.time_limit)
+
+
 def _is_same(one: JaxEnv | None, other: JaxEnv | None) -> bool:
     """Are both the same environment with the same tables?"""
     if jax.tree.structure(one) != jax.tree.structure(other):
@@ -316,7 +331,7 @@ class NoRenderMode(UsageError, TypeError):
 class GymnasiumEnv(gym.Env):
     """A Gymnasium environment made of a `JaxEnv`.
 
-    Gymnasium's `TimeLimit` truncates episodes (`max_episode_steps`). All state is numpy arrays and plain
+    Gymnasium's `TimeLimit` truncates episodes; `with_time_limit` adds one where there is none. All state is numpy arrays and plain
     numbers, so snapshots are exact. Snapshots store the attributes under these names.
 
     Attributes:
