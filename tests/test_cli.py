@@ -320,6 +320,15 @@ def test_a_broken_run_json(refused, done, tmp_path, command):
     assert "run.json cannot be read" in refused(command, folder, code=1)
 
 
+def test_a_broken_run_of_a_group_stops_no_other(refused, done, tmp_path):
+    broken, other = (shutil.copytree(done, tmp_path / "runs" / seed) for seed in "01")
+    (broken / "run.json").write_text('{"recipe": "td3"')
+    folders.write_record(other, folders.read_record(other) | {"steps": 130})
+    why = refused("resume", "runs", code=1)
+    assert "1 of 2 runs failed; runs/0: runs/0/run.json cannot be read" in why
+    assert numbers(other)["env_steps"] == 130
+
+
 @pytest.mark.parametrize(
     ("argv", "why"),
     [

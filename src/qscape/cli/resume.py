@@ -6,7 +6,7 @@ from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import run_all
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
 from qscape.types import setting
@@ -29,10 +29,18 @@ def main(argv: list[str]) -> int:
     given = options.parse(options.flags_of(Options()), rest, "qscape resume RUN")
     folders = run_folders(Path(path))
     if len(folders) > 1 and given.save is None:  # a group: only its unfinished runs
-        folders = [f for f in folders if unfinished(f, given.steps)]
+        folders = [f for f in folders if _goes_on(f, given.steps)]
         if not folders:
             more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
             raise UsageError(f"every run in {path} has finished its steps; {more}.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
     jobs = [Job("resume", f, trackers=list(given.log), **shared) for f in folders]
     return run_all(jobs, quiet=given.quiet)
+
+
+def _goes_on(folder: Path, steps: int | None) -> bool:
+    """Is a run unfinished? Also if its run.json is broken: its job then says so, and the others go on."""
+    try:
+        return unfinished(folder, steps)
+    except RunError:
+        return True
