@@ -1,7 +1,7 @@
 """Evaluation episodes inside one compiled program: the same as step by step through the Gymnasium face."""
 
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import gymnasium as gym
@@ -17,8 +17,8 @@ from rows import slow
 from qscape import agents
 from qscape.envs import make
 from qscape.envs.cartpole import CartPole
-from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, step_key
-from qscape.errors import RunError
+from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, reset_all, step_all, step_key
+from qscape.errors import RunError, UsageError
 from qscape.run import episodes
 from qscape.run.evaluation import episode_seeds, evaluate, rollouts
 from qscape.run.policy import make_programs
@@ -205,6 +205,56 @@ def test_numbers_that_are_not_finite_are_told_as_by_the_adapter(bad, where, monk
     assert told[0] == told[1]
     assert number >= 3
     assert f"environment {number % 2}, {where} of its episode {number // 2 + 1}:" in told[0]
+
+
+class Mistaken(Gusts):
+    """Changes what `reset` returns, or a field of what `step` does."""
+
+    seen: tuple = eqx.field(static=True, default=(2,))
+    change: Any = eqx.field(static=True, default=lambda outcome: outcome)
+
+    @property
+    def observation_space(self):
+        return spaces.Box(-10.0, 10.0, self.seen, np.float32)
+
+    def step(self, state, action, key):
+        state, outcome = super().step(state, action, key)
+        return state, self.change(outcome)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"seen": (1, 2)}, r"Mistaken: environments in JAX show vectors, .* has the shape \(1, 2\): flatten"),
+        ({"seen": (3,)}, r"Mistaken.reset: observation is float32\[2\]; it must be float32\[3\]"),
+        (
+            {"change": lambda o: o._replace(reward=o.reward[None])},
+            r"step: reward is float32\[1\]; .*float32\[\]",
+        ),
+        (
+            {"change": lambda o: o._replace(terminated=1.0 * o.success)},
+            r"terminated is float32\[\]; .* bool\[\]",
+        ),
+        ({"change": lambda o: o._replace(success=None)}, r"success is None; it must be bool\[\]"),
+        ({"change": tuple}, r"Mistaken\.step must return \(state, Outcome\)"),
+    ],
+)
+def test_what_an_environment_returns_in_another_form_is_said(wrong, why):
+    env, keys = Mistaken(**wrong), jax.random.split(jax.random.key(0), 3)
+    with pytest.raises(UsageError, match=why):
+        jax.eval_shape(lambda: step_all(env, reset_all(env, keys)[0], jnp.zeros((3, 1)), keys))
+
+
+def test_a_start_has_the_types_that_a_step_leaves():
+    """A literal's type is weak, and each of both would need a program of its own."""
+
+    class Literal(Gusts):
+        def reset(self, key):
+            state, seen = super().reset(key)
+            return state._replace(steps=jnp.asarray(0), start=jnp.asarray(0.5)), seen
+
+    start = jax.eval_shape(partial(reset_all, Literal()), jax.random.split(jax.random.key(0), 3))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(start))
 
 
 def test_actions_that_are_not_finite_are_told():

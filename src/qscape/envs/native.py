@@ -166,9 +166,13 @@ def reset_all(env: JaxEnv, keys: Key) -> tuple[PyTree, Float[Array, "E S"]]:
     """Start an episode in each of E environments, one for each key.
 
     Raises:
-        RunError: the environment's code raised an error while it was traced.
+        RunError: the environment's code raised an error while it was traced. UsageError: it returned
+            something else than `JaxEnv` says.
     """
-    return _trace(env, "reset", jax.vmap(env.reset), keys)
+    state, observation = _trace(env, "reset", "(state, observation)", jax.vmap(env.reset), keys)
+    _check_rows(env, "reset", {"observation": observation})
+    # A literal such as 0 in a new state would need a program of its own: after a step its type is another.
+    return jax.tree.map(_strong, state), _strong(observation)
 
 
 def step_all(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTree, Outcome]:
@@ -176,13 +180,39 @@ def step_all(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[PyTr
 
     In a terminal state no action is taken, so all of them count as valid if the environment allows none.
     """
-    state, outcome = _trace(env, "step", jax.vmap(env.step), state, action, keys)
+    state, outcome = _trace(env, "step", "(state, Outcome)", jax.vmap(env.step), state, action, keys)
+    if not isinstance(outcome, Outcome):
+        raise UsageError(f"{type(env).__name__}.step must return (state, Outcome).")
+    _check_rows(env, "step", outcome._asdict())
     if (mask := env.mask) is None:
         return state, outcome
     seen, words = outcome.observation[:, : -mask.width], outcome.observation[:, -mask.width :]
     over = outcome.terminated[:, None] & jnp.isnan(words).any(-1, keepdims=True)
     words = jnp.where(over, mask.pack(np.ones(mask.actions, bool)), words)
     return state, outcome._replace(observation=jnp.concatenate([seen, words], -1))
+
+
+def _check_rows(env: JaxEnv, method: str, made: dict[str, Any]) -> None:
+    """Raise UsageError if an array [E, ...] that a method made is not of the form that `Outcome` says."""
+    name, shape = type(env).__name__, env.observation_space.shape
+    if len(shape) != 1:
+        raise UsageError(
+            f"{name}: environments in JAX show vectors, and its observation_space has the shape {shape}: "
+            "flatten its observations."
+        )
+    size = shape[0] + (0 if env.mask is None else env.mask.width)
+    for field, rows in made.items():
+        wanted = [size] if field == "observation" else []
+        is_flag = field in ("terminated", "truncated", "success")
+        if rows is None or [*rows.shape[1:]] != wanted or (is_flag and rows.dtype != bool):
+            found = rows if rows is None else f"{rows.dtype}{[*rows.shape[1:]]}"
+            right = f"{'bool' if is_flag else 'float32'}{wanted}"
+            raise UsageError(f"{name}.{method}: {field} is {found}; it must be {right}.")
+
+
+def _strong(x: Array) -> Array:
+    """An array whose type is its own, and not that of a Python number."""
+    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 
 
 def step_key(episode: Key, step: Array) -> Key:
@@ -193,14 +223,18 @@ def step_key(episode: Key, step: Array) -> Key:
     return jax.random.fold_in(stream(episode, "step"), step)
 
 
-def _trace(env: JaxEnv, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+def _trace(env: JaxEnv, name: str, wanted: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """The two things that a method of the environment returns; `wanted` names them."""
     try:
-        return call(*arguments)
+        made = call(*arguments)
     except QscapeError:
         raise
     except Exception as problem:
         why = f"{type(problem).__name__}: {one_line(str(problem).partition(chr(10))[0])}"
         raise RunError(f"{type(env).__name__}.{name} broke while JAX traced it ({why}).") from problem
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise UsageError(f"{type(env).__name__}.{name} must return {wanted}.")
+    return made
 
 
 def step_autoreset(
@@ -331,8 +365,8 @@ class NoRenderMode(UsageError, TypeError):
 class GymnasiumEnv(gym.Env):
     """A Gymnasium environment made of a `JaxEnv`.
 
-    Gymnasium's `TimeLimit` truncates episodes; `with_time_limit` adds one where there is none. All state is numpy arrays and plain
-    numbers, so snapshots are exact. Snapshots store the attributes under these names.
+    Gymnasium's `TimeLimit` truncates episodes; `with_time_limit` adds one where there is none. All state is
+    numpy arrays and plain numbers, so snapshots are exact. Snapshots store the attributes under these names.
 
     Attributes:
         native: the `JaxEnv`.
