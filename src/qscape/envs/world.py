@@ -151,7 +151,7 @@ def _step_rows(env: JaxEnv, state: PyTree, action: Array, keys: Key) -> tuple[Py
         return jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, after)
 
     # A reset may cost as much as many steps, so it is computed only in steps in which an episode ends.
-    state, observation = jax.lax.cond(_any(done), restart, lambda: after)
+    state, observation = jax.lax.cond(any_seed(done), restart, lambda: after)
     return state, observation, outcome
 
 
@@ -171,14 +171,14 @@ def _refuse_other_types(env: JaxEnv, start: PyTree, after: PyTree) -> None:
 
 
 @jax.custom_batching.custom_vmap
-def _any(done: Bool[Array, " E"]) -> Bool[Array, ""]:
-    """Return whether an episode ended; under `vmap` over seeds, whether one ended in any seed.
+def any_seed(flags: Bool[Array, "*n"]) -> Bool[Array, ""]:
+    """Return whether a flag is true; under `vmap` over seeds, whether one is in any seed.
 
-    A predicate for each seed would turn the `cond` into a `select`, which computes a reset in every step.
+    A predicate for each seed would turn a `cond` into a `select`, which computes both branches in every step.
     """
-    return done.any()
+    return flags.any()
 
 
-@_any.def_vmap
-def _any_seed(axis_size: int, is_batched: list[bool], done: Array) -> tuple[Array, bool]:
-    return done.any(), False
+@any_seed.def_vmap
+def _any_batched(axis_size: int, is_batched: list[bool], flags: Array) -> tuple[Array, bool]:
+    return flags.any(), False

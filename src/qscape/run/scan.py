@@ -27,6 +27,7 @@ from qscape.envs.world import (
     EpisodeEnds,
     EpisodeLog,
     World,
+    any_seed,
     empty_log,
     is_finite,
     log_ends,
@@ -191,7 +192,8 @@ def run_steps(
     warmup = jnp.int32(agent.base.warmup)
 
     def step(run: Run, updates: Array) -> tuple[Run, History]:
-        run, _, ended = _step(agent, env, run, updates, warmup, key)
+        run, _, ended = _step(agent, env, run, warmup, key)
+        run = _learn(agent, run, updates, key)
         state, metrics = run.state, {name: run.carry.metrics[k] for k, name in enumerate(names)}
         return run, History(
             metrics, ended.mean_return(), ended.num_episodes(), state.env_steps, state.updates
@@ -227,18 +229,21 @@ def run_chunk(
             ends of episodes decides then on the host.
 
     Returns:
-        The run after the chunk, the number of steps made, and the episodes that ended in them.
+        The run after the chunk, the number of steps made, and the episodes that ended in them. The chunk ends
+        with a step that gave NaN or infinity: an update from that would look like divergence.
     """
     counts, steps = jnp.asarray(counts), jnp.asarray(steps)
 
     def further(made: Array, run: Run, log: EpisodeLog) -> tuple[Array, Run, EpisodeLog]:
         begun = run.world.observation  # after a reset only this one shows that no action is valid
-        run, outcome, ended = _step(agent, env, run, counts[made], jnp.asarray(warmup), key)
+        run, outcome, ended = _step(agent, env, run, jnp.asarray(warmup), key)
         finite = is_finite(outcome.observation, outcome.reward) & jnp.isfinite(begun).all()
+        run = _learn(agent, run, jnp.where(any_seed(~finite), 0, counts[made]), key)
         return made + 1, run, log_ends(log, made, ended, finite)
 
     def unfinished(made: Array, run: Run, log: EpisodeLog) -> Array:
-        return (made < steps) & (log.ended == 0) if until_end else made < steps
+        more = (made < steps) & ~any_seed(~log.finite)
+        return more & (log.ended == 0) if until_end else more
 
     start = jnp.int32(0), run, empty_log(room)
     made, run, log = jax.lax.while_loop(lambda c: unfinished(*c), lambda c: further(*c), start)
@@ -246,9 +251,9 @@ def run_chunk(
 
 
 def _step(
-    agent: Agent, env: JaxEnv, run: Run, updates: Array, warmup: Array, key: Key
+    agent: Agent, env: JaxEnv, run: Run, warmup: Array, key: Key
 ) -> tuple[Run, EnvOutcome, EpisodeEnds]:
-    """Choose actions, step all environments, insert the transitions and make the updates that follow."""
+    """Choose actions, step all environments and insert the transitions. `_learn` follows."""
     carry, world = run
     layout, steps = agent.layout(len(world.length)), carry.state.env_steps
     carry = cycle.choose(agent, carry, steps, key, steps < warmup)
@@ -261,9 +266,14 @@ def _step(
         world.observation,
         jnp.ones(layout.envs, bool),
     )
-    carry = cycle.insert(agent, layout, carry, answer)
-    carry = cycle.learn(agent, layout, carry, updates, steps + layout.envs, key)
-    return Run(carry, world), outcome, ended
+    return Run(cycle.insert(agent, layout, carry, answer), world), outcome, ended
+
+
+def _learn(agent: Agent, run: Run, updates: Array, key: Key) -> Run:
+    """Count the step and make the updates that follow it."""
+    layout = agent.layout(len(run.world.length))
+    steps = run.state.env_steps + layout.envs
+    return run._replace(carry=cycle.learn(agent, layout, run.carry, updates, steps, key))
 
 
 def train(agent: Agent, env: JaxEnv, key: Key, *, envs: int, steps: int) -> tuple[Run, History]:

@@ -171,16 +171,19 @@ def run_chunk(
         room: the number of episodes that the log can hold; static.
 
     Returns:
-        The run after the chunk, the metrics of its last update, and the episodes that ended in it.
+        The run after the chunk, the metrics of its last update, and the episodes that ended in it. A rollout
+        with NaN or infinity changes no network: what it did to them would look like divergence.
     """
 
     def further(k: Array, carry: tuple[Run, Array, EpisodeLog]) -> tuple[Run, Array, EpisodeLog]:
-        run, _, log = carry
+        run, metrics, log = carry
         steps = run.state.env_steps
         progress = jnp.minimum(steps / until, 1.0)
-        run, values, rollout, ended = _rollout_and_update(agent, env, run, progress, key)
+        after, values, rollout, ended = _rollout_and_update(agent, env, run, progress, key)
         finite = is_finite(rollout.next_observation, rollout.reward) & jnp.isfinite(rollout.observation).all()
-        metrics = jnp.stack([values[name] for name in sorted(values)])
+        learnt = after.state, jnp.stack([values[name] for name in sorted(values)])
+        state, metrics = jax.tree.map(partial(jnp.where, finite), learnt, (run.state, metrics))
+        run = Run(state._replace(env_steps=after.state.env_steps), after.world)
         return run, metrics, log_ends(log, (steps - begun) // envs, ended, finite)
 
     begun, envs = run.state.env_steps, len(run.world.length)
