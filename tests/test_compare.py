@@ -242,6 +242,8 @@ def test_published_curves_stand_apart_with_version_and_source(runs, says, refuse
     lines = Path("c.tex").read_text()
     assert "$673.0$ (Ant-v5, mean)" in lines
     assert "$754.6$ (Ant-v4)" in lines
+    says("compare", "runs", "--reference", "sac", "--best", "--latex", "best.tex")
+    assert "$754.6$ (Ant-v4, final)" in Path("best.tex").read_text()
     sources = {row["source"] for row in json.loads(Path("c.json").read_text())["published"]}
     assert sources == {
         "sfujim/TD3 learning_curves",

@@ -141,7 +141,9 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
     if rows.empty:
         raise UsageError("There is no evaluation of that policy in these runs.")
     runs = rows.groupby("run", as_index=False).agg(
-        {"env": "first", "label": "first", "seed": "first", "budget": "first", "step": "max"}
+        **{name: (name, "first") for name in ("env", "label", "seed", "budget")},
+        step=("step", "max"),
+        evaluations=("step", "size"),
     )
     refuse_repeated(runs)
     notes = []
@@ -157,15 +159,24 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
                 f"No run is finished, e.g. {short['run'].iloc[0]}; --unequal compares them as they are."
             )
     for env, group in runs.groupby("env"):
-        reached = group.groupby("label")["step"].agg(lambda s: " and ".join(f"{x:,}" for x in sorted(set(s))))
         if group["step" if unequal else "budget"].nunique() > 1:
-            difference = (
-                f"Budgets in {env} differ ({'; '.join(f'{k} {v} steps' for k, v in reached.items())})"
-            )
+            difference = f"Budgets in {env} differ ({_list_by_label(group, 'step', 'steps')})"
             if not unequal:
                 raise UsageError(f"{difference}: compare equal ones, or add --unequal.")
             notes.append(f"{difference}: longer runs have the advantage.")
+        if group["evaluations"].nunique() > 1:
+            listed = _list_by_label(group, "evaluations", "evaluations")
+            notes.append(
+                f"Runs in {env} are not evaluated equally often ({listed}): the best of more is higher, and "
+                "--final and --threshold count them."
+            )
     return rows[rows["run"].isin(runs["run"])], notes
+
+
+def _list_by_label(runs: pd.DataFrame, column: str, unit: str) -> str:
+    """List the different values of a column for each label: `td3 10 and 20 steps; td7 20 steps`."""
+    values = runs.groupby("label")[column].agg(lambda x: " and ".join(f"{v:,}" for v in sorted(set(x))))
+    return "; ".join(f"{label} {listed} {unit}" for label, listed in values.items())
 
 
 def refuse_repeated(runs: pd.DataFrame) -> None:
@@ -346,7 +357,7 @@ def to_latex(comparison: Comparison) -> str:
     }
     labels = list(dict.fromkeys(comparison.per_env["label"]))
     lines = [[escape_latex(label), *(cells.get((label, env), "--") for env in envs)] for label in labels]
-    lines += _latex_published(comparison.published, envs)
+    lines += _latex_published(comparison.published, envs, comparison.score)
     return "\n".join(
         [
             *(
@@ -371,12 +382,12 @@ def _latex_estimate(value: float, low: float, high: float) -> str:
     return f"${value:.{digits}f}$" + ("" if np.isnan(low) else f" [${low:.{digits}f}$, ${high:.{digits}f}$]")
 
 
-def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[str]]:
-    """One line for each published method, with its environment versions."""
-    lines = []
+def _latex_published(published: pd.DataFrame, envs: Sequence[str], score: str) -> list[list[str]]:
+    """One line for each published method, with its environment versions; published are final scores."""
+    lines, final = [], "" if score == "final" else ", final"
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['curve']:.{digits_of(row['curve'])}f}$ ({escape_latex(row['env'])}"
+            row["our_env"]: f"${row['curve']:.{digits_of(row['curve'])}f}$ ({escape_latex(row['env'])}{final}"
             + (", mean)" if np.isnan(row["iqm"]) else ")")
             for row in group.to_dict("records")
         }
