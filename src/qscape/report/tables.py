@@ -324,27 +324,29 @@ def _published_at(
 def to_csv(comparison: Comparison) -> str:
     """Format the table per environment as CSV; published rows follow with the policy "published".
 
-    `score`: the scores that rank agents, "final" or "best"; published ones are final.
+    `score`: the scores that rank agents, "final" or "best"; published ones are final. `metric`: "return", or
+    "success" in percent.
     """
-    frame = comparison.per_env.assign(score=comparison.score, source="")
+    frame = comparison.per_env.assign(score=comparison.score, metric=comparison.metric, source="")
     if not comparison.published.empty:
         theirs = comparison.published.rename(
             columns={"iqm": "final_iqm", "mean": "final_mean", "sd": "final_std"}
         )
         theirs = theirs.rename(columns={"method": "label", "step": "steps"}).assign(
-            policy="published", score="final"
+            policy="published", score="final", metric="return"
         )
         frame = pd.concat([frame, theirs[[c for c in theirs if c in frame]]], ignore_index=True)
     return frame.to_csv(index=False)
 
 
 def to_json(comparison: Comparison) -> str:
-    """Format all tables, the scores that rank agents, and notes as JSON; missing values are null."""
+    """Format all tables, the scores that rank agents, their metric, and notes as JSON; missing are null."""
     tables = {
         name: getattr(comparison, name) for name in ("per_env", "aggregate", "improvement", "published")
     }
     result: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
-    return json.dumps(result | {"score": comparison.score, "notes": comparison.notes}, indent=1) + "\n"
+    result |= {name: getattr(comparison, name) for name in ("score", "metric", "notes")}
+    return json.dumps(result, indent=1) + "\n"
 
 
 def to_latex(comparison: Comparison) -> str:
