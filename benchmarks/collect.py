@@ -14,6 +14,8 @@ from pathlib import Path
 
 from blocks import strip_places
 
+from qscape.sealed import seal, unseal
+
 RESULTS = Path(__file__).parent / "results" / "learning"
 FILES = ("run.json", "evaluations.csv", "metrics.jsonl")
 
@@ -35,9 +37,10 @@ def write_archive(file: Path, contents: dict[str, bytes]) -> None:
 
 
 def clean(record: bytes) -> bytes:
-    """Take from a run.json where its machine kept folders."""
-    command = json.loads(record)["command"]
-    return record.replace(json.dumps(command).encode(), json.dumps(strip_places(command)).encode())
+    """Take from a run.json where its machine kept folders, and renew its checksum."""
+    content = unseal(record)
+    command = strip_places(content["command"])
+    return record if command == content["command"] else seal(content | {"command": command})
 
 
 def pack(runs: Path, file: Path) -> list[Path]:

@@ -141,7 +141,11 @@ def test_success_rates(tmp_path, monkeypatch, says, refused):
         write_run(
             f"runs/{seed}", env="AdroitHandDoor-v1", seed=seed, returns=points, success={0: [0, 0], 10: rate}
         )
-    out = says("compare", "runs", "--metric", "success", "--html", "made.html", "--png", "made.png")
+    files = ["--html", "made.html", "--png", "made.png", "--csv", "made.csv", "--json", "made.json"]
+    out = says("compare", "runs", "--metric", "success", *files)
+    with Path("made.csv").open() as file:
+        assert {row["metric"] for row in csv.DictReader(file)} == {"success"}
+    assert json.loads(Path("made.json").read_text())["metric"] == "success"
     assert "AdroitHandDoor-v1: success rate (%); final: last evaluation" in out
     assert "75.0 ± 35.4" in out
     assert "All scores are success rates in percent, not returns." in out
@@ -242,6 +246,8 @@ def test_published_curves_stand_apart_with_version_and_source(runs, says, refuse
     lines = Path("c.tex").read_text()
     assert "$673.0$ (Ant-v5, mean)" in lines
     assert "$754.6$ (Ant-v4)" in lines
+    says("compare", "runs", "--reference", "sac", "--best", "--latex", "best.tex")
+    assert "$754.6$ (Ant-v4, final)" in Path("best.tex").read_text()
     sources = {row["source"] for row in json.loads(Path("c.json").read_text())["published"]}
     assert sources == {
         "sfujim/TD3 learning_curves",
@@ -277,7 +283,7 @@ def test_files(runs, says):
         (f"{task}-v1", "sfujim/TD3 learning_curves") for task in ("Ant", "Hopper")
     ]
     found = json.loads(Path("o/c.json").read_text())
-    assert set(found) == {"per_env", "aggregate", "improvement", "published", "score", "notes"}
+    assert set(found) == {"per_env", "aggregate", "improvement", "published", "score", "metric", "notes"}
     assert found["per_env"][0]["final_mean"] == 1020.0
     assert [row["label"] for row in found["aggregate"]] == ["td3", "td7"]
     tex = Path("o/c.tex").read_text()

@@ -506,6 +506,12 @@ def test_the_card_names_the_data_of_a_policy_that_was_only_shown_some():
     assert said.endswith("for 500 steps, which began with the networks of `runs/old/0`")
 
 
+def test_the_card_says_nothing_of_a_normalisation_that_is_not_there():
+    text = card.render_card(source(make("td3", {}), Boxed), [], None)
+    assert "- observation: 5 numbers, float32, raw, as the environment gives them" in text
+    assert "normalise" not in text
+
+
 def test_the_card_takes_over_what_smoothness_found_of_this_policy(tmp_path):
     measured = lambda step, policy: SimpleNamespace(  # noqa: E731
         folder=tmp_path, loaded=SimpleNamespace(step=step, policy=policy)

@@ -7,6 +7,7 @@ import tiny
 import qscape as qs
 from qscape.cli import main, train
 from qscape.errors import RunError, UsageError
+from qscape.export import stable_baselines
 from qscape.export.stable_baselines import convert_file
 from qscape.run.plan import prepare
 
@@ -114,6 +115,25 @@ def test_what_does_not_fit_is_refused(home, tmp_path):
 
 def test_another_algorithm_is_refused(tmp_path):
     sb3.PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "p.zip")
+    with pytest.raises(UsageError, match="holds no TD3 or SAC"):
+        convert_file(tmp_path / "p.zip", "Pendulum-v1", tmp_path / "a")
+
+
+@pytest.mark.parametrize("other", ["quantiles", "norms"])
+def test_an_algorithm_with_the_names_of_sac_is_refused(monkeypatch, tmp_path, other):
+    """TQC's critics end in 25 numbers, and networks of CrossQ have batch norms."""
+    ends = 25 if other == "quantiles" else 1
+    sizes = {"actor.latent_pi.0": (8, 3), "actor.mu": (1, 8), "actor.log_std": (1, 8)}
+    sizes |= {
+        f"{critic}.qf0.{k}": n
+        for critic in ("critic", "critic_target")
+        for k, n in ((0, (8, 4)), (2, (ends, 8)))
+    }
+    arrays = {f"{name}.weight": np.ones(n, np.float32) for name, n in sizes.items()}
+    arrays |= {f"{name}.bias": np.ones(n[0], np.float32) for name, n in sizes.items()}
+    if other == "norms":
+        arrays |= {"actor.latent_pi.1.running_mean": np.ones(8, np.float32)}
+    monkeypatch.setattr(stable_baselines, "_read", lambda file: (arrays, {}))
     with pytest.raises(UsageError, match="holds no TD3 or SAC"):
         convert_file(tmp_path / "p.zip", "Pendulum-v1", tmp_path / "a")
 

@@ -1,7 +1,6 @@
 """The ledger of published numbers: its rules, with numbers made by hand, and its pages."""
 
 import importlib
-import json
 import math
 import sys
 import tomllib
@@ -16,6 +15,7 @@ import pytest
 
 from qscape.cli import train
 from qscape.errors import UsageError
+from qscape.sealed import seal, unseal
 
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks" / "results" / "learning").exists():
@@ -300,14 +300,14 @@ def test_finished_runs_are_packed_and_others_named(tmp_path):
         (folder / "saves" / f"{step:09d}").mkdir(parents=True)
         (folder / "saves" / f"{step:09d}" / "save.json").touch()
         command = "qscape study run /home/me/a.toml --runs /home/me/runs/b --out c/d"
-        (folder / "run.json").write_text(json.dumps({"steps": 30, "command": command}, indent=1))
+        (folder / "run.json").write_bytes(seal({"steps": 30, "command": command}))
         for name in ("evaluations.csv", "metrics.jsonl"):
             (folder / name).write_text(f"{name} of {seed}")
     file = tmp_path / "study.tar.xz"
     assert collect.pack(tmp_path / "study", file) == [tmp_path / "study/env/td3/1"]
     first, names = file.read_bytes(), [*collect.read_archive(file)]
     assert names == [f"study/env/td3/0/{name}" for name in ("evaluations.csv", "metrics.jsonl", "run.json")]
-    command = json.loads(collect.read_archive(file)["study/env/td3/0/run.json"])["command"]
+    command = unseal(collect.read_archive(file)["study/env/td3/0/run.json"], required=True)["command"]
     assert command == "qscape study run a.toml --runs b --out c/d", "no place of a machine"
     collect.pack(tmp_path / "study", file)
     assert file.read_bytes() == first
@@ -319,7 +319,7 @@ def test_recorded_runs_lie_in_archives():
 
 
 @pytest.mark.parametrize("file", [*collect.RESULTS.glob("*.tar.xz")], ids=lambda file: file.name)
-def test_recorded_commands_name_no_place_of_a_machine(file):
+def test_recorded_runs_can_be_read_and_their_commands_name_no_place_of_a_machine(file):
     records = [text for name, text in collect.read_archive(file).items() if name.endswith("run.json")]
     assert [collect.clean(record) for record in records] == records
 

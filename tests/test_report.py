@@ -432,6 +432,19 @@ def test_best_ranks_by_the_best_evaluation(tmp_path):
     assert best.improvement[["score", "probability"]].values.tolist() == [["best", 1.0]]
 
 
+def test_a_note_says_that_runs_are_not_evaluated_equally_often(tmp_path):
+    """The same noise, looked at twice or twenty times: the best of twenty is higher."""
+    rng = np.random.default_rng(0)
+    for label, every in (("a", 100), ("b", 10)):
+        for seed in range(5):
+            returns = {step: [rng.normal()] for step in range(every, 201, every)}
+            write_run(tmp_path / label / str(seed), label=label, seed=seed, returns=returns)
+    made = tables.compare(qs.load_runs(tmp_path), reps=20, best=True)
+    assert made.improvement["probability"].item() < 0.2
+    assert "not evaluated equally often (a 2 evaluations; b 20 evaluations): the best" in made.notes[0]
+    assert not [note for note in tables.compare(qs.load_runs(tmp_path / "a")).notes if "equally" in note]
+
+
 def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys):
     curves = [[0.0, 9.0, 5.0, 9.0], [9.0, 1.0, 1.0, 9.0], [9.0, 1.0, 8.9, 1.0]]  # the first is at step 0
     for seed, returns in enumerate(curves):

@@ -73,7 +73,7 @@ def render_card(
         "",
         f"- environment: {_code(about['env'])}"
         + (f" with {_code(about['env_args'])}" if about["env_args"] else ""),
-        f"- observation: {about['observation']['size']} numbers, float32, raw: the file normalises them",
+        f"- observation: {about['observation']['size']} numbers, float32, raw, as the environment gives them",
         f"- action: shape {action['shape']}, {low_high}, in the environment's units",
         *(
             [f"- action mask: {masks.entries} booleans, which actions are valid, as the environment says it"]

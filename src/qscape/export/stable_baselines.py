@@ -136,10 +136,15 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _find_recipe(file: Path, arrays: Arrays, about: Mapping[str, Any]) -> str:
-    """Return td3 or sac, by the actor's layers."""
-    actor = [name for name in arrays if name.startswith("actor.")]
-    known = ("actor.mu.", "actor.latent_pi.", "actor.log_std.")
-    if about.get("use_sde") or not actor or not all(name.startswith(known) for name in actor):
+    """Return td3 or sac, by the layers."""
+    networks = [name for name in arrays if name.startswith(("actor.", "critic."))]
+    known = ("actor.mu.", "actor.latent_pi.", "actor.log_std.", "critic.qf")
+    critic = _layer_names(arrays, "critic.qf0")
+    # The layers of TQC have the names of SAC's, but its critics give quantiles; those of CrossQ have norms.
+    linear = all(
+        name.startswith(known) and (name.endswith(".bias") or arrays[name].ndim == 2) for name in networks
+    )
+    if about.get("use_sde") or not linear or not critic or len(arrays[f"{critic[-1]}.bias"]) > 1:
         raise UsageError(
             f"{file} holds no TD3 or SAC with an MlpPolicy and without gSDE; only those can be imported."
         )

@@ -141,7 +141,9 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
     if rows.empty:
         raise UsageError("There is no evaluation of that policy in these runs.")
     runs = rows.groupby("run", as_index=False).agg(
-        {"env": "first", "label": "first", "seed": "first", "budget": "first", "step": "max"}
+        **{name: (name, "first") for name in ("env", "label", "seed", "budget")},
+        step=("step", "max"),
+        evaluations=("step", "size"),
     )
     refuse_repeated(runs)
     notes = []
@@ -157,15 +159,24 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
                 f"No run is finished, e.g. {short['run'].iloc[0]}; --unequal compares them as they are."
             )
     for env, group in runs.groupby("env"):
-        reached = group.groupby("label")["step"].agg(lambda s: " and ".join(f"{x:,}" for x in sorted(set(s))))
         if group["step" if unequal else "budget"].nunique() > 1:
-            difference = (
-                f"Budgets in {env} differ ({'; '.join(f'{k} {v} steps' for k, v in reached.items())})"
-            )
+            difference = f"Budgets in {env} differ ({_list_by_label(group, 'step', 'steps')})"
             if not unequal:
                 raise UsageError(f"{difference}: compare equal ones, or add --unequal.")
             notes.append(f"{difference}: longer runs have the advantage.")
+        if group["evaluations"].nunique() > 1:
+            listed = _list_by_label(group, "evaluations", "evaluations")
+            notes.append(
+                f"Runs in {env} are not evaluated equally often ({listed}): the best of more is higher, and "
+                "--final and --threshold count them."
+            )
     return rows[rows["run"].isin(runs["run"])], notes
+
+
+def _list_by_label(runs: pd.DataFrame, column: str, unit: str) -> str:
+    """List the different values of a column for each label: `td3 10 and 20 steps; td7 20 steps`."""
+    values = runs.groupby("label")[column].agg(lambda x: " and ".join(f"{v:,}" for v in sorted(set(x))))
+    return "; ".join(f"{label} {listed} {unit}" for label, listed in values.items())
 
 
 def refuse_repeated(runs: pd.DataFrame) -> None:
@@ -313,27 +324,29 @@ def _published_at(
 def to_csv(comparison: Comparison) -> str:
     """Format the table per environment as CSV; published rows follow with the policy "published".
 
-    `score`: the scores that rank agents, "final" or "best"; published ones are final.
+    `score`: the scores that rank agents, "final" or "best"; published ones are final. `metric`: "return", or
+    "success" in percent.
     """
-    frame = comparison.per_env.assign(score=comparison.score, source="")
+    frame = comparison.per_env.assign(score=comparison.score, metric=comparison.metric, source="")
     if not comparison.published.empty:
         theirs = comparison.published.rename(
             columns={"iqm": "final_iqm", "mean": "final_mean", "sd": "final_std"}
         )
         theirs = theirs.rename(columns={"method": "label", "step": "steps"}).assign(
-            policy="published", score="final"
+            policy="published", score="final", metric="return"
         )
         frame = pd.concat([frame, theirs[[c for c in theirs if c in frame]]], ignore_index=True)
     return frame.to_csv(index=False)
 
 
 def to_json(comparison: Comparison) -> str:
-    """Format all tables, the scores that rank agents, and notes as JSON; missing values are null."""
+    """Format all tables, the scores that rank agents, their metric, and notes as JSON; missing are null."""
     tables = {
         name: getattr(comparison, name) for name in ("per_env", "aggregate", "improvement", "published")
     }
     result: dict[str, Any] = {k: json.loads(t.to_json(orient="records")) for k, t in tables.items()}
-    return json.dumps(result | {"score": comparison.score, "notes": comparison.notes}, indent=1) + "\n"
+    result |= {name: getattr(comparison, name) for name in ("score", "metric", "notes")}
+    return json.dumps(result, indent=1) + "\n"
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -346,7 +359,7 @@ def to_latex(comparison: Comparison) -> str:
     }
     labels = list(dict.fromkeys(comparison.per_env["label"]))
     lines = [[escape_latex(label), *(cells.get((label, env), "--") for env in envs)] for label in labels]
-    lines += _latex_published(comparison.published, envs)
+    lines += _latex_published(comparison.published, envs, comparison.score)
     return "\n".join(
         [
             *(
@@ -371,12 +384,12 @@ def _latex_estimate(value: float, low: float, high: float) -> str:
     return f"${value:.{digits}f}$" + ("" if np.isnan(low) else f" [${low:.{digits}f}$, ${high:.{digits}f}$]")
 
 
-def _latex_published(published: pd.DataFrame, envs: Sequence[str]) -> list[list[str]]:
-    """One line for each published method, with its environment versions."""
-    lines = []
+def _latex_published(published: pd.DataFrame, envs: Sequence[str], score: str) -> list[list[str]]:
+    """One line for each published method, with its environment versions; published are final scores."""
+    lines, final = [], "" if score == "final" else ", final"
     for method, group in published.groupby("method", sort=False) if len(published) else ():
         figures = {
-            row["our_env"]: f"${row['curve']:.{digits_of(row['curve'])}f}$ ({escape_latex(row['env'])}"
+            row["our_env"]: f"${row['curve']:.{digits_of(row['curve'])}f}$ ({escape_latex(row['env'])}{final}"
             + (", mean)" if np.isnan(row["iqm"]) else ")")
             for row in group.to_dict("records")
         }
