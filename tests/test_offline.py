@@ -211,6 +211,8 @@ def test_a_file_that_does_not_tell_where_time_limits_ended_episodes_says_so(env,
         ({"observations": np.array([b"x"] * 27)}, RunError, "cannot be read as HDF5: "),
         ({"rewards": np.zeros((27, 2))}, UsageError, r"has rewards of shape \(27, 2\), not one number a row"),
         ({"next_observations": np.zeros((27, 2))}, UsageError, "and next_observations of unequal size"),
+        ({"terminals": np.where(np.arange(27) == 4, np.nan, 0)}, UsageError, "terminals holds NaN in row 4"),
+        ({"rewards": h5py.SoftLink("/rewards")}, RunError, "cannot be read as HDF5: RuntimeError"),
     ],
 )  # fmt: skip
 def test_bad_hdf5_is_refused(tmp_path, changed, error, says):
@@ -289,6 +291,25 @@ def test_a_dataset_with_a_truncated_file_is_refused(datasets, tmp_path):
         data.create_group("episode_0")
     with pytest.raises(RunError, match="cut cannot be read as a Minari dataset"):
         read(str(tmp_path / "cut"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_odd_metadata_of_a_dataset_are_no_traceback(datasets):
+    """Equal reference returns give no score; a file of another format needs a package."""
+    name = write("test/odd-v0", episodes(), ref_min_score=8.0, ref_max_score=8.0)
+    assert read(name).reference is None
+    file = datasets / name / "data/metadata.json"
+    good = json.loads(file.read_text())
+    spec = json.loads(good["env_spec"]) | {"kwargs": 5}
+    for changed, says in [
+        ({"data_format": "arrow"}, "cannot be read as a Minari dataset"),
+        ({"env_spec": json.dumps(spec)}, "names an environment that cannot be read"),
+    ]:
+        file.write_text(json.dumps(good | changed))
+        with pytest.raises(RunError, match=says):
+            read(name)
+    file.write_text(json.dumps(good | {"ref_min_score": "x"}))
+    assert read(name).reference is None
 
 
 @pytest.mark.parametrize(
