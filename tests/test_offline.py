@@ -34,6 +34,7 @@ from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare
 from qscape.run.trainer import Trainer
 from qscape.run.training import resume, train
+from qscape.sealed import seal
 from qscape.types import Batch, Spec
 
 minari = pytest.importorskip("minari")
@@ -646,6 +647,22 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
     *_, end = resume(tmp_path / "r")
     assert (end.step, end.interrupted) == (80, False)
     tiny.assert_same_run(run, tmp_path / "r")
+
+
+def test_a_run_does_not_go_on_with_other_transitions(tmp_path):
+    """Its save says how many rows there are; those that a shorter dataset lacks would be zeros."""
+    file = d4rl(tmp_path / "a.hdf5", following=True)
+    plan, agent, _ = prepare(Plan("td3", "", 60, dataset=file, settings=tiny.settings("td3")))
+    save = folders.save(tmp_path / "run", make(plan, agent), milestone=False)
+    assert folders.load_into(make(plan, agent), save) == []
+    record = json.loads((save / "save.json").read_text())
+    del record["meta"]["numbers"]["dataset"]
+    (save / "save.json").write_bytes(seal(record))  # as an earlier version wrote it
+    assert folders.load_into(make(plan, agent), save) == []
+    save = folders.save(tmp_path / "again", make(plan, agent), milestone=False)
+    d4rl(file, following=True, rewards=np.zeros(27))
+    with pytest.raises(RunError, match=r"a.hdf5 holds other transitions than when the run was saved"):
+        folders.load_into(make(plan, agent), save)
 
 
 def test_an_environment_that_no_snapshot_captures_is_no_matter(name, tmp_path, monkeypatch):
