@@ -367,6 +367,17 @@ def test_another_number_of_threads_is_said(broken_off, tmp_path, monkeypatch):
     assert any("NPROC=7: the last digits may differ" in note for note in started.notes)
 
 
+def test_another_version_or_machine_is_said(broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    assert not [note for note in notes_of(folder) if "since the run began" in note]
+    record = folders.read_record(folder)
+    record["versions"]["mujoco"], record["machine"]["device"] = "3.0.0", "abacus"
+    folders.write_record(folder, record)
+    (note,) = [note for note in notes_of(folder) if "since the run began" in note]
+    assert "mujoco was 3.0.0 and is " in note
+    assert "device was abacus and is cpu: numbers may differ" in note
+
+
 def test_a_request_to_stop_before_the_first_step_counts(broken_off, tmp_path):
     folder = shutil.copytree(broken_off, tmp_path / "run")
     *_, end = resume(folder, on_trainer=lambda trainer: trainer.stop())

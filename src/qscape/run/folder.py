@@ -314,6 +314,17 @@ def origin() -> dict[str, Any]:
     }
 
 
+def list_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a phrase on each version and each property of the machine that differs between two records."""
+    missing = "not recorded"
+    old, new = ({**r.get("versions", {}), **r.get("machine", {})} for r in (was, now))
+    return [
+        f"{name} was {old.get(name, missing)} and is {new.get(name, missing)}"
+        for name in [*old, *(name for name in new if name not in old)]
+        if old.get(name) != new.get(name)
+    ]
+
+
 @functools.cache
 def _source() -> str:
     """Return the SHA-256 of qscape's own files: it tells changes that the version does not."""
