@@ -439,6 +439,16 @@ def test_a_model_saved_over_the_run_that_it_came_from_keeps_its_replay(broken_of
     assert arrays(folder) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not known here")
+def test_a_resumed_run_does_not_hold_the_file_of_its_replay(broken_off, tmp_path):
+    """A deleted file that is open keeps its space on the disk; on NFS its folder cannot be deleted."""
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    saved = next(event for event in resume(folder) if isinstance(event, ev.Saved))
+    assert saved.step < 300
+    held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [file for file in held if "replay" in file and str(folder) in file]
+
+
 # A process by itself: what others compiled and freed would blur how much it grows.
 HEAVY = r"""
 import json, re
