@@ -326,9 +326,7 @@ class Trainer(Loop):
         )
         if used and replay:  # else the run learns from a dataset, which is in the storage already
             self.carry = self.carry._replace(storage=None)
-            pieces = replay[
-                "storage"
-            ].pieces()  # this alone is kept: when it ends, the file of the save closes
+            pieces = replay["storage"].pieces()  # kept alone: when it ends, the file of the save closes
             self._allocate = lambda: ring_buffer.restored(self.layout, used, pieces)
         self.kept = copy_buffers(arrays["kept"]) if "kept" in arrays else None
         for name in ("pending", "refill", "learning", "schedule"):
