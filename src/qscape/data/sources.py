@@ -79,10 +79,9 @@ def _d4rl_reference(file: Path) -> tuple[float, float] | None:
 
 def _minari_reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
     """Reference returns in a Minari dataset's metadata; None if it has none that give a score."""
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (low, high)) or low == high:
-        return None
-    return float(low), float(high)
+    pair = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    low, high = (float(x) if isinstance(x, int | float) else math.nan for x in pair)
+    return (low, high) if math.isfinite(high - low) and low != high else None
 
 
 def _import_package(name: str) -> Any:

@@ -133,7 +133,7 @@ def checksum(data: Dataset) -> int:
     """Return a checksum of a dataset's transitions, of 31 bits."""
     total = 0
     for name in ("observation", "action", "reward", "terminated", "truncated", "next_observation"):
-        total = crc32(np.ascontiguousarray(getattr(data, name)), total)
+        total = crc32(np.ascontiguousarray(getattr(data, name)).data, total)
     return total >> 1
 
 
