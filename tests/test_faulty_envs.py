@@ -1,17 +1,22 @@
 """Environments that raise where nobody expects it: one sentence, or what they raised, after a save."""
 
+import shutil
+import sys
+
 import faulty
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import Clock, settings
+from tiny import Clock, flags, settings
 
 from qscape.cli import main
 from qscape.envs import make
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
+from qscape.jobs.pool import LocalWorker
+from qscape.jobs.worker import Job
 from qscape.run import Plan, resume, saves, train
 from qscape.run.seeds import SeedAdapters
 
@@ -139,6 +144,19 @@ def test_an_environment_that_exits_is_saved_first(raised, tmp_path, monkeypatch)
     assert started.step == 60
     assert "it was interrupted in the middle of a step" in " ".join(started.notes)
     assert (ended.step, ended.updates) == (100, 80)
+
+
+def test_an_exit_is_no_end_of_a_run(tmp_path, monkeypatch, capsys):
+    """Also with code 0, and of a worker that ends without a word."""
+    monkeypatch.setattr(Exits, "exit", SystemExit(0))
+    monkeypatch.setattr(Exits, "count", 0)
+    monkeypatch.setattr(Exits, "at", 10)
+    argv = ["train", "td3", "--env", "Exits-v0", "--steps", "100", "--eval-every", "0", "--quiet"]
+    assert main([*argv, *flags("td3", warmup=20), "--out", str(tmp_path / "run")]) == 1
+    assert "the environment ended the program (SystemExit: 0)" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    (told,) = LocalWorker(Job("resume", tmp_path)).events()
+    assert told == {"kind": "Failed", "why": "its process ended with code 0", "lost": True}
 
 
 def test_an_exit_in_one_seed_ends_the_step_of_all(monkeypatch):

@@ -34,6 +34,7 @@ from qscape.run.folder import read_plan, read_record
 from qscape.run.plan import Plan, part_notes, prepare
 from qscape.run.trainer import Trainer
 from qscape.run.training import resume, train
+from qscape.sealed import seal
 from qscape.types import Batch, Spec
 
 minari = pytest.importorskip("minari")
@@ -211,6 +212,8 @@ def test_a_file_that_does_not_tell_where_time_limits_ended_episodes_says_so(env,
         ({"observations": np.array([b"x"] * 27)}, RunError, "cannot be read as HDF5: "),
         ({"rewards": np.zeros((27, 2))}, UsageError, r"has rewards of shape \(27, 2\), not one number a row"),
         ({"next_observations": np.zeros((27, 2))}, UsageError, "and next_observations of unequal size"),
+        ({"terminals": np.where(np.arange(27) == 4, np.nan, 0)}, UsageError, "terminals holds NaN in row 4"),
+        ({"rewards": h5py.SoftLink("/rewards")}, RunError, "cannot be read as HDF5: RuntimeError"),
     ],
 )  # fmt: skip
 def test_bad_hdf5_is_refused(tmp_path, changed, error, says):
@@ -289,6 +292,25 @@ def test_a_dataset_with_a_truncated_file_is_refused(datasets, tmp_path):
         data.create_group("episode_0")
     with pytest.raises(RunError, match="cut cannot be read as a Minari dataset"):
         read(str(tmp_path / "cut"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_odd_metadata_of_a_dataset_are_no_traceback(datasets):
+    """Equal reference returns give no score; a file of another format needs a package."""
+    name = write("test/odd-v0", episodes(), ref_min_score=8.0, ref_max_score=8.0)
+    assert read(name).reference is None
+    file = datasets / name / "data/metadata.json"
+    good = json.loads(file.read_text())
+    spec = json.loads(good["env_spec"]) | {"kwargs": 5}
+    for changed, says in [
+        ({"data_format": "arrow"}, "cannot be read as a Minari dataset"),
+        ({"env_spec": json.dumps(spec)}, "names an environment that cannot be read"),
+    ]:
+        file.write_text(json.dumps(good | changed))
+        with pytest.raises(RunError, match=says):
+            read(name)
+    file.write_text(json.dumps(good | {"ref_min_score": "x"}))
+    assert read(name).reference is None
 
 
 @pytest.mark.parametrize(
@@ -625,6 +647,22 @@ def test_an_interrupted_run_goes_on_to_the_bit(run, tmp_path):
     *_, end = resume(tmp_path / "r")
     assert (end.step, end.interrupted) == (80, False)
     tiny.assert_same_run(run, tmp_path / "r")
+
+
+def test_a_run_does_not_go_on_with_other_transitions(tmp_path):
+    """Its save says how many rows there are; those that a shorter dataset lacks would be zeros."""
+    file = d4rl(tmp_path / "a.hdf5", following=True)
+    plan, agent, _ = prepare(Plan("td3", "", 60, dataset=file, settings=tiny.settings("td3")))
+    save = folders.save(tmp_path / "run", make(plan, agent), milestone=False)
+    assert folders.load_into(make(plan, agent), save) == []
+    record = json.loads((save / "save.json").read_text())
+    del record["meta"]["numbers"]["dataset"]
+    (save / "save.json").write_bytes(seal(record))  # as an earlier version wrote it
+    assert folders.load_into(make(plan, agent), save) == []
+    save = folders.save(tmp_path / "again", make(plan, agent), milestone=False)
+    d4rl(file, following=True, rewards=np.zeros(27))
+    with pytest.raises(RunError, match=r"a.hdf5 holds other transitions than when the run was saved"):
+        folders.load_into(make(plan, agent), save)
 
 
 def test_an_environment_that_no_snapshot_captures_is_no_matter(name, tmp_path, monkeypatch):

@@ -121,6 +121,15 @@ def test_the_same_seed_records_the_same(run):
     assert not np.array_equal(one[0].actions, third[0].actions)
 
 
+def test_random_actions_are_independent_of_the_first_state(run):
+    """A generator with the environment's seed would draw the state's numbers again as actions."""
+    (episode,) = record_dataset(run, "local/independent-v0", 1, "random", seed=5)
+    size = episode.actions.shape[1]
+    box = read("local/independent-v0").action_space
+    again = np.random.default_rng(5).uniform(-1, 1, size)
+    assert not np.allclose(episode.actions[0], (box.low + box.high) / 2 + again * (box.high - box.low) / 2)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [

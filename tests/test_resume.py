@@ -367,6 +367,17 @@ def test_another_number_of_threads_is_said(broken_off, tmp_path, monkeypatch):
     assert any("NPROC=7: the last digits may differ" in note for note in started.notes)
 
 
+def test_another_version_or_machine_is_said(broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    assert not [note for note in notes_of(folder) if "since the run began" in note]
+    record = folders.read_record(folder)
+    record["versions"]["mujoco"], record["machine"]["device"] = "3.0.0", "abacus"
+    folders.write_record(folder, record)
+    (note,) = [note for note in notes_of(folder) if "since the run began" in note]
+    assert "mujoco was 3.0.0 and is " in note
+    assert "device was abacus and is cpu: numbers may differ" in note
+
+
 def test_a_request_to_stop_before_the_first_step_counts(broken_off, tmp_path):
     folder = shutil.copytree(broken_off, tmp_path / "run")
     *_, end = resume(folder, on_trainer=lambda trainer: trainer.stop())
@@ -426,6 +437,16 @@ def test_a_model_saved_over_the_run_that_it_came_from_keeps_its_replay(broken_of
     before = arrays(folder)
     qs.load(folder).save(folder)
     assert arrays(folder) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not known here")
+def test_a_resumed_run_does_not_hold_the_file_of_its_replay(broken_off, tmp_path):
+    """A deleted file that is open keeps its space on the disk; on NFS its folder cannot be deleted."""
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    saved = next(event for event in resume(folder) if isinstance(event, ev.Saved))
+    assert saved.step < 300
+    held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [file for file in held if "replay" in file and str(folder) in file]
 
 
 # A process by itself: what others compiled and freed would blur how much it grows.

@@ -1,6 +1,7 @@
 """The environments of SAVO: restricted actions, MineWorld, RecSim, MovieLens. Exact numbers."""
 
 import heapq
+import re
 import zipfile
 from functools import lru_cache
 
@@ -801,6 +802,20 @@ def test_files_that_are_no_fitted_model(tmp_path):
     for name in ("empty", "one"):
         with pytest.raises(UsageError, match=rf"{name}.npz is no fitted model \(python -m"):
             movielens.load(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize(("name", "why"), [("a.npz", "no fitted model"), ("a.zip", "ratings.csv is damaged")])
+def test_a_damaged_list_of_the_files_in_an_archive(name, why, tmp_path):
+    """It names a way to compress that there is not."""
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member in ("ratings.csv", "genome-scores.csv", *(f"{key}.npy" for key in small_model())):
+            archive.writestr(member, "")
+    data = bytearray((tmp_path / name).read_bytes())
+    for found in re.finditer(b"PK\x01\x02", bytes(data)):
+        data[found.start() + 10] = 99
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=why):
+        movielens.load(tmp_path / name)
 
 
 @pytest.mark.parametrize("items", [6, 1, 0, -5, 2.5])

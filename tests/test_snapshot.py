@@ -251,6 +251,24 @@ def test_a_method_of_another_object_after_a_reset_begins_a_new_episode():
     assert "is the method count of an object" in restore(other, through_a_file(take(one)))
 
 
+class Remembers(Odd):
+    """Begins to remember with its first step."""
+
+    past = None
+
+    def step(self, action):
+        self.past = deque([action], maxlen=2)
+        return super().step(action)
+
+
+def test_a_deque_that_a_reset_does_not_make_begins_a_new_episode():
+    """Nothing says how long it may become."""
+    adapter = make(Remembers, seed=1)
+    adapter.reset()
+    run(adapter, actions_of(adapter, 3))
+    assert "Remembers.past is a deque" in restore(make(Remembers), through_a_file(take(adapter)))
+
+
 MASKED = np.ma.masked_array([1.0, 2.0], mask=[False, True])
 
 

@@ -1,5 +1,6 @@
 """Read datasets: Minari by name or folder, and HDF5 files in the layout of D4RL."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,9 @@ from qscape.errors import RunError, UsageError
 from qscape.trusted import list_code, refuse_untrusted
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
-# What reading a damaged or malformed file may raise, in h5py, Minari and numpy.
+# What reading a damaged or malformed file may raise, in h5py, Minari (which may lack pyarrow) and numpy.
 MALFORMED = (OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+MALFORMED += (RuntimeError, ImportError)
 # Returns of a random and of an expert policy: public tables of the D4RL package (Fu et al. 2020).
 D4RL = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -76,9 +78,10 @@ def _d4rl_reference(file: Path) -> tuple[float, float] | None:
 
 
 def _minari_reference(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Reference returns in a Minari dataset's metadata, or None."""
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    return None if low is None or high is None else (float(low), float(high))
+    """Reference returns in a Minari dataset's metadata; None if it has none that give a score."""
+    pair = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    low, high = (float(x) if isinstance(x, int | float) else math.nan for x in pair)
+    return (low, high) if math.isfinite(high - low) and low != high else None
 
 
 def _import_package(name: str) -> Any:
@@ -174,6 +177,7 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
         return None, {}, _nameless(None, name)
     try:
         spec = EnvSpec.from_json(text)
+        args = dict(spec.kwargs)
     except Exception as problem:  # of JSON, of the types of its fields or of the form of its id
         why = _first_line(problem)
         raise RunError(f"{name} names an environment that cannot be read ({why}).") from problem
@@ -181,7 +185,6 @@ def _recover_env(metadata: Mapping[str, Any], name: str) -> tuple[str | None, di
         wrappers = ", ".join(wrapper.name for wrapper in spec.additional_wrappers)
         note = f"{name} was recorded in {spec.id} with the wrappers {wrappers}, which are not made again"
         return None, {}, [f"{note}, so nothing is evaluated; add an environment with --env."]
-    args = dict(spec.kwargs)
     known = gym.registry.get(spec.id)
     if spec.max_episode_steps is not None and (
         known is None or known.max_episode_steps != spec.max_episode_steps
@@ -287,6 +290,10 @@ def _read_hdf5(file: Path, env: str | None, env_args: dict[str, Any]) -> Dataset
     for key in ("rewards", "terminals", "timeouts"):
         if key in rows and rows[key].shape[1] != 1:
             raise UsageError(f"{file} has {key} of shape {arrays[key].shape}, not one number a row.")
+    for key in ("terminals", "timeouts"):  # NaN would count as False
+        if key in rows and np.isnan(rows[key]).any():
+            row = int(np.isnan(rows[key]).argmax())
+            raise UsageError(f"{file}: {key} holds NaN in row {row}; leave that episode out.")
     sizes = rows["observations"].shape[1], rows["actions"].shape[1]
     if env is not None:
         made = build_env(env, env_args)

@@ -90,7 +90,7 @@ def _load_fitted(place: Path, items: int | None) -> Model:
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in names}
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as problem:
+    except (OSError, EOFError, TypeError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as problem:
         raise UsageError(
             f"{place} is no fitted model (python -m qscape.envs.movielens makes one): {problem}"
         ) from problem
@@ -273,7 +273,7 @@ def _read_rows(
 ) -> Float[np.ndarray, "n 3"]:
     """The first three columns of a CSV file of numbers; `wrong` marks invalid rows, which are refused."""
     blocks = []
-    with _open_member(place, name) as file, _report_damage(place, name):
+    with _report_damage(place, name), _open_member(place, name) as file:
         first = file.readline().strip()
         if first != ",".join(header):
             raise UsageError(f"{place}: {name}, line 1 is {first[:80]!r}, not {','.join(header)!r}")
@@ -299,7 +299,7 @@ def _report_damage(place: Path, name: str) -> Iterator[None]:
     """Turn errors of a damaged file into a UsageError."""
     try:
         yield
-    except (UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as problem:
+    except (UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as problem:
         raise UsageError(f"{place}: {name} is damaged: {problem}") from problem
 
 

@@ -515,7 +515,9 @@ class _Reader:
         if kind == "list":
             return self.parts(content, old, path)
         if kind == "deque":
-            return collections.deque(self.parts(content, old, path), getattr(old, "maxlen", None))
+            if not isinstance(old, collections.deque):  # a snapshot does not hold its greatest length
+                raise _NotCapturable(f"{path} is a deque, which a reset does not put there")
+            return collections.deque(self.parts(content, old, path), old.maxlen)
         before = old if isinstance(old, dict) else {}
         keys = [self.value(key, None, f"{path}.k{i}") for i, (key, _) in enumerate(content)]
         return {

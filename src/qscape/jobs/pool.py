@@ -90,7 +90,7 @@ class LocalWorker:
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the job's events as JSON.
 
-        If the process ends without a "Failed" event, the last event has its exit status and `lost`.
+        If the process ends without its last event, a further one has its exit status and `lost`.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -103,7 +103,8 @@ class LocalWorker:
         code = self.process.wait()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        if code and kind != "Failed" and code != INTERRUPTED:
+        over = kind == "Failed" or (code == 0 and kind in ("Ended", "Measured"))
+        if not over and code != INTERRUPTED:
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
             yield {"kind": "Failed", "why": f"its process {how}", "lost": True}
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from qscape.errors import UsageError
 from qscape.jobs.worker import Job, run_job, run_together
 from qscape.run.folder import (
+    list_changes,
     read_plan,
     read_record,
     refuse_nameless,
@@ -190,17 +191,11 @@ def _first_difference(name: str, old: Numbers, new: Numbers) -> str:
 
 def _causes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a sentence on each thing in which two records differ, or that may make runs differ."""
-    missing = "not recorded"
-    old, new = ({**r.get("versions", {}), **r.get("machine", {})} for r in (was, now))
-    found = [
-        f"{name} was {old.get(name, missing)} and is {new.get(name, missing)}"
-        for name in [*old, *(name for name in new if name not in old)]
-        if old.get(name) != new.get(name)
-    ]
+    found = list_changes(was, now)
     if was.get("threads") != now.get("threads"):
         found.append(f"NPROC was {was.get('threads') or 'not set'} and is {now.get('threads') or 'not set'}")
     if was.get("source") != now.get("source"):
-        source = was.get("source", missing)
+        source = was.get("source", "not recorded")
         found.append(f"qscape's source (SHA-256) was {source[:12]} and is {now['source'][:12]}")
     for resumed in was.get("resumed", []):
         found += [f"at step {resumed['at']:,} the run was resumed: {note}" for note in resumed["notes"]]

@@ -4,6 +4,7 @@
 its events to standard output, one JSON object a line.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from qscape import system, trusted
 from qscape.agents import plugins, register
-from qscape.errors import QscapeError, describe, memory_error
+from qscape.errors import QscapeError, RunError, describe, memory_error
 from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.folder import command
@@ -80,8 +81,11 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
     """Run a job and yield its events.
 
     SIGINT, SIGTERM and SIGHUP make the run save and end; a second SIGINT ends it at once.
+
+    Raises:
+        RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
-    with StopOnSignal(*ENDING) as asked:
+    with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
         if job.kind == "measure":
             assert job.plan is not None
             yield measure_costs(job.plan)
@@ -114,7 +118,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
     """
     plans, places = [job.plan for job in jobs if job.plan], [job.folder for job in jobs]
     first = jobs[0]
-    with StopOnSignal(*ENDING) as asked:
+    with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
         yield from train_together(
             plans,
             places,
@@ -123,6 +127,15 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
             tracking=first.tracking,
             on_trainer=asked.attach,
         )
+
+
+@contextlib.contextmanager
+def _exits_are_errors() -> Iterator[None]:
+    """Turn the SystemExit of an environment into an error: as code 0 it would look like the end of a run."""
+    try:
+        yield
+    except SystemExit as problem:
+        raise RunError(f"the environment ended the program ({describe(problem)}).") from problem
 
 
 INTERRUPTED = 130  # exit code of a worker that was stopped before its run began

@@ -256,6 +256,7 @@ def _restored_split(layout: Layout, used: int, saved: Iterator[np.ndarray], spli
         share = jnp.zeros((stop - start, layout.width), layout.dtype, device=device)
         mine = _take_rows(saved, (stop - start) // layout.ring * used)
         shares.append(_filled(layout, share, used, mine))
+    next(saved, None)  # its end, where it closes its file
     return jax.make_array_from_single_device_arrays(shape, split, shares)
 
 

@@ -277,11 +277,8 @@ class CompiledTrainer(InProgram, Trainer):
             return
         self.world = self._place(arrays["replay"]["world"])
         if self._mesh is not None and counters["used_rows"]:
-            saved = arrays["replay"]["storage"]
-            split = split_rows(self._mesh)
-            self._allocate = lambda: ring_buffer.restored(
-                self.layout, counters["used_rows"], saved.pieces(), split
-            )
+            pieces, split = arrays["replay"]["storage"].pieces(), split_rows(self._mesh)
+            self._allocate = lambda: ring_buffer.restored(self.layout, counters["used_rows"], pieces, split)
         if not self.fresh:
             self.carry = self._acted(self.carry)
 

@@ -52,7 +52,12 @@ OLD = ".old"  # `replace` moves the old run here before it deletes it
 COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
-OLDER = {"refill": 0, "fresh": False, "scaling_in_loop": False}  # what counters of older saves lack
+OLDER = {  # what counters of older saves lack
+    "refill": 0,
+    "fresh": False,
+    "scaling_in_loop": False,
+    "dataset": 0,
+}
 
 
 class _Tracking(TypedDict):
@@ -307,6 +312,17 @@ def origin() -> dict[str, Any]:
         "command": command(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def list_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a phrase on each version and each property of the machine that differs between two records."""
+    missing = "not recorded"
+    old, new = ({**r.get("versions", {}), **r.get("machine", {})} for r in (was, now))
+    return [
+        f"{name} was {old.get(name, missing)} and is {new.get(name, missing)}"
+        for name in [*old, *(name for name in new if name not in old)]
+        if old.get(name) != new.get(name)
+    ]
 
 
 @functools.cache

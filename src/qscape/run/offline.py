@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ class OfflineTrainer(Trainer):
 
     Attributes:
         data: the dataset.
+        checksum: of its transitions.
         score: normalised score of the last evaluation; None before the first, or without reference returns.
     """
 
@@ -60,6 +62,7 @@ class OfflineTrainer(Trainer):
         refuse_privileged(self.agent)
         refuse_newest(self.agent)
         self.data, self.score = data, None
+        self.checksum = checksum(data)
         learn = partial(cycle.learn, self.agent, self.layout, stride=1)
         self.programs.learn = Program(learn, LEARNED, ("storage",))
         _fill_replay(self, data)
@@ -106,6 +109,17 @@ class OfflineTrainer(Trainer):
         """Return 0: a save holds no replay rows, since the dataset has them."""
         return 0
 
+    def counters(self) -> dict[str, Any]:
+        return super().counters() | {"dataset": self.checksum}
+
+    def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
+        if counters["dataset"] not in (0, self.checksum):  # its rows would be others than the save says
+            raise RunError(
+                f"{self.plan.dataset} holds other transitions than when the run was saved: put the old ones "
+                "back, or begin a new run from this one's networks: --from RUN --dataset DATASET."
+            )
+        super().restore(arrays, counters)
+
     def snapshot(self) -> Snapshot:
         """Return an empty snapshot: no environment is stepped for training."""
         return Snapshot({}, {})
@@ -113,6 +127,14 @@ class OfflineTrainer(Trainer):
     def restore_environments(self, saved: Snapshot) -> str:
         self.adapter.reset()  # as before the first step of a run; a loaded model hands it to the user
         return ""
+
+
+def checksum(data: Dataset) -> int:
+    """Return a checksum of a dataset's transitions, of 31 bits."""
+    total = 0
+    for name in ("observation", "action", "reward", "terminated", "truncated", "next_observation"):
+        total = crc32(np.ascontiguousarray(getattr(data, name)).data, total)
+    return total >> 1
 
 
 def score(plan: Plan, ret: float) -> float | None:

@@ -58,7 +58,7 @@ def record_dataset(
     if loaded.adapter.spec.table is not None or loaded.adapter.spec.index_sizes is not None:
         raise UsageError(f"{plan.env} has discrete actions; only continuous actions are recorded.")
     env = minari.DataCollector(_drop_unwritable_spec(build_env(plan.env, dict(plan.env_args))))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # the seed alone would draw the numbers of the first reset again
     try:
         for k in range(episodes):
             _record_episode(env, loaded, kind, noise, seed + k, rng)

@@ -326,8 +326,8 @@ class Trainer(Loop):
         )
         if used and replay:  # else the run learns from a dataset, which is in the storage already
             self.carry = self.carry._replace(storage=None)
-            saved = replay["storage"]
-            self._allocate = lambda: ring_buffer.restored(self.layout, used, saved.pieces())
+            pieces = replay["storage"].pieces()  # kept alone: when it ends, the file of the save closes
+            self._allocate = lambda: ring_buffer.restored(self.layout, used, pieces)
         self.kept = copy_buffers(arrays["kept"]) if "kept" in arrays else None
         for name in ("pending", "refill", "learning", "schedule"):
             setattr(self, name, counters[name])

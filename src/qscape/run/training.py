@@ -253,6 +253,8 @@ def resume(
             trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
             if newest:
                 notes += folders.load_into(trainer, newest, empty_replay)
+                if changes := folders.list_changes(record, folders.origin()):
+                    notes.append(f"since the run began, {', '.join(changes)}: numbers may differ")
                 if aside := folders.set_aside(folder, newest):
                     notes.append(f"what is newer than step {made:,} was moved to {aside}")
             else:
