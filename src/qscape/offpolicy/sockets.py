@@ -574,8 +574,9 @@ class ActionSelector(StatefulPart):
         return dict.fromkeys((f"base.{field}" for field in fields), f"with {self.name}, which has no actor")
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
-        """Makes what the actor step moves: one actor, a list of actors, or None."""
-        raise NotImplementedError
+        """Makes what the actor step moves: one actor, a list of actors, or None without `has_actor`."""
+        if self.has_actor:
+            raise NotImplementedError
 
     def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
         """Returns the one policy of these actors that all other parts see as `context.policy`.
@@ -592,7 +593,10 @@ class ActionSelector(StatefulPart):
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """Returns every actor's policy and the value function that `PolicyLoss.loss` improves it by."""
+        """Returns every actor's policy and the value function that `PolicyLoss.loss` improves it by.
+
+        Called at every actor update, only if `actors` made some.
+        """
         raise NotImplementedError
 
     def target_policy(
