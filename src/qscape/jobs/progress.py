@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, TypeAlias
 
+from qscape.agents import flatten
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.jobs.pool import Failure
 from qscape.jobs.study import Row, Study
@@ -228,9 +229,7 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
 def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that identify a run: `COMPARED`, the dataset, and the settings as `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
-    fields = {
-        f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
-    }
+    fields = flatten(record.get("settings") or {})
     dataset = anywhere(record.get("dataset") or "")  # relative in runs of studies of earlier versions
     if dataset:  # a run takes its length, and every step is an update
         for name in ("replay_capacity", "updates_per_step", "warmup"):

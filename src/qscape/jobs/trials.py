@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, TypeAlias
 
+from qscape.agents import flatten
 from qscape.errors import QscapeError
 from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
@@ -49,7 +50,7 @@ class Search:
         fields["seed"] = self.seed
         fields |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
         fields |= {"preset": plan.preset} if plan.preset else {}
-        fields |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}
+        fields |= flatten(plan.settings)
         fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}
         return json.loads(json.dumps(fields))
 
