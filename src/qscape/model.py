@@ -422,8 +422,7 @@ def load(
         raise folders.no_save(folder)
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
     if env is None:
-        folders.refuse_nameless(folder, plan)
-        folders.refuse_untrusted(folder, plan)
+        folders.refuse_unmakeable(folder, plan)
     model = Model(
         plan.recipe,
         plan.env if env is None else env,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from qscape.agents import flatten
@@ -17,7 +16,7 @@ from qscape.jobs.worker import Job
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.logs import read_evaluations
+from qscape.run.logs import read_mean_returns
 from qscape.run.plan import anywhere, prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
@@ -74,7 +73,8 @@ class RunProgress:
                 self._read_folder()
         except QscapeError as problem:  # a broken or incomplete folder
             self.state, self.why = "failed", str(problem)
-        self.score = read_last_return(self.row.folder)
+        returns = read_mean_returns(self.row.folder)
+        self.score = returns[-1][2] if returns else None  # of the kept policy if there is one: it comes last
 
     def _read_folder(self) -> None:
         """Set `step`, and `state` or `job`, from a folder that no other process uses.
@@ -260,16 +260,3 @@ def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
                 (len(differ), f"{row.plan.label} is new beside {record['label']}: {', '.join(differ)}")
             )
     return min(candidates)[1] if candidates else ""
-
-
-def read_last_return(folder: Path) -> float | None:
-    """Read the mean return of the last evaluation in a run folder; None before the first evaluation.
-
-    If the schedule keeps a policy, the return is that of the kept one.
-    """
-    try:
-        rows = [(int(r["step"]), r["policy"], float(r["return"])) for _, r in read_evaluations(folder).lines]
-    except OSError:
-        return None
-    last = [row for row in rows if row[0] == rows[-1][0]]
-    return mean(ret for _, policy, ret in last if policy == last[-1][1]) if last else None
