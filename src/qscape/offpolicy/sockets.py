@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
 from qscape.nets.batch_norm import has_statistics
+from qscape.nets.dropout import split_key
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
@@ -140,7 +141,7 @@ class StatefulPart(Part):
 
         Args:
             actor: the new actor, to start slow copies from; None for the representation and the selector,
-                which are initialised before there is one, and for agents without an actor.
+                and for agents without an actor.
         """
         return PartState()
 
@@ -889,11 +890,6 @@ def bind_critics(
         ]
 
     return q
-
-
-def split_key(key: Key | None, number: int) -> list[Key | None]:
-    """Returns as many keys; None as often if there is no key."""
-    return [None] * number if key is None else [*jax.random.split(key, number)]
 
 
 def combine_heads(base: Base, heads: list[Array]) -> Array:
