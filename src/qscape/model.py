@@ -19,6 +19,7 @@ from qscape.agents import (
     OTHER_POLICIES,
     build,
     difference,
+    flatten,
     nearest,
     ours,
     recipe_for_images,
@@ -421,8 +422,7 @@ def load(
         raise folders.no_save(folder)
     build(plan.recipe, plan.settings)  # refuses a part that is not loaded; `Model` below would import it
     if env is None:
-        folders.refuse_nameless(folder, plan)
-        folders.refuse_untrusted(folder, plan)
+        folders.refuse_unmakeable(folder, plan)
     model = Model(
         plan.recipe,
         plan.env if env is None else env,
@@ -552,11 +552,10 @@ class NamedModel(Model):
         """Raise a UsageError for an unknown keyword; it names the keyword that is probably meant."""
         known = [*inspect.signature(type(self)).parameters, "base"]
         settings = settings_of(build(self.base_name))
-        fields = [f"{part}.{field}" for part, of in settings.items() for field in of]
         for name, value in keywords.items():
             # A mapping may be settings of a part that the agent has not: `Model` names the recipe for it.
             if name not in known and name not in settings and not isinstance(value, Mapping):
-                found = ours(name, [*known, *fields])
+                found = ours(name, [*known, *flatten(settings)])
                 meant = " and ".join(map(_keyword, found)) + difference(name, found)
                 hint = f"write {meant}" if found else ELSEWHERE.get(name) or nearest(name, known)
                 raise UsageError(f"{type(self).__name__} has no keyword '{name}'; {hint}.", field=name)

@@ -25,7 +25,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from qscape.errors import QscapeError, UsageError
+from qscape.errors import QscapeError, UsageError, describe
 from qscape.offpolicy import sockets as off_policy
 from qscape.onpolicy import sockets as on_policy
 from qscape.replay.base import Replay
@@ -138,10 +138,10 @@ def import_class(place: str, origin: str = "") -> type:
         importlib.invalidate_caches()  # the file may be newer than the caches of the import system
         return getattr(importlib.import_module(module), attribute)
     except Exception as problem:
-        why = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
         missing = isinstance(problem, ModuleNotFoundError) and problem.name == module.partition(".")[0]
         looked = "; Python looked in the current folder and where PYTHONPATH says" if missing else ""
-        raise UsageError(f"{label} cannot be imported ({why}){looked}.", part=place) from problem
+        why = f"{label} cannot be imported ({describe(problem)}){looked}."
+        raise UsageError(why, part=place) from problem
     finally:
         if added:
             sys.path.remove(here)
@@ -287,8 +287,8 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         except QscapeError:
             raise
         except Exception as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UsageError(f"The part '{self.name}' fails in {name}: {why}.", part=self.name) from error
+            why = f"The part '{self.name}' fails in {name}: {describe(error)}."
+            raise UsageError(why, part=self.name) from error
         if problem:
             raise UsageError(f"The part '{self.name}' is wrong in {name}: {problem}.", part=self.name)
         return result

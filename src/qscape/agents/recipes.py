@@ -494,12 +494,9 @@ def parse(recipe: str) -> tuple[str, list[str]]:
                 hint += "; a part of your own is written module:Class"
             raise UsageError(f"There is no part '{name}' (in '{recipe}'); {hint}.", part=name)
         if name in head:
-            why = (
-                f"{names[0]} already has it"
-                if name not in names[: names.index(name)]
-                else "it is there twice"
+            raise UsageError(
+                f"'{name}' cannot be added in '{recipe}': {names[0]} already has it; leave it out.", part=name
             )
-            raise UsageError(f"'{name}' cannot be added in '{recipe}': {why}; leave it out.", part=name)
         if names.count(name) > 1:
             raise UsageError(
                 f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.", part=name
@@ -743,7 +740,7 @@ def _check_settings(agent: Agent, settings: Mapping[str, Any]) -> None:
                     f"Settings of '{name}' are {fields!r}; they must be fields with values.", name
                 )
             continue
-        known = _field_names(agent)
+        known = [*flatten(settings_of(agent))]
         names = ours(name, [*KEYWORDS, *known]) or [n for n in known if n.endswith(f".{name}")]
         if names:
             written = f"{_in_python(names)}{difference(name, names)}"
@@ -763,11 +760,6 @@ def advise_part(recipe: str, part: str) -> str:
     except UsageError as problem:
         return f"leave that out, since {str(problem).partition('; ')[0].rstrip('.')}"
     return f"write {recipe}+{part}"
-
-
-def _field_names(agent: Agent) -> list[str]:
-    """Return every field of an agent as `part.field`."""
-    return [f"{part}.{field}" for part, fields in settings_of(agent).items() for field in fields]
 
 
 def _in_python(names: Iterable[str]) -> str:
@@ -888,6 +880,11 @@ def settings_of(agent: Agent) -> dict[str, dict[str, Any]]:
     return {name: fields for name, fields in found.items() if fields}
 
 
+def flatten(settings: Settings) -> dict[str, Any]:
+    """Return the values of settings by `part.field`."""
+    return {f"{part}.{field}": value for part, fields in settings.items() for field, value in fields.items()}
+
+
 def changed_fields(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Return the fields of an agent that differ from the defaults, by `part.field`, for the run's label.
 
@@ -895,10 +892,5 @@ def changed_fields(agent: Agent, given: Mapping[str, Mapping[str, Any]] | None =
         agent: the agent, with the settings of a run.
         given: settings that count as defaults, such as those of a preset; None: the recipe's defaults.
     """
-    defaults = settings_of(build(agent.recipe, given))
-    return {
-        f"{name}.{field}": value
-        for name, fields in settings_of(agent).items()
-        for field, value in fields.items()
-        if defaults[name][field] != value
-    }
+    defaults = flatten(settings_of(build(agent.recipe, given)))
+    return {name: value for name, value in flatten(settings_of(agent)).items() if defaults[name] != value}

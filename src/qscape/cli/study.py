@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, clock, plain_console, table
+from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.errors import RunError, UsageError
 from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
@@ -65,8 +65,7 @@ def main(argv: list[str]) -> int:
         for failed in board.progress.of("failed"):
             board.console.print(f"failed: {failed.why}", style="red", soft_wrap=True)
         return 0
-    if given.workers is not None and given.workers < 1:
-        raise UsageError(f"--workers is {given.workers}; it must be at least 1.")
+    require_positive(given, "workers")
     if given.slurm and given.ray is not None:
         raise UsageError("--slurm and --ray both say where the runs are; leave one of them out.")
     if given.slurm_args and not given.slurm:

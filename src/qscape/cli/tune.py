@@ -12,7 +12,7 @@ from rich.table import Table
 
 from qscape.agents import build, register_named
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, clock, plain_console, table
+from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.ranges import find_ranges
@@ -57,9 +57,7 @@ def main(argv: list[str]) -> int:
     settings = options.train_command(recipe, agents)[1]
     if not given.env:
         raise UsageError(f"qscape tune {recipe} needs an environment, e.g. --env Pendulum-v1.")
-    for name in ("trials", "seeds", "workers"):
-        if getattr(given, name) is not None and getattr(given, name) < 1:
-            raise UsageError(f"--{name} is {getattr(given, name)}; it must be at least 1.")
+    require_positive(given, "trials", "seeds", "workers")
     if given.eval_every is not None and given.eval_every < 1:
         raise UsageError(f"--eval-every is {given.eval_every}; trials are judged by evaluations: at least 1.")
     plan = Plan(

@@ -261,17 +261,17 @@ class EnvAdapter:
         self.reward_threshold = registered.reward_threshold if registered else None
         self.time_limit = _time_limit(about)
         self.jax_env = find_jax_env(env)
-        bare = about.unwrapped
+        bare, declared = about.unwrapped, declared_by(about)
         space, self.masks = find_mask(
             self.env_id,
             space,
             actions,
             bare if isinstance(bare, GymnasiumEnv) else None,
-            declared_by(about),
+            declared,
             index_actions and is_image(space),
             index_actions,
         )
-        space, actor_space = split_space(space, self.env_id, about.unwrapped, _privileged_keys(about))
+        space, actor_space = split_space(space, self.env_id, bare, declared("privileged_keys"))
         frame = space.shape if is_image(space) else None
         if not index_actions:
             space, actor_space, frame = put_image_first(space, actor_space, self.env_id)
@@ -280,7 +280,7 @@ class EnvAdapter:
         convert = functools.partial(
             make_action_map,
             actions,
-            unwrapped=about.unwrapped,
+            unwrapped=bare,
             env_id=self.env_id,
             index_actions=index_actions,
         )
@@ -812,14 +812,6 @@ def _class_name(about: Any) -> str:
     """A name for an environment that no id makes; it is never a registered name."""
     name = type(about.unwrapped).__name__
     return f"{name}_" if name in {spec.name for spec in gym.registry.values()} else name
-
-
-def _privileged_keys(about: Any) -> Any:
-    """What an environment, or one of its wrappers, declares as `privileged_keys`; None if none does."""
-    name = "privileged_keys"
-    if isinstance(about, gym.Env):
-        return about.get_wrapper_attr(name) if about.has_wrapper_attr(name) else None
-    return getattr(about.unwrapped, name, None)
 
 
 def _time_limit(about: Any) -> int | None:

@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 from qscape.envs.build import build_env
 from qscape.envs.masks import declared_by, find_mask
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, step_autoreset, step_key
-from qscape.envs.spaces import FactoredActions
+from qscape.envs.spaces import FactoredActions, list_sizes
 from qscape.errors import QscapeError, UsageError, describe
 from qscape.types import stream
 
@@ -97,7 +97,7 @@ class Subject:
     def draw_actions(self, *shape: int) -> np.ndarray:
         """Random actions of the action space, uniform; the bounds of the space are never exceeded."""
         space: Any = self.env.action_space
-        if sizes := _sizes(space):
+        if sizes := list_sizes(space):
             index = self.actions.integers(0, sizes, (int(np.prod(shape)), len(sizes)))
             return _to_action(space, index).reshape((*shape, *space.shape)).astype(space.dtype)
         if not isinstance(space, spaces.Box) or not np.isfinite([space.low, space.high]).all():
@@ -114,17 +114,9 @@ class Subject:
         given = {key: [value] for key, value in info.items()}
         words = self.masks.read([observation], given, np.array([True]))
         valid = np.asarray(self.masks.mask.unpack(jnp.asarray(words)))[0]
-        parts = np.split(valid, np.cumsum(_sizes(space))[:-1])
+        parts = np.split(valid, np.cumsum(list_sizes(space))[:-1])
         index = np.array([[self.actions.choice(np.flatnonzero(part)) for part in parts]])
         return _to_action(space, index)[0].astype(space.dtype)
-
-
-def _sizes(space: gym.Space) -> tuple[int, ...]:
-    """The number of values of each factor of a discrete action; () for other actions."""
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    factored = FactoredActions.from_space(space)
-    return factored.sizes if factored else ()
 
 
 def _to_action(space: gym.Space, index: Any) -> Any:

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 
 from qscape.envs.native import GymnasiumEnv
-from qscape.envs.spaces import FactoredActions
+from qscape.envs.spaces import list_sizes
 from qscape.errors import RunError, UsageError
 from qscape.masks import ActionMask
 
@@ -181,13 +181,12 @@ def find_mask(
     source = next((name for name, is_so in masks.items() if is_so), None)
     if source is None:
         return observation_space, None
-    actions = count_actions(action_space)
-    if actions is None:
+    sizes = list_sizes(action_space)
+    if not sizes:
         raise UsageError(
             f"{env_id} masks its actions, which are {action_space}: only discrete ones have a mask"
         )
-    factored = FactoredActions.from_space(action_space)
-    factors = factored.sizes if factored else ()
+    actions, factors = sum(sizes), () if isinstance(action_space, spaces.Discrete) else sizes
     if factors and source == "candidates":
         raise UsageError(
             f"{env_id}: max_candidates is for one discrete set; a product of sets has an action_mask"
@@ -217,14 +216,6 @@ def find_mask(
     if source == "candidates" and candidates < mask.width:  # otherwise bits are shorter
         mask = ActionMask(actions, int(candidates))
     return observation_space, MaskReader(mask, source, env_id)
-
-
-def count_actions(space: spaces.Space) -> int | None:
-    """The number of entries of a mask: of all choices together; None: actions have no mask."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    factored = FactoredActions.from_space(space)
-    return None if factored is None else sum(factored.sizes)
 
 
 def declared_by(about: gym.Env | Any) -> Callable[[str], Any]:

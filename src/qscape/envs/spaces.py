@@ -124,6 +124,14 @@ class FactoredActions:
         return np.where(steps > 0, 2 * index / np.maximum(steps, 1) - 1, 0).astype(np.float32)
 
 
+def list_sizes(space: spaces.Space) -> tuple[int, ...]:
+    """The number of values of each factor of a discrete action; () for other actions."""
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),)
+    factored = FactoredActions.from_space(space)
+    return factored.sizes if factored else ()
+
+
 def index_sizes(space: spaces.Space, index_actions: bool) -> dict[str, Any]:
     """The fields `choices` and `factors` of `Spec` for an action space; arguments as in `make_action_map`."""
     factored = FactoredActions.from_space(space)

@@ -4,7 +4,6 @@ After "Imitate Optimal Policy: Prevail and Induce Action Collapse in Policy Grad
 equations are in `qscape.ops.collapse`.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qscape.errors import UsageError
-from qscape.inspect.trained_agent import TrainedAgent, load_trained_agent
+from qscape.inspect.trained_agent import TrainedAgent, load_saves, load_trained_agent
 from qscape.onpolicy.agent import Agent
 from qscape.ops.collapse import Collapse, action_collapse
 from qscape.ops.landscape import span_axes
-from qscape.run import saves
 from qscape.run.evaluation import SEED
-from qscape.run.folder import no_save, read_meta
+from qscape.run.folder import no_save
 from qscape.run.probes import PolicyEvaluation
 
 STATES = 10_000
@@ -158,11 +156,11 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
     require_action_layer(last.agent)
     look, history = jax.jit(last.agent.get_distribution), []
     features = labels = w = states = None
-    for step, trained in _load_saves(last):
+    for trained in load_saves(last):
         states = collect_states(trained, count, seed)
         metrics, features, labels, w = measure_policy(trained.agent, trained.acting, states, look)
         share = share_at_bound(features, trained.agent.head.feature_bound)
-        history.append({"step": step, **metrics._asdict(), "bound_share": share})
+        history.append({"step": trained.step, **metrics._asdict(), "bound_share": share})
     if features is None or labels is None or w is None or states is None:
         raise no_save(Path(last.name))
     record = last.record
@@ -177,18 +175,6 @@ def measure_collapse(folder: Path | str, count: int = STATES, seed: int = SEED) 
         "counts": np.bincount(labels, minlength=len(w)).tolist(),
         **project_on_simplex(features, labels, w),
     }
-
-
-def _load_saves(last: TrainedAgent):
-    """Yield the step and the policy of each save of a run, oldest first."""
-    place = Path(last.name) / "saves"  # not that of a group, which may have been named
-    for name in saves.names(place):
-        trees, _ = saves.read(place / name, {"acting": last.acting})
-        last.agent.check_part_states(trees["acting"].part_states)
-        yield (
-            read_meta(place / name)["numbers"]["env_steps"],
-            dataclasses.replace(last, acting=trees["acting"]),
-        )
 
 
 def project_on_simplex(

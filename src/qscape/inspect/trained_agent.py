@@ -1,7 +1,7 @@
 """A trained agent as an object to measure: policy, Q and episodes, from a run folder or memory."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -192,15 +192,22 @@ def load_history(run: TrainedAgent, current: bool = False) -> list[TrainedAgent]
         UsageError: the run has a single save.
         RunError: a save is unreadable.
     """
-    place = Path(run.name) / "saves"
-    paths = [place / name for name in saves.names(place) if "acting" in saves.tree_names(place / name)]
-    if len(paths) < 2:
+    history = [*load_saves(run, current)]
+    if len(history) < 2:
         raise UsageError(
             f"--over-training: {run.name} has one save only, of step {run.step:,}; "
             "train with more of them, e.g. --milestones 0.1."
         )
-    learned = (read_acting(path, run.agent, current) for path in paths)
-    return [dataclasses.replace(run, acting=a, step=step, policy=policy) for a, step, policy in learned]
+    return history
+
+
+def load_saves(run: TrainedAgent, current: bool = False) -> Iterator[TrainedAgent]:
+    """Yield a run's policy at each of its saves, oldest first. Arguments and errors as in `load_history`."""
+    place = Path(run.name) / "saves"  # not that of a group, which may have been named
+    for path in (place / name for name in saves.names(place)):
+        if "acting" in saves.tree_names(path):
+            acting, step, policy = read_acting(path, run.agent, current)
+            yield dataclasses.replace(run, acting=acting, step=step, policy=policy)
 
 
 def make_trained_agent(

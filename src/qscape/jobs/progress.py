@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal, TypeAlias
 
+from qscape.agents import flatten
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.jobs.pool import Failure
 from qscape.jobs.study import Row, Study
@@ -16,7 +16,7 @@ from qscape.jobs.worker import Job
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.logs import read_evaluations
+from qscape.run.logs import read_mean_returns
 from qscape.run.plan import anywhere, prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
@@ -73,7 +73,8 @@ class RunProgress:
                 self._read_folder()
         except QscapeError as problem:  # a broken or incomplete folder
             self.state, self.why = "failed", str(problem)
-        self.score = read_last_return(self.row.folder)
+        returns = read_mean_returns(self.row.folder)
+        self.score = returns[-1][2] if returns else None  # of the kept policy if there is one: it comes last
 
     def _read_folder(self) -> None:
         """Set `step`, and `state` or `job`, from a folder that no other process uses.
@@ -228,9 +229,7 @@ def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[st
 def _flatten_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that identify a run: `COMPARED`, the dataset, and the settings as `part.field`."""
     record = json.loads(json.dumps(record))  # tuples become lists
-    fields = {
-        f"{part}.{name}": v for part, of in (record.get("settings") or {}).items() for name, v in of.items()
-    }
+    fields = flatten(record.get("settings") or {})
     dataset = anywhere(record.get("dataset") or "")  # relative in runs of studies of earlier versions
     if dataset:  # a run takes its length, and every step is an update
         for name in ("replay_capacity", "updates_per_step", "warmup"):
@@ -261,16 +260,3 @@ def _describe_difference(row: Row, records: Sequence[Mapping[str, Any]]) -> str:
                 (len(differ), f"{row.plan.label} is new beside {record['label']}: {', '.join(differ)}")
             )
     return min(candidates)[1] if candidates else ""
-
-
-def read_last_return(folder: Path) -> float | None:
-    """Read the mean return of the last evaluation in a run folder; None before the first evaluation.
-
-    If the schedule keeps a policy, the return is that of the kept one.
-    """
-    try:
-        rows = [(int(r["step"]), r["policy"], float(r["return"])) for _, r in read_evaluations(folder).lines]
-    except OSError:
-        return None
-    last = [row for row in rows if row[0] == rows[-1][0]]
-    return mean(ret for _, policy, ret in last if policy == last[-1][1]) if last else None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import PARTS, Agent, nearest, onpolicy, settings_of
+from qscape.agents import PARTS, Agent, flatten, nearest, onpolicy, settings_of
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run.plan import Plan, prepare
@@ -66,8 +66,8 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
         UsageError: an unknown field, a field that is fixed or has no range, or an invalid range.
     """
     agent = prepare(plan)[1]
-    present, own = _values(agent), _own_ranges(agent)
-    fixed = {f"{part}.{field}" for part, of in plan.settings.items() for field in of}
+    present, own = flatten(settings_of(agent)), _own_ranges(agent)
+    fixed = {*flatten(plan.settings)}
     found: dict[str, Range] = {}
     if not fields and file is None:
         moot = {*agent.moot_fields()}
@@ -92,11 +92,6 @@ def find_ranges(plan: Plan, fields: Sequence[str] = (), file: Path | None = None
     if not found:
         raise UsageError(f"No field of {plan.recipe} is left to search; name some with --fields or --ranges.")
     return [*found.values()]
-
-
-def _values(agent: Agent) -> dict[str, Any]:
-    """Return the value of every field of an agent, by `part.field`."""
-    return {f"{part}.{field}": v for part, of in settings_of(agent).items() for field, v in of.items()}
 
 
 def _own_ranges(agent: Agent) -> dict[str, Range]:
@@ -141,7 +136,7 @@ def _typed_ends(plan: Plan, range_: Range) -> list[Any]:
         UsageError: the agent refuses one of them.
     """
     name, values = range_.field, range_.choices or (range_.low, range_.high)
-    return [_values(prepare(_with(plan, name, value))[1])[name] for value in values]
+    return [flatten(settings_of(prepare(_with(plan, name, value))[1]))[name] for value in values]
 
 
 def _from_file(

@@ -12,9 +12,8 @@ from qscape.run.folder import (
     list_changes,
     read_plan,
     read_record,
-    refuse_nameless,
     refuse_taken,
-    refuse_untrusted,
+    refuse_unmakeable,
     run_folders,
 )
 from qscape.run.logs import read_evaluations, read_metrics
@@ -93,8 +92,7 @@ def reproduce(
 def _plan(folder: Path) -> Plan:
     """Return the plan with which a run began. Raises UsageError if the run cannot be made again."""
     plan = read_plan(folder)
-    refuse_nameless(folder, plan)
-    refuse_untrusted(folder, plan)
+    refuse_unmakeable(folder, plan)
     if not (_evaluations(folder) or _metrics(folder)):
         raise UsageError(
             f"{folder} cannot be reproduced: it has neither evaluations nor metrics to compare with, like a "

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, TypeAlias
 
+from qscape.agents import flatten
 from qscape.errors import QscapeError
 from qscape.jobs.ranges import Range, with_fields
 from qscape.jobs.worker import Job
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
 from qscape.run import folder as folders
-from qscape.run import logs
 from qscape.run.plan import Plan, prepare
 
 State: TypeAlias = Literal["running", "done", "pruned", "failed"]
@@ -49,7 +49,7 @@ class Search:
         fields["seed"] = self.seed
         fields |= {k: getattr(plan, k) for k in ("env", "env_args", "steps", "eval_every", "eval_episodes")}
         fields |= {"preset": plan.preset} if plan.preset else {}
-        fields |= {f"{part}.{field}": v for part, of in plan.settings.items() for field, v in of.items()}
+        fields |= flatten(plan.settings)
         fields |= {f"range of {r.field}": r.to_json() for r in self.ranges}
         return json.loads(json.dumps(fields))
 
@@ -164,12 +164,3 @@ def next_job(folder: Path, plan: Plan) -> Job | None:
             folders.read_record(folder)
             return Job("resume", folder) if folders.unfinished(folder) else None
     return Job("train", folder, plan, overwrite=True)
-
-
-def read_evaluations(folder: Path) -> list[tuple[int, str, float]]:
-    """Read step, policy and mean return of every evaluation in a run folder."""
-    by_evaluation: dict[tuple[int, str], list[float]] = {}
-    with contextlib.suppress(OSError):
-        for _, row in logs.read_evaluations(folder).lines:
-            by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
-    return [(step, policy, mean(returns)) for (step, policy), returns in by_evaluation.items()]

@@ -19,10 +19,11 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import is_final
 from qscape.jobs.ranges import Range
-from qscape.jobs.trials import Search, State, Trial, next_job, read_evaluations
+from qscape.jobs.trials import Search, State, Trial, next_job
 from qscape.jobs.worker import Job
 from qscape.run import events as ev
 from qscape.run import folder as folders
+from qscape.run.logs import read_mean_returns
 from qscape.run.plan import prepare
 
 try:
@@ -135,7 +136,7 @@ class Tuner:
             trial.waiting.remove(seed)
             job = next_job(folder, trial.plan(seed))
             if job is None or job.kind == "resume":
-                for step, policy, ret in read_evaluations(folder):
+                for step, policy, ret in read_mean_returns(folder):
                     trial.add_evaluation(seed, step, policy, ret)
             if job is None:
                 trial.done.add(seed)

@@ -2,8 +2,6 @@
 
 from typing import Any, ClassVar
 
-import equinox as eqx
-
 from qscape.nets import Features
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear
@@ -39,5 +37,4 @@ class BlockNetwork(Network):
         return self.make_torso(key, size, base.critic_hidden, base.critic_activation)
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
-        layer: eqx.nn.Linear = orthogonal_linear(key, size, outputs, self.gains[role])
-        return layer
+        return orthogonal_linear(key, size, outputs, self.gains[role])

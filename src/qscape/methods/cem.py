@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.methods._proposals import ProposalSelector
+from qscape.methods._proposals import ProposalSelector, take_candidate
 from qscape.nets.heads import Point
-from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
-from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
+from qscape.offpolicy.sockets import Composition, Context, PartState
+from qscape.types import Dist, Key, Policy, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,6 @@ class CEM(ProposalSelector):
             return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
         return None
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
-        return None
-
     def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
         return [Point(obs, self.search(context, obs, key))]
 
@@ -74,13 +71,7 @@ class CEM(ProposalSelector):
             mean, std = elites.mean(0), jnp.maximum(elites.std(0), self.least_spread)
             candidates.append((jnp.take_along_axis(value, order[:1], 0)[0], elites[0]))
         values, actions = (jnp.stack(part) for part in zip(*candidates, strict=True))
-        best = values.argmax(0)[None, ..., None]
-        return jax.lax.stop_gradient(jnp.take_along_axis(actions, best, 0)[0])
-
-    def actor_objectives(
-        self, actor: PyTree, state: PartState, context: Context, batch: Batch
-    ) -> list[tuple[Policy, QFn]]:
-        return []
+        return jax.lax.stop_gradient(take_candidate(actions, values.argmax(0)))
 
     def target_policy(
         self,

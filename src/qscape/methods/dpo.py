@@ -20,7 +20,7 @@ from qscape.nets import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.exploration import sample_uniform_action
 from qscape.offpolicy.sockets import ActionSelector, Composition, Context, Nets, PartState
-from qscape.types import Batch, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+from qscape.types import Batch, Event, Key, Metrics, Policy, Scalar, Spec, setting
 
 LOG_Z_SCALE = 10.0  # output of the network of log Z, so that Adam moves it ten times as fast
 
@@ -196,17 +196,9 @@ class DPO(ActionSelector):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, base.actor_learning_rate
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
-        return None
-
     def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
         values = _factors(context.spec)
         return lambda obs: FactoredDist(state.params, obs, values)
-
-    def actor_objectives(
-        self, actor: PyTree, state: PartState, context: Context, batch: Batch
-    ) -> list[tuple[Policy, QFn]]:
-        return []
 
     def act(
         self,

@@ -25,11 +25,10 @@ from qscape.offpolicy.sockets import (
     Architecture,
     Composition,
     Context,
-    Nets,
     PartState,
     combine_heads,
 )
-from qscape.types import Batch, Key, Policy, QFn, Spec, setting
+from qscape.types import Key, Policy, QFn, Spec, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +126,8 @@ class Argmax(ActionSelector):
             )
         return "argmax values each of N discrete actions, and actions are continuous here; take td3 or sac."
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
-        return None
-
     def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
         return greedy_policy(context, context.q)
-
-    def actor_objectives(
-        self, actor: PyTree, state: PartState, context: Context, batch: Batch
-    ) -> list[tuple[Policy, QFn]]:
-        return []
 
     def target_policy(
         self,

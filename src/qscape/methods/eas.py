@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.methods._proposals import take_candidate
 from qscape.methods._refine import Refiner
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.types import Key, setting
@@ -64,9 +65,6 @@ class EAS(Refiner):
             # Under vmap, what depends on the observation alone is computed once for all particles.
             return jax.vmap(value)(x)
 
-        def winner(best: Array, value: Array) -> Array:
-            return jnp.take_along_axis(best, value.argmax(0)[None, ..., None], 0)[0]
-
         def move(t: Array, swarm: tuple[Array, ...]) -> tuple[Array, ...]:
             x, speed, best, value = swarm
             entries = action.shape[-1] if self.pulls_by == "entry" else 1
@@ -74,7 +72,7 @@ class EAS(Refiner):
                 jax.random.fold_in(k_pulls, t), (2, self.particles, *action.shape[:-1], entries)
             )
             speed = self.inertia * speed + self.own_pull * own * (best - x)
-            speed += self.swarm_pull * other * (winner(best, value) - x)
+            speed += self.swarm_pull * other * (take_candidate(best, value.argmax(0)) - x)
             speed = jnp.clip(speed, -self.max_speed, self.max_speed)
             x = inside(x + speed)
             new = fitness(x)
@@ -88,4 +86,4 @@ class EAS(Refiner):
             x = x.at[0].set(action)
         speed = jax.random.uniform(k_speed, shape, minval=-self.max_speed, maxval=self.max_speed)
         _, _, best, value = jax.lax.fori_loop(0, self.rounds, move, (x, speed, x, fitness(x)))
-        return jax.lax.stop_gradient(context.snap(winner(best, value), obs))
+        return jax.lax.stop_gradient(context.snap(take_candidate(best, value.argmax(0)), obs))

@@ -30,7 +30,7 @@ from qscape.ops.sphere import (
     project_to_tangent,
     sample_uniform_direction,
 )
-from qscape.types import Batch, Columns, Event, Key, Metrics, Policy, QFn, Scalar, Spec, setting
+from qscape.types import Batch, Columns, Event, Key, Metrics, Policy, Scalar, Spec, setting
 
 FREQUENCIES = 16
 COLUMN = "intended_action"
@@ -208,9 +208,6 @@ class LSFlow(ActionSelector):
     def optimiser_options(self) -> Mapping[str, Any]:
         return {"gradient_clip": self.flow_gradient_clip}
 
-    def actors(self, key: Key, nets: Nets, spec: Spec) -> None:
-        return None
-
     # --- drawing actions --------------------------------------------------------------------------
 
     def draw(
@@ -276,11 +273,6 @@ class LSFlow(ActionSelector):
         return action, {COLUMN: intended}, noise_state
 
     # --- learning -----------------------------------------------------------------------------------
-
-    def actor_objectives(
-        self, actor: PyTree, state: PartState, context: Context, batch: Batch
-    ) -> list[tuple[Policy, QFn]]:
-        return []
 
     def next_value(self, state: PartState, context: Context, next_obs: Array, key: Key) -> Array:
         """Returns the trimmed mean of min Q' at perturbed actions of the target flow; at first 0."""

@@ -28,9 +28,8 @@ class DropoutTorso(eqx.Module):
     ) -> Float[Array, "*b h"]:
         """Features of the last layer at inputs `[*b, i]`; `key` draws the masks, None: nothing is dropped."""
         layers, norms = self.plain.layers, self.plain.norms
-        keys = [None] * len(layers) if key is None else jax.random.split(key, len(layers))
-        for j, layer in enumerate(layers):
-            h = drop(dense(layer, x), self.rate, keys[j])
+        for j, (layer, k) in enumerate(zip(layers, split_key(key, len(layers)), strict=True)):
+            h = drop(dense(layer, x), self.rate, k)
             x = ACTIVATIONS[self.plain.activation](norms[j](h) if norms else h)
         assert not isinstance(x, tuple)
         return x
@@ -42,3 +41,8 @@ def drop(x: Float[Array, "*b h"], rate: float, key: Key | None) -> Float[Array, 
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), 0.0)
+
+
+def split_key(key: Key | None, number: int) -> list[Key | None]:
+    """Returns as many keys; None as often if there is no key."""
+    return [None] * number if key is None else [*jax.random.split(key, number)]

@@ -526,11 +526,8 @@ class Assembly(Bound):
         """Updates the normaliser's statistics by the raw observations [E, S] that are acted on next."""
         if not self.normalises:
             return state
-        name = self.normaliser.name
-        return state._replace(
-            part_states=state.part_states
-            | {name: self.normaliser.update_statistics(state.part_states[name], self.task.visible(obs))}
-        )
+        name, obs = self.normaliser.name, self.task.visible(obs)
+        return state.with_part(name, self.normaliser.update_statistics(state.part_states[name], obs))
 
 
 def hide_privileged(policy: Callable, spec: Spec) -> Callable:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
 from qscape.nets.batch_norm import has_statistics
+from qscape.nets.dropout import split_key
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
@@ -140,7 +141,7 @@ class StatefulPart(Part):
 
         Args:
             actor: the new actor, to start slow copies from; None for the representation and the selector,
-                which are initialised before there is one, and for agents without an actor.
+                and for agents without an actor.
         """
         return PartState()
 
@@ -574,8 +575,9 @@ class ActionSelector(StatefulPart):
         return dict.fromkeys((f"base.{field}" for field in fields), f"with {self.name}, which has no actor")
 
     def actors(self, key: Key, nets: Nets, spec: Spec) -> PyTree:
-        """Makes what the actor step moves: one actor, a list of actors, or None."""
-        raise NotImplementedError
+        """Makes what the actor step moves: one actor, a list of actors, or None without `has_actor`."""
+        if self.has_actor:
+            raise NotImplementedError
 
     def policy(self, actor: PyTree, state: PartState, context: Context) -> Policy:
         """Returns the one policy of these actors that all other parts see as `context.policy`.
@@ -592,7 +594,10 @@ class ActionSelector(StatefulPart):
     def actor_objectives(
         self, actor: PyTree, state: PartState, context: Context, batch: Batch
     ) -> list[tuple[Policy, QFn]]:
-        """Returns every actor's policy and the value function that `PolicyLoss.loss` improves it by."""
+        """Returns every actor's policy and the value function that `PolicyLoss.loss` improves it by.
+
+        Called at every actor update, only if `actors` made some.
+        """
         raise NotImplementedError
 
     def target_policy(
@@ -885,11 +890,6 @@ def bind_critics(
         ]
 
     return q
-
-
-def split_key(key: Key | None, number: int) -> list[Key | None]:
-    """Returns as many keys; None as often if there is no key."""
-    return [None] * number if key is None else [*jax.random.split(key, number)]
 
 
 def combine_heads(base: Base, heads: list[Array]) -> Array:

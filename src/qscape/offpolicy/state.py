@@ -53,6 +53,10 @@ class State(NamedTuple):
         """Returns the state of a part; an empty `PartState` if the part has none."""
         return self.part_states.get(part.name, PartState())
 
+    def with_part(self, name: str, part_state: PartState) -> "State":
+        """Returns the state with another state of the part `name`."""
+        return self._replace(part_states=self.part_states | {name: part_state})
+
 
 # in_axes and out_axes of `vmap` for a state whose leaves lead with a seed axis.
 SEED_AXES = State(0, 0, 0, 0, 0, 0, None, None)  # type: ignore[arg-type]

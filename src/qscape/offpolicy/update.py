@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from qscape.nets import Actor, Critic
 from qscape.nets.batch_norm import has_statistics, split_statistics, with_statistics
+from qscape.nets.dropout import split_key
 from qscape.nets.layers import project
 from qscape.offpolicy.assembly import Assembly, hide_mask
-from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics, split_key
+from qscape.offpolicy.sockets import BootstrapRule, Context, StatefulPart, bind_critics
 from qscape.offpolicy.state import State
 from qscape.ops.devices import split_batch
 from qscape.ops.in_place import zero_after
@@ -194,13 +195,12 @@ def _measure(stage: Stage, state: State, metrics: Metrics) -> State:
         state.part(part), stage.context(state), stage.batch, stage.stream(part, "measure")
     )
     metrics |= aux
-    return state._replace(part_states=state.part_states | {part.name: part_state})
+    return state.with_part(part.name, part_state)
 
 
 def _with_extra(state: State, part: StatefulPart, extra: PyTree) -> State:
     """Replace the `extra` of one part."""
-    part_state = state.part(part)._replace(extra=extra)
-    return state._replace(part_states=state.part_states | {part.name: part_state})
+    return state.with_part(part.name, state.part(part)._replace(extra=extra))
 
 
 class NextState(NamedTuple):
@@ -523,9 +523,7 @@ def _optimise(stage: Stage, state: State, name: str, params: PyTree, gradient: P
     if name in ("actor", "critics"):
         return state._replace(**{name: params})
     part, kind = name.split(".")
-    return state._replace(
-        part_states=state.part_states | {part: state.part_states[part]._replace(**{kind: params})}
-    )
+    return state.with_part(part, state.part_states[part]._replace(**{kind: params}))
 
 
 def _add_term(total: Array, terms: Metrics, term: tuple[Array, Metrics] | None) -> tuple[Array, Metrics]:

@@ -21,8 +21,6 @@ from qscape.ops.surrogate import (
 )
 from qscape.types import Key, Metrics, Scalar, setting
 
-Loss = Callable[[Networks, RolloutSamples], tuple[Scalar, Metrics]]
-
 
 class _MinibatchDescent(PolicyUpdate):
     """Passes over the samples in minibatches, one optimiser step for each. Subclasses define `losses`.

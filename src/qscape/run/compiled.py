@@ -31,7 +31,7 @@ from qscape.run import events as ev
 from qscape.run import scan, scan_rollouts
 from qscape.run.devices import jit_on, make_mesh, place, split_rows
 from qscape.run.loop import Loop, copy_buffers
-from qscape.run.rollouts import RolloutPrograms
+from qscape.run.rollouts import RolloutPrograms, describe_rollouts
 from qscape.run.trainer import Trainer
 from qscape.types import Key, stream
 
@@ -312,12 +312,7 @@ class CompiledRollouts(InProgram):
         self._chunk = self._jit(self._map(chunk, (None, 0, 0, 0, None, None)), donate_argnums=(1, 2))
 
     def _notes(self) -> list[str]:
-        base = self.agent.base
-        what = f"{base.episodes} episodes" if base.episodes else f"{self.rollout:,} steps"
-        return [
-            f"rollouts of {what} in {self.envs} environments, {base.passes} passes over each",
-            self._in_program(),
-        ]
+        return [describe_rollouts(self.agent, self.rollout, self.envs), self._in_program()]
 
     def _prepare(self) -> bool:
         return True

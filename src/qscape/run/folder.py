@@ -415,11 +415,15 @@ def read_plan(folder: Path) -> Plan:
     return from_json(record)
 
 
-def refuse_nameless(folder: Path, plan: Plan) -> None:
-    """Raise an error if the run's environment was an object; run.json then holds its class name, not an id.
+def refuse_unmakeable(folder: Path, plan: Plan) -> None:
+    """Raise an error if this process cannot or may not make the environment and the probes of a run.
+
+    Called before they are made.
 
     Raises:
-        UsageError: the environment has to be passed in Python.
+        UsageError: the environment was an object, so that run.json holds its class name and no id; or the
+            environment, an argument of it or a probe is code that this process may not import (see
+            `qscape.trusted`).
     """
     named = {spec.name for spec in gym.registry.values()}
     if plan.env.isidentifier() and plan.env not in named:
@@ -427,16 +431,6 @@ def refuse_nameless(folder: Path, plan: Plan) -> None:
             f"{folder} ran in {plan.env}, which no id makes: "
             f"give it in Python, qs.load({str(folder)!r}, env=...)."
         )
-
-
-def refuse_untrusted(folder: Path, plan: Plan) -> None:
-    """Raise an error if the run names code that this process may not import (see `qscape.trusted`).
-
-    Called before the environment and the probes of a run folder are made.
-
-    Raises:
-        UsageError: its environment, an argument of that or a probe is such code.
-    """
     trusted.refuse_untrusted(trusted.list_code(plan.env, plan.env_args, plan.probe), folder)
 
 

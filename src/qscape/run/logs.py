@@ -1,10 +1,12 @@
 """Reads metrics.jsonl and evaluations.csv of a run folder, without the lines that are damaged."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, Generic, TypeVar
 
 EVALUATION_COLUMNS = ("step", "policy", "episode", "return", "length", "success", "seconds")
@@ -59,6 +61,15 @@ def read_evaluations(folder: Path, probed: Sequence[str] = ()) -> Log[dict[str, 
     columns = head.split(",")
     kept, damaged = _parse(lines[1:], lambda line: _evaluation_row(line, columns), 2)
     return Log(file, head, kept, damaged if intact or not lines else [1, *damaged])
+
+
+def read_mean_returns(folder: Path) -> list[tuple[int, str, float]]:
+    """Read step, policy and mean return of every evaluation in a run folder, in their order in the file."""
+    by_evaluation: dict[tuple[int, str], list[float]] = {}
+    with contextlib.suppress(OSError):
+        for _, row in read_evaluations(folder).lines:
+            by_evaluation.setdefault((int(row["step"]), row["policy"]), []).append(float(row["return"]))
+    return [(step, policy, mean(returns)) for (step, policy), returns in by_evaluation.items()]
 
 
 def _lines(file: Path) -> list[bytes]:

@@ -254,7 +254,7 @@ class Loop:
         what = f"the gradient of {wrong.removesuffix('.params')} is not finite, or too large for float32"
         if wrong == LOSSES:
             what = "a loss is infinite"
-        shown = zip(self.programs.metrics, np.asarray(self.metrics).tolist(), strict=True)
+        shown = self._named_metrics().items()
         losses = [f"{name} is {value}" for name, value in shown if "loss" in name and not np.isfinite(value)]
         fields = [name.replace("_", "-") for name in vars(self.agent.base) if "learning_rate" in name]
         rates = " or ".join(f"--base.{name}" for name in fields)
@@ -291,10 +291,13 @@ class Loop:
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
 
+    def _named_metrics(self) -> dict[str, float]:
+        """Return the newest value of every metric by name; NaN before the first."""
+        return dict(zip(self.programs.metrics, np.asarray(self.metrics).tolist(), strict=True))
+
     def _reward_divisor(self) -> float:
         """Return what the rewards of the last update were divided by; 1 before it and without scaling."""
-        metrics = dict(zip(self.programs.metrics, np.asarray(self.metrics).tolist(), strict=True))
-        divisor = metrics.get("reward_divisor", 1.0)
+        divisor = self._named_metrics().get("reward_divisor", 1.0)
         return divisor if np.isfinite(divisor) else 1.0
 
     def _progress(self) -> ev.Progressed:
@@ -305,8 +308,7 @@ class Loop:
     def _log(self) -> ev.Logged:
         now = time.perf_counter()
         steps, then = self._rate
-        values = np.asarray(self.metrics)
-        metrics = {k: float(v) for k, v in zip(self.programs.metrics, values, strict=True) if np.isfinite(v)}
+        metrics = {name: value for name, value in self._named_metrics().items() if np.isfinite(value)}
         metrics["steps_per_second"] = (self.env_steps - steps) / max(now - then, 1e-9)
         if self.returns:
             metrics["return"] = float(np.mean(self.returns))

@@ -15,6 +15,7 @@ from qscape.agents import (
     Settings,
     build,
     changed_fields,
+    flatten,
     list_overrides,
     merge_settings,
     parse,
@@ -322,8 +323,7 @@ def part_notes(agent: Agent) -> list[str]:
 
 def moot_notes(moot: Mapping[str, str], typed: Settings) -> list[str]:
     """Return one sentence for each field that the user set and that is among `moot` (`Bound.moot_fields`)."""
-    given = [f"{part}.{field}" for part, fields in typed.items() for field in fields]
-    return [f"{name} does nothing {moot[name]}" for name in given if name in moot]
+    return [f"{name} does nothing {moot[name]}" for name in flatten(typed) if name in moot]
 
 
 def label(agent: Agent, preset: str | None = None, given: Settings | None = None) -> str:
@@ -352,8 +352,7 @@ def folder_name(label: str) -> str:
 
 
 def _format_settings(settings: Settings) -> str:
-    fields = [f"{part}.{name} = {value}" for part, of in settings.items() for name, value in of.items()]
-    return ", ".join(fields)
+    return ", ".join(f"{name} = {value}" for name, value in flatten(settings).items())
 
 
 def _format_value(value: Any) -> str:

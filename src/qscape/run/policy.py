@@ -15,7 +15,7 @@ from qscape.errors import UsageError
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import saves
 from qscape.run.evaluation import SEED, evaluate
-from qscape.run.folder import newest_save, no_save, read_meta, read_plan, refuse_nameless, refuse_untrusted
+from qscape.run.folder import newest_save, no_save, read_meta, read_plan, refuse_unmakeable
 from qscape.run.programs import Acts, Programs
 from qscape.run.rollouts import RolloutPrograms
 from qscape.run.training import close_all
@@ -70,8 +70,7 @@ def load_policy(
     path = newest_save(folder)
     if path is None:
         raise no_save(folder)
-    refuse_nameless(folder, plan)
-    refuse_untrusted(folder, plan)
+    refuse_unmakeable(folder, plan)
     agent: Any = build(plan.recipe, plan.settings)
     args, index_actions = dict(plan.env_args) | (env_args or {}), agent.index_actions
     adapter = make_adapter(plan.env, envs, args, seed=seed, index_actions=index_actions)
@@ -107,7 +106,9 @@ def read_acting(path: Path, agent: Any, current: bool = False) -> tuple[Any, int
     return trees[name], numbers["env_steps"], "kept" if name == "kept" else "current"
 
 
-def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = False, sample: bool = False):
+def evaluate_run(
+    folder: Path, episodes: int, seed: int = SEED, current: bool = False, sample: bool = False
+) -> tuple[int, str, list[Episode]]:
     """Evaluate a run's newest save.
 
     Args:
@@ -135,5 +136,5 @@ def evaluate_run(folder: Path, episodes: int, seed: int = SEED, current: bool = 
                 "of on-policy agents (ppo) are sampled; leave --sample out."
             )
         mode = "sample" if sample else "evaluate"
-        done: list[Episode] = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
+        done = evaluate(loaded.programs, loaded.acting, loaded.adapter, episodes, seed, mode)
     return loaded.step, loaded.policy, done

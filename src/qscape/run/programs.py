@@ -165,7 +165,7 @@ def evaluation_key() -> Key:
 
 
 def act_evaluating(
-    programs: "Acts", acting: Any, envs: int, mode: str = "evaluate"
+    programs: Acts, acting: Any, envs: int, mode: str = "evaluate"
 ) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
     """Return the policy of an acting state as a function for E environments.
 

@@ -51,6 +51,13 @@ class RolloutPrograms:
         return state, jnp.stack([metrics[name] for name in self.metrics])
 
 
+def describe_rollouts(agent: Agent, steps: int, envs: int) -> str:
+    """Return a sentence for the user; `steps`: the environment steps of a rollout of a fixed length."""
+    base = agent.base
+    what = f"{base.episodes} episodes" if base.episodes else f"{steps:,} steps"
+    return f"rollouts of {what} in {envs} environments, {base.passes} passes over each"
+
+
 class Buffer:
     """The rollout that is being collected, on the host: T rows of E environments.
 
@@ -195,13 +202,7 @@ class RolloutTrainer(Loop):
         self.metrics = self.programs.blank_metrics(self.state, self.buffer.rollout(), self.key)
 
     def _notes(self) -> list[str]:
-        base = self.agent.base
-        what = (
-            f"{base.episodes} episodes"
-            if base.episodes
-            else f"{self.buffer.rows * self.adapter.envs:,} steps"
-        )
-        return [f"rollouts of {what} in {self.adapter.envs} environments, {base.passes} passes over each"]
+        return [describe_rollouts(self.agent, self.buffer.rows * self.envs, self.envs)]
 
     def _prepare(self) -> bool:
         if not self.buffer.full:

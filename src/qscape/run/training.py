@@ -235,8 +235,7 @@ def resume(
         remove_leftovers(folder)
         record = folders.read_record(folder)
         plan = folders.read_plan(folder)
-        folders.refuse_nameless(folder, plan)
-        folders.refuse_untrusted(folder, plan)
+        folders.refuse_unmakeable(folder, plan)
         if steps is not None:
             plan = dataclasses.replace(plan, steps=steps)
         newest, notes = folders.choose_save(folder, save, empty_replay)

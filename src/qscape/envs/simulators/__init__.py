@@ -49,7 +49,7 @@ def is_simulator(env_id: Any) -> bool:
     return isinstance(env_id, str) and env_id.partition("/")[0] in PACKAGES and "/" in env_id
 
 
-def make_gymnasium(native: JaxEnv, render_mode: str | None = None, render_fps: int | None = None) -> gym.Env:
+def make_gymnasium(native: JaxEnv, render_mode: str | None = None) -> gym.Env:
     """The Gymnasium environment of a `JaxEnv`, which truncates episodes where the `JaxEnv` does."""
     return gym.wrappers.TimeLimit(SimulatorEnv(native, render_mode), native.time_limit)
 
