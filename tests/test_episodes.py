@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit, TransformReward
 from jaxtyping import Array
 from rows import slow
@@ -275,6 +276,16 @@ def test_without_a_time_limit_of_gymnasium_episodes_end_where_those_of_the_jax_e
         ended = [adapter.step(np.zeros((envs, 1), np.float32)).truncated.all() for _ in range(3)]
         assert (adapter.time_limit, ended) == (3, [False, False, True])
     assert make(lambda: TimeLimit(bare(), 9)).jax_env.time_limit == 9, "their own limit stays"
+
+
+def test_an_object_of_an_id_without_a_limit_has_that_id(monkeypatch):
+    """A run folder can name it: the id makes the environment with the same limit."""
+    spec = EnvSpec("episodes/Bare-v0", lambda: GymnasiumEnv(Gusts(time_limit=3)))
+    monkeypatch.setitem(gym.registry, spec.id, spec)
+    assert [(one.env_id, one.time_limit) for one in (make(gym.make(spec.id)), make(spec.id))] == [
+        (spec.id, 3)
+    ] * 2
+    assert make(gym.make(spec.id, max_episode_steps=2)).env_id != spec.id
 
 
 def test_only_environments_that_are_stepped_as_they_are_have_a_jax_env():

@@ -19,8 +19,16 @@ from qscape.trusted import list_code, refuse_untrusted
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
 # What reading a damaged or malformed file may raise, in h5py, Minari (which may lack pyarrow) and numpy.
-MALFORMED = (OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
-MALFORMED += (RuntimeError, ImportError)
+MALFORMED = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+)
 # Returns of a random and of an expert policy: public tables of the D4RL package (Fu et al. 2020).
 D4RL = {
     "halfcheetah": (-280.178953, 12135.0),

@@ -804,7 +804,10 @@ def _id_of(about: Any, env: gym.Env | VectorEnv) -> str:
     made = {"render_mode", "num_envs", "vectorization_mode"}  # entries that `make` and `make_vec` add
     own, usual = ({k: v for k, v in s.kwargs.items() if k not in made} for s in (spec, known))
     same = own.keys() == usual.keys() and all(np.array_equal(own[k], usual[k]) for k in own)
-    same = same and spec.max_episode_steps == known.max_episode_steps and not spec.additional_wrappers
+    limit = known.max_episode_steps
+    if limit is None and isinstance(about.unwrapped, GymnasiumEnv):
+        limit = about.unwrapped.native.time_limit  # that of `with_time_limit`
+    same = same and spec.max_episode_steps == limit and not spec.additional_wrappers
     return spec.id if same else ""
 
 

@@ -52,12 +52,8 @@ OLD = ".old"  # `replace` moves the old run here before it deletes it
 COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
 EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
-OLDER = {  # what counters of older saves lack
-    "refill": 0,
-    "fresh": False,
-    "scaling_in_loop": False,
-    "dataset": 0,
-}
+# What counters of older saves lack.
+OLDER = {"refill": 0, "fresh": False, "scaling_in_loop": False, "dataset": 0}
 
 
 class _Tracking(TypedDict):

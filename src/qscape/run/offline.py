@@ -130,7 +130,7 @@ class OfflineTrainer(Trainer):
 
 
 def checksum(data: Dataset) -> int:
-    """Return a checksum of a dataset's transitions, of 31 bits."""
+    """Return a checksum of a dataset's transitions, of 31 bits: counters of a save are below 2³¹."""
     total = 0
     for name in ("observation", "action", "reward", "terminated", "truncated", "next_observation"):
         total = crc32(np.ascontiguousarray(getattr(data, name)).data, total)
