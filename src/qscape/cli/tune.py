@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from rich.console import Console
 from rich.table import Table
 
+from qscape import trusted
 from qscape.agents import build, register_named
 from qscape.cli import options
 from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
@@ -118,7 +119,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
             whole = tuner.run(trials, workers)
         board.ending()
     if not whole:
-        board.say(f"to continue: {command}")
+        board.say(f"to continue: {command}{trusted.parts_flag()}")
         return 130
     if tuner.best is None:
         raise RunError(f"none of {len(tuner.trials)} trials came to its end; see above.")
@@ -218,7 +219,7 @@ class SearchBoard(LiveBoard):
             f"best: trial {best.number}, {self.search.metric} return {format_return(best.score)}{over}; "
             "as a command:"
         )
-        self.say(f"  {shlex.join(train_command(best))}")
+        self.say(f"  {shlex.join(train_command(best))}{trusted.parts_flag()}")
 
 
 def fields(trial: Trial) -> str:
