@@ -139,6 +139,12 @@ def test_one_class_and_no_length():
         action_collapse(np.zeros((0, 2)), np.zeros(0, int), HAND_W)
 
 
+def test_a_single_action_has_no_simplex():
+    found = action_collapse(np.eye(3), np.zeros(3, int), np.ones((1, 3)))
+    assert np.isnan([found.max_angle_h, found.max_angle_w, found.max_angle_h_uncentred]).all()
+    close(found, equinorm_w=0.0, nearest_mean_agreement=1.0)
+
+
 def test_a_mean_without_direction_leaves_only_its_pairs_out():
     h = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
     found = action_collapse(h, np.arange(3), HAND_W)

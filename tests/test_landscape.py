@@ -23,7 +23,7 @@ from qscape.envs import Episode
 from qscape.envs.restricted import INTERVALS, draw_balls
 from qscape.inspect import landscape, survey
 from qscape.inspect.landscapes import measure_landscapes
-from qscape.inspect.planes import make_plane
+from qscape.inspect.planes import make_plane, share_plane
 from qscape.inspect.trained_agent import load_trained_agent, make_trained_agent
 from qscape.offpolicy import plain
 from qscape.ops import landscape as ops
@@ -544,6 +544,24 @@ def test_the_axes_of_the_plane_of_proposals_say_where_they_lead():
         assert plane.names[0] == f"from the first proposal to the {first}"
         towards = found.best[0] if first == "best found" else found.proposals[0, 1]
         np.testing.assert_allclose(plane.coordinates(towards)[1:], 0, atol=1e-6)
+
+
+def test_planes_of_an_action_in_a_corner_show_more_than_the_corner():
+    agent, acting = standing([0.2, 0.1, 0.0], [BUMP])
+    found = survey.Surveyor(agent)(acting, STATES[:1])
+    best, taken = np.array([[-0.5, 0.2, 0.0]]), np.random.default_rng(4).uniform(-1, 1, (500, 3))
+    for corner in np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1:
+        near = corner * (1 - 1e-5 * np.array([[0, 0, 0], [1, 0, 2], [0, 2, 1]]))
+        here = found._replace(action=corner[None], proposals=near[None], best=best)
+        planes = {name: make_plane(name, here, taken) for name in ("random", "pca", "proposals")}
+        planes["shared"] = share_plane(None, here, here._replace(action=near[1:2]), taken)
+        for plane in planes.values():
+            assert min(map(np.ptp, plane.grid(5))) > 0.5
+        for name in ("proposals", "shared"):
+            assert planes[name].names[0].endswith("to the best found")
+            np.testing.assert_allclose(planes[name].coordinates(best)[0, 1], 0, atol=1e-6)
+    inner = make_plane("random", found, taken)
+    np.testing.assert_array_equal(inner.origin, found.action[0])
 
 
 @pytest.mark.slow

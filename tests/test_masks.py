@@ -516,6 +516,15 @@ def test_optima_of_a_table_are_among_the_neighbours_that_are_valid():
     assert survey.all_optima.sum() < sum(shown)  # neighbours among all 40 entries would find too many
 
 
+def test_a_landscape_finds_the_valid_one_of_equal_entries():
+    rows = np.tile(ROWS[: len(ROWS) // 2], (2, 1))
+    agent, acting = trained(dataclasses.replace(SPEC, table=rows))
+    obs = np.asarray(observe(np.random.default_rng(0), 20)[0])
+    survey = Surveyor(agent)(acting, obs)
+    assert np.isfinite(survey.gap).all()
+    assert np.isfinite(survey.proposals_q).all()
+
+
 def test_a_landscape_counts_valid_entries_only():
     agent, acting = trained()
     obs, valid = observe(np.random.default_rng(0), 4)

@@ -14,6 +14,7 @@ import pytest
 from tiny import environment, flags, python, start
 
 import qscape as qs
+from qscape import trusted
 from qscape.agents import PARTS, build, onpolicy, plugins, register, settings_of
 from qscape.cli import main
 from qscape.errors import UsageError
@@ -236,6 +237,22 @@ def test_a_run_folder_imports_nothing_that_nobody_named(copied, refused, capsys)
     assert qs.load(copied).recipe == "td3+mine:Penalty", "named in this process by now"
     assert main(["resume", str(copied), "--steps", "150"]) == 0
     assert "done: runs/0  150 steps" in capsys.readouterr().out
+
+
+def test_a_command_that_continues_names_the_parts(monkeypatch, capsys):
+    monkeypatch.setattr(trusted, "_parts", [])
+    argv = ["train", "td3+penalty", "--parts", "mine:Penalty", *SHORT, "--save-every", "50", "--out", "runs"]
+    assert main([*argv, "--env-args", "fail_at=100", "value=nan"]) == 1
+    assert "to continue: qscape resume runs/0 --parts mine:Penalty" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_best_of_a_search_is_a_command_with_its_parts(monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(trusted, "_parts", [])
+    argv = ["tune", "td3+penalty", "--parts", "mine:Penalty", "--env", "Pendulum-v1", *SHORT[2:]]
+    assert main([*argv, "--fields", "penalty.weight", "--trials", "1", "--out", "search"]) == 0
+    assert "--out search/best --parts mine:Penalty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["os:system", "mine:Penalty", "antigravity:fly", "mine.py:Penalty"])

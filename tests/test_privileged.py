@@ -228,6 +228,16 @@ def test_predict_takes_the_actors_part_too():
     np.testing.assert_array_equal(model.predict(seen | {"a_wind": seen["a_wind"] + 5})[0], whole)
 
 
+def test_a_landscape_needs_what_critics_alone_see():
+    model = qs.Model("td3", limited, base=tiny.SIZES)
+    seen, _ = limited().reset(seed=3)
+    row = np.concatenate([seen["place"], seen["speed"], seen["a_wind"]])
+    same_q = [qs.landscape(model, state, points=3).q for state in (seen, row)]
+    np.testing.assert_array_equal(*same_q)
+    with pytest.raises(UsageError, match="lacks what critics alone see, and Q depends on it"):
+        qs.landscape(model, {"place": seen["place"], "speed": seen["speed"]}, points=3)
+
+
 @pytest.mark.parametrize("recipe", ["td3+normalise", "ppo+normalise"])
 def test_a_file_takes_the_actors_part(recipe):
     pytest.importorskip("onnxruntime")

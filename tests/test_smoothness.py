@@ -423,8 +423,9 @@ def test_the_scale_of_the_noise(clock):
     noisy = clock.rollouts(2, seed=2, noise=trained_agent.ObservationNoise(1.0, scale))
     assert found["1"]["sm"] == pytest.approx([spectrum.sm(r.action) for r in noisy])
     assert np.all(np.array(found["1"]["sm"]) > calm)
-    with pytest.raises(UsageError, match=r"sigma is -1; it must be above 0"):
-        smoothness.measure_robustness(clock, scale, (-1,), episodes=2)
+    for sigma in (-1, np.inf):
+        with pytest.raises(UsageError, match=f"sigma is {sigma}; it must be above 0 and finite"):
+            smoothness.measure_robustness(clock, scale, (sigma,), episodes=2)
     with pytest.raises(UsageError, match="has observations of 3 numbers, the scale of the noise has 2"):
         smoothness.measure_robustness(clock, scale[:2], episodes=2)
 

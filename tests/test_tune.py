@@ -329,6 +329,14 @@ def test_every_kind_of_value_survives_the_command(tmp_path):
         assert options.train_command(said[2], said[3:])[1] == plan.settings
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_command_leaves_out_what_does_nothing_in_its_trial(tmp_path, schedule):
+    trial = Trial(Search(plan(), [], tmp_path), 0, {"base.schedule": schedule, "base.rate_end": 0.25})
+    said = train_command(trial)
+    assert said[said.index("--base.schedule") + 1] == schedule
+    assert ("--base.rate-end" in said) == (schedule == "linear"), "train refuses it without a schedule"
+
+
 @pytest.mark.slow
 def test_the_mean_of_its_seeds_counts_for_a_trial(here, ranges):
     more = ["--seeds", 2, "--metric", "best", "--ranges", ranges(), "--workers", 2]

@@ -26,6 +26,7 @@ PLACE = re.compile(r"[A-Za-z_][\w.]*:\w[\w./-]*")  # an argument that names code
 EVERYTHING = "*"
 
 _places: set[str] = set()
+_parts: list[str] = []
 
 
 def trust(*places: str) -> None:
@@ -49,9 +50,19 @@ def trusted_places() -> list[str]:
     return sorted(_places)
 
 
+def keep_parts(*places: str) -> None:
+    """Remember the places that `--parts` named, for `parts_flag`."""
+    _parts.extend(place for place in places if place not in _parts)
+
+
+def parts_flag() -> str:
+    """Return what a command needs for the parts of this process: " --parts module:Class", or ""."""
+    return f" --parts {','.join(_parts)}" if _parts else ""
+
+
 def flag() -> str:
-    """Return what a command needs that continues what this process does: " --trust", or "" without code."""
-    return " --trust" if _places else ""
+    """Return what a command needs that continues what this process does, with " --trust" if it has code."""
+    return parts_flag() + (" --trust" if _places else "")
 
 
 def list_code(env: str, env_args: Mapping[str, Any], probe: Iterable[str]) -> Iterator[str]:

@@ -81,15 +81,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qscape: there is no command '{one_line(argv[0])}'; {others}", file=sys.stderr)
         return 2
     try:
-        if trusting:
-            from qscape import trusted
+        from qscape import trusted
 
+        if trusting:
             trusted.trust(trusted.EVERYTHING)
         if places:
             from qscape.agents import register
 
             for place in places:
                 register(place)
+            trusted.keep_parts(*places)
         module = {"import": "import_policy", "list": "list_parts"}.get(argv[0], argv[0])
         return importlib.import_module(f"qscape.cli.{module}").main(argv[1:])
     except QscapeError as problem:

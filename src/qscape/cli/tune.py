@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from rich.console import Console
 from rich.table import Table
 
+from qscape import trusted
 from qscape.agents import build, register_named
 from qscape.cli import options
 from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
@@ -19,7 +20,7 @@ from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, open_search
 from qscape.report.numbers import format_return
-from qscape.run.plan import Plan, folder_name
+from qscape.run.plan import Plan, folder_name, prepare
 from qscape.system import count_cores, file_name
 from qscape.types import setting
 
@@ -118,7 +119,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
             whole = tuner.run(trials, workers)
         board.ending()
     if not whole:
-        board.say(f"to continue: {command}")
+        board.say(f"to continue: {command}{trusted.parts_flag()}")
         return 130
     if tuner.best is None:
         raise RunError(f"none of {len(tuner.trials)} trials came to its end; see above.")
@@ -218,7 +219,7 @@ class SearchBoard(LiveBoard):
             f"best: trial {best.number}, {self.search.metric} return {format_return(best.score)}{over}; "
             "as a command:"
         )
-        self.say(f"  {shlex.join(train_command(best))}")
+        self.say(f"  {shlex.join(train_command(best))}{trusted.parts_flag()}")
 
 
 def fields(trial: Trial) -> str:
@@ -228,7 +229,10 @@ def fields(trial: Trial) -> str:
 
 
 def train_command(trial: Trial) -> list[str]:
-    """Return the command that repeats a trial's runs, as a list of arguments."""
+    """Return the command that repeats a trial's runs, as a list of arguments.
+
+    Fields that do nothing in this trial, which `qscape train` refuses, are left out.
+    """
     plan, search = trial.plan(0), trial.search
     command = ["qscape", "train", plan.recipe, "--env", plan.env, "--steps", str(plan.steps)]
     command += ["--eval-every", str(plan.eval_every), "--eval-episodes", str(plan.eval_episodes)]
@@ -238,11 +242,13 @@ def train_command(trial: Trial) -> list[str]:
         command += ["--preset", plan.preset]
     if search.seeds > 1:
         command += ["--seeds", *map(str, range(search.seeds))]
-    agent = build(plan.recipe, trial.settings)
+    agent = prepare(plan)[1]
+    moot = agent.moot_fields()
     for part, fields in trial.settings.items():
         hints = get_type_hints(type(agent.base if part == "base" else agent.parts[part]))
         for field, value in fields.items():
-            command += flag(f"{part}.{field}", value, hints[field] is bool)
+            if (name := f"{part}.{field}") not in moot:
+                command += flag(name, value, hints[field] is bool)
     return [*command, "--out", str(search.folder / "best")]
 
 

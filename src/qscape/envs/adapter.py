@@ -446,7 +446,7 @@ class EnvAdapter:
         return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
 
     def observations(
-        self, observation: Any, action_mask: Any = None
+        self, observation: Any, action_mask: Any = None, whole: bool = False
     ) -> tuple[Float[np.ndarray, "n S"], bool]:
         """Observations of the environment's space as flat rows, and whether there was a batch axis.
 
@@ -456,6 +456,7 @@ class EnvAdapter:
             observation: of the environment's space, one or a batch.
             action_mask: which actions are valid, [N] or [n, N], of a task with masks; None: the mask in the
                 observation, and without one all actions.
+            whole: refuse observations without what critics alone see, on which Q depends.
 
         Raises:
             UsageError: it is neither one observation of the space nor a batch, or a number is not finite.
@@ -471,6 +472,11 @@ class EnvAdapter:
                 f"{self.env_id} has observations {self.form}, not this {what}{hint}"
             ) from problem
         if missing := self.spec.observation_size - rows.shape[1]:
+            if whole:
+                raise UsageError(
+                    f"this observation of {self.env_id} lacks what critics alone see, and Q depends on it; "
+                    "give all of the observation"
+                )
             rows = np.pad(rows, [(0, 0), (0, missing)])
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()

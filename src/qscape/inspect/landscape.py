@@ -150,7 +150,7 @@ def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"
     """Convert a state, flat or of the environment's space, to one raw observation.
 
     Raises:
-        UsageError: it is something else, a batch, or not finite.
+        UsageError: it is something else, a batch, without what critics alone see, or not finite.
     """
     try:
         row = np.asarray(state, np.float32)
@@ -159,7 +159,7 @@ def _as_observation(trained: TrainedAgent, state: Any) -> Float[np.ndarray, " S"
     if row.shape != (trained.agent.task.row_size,):
         adapter = trained.make()
         try:
-            rows, batched = adapter.observations(state)
+            rows, batched = adapter.observations(state, whole=True)
         finally:
             adapter.close()
         if batched:

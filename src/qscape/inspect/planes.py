@@ -9,6 +9,8 @@ from qscape.inspect.trained_agent import TrainedAgent
 from qscape.ops import landscape as ops
 
 PLANES = ("pca", "proposals", "random")
+NARROW = 0.1  # a plane that has no more than this of the box [-1, 1]^A shows nothing
+SAME = 1e-3  # points closer to each other than this count as one
 
 
 def check_plane(plane: str | None, trained: TrainedAgent) -> None:
@@ -49,8 +51,7 @@ def share_plane(plane: str | None, first: Survey, second: Survey, taken: np.ndar
     """
     if len(first.action[0]) > 2 and plane in (None, "proposals"):
         points = np.concatenate([first.action, second.action, first.best])
-        names = ("from the first agent's action to the second's", "at a right angle to it")
-        return ops.Plane(points[0], ops.span_axes(points, 2), names)
+        return _through_points(points, "from the first agent's action to the", "second's")
     return make_plane(plane, first, taken)
 
 
@@ -66,17 +67,33 @@ def make_plane(plane: str | None, survey: Survey, taken: Float[np.ndarray, "T A"
     size = len(action)
     plane = plane or ("0" if size == 1 else "0,1" if size == 2 else "proposals")
     if plane == "pca":
-        axes = ops.principal_axes(np.asarray(taken), 2)
-        return ops.Plane(action, axes, tuple(f"principal component {k} of the actions" for k in (1, 2)))
+        axes, middle = ops.principal_axes(np.asarray(taken), 2), np.mean(np.asarray(taken), 0)
+        names = tuple(f"principal component {k} of the actions" for k in (1, 2))
+        return _through_action(ops.Plane(action, axes, names), middle)
     if plane == "random":
         axes = ops.span_axes(np.random.default_rng(0).normal(size=(3, size)), 2)
-        return ops.Plane(action, axes, ("random direction 1", "random direction 2"))
+        made = ops.Plane(action, axes, ("random direction 1", "random direction 2"))
+        return _through_action(made, np.zeros(size))
     if plane == "proposals":
         points = np.concatenate([survey.proposals[0], survey.best])
-        towards = "best found" if len(survey.proposals[0]) == 1 else "next"
-        names = (f"from the first proposal to the {towards}", "at a right angle to it")
-        return ops.Plane(points[0], ops.span_axes(points, 2), names)
+        return _through_points(points, "from the first proposal to the", "next")
     dims = [int(d) for d in plane.split(",")]
     origin = action.copy()
     origin[dims] = 0.0
     return ops.Plane(origin, np.eye(size)[dims], tuple(f"action dimension {k}" for k in dims))
+
+
+def _through_action(plane: ops.Plane, middle: Float[np.ndarray, " A"]) -> ops.Plane:
+    """Return a plane through the action, or a parallel one through `middle` if only a corner lies in the box.
+
+    Of most planes through a corner of the box, which is where many actors end, it holds the corner alone.
+    """
+    is_narrow = min(map(np.ptp, plane.grid(2))) < NARROW
+    return plane._replace(origin=middle) if is_narrow else plane
+
+
+def _through_points(points: Float[np.ndarray, "P A"], start: str, following: str) -> ops.Plane:
+    """Construct the plane from the first point towards the others, of which the last is the best action."""
+    far = np.linalg.norm(points[1:-1] - points[0], axis=1) > SAME
+    names = (f"{start} {following if far.any() else 'best found'}", "at a right angle to it")
+    return ops.Plane(points[0], ops.span_axes(points, 2, SAME), names)

@@ -114,10 +114,12 @@ def measure_robustness(
     the environment itself is unchanged (the paper's protocol). `seed` fixes episodes and noise.
 
     Raises:
-        UsageError: a sigma is not above 0, or `scale` has another size than the observations.
+        UsageError: a sigma is not above 0 and finite, or `scale` has another size than the observations.
     """
-    if bad := [s for s in sigmas if not s > 0]:
-        raise UsageError(f"the noise's sigma is {bad[0]}; it must be above 0, in standard deviations.")
+    if bad := [s for s in sigmas if not 0 < s < np.inf]:
+        raise UsageError(
+            f"the noise's sigma is {bad[0]}; it must be above 0 and finite, in standard deviations."
+        )
     if len(scale) != trained.agent.task.observation_size:
         raise UsageError(
             f"{trained.name} has observations of {trained.agent.task.observation_size} numbers, "

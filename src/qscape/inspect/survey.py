@@ -254,7 +254,9 @@ class Surveyor:
             best_q = jnp.maximum(heights.max(), own_q.max())  # the two batches may round differently
         else:
             ends, q = [None] * len(functions), values[0]
-            nearest = jax.lax.map(lambda x: jnp.square(points - x).sum(-1).argmin(), agent_actions)
+            # Among the valid rows: one that is not may be equal to the row of the action.
+            far = jnp.where(jnp.isnan(q), jnp.inf, 0.0)
+            nearest = jax.lax.map(lambda x: (jnp.square(points - x).sum(-1) + far).argmin(), agent_actions)
             agent_actions, own_q, best, best_q = (
                 points[nearest],
                 q[nearest],

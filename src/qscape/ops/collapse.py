@@ -110,8 +110,9 @@ def equiangularity(angles: Float[np.ndarray, " pairs"]) -> float:
 
 def max_angle(angles: Float[np.ndarray, " pairs"], count: int) -> float:
     """3: Avg over pairs of |cos + 1 / (K* - 1)|, the distance from the angle of a simplex of K* = `count`."""
-    away = np.abs(angles + 1.0 / (count - 1.0))
-    return float(np.nanmean(away)) if np.isfinite(away).any() else float("nan")
+    if not np.isfinite(angles).any():  # also of a single vector, which has no simplex
+        return float("nan")
+    return float(np.nanmean(np.abs(angles + 1.0 / (count - 1.0))))
 
 
 def within_variation(residual: Float[np.ndarray, "N d"], m: Float[np.ndarray, "K d"]) -> float:

@@ -270,10 +270,10 @@ def intersect_balls(
     return np.reshape(intervals, (-1, 2))
 
 
-def span_axes(points: Float[np.ndarray, "P A"], d: int) -> Float[np.ndarray, "d A"]:
+def span_axes(points: Float[np.ndarray, "P A"], d: int, least: float = 1e-6) -> Float[np.ndarray, "d A"]:
     """d orthonormal axes from the first point towards the other ones, by Gram-Schmidt.
 
-    A point closer than 1e-6 to the span of earlier ones is skipped. If the points do not suffice, the
+    A point closer than `least` to the span of earlier ones is skipped. If the points do not suffice, the
     coordinate axes follow.
     """
     size = points.shape[1]
@@ -282,7 +282,7 @@ def span_axes(points: Float[np.ndarray, "P A"], d: int) -> Float[np.ndarray, "d 
         for axis in axes:
             direction = direction - (direction @ axis) * axis
         length = np.linalg.norm(direction)
-        if length >= 1e-6 and len(axes) < d:
+        if length >= least and len(axes) < d:
             axes.append(direction / length)
     return np.stack(axes)
 
