@@ -325,6 +325,23 @@ def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path
     assert qs.load(tmp_path / "run").env_steps == 64
 
 
+def test_a_run_that_python_stepped_goes_on_with_an_environment_in_jax(tmp_path):
+    small = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 32, "batch_size": 16}
+    qs.PPO("jax/CartPole-v1", envs=2, loop="host", eval_every=0, **small).learn(40).save(tmp_path / "run")
+    again = qs.load(tmp_path / "run", env="jax/CartPole-v1")
+    assert again.adapter.envs == 2
+    assert again.learn(40).env_steps == 80
+
+
+def test_a_run_with_a_preset_is_loaded_with_an_environment_that_the_preset_does_not_know(tmp_path):
+    model = qs.PPO("CartPole-v1", preset="tuned", eval_every=0)
+    model.save(tmp_path / "run")
+    again = qs.load(tmp_path / "run", lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), float))
+    assert again.trainer.agent.base == model.trainer.agent.base
+    again.learn(300)
+    assert again.trainer.agent.base.learning_rate == model.trainer.agent.base.learning_rate
+
+
 @pytest.mark.parametrize("how", ["argument", slow("limit"), "wrapper", "function", "vector"])
 def test_an_environment_that_its_id_does_not_make_is_asked_for_again(how, tmp_path):
     def made(**args):

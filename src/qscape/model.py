@@ -213,7 +213,8 @@ class Model:
         Args:
             steps: environment steps over all sub-environments. The first call decides what follows from the
                 length of a run: a shortened warm-up or rollout, the decay of ε and the schedule of learning
-                rates (see `run.plan.prepare`).
+                rates (see `run.plan.prepare`). `base.anneal` of on-policy agents reaches 0 at the end of
+                each call.
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
             progress: print evaluations.
@@ -433,8 +434,8 @@ def load(
         eval_every=plan.evals_every,
         eval_episodes=plan.eval_episodes,
         probe=plan.probe,
-        preset=plan.preset,
-        loop=plan.loop if env is None else "auto",
+        preset=plan.preset if env is None else None,  # its settings are those of the plan
+        loop=plan.loop,
         vectorise=plan.vectorise if env is None else "sync",
         **cast(dict[str, Any], plan.settings),
     )
@@ -449,7 +450,7 @@ def load(
     for note in notes + folders.load_into(model.trainer, newest):
         warnings.warn(note, stacklevel=2)
     if not model.env_steps:  # saved untrained; `learn` will fit the warm-up to the length of the run
-        model.settings = _own_settings(plan)
+        model.settings = _own_settings(dataclasses.replace(plan, preset=model._asked["preset"]))
     return model
 
 
