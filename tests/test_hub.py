@@ -10,6 +10,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer()  # checks of the card's header
 
     def do_GET(self):
-        path = self.path.partition("?")[0].strip("/").split("/")
+        path = unquote(self.path.partition("?")[0]).strip("/").split("/")
         if path[:2] == ["api", "models"]:
             repository = "/".join(path[2:4])
             names = [{"rfilename": name} for name in self.files[repository]]
@@ -223,6 +224,8 @@ def pushed(server, **files: bytes) -> None:
 
 def test_what_is_not_as_it_was_pushed_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    pushed(server, run_dot_json=b"{}", **{"policy[0]_dot_onnx": b"1"})  # no pattern
+    assert (hub.download_run("me/bad") / "policy[0].onnx").read_bytes() == b"1"
     pushed(server, run_dot_json=b"{}", metrics_dot_jsonl=b"1")
     server.files["me/bad"]["metrics.jsonl"] = b"2"
     with pytest.raises(RunError, match=r"metrics.jsonl is not what was pushed"):

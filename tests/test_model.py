@@ -309,6 +309,9 @@ def test_a_model_saved_before_it_learned(tmp_path):
     model.learn(60)  # the warm-up fits the run, although it predicted before it learned
     assert model.trainer.updates == 48
     assert loaded.learn(60).trainer.updates == 48  # so does that of the one that was loaded
+    shares = settings("td3", schedule="linear", epsilon_start=1.0, epsilon_end=0.5, epsilon_decay=0.5)
+    base = qs.load(qs.TD3("Pendulum-v1", **shares).save(tmp_path / "s")).learn(60).trainer.agent.base
+    assert (base.schedule_updates, base.epsilon_decay) == (60, 30.0)  # not those of a run without an end
     asked = qs.TD3("Pendulum-v1", **settings("td3", warmup=70)).save(tmp_path / "asked")
     with pytest.raises(qs.UsageError, match="warmup 70 leaves no update in 60 steps"):
         qs.load(asked).learn(60)
@@ -323,6 +326,23 @@ def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path
     again = qs.load(tmp_path / "run", env="jax/CartPole-v1")
     assert again.predict(np.zeros(4, np.float32))[0] in (0, 1)
     assert qs.load(tmp_path / "run").env_steps == 64
+
+
+def test_a_run_that_python_stepped_goes_on_with_an_environment_in_jax(tmp_path):
+    small = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 32, "batch_size": 16}
+    qs.PPO("jax/CartPole-v1", envs=2, loop="host", eval_every=0, **small).learn(40).save(tmp_path / "run")
+    again = qs.load(tmp_path / "run", env="jax/CartPole-v1")
+    assert again.adapter.envs == 2
+    assert again.learn(40).env_steps == 80
+
+
+def test_a_run_with_a_preset_is_loaded_with_an_environment_that_the_preset_does_not_know(tmp_path):
+    model = qs.PPO("CartPole-v1", preset="tuned", eval_every=0)
+    model.save(tmp_path / "run")
+    again = qs.load(tmp_path / "run", lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), float))
+    assert again.trainer.agent.base == model.trainer.agent.base
+    again.learn(300)
+    assert again.trainer.agent.base.learning_rate == model.trainer.agent.base.learning_rate
 
 
 @pytest.mark.parametrize("how", ["argument", slow("limit"), "wrapper", "function", "vector"])

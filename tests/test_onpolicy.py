@@ -420,6 +420,7 @@ def test_the_sum_that_scales_rewards_goes_on_over_rollouts():
             {"scale_rewards": {"what": "returns"}},
             "there is no critic; use rewards",
         ),
+        ("ppo", {"base": {"batch_size": 1}}, "base.batch_size is 1; take at least 2, 0 for the whole"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(recipe, settings, why):

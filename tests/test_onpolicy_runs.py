@@ -253,6 +253,10 @@ def test_short_runs(recipe, steps, given, rollout, batch):
         prepare(Plan(recipe, "CartPole-v1", steps, settings={"base": {"rollout": steps + 1}}))
 
 
+def test_a_rollout_of_one_step_is_no_minibatch_of_one():
+    assert prepare(Plan("ppo", "CartPole-v1", 9))[1].base.batch_size == 0
+
+
 @pytest.mark.slow
 def test_what_a_run_costs():
     cost = measure_costs(plan(eval_every=0))

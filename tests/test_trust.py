@@ -211,7 +211,8 @@ def test_what_is_printed_or_raised_is_shown_and_not_obeyed(capsys, monkeypatch):
 def test_a_model_card_shows_names_and_obeys_none():
     yaml = pytest.importorskip("yaml")
     about = {"env": NASTY, "label": NASTY, "recipe": NASTY}
-    lines = card._hub_header(SimpleNamespace(episodes=[]), about)
+    episode = SimpleNamespace(episode=SimpleNamespace(ret=1.0))
+    lines = card._hub_header(SimpleNamespace(episodes=[episode]), about)
     assert lines[0] == lines[-2] == "---"
     head = yaml.safe_load("\n".join(lines[1:-2]))
     assert head["tags"] == ["reinforcement-learning", NASTY, NASTY]

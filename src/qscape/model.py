@@ -20,8 +20,10 @@ from qscape.agents import (
     build,
     difference,
     flatten,
+    merge_settings,
     nearest,
     ours,
+    preset,
     recipe_for_images,
     register_named,
     settings_of,
@@ -117,7 +119,8 @@ class Model:
         seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
         eval_every = _whole_number("eval_every", eval_every, 0)
         eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
-        self.recipe, self.seed, self.settings = recipe, seed, settings
+        self.recipe, self.seed = recipe, seed
+        self.settings: Mapping[str, Mapping[str, Any]] = settings
         register_named(recipe)
         # Invalid combinations are refused before an environment is made.
         index_actions = build(recipe, settings).index_actions
@@ -213,7 +216,8 @@ class Model:
         Args:
             steps: environment steps over all sub-environments. The first call decides what follows from the
                 length of a run: a shortened warm-up or rollout, the decay of ε and the schedule of learning
-                rates (see `run.plan.prepare`).
+                rates (see `run.plan.prepare`). `base.anneal` of on-policy agents reaches 0 at the end of
+                each call.
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
             progress: print evaluations.
@@ -433,8 +437,8 @@ def load(
         eval_every=plan.evals_every,
         eval_episodes=plan.eval_episodes,
         probe=plan.probe,
-        preset=plan.preset,
-        loop=plan.loop if env is None else "auto",
+        preset=plan.preset if env is None else None,  # its settings are those of the plan
+        loop=plan.loop,
         vectorise=plan.vectorise if env is None else "sync",
         **cast(dict[str, Any], plan.settings),
     )
@@ -444,12 +448,15 @@ def load(
             f"kind of loop; {model.adapter.env_id} is not in JAX. Load the run without env: its `predict` "
             "takes the observations of any environment with the same spaces."
         )
+    trained_in = plan.env
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
     for note in notes + folders.load_into(model.trainer, newest):
         warnings.warn(note, stacklevel=2)
-    if not model.env_steps:  # saved untrained; `learn` will fit the warm-up to the length of the run
-        model.settings = _own_settings(plan)
+    if not model.env_steps and plan.typed is not None:
+        # Saved untrained: `learn` will fit to the length of the run what was not typed.
+        of_preset = preset(plan.preset, plan.recipe, trained_in)[0] if plan.preset and env is not None else {}
+        model.settings = merge_settings(of_preset, plan.typed)
     return model
 
 
@@ -462,15 +469,6 @@ def _refuse_other_spaces(adapter: EnvAdapter, other: EnvAdapter) -> None:
     there, here = ((of.spec.action_size, of.spec.index_sizes) for of in (other, adapter))
     if there != here:
         raise UsageError("eval_env takes other actions than env; wrap both alike.")
-
-
-def _own_settings(plan: Plan) -> dict[str, Mapping[str, Any]]:
-    """Return the settings of an untrained model that differ from those of a model without settings."""
-    plain = settings_of(prepare(dataclasses.replace(plan, steps=FOREVER, settings={}, label=""))[1])
-    return {
-        name: {field: value for field, value in fields.items() if plain.get(name, {}).get(field) != value}
-        for name, fields in settings_of(build(plan.recipe, plan.settings)).items()
-    }
 
 
 def _whole_number(name: str, value: Any, least: int | None = None) -> int:

@@ -127,17 +127,21 @@ def _code(value: Any) -> str:
 def _hub_header(source: Source, about: dict[str, Any]) -> list[str]:
     returns = [r.episode.ret for r in source.episodes]
     env, label, recipe = (json.dumps(about[name], ensure_ascii=False) for name in ("env", "label", "recipe"))
-    metrics = [f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]"] if returns else []
+    results = []
+    if returns:  # an index needs metrics, or the hub refuses the card
+        results = [
+            "model-index:",
+            f"- name: {label}",
+            "  results:",
+            "  - task: {type: reinforcement-learning}",
+            f"    dataset: {{name: {env}, type: {env}}}",
+            f"    metrics: [{{type: mean_reward, value: {np.mean(returns):.2f}}}]",
+        ]
     return [
         "---",
         "library_name: qscape",
         f"tags: [reinforcement-learning, {recipe}, {env}]",
-        "model-index:",
-        f"- name: {label}",
-        "  results:",
-        "  - task: {type: reinforcement-learning}",
-        f"    dataset: {{name: {env}, type: {env}}}",
-        *metrics,
+        *results,
         "---",
         "",
     ]

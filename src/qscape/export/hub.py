@@ -4,6 +4,7 @@ A repository holds the files of a run folder, `digests.json` with the SHA-256 of
 its pictures. A run is JSON, CSV and arrays, so no file is a pickle or a program; others are never fetched.
 """
 
+import glob
 import hashlib
 import importlib
 import json
@@ -212,7 +213,8 @@ def download_run(name: str) -> Path:
         if not _is_listing(digests):
             raise ValueError(f"its {DIGESTS} names other files than those of a run")
         # Of the commit that the listing is from, even if another push came between.
-        folder = api.snapshot_download(repository, revision=listed.parent.name, allow_patterns=[*digests])
+        names = [*map(glob.escape, digests)]
+        folder = api.snapshot_download(repository, revision=listed.parent.name, allow_patterns=names)
     except Exception as problem:  # the hub's own errors, and those of the network below
         raise RunError(f"hub:{name} cannot be fetched ({_first_line(problem)}).") from problem
     for file, digest in digests.items():

@@ -96,7 +96,8 @@ class Base:
         rollout = max(1, steps // 5)
         if "batch_size" in asked:
             return {"rollout": max(rollout, min(self.batch_size, steps))}
-        return {"rollout": rollout} | ({"batch_size": rollout} if self.batch_size > rollout else {})
+        size = rollout if rollout > 1 else 0  # a single sample has no standardised advantage
+        return {"rollout": rollout} | ({"batch_size": size} if self.batch_size > rollout else {})
 
     def scale_to_envs(self, envs: int) -> Mapping[str, Any]:
         """New values of fields that count steps of E environments at once; here there are none."""

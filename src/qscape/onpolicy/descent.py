@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -226,6 +226,15 @@ class Clipped(_MinibatchDescent):
         "Stop training on a rollout once the estimated KL exceeds 1.5 times this value; None: never.",
         within="(0, inf]",
     )
+
+    def conflict(self, agent: Any) -> str | None:
+        if self.normalise_advantages and agent.base.batch_size == 1:
+            return (
+                "advantages are standardised within a minibatch, which leaves 0 of a single one, and "
+                "base.batch_size is 1; take at least 2, 0 for the whole rollout, or "
+                "clipped.normalise_advantages = False."
+            )
+        return None
 
     @property
     def kl_limit(self) -> float | None:
