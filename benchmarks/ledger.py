@@ -127,7 +127,8 @@ A row of a table is a number that a paper publishes.
 | undecided | everything else: our runs neither show the number nor rule it out |
 
 An *effect* is the difference between a paper's method and a baseline, wherever the paper shows one (more than
-{NEAR:.0f} standard errors, or no spread printed) and both ran here.
+{NEAR:.0f} standard errors, or no spread printed) and both ran here, in one study (from the same states).
+The table of numbers takes the study with the most seeds of each agent, so the two tables may differ.
 
 | verdict on an effect | rule |
 | --- | --- |

@@ -1,6 +1,7 @@
 """The rules of the ledger: what the recorded runs say of every published number, and of every effect."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -127,11 +128,11 @@ def shortest(label: str) -> str:
     return f"{recipe}[{','.join(kept)}]" if any(kept) else recipe
 
 
-def runs_of(row: Row, agent: str) -> list[Run]:
-    """Return the recorded runs of an agent of a row, of one study and with one label.
+def groups_of(row: Row, agent: str) -> list[list[Run]]:
+    """Return the recorded runs of an agent of a row, a list for each study and label, the best list first.
 
-    They are those with the label of the row's arm, or else a shorter version of it, of the study with the
-    most seeds.
+    They are those with the label of the row's arm, or else a shorter version of it; of equal labels the most
+    seeds are best, and of equally many seeds the most episodes per evaluation.
     """
     plan = plan_of(row, agent)
     if plan is None:
@@ -141,7 +142,23 @@ def runs_of(row: Row, agent: str) -> list[Run]:
         there = (run.env, run.env_args, run.dataset) == (plan.env, plan.env_args, Path(plan.dataset).name)
         if there and shortest(plan.label) == shortest(run.label):
             groups.setdefault((run.study, run.label), []).append(run)
-    return max(groups.values(), key=lambda runs: (runs[0].label == plan.label, len(runs)), default=[])
+    fit = {key: (key[1] == plan.label, len(runs), episodes(runs)) for key, runs in groups.items()}
+    return [groups[key] for key in sorted(groups, key=fit.__getitem__, reverse=True)]
+
+
+def episodes(runs: list[Run]) -> int:
+    """Return the number of episodes per evaluation."""
+    return runs[0].evaluations["return"].shape[1]
+
+
+def study_of(one: Row, two: Row) -> str:
+    """Return the study that has the most seeds of both agents; "": no study has both.
+
+    Agents of different studies differ in more than their parts, such as the initial states.
+    """
+    pairs = itertools.product(groups_of(one, one.agent), groups_of(two, two.agent))
+    shared = [(min(len(a), len(b)), episodes(a), a[0].study) for a, b in pairs if a[0].study == b[0].study]
+    return max(shared, default=(0, 0, ""))[2]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -184,15 +201,20 @@ GEOMETRY = {
 HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action_collapse
 
 
-def values_of(row: Row) -> tuple[np.ndarray, int] | None:
-    """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run."""
+def values_of(row: Row, study: str | None = None) -> tuple[np.ndarray, int] | None:
+    """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run.
+
+    `study`: take runs of this study alone.
+    """
     if row.metric in GEOMETRY:
         return geometry_of(row)
     if row.paper == "ACPG" and row.task == "CartPole (MLP)" and row.agent in HEADS:
         return cartpole_of(row.agent, row.metric, row.steps)
-    runs, metric = runs_of(row, row.agent), METRICS.get(row.metric)
-    if not runs or metric is None:
+    groups = [runs for runs in groups_of(row, row.agent) if study in (None, runs[0].study)]
+    metric = METRICS.get(row.metric)
+    if not groups or metric is None:
         return None
+    runs = groups[0]
     index = [at(run.evaluations, row.steps) for run in runs]
     steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
     return np.array([metric(run, k) for run, k in zip(runs, index, strict=True)]), steps
@@ -314,8 +336,9 @@ def effects_of(rows: Iterable[Row]) -> list[Effect]:
 
 
 def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[Effect]:
-    """Return the effect of agent `one` over agent `two`, if both have two seeds or more."""
-    pair = [values_of(one), values_of(two)]
+    """Return the effect of agent `one` over agent `two`, if both have two seeds or more in one study."""
+    study = study_of(one, two)
+    pair = [values_of(one, study), values_of(two, study)]
     if pair[0] is None or pair[1] is None or min(len(found[0]) for found in pair if found) < 2:
         return []
     (a, steps), (b, others) = pair[0], pair[1]

@@ -253,12 +253,35 @@ def test_every_command_of_the_ledger_can_be_parsed(monkeypatch):
 
 def test_a_row_has_the_runs_of_one_agent_and_no_controls():
     rows = published.read_published()
-    groups = [verdicts.runs_of(row, agent) for row in rows for agent in row.agents]
+    groups = [group for row in rows for agent in row.agents for group in verdicts.groups_of(row, agent)]
     for runs in groups:
         assert len({run.seed for run in runs}) == len(runs)
     studies = {run.study for runs in groups for run in runs}
     assert "savo-effect" in studies
     assert "savo-controls" not in studies
+
+
+def test_the_agents_of_an_effect_have_runs_of_one_study(monkeypatch):
+    def run(study, agent, seed, sm):
+        plan = arms.plan_of(one._replace(agent=agent), agent)
+        table = {"step": np.array([100_000]), "return": np.zeros((1, 2)), "sm": np.array([[sm, sm]])}
+        where = plan.env, plan.env_args, "", plan.label
+        return recorded.Run(study, *where, seed, table, table, 1.0)
+
+    rows = [r for r in published.read_published() if r.table == "Table: TD3" and r.task == "Pendulum"]
+    one, two = (
+        next(r for r in rows if (r.agent, r.metric) == (agent, "sm")) for agent in ("TD3+PAVE", "TD3+CAPS")
+    )
+    low = [run("a", one.agent, seed, 0.1 * seed) for seed in range(5)]
+    others = [run("b", two.agent, seed, 1 + 0.1 * seed) for seed in range(4)]
+    monkeypatch.setattr(verdicts, "read_runs", lambda: low + others)
+    assert verdicts.compare(one, one, two, "", -1.0) == []
+    both = low + others + [run("a", two.agent, seed, 2 + 0.1 * seed) for seed in range(3)]
+    monkeypatch.setattr(verdicts, "read_runs", lambda: both)
+    (effect,) = verdicts.compare(one, one, two, "", -1.0)
+    assert effect.seeds == (5, 3)
+    assert effect.ours == pytest.approx(0.2 - 2.1)
+    assert verdicts.values_of(two)[0].mean() == pytest.approx(1.15)  # a number takes the most seeds
 
 
 def test_the_command_of_a_row():
