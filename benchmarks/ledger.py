@@ -111,6 +111,7 @@ A row of a table is a number that a paper publishes.
 - *Distance* is ours less the published number, in combined standard errors. A number that is published
   without a spread counts as exact up to rounding. PAVE's spread is over the 50 episodes of
   5 runs, which count as independent here; where runs differ more than episodes do, its error is greater.
+  A number is contradicted or not seen only if it is as far away with all of that spread between the runs.
 - *Command* makes one run of the row, with seed 0; `--seeds 0 1 2` makes more.
 - *Core-h* is what all runs of the row take, estimated from the recorded costs of updates, on one core of the
   slower machine of [Performance](performance.md). "–": qscape does not have the agent, or its cost is not

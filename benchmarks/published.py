@@ -28,11 +28,19 @@ class Row(NamedTuple):
     @property
     def error(self) -> float:
         """The standard error of the published mean: of its spread, if that is published, and of rounding."""
+        return self._error(EPISODES if "episodes" in self.spread_is else 1)
+
+    @property
+    def largest_error(self) -> float:
+        """As `error`, but a spread over the episodes of all runs is taken to be one of the runs alone."""
+        return self._error(1)
+
+    def _error(self, episodes: int) -> float:
         rounding = 10.0 ** -len(self.text.split(" ")[0].partition(".")[2]) / math.sqrt(12)
         if math.isnan(self.spread):
             return rounding
-        runs = self.seeds * (EPISODES if "episodes" in self.spread_is else 1)
-        of_spread = self.spread / (1.96 if self.spread_is.startswith("half of the 95%") else math.sqrt(runs))
+        is_interval = self.spread_is.startswith("half of the 95%")
+        of_spread = self.spread / (1.96 if is_interval else math.sqrt(self.seeds * episodes))
         return math.hypot(of_spread, rounding)
 
     @property

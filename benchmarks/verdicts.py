@@ -43,13 +43,16 @@ class Ours(NamedTuple):
     steps: int
 
 
-def judge(ours: Ours | None, published: float, error: float, share: float, *, same: bool) -> str:
+def judge(
+    ours: Ours | None, published: float, error: float, largest: float, share: float, *, same: bool
+) -> str:
     """Return the verdict on a number.
 
     Args:
         ours: our measurement; None if nothing is recorded.
         published: the paper's number.
         error: its standard error.
+        largest: the largest that this error can be, whose multiple a different number must be away.
         share: our steps as a share of the paper's.
         same: whether our protocol is the paper's. Only then can a different number contradict the paper.
     """
@@ -60,7 +63,7 @@ def judge(ours: Ours | None, published: float, error: float, share: float, *, sa
     gap = abs(ours.mean - published)
     if gap + math.hypot(ours.half, student.ppf(0.975, math.inf) * error) <= MARGIN * abs(published):
         return "reproduced"
-    if gap < FAR * math.hypot(ours.error, error):
+    if gap < FAR * math.hypot(ours.error, largest):
         return "undecided"
     return "contradicted" if same else "not seen"
 
@@ -305,7 +308,7 @@ def enter(row: Row) -> Entry:
     ours = summarise(*found)
     share = ours.steps / (row.steps or FRAMES)
     distance = (ours.mean - row.mean) / math.hypot(ours.error, row.error)
-    verdict = judge(ours, row.mean, row.error, share, same=same_protocol(row))
+    verdict = judge(ours, row.mean, row.error, row.largest_error, share, same=same_protocol(row))
     return Entry(row, ours, share, distance, verdict)
 
 

@@ -56,7 +56,13 @@ def ours(half=10.0, seeds=5, mean=100.0):
     ],
 )
 def test_verdicts_on_numbers(measured, error, share, same, verdict):
-    assert verdicts.judge(measured, 100.0, error, share, same=same) == verdict
+    assert verdicts.judge(measured, 100.0, error, error, share, same=same) == verdict
+
+
+def test_a_number_that_is_near_with_the_largest_error_is_contradicted_by_nothing():
+    far = ours(half=2.776, mean=79.0)
+    assert verdicts.judge(far, 100.0, 1.0, 6.92, 1.0, same=True) == "contradicted"
+    assert verdicts.judge(far, 100.0, 1.0, 7.0, 1.0, same=True) == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +139,8 @@ def test_a_difference_has_welch_s_interval():
 def test_the_error_of_a_published_number(text, spread, kind, seeds, error):
     row = published.Row("P", "T", "task", "A", "return", 0.0, spread, kind, seeds, 1_000, text)
     assert row.error == pytest.approx(error, rel=2e-3)
+    largest = error * (math.sqrt(10) if "episodes" in kind else 1)  # ten episodes of a run count as one
+    assert row.largest_error == pytest.approx(largest, rel=2e-3)
 
 
 def test_published_numbers_are_there_once():
