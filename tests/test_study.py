@@ -397,7 +397,11 @@ def test_what_is_there_decides_what_is_left(calm, place):
     job = progress.runs[0].job
     assert (job.kind, job.steps, progress.runs[0].step) == ("resume", 2_500, 2_000)
 
-    shutil.rmtree(rows[0].folder / "saves")  # killed before its first save
+    shutil.rmtree(rows[0].folder / "saves")  # left out of an archive
+    assert states(StudyProgress(study())) == ["done"] * 4
+    assert states(StudyProgress(study(budget="full"))) == ["waiting"] * 4
+    log = rows[0].folder / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # lost before it was finished
     (rows[1].folder / "run.json").write_text('{"recipe": "td3"')
     for path in rows[2].folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -16,7 +16,7 @@ from qscape.jobs.worker import Job
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import events as ev
 from qscape.run import folder as folders
-from qscape.run.logs import read_mean_returns
+from qscape.run.logs import read_mean_returns, read_metrics
 from qscape.run.plan import anywhere, prepare, to_json
 
 State: TypeAlias = Literal["waiting", "elsewhere", "running", "done", "failed"]
@@ -88,8 +88,7 @@ class RunProgress:
             self.step, self.job = 0, Job("train", folder, plan)
             return
         record = folders.read_record(folder)
-        newest = folders.resumable_save(folder)
-        made = folders.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
+        made = _read_counters(folder)
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
         # Compared at the same length, since the warm-up of a short run depends on its length.
@@ -198,6 +197,19 @@ class StudyProgress:
                 ):
                     lines[row.plan.label] = line
         return [*lines.values()]
+
+
+def _read_counters(folder: Path) -> Mapping[str, Any]:
+    """Read the steps and updates of a run, and whether it finished: from its newest save.
+
+    An archive of results may leave saves out; then the log tells that the run made all its steps.
+    """
+    if folders.lost_saves(folder) and (lines := read_metrics(folder).lines):
+        last = lines[-1][1]
+        if last["step"] >= folders.read_record(folder)["steps"]:
+            return {"env_steps": last["step"], "updates": last.get("updates"), "finished": True}
+    newest = folders.resumable_save(folder)
+    return folders.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
 
 
 def list_differences(row: Row, record: Mapping[str, Any], steps: int) -> list[str]:

@@ -604,9 +604,14 @@ def no_save(folder: Path, which: str = "yet") -> RunError:
     has_none = f"{folder} has no save {which}"
     if in_use(folder):
         return RunError(f"{has_none}; it is being trained, so wait until it saves.")
-    if not _newest_first(folder) and read_record(folder).get("saved"):
+    if lost_saves(folder):
         return _lost(folder)
     return RunError(f"{has_none}; continue training first: qscape resume {shlex.quote(str(folder))}.")
+
+
+def lost_saves(folder: Path) -> bool:
+    """Return whether a run has saved, and has no saves now: they were deleted, or left out of an archive."""
+    return not _newest_first(folder) and bool(read_record(folder).get("saved"))
 
 
 def _lost(folder: Path, why: str = "") -> RunError:
