@@ -205,6 +205,7 @@ def test_the_same_run_twice_is_refused(runs, refused, says):
     write_run("more/0", label="td3", seed=0)
     why = "are the same agent, environment and seed: leave one of them out"
     assert why in refused("compare", "runs", "more")
+    assert why in refused("plot", "runs", "more")
 
 
 def test_a_broken_folder_is_skipped_and_named(runs, says):

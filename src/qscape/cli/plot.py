@@ -26,7 +26,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Plot each run's learning curve as a thin line, and their interquartile mean; see `qscape compare`."""
-    from qscape.report import figures, runs, statistics
+    from qscape.report import figures, runs, statistics, tables
     from qscape.report.labels import describe_shared, shorten_labels
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         if given.policy == "both"
         else statistics.select_policy(frame, given.policy)
     )
+    tables.refuse_repeated(rows.drop_duplicates(["run", "label"]))
     names, shared = shorten_labels(sorted(rows["label"].unique()))
     styles = figures.line_styles([*names], names)
     shown = rows.assign(label=rows["label"].map(names))
