@@ -209,6 +209,7 @@ def command_of(row: Row, agent: str) -> str:
 # --- what a row would cost ----------------------------------------------------------------------------
 
 STEP = 3e-4  # seconds of an environment step with the choice of its action, MuJoCo, one core
+STEP_OF = {"MineWorld": 3e-5, "RecSim": 8e-4, "RecSim-Data": 8e-4}  # the same, with 20 or 16 environments
 CAR = 2e-2  # the same of CarRacing, four frames: assumed, not measured
 UPDATES_PER_STEP = {"MineWorld": 0.01, "RecSim": 0.02, "RecSim-Data": 0.02}
 CHEAP = {"ou", "wolpertinger", "bc", "normalise"}  # parts that cost an update next to nothing
@@ -271,6 +272,6 @@ def seconds_of_run(row: Row, plan: Plan) -> float:
     if row.paper == "ACPG" or plan.recipe == "ppo":
         return steps * on_policy_seconds(row.task)
     update = cost_of_update(plan, row.task)
-    step = 0.0 if plan.dataset else STEP
+    step = 0.0 if plan.dataset else STEP_OF.get(row.task, STEP)
     updates = UPDATES_PER_STEP.get(row.task, 0.133 if row.paper == "SAVO" else 1.0)
     return math.nan if update is None else steps * (step + updates * update)

@@ -81,10 +81,10 @@ PAPERS = {
     "SAVGO": "arXiv 2605.00787. The highest of 200 evaluations of a run. Figures are read from plots. "
     "The paper's baselines are another library's and are evaluated half as often; its TD3 does not explore.",
     "SAVO": "arXiv 2410.11833. The paper prints one table, of a task that it does not name. Of its "
-    "curves, the ledger has the order that the text states. The recorded runs have one environment, the "
-    "paper's 10 or 16. On the restricted pendulums TD3 and Wolpertinger "
-    "bootstrap with target smoothing here, as they do by default, and SAVO without; what is left of the "
-    "effects without this difference is [measured too](methods/savo.md#restricted-pendulums).",
+    "curves, the ledger has the order that the text states. The recorded runs on MineWorld have the paper's "
+    "20 environments, the others one, where the paper has 10 or 16. On the restricted pendulums TD3 and "
+    "Wolpertinger bootstrap with target smoothing here, as they do by default, and SAVO without; what is "
+    "left of the effects without this difference is [measured too](methods/savo.md#restricted-pendulums).",
     "ACPG": "arXiv 2509.02737. No spread is printed. An epoch is read as 1,000 steps. A run of the paper "
     "has 100 or 500 epochs; ours on CartPole are cut at 100, and a seed that is not solved counts 100.",
 }

@@ -16,7 +16,7 @@ from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, summarise
 from qscape.report.statistics import estimate_aggregates
 
 SINGLE, DOUBLE = "restricted/InvertedPendulum-v0", "restricted/InvertedDoublePendulum-v0"
-ITEMS = "recsim/10k-v0"
+ITEMS, MINES = "recsim/10k-v0", "mineworld/MineWorld-v0"
 EXACT = PermutationMethod()  # all ways to share out few seeds; with ties, SciPy would approximate
 CHEETAH, HOPPER, WALKER = "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"
 
@@ -95,6 +95,29 @@ def block_savo(env: str, *studies: str) -> str:
         values = ends(study, env, label)
         rows.append([short(label), interval(summarise(values, 0)), by_seed(values)])
     return table(["agent", "return [95%]", "by seed"], rows)
+
+
+def block_mineworld() -> str:
+    """The last evaluation of every arm of SAVO's study on MineWorld: success, and return."""
+    study, rows = "savo-discrete", []
+    for label in labels(study, MINES):
+        success, returns = (ends(study, MINES, label, metric=m) for m in ("success", "return"))
+        rows.append(
+            [short(label), interval(summarise(success, 0)), by_seed(success), interval(summarise(returns, 0))]
+        )
+    return table(["agent", "success [95%]", "by seed", "return [95%]"], rows)
+
+
+def block_best_row(study: str) -> str:
+    """How far agents act below the best row of their own Q, and what that row earns; of `best_item.py`."""
+    measured: dict[str, list[dict]] = {}
+    for r in read_json(f"best_item/{study}.json")["measured"]:
+        measured.setdefault(r["which"].partition("/")[2], []).append(r)
+    rows = [
+        [short(label), *(f"{np.mean([r[name] for r in of]):.2f}" for name in ("share", "own", "best"))]
+        for label, of in sorted(measured.items())
+    ]
+    return table(["agent", "below", "own", "best row"], rows)
 
 
 def block_mujoco(agent: str) -> str:
@@ -488,6 +511,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
     "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
+    "savo-items-best": functools.partial(block_best_row, "savo-recsim"),
+    "savo-mineworld": block_mineworld,
+    "savo-mineworld-best": functools.partial(block_best_row, "savo-discrete"),
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),
     "sac": block_sac,
