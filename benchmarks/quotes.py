@@ -88,24 +88,13 @@ def block_pave_of(base: str) -> str:
     return table(["agent", "seeds", *names, "return, first 10 starts", "`sm`, first 10 starts"], rows)
 
 
-def block_savo(env: str, *studies: str) -> str:
+def block_savo(env: str, *studies: str, metric: str = "return") -> str:
     """The last evaluation of every recorded arm of some SAVO studies, with the ledger's interval."""
     rows = []
     for study, label in [(of, label) for of in studies for label in labels(of, env)]:
-        values = ends(study, env, label)
+        values = ends(study, env, label, metric=metric)
         rows.append([short(label), interval(summarise(values, 0)), by_seed(values)])
-    return table(["agent", "return [95%]", "by seed"], rows)
-
-
-def block_mineworld() -> str:
-    """The last evaluation of every arm of SAVO's study on MineWorld: success, and return."""
-    study, rows = "savo-discrete", []
-    for label in labels(study, MINES):
-        success, returns = (ends(study, MINES, label, metric=m) for m in ("success", "return"))
-        rows.append(
-            [short(label), interval(summarise(success, 0)), by_seed(success), interval(summarise(returns, 0))]
-        )
-    return table(["agent", "success [95%]", "by seed", "return [95%]"], rows)
+    return table(["agent", f"{metric} [95%]", "by seed"], rows)
 
 
 def block_best_row(study: str) -> str:
@@ -512,7 +501,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savo-double": functools.partial(block_savo, DOUBLE, "savo-effect", "savo-controls"),
     "savo-items": functools.partial(block_savo, ITEMS, "savo-recsim"),
     "savo-items-best": functools.partial(block_best_row, "savo-recsim"),
-    "savo-mineworld": block_mineworld,
+    "savo-mineworld": functools.partial(block_savo, MINES, "savo-discrete", metric="success"),
     "savo-mineworld-best": functools.partial(block_best_row, "savo-discrete"),
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),

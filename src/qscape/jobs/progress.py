@@ -88,7 +88,7 @@ class RunProgress:
             self.step, self.job = 0, Job("train", folder, plan)
             return
         record = folders.read_record(folder)
-        made = _read_counters(folder)
+        made = _read_counters(folder, record["steps"])
         self.step = made["env_steps"]
         enough = self.step >= plan.steps and (made["finished"] or record["steps"] > plan.steps)
         # Compared at the same length, since the warm-up of a short run depends on its length.
@@ -199,14 +199,14 @@ class StudyProgress:
         return [*lines.values()]
 
 
-def _read_counters(folder: Path) -> Mapping[str, Any]:
+def _read_counters(folder: Path, steps: int) -> Mapping[str, Any]:
     """Read the steps and updates of a run, and whether it finished: from its newest save.
 
-    An archive of results may leave saves out; then the log tells that the run made all its steps.
+    An archive of results may leave saves out; then the log tells that the run made all its `steps`.
     """
     if folders.lost_saves(folder) and (lines := read_metrics(folder).lines):
         last = lines[-1][1]
-        if last["step"] >= folders.read_record(folder)["steps"]:
+        if last["step"] >= steps:
             return {"env_steps": last["step"], "updates": last.get("updates"), "finished": True}
     newest = folders.resumable_save(folder)
     return folders.read_meta(newest)["numbers"] if newest else {"env_steps": 0, "finished": False}
