@@ -65,13 +65,11 @@ def block_learning() -> str:
     return table(["task", "steps", "seeds", "end of training, mean ± std over seeds"], rows)
 
 
-def block_pave() -> str:
-    """The last evaluation of every arm on Pendulum, with the settings of the PAVE paper."""
+def block_pave(study: str, env: str) -> str:
+    """The last evaluation of every arm of a study with the settings of the PAVE paper."""
     rows = []
-    for label in labels("pave-effect", "Pendulum-v1"):
-        cells = [
-            ends("pave-effect", "Pendulum-v1", label, metric=m) for m in ("return", "sm", "action_change")
-        ]
+    for label in labels(study, env):
+        cells = [ends(study, env, label, metric=m) for m in ("return", "sm", "action_change")]
         rows.append([short(label), str(len(cells[0])), *map(span, cells)])
     return table(["agent", "seeds", "return", "`sm`", "mean change of the action, share of its range"], rows)
 
@@ -494,7 +492,8 @@ GRID = {"pendulum": "Pendulum-v1", "double": DOUBLE}  # environments of the stud
 CRITICS = [file.stem for file in sorted((RESULTS / "critics").glob("*.json"))]  # measured environments
 BLOCKS: dict[str, Callable[[], str]] = {
     "learning": block_learning,
-    "pave": block_pave,
+    "pave": functools.partial(block_pave, "pave-effect", "Pendulum-v1"),
+    "pave-lander": functools.partial(block_pave, "pave-lander", "LunarLander-v3"),
     "pave-of-sac": functools.partial(block_pave_of, "sac"),
     "pave-of-td3": functools.partial(block_pave_of, "td3"),
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
