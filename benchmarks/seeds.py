@@ -14,7 +14,9 @@ benchmarks/results/seeds.
 import argparse
 import json
 import os
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,13 +94,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--agents", nargs="+", choices=CONTENDERS, help="others than the usual five")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--small", action="store_true", help="in small, for a CPU")
+    parser.add_argument("--updates-only", action="store_true", help="no runs, only updates in float32")
     options = parser.parse_args()
     agents, seconds = (SMALL, 0.5) if options.small else (AGENTS, SECONDS)
+    agents = options.agents or agents
     counts = options.seeds or ([1, 2] if options.small else [1, 8, 32])
     device, about = jax.devices()[0], machine(int(os.environ.get("NPROC", os.cpu_count() or 1)))
-    precisions = ("float32",) if device.platform == "cpu" else ("float32", "tensorfloat32")
+    narrow = device.platform == "cpu" or options.updates_only
+    precisions = ("float32",) if narrow else ("float32", "tensorfloat32")
     updates, size = {}, {}
     for name in agents:  # one agent at a time, since the replays of all may not fit into the memory
         made = {
@@ -117,6 +123,7 @@ def main() -> None:
     runs = {
         f"{name}, {loop}": Run(name, loop, seconds)
         for name in ("td3", "sac")
+        if not options.updates_only
         for loop in ("host", "compiled")
     }
     steps = play(runs)
@@ -126,8 +133,7 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     memory = device.memory_stats() or {}
     report = {
-        "command": f"python benchmarks/seeds.py --seeds {' '.join(map(str, counts))}"
-        + " --small" * options.small,
+        "command": shlex.join(["python", "benchmarks/seeds.py", *sys.argv[1:]]),
         "device": device.device_kind,
         "machine": about,
         "jax": jax.__version__,

@@ -108,7 +108,11 @@ def test_an_agent_without_q_is_watched_all_the_same(tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [(["--every", "0"], "must be above 0"), (["--evry", "1"], "--every")],
+    [
+        (["--every", "0"], "must be a number of seconds above 0"),
+        (["--every", "inf"], "must be a number of seconds above 0"),
+        (["--evry", "1"], "--every"),
+    ],
 )
 def test_bad_flags_are_usage_errors(run, flags, says, capsys):
     assert main(["watch", str(run), "--once", *flags]) == 2

@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
     """Show a run, or the seeds of a group, during training: curves, Q at a state, rates."""
     path, rest = options.positional(argv, "RUN", "qscape watch")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape watch RUN")
-    if not given.every > 0:
-        raise UsageError(f"--every is {given.every:g}; it must be above 0 seconds.")
+    if not 0 < given.every < float("inf"):
+        raise UsageError(f"--every is {given.every:g}; it must be a number of seconds above 0.")
     from qscape.report import terminal  # noqa: F401  reports a missing extra before anything is drawn
 
     folders, console = run_folders(Path(path)), plain_console()
