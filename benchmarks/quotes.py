@@ -189,23 +189,6 @@ def block_savgo_pendulum() -> str:
     return table(["agent", "seeds", "10,000 steps, by seed", "15,000", "20,000", "last evaluation"], rows)
 
 
-def block_savgo_controls() -> str:
-    """Every recorded arm of SAVGO's controls on HalfCheetah, and SAC of the study `mujoco`, by seed."""
-    arms = [*((("savgo-controls", of)) for of in labels("savgo-controls", CHEETAH)), ("mujoco", "sac")]
-    rows = []
-    for study, label in arms:
-        runs = sorted(
-            (r for r in read_runs() if (r.study, r.env, r.label) == (study, CHEETAH, label)),
-            key=lambda r: r.seed,
-        )
-        cells = []
-        for steps in (30_000, 50_000, 100_000):
-            long = [r.evaluations for r in runs if r.evaluations["step"][-1] >= steps]
-            cells.append(by_seed(np.array([of["return"][at(of, steps)] for of in long])) if long else "")
-        rows.append([short(label), *cells])
-    return table(["agent", "30,000 steps, by seed", "50,000", "100,000"], rows)
-
-
 def block_pave_published(base: str) -> str:
     """Published returns and `sm` of the PAVE paper."""
     rows = [r for r in read_published() if (r.paper, r.table) == ("PAVE", f"Table: {base}")]
@@ -510,7 +493,6 @@ CRITICS = [file.stem for file in sorted((RESULTS / "critics").glob("*.json"))]  
 BLOCKS: dict[str, Callable[[], str]] = {
     "learning": block_learning,
     "pave": functools.partial(block_pave, "pave-effect", "Pendulum-v1"),
-    "pave-lander": functools.partial(block_pave, "pave-lander", "LunarLander-v3"),
     "pave-of-sac": functools.partial(block_pave_of, "sac"),
     "pave-of-td3": functools.partial(block_pave_of, "td3"),
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
@@ -524,7 +506,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sac": block_sac,
     "td7-curves": block_td7_curves,
     "savgo": block_savgo,
-    "savgo-controls": block_savgo_controls,
     "savgo-curves": block_savgo_curves,
     "acpg": block_acpg,
     "savgo-pendulum": block_savgo_pendulum,
