@@ -48,7 +48,7 @@ def main() -> int:
         runs, file = Path(place) / "runs", keep or Path(place) / "report.html"
         make(runs)
         began = time.perf_counter()
-        command = [sys.executable, "-m", "qscape.cli", "compare", str(runs), "--html", str(file)]
+        command = [sys.executable, "-m", "qscape", "compare", str(runs), "--html", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds, megabytes = time.perf_counter() - began, file.stat().st_size / 1e6
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # roughly the time on an idle machine

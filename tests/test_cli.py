@@ -560,7 +560,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     for _ in range(3):
         pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-m", "qscape.cli", "--help"],
+            [sys.executable, "-m", "qscape", "--help"],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
         )

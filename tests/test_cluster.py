@@ -99,7 +99,7 @@ def ray():
 def calm(tmp_path_factory):
     """The runs of an undisturbed study without Ray."""
     where = tmp_path_factory.mktemp("cluster") / "calm"
-    ended(start(where, "-m", "qscape.cli", "study", "run", "tiny.toml", "--trust"))
+    ended(start(where, "-m", "qscape", "study", "run", "tiny.toml", "--trust"))
     return [row.folder for row in read_study(where / "tiny.toml", runs=where / "runs").rows]
 
 
@@ -159,7 +159,7 @@ def listening(family):
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_on_a_shared_disk(ray, calm, tmp_path):
     where = tmp_path / "shared"
-    command = ["-m", "qscape.cli", "study", "run", "tiny.toml", "--trust", "--ray", "auto", "--workers", "2"]
+    command = ["-m", "qscape", "study", "run", "tiny.toml", "--trust", "--ray", "auto", "--workers", "2"]
     process = start(where, *command)
     family = kill_one_actor(process, where / "runs")
     addresses = listening(family)

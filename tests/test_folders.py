@@ -237,7 +237,7 @@ def test_a_terminal_that_is_closed_leaves_a_save(attached, tmp_path):
     argv += ["--eval-every", 0, "--log-every", 20, "--out", tmp_path]
     argv += ["--save-every", 10**6, "--milestones", 1]
     terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "qscape.cli", *map(str, argv)]
+    command = [sys.executable, "-m", "qscape", *map(str, argv)]
     process = subprocess.Popen(
         command,
         stdin=end,

@@ -120,11 +120,11 @@ def test_a_wheel_has_studies_and_the_runner(built, tmp_path):
     assert not LINK.search(about)
     assert "Project-URL: Issues, " in about
     assert (tmp_path / "qscape/export/run_policy.py").exists()
-    out = run(sys.executable, "-m", "qscape.cli", "list", "studies", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    out = run(sys.executable, "-m", "qscape", "list", "studies", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert "demo" in out
     argv = ["study", "status", "demo", "--budget", "quick"]
     assert "6 waiting of 6 runs" in run(
-        sys.executable, "-m", "qscape.cli", *argv, cwd=tmp_path, PYTHONPATH=str(tmp_path)
+        sys.executable, "-m", "qscape", *argv, cwd=tmp_path, PYTHONPATH=str(tmp_path)
     )
 
 

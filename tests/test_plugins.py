@@ -396,7 +396,7 @@ def test_the_page_is_enough_to_write_a_method():
             env["PYTHONPATH"] = os.pathsep.join([str(Path("installed").absolute()), env["PYTHONPATH"]])
         elif kind == "bash":
             for line in text.replace("\\\n", " ").splitlines():
-                command = [sys.executable, "-m", "qscape.cli", *shlex.split(line)[1:]]
+                command = [sys.executable, "-m", "qscape", *shlex.split(line)[1:]]
                 done = subprocess.run(command, env=env, capture_output=True, text=True)
                 assert done.returncode == 0, done.stdout + done.stderr
                 if "list parts" in line:

@@ -21,7 +21,7 @@ from qscape.run import folder as folders
 
 COMMAND = [
     "-m",
-    "qscape.cli",
+    "qscape",
     "study",
     "run",
     "tiny.toml",

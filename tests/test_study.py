@@ -337,7 +337,7 @@ def test_the_full_comparison_of_pave():
 
 
 def start(*argv, **where):
-    command = [sys.executable, "-m", "qscape.cli", "study", *map(str, argv), "--trust"]
+    command = [sys.executable, "-m", "qscape", "study", *map(str, argv), "--trust"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), **where)
 

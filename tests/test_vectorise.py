@@ -127,7 +127,7 @@ def test_ctrl_c_and_kill_end_all_processes(number, tmp_path):
     argv = ["train", "td3", "--env", "tiny:Clock-v0", "--steps", 10**6, "--envs", 3, "--vectorise", "async"]
     argv += [*flags("td3", warmup=20), "--save-every", 60, "--eval-every", 0, "--out", tmp_path / "runs"]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "qscape.cli", *map(str, argv)],
+        [sys.executable, "-P", "-m", "qscape", *map(str, argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

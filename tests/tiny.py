@@ -173,7 +173,7 @@ def environment() -> dict[str, str]:
 
 def start(*argv: Any, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Start `qscape ARGV` as a process in the folder `cwd` (None: the current one)."""
-    command = [sys.executable, "-m", "qscape.cli", *map(str, argv)]
+    command = [sys.executable, "-m", "qscape", *map(str, argv)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=cwd)
 

@@ -124,7 +124,7 @@ class Bench:
 
 def start(argv: Sequence[object], cwd: Path, driven: bool = False) -> subprocess.Popen[str]:
     """Start `qscape ARGV` in the folder `cwd`."""
-    program = ["-c", DRIVEN] if driven else ["-m", "qscape.cli"]
+    program = ["-c", DRIVEN] if driven else ["-m", "qscape"]
     pipe = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     command = [sys.executable, *program, *map(str, argv)]
     return subprocess.Popen(command, text=True, env=tiny.environment(), cwd=cwd, **pipe)

@@ -114,7 +114,7 @@ class WandbSink:
     def _film(self, film: Path) -> Path | None:
         """Return a video of an episode by the newest save, or None, and from then on no more."""
         # In a process of its own: the renderer of the environment cannot end the run.
-        command = [sys.executable, "-P", "-m", "qscape.cli", "video", str(self.folder), "--mp4", str(film)]
+        command = [sys.executable, "-P", "-m", "qscape", "video", str(self.folder), "--mp4", str(film)]
         # The run may hold nearly all memory of an accelerator.
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
