@@ -129,7 +129,7 @@ def parts_of_an_update(agent, seed=0):
     n = len(obs)
     target = jnp.asarray(np.random.default_rng(5).normal(size=n), jnp.float32)
     samples = RolloutSamples(obs, action, jnp.zeros(n), jnp.zeros(n), target, jnp.zeros(n), None)
-    after = Transitions(flat(batch.reward), jnp.zeros(n), flat(batch.next_observation))
+    after = Transitions(obs, flat(batch.reward), jnp.zeros(n), flat(batch.next_observation))
     return agent.make_context(state, 0.25, jax.random.key(3)), state, samples, after
 
 
@@ -215,6 +215,41 @@ def test_the_critic_learns_from_returns_and_one_step_targets():
     assert (int(own.written), float(own.entropy)) == (n, 1 - 0.5 * 0.25)
     np.testing.assert_array_equal(own.memory.action[:n], samples.action)
     assert own.memory.weight.sum() == n
+
+
+@pytest.mark.parametrize("what", ["rewards", "returns"])
+def test_earlier_transitions_are_in_the_units_of_now(what, monkeypatch):
+    """They are remembered as the environment gave them, and the critic sees them by today's statistics."""
+    settings = {"replayed": 300, "critic_steps": 1, "value_samples": 1}
+    agent = build("ppo+carsm+normalise+scale_rewards", FACTORED, carsm=settings, scale_rewards={"what": what})
+    part, seen = type(agent.policy_update), []
+    update_critic = part._update_critic
+
+    def spy(self, context, critic, target, moments, batch):
+        seen.append([np.asarray(x) for x in batch])
+        return update_critic(self, context, critic, target, moments, batch)
+
+    monkeypatch.setattr(part, "_update_critic", spy)
+    state, given = begin(agent, envs=4), []
+    for seed in range(2):
+        batch = rollout(seed, FACTORED)
+        over = jnp.ones_like(batch.terminated)  # so that a target is the reward alone
+        obs, reward = 50 + 4 * batch.observation, 30 * batch.reward
+        given.append((obs.reshape(-1, obs.shape[-1]), reward.reshape(-1)))
+        batch = batch._replace(observation=obs, reward=reward, terminated=over)
+        before, (state, _) = state, agent.update(state, batch, 0.0, jax.random.key(3))
+    raw, reward = (np.concatenate(x) for x in zip(*given, strict=True))
+    n = len(given[0][1])
+    moments = before.part_states["normalise"].extra
+    np.testing.assert_allclose(moments.mean, raw[:n].mean(0), rtol=1e-3)
+    for drawn in seen[1][0][n:]:  # each is a row of one of both rollouts, by the statistics of the first
+        wanted = (raw - np.asarray(moments.mean)) / np.sqrt(np.asarray(moments.var))
+        assert np.abs(wanted - drawn).max(-1).min() < 1e-3
+    # Every return is a reward here. Rewards are divided by what this rollout counts for, returns are not.
+    known = reward if what == "rewards" else reward[:n]
+    wanted = reward / known.std()
+    assert max(np.abs(wanted - drawn).min() for drawn in seen[1][2][n:]) < 1e-3
+    assert seen[1][2][n:].std() == pytest.approx(1, abs=0.2)
 
 
 def test_the_memory_is_a_ring():

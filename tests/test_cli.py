@@ -6,6 +6,7 @@ import re
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -791,11 +792,41 @@ def test_plot_and_video(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
-    for argv in (["plot", "runs", "--png"], ["video", "runs", "--mp4"]):
-        assert run(*argv, "file/out/it.png") == 1
-        assert "file/out/it.png cannot be written (" in capsys.readouterr().err
+    for argv in (["plot", "runs", "--png", "file/out/it.png"], ["video", "runs", "--mp4", "file/out/it.mp4"]):
+        assert run(*argv) == 1
+        assert f"{argv[-1]} cannot be written (" in capsys.readouterr().err
+    assert run("video", "runs", "--mp4", "/proc/film.mp4") == 1  # not in the words of ffmpeg
+    assert "/proc/film.mp4 cannot be written (No such file or directory)" in capsys.readouterr().err
     assert run("plot", "runs", "--png", "curve.txt") == 2
     assert "--png curve.txt: .txt is not an image format; choose" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["film", "film.txt", "."])
+def test_names_that_are_no_film(refused, done, name):
+    assert f"--mp4 {name} is no video file; its name ends in one of .mp4," in refused(
+        "video", done, "--mp4", name
+    )
+
+
+def test_devices_that_this_machine_does_not_have():
+    told = subprocess.run(
+        [sys.executable, "-c", "from qscape.cli import entry; entry()", "video", "nowhere"],
+        capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "abacus"},
+    )  # fmt: skip
+    assert told.returncode == 2
+    assert told.stderr.startswith(
+        "qscape: JAX finds no device of JAX_PLATFORMS=abacus here; unset it, or set cpu"
+    )
+
+
+def test_letters_that_a_terminal_does_not_have():
+    """Greek letters and signs become question marks on a terminal that is not UTF-8."""
+    told = subprocess.run(
+        [sys.executable, "-m", "qscape", "list", "parts"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "?" in told.stdout
 
 
 def test_an_environment_without_pictures(refused, done):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from runs_on_disk import write_run
 
 from qscape.cli import main
+from qscape.errors import UsageError
 from qscape.report import statistics
-from qscape.report.runs import load_runs
+from qscape.report.runs import find_runs, load_runs
 
 ROOT = Path(__file__).parent.parent
 ENVS = ("Ant-v5", "Hopper-v5")
@@ -402,7 +404,44 @@ def test_files_of_a_run_and_folders_are_not_written_over(tmp_path, capsys):
         (["--json", tmp_path / "new" / "run.json"], "has the name of a file of a run"),
         (["--csv", tmp_path / "a"], "is a folder; name a file"),
         (["--csv", f"{tmp_path}/new/"], "is a folder; name a file"),
+        (["--csv", tmp_path / "x", "--json", tmp_path / "x"], "x is named for two results; give each a file"),
+        (["--json", "-"], "- is no file name; /dev/stdout prints a result"),
     ):
         assert main(["compare", str(tmp_path / "a"), *map(str, argv)]) == 2
         assert why in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--html", "--png"])
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(flag, tmp_path, capsys):
+    """A limit on the size of files fails like a full disk: in the middle of a write."""
+    write_run(tmp_path / "a")
+    file = tmp_path / "out" / f"old.{flag[2:]}"
+    file.parent.mkdir()
+    file.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        code = run("compare", tmp_path / "a", flag, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    assert f"{file} cannot be written (File too large)" in capsys.readouterr().err
+    assert file.read_text() == "old"
+    assert [*file.parent.iterdir()] == [file]
+
+
+def test_brackets_of_labels_in_patterns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        write_run(f"runs/Ant-v5/td3[base.warmup=10,lap.alpha=0.6]/{seed}", seed=seed)
+    write_run("runs/Ant-v5/a/0")
+    for pattern, found in (
+        ("runs/*/td3[base.warmup=10,lap.alpha=0.6]", 2),
+        ("runs/Ant-v5/td3[base.warmup=10,lap.alpha=0.6]/*", 2),
+        ("runs/**/[a-b]", 1),
+        ("runs/Ant-v5/td3[[]*/0", 1),
+    ):
+        assert len(find_runs(pattern)) == found
+    with pytest.raises(UsageError, match=r"runs/\*/td9 matches no run, nor a folder with one below it"):
+        find_runs("runs/*/td9")

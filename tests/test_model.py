@@ -317,6 +317,14 @@ def test_a_model_saved_before_it_learned(tmp_path):
         qs.load(asked).learn(60)
 
 
+def test_an_environment_that_a_run_does_not_fit_is_named(tmp_path):
+    path = qs.TD3("Pendulum-v1", **settings("td3")).save(tmp_path / "run")
+    with pytest.raises(
+        qs.RunError, match=r"does not fit MountainCarContinuous-v0, whose .* those of Pendulum-v1"
+    ):
+        qs.load(path, env="MountainCarContinuous-v0")
+
+
 def test_a_run_in_one_program_is_loaded_with_an_environment_in_jax_only(tmp_path):
     small = {"actor_hidden": (8,), "critic_hidden": (8,), "rollout": 32, "batch_size": 16}
     qs.PPO("jax/CartPole-v1", eval_every=0, **small).learn(64).save(tmp_path / "run")

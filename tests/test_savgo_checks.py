@@ -735,6 +735,11 @@ def test_what_cannot_be_is_refused(recipe, fields, says):
     assert says in str(problem.value)
 
 
+def test_a_batch_without_pairs_is_refused():
+    with pytest.raises(UsageError, match=r"pairs of a batch, and base\.batch_size is 1; take at least 2"):
+        agents.build("sac+savgo", {"base": {"batch_size": 1}})
+
+
 @pytest.mark.parametrize(
     ("env", "variant", "candidates", "exponent", "adaptive"),
     [

@@ -31,7 +31,7 @@ from qscape.agents import (
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
@@ -451,7 +451,16 @@ def load(
     trained_in = plan.env
     plan = dataclasses.replace(plan, env=model.adapter.env_id, env_args=model._env_args)
     model.trainer = trainer_of(plan, build(plan.recipe, plan.settings), model.adapter, model.eval_adapter)
-    for note in notes + folders.load_into(model.trainer, newest):
+    try:
+        notes += folders.load_into(model.trainer, newest)
+    except RunError as problem:
+        if env is None:
+            raise
+        raise RunError(
+            f"The run does not fit {model.adapter.env_id}, whose observations or actions may be others than "
+            f"those of {trained_in}: {problem}"
+        ) from problem
+    for note in notes:
         warnings.warn(note, stacklevel=2)
     if not model.env_steps and plan.typed is not None:
         # Saved untrained: `learn` will fit to the length of the run what was not typed.

@@ -5,6 +5,7 @@ This module imports nothing heavy, so that `qscape --help` is fast.
 
 import difflib
 import importlib
+import io
 import sys
 
 from qscape.errors import QscapeError, UsageError, memory_error, one_line
@@ -65,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     `argv`: the arguments after `qscape`; None: those of this process.
     """
     argv = [*(sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 has no ±, σ or ‖
+            stream.reconfigure(errors="replace")
     debug, trusting = "--debug" in argv, "--trust" in argv
     argv, places = _without_parts([a for a in argv if a not in ("--debug", "--trust")])
     if not argv or argv[0] in ("-h", "--help", "help"):

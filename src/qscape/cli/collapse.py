@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, print_written, table
+from qscape.cli.running import plain_console, print_notes, print_written, table
 from qscape.errors import QscapeError
 from qscape.types import setting
 
@@ -34,14 +34,15 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Measure action collapse over the saves of runs, and plot it."""
-    from qscape.cli.compare import save_figure, save_text
+    from qscape.cli.compare import refuse_same, save_figure, save_text
     from qscape.inspect import collapse, store
     from qscape.report import collapse as report
     from qscape.report.runs import find_runs
 
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
-    console, records, files, problems = plain_console(), [], [], []
+    refuse_same(given.json, given.png)
+    console, records, files, problems, picture = plain_console(), [], [], [], given.png
     for folder in find_runs(paths):
         try:
             findings = collapse.measure_collapse(folder, given.states, given.seed)
@@ -58,18 +59,17 @@ def main(argv: list[str]) -> int:
         title += f"{findings['labels']} {' '.join(map(str, findings['counts']))}"
         names = [name.replace("_", " ") for name in COLUMNS]
         console.print(table(title, ["step", *names], rows))
-        if note := report.note_trivial(findings):
-            console.print(note, style="yellow", soft_wrap=True)
-        files.append(store.write_findings(folder, "collapse", findings))
+        kept, notes = store.keep_findings(folder, "collapse", findings, needed=not picture)
+        files += kept
+        print_notes(console, filter(None, [report.note_trivial(findings), *notes]))
+        picture = picture or str(folder / "inspect" / "collapse.png")
     if not records:
         raise problems[0]
-    for problem in problems:
-        console.print(f"left out: {problem}", style="yellow", soft_wrap=True)
+    print_notes(console, (f"left out: {problem}" for problem in problems))
     if given.json:
         save_text(store.to_json({"runs": records}), given.json)
         files.append(Path(given.json))
-    picture = Path(given.png) if given.png else files[0].parent / "collapse.png"
-    save_figure(report.draw_collapse(records), str(picture))
+    save_figure(report.draw_collapse(records), picture)
     print_written(console, *files, picture)
     return 0
 

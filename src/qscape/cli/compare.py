@@ -1,17 +1,25 @@
 """The command `qscape compare RUNS...`."""
 
-import contextlib
 import dataclasses
+import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.running import plain_console, print_table, print_written, require_positive, show_tracks
-from qscape.errors import RunError, UsageError
+from qscape.cli.running import (
+    plain_console,
+    print_notes,
+    print_table,
+    print_written,
+    require_positive,
+    show_tracks,
+)
+from qscape.errors import UsageError
+from qscape.inspect.store import write_atomically
 from qscape.report.numbers import digits_of
 from qscape.types import setting
 
@@ -57,6 +65,7 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
     require_positive(given, "final", "reps")
+    refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
         frame, notes = runs.read_runs(paths)
@@ -143,8 +152,7 @@ def print_comparison(console: Console, made: "Comparison", given: Any) -> None:
         ]  # fmt: skip
         title = f"Probability that a run of the first scores higher; {made.score} scores"
         print_table(console, title, ["pair", "envs", "probability [95%]"], rows)
-    for note in made.notes:
-        console.print(note, style="yellow", soft_wrap=True)
+    print_notes(console, made.notes)
 
 
 def draw_comparison(made: "Comparison", names: list[str], given: Any) -> None:
@@ -175,8 +183,9 @@ def save_figure(figure: Any, file: str) -> None:
         RunError: the file cannot be written.
     """
     refuse_ending(file)
-    with _writing(file):
-        figure.savefig(file, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=Path(file).suffix[1:].lower(), dpi=150)
+    _save(drawn.getvalue(), file)
 
 
 def refuse_ending(file: str) -> None:
@@ -201,17 +210,28 @@ def save_text(text: str, file: str) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    with _writing(file):
-        Path(file).write_text(text, encoding="utf-8")
+    _save(text.encode(), file)
 
 
-@contextlib.contextmanager
-def _writing(file: str) -> Iterator[None]:
-    """Create the folder of a file; an OSError in the `with` block becomes a RunError.
+def refuse_same(*files: str | None) -> None:
+    """Refuse two results in one file, of which only the last would stay, and a hyphen as a name.
+
+    Raises:
+        UsageError: they are.
+    """
+    named = [Path(file).resolve() for file in files if file]
+    if "-" in files:
+        raise UsageError("- is no file name; /dev/stdout prints a result.")
+    if twice := [path for k, path in enumerate(named) if path in named[:k]]:
+        raise UsageError(f"{twice[0]} is named for two results; give each a file.")
+
+
+def _save(data: bytes, file: str) -> None:
+    """Write a file completely or not at all, creating its folder.
 
     Raises:
         UsageError: the file is a folder, or has the name of a file of a run.
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; one that was there stays.
     """
     path = Path(file)
     if file.endswith(("/", os.sep)) or path.is_dir():
@@ -220,11 +240,10 @@ def _writing(file: str) -> Iterator[None]:
         raise UsageError(
             f"{file} has the name of a file of a run, which only training writes; name another one."
         )
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as problem:
-        raise RunError(f"{file} cannot be written ({problem.strerror}).") from problem
+    if path.exists() and not path.is_file():  # e.g. /dev/stdout
+        path.write_bytes(data)
+    else:
+        write_atomically(path.resolve() if path.is_symlink() else path, data)
 
 
 def _stop_epoch(row: Mapping[Any, Any]) -> list[str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.compare import save_figure, save_text
-from qscape.cli.running import plain_console, print_written
+from qscape.cli.compare import refuse_same, save_figure, save_text
+from qscape.cli.running import plain_console, print_notes, print_written
 from qscape.errors import UsageError
 from qscape.types import setting
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
     """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape embedding RUN")
+    refuse_same(given.json, given.png)
     if given.states < 2:
         raise UsageError(f"--states is {given.states}; it must be at least 2, for pairs to compare.")
 
@@ -58,7 +59,9 @@ def main(argv: list[str]) -> int:
         f"uniform share; two axes hold {sum(findings['explained']):.0%} of the embeddings' variance",
         soft_wrap=True,
     )
-    written = [str(store.write_findings(folder, "embedding", findings))]
+    files, notes = store.keep_findings(folder, "embedding", findings, needed=not given.png)
+    written = [*map(str, files)]
+    print_notes(console, notes)
     if given.json:
         save_text(store.to_json(findings), given.json)
         written.append(given.json)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_ending, save_figure, save_text
-from qscape.cli.running import plain_console, print_written, show_tracks, table
+from qscape.cli.compare import refuse_ending, refuse_same, save_figure, save_text
+from qscape.cli.running import plain_console, print_notes, print_written, show_tracks, table
 from qscape.errors import UsageError
 from qscape.types import setting
 
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     """Measure how far a run's actions lie below the best ones under its Q, and plot Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
+    refuse_same(given.json, given.png, given.html)
 
     from qscape.inspect import store
     from qscape.inspect.landscape import to_jsonable
@@ -88,11 +89,16 @@ def main(argv: list[str]) -> int:
     for folder, of in zip(folders, measured, strict=True):
         print_findings(console, of, f" in {folder}" if len(folders) > 1 else "")
     plain = to_jsonable(findings)
+    written: list[str] = []
     if given.json:
         save_text(store.to_json(plain), given.json)
-    written = [given.json or str(store.write_findings(folders[0], "landscape", plain))]
-    if "other" in plain and not given.json:  # so that a report shows both agents at the same states
-        written.insert(0, str(store.write_findings(folders[1], "landscape", plain["other"])))
+        written.append(given.json)
+    else:  # of two agents each, so that a report shows both at the same states
+        kept = [plain["other"], plain] if "other" in plain else [plain]
+        for folder, of in zip(reversed(folders), kept, strict=True):
+            files, notes = store.keep_findings(folder, "landscape", of, needed=not given.png)
+            written += map(str, files)
+            print_notes(console, notes)
     written.append(given.png or str(folders[0] / "inspect" / "landscape.png"))
     save_figure(draw_findings(findings), written[-1])
     climbed = [x for agent in name_agents(findings).values() for x in agent["landscapes"] if x["surrogates"]]

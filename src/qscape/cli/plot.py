@@ -5,7 +5,7 @@ from typing import Literal
 
 from qscape.cli import options
 from qscape.cli.compare import save_figure
-from qscape.cli.running import plain_console
+from qscape.cli.running import plain_console, print_notes
 from qscape.report.numbers import format_return
 from qscape.types import setting
 
@@ -48,8 +48,7 @@ def main(argv: list[str]) -> int:
     save_figure(figure, given.png)
     best = statistics.final_scores(rows).nlargest(1, "score").iloc[0]
     console = plain_console()
-    for sentence in skipped:
-        console.print(sentence, style="yellow", soft_wrap=True)
+    print_notes(console, skipped)
     where = f"{best['env']}, " if rows["env"].nunique() > 1 else ""
     what = statistics.METRIC_NAMES[given.metric]
     console.print(

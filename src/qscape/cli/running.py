@@ -349,6 +349,12 @@ def print_table(console: Console, title: str, columns: list[str], rows: list[lis
     console.print()
 
 
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """Print sentences for the reader, in yellow, a line each."""
+    for note in notes:
+        console.print(note, style="yellow", soft_wrap=True)
+
+
 def print_written(console: Console, *files: object) -> None:
     """Print a line for each written file; None is skipped."""
     for file in files:

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.compare import save_figure, save_text
-from qscape.cli.running import plain_console, print_table, print_written, require_positive
+from qscape.cli.compare import refuse_same, save_figure, save_text
+from qscape.cli.running import plain_console, print_notes, print_table, print_written, require_positive
 from qscape.errors import QscapeError, UsageError
 from qscape.types import setting
 
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUN", "qscape smoothness")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape smoothness RUN...")
     require_positive(given, "episodes", "noise_episodes", "reps")
+    refuse_same(given.json, given.png)
     for name in ("sigmas", "noise_episodes"):
         if not given.robustness and getattr(given, name) != getattr(Options, name):
             flag = name.replace("_", "-")
@@ -107,10 +108,8 @@ def measure_runs(paths: list[str], given: Any) -> tuple[list[dict[str, Any]], li
             )
             findings["robustness"] = {**scales[env], "sigma": sigma}
         records.append(findings)
-        try:
-            written.append(store.write_findings(folder, "smoothness", findings))
-        except QscapeError as problem:  # e.g. somebody else's run: its numbers are printed all the same
-            unwritten.append(f"the findings are not kept in the run's folder: {problem}")
+        files, why = store.keep_findings(folder, "smoothness", findings)
+        written, unwritten = written + files, unwritten + why
     if not records:
         raise problems[0]
     return records, [*(f"left out: {problem}" for problem in problems), *unwritten], written
@@ -141,8 +140,7 @@ def print_findings(
                 for row in noisy[noisy["env"] == env].to_dict("records")
             ]
             print_table(console, f"{env}: noise on the observations", ["label", "σ", *titles], lines)
-    for note in notes:
-        console.print(note, style="yellow", soft_wrap=True)
+    print_notes(console, notes)
 
 
 def _print_geometry(console: Console, title: str, form: str, rows: "pd.DataFrame") -> None:

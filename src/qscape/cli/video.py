@@ -15,12 +15,15 @@ from qscape.envs import EnvAdapter
 from qscape.errors import RunError, UsageError
 from qscape.report.numbers import format_return
 from qscape.run.evaluation import SEED, refuse_endless
+from qscape.run.files import unused_name
 from qscape.run.folder import one_run
 from qscape.run.policy import load_policy
 from qscape.run.programs import act_evaluating
 from qscape.run.training import set_up_jax
 from qscape.system import draw_without_screen
 from qscape.types import setting
+
+FORMATS = ".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +48,19 @@ def main(argv: list[str]) -> int:
     except ImportError as problem:
         raise UsageError('qscape video needs the extra: pip install "qscape[video]".') from problem
     folder = one_run(Path(path))
+    file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
+    if file.suffix.lower() not in FORMATS or file.is_dir():
+        raise UsageError(f"--mp4 {file} is no video file; its name ends in one of {', '.join(FORMATS)}.")
     draw_without_screen()
     loaded = load_policy(
         folder, seed=given.seed, current=given.current, env_args={"render_mode": "rgb_array"}
     )
     adapter, choose = loaded.adapter, act_evaluating(loaded.programs, loaded.acting, 1)
-    file = Path(given.mp4) if given.mp4 else folder / "video.mp4"
     fps = given.fps or adapter.env.metadata.get("render_fps", 30)
-    aside, frames, returns = file.with_stem(f"{file.stem}.new"), 0, []
+    aside, frames, returns = unused_name(file, file.suffix), 0, []
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()  # a folder that cannot be written is told in Python's words, not in ffmpeg's
         with warnings.catch_warnings():
             # JAX warns of forks; this fork only starts ffmpeg.
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
@@ -67,7 +73,8 @@ def main(argv: list[str]) -> int:
     except (OSError, ValueError) as problem:
         with contextlib.suppress(OSError):
             aside.unlink()
-        why, _, _ = str(problem).strip().partition("\n")  # ffmpeg's output follows
+        said = getattr(problem, "strerror", None) or str(problem)
+        why, _, _ = said.strip().partition("\n")  # ffmpeg's output follows
         raise RunError(f"{file} cannot be written ({why}).") from problem
     print(f"{file}: {frames} frames, returns {', '.join(f'{format_return(r)}' for r in returns)}")
     return 0

@@ -347,6 +347,11 @@ class EnvAdapter:
         return self.statistics.observation
 
     @property
+    def resetting(self) -> Bool[np.ndarray, " E"] | None:
+        """Where the next step only resets an environment; None: in none, ever."""
+        return self.statistics.resetting if self.has_reset_rows else None
+
+    @property
     def leaves(self) -> list[tuple[tuple[str, ...], Box]]:
         """The Boxes of the observation space and the keys that lead to them, in the order of a flat row."""
         return box_leaves(self._space, (), self.env_id, images=self.spec.frame is not None)

@@ -23,6 +23,25 @@ def write_findings(folder: Path | str, name: str, findings: Mapping[str, Any]) -
     return file
 
 
+def keep_findings(
+    folder: Path, name: str, findings: Mapping[str, Any], needed: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Like `write_findings`, but a folder that cannot be written, such as somebody else's run, is no error.
+
+    Args:
+        needed: it is an error all the same, since further files go to that folder.
+
+    Returns:
+        The file, and no sentence; or no file, and a sentence for the user that says why.
+    """
+    try:
+        return [write_findings(folder, name, findings)], []
+    except RunError as problem:
+        if needed:
+            raise
+        return [], [f"the findings are not kept in the run's folder: {problem}"]
+
+
 def write_atomically(file: Path, data: bytes) -> None:
     """Write a file completely or not at all, creating its folder.
 

@@ -29,7 +29,7 @@ MOST_NUMBERS = 2**32  # of one hidden layer, 4 bytes each, when all swaps are va
 
 
 class Memory(NamedTuple):
-    """The latest transitions, a ring of M rows.
+    """The latest transitions, a ring of M rows, in the environment's units.
 
     Attributes:
         weight: 0 for rows that hold no environment step.
@@ -203,16 +203,23 @@ class CARSM(PolicyUpdate):
         k_rows, k_values, k_noise = jax.random.split(context.key, 3)
         own: CarsmState = state.part_states[self.name]
         weight = jnp.ones_like(samples.target) if samples.weight is None else samples.weight
-        rows = Memory(samples.observation, samples.action, *transitions, weight)
+        obs, reward, terminated, next_obs = transitions
+        rows = Memory(obs, samples.action, reward, terminated, next_obs, weight)
         memory, written = self._remember(own, rows)
         # The critic first, so that the actor's step sees what this rollout taught.
         known = jnp.minimum(written, self.memory)
         drawn = jax.random.randint(k_rows, (self.replayed,), 0, known)
         old = jax.tree.map(lambda x: x[drawn], memory)
-        after = self._mean_value(context, state.networks, own.target, old.next_observation, k_values)
+        next_obs = context.normalise(old.next_observation)
+        after = self._mean_value(context, state.networks, own.target, next_obs, k_values)
         bootstrap = context.base.discount * (1.0 - old.terminated) * after
-        batch = rows._replace(reward=samples.target)
-        later = old._replace(reward=old.reward + bootstrap)
+        batch = samples.observation, samples.action, samples.target, weight
+        later = (
+            context.normalise(old.observation),
+            old.action,
+            context.scale(old.reward) + bootstrap,
+            old.weight,
+        )
         union = jax.tree.map(lambda *x: jnp.concatenate(x), batch, later)
         critic, target, moments, value_loss = self._update_critic(
             context, state.networks.critic, own.target, state.optimisers["critic"], union
@@ -237,17 +244,18 @@ class CARSM(PolicyUpdate):
         return jax.tree.map(lambda ring, x: ring.at[at].set(x), own.memory, kept), own.written + count
 
     def _update_critic(
-        self, context: Context, critic: PyTree, target: PyTree, moments: PyTree, batch: Memory
+        self, context: Context, critic: PyTree, target: PyTree, moments: PyTree, batch: tuple[Array, ...]
     ) -> tuple[PyTree, PyTree, PyTree, Scalar]:
         """Critic, target critic and optimiser after `critic_steps` steps, and the loss before the last.
 
-        `batch.reward` holds the regression targets.
+        `batch`: normalised observations, actions, regression targets and weights.
         """
+        obs, action, wanted, weight = batch
         optimiser = context.base.make_optimiser()
 
         def loss(critic: PyTree) -> Scalar:
-            q = self.action_values(context.spec, critic, batch.observation, batch.action)
-            return weighted_mean(jnp.square(batch.reward - q), batch.weight)
+            q = self.action_values(context.spec, critic, obs, action)
+            return weighted_mean(jnp.square(wanted - q), weight)
 
         def step(_: Array, carry: tuple) -> tuple:
             critic, target, moments, _ = carry

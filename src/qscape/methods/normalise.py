@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from qscape.offpolicy.sockets import Normaliser, PartState
-from qscape.ops.running import add_batch, add_rows, init_moments, standardise
+from qscape.ops.running import add_rows, init_moments, standardise
 from qscape.types import Key, Spec, setting
 
 
@@ -26,12 +26,8 @@ class Normalise(Normaliser):
     def init(self, key: Key, nets: Any, spec: Spec, base: Any, actor: PyTree) -> PartState:
         return PartState(extra=init_moments(spec.observation_size))
 
-    def update_statistics(self, state: PartState, obs: Array) -> PartState:
-        return state._replace(extra=add_rows(state.extra, obs))
-
-    def update_from_rollout(self, state: PartState, obs: Array, weight: Array | None) -> PartState:
-        """Folds in a rollout [B, S] at once; rows of weight 0 do not count, None: all rows count."""
-        return state._replace(extra=add_batch(state.extra, obs, weight))
+    def update_statistics(self, state: PartState, obs: Array, weight: Array | None = None) -> PartState:
+        return state._replace(extra=add_rows(state.extra, obs, weight))
 
     def apply(self, state: PartState, obs: Array) -> Array:
         x = standardise(state.extra, obs, self.epsilon, self.epsilon_under_root)

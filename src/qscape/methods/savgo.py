@@ -162,6 +162,8 @@ class SAVGO(Entropic):
                 f"savgo.kernel_batch is {self.kernel_batch}, but a batch has {base.batch_size} transitions; "
                 "give it at most that, or raise base.batch_size."
             )
+        if base.batch_size < 2:
+            return "savgo compares the pairs of a batch, and base.batch_size is 1; take at least 2."
         return super().conflict(agent)
 
     def notes(self, agent: Composition) -> list[str]:

@@ -54,8 +54,13 @@ class ScaleRewards(Scaling):
         sums, before = running_returns(steps, trajectory.done, before, base.discount)
         rows = None if weight is None else weight.reshape(-1)
         moments = add_batch(moments, sums.reshape(-1, 1), rows)
-        scaled = reward / jnp.sqrt(moments.var[0] + 1e-8)
-        return scaled if self.clip is None else jnp.clip(scaled, -self.clip, self.clip), (moments, before)
+        return self.apply((moments, before), reward), (moments, before)
+
+    def apply(self, state: PyTree, reward: Array) -> Array:
+        if self.what == "returns":
+            return reward
+        scaled = reward / jnp.sqrt(state[0].var[0] + 1e-8)
+        return scaled if self.clip is None else jnp.clip(scaled, -self.clip, self.clip)
 
     def value_scale(self, state: PyTree) -> Array | None:
         return None if self.what == "rewards" else jnp.sqrt(state[0].var[0] + 1e-8)

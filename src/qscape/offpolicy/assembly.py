@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from qscape.errors import UsageError
 from qscape.nets import Actor
@@ -522,12 +522,16 @@ class Assembly(Bound):
         """Whether the normaliser changes observations."""
         return self.normaliser.changes_observations
 
-    def see(self, state: State, obs: Array) -> State:
-        """Updates the normaliser's statistics by the raw observations [E, S] that are acted on next."""
+    def see(self, state: State, obs: Array, resetting: ArrayLike | None = None) -> State:
+        """Updates the normaliser's statistics by the raw observations [E, S] that are acted on next.
+
+        `resetting`: True where the next step only resets the environment [E]; None: nowhere.
+        """
         if not self.normalises:
             return state
         name, obs = self.normaliser.name, self.task.visible(obs)
-        return state.with_part(name, self.normaliser.update_statistics(state.part_states[name], obs))
+        weight = None if resetting is None else jnp.where(resetting, 0.0, 1.0)
+        return state.with_part(name, self.normaliser.update_statistics(state.part_states[name], obs, weight))
 
 
 def hide_privileged(policy: Callable, spec: Spec) -> Callable:

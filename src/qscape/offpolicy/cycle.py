@@ -45,6 +45,7 @@ class Carry(NamedTuple):
         columns: further replay columns that the action selector emitted with these actions.
         guard: the first update at which each quantity of `ops.finite.guard_names` was not finite, 0: none;
             None: nothing is watched.
+        resetting: True where the next step only resets the environment, whatever the action; None: nowhere.
     """
 
     state: State
@@ -57,6 +58,7 @@ class Carry(NamedTuple):
     action: Float[Array, "E A"]
     columns: dict[str, Array]
     guard: Int[Array, " K"] | None = None
+    resetting: Bool[HostOrDevice, " E"] | None = None
 
 
 # in_axes and out_axes of `vmap` for a carry whose leaves have a leading axis of seeds.
@@ -154,7 +156,7 @@ def choose(
 
     Args:
         agent: bound to its task; static.
-        carry: the carry with `state`, `noise_state`, `observation` and `first`.
+        carry: the carry with `state`, `noise_state`, `observation`, `first` and `resetting`.
         env_steps: environment steps made so far; the same key and number of steps give the same actions.
         key: the run's key.
         warm_up: whether to act uniformly; a traced value compiles both ways of choosing.
@@ -163,7 +165,7 @@ def choose(
         The carry with new `state`, `noise_state`, `action` and `columns`.
     """
     observation, first = jnp.asarray(carry.observation), jnp.asarray(carry.first)
-    state = agent.see(carry.state, observation)
+    state = agent.see(carry.state, observation, carry.resetting)
 
     def act(mode: str) -> tuple[Array, dict[str, Array], PyTree]:
         return agent.act(agent.acting(state), carry.noise_state, observation, first, env_steps, key, mode)

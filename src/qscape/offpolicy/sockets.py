@@ -803,8 +803,13 @@ class Normaliser(StatefulPart):
     socket: ClassVar[str] = "normaliser"
     changes_observations: ClassVar[bool] = True
 
-    def update_statistics(self, state: PartState, obs: Array) -> PartState:
-        """Folds in the raw observations [E, S] of one step. Called before the agent acts on them."""
+    def update_statistics(self, state: PartState, obs: Array, weight: Array | None = None) -> PartState:
+        """Folds in raw observations [E, S] before the agent acts on them, or those of a whole rollout.
+
+        Args:
+            weight: 0 for rows that are not acted on, since the next step only resets their environment, else
+                1, [E]; None: all rows count.
+        """
         return state
 
     def apply(self, state: PartState, obs: Array) -> Array:

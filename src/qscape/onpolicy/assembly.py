@@ -215,6 +215,8 @@ class Assembly(Bound):
         part_states, base = state.part_states, self.base
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
         return Context(
+            normalise=lambda obs: self.normalise_obs(part_states, obs),
+            scale=lambda reward: reward,
             apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),
             distribution=lambda actor, obs: self.distribution(part_states, actor, obs),
             value=lambda critic, obs: _value(critic, None, self.task.visible(obs)),
@@ -241,7 +243,7 @@ class Assembly(Bound):
             return state
         name = self.normaliser.name
         rows = None if weight is None else weight.reshape(-1)
-        statistics = self.normaliser.update_from_rollout(
+        statistics = self.normaliser.update_statistics(
             state.part_states[name], self.task.visible(obs).reshape(-1, self.task.observation_size), rows
         )
         return state._replace(part_states=state.part_states | {name: statistics})

@@ -136,23 +136,27 @@ class NetworkOutputs(NamedTuple):
 
 
 class Transitions(NamedTuple):
-    """What followed the N samples of a rollout, in the same order.
+    """The N samples of a rollout, in the same order, neither normalised nor scaled.
 
     Attributes:
-        reward: scaled, if the agent scales rewards; in the critic's unit.
+        observation: the observation that the action was chosen at.
+        reward: in the environment's unit.
         terminated: 1 where the episode ended in a terminal state.
-        next_observation: the true successor, normalised if the agent normalises observations.
+        next_observation: the true successor.
     """
 
+    observation: Float[Array, "N S"]
     reward: Float[Array, " N"]
     terminated: Float[Array, " N"]
     next_observation: Float[Array, "N S"]
 
 
 class Context(NamedTuple):
-    """Everything a `PolicyUpdate` may use beside the state and the samples. All observations are normalised.
+    """Everything a `PolicyUpdate` may use beside the state and the samples.
 
     Attributes:
+        normalise: raw observations to those that all other functions here take, by the statistics of now.
+        scale: rewards in the environment's unit to the critic's unit, by the statistics of now.
         apply_networks: (networks, observations [B, S]) to `NetworkOutputs`.
         distribution: ((torso, head), observations [B, S]) to the policy's `Distribution`, without the critic.
         value: (critic, observations [B, S]) to values [B], for a critic that does not share the torso.
@@ -164,6 +168,8 @@ class Context(NamedTuple):
         key: random key of this update and this part.
     """
 
+    normalise: Callable[[Array], Array]
+    scale: Callable[[Array], Array]
     apply_networks: Callable[..., NetworkOutputs]
     distribution: Callable[..., Distribution]
     value: Callable[..., Array]
@@ -294,6 +300,10 @@ class Scaling(StatefulPart):
         """The rewards [T, E] that the estimator sees, and the part's new state."""
         return trajectory.reward, state
 
+    def apply(self, state: PyTree, reward: Array) -> Array:
+        """Rewards as the estimator sees them, by the statistics in `state`."""
+        return reward
+
     def value_scale(self, state: PyTree) -> Array | None:
         """The factor from the critic's unit to returns; None: 1. The critic's targets are divided by it."""
         return None
@@ -343,7 +353,7 @@ class Normaliser(Protocol):
         """The initial statistics; on-policy agents pass None for `nets` and `actor`."""
         ...
 
-    def update_from_rollout(self, state: Any, obs: Array, weight: Array | None) -> PyTree:
+    def update_statistics(self, state: Any, obs: Array, weight: Array | None) -> PyTree:
         """The statistics after observations [N, S]; rows of weight 0 do not count."""
         ...
 

@@ -1,6 +1,7 @@
 """One update of an on-policy agent, as a pure function that reads like a paper's pseudo-code."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,16 +62,16 @@ def update(
     done = segment_end if base.episodes else done  # with whole episodes, every rollout starts with a reset
     terminated = rollout.terminated.astype(jnp.float32)
     trajectory = Trajectory(rollout.reward, value, next_value, terminated, segment_end, weight, done)
-    state, advantage, target, reward = _estimate_advantages(agent, state, trajectory)
+    state, advantage, target, scale = _estimate_advantages(agent, state, trajectory)
 
     # 3. Actor and critic are trained.
     columns = RolloutSamples(obs, rollout.action, log_prob, advantage, target, value, weight)
-    after = Transitions(reward, terminated, next_obs)
-    samples, transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (columns, after))
+    raw = Transitions(rollout.observation, rollout.reward, terminated, rollout.next_observation)
+    samples, transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (columns, raw))
     # With several devices each gets the whole rollout once, since minibatches are drawn from all of it.
     samples = replicate(samples)
     samples = samples if base.batch_size else split_batch(samples)
-    state, metrics = policy_update.improve(context, state, samples, transitions)
+    state, metrics = policy_update.improve(context._replace(scale=scale), state, samples, transitions)
 
     part = agent.refiner
     if part.name in state.part_states:
@@ -104,18 +105,18 @@ def _find_episode_ends(rollout: Rollout) -> Float[Array, "T E"]:
 
 def _estimate_advantages(
     agent: Assembly, state: State, trajectory: Trajectory
-) -> tuple[State, Array, Array, Array]:
-    """The state with the new states of scaling and estimator; advantages, critic targets and rewards [T, E].
+) -> tuple[State, Array, Array, Callable[[Array], Array]]:
+    """The state with the new states of scaling and estimator; advantages and critic targets [T, E]; `scale`.
 
-    Targets and rewards are in the critic's unit.
+    Targets are in the critic's unit, and `scale` brings rewards into it (`Context.scale`).
     """
     estimator, scaling = agent.estimator, agent.scaling
     part_states = dict(state.part_states)
     reward, part_states[scaling.name] = scaling.scale_rewards(
         part_states.get(scaling.name), agent.base, trajectory
     )
-    trajectory = trajectory._replace(reward=reward)
-    scale = scaling.value_scale(part_states.get(scaling.name))
+    trajectory, in_use = trajectory._replace(reward=reward), part_states[scaling.name]
+    scale = scaling.value_scale(in_use)
     if scale is not None and trajectory.value is not None and trajectory.next_value is not None:
         trajectory = trajectory._replace(
             value=trajectory.value * scale, next_value=trajectory.next_value * scale
@@ -125,10 +126,15 @@ def _estimate_advantages(
     )
     part_states[scaling.name] = scaling.update(part_states[scaling.name], target, trajectory.weight)
     if scale is not None:
-        target, reward = target / scale, reward / scale
+        target = target / scale
+
+    def to_critic_unit(reward: Array) -> Array:
+        scaled = scaling.apply(in_use, reward)
+        return scaled if scale is None else scaled / scale
+
     return (
         state._replace(part_states={k: v for k, v in part_states.items() if v is not None}),
         advantage,
         target,
-        reward,
+        to_critic_unit,
     )

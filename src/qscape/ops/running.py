@@ -35,9 +35,9 @@ def add_row(m: Moments, x: Float[Array, " S"]) -> Moments:
     return Moments(m.mean + delta / seen, var, jnp.minimum(seen, FULL))
 
 
-def add_rows(m: Moments, x: Float[Array, "E S"]) -> Moments:
-    """Add E vectors."""
-    return add_row(m, x[0]) if len(x) == 1 else add_batch(m, x)
+def add_rows(m: Moments, x: Float[Array, "E S"], weight: Float[Array, " E"] | None = None) -> Moments:
+    """Add E vectors. Those of weight 0 do not count; None: all count."""
+    return add_row(m, x[0]) if len(x) == 1 and weight is None else add_batch(m, x, weight)
 
 
 def add_batch(m: Moments, x: Float[Array, "B S"], weight: Float[Array, " B"] | None = None) -> Moments:

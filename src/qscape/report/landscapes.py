@@ -140,7 +140,7 @@ def draw_training(agents: Mapping[str, Mapping[str, Any]], gap: "Axes", optima: 
         gap.plot(steps, shares, "o-", color=colour, label=wrap_label(name))
         if all(s["optima"] for s in summaries):
             optima.plot(steps, [s["optima"]["mean"] for s in summaries], "o-", color=colour)
-    gap.set(ylabel="mean gap, % of Q's range", ylim=(0, None))
+    gap.set(ylabel="mean gap, % of Q's range", ylim=(0, 1.05 * gap.get_ylim()[1]))
     optima.set(ylabel="local optima, mean")
     for ax in (gap, optima):
         ax.set_xlabel(name_steps(agents))

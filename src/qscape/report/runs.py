@@ -83,6 +83,8 @@ def find_runs(runs: Paths) -> list[Path]:
     folders: dict[Path, Path] = {}
     for path in _list_paths(runs):
         inside = [folder for root in _match(path) for folder in _find_below(root)]
+        if not inside and not Path(path).exists() and glob.has_magic(str(path)):
+            raise UsageError(f"{path} matches no run, nor a folder with one below it.")
         if not inside:
             raise UsageError(
                 f"{path} is no run and holds none: there is no run.json in it or in a folder below it."
@@ -97,8 +99,14 @@ def _list_paths(runs: Paths) -> list[str | Path]:
 
 
 def _match(path: str | Path) -> list[Path]:
-    """List the files and folders that a path or a pattern names; labels contain brackets, so paths win."""
-    return [Path(path)] if Path(path).exists() else [*map(Path, glob.glob(str(path), recursive=True))]
+    """List the files and folders that a path or a pattern names.
+
+    Labels contain brackets, so a path wins over a pattern, and brackets are plain text if nothing else fits.
+    """
+    if Path(path).exists():
+        return [Path(path)]
+    patterns = str(path), str(path).replace("[", "[[]")
+    return [*map(Path, next(filter(None, (glob.glob(p, recursive=True) for p in patterns)), []))]
 
 
 def note_missing(runs: Paths, found: Iterable[Path]) -> list[str]:

@@ -10,9 +10,12 @@ from qscape.errors import RunError
 LEFTOVERS = ".*.tmp-*"  # what `unused_name` returns, as a pattern
 
 
-def unused_name(target: Path) -> Path:
-    """Return a hidden name beside a file or folder, in which it is written before it is renamed."""
-    return target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
+def unused_name(target: Path, suffix: str = "") -> Path:
+    """Return a hidden name beside a file or folder, in which it is written before it is renamed.
+
+    `suffix`: what the name ends in, if a writer chooses the format by it.
+    """
+    return target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}{suffix}")
 
 
 def write_whole(file: Path, data: bytes) -> None:

@@ -87,9 +87,9 @@ class Programs:
         written, acted_on = ("storage", "replay_state"), ("observation", "action", "columns")
         self.insert = Program(self.map(insert, 0), written, acted_on)
         self.learn = Program(self.map(learn, None, None, 0), LEARNED, ("storage",))
-        seen = ("storage", "observation", "first")
+        seen = ("storage", "observation", "first", "resetting")
         self.step = Program(self.map(step, None, None, 0), LEARNED + CHOSEN, seen, ("action", "columns"))
-        self.see: Callable[[State, Any], State] = lambda state, obs: state
+        self.see: Callable[..., State] = lambda state, *_: state
         if agent.normalises:
             self.see = jax.jit(agent.see, donate_argnums=0)
         self.act = Act(agent.act)

@@ -65,7 +65,7 @@ class SeedPrograms(Programs):
     def __init__(self, agent: Agent, layout: Layout) -> None:
         super().__init__(agent, layout)
         if agent.normalises:
-            see = jax.vmap(agent.see, in_axes=(SEED_AXES, 0), out_axes=SEED_AXES)
+            see = jax.vmap(agent.see, in_axes=(SEED_AXES, 0, None), out_axes=SEED_AXES)
             self.see = jax.jit(see, donate_argnums=0)
         self.act = Act(self._act)
 
@@ -90,6 +90,7 @@ class SeedAdapters:
     """
 
     is_host_only = False  # so that the loop does not use the driven program, which takes one adapter
+    resetting = None  # the environments of several seeds reset in the step that ends an episode
 
     def __init__(self, adapters: Sequence[EnvAdapter]) -> None:
         self.each = adapters

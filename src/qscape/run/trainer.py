@@ -119,7 +119,9 @@ class Trainer(Loop):
 
     def _prepare(self) -> bool:
         if self.carry.observation is None:
-            self.carry = self.carry._replace(observation=self.adapter.observation)
+            self.carry = self.carry._replace(
+                observation=self.adapter.observation, resetting=self.adapter.resetting
+            )
         if self.carry.action is not None:
             return True
         self._advance()
@@ -153,7 +155,11 @@ class Trainer(Loop):
         self.carry = self.programs.insert(self.carry, Outcome(*step[:-1]))
         self._count_step(step)
         self.carry = self.carry._replace(
-            observation=step.observation, first=step.starts_episode, action=None, columns={}
+            observation=step.observation,
+            first=step.starts_episode,
+            resetting=self.adapter.resetting,
+            action=None,
+            columns={},
         )
         yield from self._episode_events(step.finished)
 
@@ -234,7 +240,7 @@ class Trainer(Loop):
             if self.pending:
                 return
         observation, first, noise_state = self.carry.observation, self.carry.first, self.carry.noise_state
-        self.state = self.programs.see(self.state, observation)
+        self.state = self.programs.see(self.state, observation, self.carry.resetting)
         mode = "warm_up" if warm_up else "explore"
         action, columns, noise_state = self.programs.act(
             self.acting, noise_state, observation, first, steps, self.key, mode=mode

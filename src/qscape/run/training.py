@@ -40,12 +40,22 @@ def set_up_jax() -> None:
     The cache keeps compiled programs between processes, so that later runs start faster. On an accelerator,
     matrix products are computed in full float32. JAX's default there is TF32, which changes PAVE's terms by
     0.6%, and SAVGO's cosines by as much as they differ from each other.
+
+    Raises:
+        UsageError: `JAX_PLATFORMS` names devices that this machine does not have.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qscape" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if jax.config.values["jax_default_matmul_precision"] is None and jax.default_backend() != "cpu":
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as problem:
+        wanted = jax.config.values["jax_platforms"]
+        raise UsageError(
+            f"JAX finds no device of JAX_PLATFORMS={wanted} here; unset it, or set cpu ({problem})."
+        ) from problem
+    if jax.config.values["jax_default_matmul_precision"] is None and backend != "cpu":
         jax.config.update("jax_default_matmul_precision", "float32")
 
 
