@@ -11,7 +11,7 @@ from blocks import RESULTS, by_seed, show, span, spread, table
 from published import EPISODES, read_curves, read_published
 from recorded import POLICIES, at, cartpole_rows, cut, ends, labels, read_json, read_runs, seeds_of
 from scipy.stats import PermutationMethod, fisher_exact, mannwhitneyu
-from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, summarise
+from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, smooth, summarise
 
 from qscape.report.statistics import estimate_aggregates
 
@@ -187,6 +187,35 @@ def block_savgo_pendulum() -> str:
         cells = [by_seed(ends(study, env, label, steps=steps)) for steps in (10_000, 15_000, 20_000, 0)]
         rows.append([short(label), seeds_of(study, env, label), *cells])
     return table(["agent", "seeds", "10,000 steps, by seed", "15,000", "20,000", "last evaluation"], rows)
+
+
+def block_savgo_controls() -> str:
+    """SAVGO's controls on HalfCheetah and SAC of the study `mujoco`, by seed, beside the published curves."""
+    steps, curve, rows = (20_000, 50_000, 100_000), (50_000, 100_000), []
+    arms = [("mujoco", "sac"), *(("savgo-controls", of) for of in labels("savgo-controls", CHEETAH))]
+    for study, label in arms:
+        runs = [r.evaluations for r in read_runs() if (r.study, r.env, r.label) == (study, CHEETAH, label)]
+        cells = [", ".join(show(of["return"][at(of, k)].mean()) for of in runs) for k in steps]
+        smoothed = [np.mean([smooth(of["return"].mean(1))[at(of, k)] for of in runs]) for k in curve]
+        every = np.diff(runs[0]["step"]).max()
+        rows.append([short(label), str(len(runs)), *cells, f"{every:,}", *map(show, smoothed)])
+    figure = [r for r in read_published() if (r.table, r.task) == ("Figure: learning curves", "HalfCheetah")]
+    for agent, every in (("SAC", 10_000), ("SAVGO", 5_000)):
+        of = {r.steps: r for r in figure if r.agent == agent}
+        rows.append(
+            [
+                f"{agent}, published",
+                str(of[50_000].seeds),
+                "",
+                "",
+                "",
+                f"{every:,}",
+                *(of[k].text for k in curve),
+            ]
+        )
+    names = [*(f"{k:,}" for k in steps), "evaluated every", *(f"smoothed, {k:,}" for k in curve)]
+    names[0] += " steps, by seed"
+    return table(["agent", "seeds", *names], rows)
 
 
 def block_pave_published(base: str) -> str:
@@ -493,6 +522,7 @@ CRITICS = [file.stem for file in sorted((RESULTS / "critics").glob("*.json"))]  
 BLOCKS: dict[str, Callable[[], str]] = {
     "learning": block_learning,
     "pave": functools.partial(block_pave, "pave-effect", "Pendulum-v1"),
+    "pave-lander": functools.partial(block_pave, "pave-lander", "LunarLander-v3"),
     "pave-of-sac": functools.partial(block_pave_of, "sac"),
     "pave-of-td3": functools.partial(block_pave_of, "td3"),
     "savo-single": functools.partial(block_savo, SINGLE, "savo-effect", "savo-controls"),
@@ -506,6 +536,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sac": block_sac,
     "td7-curves": block_td7_curves,
     "savgo": block_savgo,
+    "savgo-controls": block_savgo_controls,
     "savgo-curves": block_savgo_curves,
     "acpg": block_acpg,
     "savgo-pendulum": block_savgo_pendulum,
