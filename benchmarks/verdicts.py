@@ -230,7 +230,7 @@ def geometry_of(row: Row) -> tuple[np.ndarray, int] | None:
         return None
     of = plan.label, plan.env, row.steps
     found = [
-        measured["geometry_environment_units"][GEOMETRY[row.metric]]
+        (measured["geometry_environment_units"] or measured["geometry"])[GEOMETRY[row.metric]]
         for file in sorted((RESULTS / "smoothness").glob("*.json"))
         for measured in read_json(f"smoothness/{file.name}")["runs"]
         if (measured["label"], measured["env"], measured["step"]) == of
