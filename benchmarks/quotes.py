@@ -11,7 +11,7 @@ from blocks import RESULTS, by_seed, show, span, spread, table
 from published import EPISODES, read_curves, read_published
 from recorded import POLICIES, at, cartpole_rows, cut, ends, labels, read_json, read_runs, seeds_of
 from scipy.stats import PermutationMethod, fisher_exact, mannwhitneyu
-from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, smooth, summarise
+from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, smoothed, summarise
 
 from qscape.report.statistics import estimate_aggregates
 
@@ -197,12 +197,10 @@ def block_savgo_controls() -> str:
     steps, curve, rows = (20_000, 50_000, 100_000), (50_000, 100_000), []
     controls = [("savgo-controls", label, 5_000) for label in labels("savgo-controls", CHEETAH)]
     for study, label, every in [("mujoco", "sac", 10_000), ("mujoco", "sac", 5_000), *controls]:
-        runs = [r.evaluations for r in read_runs() if (r.study, r.env, r.label) == (study, CHEETAH, label)]
-        cells = [", ".join(show(of["return"][at(of, k)].mean()) for of in runs) for k in steps]
-        smoothed = np.array([smooth(of["return"].mean(1)[of["step"] % every == 0]) for of in runs]).mean(0)
-        rows.append(
-            [short(label), str(len(runs)), *cells, f"{every:,}", *(show(smoothed[k // every]) for k in curve)]
-        )
+        runs = [r for r in read_runs() if (r.study, r.env, r.label) == (study, CHEETAH, label)]
+        cells = [by_seed(ends(study, CHEETAH, label, steps=k)) for k in steps]
+        means = [np.mean([smoothed(run, at(run.evaluations, k), every) for run in runs]) for k in curve]
+        rows.append([short(label), str(len(runs)), *cells, f"{every:,}", *map(show, means)])
     figure = [r for r in read_published() if (r.table, r.task) == ("Figure: learning curves", "HalfCheetah")]
     for agent, every in (("SAC", 10_000), ("SAVGO", 5_000)):
         of = {r.steps: r for r in figure if r.agent == agent}

@@ -164,12 +164,14 @@ def study_of(one: Row, two: Row) -> str:
     return max(shared, default=(0, 0, ""))[2]
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Smooth a curve as the SAVGO paper does: 0.85 of the past and 0.15 of the present."""
-    made = values.copy()
-    for k in range(1, len(made)):
-        made[k] = 0.85 * made[k - 1] + 0.15 * values[k]
-    return made
+def smoothed(run: Run, k: int, every: int) -> float:
+    """Return the return at evaluation k, smoothed as in the SAVGO paper: 0.85 of the past and 0.15 of now.
+
+    `every`: the steps from one evaluation to the next; those between are left out, since more would lag less.
+    """
+    used = run.evaluations["step"][: k + 1] % every == 0
+    first, *others = run.evaluations["return"][: k + 1].mean(1)[used]
+    return functools.reduce(lambda past, now: 0.85 * past + 0.15 * now, others, first)
 
 
 def score(run: Run, returns: np.ndarray) -> np.ndarray:
@@ -192,7 +194,8 @@ METRICS: dict[str, Callable[[Run, int], Any]] = {  # of a run up to an evaluatio
     "best return": lambda run, k: run.evaluations["return"][: k + 1].mean(1).max(),
     "final return": lambda run, k: run.evaluations["return"][k],
     "epoch solved": solved,
-    "smoothed return": lambda run, k: smooth(run.evaluations["return"].mean(1))[k],
+    "smoothed return": functools.partial(smoothed, every=5_000),
+    "smoothed return of a baseline": functools.partial(smoothed, every=10_000),
     "normalised score": lambda run, k: score(run, run.evaluations["return"][k]),
 }
 GEOMETRY = {
@@ -214,7 +217,8 @@ def values_of(row: Row, study: str | None = None) -> tuple[np.ndarray, int] | No
     if row.paper == "ACPG" and row.task == "CartPole (MLP)" and row.agent in HEADS:
         return cartpole_of(row.agent, row.metric, row.steps)
     groups = [runs for runs in groups_of(row, row.agent) if study in (None, runs[0].study)]
-    metric = METRICS.get(row.metric)
+    kind = " of a baseline" if row.metric == "smoothed return" and not row.agent.startswith("SAVGO") else ""
+    metric = METRICS.get(row.metric + kind)
     if not groups or metric is None:
         return None
     runs = groups[0]
