@@ -139,6 +139,7 @@ class Beside:
     """The same worlds behind the face of an edge, for the ordinary loop; it maps actions as edges do."""
 
     env_id = "beside"
+    resetting = None  # a world resets in the step that ends an episode
 
     def __init__(self, env: JaxEnv, envs: int, key: Array):
         self.env, self.envs, self.key, self.made = env, envs, key, 0

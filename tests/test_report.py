@@ -72,8 +72,12 @@ def test_patterns_folders_and_brackets_find_each_run_once(tmp_path, monkeypatch)
         assert sorted(set(qs.load_runs(paths)["label"])) == ["td3", odd], paths
         assert len(qs.load_runs(paths)) == 4  # two evaluations each
     assert set(qs.load_runs(f"runs/Ant-v5/{odd}")["label"]) == {odd}
-    for nothing in ("nowhere", "runs/*.txt", "runs/Ant-v5/td3/0/saves"):
-        with pytest.raises(UsageError, match="is no run and holds none"):
+    for nothing, why in (
+        ("nowhere", "is no run and holds none"),
+        ("runs/*.txt", "matches no run"),
+        ("runs/Ant-v5/td3/0/saves", "is no run and holds none"),
+    ):
+        with pytest.raises(UsageError, match=why):
             qs.load_runs(["runs", nothing])
 
 
