@@ -88,6 +88,11 @@ def test_a_new_run_and_a_saved_model_write_through_no_link(run, tmp_path):
     (run / "inspect").symlink_to(foreign)
     with pytest.raises(RunError, match="inspect is a link"):
         store.write_findings(run, "landscape", {})
+    kept, (why,) = store.keep_findings(run, "landscape", {})  # somebody who named another file gets that one
+    assert kept == []
+    assert why.startswith("the findings are not kept in the run's folder: ")
+    with pytest.raises(RunError, match="inspect is a link"):
+        store.keep_findings(run, "landscape", {}, needed=True)
     list(train(PLAN, run, overwrite=True, on_trainer=lambda trainer: trainer.stop()))
     assert [path.name for path in foreign.iterdir()] == ["thesis.npz"]
     assert not (run / "inspect").exists()
