@@ -145,6 +145,14 @@ def test_a_single_action_has_no_simplex():
     close(found, equinorm_w=0.0, nearest_mean_agreement=1.0)
 
 
+def test_agreement_is_between_valid_actions():
+    """The features of state 0 point at action 2, which is not valid there."""
+    h, w, y = np.array([[0.9, 1.0], [1.0, 0.0], [0.0, 1.0]]), np.eye(2), np.array([0, 0, 1])
+    valid = np.array([[True, False], [True, True], [True, True]])
+    assert action_collapse(h, y, w).nearest_mean_agreement == pytest.approx(2 / 3)
+    assert action_collapse(h, y, w, valid=valid).nearest_mean_agreement == 1.0
+
+
 def test_a_mean_without_direction_leaves_only_its_pairs_out():
     h = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
     found = action_collapse(h, np.arange(3), HAND_W)

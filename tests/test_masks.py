@@ -19,6 +19,7 @@ from qscape.envs import make as make_adapter
 from qscape.envs.masks import MaskReader
 from qscape.envs.recsim import RecSim, RecSimEnv, greedy
 from qscape.errors import RunError, UsageError
+from qscape.inspect.collapse import LabelledStates, measure_policy
 from qscape.inspect.landscape import SurveyedState
 from qscape.inspect.survey import Surveyor
 from qscape.masks import ActionMask
@@ -28,6 +29,7 @@ from qscape.nets.heads import unsnap
 from qscape.offpolicy.sockets import bind_critics, bind_network
 from qscape.offpolicy.update import Stage, _fixed_targets, _look_ahead
 from qscape.ops import landscape
+from qscape.ops.collapse import action_collapse
 from qscape.ops.nearest import ActionTable
 from qscape.replay.storage import rows_at
 from qscape.run import Plan, resume, train
@@ -341,6 +343,17 @@ def test_a_run_takes_valid_actions_only(how, envs, tmp_path):
 def test_runs_of_other_agents_take_valid_actions_only(recipe, tmp_path):
     *_, end = train(run_of("info", 64, recipe, envs=2), tmp_path / "run")
     assert not end.interrupted
+
+
+def test_collapse_is_measured_on_valid_actions():
+    spec = Spec(3, 1, choices=40, mask=ActionMask(40))
+    agent = qs.agent("ppo", {"base": {"actor_hidden": (8,)}}).on(spec)
+    acting = agent.acting(agent.init(jax.random.key(0)))
+    obs, valid = observe(np.random.default_rng(0), 50)
+    found, h, y, w = measure_policy(agent, acting, LabelledStates(np.asarray(obs), None))
+    assert (y == np.where(valid, h @ w.T, -np.inf).argmax(1)).all()
+    assert found == action_collapse(h, y, w, valid=valid)
+    assert found.nearest_mean_agreement > action_collapse(h, y, w).nearest_mean_agreement
 
 
 class ForbiddenValues(gym.Env):

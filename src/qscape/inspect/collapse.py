@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -107,7 +108,9 @@ def measure_policy(
         labels = np.asarray(dist.mode())[:, 0].astype(int)
     own = acting.part_states.get(agent.head.name)
     features, w = np.asarray(dist.features), np.asarray(agent.head.action_layer(acting.networks.head, own))
-    return action_collapse(features, labels, w), features, labels, w
+    valid = agent.task.valid_actions(jnp.asarray(all_))
+    metrics = action_collapse(features, labels, w, valid=None if valid is None else np.asarray(valid))
+    return metrics, features, labels, w
 
 
 def collect_states(trained: TrainedAgent, count: int = STATES, seed: int = SEED) -> LabelledStates:

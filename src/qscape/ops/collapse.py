@@ -10,7 +10,7 @@ At complete collapse, metrics 1-5 are 0, and 6 and 7 are 1.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 RANK_FLOOR = 1e-6  # singular values of the class means below this share of the largest count as 0
 ZERO = 1e-12  # lengths below this have no direction
@@ -50,6 +50,7 @@ def action_collapse(
     y: Int[np.ndarray, " N"],
     w: Float[np.ndarray, "K d"],
     centre: Literal["classes", "samples"] = "classes",
+    valid: Bool[np.ndarray, "N K"] | None = None,
 ) -> Collapse:
     """Compute all metrics of action collapse.
 
@@ -57,6 +58,7 @@ def action_collapse(
         h, y, w: features, actions and the action layer.
         centre: h_G is the mean of the class means, or the mean of all samples. The latter is the paper's;
             with it, an exactly collapsed but unbalanced set does not score 0.
+        valid: the actions that metric 6 chooses from in each state; None: all.
 
     Raises:
         ValueError: there are no samples.
@@ -80,7 +82,7 @@ def action_collapse(
         max_angle_w=max_angle(angles_w, len(w)),
         within_variation=nan if is_single else within_variation(h - means[np.searchsorted(present, y)], m),
         self_duality=nan if is_single else self_duality(w[present], m),
-        nearest_mean_agreement=nearest_mean_agreement(h, w, means, present),
+        nearest_mean_agreement=nearest_mean_agreement(h, w, means, present, valid),
         alignment=alignment(h, w[y]),
         max_angle_h_uncentred=nan if is_single else max_angle(angles_raw, len(w)),
         classes=len(present),
@@ -136,10 +138,15 @@ def nearest_mean_agreement(
     w: Float[np.ndarray, "K d"],
     means: Float[np.ndarray, "S d"],
     present: Int[np.ndarray, " S"],
+    valid: Bool[np.ndarray, "N K"] | None = None,
 ) -> float:
-    """6: share of states where argmax_k ⟨w_k, h⟩ is the action of the nearest class mean."""
+    """6: share of states where the valid argmax_k ⟨w_k, h⟩ is the action of the nearest class mean."""
     distance = np.square(means).sum(-1) - 2.0 * h @ means.T  # minus ‖h‖², which does not depend on k
-    return float((present[distance.argmin(1)] == (h @ w.T).argmax(1)).mean())
+    logits = h @ w.T
+    if valid is not None:
+        distance = np.where(valid[:, present], distance, np.inf)
+        logits = np.where(valid, logits, -np.inf)
+    return float((present[distance.argmin(1)] == logits.argmax(1)).mean())
 
 
 def alignment(h: Float[np.ndarray, "N d"], w: Float[np.ndarray, "N d"]) -> float:
