@@ -63,6 +63,7 @@ def done(tmp_path_factory):
 # --- what cannot be asked for: exit code 2, and nothing is written -------------------------------------
 
 NOT_A_NAME = [
+    (["train", "td3", *CLOCK, "--seeds", 0, "--seeds", 1], "--seeds is there twice; name all its values"),
     (["xyz"], "there is no command 'xyz'; there are train, resume"),
     (["train", "td9", *CLOCK], "There is no agent 'td9'; near to it: td7, td3"),
     (["train", "ddpg", *CLOCK], "no agent 'ddpg'; it is td3 with base.critics 1, base.policy_delay 1 and ba"),
@@ -693,6 +694,19 @@ def test_a_config_gives_what_was_typed_and_not_what_followed_from_it(tmp_path, m
     assert "warmup" not in longer.settings["base"]
     assert longer.settings["base"]["schedule_updates"] == 100_000, "one for each step"
     assert older.settings["base"]["warmup"] == 200, "an older file does not say what was typed"
+
+
+def test_a_config_keeps_the_arguments_of_its_environment_and_no_loop(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(train, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    asked = Plan("td3", "Pendulum-v1", 1_000, env_args={"g": 9.0}, loop="host")  # as a run records it
+    plan, agent, _ = prepare(asked)
+    folders.write_record(tmp_path / "run", json.loads(json.dumps(to_json(plan, agent))))
+    argv = ["train", "--config", tmp_path / "run" / "run.json", "--out", tmp_path / "out"]
+    assert run(*argv, "--env.max-episode-steps", 50) == 0
+    (job,) = jobs
+    assert job.plan.env_args == {"g": 9.0, "max_episode_steps": 50}
+    assert job.plan.loop == "auto"
 
 
 def test_arguments_of_the_environment_tell_default_folders_apart(tmp_path, monkeypatch):

@@ -687,6 +687,24 @@ def test_schedules_speak_json(name):
     assert 40 <= asked / agent.base.updates_per_step <= 80
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.75, 1.5])
+def test_no_burst_leaves_less_than_no_step(rate):
+    """A save refuses negative counters."""
+    agent, rng, made = (
+        make("td3+checkpoints", {"base": {"updates_per_step": rate}}),
+        np.random.default_rng(0),
+        0,
+    )
+    counters = agent.schedule.start()
+    for length in rng.integers(1, 300, 2_000).tolist():
+        counters, *_ = agent.schedule.updates_due(counters, StepEnd(length), agent.base)
+        ended = EpisodeEnd(length, rng.uniform(-100, 0), made)
+        counters, updates, _ = agent.schedule.updates_due(counters, ended, agent.base)
+        assert counters["steps"] >= 0
+        made += updates
+    assert made > 100_000
+
+
 # --- checks that take seconds: for few rows ------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from tiny import Clock, flags, settings
 
 from qscape.cli import main
 from qscape.envs import make
+from qscape.envs.snapshot import take
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import LocalWorker
@@ -144,6 +145,22 @@ def test_an_environment_that_exits_is_saved_first(raised, tmp_path, monkeypatch)
     assert started.step == 60
     assert "it was interrupted in the middle of a step" in " ".join(started.notes)
     assert (ended.step, ended.updates) == (100, 80)
+
+
+def test_the_episode_after_an_exit_is_resumed_exactly(monkeypatch):
+    monkeypatch.setattr(Exits, "exit", KeyboardInterrupt())
+    monkeypatch.setattr(Exits, "count", 0)
+    monkeypatch.setattr(Exits, "at", 3)
+    adapter = make("Exits-v0")
+    adapter.reset()
+    action = np.zeros((1, 1), np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        [adapter.step(action) for _ in range(5)]
+    adapter.step(action)
+    assert not take(adapter).meta["exact"]
+    while not adapter.step(action).finished:
+        pass
+    assert take(adapter).meta["exact"]
 
 
 def test_an_exit_is_no_end_of_a_run(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,18 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_counters_of_a_schedule_may_be_rounded_below_zero():
+    """Older versions saved such counters in some bursts of `checkpoints`."""
+    folders._check_like(-7.1e-15, 0, "numbers.schedule.steps")
+    for value, name in (
+        (-1, "numbers.schedule.steps"),
+        (-7.1e-15, "numbers.updates"),
+        (True, "numbers.updates"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}")):
+            folders._check_like(value, 0, name)
 
 
 # --- links ----------------------------------------------------------------------------------------------

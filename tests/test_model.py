@@ -19,9 +19,11 @@ from tiny import Clock, Rooms, arrays, settings
 
 import qscape as qs
 from qscape.envs import make
+from qscape.inspect.valid import find_valid_balls
 from qscape.model import SEED
 from qscape.run import evaluation, resume, training
 from qscape.run import events as ev
+from qscape.run import folder as folders
 from qscape.run.loop import Loop
 
 
@@ -566,6 +568,7 @@ def test_the_kept_policy_is_the_one_that_predicts():
     )[0]
     assert not np.array_equal(kept, current)
     assert np.array_equal(model.predict(seen)[0], kept)  # the clock's actions are in [-1, 1] already
+    assert model.trained_agent.policy == "kept"
 
 
 def test_what_is_refused():
@@ -582,6 +585,53 @@ def test_what_is_refused():
     alone = qs.TD3(gym.make("Pendulum-v1"), **settings("td3"))
     with pytest.raises(qs.UsageError, match="pass eval_env"):
         alone.evaluate()
+
+
+def test_measuring_leaves_the_environment_of_training_alone():
+    class Counted(Clock):
+        """Counts calls in one list, which copies do not share."""
+
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def reset(self, **given):
+            self.calls.append("reset")
+            return super().reset(**given)
+
+        def close(self):
+            self.calls.append("close")
+
+    env = Counted()
+    model = qs.TD3(env, **settings("td3", warmup=20)).learn(40)
+    before, place = [*env.calls], (env.episode, env.now)
+    assert model.trained_agent.policy == "current"
+    assert len(model.trained_agent.rollouts(2)) == 2
+    assert find_valid_balls(model.trained_agent) is None
+    assert (env.calls, (env.episode, env.now)) == (before, place)
+    env.lock = threading.Lock()
+    with pytest.raises(qs.UsageError, match=r"cannot be copied \(TypeError.* give the model an id"):
+        model.trained_agent.rollouts(1)
+
+
+def test_a_setting_that_does_nothing_is_told():
+    small = settings("td3", warmup=20)
+    small["base"] = small["base"] | {"ou_rate": 0.3}
+    with pytest.warns(UserWarning, match="ou_rate does nothing without Ornstein-Uhlenbeck"):
+        qs.Model("td3", Clock, eval_every=0, **small).learn(30)
+
+
+def test_arguments_that_json_cannot_hold_are_saved_as_lists_and_text(tmp_path):
+    def create(goal, how):
+        return Clock(length=int(goal[0]) + how())
+
+    given = {"goal": np.array([20.0]), "how": lambda: 10}
+    model = qs.TD3(create, env_args=given, **settings("td3", warmup=20), eval_every=0).learn(40)
+    path = model.save(tmp_path / "run")
+    record = folders.read_record(path)
+    assert record["env_args"]["goal"] == [20.0]
+    assert "lambda" in record["env_args"]["how"]
+    assert qs.load(path, lambda: create(**given)).learn(10).env_steps == 50
 
 
 def test_an_environment_that_is_made_already_is_evaluated_in_another(tmp_path):

@@ -9,7 +9,7 @@ import qscape as qs
 from qscape.cli import main
 from qscape.data import read
 from qscape.errors import RunError, UsageError
-from qscape.run.record import record_dataset
+from qscape.run.record import _drop_unwritable_spec, record_dataset
 
 minari = pytest.importorskip("minari")
 EPISODES = 3
@@ -152,6 +152,12 @@ def test_an_environment_that_no_file_can_name_is_left_out(tmp_path, capsys):
     assert "give --env" in capsys.readouterr().out
     assert read("local/nameless-v0").env is None
     assert read("local/nameless-v0", ROOMS).env == ROOMS
+
+
+def test_an_environment_whose_arguments_json_cannot_hold_is_recorded():
+    env, odd = gym.make("Pendulum-v1", g=9.0), gym.make("Pendulum-v1", g=np.float32(9.0))
+    assert _drop_unwritable_spec(env) is env
+    assert _drop_unwritable_spec(odd).spec is None
 
 
 def test_a_run_without_a_save_is_refused(run, tmp_path):

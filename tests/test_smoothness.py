@@ -24,7 +24,7 @@ from qscape import agents
 from qscape.cli import main
 from qscape.cli.smoothness import print_findings
 from qscape.envs import Episode
-from qscape.errors import UsageError
+from qscape.errors import RunError, UsageError
 from qscape.inspect import geometry, smoothness, trained_agent
 from qscape.jobs.study import read_study
 from qscape.ops import spectrum
@@ -32,6 +32,7 @@ from qscape.report import smoothness as report
 from qscape.report.runs import load_runs
 from qscape.run.evaluation import Rollout
 from qscape.run.plan import Plan
+from qscape.run.probes import PolicyEvaluation, Probes
 from qscape.run.training import resume, train
 from qscape.types import Spec
 
@@ -491,6 +492,25 @@ def test_probes_measure_the_episodes_of_the_evaluation(group):
     for name in COLUMNS[3:]:
         assert [float(r[name]) for r in rows] == pytest.approx([found[name]] * 3, rel=1e-5)
     assert found["mixed_norm_sup"] > 0
+
+
+def test_a_probe_may_return_an_array_of_the_number_of_episodes(monkeypatch):
+    class Lengths:
+        columns = ("length", "one")
+        found = np.array([4.0, 6.0])
+
+        def __init__(self, agent):
+            pass
+
+        def __call__(self, evaluation):
+            return {"length": self.found, "one": 1}
+
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Lengths=Lengths))
+    probes, two = Probes(["mine:Lengths"], None), PolicyEvaluation(None, [None, None])
+    assert probes(two) == {"length": [4.0, 6.0], "one": [1.0, 1.0]}
+    Lengths.found = np.zeros(3)
+    with pytest.raises(RunError, match=r"--probe: length has shape \(3,\); give one number, or 2"):
+        probes(two)
 
 
 def test_the_table_of_runs_has_what_probes_measured(group, tmp_path):

@@ -218,6 +218,17 @@ def test_a_refusal_names_the_line(place, old, new, where, why):
     assert int(line) == found[number - 1]
 
 
+def test_a_field_that_does_nothing_is_no_agent_of_its_own(place):
+    with pytest.raises(UsageError, match=r"line 16: base.ou_rate does nothing without Ornstein-Uhlenbeck"):
+        study(TEXT.replace("warmup = 50", "ou_rate = 0.3, warmup = 50"))
+
+
+def test_a_study_shows_warnings_of_its_runs(place, capsys):
+    board = StudyBoard(study(), Console(width=200))
+    board.take(0, Logged(100, 0, {"steps_per_second": 9.0}, ["the support is too narrow"]))
+    assert re.search(r"Clock-v0 td3\S* seed 0: the support is too narrow", capsys.readouterr().out)
+
+
 def test_fields_that_fit_together_only_are_an_agent(place):
     """100 elites are more than the usual 64 samples."""
     text = TEXT.replace('recipe = "sac"', 'recipe = "td3+cem"\ncem = { samples = 128, elites = 100 }', 1)

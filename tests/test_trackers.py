@@ -83,6 +83,20 @@ def wandb(monkeypatch):
 
 
 @pytest.fixture
+def trackio(monkeypatch):
+    """A stand-in of the package: what `init` and `log` were called with."""
+    calls = SimpleNamespace(begun=[], sent=[])
+
+    def log(metrics, step=None):
+        assert "step" not in metrics, "which trackio renames"
+        calls.sent.append((step, metrics))
+
+    stand_in = SimpleNamespace(init=lambda **given: calls.begun.append(given), log=log, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    return calls
+
+
+@pytest.fixture
 def mlflow(monkeypatch):
     """A stand-in of the package: the calls of its client."""
     calls = []
@@ -137,16 +151,32 @@ def test_a_tracker_that_fails_says_so_once_and_ids_come_back(tmp_path, wandb, ml
     assert [sink.run.id for sink in Own.made if type(sink) is Own] == ["", "mine"]
 
 
+def test_trackio_finds_a_run_again_among_others_of_its_label(tmp_path, trackio):
+    record = {"label": "td3", "seed": 3, "env": "Clock-v0"}
+
+    def begin(of):
+        (tracker,), begun = begin_trackers(["trackio"], tmp_path, of)
+        tracker(events.Logged(20, 0, {"loss": 0.5}))
+        return begun
+
+    begin(begin(record))
+    begin(record)
+    assert [begun["resume"] for begun in trackio.begun] == ["never", "allow", "never"]
+    one, same, another = (begun["name"] for begun in trackio.begun)
+    assert one == same != another
+    assert one.startswith("td3/3-")
+    assert trackio.sent == [(20, {"train/loss": 0.5})] * 3
+
+
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_runs_and_no_tracker_ends_it(tmp_path, wandb, mlflow):
     good, bad = ["mine:Own", "wandb", "mlflow"], ["mine:Absent", "mine:Broken", "mine:Unfinished"]
     with pytest.warns(UserWarning, match=r"Unfinished could not finish \(TimeoutError: still sending\)"):
         first = [*train(plan(), tmp_path, trackers=good + bad, tracking=TRACKING, on_trainer=stop_at(40))]
-    told = [note for note in first[0].notes if "--log" in note]
-    assert told == ["--log mine:Absent cannot begin (ConnectionError: no key): the run goes on without it."]
     told = [line for event in first if isinstance(event, events.Logged) for line in event.warnings]
     assert told == [
-        "--log mine:Broken failed (ConnectionError: no route to host): the run goes on without it."
+        "--log mine:Absent cannot begin (ConnectionError: no key): the run goes on without it.",
+        "--log mine:Broken failed (ConnectionError: no route to host): the run goes on without it.",
     ]
     record = folders.read_record(tmp_path)
     assert record["tracking"]["ids"] == {

@@ -115,6 +115,12 @@ def test_ranges_come_from_the_fields_of_the_parts_that_are_present():
     assert "polyak.rate" not in td7
 
 
+def test_the_first_trial_has_the_discount_that_follows_from_the_time_limit(tmp_path):
+    asked = Plan("simba", "Pendulum-v1", 1_000)
+    search = Search(asked, find_ranges(asked, ("base.discount",)), tmp_path, 1, "final", 0)
+    assert tune._default_fields(search) == {"base.discount": 0.975}  # 1 - 5 / 200 steps
+
+
 def test_what_is_fixed_or_off_is_not_searched_unless_it_is_named():
     names = [r.field for r in find_ranges(plan("sac", base={"discount": 0.9}))]
     assert "base.batch_size" in names

@@ -1,5 +1,6 @@
 """The Python interface: agents with their environments, as in `qs.TD7("HalfCheetah-v5").learn(100_000)`."""
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -31,12 +32,12 @@ from qscape.agents import (
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
 from qscape.envs.build import training_args
-from qscape.errors import RunError, UsageError
+from qscape.errors import RunError, UsageError, describe
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import SEED
 from qscape.run.loop import Loop
-from qscape.run.plan import Plan, prepare
+from qscape.run.plan import Plan, moot_notes, prepare
 from qscape.run.programs import evaluation_key
 from qscape.run.stopping import StopOnSignal
 from qscape.run.training import no_update, set_up_jax, trainer_of
@@ -170,7 +171,8 @@ class Model:
         self._env_args = env_args
 
         def make(envs: int = 1, seed: int = SEED, **more: Any) -> EnvAdapter:
-            return make_adapter(env, envs, self._env_args | more, seed=seed, index_actions=index_actions)
+            new = _copy_environment(env) if isinstance(env, gym.Env | gym.vector.VectorEnv) else env
+            return make_adapter(new, envs, self._env_args | more, seed=seed, index_actions=index_actions)
 
         self._make = make
         if preset is not None:
@@ -189,7 +191,8 @@ class Model:
         from qscape.inspect.trained_agent import TrainedAgent
 
         trainer = self.trainer or self._untrained()
-        return TrainedAgent(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps)
+        policy = "current" if trainer.kept is None else "kept"
+        return TrainedAgent(self.recipe, trainer.agent, trainer.best, self._make, trainer.env_steps, policy)
 
     def _plan(self, steps: int) -> Plan:
         """Return the plan of a run of `steps` steps, before `prepare`."""
@@ -220,7 +223,8 @@ class Model:
                 each call.
             callback: one or several functions of (model, event). If one returns False, learning ends after
                 the current step.
-            progress: print evaluations.
+            progress: print evaluations, and notes on the settings. Without it, a setting that does nothing is
+                a Python warning, and the other notes are not shown.
 
         Returns:
             The model itself.
@@ -240,6 +244,8 @@ class Model:
             self.trainer = trainer_of(plan, agent, self.adapter, self.eval_adapter)
             if progress:
                 print("\n".join(notes))
+            for note in [] if progress else moot_notes(agent.moot_fields(), plan.typed or {}):
+                warnings.warn(note, stacklevel=3)
         elif steps < 1:
             raise UsageError(f"learn({steps}): a run needs at least one environment step.")
         self.trainer.stop(False)  # asked in a call that an error or a second Ctrl-C ended before it could
@@ -247,6 +253,8 @@ class Model:
         with StopOnSignal(signal.SIGINT) as interrupt:
             interrupt.attach(self.trainer)
             for event in self.trainer.events(self.trainer.env_steps + steps):
+                if progress and isinstance(event, ev.Started) and event.notes:
+                    print("\n".join(event.notes))
                 if progress and isinstance(event, ev.Evaluated):
                     print(f"step {event.step:>9,}  return {event.mean:>10,.1f}  ({event.policy})")
                 for warning in event.warnings if isinstance(event, ev.Logged) else ():
@@ -467,6 +475,25 @@ def load(
         of_preset = preset(plan.preset, plan.recipe, trained_in)[0] if plan.preset and env is not None else {}
         model.settings = merge_settings(of_preset, plan.typed)
     return model
+
+
+def _copy_environment(env: gym.Env | gym.vector.VectorEnv) -> Any:
+    """Copy the environment that a model trains in, so that a measurement does not step, reset or close it.
+
+    Returns:
+        For one environment a function that makes copies; a vector environment is copied as it is.
+
+    Raises:
+        UsageError: it cannot be copied.
+    """
+    try:
+        first = copy.deepcopy(env)
+    except Exception as problem:  # any: a window, a process or a handle of the environment's own
+        raise UsageError(
+            f"the environment cannot be copied ({describe(problem)}), and measuring in it would disturb "
+            "training: give the model an id or a function that makes a new environment."
+        ) from problem
+    return first if isinstance(env, gym.vector.VectorEnv) else lambda: copy.deepcopy(first)
 
 
 def _refuse_other_spaces(adapter: EnvAdapter, other: EnvAdapter) -> None:

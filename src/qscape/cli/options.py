@@ -104,6 +104,8 @@ def read_flags(cls: type, argv: Sequence[str], prog: str) -> dict[tuple[str, str
         value = _read_value(switch, hint, words, prog) if hint is not bool else switch == flag
         if hint is bool and words:
             raise UsageError(f"{prog} does not take '{words[0]}' after {flag}; see {prog} --help.")
+        if isinstance(value, tuple) and (part, name) in found:
+            raise UsageError(f"{flag} is there twice; name all its values after one.", field=flag)
         found[part, name] = value
     if env_args:
         found["", "env_args"] = (*found.get(("", "env_args"), ()), *env_args)
@@ -277,6 +279,8 @@ def train_command(
         if part:
             given.setdefault(part, {})[field] = value
     own = {name: value for (part, name), value in typed.items() if not part}
+    if "env_args" in own and "env" not in own:  # of the config's environment: its other arguments stay
+        own["env_args"] = (*run.env_args, *own["env_args"])
     return dataclasses.replace(run, **own), given
 
 

@@ -215,7 +215,7 @@ class Screen:
         """Print which save of a run that failed is kept, and the command that continues from it."""
         newest = resumable_save(job.folder) if k in self.names else None
         if newest:
-            command = f"qscape resume {shlex.quote(str(job.folder))}{trusted.flag()}"
+            command = _resume_command(job)
             text = f"the save of step {int(newest.name):,} is kept; to continue: {command}"
             self.console.print(text, soft_wrap=True)
 
@@ -235,8 +235,13 @@ class Screen:
                 soft_wrap=True,
             )
             if end.interrupted:
-                folder = shlex.quote(str(jobs[k].folder))
-                self.console.print(f"  to continue: qscape resume {folder}{trusted.flag()}", soft_wrap=True)
+                self.console.print(f"  to continue: {_resume_command(jobs[k])}", soft_wrap=True)
+
+
+def _resume_command(job: Job) -> str:
+    """Return the command that continues a run, with its loggers, which a folder never names."""
+    loggers = f" --log {shlex.join(job.trackers)}" if job.trackers else ""
+    return f"qscape resume {shlex.quote(str(job.folder))}{loggers}{trusted.flag()}"
 
 
 @contextlib.contextmanager

@@ -201,6 +201,8 @@ class StudyBoard(LiveBoard):
         run = self.progress.runs[k]
         before = run.state
         run.take(event)
+        for warning in event.warnings if isinstance(event, ev.Logged) else ():
+            self.say(f"{run.row.plan.env} {run.row.plan.label} seed {run.row.plan.seed}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)
 

@@ -166,7 +166,8 @@ def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run
         given = record["settings"] if record.get("typed") is None else record["typed"]
         recipe, settings = record["recipe"], {name: dict(of) for name, of in given.items()}
         fields = {name: record[name] for name in ("env", "steps", "envs")}
-        names = ["dataset", "keep_data", "preset", *(f.name for f in dataclasses.fields(Pace))]
+        pace = [f.name for f in dataclasses.fields(Pace) if f.name != "loop"]  # which follows from the rest
+        names = ["dataset", "keep_data", "preset", *pace]
         fields |= {name: record[name] for name in names if record.get(name) is not None}
         fields |= {"from_": record.get("start", "")}
         fields["env_args"] = [f"{k}={v!r}" for k, v in record["env_args"].items()]

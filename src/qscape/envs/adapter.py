@@ -387,7 +387,7 @@ class EnvAdapter:
             RunError: the environment raised an error, or an observation is NaN or infinite.
         """
         seed = None if self._seeded else self.seed
-        self._seeded = True
+        self._seeded, self.interrupted = True, ""
         self._reset_statistics(self._call_env(self._source.reset, seed), self.statistics.episodes)
         self._check_finite(self.statistics.observation, "reset observation")
         return self.statistics.observation
@@ -580,6 +580,8 @@ class EnvAdapter:
         statistics.began[ended] = statistics.steps + self._source.has_reset_rows
         statistics.ret[ended], statistics.success[ended] = 0.0, np.nan
         statistics.episodes[ended] += 1
+        if ended.all():
+            self.interrupted = ""
         return finished
 
     def _call_env(self, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -285,7 +285,7 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
     try:
         assert environment.adapter is not None
         plan, _ = adapt_to_images(Plan(**fields), environment.adapter)
-        return dataclasses.replace(plan, label=prepare(plan)[0].label)
+        prepared, bound, _ = prepare(plan)
     except UsageError as problem:
         key = problem.field
         owner = next((entry for entry in (agent, environment) if key in entry.fields), None)
@@ -293,6 +293,12 @@ def _plan(source: Source, agent: Entry, environment: Entry, budget: str, numbers
             raise source.error(agent.path, str(problem)) from problem
         why = str(problem).replace(f"--{key.replace('_', '-')}", f"{owner.path[0]}.{key}")
         raise source.error((*owner.path, key), why) from problem
+    typed = agent.fields.get("settings", {})
+    for name, why in bound.moot_fields().items():
+        part, _, field = name.partition(".")
+        if field in typed.get(part, {}):
+            raise source.error((*agent.path, part, field), f"{name} does nothing {why}; leave it out")
+    return dataclasses.replace(plan, label=prepared.label)
 
 
 def _folder_of_environment(plan: Plan) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from qscape.envs import make as make_adapter
 from qscape.errors import RunError, UsageError
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import is_final
@@ -270,8 +271,14 @@ def _open_study(search: Search) -> "optuna.Study":
 
 def _default_fields(search: Search) -> dict[str, Any]:
     """Return the recipe's own values of the searched fields, without those outside of their ranges."""
-    agent = prepare(search.plan)[1]
-    parts: dict[str, Any] = {"base": agent.base, **agent.parts}
+    plan, agent, _ = prepare(search.plan)
+    base: Any = agent.base
+    searched = {r.field for r in search.ranges}
+    if "base.discount" in searched and getattr(base, "discount_rule", None) == "time_limit":
+        adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=agent.index_actions)
+        base = base.with_time_limit(adapter.spec.time_limit)  # a trial that names γ switches the rule off
+        adapter.close()
+    parts: dict[str, Any] = {"base": base, **agent.parts}
     fields = {}
     for r in search.ranges:
         part, _, field = r.field.partition(".")

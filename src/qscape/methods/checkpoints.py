@@ -81,7 +81,7 @@ class Checkpoints(Schedule):
         Steps that do not make a whole update wait for the next burst; 1e-9 is for ratios such as 0.1.
         """
         updates = int(state["steps"] * base.updates_per_step + 1e-9)
-        steps = state["steps"] - updates / base.updates_per_step
+        steps = max(state["steps"] - updates / base.updates_per_step, 0.0)  # which rounding may pass
         if event.update <= self.switch < event.update + updates:
             best = state["best"]
             lowered = best - (1.0 - self.bar_factor) * abs(best)

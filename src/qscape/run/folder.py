@@ -572,8 +572,9 @@ def _check_like(value: Any, like: Any, name: str) -> None:
         if type(value) is not type(like):
             raise ValueError(f"{name} is {value!r}")
     elif isinstance(like, int):
-        kind = int | float if ".schedule." in name else int
-        if not isinstance(value, kind) or not 0 <= value < (2**63 if ".due." in name else 2**31):
+        # Counters of a schedule may be fractions, and older versions rounded some to just below 0.
+        kind, least = (int | float, -1e-6) if ".schedule." in name else (int, 0)
+        if not isinstance(value, kind) or not least <= value < (2**63 if ".due." in name else 2**31):
             raise ValueError(f"{name} is {value!r}")
     elif not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -364,7 +365,14 @@ def to_json(plan: Plan, agent: Agent) -> dict[str, Any]:
     origins = {name: plugins.ORIGINS[name] for name in agent.parts if name in plugins.ORIGINS}
     record = dataclasses.asdict(plan) | {"settings": settings_of(agent), "moved": describe_overrides(agent)}
     record["parts"] = parse(plan.recipe)[1]
+    # Python may give an environment's function anything; a load is given that function and its arguments.
+    record["env_args"] = json.loads(json.dumps(record["env_args"], default=_write_plainly))
     return record | ({"plugins": origins} if origins else {})
+
+
+def _write_plainly(value: Any) -> Any:
+    """Return an array as lists, and anything else that JSON cannot hold as its `repr`."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:

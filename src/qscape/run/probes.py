@@ -10,7 +10,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from qscape.errors import UsageError, describe_import
+import numpy as np
+
+from qscape.errors import RunError, UsageError, describe_import
 from qscape.run.evaluation import Rollout
 
 PROBES = {
@@ -68,9 +70,10 @@ class Probes:
         for probe in self.probes:
             measured, n = probe(evaluation), len(evaluation.rollouts)
             for name in probe.columns:
-                value = measured[name]
-                whole = not isinstance(value, Sequence)
-                columns[name] = [float(value)] * n if whole else [float(x) for x in value]
+                value = np.asarray(measured[name], float)
+                if value.shape not in ((), (n,)):
+                    raise RunError(f"--probe: {name} has shape {value.shape}; give one number, or {n}.")
+                columns[name] = np.broadcast_to(value, n).tolist()
         return columns
 
 

@@ -102,7 +102,7 @@ def _drop_unwritable_spec(env: gym.Env) -> gym.Env:
     try:
         if env.spec is not None:
             env.spec.to_json()
-    except ValueError:
+    except (TypeError, ValueError):
         return _WithoutSpec(env)
     return env
 

@@ -136,13 +136,13 @@ class TrackioSink:
 
     def __init__(self, run: TrackedRun) -> None:
         self.trackio: Any = importlib.import_module("trackio")
-        self.id = run.name
+        self.id = run.id or f"{run.name}-{uuid.uuid4().hex[:8]}"  # a name of its own among runs of one label
         resume = "allow" if run.id else "never"
-        self.trackio.init(project=run.project, name=run.name, config=dict(run.config), resume=resume)
+        self.trackio.init(project=run.project, name=self.id, config=dict(run.config), resume=resume)
 
     def __call__(self, event: ev.RunEvent) -> None:
         if numbers := _numbers(event):
-            self.trackio.log(numbers | {"step": event.step})
+            self.trackio.log(numbers, step=event.step)
 
     def close(self) -> None:
         self.trackio.finish()

@@ -325,12 +325,12 @@ def _write_tracking(folder: Path, tracking: Tracking | None) -> None:
 
 
 def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:
-    """Add notes to a `Started` event, and warnings of trackers to it or to a `Logged` event."""
-    if not isinstance(event, ev.Started | ev.Logged):
+    """Add notes to a `Started` event, and warnings of trackers to a `Logged` event."""
+    if isinstance(event, ev.Started):
+        return event._replace(notes=[*notes, *event.notes])
+    if not isinstance(event, ev.Logged):
         return event
     warned = [sentence for sink in sinks if isinstance(sink, Tracker) for sentence in sink.take_warnings()]
-    if isinstance(event, ev.Started):
-        return event._replace(notes=[*notes, *warned, *event.notes])
     return event._replace(warnings=[*event.warnings, *warned])
 
 
