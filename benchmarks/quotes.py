@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from blocks import RESULTS, by_seed, show, span, spread, table
 from published import EPISODES, read_curves, read_published
-from recorded import POLICIES, at, cartpole_rows, cut, ends, labels, read_json, read_runs, seeds_of
+from recorded import POLICIES, at, cartpole_rows, cut, ends, labels, length_of, read_json, read_runs, seeds_of
 from scipy.stats import PermutationMethod, fisher_exact, mannwhitneyu
 from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, smoothed, summarise
 
+from qscape.report.references import load_published, strip_version
 from qscape.report.statistics import estimate_aggregates
 
 SINGLE, DOUBLE = "restricted/InvertedPendulum-v0", "restricted/InvertedDoublePendulum-v0"
@@ -29,9 +30,17 @@ def short(label: str) -> str:
     return f"`{recipe}`" + (f", {', '.join(special)}" if special else "")
 
 
+def thousands(steps: int) -> str:
+    """Format a number of steps: 20k or 1M."""
+    return f"{steps // 1000}k" if steps < 1_000_000 else f"{steps // 1_000_000}M"
+
+
 def arms(study: str, env: str, metric: str = "return") -> str:
-    """Format the last evaluations of all recorded arms of a study in an environment."""
-    cells = [f"{short(of)} {spread(ends(study, env, of, metric=metric))}" for of in labels(study, env)]
+    """Format all recorded arms of a study in an environment, at the end of the shortest run."""
+    steps = length_of(study, env)
+    cells = [
+        f"{short(of)} {spread(ends(study, env, of, metric=metric, steps=steps))}" for of in labels(study, env)
+    ]
     return "; ".join(cells)
 
 
@@ -39,27 +48,21 @@ def block_learning() -> str:
     """Final returns of the recorded runs."""
     current = spread(ends("pendulum", "Pendulum-v1", "td7[base.warmup=1000]", current=True))
     tasks = [
-        ("Pendulum-v1, 100 initial states", "pendulum", "Pendulum-v1", "20k", "return"),
-        ("Pendulum-v1, PAVE's settings, 10 initial states", "pave-effect", "Pendulum-v1", "100k", "return"),
-        ("the same: oscillation `sm`", "pave-effect", "Pendulum-v1", "100k", "sm"),
-        ("the same, 50 initial states", "pave", "Pendulum-v1", "100k", "return"),
-        ("the same: oscillation `sm`", "pave", "Pendulum-v1", "100k", "sm"),
-        ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "100k", "return"),
-        (
-            "restricted InvertedDoublePendulum, 0.133 updates per step",
-            "savo-effect",
-            DOUBLE,
-            "100k",
-            "return",
-        ),
-        ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "1M", "return"),
-        ("HalfCheetah-v5", "mujoco", CHEETAH, "100k", "return"),
-        ("Hopper-v5", "mujoco", HOPPER, "100k", "return"),
-        ("Walker2d-v5", "mujoco", WALKER, "100k", "return"),
+        ("Pendulum-v1, 100 initial states", "pendulum", "Pendulum-v1", "return"),
+        ("Pendulum-v1, PAVE's settings, 10 initial states", "pave-effect", "Pendulum-v1", "return"),
+        ("the same: oscillation `sm`", "pave-effect", "Pendulum-v1", "sm"),
+        ("the same, 50 initial states", "pave", "Pendulum-v1", "return"),
+        ("the same: oscillation `sm`", "pave", "Pendulum-v1", "sm"),
+        ("restricted InvertedPendulum, 0.133 updates per step", "savo-effect", SINGLE, "return"),
+        ("restricted InvertedDoublePendulum, 0.133 updates per step", "savo-effect", DOUBLE, "return"),
+        ("10,000 recommendations, 0.02 updates per step: clicks", "savo-recsim", ITEMS, "return"),
+        ("HalfCheetah-v5", "mujoco", CHEETAH, "return"),
+        ("Hopper-v5", "mujoco", HOPPER, "return"),
+        ("Walker2d-v5", "mujoco", WALKER, "return"),
     ]
     rows = [
-        [task, steps, seeds_of(study, env), arms(study, env, metric)]
-        for task, study, env, steps, metric in tasks
+        [task, thousands(length_of(study, env)), seeds_of(study, env), arms(study, env, metric)]
+        for task, study, env, metric in tasks
     ]
     rows[0][-1] += f"; `td7`, current policy {current}"
     return table(["task", "steps", "seeds", "end of training, mean ± std over seeds"], rows)
@@ -117,25 +120,27 @@ def block_mujoco(agent: str) -> str:
     lengths = [n for n in (300_000, 1_000_000, 5_000_000) if any(steps == n for _, steps in cells)]
     rows = []
     for task in dict.fromkeys(task for task, _ in cells if (task, 5_000_000) in cells):
+        end = length_of("mujoco", f"{task}-v5", agent.lower())
         values = ends("mujoco", f"{task}-v5", agent.lower())
-        ours = f"at 100k: {spread(values)} ({len(values)} seeds)" if len(values) else "not measured"
+        ours = f"at {thousands(end)}: {spread(values)} ({len(values)} seeds)" if end else "not measured"
         rows.append([task, *(cells.get((task, n), "") for n in lengths), ours])
     names = [f"published {n // 1000:,}k" for n in lengths]
     return table(["task", *names, "ours"], rows)
 
 
-def block_sac() -> str:
-    """Points of SAC's published curve, and ours at the same steps."""
-    curves = {(c.task, c.step): c for c in read_curves() if c.agent == "SAC"}
-    rows = []
+def block_curve(agent: str) -> str:
+    """Points of an agent's published curve, and ours at the same steps, from the runs that went so far."""
+    published, rows, steps = load_published([agent]), [], (50_000, 100_000, 200_000)
     for task in ("HalfCheetah", "Hopper", "Walker2d"):
+        points = published[published["env"].map(strip_version) == task].set_index("step")
         cells = []
-        for steps in (50_000, 100_000):
-            theirs, ours = curves[task, steps], ends("mujoco", f"{task}-v5", "sac", steps=steps)
-            cells += [f"{show(theirs.mean)} ± {show(theirs.sd, like=theirs.mean)} ({theirs.seeds})"]
-            cells += [f"{spread(ours)} ({len(ours)})"]
+        for k in steps:
+            theirs, ours = points.loc[k], ends("mujoco", f"{task}-v5", agent, steps=k)
+            cells.append(f"{show(theirs['mean'])} ± {show(theirs['sd'], like=theirs['mean'])}")
+            cells.append(f"{spread(ours).removesuffix(' (1 seed)')} ({len(ours)})" if len(ours) else "")
         rows.append([task, *cells])
-    return table(["task", "published 50k", "ours 50k", "published 100k", "ours 100k"], rows)
+    names = [f"{who} {k // 1000}k" for k in steps for who in ("published", "ours")]
+    return table(["task", *names], rows)
 
 
 def block_td7_curves() -> str:
@@ -528,7 +533,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "savo-mineworld-best": functools.partial(block_best_row, "savo-discrete"),
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),
-    "sac": block_sac,
+    "sac": functools.partial(block_curve, "sac"),
+    "td3-curve": functools.partial(block_curve, "td3"),
     "td7-curves": block_td7_curves,
     "savgo": block_savgo,
     "savgo-controls": block_savgo_controls,

@@ -88,7 +88,7 @@ def read_json(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
-def at(evaluations: dict[str, np.ndarray], steps: int = 0) -> int:
+def at(evaluations: dict[str, np.ndarray], steps: float = 0) -> int:
     """Return the index of the last evaluation at or before a step; 0 steps: the last one of all."""
     index = int(np.searchsorted(evaluations["step"], steps or np.inf, side="right")) - 1
     if index < 0:
@@ -97,19 +97,26 @@ def at(evaluations: dict[str, np.ndarray], steps: int = 0) -> int:
 
 
 def ends(study: str, env: str, label: str, *, metric: str = "return", steps: int = 0, current: bool = False):
-    """Return the evaluation at a step (0: the last one) of all runs of a study, [seeds, episodes].
+    """Return the evaluation at a step of all runs of a study that went so far, [seeds, episodes].
 
     Args:
         study: archive of results/learning.
         env: environment id.
         label: label of the runs.
         metric: column of the evaluations.
-        steps: environment steps.
+        steps: environment steps; 0: the end of the shortest of these runs.
         current: take the current policy, not the kept one.
     """
     of = [r for r in read_runs() if (r.study, r.env, r.label) == (study, env, label)]
+    steps = steps or length_of(study, env, label)
     tables = [r.current if current else r.evaluations for r in sorted(of, key=lambda r: r.seed)]
-    return np.array([t[metric][at(t, steps)] for t in tables])
+    return np.array([t[metric][at(t, steps)] for t in tables if t["step"][-1] >= steps])
+
+
+def length_of(study: str, env: str, label: str = "") -> int:
+    """Return the last step of the shortest recorded run of an arm (of all arms); 0: none is recorded."""
+    of = [r for r in read_runs() if (r.study, r.env) == (study, env) and label in ("", r.label)]
+    return min((int(r.evaluations["step"][-1]) for r in of), default=0)
 
 
 def labels(study: str, env: str) -> list[str]:

@@ -207,10 +207,15 @@ GEOMETRY = {
 HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action_collapse
 
 
-def values_of(row: Row, study: str | None = None) -> tuple[np.ndarray, int] | None:
+def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tuple[np.ndarray, int] | None:
     """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run.
 
-    `study`: take runs of this study alone.
+    All runs count up to the end of the shortest, so that a seed that went on is not compared with the others.
+
+    Args:
+        row: the published number.
+        study: take runs of this study alone.
+        until: take evaluations up to this step alone.
     """
     if row.metric in GEOMETRY:
         return geometry_of(row)
@@ -222,7 +227,8 @@ def values_of(row: Row, study: str | None = None) -> tuple[np.ndarray, int] | No
     if not groups or metric is None:
         return None
     runs = groups[0]
-    index = [at(run.evaluations, row.steps) for run in runs]
+    end = min(row.steps or math.inf, until, *(int(run.evaluations["step"][-1]) for run in runs))
+    index = [at(run.evaluations, end) for run in runs]
     steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
     return np.array([metric(run, k) for run, k in zip(runs, index, strict=True)]), steps
 
@@ -346,6 +352,9 @@ def compare(row: Row, one: Row, two: Row, published: str, sign: float) -> list[E
     """Return the effect of agent `one` over agent `two`, if both have two seeds or more in one study."""
     study = study_of(one, two)
     pair = [values_of(one, study), values_of(two, study)]
+    if None not in pair:  # at a step that both have
+        until = min(found[1] for found in pair if found)
+        pair = [values_of(one, study, until), values_of(two, study, until)]
     if pair[0] is None or pair[1] is None or min(len(found[0]) for found in pair if found) < 2:
         return []
     (a, steps), (b, others) = pair[0], pair[1]

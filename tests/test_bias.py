@@ -123,6 +123,23 @@ def test_the_scale_of_rewards_is_read_from_the_save(tmp_path):
         measure_bias(dataclasses.replace(trained, record={}), trained.rollouts(2))
 
 
+@pytest.mark.slow
+def test_the_bias_of_a_kept_policy_needs_the_scale_of_its_time(tmp_path):
+    small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,), "warmup": 50}}
+    asked = {"eval_every": 400, "eval_episodes": 2, "probe": ("bias",), "settings": small}
+    plan = Plan("td3+reward_scale+checkpoints", "Pendulum-v1", 800, **asked)
+    told = {e.policy: e for e in train(plan, tmp_path / "run") if isinstance(e, Evaluated)}
+    assert np.isnan(told["kept"].probes["q_bias"][0])
+    assert np.isfinite(told["current"].probes["q_bias"][0])
+    for current in (True, False):
+        trained = load_trained_agent(tmp_path / "run", current)
+        if current:
+            assert np.isfinite(measure_bias(trained, trained.rollouts(1))["q_bias"])
+            continue
+        with pytest.raises(UsageError, match="measure the newest policy with --current"):
+            measure_bias(trained, trained.rollouts(1))
+
+
 def test_agents_without_q_are_refused():
     with pytest.raises(UsageError, match=r"ppo has no Q\(s, a\)"):
         BiasProbe(agents.build("ppo").on(Spec(S, A)))

@@ -192,6 +192,26 @@ def test_picking_rows_by_index_is_what_jax_does():
     np.testing.assert_allclose(session.run(None, {"observation": x})[0], f(x), rtol=1e-6)
 
 
+def test_products_and_constant_indices_are_what_jax_does():
+    """A matrix for each row, an axis that stays, indices beyond the end, and slices that begin elsewhere."""
+    import jax.numpy as jnp
+
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(6, 6)), jnp.float32)
+    far = jnp.array([1, 5, 9])
+
+    def f(x):
+        product = jnp.einsum("bij,bj->bi", x[:, :, None] * weights, x)
+        beyond = jnp.take(x, far, axis=1, mode="clip")
+        start = (jnp.abs(x[:, 0]) < 0.5).astype(jnp.int32) + 1
+        one = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, 1))(x, start)
+        of_constant = jax.vmap(lambda at: weights[0][at])(start)
+        return jnp.concatenate([product, x[:, jnp.array([2])] * x, beyond, one, of_constant[:, None]], 1)
+
+    x = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
+    session = ort.InferenceSession(convert.to_onnx(f, 6, {}).SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"observation": x})[0], f(x), rtol=1e-5, atol=1e-6)
+
+
 def test_choices_loops_and_ranking_are_what_jax_does():
     import jax.numpy as jnp
 
@@ -242,6 +262,8 @@ def test_what_has_no_node_is_refused_with_one_sentence():
         convert.to_onnx(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), 3, {})
     with pytest.raises(UsageError, match="needs the batch size"):
         convert.to_onnx(lambda x: x * len(x), 3, {})
+    with pytest.raises(UsageError, match="loops over the rows of a batch"):
+        convert.to_onnx(lambda x: jax.lax.map(jnp.tanh, x), 3, {})
 
 
 # --- the command ---------------------------------------------------------------------------------------

@@ -505,8 +505,9 @@ def test_a_compiled_run_takes_available_items_only():
 # --- what is measured and exported -------------------------------------------------------------------------
 
 
-def trained(spec=SPEC):
-    agent = make_agent("td3", actor_hidden=(8,), critic_hidden=(8,)).on(spec)
+def trained(spec=SPEC, **base):
+    given = settings("td3", target_noise=0.0, actor_hidden=(8,), critic_hidden=(8,), **base)
+    agent = qs.agent("td3", given).on(spec)
     acting = agent.acting(agent.init(jax.random.key(0)))
     return agent, acting
 
@@ -561,12 +562,16 @@ def test_a_landscape_counts_valid_entries_only():
     )
 
 
-def test_an_exported_policy_takes_the_mask_as_a_second_input():
+@pytest.mark.parametrize("search", ["exact", "chunks", "clustered"])
+def test_an_exported_policy_takes_the_mask_as_a_second_input(search, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     from qscape.export import convert, policy, run_policy
 
+    if search == "chunks":
+        monkeypatch.setattr("qscape.ops.nearest.CHUNK", 7)  # of 40 rows, so that the last one is filled up
     adapter = make_adapter("Forbidden-v0")
-    agent, acting = trained(adapter.spec)  # whose table is scaled to [-1, 1]
+    how = {"nearest": "clustered"} if search == "clustered" else {}
+    agent, acting = trained(adapter.spec, **how)  # whose table is scaled to [-1, 1]
     made = policy.Source(
         Path("run"),
         {},

@@ -12,7 +12,7 @@ import onnx
 from jax.export import symbolic_shape
 from onnx import TensorProto, helper
 
-from qscape.errors import UsageError
+from qscape.errors import UsageError, describe
 from qscape.export.control import CONTROL
 from qscape.export.graph import Graph
 from qscape.export.primitives import CALLS, TABLE
@@ -71,5 +71,8 @@ def to_onnx(
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     model.producer_name = "qscape"
     helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+        raise UsageError(f"this policy becomes no valid ONNX file ({describe(problem)}).") from problem
     return model

@@ -4,6 +4,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from jax.lax import GatherScatterMode
 from onnx import TensorProto, helper
 
 from qscape.errors import UsageError
@@ -23,7 +24,7 @@ def convert_dot_general(graph: Graph, equation: Any, given: list[Any]) -> Value:
     outer = [k for k in range(len(a.shape)) if k not in (*left, *left_batch)]
     x = _permute(graph, graph.whole(given[0], a), [*left_batch, *outer, *left])
     y = _permute(graph, graph.whole(given[1], b), [*right_batch, *right, *free])
-    if len(left) == 1 and len(free) <= 1 and (not left_batch or len(outer) == 1):
+    if len(left) == 1 and len(free) <= 1 and (not left_batch or len(outer) == len(free) == 1):
         return Value(graph.node("MatMul", [x, y]), out.shape)
     batch = [a.shape[k] for k in left_batch]
     inner = prod(a.shape[k] for k in left)
@@ -42,14 +43,17 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
     operand, indices = (v.aval for v in equation.invars)
     out, picked, fixed = equation.outvars[0].aval, numbers.start_index_map, numbers.operand_batching_dims
     whole = [k for k in range(len(operand.shape)) if k not in (*picked, *fixed)]
-    if numbers.collapsed_slice_dims != tuple(sorted(picked)) or not same_shape(
+    if any(sizes[k] != 1 for k in picked) or not same_shape(
         [sizes[k] for k in whole], [operand.shape[k] for k in whole]
     ):
         raise UsageError("this policy picks entries in a way that qscape cannot write as ONNX.")
     name, at = graph.whole(given[0], operand), given[1]
+    if not isinstance(at, Value) and equation.params["mode"] == GatherScatterMode.CLIP:
+        at = np.clip(np.asarray(at), 0, [operand.shape[k] - 1 for k in picked])
     if not isinstance(at, Value) and np.size(at) == 1 and not fixed:
         index = graph.constant(np.array(int(np.asarray(at).item()), np.int64))
-        return Value(graph.node("Gather", [name, index], axis=picked[0]), out.shape)
+        entry = graph.node("Gather", [name, index], axis=picked[0])
+        return Value(graph.reshape(entry, out.shape), out.shape)
     batch = list(numbers.start_indices_batching_dims)
     order = [*batch, *(k for k in range(len(indices.shape) - 1) if k not in batch)]  # batch first
     name = _permute(graph, name, [*fixed, *picked, *whole])
@@ -58,9 +62,17 @@ def convert_gather(graph: Graph, equation: Any, given: list[Any]) -> Value:
         "GatherND", [name, graph.node("Cast", [rows], to=TensorProto.INT64)], batch_dims=len(fixed)
     )
     # GatherND puts the axes of the indices first, and jax puts the whole axes where `offset_dims` says.
-    at_indices, offset = iter(np.argsort(order).tolist()), list(numbers.offset_dims)
-    back = [len(order) + offset.index(k) if k in offset else next(at_indices) for k in range(len(out.shape))]
-    return Value(_permute(graph, gathered, back), out.shape)
+    kept = [k for k in range(len(operand.shape)) if k not in (*numbers.collapsed_slice_dims, *fixed)]
+    of_axis = dict(zip(numbers.offset_dims, kept, strict=True))
+    single = [axis for axis, k in of_axis.items() if k in picked]  # picked axes that stay, of size 1
+    at_indices = iter(np.argsort(order).tolist())
+    back = [
+        len(order) + whole.index(of_axis[axis]) if axis in of_axis else next(at_indices)
+        for axis in range(len(out.shape))
+        if axis not in single
+    ]
+    moved = _permute(graph, gathered, back)
+    return Value(graph.reshape(moved, out.shape) if single else moved, out.shape)
 
 
 def convert_top_k(graph: Graph, equation: Any, given: list[Any]) -> list[Value]:

@@ -123,7 +123,7 @@ def measure_bias(trained: TrainedAgent, rollouts: Sequence[Rollout]) -> dict[str
 
     Raises:
         UsageError: the agent has no Q, a Q of clipped rewards, or one of scaled rewards whose scale is in no
-            save.
+            save, as that of a kept policy.
     """
     trained.require_q("the bias of Q")
     if trained.record:
@@ -136,6 +136,11 @@ def _read_reward_divisor(trained: TrainedAgent) -> float:
     scaling = trained.agent.scaling
     if isinstance(scaling, RawRewards):
         return 1.0
+    if trained.policy == "kept":  # its critics are of an earlier scale
+        raise UsageError(
+            f"{trained.name} keeps a policy whose Q is of scaled rewards ({scaling.name}), and no save tells "
+            "the scale of that time; measure the newest policy with --current."
+        )
     save = newest_save(Path(trained.name), "loop") if trained.record else None
     found = {} if save is None else saves.read_arrays(save, "loop")
 

@@ -7,8 +7,9 @@ and may miss the nearest row.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -352,16 +353,24 @@ def search_clusters(
     centres, half = clusters.centres, 0.5 * np.square(clusters.centres).sum(1)
     rows, row_half, order, starts, sizes = (jnp.asarray(part) for part in clusters[1:-1])
     longest, places = clusters.longest, jnp.arange(clusters.longest)
+    is_exported = not isinstance(x.shape[0], int)  # an exported policy leaves its batch size open
+
+    def cut(part: Array, start: Array) -> Array:
+        if is_exported:  # ONNX gathers rows, and has no slice that begins elsewhere for each query
+            return part[start + places]
+        return jax.lax.dynamic_slice_in_dim(part, start, longest)
+
+    def each(search: Callable[..., Array], queries: Any) -> Array:
+        return jax.vmap(search)(queries) if is_exported else jax.lax.map(search, queries)
 
     def search_one(query: tuple[Array, Array, Array | None]) -> Array:
         vector, clusters_near, words = query
 
         def score(cluster: Array) -> tuple[Array, Array]:
             start = starts[cluster]
-            part = jax.lax.dynamic_slice_in_dim(rows, start, longest)
-            value = _scores(part, jax.lax.dynamic_slice_in_dim(row_half, start, longest), vector)
+            value = _scores(cut(rows, start), cut(row_half, start), vector)
             value = jnp.where(places < sizes[cluster], value, -jnp.inf)
-            index = jax.lax.dynamic_slice_in_dim(order, start, longest)
+            index = cut(order, start)
             if allowed is not None and words is not None:
                 value = jnp.where(allowed.mask.at(words, index), value, -jnp.inf)
             return value, index
@@ -372,17 +381,18 @@ def search_clusters(
 
     if allowed is None:
         _, near = _top_k(_scores(centres, half, x), probes)
-        return jax.lax.map(search_one, (x, near, None))
-    in_cluster = np.repeat(np.arange(len(clusters.sizes)), clusters.sizes)
-    cluster_of = jnp.asarray(in_cluster[np.argsort(clusters.order[: len(in_cluster)])])
+        return each(search_one, (x, near, None))
+    members = clusters.starts[:, None] + np.minimum(np.arange(longest), clusters.sizes[:, None] - 1)
+    members = jnp.asarray(clusters.order[members])  # the last row of a cluster fills up
+    is_used = jnp.asarray(clusters.sizes > 0)
 
     def search_valid(query: tuple[Array, Array]) -> Array:
         vector, words = query
-        held = jnp.zeros(len(centres), bool).at[cluster_of].max(allowed.mask.unpack(words))
+        held = allowed.mask.unpack(words)[members].any(1) & is_used
         _, near = _top_k(jnp.where(held, _scores(centres, half, vector), -jnp.inf), probes)
         return search_one((vector, near, words))
 
-    return jax.lax.map(search_valid, (x, allowed.words))
+    return each(search_valid, (x, allowed.words))
 
 
 def build_clusters(rows: Float[np.ndarray, "N d"], rounds: int = 10, sample: int = 50_000) -> Clusters:

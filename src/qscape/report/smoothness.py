@@ -187,9 +187,13 @@ def _draw_traces(ax: "Axes", record: Record, dims: Sequence[int], steps: int, ti
     if low is not None:
         least, most = min(low[d] for d in dims), max(high[d] for d in dims)
         ax.set_ylim(least - 0.04 * (most - least), most + 0.04 * (most - least))
-    style_axes(
-        ax, f"{title}, seed {record['seed']}", "step of the first episode", "action (environment's units)"
-    )
+    unit = _name_unit(record)
+    style_axes(ax, f"{title}, seed {record['seed']}", "step of the first episode", f"action ({unit})")
+
+
+def _name_unit(record: Record) -> str:
+    """Return the unit of a run's actions; the rows of an action table have no bounds, and stay scaled."""
+    return "scaled to [−1, 1]" if record["action_low"] is None else "environment's units"
 
 
 def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak: float) -> None:
@@ -204,7 +208,7 @@ def _draw_spectra(ax: "Axes", runs: Sequence[Record], dims: Sequence[int], peak:
     sm, change = ([x for run in runs for x in run["per_episode"][name]] for name in ("sm", "action_change"))
     over = f"{len(sm)} episodes" + (f" of {len(runs)} seeds" if len(runs) > 1 else "")
     title = f"sm {np.mean(sm):.3g}, change {np.mean(change):.1%} of the range a step; mean over {over}"
-    style_axes(ax, title, "cycles per step", "amplitude (environment's units)")
+    style_axes(ax, title, "cycles per step", f"amplitude ({_name_unit(runs[0])})")
 
 
 def _interpolate_spectrum(frequency: np.ndarray, record: Record) -> np.ndarray:

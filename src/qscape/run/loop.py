@@ -6,6 +6,7 @@ All agents share this part: when a run evaluates, logs, saves and stops. `traine
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -284,7 +285,10 @@ class Loop:
                 done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
             else:
                 walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
-                evaluation = PolicyEvaluation(acting, walked, self._reward_divisor())
+                # No one knows any more what the rewards were divided by when a policy was kept.
+                is_unknown = name == "kept" and "reward_divisor" in self.programs.metrics
+                divisor = math.nan if is_unknown else self._reward_divisor()
+                evaluation = PolicyEvaluation(acting, walked, divisor)
                 done, probed = [r.episode for r in walked], self.probes(evaluation)
             returns, lengths = [e.ret for e in done], [e.length for e in done]
             successes = list_successes(done)

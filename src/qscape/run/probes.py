@@ -30,7 +30,8 @@ class PolicyEvaluation(NamedTuple):
     Attributes:
         acting: the acting state of the evaluated policy.
         rollouts: the episodes of the evaluation.
-        reward_divisor: what the critics' rewards are divided by; 1 without reward scaling.
+        reward_divisor: what the critics' rewards are divided by; 1 without reward scaling, NaN for a kept
+            policy with it.
     """
 
     acting: Any
