@@ -232,6 +232,7 @@ def test_a_study_shows_warnings_of_its_runs(place, capsys):
 def test_fields_that_fit_together_only_are_an_agent(place):
     """100 elites are more than the usual 64 samples."""
     text = TEXT.replace('recipe = "sac"', 'recipe = "td3+cem"\ncem = { samples = 128, elites = 100 }', 1)
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("actor_"))  # cem has none
     assert any(row.plan.settings.get("cem") == {"samples": 128, "elites": 100} for row in study(text).rows)
 
 
