@@ -509,7 +509,9 @@ def test_a_probe_may_return_an_array_of_the_number_of_episodes(monkeypatch):
     probes, two = Probes(["mine:Lengths"], None), PolicyEvaluation(None, [None, None])
     assert probes(two) == {"length": [4.0, 6.0], "one": [1.0, 1.0]}
     Lengths.found = np.zeros(3)
-    with pytest.raises(RunError, match=r"--probe: length has shape \(3,\); give one number, or 2"):
+    with pytest.raises(
+        RunError, match=r"gave length with shape \(3,\); give one number, or one for each of the 2 e"
+    ):
         probes(two)
 
 

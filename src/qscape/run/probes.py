@@ -73,7 +73,10 @@ class Probes:
             for name in probe.columns:
                 value = np.asarray(measured[name], float)
                 if value.shape not in ((), (n,)):
-                    raise RunError(f"--probe: {name} has shape {value.shape}; give one number, or {n}.")
+                    raise RunError(
+                        f"a probe gave {name} with shape {value.shape}; give one number, or one for each of "
+                        f"the {n} episodes."
+                    )
                 columns[name] = np.broadcast_to(value, n).tolist()
         return columns
 
