@@ -21,10 +21,11 @@ from qscape.envs import make
 from qscape.errors import RunError
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd
-from qscape.run import Plan
+from qscape.run import Plan, drive
 from qscape.run import events as ev
 from qscape.run import trainer as trainers
 from qscape.run.drive import MOST
+from qscape.run.seeds import Seeds
 from qscape.run.trainer import Trainer
 
 STEPS = 400
@@ -59,15 +60,14 @@ def begun(recipe="td3", env=Clock, envs=1, steps=STEPS, evaluated=True, **base):
 
 def told(trainer, until=STEPS):
     """The events of a run, without what depends on the clock."""
-    said = []
-    for event in trainer.events(until):
-        if isinstance(event, ev.Progressed):
-            continue
-        values = {k: v for k, v in event._asdict().items() if k != "seconds"}
-        if isinstance(event, ev.Logged):
-            values["metrics"] = {k: v for k, v in event.metrics.items() if k != "steps_per_second"}
-        said.append((type(event).__name__, values))
-    return said
+    return [said(event) for event in trainer.events(until) if not isinstance(event, ev.Progressed)]
+
+
+def said(event):
+    values = {k: v for k, v in event._asdict().items() if k != "seconds"}
+    if isinstance(event, ev.Logged):
+        values["metrics"] = {k: v for k, v in event.metrics.items() if k != "steps_per_second"}
+    return type(event).__name__, values
 
 
 def leaves(trainer):
@@ -105,6 +105,61 @@ def test_the_run_is_the_same_to_the_bit(case, monkeypatch):
         np.testing.assert_array_equal(one, other, err_msg=name)
     numbers = [{k: v for k, v in t.counters().items() if k != "seconds"} for t in (apart, driven)]
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("envs", [1, 3])
+def test_an_answer_that_is_copied_to_the_program_is_the_same(envs, monkeypatch):
+    """As on an accelerator, which cannot share its memory with the environments."""
+    take_early(monkeypatch)
+    shared, asked = begun(envs=envs), []
+    heard = told(shared)
+
+    def by_copies(*how):
+        asked.append(how)
+        return drive._ask_by_copies(*how)
+
+    monkeypatch.setattr(drive, "_ask_in_place", by_copies)
+    copied = begun(envs=envs)
+    assert str(told(copied)) == str(heard)
+    assert len(asked) == 1
+    for (name, one), (_, other) in zip(leaves(shared), leaves(copied), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def seeds_begun(env=Clock, seeds=(3, 5), **how):
+    """Several seeds in one program, whose episodes have other lengths."""
+    plans = [Plan("td3", "Clock", STEPS, seed=k, settings=settings("td3", warmup=50), **how) for k in seeds]
+    adapters = [make(env, seed=seed) for seed in seeds]
+    return Seeds(plans, agents.build("td3", plans[0].settings), adapters, make(Clock, 2, seed=9))
+
+
+def seeds_told(runs):
+    return [(k, *said(e)) for k, e in runs.seed_events(STEPS) if not isinstance(e, ev.Progressed)]
+
+
+@pytest.mark.slow
+def test_several_seeds_are_the_same_to_the_bit(monkeypatch):
+    how = {"eval_every": 150, "eval_episodes": 2, "log_every": 70}
+    apart = seeds_begun(**how)
+    heard = seeds_told(apart)
+    take_early(monkeypatch)
+    driven = seeds_begun(**how)
+    assert str(seeds_told(driven)) == str(heard)
+    assert apart.driver is None
+    assert driven.driver is not None
+    assert {k for k, name, _ in heard if name == "EpisodeDone"} == {0, 1}
+    for k in range(2):
+        for (name, one), (_, other) in zip(leaves(apart.run(k)), leaves(driven.run(k)), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_an_environments_nan_inside_the_program_names_the_seed(driven):
+    runs = seeds_begun(env=lambda: Clock(30, fail_at=200), eval_every=0)
+    with pytest.raises(RunError, match=r"seed 3: Clock_: reward.* is nan .*step 20 of its episode 7"):
+        seeds_told(runs)
+    assert runs.driver is not None
+    assert runs.env_steps == 199
 
 
 class Bytes(gym.Env):

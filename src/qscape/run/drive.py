@@ -1,44 +1,53 @@
 """The whole cycle of a run in one compiled program, which calls the environments.
 
-Between two programs a step loses time: leaves are passed, threads wake up, caches are cold. Here only the
-environments' answers are passed. What was not used for the milliseconds of an update is gone from the
-caches, so that each line of Python takes several times as long as in a loop of its own: the callback does
-nothing that can be done before or after the program. The results equal those of `insert`, `learn` and
-`choose` in turn, to the bit.
+Between two programs a step loses time: leaves are passed, threads wake up, caches are cold, and an
+accelerator waits for each array that it is sent. Here only the environments' answers are passed. What was
+not used for the milliseconds of an update is gone from the caches, so that each line of Python takes several
+times as long as in a loop of its own: the callback does nothing that can be done before or after the program.
+On a CPU the results equal those of `insert`, `learn` and `choose` in turn, to the bit.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Array, Int
 
-from qscape.envs import EnvAdapter, Episode
+from qscape.envs import Episode, Step
 from qscape.offpolicy import cycle
-from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import Carry, Outcome
-from qscape.replay.storage import Layout
+from qscape.run.programs import Programs
 from qscape.types import Key
 
 SLICE = 0.25  # seconds after which the program returns, so that a request to stop is seen in time
 MOST = 512  # steps after which it returns
+Answer: TypeAlias = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 REWARD, TERMINATED, TRUNCATED, VALID, PROCEED = range(5)  # the numbers of an answer
+
+
+class Environments(Protocol):
+    """What the driver needs of the environments: an `EnvAdapter`, or those of several seeds as one."""
+
+    @property
+    def observation(self) -> np.ndarray: ...
+
+    def step(self, action: np.ndarray) -> Step: ...
 
 
 class Driver:
     """Runs cycles of training in one program; made and called by `Trainer`."""
 
-    def __init__(
-        self, agent: Agent, layout: Layout, adapter: EnvAdapter, stopped: Callable[[], bool]
-    ) -> None:
+    def __init__(self, programs: Programs, adapter: Environments, stopped: Callable[[], bool]) -> None:
         """Set up the program; the first call compiles it.
 
         Args:
-            agent: bound to its task.
-            layout: how replay packs a transition.
+            programs: those of the run; several seeds have vmapped ones.
             adapter: the environments, which are stepped in a thread of XLA.
             stopped: asked after every step in that thread: shall the program return?
         """
@@ -46,8 +55,13 @@ class Driver:
         self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # the episodes that ended in the last step
         self.error: BaseException | None = None
-        kind = adapter.observation.dtype  # images of dqn are bytes
-        self.program = jax.jit(_program(agent, layout, self._answer, kind), donate_argnums=0)
+        seen = adapter.observation  # images of dqn are bytes
+        answer = (
+            jax.ShapeDtypeStruct((2, *seen.shape), seen.dtype),
+            jax.ShapeDtypeStruct((PROCEED + 1, *seen.shape[:-1]), np.float32),
+        )
+        ask = _ask_in_place if jax.default_backend() == "cpu" else _ask_by_copies
+        self.program = jax.jit(_program(programs, ask(self._answer, answer)), donate_argnums=0)
 
     def __call__(
         self, carry: Carry, updates: Int[np.ndarray, " MOST"], steps: int, env_steps: int, key: Key
@@ -87,9 +101,9 @@ class Driver:
         An exception must not propagate through the program. It is stored, and `finished` raises it.
 
         Args:
-            seen: [2, E, S], belongs to XLA: takes the true successors and the observations to act on next.
-            numbers: [5, E], belongs to XLA: takes what `REWARD` to `PROCEED` name.
-            action: [E, A].
+            seen: [2, E, S], takes the true successors and the observations to act on next.
+            numbers: [5, E], takes what `REWARD` to `PROCEED` name.
+            action: [E, A]. Of several seeds, all three have another axis before E.
         """
         try:
             step = self.adapter.step(action)
@@ -108,21 +122,33 @@ class Driver:
         numbers[PROCEED] = not (step.finished or self.stopped() or time.perf_counter() > self.end)
 
 
-def _program(
-    agent: Agent, layout: Layout, environments: Callable[..., None], kind: np.dtype
-) -> Callable[..., tuple[Carry, Array]]:
-    """Return the function to compile: a while_loop over cycles that calls `environments` at each step.
-
-    `kind`: type of the observations' entries.
-    """
+def _ask_in_place(environments: Callable[..., None], answer: Answer) -> Callable[[Array], Any]:
+    """Return the call of the environments on a CPU: they write into the memory of the program."""
 
     def call(_: object, out: tuple[object, object], action: object) -> None:
         # XLA reuses the memory of the arrays, so the environment gets a copy of the action.
         environments(np.asarray(out[0]), np.asarray(out[1]), np.asarray(action).copy())
 
-    seen = jax.ShapeDtypeStruct((2, layout.envs, layout.observation_size), kind)
-    numbers = jax.ShapeDtypeStruct((PROCEED + 1, layout.envs), np.float32)
-    ask = buffer_callback(call, (seen, numbers), has_side_effect=True)
+    return buffer_callback(call, answer, has_side_effect=True)
+
+
+def _ask_by_copies(environments: Callable[..., None], answer: Answer) -> Callable[[Array], Any]:
+    """Return the call of the environments on an accelerator: their answer is copied to it."""
+
+    def call(action: Array) -> tuple[np.ndarray, ...]:
+        out = tuple(np.empty(one.shape, one.dtype) for one in answer)
+        environments(*out, np.asarray(action))
+        return out
+
+    return lambda action: io_callback(call, answer, action)
+
+
+def _program(programs: Programs, ask: Callable[[Array], Any]) -> Callable[..., tuple[Carry, Array]]:
+    """Return the function to compile: a while_loop over cycles that asks the environments at each step."""
+    agent, layout, over_seeds = programs.agent, programs.layout, programs.map
+    insert = over_seeds(partial(cycle.insert, agent, layout), 0)
+    learn = over_seeds(partial(cycle.learn, agent, layout), None, None, 0)
+    choose = over_seeds(partial(cycle.choose, agent), None, 0)
 
     def program(
         carry: Carry, updates: Int[Array, " MOST"], steps: Int[Array, ""], env_steps: Int[Array, ""], key: Key
@@ -131,17 +157,15 @@ def _program(
             carry, made, _ = now
             (after, observation), answer = ask(carry.action)
             reward, (terminated, truncated, valid, proceed) = answer[REWARD], answer[TERMINATED:] > 0
-            carry = cycle.insert(
-                agent, layout, carry, Outcome(after, reward, terminated, truncated, observation, valid)
-            )
-            answered = valid[0]  # the environments did not fail
+            carry = insert(carry, Outcome(after, reward, terminated, truncated, observation, valid))
+            answered = valid.ravel()[0]  # the environments did not fail
             count = jnp.where(answered, updates[made], 0)
             made += answered
             now_steps = env_steps + layout.envs * made
             # As in the host loop, the state's `env_steps` changes only with an update.
             counted = jnp.where(count > 0, now_steps, carry.state.env_steps)
-            carry = cycle.learn(agent, layout, carry, count, counted, key)
-            return cycle.choose(agent, carry, now_steps, key), made, proceed[0] & (made < steps)
+            carry = choose(learn(carry, count, counted, key), now_steps, key)
+            return carry, made, proceed.ravel()[0] & (made < steps)
 
         begin = carry, jnp.int32(0), jnp.array(True)
         return jax.lax.while_loop(lambda now: now[2], step, begin)[:2]

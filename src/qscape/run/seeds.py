@@ -9,6 +9,7 @@ each can be resumed alone.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qscape.envs import EnvAdapter, Step
+from qscape.envs import EnvAdapter, Episode, Step
 from qscape.envs.world import EpisodeLog
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
@@ -89,8 +90,7 @@ class SeedAdapters:
         finished: for every seed, the episodes that ended in the last step.
     """
 
-    is_host_only = False  # so that the loop does not use the driven program, which takes one adapter
-    resetting = None  # the environments of several seeds reset in the step that ends an episode
+    resetting, has_reset_rows = None, False  # environments of several seeds reset in an episode's last step
 
     def __init__(self, adapters: Sequence[EnvAdapter]) -> None:
         self.each = adapters
@@ -101,6 +101,11 @@ class SeedAdapters:
     def observation(self) -> np.ndarray:
         """The current observations [seeds, E, S]."""
         return np.stack([adapter.observation for adapter in self.each])
+
+    @property
+    def is_host_only(self) -> bool:
+        """Is it known that no step calls JAX?"""
+        return all(adapter.is_host_only for adapter in self.each)
 
     @property
     def interrupted(self) -> str:
@@ -115,7 +120,7 @@ class SeedAdapters:
         """Take one step of every seed with the actions [seeds, E, A].
 
         Returns:
-            A step whose arrays have a leading axis of seeds, and whose `finished` is empty.
+            A step whose arrays have a leading axis of seeds, and whose `finished` is that of all seeds.
         """
         steps = []
         for adapter, chosen in zip(self.each, action, strict=True):
@@ -128,7 +133,8 @@ class SeedAdapters:
                     other.interrupted = adapter.interrupted
                 raise
         self.finished = [step.finished for step in steps]
-        return Step(*map(np.stack, zip(*(step[:-1] for step in steps), strict=True)), finished=[])
+        arrays = map(np.stack, zip(*(step[:-1] for step in steps), strict=True))
+        return Step(*arrays, finished=list(chain(*self.finished)))
 
     def close(self) -> None:
         for adapter in self.each:
@@ -259,8 +265,10 @@ class Seeds(SeedGroup, Trainer):
 
     def _count_step(self, step: Step) -> None:
         super()._count_step(step._replace(valid=step.valid[0]))  # counts the steps of one seed, not of all
-        for run, finished in zip(self.runs, self.adapter.finished, strict=True):
-            run.returns += [episode.ret for episode in finished]
+
+    def _keep_returns(self, finished: Sequence[Episode]) -> None:
+        for run, ended in zip(self.runs, self.adapter.finished, strict=True):
+            run._keep_returns(ended)
 
     def _episode_events(self, finished: Any) -> Iterator[ev.EpisodeDone]:
         for k, episodes in enumerate(self.adapter.finished):

@@ -165,8 +165,12 @@ class Trainer(Loop):
 
     def _count_step(self, step: Step) -> None:
         """Count a step of the adapter's environments."""
-        self.returns += [episode.ret for episode in step.finished]
+        self._keep_returns(step.finished)
         self._count(int(np.count_nonzero(step.valid)), step.finished)
+
+    def _keep_returns(self, finished: Sequence[Episode]) -> None:
+        """Keep the returns of the episodes that ended in a step, for the next log line."""
+        self.returns += [episode.ret for episode in finished]
 
     def _count(self, made: int, finished: Sequence[Episode]) -> None:
         """Update the host's counters, and add the updates that the schedule makes due to `pending`.
@@ -192,14 +196,13 @@ class Trainer(Loop):
     def _drives(self) -> bool:
         """Return whether the whole cycle runs as one program; compile it when it becomes worth it.
 
-        It does if updates follow steps, every row of the environments is a step, they never call JAX, many
-        steps are left, and the backend is the CPU: an accelerator would have to wait for a transfer at every
-        step.
+        It does if updates follow steps, every row of the environments is a step, they never call JAX, and
+        many steps are left.
         """
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
             simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
-            if simple and type(self.agent.schedule) is EveryStep and jax.default_backend() == "cpu":
-                self.driver = Driver(self.agent, self.layout, self.adapter, lambda: self._stop)
+            if simple and type(self.agent.schedule) is EveryStep:
+                self.driver = Driver(self.programs, self.adapter, lambda: self._stop)
         return self.driver is not None and self.learning
 
     def _drive(self) -> Iterator[ev.RunEvent]:
@@ -217,7 +220,7 @@ class Trainer(Loop):
         self._schedule(StepEnd(envs * made))
         self.updates, self.pending = self.updates + self.pending, 0
         finished = self.driver.finished()
-        self.returns += [episode.ret for episode in finished]
+        self._keep_returns(finished)
         yield from self._episode_events(finished)
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
