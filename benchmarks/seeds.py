@@ -2,11 +2,14 @@
 
     python benchmarks/seeds.py             # on an accelerator: 1, 8 and 32 seeds, float32 and TF32
     python benchmarks/seeds.py --small     # the same in small, on a CPU: 1 and 2 seeds, float32
+    python benchmarks/seeds.py --parts host brax   # steps of HalfCheetah-v5 by the host, and runs on brax/ant
 
 The script is made for accelerators: on a CPU, one process per seed is faster than one vmapped program. The
 agents have the sizes of HalfCheetah-v5, batch size 256, and learn on a resident replay of random transitions,
 in bursts of one compiled call. All contenders take turns. Then runs of one seed are measured whose
 environments the host steps, beside the same in one program (environment steps per second, updates included).
+The part `host` steps HalfCheetah-v5 on the host: each step calls several programs, or one program calls the
+environments (`run.drive`); seconds are the median between two steps, divided by the seeds.
 The script prints medians over the turns. The raw seconds, and the bytes of each contender, go to
 benchmarks/results/seeds.
 """
@@ -24,19 +27,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compiled import QScape, off_policy
+from compiled import QScape, off_policy, on_policy
 from throughput import machine
 from updates import CONTENDERS, SPEC, filled
 
 from qscape.agents import build
 from qscape.offpolicy.state import SEED_AXES
+from qscape.run import trainer
+from qscape.run.loop import open_adapter
+from qscape.run.plan import Plan, prepare
 from qscape.run.programs import EMPTY
-from qscape.run.seeds import SeedPrograms
+from qscape.run.seeds import SeedPrograms, Seeds
 
 AGENTS = ("td3", "sac", "td7", "td3+pave", "sac+savgo, K 32")
 SMALL = ("td3", "sac", "td7", "td3+pave", "sac+savgo, K 8")
 TASK, ENVS = "gymnax/Pendulum-v1", 16
+CHEETAH, HOST = "HalfCheetah-v5", ("td3", "sac", "td7 without checkpoints")
+BRAX = {
+    "ppo, brax/ant, 2,048 environments": ("ppo", "brax/ant", 2048, on_policy(40_960, 8192, 4)),
+    "td3, brax/ant, 128 environments, an update in 16 steps": (
+        "td3",
+        "brax/ant",
+        128,
+        off_policy(256, 1 / 16),
+    ),
+}
+PARTS = ("updates", "programs", "host", "brax")
 TURNS, SECONDS = 5, 2.0
+
+
+def recipe_of(name: str) -> str:
+    """Return the recipe of a contender; `checkpoints` cannot share a program, so TD7 is measured without."""
+    return "td3+sale+lap+periodic+value_clip" if name.startswith("td7") else name
 
 
 class Contender:
@@ -72,9 +94,9 @@ class Contender:
 class Run:
     """A run of one seed, stepped by the host or in one program."""
 
-    def __init__(self, recipe: str, loop: str, seconds: float) -> None:
-        self.run = QScape(recipe, TASK, ENVS, off_policy(256, 1 / ENVS), loop=loop)
-        self.count = 16 * ENVS
+    def __init__(self, seconds: float, *how: Any, **options: Any) -> None:
+        self.run = QScape(*how, **options)
+        self.count = 4096
         self.turn()
         self.count = max(self.count, int(seconds / self.turn()))
 
@@ -82,6 +104,41 @@ class Run:
         """Return seconds per environment step."""
         made = self.run.steps(self.count)
         return made["wall"] / made["steps"]
+
+
+class HostRun:
+    """Off-policy runs of one or more seeds on HalfCheetah-v5, which the host steps."""
+
+    def __init__(self, recipe: str, seeds: int, drives: bool, steps: int) -> None:
+        plans = [
+            prepare(Plan(recipe, CHEETAH, 10**9, seed=k, settings={"base": {"warmup": 300}}, eval_every=0))
+            for k in range(seeds)
+        ]
+        agent, adapters = plans[0][1], [open_adapter(*one[:2]) for one in plans]
+        if seeds == 1:
+            self.run: Any = trainer.Trainer(plans[0][0], agent, adapters[0])
+        else:
+            self.run = Seeds([plan for plan, *_ in plans], agent, adapters)
+        self.drives, self.seeds, self.steps = drives, seeds, steps
+        self.times: list[float] = []
+        self.step, self.run.adapter.step = self.run.adapter.step, self.timed
+        self.train(600)  # 250 updates are made before one program takes over
+        assert (self.run.driver is not None) == drives
+
+    def train(self, until: int) -> None:
+        trainer.LONG = 0 if self.drives else 10**12
+        for _ in self.run.events(until):
+            pass
+
+    def timed(self, action: np.ndarray) -> Any:
+        self.times.append(time.perf_counter())
+        return self.step(action)
+
+    def turn(self) -> float:
+        """Return seconds per environment step of a seed."""
+        self.times.clear()
+        self.train(self.run.env_steps + self.steps)
+        return float(np.median(np.diff(self.times))) / self.seeds
 
 
 def play(contenders: dict[str, Any]) -> dict[str, list[float]]:
@@ -97,16 +154,17 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", choices=CONTENDERS, help="others than the usual five")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--small", action="store_true", help="in small, for a CPU")
-    parser.add_argument("--updates-only", action="store_true", help="no runs, only updates in float32")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2])
     options = parser.parse_args()
     agents, seconds = (SMALL, 0.5) if options.small else (AGENTS, SECONDS)
     agents = options.agents or agents
     counts = options.seeds or ([1, 2] if options.small else [1, 8, 32])
     device, about = jax.devices()[0], machine(int(os.environ.get("NPROC", os.cpu_count() or 1)))
-    narrow = device.platform == "cpu" or options.updates_only
-    precisions = ("float32",) if narrow else ("float32", "tensorfloat32")
+    precisions = ("float32",) if device.platform == "cpu" else ("float32", "tensorfloat32")
     updates, size = {}, {}
-    for name in agents:  # one agent at a time, since the replays of all may not fit into the memory
+    for name in (
+        agents if "updates" in options.parts else ()
+    ):  # one agent at a time, since the replays of all may not fit into the memory
         made = {
             f"{name}, seeds {n}, {precision}": Contender(name, n, precision, seconds)
             for n in counts
@@ -120,15 +178,27 @@ def main() -> None:
             print(
                 f"{case:36} {1 / here:10,.0f} updates/s {first / here:6.2f} times the first {size_mb:,.0f} MB"
             )
-    runs = {
-        f"{name}, {loop}": Run(name, loop, seconds)
-        for name in ("td3", "sac")
-        if not options.updates_only
-        for loop in ("host", "compiled")
-    }
-    steps = play(runs)
+    steps: dict[str, list[float]] = {}
+    if "programs" in options.parts:
+        made = {
+            f"{name}, {loop}": Run(seconds, name, TASK, ENVS, off_policy(256, 1 / ENVS), loop=loop)
+            for name in ("td3", "sac")
+            for loop in ("host", "compiled")
+        }
+        steps |= play(made)
+    if "host" in options.parts:
+        for name in HOST:
+            made = {
+                f"{name}, {CHEETAH}, seeds {n}, {kind}": HostRun(recipe_of(name), n, drives, 1000)
+                for n in options.seeds or (1, 5)
+                for kind, drives in (("several programs a step", False), ("one program", True))
+            }
+            steps |= play(made)
+    if "brax" in options.parts:
+        made = {name: Run(seconds, *how) for name, how in BRAX.items()}
+        steps |= play(made)
     for case, values in steps.items():
-        print(f"{case:36} {1 / statistics.median(values):10,.0f} steps/s of {ENVS} x {TASK}")
+        print(f"{case:60} {1 / statistics.median(values):10,.0f} steps/s")
     file = Path(__file__).parent / "results" / "seeds" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     memory = device.memory_stats() or {}
