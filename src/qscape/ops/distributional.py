@@ -21,11 +21,13 @@ def project_onto_atoms(
     inverse proportion to the distances, so that the mean stays (C51; Bellemare et al. 2017, arXiv 1707.06887,
     Eq. 7). Probability on an atom stays there.
     """
+    # Fused with the softmax before it or after it, the product takes XLA minutes to compile for a GPU.
+    probabilities, positions = jax.lax.optimization_barrier((probabilities, positions))
     n = probabilities.shape[-1]
     place = (jnp.clip(positions, low, high) - low) * ((n - 1) / (high - low))
     # Atom i gets max(0, 1 - |place - i|) of each probability: a product with a matrix of hats, no scatter.
     hats = jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None, :] - jnp.arange(n)[:, None]))
-    return (hats * probabilities[..., None, :]).sum(-1)
+    return jax.lax.optimization_barrier((hats * probabilities[..., None, :]).sum(-1))
 
 
 def gaussian_histogram(
