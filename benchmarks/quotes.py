@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 from blocks import RESULTS, by_seed, show, span, spread, table
 from published import EPISODES, read_curves, read_published
-from recorded import POLICIES, at, cartpole_rows, cut, ends, labels, length_of, read_json, read_runs, seeds_of
+from recorded import (
+    POLICIES,
+    at,
+    cartpole_rows,
+    cut,
+    ends,
+    labels,
+    length_of,
+    lengths_of,
+    read_json,
+    read_runs,
+    seeds_of,
+)
 from scipy.stats import PermutationMethod, fisher_exact, mannwhitneyu
 from verdicts import CARTPOLE, LENGTH, interval, ledger, share_text, smoothed, summarise
 
@@ -120,40 +132,50 @@ def block_mujoco(agent: str) -> str:
     lengths = [n for n in (300_000, 1_000_000, 5_000_000) if any(steps == n for _, steps in cells)]
     rows = []
     for task in dict.fromkeys(task for task, _ in cells if (task, 5_000_000) in cells):
-        end = length_of("mujoco", f"{task}-v5", agent.lower())
-        values = ends("mujoco", f"{task}-v5", agent.lower())
-        ours = f"at {thousands(end)}: {spread(values)} ({len(values)} seeds)" if end else "not measured"
-        rows.append([task, *(cells.get((task, n), "") for n in lengths), ours])
+        of = "mujoco", f"{task}-v5", agent.lower()
+        ours = []
+        for end in lengths_of(*of):
+            values = ends(*of, steps=end)
+            ours.append(f"at {thousands(end)}: {spread(values)} ({len(values)} seeds)")
+        row = [task, *(cells.get((task, n), "") for n in lengths)]
+        rows.append([*row, "; ".join(ours) or "not measured"])
     names = [f"published {n // 1000:,}k" for n in lengths]
     return table(["task", *names, "ours"], rows)
 
 
-def block_curve(agent: str) -> str:
-    """Points of an agent's published curve, and ours at the same steps, from the runs that went so far."""
+def block_curve(agent: str, also: str = "", settings: str = "") -> str:
+    """Points of an agent's published curve, and ours at the same steps, from the runs that went so far.
+
+    `also`: a study that has the agent with other settings, and what the table calls them.
+    """
     published, rows, steps = load_published([agent]), [], (50_000, 100_000, 200_000)
     for task in ("HalfCheetah", "Hopper", "Walker2d"):
-        points = published[published["env"].map(strip_version) == task].set_index("step")
-        cells = []
-        for k in steps:
-            theirs, ours = points.loc[k], ends("mujoco", f"{task}-v5", agent, steps=k)
-            cells.append(f"{show(theirs['mean'])} ± {show(theirs['sd'], like=theirs['mean'])}")
-            cells.append(f"{spread(ours).removesuffix(' (1 seed)')} ({len(ours)})" if len(ours) else "")
-        rows.append([task, *cells])
+        env, points = f"{task}-v5", published[published["env"].map(strip_version) == task].set_index("step")
+        means, sds = (points.loc[[*steps], name] for name in ("mean", "sd"))
+        theirs = [f"{show(m)} ± {show(sd, like=m)}" for m, sd in zip(means, sds, strict=True)]
+        arms = [("mujoco", agent, task)]
+        arms += [(also, label, f"{task}, {settings}") for label in labels(also, env)]
+        for study, label, name in arms:
+            ours = [spread_of(ends(study, env, label, steps=k)) for k in steps]
+            rows.append([name, *itertools.chain(*zip(theirs, ours, strict=True))])
     names = [f"{who} {k // 1000}k" for k in steps for who in ("published", "ours")]
     return table(["task", *names], rows)
 
 
+def spread_of(values: np.ndarray) -> str:
+    """Mean and standard deviation over seeds, with the number of seeds in brackets; "" of none."""
+    return f"{spread(values).removesuffix(' (1 seed)')} ({len(values)})" if len(values) else ""
+
+
 def block_td7_curves() -> str:
-    """Learning curves of TD7's kept and current policy."""
-    rows = []
+    """Learning curves of TD7's kept and current policy, from the runs that went so far."""
+    rows, steps = [], (50_000, 75_000, 100_000, 200_000, 300_000)
     for env in (CHEETAH, HOPPER, WALKER):
         for current in (False, True):
-            means = [
-                show(ends("mujoco", env, "td7", steps=steps, current=current).mean())
-                for steps in (50_000, 75_000, 100_000)
-            ]
+            values = [ends("mujoco", env, "td7", steps=k, current=current) for k in steps]
+            means = [f"{show(v.mean())} ({len(v)})" if len(v) else "" for v in values]
             rows.append([env, "current" if current else "kept", *means])
-    return table(["task", "policy", "50k", "75k", "100k"], rows)
+    return table(["task", "policy", *(f"{k // 1000}k" for k in steps)], rows)
 
 
 def block_savgo() -> str:
@@ -534,7 +556,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "td3": functools.partial(block_mujoco, "TD3"),
     "td7": functools.partial(block_mujoco, "TD7"),
     "sac": functools.partial(block_curve, "sac"),
-    "td3-curve": functools.partial(block_curve, "td3"),
+    "td3-curve": functools.partial(block_curve, "td3", "td3-paper", "the paper's settings"),
     "td7-curves": block_td7_curves,
     "savgo": block_savgo,
     "savgo-controls": block_savgo_controls,

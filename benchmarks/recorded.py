@@ -119,6 +119,12 @@ def length_of(study: str, env: str, label: str = "") -> int:
     return min((int(r.evaluations["step"][-1]) for r in of), default=0)
 
 
+def lengths_of(study: str, env: str, label: str) -> list[int]:
+    """Return the last steps of an arm's recorded runs, without repetitions, in ascending order."""
+    of = [r for r in read_runs() if (r.study, r.env, r.label) == (study, env, label)]
+    return sorted({int(r.evaluations["step"][-1]) for r in of})
+
+
 def labels(study: str, env: str) -> list[str]:
     """Return the labels of a study's recorded runs in an environment, in alphabetical order."""
     return sorted({r.label for r in read_runs() if (r.study, r.env) == (study, env)})
