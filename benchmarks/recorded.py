@@ -115,13 +115,12 @@ def ends(study: str, env: str, label: str, *, metric: str = "return", steps: int
 
 def length_of(study: str, env: str, label: str = "") -> int:
     """Return the last step of the shortest recorded run of an arm (of all arms); 0: none is recorded."""
+    return min(lengths_of(study, env, label), default=0)
+
+
+def lengths_of(study: str, env: str, label: str = "") -> list[int]:
+    """Return the last steps of the recorded runs of an arm (of all arms), ascending, each once."""
     of = [r for r in read_runs() if (r.study, r.env) == (study, env) and label in ("", r.label)]
-    return min((int(r.evaluations["step"][-1]) for r in of), default=0)
-
-
-def lengths_of(study: str, env: str, label: str) -> list[int]:
-    """Return the last steps of an arm's recorded runs, without repetitions, in ascending order."""
-    of = [r for r in read_runs() if (r.study, r.env, r.label) == (study, env, label)]
     return sorted({int(r.evaluations["step"][-1]) for r in of})
 
 
