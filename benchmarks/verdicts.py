@@ -210,7 +210,8 @@ HEADS = {"REINFORCE": "learnable", "REINFORCE+ACPG": "etf"}  # of results/action
 def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tuple[np.ndarray, int] | None:
     """Return our values for a number, [seeds] or [seeds, episodes], and their steps; None: no run.
 
-    All runs count up to the end of the shortest, so that a seed that went on is not compared with the others.
+    The runs that reach the last of these steps count, if they are enough for a verdict. Else all count up to
+    the end of the shortest, so that a seed that went on is not compared with the others.
 
     Args:
         row: the published number.
@@ -226,8 +227,10 @@ def values_of(row: Row, study: str | None = None, until: float = math.inf) -> tu
     metric = METRICS.get(row.metric + kind)
     if not groups or metric is None:
         return None
-    runs = groups[0]
-    end = min(row.steps or math.inf, until, *(int(run.evaluations["step"][-1]) for run in runs))
+    until = min(row.steps or math.inf, until)
+    whole = [run for run in groups[0] if run.evaluations["step"][-1] >= until]
+    runs = whole if len(whole) >= SEEDS else groups[0]
+    end = min(until, *(int(run.evaluations["step"][-1]) for run in runs))
     index = [at(run.evaluations, end) for run in runs]
     steps = min(int(run.evaluations["step"][k]) for run, k in zip(runs, index, strict=True))
     return np.array([metric(run, k) for run, k in zip(runs, index, strict=True)]), steps

@@ -292,6 +292,25 @@ def test_the_agents_of_an_effect_have_runs_of_one_study(monkeypatch):
     assert verdicts.values_of(two)[0].mean() == pytest.approx(1.15)  # a number takes the most seeds
 
 
+@pytest.mark.parametrize(
+    ("longer", "until", "steps", "mean"), [(2, math.inf, 100, 1.0), (3, math.inf, 300, 3.0), (3, 100, 100, 1.0)]
+)
+def test_runs_that_reach_the_length_of_the_paper_count(monkeypatch, longer, until, steps, mean):
+    row = next(r for r in published.read_published() if (r.paper, r.agent, r.steps) == ("TD7", "TD7", 300_000))
+    plan = arms.plan_of(row, row.agent)
+
+    def run(seed, ends):
+        step = np.array([k for k in (100, 300) if k <= ends])
+        table = {"step": 1000 * step, "return": np.repeat(step[:, None] / 100, 2, axis=1)}
+        return recorded.Run("a", plan.env, plan.env_args, "", plan.label, seed, table, table, 1.0)
+
+    monkeypatch.setattr(
+        verdicts, "read_runs", lambda: [run(seed, 300 if seed < longer else 100) for seed in range(5)]
+    )
+    values, end = verdicts.values_of(row, until=1000 * until)
+    assert (end, values.mean(), len(values)) == (1000 * steps, mean, longer if steps == 300 else 5)
+
+
 def test_the_command_of_a_row():
     rows = {(*row[:5], row.steps): row for row in published.read_published()}
     said = {
