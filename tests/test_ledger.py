@@ -293,10 +293,13 @@ def test_the_agents_of_an_effect_have_runs_of_one_study(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("longer", "until", "steps", "mean"), [(2, math.inf, 100, 1.0), (3, math.inf, 300, 3.0), (3, 100, 100, 1.0)]
+    ("longer", "until", "steps", "mean"),
+    [(2, math.inf, 100, 1.0), (3, math.inf, 300, 3.0), (3, 100, 100, 1.0)],
 )
 def test_runs_that_reach_the_length_of_the_paper_count(monkeypatch, longer, until, steps, mean):
-    row = next(r for r in published.read_published() if (r.paper, r.agent, r.steps) == ("TD7", "TD7", 300_000))
+    row = next(
+        r for r in published.read_published() if (r.paper, r.agent, r.steps) == ("TD7", "TD7", 300_000)
+    )
     plan = arms.plan_of(row, row.agent)
 
     def run(seed, ends):

@@ -21,6 +21,7 @@ class Checkpoints(Schedule):
 
     name: ClassVar[str] = "checkpoints"
     keeps_best_policy: ClassVar[bool] = True
+    learns_between_episodes: ClassVar[bool] = True
 
     early_episodes: int = setting(1, "Episodes per assessment before the switch.", within=">= 1")
     late_episodes: int = setting(20, "Episodes per assessment after the switch.", within=">= 1", tune=(1, 50))

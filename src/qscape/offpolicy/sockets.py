@@ -757,10 +757,13 @@ class Schedule(StatefulPart):
 
     Attributes:
         keeps_best_policy: evaluation and export use the kept policy, not the current one.
+        learns_between_episodes: only ends of episodes bring updates or keep a policy; steps never do. The
+            steps of an episode can then be one program.
     """
 
     socket: ClassVar[str] = "schedule"
     keeps_best_policy: ClassVar[bool] = False
+    learns_between_episodes: ClassVar[bool] = False
 
     def start(self) -> dict[str, Any]:
         """Returns the schedule's counters at the start of a run. They must be JSON-able: saves hold them."""

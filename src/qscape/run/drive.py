@@ -28,7 +28,7 @@ from qscape.types import Key
 SLICE = 0.25  # seconds after which the program returns, so that a request to stop is seen in time
 MOST = 512  # steps after which it returns
 Answer: TypeAlias = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
-REWARD, TERMINATED, TRUNCATED, VALID, PROCEED = range(5)  # the numbers of an answer
+REWARD, TERMINATED, TRUNCATED, VALID, ENDED, PROCEED = range(6)  # the numbers of an answer
 
 
 class Environments(Protocol):
@@ -41,7 +41,12 @@ class Environments(Protocol):
 
 
 class Driver:
-    """Runs cycles of training in one program; made and called by `Trainer`."""
+    """Runs cycles of training in one program; made and called by `Trainer`.
+
+    Attributes:
+        waits: whether the agent learns between episodes. Then the program makes no updates, and chooses no
+            action after a step in which an episode ended.
+    """
 
     def __init__(self, programs: Programs, adapter: Environments, stopped: Callable[[], bool]) -> None:
         """Set up the program; the first call compiles it.
@@ -52,6 +57,7 @@ class Driver:
             stopped: asked after every step in that thread: shall the program return?
         """
         self.adapter, self.stopped = adapter, stopped
+        self.waits = programs.agent.schedule.learns_between_episodes
         self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # the episodes that ended in the last step
         self.error: BaseException | None = None
@@ -61,7 +67,7 @@ class Driver:
             jax.ShapeDtypeStruct((PROCEED + 1, *seen.shape[:-1]), np.float32),
         )
         ask = _ask_in_place if jax.default_backend() == "cpu" else _ask_by_copies
-        self.program = jax.jit(_program(programs, ask(self._answer, answer)), donate_argnums=0)
+        self.program = jax.jit(_program(programs, ask(self._answer, answer), self.waits), donate_argnums=0)
 
     def __call__(
         self, carry: Carry, updates: Int[np.ndarray, " MOST"], steps: int, env_steps: int, key: Key
@@ -76,7 +82,8 @@ class Driver:
             key: the run's key.
 
         Returns:
-            The carry after the last step, with a chosen action, and how many steps were made.
+            The carry after the last step, and how many steps were made. It has a chosen action, unless the
+            driver waits and an episode ended.
         """
         self.end = time.perf_counter() + SLICE
         carry, made = self.program(carry, updates, np.int32(steps), np.int32(env_steps), key)
@@ -102,7 +109,7 @@ class Driver:
 
         Args:
             seen: [2, E, S], takes the true successors and the observations to act on next.
-            numbers: [5, E], takes what `REWARD` to `PROCEED` name.
+            numbers: [6, E], takes what `REWARD` to `PROCEED` name.
             action: [E, A]. Of several seeds, all three have another axis before E.
         """
         try:
@@ -119,6 +126,7 @@ class Driver:
             step.truncated,
         )
         numbers[VALID] = 1.0
+        numbers[ENDED] = bool(step.finished)
         numbers[PROCEED] = not (step.finished or self.stopped() or time.perf_counter() > self.end)
 
 
@@ -143,7 +151,9 @@ def _ask_by_copies(environments: Callable[..., None], answer: Answer) -> Callabl
     return lambda action: io_callback(call, answer, action)
 
 
-def _program(programs: Programs, ask: Callable[[Array], Any]) -> Callable[..., tuple[Carry, Array]]:
+def _program(
+    programs: Programs, ask: Callable[[Array], Any], waits: bool
+) -> Callable[..., tuple[Carry, Array]]:
     """Return the function to compile: a while_loop over cycles that asks the environments at each step."""
     agent, layout, over_seeds = programs.agent, programs.layout, programs.map
     insert = over_seeds(partial(cycle.insert, agent, layout), 0)
@@ -156,18 +166,26 @@ def _program(programs: Programs, ask: Callable[[Array], Any]) -> Callable[..., t
         def step(now: tuple[Carry, Array, Array]) -> tuple[Carry, Array, Array]:
             carry, made, _ = now
             (after, observation), answer = ask(carry.action)
-            reward, (terminated, truncated, valid, proceed) = answer[REWARD], answer[TERMINATED:] > 0
+            reward, (terminated, truncated, valid, ended, proceed) = answer[REWARD], answer[TERMINATED:] > 0
             carry = insert(carry, Outcome(after, reward, terminated, truncated, observation, valid))
             answered = valid.ravel()[0]  # the environments did not fail
             count = jnp.where(answered, updates[made], 0)
             made += answered
             now_steps = env_steps + layout.envs * made
-            # As in the host loop, the state's `env_steps` changes only with an update.
-            counted = jnp.where(count > 0, now_steps, carry.state.env_steps)
-            carry = choose(learn(carry, count, counted, key), now_steps, key)
+            if waits:
+                carry = _unless(ended.ravel()[0], choose(carry, now_steps, key), carry)
+            else:
+                # As in the host loop, the state's `env_steps` changes only with an update.
+                counted = jnp.where(count > 0, now_steps, carry.state.env_steps)
+                carry = choose(learn(carry, count, counted, key), now_steps, key)
             return carry, made, proceed.ravel()[0] & (made < steps)
 
         begin = carry, jnp.int32(0), jnp.array(True)
         return jax.lax.while_loop(lambda now: now[2], step, begin)[:2]
 
     return program
+
+
+def _unless(condition: Array, new: Carry, old: Carry) -> Carry:
+    """Return the new carry, or the old one where the condition holds; leaves that both share are passed."""
+    return jax.tree.map(lambda n, o: n if n is o else jnp.where(condition, o, n), new, old)

@@ -196,12 +196,13 @@ class Trainer(Loop):
     def _drives(self) -> bool:
         """Return whether the whole cycle runs as one program; compile it when it becomes worth it.
 
-        It does if updates follow steps, every row of the environments is a step, they never call JAX, and
-        many steps are left.
+        It does if updates follow every step or come between episodes alone, every row of the environments is
+        a step, they never call JAX, and many steps are left.
         """
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
             simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
-            if simple and type(self.agent.schedule) is EveryStep:
+            schedule = self.agent.schedule
+            if simple and (type(schedule) is EveryStep or schedule.learns_between_episodes):
                 self.driver = Driver(self.programs, self.adapter, lambda: self._stop)
         return self.driver is not None and self.learning
 
@@ -210,17 +211,20 @@ class Trainer(Loop):
         assert self.driver is not None
         schedule, base, envs = self.agent.schedule, self.agent.base, self.envs
         steps = min(MOST, self.reach, -(-(self._next_due() - self.env_steps) // envs))
-        # A schedule by steps is known before they are made.
-        due = [schedule.updates_due(self.schedule, StepEnd(envs * k), base)[1] for k in range(steps + 1)]
-        updates = np.zeros(MOST, np.int32)
-        updates[:steps] = np.diff(due)
+        updates, counters = np.zeros(MOST, np.int32), [self.schedule]
+        for k in range(steps):  # what the schedule makes of steps is known before they are made
+            after, updates[k], _ = schedule.updates_due(counters[-1], StepEnd(envs), base)
+            counters.append(after)
         self.carry, made = self.driver(self.carry, updates, steps, self.env_steps, self.key)
         self.reach = 2 * made + 8
         self.env_steps += envs * made
-        self._schedule(StepEnd(envs * made))
-        self.updates, self.pending = self.updates + self.pending, 0
+        self.schedule, self.updates = counters[made], self.updates + int(updates[:made].sum())
         finished = self.driver.finished()
         self._keep_returns(finished)
+        for episode in finished:
+            self._schedule(EpisodeEnd(episode.length, episode.ret, self.updates + self.pending))
+        if finished and self.driver.waits:
+            self.carry = self.carry._replace(action=None, columns={})
         yield from self._episode_events(finished)
 
     def _schedule(self, event: StepEnd | EpisodeEnd) -> None:
