@@ -136,7 +136,8 @@ def block_mujoco(agent: str) -> str:
         ours = []
         for end in lengths_of(*of):
             values = ends(*of, steps=end)
-            ours.append(f"at {thousands(end)}: {spread(values)} ({len(values)} seeds)")
+            seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""  # of one, `spread` says so
+            ours.append(f"at {thousands(end)}: {spread(values)}{seeds}")
         row = [task, *(cells.get((task, n), "") for n in lengths)]
         rows.append([*row, "; ".join(ours) or "not measured"])
     names = [f"published {n // 1000:,}k" for n in lengths]
