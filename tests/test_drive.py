@@ -227,6 +227,15 @@ def test_short_runs_are_not_driven():
     assert trainer.driver is None
 
 
+def test_agents_that_learn_between_episodes_make_their_updates_there(driven):
+    trainer = begun("td3+checkpoints")
+    told(trainer)
+    assert trainer.driver is not None
+    assert (
+        trainer.updates == int(trainer.state.updates) == 11 * 30
+    )  # after each of the episodes from 60 to 390
+
+
 @dataclasses.dataclass(frozen=True)
 class Own(EveryStep):
     """A schedule of somebody's own, which counts the episodes."""
