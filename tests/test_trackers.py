@@ -12,7 +12,7 @@ import pytest
 from tiny import settings, stop_at
 
 from qscape.errors import RunError
-from qscape.run import Plan, events, resume, train
+from qscape.run import Plan, events, resume, trackers, train
 from qscape.run import folder as folders
 from qscape.run.trackers import Tracking, begin_trackers
 
@@ -242,6 +242,15 @@ def test_videos_are_sent_after_saves(tmp_path, wandb):
     told = [line for event in seen if isinstance(event, events.Logged) for line in event.warnings]
     assert len(told) == 1
     assert told[0].startswith("--log-videos: no video can be made, so none is sent (qscape: ")
+
+
+def test_a_video_that_takes_for_ever_ends_no_run(tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr(trackers, "FILMING", 0.01)
+    often = dataclasses.replace(plan(), save_every=20)
+    seen = [*train(often, tmp_path / "run", trackers=["wandb"], tracking=Tracking(videos=True))]
+    assert isinstance(seen[-1], events.Ended)
+    told = [line for event in seen if isinstance(event, events.Logged) for line in event.warnings]
+    assert told == ["--log-videos: no video can be made, so none is sent (it took more than 0.01 seconds)."]
 
 
 @pytest.mark.slow

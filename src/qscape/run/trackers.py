@@ -25,6 +25,7 @@ from qscape.run.sinks import Sink, evaluation_means
 LONGEST = {"project": 128, "group": 128, "tags": 64}  # characters that Weights & Biases takes
 PARAMETERS = 100  # that MLflow takes in one request
 CHARACTERS = 500  # of a parameter's value in MLflow
+FILMING = 600.0  # seconds that the video of an episode may take: the run waits for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +118,22 @@ class WandbSink:
         command = [sys.executable, "-P", "-m", "qscape", "video", str(self.folder), "--mp4", str(film)]
         # The run may hold nearly all memory of an accelerator.
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(
-            [*command, "--trust"], capture_output=True, text=True, errors="replace", env=env
-        )
-        if done.returncode == 0:
-            return film
+        try:
+            done = subprocess.run(
+                [*command, "--trust"],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=env,
+                timeout=FILMING,
+            )
+        except subprocess.TimeoutExpired:
+            why = f"it took more than {FILMING:g} seconds"
+        else:
+            if done.returncode == 0:
+                return film
+            why = one_line(done.stderr.strip().rpartition("\n")[2])
         self.videos = False
-        why = one_line(done.stderr.strip().rpartition("\n")[2])
         self.warnings.append(f"--log-videos: no video can be made, so none is sent ({why}).")
         return None
 
