@@ -512,6 +512,24 @@ def test_a_lost_worker_is_replaced_until_nothing_comes_of_it(here, ranges, monke
         assert tuner.trials[0].why == "its process was killed (SIGKILL)"
 
 
+def test_warnings_of_runs_are_told(here, ranges, monkeypatch, capsys):
+    class Warned:
+        def __init__(self, job, log): ...
+
+        def events(self):
+            yield ev.to_json(ev.Logged(120, 1, {}, ["the support is too narrow"]))
+            yield ev.to_json(ev.Evaluated(STEPS, "current", [-7.0], [1], [], {}, 0.1))
+            yield ev.to_json(ev.Ended(STEPS, 1, 1.0, False))
+
+        def stop(self): ...
+        def kill(self): ...
+
+    monkeypatch.setattr(tune, "LocalWorker", Warned)
+    assert main(command("out", "--ranges", ranges(), "--seeds", 2, trials=1)) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [f"trial 0 seed {k}: the support is too narrow" in told for k in range(2)] == [True, True]
+
+
 @pytest.mark.slow
 def test_what_is_left_of_a_trial_is_read_from_its_run_folder(searched, tmp_path):
     run, asked = tmp_path / "0", small_plan()

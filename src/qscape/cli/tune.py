@@ -112,7 +112,7 @@ def run(search: Search, trials: int, workers: int, command: str) -> int:
         RunError: no trial was finished.
     """
     board = SearchBoard(search, trials, plain_console())
-    with open_search(search, board.changed) as tuner:
+    with open_search(search, board.changed, board.warned) as tuner:
         board.tuner = tuner
         board.say(board.counts())
         with board.live():
@@ -140,6 +140,10 @@ class SearchBoard(LiveBoard):
         """Print the new state of a trial; on a terminal only if it failed, since the table has no reasons."""
         if not self.console.is_terminal or trial.why:
             self.say(self.line(trial))
+
+    def warned(self, trial: Trial, seed: int, warning: str) -> None:
+        """Print a warning of one of a trial's runs."""
+        self.say(f"trial {trial.number} seed {seed}: {warning}")
 
     def line(self, trial: Trial) -> str:
         """Describe the state of a trial in one line."""

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -43,6 +43,9 @@ STATES: dict[TrialState, State] = {
 DB, NAME = "study.db", "qscape"
 ENOUGH = 10  # finished trials required for field importances
 
+Show: TypeAlias = Callable[[Trial], None]
+Warn: TypeAlias = Callable[[Trial, int, str], None]
+
 
 class Tuner:
     """An open search: asks Optuna for trials, runs them, and reports their results. Made by `open_search`.
@@ -51,14 +54,15 @@ class Tuner:
         search: the definition of the search.
         study: Optuna's study.
         show: called with every trial that starts or ends.
+        warn: called with a trial, the seed of one of its runs, and a warning of that run.
 
     Attributes:
         trials: all trials by number, with those of earlier processes.
         handles: Optuna's handles of the running trials, by number.
     """
 
-    def __init__(self, search: Search, study: "optuna.Study", show: Callable[[Trial], None]) -> None:
-        self.search, self.study, self.show = search, study, show
+    def __init__(self, search: Search, study: "optuna.Study", show: Show, warn: Warn) -> None:
+        self.search, self.study, self.show, self.warn = search, study, show, warn
         records = [r for r in study.get_trials() if r.state != TrialState.WAITING]
         self.handles: dict[int, optuna.Trial] = {}
         self.trials = {r.number: self._reopen(r) for r in records}
@@ -157,6 +161,9 @@ class Tuner:
             trial.losses[seed] = 0
         elif isinstance(event, ev.Progressed):
             trial.made[seed] = event.step
+        elif isinstance(event, ev.Logged):
+            for warning in event.warnings:
+                self.warn(trial, seed, warning)
         elif isinstance(event, ev.Evaluated):
             trial.made[seed] = event.step
             trial.add_evaluation(seed, event.step, event.policy, event.mean)
@@ -209,12 +216,15 @@ class Tuner:
 
 
 @contextlib.contextmanager
-def open_search(search: Search, show: Callable[[Trial], None] = lambda trial: None) -> Iterator[Tuner]:
+def open_search(
+    search: Search, show: Show = lambda trial: None, warn: Warn = lambda trial, seed, warning: None
+) -> Iterator[Tuner]:
     """Open a new or an existing search and lock its folder.
 
     Args:
         search: the definition of the search.
         show: called with every trial that starts or ends.
+        warn: called with a trial, the seed of one of its runs, and a warning of that run.
 
     Raises:
         UsageError: the folder holds something else, or another search.
@@ -230,7 +240,7 @@ def open_search(search: Search, show: Callable[[Trial], None] = lambda trial: No
     with folders.locked(folder, new=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            yield Tuner(search, _open_study(search), show)
+            yield Tuner(search, _open_study(search), show, warn)
         except optuna.exceptions.StorageInternalError as problem:
             why = str(problem.__cause__ or problem).splitlines()[0]
             raise RunError(
