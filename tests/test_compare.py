@@ -16,7 +16,7 @@ from runs_on_disk import write_run
 
 from qscape.cli import main
 from qscape.errors import UsageError
-from qscape.report import statistics
+from qscape.report import figures, interactive, references, statistics, tables
 from qscape.report.runs import find_runs, load_runs
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,8 @@ def test_tables_of_a_comparison(runs, says):
     with Path("best.csv").open() as file:
         assert {row["score"] for row in csv.DictReader(file)} == {"best"}
     assert json.loads(Path("best.json").read_text())["score"] == "best"
-    assert "td3 current 5 100,000 1,022.5" in says("compare", "runs", "--final", 2)
+    assert "td3 current 5 100,000 1,022.5" in says("compare", "runs", "--final", 2, "--latex", "two.tex")
+    assert "% A final score is the mean of the last 2 evaluations." in Path("two.tex").read_text()
 
 
 def test_no_aggregate_without_reference_scores_for_all(runs, says):
@@ -188,9 +189,11 @@ def test_unequal_budgets_are_refused_unless_asked_for(runs, says, refused):
     assert f"{why}: longer runs have the advantage." in says("compare", "runs", "--unequal")
 
 
-def test_unequal_budgets_of_one_agent(runs, refused):
+def test_unequal_budgets_of_one_agent(runs, says, refused):
     write_run("runs/Ant-v5/td3/9", seed=9, returns={0: [1.0], 7: [2.0]})
     assert "td3 7 and 100,000 steps" in refused("compare", "runs")
+    out = says("compare", "runs", "--unequal")
+    assert "; the curve of td3 ends where the shortest of its runs does." in out
 
 
 def test_an_unfinished_run_is_left_out_and_named(runs, says, refused):
@@ -222,6 +225,7 @@ def test_kept_and_current_policies(tmp_path, monkeypatch, says):
         write_run(f"runs/{seed}", label="td7", seed=seed, returns={10: [1.0]}, kept={10: [8.0]})
     assert "td7 kept 5 10 8.0" in says("compare", "runs")
     assert "td7 current 5 10 1.0" in says("compare", "runs", "--policy", "current")
+    assert "both.png: 5 run(s)" in says("plot", "runs", "--policy", "both", "--png", "both.png")
 
 
 def test_published_curves_stand_apart_with_version_and_source(runs, says, refused):
@@ -269,6 +273,20 @@ def test_published_curves_that_do_not_fit_are_named(tmp_path, monkeypatch, says)
     out = says("compare", "runs", "--reference", "td3", "--png", "c.png")
     assert "No published curve of td3 for Pendulum-v1." in out
     assert "No published figure of td3 for Ant-v5 at 20,000 steps or before 50,000." in out
+
+
+def test_published_curves_of_steps_stand_not_beside_updates(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, record in (("steps", {}), ("updates", {"dataset": "mujoco/ant/medium-v0"})):
+        write_run(folder, env="Ant-v5", returns={0: [1.0], 100_000: [9.0]}, record=record)
+    for folder, beside in (("steps", True), ("updates", False)):
+        made = tables.compare(load_runs(folder), reps=5, reference=["td3"])
+        assert len(made.published) == beside
+        curves, styles = references.load_published(["td3"]), interactive.make_line_styles(["td3"])
+        (panel,) = figures.draw_overview(made.rows, reps=5, published=curves).axes
+        chart = interactive.learning_curves_chart(made.rows, curves, styles, 5)
+        for names in ([line.get_label() for line in panel.lines], [str(line.name) for line in chart.data]):
+            assert any("published" in name for name in names) == beside
 
 
 def test_files(runs, says):

@@ -45,7 +45,7 @@ def test_one_row_for_each_run_evaluation_and_policy(tmp_path):
         "success",
         "episodes",
     ]
-    assert list(frame.columns) == [*head, "budget"]
+    assert list(frame.columns) == [*head, "budget", "dataset"]
     rows = frame[["label", "seed", "step", "policy", "return", "episodes"]].values.tolist()
     assert rows == [
         ["td3", 0, 0, "current", 2.0, 2],
@@ -113,6 +113,22 @@ def test_a_dataset_makes_another_task_with_the_scores_of_its_environment(tmp_pat
     assert made.scores["td3"][:, 0] == pytest.approx(1.0)
     panels = figures.draw_overview(made.rows, reps=5).axes
     assert [ax.get_xlabel() for ax in panels] == ["updates", "updates"]
+
+
+def test_datasets_of_one_last_name_are_other_tasks(tmp_path):
+    names = ("mujoco/hopper/medium-v0", "local/hopper/medium-v0", "/data/noise0.5", "/data/noise0.9")
+    for k, name in enumerate(names):
+        write_run(tmp_path / str(k), env="Hopper-v5", record={"dataset": name})
+    tasks = {f"Hopper-v5[{name.removeprefix('/data/')}]" for name in names}
+    assert set(qs.load_runs(tmp_path)["env"]) == tasks
+    assert {references.strip_version(task) for task in tasks} == {"Hopper"}
+
+
+def test_files_of_one_name_in_two_folders_are_told(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / str(seed), env="Hopper-v5", seed=seed, record={"dataset": f"/{seed}/hopper.h5"})
+    with pytest.warns(UserWarning, match=r"Hopper-v5\[hopper\] stands for 2 datasets, .* /0/hopper.h5, /1/"):
+        assert set(qs.load_runs(tmp_path)["env"]) == {"Hopper-v5[hopper]"}
 
 
 def break_run_json(folder: Path) -> None:

@@ -142,6 +142,15 @@ def test_no_curve_is_black_which_a_dark_terminal_hides():
     assert "0;0;0" not in shown
 
 
+def test_the_axis_of_a_constant_negative_return_points_up():
+    from qscape.report.terminal import Curve, render_chart
+
+    drawn = render_chart("return", "steps", [Curve("a", [0, 1], [-200.0, -200.0])], 60, 10, (0, 1))
+    ticks = [float(tick) for tick in re.findall(r"^ *(-[\d.]+)┤", drawn, re.MULTILINE)]
+    assert len(ticks) > 1
+    assert ticks == sorted(ticks, reverse=True)
+
+
 def test_without_the_extra_it_says_so(run, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "qscape.report.terminal", raising=False)
     monkeypatch.delattr(report, "terminal", raising=False)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     where = f"{best['env']}, " if rows["env"].nunique() > 1 else ""
     what = statistics.METRIC_NAMES[given.metric]
     console.print(
-        f"{given.png}: {rows['run'].nunique()} run(s); best final {what} {format_return(best['score'])} "
+        f"{given.png}: {frame['run'].nunique()} run(s); best final {what} {format_return(best['score'])} "
         f"({best['label']}, {where}seed {best['seed']})",
         soft_wrap=True,
     )

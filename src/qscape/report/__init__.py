@@ -32,9 +32,17 @@ def environment_label(record: Mapping[str, Any]) -> str:
 
 
 def task_label(record: Mapping[str, Any]) -> str:
-    """Format the environment and, behind it in brackets, the dataset that a run learned from, if it did."""
+    """Format the environment and, behind it in brackets, the dataset that a run learned from, if it did.
+
+    A dataset of Minari has its whole name, a file or folder the last part of its path.
+    """
     env, dataset = environment_label(record), record.get("dataset")
-    return f"{env}[{Path(dataset).stem}]" if dataset else env
+    if not dataset:
+        return env
+    path = Path(dataset)
+    if path.suffix in (".hdf5", ".h5"):
+        return f"{env}[{path.stem}]"
+    return f"{env}[{path.name if path.is_absolute() else dataset}]"
 
 
 def name_steps(task: str) -> str:

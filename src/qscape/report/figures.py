@@ -156,11 +156,10 @@ def _choose_marker(values: Any) -> str | None:
 
 
 def _draw_published(ax: "Axes", published: pd.DataFrame, env: str, last: float) -> None:
-    same = (published["env"].map(references.strip_version) == references.strip_version(env)) & (
-        published["step"] <= last
-    )
+    theirs = references.select_published(published, env)
+    theirs = theirs[theirs["step"] <= last]
     for k, method in enumerate(sorted(published["method"].unique())):  # the same line in every panel
-        curve = published[same & (published["method"] == method)]
+        curve = theirs[theirs["method"] == method]
         if curve.empty:
             continue
         about = curve.iloc[0]

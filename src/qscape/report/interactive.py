@@ -93,11 +93,10 @@ def _add_curve_with_band(
 
 def _add_published(chart: Figure, published: pd.DataFrame, env: str, last: float) -> None:
     """Add published curves in grey, up to our last step."""
-    same = (published["env"].map(references.strip_version) == references.strip_version(env)) & (
-        published["step"] <= last
-    )
+    theirs = references.select_published(published, env)
+    theirs = theirs[theirs["step"] <= last]
     for k, method in enumerate(sorted(published["method"].unique())):  # the same line in every chart
-        curve = published[same & (published["method"] == method)]
+        curve = theirs[theirs["method"] == method]
         if curve.empty:
             continue
         name = f"{method}, published: {curve['env'].iloc[0]}, {curve['seeds'].iloc[0]} seeds"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from qscape.errors import UsageError
-from qscape.report import require_extra
+from qscape.report import name_steps, require_extra
 
 with require_extra("Published figures"):
     import pandas as pd
@@ -69,6 +69,16 @@ def strip_version(env: str) -> str:
     Published results use other versions, and scores on a dataset are normalised as those in its environment.
     """
     return re.sub(r"(-v\d+)?(\[.*\])?$", "", env)
+
+
+def select_published(curves: pd.DataFrame, env: str) -> pd.DataFrame:
+    """Select the published curves of a task, in any version of its environment.
+
+    None on a dataset: there a step is an update, and published curves are of learning in the environment.
+    """
+    if name_steps(env) == "updates":
+        return curves.iloc[:0]
+    return curves[curves["env"].map(strip_version) == strip_version(env)]
 
 
 def reference_scores() -> pd.DataFrame:

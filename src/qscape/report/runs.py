@@ -42,7 +42,7 @@ def load_runs(runs: Paths) -> pd.DataFrame:
         ("current", or "kept" if checkpoints keep one); return, length and success (means over
         the episodes of one evaluation; success is NaN if the environment reports none); the means of probe
         columns such as sm (NaN for runs without the probe); episodes; budget (the steps that the run was
-        started with).
+        started with); dataset (as the run was given it; "" without one).
 
     Raises:
         UsageError: no run is found.
@@ -54,7 +54,7 @@ def load_runs(runs: Paths) -> pd.DataFrame:
 
 
 def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
-    """Load what `load_runs` returns, and a sentence for each skipped folder.
+    """Load what `load_runs` returns, and a sentence for each skipped folder or doubtful task.
 
     Raises:
         UsageError: no run is found, or no complete one.
@@ -70,6 +70,7 @@ def read_runs(runs: Paths) -> tuple[pd.DataFrame, list[str]]:
     if not frames:
         raise UsageError(f"There is no complete run in {len(skipped)} folder(s): {'; '.join(skipped)}.")
     frame = pd.concat(frames, ignore_index=True)
+    skipped += _note_shared_names(frame)
     order = ["env", "label", "seed", "run", "policy", "step"]
     return frame.sort_values(order, kind="stable", ignore_index=True), skipped
 
@@ -208,7 +209,20 @@ def _read_run(folder: Path) -> pd.DataFrame:
         episodes=("return", "size"),
     )
     head = identify_run(folder, record)
-    return pd.DataFrame(head, index=points.index).join(points).assign(budget=int(record["steps"]))
+    return (
+        pd.DataFrame(head, index=points.index)
+        .join(points)
+        .assign(budget=int(record["steps"]), dataset=str(record.get("dataset") or ""))
+    )
+
+
+def _note_shared_names(frame: pd.DataFrame) -> list[str]:
+    """Write a sentence for each task that stands for several datasets: files of one name in two folders."""
+    return [
+        f"{env} stands for {len(found)} datasets, whose runs count as one task: {one_line(', '.join(found))}."
+        for env, found in frame.groupby("env")["dataset"].unique().items()
+        if len(found) > 1
+    ]
 
 
 def identify_run(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:

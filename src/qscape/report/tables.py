@@ -77,6 +77,8 @@ def compare(
     rows, notes = _select_comparable(statistics.select_policy(runs, policy), unequal)
     if smooth:
         notes.insert(0, statistics.smoothing_note(smooth))
+    if final > 1:
+        notes.insert(0, f"A final score is the mean of the last {final} evaluations.")
     scores = {"final": statistics.final_scores(rows, final), "best": statistics.best_scores(rows)}
     notes += note_few_seeds(scores["final"])
     of = "best" if best else "final"
@@ -163,7 +165,10 @@ def _select_comparable(rows: pd.DataFrame, unequal: bool) -> tuple[pd.DataFrame,
             difference = f"Budgets in {env} differ ({_list_by_label(group, 'step', 'steps')})"
             if not unequal:
                 raise UsageError(f"{difference}: compare equal ones, or add --unequal.")
-            notes.append(f"{difference}: longer runs have the advantage.")
+            cut = group.groupby("label")["step"].nunique()
+            listed = ", ".join(cut.index[cut > 1])
+            ends = f"; the curve of {listed} ends where the shortest of its runs does" if listed else ""
+            notes.append(f"{difference}: longer runs have the advantage{ends}.")
         if group["evaluations"].nunique() > 1:
             listed = _list_by_label(group, "evaluations", "evaluations")
             notes.append(
@@ -295,7 +300,7 @@ def _published_at(
     lines, notes = [], []
     for env, ours in rows.groupby("env"):
         steps = ours["step"].max()
-        theirs = curves[curves["env"].map(references.strip_version) == references.strip_version(str(env))]
+        theirs = references.select_published(curves, str(env))
         for name in names:
             curve = theirs[theirs["name"] == name]
             if curve.empty:

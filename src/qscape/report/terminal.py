@@ -41,4 +41,8 @@ def render_chart(
     plotext.title(title)
     plotext.xlabel(x)
     plotext.xlim(*span)
+    heights = {y for curve in curves for y in curve.y}
+    if len(heights) == 1:  # the package would put a negative one's axis upside down
+        (y,) = heights
+        plotext.ylim(y - max(1, abs(y)) / 2, y + max(1, abs(y)) / 2)
     return plotext.build()
