@@ -25,7 +25,7 @@ from qscape.ops.distributional import (
 )
 from qscape.run.loop import Loop
 from qscape.run.plan import part_notes
-from qscape.types import Batch
+from qscape.types import Batch, Event
 
 ATOMS = C51(low=-2.0, high=2.0, atoms=5)
 
@@ -267,6 +267,36 @@ def test_the_target_of_points_is_that_of_the_scalar_agent(part, clips):
     found = part.target(raw, rule, bonus, batch)
     np.testing.assert_allclose(part.target_mean(found), expected, atol=1e-4)
     assert np.asarray(expected).shape == (rows, 1)
+
+
+@pytest.mark.parametrize("part", [C51(low=-20.0, high=120.0), Quantile()], ids=lambda part: part.name)
+def test_value_clip_does_not_bias_the_mean_of_a_distribution(part):
+    """One state for ever, fitted exactly: rewards have the mean 1, so Q is near 1 / (1 - 0.9).
+
+    Atoms and quantiles above the greatest target are not clipped, which would hold Q down. C51 spreads even
+    a constant reward over atoms.
+    """
+    batch = transitions(np.ones(10) if isinstance(part, C51) else 10.0 * (np.arange(10) == 0), discount=0.9)
+
+    def learn(bootstrap):
+        @jax.jit
+        def update(outputs, state, synced):
+            target = part.target(jnp.tile(outputs, (10, 2, 1)), rule_of(bootstrap, state), None, batch)
+            event = Event(jnp.array(0), jnp.array(0), jnp.array(True), synced)
+            state = bootstrap.post_update(state, part.target_mean(target), event)
+            if isinstance(part, C51):
+                return jnp.log(target.probabilities.mean((0, 1)) + 1e-30), state
+            return jnp.quantile(target, quantile_levels(part.outputs)), state
+
+        outputs = jnp.zeros(part.outputs)
+        state = bootstrap.init(jax.random.key(0), None, None, None, None)
+        for k in range(240):
+            outputs, state = update(outputs, state, k % 2 == 1)
+        return float(part.read(outputs))
+
+    free, clipped = learn(MinTarget()), learn(ValueClip())
+    assert free == pytest.approx(10.0, abs=1.5)
+    assert clipped == pytest.approx(free, abs=0.02)
 
 
 # --- what is refused ------------------------------------------------------------------------------------

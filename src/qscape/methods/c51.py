@@ -55,10 +55,10 @@ class C51(SupportedValue):
     ) -> AtomTarget:
         """Projects the moved atoms of the weighted mixture of the target critics onto the support."""
         mixture = jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), jax.nn.softmax(raw))
-        value = rule.bound(self.points)
-        value = value if bonus is None else value + bonus[:, None]
+        value = rule.move(self.points[None, None], (mixture * self.points).sum(-1))
+        value = value if bonus is None else value + bonus[:, None, None]
         kept = (1.0 - batch.terminated) * batch.discount
-        positions = jnp.broadcast_to((batch.reward[:, None] + kept[:, None] * value)[:, None], mixture.shape)
+        positions = jnp.broadcast_to(batch.reward[:, None, None] + kept[:, None, None] * value, mixture.shape)
         beyond = (positions < self.low) | (positions > self.high)
         clipped = jnp.where(beyond, mixture, 0.0).sum(-1).mean()
         return AtomTarget(project_onto_atoms(mixture, positions, self.low, self.high), clipped)

@@ -69,7 +69,8 @@ class Quantile(Value):
     ) -> Float[Array, "B K m"]:
         """Returns the m quantiles that critics learn from."""
         if self.drop is None:
-            quantiles = rule.bound(jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), raw))
+            quantiles = jnp.einsum("bkj,bjn->bkn", rule.weights(self.read(raw)), raw)
+            quantiles = rule.move(quantiles, self.read(quantiles))
         else:
             critics = raw.shape[1]
             pool = jnp.sort(raw.reshape(len(raw), -1))

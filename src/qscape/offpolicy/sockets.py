@@ -459,6 +459,14 @@ class BootstrapRule(NamedTuple):
     bound: Callable[[Array], Array]
     value: Callable[[Array], Array]
 
+    def move(self, outcomes: Float[Array, "*#b n"], mean: Float[Array, "*#b"]) -> Float[Array, "*#b n"]:
+        """Returns the outcomes of a distribution, moved together until its mean is within the bounds.
+
+        The mean is a value; single outcomes may lie beyond the bounds of values.
+        """
+        bounded = self.bound(mean)
+        return outcomes if bounded is mean else outcomes + (bounded - mean)[..., None]
+
 
 class TargetUpdate(StatefulPart):
     """Moves the target networks."""
