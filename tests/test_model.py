@@ -311,6 +311,10 @@ def test_a_model_saved_before_it_learned(tmp_path):
     model.learn(60)  # the warm-up fits the run, although it predicted before it learned
     assert model.trainer.updates == 48
     assert loaded.learn(60).trainer.updates == 48  # so does that of the one that was loaded
+    *_, ended = resume(tmp_path / "new", steps=60)  # and on the command line
+    assert ended.updates == 48
+    record = folders.read_record(tmp_path / "new")
+    assert (record["steps"], record["settings"]["base"]["warmup"]) == (60, 12)
     shares = settings("td3", schedule="linear", epsilon_start=1.0, epsilon_end=0.5, epsilon_decay=0.5)
     base = qs.load(qs.TD3("Pendulum-v1", **shares).save(tmp_path / "s")).learn(60).trainer.agent.base
     assert (base.schedule_updates, base.epsilon_decay) == (60, 30.0)  # not those of a run without an end

@@ -31,7 +31,7 @@ from qscape.replay.storage import rows_at
 from qscape.run import folder as folders
 from qscape.run import offline, saves
 from qscape.run.folder import read_plan, read_record
-from qscape.run.plan import Plan, part_notes, prepare
+from qscape.run.plan import Plan, part_notes, prepare, to_json
 from qscape.run.trainer import Trainer
 from qscape.run.training import resume, train
 from qscape.sealed import seal
@@ -893,6 +893,26 @@ def test_target_critics_that_a_run_did_not_keep_begin_as_copies(tmp_path):
     for own, target in zip(*map(jax.tree.leaves, (state.critics, state.critics_target)), strict=True):
         np.testing.assert_array_equal(own, target)
     assert "newly initialised" not in " ".join(started.notes)
+
+
+def test_config_with_another_dataset_takes_its_spaces(datasets, tmp_path, monkeypatch):
+    """A dataset without an environment gives the bounds of actions: not those of the run in the config."""
+    from qscape.cli import train as command
+
+    names = [
+        write(f"local/{kind}-v0", episodes(), -high, high, env=None)
+        for kind, high in (("narrow", 1.0), ("wide", 2.0))
+    ]
+    plan, agent, _ = prepare(Plan("td3+bc", "", 30, dataset=names[0], settings=tiny.settings("td3")))
+    (tmp_path / "old.json").write_text(json.dumps(to_json(plan, agent)))
+    jobs = []
+    monkeypatch.setattr(command, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    config = ["train", "--config", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")]
+    assert main(config) == main([*config, "--dataset", names[1]]) == 0
+    again, other = (prepare(job.plan)[0] for job in jobs)
+    assert again.env_args == plan.env_args == {"dataset": names[0]}
+    assert other.env_args == {"dataset": names[1]}
+    assert (again.eval_every, other.eval_every) == (0, 0)
 
 
 def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):

@@ -139,6 +139,13 @@ def test_named_recipes_have_the_settings_of_the_papers(name):
         assert {field: getattr(parts[part], field) for field in fields} == fields, part
 
 
+def test_settings_of_the_temperature_go_to_the_part_that_has_it():
+    agent = build("simbav2+savgo")
+    assert (agent.policy_loss.initial_temperature, agent.policy_loss.entropy_per_action) == (0.01, -0.5)
+    own = build("simbav2+savgo", {"savgo": {"initial_temperature": 0.3}})
+    assert (own.policy_loss.initial_temperature, own.policy_loss.entropy_per_action) == (0.3, -0.5)
+
+
 def test_a_users_word_wins_over_a_named_recipe(monkeypatch, toys):
     settings = {
         "base": {"discount": 0.7, "policy_delay": 5},

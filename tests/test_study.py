@@ -173,6 +173,7 @@ REFUSED = [
     ("base = {", "envs = 0\nbase = {", "envs = 0", "envs is 0; it must be at least 1"),
     ("base = {", "envs = 3_000_000_000\nbase = {", "envs =", "agents.envs is 3000000000; a whole number"),
     ("Clock-v0", "Clok-v0", "id =", "environments.id: "),
+    ("tiny:Clock-v0", "Pendulum", "id =", "environments.id: Pendulum lacks its version: write Pendulum-v1"),
     ('id = "', 'args = { tall = 1 }\nid = "', "args =", "environments.args: tiny:Clock-v0 cannot"),
     ('id = "', 'dataset = "a.hdf5"\nenvs = 4\nid = "', "envs =", "environments.envs: nothing is stepped"),
     ('id = "', 'envs = 3_000_000_000\nid = "', "envs =", "environments.envs is 3000000000; a whole number"),

@@ -237,6 +237,7 @@ BAD = [
     (["--trails", "3"], "has no flag --trails; did you mean --trials"),
     (["--lap.alpha", "0.3"], "--lap.alpha belongs to lap; write td3+lap"),
     (["--env", "Pendulun-v1"], "Pendulun"),
+    (["--env", "Pendulum"], "Pendulum lacks its version: write Pendulum-v1"),
 ]
 
 
@@ -248,6 +249,13 @@ def test_what_cannot_be_asked_for_is_refused_in_one_sentence(here, capsys, more,
     assert why in err
     assert err.count("\n") == 1
     assert [*here.iterdir()] == []
+
+
+def test_a_fixed_field_that_does_nothing_is_told(here, monkeypatch, capsys):
+    monkeypatch.setattr("qscape.cli.tune.run", lambda search, *_: 0)
+    assert main(["tune", "td3", "--env", "Pendulum-v1", "--base.huber-threshold", "2"]) == 0
+    said = "base.huber_threshold does nothing without Huber's loss, base.critic_loss = huber"
+    assert capsys.readouterr().out.splitlines() == [said]
 
 
 def test_arguments_of_the_environment_may_be_flags(here, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from runs_on_disk import write_run
 
 from qscape import report
 from qscape.cli import main, watch
@@ -140,6 +141,11 @@ def test_no_curve_is_black_which_a_dark_terminal_hides():
     shown = set(re.findall(r"38;2;(\d+;\d+;\d+)m", render_chart("return", "steps", curves, 60, 14, (0, 10))))
     assert len(shown) == len(COLOURS)
     assert "0;0;0" not in shown
+
+
+def test_the_return_is_that_of_the_kept_policy(tmp_path):
+    write_run(tmp_path / "0", label="td7", returns={10: [1.0, 3.0]}, kept={10: [8.0, 9.0]})
+    assert float(watch.RunView(tmp_path / "0").row()[-2]) == 8.5
 
 
 def test_the_axis_of_a_constant_negative_return_points_up():

@@ -684,11 +684,16 @@ def merge_settings(first: Settings, second: Settings) -> dict[str, dict[str, Any
 def _named_settings(agent: Agent) -> Settings:
     """Return the settings of the `Expansion` that a recipe begins with, for the parts that the agent has.
 
-    A part of the recipe may have taken the place of one of the base.
+    A part of the recipe may have taken the place of one of the base. One that has a temperature itself, such
+    as `savgo`, gets the settings of the temperature.
     """
     name = split(agent.recipe)[0]
     found = EXPANSIONS[name].settings if name in EXPANSIONS else {}
-    return {part: fields for part, fields in found.items() if part == "base" or part in agent.parts}
+    known = {part: fields for part, fields in found.items() if part == "base" or part in agent.parts}
+    improves = getattr(agent, "policy_loss", None)
+    if "soft" in found and isinstance(improves, plain.Entropic):
+        known[improves.name] = found["soft"]
+    return known
 
 
 def _add_to_socket(sockets: dict[str, Any], part: Any, recipe: str) -> None:

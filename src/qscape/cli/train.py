@@ -13,6 +13,7 @@ from qscape.agents import Agent, Settings, recipe_for_dataset, register_named
 from qscape.agents.recipes import recipe_for_images, set_fields
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
+from qscape.data import RECORDED
 from qscape.envs.build import refuse_without_version
 from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
@@ -171,6 +172,8 @@ def read_config(path: Path) -> tuple[str, dict[str, dict[str, Any]], options.Run
         fields |= {name: record[name] for name in names if record.get(name) is not None}
         fields |= {"from_": record.get("start", "")}
         fields["env_args"] = [f"{k}={v!r}" for k, v in record["env_args"].items()]
+        if fields["env"] == RECORDED:  # a stand-in, whose spaces are those of that run's dataset
+            fields |= {"env": "", "env_args": [], "eval_every": options.Run().eval_every}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise UsageError(f"--config {path} cannot be read as a run.json ({problem}).") from problem
     return recipe, settings, set_fields(options.Run(), str(path), fields)

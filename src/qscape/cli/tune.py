@@ -15,12 +15,13 @@ from qscape.agents import build, register_named
 from qscape.cli import options
 from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
 from qscape.envs import make as make_adapter
+from qscape.envs.build import refuse_without_version
 from qscape.errors import RunError, UsageError
 from qscape.jobs.ranges import find_ranges
 from qscape.jobs.trials import Metric, Search, State, Trial
 from qscape.jobs.tune import Tuner, open_search
 from qscape.report.numbers import format_return
-from qscape.run.plan import Plan, folder_name, prepare
+from qscape.run.plan import Plan, folder_name, moot_notes, prepare
 from qscape.system import count_cores, file_name
 from qscape.types import setting
 
@@ -71,6 +72,9 @@ def main(argv: list[str]) -> int:
         eval_every=given.eval_every or max(1, given.steps // 10),
         eval_episodes=given.eval_episodes,
     )
+    refuse_without_version(plan.env)
+    for note in moot_notes(prepare(plan)[1].moot_fields(), settings):  # a searched field may change that
+        plain_console().print(note, soft_wrap=True)
     ranges = find_ranges(plan, given.fields, Path(given.ranges) if given.ranges else None)
     index_actions = build(recipe, settings).index_actions
     adapter = make_adapter(plan.env, env_args=dict(plan.env_args), index_actions=index_actions)

@@ -121,7 +121,7 @@ class RunView:
         running = in_use(self.folder)
         left = (steps - step) / speed if running and speed else math.nan
         minutes, seconds = divmod(0 if math.isnan(left) else round(left), 60)
-        means = self.curve(self.policies()[0])[2]
+        means = self.curve(self.policies()[-1])[2]  # of the kept one if there is one
         state = "training" if running else "stopped" if unfinished(self.folder) else "done"
         return [
             str(self.folder), self.record["label"], f"{step:,}", f"{steps:,}",

@@ -23,6 +23,7 @@ from qscape.agents import PRESETS, Agent, build, nearest
 from qscape.data import read_origin
 from qscape.envs import EnvAdapter
 from qscape.envs import make as make_adapter
+from qscape.envs.build import refuse_without_version
 from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
@@ -261,6 +262,7 @@ def _environment(source: Source, path: Where, index_actions: bool) -> Entry:
         raise source.error(path, '[[environments]] needs an id, such as id = "Pendulum-v1"')
     try:
         trusted.refuse_untrusted(trusted.list_code(env, args, ()), source.file)
+        refuse_without_version(env)
         adapter = make_adapter(env, env_args=args, index_actions=index_actions)
         adapter.close()
     except UsageError as problem:

@@ -24,7 +24,7 @@ from qscape.run.compiled import CompiledRollouts, CompiledTrainer
 from qscape.run.files import refuse_links, remove_leftovers
 from qscape.run.loop import Loop, Saver, adapt_to_images, may_compile, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
-from qscape.run.plan import Plan, prepare
+from qscape.run.plan import Plan, prepare, to_json
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.seeds import CompiledSeeds, RolloutSeeds, Seeds
 from qscape.run.sinks import FolderSink, Sink
@@ -257,6 +257,10 @@ def resume(
             more = f"{command} --steps {2 * made}"
             raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
+        if newest and not made and steps is not None and plan.typed is not None:
+            # Saved untrained by `Model.save`: what was not typed follows from the length of the run.
+            plan, agent, more = prepare(dataclasses.replace(plan, settings=plan.typed))
+            notes, record = notes + more, record | to_json(plan, agent)
         with contextlib.ExitStack() as stack:
             adapter, eval_adapter = _open(stack, plan, agent)
             trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
