@@ -20,8 +20,9 @@ from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, step_autoreset
 from qscape.envs.world import reset_world, step_world
 from qscape.errors import RunError, UsageError
 from qscape.masks import ActionMask
-from qscape.run import compiled, training
 from qscape.run import events as ev
+from qscape.run import training
+from qscape.run.chunks import ChunkLength
 from qscape.run.compiled import CompiledRollouts, CompiledTrainer
 from qscape.run.plan import Plan, prepare
 from qscape.run.trainer import Trainer
@@ -244,7 +245,7 @@ def test_only_the_environment_itself_is_compiled():
 
 
 def test_a_slow_chunk_is_followed_by_a_shorter_one():
-    length = compiled.ChunkLength(100)
+    length = ChunkLength(100)
     length.took(9.0, 8)  # compiles
     assert length.steps == 8
     for _ in range(5):

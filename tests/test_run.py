@@ -20,7 +20,7 @@ from qscape.agents import build
 from qscape.envs import EnvAdapter, make
 from qscape.errors import RunError, UsageError
 from qscape.replay.storage import Rows, rows_at
-from qscape.run import Plan, saves, train
+from qscape.run import Plan, chunks, saves, train
 from qscape.run import events as ev
 from qscape.run import folder as folders
 from qscape.run.evaluation import evaluate
@@ -177,6 +177,19 @@ def test_vector_environments_get_an_update_for_each_step_of_each():
     assert seen.updates == [max(0, t - 60) for t in range(0, 300, 3)]
     assert trainer.updates == 240
     assert all(len({tuple(row) for row in action}) == 3 for action in seen.actions[:20])  # random
+
+
+def test_slow_updates_are_made_in_short_calls(monkeypatch):
+    """So that a request to stop is seen in time. Their length changes no number."""
+    once, _ = run("td3+checkpoints", 200, warmup=60)
+    calls, learn = [], Trainer._learn
+    monkeypatch.setattr(Trainer, "_learn", lambda self, most: calls.append(learn(self, most)) or calls[-1])
+    monkeypatch.setattr(chunks, "SECONDS", 0.0)
+    again, _ = run("td3+checkpoints", 200, warmup=60)
+    assert calls[:5] == [8, 8, 4, 2, 1]
+    assert set(calls[5:]) == {1}
+    for a, b in zip(jax.tree.leaves(once.state), jax.tree.leaves(again.state), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_checkpoints_with_vector_environments_train_only_between_episodes():

@@ -29,41 +29,15 @@ from qscape.offpolicy.plain import EveryStep
 from qscape.replay import storage as ring_buffer
 from qscape.run import events as ev
 from qscape.run import scan, scan_rollouts
+from qscape.run.chunks import ChunkLength
 from qscape.run.devices import jit_on, make_mesh, place, split_rows
 from qscape.run.loop import Loop, copy_buffers
 from qscape.run.rollouts import RolloutPrograms, describe_rollouts
 from qscape.run.trainer import Trainer
 from qscape.types import Key, stream
 
-SECONDS = 0.5  # of a chunk
 MOST = 1024  # steps of a chunk
 ROOM = 65_536  # episodes that can end in a chunk
-
-
-class ChunkLength:
-    """The length of chunks: doubled while they are fast, halved when they are slow.
-
-    Attributes:
-        steps: how many steps the next chunk may have.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = max(1, most)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin with short chunks again, because the cost of a step changes."""
-        self.steps = min(8, self.most)
-        self.compiled = False
-
-    def took(self, seconds: float, steps: int) -> None:
-        """Adapt to a chunk of so many steps. The first one is not counted, since it may compile."""
-        if not self.compiled:
-            self.compiled = True
-        elif seconds > SECONDS:
-            self.steps = max(1, steps // 2)
-        elif steps == self.steps and seconds < SECONDS / 2:
-            self.steps = min(self.most, 2 * steps)
 
 
 class InProgram(Loop):

@@ -31,7 +31,7 @@ from qscape.run.folder import newest_save, no_save, one_run, read_meta, read_pla
 from qscape.run.loop import Saver, copy_buffers
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
-from qscape.run.trainer import CHUNK, Trainer
+from qscape.run.trainer import Trainer
 
 FILL = 4_096  # transitions inserted in one call
 
@@ -87,11 +87,8 @@ class OfflineTrainer(Trainer):
         return True
 
     def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """Make updates until an evaluation, a log line or a save is due, but at most `CHUNK`."""
-        n = min(self._next_due() - self.env_steps, CHUNK)
-        self.carry = self.programs.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
-        jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
-        self.updates, self.env_steps = self.updates + n, self.env_steps + n
+        """Make updates until an evaluation, a log line or a save is due, but at most a chunk of them."""
+        self.env_steps += self._learn(self._next_due() - self.env_steps)
         yield from ()
 
     def evaluations(self, adapter: EnvAdapter) -> Iterator[ev.Evaluated]:

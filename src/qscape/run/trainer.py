@@ -4,6 +4,7 @@ Exact semantics: the action at step t comes from the parameters after the update
 update sees every transition up to its step. What a step computes is in `qscape.offpolicy.cycle`.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -23,13 +24,14 @@ from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
 from qscape.run import events as ev
+from qscape.run.chunks import ChunkLength
 from qscape.run.drive import MOST, Driver
 from qscape.run.loop import Loop, Saver, copy_buffers
 from qscape.run.plan import REPLAYS, Plan
 from qscape.run.programs import Programs
 from qscape.run.saves import PIECE, Large
 
-CHUNK = 250  # maximal number of updates between two checks for a request to stop
+CHUNK = 250  # maximal number of updates in one call
 LONG = 10_000  # remaining steps above which compiling the whole cycle into one program saves time
 
 
@@ -42,6 +44,7 @@ class Trainer(Loop):
         kept: the acting state that the schedule keeps, or None.
         schedule: counters of the agent's schedule.
         pending: updates to make before the next action.
+        chunk: how many of them one call may make; few if they are slow.
         refill: step at which updates begin again, if the run was resumed with an empty replay; else 0.
         learning: whether the warm-up is over.
         driver: the whole cycle as one program; None until it is worth compiling.
@@ -66,6 +69,7 @@ class Trainer(Loop):
         self.schedule = self.agent.schedule.start()
         self.kept = self.programs.copy(self.acting) if self.agent.schedule.keeps_best_policy else None
         self.pending = self.refill = 0
+        self.chunk = ChunkLength(CHUNK)
         self.learning = self.agent.base.warmup == 0
         self.driver: Driver | None = None
         self.reach = MOST
@@ -256,10 +260,16 @@ class Trainer(Loop):
 
     def _learn_pending(self) -> None:
         """Make the pending updates, but at most a chunk of them."""
-        n = min(self.pending, CHUNK)
+        self.pending -= self._learn(self.pending)
+
+    def _learn(self, most: int) -> int:
+        """Make up to `most` updates, but at most a chunk of them. Returns their number."""
+        n, begun = min(most, self.chunk.steps), time.perf_counter()
         self.carry = self.programs.learn(self.carry, np.int32(n), np.int32(self.env_steps), self.key)
-        self.updates, self.pending = self.updates + n, self.pending - n
-        jax.block_until_ready(self.metrics)  # so that a request to stop is seen in time
+        jax.block_until_ready(self.metrics)
+        self.chunk.took(time.perf_counter() - begun, n)
+        self.updates += n
+        return n
 
     def _explores_next(self) -> bool:
         """Return whether the next action is past a warm-up that ends at a fixed step."""
