@@ -464,7 +464,7 @@ class BootstrapRule(NamedTuple):
 
         The mean is a value; single outcomes may lie beyond the bounds of values.
         """
-        bounded = self.bound(mean)
+        bounded = self.bound(mean)  # a part without bounds returns its argument
         return outcomes if bounded is mean else outcomes + (bounded - mean)[..., None]
 
 

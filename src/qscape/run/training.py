@@ -258,7 +258,7 @@ def resume(
             raise UsageError(f"{folder} has made its {made} steps; to continue, ask for more: {more}.")
         agent = build(plan.recipe, plan.settings)
         if newest and not made and steps is not None and plan.typed is not None:
-            # Saved untrained by `Model.save`: what was not typed follows from the length of the run.
+            # Saved untrained by `Model.save`: what the user did not give follows from the run's length.
             plan, agent, more = prepare(dataclasses.replace(plan, settings=plan.typed))
             notes, record = notes + more, record | to_json(plan, agent)
         with contextlib.ExitStack() as stack:
