@@ -174,6 +174,14 @@ def test_on_policy_agents_give_the_index():
     np.testing.assert_array_equal(answers(made, obs), policy.act_as_library(made.loaded, obs))
 
 
+@pytest.mark.parametrize("continuous", ["normal", "tanh_normal"])
+def test_on_policy_agents_give_the_middle_of_their_distribution(continuous):
+    small = {"base": {"actor_hidden": (8,), "critic_hidden": (8,)}, "learnable": {"continuous": continuous}}
+    made = source(agents.build("ppo+normalise", small), "Pendulum-v1")
+    obs = policy.sample_observations(made, 200)
+    np.testing.assert_allclose(answers(made, obs), policy.act_as_library(made.loaded, obs), atol=1e-5)
+
+
 def test_picking_rows_by_index_is_what_jax_does():
     """As a maximiser picks the best of its proposals: take_along_axis, and two index arrays."""
     import jax.numpy as jnp

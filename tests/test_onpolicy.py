@@ -15,7 +15,7 @@ from rows import slow, slow_except
 
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.nets.distributions import Categorical, Normal
+from qscape.nets.distributions import Categorical, Normal, TanhNormal
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.descent import Clipped, Minibatches
 from qscape.onpolicy.plain import GAE, MonteCarlo
@@ -195,6 +195,53 @@ def test_distributions():
     x = jax.vmap(lambda k: n.sample(k)[0])(jax.random.split(jax.random.key(0), 20_000))
     np.testing.assert_allclose(-jax.vmap(n.log_prob)(x).mean(), n.entropy(), atol=0.03)
     np.testing.assert_allclose((jax.vmap(n.log_prob)(x) - jax.vmap(m.log_prob)(x)).mean(), n.kl(m), atol=0.03)
+
+
+def test_tanh_of_a_normal_distribution():
+    """Density, entropy and divergence against sums over the actions themselves."""
+    mean, std = np.array([0.5, -1.5]), np.array([0.7, 0.3])
+    n = TanhNormal(jnp.zeros(1), jnp.array(mean), jnp.log(jnp.array(std)))
+    m = TanhNormal(jnp.zeros(1), jnp.array([0.0, -1.0]), jnp.log(jnp.array([1.0, 0.5])))
+    edges = np.tanh(np.linspace(-6, 6, 200_001))
+    a, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    entropy, kl = 0.0, 0.0
+    for k in range(2):
+
+        def density(dist, k=k):
+            z = (np.arctanh(a) - float(dist.mean[k])) / np.exp(float(dist.log_std[k]))
+            return np.exp(-z * z / 2) / np.exp(float(dist.log_std[k])) / np.sqrt(2 * np.pi) / (1 - a * a)
+
+        p, q = density(n), density(m)
+        np.testing.assert_allclose((p * widths).sum(), 1.0, rtol=1e-6)
+        entropy -= (p * np.log(p.clip(1e-300)) * widths).sum()
+        kl += (p * np.log(p.clip(1e-300) / q.clip(1e-300)) * widths).sum()
+    np.testing.assert_allclose(n.entropy(), entropy, rtol=1e-5)
+    np.testing.assert_allclose(n.kl(m), kl, rtol=1e-5)
+    x = jax.vmap(lambda k: n.sample(k)[0])(jax.random.split(jax.random.key(0), 20_000))
+    assert (abs(x) < 1).all()
+    np.testing.assert_allclose(-jax.vmap(n.log_prob)(x).mean(), entropy, atol=0.03)
+    np.testing.assert_allclose(n.mode(), np.tanh(mean), rtol=1e-6)
+
+
+def test_a_squashed_policy_chooses_its_noise_by_the_state():
+    """Brax's: the last layer has 2 A outputs, and the standard deviation is softplus(x) + 0.001."""
+    agent = build("ppo", CONTINUOUS, learnable={"continuous": "tanh_normal"})
+    state, obs = begin(agent), rollout(0, CONTINUOUS).observation
+    layer, vector = state.networks.head.layer
+    assert vector is None
+    assert layer.weight.shape[0] == 2 * CONTINUOUS.action_size
+    dist = agent.get_distribution(agent.acting(state), obs)
+    np.testing.assert_allclose(jnp.exp(dist.log_std), np.log(2) + 0.001, atol=0.02)
+    layer = eqx.tree_at(lambda x: x.weight, layer, layer.weight * 100)
+    head = state.networks.head._replace(layer=(layer, None))
+    state = state._replace(networks=state.networks._replace(head=head))
+    dist = agent.get_distribution(agent.acting(state), obs)
+    out = dist.features @ layer.weight.T
+    np.testing.assert_allclose(dist.mode(), np.tanh(out[..., : CONTINUOUS.action_size]), rtol=1e-4, atol=1e-6)
+    expected = np.log(np.log1p(np.exp(out[..., CONTINUOUS.action_size :])) + 0.001)
+    np.testing.assert_allclose(dist.log_std, expected, rtol=1e-4, atol=1e-5)
+    assert np.ptp(dist.log_std) > 0.1
+    assert agent.moot_fields()["learnable.log_std"] == "with learnable.continuous = tanh_normal"
 
 
 # --- minibatches ------------------------------------------------------------------------------------
@@ -438,7 +485,8 @@ PICTURE = Spec(40 * 40, 1, choices=2, frame=(40, 40))
             "ppo",
             DISCRETE,
             {
-                "learnable": {"width": 64, "feature_energy": 1.0, "l2": 0.3, "log_std": -2.0},
+                "learnable": {"width": 64, "feature_energy": 1.0, "l2": 0.3, "log_std": -2.0}
+                | {"continuous": "tanh_normal"},
                 "plain": {"images": "flat", "image_hidden": (7,)},
             },
         ),

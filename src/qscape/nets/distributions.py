@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from qscape.nets.heads import SquashedNormal
 from qscape.ops import categorical
-from qscape.ops.gaussian import normal_entropy, normal_kl, normal_log_prob
+from qscape.ops.gaussian import normal_entropy, normal_kl, normal_log_prob, squashed_entropy
 from qscape.types import Key
 
 
@@ -121,4 +122,15 @@ class Normal(eqx.Module):
 
     def kl(self, new: "Normal") -> Float[Array, "*b"]:
         """KL(self ‖ new)."""
+        return normal_kl(self.mean, self.log_std, new.mean, new.log_std)
+
+
+class TanhNormal(SquashedNormal):
+    """a = tanh(u) with u ~ N(mean, std²), independent over dimensions, with entropy and KL divergence."""
+
+    def entropy(self) -> Float[Array, "*b"]:
+        return squashed_entropy(self.mean, self.log_std)
+
+    def kl(self, new: "TanhNormal") -> Float[Array, "*b"]:
+        """KL(self ‖ new), which is that of the normal distributions: tanh is one-to-one."""
         return normal_kl(self.mean, self.log_std, new.mean, new.log_std)

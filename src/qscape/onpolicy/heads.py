@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from qscape.errors import UsageError
-from qscape.nets.distributions import Categorical, Normal
+from qscape.nets.distributions import Categorical, Normal, TanhNormal
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.onpolicy.base import Base
@@ -24,6 +24,7 @@ from qscape.onpolicy.sockets import ActionHead, Distribution
 from qscape.ops.bounds import BOUNDS
 from qscape.types import Key, Spec, setting
 
+MIN_STD = 0.001  # of a tanh_normal, as in Brax
 GAIN = 0.01  # of the last trained layer, so that the initial policy is nearly uniform
 
 
@@ -93,9 +94,12 @@ class FeatureHead(ActionHead):
 
 @dataclasses.dataclass(frozen=True)
 class Learnable(FeatureHead):
-    """A trained action layer: logits of discrete actions, or the mean of a normal distribution.
+    """A trained action layer: logits of discrete actions, or the parameters of a normal distribution.
 
-    The standard deviation is a trained vector that does not depend on the observation.
+    - `normal`: the layer gives the mean. The standard deviation is a trained vector that does not depend on
+      the observation. Actions outside the box are clipped to its edge.
+    - `tanh_normal`: the action is tanh(u). The layer gives the mean of u and its standard deviation,
+      softplus(x) + 0.001, as in Brax's PPO (`NormalTanhDistribution`).
     """
 
     name: ClassVar[str] = "learnable"
@@ -105,20 +109,29 @@ class Learnable(FeatureHead):
     bound: Literal["none", "ball", "sphere", "l2"] = setting(
         "none", "Bound on the features' length ‖h‖: a ball, a sphere, an L2 term in the loss, or none."
     )
-    log_std: float = setting(0.0, "Initial log standard deviation of continuous actions.")
+    continuous: Literal["normal", "tanh_normal"] = setting(
+        "normal",
+        "Distribution of continuous actions: normal, with one trained vector of standard deviations; or tanh "
+        "of a normal one, whose standard deviations depend on the observation.",
+    )
+    log_std: float = setting(
+        0.0, "Initial log standard deviation of continuous actions, if continuous = normal."
+    )
 
     def moot_fields(self, agent: Any) -> dict[str, str]:
         found = super().moot_fields(agent)
         if agent.spec is not None and agent.spec.index_sizes:
-            found["learnable.log_std"] = "with discrete actions"
+            found |= dict.fromkeys(("learnable.continuous", "learnable.log_std"), "with discrete actions")
+        elif self.continuous == "tanh_normal":
+            found["learnable.log_std"] = "with learnable.continuous = tanh_normal"
         return found
 
     def init(self, key: Key, spec: Spec, base: Base, width: int) -> tuple[HeadParams, None]:
         k_projector, k_layer = jax.random.split(key)
-        d, out = self.feature_width(width), spec.choices or spec.action_size
+        d, out = self.feature_width(width), spec.choices or spec.action_size * (1 + self.is_squashed)
         layer: PyTree = orthogonal_linear(k_layer, d, out, GAIN)
         if not spec.choices:
-            layer = (layer, jnp.full(spec.action_size, self.log_std))
+            layer = (layer, None if self.is_squashed else jnp.full(spec.action_size, self.log_std))
         return HeadParams(self.init_projector(k_projector, width), layer), None
 
     def distribution(
@@ -127,9 +140,16 @@ class Learnable(FeatureHead):
         h, penalty = self.project_features(params.projector, features)
         if isinstance(params.layer, tuple):
             layer, log_std = params.layer
-            mean = dense(layer, h)
-            return Normal(h, mean, jnp.broadcast_to(log_std, mean.shape)), penalty
+            out = dense(layer, h)
+            if self.is_squashed:
+                mean, raw = jnp.split(out, 2, -1)
+                return TanhNormal(h, mean, jnp.log(jax.nn.softplus(raw) + MIN_STD)), penalty
+            return Normal(h, out, jnp.broadcast_to(log_std, out.shape)), penalty
         return Categorical(h, dense(params.layer, h)), penalty
+
+    @property
+    def is_squashed(self) -> bool:
+        return self.continuous == "tanh_normal"
 
     def action_layer(self, params: HeadParams, fixed_layer: None) -> Array | None:
         return None if isinstance(params.layer, tuple) else params.layer.weight

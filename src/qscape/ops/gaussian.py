@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -13,6 +14,8 @@ def log_std_tanh(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Ar
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
+NODES, WEIGHTS = (x.astype(np.float32) for x in np.polynomial.hermite_e.hermegauss(32))
+WEIGHTS /= WEIGHTS.sum()
 LOG_STD_BOUNDS = {"clip": jnp.clip, "tanh": log_std_tanh}
 
 
@@ -24,9 +27,6 @@ def squashed_log_prob(
 ) -> Float[Array, "*b"]:
     """Log-density of a = tanh(u), u ~ N(mean, std²), summed over the action's dimensions (SAC, App. C).
 
-    The Jacobian term log(1 - tanh²u) is computed as 2 (log 2 - u - softplus(-2u)), which neither overflows
-    nor loses digits in the tails.
-
     Args:
         pre_tanh: u.
         mean, log_std: of u.
@@ -36,8 +36,21 @@ def squashed_log_prob(
     log_normal = -0.5 * jnp.square(z) - log_std - 0.5 * math.log(2.0 * math.pi)
     if density == "released":
         return (log_normal - jnp.log(1.0 - jnp.square(jnp.tanh(pre_tanh)) + 1e-6)).sum(-1)
-    log_jacobian = 2.0 * (math.log(2.0) - pre_tanh - jax.nn.softplus(-2.0 * pre_tanh))
-    return (log_normal - log_jacobian).sum(-1)
+    return (log_normal - _log_jacobian(pre_tanh)).sum(-1)
+
+
+def _log_jacobian(u: Array) -> Array:
+    """log(1 - tanh²u), by a form that neither overflows nor loses digits in the tails."""
+    return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+
+
+def squashed_entropy(mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+    """Entropy of a = tanh(u), u ~ N(mean, std²), in nats, summed over independent dimensions.
+
+    H(a) = H(u) + E log(1 - tanh²u); the expectation is computed by Gauss-Hermite quadrature.
+    """
+    u = mean[..., None] + jnp.exp(log_std)[..., None] * NODES
+    return normal_entropy(log_std) + (_log_jacobian(u) @ WEIGHTS).sum(-1)
 
 
 def normal_log_prob(
