@@ -1,6 +1,7 @@
 """Presets: whose word wins, what is refused, what is stored, and that the tables say what the paper says."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import gymnasium as gym
@@ -297,17 +298,46 @@ def test_named_recipes_have_settings_of_their_environments(recipe, env, part, fi
 # --- tuned ----------------------------------------------------------------------------------------------
 
 
+@cache
+def brax_tasks():
+    from brax import envs
+
+    return {*envs._envs}
+
+
 @pytest.mark.parametrize("tuned", PRESETS["tuned"], ids=lambda tuned: tuned.source.split(",")[0])
 def test_every_tuned_row_is_of_an_environment_and_fits_its_agent(tuned):
     assert {base for base, _, _ in tuned.rows} <= {"td3", "sac", "td7", "ppo"}
     for (base, part, env), settings in tuned.rows.items():
         assert not part
-        assert env in gym.registry
+        assert env in gym.registry or env.removeprefix("brax/") in brax_tasks()
         agent = build(base, settings)  # refuses a part or a field that is not there
         for name, fields in settings.items():
             there = agent.base if name == "base" else agent.parts[name]
             assert {field: getattr(there, field) for field in fields} == fields
     assert {(base, env) for base, _, env in tuned.rows} >= set(tuned.meant_for)
+
+
+def test_numbers_of_braxs_notebook():
+    """Ant: 4,096 environments, unrolls of 5, minibatches of 2,048 of them, 32 minibatches, 4 passes."""
+    settings, source = preset("tuned", "ppo", "brax/ant")
+    assert (
+        source
+        == "Brax, github.com/google/brax, notebooks/training.ipynb; meant for: ppo+normalise --envs 4096"
+    )
+    agent = build("ppo+normalise", settings)
+    base, parts = agent.base, agent.parts
+    assert (base.rollout, base.batch_size, base.passes, base.discount) == (327_680, 10_240, 4, 0.97)
+    assert (base.learning_rate, base.entropy_coefficient, base.gradient_clip) == (3e-4, 0.01, None)
+    assert (base.actor_hidden, base.critic_hidden, base.activation) == ((32,) * 4, (256,) * 5, "silu")
+    assert (parts["gae"].decay, parts["clipped"].bound, parts["learnable"].continuous) == (
+        0.95,
+        0.3,
+        "tanh_normal",
+    )
+    humanoid = build("ppo+normalise", preset("tuned", "ppo", "brax/humanoid")[0]).base
+    assert (humanoid.rollout, humanoid.batch_size, humanoid.passes) == (1024 * 32 * 10, 10_240, 8)
+    assert (humanoid.entropy_coefficient, humanoid.discount) == (0.001, 0.97)
 
 
 def test_numbers_of_the_zoo():

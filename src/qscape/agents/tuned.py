@@ -1,9 +1,14 @@
-"""The preset "tuned": settings that train td3, sac, td7 and ppo on Gymnasium's own tasks.
+"""The preset "tuned": settings that train td3, sac, td7 and ppo on Gymnasium's own tasks, and ppo on Brax's.
 
 The numbers are those of RL Baselines3 Zoo (github.com/DLR-RM/rl-baselines3-zoo, `hyperparams/*.yml`), which
 searched them with Optuna, and the defaults of the agents' authors. The zoo is for older versions of the
 environments. What qscape lacks is left out: state-dependent exploration, a clipping range that decreases, and
 initial weights that are not orthogonal (PPO's wide networks).
+
+Settings of PPO on Brax's tasks are those of Brax's notebook (github.com/google/brax,
+`notebooks/training.ipynb`) and the defaults of its trainer. Its advantages reach 5 to 30 steps ahead, ours to
+the end of the rollout. Rewards are not scaled here: actor and critic share nothing, and Adam's step does not
+depend on the scale of the loss.
 """
 
 from typing import Any
@@ -167,6 +172,38 @@ def _zoo() -> Paper:
     return Paper("RL Baselines3 Zoo, github.com/DLR-RM/rl-baselines3-zoo", rows, meant_for)
 
 
+# Parallel environments, steps of an unroll, unrolls in a minibatch, minibatches, passes, γ, entropy.
+BRAX: dict[str, tuple[int, int, int, int, int, float, float]] = {
+    "ant": (4096, 5, 2048, 32, 4, 0.97, 0.01),
+    "halfcheetah": (2048, 20, 512, 32, 8, 0.95, 0.001),
+    "humanoid": (2048, 10, 1024, 32, 8, 0.97, 0.001),
+    "humanoidstandup": (2048, 15, 1024, 32, 8, 0.97, 0.01),
+    "inverted_double_pendulum": (2048, 5, 1024, 32, 4, 0.97, 0.01),
+    "inverted_pendulum": (2048, 5, 1024, 32, 4, 0.97, 0.01),
+    "pusher": (2048, 30, 512, 16, 8, 0.95, 0.01),
+}
+
+
+def _brax() -> Paper:
+    """Return the rows of Brax's notebook that are of PPO and repeat no action."""
+    shared = {
+        "gradient_clip": None,
+        "optimiser_epsilon": 1e-8,
+        "actor_hidden": (32,) * 4,
+        "critic_hidden": (256,) * 5,
+        "activation": "silu",
+    }
+    rows, meant_for = {}, {}
+    for task, (envs, unroll, size, minibatches, passes, discount, entropy) in BRAX.items():
+        rate = 6e-4 if task == "humanoidstandup" else 3e-4
+        base = {"entropy_coefficient": entropy, **shared}
+        batch = size * unroll
+        row = _ppo(batch * minibatches, batch, passes, discount, rate=rate, bound=0.3, **base)
+        rows["ppo", "", f"brax/{task}"] = merge_settings(row, {"learnable": {"continuous": "tanh_normal"}})
+        meant_for["ppo", f"brax/{task}"] = f"ppo+normalise --envs {envs}"
+    return Paper("Brax, github.com/google/brax, notebooks/training.ipynb", rows, meant_for)
+
+
 def _authors() -> Paper:
     """Return the rows of the authors of TD3 and TD7, who have one setting for all tasks of MuJoCo."""
     rows: dict[tuple[str, str, str], Settings] = {}
@@ -195,4 +232,4 @@ def _own() -> Paper:
     return Paper("qscape, with random steps and noise as the zoo has for like tasks", rows, meant_for)
 
 
-TUNED = [_zoo(), _authors(), _own()]
+TUNED = [_zoo(), _brax(), _authors(), _own()]
