@@ -330,11 +330,7 @@ def test_numbers_of_braxs_notebook():
     assert (base.rollout, base.batch_size, base.passes, base.discount) == (327_680, 10_240, 4, 0.97)
     assert (base.learning_rate, base.entropy_coefficient, base.gradient_clip) == (3e-4, 0.01, None)
     assert (base.actor_hidden, base.critic_hidden, base.activation) == ((32,) * 4, (256,) * 5, "silu")
-    assert (parts["gae"].decay, parts["clipped"].bound, parts["learnable"].continuous) == (
-        0.95,
-        0.3,
-        "tanh_normal",
-    )
+    assert (parts["gae"].decay, parts["clipped"].bound, parts["learnable"].log_std) == (0.8, 0.3, -1.0)
     humanoid = build("ppo+normalise", preset("tuned", "ppo", "brax/humanoid")[0]).base
     assert (humanoid.rollout, humanoid.batch_size, humanoid.passes) == (1024 * 32 * 10, 10_240, 8)
     assert (humanoid.entropy_coefficient, humanoid.discount) == (0.001, 0.97)
