@@ -1,10 +1,10 @@
 """Train Brax's own PPO on brax/ant with the settings of its notebook, for comparison with ours.
 
     python benchmarks/brax_ppo.py                   # on an accelerator
-    python benchmarks/brax_ppo.py --steps 100000 --envs 64 --evaluations 3       # does it run?
+    python benchmarks/brax_ppo.py --steps 100000 --envs 64 --evaluations 3 --out lines.jsonl   # does it run?
 
-The settings are those of `--preset tuned` (github.com/google/brax, notebooks/training.ipynb). A line for each
-evaluation goes to benchmarks/results/on_policy/brax-ant.jsonl: environment steps, seconds since the start
+The settings are those of github.com/google/brax, notebooks/training.ipynb; `--preset tuned` has them too,
+but for two. A line for each evaluation is added to the file: environment steps, seconds since the start
 (compiling included), mean return of ten episodes without noise.
 """
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--envs", type=int, default=4096)
     parser.add_argument("--evaluations", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
     jax.device_put_replicated = replicate
     begun = time.perf_counter()
@@ -51,7 +52,7 @@ def main() -> None:
         made = {name: float(metrics[key]) for key, name in KEPT.items() if key in metrics}
         about = {"seed": options.seed, "envs": options.envs, "device": jax.devices()[0].device_kind}
         line = {"step": int(step), "seconds": time.perf_counter() - begun, **made, **about}
-        with FILE.open("a") as file:
+        with options.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(line, flush=True)
 

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: the tanh-squashed one of soft actor-critic, and the plain one of PPO."""
+"""Diagonal Gaussians: the tanh-squashed one of soft actor-critic and Brax's PPO, and the plain one of PPO."""
 
 import math
 from typing import Literal
@@ -14,8 +14,6 @@ def log_std_tanh(raw: Float[Array, "*b A"], low: float, high: float) -> Float[Ar
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
-NODES, WEIGHTS = (x.astype(np.float32) for x in np.polynomial.hermite_e.hermegauss(32))
-WEIGHTS /= WEIGHTS.sum()
 LOG_STD_BOUNDS = {"clip": jnp.clip, "tanh": log_std_tanh}
 
 
@@ -49,8 +47,9 @@ def squashed_entropy(mean: Float[Array, "*b A"], log_std: Float[Array, "*b A"]) 
 
     H(a) = H(u) + E log(1 - tanh²u); the expectation is computed by Gauss-Hermite quadrature.
     """
-    u = mean[..., None] + jnp.exp(log_std)[..., None] * NODES
-    return normal_entropy(log_std) + (_log_jacobian(u) @ WEIGHTS).sum(-1)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(32)
+    u = mean[..., None] + jnp.exp(log_std)[..., None] * nodes
+    return normal_entropy(log_std) + (_log_jacobian(u) * (weights / weights.sum())).sum((-2, -1))
 
 
 def normal_log_prob(
