@@ -915,6 +915,31 @@ def test_config_with_another_dataset_takes_its_spaces(datasets, tmp_path, monkey
     assert (again.eval_every, other.eval_every) == (0, 0)
 
 
+def test_config_with_another_dataset_or_environment_evaluates_there(datasets, tmp_path, monkeypatch):
+    """Environment and arguments of a config belong together, and to the config's dataset."""
+    from qscape.cli import train as command
+
+    names = [
+        write(f"local/{kind}-v0", episodes(), -2.0, 2.0, env=gym.make("Pendulum-v1", g=g))
+        for kind, g in (("light", 5.0), ("heavy", 10.0))
+    ]
+    plan, agent, _ = prepare(Plan("td3+bc", "", 30, dataset=names[0], settings=tiny.settings("td3")))
+    (tmp_path / "old.json").write_text(json.dumps(to_json(plan, agent)))
+    jobs = []
+    monkeypatch.setattr(command, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    config = ["train", "--config", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")]
+    elsewhere = ["--env", "MountainCarContinuous-v0"]
+    for flags, env, args in (
+        ([], "Pendulum-v1", {"g": 5.0}),
+        (["--env-args", "max_episode_steps=9"], "Pendulum-v1", {"g": 5.0, "max_episode_steps": 9}),
+        (["--dataset", names[1]], "Pendulum-v1", {"g": 10.0}),
+        (["--dataset", names[1], *elsewhere], elsewhere[1], {}),
+    ):
+        assert main([*config, *flags]) == 0
+        made = prepare(jobs.pop().plan)[0]
+        assert (made.env, made.env_args) == (env, args)
+
+
 def test_config_repeats_an_offline_run(run, tmp_path, monkeypatch):
     from qscape.cli import train as command
 

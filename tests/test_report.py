@@ -474,6 +474,8 @@ def test_the_stop_epoch_is_the_first_evaluation_that_is_solved(tmp_path, capsys)
     assert row[["stop_epoch", "stopped"]].values.tolist() == [[2.0, 2]]  # 1, 3 and never
     assert main(["compare", str(tmp_path), "--threshold", "9", "--reps", "20"]) == 0
     assert "2.0 (2 of 3)" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path), "--threshold", "nan"]) == 2
+    assert "--threshold is nan; it must be a finite return" in capsys.readouterr().err
 
 
 def test_small_returns_keep_their_decimals_and_paths_their_labels(tmp_path, capsys):

@@ -675,6 +675,7 @@ def test_a_folder_that_cannot_be_written_loses_no_number(group, tmp_path, capsys
         (["GROUP", "--episodes", "0"], 2, "--episodes is 0; it must be at least 1"),
         (["GROUP", "--noise-episodes", "0"], 2, "--noise-episodes is 0; it must be at least 1"),
         (["GROUP", "--robustness", "--sigmas", "0"], 2, "the noise's sigma is 0.0; it must be above 0"),
+        (["GROUP", "--robustness", "--sigmas"], 2, "--sigmas names no amplitude"),
         (["GROUP", "--sigmas", "0.3"], 2, "--sigmas needs --robustness"),
         (["GROUP", "--robust"], 2, "did you mean --robustness"),
         (["EMPTY"], 1, "has lost its saves"),

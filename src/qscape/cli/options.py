@@ -13,7 +13,7 @@ import tyro
 
 from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
 from qscape.errors import UsageError
-from qscape.run.plan import Pace
+from qscape.run.plan import Pace, anywhere
 from qscape.trusted import list_code, trust
 from qscape.types import setting
 
@@ -279,7 +279,12 @@ def train_command(
         if part:
             given.setdefault(part, {})[field] = value
     own = {name: value for (part, name), value in typed.items() if not part}
-    if "env_args" in own and "env" not in own:  # of the config's environment: its other arguments stay
+    is_other = own.get("env", run.env) != run.env or (
+        run.dataset and anywhere(own.get("dataset", run.dataset)) != run.dataset
+    )
+    if is_other:  # the config's environment is not that of this run, or of its dataset
+        run = dataclasses.replace(run, env="", env_args=())
+    elif "env_args" in own:  # of the config's environment: its other arguments stay
         own["env_args"] = (*run.env_args, *own["env_args"])
     return dataclasses.replace(run, **own), given
 
