@@ -170,6 +170,7 @@ def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
     places, found = [tmp_path / "0", tmp_path / "1"], []
     told = list(training.train_together(plans, places, on_trainer=found.append))
     assert {k for k, _ in told} == {0, 1}
+    other = None
     for k, seed in enumerate(plans):
         single, events = trained(seed)
         run = found[0].run(k)
@@ -180,6 +181,12 @@ def test_seeds_in_one_program_equal_single_runs(name, tmp_path):
         ended = [e for e in events if isinstance(e, ev.EpisodeDone)]
         mine = [e for n, e in told if n == k and isinstance(e, ev.EpisodeDone)]
         assert [e[:3] for e in ended] == [e[:3] for e in mine]
+        seen = [e for e in events if isinstance(e, ev.Evaluated)]
+        mine = [e for n, e in told if n == k and isinstance(e, ev.Evaluated)]
+        assert [(e.step, e.lengths) for e in seen] == [(e.step, e.lengths) for e in mine]
+        close([e.returns for e in seen], [e.returns for e in mine])
+        assert mine[-1].returns != other, "each seed has evaluations of its own"
+        other = mine[-1].returns
         record = json.loads((places[k] / "run.json").read_text())
         assert (record["loop"], record["seed"]) == ("compiled", k)
     for _ in training.resume(places[1], 2 * plan.steps):  # each alone

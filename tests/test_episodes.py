@@ -21,7 +21,7 @@ from qscape.envs.cartpole import CartPole
 from qscape.envs.native import GymnasiumEnv, JaxEnv, Outcome, find_jax_env, reset_all, step_all, step_key
 from qscape.errors import RunError, UsageError
 from qscape.run import episodes
-from qscape.run.evaluation import episode_seeds, evaluate, rollouts
+from qscape.run.evaluation import episode_seeds, evaluate, evaluate_policies, rollouts
 from qscape.run.policy import make_programs
 
 NETS = {"actor_hidden": (16, 16), "critic_hidden": (16, 16)}
@@ -93,9 +93,9 @@ TASKS = {
 
 
 @lru_cache
-def policy(task, recipe, envs=3):
+def policy(task, recipe, envs=3, **base):
     """An untrained policy with larger weights, so that its actions differ between observations."""
-    agent = agents.build(recipe, {"base": NETS})
+    agent = agents.build(recipe, {"base": NETS | base})
     env_id, args = TASKS[task]
     adapter = make(env_id, envs, args, index_actions=agent.index_actions)
     agent = agent.on(adapter.spec)
@@ -180,10 +180,36 @@ def test_a_program_is_compiled_once_and_the_environments_are_not_stepped(monkeyp
     assert [episode.env for episode in first] == [k % 3 for k in range(100)]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "base"), [("td3+normalise", {}), slow("td3", {"exploration": "ou"})], ids=["", "noise state"]
+)
+def test_several_policies_play_the_episodes_that_each_plays_alone(recipe, base, monkeypatch):
+    programs, acting, adapter = policy("gusts", recipe, 3, **base)
+    alone = [jax.tree.map(lambda x, by=by: by * x, acting) for by in (1.0, 0.1, 3.0)]
+    together = jax.tree.map(lambda *of_each: jnp.stack(of_each), *alone)
+    expected = [evaluate(programs, one, adapter, 7) for one in alone]
+    assert len({e.ret for episodes in expected for e in episodes}) > 7, "else an order would not be seen"
+    for bytes_of_a_call in (1 << 30, 9 * 4 * 12 * (2 + 1 + 1)):
+        monkeypatch.setattr(episodes, "BUFFER_BYTES", bytes_of_a_call)
+        found = evaluate_policies(programs, together, adapter, 7, ["a", "b", "c"])
+        for one, other in zip(found, expected, strict=True):
+            assert [e._replace(ret=0) for e in one] == [e._replace(ret=0) for e in other]
+            np.testing.assert_allclose([e.ret for e in one], [e.ret for e in other], rtol=1e-4)
+
+
+def test_of_several_policies_the_one_that_is_not_finite_is_named():
+    programs, acting, adapter = policy("gusts", "td3+normalise", 3)
+    policies = jax.tree.map(lambda x: jnp.stack([x, x * jnp.nan]), acting)
+    with pytest.raises(
+        RunError, match=r"^seed 4: .*the agent's action.* is nan .*environment 0, step 1 of its"
+    ):
+        evaluate_policies(programs, policies, adapter, 7, ["seed 3", "seed 4"])
+
+
 def test_finished_episodes_stand_still():
     programs, acting, adapter = policy("gusts", "td3+normalise", 3)
     seeds = jnp.asarray(episode_seeds(3, 8, 5))
-    play = jax.jit(partial(episodes._play, programs.agent, "evaluate"))
+    play = jax.jit(partial(episodes._play, programs.agent, "evaluate", 0))
     walk = play(find_jax_env(adapter.env), acting, seeds)
     assert walk.length.tolist() == walk.state.steps.tolist()
     assert len(set(walk.length.tolist())) > 1

@@ -6,7 +6,7 @@ An episode depends on its seed and the policy alone. It is the episode that the 
 (`envs.native.GymnasiumEnv`) plays with this seed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class Steps(NamedTuple):
 
 
 class Played(NamedTuple):
-    """Results of n episodes.
+    """Results of n episodes, of one policy or of each of k.
 
     Attributes:
         ret: undiscounted return.
@@ -52,9 +52,9 @@ class Played(NamedTuple):
         steps: the steps of each episode; [] if they were not asked for.
     """
 
-    ret: Float[np.ndarray, " n"]
-    length: Int[np.ndarray, " n"]
-    success: Bool[np.ndarray, " n"]
+    ret: Float[np.ndarray, "*k n"]
+    length: Int[np.ndarray, "*k n"]
+    success: Bool[np.ndarray, "*k n"]
     steps: list[Steps]
 
 
@@ -102,61 +102,74 @@ def play_policy(
     name: str | None = None,
     envs: int = 1,
     mode: str = "evaluate",
+    policies: Sequence[str] = (),
 ) -> Played:
-    """Play one episode for each seed with the policy.
+    """Play one episode for each seed with the policy, or with each of several.
 
     A policy that draws random numbers in evaluations too (`cem`) draws them for all episodes together.
 
     Args:
         agent: bound to its task.
         env: the environment; its time limit ends an episode.
-        acting: the acting state of the policy.
+        acting: the acting state of the policy; of several, its arrays have a leading axis of policies.
         seeds: of the episodes, from 0 to 2**32 - 1.
-        record: return every step.
+        record: return every step, which one policy alone can.
         name: of the environment, for errors; None: its class.
         envs: number of environments that the episodes are of in turn, for errors.
         mode: "evaluate" (the deterministic policy) or "sample" (samples of an on-policy agent's policy).
+        policies: the names of several policies, for errors; empty: there is one, without that axis.
 
     Raises:
         RunError: an action, observation or reward is NaN or infinite.
     """
+    rows = max(1, len(policies))
     seed = np.asarray(list(seeds), np.uint32)
     size = agent.task.row_size + agent.task.action_size + 1
-    most = max(1, BUFFER_BYTES // (4 * env.time_limit * size))
+    most = max(1, BUFFER_BYTES // (4 * env.time_limit * size * rows))
     calls = max(1, -(-len(seed) // most))
     each = -(-len(seed) // calls)
-    play = _compile(agent, mode)
+    play = _compile(agent, mode, len(policies))
     ret, length, success, steps = [], [], [], []
     for start in range(0, len(seed), max(1, each)):
         own = seed[start : start + each]
         # The last call is filled up, so that all of them are one compiled program.
         filled = np.concatenate([own, np.repeat(own[-1:], each - len(own))])
-        walk = play(env, acting, filled)
-        _check_finite(walk, name or type(env).__name__, start, envs, agent.task.observation_size)
+        walk = play(env, acting, np.tile(filled, rows))
+        _check_finite(walk, name or type(env).__name__, start, envs, agent.task.observation_size, policies)
         made = int(walk.made)
-        rewards = np.asarray(walk.rewards)[:made, : len(own)]
+        rewards = np.asarray(walk.rewards)[:made]
         # In double precision and one after the other, as the adapter adds them.
-        ret.append(np.add.accumulate(rewards, axis=0, dtype=np.float64)[-1])
-        length.append(np.asarray(walk.length)[: len(own)])
-        success.append(np.asarray(walk.success)[: len(own)])
+        total = np.add.accumulate(rewards, axis=0, dtype=np.float64)[-1]
+        for kept, values in ((ret, total), (length, walk.length), (success, walk.success)):
+            kept.append(np.asarray(values).reshape(rows, each)[:, : len(own)])
         if record:
             observations, actions = np.asarray(walk.observations), np.asarray(walk.actions)
             terminated = np.asarray(walk.terminated).tolist()
-            for i, t in enumerate(length[-1].tolist()):
-                rows = (observations[:t, i], actions[:t, i], rewards[:t, i])
+            for i, t in enumerate(length[-1][0].tolist()):
+                taken = (observations[:t, i], actions[:t, i], rewards[:t, i])
                 # Copied, since views would keep all buffers alive.
-                steps.append(Steps(*map(np.copy, rows), terminated=terminated[i]))
-    return Played(np.concatenate(ret), np.concatenate(length), np.concatenate(success), steps)
+                steps.append(Steps(*map(np.copy, taken), terminated=terminated[i]))
+
+    def join(parts: list[np.ndarray]) -> np.ndarray:
+        joined = np.concatenate(parts, axis=1)
+        return joined if policies else joined[0]
+
+    return Played(join(ret), join(length), join(success), steps)
 
 
 @lru_cache(maxsize=8)  # bounded, because a compiled program keeps its agent alive
-def _compile(agent: Agent, mode: str) -> Any:
+def _compile(agent: Agent, mode: str, policies: int) -> Any:
     """Compile `_play` for an agent and a mode; once for each number of episodes and kind of environment."""
-    return jax.jit(partial(_play, agent, mode))
+    return jax.jit(partial(_play, agent, mode, policies))
 
 
-def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]) -> Walk:
-    """Play until all episodes are finished, or until one gives NaN or infinity."""
+def _play(
+    agent: Agent, mode: str, policies: int, env: JaxEnv, acting: Any, seeds: UInt32[Array, " n"]
+) -> Walk:
+    """Play until all episodes are finished, or until one gives NaN or infinity.
+
+    Of k > 0 policies, the first plays the first n / k episodes, and so on; 0: one policy, without an axis.
+    """
     task, n, limit = agent.task, len(seeds), env.time_limit
     keys, fixed = jax.vmap(jax.random.key)(seeds), evaluation_key()
     kind = jnp.uint8 if task.frame and agent.index_actions else jnp.float32
@@ -164,11 +177,20 @@ def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array
     def to_rows(observation: Array) -> Array:
         return observation.reshape(n, -1).astype(kind)
 
+    def act(acting: Any, noise_state: Any, observation: Array, t: Array) -> tuple[Array, Any]:
+        first = jnp.full(len(observation), t == 0)
+        action, _, noise_state = agent.act(acting, noise_state, observation, first, t, fixed, mode)
+        return action, noise_state
+
+    def act_each(acting: Any, noise_state: Any, observation: Array, t: Array) -> tuple[Array, Any]:
+        of_each = observation.reshape(policies, n // policies, -1)
+        action, noise_state = jax.vmap(act, (0, 0, 0, None))(acting, noise_state, of_each, t)
+        return action.reshape(n, -1), noise_state
+
     def step(walk: Walk) -> Walk:
         running, t = walk.running, walk.made
-        action, _, noise_state = agent.act(
-            acting, walk.noise_state, walk.observation, jnp.full(n, t == 0), t, fixed, mode
-        )
+        choose = act_each if policies else act
+        action, noise_state = choose(acting, walk.noise_state, walk.observation, t)
         step_keys = jax.vmap(step_key, (0, None))(keys, t + 1)
         state, outcome = step_all(env, walk.state, to_env_action(agent, env, action), step_keys)
         observation, reward = to_rows(outcome.observation), outcome.reward.astype(jnp.float32)
@@ -192,12 +214,15 @@ def _play(agent: Agent, mode: str, env: JaxEnv, acting: Any, seeds: UInt32[Array
 
     state, first = reset_all(env, keys)
     observation = to_rows(first)
+    noise_state = None
+    if not isinstance(agent, OnPolicyAgent):
+        noise_state = agent.selector.init_noise(task, n // max(1, policies), agent.base)
+    if policies:
+        noise_state = jax.tree.map(lambda x: jnp.tile(x, (policies, *[1] * x.ndim)), noise_state)
     begin = Walk(
         made=jnp.int32(0),
         state=state,
-        noise_state=None
-        if isinstance(agent, OnPolicyAgent)
-        else agent.selector.init_noise(task, n, agent.base),
+        noise_state=noise_state,
         observation=observation,
         action=jnp.zeros((n, task.action_size)),
         running=jnp.ones(n, bool),
@@ -222,7 +247,7 @@ def _choose_rows(which: Bool[Array, " n"], new: PyTree, old: PyTree) -> PyTree:
     return jax.vmap(lambda one, new, old: jax.tree.map(partial(jnp.where, one), new, old))(which, new, old)
 
 
-def _check_finite(walk: Walk, name: str, start: int, envs: int, seen: int) -> None:
+def _check_finite(walk: Walk, name: str, start: int, envs: int, seen: int, policies: Sequence[str]) -> None:
     """Raise a RunError if an action, observation or reward is NaN or infinite.
 
     Args:
@@ -231,6 +256,7 @@ def _check_finite(walk: Walk, name: str, start: int, envs: int, seen: int) -> No
         start: number of the first episode.
         envs: number of environments that the episodes are of in turn.
         seen: entries of an observation, behind which its mask stands.
+        policies: the names of several policies.
     """
     if not np.asarray(walk.broken).any():
         return
@@ -243,9 +269,11 @@ def _check_finite(walk: Walk, name: str, start: int, envs: int, seen: int) -> No
         rows = np.asarray(values)
         wrong = ~np.isfinite(rows) & np.asarray(walk.broken).reshape(-1, *[1] * (rows.ndim - 1))
         if wrong.any():
-            episode, *index = np.argwhere(wrong)[0].tolist()
+            row, *index = np.argwhere(wrong)[0].tolist()
+            policy, episode = divmod(row, len(rows) // max(1, len(policies)))
             number = start + episode
-            value = float(rows[(episode, *index)])
-            raise RunError(
-                describe_not_finite(name, field, index, value, number % envs, made, number // envs + 1, seen)
+            value = float(rows[(row, *index)])
+            why = describe_not_finite(
+                name, field, index, value, number % envs, made, number // envs + 1, seen
             )
+            raise RunError(f"{policies[policy]}: {why}" if policies else why)

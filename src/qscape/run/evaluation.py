@@ -82,12 +82,27 @@ def evaluate(
     """
     env = adapter.jax_env
     if env is not None and episodes > 0:
-        return _play_episodes(programs, acting, adapter, env, episodes, seed, mode=mode)[0]
+        return _play_episodes(programs, acting, adapter, env, episodes, seed, mode=mode)[0][0]
     done: list[list[Episode]] = [[] for _ in range(adapter.envs)]
     for _, _, _, ended in _walk_episodes(programs, acting, adapter, episodes, seed, mode=mode):
         for episode in ended:
             done[episode.env].append(episode)
     return [done[k % adapter.envs][k // adapter.envs] for k in range(episodes)]
+
+
+def evaluate_policies(
+    programs: Acts, acting: Any, adapter: EnvAdapter, episodes: int, policies: Sequence[str]
+) -> list[list[Episode]]:
+    """Run the episodes of `evaluate` with each of several policies, all in one call of one program.
+
+    Args:
+        acting: the acting states of the policies, with a leading axis.
+        adapter: environments in JAX.
+        policies: their names, for errors.
+    """
+    env = adapter.jax_env
+    assert env is not None
+    return _play_episodes(programs, acting, adapter, env, episodes, SEED, policies=policies)[0]
 
 
 def rollouts(
@@ -107,7 +122,7 @@ def rollouts(
     """
     env = adapter.jax_env if observation_filter is None else None
     if env is not None and episodes > 0:
-        ended, steps_of_each = _play_episodes(programs, acting, adapter, env, episodes, seed, record=True)
+        (ended,), steps_of_each = _play_episodes(programs, acting, adapter, env, episodes, seed, record=True)
         return [Rollout(*steps, episode) for steps, episode in zip(steps_of_each, ended, strict=True)]
     steps: list[list[tuple]] = [[] for _ in range(adapter.envs)]
     done: list[list[Rollout]] = [[] for _ in range(adapter.envs)]
@@ -134,15 +149,24 @@ def _play_episodes(
     seed: int,
     record: bool = False,
     mode: str = "evaluate",
-) -> tuple[list[Episode], list[Steps]]:
-    """Return the episodes of `evaluate` on a JAX-native environment, and their steps if they are recorded."""
+    policies: Sequence[str] = (),
+) -> tuple[list[list[Episode]], list[Steps]]:
+    """Return each policy's episodes on a JAX-native environment, and their steps if they are recorded.
+
+    `policies`: the names of several policies; empty: `acting` is that of one.
+    """
     envs, agent = adapter.envs, programs.agent
     seeds = episode_seeds(envs, episodes, seed)
-    about: Any = {"record": record, "name": adapter.env_id, "envs": envs, "mode": mode}
+    about: Any = {"record": record, "name": adapter.env_id, "envs": envs, "mode": mode, "policies": policies}
     played = play_policy(agent, env, acting, seeds, **about)
-    success = played.success.astype(float).tolist() if env.reports_success else [None] * episodes
-    numbers = zip(played.length.tolist(), played.ret.tolist(), success, strict=True)
-    return [Episode(k % envs, *of) for k, of in enumerate(numbers)], played.steps
+    reports = env.reports_success
+
+    def gather(ret: np.ndarray, length: np.ndarray, success: np.ndarray) -> list[Episode]:
+        reported = success.astype(float).tolist() if reports else [None] * episodes
+        numbers = zip(length.tolist(), ret.tolist(), reported, strict=True)
+        return [Episode(k % envs, *of) for k, of in enumerate(numbers)]
+
+    return list(map(gather, *map(np.atleast_2d, played[:3]))), played.steps
 
 
 def episode_seeds(envs: int, episodes: int, seed: int) -> UInt32[np.ndarray, " n"]:

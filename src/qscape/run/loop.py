@@ -282,7 +282,7 @@ class Loop:
         for name, acting in policies.items():
             start = time.perf_counter()
             if self.probes is None:
-                done, probed = evaluate(self.programs, acting, adapter, self.plan.eval_episodes), {}
+                done, probed = self._evaluate(acting, adapter), {}
             else:
                 walked = rollouts(self.programs, acting, adapter, self.plan.eval_episodes)
                 # No one knows any more what the rewards were divided by when a policy was kept.
@@ -294,6 +294,10 @@ class Loop:
             successes = list_successes(done)
             seconds = time.perf_counter() - start
             yield ev.Evaluated(self.env_steps, name, returns, lengths, successes, probed, seconds)
+
+    def _evaluate(self, acting: Any, adapter: EnvAdapter) -> list[Episode]:
+        """Return the evaluation episodes of a policy of this run."""
+        return evaluate(self.programs, acting, adapter, self.plan.eval_episodes)
 
     def _named_metrics(self) -> dict[str, float]:
         """Return the newest value of every metric by name; NaN before the first."""

@@ -2,9 +2,9 @@
 
 A step of this loop is a step of every seed, and the compiled programs work on all seeds at once. Environments
 in JAX are in these programs; others step one after the other, on the host. Every array of a run has a leading
-axis of seeds here. The counters are the same for all seeds and have no such axis. Evaluations, logs and saves
-are made for one seed at a time, from its arrays: run folders do not differ from those of single runs, and
-each can be resumed alone.
+axis of seeds here. The counters are the same for all seeds and have no such axis. An evaluation in JAX plays
+the episodes of all seeds together. Evaluations on the host, logs and saves are made for one seed at a time,
+from its arrays: run folders do not differ from those of single runs, and each can be resumed alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +29,7 @@ from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import Layout
 from qscape.run import events as ev
 from qscape.run.compiled import CompiledRollouts, CompiledTrainer, InProgram
+from qscape.run.evaluation import evaluate_policies
 from qscape.run.loop import Loop, Saver, copy_buffers
 from qscape.run.plan import Plan
 from qscape.run.programs import EMPTY, Act, Programs
@@ -208,6 +209,16 @@ class SeedGroup(Loop):
             run._rate = self._rate
         return run
 
+    def evaluated(self, k: int, adapter: EnvAdapter) -> list[Episode]:
+        """Return the evaluation episodes of seed k in JAX; those of all seeds are played when seed 0 asks."""
+        if k == 0:
+            policies = [self.run(i).acting for i in range(len(self.plans))]
+            acting = jax.tree.map(lambda *of_each: jnp.stack(of_each), *policies)
+            names = [f"seed {plan.seed}" for plan in self.plans]
+            programs, episodes = self.runs[0].programs, self.plan.eval_episodes
+            self._evaluated = evaluate_policies(programs, acting, adapter, episodes, names)
+        return self._evaluated[k]
+
     def _refuse_divergence(self) -> None:
         for k in range(len(self.plans)):
             self.run(k)._refuse_divergence()
@@ -224,6 +235,21 @@ class SeedGroup(Loop):
     def _save(self, _: Any, milestone: bool) -> Path:
         self.paths = [save(self.run(k), milestone) for k, save in enumerate(self.savers)]
         return self.paths[0]
+
+
+class OneSeed(Loop):
+    """The run of one seed of a group, for its evaluations, logs and saves; the group makes its steps."""
+
+    def __init__(self, seeds: Any, k: int) -> None:
+        self.seeds, self.k = seeds, k
+        saver = seeds.savers[k] if seeds.savers else None
+        super().__init__(seeds.plans[k], seeds.agent, seeds.adapters[k], seeds.eval_adapter, saver)
+        self.probes, self._rate = seeds.probes, (0, 0.0)
+
+    def _evaluate(self, acting: Any, adapter: EnvAdapter) -> list[Episode]:
+        if adapter.jax_env is None:
+            return super()._evaluate(acting, adapter)
+        return self.seeds.evaluated(self.k, adapter)
 
 
 class Seeds(SeedGroup, Trainer):
@@ -277,18 +303,15 @@ class Seeds(SeedGroup, Trainer):
         self.of = None
 
 
-class SeedRun(Trainer):
-    """The run of one seed, for its evaluations, logs and saves; `Seeds` makes its steps.
+class SeedRun(OneSeed, Trainer):
+    """The run of one seed of `Seeds`.
 
     Its storage is the storage of all seeds, which is not copied; `first_ring` says where its rows begin.
     """
 
     def __init__(self, seeds: Seeds, k: int) -> None:
-        self.seeds, self.k = seeds, k
-        saver = seeds.savers[k] if seeds.savers else None
-        super().__init__(seeds.plans[k], seeds.agent, seeds.adapters[k], seeds.eval_adapter, saver)
-        self.probes, self.first_ring = seeds.probes, k * seeds.envs
-        self._rate = (0, 0.0)
+        super().__init__(seeds, k)
+        self.first_ring = k * seeds.envs
 
     def _start(self) -> Carry:
         self.programs = self.seeds.alone
@@ -328,8 +351,6 @@ class CompiledSeeds(SeedsInProgram, Seeds, CompiledTrainer):
 class CompiledSeedRun(SeedRun, CompiledTrainer):
     """The run of one seed of `CompiledSeeds`."""
 
-    seeds: CompiledSeeds
-
     def read(self) -> None:
         super().read()
         self.world = jax.tree.map(lambda x: x[self.k], self.seeds.world)
@@ -348,14 +369,8 @@ class RolloutSeeds(SeedsInProgram, CompiledRollouts):
         return RolloutSeedRun(self, k)
 
 
-class RolloutSeedRun(CompiledRollouts):
+class RolloutSeedRun(OneSeed, CompiledRollouts):
     """The run of one seed of `RolloutSeeds`."""
-
-    def __init__(self, seeds: RolloutSeeds, k: int) -> None:
-        self.seeds, self.k = seeds, k
-        saver = seeds.savers[k] if seeds.savers else None
-        super().__init__(seeds.plans[k], seeds.agent, seeds.adapter, seeds.eval_adapter, saver)
-        self.probes, self._rate = seeds.probes, (0, 0.0)
 
     def _start(self) -> None:
         self.programs = self.seeds.alone
