@@ -11,6 +11,7 @@ from blocks import RESULTS, by_seed, show, span, spread, table
 from published import EPISODES, read_curves, read_published
 from recorded import (
     POLICIES,
+    Run,
     at,
     cartpole_rows,
     cut,
@@ -448,18 +449,23 @@ def block_combination_effects(env: str) -> str:
     return table(["added", "to", *names], rows)
 
 
+def record_runs() -> list[Run]:
+    """Return the runs of the study `record`, and of TD7 with its own settings as their control, by seed."""
+    of = [r for r in read_runs() if r.study == "record" or (r.study, r.label) == ("mujoco", "td7")]
+    return sorted(of, key=lambda r: r.seed)
+
+
 def measured_record(env: str, label: str, steps: int, *, current: bool) -> np.ndarray:
-    """Return the evaluations at a step of the runs of `record` that reached it, [seeds, episodes]."""
-    of = [r for r in read_runs() if (r.study, r.env, r.label) == ("record", env, label)]
-    tables = [r.current if current else r.evaluations for r in sorted(of, key=lambda r: r.seed)]
+    """Return the evaluations at a step of an arm's runs that reached it, [seeds, episodes]."""
+    of = [r for r in record_runs() if (r.env, r.label) == (env, label)]
+    tables = [r.current if current else r.evaluations for r in of]
     found = [t["return"][at(t, steps)] for t in tables if t["step"][-1] >= steps]
     return np.array(found).reshape(-1, EPISODES)
 
 
 def envs_of_record() -> list[str]:
     """Return the environments of the study `record`, those of the newest version first."""
-    envs = sorted({r.env for r in read_runs() if r.study == "record"})
-    return sorted(envs, key=version_of, reverse=True)
+    return sorted(sorted({r.env for r in record_runs()}), key=version_of, reverse=True)
 
 
 def task_of(env: str) -> str:
@@ -473,12 +479,12 @@ def version_of(env: str) -> int:
 
 
 def labels_of_record() -> list[str]:
-    """Return the labels of the study `record`, in alphabetical order."""
-    return sorted({r.label for r in read_runs() if r.study == "record"})
+    """Return the labels of all arms, in alphabetical order: the control first."""
+    return sorted({r.label for r in record_runs()})
 
 
 def block_record(steps: int) -> str:
-    """Published agents and ours at one step of four MuJoCo tasks."""
+    """Published agents, ours, and TD7 with its own settings, at one step of four MuJoCo tasks."""
     curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
     tasks = [*dict.fromkeys(task for _, task in curves)]
 
@@ -494,26 +500,49 @@ def block_record(steps: int) -> str:
         cells = []
         for task in tasks:
             means = measured_record(f"{task}-v{version}", label, steps, current=current).mean(1)
-            sd = means.std(ddof=1) if len(means) > 1 else math.nan
-            cells.append(cell(means.mean(), sd, len(means)) if len(means) else "not run")
-        name = f"qscape {named_in_record(label)} on -v{version}, {POLICIES[current]} policy"
-        rows.append([f"**{name}**", *cells])
+            cells.append(cell(means.mean(), deviation(means), len(means)) if len(means) else "not run")
+        if set(cells) != {"not run"}:
+            name = f"qscape {named_in_record(label)} on -v{version}, {POLICIES[current]} policy"
+            rows.append([f"**{name}**", *cells])
     return table(["agent", *tasks], rows)
 
 
+def deviation(means: np.ndarray) -> float:
+    """Return the standard deviation of returns over seeds; NaN for one seed."""
+    return means.std(ddof=1) if len(means) > 1 else math.nan
+
+
 def block_record_differences(steps: int) -> str:
-    """What separates our current policy from every published agent at a step, in combined standard errors."""
-    curves = {(c.agent, c.task): c for c in read_curves() if c.step == steps}
-    envs, rows = envs_of_record(), []
-    for label in labels_of_record():
-        ours = {env: measured_record(env, label, steps, current=True).mean(1) for env in envs}
-        for agent in dict.fromkeys(agent for agent, _ in curves):
-            cells = []
-            for env, means in ours.items():
-                c = curves[agent, task_of(env)]
-                error = math.hypot(means.std(ddof=1) / len(means) ** 0.5, c.sd / c.seeds**0.5)
-                cells.append(f"{(means.mean() - c.mean) / error:+.1f}".replace("-", "−"))
-            rows.append([agent, *cells])
+    """What separates our current policy from every other agent at a step, in combined standard errors."""
+    envs = envs_of_record()
+    ours = {
+        (named_in_record(label), env): (means.mean(), deviation(means), len(means))
+        for label in labels_of_record()
+        for env in envs
+        if len(means := measured_record(env, label, steps, current=True).mean(1))
+    }
+    control = named_in_record("td7")
+    others = {
+        (c.agent, e): (c.mean, c.sd, c.seeds)
+        for c in read_curves()
+        if c.step == steps
+        for e in envs
+        if task_of(e) == c.task
+    }
+    others |= {(agent, env): of for (agent, env), of in ours.items() if agent == control}
+
+    def cell(ours: tuple[float, float, int] | None, other: tuple[float, float, int] | None) -> str:
+        if not ours or not other or math.isnan(ours[1] + other[1]):
+            return "–"
+        error = math.hypot(*(sd / seeds**0.5 for _, sd, seeds in (ours, other)))
+        return f"{(ours[0] - other[0]) / error:+.1f}".replace("-", "−")
+
+    arms = [name for name in map(named_in_record, labels_of_record()) if name != control]
+    rows = [
+        [agent, *(cell(ours.get((arm, env)), others.get((agent, env))) for env in envs)]
+        for arm in arms
+        for agent in dict.fromkeys(agent for agent, _ in others)
+    ]
     return table(["agent", *envs], rows)
 
 
@@ -526,18 +555,19 @@ def named_in_record(label: str) -> str:
 
 
 def block_record_seeds() -> str:
-    """Every run of the study `record`: its current policy at some steps, and the kept one at the end."""
+    """Every run of the study `record`: its current policy at some steps, and the kept one at two of them."""
+    columns = [(f"{k}k", 1_000 * k, True) for k in (25, 50, 75, 100, 150, 200)]
+    columns += [(f"{k}k, kept", 1_000 * k, False) for k in (100, 200)]
     rows = []
-    for label in labels_of_record():
-        for env in envs_of_record():
-            cells = [
-                by_seed(measured_record(env, label, k, current=True))
-                for k in (25_000, 50_000, 75_000, 100_000)
-            ]
-            if any(cells):
-                kept = by_seed(measured_record(env, label, 100_000, current=False))
-                rows.append([env, named_in_record(label), *cells, kept])
-    return table(["task", "agent", "25k", "50k", "75k", "100k", "100k, kept"], rows)
+    for run in sorted(record_runs(), key=lambda r: (-version_of(r.env), r.env, r.label)):
+        if run.study == "record":
+            cells = []
+            for _, steps, current in columns:
+                of = run.current if current else run.evaluations
+                reached = of["step"][-1] >= steps
+                cells.append(show(of["return"][at(of, steps)].mean()) if reached else "–")
+            rows.append([run.env, named_in_record(run.label), str(run.seed), *cells])
+    return table(["task", "agent", "seed", *(name for name, *_ in columns)], rows)
 
 
 GRID = {"pendulum": "Pendulum-v1", "double": DOUBLE}  # environments of the study `combinations`
@@ -580,6 +610,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     },
     "record-50k": functools.partial(block_record, 50_000),
     "record-100k": functools.partial(block_record, 100_000),
+    "record-200k": functools.partial(block_record, 200_000),
     "record-differences": functools.partial(block_record_differences, 100_000),
     "record-seeds": block_record_seeds,
     "starts": block_starts,

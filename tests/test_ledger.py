@@ -401,11 +401,16 @@ def test_the_record_is_read_at_a_step(monkeypatch):
     assert kept.startswith(
         "| **qscape `td7` (base.n_step=3) on -v5, kept policy** | 102.0 ± 0.7 (2) | not run |"
     )
-    (row,) = quotes.block_record_seeds().splitlines()[2:]
-    assert row.startswith(
-        "| Ant-v5 | `td7` (base.n_step=3) | 26.0, 27.0, 28.0 | 51.0, 52.0, 53.0 | 76.0, 77.0 | "
-    )
-    assert row.endswith(" | 101.0, 102.0 | 101.5, 102.5 |")
+    rows = quotes.block_record_seeds().splitlines()[2:]
+    assert [row.split(" | ", 3)[2] for row in rows] == ["1", "2", "3"]
+    assert rows[0].startswith("| Ant-v5 | `td7` (base.n_step=3) | 1 | 26.0 | 51.0 | 76.0 | 101.0 | – | – |")
+    assert rows[0].endswith(" | 101.5 | – |")
+    assert rows[2].endswith(" | 3 | 28.0 | 53.0 | – | – | – | – | – | – |")
+    assert "| SimbaV2 (UTD 2) | −12.1 |" in quotes.block_record_differences(
+        100_000
+    )  # (101.5 − 3,880.8) / 312.5
+    runs.pop(0)
+    assert "| SimbaV2 (UTD 2) | – |" in quotes.block_record_differences(100_000), "one run has no spread"
 
 
 def test_published_curves_are_there_once():
