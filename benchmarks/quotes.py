@@ -537,10 +537,9 @@ def block_record_differences(steps: int) -> str:
         error = math.hypot(*(sd / seeds**0.5 for _, sd, seeds in (ours, other)))
         return f"{(ours[0] - other[0]) / error:+.1f}".replace("-", "−")
 
-    arms = [name for name in map(named_in_record, labels_of_record()) if name != control]
     rows = [
         [agent, *(cell(ours.get((arm, env)), others.get((agent, env))) for env in envs)]
-        for arm in arms
+        for arm in dict.fromkeys(arm for arm, _ in ours if arm != control)
         for agent in dict.fromkeys(agent for agent, _ in others)
     ]
     return table(["agent", *envs], rows)
@@ -551,7 +550,8 @@ def named_in_record(label: str) -> str:
     shared = ("base.warmup=5000", "base.updates_per_step=2.0", "checkpoints.early_episodes=3")
     recipe, _, rest = label.partition("[")
     special = [field for field in rest.rstrip("]").split(",") if field and field not in shared]
-    return f"`{recipe}`" + (f" ({', '.join(special)})" if special else "")
+    alone = "updates and random steps alone"
+    return f"`{recipe}`" + (f" ({', '.join(special) or alone})" if rest else "")
 
 
 def block_record_seeds() -> str:
