@@ -450,8 +450,9 @@ def block_combination_effects(env: str) -> str:
 
 
 def record_runs() -> list[Run]:
-    """Return the runs of the study `record`, and of TD7 with its own settings as their control, by seed."""
-    of = [r for r in read_runs() if r.study == "record" or (r.study, r.label) == ("mujoco", "td7")]
+    """Return the runs of the record and its controls, of which one is TD7 with its own settings, by seed."""
+    studies = "record", "record-controls"
+    of = [r for r in read_runs() if r.study in studies or (r.study, r.label) == ("mujoco", "td7")]
     return sorted(of, key=lambda r: r.seed)
 
 
@@ -555,12 +556,12 @@ def named_in_record(label: str) -> str:
 
 
 def block_record_seeds() -> str:
-    """Every run of the study `record`: its current policy at some steps, and the kept one at two of them."""
+    """Every run of the record and `record-controls`: its current policy at some steps, and the kept one."""
     columns = [(f"{k}k", 1_000 * k, True) for k in (25, 50, 75, 100, 150, 200)]
     columns += [(f"{k}k, kept", 1_000 * k, False) for k in (100, 200)]
     rows = []
     for run in sorted(record_runs(), key=lambda r: (-version_of(r.env), r.env, r.label)):
-        if run.study == "record":
+        if run.study != "mujoco":
             cells = []
             for _, steps, current in columns:
                 of = run.current if current else run.evaluations
