@@ -465,7 +465,7 @@ def measured_record(env: str, label: str, steps: int, *, current: bool) -> np.nd
 
 
 def envs_of_record() -> list[str]:
-    """Return the environments of the study `record`, those of the newest version first."""
+    """Return the environments of the record, those of the newest version first."""
     return sorted(sorted({r.env for r in record_runs()}), key=version_of, reverse=True)
 
 

@@ -895,19 +895,24 @@ def test_target_critics_that_a_run_did_not_keep_begin_as_copies(tmp_path):
     assert "newly initialised" not in " ".join(started.notes)
 
 
-def test_config_with_another_dataset_takes_its_spaces(datasets, tmp_path, monkeypatch):
-    """A dataset without an environment gives the bounds of actions: not those of the run in the config."""
+def config_on(dataset, tmp_path, monkeypatch):
+    """The plan of a run on a dataset, a command with its run.json as --config, and the jobs it makes."""
     from qscape.cli import train as command
 
+    plan, agent, _ = prepare(Plan("td3+bc", "", 30, dataset=dataset, settings=tiny.settings("td3")))
+    (tmp_path / "old.json").write_text(json.dumps(to_json(plan, agent)))
+    jobs = []
+    monkeypatch.setattr(command, "run_all", lambda given, *how: jobs.extend(given) or 0)
+    return plan, ["train", "--config", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")], jobs
+
+
+def test_config_with_another_dataset_takes_its_spaces(datasets, tmp_path, monkeypatch):
+    """A dataset without an environment gives the bounds of actions: not those of the run in the config."""
     names = [
         write(f"local/{kind}-v0", episodes(), -high, high, env=None)
         for kind, high in (("narrow", 1.0), ("wide", 2.0))
     ]
-    plan, agent, _ = prepare(Plan("td3+bc", "", 30, dataset=names[0], settings=tiny.settings("td3")))
-    (tmp_path / "old.json").write_text(json.dumps(to_json(plan, agent)))
-    jobs = []
-    monkeypatch.setattr(command, "run_all", lambda given, *how: jobs.extend(given) or 0)
-    config = ["train", "--config", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")]
+    plan, config, jobs = config_on(names[0], tmp_path, monkeypatch)
     assert main(config) == main([*config, "--dataset", names[1]]) == 0
     again, other = (prepare(job.plan)[0] for job in jobs)
     assert again.env_args == plan.env_args == {"dataset": names[0]}
@@ -917,17 +922,11 @@ def test_config_with_another_dataset_takes_its_spaces(datasets, tmp_path, monkey
 
 def test_config_with_another_dataset_or_environment_evaluates_there(datasets, tmp_path, monkeypatch):
     """Environment and arguments of a config belong together, and to the config's dataset."""
-    from qscape.cli import train as command
-
     names = [
         write(f"local/{kind}-v0", episodes(), -2.0, 2.0, env=gym.make("Pendulum-v1", g=g))
         for kind, g in (("light", 5.0), ("heavy", 10.0))
     ]
-    plan, agent, _ = prepare(Plan("td3+bc", "", 30, dataset=names[0], settings=tiny.settings("td3")))
-    (tmp_path / "old.json").write_text(json.dumps(to_json(plan, agent)))
-    jobs = []
-    monkeypatch.setattr(command, "run_all", lambda given, *how: jobs.extend(given) or 0)
-    config = ["train", "--config", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")]
+    _, config, jobs = config_on(names[0], tmp_path, monkeypatch)
     elsewhere = ["--env", "MountainCarContinuous-v0"]
     for flags, env, args in (
         ([], "Pendulum-v1", {"g": 5.0}),

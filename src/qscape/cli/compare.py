@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,8 +65,6 @@ def main(argv: list[str]) -> int:
     paths, rest = options.positionals(argv, "RUNS", "qscape compare")
     given: Any = options.parse(options.flags_of(Options()), rest, "qscape compare RUNS")
     require_positive(given, "final", "reps")
-    if given.threshold is not None and not math.isfinite(given.threshold):
-        raise UsageError(f"--threshold is {given.threshold}; it must be a finite return, like 200.")
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():

@@ -61,8 +61,6 @@ def main(argv: list[str]) -> int:
         if not given.robustness and getattr(given, name) != getattr(Options, name):
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} needs --robustness: add that flag, or leave --{flag} out.")
-    if not given.sigmas:
-        raise UsageError("--sigmas names no amplitude of noise; write e.g. --sigmas 0.1 0.2.")
     records, notes, written = measure_runs(paths, given)
     of_runs, noisy = report.summarise(records, given.reps), report.summarise_noise(records, given.reps)
     notes += report.list_notes(records)

@@ -114,8 +114,11 @@ def measure_robustness(
     the environment itself is unchanged (the paper's protocol). `seed` fixes episodes and noise.
 
     Raises:
-        UsageError: a sigma is not above 0 and finite, or `scale` has another size than the observations.
+        UsageError: there is no sigma, one is not above 0 and finite, or `scale` has another size than the
+            observations.
     """
+    if len(sigmas) == 0:  # may be an array
+        raise UsageError("--sigmas names no amplitude of noise; write e.g. --sigmas 0.1 0.2.")
     if bad := [s for s in sigmas if not 0 < s < np.inf]:
         raise UsageError(
             f"the noise's sigma is {bad[0]}; it must be above 0 and finite, in standard deviations."

@@ -117,7 +117,12 @@ def stop_epochs(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
     Evaluations after step 0 are counted from 1; one is solved if its mean return is `threshold` or more. NaN:
     none is.
+
+    Raises:
+        UsageError: the threshold is not finite.
     """
+    if not np.isfinite(threshold):
+        raise UsageError(f"--threshold is {threshold}; it must be a finite return, like 200.")
     ordered = rows[rows["step"] > 0].sort_values("step")
     number = ordered.groupby("run").cumcount() + 1
     return _score_runs(ordered.assign(**{"return": number.where(ordered["return"] >= threshold)}), "min")

@@ -86,7 +86,8 @@ class Evaluated(NamedTuple):
         lengths: steps of each episode.
         successes: success of each episode; empty if the environment reports none.
         probes: measurements of probes by column, one number for each episode.
-        seconds: duration.
+        seconds: duration; where all seeds of a program play together, the first seed's event has it and the
+            others' have about 0.
     """
 
     step: int
