@@ -399,11 +399,12 @@ def test_list_presets(capsys):
 # --- best -----------------------------------------------------------------------------------------------
 
 
-def test_the_best_is_the_agent_of_the_record():
+def test_the_best_is_the_agent_of_the_record_where_that_won():
     plans = {row.plan.env: row.plan for row in read_study(find_study("record")).rows}
     assert [*plans] == ["Hopper-v5", "Walker2d-v5", "Ant-v5", "HalfCheetah-v5", "Ant-v4"]
     for env, plan in plans.items():
-        assert (plan.recipe, plan.settings) == ("td7", preset("best", "td7", env)[0])
+        own = env == "HalfCheetah-v5"  # TD7 with its own settings is better there
+        assert (plan.recipe, {} if own else plan.settings) == ("td7", preset("best", "td7", env)[0])
     with pytest.raises(UsageError, match="no settings for td7 on Swimmer-v5; it has them on Hopper-v5, Walk"):
         preset("best", "td7", "Swimmer-v5")
     assert made("td7", "Hopper-v5", name="best").base.updates_per_step == 2.0
