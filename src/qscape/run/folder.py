@@ -485,6 +485,8 @@ def in_use(folder: Path) -> bool:
 def save(folder: Path, trainer: Loop, milestone: bool) -> Path:
     """Write a save of a run; delete the replay of all but the newest two, and saves beyond `keep_saves`.
 
+    Milestones stay, and saves that cannot be read.
+
     The lines of the log that precede the save are on the disk before it is.
 
     Args:
@@ -532,7 +534,7 @@ def _is_milestone(path: Path) -> bool:
     try:
         return path.exists() and read_meta(path)["milestone"]
     except RunError:
-        return False
+        return True  # it may have been one; what cannot be read is not deleted
 
 
 def read_meta(path: Path) -> Meta:
