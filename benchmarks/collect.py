@@ -1,6 +1,7 @@
 """Pack the raw data of a study's finished runs into benchmarks/results/learning/STUDY.tar.xz.
 
     python benchmarks/collect.py runs/pendulum
+    python benchmarks/collect.py runs/record --unfinished            # those that were stopped, too
     tar -xf benchmarks/results/learning/pendulum.tar.xz -C runs      # and back: run folders without saves
 
 Runs that the archive holds already stay there, unless the study has them again.
@@ -43,20 +44,21 @@ def clean(record: bytes) -> bytes:
     return record if command == content["command"] else seal(content | {"command": command})
 
 
-def pack(runs: Path, file: Path) -> list[Path]:
+def pack(runs: Path, file: Path, unfinished: bool = False) -> list[Path]:
     """Add the finished runs of a study to its archive.
 
     Args:
         runs: the study's folder.
         file: the archive; made if it does not exist.
+        unfinished: also add runs that were stopped early. Their last evaluation tells how far they went.
 
     Returns:
-        The unfinished runs, which are left out.
+        The unfinished runs that are left out.
     """
     contents, left_out = read_archive(file) if file.exists() else {}, []
     for record in sorted(runs.glob("**/run.json")):
         folder, plan = record.parent, json.loads(record.read_text())
-        if not (folder / "saves" / f"{plan['steps']:09d}" / "save.json").exists():
+        if not unfinished and not (folder / "saves" / f"{plan['steps']:09d}" / "save.json").exists():
             left_out.append(folder)
             continue
         place = Path(runs.name) / folder.relative_to(runs)
@@ -72,8 +74,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
-    runs = parser.parse_args().runs
-    for folder in pack(runs, RESULTS / f"{runs.name}.tar.xz"):
+    parser.add_argument("--unfinished", action="store_true", help="also pack runs that were stopped early")
+    given = parser.parse_args()
+    for folder in pack(given.runs, RESULTS / f"{given.runs.name}.tar.xz", given.unfinished):
         print(f"left out, not finished: {folder}")
 
 

@@ -364,6 +364,8 @@ def test_finished_runs_are_packed_and_others_named(tmp_path):
     assert command == "qscape study run a.toml --runs b --out c/d", "no place of a machine"
     collect.pack(tmp_path / "study", file)
     assert file.read_bytes() == first
+    assert collect.pack(tmp_path / "study", file, unfinished=True) == []
+    assert len(collect.read_archive(file)) == 6
 
 
 def test_recorded_runs_lie_in_archives():
