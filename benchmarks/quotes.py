@@ -350,12 +350,14 @@ def block_starts() -> str:
 
 
 def block_recipes() -> str:
-    """Pendulum with every recipe: returns half-way and at the end, with the least and the greatest seed."""
+    """Pendulum with every recipe: returns at some steps, with the least and the greatest seed."""
     study, env, rows = "pendulum-recipes", "Pendulum-v1", []
+    columns = 2_500, 5_000, 7_500, 10_000
     for label in labels(study, env):
-        cells = [span(ends(study, env, label, steps=steps)) for steps in (2_500, 5_000)]
+        found = [ends(study, env, label, steps=steps) for steps in columns]
+        cells = [span(of) if len(of) else "–" for of in found]
         rows.append([f"`{label.partition('[')[0]}`", seeds_of(study, env, label), *cells])
-    return table(["agent", "seeds", "2,500 steps", "5,000 steps"], rows)
+    return table(["agent", "seeds", *(f"{steps:,} steps" for steps in columns)], rows)
 
 
 def critic_of(label: str) -> str:
