@@ -386,6 +386,11 @@ def test_refused_recipes(toys, recipe, sentence):
             {"base": {"discnt": 1}},
             "base has no field 'discnt'; near to it: discount, discount_rule, init.",
         ),
+        (  # in the order of their declaration
+            "td3+pave",
+            {"pave": {"zzz": 1}},
+            "pave has no field 'zzz'; there are mixed_partial, vector_field, curvature, sigma",
+        ),
         ("td3", {"base": {"discount": "x"}}, "base.discount is 'x'; it must be of type float."),
         ("td3", {"base": {"discount": True}}, "base.discount is True; it must be of type float."),
         ("td3", {"base": {"discount": 2.0}}, "base.discount is 2.0; it must lie in [0, 1]."),

@@ -793,7 +793,7 @@ def set_fields(
     Raises:
         UsageError: a field is unknown or cannot take its value; the error's `part` and `field` name it.
     """
-    known = {f.name for f in dataclasses.fields(part)}
+    known = [f.name for f in dataclasses.fields(part)]
     hints = get_type_hints(type(part))
     values = {}
     for field, value in fields.items():
