@@ -423,9 +423,14 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         ({"envs": 0}, "envs is 0; it must be 1 or more"),
         ({"eval_episodes": 0}, "eval_episodes is 0; it must be 1 or more"),
         ({"eval_every": True}, "eval_every is True; it must be a whole number"),
+        ({"probe": "smoothness"}, "probe is 'smoothness'; write a list of names"),
+        ({"probe": ["smothness"]}, "smothness is unknown; choose smoothness"),
+        ({"loop": "jit"}, "jit is unknown; choose auto, host, compiled"),
+        ({"vectorise": "threads"}, "threads is unknown; choose sync, async, envpool"),
+        ({"preset": True}, "preset is True; write the name of one"),
     ],
 )
-def test_numbers_that_cannot_be(given, says):
+def test_options_that_cannot_be_are_refused_before_learning(given, says):
     with pytest.raises(qs.UsageError, match=says):
         qs.TD3("Pendulum-v1", **given)
 

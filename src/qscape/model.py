@@ -117,6 +117,10 @@ class Model:
             raise UsageError(f"recipe is {recipe!r}; write base and parts, such as 'td7' or 'td3+pave'.")
         if not isinstance(env_args, Mapping | None):
             raise UsageError(f"env_args is {env_args!r}; write a dict, such as {{'continuous': True}}.")
+        if isinstance(probe, str) or not isinstance(probe, Iterable):
+            raise UsageError(f"probe is {probe!r}; write a list of names, such as ['smoothness'].")
+        if not isinstance(preset, str | None):
+            raise UsageError(f"preset is {preset!r}; write the name of one, such as 'paper'.")
         seed, envs = _whole_number("seed", seed, 0), _whole_number("envs", envs, 1)
         eval_every = _whole_number("eval_every", eval_every, 0)
         eval_episodes = _whole_number("eval_episodes", eval_episodes, 1)
@@ -175,8 +179,9 @@ class Model:
             return make_adapter(new, envs, self._env_args | more, seed=seed, index_actions=index_actions)
 
         self._make = make
+        plan = self._plan(FOREVER)  # refuses options of unknown names
         if preset is not None:
-            prepare(self._plan(FOREVER))  # refuses a preset without settings for this environment
+            prepare(plan)  # refuses a preset without settings for this environment
         self.trainer: Loop | None = None
         self._drawn = 0  # number of calls of `predict` that sampled, so that each call draws other numbers
 
