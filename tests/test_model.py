@@ -428,6 +428,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         ({"loop": "jit"}, "jit is unknown; choose auto, host, compiled"),
         ({"vectorise": "threads"}, "threads is unknown; choose sync, async, envpool"),
         ({"preset": True}, "preset is True; write the name of one"),
+        ({"eval_env": ["Pendulum-v1"]}, r"\['Pendulum-v1'\] is no environment of Gymnasium: give an id"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_learning(given, says):

@@ -167,6 +167,11 @@ def make(
                 "give its id or a function that makes it"
             )
         return EnvAdapter(with_time_limit(env_id), seed=seed, index_actions=index_actions)
+    if not isinstance(env_id, str) and not callable(env_id):  # such as one of another library
+        raise UsageError(
+            f"{env_id!r} is no environment of Gymnasium: give an id, a function that makes one, a "
+            "gymnasium.Env, or a gymnasium.vector.VectorEnv"
+        )
 
     def build() -> gym.Env:
         return build_env(env_id, args)
