@@ -323,7 +323,7 @@ def test_refusals(recipe, settings, sentence):
 
 @pytest.mark.parametrize(
     ("saturated", "clipped", "warns"),
-    [(0.0, 0.5, False), (0.5, 0.0, False), (0.02, 0.3, True), (None, None, False)],
+    [(0.0, 0.4, False), (0.5, 0.0, False), (0.02, 0.3, True), (0.0, 0.6, True), (None, None, False)],
 )
 def test_a_support_that_cannot_hold_the_returns(saturated, clipped, warns):
     metrics = {"saturated_values": saturated, "clipped_targets": clipped} if clipped is not None else {}
@@ -331,7 +331,7 @@ def test_a_support_that_cannot_hold_the_returns(saturated, clipped, warns):
     assert (said is not None) == warns
     if said:
         assert said.startswith(
-            "c51: 30% of the critics' targets lie beyond the support [-5, 5] and 2% of the"
+            f"c51: {clipped:.0%} of the critics' targets lie beyond the support [-5, 5] and {saturated:.0%} of"
         )
     assert Quantile().warning(metrics) is None, "quantiles have no support"
 

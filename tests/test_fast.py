@@ -1,5 +1,6 @@
 """FastTD3 and FastSAC: the numbers of their papers' code, and noise of its own for each environment."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -73,6 +74,30 @@ def test_what_counts_steps_of_all_environments_is_converted_wherever_they_are_kn
     assert OnPolicyBase().scale_to_envs(8) == Base().scale_to_envs(8) == {}
     with pytest.raises(UsageError, match="leaves no update in 16 steps"):
         prepare(Plan("fast_td3", "Any-v0", 16, envs=8, settings={"base": {"warmup": 2}}))
+
+
+@pytest.mark.parametrize("recipe", ["fast_td3+crossq", "fast_td3+xqc", "fast_td3+redq", "xqc+fast"])
+def test_what_other_parts_count_in_environment_steps_gives_way(recipe):
+    base = agents.build(recipe).base
+    papers = agents.build("xqc+fast" if recipe == "xqc+fast" else "fast_td3").base
+    assert (base.counts, base.warmup, base.updates_per_step) == ("vector_steps", 10, papers.updates_per_step)
+    assert base.updates_per_step == (8.0 if recipe == "xqc+fast" else 2.0)
+
+
+def test_fast_td3_with_networks_on_the_unit_sphere():
+    agent = agents.build("fast_td3+simbav2").on(Spec(17, 6))
+    assert (agent.base.critic_weight_decay, agent.base.actor_weight_decay) == (0.0, 0.0)
+
+
+def test_the_memory_of_a_replay():
+    """HumanoidBench: 51,200 rows for each of 128 environments, 151 observations, 61 actions."""
+    capacity, sizes = 51_200 * 128, []
+    for kept in ("stored", "derived"):
+        base = {"replay_capacity": capacity, "next_observation": kept}
+        agent = agents.build("fast_td3", {"base": base}).on(Spec(151, 61))
+        storage, _ = jax.eval_shape(partial(agent.init_replay, agent.layout(128)))
+        sizes.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(storage)) / 1e9)
+    assert sizes == pytest.approx([9.59, 5.66], abs=0.01)
 
 
 def test_decay_alone_shrinks_all_weights():

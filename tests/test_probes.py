@@ -80,7 +80,7 @@ def check_probe(recipe: str, probe: str, settings=SETTINGS) -> None:
 
 
 KINDS = ("td3+c51", "td3+hl_gauss", "td3+quantile", "tqc", "sac+droq", "sac+redq")
-KINDS += ("td3+c51+own_target", "td3+quantile+mean_target", "sac+simba")
+KINDS += ("td3+c51+own_target", "td3+quantile+mean_target", "sac+simba", "sac+bronet", "sac+crossq", "sac+xqc")
 
 
 QUICK = ("td3+c51", "qscape/ProbeDiscount-v0")
@@ -111,7 +111,7 @@ def test_a_bootstrap_cut_at_the_time_limit_would_be_seen():
 
 
 LEARNERS = ("sac", "fast_td3", "fast_sac", "crossq", "tqc", "droq")
-LONG_LEARNERS = ("simba", "simbav2", "bro", "xqc", "redq")
+LONG_LEARNERS = ("simba", "simbav2", "bro", "crossq_wn", "xqc", "redq")
 
 
 @pytest.mark.parametrize("recipe", slow_except((), LEARNERS + LONG_LEARNERS, LONG_LEARNERS))

@@ -151,6 +151,7 @@ class Expansion(NamedTuple):
 
 
 TWO_UPDATES = {"updates_per_step": 2.0}
+COUNTED = "warmup", "updates_per_step"  # fields in the unit of `base.counts`
 # The temperature of SimBa, SimbaV2 and XQC.
 CAUTIOUS = {"initial_temperature": 0.01, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
 EXPANSIONS: dict[str, Expansion] = {
@@ -648,7 +649,8 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 def list_overrides(agent: Agent) -> list[Override]:
     """Return all overrides of the base in their order; of two overrides of a field the later one wins.
 
-    They come from parts and, after the parts that it stands for, from the settings of an `Expansion`.
+    They come from parts and, after the parts that it stands for, from the settings of an `Expansion`. A part
+    that sets `base.counts` also sets the fields in that unit; what others would set counts environment steps.
 
     Raises:
         UsageError: a part overrides a field that the base does not have.
@@ -663,8 +665,11 @@ def list_overrides(agent: Agent) -> list[Override]:
         for part in agent.parts.values()
     ]
     turns.append((len(_expand(first)) - 1.5, first, _named_settings(agent).get("base", {})))
+    counter = next((by for _, by, fields in turns if "counts" in fields), None)
     for _, by, fields in sorted(turns, key=lambda turn: turn[0]):
         for field, value in fields.items():
+            if counter not in (None, by) and field in COUNTED:
+                continue
             if not hasattr(base, field):
                 known = [f.name for f in dataclasses.fields(base)]
                 raise UsageError(f"{by} overrides base.{field}; {nearest(field, known)}.", by)

@@ -14,6 +14,7 @@ from qscape.ops.distributional import cross_entropy
 from qscape.types import Metrics, Scalar, setting
 
 SATURATED = 0.95  # share of the support beyond which a value counts as saturated
+MOST = 0.5  # share of targets from which a support counts as too narrow, wherever the values are
 NOTABLE = 0.01  # share of values and of targets from which a support counts as too narrow
 
 
@@ -64,9 +65,12 @@ class SupportedValue(Value):
         return (jax.nn.softmax(raw) * self.points).sum(-1)
 
     def warning(self, metrics: Mapping[str, float]) -> str | None:
-        """Says that the support is too narrow, once values have come near its ends and targets lie beyond."""
+        """Says that the support is too narrow: many targets lie beyond it, and values come near its ends.
+
+        If most targets lie beyond it, at both ends, the values stay in the middle; then they need not.
+        """
         saturated, clipped = metrics.get("saturated_values", 0.0), metrics.get("clipped_targets", 0.0)
-        if min(saturated, clipped) < NOTABLE:
+        if clipped < (NOTABLE if saturated >= NOTABLE else MOST):
             return None
         return (
             f"{self.name}: {clipped:.0%} of the critics' targets lie beyond the support "

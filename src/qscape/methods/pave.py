@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.methods._blocks import BlockNetwork
+from qscape.methods._support import SupportedValue
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Context, PartState, Regulariser
 from qscape.types import Batch, Key, Metrics, QFn, Scalar, Spec, setting
@@ -67,8 +69,15 @@ class PAVE(Regulariser):
         return {"actor_activation": "silu", "critic_activation": "silu"} | half
 
     def notes(self, agent: Composition) -> list[str]:
-        notes, smooth = [], agent.representation.has_smooth_critics
-        if agent.base.critic_activation == "relu" and not smooth and self.curvature:
+        notes, base = [], agent.base
+        # Layer norms, unit vectors and the mean of a softmax have second derivatives of their own.
+        curved = (
+            agent.representation.has_smooth_critics
+            or base.critic_norm == "layer"
+            or isinstance(agent.network, BlockNetwork)
+            or isinstance(agent.value, SupportedValue)
+        )
+        if base.critic_activation == "relu" and not curved and self.curvature:
             notes.append(
                 "critics of ReLU are piecewise linear: pave.curvature has no gradient; "
                 "base.critic_activation = silu gives it one"

@@ -37,6 +37,9 @@ class SimbaV2(BlockNetwork):
             "critic_learning_rate": 1e-4,
             "log_std_bound": "tanh",
             "log_std_min": -10.0,
+            # Weights have length 1, and scalers are not decayed.
+            "actor_weight_decay": 0.0,
+            "critic_weight_decay": 0.0,
         }
 
     def output(self, key: Key, size: int, outputs: int, role: Output, base: Base) -> Linear:
