@@ -72,7 +72,8 @@ def normalise_batch(norm, seen, x):
     distance = jax.lax.stop_gradient((mean - seen.mean) / jnp.sqrt(seen.variance + EPSILON))
     ratio = jnp.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
     distance = jnp.clip(distance, -MAX_DISTANCE, MAX_DISTANCE)
-    renormalised = mean - distance * jnp.sqrt(variance) / ratio, variance / jnp.square(ratio)
+    deviation = jnp.sqrt(jnp.maximum(variance, 1e-24))  # a unit that is off has no NaN in its gradient
+    renormalised = mean - distance * deviation / ratio, variance / jnp.square(ratio)
     late = seen.batches >= PLAIN_BATCHES
     used_mean = jnp.where(late, renormalised[0], mean)
     used_variance = jnp.where(late, renormalised[1], variance)
@@ -151,6 +152,12 @@ def init(key, observation_size, action_size, hidden=(256, 256), critic_hidden=(2
 def act(state, obs):
     """The action in evaluations."""
     return jnp.tanh(policy(state.actor, features(state.actor, state.actor_seen, obs))[0])
+
+
+def explore(state, obs, step, key):
+    """The action in training, at environment step `step`: a sample of the policy."""
+    key, _ = jax.random.split(stream(jax.random.fold_in(key, step), "single.act.explore"))
+    return sample(*policy(state.actor, features(state.actor, state.actor_seen, obs)), key)[0]
 
 
 # --- one update -------------------------------------------------------------------------------------------

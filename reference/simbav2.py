@@ -191,6 +191,12 @@ def act(state, obs):
     return jnp.tanh(policy(state.actor, obs)[0])
 
 
+def explore(state, obs, step, key):
+    """The action in training, at environment step `step`: a sample of the policy."""
+    key, _ = jax.random.split(stream(jax.random.fold_in(key, step), "single.act.explore"))
+    return sample(state.actor, obs, key)[0]
+
+
 # --- one update -------------------------------------------------------------------------------------------
 
 

@@ -330,9 +330,8 @@ def test_a_support_that_cannot_hold_the_returns(saturated, clipped, warns):
     said = C51().warning(metrics)
     assert (said is not None) == warns
     if said:
-        assert said.startswith(
-            f"c51: {clipped:.0%} of the critics' targets lie beyond the support [-5, 5] and {saturated:.0%} of"
-        )
+        beyond = f"c51: {clipped:.0%} of the critics' targets lie beyond the support [-5, 5] and"
+        assert said.startswith(f"{beyond} {saturated:.0%} of the values")
     assert Quantile().warning(metrics) is None, "quantiles have no support"
 
 

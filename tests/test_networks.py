@@ -1,6 +1,8 @@
 """Networks of 2024 to 2026 against numbers computed apart from the code, and their place in an agent."""
 
+import dataclasses
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -16,7 +18,7 @@ from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
 from qscape.nets.layers import LayerNorm, UnitLinear, project
 from qscape.offpolicy import update
-from qscape.offpolicy.sockets import PartState
+from qscape.offpolicy.sockets import PartState, Regulariser
 from qscape.ops.gaussian import LOG_STD_BOUNDS
 from qscape.ops.running import Moments, add_batch, add_row, init_moments
 from qscape.run.plan import part_notes
@@ -243,6 +245,61 @@ def test_critics_and_their_targets_are_normalised_by_the_rows_of_both_states(rec
     assert set(batches(after.critics_target)) <= {0}, "until the targets follow"
 
 
+def contexts_of(agent, state):
+    """The networks as everybody sees them, and as the actors' own loss does."""
+    event = Event(jnp.asarray(1), jnp.asarray(0), jnp.array(True), jnp.array(False))
+    return [agent.functions(state, event, trains_actors) for trains_actors in (False, True)]
+
+
+def random_batch():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(3.0, size=(64, S)), rng.uniform(-1, 1, (64, 3)), np.zeros(64), np.zeros(64)
+    return Batch(*map(jnp.float32, columns), jnp.float32(rng.normal(size=(64, S))), discount=0.9)
+
+
+def test_savo_s_later_actors_improve_on_the_proposals_that_they_see_when_they_act():
+    """Only the actor that improves is normalised by the batch, not the proposals before it."""
+    agent, batch = build("td3+crossq+savo", 16), random_batch()
+    savo, state = agent.selector, agent.init(KEY)
+    seen, training = (
+        savo.actor_objectives(state.actor, state.part(savo), context, batch)
+        for context in contexts_of(agent, state)
+    )
+    obs, action = batch.observation, batch.action
+    for number, ((policy, q), (other, other_q)) in enumerate(zip(seen, training, strict=True)):
+        apart = np.abs(policy(obs).mode() - other(obs).mode()).max()
+        assert apart > 0.01 if number == 0 else apart == 0
+        np.testing.assert_array_equal(np.stack(q(obs, action)), np.stack(other_q(obs, action)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Onlooker(Regulariser):
+    """Adds nothing, and tells in a metric what the networks that it sees compute."""
+
+    name: ClassVar[str] = "onlooker"
+
+    def actor(self, actor_params, state, context, batch, key):
+        return jnp.zeros(()), {"seen_actions": context.policy(batch.observation).mode()}
+
+    def critic(self, state, context, batch, key):
+        return jnp.zeros(()), {"seen_values": jnp.stack(context.q(batch.observation, batch.action))}
+
+
+def test_regularisers_see_running_statistics():
+    """PAVE, CAPS and others: no batch normalises what they compute."""
+    agent, batch = build("td3+crossq", 16), random_batch()
+    state = agent.init(KEY)
+    settled, training = contexts_of(agent, state)
+    agent = dataclasses.replace(agent, regularisers=(Onlooker(),))
+    stage, metrics = update.Stage(agent, batch, settled.event, KEY), {}
+    update._step_critics(stage, state, metrics)
+    metrics |= update._actor_loss(stage, state, state.actor, {})[1]
+    obs = batch.observation
+    close(metrics["seen_actions"], settled.policy(obs).mode())
+    close(metrics["seen_values"], jnp.stack(settled.q(obs, batch.action)))
+    assert np.abs(metrics["seen_actions"] - training.policy(obs).mode()).max() > 0.01
+
+
 def test_slow_copies_have_the_actor_s_statistics():
     run = start(build("sac+crossq+asap", 8, policy_delay=1)).step().step()
     slow = run.state.part_states["asap"].extra.actor
@@ -324,6 +381,11 @@ def test_networks_of_parts_are_plain(network):
         ("sac+crossq", {"base": {"batch_size": 1}}, "base.batch_size is 1; take at least 2"),
         ("sac+simba", {"base": {"critic_hidden": (64, 32)}}, "blocks of simba all have one width"),
         ("sac+simba+crossq", {}, "simba and crossq both fill one place"),
+        (
+            "td7+crossq",
+            {"sale": {"input_norm": "batch"}},
+            "sale.input_norm = batch and crossq both normalise",
+        ),
         ("td3+c51", {"c51": {"low": 5.0}}, "c51.low is 5.0; it must be below c51.high = 5.0"),
         ("td3+joint+simbav2", {}, "joint splits a linear output layer, which simbav2 has not"),
         ("td3+joint+xqc", {}, "joint splits a linear output layer, which xqc has not"),

@@ -80,7 +80,7 @@ def check_probe(recipe: str, probe: str, settings=SETTINGS) -> None:
 
 
 KINDS = ("td3+c51", "td3+hl_gauss", "td3+quantile", "tqc", "sac+droq", "sac+redq")
-KINDS += ("td3+c51+own_target", "td3+quantile+mean_target", "sac+simba", "sac+bronet", "sac+crossq", "sac+xqc")
+KINDS += ("td3+c51+own_target", "td3+quantile+mean_target", "sac+simba", "sac+bronet")
 
 
 QUICK = ("td3+c51", "qscape/ProbeDiscount-v0")

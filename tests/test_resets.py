@@ -48,6 +48,13 @@ def test_resets_at_given_environment_steps():
     assert due[-1] == 9_975_001, "a run of a million steps ends one update before"
 
 
+def test_nothing_is_reset_that_has_not_learned():
+    """A time within the random phase would be that of the first update."""
+    part, base = Resets(at=(15_000, 50_000)), Base(warmup=20_000)
+    due = [k for k in (1, 2, 30_001) if part.reset(jnp.array(0), lambda: jnp.array(1), at(k), base)]
+    assert due == [30_001]
+
+
 def test_seeds_side_by_side_are_reset_together():
     """The number of the update is no array of seeds, so that nothing is made anew where nothing is reset."""
     part, seeds = Resets(every=3), jnp.arange(2)

@@ -262,9 +262,10 @@ TARGET_ENTROPY = {"HalfCheetah": -3.0, "Hopper": -1.0, "Walker2d": -3.0, "Ant": 
 DROPOUT = {"Hopper": 1e-4, "Walker2d": 5e-3, "Ant": 0.01, "Humanoid": 0.1}
 
 
-def _critics() -> tuple[Paper, Paper, Paper]:
-    """Return the rows of TQC, REDQ and DroQ."""
+def _critics() -> tuple[Paper, Paper, Paper, Paper]:
+    """Return the rows of TQC, REDQ, DroQ and CrossQ."""
     tqc, redq, droq = {}, {}, {}
+    crossq = {("crossq", "", f"Swimmer-v{k}"): {"base": {"discount": 0.9999}} for k in (4, 5)}
     for name in TRUNCATED:
         for env in (f"{name}-v4", f"{name}-v5"):
             entropy = {"soft": {"target_entropy": TARGET_ENTROPY[name]}}
@@ -276,6 +277,7 @@ def _critics() -> tuple[Paper, Paper, Paper]:
         Paper("TQC, arXiv 2005.04269", tqc),
         Paper("REDQ, arXiv 2101.05982", redq),
         Paper("DroQ, arXiv 2110.02034", droq),
+        Paper("CrossQ, arXiv 1902.05605", crossq),
     )
 
 

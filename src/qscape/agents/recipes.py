@@ -233,7 +233,7 @@ EXPANSIONS: dict[str, Expansion] = {
             | {"actor_objective": "mean"},
             "quantile": {"quantiles": 100, "loss_sum": "sum"},
             "resets": {"at": (15_000, 50_000, 250_000, 500_000, 750_000, 1_000_000, 1_500_000, 2_000_000)},
-            "soft": {"entropy_per_action": -0.5, "temperature_loss": "alpha"},
+            "soft": {"entropy_per_action": -0.5, "temperature_loss": "alpha", "adam_b1": 0.5},
         },
     ),
     "xqc": Expansion(

@@ -56,12 +56,12 @@ class Resets(Reset):
         # The number of updates is the same for all seeds of one program, so that `cond` stays one branch.
         made = event.update - 1
         if self.at is None:
-            due = (made > 0) & (made % max(1, round(self.every * base.updates_per_step)) == 0)
+            due = made % max(1, round(self.every * base.updates_per_step)) == 0
         else:
             updates = [round(max(0, step - base.warmup) * base.updates_per_step) for step in self.at]
             due = (made == jnp.array(updates)).any()
         return jax.lax.cond(
-            due,
+            due & (made > 0),  # what has not learned is not reset
             lambda: self._reinitialise(state, make_initial_state()),
             lambda: state,
         )

@@ -135,6 +135,11 @@ class SALE(Representation):
                 "sale.predict_reward asks for the reward of one step, and base.n_step "
                 f"{agent.base.n_step} sums several; leave one of them out."
             )
+        if self.input_norm == "batch" and agent.network.trains_on_joint_batch:
+            return (
+                f"sale.input_norm = batch and {agent.network.name} both normalise by the batch, each another "
+                "one; choose another norm."
+            )
         return None
 
     @property

@@ -185,6 +185,7 @@ class SAVO(ProposalSelector):
 
     def policy_at(self, actor: PyTree, i: int, context: Context, batch: Batch) -> Policy:
         """Returns the policy of actor i, given the earlier proposals that `actor_list` names."""
+        context = context.settled if i else context  # earlier proposals are those that it sees when it acts
 
         def policy(obs: Array) -> Dist:
             if i and self.actor_list == "replay":
@@ -206,7 +207,7 @@ class SAVO(ProposalSelector):
         def earlier(obs: Array) -> Float[Array, "i B A"]:
             if self.actor_list == "replay":
                 return self._stored_proposals(batch)[:i]
-            return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], context, obs)]))
+            return stop(jnp.stack([dist.mode() for dist in self.propose(actor[:i], context.settled, obs)]))
 
         def learned(obs: Array, action: Array) -> list[Array]:
             return self._surrogate_value(state.params, i, context, obs, earlier(obs))(obs, action)

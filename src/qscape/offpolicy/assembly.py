@@ -409,7 +409,7 @@ class Assembly(Bound):
         params, actor_params = part.learning_rates(base)
         if kind == "params":
             return base.optimiser(params, **part.optimiser_options())
-        return base.optimiser(actor_params, delayed=True)
+        return base.optimiser(actor_params, delayed=True, **part.actor_optimiser_options())
 
     def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
         """Returns the state's networks as functions of normalised observations and actions.
@@ -424,8 +424,8 @@ class Assembly(Bound):
         rep, rep_state = self.representation, state.part(self.representation)
         table = make_action_table(self.task, self.base.nearest, self.base.nearest_probes)
 
-        def bind(module: PyTree, which: Version = "fixed") -> Callable:
-            function = bind_network(rep, rep.encoder_params(rep_state, which), module, trains_actors)
+        def bind(module: PyTree, which: Version = "fixed", settled: bool = not trains_actors) -> Callable:
+            function = bind_network(rep, rep.encoder_params(rep_state, which), module, not settled)
             if not isinstance(module, Actor):
                 return hide_mask(function, self.task)
             function = hide_privileged(function, self.task)

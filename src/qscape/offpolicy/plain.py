@@ -221,6 +221,7 @@ class Entropic(PolicyLoss):
     learning_rate: float = setting(
         3e-4, "Adam's learning rate of log α.", within=">= 0", tune=(1e-5, 1e-2, "log")
     )
+    adam_b1: float = setting(0.9, "Adam's b1 for log α.", within="[0, 1)")
     density: Literal["exact", "released"] = setting(
         "exact",
         "log π of a = tanh(u): exact, or 'released', with log(1 - a² + 1e-6) as the code of SAVGO and PAVE.",
@@ -237,7 +238,7 @@ class Entropic(PolicyLoss):
         found, name = dict(super().moot_fields(agent)), self.name
         if self.temperature is not None:
             fields = "initial_temperature", "target_entropy", "entropy_per_action", "temperature_loss"
-            of_learning = (f"{name}.{field}" for field in (*fields, "learning_rate"))
+            of_learning = (f"{name}.{field}" for field in (*fields, "learning_rate", "adam_b1"))
             found |= dict.fromkeys(of_learning, f"with an α that is fixed, by {name}.temperature")
         elif self.target_entropy is not None:
             found[f"{name}.entropy_per_action"] = f"beside {name}.target_entropy"
@@ -250,6 +251,9 @@ class Entropic(PolicyLoss):
 
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
+
+    def actor_optimiser_options(self) -> Mapping[str, Any]:
+        return {"b1": self.adam_b1}
 
     def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:
         """Draws actions [B, A] and computes log π [B] as `density` says."""

@@ -7,6 +7,7 @@ not define have a default that does nothing and adds nothing to the compiled pro
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
@@ -71,7 +72,8 @@ class Context(NamedTuple):
         q_target: the target critics in the same form.
         policy_of: the policy of other actor parameters, such as a slow copy.
         bind: `(module, which="fixed")` makes a function of an actor or critic module:
-            `(obs[, action][, conditioning])` -> distribution, or values [...].
+            `(obs[, action][, conditioning])` -> distribution, or values [...]. While actors improve, those
+            with batch normalisation normalise by the batch, but not with `settled=True`.
         nets: builders of networks.
         event: the counters of this update.
         spec: the task.
@@ -90,6 +92,11 @@ class Context(NamedTuple):
     spec: Spec
     base: Base
     table: ActionTable | None = None
+
+    @property
+    def settled(self) -> "Context":
+        """The same, but actors with batch normalisation use running statistics also while they improve."""
+        return self._replace(bind=partial(self.bind, settled=True))
 
     def snap(self, action: Array, obs: Array) -> Array:
         """Returns the nearest valid row of the action table, with the gradient passed straight through.
@@ -171,6 +178,10 @@ class StatefulPart(Part):
 
     def optimiser_options(self) -> Mapping[str, Any]:
         """Returns further arguments of `Base.optimiser` for `params`, such as `b1` or `gradient_clip`."""
+        return {}
+
+    def actor_optimiser_options(self) -> Mapping[str, Any]:
+        """Returns further arguments of `Base.optimiser` for `actor_params`."""
         return {}
 
 
