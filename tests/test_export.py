@@ -306,6 +306,27 @@ def exported(run, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["crossq", "xqc"])
+def test_batch_normalised_policies_are_trained_resumed_and_exported(recipe, tmp_path):
+    """The file has the statistics that the resumed run ended with, and acts like it on 1,000 observations."""
+    assert policy.CHECKED == 1_000
+    fields = {"warmup": 20, "discount_rule": "fixed", "schedule": "constant"}
+    argv = ["train", recipe, "--env", "Rooms-v0", *tiny.flags(recipe, **fields), "--eval-every", 0]
+    for name, steps in (("whole", 240), ("parts", 120)):
+        assert main([*map(str, [*argv, "--steps", steps, "--out", tmp_path / name])]) == 0
+    assert main(["resume", str(tmp_path / "parts" / "0"), "--steps", "240"]) == 0
+    found = []
+    for name in ("whole", "parts"):
+        made = policy.load_source(tmp_path / name / "0", 2)
+        assert policy.write_onnx(made, tmp_path / f"{name}.onnx").difference < 1e-5
+        session = ort.InferenceSession((tmp_path / f"{name}.onnx").read_bytes())
+        obs = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
+        found.append(session.run(None, {"observation": obs})[0])
+    np.testing.assert_array_equal(*found)
+    assert found[0].std() > 1e-3
+
+
+@pytest.mark.slow
 def test_the_file_is_the_kept_policy_and_runs_alone(run, exported, tmp_path):
     made = policy.load_source(run, 2)
     assert made.loaded.policy == "kept"

@@ -13,6 +13,7 @@ from rows import slow_except
 from small import S, build, start
 
 from qscape import agents
+from qscape.agents.recipes import EXPANSIONS
 from qscape.errors import UsageError
 from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
@@ -174,6 +175,33 @@ def test_a_block_of_xqc_does_not_depend_on_the_size_of_its_weights():
     close(big.train(x)[0], torso.train(x)[0], rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "layer", "variance"),
+    [
+        ("sac+crossq", lambda torso: torso.layers[0], 1.0),  # LeCun
+        ("sac+simba", lambda torso: torso.blocks[0].up, 2.0),  # He
+    ],
+)
+def test_weights_start_normal_and_cut_at_two_deviations(recipe, layer, variance):
+    """As Flax draws them: the cut makes the deviation .8796 times smaller, which is made good before."""
+    weight = layer(agents.build(recipe).on(CHEETAH).nets.critic(KEY).body.torso).weight
+    close(weight.var() * weight.shape[1], variance, rtol=0.01)
+    assert 2.25 < np.abs(weight).max() / weight.std() < 2.29
+    np.testing.assert_array_equal(layer(build(recipe).nets.critic(KEY).body.torso).bias, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "mean", "log_std"), [("sac+simba", 1.0, 1.0), ("sac+bronet", 2**0.5, 1.0)]
+)
+def test_output_layers_start_orthogonal(recipe, mean, log_std):
+    nets = agents.build(recipe).on(CHEETAH).nets
+    head = nets.actor(KEY).head
+    for layer, gain in ((head.mean, mean), (head.log_std, log_std), (nets.critic(KEY).body.out, mean)):
+        rows = layer.weight @ layer.weight.T
+        close(rows, gain**2 * np.eye(len(rows)), atol=1e-5)
+        np.testing.assert_array_equal(layer.bias, 0.0)
+
+
 # --- in an agent ------------------------------------------------------------
 
 
@@ -243,6 +271,24 @@ def test_critics_and_their_targets_are_normalised_by_the_rows_of_both_states(rec
     close(td_error, np.stack(online, 1) - expected[:, None], rtol=1e-4, atol=1e-5)
     assert set(batches(after.critics)) == {1}
     assert set(batches(after.critics_target)) <= {0}, "until the targets follow"
+
+
+@pytest.mark.slow
+def test_xqc_s_actor_steps_at_the_first_update_and_then_at_each_third():
+    """Its temperature with it; its statistics move at all ten updates."""
+    run, steps = (
+        start(build("sac+xqc", 16, policy_phase=EXPANSIONS["xqc"].settings["base"]["policy_phase"])),
+        [],
+    )
+    for number in range(1, 11):
+        before, run = run.state, run.step()
+        of = (split_statistics(state.actor)[0].head.mean.weight for state in (before, run.state))
+        alpha = (state.part_states["soft"].actor_params for state in (before, run.state))
+        moved = [not np.array_equal(*pair) for pair in (of, alpha)]
+        steps += [number] * all(moved)
+        assert all(moved) == any(moved)
+    assert steps == [1, 4, 7, 10]
+    assert set(batches(run.state.actor)) == {10}
 
 
 def contexts_of(agent, state):

@@ -75,12 +75,15 @@ PAPERS: dict[
     "crossq": {
         "base": {"critic_hidden": (2048, 2048), "actor_hidden": (256, 256), "critics": 2, "discount": 0.99}
         | {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "adam_b1": 0.5, "policy_delay": 3}
-        | {"warmup": 5000, "critic_loss_scale": 0.5, "actor_objective": "min", "updates_per_step": 1.0},
-        "soft": {"learning_rate": 1e-3, "initial_temperature": 1.0, "entropy_per_action": -1.0},
+        | {"warmup": 5000, "critic_loss_scale": 0.5, "actor_objective": "min", "updates_per_step": 1.0}
+        | {"log_std_min": -20.0, "log_std_bound": "clip", "target_actor": False},
+        "soft": {"learning_rate": 1e-3, "initial_temperature": 1.0, "entropy_per_action": -1.0}
+        | {"temperature_loss": "alpha", "adam_b1": 0.9},
     },
     "crossq_wn": {
         "base": {"critic_hidden": (512, 512), "critic_learning_rate": 3e-4, "adam_b1": 0.9, "policy_delay": 3}
-        | {"updates_per_step": 5.0, "critic_weight_decay": 0.01, "decay": "decoupled", "warmup": 5000},
+        | {"updates_per_step": 5.0, "critic_weight_decay": 0.01, "decay": "decoupled", "warmup": 5000}
+        | {"actor_learning_rate": 3e-4, "decay_what": "weights"},
         "soft": {"learning_rate": 1e-4, "initial_temperature": 1.0, "entropy_per_action": -0.5},
         "polyak": {"rate": 0.005},
     },
@@ -88,13 +91,16 @@ PAPERS: dict[
         "base": TIME_LIMIT
         | {"critic_hidden": (512, 512), "actor_hidden": (128,), "critic_weight_decay": 0.01, "warmup": 5000}
         | {"actor_weight_decay": 0.01, "decay": "decoupled", "decay_what": "all", "critic_loss_scale": 1.0}
-        | {"actor_learning_rate": 1e-4, "critic_learning_rate": 1e-4, "log_std_bound": "tanh"},
+        | {"actor_learning_rate": 1e-4, "critic_learning_rate": 1e-4, "log_std_bound": "tanh"}
+        | {"log_std_min": -10.0},
         "soft": TEMPERATURE | {"learning_rate": 1e-4},
+        "normalise": {"epsilon_under_root": True},
     },
     "simbav2": {
         "base": TIME_LIMIT
         | {"critic_hidden": (512, 512), "actor_hidden": (128,), "schedule": "linear", "rate_end": 0.5}
-        | {"critic_weight_decay": 0.0, "critic_learning_rate": 1e-4, "warmup": 5000},
+        | {"critic_weight_decay": 0.0, "critic_learning_rate": 1e-4, "warmup": 5000}
+        | {"actor_weight_decay": 0.0, "actor_learning_rate": 1e-4, "log_std_bound": "tanh"},
         "soft": TEMPERATURE | {"learning_rate": 1e-4},
         "c51": {"low": -5.0, "high": 5.0, "atoms": 101},
         "reward_scale": {"bound": 5.0},
@@ -102,15 +108,19 @@ PAPERS: dict[
     "xqc": {
         "base": TIME_LIMIT
         | {"critic_hidden": (512,) * 4, "actor_hidden": (256,) * 4, "policy_delay": 3, "policy_phase": 1}
-        | {"schedule": "linear", "rate_end": 0.1, "critic_learning_rate": 3e-4, "log_std_min": -10.0},
+        | {"schedule": "linear", "rate_end": 0.1, "critic_learning_rate": 3e-4, "log_std_min": -10.0}
+        | {"actor_learning_rate": 3e-4, "warmup": 5000, "target_actor": False},
         "soft": TEMPERATURE | {"learning_rate": 3e-4},
         "c51": {"low": -5.0, "high": 5.0, "atoms": 101},
         "reward_scale": {"bound": None},
     },
     "bro": {
         "base": {"batch_size": 128, "updates_per_step": 10.0, "warmup": 2500, "actor_objective": "mean"}
-        | {"critic_hidden": (512, 512), "critic_weight_decay": 1e-4, "decay": "decoupled", "discount": 0.99},
-        "soft": {"initial_temperature": 1.0, "entropy_per_action": -0.5, "temperature_loss": "alpha"},
+        | {"critic_hidden": (512, 512), "critic_weight_decay": 1e-4, "decay": "decoupled", "discount": 0.99}
+        | {"actor_hidden": (256,), "actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4}
+        | {"log_std_bound": "tanh", "log_std_min": -10.0, "adam_b1": 0.9},
+        "soft": {"initial_temperature": 1.0, "entropy_per_action": -0.5, "temperature_loss": "alpha"}
+        | {"adam_b1": 0.5},
         "quantile": {"quantiles": 100, "loss_sum": "sum", "drop": None},
     },
     "tqc": {
@@ -125,7 +135,9 @@ PAPERS: dict[
         "redq": {"subset": 2},
     },
     "droq": {
-        "base": {"critics": 2, "updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"},
+        "base": {"critics": 2, "updates_per_step": 20.0, "policy_delay": 20, "actor_objective": "mean"}
+        | {"batch_size": 256, "critic_learning_rate": 3e-4, "actor_learning_rate": 3e-4, "discount": 0.99}
+        | {"warmup": 5000},
         "droq": {"rate": 0.01},
     },
 }
