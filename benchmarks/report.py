@@ -143,11 +143,13 @@ def block_speed_loop() -> str:
 
 
 def block_speed_updates() -> str:
-    """Milliseconds of an update of every method, on each machine, and its share of the peak."""
+    """Milliseconds of an update of every method, on each machine, its share of the peak, and XLA's count."""
+    counts = json.loads((RESULTS / "update_counts.json").read_text())["gflop with the actor's step"]
     files = [(name, run) for name, run in read("updates") if "td7" in run["seconds an update"]]
     names: dict[str, None] = {}
     for _, run in files:
         names |= dict.fromkeys(run["seconds an update"])
+    names |= dict.fromkeys(counts)
     newest = files[-1][1]
     peak = max(statistics.median(rates) for rates in zip(*newest["GFLOP/s of the products"], strict=True))
     rows = []
@@ -162,14 +164,18 @@ def block_speed_updates() -> str:
                 cells.append(f"{ms:,.1f}" + (f" ({ratio:.2f})" if base != name else ""))
             else:
                 cells.append("")
+        counted = [f"{counts[name][by]:.2f}" for by in ("products", "XLA")]
         gflop = newest["gflop"].get(name)
         if gflop is None:
-            rows.append([name, *cells, "", "", ""])
+            rows.append([name, *cells, "", "", "", *counted])
             continue
         rate = gflop / statistics.median(newest["seconds an update"][name])
-        rows.append([name, *cells, f"{gflop:.2f}", f"{rate:,.0f}", f"{rate / peak:.0%}"])
+        rows.append([name, *cells, f"{gflop:.2f}", f"{rate:,.0f}", f"{rate / peak:.0%}", *counted])
     heads = [f"{MACHINES.get(name) or machine_of(run['machine'])}, {day(name)}" for name, run in files]
-    return table(["update", *(f"{head}: ms" for head in heads), "GFLOP", "GFLOP/s", "of the peak"], rows)
+    whole = "GFLOP with the actor's step", "all operations, by XLA"
+    return table(
+        ["update", *(f"{head}: ms" for head in heads), "GFLOP", "GFLOP/s", "of the peak", *whole], rows
+    )
 
 
 def day(name: str) -> str:

@@ -1,14 +1,16 @@
 """Measure the cost of one update of each method beside its base: time, products, and share of the peak.
 
     NPROC=1 python benchmarks/updates.py [NAME ...]
+    python benchmarks/updates.py --count        # operations alone, without timing
 
 The sizes are those of HalfCheetah-v5 (17 observations, 6 actions): batch size 256, networks 256-256, random
 transitions. All contenders take turns, one block of updates each, so that a disturbance affects all of
 them. The script prints medians over the turns and writes the raw seconds to benchmarks/results/updates.
 GFLOP are those of the matrix products, counted in the traced program: bodies of loops as often as they run,
-a delayed actor step in its share of the updates. XLA computes a little less where only a part of a product
-is read. The peak is the fastest product of float32 matrices that the same process finds on the same number
-of threads, in turns with the contenders.
+a delayed actor step in its share of the updates. `--count` writes this count and XLA's own of all operations,
+both of an update with the actor's step, to results/update_counts.json. XLA computes less where only a
+part of a product is read, counts what is no product, and counts the body of a loop once. The peak is the fastest product of float32
+matrices that the same process finds on the same number of threads, in turns with the contenders.
 """
 
 import argparse
@@ -76,6 +78,9 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac, as wide as bro": ("sac", {"base": WIDE}),
     "redq": ("redq", {}),
     "droq": ("droq", {}),
+    "crossq_wn": ("crossq_wn", {}),
+    "fast_td3, batch 256": ("fast_td3", {"base": {"batch_size": 256}}),
+    "fast_sac, batch 256": ("fast_sac", {"base": {"batch_size": 256}}),
 }
 PEAK = ((256, 256, 256), (512, 512, 512), (256, 512, 2048), (1024, 1024, 1024))  # sizes of products
 
@@ -85,14 +90,11 @@ class Contender:
 
     def __init__(self, recipe: str, settings: dict[str, Any]) -> None:
         agent = build(recipe, settings).on(SPEC)
-        layout = agent.layout()
+        layout, update = agent.layout(), update_of(agent)
         self.key = jax.random.key(1)
         self.storage, index = filled(agent, layout)
         self.moved = jax.tree.map(jnp.copy, (agent.init(jax.random.key(0)), index))
         self.updates = math.lcm(BLOCK, agent.base.policy_delay)
-
-        def update(moved: Any, rows: Any, key: Any) -> Any:
-            return agent.update(layout, moved[0], rows, moved[1], key)[:2]
 
         @partial(jax.jit, donate_argnums=0)
         def block(moved: Any, rows: Any, key: Any) -> Any:
@@ -108,6 +110,26 @@ class Contender:
         begun = time.perf_counter()
         self.moved = jax.block_until_ready(self.block(self.moved, self.storage, self.key))
         return (time.perf_counter() - begun) / self.updates
+
+
+def update_of(agent: Any) -> Callable[..., Any]:
+    """Return an agent's update as a function of state and replay index, rows and key."""
+    layout = agent.layout()
+    return lambda moved, rows, key: agent.update(layout, moved[0], rows, moved[1], key)[:2]
+
+
+def count(recipe: str, settings: dict[str, Any]) -> dict[str, float]:
+    """Count the GFLOP of an update with the actor's step: of its products, and of all operations by XLA."""
+    agent = build(recipe, settings).on(SPEC)
+    key = jax.random.key(0)
+    rows, index = jax.eval_shape(partial(agent.init_replay, agent.layout()))
+    arguments = (jax.eval_shape(agent.init, key), index), rows, key
+    quick = {"xla_backend_optimization_level": 0}  # of the machine's code, not of the program
+    compiled = jax.jit(update_of(agent)).lower(*arguments).compile(compiler_options=quick)
+    return {
+        "products": products(update_of(agent), *arguments) / 1e9,
+        "XLA": compiled.cost_analysis()["flops"] / 1e9,
+    }
 
 
 def products(program: Callable[..., Any], *arguments: Any, taken: float = 1.0) -> float:
@@ -197,10 +219,19 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"some of: {'; '.join(CONTENDERS)} (default: all)"
     )
-    asked = parser.parse_args().names
+    parser.add_argument("--count", action="store_true", help="count operations, without timing")
+    given = parser.parse_args()
+    asked = given.names
     if unknown := {*asked} - {*CONTENDERS}:
         parser.error(f"there is no contender {', '.join(sorted(unknown))}")
     names = [name for name in CONTENDERS if not asked or name in asked]
+    if given.count:
+        file = Path(__file__).parent / "results" / "update_counts.json"
+        counts = {name: count(*CONTENDERS[name]) for name in names}
+        about = {"command": "python benchmarks/updates.py --count", "jax": jax.__version__}
+        file.write_text(json.dumps({**about, "gflop with the actor's step": counts}, indent=1) + "\n")
+        print(f"written: {file}")
+        return
     load = os.getloadavg()
     contenders = {name: Contender(*CONTENDERS[name]) for name in names}
     peaks, found = [Peak(*sizes) for sizes in PEAK], []

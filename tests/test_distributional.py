@@ -318,6 +318,24 @@ def test_refusals(recipe, settings, sentence):
     assert sentence in str(told.value)
 
 
+def test_the_action_gradient_is_a_covariance_and_bounded_by_the_support():
+    """∂Q/∂a = Cov(z, ∂logit/∂a) under p, at most (high − low)/4 times the range of ∂logit/∂a."""
+    rng, part = np.random.default_rng(0), C51(low=-2.0, high=6.0, atoms=11)
+    weight, bias, bend = 3.0 * rng.normal(size=(3, 11, 40))
+
+    def logits(action):
+        return weight * action + bias + bend * action**2
+
+    actions = jnp.asarray(rng.uniform(-1, 1, 40), jnp.float32)
+    found = jax.vmap(jax.grad(lambda a, k: part.read(logits(a)[:, k])))(actions, jnp.arange(40))
+    slope = weight + 2.0 * bend * np.asarray(actions)
+    p = np.exp(np.asarray(logits(actions), float))
+    p, z = p / p.sum(0), np.linspace(-2.0, 6.0, 11)
+    covariance = z @ (p * slope) - (z @ p) * (p * slope).sum(0)
+    np.testing.assert_allclose(found, covariance, rtol=1e-3, atol=1e-4)
+    assert (np.abs(covariance) <= (6.0 + 2.0) / 4 * np.ptp(slope, 0)).all()
+
+
 # --- a support that is too narrow -----------------------------------------------------------------------
 
 
