@@ -9,8 +9,9 @@ them. The script prints medians over the turns and writes the raw seconds to ben
 GFLOP are those of the matrix products, counted in the traced program: bodies of loops as often as they run,
 a delayed actor step in its share of the updates. `--count` writes this count and XLA's own of all operations,
 both of an update with the actor's step, to results/update_counts.json. XLA computes less where only a
-part of a product is read, counts what is no product, and counts the body of a loop once. The peak is the fastest product of float32
-matrices that the same process finds on the same number of threads, in turns with the contenders.
+part of a product is read, counts what is no product, and counts the body of a loop once. The peak is the
+fastest product of float32 matrices that the same process finds on the same number of threads, in turns with
+the contenders.
 """
 
 import argparse
