@@ -559,7 +559,7 @@ def named_in_record(label: str) -> str:
 
 def block_record_seeds() -> str:
     """Every run of the record and `record-controls`: its current policy at some steps, and the kept one."""
-    columns = [(f"{k}k", 1_000 * k, True) for k in (10, 15, 25, 50, 75, 100, 150, 200)]
+    columns = [(f"{k}k", 1_000 * k, True) for k in (10, 20, 25, 50, 75, 100, 150, 200)]
     columns += [(f"{k}k, kept", 1_000 * k, False) for k in (100, 200)]
     rows = []
     for run in sorted(record_runs(), key=lambda r: (-version_of(r.env), r.env, r.label)):
