@@ -405,7 +405,9 @@ def test_the_record_is_read_at_a_step(monkeypatch):
     )
     rows = quotes.block_record_seeds().splitlines()[2:]
     assert [row.split(" | ", 3)[2] for row in rows] == ["1", "2", "3"]
-    assert rows[0].startswith("| Ant-v5 | `td7` (base.n_step=3) | 1 | 1.00 | 1.00 | 26.0 | 51.0 | 76.0 | 101.0 | – |")
+    assert rows[0].startswith(
+        "| Ant-v5 | `td7` (base.n_step=3) | 1 | 1.00 | 1.00 | 26.0 | 51.0 | 76.0 | 101.0 | – |"
+    )
     assert rows[0].endswith(" | 101.5 | – |")
     assert rows[2].endswith(" | 3 | 3.00 | 3.00 | 28.0 | 53.0 | – | – | – | – | – | – |")
     differences = quotes.block_record_differences(100_000)
