@@ -226,6 +226,8 @@ def main() -> None:
     if unknown := {*asked} - {*CONTENDERS}:
         parser.error(f"there is no contender {', '.join(sorted(unknown))}")
     names = [name for name in CONTENDERS if not asked or name in asked]
+    if given.count and asked:
+        parser.error("--count counts all contenders; leave the names out")
     if given.count:
         file = Path(__file__).parent / "results" / "update_counts.json"
         counts = {name: count(*CONTENDERS[name]) for name in names}

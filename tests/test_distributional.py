@@ -348,8 +348,9 @@ def test_a_support_that_cannot_hold_the_returns(saturated, clipped, warns):
     said = C51().warning(metrics)
     assert (said is not None) == warns
     if said:
-        beyond = f"c51: {clipped:.0%} of the critics' targets lie beyond the support [-5, 5] and"
-        assert said.startswith(f"{beyond} {saturated:.0%} of the values")
+        near = f" and {saturated:.0%} of the values near its ends, where they tell no actions apart"
+        beyond = f"c51: {clipped:.0%} of the critics' targets lie beyond the support [-5, 5]"
+        assert said.startswith(f"{beyond}{near if saturated else ''}; widen it (--c51.low, --c51.high)")
     assert Quantile().warning(metrics) is None, "quantiles have no support"
 
 

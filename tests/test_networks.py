@@ -276,10 +276,8 @@ def test_critics_and_their_targets_are_normalised_by_the_rows_of_both_states(rec
 @pytest.mark.slow
 def test_xqc_s_actor_steps_at_the_first_update_and_then_at_each_third():
     """Its temperature with it; its statistics move at all ten updates."""
-    run, steps = (
-        start(build("sac+xqc", 16, policy_phase=EXPANSIONS["xqc"].settings["base"]["policy_phase"])),
-        [],
-    )
+    run = start(build("sac+xqc", 16, policy_phase=EXPANSIONS["xqc"].settings["base"]["policy_phase"]))
+    steps = []
     for number in range(1, 11):
         before, run = run.state, run.step()
         of = (split_statistics(state.actor)[0].head.mean.weight for state in (before, run.state))

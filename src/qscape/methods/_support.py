@@ -72,10 +72,13 @@ class SupportedValue(Value):
         saturated, clipped = metrics.get("saturated_values", 0.0), metrics.get("clipped_targets", 0.0)
         if clipped < (NOTABLE if saturated >= NOTABLE else MOST):
             return None
+        near = ""
+        if saturated >= NOTABLE:
+            near = f" and {saturated:.0%} of the values near its ends, where they tell no actions apart"
         return (
             f"{self.name}: {clipped:.0%} of the critics' targets lie beyond the support "
-            f"[{self.low:g}, {self.high:g}] and {saturated:.0%} of the values near its ends, where they tell "
-            f"no actions apart; widen it (--{self.name}.low, --{self.name}.high), or scale the rewards."
+            f"[{self.low:g}, {self.high:g}]{near}; widen it (--{self.name}.low, --{self.name}.high), or scale "
+            "the rewards."
         )
 
     def fit(
