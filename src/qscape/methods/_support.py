@@ -77,8 +77,8 @@ class SupportedValue(Value):
             near = f" and {saturated:.0%} of the values near its ends, where they tell no actions apart"
         return (
             f"{self.name}: {clipped:.0%} of the critics' targets lie beyond the support "
-            f"[{self.low:g}, {self.high:g}]{near}; widen it (--{self.name}.low, --{self.name}.high), or scale "
-            "the rewards."
+            f"[{self.low:g}, {self.high:g}]{near}; widen it (--{self.name}.low, --{self.name}.high), or "
+            "scale the rewards."
         )
 
     def fit(
