@@ -288,7 +288,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "xqc, free outputs": ("sac+xqc+c51", {"xqc": {"project_last": False}, "c51": {"atoms": 11}}),
     "simbav2 with savo and pave": ("sac+simbav2+c51+savo+pave", {"c51": {"atoms": 11}}),
     "simba on td7": ("td7+simba+pave", {}),
-    "bro": ("bro", {"quantile": {"quantiles": 5}, "resets": {"at": (4,)}, "base": {"warmup": 1}}),
+    "bro": ("bro+dual_policy", {"quantile": {"quantiles": 5}, "resets": {"at": (4,)}, "base": {"warmup": 1}}),
     "savgo, as released": ("sac+savgo+crossq", {"savgo": {"density": "released"}}),
     "fast on proposals": ("td3+savo+fast", {"savo": {"list_length": 2}}),
     "fast on atoms and a geometry": ("fast_sac+savgo", {"c51": {"atoms": 11}}),

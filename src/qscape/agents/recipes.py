@@ -29,6 +29,7 @@ from qscape.methods.crossq import CrossQ, CrossQWN
 from qscape.methods.dpo import DPO
 from qscape.methods.dqn import Argmax, PerAction
 from qscape.methods.droq import DroQ
+from qscape.methods.dual_policy import DualPolicy
 from qscape.methods.eas import EAS
 from qscape.methods.ensemble import Ensemble
 from qscape.methods.esa import ESA
@@ -226,8 +227,8 @@ EXPANSIONS: dict[str, Expansion] = {
     ),
     "bro": Expansion(
         "sac+bronet+quantile+mean_target+resets",
-        "SAC with large residual quantile critics, no pessimism and resets, ten updates a step, without the "
-        "paper's second policy (Nauman et al. 2024, arXiv 2405.16158).",
+        "SAC with large residual quantile critics, no pessimism and resets, ten updates a step; with "
+        "+dual_policy also the paper's second policy (Nauman et al. 2024, arXiv 2405.16158).",
         {
             "base": {"batch_size": 128, "updates_per_step": 10.0, "warmup": 2_500}
             | {"actor_objective": "mean"},
@@ -356,6 +357,7 @@ PARTS: dict[str, type] = {
         OwnTarget,
         REDQ,
         DroQ,
+        DualPolicy,
         Fast,
     )
 }

@@ -205,7 +205,7 @@ class LSFlow(ActionSelector):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, base.actor_learning_rate
 
-    def optimiser_options(self) -> Mapping[str, Any]:
+    def optimiser_options(self, base: Base) -> Mapping[str, Any]:
         return {"gradient_clip": self.flow_gradient_clip}
 
     # --- drawing actions --------------------------------------------------------------------------

@@ -60,6 +60,10 @@ class Quantile(Value):
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
         return raw.mean(-1)
 
+    def levels(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        """Returns the quantiles."""
+        return raw
+
     def target(
         self,
         raw: Float[Array, "B J n"],

@@ -89,7 +89,7 @@ class RIP(PolicyLoss):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return self.learning_rate, base.actor_learning_rate
 
-    def optimiser_options(self) -> Mapping[str, Any]:
+    def optimiser_options(self, base: Base) -> Mapping[str, Any]:
         return {"b1": self.adam_b1}
 
     def learn(

@@ -324,6 +324,7 @@ class Assembly(Bound):
             critic=lambda key, conditioning=None: rep.critic(
                 key, architecture(conditioning), spec, conditioning or 0
             ),
+            torso=lambda key, size: self.network.torso(key, size, "actor", self.base),
         )
 
     # --- the state --------------------------------------------------------------------------------
@@ -408,8 +409,8 @@ class Assembly(Bound):
         part = self.stateful_parts[owner]
         params, actor_params = part.learning_rates(base)
         if kind == "params":
-            return base.optimiser(params, **part.optimiser_options())
-        return base.optimiser(actor_params, delayed=True, **part.actor_optimiser_options())
+            return base.optimiser(params, **part.optimiser_options(base))
+        return base.optimiser(actor_params, delayed=True, **part.actor_optimiser_options(base))
 
     def functions(self, state: State, event: Event, trains_actors: bool = False) -> Context:
         """Returns the state's networks as functions of normalised observations and actions.
@@ -431,7 +432,12 @@ class Assembly(Bound):
             function = hide_privileged(function, self.task)
             return snap_policy(function, table, self.task) if table else function
 
-        q = hide_mask(bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics), self.task)
+        q, levels = (
+            hide_mask(
+                bind_critics(rep, rep.encoder_params(rep_state, "fixed"), state.critics, read=read), self.task
+            )
+            for read in (None, self.value.levels)
+        )
         q_target = q
         if self.network.keeps_target_critics:
             q_target = bind_critics(rep, rep.encoder_params(rep_state, "target"), state.critics_target)
@@ -442,6 +448,7 @@ class Assembly(Bound):
             policy_of=_unavailable,
             q=q,
             q_target=q_target,
+            levels=levels,
             bind=bind,
             nets=self.nets,
             event=event,

@@ -252,7 +252,7 @@ class Entropic(PolicyLoss):
     def learning_rates(self, base: Base) -> tuple[float, float]:
         return base.critic_learning_rate, self.learning_rate
 
-    def actor_optimiser_options(self) -> Mapping[str, Any]:
+    def actor_optimiser_options(self, base: Base) -> Mapping[str, Any]:
         return {"b1": self.adam_b1}
 
     def sample(self, dist: Dist, key: Key) -> tuple[Array, Array]:

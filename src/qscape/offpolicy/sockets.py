@@ -53,10 +53,12 @@ class Nets(NamedTuple):
     Attributes:
         actor: `(key, conditioning=None)` returns a new actor.
         critic: `(key, conditioning=None)` returns a new critic.
+        torso: `(key, size)` returns hidden layers like the actor's, on `size` numbers.
     """
 
     actor: Callable[..., Actor]
     critic: Callable[..., Critic]
+    torso: Callable[[Key, int], Features]
 
 
 class Context(NamedTuple):
@@ -70,6 +72,8 @@ class Context(NamedTuple):
         policy_target: the target policy; the online policy if the base keeps no target actor.
         q: the online critics, (obs [..., S], action [..., A]) -> a list of values [...], one per critic.
         q_target: the target critics in the same form.
+        levels: the online critics as m numbers each, whose mean is the value: (obs, action) -> a list of
+            [..., m], one per critic; see `Value.levels`.
         policy_of: the policy of other actor parameters, such as a slow copy.
         bind: `(module, which="fixed")` makes a function of an actor or critic module:
             `(obs[, action][, conditioning])` -> distribution, or values [...]. While actors improve, those
@@ -85,6 +89,7 @@ class Context(NamedTuple):
     policy_target: Policy
     q: QFn
     q_target: QFn
+    levels: QFn
     policy_of: Callable[[PyTree], Policy]
     bind: Callable[..., Callable]
     nets: Nets
@@ -176,11 +181,11 @@ class StatefulPart(Part):
         """Returns Adam's learning rates of `params` and of `actor_params`."""
         return base.critic_learning_rate, base.actor_learning_rate
 
-    def optimiser_options(self) -> Mapping[str, Any]:
+    def optimiser_options(self, base: Base) -> Mapping[str, Any]:
         """Returns further arguments of `Base.optimiser` for `params`, such as `b1` or `gradient_clip`."""
         return {}
 
-    def actor_optimiser_options(self) -> Mapping[str, Any]:
+    def actor_optimiser_options(self, base: Base) -> Mapping[str, Any]:
         """Returns further arguments of `Base.optimiser` for `actor_params`."""
         return {}
 
@@ -260,6 +265,10 @@ class Value(StatefulPart):
     def read(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b"]:
         """Returns Q of the n outputs."""
         raise NotImplementedError
+
+    def levels(self, raw: Float[Array, "*b n"]) -> Float[Array, "*b m"]:
+        """Returns m numbers whose mean is Q, to compare critics level by level; by default Q alone."""
+        return self.read(raw)[..., None]
 
     def target(
         self,
@@ -901,19 +910,26 @@ def bind_network(
 
 
 def bind_critics(
-    representation: Representation, encoder: PyTree, critics: list[Critic], key: Key | None = None
+    representation: Representation,
+    encoder: PyTree,
+    critics: list[Critic],
+    key: Key | None = None,
+    read: Callable[[Array], Array] | None = None,
 ) -> QFn:
     """Returns critics as one function; all of them share embeddings that are computed once.
 
     Args:
         key: draws the masks of dropout, the same at every call; None: nothing is dropped.
+        read: makes the result of a critic's outputs; None: its value.
     """
 
     def q(obs: Array, action: Array) -> list[Array]:
         embeddings = representation.critic_embeddings(encoder, obs, action)
+        adapted = [representation.adapt_network(encoder, critic) for critic in critics]
+        seen = obs, action, embeddings
         return [
-            representation.adapt_network(encoder, critic)(obs, action, embeddings, key=k)
-            for critic, k in zip(critics, split_key(key, len(critics)), strict=True)
+            critic(*seen, key=k) if read is None else read(critic.outputs(*seen, key=k))
+            for critic, k in zip(adapted, split_key(key, len(critics)), strict=True)
         ]
 
     return q
