@@ -643,6 +643,10 @@ def assert_slow_copies(old: State, new: State, syncs: bool) -> None:
         for a, b in zip(jax.tree.leaves(now.slow), jax.tree.leaves(slow), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
         assert (now.mean, now.std) != (was.mean, was.std)
+    if "dual_policy" in rests:
+        was, now = rests.pop("dual_policy")
+        step = np.abs(now.free - was.free)
+        assert ((step > 0) & (step < 1e-4)).all()
     if "dpo" in rests:
         was, now = rests.pop("dpo")
         slow = optax.incremental_update(new.part_states["dpo"].params.normaliser, was, 0.005)
