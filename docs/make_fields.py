@@ -151,6 +151,11 @@ def make_page() -> str:
             table_of_fields(plain.EveryStep(), "every_step."),
             name="every_step",
         ),
+        block(
+            "The deterministic policy gradient (<code>td3</code>)",
+            table_of_fields(plain.DPG(), "dpg."),
+            name="dpg",
+        ),
         block("Soft improvement (<code>sac</code>)", table_of_fields(plain.Soft(), "soft."), name="soft"),
         *blocks_of_parts(PARTS, SOCKET_MEANS),
         "\n## On-policy agents\n",

@@ -17,6 +17,7 @@ from qscape.agents.recipes import EXPANSIONS
 from qscape.errors import UsageError
 from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
+from qscape.nets.heads import Point
 from qscape.nets.layers import LayerNorm, UnitLinear, project
 from qscape.offpolicy import update
 from qscape.offpolicy.sockets import PartState, Regulariser
@@ -491,3 +492,19 @@ def test_simba_adds_epsilon_to_the_variance():
         assert part.apply(PartState(extra=seen), jnp.array([[1e-4]])).item() == pytest.approx(
             wanted, abs=1e-5
         )
+
+
+def test_simba_s_ddpg_climbs_q_at_noisy_actions():
+    agent = build("td3", parts={"dpg": {"noise": 0.8}})
+    key, obs = jax.random.key(4), jax.random.normal(KEY, (40, S))
+    action = jnp.linspace(-1, 1, 40 * 3).reshape(40, 3)
+    state = agent.init(KEY)
+    context = agent.functions(state, Event(jnp.zeros(()), jnp.zeros(()), jnp.array(False), jnp.array(False)))
+    batch = Batch(obs, action, obs[:, 0], obs[:, 0], obs, 0.99, {})
+    policy = lambda obs: Point(obs, action)  # noqa: E731
+    q = lambda obs, action: [action.sum(-1)]  # noqa: E731
+    loss, _ = agent.policy_loss.loss(policy, q, None, PartState(), context, batch, key)
+    noise = np.asarray(jax.random.normal(jax.random.split(key)[1], action.shape))
+    climbed = np.clip(np.asarray(action) + 0.8 * noise, -1, 1)
+    assert (np.abs(climbed) == 1).mean() > 0.1
+    np.testing.assert_allclose(loss, -climbed.sum(-1).mean(), rtol=1e-5)

@@ -17,7 +17,7 @@ from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.nets.residual import normal_linear, xavier_linear
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
+from qscape.offpolicy.exploration import add_noise, explore, init_noise, sample_uniform_action
 from qscape.offpolicy.sockets import (
     ActionSelector,
     Architecture,
@@ -180,6 +180,12 @@ class DPG(PolicyLoss):
     name: ClassVar[str] = "dpg"
     improves_samples: ClassVar[bool] = True
 
+    noise: float = setting(
+        0.0,
+        "Standard deviation of Gaussian noise on the action in the actor's loss (SimBa's DDPG: 0.1).",
+        within=">= 0",
+    )
+
     def conflict(self, agent: Composition) -> str | None:
         return explain_untrained_spread("DPG", "td3", agent.base)
 
@@ -194,7 +200,12 @@ class DPG(PolicyLoss):
         key: Key,
     ) -> tuple[Scalar, Metrics]:
         obs = batch.observation
-        action, _ = policy(obs).sample(key)  # of a deterministic policy its only action
+        dist, noise = policy(obs), None
+        if self.noise:
+            key, k_noise = jax.random.split(key)
+            dist, noise = unsnap(dist), self.noise * jax.random.normal(k_noise, batch.action.shape)
+        # The sample of a deterministic policy is its only action.
+        action = add_noise(context, obs, dist.sample(key)[0], noise)
         value = combine_heads(context.base, q(obs, action)).mean()
         return -value, {"actor_value": value}
 
