@@ -212,9 +212,9 @@ def stub(dist: Any, value: Any, spec: Spec, env_steps: Any = 0) -> Context:
 
     no, steps = jnp.array(False), jnp.asarray(env_steps)
     event = Event(steps, steps, no, no)
-    return Context(dist, missing, missing, value, missing, missing, missing, event, spec, Base())._replace(
-        q_target=value
-    )
+    blank = dict.fromkeys(Context._fields, missing)
+    known = {"policy": dist, "q_target": value, "event": event, "spec": spec, "base": Base(), "table": None}
+    return Context(**blank | known)
 
 
 def normal(mean: Any, log_std: Any) -> SquashedNormal:
