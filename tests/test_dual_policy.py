@@ -29,11 +29,9 @@ def make(spec: Spec | None = None, base: dict | None = None, **settings):
 def part_of(agent, state, optimism: float = 1.0, weight: float = 0.25):
     """The part's state with random weights, and optimism and weight that have not moved yet."""
     free = jnp.array([unbounded(optimism), unbounded(weight)], jnp.float32)
-    fresh = optax.adam(RATE, b1=0.5).init(free)
-    _, whole = jax.tree.flatten(state.part_states["dual_policy"].extra.optimiser)
-    return state.part_states["dual_policy"]._replace(
-        extra=Multipliers(free, jax.tree.unflatten(whole, jax.tree.leaves(fresh)))
-    )
+    part = state.part_states["dual_policy"]
+    fresh = jax.tree.map(jnp.zeros_like, part.extra.optimiser)  # Adam's moments start at 0
+    return part._replace(extra=Multipliers(free, fresh))
 
 
 def shift_by_numpy(explorer, obs, mean) -> np.ndarray:
@@ -120,7 +118,7 @@ def test_the_explorer_explores_and_the_policy_is_evaluated(spec, monkeypatch):
         np.testing.assert_allclose(seen, action, atol=1e-5)
 
 
-def test_the_policy_and_the_critics_learn_as_without_the_explorer():
+def test_the_policy_and_the_critics_learn_the_same_whatever_the_explorer_is():
     sizes = {"quantile": {"quantiles": 5}, "resets": {"at": (10**6,)}}
     run = start(build("bro+dual_policy", 8, sizes, warmup=1))
     own = run.state.part_states["dual_policy"]
@@ -156,7 +154,7 @@ def test_the_explorer_learns_to_go_where_the_critics_differ_as_far_as_the_diverg
     part = state.part_states["dual_policy"]
     keys = jax.random.split(jax.random.key(1), 3000)
     (part, _), metrics = jax.jit(partial(jax.lax.scan, step))((part, optimiser.init(part.params)), keys)
-    explorer, policy = agent.selector.explorer(part.params, context)(obs), context.policy(obs)
+    explorer, policy = agent.selector.behaviour_policy(part.params, context)(obs), context.policy(obs)
     shift = (explorer.mean - policy.mean) / jnp.exp(policy.log_std)
     assert (shift > 0).all()
     assert shift.mean() > 0.1

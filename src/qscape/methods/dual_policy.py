@@ -27,7 +27,7 @@ from qscape.nets.heads import Snapped, SquashedNormal, unsnap
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.offpolicy.base import Base
-from qscape.offpolicy.plain import Single
+from qscape.offpolicy.plain import Single, explain_second_policy
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Dist, Key, Metrics, Policy, Scalar, Spec, setting
 
@@ -94,12 +94,7 @@ class DualPolicy(Single):
             return "dual_policy moves the mean of a normal policy: base.head = gaussian, as sac has it."
         if agent.base.critics < 2:
             return "dual_policy explores where critics differ: base.critics = 2 or more."
-        if agent.network.trains_on_joint_batch:
-            return (
-                f"dual_policy trains a second policy, and {agent.network.name} keeps running statistics of "
-                "one policy only; leave one of the two out."
-            )
-        return None
+        return explain_second_policy(self.name, agent.network)
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Makes the explorer, with hidden layers like the actor's on observation and mean, and o and w."""
@@ -122,8 +117,8 @@ class DualPolicy(Single):
     def _optimiser(self, base: Base) -> optax.GradientTransformation:
         return base.optimiser(self.learning_rate, b1=self.adam_b1)
 
-    def explorer(self, params: Explorer, context: Context) -> Policy:
-        """Returns the policy that explores."""
+    def behaviour_policy(self, params: Explorer, context: Context) -> Policy:
+        """Returns the policy that the explorer moves; evaluation is of the unmoved one."""
 
         def policy(obs: Array) -> Dist:
             dist = context.policy(obs)
@@ -137,7 +132,7 @@ class DualPolicy(Single):
     ) -> tuple[Scalar, Metrics, Multipliers]:
         """Returns the explorer's loss, by the policy before this update's step, and the next o and w."""
         obs, spec, multipliers = batch.observation, context.spec, state.extra
-        dist = self.explorer(params, context)(obs)
+        dist = self.behaviour_policy(params, context)(obs)
         action, _ = dist.sample(key)
         levels = jnp.stack(context.levels(obs, action))
         middle = levels.mean(0)
@@ -157,19 +152,3 @@ class DualPolicy(Single):
         )
         metrics = {"explorer_loss": loss, "explorer_kl": kl, "optimism": optimism, "kl_weight": weight}
         return loss, metrics, Multipliers(multipliers.free + step, optimiser)
-
-    def act(
-        self,
-        actor: PyTree,
-        state: PartState,
-        context: Context,
-        noise_state: PyTree,
-        obs: Array,
-        first: Array,
-        key: Key,
-        mode: str,
-    ) -> tuple[Array, dict[str, Array], PyTree]:
-        """Samples from the explorer while the agent learns; evaluates the policy's mode."""
-        if mode == "explore":
-            context = context._replace(policy=self.explorer(state.params, context))
-        return super().act(actor, state, context, noise_state, obs, first, key, mode)

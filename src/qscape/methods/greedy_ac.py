@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from qscape.methods._greedy import BestDraws
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
+from qscape.offpolicy.plain import explain_second_policy
 from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
 from qscape.types import Batch, Key, Metrics, Policy, QFn, Scalar, Spec
 
@@ -39,12 +40,7 @@ class GreedyAC(BestDraws):
             return (
                 "greedy_ac needs a policy with a density: base.head = gaussian, or greedy_td3 in its place."
             )
-        if agent.network.trains_on_joint_batch:
-            return (
-                f"greedy_ac trains a second policy, and {agent.network.name} keeps running statistics of one "
-                "policy only; leave one of the two out."
-            )
-        return None
+        return explain_second_policy(self.name, agent.network)
 
     def init(self, key: Key, nets: Nets, spec: Spec, base: Base, actor: PyTree) -> PartState:
         """Starts the proposal policy as a copy of the policy."""

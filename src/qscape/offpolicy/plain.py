@@ -173,6 +173,16 @@ def explain_untrained_spread(name: str, base_recipe: str, base: Base) -> str | N
     )
 
 
+def explain_second_policy(name: str, network: Network) -> str | None:
+    """Returns why a part cannot train a second policy beside a network; None: it can."""
+    if not network.trains_on_joint_batch:
+        return None
+    return (
+        f"{name} trains a second policy, and {network.name} keeps running statistics of one policy only; "
+        "leave one of the two out."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DPG(PolicyLoss):
     """The deterministic policy gradient: the loss is −mean Q(s, π(s)) (TD3)."""
@@ -353,6 +363,10 @@ class Single(ActionSelector):
     ) -> Policy:
         return smooth_target_policy(context, key)
 
+    def behaviour_policy(self, params: PyTree, context: Context) -> Policy:
+        """Returns the policy that explores, before noise; `params` are the part's own."""
+        return context.policy
+
     def init_noise(self, spec: Spec, envs: int, base: Base | None = None) -> PyTree:
         return init_noise(base, envs, spec.action_size)
 
@@ -369,9 +383,9 @@ class Single(ActionSelector):
     ) -> tuple[Array, dict[str, Array], PyTree]:
         if mode == "warm_up":
             return sample_uniform_action(context.spec, obs, key), {}, noise_state
-        dist = context.policy(obs)
         if mode == "evaluate":
-            return dist.mode(), {}, noise_state
+            return context.policy(obs).mode(), {}, noise_state
+        dist = self.behaviour_policy(state.params, context)(obs)
         k_sample, k_noise = jax.random.split(key)
         # Noise on a row of an action table whose rows lie far apart would be snapped back to this row.
         drawn = (unsnap(dist) if context.base.exploration_noise else dist).sample(k_sample)[0]
