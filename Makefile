@@ -49,18 +49,24 @@ test-all: $(VENV)/.dev $(VENV)/.docs browser ## run every test (an hour and a ha
 test-slow: $(VENV)/.dev browser ## run the tests that `make test` leaves out, but the longest (an hour); PARTS=4 PART=2: a quarter
 	@$(PYTEST) -m "slow and not long" --splits $(PARTS) --group $(PART)
 
-test-oldest: ## run a part of the tests with the oldest dependencies that are allowed (needs uv)
+test-oldest: $(BIN)/python ## run a part of the tests with the oldest dependencies that are allowed, on Python 3.11
 	$(call with-versions,oldest,$(OLDEST),lowest-direct)
 
-test-newest: ## run a part of the tests with the newest dependencies and Python 3.13 (needs uv)
+test-newest: $(BIN)/python ## run a part of the tests with the newest dependencies, on Python 3.13
 	$(call with-versions,newest,$(NEWEST),highest)
 
-# A virtual environment .venv-NAME of its own, with a Python and a resolution of uv.
+# A virtual environment .venv-NAME of its own, with a Python that is at hand and a resolution of uv. pyenv's folders come
+# first, because uv stops at a command of pyenv that stands for no version.
 define with-versions
-@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
-@uv venv --quiet --clear --python $(2) .venv-$(1)
-@uv pip install --quiet --python .venv-$(1) --resolution $(3) --upgrade --editable '.[$(VERSIONED)]'
-@$(call quick,.venv-$(1)/bin/python) NPROC=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(TOUCHING)
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+@export PATH="$$(echo "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin | tr ' ' ':'):$$PATH" UV_PYTHON_DOWNLOADS=never; \
+$(BIN)/uv python find --system --quiet $(2) >/dev/null 2>&1 || { \
+  echo "make test-$(1) did not run: no Python $(2) is here; $(BIN)/uv python install $(2) would get one"; exit 0; }; \
+$(BIN)/uv venv --quiet --clear --python $(2) .venv-$(1) && \
+$(BIN)/uv pip install --quiet --python .venv-$(1) --resolution $(3) --upgrade --editable '.[$(VERSIONED)]' && \
+$(call quick,.venv-$(1)/bin/python) NPROC=1 \
+  .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(TOUCHING) && \
+echo "make test-$(1) ran: $$(.venv-$(1)/bin/python -VV | cut -d' ' -f1-2), JAX $$(.venv-$(1)/bin/python -c 'import jax; print(jax.__version__)')"
 endef
 
 lint: $(VENV)/.dev ## style, import rules and types
