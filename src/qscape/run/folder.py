@@ -51,7 +51,8 @@ NEW = ".new"  # `replace` writes the new run here
 OLD = ".old"  # `replace` moves the old run here before it deletes it
 COMMAND = "QSCAPE_COMMAND"  # environment variable with the user's command line, for workers
 PACKAGES = ("jax", "equinox", "optax", "gymnasium", "mujoco", "numpy")
-EXTRAS = ("gymnasium-robotics", "ale-py")  # recorded if installed: their rewards differ between versions
+# Recorded if installed: their rewards differ between versions.
+EXTRAS = ("gymnasium-robotics", "ale-py", "gymnax")
 # What counters of older saves lack.
 OLDER = {"refill": 0, "fresh": False, "scaling_in_loop": False, "dataset": 0}
 

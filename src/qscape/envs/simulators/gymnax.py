@@ -22,7 +22,7 @@ from qscape.types import Key
 LIMIT = "max_steps_in_episode"
 OLDEST, BEYOND = (0, 0, 9), (2,)  # versions of gymnax that work, as in pyproject.toml
 # Observations of these leave the bounds that gymnax declares, in both versions, so here they have none.
-UNBOUNDED = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
+UNBOUNDED = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc", "MNISTBandit-bsuite")
 
 
 class GymnaxEnv(JaxEnv):
