@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import SIZES, TESTS, assert_same_run, environment, evaluations
+from study_files import STUDIES
+from tiny import SIZES, assert_same_run, environment, evaluations
 
 from qscape.cli import main
 from qscape.cli.study import StudyBoard
 from qscape.errors import UsageError
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import LOSSES, StudyProgress, list_differences
-from qscape.jobs.study import read_study
+from qscape.jobs.study import names_of_studies, read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
 from qscape.run.events import Logged, Progressed, Saved, Started
 from qscape.run.plan import folder_name, prepare, to_json
 
-STUDIES = TESTS.parent / "src/qscape/jobs/studies"
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
 LINES = "\n".join(SMALL)
 TEXT = f"""\
@@ -260,7 +260,10 @@ def test_files_that_are_none(place, capsys):
     )
     for argv, why in (
         (["run"], "qscape study run needs a study first"),
-        (["run", "dmo"], "no file dmo and no study of that name; near to it: demo, make-demo."),
+        (
+            ["run", "dmo"],
+            "no file dmo and no study of that name in the package; near to it: demo, make-demo; more are",
+        ),
         (["start"], "qscape study has no 'start'"),
         (["run", "tiny.toml", "--budget", "quick", "--workers", "0"], "--workers is 0"),
         (["run", "tiny.toml", "--worker", "1"], "did you mean --workers"),
@@ -275,7 +278,7 @@ def test_files_that_are_none(place, capsys):
 
 
 def test_the_studies_of_this_project():
-    pendulum = read_study(STUDIES / "pendulum.toml").rows
+    pendulum = read_study(STUDIES["pendulum"]).rows
     assert [r.plan for r in pendulum if r.plan.recipe == "td7"] == [
         Plan(
             "td7",
@@ -290,11 +293,11 @@ def test_the_studies_of_this_project():
         for seed in range(5)
     ]
     assert {r.plan.recipe for r in pendulum} == {"td3", "sac", "td7"}
-    mujoco = read_study(STUDIES / "mujoco.toml", "short").rows
+    mujoco = read_study(STUDIES["mujoco"], "short").rows
     assert len({r.folder for r in mujoco}) == 36
     assert {r.plan.recipe for r in mujoco} == {"td3", "td7", "sac"}
     assert Plan("td7", "Hopper-v5", 100_000, label="td7") in [r.plan for r in mujoco]
-    pave = read_study(STUDIES / "pave.toml", "quick").rows
+    pave = read_study(STUDIES["pave"], "quick").rows
     assert [r.plan.label for r in pave] == [
         f"{base}{part}[preset=paper]"
         for base in ("td3", "sac")
@@ -303,15 +306,31 @@ def test_the_studies_of_this_project():
     assert {(r.plan.env, r.plan.steps) for r in pave} == {("Pendulum-v1", 10_000)}
 
 
+def test_the_package_has_demonstrations_and_five_main_tables(place, capsys):
+    """Of every other study, one sentence tells the file, if it is here, or where such files are."""
+    assert names_of_studies() == ["acpg", "demo", "make-demo", "pave", "savgo", "savo", "td7"]
+    assert {*names_of_studies(), "mujoco", "pave-ablation"} < {*STUDIES}
+    assert main(["study", "run", "mujoco"]) == 2
+    assert "package; there are acpg, demo" in (said := capsys.readouterr().err)
+    assert "more are files of the repository, studies/NAME.toml." in said
+    file = Path("studies/mujoco.toml")
+    file.parent.mkdir()
+    shutil.copy(STUDIES["mujoco"], file)
+    assert main(["study", "run", "mujoco"]) == 2
+    assert capsys.readouterr().err.endswith(f"mujoco is no part of the package; write its file, {file}.\n")
+    assert main(["study", "status", str(file), "--budget", "short"]) == 0
+    assert "mujoco (short): 36 waiting of 36 runs" in capsys.readouterr().out
+
+
 def test_every_study_of_this_project_plans_a_quick_run():
     pytest.importorskip("Box2D")
     pytest.importorskip("ale_py")
-    for file in STUDIES.glob("*.toml"):
+    for file in STUDIES.values():
         assert read_study(file, "quick").rows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", STUDIES.values(), ids=STUDIES)
 def test_every_study_of_this_project_plans_its_whole_length(file):
     pytest.importorskip("Box2D")
     pytest.importorskip("ale_py")
@@ -322,7 +341,7 @@ def test_every_study_of_this_project_plans_its_whole_length(file):
 
 def test_the_plan_of_a_study_is_printed_before_anything_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "status", "td7-design", "--budget", "short"]) == 0
+    assert main(["study", "status", str(STUDIES["td7-design"]), "--budget", "short"]) == 0
     said = capsys.readouterr().out
     assert "td7-design (short): 18 waiting of 18 runs" in said
     assert "HalfCheetah-v5" in said
@@ -331,7 +350,7 @@ def test_the_plan_of_a_study_is_printed_before_anything_runs(tmp_path, monkeypat
 
 def test_the_full_comparison_of_pave():
     pytest.importorskip("Box2D")
-    rows = read_study(STUDIES / "pave.toml", "paper").rows
+    rows = read_study(STUDIES["pave"], "paper").rows
     steps = {r.plan.env: r.plan.steps for r in rows}
     assert steps == {
         "Pendulum-v1": 100_000,
