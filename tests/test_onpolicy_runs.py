@@ -21,7 +21,6 @@ from qscape.envs.cartpole import CartPole
 from qscape.envs.cliff import IdealCliffWalking
 from qscape.errors import RunError, UsageError
 from qscape.inspect.collapse import measure_collapse
-from qscape.jobs.estimate import estimate_seconds, measure_costs
 from qscape.ops.collapse import action_collapse
 from qscape.report import interactive
 from qscape.run import Plan, policy, resume, saves, scan, scan_rollouts, train
@@ -255,16 +254,6 @@ def test_short_runs(recipe, steps, given, rollout, batch):
 
 def test_a_rollout_of_one_step_is_no_minibatch_of_one():
     assert prepare(Plan("ppo", "CartPole-v1", 9))[1].base.batch_size == 0
-
-
-@pytest.mark.slow
-def test_what_a_run_costs():
-    cost = measure_costs(plan(eval_every=0))
-    assert cost.begin > 0
-    assert 1e-5 < cost.step < 0.1
-    assert estimate_seconds(plan(steps=1_000_000, eval_every=0), cost) > 900_000 * cost.step
-    many = plan("reinforce", settings={"base": {**SMALL, "episodes": 2, "batch_size": 16}}, steps=9_000)
-    assert measure_costs(many).step > 0
 
 
 def test_the_paper_preset():

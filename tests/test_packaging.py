@@ -127,6 +127,7 @@ def test_a_wheel_has_studies_and_the_runner(built, tmp_path):
     assert not LINK.search(about)
     assert "Project-URL: Issues, " in about
     assert (tmp_path / "qscape/export/run_policy.py").exists()
+    assert len([*tmp_path.rglob("studies/*.toml")]) == 7
     out = run(sys.executable, "-m", "qscape", "list", "studies", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert "demo" in out
     argv = ["study", "status", "demo", "--budget", "quick"]
