@@ -14,14 +14,14 @@ import numpy as np
 from qscape.agents import build
 from qscape.offpolicy.base import Base as OffPolicyBase
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
-from qscape.run.compiled import CompiledTrainer
+from qscape.run.adapters import open_adapter
+from qscape.run.engines.replay import ReplayLearner
+from qscape.run.engines.rollout import RolloutEngine
+from qscape.run.engines.scan import ReplayScan
 from qscape.run.events import Measured
 from qscape.run.files import write_whole
-from qscape.run.loop import open_adapter
 from qscape.run.plan import Plan, prepare
-from qscape.run.rollouts import RolloutTrainer
-from qscape.run.trainer import Trainer
-from qscape.run.training import set_up_jax, trainer_of
+from qscape.run.training import make_session, set_up_jax
 
 STEPS = 300
 FIRST = 20  # updates of the first, rough measurement
@@ -46,24 +46,25 @@ def measure_costs(plan: Plan) -> Measured:
         return _measure_on_policy(plan, agent)
     never = {**plan.settings, "base": {**plan.settings.get("base", {}), "warmup": 10**9}}
     adapter = open_adapter(plan, agent)
-    trainer = trainer_of(plan, build(plan.recipe, never), adapter)
-    assert isinstance(trainer, Trainer)
-    compiled = isinstance(trainer, CompiledTrainer)
-    programs, spent = trainer.programs, 0.0
-    jax.block_until_ready(trainer.storage)  # the first access allocates the storage
+    session = make_session(plan, build(plan.recipe, never), adapter)
+    learner, key = session.learner, session.learner.seeds.key
+    assert isinstance(learner, ReplayLearner)
+    compiled = isinstance(session.engine, ReplayScan)
+    programs, spent = learner.programs, 0.0
+    jax.block_until_ready(learner.storage)  # the first access allocates the storage
 
     def update(n: int) -> None:
-        trainer.carry = programs.learn(trainer.carry, np.int32(n), steps, trainer.key)
-        jax.block_until_ready(trainer.metrics)
+        learner.carry = programs.learn(learner.carry, np.int32(n), steps, key)
+        jax.block_until_ready(learner.carry.metrics)
 
     def act() -> None:
         chosen = programs.act(
-            trainer.acting,
-            trainer.carry.noise_state,
+            learner.acting,
+            learner.carry.noise_state,
             adapter.observation,
-            trainer.carry.first,
+            learner.carry.first,
             steps,
-            trainer.key,
+            key,
             mode="explore",
         )
         jax.block_until_ready(chosen)
@@ -76,10 +77,10 @@ def measure_costs(plan: Plan) -> Measured:
         spent += took
         return took
 
-    exhaust(trainer.events(STEPS))
-    made = trainer.env_steps
-    step = seconds(lambda: exhaust(trainer.events(2 * max(STEPS, made)))) / (trainer.env_steps - made)
-    steps = np.int32(trainer.env_steps)
+    exhaust(session.events(STEPS))
+    made = session.env_steps
+    step = seconds(lambda: exhaust(session.events(2 * max(STEPS, made)))) / (session.env_steps - made)
+    steps = np.int32(session.env_steps)
     update(1)
     first = seconds(lambda: update(FIRST)) / FIRST
     more = int(np.clip(SECONDS / first, FIRST, UPDATES))
@@ -101,25 +102,25 @@ def _measure_on_policy(plan: Plan, agent: OnPolicyAgent) -> Measured:
     """
     start = time.perf_counter()
     adapter = open_adapter(plan, agent)
-    trainer = trainer_of(plan, agent, adapter)
+    session = make_session(plan, agent, adapter)
 
     def rollout() -> list[float]:
         """Run until the next update; return the seconds of each step, the last one with its update."""
-        seconds, until = [], trainer.updates + 1
-        while trainer.updates < until:
+        seconds, until = [], session.updates + 1
+        while session.updates < until:
             begun = time.perf_counter()
-            exhaust(trainer.events(trainer.env_steps + plan.envs))
+            exhaust(session.events(session.env_steps + plan.envs))
             seconds.append(time.perf_counter() - begun)
         return seconds
 
     rollout()  # compiles
-    first = trainer.env_steps
+    first = session.env_steps
     spans = rollout()
     adapter.close()
-    step = sum(spans) / (trainer.env_steps - first)
-    spent = step * trainer.env_steps
+    step = sum(spans) / (session.env_steps - first)
+    spent = step * session.env_steps
     begin = max(time.perf_counter() - start - spent, 0.0)
-    alone = min(spans) if isinstance(trainer, RolloutTrainer) else step  # without the update
+    alone = min(spans) if isinstance(session.engine, RolloutEngine) else step  # without the update
     return Measured(begin, step, 0.0, (adapter.time_limit or EPISODE) * alone)
 
 
