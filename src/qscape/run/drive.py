@@ -41,22 +41,22 @@ class Environments(Protocol):
 
 
 class Driver:
-    """Runs cycles of training in one program; made and called by `Trainer`.
+    """Runs cycles of training in one program; made and called by `ReplayEngine`.
 
     Attributes:
         waits: whether the agent learns between episodes. Then the program makes no updates, and chooses no
             action after a step in which an episode ended.
     """
 
-    def __init__(self, programs: Programs, adapter: Environments, stopped: Callable[[], bool]) -> None:
+    def __init__(self, programs: Programs, adapter: Environments) -> None:
         """Set up the program; the first call compiles it.
 
         Args:
             programs: those of the run; several seeds have vmapped ones.
             adapter: the environments, which are stepped in a thread of XLA.
-            stopped: asked after every step in that thread: shall the program return?
         """
-        self.adapter, self.stopped = adapter, stopped
+        self.adapter = adapter
+        self.stopped: Callable[[], bool] = lambda: False
         self.waits = programs.agent.schedule.learns_between_episodes
         self.end = 0.0  # the time at which the program returns
         self.episodes: list[Episode] = []  # the episodes that ended in the last step
@@ -70,7 +70,13 @@ class Driver:
         self.program = jax.jit(_program(programs, ask(self._answer, answer), self.waits), donate_argnums=0)
 
     def __call__(
-        self, carry: Carry, updates: Int[np.ndarray, " MOST"], steps: int, env_steps: int, key: Key
+        self,
+        carry: Carry,
+        updates: Int[np.ndarray, " MOST"],
+        steps: int,
+        env_steps: int,
+        key: Key,
+        stopped: Callable[[], bool],
     ) -> tuple[Carry, int]:
         """Run cycles; return after `steps`, at an episode's end, for a stop, or if the environment raises.
 
@@ -80,12 +86,13 @@ class Driver:
             steps: the most steps to make, of all environments side by side; at most `MOST`.
             env_steps: environment steps made so far.
             key: the run's key.
+            stopped: asked after every step, in a thread of XLA: shall the program return?
 
         Returns:
             The carry after the last step, and how many steps were made. It has a chosen action, unless the
             driver waits and an episode ended.
         """
-        self.end = time.perf_counter() + SLICE
+        self.end, self.stopped = time.perf_counter() + SLICE, stopped
         carry, made = self.program(carry, updates, np.int32(steps), np.int32(env_steps), key)
         jax.block_until_ready(made)  # it waits without the interpreter's lock, which the environments need
         return carry, int(made)

@@ -1,10 +1,11 @@
-"""Training from rollouts: the loop of every on-policy agent.
+"""On-policy training from rollouts, on environments of Gymnasium.
 
 The current policy collects a rollout: a fixed number of steps or of whole episodes. One update learns from
 the rollout, which is then discarded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qscape.envs import EnvAdapter, Step
+from qscape.envs import EnvAdapter, Step, snapshot
+from qscape.envs.snapshot import Snapshot
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import State
-from qscape.run import events as ev
-from qscape.run.loop import Loop, Saver, copy_buffers
+from qscape.ops.finite import guard_names, watch
+from qscape.run.engines.base import NOTHING, Ended, Limit, Progress, Saved, copy_buffers, name_metrics
+from qscape.run.engines.replay import restore_environments
 from qscape.run.plan import Plan
 from qscape.run.programs import Act
+from qscape.run.seeds import Seeds
 from qscape.types import Key
 
 
@@ -175,89 +179,160 @@ class Buffer:
             column[: self.used] = rows[name]
 
 
-class RolloutTrainer(Loop):
-    """A run of an on-policy agent in memory.
+class RolloutLearner:
+    """What an on-policy agent learns: shared by the engines that collect rollouts.
 
     Attributes:
+        agent: the agent, bound to its task.
+        seeds: the axis of seeds.
+        programs: the compiled functions of one seed, and the names of the metrics.
         state: networks, optimiser states and counters.
+        values: the newest value of every metric, in the order of `programs.metrics`; NaN before the first.
+        env_steps, updates: made so far.
+    """
+
+    values: Array
+
+    def __init__(self, agent: Agent, seeds: Seeds, state: State) -> None:
+        """Set up the learner of an agent that is bound to its task; who makes it sets `values`."""
+        self.agent, self.seeds, self.state = agent, seeds, state
+        self.programs = RolloutPrograms(agent)
+        self.env_steps = self.updates = 0
+        self._shown: Any = None
+        self._acting: Any = None
+
+    @property
+    def acting(self) -> Any:
+        """The current acting state of all seeds; the same object as long as `state` is the same object."""
+        if self._shown is not self.state:
+            self._shown, self._acting = self.state, self.agent.acting(self.state)
+        return self._acting
+
+    def policies(self, seed: int = 0) -> dict[str, Any]:
+        return {"current": self.seeds.take(self.acting, seed)}
+
+    def metrics(self, seed: int = 0) -> dict[str, float]:
+        return name_metrics(self.programs.metrics, self.seeds.take(self.values, seed))
+
+    def guard(self, seed: int = 0) -> dict[str, int]:
+        state, values = self.seeds.take((self.state, self.values), seed)
+        names = guard_names(state.optimisers)
+        none = jnp.zeros(len(names), jnp.int32)
+        found = watch(none, state.optimisers, self.programs.metrics, jnp.asarray(values), state.updates)
+        return dict(zip(names, np.asarray(found).tolist(), strict=True))
+
+    # --- saving and resuming ------------------------------------------------------------------------
+
+    def arrays(self, seed: int = 0) -> dict[str, Any]:
+        """Return the trees of a save; the engine adds the tree "replay", and more to "loop"."""
+        state, values, key = self.seeds.take((self.state, self.values, self.seeds.key), seed)
+        loop = {"metrics": values, "key": key}
+        return {"acting": self.policies(seed)["current"], "state": state, "replay": {}, "loop": loop}
+
+    def restore(self, saves: Sequence[Saved]) -> None:
+        """Continue from a save of each seed."""
+        for save in saves:
+            self.agent.check_part_states(save.arrays["state"].part_states)
+        restored = [(save.arrays["state"], save.arrays["loop"]["metrics"]) for save in saves]
+        self.state, self.values = copy_buffers(self.seeds.join(restored))
+        self.env_steps, self.updates = (saves[0].counters[name] for name in ("env_steps", "updates"))
+
+
+class RolloutEngine:
+    """An on-policy run whose environments step on the host, of one seed.
+
+    Attributes:
+        learner: networks and updates.
         buffer: the rollout that is being collected.
         first: True where an episode begins with the next step [E].
     """
 
-    programs: RolloutPrograms
+    def __init__(self, plans: Sequence[Plan], agent: Agent, adapters: Sequence[EnvAdapter]) -> None:
+        """Set up a run before its first step."""
+        (plan,), (self.adapter,) = plans, adapters
+        self.seeds = Seeds([plan.seed])
+        bound = agent.on(self.adapter.spec)
+        state = jax.jit(partial(bound.init, envs=self.envs))(self.seeds.key)
+        self.learner = RolloutLearner(bound, self.seeds, state)
+        self.first = np.ones(self.envs, bool)
+        self.buffer = Buffer(bound, self.adapter)
+        programs = self.learner.programs
+        self.learner.values = programs.blank_metrics(state, self.buffer.rollout(), self.seeds.key)
 
-    def __init__(
-        self,
-        plan: Plan,
-        agent: Agent,
-        adapter: EnvAdapter,
-        eval_adapter: EnvAdapter | None = None,
-        saver: Saver | None = None,
-    ):
-        super().__init__(plan, agent, adapter, eval_adapter, saver)
-        self.programs = RolloutPrograms(self.agent)
-        self.first = np.ones(adapter.envs, bool)
-        self.state = jax.jit(self.agent.init, static_argnums=1)(self.key, adapter.envs)
-        self.buffer = Buffer(self.agent, adapter)
-        self.metrics = self.programs.blank_metrics(self.state, self.buffer.rollout(), self.key)
+    @property
+    def envs(self) -> int:
+        return self.adapter.envs
 
-    def _notes(self) -> list[str]:
-        return [describe_rollouts(self.agent, self.buffer.rows * self.envs, self.envs)]
+    @property
+    def ready(self) -> bool:
+        return not self.buffer.full
 
-    def _prepare(self) -> bool:
-        if not self.buffer.full:
-            return True
-        begun = max(self.env_steps - self.buffer.steps, 0)  # the step at which this rollout began
-        progress = np.float32(min(begun / self.until, 1.0))
-        state = self.state._replace(env_steps=jnp.int32(self.env_steps))
-        self.state, self.metrics = self.programs.update(state, self.buffer.rollout(), progress, self.key)
-        jax.block_until_ready(self.metrics)  # the program may read the rows until it ends
-        self.updates += 1
-        self.buffer.clear()
-        if self.buffer.episodes and not self.first.all():  # rollouts of whole episodes begin with a reset
-            self.adapter.reset()
-            self.first = np.ones(self.adapter.envs, bool)
-        return False
+    def notes(self, saves: bool) -> list[str]:
+        return [describe_rollouts(self.learner.agent, self.buffer.rows * self.envs, self.envs)]
 
-    def _environment_step(self) -> Iterator[ev.RunEvent]:
-        """Take one step of every sub-environment and add it to the rollout."""
-        obs, steps = self.adapter.observation, np.int32(self.env_steps)
-        chosen = self.programs.act(self.acting, None, obs, self.first, steps, self.key, mode="explore")
+    def start(self) -> None:
+        self.adapter.reset()
+
+    def allocate(self) -> None:
+        pass
+
+    def advance(self, limit: Limit) -> Progress:
+        learner = self.learner
+        if self.buffer.full:
+            self._learn(limit)
+            return NOTHING
+        obs, steps, key = self.adapter.observation, np.int32(learner.env_steps), self.seeds.key
+        chosen = learner.programs.act(learner.acting, None, obs, self.first, steps, key, mode="explore")
         action = np.asarray(chosen[0])
         step = self.adapter.step(action)
         self.buffer.add(obs, action, step)
-        self.env_steps += int(np.count_nonzero(step.valid))
+        learner.env_steps += int(np.count_nonzero(step.valid))
         self.first = step.starts_episode
-        self.returns += [episode.ret for episode in step.finished]
-        yield from self._episode_events(step.finished)
+        return Progress([Ended(0, learner.env_steps, episode) for episode in step.finished])
+
+    def _learn(self, limit: Limit) -> None:
+        """Learn from the rollout, and begin a new one."""
+        learner = self.learner
+        begun = max(learner.env_steps - self.buffer.steps, 0)  # the step at which this rollout began
+        progress = np.float32(min(begun / limit.total, 1.0))
+        state = learner.state._replace(env_steps=jnp.int32(learner.env_steps))
+        update = learner.programs.update
+        learner.state, learner.values = update(state, self.buffer.rollout(), progress, self.seeds.key)
+        jax.block_until_ready(learner.values)  # the program may read the rows until it ends
+        learner.updates += 1
+        self.buffer.clear()
+        if self.buffer.episodes and not self.first.all():  # rollouts of whole episodes begin with a reset
+            self.adapter.reset()
+            self.first = np.ones(self.envs, bool)
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self) -> dict[str, Any]:
-        loop = {"metrics": self.metrics, "first": self.first, "key": self.key}
-        return {"acting": self.acting, "state": self.state, "replay": self.buffer.so_far(), "loop": loop}
+    def arrays(self, seed: int = 0) -> dict[str, Any]:
+        arrays = self.learner.arrays()
+        return arrays | {"replay": self.buffer.so_far(), "loop": arrays["loop"] | {"first": self.first}}
 
-    def counters(self) -> dict[str, Any]:
-        return super().counters() | {"used_rows": self.buffer.used}
+    def counters(self, seed: int = 0) -> dict[str, Any]:
+        return {"used_rows": self.buffer.used}
 
-    def templates(self, counters: dict[str, Any]) -> dict[str, Any]:
+    def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         def rows(x: np.ndarray) -> np.ndarray:
             return np.zeros((counters["used_rows"], *x.shape[1:]), x.dtype)
 
         replay = {name: rows(x) for name, x in self.buffer.columns.items()} | {"left": self.buffer.left}
         return self.arrays() | {"replay": replay}
 
-    def restore(self, arrays: dict[str, Any], counters: dict[str, Any]) -> None:
-        self.agent.check_part_states(arrays["state"].part_states)
-        self.state, self.metrics = copy_buffers(arrays["state"]), copy_buffers(arrays["loop"]["metrics"])
-        self.first = np.asarray(arrays["loop"]["first"])
-        if "replay" in arrays:
-            self.buffer.restore(arrays["replay"])
-        super().restore(arrays, counters)
+    def snapshot(self, seed: int = 0) -> Snapshot:
+        return snapshot.take(self.adapter)
 
-    def on_empty_replay(self) -> list[str]:
-        return ["the rollout that was being collected is left out"]
-
-    def on_environment_restart(self) -> None:
-        self.first = np.ones(self.adapter.envs, bool)
-        self.buffer.cut()
+    def restore(self, saves: Sequence[Saved]) -> list[str]:
+        (save,) = saves
+        self.learner.restore(saves)
+        self.first = np.asarray(save.arrays["loop"]["first"])
+        if "replay" in save.arrays:
+            self.buffer.restore(save.arrays["replay"])
+        notes = restore_environments([self.adapter], saves)
+        if notes:
+            self.first = np.ones(self.envs, bool)
+            self.buffer.cut()
+        left_out = "the rollout that was being collected is left out"
+        return notes + ([] if "replay" in save.arrays else [left_out])
