@@ -15,7 +15,7 @@ from tiny import environment, flags, python, start
 
 import qscape as qs
 from qscape import trusted
-from qscape.agents import PARTS, build, onpolicy, plugins, register, settings_of
+from qscape.agents import PARTS, build, onpolicy, parse, plugins, register, settings_of
 from qscape.cli import main
 from qscape.errors import UsageError
 from qscape.jobs.study import read_study
@@ -84,6 +84,7 @@ def forget():
         for name in ("penalty", "unscaled"):
             table.pop(name, None)
     plugins.entry_points.cache_clear()
+    parse.cache_clear()
 
 
 def install(monkeypatch, points, name="mypackage"):

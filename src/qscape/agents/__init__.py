@@ -28,6 +28,7 @@ from qscape.agents.recipes import (
     register_all_installed,
     register_named,
     settings_of,
+    with_base,
 )
 
 __all__ = [
@@ -63,4 +64,5 @@ __all__ = [
     "register_all_installed",
     "register_named",
     "settings_of",
+    "with_base",
 ]

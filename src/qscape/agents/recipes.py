@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -461,7 +461,8 @@ def split(recipe: str) -> list[str]:
     return [name if ":" in name else name.lower() for name in names]
 
 
-def parse(recipe: str) -> tuple[str, list[str]]:
+@functools.lru_cache(maxsize=1_024)
+def parse(recipe: str) -> tuple[str, tuple[str, ...]]:
     """Return the base and the names of the parts of a recipe, with expansions such as td7 written out.
 
     Imports parts of installed packages; a part `module:Class` must be registered already.
@@ -504,7 +505,7 @@ def parse(recipe: str) -> tuple[str, list[str]]:
             raise UsageError(
                 f"'{name}' cannot be added in '{recipe}': it is there twice; leave one out.", part=name
             )
-    return head[0], head[1:] + names[1:]
+    return head[0], (*head[1:], *names[1:])
 
 
 def _registered_name(name: str) -> str:
@@ -613,7 +614,8 @@ def agent(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
 def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Agent:
     """Build the agent of a recipe, e.g. `td3+sale+lap`. It is bound to no task; `Agent.on` binds it.
 
-    Imports parts of installed packages; a part `module:Class` must be registered already.
+    Imports parts of installed packages; a part `module:Class` must be registered already. Each agent is built
+    once: the same recipe with the same settings returns the same object.
 
     Args:
         recipe: base and parts joined by +.
@@ -623,13 +625,42 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     Raises:
         UsageError: an unknown name or field, or an invalid combination.
     """
-    base_name, names = parse(recipe)
-    agent: Any = (BASES | onpolicy.BASES)[base_name]
+    base, names = parse(recipe)
+    classes = tuple(parts_of(base)[name] for name in names)  # a notebook may define one again
     settings = settings or {}
+    return _build(_Order(recipe, classes, _as_key(settings), settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """What an agent is built of: two orders are equal if all is equal but the settings, which `key` tells."""
+
+    recipe: str
+    classes: tuple[type, ...]
+    key: Hashable
+    settings: Settings = dataclasses.field(compare=False)
+
+
+def _as_key(value: Any) -> Hashable:
+    """Return settings as a key: values of different types differ, since 1, 1.0 and True are equal in Python.
+
+    Values that cannot be a key have their `repr`; `convert` refuses them all.
+    """
+    if isinstance(value, Mapping):
+        return tuple((name, _as_key(entry)) for name, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_as_key, value))
+    return type(value), value if isinstance(value, Hashable) else repr(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(order: _Order) -> Agent:
+    """Build an agent once in a process; see `build`."""
+    recipe, settings = order.recipe, order.settings
+    agent: Any = (BASES | onpolicy.BASES)[parse(recipe)[0]]
     sockets: dict[str, Any] = {}
-    for name in names:
-        part = parts_of(base_name)[name]()
-        _add_to_socket(sockets, part, recipe)
+    for kind in order.classes:
+        _add_to_socket(sockets, kind(), recipe)
     _refuse_defaults(agent, sockets, recipe)
     agent = dataclasses.replace(agent, recipe="+".join(split(recipe)), **sockets)
     _check_settings(agent, settings)
@@ -643,9 +674,25 @@ def build(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) 
     base = set_fields(agent.base, "base", given, moved)
     base = _with_own_discount(base, given)
     agent = dataclasses.replace(agent, base=base)
-    if why := agent.conflict():
-        raise UsageError(f"'{recipe}' cannot be: {why}")
+    _refuse_conflict(agent)
     return agent
+
+
+def with_base(agent: Agent, fields: Mapping[str, Any]) -> Agent:
+    """Return a built agent with other values of some fields of the base, as if a user had set them.
+
+    Raises:
+        UsageError: a field cannot take its value, or the parts do not work with it.
+    """
+    agent = dataclasses.replace(agent, base=set_fields(agent.base, "base", fields))
+    _refuse_conflict(agent)
+    return agent
+
+
+def _refuse_conflict(agent: Agent) -> None:
+    """Raise a UsageError if the parts of an agent do not work together."""
+    if why := agent.conflict():
+        raise UsageError(f"'{agent.recipe}' cannot be: {why}")
 
 
 def list_overrides(agent: Agent) -> list[Override]:

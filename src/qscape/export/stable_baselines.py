@@ -103,7 +103,7 @@ def convert_file(
     adapter.reset()
     off = _measure_difference(trainer, arrays, recipe, about)
     with folders.locked(folder, new=True):
-        folders.create(folder, plan, trainer.agent, overwrite, imported="Stable-Baselines3")
+        folders.create(folder, plan, trainer.agent, overwrite, {"imported": "Stable-Baselines3"})
         folders.save(folder, trainer, milestone=False)
     adapter.close()
     return off

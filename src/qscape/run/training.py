@@ -24,7 +24,7 @@ from qscape.run.compiled import CompiledRollouts, CompiledTrainer
 from qscape.run.files import refuse_links, remove_leftovers
 from qscape.run.loop import Loop, Saver, adapt_to_images, may_compile, open_adapter, open_adapters
 from qscape.run.offline import OfflineTrainer, take_over
-from qscape.run.plan import Plan, prepare, to_json
+from qscape.run.plan import Plan, Prepared, prepare, to_json
 from qscape.run.rollouts import RolloutTrainer
 from qscape.run.seeds import CompiledSeeds, RolloutSeeds, Seeds
 from qscape.run.sinks import FolderSink, Sink
@@ -94,6 +94,7 @@ def train(
     trackers: Sequence[str] = (),
     tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
+    prepared: Prepared | None = None,
 ) -> Iterator[ev.RunEvent]:
     """Train a plan and write the run into a folder. A generator: the run proceeds as its events are consumed.
 
@@ -104,6 +105,7 @@ def train(
         trackers: further loggers: "wandb", "trackio", "mlflow", or your own "module:Class".
         tracking: how these name and sort the run. None: by the environment and the agent.
         on_trainer: called with the trainer before it starts, e.g. to stop it later.
+        prepared: what `prepare` returned for the plan; None: it is not prepared yet.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -115,7 +117,7 @@ def train(
     refuse_missing(trackers)
     folder = Path(folder)
     given = plan
-    plan, agent, notes = prepare(given)
+    plan, agent, notes = prepared or prepare(given)
     folders.refuse_taken(folder, overwrite)  # before a lock file is written into it
     with contextlib.ExitStack() as stack:
         adapter, eval_adapter = _open(stack, plan, agent)
@@ -125,10 +127,9 @@ def train(
             notes = changes + notes
         trainer = trainer_of(plan, agent, adapter, eval_adapter, partial(folders.save, folder))
         if plan.start:
-            notes += take_over(trainer, plan)
+            notes = notes + take_over(trainer, plan)
         with folders.locked(folder, new=True):
-            folders.create(folder, trainer.plan, trainer.agent, overwrite)
-            _write_tracking(folder, tracking)
+            folders.create(folder, trainer.plan, trainer.agent, overwrite, _name_in_trackers(tracking))
             on_trainer(trainer)
             yield from _recorded_events(trainer, folder, plan, notes, trackers)
 
@@ -141,6 +142,7 @@ def train_together(
     trackers: Sequence[str] = (),
     tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
+    prepared: Prepared | None = None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
     """Train plans that differ in their seed only, in one vmapped program.
 
@@ -150,6 +152,7 @@ def train_together(
         plans: the plans, equal but for the seed.
         places: the run folder of each plan.
         overwrite, trackers, tracking, on_trainer: as for `train`.
+        prepared: what `prepare` returned for the first plan; None: it is not prepared yet.
 
     Yields:
         The index of a plan and an event of its run.
@@ -159,19 +162,18 @@ def train_together(
     """
     set_up_jax()
     refuse_missing(trackers)
-    given = plans
-    fits = [prepare(plan) for plan in given]
-    plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+    first, seeds = plans[0], [plan.seed for plan in plans]
+    plan, agent, notes = prepared or prepare(first)
     for place in places:
         folders.refuse_taken(place, overwrite)
     with contextlib.ExitStack() as stack:
         # The evaluations of all seeds are the same episodes.
-        adapter, eval_adapter = _open(stack, plans[0], agent)
-        adapted = [adapt_to_images(plan, adapter) for plan in given]
-        if changes := adapted[0][1]:
-            fits = [prepare(plan) for plan, _ in adapted]
-            plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+        adapter, eval_adapter = _open(stack, plan, agent)
+        first, changes = adapt_to_images(first, adapter)
+        if changes:
+            plan, agent, notes = prepare(first)
             notes = changes + notes
+        plans = [dataclasses.replace(plan, seed=seed) for seed in seeds]
         adapters = [adapter]
         for plan in plans[1:]:
             adapters.append(open_adapter(plan, agent))
@@ -186,10 +188,8 @@ def train_together(
         for place in places:
             stack.enter_context(folders.locked(place, new=True))
         for plan, place in zip(plans, places, strict=True):
-            folders.create(place, plan, trainer.agent, overwrite)
-            record = {"together": [plan.seed for plan in plans]}
-            folders.write_record(place, folders.read_record(place) | record)
-            _write_tracking(place, tracking)
+            further = {"together": seeds} | _name_in_trackers(tracking)
+            folders.create(place, plan, trainer.agent, overwrite, further)
         on_trainer(trainer)
         begun = time.process_time()
         sinks = [_sinks(trainer, *of, trackers) for of in zip(places, plans, strict=True)]
@@ -321,11 +321,9 @@ def _sinks(trainer: Loop, folder: Path, plan: Plan, trackers: Sequence[str]) -> 
     return [written, *further]
 
 
-def _write_tracking(folder: Path, tracking: Tracking | None) -> None:
-    """Write how trackers name a new run into its run.json."""
-    if tracking is not None:
-        record = folders.read_record(folder)
-        folders.write_record(folder, record | {"tracking": dataclasses.asdict(tracking)})
+def _name_in_trackers(tracking: Tracking | None) -> dict[str, Any]:
+    """Return the entry of run.json that says how trackers name a new run; none if nobody said so."""
+    return {} if tracking is None else {"tracking": dataclasses.asdict(tracking)}
 
 
 def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:
