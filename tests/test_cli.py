@@ -16,7 +16,7 @@ import pytest
 from tiny import arrays, environment, flags, numbers, python, start, stop_at
 
 import qscape
-from qscape.agents import recipes
+from qscape.agents import building, parse
 from qscape.cli import COMMANDS, main, options, train
 from qscape.envs import EnvAdapter
 from qscape.errors import memory_error
@@ -698,13 +698,13 @@ def test_a_run_begins_with_one_plan_one_recipe_and_one_agent(typed, built, tmp_p
         monkeypatch.setattr(module, "prepare", prepare_and_count)
     monkeypatch.setattr(EnvAdapter, "step", step)
     sys.addaudithook(lambda event, args: opened.update(args[:1]) if event == "open" else None)
-    for function in (recipes.parse, recipes._build):
+    for function in (parse, building._build):
         function.cache_clear()
     with pytest.raises(FirstStepError):
         run("--debug", "train", "td7+savo+pave", *CLOCK, "--steps", 2_000, *typed, "--out", tmp_path)
     assert len(plans) == 1
-    assert recipes.parse.cache_info().misses == 1
-    assert recipes._build.cache_info().misses == built  # with flags that were typed also one without them
+    assert parse.cache_info().misses == 1
+    assert building._build.cache_info().misses == built  # with flags that were typed also one without them
     ours = [f for f in opened if str(f).startswith((str(tmp_path), str(Path(qscape.__file__).parent)))]
     data = {Path(f).name: opened[f] for f in ours if Path(f).suffix in (".json", ".toml", ".csv")}
     assert data == {"run.json": 1, "evaluations.csv": 1}, "each file of ours is opened once"

@@ -15,17 +15,16 @@ from qscape.agents import (
     BASES,
     EXPANSIONS,
     PARTS,
+    Expansion,
     build,
     changed_fields,
     list_overrides,
     onpolicy,
     parse,
-    recipes,
-    register,
     settings_of,
 )
 from qscape.agents.other_names import DIFFERENCES, OTHER_NAMES
-from qscape.agents.recipes import Expansion, convert
+from qscape.agents.settings import convert
 from qscape.cli.options import Run
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
@@ -559,16 +558,3 @@ def test_settings_that_only_python_takes_for_equal_are_not_one_agent():
     assert build("td3", given).base.discount == 0.5
     given["base"]["discount"] = 0.6
     assert build("td3", given).base.discount == 0.6
-
-
-def test_a_part_that_is_defined_again_is_the_one_that_is_built(monkeypatch):
-    monkeypatch.setattr(recipes, "PARTS", {**PARTS})
-    for default in (1.0, 2.0):
-
-        @dataclasses.dataclass(frozen=True)
-        class Again(Regulariser):
-            name: ClassVar[str] = "again"
-            strength: float = setting(default, "How much.")
-
-        register(Again)
-        assert build("td3+again").parts["again"].strength == default

@@ -9,8 +9,14 @@ from typing import Any
 import jax
 
 from qscape import trusted
-from qscape.agents import Agent, Settings, recipe_for_dataset, register_named
-from qscape.agents.recipes import recipe_for_images, set_fields
+from qscape.agents import (
+    Agent,
+    Settings,
+    recipe_for_dataset,
+    recipe_for_images,
+    register_named,
+    set_fields,
+)
 from qscape.cli import options
 from qscape.cli.running import Job, plain_console, run_all
 from qscape.data import RECORDED
