@@ -13,7 +13,6 @@ from qscape.agents.grammar import expand, nearest, parse, split
 from qscape.agents.other_names import difference, ours
 from qscape.agents.recipes import BASES, EXPANSIONS, Agent, Base, Settings
 from qscape.errors import UsageError
-from qscape.offpolicy import plain
 
 COUNTED = "warmup", "updates_per_step"  # fields in the unit of `base.counts`
 
@@ -46,7 +45,7 @@ def named_settings(agent: Agent) -> Settings:
     found = EXPANSIONS[name].settings if name in EXPANSIONS else {}
     known = {part: fields for part, fields in found.items() if part == "base" or part in agent.parts}
     improves = getattr(agent, "policy_loss", None)
-    if "soft" in found and isinstance(improves, plain.Entropic):
+    if "soft" in found and improves and improves.has_temperature:
         known[improves.name] = found["soft"]
     return known
 

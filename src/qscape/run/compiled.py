@@ -25,7 +25,6 @@ from qscape.envs.snapshot import Snapshot
 from qscape.envs.world import EpisodeLog, World, reset_world
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.cycle import Carry
-from qscape.offpolicy.plain import EveryStep
 from qscape.replay import storage as ring_buffer
 from qscape.run import events as ev
 from qscape.run import scan, scan_rollouts
@@ -188,7 +187,7 @@ class CompiledTrainer(InProgram, Trainer):
     def _waits(self) -> bool:
         """Does the host decide after the next end of an episode?"""
         base = self.agent.base
-        waits = not isinstance(self.agent.schedule, EveryStep)
+        waits = not self.agent.schedule.learns_by_steps
         return waits or (base.warmup_to_episode_end and not self.learning)
 
     def _prepare(self) -> bool:

@@ -22,7 +22,6 @@ from qscape.envs.world import EpisodeLog
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry
-from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
@@ -53,7 +52,7 @@ def why_not_together(plan: Plan, agent: Any) -> str | None:
         if plan.loop == "host":
             return "an off-policy agent, or an environment in JAX"
         return "rollouts of a fixed number of steps" if agent.base.episodes else None
-    if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
+    if not agent.schedule.learns_by_steps or agent.base.warmup_to_episode_end:
         return "updates at the same steps in every seed, not when an episode ends"
     return None
 

@@ -17,7 +17,6 @@ from jaxtyping import Array
 from qscape.envs import EnvAdapter, Episode, Step
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import Carry, Outcome
-from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import State
 from qscape.ops.finite import guard_names
@@ -206,7 +205,7 @@ class Trainer(Loop):
         if self.driver is None and self.updates >= CHUNK and self.until - self.env_steps >= LONG:
             simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
             schedule = self.agent.schedule
-            if simple and (type(schedule) is EveryStep or schedule.learns_between_episodes):
+            if simple and (schedule.learns_by_steps or schedule.learns_between_episodes):
                 self.driver = Driver(self.programs, self.adapter, lambda: self._stop)
         return self.driver is not None and self.learning
 
