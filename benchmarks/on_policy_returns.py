@@ -65,9 +65,7 @@ def with_qscape(task: str, seed: int, rollouts: int) -> dict[str, Any]:
 
     def play(mode: str) -> list[float]:
         learner = trainer.learner
-        played = evaluate(
-            learner.programs, learner.acting, adapter, EPISODES, EVALUATION_SEED, mode=mode
-        )
+        played = evaluate(learner.programs, learner.acting, adapter, EPISODES, EVALUATION_SEED, mode=mode)
         return [float(e.ret) for e in played]
 
     steps = {"steps": trainer.env_steps}

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from qscape.envs import simulators
+from qscape.envs import pixels, simulators
 from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
@@ -119,9 +119,9 @@ def _env_creator(env_id: str, args: dict[str, Any]) -> Callable[..., gym.Env]:
     if (maker := find_maker(env_id)) is not None:
         return functools.partial(make_own, maker)
     if re.match(r"(ale_py:)?ALE/", env_id) and "obs_type" not in args:
-        return functools.partial(importlib.import_module("qscape.envs.pixels").atari, env_id)
+        return functools.partial(pixels.atari, env_id)
     if re.match("CarRacing", env_id):
-        return functools.partial(importlib.import_module("qscape.envs.pixels").car_racing, env_id)
+        return functools.partial(pixels.car_racing, env_id)
     if re.match("restricted/Any-|pixels/", env_id) and "max_episode_steps" in args:  # not the inner limit
         return functools.partial(gym.make, env_id, limited=False)
     return functools.partial(gym.make, env_id)

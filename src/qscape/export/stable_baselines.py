@@ -105,7 +105,7 @@ def convert_file(
     adapter.reset()
     off = _measure_difference(learner, arrays, recipe, about)
     with folders.locked(folder, new=True):
-        folders.create(folder, plan, session.agent, overwrite, imported="Stable-Baselines3")
+        folders.create(folder, plan, session.agent, overwrite, {"imported": "Stable-Baselines3"})
         folders.save(folder, session, milestone=False)
     adapter.close()
     return off

@@ -193,7 +193,9 @@ def refuse_taken(folder: Path, overwrite: bool = False) -> None:
         )
 
 
-def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, imported: str = "") -> None:
+def create(
+    folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, further: Mapping[str, Any] | None = None
+) -> None:
     """Create the folder of a new run and write its run.json.
 
     Args:
@@ -201,7 +203,7 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, impo
         plan: the completed plan.
         agent: the plan's agent; run.json lists all of its fields.
         overwrite: delete a run that is in the folder.
-        imported: the library that trained its networks; "": this one.
+        further: entries of run.json that no plan has, e.g. `imported`, the library that trained its networks.
 
     Raises:
         UsageError: the folder is taken. RunError: it cannot be written.
@@ -211,7 +213,7 @@ def create(folder: Path, plan: Plan, agent: Agent, overwrite: bool = False, impo
         _empty(folder)
     except OSError as problem:
         raise RunError(f"{folder} cannot be emptied ({problem.strerror}); choose another --out.") from problem
-    write_record(folder, to_json(plan, agent) | origin() | ({"imported": imported} if imported else {}))
+    write_record(folder, to_json(plan, agent) | origin() | dict(further or {}))
 
 
 def _empty(folder: Path) -> None:

@@ -23,7 +23,7 @@ from qscape.run import probes
 from qscape.run.adapters import adapt_to_images, open_adapter, open_adapters
 from qscape.run.engines import make_engine, name_loop
 from qscape.run.files import refuse_links, remove_leftovers
-from qscape.run.plan import Plan, prepare, to_json
+from qscape.run.plan import Plan, Prepared, prepare, to_json
 from qscape.run.session import Saver, Session
 from qscape.run.sinks import FolderSink, Sink
 from qscape.run.start import take_over
@@ -97,6 +97,7 @@ def train(
     trackers: Sequence[str] = (),
     tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
+    prepared: Prepared | None = None,
 ) -> Iterator[ev.RunEvent]:
     """Train a plan and write the run into a folder. A generator: the run proceeds as its events are consumed.
 
@@ -107,6 +108,7 @@ def train(
         trackers: further loggers: "wandb", "trackio", "mlflow", or your own "module:Class".
         tracking: how these name and sort the run. None: by the environment and the agent.
         on_trainer: called with the session before it starts, e.g. to stop it later.
+        prepared: what `prepare` returned for the plan; None: it is not prepared yet.
 
     Yields:
         The events of the run, after they were written to the folder.
@@ -114,7 +116,7 @@ def train(
     Raises:
         UsageError: the plan is impossible, or the folder is taken. RunError: the run failed.
     """
-    options: Any = {"overwrite": overwrite, "trackers": trackers, "tracking": tracking}
+    options: Any = {"overwrite": overwrite, "trackers": trackers, "tracking": tracking, "prepared": prepared}
     yield from _alone(train_together([plan], [Path(folder)], on_trainer=on_trainer, **options))
 
 
@@ -126,6 +128,7 @@ def train_together(
     trackers: Sequence[str] = (),
     tracking: Tracking | None = None,
     on_trainer: OnTrainer = lambda trainer: None,
+    prepared: Prepared | None = None,
 ) -> Iterator[tuple[int, ev.RunEvent]]:
     """Train plans that differ in their seed only, in one program.
 
@@ -136,6 +139,7 @@ def train_together(
         plans: the plans, equal but for the seed.
         places: the run folder of each plan.
         overwrite, trackers, tracking, on_trainer: as for `train`.
+        prepared: what `prepare` returned for the first plan; None: it is not prepared yet.
 
     Yields:
         The index of a plan and an event of its run.
@@ -145,32 +149,28 @@ def train_together(
     """
     set_up_jax()
     refuse_missing(trackers)
-    given = plans
-    fits = [prepare(plan) for plan in given]
-    plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+    first, seeds = plans[0], [plan.seed for plan in plans]
+    plan, agent, notes = prepared or prepare(first)
     for place in places:
         folders.refuse_taken(place, overwrite)  # before a lock file is written into it
     with contextlib.ExitStack() as stack:
-        adapter, eval_adapter = _open(stack, plans[0], agent)
-        adapted = [adapt_to_images(plan, adapter) for plan in given]
-        if changes := adapted[0][1]:
-            fits = [prepare(plan) for plan, _ in adapted]
-            plans, (_, agent, notes) = [fit[0] for fit in fits], fits[0]
+        adapter, eval_adapter = _open(stack, plan, agent)
+        first, changes = adapt_to_images(first, adapter)
+        if changes:
+            plan, agent, notes = prepare(first)
             notes = changes + notes
+        plans = [dataclasses.replace(plan, seed=seed) for seed in seeds]
         adapters = [adapter, *(_open_further(stack, plan, agent) for plan in plans[1:])]
         savers = [partial(folders.save, place) for place in places]
         session = make_shared_session(plans, agent, adapters, eval_adapter, savers)
         if plans[0].start:
-            notes += take_over(session, plans[0])
+            notes = notes + take_over(session, plans[0])
         for place in places:
             stack.enter_context(folders.locked(place, new=True))
-        together = {"together": [plan.seed for plan in plans]} if len(plans) > 1 else {}
+        together = {"together": seeds} if len(plans) > 1 else {}
         for plan, place in zip(plans, places, strict=True):
             plan = dataclasses.replace(plan, loop=session.plan.loop)
-            folders.create(place, plan, session.agent, overwrite)
-            if together:
-                folders.write_record(place, folders.read_record(place) | together)
-            _write_tracking(place, tracking)
+            folders.create(place, plan, session.agent, overwrite, together | _name_in_trackers(tracking))
         on_trainer(session)
         yield from _recorded_events(session, places, plans, notes, trackers)
 
@@ -241,7 +241,7 @@ def resume_together(
             refuse_links(place)
             remove_leftovers(place)
         begun = [_continue(place, steps, save, empty_replay) for place in places]
-        records, plans, newest = ([of[k] for of in begun] for k in (0, 1, 2))
+        records, plans, newest = [of[0] for of in begun], [of[1] for of in begun], [of[2] for of in begun]
         notes = [*dict.fromkeys(note for of in begun for note in of[3])]
         agent = build(plans[0].recipe, plans[0].settings)
         made = folders.steps_made(newest[0])
@@ -267,7 +267,7 @@ def resume_together(
         else:
             notes.append("there is no save yet: the run starts again")
             if plans[0].start:
-                notes += take_over(session, plans[0])
+                notes = notes + take_over(session, plans[0])
         for place, plan, record in zip(places, plans, records, strict=True):
             went_on: folders.Resumed = {"at": session.env_steps, "of": record["steps"], "notes": notes}
             resumed = [*record.get("resumed", []), went_on]
@@ -357,11 +357,9 @@ def _sinks(session: Session, folder: Path, plan: Plan, trackers: Sequence[str]) 
     return [written, *further]
 
 
-def _write_tracking(folder: Path, tracking: Tracking | None) -> None:
-    """Write how trackers name a new run into its run.json."""
-    if tracking is not None:
-        record = folders.read_record(folder)
-        folders.write_record(folder, record | {"tracking": dataclasses.asdict(tracking)})
+def _name_in_trackers(tracking: Tracking | None) -> dict[str, Any]:
+    """Return the entry of run.json that says how trackers name a new run; none if nobody said so."""
+    return {} if tracking is None else {"tracking": dataclasses.asdict(tracking)}
 
 
 def _noted(event: ev.RunEvent, notes: list[str], sinks: Sequence[Sink]) -> ev.RunEvent:

@@ -7,7 +7,6 @@ from qscape.agents import Agent
 from qscape.envs import EnvAdapter
 from qscape.errors import UsageError
 from qscape.offpolicy.agent import Agent as OffPolicyAgent
-from qscape.offpolicy.plain import EveryStep
 from qscape.run.engines.base import Engine
 from qscape.run.engines.dataset import DatasetEngine
 from qscape.run.engines.replay import ReplayEngine
@@ -72,6 +71,6 @@ def why_not_together(plan: Plan, agent: Agent) -> str | None:
         if plan.loop == "host":
             return "an off-policy agent, or an environment in JAX"
         return "rollouts of a fixed number of steps" if agent.base.episodes else None
-    if not isinstance(agent.schedule, EveryStep) or agent.base.warmup_to_episode_end:
+    if not agent.schedule.learns_by_steps or agent.base.warmup_to_episode_end:
         return "updates at the same steps in every seed, not when an episode ends"
     return None

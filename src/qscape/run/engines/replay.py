@@ -21,7 +21,6 @@ from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
-from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
@@ -470,7 +469,7 @@ class ReplayEngine:
         if self.driver is None and learner.updates >= CHUNK and limit.total - learner.env_steps >= LONG:
             simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
             schedule = learner.agent.schedule
-            if simple and (type(schedule) is EveryStep or schedule.learns_between_episodes):
+            if simple and (schedule.learns_by_steps or schedule.learns_between_episodes):
                 self.driver = Driver(learner.mapped, self.adapter)
         return self.driver is not None and learner.learning
 

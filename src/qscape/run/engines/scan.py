@@ -24,7 +24,6 @@ from qscape.envs.snapshot import Snapshot
 from qscape.envs.world import EpisodeLog, World, reset_world
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.plain import EveryStep
 from qscape.onpolicy.agent import Agent as OnPolicyAgent
 from qscape.run import scan, scan_rollouts
 from qscape.run.chunks import ChunkLength
@@ -144,7 +143,7 @@ class ReplayScan:
         plan, adapter = plans[0], adapters[0]
         self.plan, self.seeds = plan, Seeds([plan.seed for plan in plans])
         base = agent.base
-        waits = not isinstance(agent.schedule, EveryStep) or (base.warmup_to_episode_end and base.warmup > 0)
+        waits = not agent.schedule.learns_by_steps or (base.warmup_to_episode_end and base.warmup > 0)
         mesh = _mesh(plan, agent, waits)
         self.worlds = Worlds(plan, adapter, self.seeds, mesh)
         self.learner = ReplayLearner(agent, adapter.spec, self.envs, self.seeds, mesh)
@@ -195,7 +194,7 @@ class ReplayScan:
     def _waits(self) -> bool:
         """Does the host decide after the next end of an episode?"""
         agent = self.learner.agent
-        waits = not isinstance(agent.schedule, EveryStep)
+        waits = not agent.schedule.learns_by_steps
         return waits or (agent.base.warmup_to_episode_end and not self.learner.learning)
 
     def advance(self, limit: Limit) -> Progress:
