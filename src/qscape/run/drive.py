@@ -10,24 +10,22 @@ On a CPU the results equal those of `insert`, `learn` and `choose` in turn, to t
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
-from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Array, Int
 
 from qscape.envs import Episode, Step
 from qscape.offpolicy import cycle
 from qscape.offpolicy.cycle import Carry, Outcome
+from qscape.run.callbacks import call_environments
 from qscape.run.programs import Programs
 from qscape.types import Key
 
 SLICE = 0.25  # seconds after which the program returns, so that a request to stop is seen in time
 MOST = 512  # steps after which it returns
-Answer: TypeAlias = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 REWARD, TERMINATED, TRUNCATED, VALID, ENDED, PROCEED = range(6)  # the numbers of an answer
 
 
@@ -66,8 +64,8 @@ class Driver:
             jax.ShapeDtypeStruct((2, *seen.shape), seen.dtype),
             jax.ShapeDtypeStruct((PROCEED + 1, *seen.shape[:-1]), np.float32),
         )
-        ask = _ask_in_place if jax.default_backend() == "cpu" else _ask_by_copies
-        self.program = jax.jit(_program(programs, ask(self._answer, answer), self.waits), donate_argnums=0)
+        ask = call_environments(self._answer, answer)
+        self.program = jax.jit(_program(programs, ask, self.waits), donate_argnums=0)
 
     def __call__(
         self,
@@ -135,27 +133,6 @@ class Driver:
         numbers[VALID] = 1.0
         numbers[ENDED] = bool(step.finished)
         numbers[PROCEED] = not (step.finished or self.stopped() or time.perf_counter() > self.end)
-
-
-def _ask_in_place(environments: Callable[..., None], answer: Answer) -> Callable[[Array], Any]:
-    """Return the call of the environments on a CPU: they write into the memory of the program."""
-
-    def call(_: object, out: tuple[object, object], action: object) -> None:
-        # XLA reuses the memory of the arrays, so the environment gets a copy of the action.
-        environments(np.asarray(out[0]), np.asarray(out[1]), np.asarray(action).copy())
-
-    return buffer_callback(call, answer, has_side_effect=True)
-
-
-def _ask_by_copies(environments: Callable[..., None], answer: Answer) -> Callable[[Array], Any]:
-    """Return the call of the environments on an accelerator: their answer is copied to it."""
-
-    def call(action: Array) -> tuple[np.ndarray, ...]:
-        out = tuple(np.empty(one.shape, one.dtype) for one in answer)
-        environments(*out, np.asarray(action))
-        return out
-
-    return lambda action: io_callback(call, answer, action)
 
 
 def _program(

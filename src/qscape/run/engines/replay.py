@@ -26,6 +26,7 @@ from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
 from qscape.replay import storage as ring_buffer
 from qscape.replay.storage import GIB, Storage
+from qscape.run import callbacks
 from qscape.run.chunks import ChunkLength
 from qscape.run.devices import split_rows
 from qscape.run.drive import MOST, Driver
@@ -394,7 +395,8 @@ class ReplayEngine:
         return self.learner.carry.action is not None
 
     def notes(self, saves: bool) -> list[str]:
-        return self.learner.notes(self.plan, saves)
+        notes, lack = self.learner.notes(self.plan, saves), callbacks.missing()
+        return [*notes, lack] if lack and self.plan.steps >= LONG and self._can_drive() else notes
 
     def start(self) -> None:
         self.adapter.reset()
@@ -466,12 +468,16 @@ class ReplayEngine:
         a step, they never call JAX, and many steps are left.
         """
         learner = self.learner
-        if self.driver is None and learner.updates >= CHUNK and limit.total - learner.env_steps >= LONG:
-            simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
-            schedule = learner.agent.schedule
-            if simple and (schedule.learns_by_steps or schedule.learns_between_episodes):
-                self.driver = Driver(learner.mapped, self.adapter)
+        is_worth_it = learner.updates >= CHUNK and limit.total - learner.env_steps >= LONG
+        if self.driver is None and is_worth_it and self._can_drive() and not callbacks.missing():
+            self.driver = Driver(learner.mapped, self.adapter)
         return self.driver is not None and learner.learning
+
+    def _can_drive(self) -> bool:
+        """Return whether the whole cycle of such an agent and environment can be one program."""
+        simple = self.adapter.is_host_only and not self.adapter.has_reset_rows
+        schedule = self.learner.agent.schedule
+        return simple and (schedule.learns_by_steps or schedule.learns_between_episodes)
 
     def _drive(self, limit: Limit) -> Progress:
         """Run the driven program until an episode ends or something is due."""
