@@ -106,7 +106,7 @@ def test_each_seed_is_the_run_it_would_be_alone(case):
                 assert one._replace(ret=0) == other._replace(ret=0)
             else:
                 assert without_clock(one) == without_clock(other)
-        mine, theirs = runs.engine.arrays(k), single.engine.arrays()
+        mine, theirs = runs.engine.save(k).arrays, single.engine.save().arrays
         assert jax.tree.structure(mine) == jax.tree.structure(theirs)
         jax.tree.map(alike, *(jax.tree.map(jax.numpy.asarray, trees) for trees in (mine, theirs)))
         numbers = [

@@ -512,19 +512,20 @@ def save(folder: Path, session: Session, milestone: bool, seed: int = 0) -> Path
             "earlier saves stay. A smaller learning rate or --base.gradient-clip may help."
         )
     name, place = f"{session.env_steps:09d}", folder / SAVES
-    shot = session.engine.snapshot(seed)
+    content = session.save(seed)
     meta = {
         "qscape": importlib.metadata.version("qscape"),
         "milestone": milestone or _is_milestone(place / name),  # it may replace a save of the same step
-        "numbers": session.counters(seed),
-        "environment": shot.meta,
+        "numbers": content.counters,
+        "environment": content.environment.meta,
         "table": fingerprint(session.adapter.spec.table),
         "threads": os.environ.get("NPROC"),
     }
     for log in LOGS:
         with contextlib.suppress(FileNotFoundError):
             sync(folder / log)
-    path = saves.write(place, name, session.engine.arrays(seed) | {"environment": shot.arrays}, meta)
+    trees = {**content.arrays, "environment": content.environment.arrays}
+    path = saves.write(place, name, trees, meta)
     for older in saves.names(place)[: -min(REPLAYS, session.plan.keep_saves)]:
         with contextlib.suppress(RunError):  # a damaged old save must not end the run
             saves.drop(place / older, "replay")

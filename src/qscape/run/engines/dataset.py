@@ -84,9 +84,6 @@ class DatasetEngine:
     def start(self) -> None:
         self.adapter.reset()
 
-    def allocate(self) -> None:
-        pass
-
     def advance(self, limit: Limit) -> Progress:
         """Make updates until something is due, but at most a chunk of them."""
         self.learner.env_steps += self.learner.learn(limit.step - self.learner.env_steps)
@@ -94,18 +91,15 @@ class DatasetEngine:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        return self.learner.arrays()
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return self.learner.counters() | {"dataset": self.checksum}
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.templates(counters)
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        """Return an empty snapshot: no environment is stepped for training."""
-        return Snapshot({}, {})
+    def save(self, seed: int = 0) -> Saved:
+        """Return the content of a save. Its snapshot is empty: no environment is stepped for training."""
+        return Saved(self.learner.arrays(), self.counters(), Snapshot({}, {}))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         (save,) = saves

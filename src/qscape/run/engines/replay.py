@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
-from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
@@ -401,12 +400,10 @@ class ReplayEngine:
     def start(self) -> None:
         self.adapter.reset()
 
-    def allocate(self) -> None:
-        _ = self.learner.storage
-
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner
         if learner.carry.observation is None:
+            _ = learner.storage  # allocated now
             learner.carry = learner.carry._replace(
                 observation=self.adapter.observation, resetting=self.adapter.resetting
             )
@@ -505,17 +502,14 @@ class ReplayEngine:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        return self.learner.arrays(seed)
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return self.learner.counters(seed)
 
     def templates(self, counters: Mapping[str, Any]) -> dict[str, Any]:
         return self.learner.templates(counters)
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        return snapshot.take(self.adapters[seed])
+    def save(self, seed: int = 0) -> Saved:
+        return Saved(self.learner.arrays(seed), self.counters(seed), snapshot.take(self.adapters[seed]))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         self.learner.restore(saves)

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array
 
 from qscape.envs import EnvAdapter, Step, snapshot
-from qscape.envs.snapshot import Snapshot
 from qscape.onpolicy.agent import Agent
 from qscape.onpolicy.sockets import Rollout
 from qscape.onpolicy.state import State
@@ -273,9 +272,6 @@ class RolloutEngine:
     def start(self) -> None:
         self.adapter.reset()
 
-    def allocate(self) -> None:
-        pass
-
     def advance(self, limit: Limit) -> Progress:
         learner = self.learner
         if self.buffer.full:
@@ -307,10 +303,6 @@ class RolloutEngine:
 
     # --- saving and resuming ------------------------------------------------------------------------
 
-    def arrays(self, seed: int = 0) -> dict[str, Any]:
-        arrays = self.learner.arrays()
-        return arrays | {"replay": self.buffer.so_far(), "loop": arrays["loop"] | {"first": self.first}}
-
     def counters(self, seed: int = 0) -> dict[str, Any]:
         return {"used_rows": self.buffer.used}
 
@@ -319,10 +311,14 @@ class RolloutEngine:
             return np.zeros((counters["used_rows"], *x.shape[1:]), x.dtype)
 
         replay = {name: rows(x) for name, x in self.buffer.columns.items()} | {"left": self.buffer.left}
-        return self.arrays() | {"replay": replay}
+        return self._arrays() | {"replay": replay}
 
-    def snapshot(self, seed: int = 0) -> Snapshot:
-        return snapshot.take(self.adapter)
+    def _arrays(self) -> dict[str, Any]:
+        arrays = self.learner.arrays()
+        return arrays | {"replay": self.buffer.so_far(), "loop": arrays["loop"] | {"first": self.first}}
+
+    def save(self, seed: int = 0) -> Saved:
+        return Saved(self._arrays(), self.counters(), snapshot.take(self.adapter))
 
     def restore(self, saves: Sequence[Saved]) -> list[str]:
         (save,) = saves
