@@ -64,7 +64,7 @@ class HillClimber:
         seen, first = self.adapter.observation, np.zeros(1, bool)
         action = self.programs.act(self.tried, None, seen, first, np.int32(0), self.seeds.key)[0]
         step = self.adapter.step(np.asarray(action))
-        self.env_steps, self.reached = self.env_steps + 1, self.reached + float(step.reward[0])
+        self.env_steps, self.reached = self.env_steps + 1, self.reached + float(step.transition.reward[0])
         if step.finished:
             if self.reached > self.best:
                 self.best, self.state = self.reached, self.tried

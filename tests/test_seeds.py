@@ -15,7 +15,6 @@ from qscape.cli import main
 from qscape.cli import train as command
 from qscape.envs import make
 from qscape.errors import RunError, UsageError
-from qscape.offpolicy.cycle import Outcome
 from qscape.replay import storage
 from qscape.run import Plan, saves
 from qscape.run import events as ev
@@ -154,9 +153,9 @@ def test_the_replay_is_not_copied():
     for _ in runs.seed_events(60):
         pass
     learner = runs.learner
-    outcome = Outcome(*runs.engine.adapter.step(np.asarray(learner.carry.action))[:-1])
+    step = runs.engine.adapter.step(np.asarray(learner.carry.action))
     key = learner.seeds.key
-    calls = (learner.mapped.insert, outcome), (learner.mapped.step, np.int32(1), np.int32(60), key)
+    calls = (learner.mapped.insert, *step[:2]), (learner.mapped.step, np.int32(1), np.int32(60), key)
     lowered = [program.compiled.lower(*program.arguments(learner.carry, *args)) for program, *args in calls]
     for program in lowered:
         shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy(?:-start)?\(", program.compile().as_text())

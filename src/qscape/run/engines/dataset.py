@@ -20,12 +20,13 @@ from qscape.envs.snapshot import Snapshot
 from qscape.errors import RunError, UsageError
 from qscape.offpolicy import cycle
 from qscape.offpolicy.agent import Agent
-from qscape.replay.storage import Layout, ReplayState, Rows
+from qscape.replay.storage import Layout, ReplayState
 from qscape.run.engines.base import NOTHING, Limit, Progress, Saved
 from qscape.run.engines.replay import ReplayLearner
 from qscape.run.plan import Plan
 from qscape.run.programs import LEARNED, Program
 from qscape.run.seeds import Seeds
+from qscape.types import Transition
 
 FILL = 4_096  # transitions inserted in one call
 
@@ -232,7 +233,7 @@ def _insert(
         carry: tuple[Array, ReplayState], step: tuple[list[Array], Array]
     ) -> tuple[tuple[Array, ReplayState], None]:
         row, counts = step
-        spread = Rows(*(jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row), columns={})
-        return agent.insert(layout, *carry, spread, first & counts), None
+        spread = (jnp.broadcast_to(c, (layout.envs, *c.shape)) for c in row)
+        return agent.insert(layout, *carry, Transition(*spread, valid=first & counts)), None
 
     return jax.lax.scan(one, (rows, replay_state), (columns, real))[0]

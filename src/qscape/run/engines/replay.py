@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from qscape.envs import EnvAdapter, Episode, Step, snapshot
 from qscape.errors import RunError
 from qscape.offpolicy.agent import Agent
-from qscape.offpolicy.cycle import CARRY_AXES, Carry, Outcome
+from qscape.offpolicy.cycle import CARRY_AXES, Carry
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops.finite import guard_names
@@ -362,8 +362,9 @@ class SeedAdapters:
                     other.interrupted = adapter.interrupted
                 raise
         self.finished = [step.finished for step in steps]
-        arrays = map(np.stack, zip(*(step[:-1] for step in steps), strict=True))
-        return Step(*arrays, finished=list(chain(*self.finished)))
+        each = [(step.transition, step.observation) for step in steps]
+        transition, observation = jax.tree.map(lambda *of_each: np.stack(of_each), *each)
+        return Step(transition, observation, list(chain(*self.finished)))
 
 
 class ReplayEngine:
@@ -413,12 +414,15 @@ class ReplayEngine:
         if self._drives(limit):
             return self._drive(limit)
         step = self.adapter.step(np.asarray(learner.carry.action))  # np.asarray waits for the device
-        learner.carry = learner.mapped.insert(learner.carry, Outcome(*step[:-1]))
-        valid = step.valid[0] if self.seeds.shape else step.valid  # each seed makes as many steps
+        carry, new = learner.carry, step.transition
+        # What the device has is not sent to it again.
+        held = new._replace(observation=carry.observation, action=carry.action, columns=carry.columns)
+        learner.carry = learner.mapped.insert(carry, held, step.observation)
+        valid = new.valid[0] if self.seeds.shape else new.valid  # each seed makes as many steps
         learner.count(int(np.count_nonzero(valid)), step.finished)
         learner.carry = learner.carry._replace(
             observation=step.observation,
-            first=step.starts_episode,
+            first=new.starts_episode,
             resetting=self.adapter.resetting,
             action=None,  # type: ignore[arg-type]
             columns={},
