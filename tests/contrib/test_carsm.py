@@ -11,10 +11,10 @@ from rollouts import FACTORED, begin, build, rollout
 
 import qscape as qs
 from qscape import agents
+from qscape.contrib._swap import draw_noise, pairs_of, swap_gradient, swapped_actions
 from qscape.errors import UsageError
 from qscape.nets.distributions import FactoredCategorical
 from qscape.onpolicy.sockets import RolloutSamples, Transitions
-from qscape.ops.swap import draw_noise, pairs_of, swap_gradient, swapped_actions
 from qscape.types import Spec
 
 PHI, F = np.array([0.3, -0.5, 1.0, 0.0]), np.array([1.0, 3.0, -2.0, 0.5])

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
-from qscape.methods._batch_norm import BatchNormNetwork
+from qscape.contrib._batch_norm import BatchNormNetwork
+from qscape.contrib._batch_norm_torso import BatchNormTorso
 from qscape.nets.batch_norm import BatchNorm
-from qscape.nets.batch_norm_torso import BatchNormTorso
 from qscape.nets.layers import Linear, UnitLinear, project
 from qscape.nets.orthogonal import orthogonal_linear
 from qscape.offpolicy.base import Base

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.methods._support import SupportedValue
+from qscape.contrib._support import SupportedValue
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapRule
 from qscape.ops.distributional import project_onto_atoms

@@ -9,10 +9,10 @@ from test_probes import NETS, choices, learn, values
 from test_savo import flat_batch, functions, make, state_of
 
 from qscape.agents import build
+from qscape.contrib import _sphere as sphere
+from qscape.contrib import lsflow
+from qscape.contrib.lsflow import FlowState, LSFlow, flow_target, integrate, time_features, trimmed_mean
 from qscape.errors import UsageError
-from qscape.methods import lsflow
-from qscape.methods.lsflow import FlowState, LSFlow, flow_target, integrate, time_features, trimmed_mean
-from qscape.ops import sphere
 from qscape.types import Event, Spec
 
 KEY, NO = jax.random.key(0), jnp.array(False)

@@ -1,7 +1,7 @@
 """CARSM: a policy gradient of factored discrete actions from swapped actions that a critic values.
 
 Yue, Tang, Yin, Zhou 2020, "Discrete Action On-Policy Learning with Action-Value Critic", AISTATS, arXiv
-2002.03534. The estimator is in `qscape.ops.swap`.
+2002.03534. The estimator is in `qscape.contrib._swap`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from qscape.contrib._swap import draw_noise, swap_gradient, swapped_actions
 from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.onpolicy.base import Base
@@ -22,7 +23,6 @@ from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples, Trans
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.categorical import LEAST
 from qscape.ops.surrogate import weighted_mean
-from qscape.ops.swap import draw_noise, swap_gradient, swapped_actions
 from qscape.types import Key, Metrics, Scalar, Spec, setting
 
 MOST_NUMBERS = 2**32  # of one hidden layer, 4 bytes each, when all swaps are valued

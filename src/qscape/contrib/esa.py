@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.methods._extremum import ExtremumSeeking, unit_of, update_spread
-from qscape.methods._refine import Refiner
+from qscape.contrib._extremum import ExtremumSeeking, unit_of, update_spread
+from qscape.contrib._refine import Refiner
 from qscape.nets.mlp import MLP
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Context, Nets, PartState

@@ -14,8 +14,8 @@ from small import S, build, start
 
 from qscape import agents
 from qscape.agents.recipes import EXPANSIONS
+from qscape.contrib import _residual as residual
 from qscape.errors import UsageError
-from qscape.nets import residual
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
 from qscape.nets.heads import Point
 from qscape.nets.layers import LayerNorm, UnitLinear, project

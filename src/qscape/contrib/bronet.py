@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qscape.methods._blocks import BlockNetwork
-from qscape.nets.residual import BroTorso
+from qscape.contrib._blocks import BlockNetwork
+from qscape.contrib._residual import BroTorso
 from qscape.offpolicy.sockets import Composition
 
 

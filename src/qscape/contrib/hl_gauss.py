@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.methods._support import SupportedValue
+from qscape.contrib._support import SupportedValue
 from qscape.offpolicy.base import Base
 from qscape.ops.distributional import gaussian_histogram
 from qscape.types import Metrics, Scalar, setting

@@ -13,8 +13,8 @@ from test_savo import flat_batch, functions, make, state_of
 
 from qscape.agents import build
 from qscape.cli import main
+from qscape.contrib.rip import RIP, cross_entropy, logits
 from qscape.errors import UsageError
-from qscape.methods.rip import RIP, cross_entropy, logits
 from qscape.nets import MLP
 from qscape.nets.heads import Point
 from qscape.offpolicy.sockets import PartState

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qscape.methods._blocks import BlockNetwork
+from qscape.contrib._blocks import BlockNetwork
+from qscape.contrib._residual import SphereOutput, SphereTorso
 from qscape.nets.layers import Linear
-from qscape.nets.residual import SphereOutput, SphereTorso
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output
 from qscape.types import Key

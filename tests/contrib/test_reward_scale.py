@@ -11,8 +11,8 @@ from small import CAPACITY, A, S, fill, transitions
 from test_contract import QUICK
 
 from qscape import agents
+from qscape.contrib.reward_scale import RewardScale
 from qscape.data import Dataset
-from qscape.methods.reward_scale import RewardScale
 from qscape.offpolicy.base import Base
 from qscape.run import offline
 from qscape.types import Spec

@@ -11,8 +11,8 @@ import pytest
 from test_savo import flat_batch, functions, make, state_of
 
 from qscape.agents import build
+from qscape.contrib.dpo import LOG_Z_SCALE, Sampler, find_factors
 from qscape.errors import UsageError
-from qscape.methods.dpo import LOG_Z_SCALE, Sampler, find_factors
 from qscape.types import Spec
 
 KEY = jax.random.key(0)

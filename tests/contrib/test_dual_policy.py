@@ -11,8 +11,8 @@ from small import build, same, start
 from test_savo import flat_batch, functions, state_of
 
 from qscape import agents
+from qscape.contrib.dual_policy import Multipliers, bounded, unbounded
 from qscape.errors import UsageError
-from qscape.methods.dual_policy import Multipliers, bounded, unbounded
 from qscape.types import Spec
 
 S, A, RATE = 5, 3, 3e-5

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from qscape.methods._batch_norm import BatchNormNetwork
+from qscape.contrib._batch_norm import BatchNormNetwork
+from qscape.contrib._batch_norm_torso import BatchNormTorso
 from qscape.nets.batch_norm import BatchNorm
-from qscape.nets.batch_norm_torso import BatchNormTorso
+from qscape.nets.initial import lecun_linear
 from qscape.nets.layers import Linear, UnitLinear, project
-from qscape.nets.residual import lecun_linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Output, Role
 from qscape.types import Key, setting

@@ -11,9 +11,9 @@ from small import build, start
 from test_savo import A, S, functions, make, state_of
 
 from qscape import agents as recipes
+from qscape.contrib import esa
+from qscape.contrib._extremum import update_spread
 from qscape.errors import UsageError
-from qscape.methods import esa
-from qscape.methods._extremum import update_spread
 from qscape.nets.heads import Point
 from qscape.offpolicy.sockets import PartState
 from qscape.onpolicy.sockets import RolloutSamples

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from qscape.nets.layers import Inputs, dense
 from qscape.nets.mlp import ACTIVATIONS, Conditioning, Torso
-from qscape.types import Key
+from qscape.types import Key, split_key
 
 
 class DropoutTorso(eqx.Module):
@@ -41,8 +41,3 @@ def drop(x: Float[Array, "*b h"], rate: float, key: Key | None) -> Float[Array, 
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), 0.0)
-
-
-def split_key(key: Key | None, number: int) -> list[Key | None]:
-    """Returns as many keys; None as often if there is no key."""
-    return [None] * number if key is None else [*jax.random.split(key, number)]

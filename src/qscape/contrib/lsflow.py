@@ -17,19 +17,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from qscape.methods._proposals import FIXED, take_candidate
-from qscape.nets import MLP, concatenate_inputs
-from qscape.nets.heads import Point
-from qscape.offpolicy.base import Base
-from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
-from qscape.offpolicy.sockets import ActionSelector, Composition, Context, Nets, PartState
-from qscape.ops.sphere import (
+from qscape.contrib._sphere import (
     exponential,
     logarithm,
     perturb_direction,
     project_to_tangent,
     sample_uniform_direction,
 )
+from qscape.methods._proposals import FIXED, take_candidate
+from qscape.nets import MLP, concatenate_inputs
+from qscape.nets.heads import Point
+from qscape.offpolicy.base import Base
+from qscape.offpolicy.exploration import explore, init_noise, sample_uniform_action
+from qscape.offpolicy.sockets import ActionSelector, Composition, Context, Nets, PartState
 from qscape.types import Batch, Columns, Event, Key, Metrics, Policy, Scalar, Spec, setting
 
 FREQUENCIES = 16

@@ -1,7 +1,7 @@
 """An implicit policy: noise is an input of the actor, so that the action may have any distribution.
 
 Yang, Wang, Zheng, Feng and Zhou, "A Behavior Regularized Implicit Policy for Offline Reinforcement Learning",
-2022, arXiv 2202.09673. `qscape.methods.rip` is the policy loss of that paper.
+2022, arXiv 2202.09673. `qscape.contrib.rip` is the policy loss of that paper.
 """
 
 import dataclasses

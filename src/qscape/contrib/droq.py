@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from qscape.contrib._dropout import DropoutTorso
 from qscape.nets import Features
-from qscape.nets.dropout import DropoutTorso
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import MLPNetwork
 from qscape.offpolicy.sockets import Composition, Role

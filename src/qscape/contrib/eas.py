@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qscape.contrib._refine import Refiner
 from qscape.methods._proposals import take_candidate
-from qscape.methods._refine import Refiner
 from qscape.offpolicy.sockets import Context, PartState
 from qscape.types import Key, setting
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+from qscape.contrib._batch_norm_torso import BatchNormTorso
 from qscape.nets.batch_norm import BatchNorm
-from qscape.nets.batch_norm_torso import BatchNormTorso
 from qscape.nets.layers import Linear
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import Composition, Network, Role
