@@ -1,7 +1,7 @@
 """One contract for every part of the core: each row is an agent that goes through the same checks.
 
-A new part is in the table by being in `qscape.agents.PARTS`; `test_the_table_holds_every_choice` says which of
-its choices still need a row.
+A new part is in the table by being in `qscape.agents.PARTS`; `test_the_table_holds_every_choice` says which
+of its choices still need a row.
 """
 
 import re

@@ -9,21 +9,21 @@ A part from outside qscape is named in a recipe in one of two ways:
 A recipe from a run folder never imports a module. Only `register` imports `module:Class`. It is called for
 names that the user typed: in the recipe of a command, of `qs.Model` or `qs.agent`, in `--parts` and in
 `qs.register`; and for those of files after `--trust`. Parts that installed packages declare as entry points
-are imported when a recipe of anybody names them.
+are imported for every recipe.
 
-`qscape.contrib` comes in by the same door: its table `PARTS` stands for entry points of qscape itself. The
-distribution declares none, since a checkout that is not installed, or was installed earlier, would lack them.
+The parts of `qscape.contrib` come in by the same door (`register_contrib`).
 """
 
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ from qscape.replay.base import Replay
 from qscape.types import Part
 
 GROUP = "qscape.parts"
+OWN = "qscape"  # the origin of its own parts
 CONTRIB = "qscape.contrib"
-OWN = "qscape"  # the origin of parts of `qscape.contrib`
 PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:Class
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Keys of settings, of `qs.Model` and of studies, and flags of the commands: no part can have these names.
@@ -84,8 +84,7 @@ def register(
         tables: the off-policy and the on-policy parts, by name. The class is added to each table whose agents
             have its socket.
         taken: names of agents, and of the parts that agents have by default.
-        origin: the package that it comes from, such as "mypackage 0.1"; "": its place is its origin. One
-            package may give one name to a part of off-policy agents and to another of on-policy agents.
+        origin: the package that it comes from, such as "mypackage 0.1"; "": its place is its origin.
         name: the name that an entry point gives the part, which must be its own; "": any name.
 
     Returns:
@@ -100,32 +99,44 @@ def register(
     if problem := _objection(cls, name):
         raise UsageError(f"{label} cannot be used: {problem}.", part=place)
     own: Any = cls
-    if origin != OWN:
-        _register_own(own.name, tables, taken)  # so that this name is known to be taken
-    homes = [*zip(tables, _fitting(cls), strict=True)]
-    for table, fits in homes:
-        other, owner = table.get(own.name), ORIGINS.get(own.name, OWN)
-        if other is None or (not fits and owner == origin):
-            continue
-        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+    homes = [table for table, fits in zip(tables, _fitting(cls), strict=True) if fits]
+    for table in homes if origin == OWN else tables:  # qscape itself has two parts named esa
+        other = table.get(own.name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            owner = ORIGINS.get(own.name, OWN)
             raise UsageError(
                 f"{label} cannot be used: its name '{own.name}' is taken by a part of {owner}; "
                 "give it another name.",
                 part=own.name,
             )
-    if origin != OWN and own.name in taken and not any(own.name in table for table in tables):
+    if own.name in taken and not any(own.name in table for table in tables):
         raise UsageError(
             f"{label} cannot be used: its name '{own.name}' is taken by qscape; give it another name.",
             part=own.name,
         )
     _guard(cls)
-    for table, fits in homes:
-        if fits:
-            table[own.name] = cls
+    for table in homes:
+        table[own.name] = cls
     if origin != OWN:
         ORIGINS[own.name] = origin or place
-    PLACES[place] = own.name
+        PLACES[place] = own.name
     return cls
+
+
+def register_contrib(tables: tuple[dict[str, type], dict[str, type]]) -> None:
+    """Register the parts of `qscape.contrib`; `tables` as for `register`."""
+    for cls in contrib_table("PARTS"):
+        register(cls, tables, (), OWN)
+
+
+def contrib_table(name: str) -> Any:
+    """Return a table of `qscape.contrib` (PARTS, AGENTS or PRESETS); an empty one where that folder is not.
+
+    Nothing else in qscape knows of that package.
+    """
+    if importlib.util.find_spec(CONTRIB) is None:
+        return ()
+    return getattr(importlib.import_module(CONTRIB), name)
 
 
 def import_class(place: str, origin: str = "") -> type:
@@ -158,26 +169,10 @@ def import_class(place: str, origin: str = "") -> type:
             sys.path.remove(here)
 
 
-def contrib_table(name: str) -> Mapping[str, Any]:
-    """Return a table of `qscape.contrib` (PARTS, AGENTS or PRESETS); an empty one if its folder was removed."""
-    try:
-        return getattr(importlib.import_module(CONTRIB), name, {})
-    except ModuleNotFoundError as problem:
-        if problem.name != CONTRIB:
-            raise
-        return {}
-
-
 @functools.cache
 def entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """Return the entry points `qscape.parts` of all installed packages, by name, without importing them.
-
-    Those that the table of `qscape.contrib` stands for come first.
-    """
-    found: dict[str, list[importlib.metadata.EntryPoint]] = {
-        name: [importlib.metadata.EntryPoint(name, place, GROUP) for place in places]
-        for name, places in contrib_table("PARTS").items()
-    }
+    """Return the entry points `qscape.parts` of all installed packages, by name, without importing them."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         found.setdefault(point.name, []).append(point)
     return found
@@ -204,27 +199,20 @@ def register_installed(
         declared = entry_points().get(name, [])
     if not declared:
         return None
-    others = [package_of(point) for point in declared if package_of(point) != OWN]
-    if len(others) > 1:
+    owners = [package_of(point) for point in declared]
+    if ORIGINS.get(declared[0].name) == owners[0]:
+        return declared[0].name
+    if len(declared) > 1:
         raise UsageError(
-            f"The part '{name}' is declared by {' and by '.join(others)}; uninstall one of them.", part=name
+            f"The part '{name}' is declared by {' and by '.join(owners)}; uninstall one of them.", part=name
         )
-    for point in declared:
-        if point.value not in PLACES or ORIGINS.get(point.name, OWN) != package_of(point):
-            register(point.value, tables, taken, package_of(point), point.name)
-    return declared[0].name
-
-
-def _register_own(name: str, tables: tuple[dict[str, type], dict[str, type]], taken: Collection[str]) -> None:
-    """Register the part of `qscape.contrib` that has a name, if one has it."""
-    for point in entry_points().get(name, ()):
-        if package_of(point) == OWN and point.value not in PLACES:
-            register(point.value, tables, taken, OWN, name)
+    part: Any = register(declared[0].value, tables, taken, owners[0], declared[0].name)
+    return part.name
 
 
 def package_of(point: importlib.metadata.EntryPoint) -> str:
-    """Return the package of an entry point with its version, such as "mypackage 0.1", or "qscape"."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else OWN
+    """Return the package of an entry point with its version, such as "mypackage 0.1"."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
 def places() -> list[str]:

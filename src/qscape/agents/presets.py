@@ -10,8 +10,11 @@ of its parts from one paper. Of the papers that have some of these rows, the fir
 Parts that this paper does not have take their fields from other papers. A user's value wins over all of them.
 """
 
+from qscape.agents.building import build
+from qscape.agents.grammar import nearest
 from qscape.agents.plugins import contrib_table
-from qscape.agents.recipes import PARTS, Settings, build, merge_settings, nearest
+from qscape.agents.recipes import PARTS, Settings
+from qscape.agents.settings import merge_settings
 from qscape.agents.sources import Paper
 from qscape.agents.tuned import TUNED
 from qscape.errors import UsageError
@@ -293,7 +296,7 @@ PRESETS: dict[str, list[Paper]] = {
         Paper("ACPG, arXiv 2509.02737, and Tianshou", _action_collapse()),
         Paper("SAVO, arXiv 2410.11833", _savo()),
         Paper("TQC, arXiv 2005.04269", _tqc()),
-        *(Paper(*paper) for paper in contrib_table("PRESETS").get("paper", ())),
+        *(Paper(*paper) for paper in dict(contrib_table("PRESETS")).get("paper", ())),
     ],
     "tuned": TUNED,
     "best": [Paper("qscape, docs/methods/record.md", BEST)],

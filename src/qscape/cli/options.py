@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from qscape.agents import Agent, advise_part, build, difference, is_part, ours
+from qscape.agents import PARTS, Agent, advise_part, build, difference, onpolicy, ours
 from qscape.errors import UsageError
 from qscape.run.plan import Pace, anywhere
 from qscape.trusted import list_code, trust
@@ -248,7 +248,7 @@ def refuse_absent_parts(argv: Sequence[str], recipe: str, agent: Agent) -> None:
     """
     for arg in argv:
         name = arg[2:].split(".", 1)[0].replace("-", "_") if arg.startswith("--") and "." in arg else ""
-        if name not in agent.parts and is_part(name):
+        if name in PARTS | onpolicy.PARTS and name not in agent.parts:
             raise UsageError(f"{arg.split('=')[0]} belongs to {name}; {advise_part(recipe, name)}.")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qscape.agents import Agent, flatten, is_part, nearest, settings_of
+from qscape.agents import PARTS, Agent, flatten, nearest, onpolicy, settings_of
 from qscape.errors import UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.run.plan import Plan, prepare
@@ -110,7 +110,7 @@ def _own_ranges(agent: Agent) -> dict[str, Range]:
 def _refusal(name: str, agent: Agent, present: Mapping[str, Any], fixed: set[str]) -> str | None:
     """Return the reason why a field cannot be searched, or None."""
     part = name.partition(".")[0]
-    if part not in agent.parts and is_part(part):
+    if part in PARTS | onpolicy.PARTS and part not in agent.parts:
         return f"it belongs to {part}; write {agent.recipe}+{part}"
     if name not in present:
         beside = [other for other in present if other.startswith(f"{part}.")]
