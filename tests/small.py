@@ -19,9 +19,9 @@ from qscape.types import Spec
 from reference.td3 import Transitions
 
 S, A, TRANSITIONS, CAPACITY = 5, 3, 700, 1024
-# Off-policy parts and named agents without those of `qscape.contrib`, which other tests may have registered.
+# Off-policy parts of the core, and those of `qscape.contrib`.
 CORE_PARTS = [name for name, cls in agents.PARTS.items() if not cls.__module__.startswith("qscape.contrib.")]
-CORE_AGENTS = [name for name in agents.EXPANSIONS if name not in agents.plugins.contrib_table("AGENTS")]
+CONTRIB_PARTS = [name for name in agents.PARTS if name not in CORE_PARTS]
 
 
 def fusion_emitters(used: bool) -> dict[str, bool]:

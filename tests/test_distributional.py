@@ -9,6 +9,8 @@ from tiny import Clock, settings
 
 from qscape import agents
 from qscape.cli import main
+from qscape.contrib.c51 import C51
+from qscape.contrib.hl_gauss import HLGauss
 from qscape.envs import make
 from qscape.errors import UsageError
 from qscape.methods.quantile import Quantile

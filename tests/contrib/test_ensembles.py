@@ -8,13 +8,14 @@ from small import build, same, start
 from test_distributional import TWO, rule_of, transitions
 
 from qscape import agents
+from qscape.contrib import _dropout as dropout
 from qscape.contrib.c51 import C51
 from qscape.contrib.mean_target import MeanTarget
 from qscape.contrib.own_target import OwnTarget
 from qscape.contrib.redq import REDQ
 from qscape.errors import UsageError
 from qscape.methods.quantile import Quantile
-from qscape.nets import Torso, dropout
+from qscape.nets import Torso
 from qscape.offpolicy.plain import MinTarget, ScalarValue
 from qscape.offpolicy.sockets import PartState
 from qscape.run.plan import part_notes

@@ -14,6 +14,7 @@ from small import S, build, start
 
 from qscape import agents
 from qscape.agents import EXPANSIONS
+from qscape.contrib import _residual as residual
 from qscape.errors import UsageError
 from qscape.nets.batch_norm import BatchNorm, Statistics, is_statistics, split_statistics
 from qscape.nets.heads import Point
