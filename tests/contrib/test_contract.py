@@ -14,6 +14,7 @@ from contract import (  # noqa: F401  the checks
     assert_equal_ends,
     assert_follows,
     case,
+    make,
     pytest_generate_tests,
     test_a_save_goes_on_to_the_bit,
     test_every_number_is_finite,
@@ -81,7 +82,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "smooth actors, as released": (
+    "smooth actors with l2c2, as released": (
         "sac+caps+grad+asap+l2c2+normalise",
         {part: {"across_resets": True} for part in ("grad", "asap")} | {"base": {"n_step": 2}},
     ),
@@ -151,7 +152,7 @@ QUICK_ROWS = (
     *("sac+lipsnet", "dqn: dueling, on atoms"),
     *(f"td3+{part}" for part in ("crossq", "crossq_wn", "xqc", "simba", "simbav2", "dpo", "esa")),
     "eas: targets, imitated",
-    "smooth actors, as released",
+    "smooth actors with l2c2, as released",
     "dropout, own bins",
     "quantiles as in bro",
     "redq with four",
