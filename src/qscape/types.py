@@ -80,6 +80,11 @@ def stream(key: Key, name: str) -> Key:
     return jax.random.fold_in(key, np.uint32(crc32(name.encode())))
 
 
+def split_key(key: Key | None, number: int) -> list[Key | None]:
+    """Return `number` keys drawn from one; without a key, a list of None."""
+    return [None] * number if key is None else [*jax.random.split(key, number)]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
     """What an agent needs to know of its task. Agents act in [-1, 1]^A.
