@@ -69,6 +69,7 @@ class CARSM(PolicyUpdate):
 
     name: ClassVar[str] = "carsm"
     allows_shared_torso: ClassVar[bool] = False
+    weighs_critic_loss: ClassVar[bool] = False
     has_own_critic: ClassVar[bool] = True
     critic_steps: int = setting(50, "Optimiser steps of the critic per update.", within=">= 1")
     memory: int = setting(100_000, "Transitions that are kept for the critic.", within=">= 1")
@@ -119,9 +120,6 @@ class CARSM(PolicyUpdate):
                 "base.passes = 1 and base.episodes = 0."
             )
         return None
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        return {"base.value_coefficient": "with carsm, whose critic has a loss of its own"}
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if not spec.index_sizes:

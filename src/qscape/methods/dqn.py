@@ -5,7 +5,6 @@ Hasselt, Guez, Silver 2016, arXiv 1509.06461. Dueling networks: Wang et al. 2016
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -109,13 +108,6 @@ class Argmax(ActionSelector):
         if base.epsilon_mode != "greedy":
             return "argmax explores by ε-greedy actions: base.epsilon_mode = greedy."
         return None
-
-    def moot_fields(self, agent: Composition) -> Mapping[str, str]:
-        found = dict(super().moot_fields(agent))
-        if getattr(agent.target_update, "when", "always") == "always":
-            without = "without an actor, and without targets that move with one"
-            found |= dict.fromkeys(("base.policy_delay", "base.policy_phase"), without)
-        return found
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if spec.choices is not None:

@@ -59,7 +59,7 @@ class Assembly(Bound):
     policy_update: PolicyUpdate = Clipped()
     scaling: Scaling = plain.NoScaling()
     refiner: ActionRefiner = plain.AsDrawn()
-    normaliser: Normaliser = plain.Raw()
+    normaliser: Normaliser | plain.Raw = plain.Raw()
     spec: Spec | None = None
 
     # --- what the agent is made of ----------------------------------------------------------------
@@ -79,19 +79,6 @@ class Assembly(Bound):
         others = (part for part in self.parts.values() if part is not self.head)
         return next((why for part in others if (why := part.fits(spec, self.base))), None)
 
-    def moot_fields(self) -> dict[str, str]:
-        found, has_own = super().moot_fields(), self.policy_update.has_own_critic
-        if not self.estimator.needs_critic and not has_own:
-            without = f"without a critic, and {self.estimator.name} needs none"
-            found |= dict.fromkeys(("base.value_coefficient", "base.shared_torso"), without)
-        elif not (self.base.shared_torso if self.spec is None else self.has_shared_torso):
-            return found
-        else:
-            without = "with a critic that is one layer on the actor's torso (base.shared_torso)"
-        if not self.refiner.has_critics:
-            found.setdefault("base.critic_hidden", without)
-        return found
-
     @property
     def parts(self) -> dict[str, Any]:
         """All parts, by name."""
@@ -110,6 +97,16 @@ class Assembly(Bound):
     def normalises(self) -> bool:
         """Does the normaliser do anything?"""
         return getattr(self.normaliser, "changes_observations", True)
+
+    @property
+    def has_critic(self) -> bool:
+        """Is there a critic?"""
+        return self.estimator.needs_critic or self.policy_update.has_own_critic
+
+    @property
+    def has_critic_torso(self) -> bool:
+        """Has the critic hidden layers? As far as is known, where the agent is bound to no task."""
+        return not (self.base.shared_torso if self.spec is None else self.has_shared_torso)
 
     @property
     def has_shared_torso(self) -> bool:

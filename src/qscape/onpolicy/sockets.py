@@ -262,6 +262,7 @@ class PolicyUpdate(StatefulPart):
     socket: ClassVar[str] = "policy_update"
     allows_shared_torso: ClassVar[bool] = True  # may the critic share the actor's torso?
     adds_head_penalty: ClassVar[bool] = True  # is the head's L2 term part of the loss?
+    weighs_critic_loss: ClassVar[bool] = True  # is the critic's loss weighed by base.value_coefficient?
     has_own_critic: ClassVar[bool] = False  # does it bring a critic of its own in place of v(s)?
 
     @property

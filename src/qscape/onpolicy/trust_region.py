@@ -47,6 +47,7 @@ class TrustRegion(PolicyUpdate):
 
     name: ClassVar[str] = "trust_region"
     allows_shared_torso: ClassVar[bool] = False
+    weighs_critic_loss: ClassVar[bool] = False
     adds_head_penalty: ClassVar[bool] = False
     max_kl: float = setting(
         0.01, "Bound δ on the mean KL(old ‖ new), in nats.", within="> 0", tune=(1e-3, 0.1, "log")
@@ -76,9 +77,6 @@ class TrustRegion(PolicyUpdate):
         if base.entropy_coefficient:
             return "a trust region has no entropy bonus: base.entropy_coefficient = 0."
         return None
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        return {"base.value_coefficient": "in a trust region, where the critic's loss stands alone"}
 
     def optimised_params(self, networks: Networks) -> dict[str, PyTree]:
         return {"critic": networks.critic}
