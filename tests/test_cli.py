@@ -634,7 +634,7 @@ def test_help_version_and_list(capsys):
     assert run("study", "--help") == 0
     out = capsys.readouterr().out
     assert "usage: qscape study run|status STUDY" in out
-    assert all(flag in out for flag in ("--budget", "--runs", "--workers", "--ray", "--yes"))
+    assert all(flag in out for flag in ("--budget", "--runs", "--workers", "--ray", "--slurm"))
     assert run("train", "td3+lap", "--help") == 0
     out = capsys.readouterr().out
     assert "--lap.alpha" in out

@@ -24,10 +24,10 @@ from qscape.envs.build import refuse_without_version
 from qscape.envs.simulators import is_simulator
 from qscape.errors import UsageError
 from qscape.report import environment_label
+from qscape.run.adapters import adapt_to_images, open_adapter
+from qscape.run.engines import may_compile, why_not_together
 from qscape.run.folder import refuse_taken
-from qscape.run.loop import adapt_to_images, may_compile, open_adapter
 from qscape.run.plan import Pace, Plan, anywhere, folder_name, prepare
-from qscape.run.seeds import why_not_together
 from qscape.run.trackers import Tracking, check_names
 
 MOST_SEEDS = 1_000

@@ -1,4 +1,4 @@
-"""A job: one run to train, resume or measure.
+"""A job: one run to train or resume.
 
 `run_job` runs it in this process. `python -m qscape.jobs.worker` reads a job from standard input and writes
 its events to standard output, one JSON object a line.
@@ -19,7 +19,6 @@ from typing import Any
 from qscape import system, trusted
 from qscape.agents import plugins, register
 from qscape.errors import QscapeError, RunError, describe, memory_error
-from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.folder import command
 from qscape.run.plan import Plan, Prepared, from_json
@@ -33,8 +32,7 @@ class Job:
     """A job for a worker.
 
     Attributes:
-        kind: "train" trains `plan` into `folder`; "resume" continues the run in `folder` up to `steps`;
-            "measure" measures the cost of `plan` and writes no files.
+        kind: "train" trains `plan` into `folder`; "resume" continues the run in `folder` up to `steps`.
         folder: the run folder.
         plan: the plan; None with "resume".
         steps: new total of environment steps; None: that of the run, or of the plan.
@@ -90,10 +88,7 @@ def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]
         RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
     with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
-        if job.kind == "measure":
-            assert job.plan is not None
-            yield measure_costs(job.plan)
-        elif job.kind == "train":
+        if job.kind == "train":
             assert job.plan is not None
             yield from train(
                 job.plan,

@@ -26,7 +26,7 @@ from qscape.agents import (
     settings_of,
     with_base,
 )
-from qscape.data import RECORDED, read_origin
+from qscape.data import RECORDED, normalised_score, read_origin
 from qscape.envs.build import refuse_other_rewards
 from qscape.errors import UsageError
 from qscape.run import probes
@@ -410,3 +410,11 @@ def _as_field(name: str, hint: Any, value: Any) -> Any:
         return check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as problem:
         raise UsageError(f"{name} is {value!r}: {str(problem).splitlines()[0]}.", field=name) from problem
+
+
+def score(plan: Plan, ret: float) -> float | None:
+    """Return the normalised score 100 · (ret − random) / (expert − random), or None.
+
+    None: the plan has no reference returns, which a dataset may provide.
+    """
+    return None if plan.reference is None else normalised_score(ret, plan.reference)

@@ -5,9 +5,9 @@ train = jax.jit(partial(scan.train, agent, envs=16, steps=100_000))
 run, history = train(env, key)                                             # one seed
 run, history = jax.vmap(train, (None, 0))(env, jax.random.split(key, 5))   # five seeds in parallel
 
-A scan over the cycle of `qscape.offpolicy.cycle`, in the order of the host loop (`run.trainer`): act, step,
-insert, update. All seeds make the same number of updates after each step; the numbers are known before the
-program runs (`update_counts`).
+A scan over the cycle of `qscape.offpolicy.cycle`, in the order of the host loop (`run.engines.replay`): act,
+step, insert, update. All seeds make the same number of updates after each step; the numbers are known before
+the program runs (`update_counts`).
 """
 
 import dataclasses
