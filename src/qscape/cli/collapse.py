@@ -34,7 +34,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Measure action collapse over the saves of runs, and plot it."""
-    from qscape.cli.compare import refuse_same, save_figure, save_text
+    from qscape.cli.output import refuse_same, save_figure, save_text
     from qscape.inspect import collapse, store
     from qscape.report import collapse as report
     from qscape.report.runs import find_runs

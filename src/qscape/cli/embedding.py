@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_same, save_figure, save_text
+from qscape.cli.output import refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_written
 from qscape.errors import UsageError
 from qscape.types import setting

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_ending, refuse_same, save_figure, save_text
+from qscape.cli.output import refuse_ending, refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_written, show_tracks, table
 from qscape.errors import UsageError
 from qscape.types import setting

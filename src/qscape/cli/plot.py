@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from qscape.cli import options
-from qscape.cli.compare import save_figure
+from qscape.cli.output import save_figure
 from qscape.cli.running import plain_console, print_notes
 from qscape.report.numbers import format_return
 from qscape.types import setting

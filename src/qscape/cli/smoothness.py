@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from qscape.cli import options
-from qscape.cli.compare import refuse_same, save_figure, save_text
+from qscape.cli.output import refuse_same, save_figure, save_text
 from qscape.cli.running import plain_console, print_notes, print_table, print_written, require_positive
 from qscape.errors import QscapeError, UsageError
 from qscape.types import setting
