@@ -27,7 +27,7 @@ from qscape.agents import (
 )
 from qscape.agents.other_names import DIFFERENCES, OTHER_NAMES
 from qscape.agents.settings import convert
-from qscape.cli.options import Run
+from qscape.cli.options import TrainOptions
 from qscape.errors import UsageError
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.sockets import BootstrapValue, Regulariser
@@ -459,7 +459,8 @@ def test_refused_settings(recipe, settings, sentence):
 def test_names_of_other_libraries_lead_to_fields_that_exist():
     recipes = ("td3", "sac", "dqn", "ppo", "a2c", "trpo", "tqc", "td3+c51")
     known = {f"{p}.{f}" for r in recipes for p, fields in settings_of(build(r)).items() for f in fields}
-    known |= {field.name for field in dataclasses.fields(Run)} | {"progress", "episodes"}  # and of methods
+    known |= {field.name for field in dataclasses.fields(TrainOptions)}
+    known |= {"progress", "episodes"}  # of methods
     assert {field for fields in OTHER_NAMES.values() for field in fields} <= known
     assert all(field in OTHER_NAMES[name] for name, field in DIFFERENCES)
 

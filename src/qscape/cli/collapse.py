@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CollapseOptions:
     """Flags of `qscape collapse`."""
 
     states: int = setting(10_000, "Number of states from evaluation rollouts.")
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     from qscape.report.runs import find_runs
 
     paths, rest = options.positionals(argv, "RUN", "qscape collapse")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape collapse RUN...")
+    given: Any = options.parse(options.flags_of(CollapseOptions()), rest, "qscape collapse RUN...")
     refuse_same(given.json, given.png)
     console, records, files, problems, picture = plain_console(), [], [], [], given.png
     for folder in find_runs(paths):

@@ -12,7 +12,7 @@ from qscape.types import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EmbeddingOptions:
     """Flags of `qscape embedding`."""
 
     state_from: str | None = setting(
@@ -29,7 +29,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Measure and plot the value geometry that SAVGO has learned."""
     path, rest = options.positional(argv, "RUN", "qscape embedding")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape embedding RUN")
+    given: Any = options.parse(options.flags_of(EmbeddingOptions()), rest, "qscape embedding RUN")
     refuse_same(given.json, given.png)
     if given.states < 2:
         raise UsageError(f"--states is {given.states}; it must be at least 2, for pairs to compare.")

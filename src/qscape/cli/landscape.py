@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class LandscapeOptions:
     """Flags of `qscape landscape`."""
 
     state_from: tuple[str, ...] = setting(
@@ -50,7 +50,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Measure how far a run's actions lie below the best ones under its Q, and plot Q around them."""
     paths, rest = options.positionals(argv, "RUN", "qscape landscape")
-    given: Any = options.parse(options.flags_of(Options()), rest, "qscape landscape RUN")
+    given: Any = options.parse(options.flags_of(LandscapeOptions()), rest, "qscape landscape RUN")
     refuse_same(given.json, given.png, given.html)
 
     from qscape.inspect import store

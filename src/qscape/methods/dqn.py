@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Critic, Stage
+from qscape.nets import Critic, InputStage
 from qscape.nets.conv import Convolutions, describe_small_image
 from qscape.nets.heads import Point
 from qscape.nets.mlp import Body
@@ -78,7 +78,7 @@ class PerAction(Plain):
             out = Dueling(k_out, width, spec.choices, outputs, base.critic_activation)
         else:
             out = network.output(k_out, width, spec.choices * outputs, "critic", base)
-        return ActionCritic(Stage(), Body(torso, out), architecture.value, spec.choices)
+        return ActionCritic(InputStage(), Body(torso, out), architecture.value, spec.choices)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import Actor, Critic, Stage, Torso
+from qscape.nets import Actor, Critic, InputStage, Torso
 from qscape.nets.heads import Point, unsnap, with_density
 from qscape.nets.layers import Linear
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
@@ -64,10 +64,10 @@ class Plain(Representation):
 
     def actor(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Actor:
         k_torso, k_head = jax.random.split(key)
-        return architecture.actor(Stage(), spec.observation_size + conditioning, k_torso, k_head, spec)
+        return architecture.actor(InputStage(), spec.observation_size + conditioning, k_torso, k_head, spec)
 
     def critic(self, key: Key, architecture: Architecture, spec: Spec, conditioning: int = 0) -> Critic:
-        return architecture.critic(Stage(), spec.observation_size + spec.action_size + conditioning, key)
+        return architecture.critic(InputStage(), spec.observation_size + spec.action_size + conditioning, key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from qscape.nets import Actor, Body, Conditioning, Critic, Features, Stage
+from qscape.nets import Actor, Body, Conditioning, Critic, Features, InputStage
 from qscape.nets.batch_norm import has_statistics
 from qscape.nets.dropout import split_key
 from qscape.nets.heads import Deterministic, Gaussian, Head, Projected
@@ -332,11 +332,11 @@ class Architecture(NamedTuple):
             head = Gaussian(output(k_mean, "mean"), output(k_std, "log_std"), *bounds)
         return head if projection is None else Projected(projection, head)
 
-    def actor(self, stage: Stage, size: int, k_torso: Key, k_head: Key, spec: Spec) -> Actor:
+    def actor(self, stage: InputStage, size: int, k_torso: Key, k_head: Key, spec: Spec) -> Actor:
         """Makes an actor behind a stage that computes `size` numbers."""
         return Actor(stage, self.network.torso(k_torso, size, "actor", self.base), self.head(k_head, spec))
 
-    def critic(self, stage: Stage, size: int, key: Key) -> Critic:
+    def critic(self, stage: InputStage, size: int, key: Key) -> Critic:
         """Makes a critic behind a stage that computes `size` numbers."""
         k_torso, k_out = jax.random.split(key)
         base, outputs = self.base, self.value.outputs

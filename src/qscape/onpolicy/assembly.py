@@ -18,7 +18,6 @@ from qscape.onpolicy.heads import Learnable
 from qscape.onpolicy.sockets import (
     ActionHead,
     ActionRefiner,
-    Context,
     Distribution,
     Estimator,
     FeatureExtractor,
@@ -27,6 +26,7 @@ from qscape.onpolicy.sockets import (
     Normaliser,
     PolicyUpdate,
     Scaling,
+    UpdateContext,
 )
 from qscape.onpolicy.state import ActingState, Networks, State
 from qscape.types import Bound, Key, Part, Scalar, Spec, stream
@@ -207,11 +207,11 @@ class Assembly(Bound):
         features = networks.torso(obs) if self.has_shared_torso else None
         return _value(networks.critic, features, obs)
 
-    def make_context(self, state: State, progress: Scalar | float, key: Key) -> Context:
+    def make_context(self, state: State, progress: Scalar | float, key: Key) -> UpdateContext:
         """The functions and settings that `PolicyUpdate.improve` receives; arguments as in `update`."""
         part_states, base = state.part_states, self.base
         rate = base.learning_rate * (1.0 - progress) if base.anneal else base.learning_rate
-        return Context(
+        return UpdateContext(
             normalise=lambda obs: self.normalise_obs(part_states, obs),
             scale=lambda reward: reward,
             apply_networks=lambda networks, obs: self.apply_networks(part_states, networks, obs),
