@@ -18,6 +18,7 @@ class BlockNetwork(Network):
         gains: gain of the orthogonal output layers, by what they compute.
     """
 
+    curves_critics: ClassVar[bool] = True  # by layer norms or unit vectors
     make_torso: ClassVar[Any]
     gains: ClassVar[dict[str, float]] = {"critic": 1.0, "mean": 1.0, "log_std": 1.0}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ NOTABLE = 0.01  # share of values and of targets from which a support counts as 
 class SupportedValue(Value):
     """Base of values that are the mean of a distribution on [low, high], trained by cross-entropy."""
 
+    curves_critics: ClassVar[bool] = True  # by the mean of a softmax
     low: float = setting(-5.0, "Lower end of the support; returns below it cannot be represented.")
     high: float = setting(5.0, "Upper end of the support; returns above it cannot be represented.")
     atoms: int = setting(101, "Number of atoms or bins.", within=">= 1")

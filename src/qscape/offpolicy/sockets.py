@@ -188,6 +188,7 @@ class Network(StatefulPart):
             of the actor, or with every update.
         keeps_target_critics: False: there are no target critics, and critics value the next state themselves.
         has_plain_layers: the hidden layers are those that the base describes, and nothing else.
+        curves_critics: critics of it have second derivatives even where their activation has none.
         drops_units: the critics have dropout, which is on in their loss, in the target critics and where the
             actor climbs the critics; it is off for everybody else.
     """
@@ -197,6 +198,7 @@ class Network(StatefulPart):
     refreshes_actor: ClassVar[Literal["actor", "always"]] = "actor"
     keeps_target_critics: ClassVar[bool] = True
     has_plain_layers: ClassVar[bool] = False
+    curves_critics: ClassVar[bool] = False
     drops_units: ClassVar[bool] = False
 
     @property
@@ -236,11 +238,13 @@ class Value(StatefulPart):
         learns_from_values: a target is a number, so that critics can learn from values that no critic
             computed, such as V of implicit Q-learning.
         uses_critic_loss: its loss is the one that `base.critic_loss` names.
+        curves_critics: critics of it have second derivatives even where their activation has none.
     """
 
     socket: ClassVar[str] = "value"
     learns_from_values: ClassVar[bool] = True
     uses_critic_loss: ClassVar[bool] = False
+    curves_critics: ClassVar[bool] = False
 
     def notes(self, agent: Composition) -> list[str]:
         if self.uses_critic_loss or agent.base.critic_loss == Base().critic_loss:
