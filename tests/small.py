@@ -11,7 +11,7 @@ from jaxlib.version import __version_info__
 
 from qscape import agents
 from qscape.errors import UsageError
-from qscape.methods.sale import Statistics
+from qscape.methods.sale import EncoderStatistics
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import State
 from qscape.replay.storage import ReplayState, Rows
@@ -169,12 +169,12 @@ def randomised(tree: Any, draw: Callable, rng: np.random.Generator) -> Any:
     The statistics of batch normalisation are replaced by those of a random sample, so that they are valid.
     """
 
-    def sample(seen: Statistics) -> Statistics:
+    def sample(seen: EncoderStatistics) -> EncoderStatistics:
         drawn = [(rng.normal(1, 2, (20, *mean.shape)), spread.ndim) for mean, spread in seen]
         found = [(x.mean(0), np.cov(x.T, ddof=0) if axes == 2 else x.var(0)) for x, axes in drawn]
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Statistics(*found))
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), EncoderStatistics(*found))
 
     def is_seen(x: Any) -> bool:
-        return isinstance(x, Statistics)
+        return isinstance(x, EncoderStatistics)
 
     return jax.tree.map(lambda x: sample(x) if is_seen(x) else draw(x), tree, is_leaf=is_seen)

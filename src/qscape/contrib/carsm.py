@@ -19,7 +19,7 @@ from qscape.nets.layers import dense
 from qscape.nets.orthogonal import orthogonal_linear, orthogonal_torso
 from qscape.onpolicy.base import Base
 from qscape.onpolicy.descent import apply_step
-from qscape.onpolicy.sockets import Context, PolicyUpdate, RolloutSamples, Transitions
+from qscape.onpolicy.sockets import PolicyUpdate, RolloutSamples, Transitions, UpdateContext
 from qscape.onpolicy.state import Networks, State
 from qscape.ops.categorical import LEAST
 from qscape.ops.surrogate import weighted_mean
@@ -69,6 +69,7 @@ class CARSM(PolicyUpdate):
 
     name: ClassVar[str] = "carsm"
     allows_shared_torso: ClassVar[bool] = False
+    weighs_critic_loss: ClassVar[bool] = False
     has_own_critic: ClassVar[bool] = True
     critic_steps: int = setting(50, "Optimiser steps of the critic per update.", within=">= 1")
     memory: int = setting(100_000, "Transitions that are kept for the critic.", within=">= 1")
@@ -119,9 +120,6 @@ class CARSM(PolicyUpdate):
                 "base.passes = 1 and base.episodes = 0."
             )
         return None
-
-    def moot_fields(self, agent: Any) -> dict[str, str]:
-        return {"base.value_coefficient": "with carsm, whose critic has a loss of its own"}
 
     def fits(self, spec: Spec, base: Base) -> str | None:
         if not spec.index_sizes:
@@ -177,11 +175,11 @@ class CARSM(PolicyUpdate):
         torso, out = critic
         return dense(out, torso(jnp.concatenate([obs, seen], -1)))[..., 0]
 
-    def values(self, context: Context, networks: Networks, obs: Array, key: Key) -> Float[Array, " N"]:
+    def values(self, context: UpdateContext, networks: Networks, obs: Array, key: Key) -> Float[Array, " N"]:
         return self._mean_value(context, networks, networks.critic, obs, key)
 
     def _mean_value(
-        self, context: Context, networks: Networks, critic: PyTree, obs: Array, key: Key
+        self, context: UpdateContext, networks: Networks, critic: PyTree, obs: Array, key: Key
     ) -> Float[Array, " N"]:
         """The mean of Q(s, a) over `value_samples` actions of the policy, at observations [N, S]."""
         dist = context.distribution((networks.torso, networks.head), obs)
@@ -198,7 +196,7 @@ class CARSM(PolicyUpdate):
         return {"actor": (networks.torso, networks.head), "critic": networks.critic}
 
     def improve(
-        self, context: Context, state: State, samples: RolloutSamples, transitions: Transitions
+        self, context: UpdateContext, state: State, samples: RolloutSamples, transitions: Transitions
     ) -> tuple[State, Metrics]:
         k_rows, k_values, k_noise = jax.random.split(context.key, 3)
         own: CarsmState = state.part_states[self.name]
@@ -244,7 +242,12 @@ class CARSM(PolicyUpdate):
         return jax.tree.map(lambda ring, x: ring.at[at].set(x), own.memory, kept), own.written + count
 
     def _update_critic(
-        self, context: Context, critic: PyTree, target: PyTree, moments: PyTree, batch: tuple[Array, ...]
+        self,
+        context: UpdateContext,
+        critic: PyTree,
+        target: PyTree,
+        moments: PyTree,
+        batch: tuple[Array, ...],
     ) -> tuple[PyTree, PyTree, PyTree, Scalar]:
         """Critic, target critic and optimiser after `critic_steps` steps, and the loss before the last.
 
@@ -268,7 +271,7 @@ class CARSM(PolicyUpdate):
         return jax.lax.fori_loop(0, self.critic_steps, step, (critic, target, moments, jnp.zeros(())))
 
     def _actor_gradient(
-        self, context: Context, networks: Networks, samples: RolloutSamples, factor: Scalar, key: Key
+        self, context: UpdateContext, networks: Networks, samples: RolloutSamples, factor: Scalar, key: Key
     ) -> tuple[PyTree, Metrics]:
         """The gradient of the actor's loss by (torso, head), and metrics.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, Stage, Torso, dense
+from qscape.nets import MLP, Actor, Conditioning, Deterministic, Gaussian, InputStage, Torso, dense
 from qscape.nets.heads import Point, SquashedNormal
 from qscape.offpolicy.plain import Plain, make_mlp_architecture
 from qscape.offpolicy.sockets import Architecture, Composition, Context, PartState
@@ -104,7 +104,7 @@ class LipsNet(Plain):
         torso = Torso(k_torso, sizes, "relu")
         head = make_mlp_architecture(base).head(k_head, spec)
         bound = MLP(k_bound, (spec.observation_size, self.width, 1), "tanh")
-        actor = LipsActor(Stage(), torso, head, bound, self.epsilon)
+        actor = LipsActor(InputStage(), torso, head, bound, self.epsilon)
 
         def layers(actor: LipsActor) -> list[eqx.nn.Linear]:
             assert isinstance(actor.torso, Torso)

@@ -44,7 +44,7 @@ from qscape.envs.spaces import (
     put_image_first,
     split_space,
 )
-from qscape.envs.workers import Pool, WorkerError, Workers
+from qscape.envs.workers import EnvPoolEnv, WorkerError, Workers
 from qscape.errors import QscapeError, RunError, UsageError, describe
 from qscape.types import Spec
 
@@ -191,7 +191,7 @@ def make(
         return EnvAdapter(first, seed=seed, env_id=name, index_actions=index_actions)
     try:
         if vectorise == "envpool":
-            many: VectorEnv = Pool(env_id, envs, args, first)
+            many: VectorEnv = EnvPoolEnv(env_id, envs, args, first)
         elif vectorise == "async":
             many = Workers([build_there] * envs, autoreset)
         else:

@@ -28,7 +28,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from qscape.envs.adapter import EnvAdapter
 from qscape.envs.native import JaxEnv
-from qscape.envs.workers import Pool, Workers
+from qscape.envs.workers import EnvPoolEnv, Workers
 from qscape.errors import one_line
 
 # Classes of objects without state, which the environment's constructor makes again.
@@ -205,7 +205,7 @@ def _iterate_wrappers(env: gym.Env | VectorEnv, name: str) -> Iterator[tuple[str
         return  # `take` and `restore` ask each process
     if isinstance(env, AsyncVectorEnv):
         raise _NotCapturable("its environments run in other processes")
-    if isinstance(env, Pool):
+    if isinstance(env, EnvPoolEnv):
         raise _NotCapturable("EnvPool does not show the state of its environments")
     yield f"{name}.{type(env).__name__}", env
     if isinstance(env, gym.Wrapper | VectorWrapper):

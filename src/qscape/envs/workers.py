@@ -180,7 +180,7 @@ def _work(index: int, env_fn: Callable[[], gym.Env], pipe: Any, *rest: Any) -> N
             _async_worker(index, lambda: env, pipe, *rest)
 
 
-class Pool(VectorEnv):
+class EnvPoolEnv(VectorEnv):
     """Environments that EnvPool steps in threads of C++. Needs the extra `envpool`.
 
     Args:

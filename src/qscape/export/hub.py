@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qscape.errors import QscapeError, RunError, UsageError
 from qscape.export.card import render_card
-from qscape.export.policy import Source, load_source
+from qscape.export.policy import PolicySource, load_source
 from qscape.inspect import store
 from qscape.run.files import unused_name
 from qscape.run.folder import RECORD, newest_save, no_save, one_run
@@ -177,7 +177,7 @@ SAYS = {
 }
 
 
-def _render(source: Source, repository: str, pictures: list[Path]) -> str:
+def _render(source: PolicySource, repository: str, pictures: list[Path]) -> str:
     """Render the card of a run, with its pictures and how to load it."""
     lines = ["```python", "import qscape as qs", "", f'model = qs.load("hub:{repository}")', "```", ""]
     for picture in pictures:

@@ -68,7 +68,6 @@ class PAVE(Regulariser):
 
     def notes(self, agent: Composition) -> list[str]:
         notes, base = [], agent.base
-        # Layer norms, unit vectors and the mean of a softmax have second derivatives of their own.
         curved = (
             agent.representation.has_smooth_critics
             or base.critic_norm == "layer"
