@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blocks import RESULTS
+from blocks import RESULTS, ROOT
 from published import Row
 from recorded import read_json
 
 from qscape.cli.tune import flag
-from qscape.jobs.study import find_study, read_study
+from qscape.jobs.study import BUNDLED, read_study
 from qscape.run.plan import Plan
 
 # The studies of each table. Budget `paper` repeats the table, `short` is what a machine of two cores affords.
@@ -88,7 +88,8 @@ def dataset_of(row: Row) -> str:
 @functools.cache
 def plans(study: str) -> list[Plan]:
     """Return one plan of each arm of a study with the budget `paper`."""
-    return [row.plan for row in read_study(find_study(study), "paper").rows if row.plan.seed == 0]
+    file = next(f for f in (BUNDLED / f"{study}.toml", ROOT / "studies" / f"{study}.toml") if f.exists())
+    return [row.plan for row in read_study(file, "paper").rows if row.plan.seed == 0]
 
 
 PAVE_TERMS = {"MPR": "mixed_partial", "VFC": "vector_field", "Curv": "curvature"}

@@ -1,6 +1,6 @@
 """Measure the critics of a study beside each other, at states that the policies of all of them visit.
 
-    qscape study run critics
+    qscape study run studies/critics.toml
     NPROC=1 python benchmarks/critics.py runs/critics --pictures docs/images
 
 For each environment and seed, the script takes states from ten episodes of every finished run's last policy,

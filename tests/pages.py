@@ -5,8 +5,8 @@
 A block with a title is a file of that name. Lines of `bash` blocks are run one after the other, and `python`
 blocks share their names, as in one session. What runs differs from what the page says in two ways:
 
-- Numbers of steps, episodes and trials are small (`NUMBER`, `shorten`), also in files, in studies that come
-  with qscape, and where `qscape train` has a default. Episodes of MuJoCo and Brax tasks have 20 steps. No
+- Numbers of steps, episodes and trials are small (`NUMBER`, `shorten`), also in files, in studies of
+  this project, and where `qscape train` has a default. Episodes of MuJoCo and Brax tasks have 20 steps. No
   other number changes.
 - Lines that install something (`INSTALLS`) are left out: the tests have everything.
 """
@@ -19,9 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from study_files import STUDIES
 
 from qscape import cli, trusted
 
@@ -102,14 +103,14 @@ def forget_modules() -> Iterator[None]:
 
 
 def copy_study(argv: list[str]) -> None:
-    """Make a study of qscape a file of this folder with small numbers, and name it in `argv`."""
-    packaged = files("qscape.jobs") / "studies" / f"{argv[2]}.toml"
-    if packaged.is_file():
-        text = shorten(packaged.read_text(encoding="utf-8"))
+    """Make a study of this project a file of this folder with small numbers, and name it in `argv`."""
+    name = argv[2].removeprefix("studies/").removesuffix(".toml")
+    if name in STUDIES:
+        text = shorten(STUDIES[name].read_text(encoding="utf-8"))
         # TD7's first update comes after whole episodes.
         text = text.replace('id = "Pendulum-v1"', 'id = "Pendulum-v1"\nargs = { max_episode_steps = 20 }')
-        Path(f"{argv[2]}.toml").write_text(text, encoding="utf-8")
-        argv[2] += ".toml"
+        argv[2] = f"{name}.toml"
+        Path(argv[2]).write_text(text, encoding="utf-8")
 
 
 def run_page(page: Path, most: int | None = None) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from study_files import STUDIES
 
 from qscape.cli import train
 from qscape.errors import UsageError
@@ -200,8 +201,7 @@ def test_a_gap_is_written_where_optima_have_no_count(monkeypatch, tmp_path, caps
 
 def test_every_table_has_a_study_with_three_budgets():
     for study in {study for studies in arms.STUDIES.values() for study in studies}:
-        file = ROOT / "src/qscape/jobs/studies" / f"{study}.toml"
-        assert {*tomllib.loads(file.read_text())["budgets"]} >= {"quick", "short", "paper"}, study
+        assert {*tomllib.loads(STUDIES[study].read_text())["budgets"]} >= {"quick", "short", "paper"}, study
 
 
 NO_ARM = {  # agents of published numbers that no study of qscape has

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from qscape.envs.simulators.gymnax import BEYOND, OLDEST
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LINK = re.compile(r"!?\[[^]]*\]\((?!https?:|#)([^)#]+)")  # a relative address in Markdown
@@ -69,6 +71,11 @@ def test_every_extra_is_documented():
     assert not [e for e in PROJECT["project"]["optional-dependencies"] if f"| `{e}` |" not in page]
 
 
+def test_the_adapter_of_gymnax_knows_the_versions_of_its_extra():
+    oldest, beyond = (".".join(map(str, version)) for version in (OLDEST, BEYOND))
+    assert f"gymnax>={oldest},<{beyond}" in PROJECT["project"]["optional-dependencies"]["gymnax"]
+
+
 SCHEMAS = {
     "github-workflows": ".github/workflows/*.yml",
     "github-issue-forms": ".github/ISSUE_TEMPLATE/[!c]*.yml",
@@ -120,6 +127,7 @@ def test_a_wheel_has_studies_and_the_runner(built, tmp_path):
     assert not LINK.search(about)
     assert "Project-URL: Issues, " in about
     assert (tmp_path / "qscape/export/run_policy.py").exists()
+    assert len([*tmp_path.rglob("studies/*.toml")]) == 7
     out = run(sys.executable, "-m", "qscape", "list", "studies", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert "demo" in out
     argv = ["study", "status", "demo", "--budget", "quick"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from study_files import STUDIES
 from tiny import flags
 
 import qscape as qs
@@ -15,7 +16,7 @@ from qscape.agents.sources import Paper
 from qscape.cli import main
 from qscape.cli.tune import train_command
 from qscape.errors import UsageError
-from qscape.jobs.study import find_study, read_study
+from qscape.jobs.study import read_study
 from qscape.jobs.trials import Search, Trial
 from qscape.offpolicy.plain import EveryStep
 from qscape.offpolicy.sockets import EpisodeEnd, StepEnd
@@ -400,7 +401,7 @@ def test_list_presets(capsys):
 
 
 def test_the_best_is_the_agent_of_the_record_where_that_won():
-    plans = {row.plan.env: row.plan for row in read_study(find_study("record")).rows}
+    plans = {row.plan.env: row.plan for row in read_study(STUDIES["record"]).rows}
     assert [*plans] == ["Hopper-v5", "Walker2d-v5", "Ant-v5", "HalfCheetah-v5", "Ant-v4"]
     for env, plan in plans.items():
         own = env == "HalfCheetah-v5"  # TD7 with its own settings is better there

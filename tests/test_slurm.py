@@ -125,7 +125,7 @@ class Submitted:
 def worker(tmp_path, submit):
     executor = type("Executor", (), {"submit": lambda self, *of: submit()})()
     cluster = type("Cluster", (), {"folder": tmp_path / "slurm", "executor": executor})()
-    return slurm.SlurmWorker(cluster, Job("measure", tmp_path / "run"))
+    return slurm.SlurmWorker(cluster, Job("train", tmp_path / "run"))
 
 
 def test_a_lost_job_is_continued_and_a_refused_one_is_not(tmp_path, monkeypatch):

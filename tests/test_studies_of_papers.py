@@ -8,8 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from study_files import STUDIES
 
-from qscape.jobs.study import find_study, names_of_studies, read_study
+from qscape.jobs.study import read_study
 from qscape.run.plan import prepare
 
 pytest.importorskip("Box2D")
@@ -31,7 +32,7 @@ def key_of(plan):
 def plans(study):
     """Plans of the budget `paper`, one for each seed, by environment, dataset and label."""
     found = defaultdict(list)
-    for row in read_study(find_study(study), "paper").rows:
+    for row in read_study(STUDIES[study], "paper").rows:
         found[key_of(row.plan)].append(row.plan)
     return found
 
@@ -88,7 +89,7 @@ def test_cartpole_as_pictures_has_the_papers_protocol():
             assert (base.optimiser, base.learning_rate, base.discount) == ("rmsprop", 7e-4, 0.99)
 
 
-@pytest.mark.parametrize("study", [name for name in names_of_studies() if name.startswith("savo")])
+@pytest.mark.parametrize("study", [name for name in STUDIES if name.startswith("savo")])
 def test_environments_and_exploration_of_savo_are_those_of_its_table_2(study):
     if study in ("savo-effect", "savo-controls", "savo-recsim"):  # which are shorter, and have no such budget
         return
@@ -101,16 +102,16 @@ def test_environments_and_exploration_of_savo_are_those_of_its_table_2(study):
 
 
 def test_recorded_runs_are_arms_of_the_studies_that_they_name():
-    """Their environments and labels are those of a study of the package, in one of its budgets."""
+    """Their environments and labels are those of a study of this project, in one of its budgets."""
     archives = ROOT / "benchmarks" / "results" / "learning"
     if not archives.exists():
         pytest.skip("there are no recorded runs here")
     for archive in archives.glob("*.tar.xz"):
         study, found = archive.name.partition(".")[0], set()
-        if study not in names_of_studies():
+        if study not in STUDIES:
             continue
-        for budget in tomllib.loads(find_study(study).read_text())["budgets"]:
-            found |= {(row.plan.env, row.plan.label) for row in read_study(find_study(study), budget).rows}
+        for budget in tomllib.loads(STUDIES[study].read_text())["budgets"]:
+            found |= {(row.plan.env, row.plan.label) for row in read_study(STUDIES[study], budget).rows}
         for name, data in read_archive(archive).items():
             if name.endswith("/run.json"):
                 run = json.loads(data)

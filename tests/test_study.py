@@ -1,6 +1,5 @@
 """Studies: what a file asks for, what is missing, and that a study ends whatever happens to it."""
 
-import json
 import os
 import re
 import shutil
@@ -14,22 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import SIZES, TESTS, assert_same_run, environment, evaluations
+from study_files import STUDIES
+from tiny import SIZES, assert_same_run, environment, evaluations
 
 from qscape.cli import main
 from qscape.cli.study import StudyBoard
 from qscape.errors import UsageError
-from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool
 from qscape.jobs.progress import LOSSES, StudyProgress, list_differences
-from qscape.jobs.study import read_study
+from qscape.jobs.study import names_of_studies, read_study
 from qscape.jobs.worker import Job
 from qscape.run import Plan, train
 from qscape.run import folder as folders
-from qscape.run.events import Logged, Measured, Saved, Started
+from qscape.run.events import Logged, Progressed, Saved, Started
 from qscape.run.plan import folder_name, prepare, to_json
 
-STUDIES = TESTS.parent / "src/qscape/jobs/studies"
 SMALL = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in SIZES.items()]
 LINES = "\n".join(SMALL)
 TEXT = f"""\
@@ -262,7 +260,10 @@ def test_files_that_are_none(place, capsys):
     )
     for argv, why in (
         (["run"], "qscape study run needs a study first"),
-        (["run", "dmo"], "no file dmo and no study of that name; near to it: demo, make-demo."),
+        (
+            ["run", "dmo"],
+            "no file dmo and no study of that name in the package; near to it: demo, make-demo; more are",
+        ),
         (["start"], "qscape study has no 'start'"),
         (["run", "tiny.toml", "--budget", "quick", "--workers", "0"], "--workers is 0"),
         (["run", "tiny.toml", "--worker", "1"], "did you mean --workers"),
@@ -277,7 +278,7 @@ def test_files_that_are_none(place, capsys):
 
 
 def test_the_studies_of_this_project():
-    pendulum = read_study(STUDIES / "pendulum.toml").rows
+    pendulum = read_study(STUDIES["pendulum"]).rows
     assert [r.plan for r in pendulum if r.plan.recipe == "td7"] == [
         Plan(
             "td7",
@@ -292,11 +293,11 @@ def test_the_studies_of_this_project():
         for seed in range(5)
     ]
     assert {r.plan.recipe for r in pendulum} == {"td3", "sac", "td7"}
-    mujoco = read_study(STUDIES / "mujoco.toml", "short").rows
+    mujoco = read_study(STUDIES["mujoco"], "short").rows
     assert len({r.folder for r in mujoco}) == 36
     assert {r.plan.recipe for r in mujoco} == {"td3", "td7", "sac"}
     assert Plan("td7", "Hopper-v5", 100_000, label="td7") in [r.plan for r in mujoco]
-    pave = read_study(STUDIES / "pave.toml", "quick").rows
+    pave = read_study(STUDIES["pave"], "quick").rows
     assert [r.plan.label for r in pave] == [
         f"{base}{part}[preset=paper]"
         for base in ("td3", "sac")
@@ -305,15 +306,31 @@ def test_the_studies_of_this_project():
     assert {(r.plan.env, r.plan.steps) for r in pave} == {("Pendulum-v1", 10_000)}
 
 
+def test_the_package_has_demonstrations_and_five_main_tables(place, capsys):
+    """Of every other study, one sentence tells the file, if it is here, or where such files are."""
+    assert names_of_studies() == ["acpg", "demo", "make-demo", "pave", "savgo", "savo", "td7"]
+    assert {*names_of_studies(), "mujoco", "pave-ablation"} < {*STUDIES}
+    assert main(["study", "run", "mujoco"]) == 2
+    assert "package; there are acpg, demo" in (said := capsys.readouterr().err)
+    assert "more are files of the repository, studies/NAME.toml." in said
+    file = Path("studies/mujoco.toml")
+    file.parent.mkdir()
+    shutil.copy(STUDIES["mujoco"], file)
+    assert main(["study", "run", "mujoco"]) == 2
+    assert capsys.readouterr().err.endswith(f"mujoco is no part of the package; write its file, {file}.\n")
+    assert main(["study", "status", str(file), "--budget", "short"]) == 0
+    assert "mujoco (short): 36 waiting of 36 runs" in capsys.readouterr().out
+
+
 def test_every_study_of_this_project_plans_a_quick_run():
     pytest.importorskip("Box2D")
     pytest.importorskip("ale_py")
-    for file in STUDIES.glob("*.toml"):
+    for file in STUDIES.values():
         assert read_study(file, "quick").rows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", STUDIES.values(), ids=STUDIES)
 def test_every_study_of_this_project_plans_its_whole_length(file):
     pytest.importorskip("Box2D")
     pytest.importorskip("ale_py")
@@ -324,7 +341,7 @@ def test_every_study_of_this_project_plans_its_whole_length(file):
 
 def test_the_plan_of_a_study_is_printed_before_anything_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "status", "td7-design", "--budget", "short"]) == 0
+    assert main(["study", "status", str(STUDIES["td7-design"]), "--budget", "short"]) == 0
     said = capsys.readouterr().out
     assert "td7-design (short): 18 waiting of 18 runs" in said
     assert "HalfCheetah-v5" in said
@@ -333,7 +350,7 @@ def test_the_plan_of_a_study_is_printed_before_anything_runs(tmp_path, monkeypat
 
 def test_the_full_comparison_of_pave():
     pytest.importorskip("Box2D")
-    rows = read_study(STUDIES / "pave.toml", "paper").rows
+    rows = read_study(STUDIES["pave"], "paper").rows
     steps = {r.plan.env: r.plan.steps for r in rows}
     assert steps == {
         "Pendulum-v1": 100_000,
@@ -385,12 +402,8 @@ def assert_equal_to(calm, runs):
 def test_a_study_runs_all_and_repeats_nothing(calm, place, capsys):
     folder, said = calm
     assert "tiny (quick): 4 waiting of 4 runs" in said
-    assert re.search(r"about 0\.\d\d core-hours, 0:\d\d:\d\d with 2 worker", said)
     lines = said.splitlines()
     assert [sum(x.startswith(state) for x in lines) for state in ("running ", "done ")] == [4, 4]
-    measured = json.loads((folder / "runs/tiny/measured.json").read_text())
-    assert len(measured) == 2
-    assert all(cost > 0 for costs in measured.values() for cost in costs)
 
     shutil.copytree(folder / "runs", "runs")
     before = {f: f.stat().st_mtime_ns for f in Path("runs").rglob("*")}
@@ -666,15 +679,11 @@ def saves(runs):
 def test_a_study_that_is_interrupted_killed_and_doubled_ends_like_a_calm_one(calm, place):
     runs = place / "runs"
     argv = ["run", "tiny.toml", "--budget", "quick", "--workers", 2]
-    (runs / "tiny").mkdir(parents=True)
-    shutil.copy(calm[0] / "runs/tiny/measured.json", runs / "tiny")
-
     first = start(*argv)
     wait_for(lambda: saves(runs) >= 1)
     first.send_signal(signal.SIGINT)
     said = ended(first, 130)
     assert "to continue: qscape study run tiny.toml --budget quick --workers 2 --trust" in said
-    assert "measuring" not in said
 
     second, before = start(*argv), saves(runs)
     wait_for(lambda: saves(runs) > before)
@@ -719,8 +728,6 @@ def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
         + '[[environments]]\nid = "tiny:Clock-v0"\nargs = {fail_at = 90}\n'
     )
     shutil.rmtree(study(text).rows[0].folder)
-    for k, row in enumerate(study(text).rows):
-        Costs(Path("runs/tiny")).add(row.folder.parent, Measured(1, 2e-3, 1e-3, k))
     assert main(["study", "run", "tiny.toml", "--budget", "quick"]) == 1
     out, err = capsys.readouterr()
     assert err == "qscape: 2 of 4 runs failed; see above.\n"
@@ -736,18 +743,51 @@ def test_a_failing_run_does_not_stop_the_rest(calm, place, capsys):
 # --- what it will cost, and how it looks ---------------------------------------------------------------
 
 
-def test_the_estimate():
-    cost = Measured(begin=10.0, step=0.001, update=0.01, episode=0.5)
-    plan = Plan("td3", "x", 10_000, settings={"base": {"warmup": 2_000}}, eval_every=1_000, eval_episodes=4)
-    assert estimate_seconds(plan, cost) == pytest.approx(10 + 10 + 80 + 20)
-    assert estimate_seconds(plan, cost, made=6_000) == pytest.approx(10 + 4 + 40 + 8)
-    half = {"base": {"warmup": 2_000, "updates_per_step": 0.5}}
-    plan = Plan("td3", "x", 10_000, settings=half, eval_every=0)
-    assert estimate_seconds(plan, cost, made=1_000) == pytest.approx(10 + 9 + 40)
-    offline = Plan("td3+bc", "x", 10_000, dataset="x.hdf5", eval_every=0)  # a step is an update
-    assert estimate_seconds(offline, cost, made=4_000) == pytest.approx(10 + 60)
-    short = Plan("td3", "x", 10_000, eval_every=0)  # a fifth of so short a run is warm-up
-    assert estimate_seconds(short, cost) == pytest.approx(10 + 10 + 80)
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told to go on; `clock(4)` lets four seconds pass."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def go_on(seconds):
+        now[0] += seconds
+
+    return go_on
+
+
+def test_a_study_tells_the_time_that_is_left_after_five_seconds(place, clock, capsys):
+    """Of two groups with two runs of 2,000 steps, one is measured: 100 steps a second, once it learns."""
+    board = StudyBoard(study(), Console(width=200))
+    board.workers = 2
+    next(board.progress.jobs())
+
+    def tell(seconds, step, updates):
+        clock(seconds)
+        board.take(0, Progressed(step, updates, 0, 0))
+        return capsys.readouterr().out
+
+    board.take(0, Started(0, 2_000, "td3", "Clock", 0, []))
+    assert tell(1, 50, 0)  # the line that the run has begun
+    assert not tell(6, 99, 0)
+    assert not tell(20, 100, 50)  # warm-up and compilation do not count
+    assert board.left() is None
+    assert not tell(4, 500, 450)
+    assert tell(1, 600, 550) == "about 0:00:37 left with 2 workers (0.02 core-hours)\n"
+    assert board.left() == pytest.approx((1_400 + 3 * 2_000) / 100)
+    assert not tell(6, 800, 750), "it is told once"
+    assert board.progress.runs[0].speed == pytest.approx(700 / 11)
+
+    board.take(0, None)  # lost; the next worker begins with a compilation, and the old speed counts
+    next(board.progress.jobs())
+    board.take(0, Progressed(810, 760, 0, 0))
+    clock(60)
+    board.take(0, Progressed(811, 761, 0, 0))
+    assert board.progress.runs[0].speed == pytest.approx(700 / 11)
+    clock(1)
+    board.take(0, Progressed(821, 771, 0, 0))
+    board.progress.runs[1].speed = 1.0
+    assert board.progress.runs[0].speed == pytest.approx(10)
+    assert board.left() == pytest.approx((1_179 + 2_000) / 10 + 2 * 2_000)
 
 
 def test_the_live_table_fits_on_the_screen(place):
@@ -758,12 +798,10 @@ def test_the_live_table_fits_on_the_screen(place):
         standings = board.progress.runs
         standings[41].state, standings[41].speed, standings[41].step = "running", 100.0, 1_000
         standings[17].state, standings[17].why = "failed", "NaN"
-        for standing in standings[:2]:
-            board.costs.add(standing.row.folder.parent, Measured(1.0, 1e-3, 0.0, 0.0))
         console.print(board.short_table())
     title, head, first, second, *rest = console.export_text().splitlines()
     assert len(rest) == 6
-    assert title.startswith("tiny (quick): 1 running, 1 failed, 58 waiting of 60 runs; about 0:02:56 left")
+    assert title.startswith("tiny (quick): 1 running, 1 failed, 58 waiting of 60 runs; about 0:19:30 left")
     assert head.split() == [
         "environment",
         "agent",

@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import shlex
-import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -14,9 +15,8 @@ from rich.text import Text
 
 from qscape import trusted
 from qscape.cli import options
-from qscape.cli.running import LiveBoard, clock, plain_console, require_positive, table
+from qscape.cli.running import MEASURED, LiveBoard, clock, plain_console, require_positive, table
 from qscape.errors import RunError, UsageError
-from qscape.jobs.estimate import Costs, estimate_seconds
 from qscape.jobs.pool import Failure, LocalWorker, Pool, Worker
 from qscape.jobs.progress import RunProgress, StudyProgress
 from qscape.jobs.study import Study, find_study, read_study, write_rows
@@ -25,8 +25,6 @@ from qscape.report.numbers import format_return
 from qscape.run import events as ev
 from qscape.system import count_cores
 from qscape.types import setting
-
-LONG = 3600.0  # core-seconds above which a study asks the user before it begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,6 @@ class Run(Status):
     ray: str | None = setting(None, "Address of a Ray cluster; auto: a local one.")
     slurm: bool = setting(False, "Run each run as a SLURM job.")
     slurm_args: tuple[str, ...] = setting((), "Arguments of these jobs, e.g. partition=cpu time=240.")
-    yes: bool = setting(False, "Do not ask before a long study begins.")
 
 
 def main(argv: list[str]) -> int:
@@ -94,16 +91,12 @@ def run(board: "StudyBoard", given: Run, command: str) -> int:
     interrupted = False
     if progress.of("waiting", "elsewhere"):
         with engine(given, progress.study.folder) as (start, workers):
-            interrupted = not measured(board, min(workers, count_cores())) or not agreed(
-                board, workers, given.yes
-            )
-            if not interrupted:
-                pool = Pool(progress.jobs(), workers, start)
-                board.workers = workers
-                with board.live():
-                    for k, event in pool.events():
-                        board.take(k, event)
-                interrupted = pool.stopping
+            pool = Pool(progress.jobs(), workers, start)
+            board.workers = workers
+            with board.live():
+                for k, event in pool.events():
+                    board.take(k, event)
+            interrupted = pool.stopping
         board.console.print(board.table())
     failed = progress.of("failed")
     for run in failed:
@@ -138,56 +131,14 @@ def engine(given: Run, folder: Path) -> Iterator[tuple[Callable[[Job], Worker], 
         yield cluster.start, cluster.workers
 
 
-def measured(board: "StudyBoard", workers: int) -> bool:
-    """Measure the costs of agents and environments that are unknown on this machine.
-
-    Returns:
-        False if the measurement was interrupted.
-    """
-    groups = {s.row.folder.parent: s.row for s in board.progress.of("waiting")}
-    new = [row for group, row in groups.items() if board.costs.of(group) is None]
-    if not new:
-        return True
-    board.say(f"measuring {len(new)} of agents × environments")
-    jobs = ((k, Job("measure", row.folder, row.plan)) for k, row in enumerate(new))
-    pool = Pool(jobs, workers, partial(LocalWorker, log=board.progress.study.folder / "workers.log"))
-    for k, event in pool.events():
-        if isinstance(event, ev.Measured):
-            board.costs.add(new[k].folder.parent, event)
-        elif isinstance(event, Failure):
-            board.say(f"not measured: {new[k].plan.label} {new[k].plan.env}: {event.why}")
-    return not pool.stopping
-
-
-def agreed(board: "StudyBoard", workers: int, yes: bool) -> bool:
-    """Print the estimated cost of the study; ask the user if it is high and this is a terminal.
-
-    Args:
-        workers: number of workers.
-        yes: never ask.
-
-    Returns:
-        False if the user declined.
-    """
-    left = board.left()
-    busy = min(workers, len(board.progress.of("waiting")) or 1)
-    board.say(f"about {left / 3600:.2f} core-hours, {clock(left / busy)} with {busy} worker(s)")
-    if yes or left < LONG or not (sys.stdin.isatty() and board.console.is_terminal):
-        return True
-    try:
-        return input("begin? [Y/n] ").strip().lower() in ("", "y", "yes")
-    except EOFError:
-        return False
-
-
 class StudyBoard(LiveBoard):
     """A study's runs on the screen: one live table on a terminal, else one line for each change."""
 
     def __init__(self, study: Study, console: Console) -> None:
         super().__init__(console)
         self.progress = StudyProgress(study, notice=self.changed)
-        self.costs = Costs(study.folder)
         self.workers = 1
+        self.estimated = False  # whether a line has told the time that is left
 
     def beginning(self) -> Iterator[str]:
         """Yield the first lines: the study, changed agents, and runs that other processes have."""
@@ -205,19 +156,42 @@ class StudyBoard(LiveBoard):
             self.say(f"{run.row.plan.env} {run.row.plan.label} seed {run.row.plan.seed}: {warning}")
         if run.state != before or isinstance(event, ev.Started):
             self.changed(run)
+        learnt = time.monotonic() - run.learns_since[0] if run.learns_since and run.speed else 0.0
+        if learnt >= MEASURED and not self.estimated:
+            self.estimated = True
+            self.say(self.cost())
 
     def changed(self, run: RunProgress) -> None:
         """Print the new state of a run, unless a live table shows it."""
         if not self.console.is_terminal:
             self.say(line(run))
 
-    def left(self) -> float:
-        """Estimate the core-seconds that are left; runs whose cost was not measured are not counted."""
-        total = 0.0
-        for run in self.progress.of("waiting", "elsewhere", "running"):
-            cost = self.costs.of(run.row.folder.parent)
-            total += estimate_seconds(run.row.plan, cost, run.step) if cost else 0.0
-        return total
+    def left(self) -> float | None:
+        """Estimate the worker-seconds that are left; None before the speed of a run is known.
+
+        An agent in an environment takes as long a step as its own runs so far, or else as all runs so far.
+        """
+        taken: dict[Path, list[float]] = {}
+        for run in self.progress.runs:
+            if run.speed:
+                taken.setdefault(run.row.folder.parent, []).append(1 / run.speed)
+        if not taken:
+            return None
+        step = {group: mean(of) for group, of in taken.items()}
+        other = mean(step.values())
+        return sum(
+            (run.row.plan.steps - run.step) * step.get(run.row.folder.parent, other)
+            for run in self.progress.of("waiting", "elsewhere", "running")
+        )
+
+    def cost(self) -> str:
+        """Return the estimated time that is left, as text; "" before it is known."""
+        left = self.left()
+        if left is None:
+            return ""
+        busy = min(self.workers, len(self.progress.of("running", "waiting")) or 1)
+        hours = f"{left / 3600:.2f} core-hours"
+        return f"about {clock(left / busy)} left with {busy} worker{'s' * (busy > 1)} ({hours})"
 
     def counts(self) -> str:
         """Return the number of runs in each state, as text."""
@@ -236,10 +210,8 @@ class StudyBoard(LiveBoard):
         shown = self.progress.runs
         if len(shown) > room:
             shown = sorted(shown, key=lambda s: STATES.index(s.state))[:room]
-        busy = min(self.workers, len(self.progress.of("running", "waiting")) or 1)
-        title = Text(
-            f"{self.title()}; about {clock(self.left() / busy)} left", overflow="ellipsis", no_wrap=True
-        )
+        says = "; ".join(filter(None, [self.title(), self.cost()]))
+        title = Text(says, overflow="ellipsis", no_wrap=True)
         made = runs_table(shown)
         made.expand, made.columns[1].ratio, made.columns[1].no_wrap = True, 1, True
         made.columns[1].overflow = "ellipsis"

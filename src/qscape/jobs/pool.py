@@ -103,7 +103,7 @@ class LocalWorker:
         code = self.process.wait()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        over = kind == "Failed" or (code == 0 and kind in ("Ended", "Measured"))
+        over = kind == "Failed" or (code == 0 and kind == "Ended")
         if not over and code != INTERRUPTED:
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
             yield {"kind": "Failed", "why": f"its process {how}", "lost": True}

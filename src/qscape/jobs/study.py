@@ -28,12 +28,13 @@ from qscape.errors import RunError, UsageError
 from qscape.jobs.toml import Source, Where
 from qscape.report import task_label
 from qscape.run import probes
+from qscape.run.adapters import adapt_to_images
 from qscape.run.files import write_whole
-from qscape.run.loop import adapt_to_images
 from qscape.run.plan import Plan, anywhere, folder_name, prepare
 
 BUDGETS = ("quick", "short", "full", "paper")
-BUNDLED = Path(__file__).parent / "studies"  # files of the package, which `find_study` finds by name
+# Files of the package, which `find_study` finds by name: demonstrations and the main tables of five papers.
+BUNDLED = Path(__file__).parent / "studies"
 ROWS = "study.json"  # in the folder of a study
 AGENT_KEYS = ("recipe", "steps", "budgets", "preset", "envs")  # in [[agents]]; every other key names a part
 ENVIRONMENT_KEYS = ("id", "args", "dataset", "steps", "budgets", "envs", "eval_episodes")
@@ -99,7 +100,12 @@ def find_study(name: str) -> Path:
     if name.endswith(".toml") or Path(name).is_file():
         return Path(name)
     if name not in (names := names_of_studies()):
-        raise UsageError(f"there is no file {name} and no study of that name; {nearest(name, names)}.")
+        if (file := Path("studies", f"{name}.toml")).is_file():
+            raise UsageError(f"the study {name} is no part of the package; write its file, {file}.")
+        raise UsageError(
+            f"there is no file {name} and no study of that name in the package; {nearest(name, names)}; "
+            "more are files of the repository, studies/NAME.toml."
+        )
     return BUNDLED / f"{name}.toml"
 
 

@@ -1,4 +1,4 @@
-"""A job: one run to train, resume or measure.
+"""A job: one run to train or resume.
 
 `run_job` runs it in this process. `python -m qscape.jobs.worker` reads a job from standard input and writes
 its events to standard output, one JSON object a line.
@@ -19,10 +19,9 @@ from typing import Any
 from qscape import system, trusted
 from qscape.agents import plugins, register
 from qscape.errors import QscapeError, RunError, describe, memory_error
-from qscape.jobs.estimate import measure_costs
 from qscape.run import events as ev
 from qscape.run.folder import command
-from qscape.run.plan import Plan, from_json
+from qscape.run.plan import Plan, Prepared, from_json
 from qscape.run.stopping import ENDING, StopOnSignal
 from qscape.run.trackers import Tracking
 from qscape.run.training import resume, train, train_together
@@ -33,8 +32,7 @@ class Job:
     """A job for a worker.
 
     Attributes:
-        kind: "train" trains `plan` into `folder`; "resume" continues the run in `folder` up to `steps`;
-            "measure" measures the cost of `plan` and writes no files.
+        kind: "train" trains `plan` into `folder`; "resume" continues the run in `folder` up to `steps`.
         folder: the run folder.
         plan: the plan; None with "resume".
         steps: new total of environment steps; None: that of the run, or of the plan.
@@ -77,19 +75,20 @@ class Job:
         return Job(**data | {"folder": Path(data["folder"]), "plan": plan, "tracking": tracking})
 
 
-def run_job(job: Job) -> Iterator[ev.RunEvent]:
+def run_job(job: Job, prepared: Prepared | None = None) -> Iterator[ev.RunEvent]:
     """Run a job and yield its events.
 
     SIGINT, SIGTERM and SIGHUP make the run save and end; a second SIGINT ends it at once.
+
+    Args:
+        job: the job.
+        prepared: with "train": what `prepare` returned for its plan; None: it is not prepared yet.
 
     Raises:
         RunError: the environment called `sys.exit`, or the run failed otherwise.
     """
     with _exits_are_errors(), StopOnSignal(*ENDING) as asked:
-        if job.kind == "measure":
-            assert job.plan is not None
-            yield measure_costs(job.plan)
-        elif job.kind == "train":
+        if job.kind == "train":
             assert job.plan is not None
             yield from train(
                 job.plan,
@@ -98,6 +97,7 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
                 trackers=job.trackers,
                 tracking=job.tracking,
                 on_trainer=asked.attach,
+                prepared=prepared,
             )
         else:
             yield from resume(
@@ -110,8 +110,12 @@ def run_job(job: Job) -> Iterator[ev.RunEvent]:
             )
 
 
-def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
+def run_together(jobs: list[Job], prepared: Prepared | None = None) -> Iterator[tuple[int, ev.RunEvent]]:
     """Run jobs whose plans differ in their seed only, in one program; signals act as in `run_job`.
+
+    Args:
+        jobs: the jobs.
+        prepared: what `prepare` returned for the first plan; None: it is not prepared yet.
 
     Yields:
         The index of a job and one of its events.
@@ -126,6 +130,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[int, ev.RunEvent]]:
             trackers=first.trackers,
             tracking=first.tracking,
             on_trainer=asked.attach,
+            prepared=prepared,
         )
 
 

@@ -132,23 +132,7 @@ class Ended(NamedTuple):
     interrupted: bool
 
 
-class Measured(NamedTuple):
-    """The cost of a run in seconds on one core; the only event of a job of kind "measure".
-
-    Attributes:
-        begin: start and compilation.
-        step: one environment step with its action.
-        update: one gradient update.
-        episode: one episode of an evaluation.
-    """
-
-    begin: float
-    step: float
-    update: float
-    episode: float
-
-
-RunEvent: TypeAlias = Started | EpisodeDone | Progressed | Logged | Evaluated | Saved | Ended | Measured
+RunEvent: TypeAlias = Started | EpisodeDone | Progressed | Logged | Evaluated | Saved | Ended
 
 
 def to_json(event: RunEvent) -> dict[str, Any]:
