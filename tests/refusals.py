@@ -1,4 +1,4 @@
-"""Collect every refusal of qscape: exit status, class, part, field and message, by running it.
+"""Collect every refusal of qscape: exit status, code, part, field and message, by running it.
 
 The list is `tests/golden/refusals.txt`. Make it again, and read what changed with `git diff`:
 
@@ -68,7 +68,7 @@ class Refusal(NamedTuple):
     Attributes:
         case: what was asked, such as `qscape train td9`; "" for an error that a test made.
         status: exit status.
-        kind: class of the error; "" where the command line printed a line without one.
+        code: kind of the error; "" where the command line printed a line without one.
         part, field: those of the error; "" for none.
         stream: what was written to: "stdout", "stderr", both or "-".
         message: the sentence.
@@ -77,7 +77,7 @@ class Refusal(NamedTuple):
 
     case: str
     status: int
-    kind: str
+    code: str
     part: str
     field: str
     stream: str
@@ -88,17 +88,15 @@ class Refusal(NamedTuple):
     def comparable(self) -> str:
         """All but the wording and the place, on one line; of a page of help, the flags too."""
         flags = re.findall(r"(?<= )--[a-z][\w.-]*", self.message) if self.status == 0 else []
-        return f"{self.case}: {self._facts(' '.join(flags))}"
+        return " | ".join([self.case, self._facts(), *flags])
 
     def __str__(self) -> str:
         head = f"$ {self.case}\n" if self.case else ""
-        place = f"at {self.place}" if self.place else "-"
-        return f"{head}  {self.message}\n    {self._facts(place)}\n"
+        return f"{head}  {self.message}\n    {self._facts()}\n"
 
-    def _facts(self, last: str) -> str:
+    def _facts(self) -> str:
         named = [f"{name}={value}" for name, value in (("part", self.part), ("field", self.field)) if value]
-        facts = [str(self.status), self.kind or "no error", " ".join(named) or "-", self.stream, last]
-        return " | ".join(facts)
+        return " | ".join([str(self.status), self.code or "no error", " ".join(named) or "-", self.stream])
 
 
 def read_list(file: Path = LIST) -> list[Refusal]:
@@ -108,12 +106,11 @@ def read_list(file: Path = LIST) -> list[Refusal]:
         if line.startswith("$ "):
             case = line[2:]
         elif line.startswith("    ") and case:
-            status, kind, about, stream, place = line[4:].split(" | ")
+            status, code, about, stream = line[4:].split(" | ")
             named = dict(pair.split("=", 1) for pair in about.split() if pair != "-")
-            kind = "" if kind == "no error" else kind
-            place = "" if place == "-" else place.removeprefix("at ")
+            code = "" if code == "no error" else code
             part, field = named.get("part", ""), named.get("field", "")
-            found.append(Refusal(case, int(status), kind, part, field, stream, message, place))
+            found.append(Refusal(case, int(status), code, part, field, stream, message, ""))
             case = ""
         elif line.startswith("  "):
             message = line[2:]
@@ -210,19 +207,13 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         from qscape import errors
 
-        self._originals = [
-            (cls, cls.__dict__.get("__init__")) for cls in (errors.UsageError, errors.RunError)
-        ]
-        for cls, _ in self._originals:
-            cls.__init__ = self._noting(cls.__init__)
+        self._base: Any = errors.QscapeError
+        self._original = self._base.__init__
+        self._base.__init__ = self._noting(self._original)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for cls, original in self._originals:
-            if original is None:
-                del cls.__init__
-            else:
-                cls.__init__ = original
+        self._base.__init__ = self._original
 
     def _noting(self, original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
@@ -237,7 +228,7 @@ class Recorder:
 def describe(error: Any, place: str = "", case: str = "", stream: str = "-") -> Refusal:
     """The facts about an error."""
     part, field = (str(getattr(error, name, None) or "") for name in ("part", "field"))
-    return Refusal(case, error.code, type(error).__name__, part, field, stream, steady(str(error)), place)
+    return Refusal(case, error.status, error.code, part, field, stream, steady(str(error)), place)
 
 
 def _find_maker() -> tuple[str, str, int]:
@@ -706,10 +697,10 @@ def write(raw: Path | None, target: Path = LIST) -> None:
     with Recorder() as recorder:
         lines, settings = [*run_command_lines()], [*run_settings()]
     rows = [json.loads(row) for row in raw.read_text().splitlines()] if raw else []
-    recorded = {Refusal(*row[:8]) for row in rows}
+    recorded = {Refusal(*row[:8])._replace(place="") for row in rows}
     reached = {tuple(row[8:]) for row in rows} | {tuple(where) for _, *where in recorder.made}
-    ran = {(refusal.message, refusal.kind, refusal.place) for refusal in (*lines, *settings)}
-    others = [refusal for refusal in recorded if (refusal.message, refusal.kind, refusal.place) not in ran]
+    ran = {(refusal.message, refusal.code) for refusal in (*lines, *settings)}
+    others = [refusal for refusal in recorded if (refusal.message, refusal.code) not in ran]
     places = find_places()
     missed = [
         place

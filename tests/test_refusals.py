@@ -1,4 +1,4 @@
-"""What is refused stays refused: exit status, class, part and field of the list in golden/refusals.txt.
+"""What is refused stays refused: exit status, code, part and field of the list in golden/refusals.txt.
 
 The wording is free; the list holds it for reading. `python tests/refusals.py write` makes the list again.
 """
