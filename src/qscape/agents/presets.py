@@ -17,7 +17,7 @@ from qscape.agents.recipes import PARTS, Settings
 from qscape.agents.settings import merge_settings
 from qscape.agents.sources import Paper
 from qscape.agents.tuned import TUNED
-from qscape.errors import UsageError
+from qscape.errors import UnfitAgent, UnknownName
 
 
 def _flags_of(paper: Paper, base: str, env: str) -> str:
@@ -41,7 +41,7 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
         UsageError: the preset is unknown, or has no settings for this recipe or environment.
     """
     if name not in PRESETS:
-        raise UsageError(f"There is no preset '{name}'; {nearest(name, PRESETS)}.")
+        raise UnknownName(f"There is no preset '{name}'; {nearest(name, PRESETS)}.", field="preset")
     agent = build(recipe)
     base, *parts = agent.recipe.split("+")
 
@@ -55,15 +55,18 @@ def preset(name: str, recipe: str, env: str) -> tuple[Settings, str]:
     known = paper.known(base, parts)
     if not known:
         bases = ", ".join(dict.fromkeys(b for p in PRESETS[name] for b, _, _ in p.rows))
-        raise UsageError(f"The preset '{name}' has no settings for {base} agents; it has them for {bases}.")
+        raise UnfitAgent(
+            f"The preset '{name}' has no settings for {base} agents; it has them for {bases}.", field="preset"
+        )
     found: Settings = {}
     for part in known:
         if (base, part, env) not in paper.rows:
             row = "+".join(filter(None, [base, part]))
             rows = [e for b, p, e in paper.rows if (b, p) == (base, part)]
             there = ", ".join(f"{e}{_flags_of(paper, base, e)}" for e in rows)
-            raise UsageError(
-                f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}."
+            raise UnfitAgent(
+                f"The preset '{name}' has no settings for {row} on {env}; it has them on {there}.",
+                field="preset",
             )
         found = merge_settings(found, paper.rows[base, part, env])
     sources = [paper.source]

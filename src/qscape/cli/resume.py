@@ -6,7 +6,7 @@ from typing import Any
 
 from qscape.cli import options
 from qscape.cli.running import run_all
-from qscape.errors import RunError, UsageError
+from qscape.errors import NothingToDo, RunError
 from qscape.jobs.worker import Job
 from qscape.run.folder import run_folders, unfinished
 from qscape.types import setting
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         folders = [f for f in folders if _goes_on(f, given.steps)]
         if not folders:
             more = "add more with --steps" if given.steps is None else f"--steps {given.steps} is no more"
-            raise UsageError(f"every run in {path} has finished its steps; {more}.")
+            raise NothingToDo(f"every run in {path} has finished its steps; {more}.")
     shared: dict[str, Any] = {"steps": given.steps, "save": given.save, "empty_replay": given.empty_replay}
     jobs = [Job("resume", f, trackers=list(given.log), **shared) for f in folders]
     return run_all(jobs, quiet=given.quiet)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qscape.errors import UsageError
+from qscape.errors import OutOfRange
 from qscape.offpolicy.sockets import Value
 from qscape.ops.distributional import cross_entropy
 from qscape.types import Metrics, Scalar, setting
@@ -33,19 +33,19 @@ class SupportedValue(Value):
         super().__post_init__()
         for end in ("low", "high"):
             if not math.isfinite(getattr(self, end)):
-                raise UsageError(
+                raise OutOfRange(
                     f"{self.name}.{end} is {getattr(self, end)}; the ends of the support are finite numbers.",
                     self.name,
                     end,
                 )
         if not self.low < self.high:
-            raise UsageError(
+            raise OutOfRange(
                 f"{self.name}.low is {self.low}; it must be below {self.name}.high = {self.high}.",
                 self.name,
                 "low",
             )
         if self.atoms < 2:
-            raise UsageError(
+            raise OutOfRange(
                 f"{self.name}.atoms is {self.atoms}; a distribution needs at least 2.", self.name, "atoms"
             )
 

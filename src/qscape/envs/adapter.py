@@ -45,7 +45,18 @@ from qscape.envs.spaces import (
     split_space,
 )
 from qscape.envs.workers import EnvPoolEnv, WorkerError, Workers
-from qscape.errors import QscapeError, RunError, UsageError, describe
+from qscape.errors import (
+    BrokenEnv,
+    Conflict,
+    Mismatch,
+    MissingPackage,
+    NotFinite,
+    OutOfRange,
+    QscapeError,
+    WrongEnv,
+    WrongValue,
+    describe,
+)
 from qscape.types import Spec
 
 
@@ -159,18 +170,20 @@ def make(
     """
     args = dict(env_args or {})
     if envs < 1:
-        raise UsageError(f"envs is {envs}: at least one environment is needed")
+        raise OutOfRange(f"envs is {envs}: at least one environment is needed", field="envs")
     if isinstance(env_id, gym.Env | VectorEnv):
         if args or envs not in (1, getattr(env_id, "num_envs", 1)):
-            raise UsageError(
+            raise Conflict(
                 "an environment that is made already takes no env_args and cannot be multiplied: "
-                "give its id or a function that makes it"
+                "give its id or a function that makes it",
+                field="env_args",
             )
         return EnvAdapter(with_time_limit(env_id), seed=seed, index_actions=index_actions)
     if not isinstance(env_id, str) and not callable(env_id):  # such as one of another library
-        raise UsageError(
+        raise WrongValue(
             f"{env_id!r} is no environment of Gymnasium: give an id, a function that makes one, a "
-            "gymnasium.Env, or a gymnasium.vector.VectorEnv"
+            "gymnasium.Env, or a gymnasium.vector.VectorEnv",
+            field="env",
         )
 
     def build() -> gym.Env:
@@ -199,14 +212,17 @@ def make(
     except QscapeError:
         raise
     except Exception as problem:  # e.g. copies with different spaces
-        raise UsageError(f"{env_id} cannot be made {envs} times ({_describe(problem)})") from problem
+        raise Conflict(
+            f"{env_id} cannot be made {envs} times ({_describe(problem)})", field="envs"
+        ) from problem
     adapter = EnvAdapter(many, seed=seed, env_id=name, example=first, index_actions=index_actions)
     if vectorise != "sync":
         first.close()
     elif len(adapter.environments) < envs:
-        raise UsageError(
+        raise Conflict(
             f"{envs} environments are needed side by side, but the function gave {adapter.env_id} at every "
-            "call: let it make a new one"
+            "call: let it make a new one",
+            field="envs",
         )
     return adapter
 
@@ -294,7 +310,7 @@ class EnvAdapter:
         if published and isinstance(env.unwrapped, SyncVectorEnv | Workers):
             first, *others = env.unwrapped.get_attr("action_table")
             if not all(np.array_equal(first, other) for other in others):
-                raise UsageError(describe_other_table(self.env_id))
+                raise Mismatch(describe_other_table(self.env_id))
         self._space, self._actor_space, self._flatten = space, actor_space, flatten
         self._convert = functools.lru_cache(lambda rows: convert(envs=rows)[2])
         bounds = (actions.low.ravel(), actions.high.ravel()) if isinstance(actions, Box) else (None, None)
@@ -418,7 +434,7 @@ class EnvAdapter:
         """
         action = np.asarray(action)
         if action.shape != self._action_shape:
-            raise UsageError(f"{self.env_id} takes actions {self._action_shape}, not {action.shape}")
+            raise Mismatch(f"{self.env_id} takes actions {self._action_shape}, not {action.shape}")
         statistics = self.statistics
         valid = ~statistics.resetting
         statistics.steps += 1
@@ -451,11 +467,11 @@ class EnvAdapter:
             UsageError: it was not made with `render_mode="rgb_array"`, or a package for rendering is missing.
         """
         if self.env.render_mode != "rgb_array":
-            raise UsageError(f'{self.env_id} has no pictures: make it with render_mode="rgb_array"')
+            raise Conflict(f'{self.env_id} has no pictures: make it with render_mode="rgb_array"')
         try:
             frame = self.env.render()
         except gym.error.DependencyNotInstalled as problem:
-            raise UsageError(
+            raise MissingPackage(
                 f'{self.env_id} draws with a missing package: pip install "qscape[video]"'
             ) from problem
         return np.asarray(frame[0] if frame is not None and isinstance(self.env, VectorEnv) else frame)
@@ -483,19 +499,17 @@ class EnvAdapter:
             if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
                 hint = "; of (observation, info), which reset returns, pass the first"
             what = type(observation).__name__
-            raise UsageError(
-                f"{self.env_id} has observations {self.form}, not this {what}{hint}"
-            ) from problem
+            raise Mismatch(f"{self.env_id} has observations {self.form}, not this {what}{hint}") from problem
         if missing := self.spec.observation_size - rows.shape[1]:
             if whole:
-                raise UsageError(
+                raise Mismatch(
                     f"this observation of {self.env_id} lacks what critics alone see, and Q depends on it; "
                     "give all of the observation"
                 )
             rows = np.pad(rows, [(0, 0), (0, missing)])
         if not np.isfinite(rows).all():
             row, number = np.argwhere(~np.isfinite(rows))[0].tolist()
-            raise UsageError(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
+            raise OutOfRange(f"observation[{number}] is {rows[row, number]}; it must be a finite number")
         return self._add_mask(rows, observation, action_mask), batched
 
     def _flatten_given(self, observation: Any) -> tuple[np.ndarray, bool]:
@@ -510,38 +524,44 @@ class EnvAdapter:
         shape, (_, box) = shapes[0], leaves[0]
         batched = shape != box.shape
         if batched and shape[1:] != box.shape:
-            raise UsageError(f"{self.env_id} has observations {box.shape}, not {shape}")
+            raise Mismatch(f"{self.env_id} has observations {box.shape}, not {shape}")
         n = shape[0] if batched else 1
         for other, (path, box) in zip(shapes, leaves, strict=True):
             if math.prod(other) != n * math.prod(box.shape):
                 need = (n, *box.shape) if batched else box.shape
-                raise UsageError(f"{self.env_id}: {'.'.join(path)} is {other}; it must be {need}")
+                raise WrongValue(f"{self.env_id}: {'.'.join(path)} is {other}; it must be {need}")
         return flatten(observation, n), batched
 
     def _add_mask(self, rows: np.ndarray, observation: Any, action_mask: Any) -> np.ndarray:
         """Rows with the masks of their states behind them, if the task has masks."""
         if self.masks is None:
             if action_mask is not None:
-                raise UsageError(f"{self.env_id} has no action masks: leave action_mask out")
+                raise Conflict(
+                    f"{self.env_id} has no action masks: leave action_mask out", field="action_mask"
+                )
             return rows
         actions = self.masks.entries
         if action_mask is None and isinstance(observation, Mapping):
             action_mask = observation.get("action_mask")
         valid = np.ones(actions) if action_mask is None else np.asarray(action_mask)
         if valid.shape not in ((actions,), (1, actions), (len(rows), actions)) or not valid.any(-1).all():
-            raise UsageError(
+            raise Mismatch(
                 f"action_mask is {valid.shape}; it needs {actions} entries for each of {len(rows)} "
-                "observations, at least one of them true"
+                "observations, at least one of them true",
+                field="action_mask",
             )
         most = self.masks.mask.candidates
         if most is not None and valid.astype(bool).sum(-1).max() > most:
-            raise UsageError(
+            raise OutOfRange(
                 f"{self.env_id} has at most {most} valid actions in a state: pass action_mask with no more "
-                "true entries"
+                "true entries",
+                field="action_mask",
             )
         words = self.masks.pack(np.broadcast_to(valid.astype(bool), (len(rows), actions)))
         if np.isnan(words).any():
-            raise UsageError("action_mask leaves a part of the action without a valid value")
+            raise OutOfRange(
+                "action_mask leaves a part of the action without a valid value", field="action_mask"
+            )
         return np.concatenate([rows, words.astype(self.masks.dtype)], axis=1)
 
     def _is_actor_part(self, observation: Any) -> bool:
@@ -563,7 +583,7 @@ class EnvAdapter:
         try:
             self.env.close()
         except Exception as problem:
-            raise RunError(f"{self.env_id} broke when it was closed ({_describe(problem)}).") from problem
+            raise BrokenEnv(f"{self.env_id} broke when it was closed ({_describe(problem)}).") from problem
 
     def _reset_statistics(self, observation: np.ndarray, episodes: np.ndarray) -> None:
         """Start the statistics of new episodes in all environments."""
@@ -603,7 +623,7 @@ class EnvAdapter:
         except Exception as problem:
             step = self.statistics.steps - self.statistics.began.max()
             why, hint = _describe(problem), _hint(problem)
-            raise RunError(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
+            raise BrokenEnv(f"{self.env_id} broke in step {step} of an episode ({why}){hint}.") from problem
         except BaseException as problem:
             self.interrupted = describe(problem)
             raise
@@ -617,7 +637,7 @@ class EnvAdapter:
         value = float((rows if given is None else given)[(row, *index)])
         episode = int(self.statistics.episodes[row]) + 1
         seen = self.spec.observation_size
-        raise RunError(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
+        raise NotFinite(describe_not_finite(self.env_id, field, index, value, row, step, episode, seen))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -801,7 +821,7 @@ def find_reset_mode(env: VectorEnv) -> AutoresetMode:
     except ValueError:
         modes = ", ".join(f"AutoresetMode.{one.name}" for one in AutoresetMode)
         said = "does not say how it resets" if mode is None else f"says that it resets by {mode!r}"
-        raise UsageError(
+        raise WrongEnv(
             f'{env} {said}: set self.metadata = {{"autoreset_mode": ...}} in its constructor, one of {modes}'
         ) from None
 
@@ -857,7 +877,7 @@ def _find_space(env: gym.Env | VectorEnv, name: str, env_id: str | None) -> Any:
     space = getattr(env, name, None)
     if not isinstance(space, gym.Space):
         which = env_id or type(env.unwrapped).__name__
-        raise UsageError(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
+        raise WrongEnv(f"{which} has no {name}: set self.{name} = gymnasium.spaces.Box(...)")
     return space
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from qscape.errors import RunError
+from qscape.errors import BrokenEnv
 
 SUCCESS = ("success", "is_success")  # the first that is not None counts
 _READ = {*SUCCESS, "action_mask", "candidates", "final_obs"}
@@ -22,7 +22,7 @@ def read_reward(reward: Any, env_id: str) -> float:
     """Return a reward as a number; an array of one entry is one.
 
     Raises:
-        RunError: it is no real number, or several.
+        BrokenEnv: it is no real number, or several.
     """
     if type(reward) is float:  # nearly always
         return reward
@@ -31,7 +31,7 @@ def read_reward(reward: Any, env_id: str) -> float:
             value = np.ravel(reward)[0]
             if not isinstance(value, str | bytes | complex | np.complexfloating):
                 return float(value)
-    raise RunError(describe_reward(reward, env_id))
+    raise BrokenEnv(describe_reward(reward, env_id))
 
 
 def describe_reward(reward: Any, env_id: str) -> str:
@@ -50,13 +50,13 @@ def read_rewards(reward: Any, envs: int, env_id: str) -> Float[np.ndarray, " E"]
     """Return the rewards of a vector environment as numbers.
 
     Raises:
-        RunError: they are not one real number for each environment.
+        BrokenEnv: they are not one real number for each environment.
     """
     rows = np.asarray(reward)
     if rows.shape == (envs,) and rows.dtype.kind in "fiub":
         return rows
     if len(np.atleast_1d(rows)) != envs:
-        raise RunError(
+        raise BrokenEnv(
             f"{env_id}: the rewards are {rows.shape}; they must be ({envs},), one for each environment"
         )
     return np.array([read_reward(one, env_id) for one in rows])
@@ -66,20 +66,20 @@ def read_flag(flag: Any, env_id: str) -> bool:
     """Return whether an episode ended, as `terminated` or `truncated` says.
 
     Raises:
-        RunError: it is neither true nor false.
+        BrokenEnv: it is neither true nor false.
     """
     if isinstance(flag, bool | np.bool_):
         return bool(flag)
     if np.size(flag) == 1 and np.asarray(flag).dtype.kind in "biuf" and np.ravel(flag)[0] in (0, 1):
         return bool(np.ravel(flag)[0])
-    raise RunError(f"{env_id}: terminated and truncated must be True or False, and one of them is {flag!r}")
+    raise BrokenEnv(f"{env_id}: terminated and truncated must be True or False, and one of them is {flag!r}")
 
 
 def read_success(info: Mapping[str, Any], env_id: str) -> float | None:
     """Return the success that an info reports; None if it reports none.
 
     Raises:
-        RunError: it is no number.
+        BrokenEnv: it is no number.
     """
     for key in SUCCESS:
         value = info.get(key)
@@ -89,7 +89,7 @@ def read_success(info: Mapping[str, Any], env_id: str) -> float | None:
         if first is None:
             continue
         if not isinstance(first, bool | int | float | np.bool_ | np.integer | np.floating):
-            raise RunError(
+            raise BrokenEnv(
                 f'{env_id}: info["{key}"] is {value!r}; success must be True, False or a number from 0 to 1'
             )
         return float(first)
