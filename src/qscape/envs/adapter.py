@@ -740,8 +740,8 @@ class _Vector:
         self.env, self.env_id, self.read = env, env_id, read
         self.mode = find_reset_mode(env)
         self.has_reset_rows = self.mode is AutoresetMode.NEXT_STEP
-        bare: Any = env.unwrapped
-        if isinstance(bare, SyncVectorEnv):
+        if isinstance(env.unwrapped, SyncVectorEnv):
+            bare: Any = env.unwrapped
             bare._add_info = functools.partial(pack_infos, bare._add_info, bare.num_envs)
 
     def reset(self, seed: int | None) -> np.ndarray:
