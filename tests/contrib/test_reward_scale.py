@@ -14,7 +14,7 @@ from qscape import agents
 from qscape.contrib.reward_scale import RewardScale
 from qscape.data import Dataset
 from qscape.offpolicy.base import Base
-from qscape.run import offline
+from qscape.run.engines import dataset as offline
 from qscape.types import Spec
 
 BASE = Base(discount=0.995)
