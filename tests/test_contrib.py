@@ -29,10 +29,10 @@ def test_its_parts_are_registered_as_those_of_qscape():
 
 def test_it_comes_in_by_the_door_that_checks_plugins(monkeypatch):
     """What no part of another package may be is refused here, too."""
-    open_class = dataclasses.dataclass(type("Open", (contrib.PARTS[1],), {"name": "open"}))
+    bare = type("Bare", (contrib.PARTS[1],), {"name": "bare"})
     taken = dataclasses.dataclass(frozen=True)(type("Taken", (contrib.PARTS[1],), {"name": "lap"}))
     for cls, sentence in (
-        (open_class, "Open is no frozen dataclass"),
+        (bare, "Bare is no frozen dataclass"),
         (taken, "'lap' is taken by a part of qscape"),
     ):
         monkeypatch.setattr(contrib, "PARTS", (cls,))
@@ -101,7 +101,7 @@ def test_what_is_missing_is_an_unknown_name(core, recipe, sentence):
 def test_the_core_trains(core, recipe, tmp_path):
     sizes = ["--base.actor-hidden", "8", "--base.critic-hidden", "8", "--base.batch-size", "8"]
     sizes += ["--base.rollout", "32"] if recipe == "ppo" else ["--base.warmup", "40"]
-    argv = ["--env", "tiny:Clock-v0", "--steps", "64", "--eval-every", "0", *sizes, "--out", str(tmp_path)]
+    argv = ["--env", "tiny:Clock-v0", "--steps", "160", "--eval-every", "0", *sizes, "--out", str(tmp_path)]
     code, shown, told = core("train", recipe, *argv)
     assert code == 0, told
-    assert "64 steps" in shown
+    assert "160 steps" in shown

@@ -62,9 +62,9 @@ def main(argv: list[str]) -> int:
     refuse_same(given.csv, given.latex, given.json, given.png, given.html)
     names = [name for name in given.reference.lower().replace(" ", "").split(",") if name]
     with show_tracks():
-        frame, notes = runs.read_runs(paths)
+        read = runs.read_runs(paths)
         made = tables.compare(
-            frame,
+            read.frame,
             policy=given.policy,
             final=given.final,
             best=given.best,
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
             reference=names,
             threshold=given.threshold,
         )
-    made = made._replace(notes=notes + made.notes)
+    made = made._replace(notes=read.skipped + made.notes)
     shown, console = tables.shorten(made), plain_console()
     print_comparison(console, shown, given)
     for file, text in (
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
         if given.html:
             from qscape.report import html  # imports plotly, which is slow, only when it is needed
 
-            save_text(html.render_report(made, names, given.reps), given.html)
+            save_text(html.render_report(made, read.runs, names, given.reps), given.html)
     print_written(console, given.csv, given.latex, given.json, given.png, given.html)
     return 0
 

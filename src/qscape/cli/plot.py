@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
     paths, rest = options.positionals(argv, "RUNS", "qscape plot")
     given = options.parse(options.flags_of(PlotOptions()), rest, "qscape plot RUNS")
-    frame, skipped = runs.read_runs(paths)
+    frame, skipped, _ = runs.read_runs(paths)
     frame = statistics.smooth_returns(statistics.select_metric(frame, given.metric), given.smooth)
     rows = (
         statistics.label_policies(frame)

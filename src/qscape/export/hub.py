@@ -155,7 +155,7 @@ def _draw_pictures(folder: Path, place: Path, episodes: int) -> tuple[list[Path]
     from qscape.report import figures, landscapes, runs, smoothness, statistics
 
     def curve() -> "Figure":
-        rows, _ = runs.read_runs([str(folder)])
+        rows = runs.read_runs([str(folder)]).frame
         return figures.draw_overview(statistics.select_policy(rows), each=True)
 
     def actions() -> "Figure":
