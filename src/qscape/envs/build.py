@@ -19,11 +19,13 @@ from qscape.envs.levels import discretise
 from qscape.envs.native import find_jax_env, with_time_limit
 from qscape.envs.own import find_maker, make_own
 from qscape.errors import (
+    MissingPackage,
     OutOfRange,
     QscapeError,
     UnfitEnv,
     UnknownName,
     UnmakeableEnv,
+    UsageError,
     WrongEnv,
     WrongVersion,
     describe,
@@ -73,7 +75,7 @@ def build_env(env_id: str | Callable[..., gym.Env], args: dict[str, Any], limite
     except QscapeError:
         raise
     except (gym.error.Error, ImportError) as problem:
-        raise UnmakeableEnv(_explain_failure(name, problem)) from problem
+        raise _explain_failure(name, problem) from problem
     except Exception as problem:
         if not name.strip(" :") or (isinstance(env_id, str) and name.count(":") > 1):
             raise UnknownName(f"'{name}' names no environment", field="env") from problem
@@ -214,15 +216,16 @@ def _list_arguments(env_id: str | Callable[..., gym.Env]) -> str:
     return f"; it takes {', '.join(named)}" if named else ""
 
 
-def _explain_failure(env_id: str, problem: Exception) -> str:
-    """The error sentence for an id that Gymnasium could not make."""
+def _explain_failure(env_id: str, problem: Exception) -> UsageError:
+    """Return the error for an id that Gymnasium could not make."""
     for package, (extra, ids, _) in _PACKAGES.items():
         if re.match(ids, env_id) and importlib.util.find_spec(package) is None:
-            return f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
+            why = f'{env_id} needs a package that is not installed: pip install "qscape[{extra}]"'
+            return MissingPackage(why, field="env")
     if not isinstance(problem, gym.error.UnregisteredEnv) and not str(problem).startswith("Malformed"):
         missing = isinstance(problem, ModuleNotFoundError)
         why = f" {describe_import(problem, env_id)}" if missing else f": {problem}"
-        return f"{env_id} cannot be made{why}"
+        return UnmakeableEnv(f"{env_id} cannot be made{why}", field="env")
     newest: dict[str, Any] = {}  # for each name, the id of the highest version
     for spec in gym.registry.values():
         key = f"{spec.namespace or ''}/{spec.name}".lower()
@@ -231,5 +234,7 @@ def _explain_failure(env_id: str, problem: Exception) -> str:
     asked = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].lower())
     near = difflib.get_close_matches(asked if "/" in asked else f"/{asked}", newest, n=3)
     if near := [newest[key].id for key in near] + simulators.find_near(env_id):
-        return f"no environment is called {env_id!r}; near to it: {', '.join(near)}"
-    return f"no environment is called {env_id!r}; one of another package is written package:Name-v0"
+        why = f"near to it: {', '.join(near)}"
+    else:
+        why = "one of another package is written package:Name-v0"
+    return UnknownName(f"no environment is called {env_id!r}; {why}", field="env")
