@@ -538,8 +538,8 @@ def test_dict_observations_and_an_asymmetric_box():
     model = qs.TD3(Rooms, envs=2, eval_every=0, **settings("sac", warmup=40))
     lowest, highest = np.float32([-1, 10]), np.float32([3, 20])
     taken = []
-    step = model.adapter._source.env.step
-    model.adapter._source.env.step = lambda action: taken.append(action) or step(action)
+    step = model.adapter.env.step
+    model.adapter.env.step = lambda action: taken.append(action) or step(action)
     model.learn(100)
     assert model.trainer.updates == 60
     random = np.concatenate(taken[:20])
