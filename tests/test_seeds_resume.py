@@ -5,7 +5,9 @@ import dataclasses
 import shutil
 import signal
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tiny import arrays, assert_same_run, environment, flags, numbers, settings, start
@@ -41,7 +43,7 @@ def places(group: Path) -> list[Path]:
 def begin(group: Path, until: int = 10**9) -> list[Path]:
     """Train both seeds; leave the run as if killed once the second one has a save of `until` steps."""
     plans = [dataclasses.replace(CLOCK, seed=seed) for seed in SEEDS]
-    with contextlib.closing(train_together(plans, places(group))) as events:
+    with contextlib.closing(cast(Generator, train_together(plans, places(group)))) as events:
         for k, event in events:
             if k == 1 and isinstance(event, ev.Saved) and event.step >= until:
                 break
@@ -114,9 +116,9 @@ def test_seeds_that_share_no_save_go_on_alone_and_say_so(killed, whole, tmp_path
     shutil.rmtree(last / "saves" / "000000040")
     assert group_runs([last, first]) == [[last], [first]]
     with pytest.raises(RunError, match=r"no whole save of the same step.* resume .*/3"):
-        [*resume_together([first, last])]
+        list(resume_together([first, last]))
     for runs in group_runs([first, last]):
-        [*resume_together(runs)]
+        list(resume_together(runs))
     for one, shared in ((first, 5), (last, 3)):
         assert numbers(one)["env_steps"] == CLOCK.steps
         assert f"it shared one program with seed {shared} and goes on alone" in " ".join(notes_of(one))
@@ -133,7 +135,7 @@ def test_a_seed_that_went_on_alone_stays_alone(killed, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])  # where worker processes find the clock
     group = Path(shutil.copytree(killed, tmp_path / "group"))
     first, last = places(group)
-    [*resume(last, 120)]
+    list(resume(last, 120))
     assert group_runs([first, last]) == [[first], [last]]
     assert qscape(["resume", str(group), "--steps", "130", "--trust"]) == 0
     assert [folders.read_record(place)["resumed"][-1]["at"] for place in (first, last)] == [80, 120]
@@ -152,7 +154,7 @@ def test_a_longer_group_is_reproduced_in_one_program(whole, tmp_path):
 
 def test_a_group_that_is_finished_is_refused(whole):
     with pytest.raises(UsageError, match="has made its 150 steps"):
-        [*resume_together(whole)]
+        list(resume_together(whole))
 
 
 # --- processes ----------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from qscape.masks import ActionMask
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = Float[Array, ""]
 Metrics: TypeAlias = dict[str, Scalar]
-HostOrDevice: TypeAlias = Array | np.ndarray
 
 
 # Ranges that a setting may have: a test of its value, and the end of the sentence that refuses a value.
@@ -332,6 +331,8 @@ class Bound:
 class Transition(NamedTuple):
     """One step of each of E environments, from the environments to replay; or T such steps, a rollout.
 
+    Its arrays are numpy's on the host, and JAX's in compiled programs.
+
     Attributes:
         observation: what was acted on, in the environment's units.
         action: in [-1, 1]; discrete actions of on-policy agents are indices, as floats (`Spec.index_sizes`).
@@ -343,17 +344,17 @@ class Transition(NamedTuple):
         columns: further replay columns that the action selector emitted with the actions, by name.
     """
 
-    observation: Float[HostOrDevice, "*T E S"]
-    action: Float[HostOrDevice, "*T E A"]
-    reward: Float[HostOrDevice, "*T E"]
-    terminated: Bool[HostOrDevice, "*T E"]
-    truncated: Bool[HostOrDevice, "*T E"]
-    next_observation: Float[HostOrDevice, "*T E S"]
-    valid: Bool[HostOrDevice, "*T E"] | None = None
-    columns: Mapping[str, Float[HostOrDevice, "..."]] = {}
+    observation: Float[Any, "*T E S"]
+    action: Float[Any, "*T E A"]
+    reward: Float[Any, "*T E"]
+    terminated: Bool[Any, "*T E"]
+    truncated: Bool[Any, "*T E"]
+    next_observation: Float[Any, "*T E S"]
+    valid: Bool[Any, "*T E"] = None
+    columns: Mapping[str, Float[Any, "..."]] = {}
 
     @property
-    def starts_episode(self) -> Bool[HostOrDevice, "*T E"]:
+    def starts_episode(self) -> Bool[Any, "*T E"]:
         """True where the next action starts an episode, or (next-step autoreset) only resets."""
         ended = self.terminated | self.truncated
         return ended if self.valid is None else ended | ~self.valid

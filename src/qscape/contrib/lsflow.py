@@ -232,7 +232,7 @@ class LSFlow(ActionSelector):
         return jnp.clip(scale * point[..., : spec.action_size], -1.0, 1.0)
 
     def choose(
-        self, state: PartState, context: Context, obs: Float[Array, "*b S"], key: Key
+        self, state: PartState, context: Networks, obs: Float[Array, "*b S"], key: Key
     ) -> Float[Array, "*b D"]:
         """Returns the drawn point whose action has the greatest min Q."""
         points = self.draw(state.params, context.spec, obs, self.candidates, key)

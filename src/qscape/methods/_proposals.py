@@ -86,7 +86,7 @@ class ProposalSelector(ActionSelector):
     select_q: ClassVar[str] = "q1"
     adds_noise_to_each: ClassVar[bool] = True
 
-    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
         """Returns L distributions at `obs` [*b, S]; their modes are the proposals."""
         raise NotImplementedError
 
@@ -98,7 +98,7 @@ class ProposalSelector(ActionSelector):
         """Sets Ornstein-Uhlenbeck noise, except for a stochastic policy, which explores by itself."""
         return {} if agent.policy_loss.maximises_entropy else OU_NOISE
 
-    def choose(self, context: Context, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
+    def choose(self, context: Networks, obs: Array, proposals: Float[Array, "L *b A"]) -> Int[Array, "*b"]:
         """Returns the index of the proposal with the greatest value; the first one of equals."""
         proposals = jax.lax.stop_gradient(proposals)
 
@@ -109,7 +109,7 @@ class ProposalSelector(ActionSelector):
         # Under vmap, what depends on the observation alone is computed once for all proposals.
         return jax.lax.stop_gradient(jax.vmap(value)(proposals)).argmax(0)
 
-    def best_proposal(self, context: Context, obs: Array, options: list[Dist]) -> BestProposal:
+    def best_proposal(self, context: Networks, obs: Array, options: list[Dist]) -> BestProposal:
         """Returns the option with the greatest value."""
         proposals = jnp.stack([option.mode() for option in options])
         return BestProposal(options, proposals, self.choose(context, obs, proposals))

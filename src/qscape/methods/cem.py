@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from qscape.errors import OutOfRange
 from qscape.methods._proposals import ProposalSelector, take_candidate
 from qscape.nets.heads import Point
-from qscape.offpolicy.sockets import Composition, Context, PartState
+from qscape.offpolicy.sockets import Composition, Context, Networks, PartState
 from qscape.types import Dist, Key, Policy, setting
 
 
@@ -58,7 +58,7 @@ class CEM(ProposalSelector):
             return "cem does not smooth its target, the search at s': base.target_noise = 0 with cem."
         return None
 
-    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
         return [Point(obs, self.search(context, obs, key))]
 
     def search(self, context: Context, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:

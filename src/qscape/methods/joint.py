@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from qscape.methods._proposals import ProposalSelector
 from qscape.nets import Actor, Deterministic, Projected
 from qscape.nets.heads import Point, unsnap
-from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, Networks, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -52,7 +52,7 @@ class Joint(ProposalSelector):
         wide = eqx.tree_at(lambda layer: (layer.weight, layer.bias), wide, rows)
         return eqx.tree_at(_output_layer, actors[0], wide)
 
-    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key | None = None) -> list[Dist]:
         dist = context.bind(actor)(obs)
         actions = jnp.split(unsnap(dist).mode(), self.list_length, -1)
         return [Point(dist.features, context.snap(action, obs)) for action in actions]

@@ -26,7 +26,7 @@ from qscape.nets import Actor, Critic
 from qscape.nets.heads import unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_target_policy
-from qscape.offpolicy.sockets import Composition, Context, Nets, PartState, combine_heads
+from qscape.offpolicy.sockets import Composition, Context, Nets, Networks, PartState, combine_heads
 from qscape.types import Batch, Columns, Dist, Key, Metrics, Policy, QFn, Scalar, Spec, setting
 
 stop = jax.lax.stop_gradient
@@ -120,7 +120,7 @@ class SAVO(ProposalSelector):
 
     # --- proposals --------------------------------------------------------------------------------
 
-    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key | None = None) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key | None = None) -> list[Dist]:
         """Returns ν_0(s), ν_1(s; a_0), ν_2(s; a_0, a_1), …; later actors see modes without noise or
         gradient."""
         options: list[Dist] = [context.bind(actor[0])(obs)]

@@ -16,7 +16,7 @@ from qscape.nets import Actor
 from qscape.nets.heads import Point, unsnap
 from qscape.offpolicy.base import Base
 from qscape.offpolicy.plain import smooth_action
-from qscape.offpolicy.sockets import Composition, Context, Nets, PartState
+from qscape.offpolicy.sockets import Composition, Context, Nets, Networks, PartState
 from qscape.types import Batch, Dist, Key, Policy, QFn, Spec, setting
 
 
@@ -56,7 +56,7 @@ class Wolpertinger(ProposalSelector):
     def actors(self, key: Key, nets: Nets, spec: Spec) -> Actor:
         return nets.actor(key)
 
-    def propose(self, actor: PyTree, context: Context, obs: Array, key: Key) -> list[Dist]:
+    def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
         dist = context.bind(actor)(obs)
         return self.candidates_around(dist.features, obs, unsnap(dist).mode(), context, key)
 

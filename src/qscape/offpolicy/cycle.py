@@ -12,17 +12,20 @@ scan (`run.scan`). Several seeds run them under vmap (`run.seeds`).
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from qscape.offpolicy.agent import Agent
 from qscape.offpolicy.state import SEED_AXES, State
 from qscape.ops import finite
 from qscape.replay.storage import Layout, ReplayState, Storage
-from qscape.types import HostOrDevice, Key, Metrics, Transition
+from qscape.types import Key, Metrics, Transition
+
+HostOrDevice: TypeAlias = Array | np.ndarray
 
 
 class Carry(NamedTuple):

@@ -280,7 +280,8 @@ def resume_together(
                 notes = notes + take_over(session, plans[0])
         for place, plan, record in zip(places, plans, records, strict=True):
             went_on: folders.Resumed = {"at": session.env_steps, "of": record["steps"], "notes": notes}
-            went_on |= {"together": seeds} if len(seeds) > 1 else {}
+            if len(seeds) > 1:
+                went_on["together"] = seeds
             resumed = [*record.get("resumed", []), went_on]
             folders.write_record(place, record | {"steps": plan.steps, "resumed": resumed})
         on_trainer(session)
