@@ -61,7 +61,7 @@ class CEM(ProposalSelector):
     def propose(self, actor: PyTree, context: Networks, obs: Array, key: Key) -> list[Dist]:
         return [Point(obs, self.search(context, obs, key))]
 
-    def search(self, context: Context, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
+    def search(self, context: Networks, obs: Float[Array, "*b S"], key: Key) -> Float[Array, "*b A"]:
         """Returns the best action of all rounds by Q_1, without gradient."""
         size = (*obs.shape[:-1], context.spec.action_size)
         mean, std = jnp.zeros(size), jnp.full(size, self.spread)

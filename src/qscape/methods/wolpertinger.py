@@ -61,7 +61,7 @@ class Wolpertinger(ProposalSelector):
         return self.candidates_around(dist.features, obs, unsnap(dist).mode(), context, key)
 
     def candidates_around(
-        self, features: Array, obs: Array, action: Array, context: Context, key: Key
+        self, features: Array, obs: Array, action: Array, context: Networks, key: Key
     ) -> list[Dist]:
         """Returns the candidates at an action [*b, A]: the nearest valid rows, or itself and samples.
 
